@@ -1,0 +1,51 @@
+# Everything a newcomer or a maintainer runs. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test check lint types imports unit train clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## build .venv from requirements.lock
+
+demo: $(INSTALLED) ## start everything, draw 26 images over HTTP, check them, stop everything
+	@$(BIN)/calotype demo
+
+up: $(INSTALLED) ## run the whole system until Ctrl-C
+	@$(BIN)/calotype up
+
+test: check ## check, then every test on real services
+	@$(BIN)/python -m pytest
+
+check: $(INSTALLED) lint types imports ## ruff, mypy, the import rules
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	@$(BIN)/mypy
+
+imports: $(INSTALLED)
+	@$(BIN)/lint-imports
+
+train: $(INSTALLED) ## train the tiny model again, in build/tiny (about two hours on two cores)
+	@mkdir -p build/tiny
+	@$(BIN)/python -m models.autoencoder --minutes 22 --out build/tiny
+	@$(BIN)/python -m models.denoiser --minutes 76 --out build/tiny
+	@$(BIN)/python -m models.export build/tiny models/tiny
+
+clean: ## remove what make built, but no data
+	@rm -rf $(VENV) build *.egg-info
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "calotype needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "python3 has no venv module; on Debian: apt install python3-venv"; exit 1; }
+	@echo "==> $(VENV) from requirements.lock (once; about 1.3 GB on disk without a GPU)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock | grep -E '^(Collecting|Installing|Successfully)' | cut -c1-100
+	@$(BIN)/python -c 'import torch' || { echo "the installation failed; run: $(BIN)/python -m pip install -r requirements.lock"; exit 1; }
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,334 @@
+"""The `calotype` command: one function a verb, each a few lines over the package that does the work.
+
+A composition root. Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 nothing answers there.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from client.api import ApiError, Unreachable
+from settings import ROOT, Settings, SettingsError, load_settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+keys = typer.Typer(no_args_is_help=True)
+app.add_typer(keys, name="keys", help="API keys.")
+
+DEFAULT_DATA_DIR = ROOT / ".calotype"
+EXIT_UNREACHABLE = 3
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+DataDir = Annotated[
+    Path, typer.Option("--data-dir", help="Where everything is kept.", envvar="CALOTYPE_DATA_DIR")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Url = Annotated[str, typer.Option("--url", envvar="CALOTYPE_URL", help="Default: what runs in --data-dir.")]
+Key = Annotated[str, typer.Option("--api-key", envvar="CALOTYPE_API_KEY", show_envvar=True)]
+
+
+def main() -> None:
+    """Run the command line; every foreseen failure is one line on standard error."""
+    from local.errors import LocalError
+
+    try:
+        app()
+    except (SettingsError, LocalError, ApiError) as error:
+        fail(str(error))
+    except Unreachable as error:
+        fail(f"nothing answers: {error}", code=EXIT_UNREACHABLE)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say what went wrong and end."""
+    err.print(f"calotype: {message}", markup=False, soft_wrap=True)
+    sys.exit(code)
+
+
+@app.command()
+def up(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    port: Annotated[int | None, typer.Option(help="The API's port; else a free one, kept.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Gets one JSON object once all answers.")] = None,
+) -> None:
+    """Run the whole system on this machine until Ctrl-C."""
+    from local.up import run_up
+
+    raise typer.Exit(run_up(data_dir, port=port, ready_file=ready_file, say=say))
+
+
+@app.command()
+def demo(
+    csv: Annotated[Path, typer.Option(help="The prompts.")] = ROOT / "examples" / "prompts.csv",
+    output: Annotated[Path, typer.Option("-o", "--output")] = ROOT / "demo-output",
+    data_dir: DataDir = DEFAULT_DATA_DIR / "demo",
+) -> None:
+    """Start everything, draw a CSV of prompts over HTTP, check every image, stop everything."""
+    from local.demo import DemoFailed, run_demo
+    from local.up import running
+
+    try:
+        with running(data_dir, say=say) as ready:
+            run_demo(ready, csv, output, out)
+    except (DemoFailed, TimeoutError) as error:
+        fail(f"the demo failed: {error}; the logs are in {data_dir / 'logs'}")
+
+
+@app.command()
+def worker(
+    device: Annotated[str, typer.Option(help="cpu:N or cuda:N.")],
+    tiers: Annotated[
+        str | None, typer.Option(help="Comma-separated; default: those of calotype.toml.")
+    ] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Written once it takes jobs.")] = None,
+) -> None:
+    """Serve tiers on one device until SIGTERM."""
+    from tasks.logs import configure_logs
+
+    settings = load_settings()
+    configure_logs(settings.log_level, settings.log_format)
+    options = worker_options(settings, device, tiers)
+    if "CALOTYPE_BOOT_ID" not in os.environ:
+        pin_to(device)
+    # After the environment is settled: torch reads it when it is imported.
+    from tasks.worker import WorkerOptions, run_worker
+
+    raise typer.Exit(run_worker(settings, WorkerOptions(device=device, ready_file=ready_file, **options)))
+
+
+def worker_options(settings: Settings, device: str, tiers: str | None) -> dict[str, Any]:
+    """Tiers and slots of a worker: what was said, else what `calotype.toml` plans for this device."""
+    plans = settings.catalogue.workers
+    plan = next((plan for plan in plans if plan.device == device), None) or plans[0]
+    wanted = tuple(tiers.split(",")) if tiers else plan.tiers
+    for tier in wanted:
+        if settings.catalogue.tier(tier) is None:
+            known = ", ".join(tier.name for tier in settings.catalogue.tiers)
+            raise SettingsError(f"--tiers: there is no tier {tier!r}; there is: {known}")
+    return {"tiers": wanted, "interactive_slots": plan.interactive_slots, "bulk_slots": plan.bulk_slots}
+
+
+def pin_to(name: str) -> None:
+    """Pin this process to a device, as `calotype up` does for the workers that it starts."""
+    from local.devices import find_devices, select_devices
+
+    found = select_devices(name, find_devices())
+    if not found:
+        raise SettingsError(f"--device: this machine has no {name}")
+    os.environ.update(found[0].environment)
+    if found[0].cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, found[0].cores)
+
+
+@app.command()
+def sweep() -> None:
+    """Heal what messages and dead workers leave behind, until SIGTERM. Any number may run."""
+    from storage.database import Database
+    from tasks.app import make_celery
+    from tasks.broker import Broker
+    from tasks.dispatch import Dispatcher
+    from tasks.logs import configure_logs
+    from tasks.sweeper import Sweeper, SweepPlan
+
+    settings = load_settings()
+    configure_logs(settings.log_level, settings.log_format)
+    settings.require("database_url", "broker_url")
+    broker_url, prefix = settings.broker_url.get_secret_value(), settings.broker_key_prefix
+    tiers = [tier.name for tier in settings.catalogue.tiers]
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    sweeper = Sweeper(
+        Database(settings.database_url.get_secret_value(), 2),
+        Broker(broker_url, prefix),
+        Dispatcher(make_celery(broker_url, prefix, tiers)),
+        tiers,
+        SweepPlan(
+            sweep_seconds=settings.sweep_seconds,
+            redispatch_seconds=settings.redispatch_seconds,
+            worker_alive_seconds=settings.worker_alive_seconds,
+            bells_per_slot=settings.bells_per_slot,
+        ),
+    )
+    sweeper.run(stop)
+
+
+@app.command()
+def submit(
+    prompt: str,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Wait and save the image here.")
+    ] = None,
+    width: int | None = None,
+    height: int | None = None,
+    steps: Annotated[int | None, typer.Option(help="num_inference_steps")] = None,
+    guidance: Annotated[float | None, typer.Option(help="guidance_scale")] = None,
+    seed: int | None = None,
+    model: str | None = None,
+    negative: Annotated[str | None, typer.Option(help="negative_prompt")] = None,
+    url: Url = "",
+    api_key: Key = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Submit one job; with -o, wait for it and save its image."""
+    request = {
+        "prompt": prompt,
+        "width": width,
+        "height": height,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "seed": seed,
+        "model": model,
+        "negative_prompt": negative,
+    }
+    from local.access import connect
+
+    with connect(url, api_key, data_dir) as api:
+        job = api.submit({name: value for name, value in request.items() if value is not None})
+        if output is not None:
+            job = api.finished(job["id"])
+            output.write_bytes(api.download(job["images"][0]["url"]))
+    if as_json:
+        print_json(job)
+    else:
+        out.print(
+            f"{job['id']} {job['state']}" + (f" → {output}" if output else ""), markup=False, soft_wrap=True
+        )
+
+
+@app.command()
+def csv(
+    path: Path,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Wait and save the images here.")
+    ] = None,
+    url: Url = "",
+    api_key: Key = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a CSV of prompts as one batch; with -o, wait for it and save its images."""
+    if not path.is_file():
+        fail(f"{path} is not a file", code=2)
+    from local.access import connect
+
+    with connect(url, api_key, data_dir) as api:
+        batch = api.submit_csv(path)
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            job_ids = [job["id"] for job in api.jobs(batch_id=batch["id"])]
+            for job in api.follow(job_ids, timeout_seconds=24 * 3600, on_change=lambda _: None):
+                for image in job["images"]:
+                    name = f"{job['batch_line']:05d}-{image['index']}.png"
+                    (output / name).write_bytes(api.download(image["url"]))
+            batch = api.batch(batch["id"])
+    if as_json:
+        print_json(batch)
+    else:
+        out.print(f"{batch['id']} {batch['state']}, {batch['num_jobs']} jobs", markup=False)
+
+
+@app.command()
+def get(
+    job_id: str,
+    url: Url = "",
+    api_key: Key = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show one job."""
+    from local.access import connect
+
+    with connect(url, api_key, data_dir) as api:
+        job = api.job(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        for name in (
+            "id",
+            "state",
+            "tier",
+            "lane",
+            "worker",
+            "prompt",
+            "seed",
+            "created_at",
+            "finished_at",
+            "error",
+        ):
+            out.print(f"{name:12} {job[name]}", markup=False, soft_wrap=True)
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What it is for.")] = "default",
+    account: Annotated[str, typer.Option(help="Its account, made if need be.")] = "default",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Create a key and show it, once."""
+    from local.access import open_database
+    from storage import accounts
+
+    with open_database(data_dir) as db:
+        account_id = accounts.find_account(db, account) or accounts.create_account(db, account)
+        key = accounts.create_key(db, account_id, name)
+    if as_json:
+        print_json({"id": key.id, "account_id": key.account_id, "api_key": key.plaintext})
+    else:
+        out.print(key.plaintext, markup=False)
+
+
+@keys.command("list")
+def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """List every key, never its secret."""
+    from local.access import open_database
+    from storage import accounts
+
+    with open_database(data_dir) as db:
+        found = accounts.list_keys(db)
+    if as_json:
+        print_json([{**vars(key), "created_at": str(key.created_at)} for key in found])
+        return
+    table = Table("id", "account", "name", "prefix", "state", box=None)
+    for key in found:
+        table.add_row(key.id, key.account_id, key.name, key.prefix, "revoked" if key.revoked_at else "live")
+    out.print(table)
+
+
+@keys.command("revoke")
+def revoke_key(key_id: str, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """End a key's life."""
+    from local.access import open_database
+    from storage import accounts
+    from storage.errors import NotFound
+
+    with open_database(data_dir) as db:
+        try:
+            accounts.revoke_key(db, key_id)
+        except NotFound as error:
+            fail(str(error))
+
+
+def say(line: str) -> None:
+    """One line of progress, as it stands."""
+    out.print(line, markup=False, soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """The machine's form of an answer, on standard output and alone there."""
+    print(json.dumps(value, indent=2, default=str))  # noqa: T201  # rich would wrap and colour it
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""A small client of the REST API: one method a route, errors as `ApiError` with the problem's own words.
+
+Owns retries of what is safe to repeat, and nothing else; it knows only what the API documents.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+Json = dict[str, Any]
+TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
+
+
+class ApiError(Exception):
+    """The service refused; `problem` is its RFC 9457 body."""
+
+    def __init__(self, status: int, problem: Json) -> None:
+        self.status = status
+        self.problem = problem
+        errors = "; ".join(
+            f"{error.get('pointer', error.get('line', ''))}: {error.get('detail', '')}"
+            for error in problem.get("errors", [])
+        )
+        super().__init__(
+            f"{status} {problem.get('detail') or problem.get('title')}{': ' if errors else ''}{errors}"
+        )
+
+
+class Unreachable(Exception):
+    """Nothing answers at this address."""
+
+
+class Api:
+    """One account's view of one installation."""
+
+    def __init__(self, url: str, api_key: str, *, timeout_seconds: float = 90) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx2.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {api_key}"},
+            timeout=timeout_seconds,
+            trust_env=False,
+        )
+        # A presigned link carries its own credentials: the key must not travel with it.
+        self._links = httpx2.Client(timeout=timeout_seconds, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+        self._links.close()
+
+    def submit(self, request: Json, *, idempotency_key: str | None = None) -> Json:
+        """`POST /v1/jobs`: the accepted job."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._json("POST", "/v1/jobs", json=request, headers=headers)
+
+    def job(self, job_id: str, *, wait_seconds: float = 0) -> Json:
+        """`GET /v1/jobs/{id}`: the job now, or as soon as it ends within `wait_seconds`."""
+        return self._json(
+            "GET", f"/v1/jobs/{job_id}", params={"wait": int(wait_seconds)} if wait_seconds else {}
+        )
+
+    def finished(self, job_id: str, *, poll_seconds: float = 30) -> Json:
+        """The job once it has succeeded; raises `ApiError` with its own error when it ended otherwise."""
+        while (job := self.job(job_id, wait_seconds=poll_seconds))["state"] not in TERMINAL:
+            pass
+        if job["state"] != "succeeded":
+            error = job["error"] or {}
+            raise ApiError(200, {"title": f"job {job_id} is {job['state']}", "detail": error.get("detail")})
+        return job
+
+    def jobs(self, **filters: str | int) -> Iterator[Json]:
+        """`GET /v1/jobs`: every job that matches, page by page."""
+        parameters: Json = dict(filters)
+        while True:
+            page = self._json("GET", "/v1/jobs", params=parameters)
+            yield from page["jobs"]
+            if not page.get("next_cursor"):
+                return
+            parameters["cursor"] = page["next_cursor"]
+
+    def cancel(self, job_id: str) -> Json:
+        """`DELETE /v1/jobs/{id}`."""
+        return self._json("DELETE", f"/v1/jobs/{job_id}")
+
+    def tiers(self) -> list[Json]:
+        """`GET /v1/tiers`."""
+        return list(self._json("GET", "/v1/tiers")["tiers"])
+
+    def submit_csv(self, path: Path, *, idempotency_key: str | None = None) -> Json:
+        """`POST /v1/batches`: the accepted batch."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        files = {"file": (path.name, path.read_bytes(), "text/csv")}
+        return self._json("POST", "/v1/batches", files=files, headers=headers)
+
+    def batch(self, batch_id: str) -> Json:
+        """`GET /v1/batches/{id}`."""
+        return self._json("GET", f"/v1/batches/{batch_id}")
+
+    def download(self, url: str) -> bytes:
+        """The bytes behind a presigned link."""
+        try:
+            response = self._links.get(url, follow_redirects=False)
+        except httpx2.TransportError as error:
+            raise Unreachable(f"{url.partition('?')[0]}: {error}") from error
+        if response.status_code != 200:
+            raise ApiError(response.status_code, {"title": "the image link was refused"})
+        return response.content
+
+    def follow(
+        self, job_ids: list[str], *, timeout_seconds: float, on_change: Callable[[list[Json]], None]
+    ) -> list[Json]:
+        """Poll these jobs until all have ended; `on_change` sees them after each round.
+
+        Raises `TimeoutError` naming what has not ended.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        seen: dict[str, Json] = {}
+        while True:
+            for job_id in job_ids:
+                if seen.get(job_id, {}).get("state") not in TERMINAL:
+                    seen[job_id] = self.job(job_id)
+            found = [seen[job_id] for job_id in job_ids]
+            on_change(found)
+            unfinished = [job["id"] for job in found if job["state"] not in TERMINAL]
+            if not unfinished:
+                return found
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(unfinished)} jobs have not ended, {unfinished[0]} among them")
+            time.sleep(0.25)
+
+    def _json(self, method: str, path: str, **options: Any) -> Json:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx2.TransportError as error:
+            raise Unreachable(f"{self.url}: {error}") from error
+        try:
+            body = response.json()
+        except ValueError:
+            body = {"title": response.text[:200] or response.reason_phrase}
+        if response.is_error:
+            raise ApiError(response.status_code, body)
+        return dict(body)

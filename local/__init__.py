@@ -1,0 +1,1 @@
+"""Real services embedded on one machine, and the supervisor behind `calotype up`."""

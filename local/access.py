@@ -1,0 +1,34 @@
+"""How a command finds the installation that it means: by what it is told, else by its state file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from client.api import Api
+from local.errors import LocalError
+from local.postgres import Postgres
+from local.state import State
+from settings import load_settings
+from storage.database import Database
+
+
+def connect(url: str, api_key: str, data_dir: Path) -> Api:
+    """A client of the installation at `url`, or of the one in `data_dir` where either is not told."""
+    if not (url and api_key):
+        state = State.read(data_dir)
+        url = url or f"http://127.0.0.1:{state.ports['web']}"
+        api_key = api_key or state.api_key or ""
+    if not api_key:
+        raise LocalError("no API key: set CALOTYPE_API_KEY, or run `calotype up` first")
+    return Api(url, api_key)
+
+
+@contextmanager
+def open_database(data_dir: Path) -> Iterator[Database]:
+    """The database of `CALOTYPE_DATABASE_URL`, or the one in `data_dir`."""
+    url = load_settings().database_url.get_secret_value() or Postgres(State.read(data_dir)).url
+    db = Database(url, 1)
+    try:
+        yield db
+    finally:
+        db.close()

@@ -1,0 +1,106 @@
+"""The devices of this machine and what a worker pinned to one of them gets, found without torch."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_CPU_DEVICES = ("cpu:0", "cpu:1")
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device and its share of the machine."""
+
+    name: str
+    """`cuda:N`, N counting the GPUs that this process may see, or `cpu:N`."""
+    cores: frozenset[int] | None = None
+    """The cores it is pinned to, or nothing when it is not."""
+    num_threads: int = 1
+    visible: str | None = None
+    """What CUDA_VISIBLE_DEVICES must be for the process to see this GPU alone (as its `cuda:0`)."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a worker on this device must find in its environment."""
+        threads = {name: str(self.num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        visible = {} if self.visible is None else {"CUDA_VISIBLE_DEVICES": self.visible}
+        # nvidia-smi counts by bus, CUDA by speed unless told.
+        return threads | visible | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def find_devices(
+    environment: Mapping[str, str] = os.environ, cores: frozenset[int] | None = None
+) -> tuple[Device, ...]:
+    """Every CUDA device, or two shares of the processor where there is none."""
+    gpus = visible_gpus(_list_gpus(), environment.get("CUDA_VISIBLE_DEVICES"))
+    if gpus:
+        threads = max(1, len(cores or _own_cores()) // len(gpus))
+        return tuple(Device(f"cuda:{n}", num_threads=threads, visible=name) for n, name in enumerate(gpus))
+    return share_cores(_CPU_DEVICES, cores or _own_cores())
+
+
+def select_devices(wanted: str, devices: Sequence[Device]) -> tuple[Device, ...]:
+    """The devices that an entry of `calotype.toml` means: every one for `auto`, else the named one."""
+    if wanted == "auto":
+        return tuple(devices)
+    named = tuple(device for device in devices if device.name == wanted)
+    if named or not wanted.startswith("cpu:"):
+        return named
+    return (Device(wanted, num_threads=len(_own_cores()), visible=""),)
+
+
+def share_cores(names: Sequence[str], cores: frozenset[int]) -> tuple[Device, ...]:
+    """Cut the cores into as many runs of neighbours as there are names; too few are shared by all."""
+    ordered, count = sorted(cores), len(names)
+    if len(ordered) < count:
+        shares = [ordered] * count
+    else:
+        shares = [ordered[len(ordered) * n // count : len(ordered) * (n + 1) // count] for n in range(count)]
+    return tuple(
+        Device(name, cores=frozenset(share), num_threads=len(share), visible="")
+        for name, share in zip(names, shares, strict=True)
+    )
+
+
+def visible_gpus(listing: str, limit: str | None) -> list[str]:
+    """The GPUs in the output of `nvidia-smi -L`, cut and ordered as CUDA_VISIBLE_DEVICES says.
+
+    A GPU cut into MIG slices is listed by its slices, since CUDA opens nothing else of it.
+    """
+    gpus: list[tuple[str, str, list[str]]] = []
+    for line in listing.splitlines():
+        if gpu := re.match(r"GPU (\d+):.*\(UUID: (GPU-[^)]+)\)", line):
+            gpus.append((gpu[1], gpu[2], []))
+        elif gpus and (mig := re.search(r"\(UUID: (MIG-[^)]+)\)", line)):
+            gpus[-1][2].append(mig[1])
+    slices = [name for index, _, parts in gpus for name in (parts or [index])]
+    if limit is None:
+        return slices
+    seen = []
+    for entry in filter(None, (part.strip() for part in limit.split(","))):
+        known = entry in slices or any(
+            entry == index or (len(entry) > 4 and uuid.startswith(entry)) for index, uuid, _ in gpus
+        )
+        if not known:
+            break  # as CUDA does: what follows an unknown entry is invisible
+        seen.append(entry)
+    return seen
+
+
+def _list_gpus() -> str:
+    if not shutil.which("nvidia-smi"):
+        return ""
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
+
+
+def _own_cores() -> frozenset[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))

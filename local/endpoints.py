@@ -1,0 +1,125 @@
+"""The three data services of one data folder: their services for the supervisor, and their addresses."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from local.postgres import Postgres
+from local.seaweedfs import BUCKET, REGION, SeaweedFS
+from local.state import State
+from local.supervisor import Service, Supervisor
+from local.valkey import Valkey
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the data services answer, secrets included."""
+
+    database_url: str
+    broker_url: str
+    s3_endpoint: str
+    s3_access_key: str
+    s3_secret_key: str
+    s3_region: str = REGION
+    bucket: str = BUCKET
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same as `settings.Settings` reads it."""
+        return {
+            "CALOTYPE_DATABASE_URL": self.database_url,
+            "CALOTYPE_BROKER_URL": self.broker_url,
+            "CALOTYPE_S3_ENDPOINT": self.s3_endpoint,
+            "CALOTYPE_S3_PUBLIC_ENDPOINT": self.s3_endpoint,
+            "CALOTYPE_S3_ACCESS_KEY": self.s3_access_key,
+            "CALOTYPE_S3_SECRET_KEY": self.s3_secret_key,
+            "CALOTYPE_S3_REGION": self.s3_region,
+            "CALOTYPE_BUCKET": self.bucket,
+        }
+
+
+@dataclass(frozen=True)
+class Embedded(Endpoints):
+    """The same while they run here, with their supervisor."""
+
+    supervisor: Supervisor | None = None
+
+    def pid(self, name: str) -> int:
+        """The process id of `postgres`, `valkey` or `s3`; raises `LookupError` while it is down."""
+        pid = self.supervisor.pid(name) if self.supervisor else None
+        if pid is None:
+            raise LookupError(f"{name} is not running")
+        return pid
+
+
+def data_services(state: State, say: Callable[[str], None]) -> tuple[list[Service], Endpoints]:
+    """Prepare the folders of all three, and say how to run them. Settle the ports before."""
+    postgres, valkey, s3 = Postgres(state), Valkey(state), SeaweedFS(state)
+    postgres.prepare(say)
+    valkey.prepare()
+    s3.prepare()
+    services = [
+        Service(
+            name=server.name,
+            command=server.command,
+            environment=server.environment,
+            cwd=server.cwd,
+            ready=server.ready,
+            before_start=s3.clear_sockets if server is s3 else _nothing,
+            user=server.user,
+            stop_seconds=server.stop_seconds,
+            stop_signal=server.stop_signal,
+            orphan_signal=server.orphan_signal,
+        )
+        for server in (postgres, valkey, s3)
+    ]
+    endpoints = Endpoints(
+        database_url=postgres.url,
+        broker_url=valkey.url,
+        s3_endpoint=s3.url,
+        s3_access_key=state.secrets["s3_access_key"],
+        s3_secret_key=state.secrets["s3_secret_key"],
+    )
+    return services, endpoints
+
+
+@contextmanager
+def embedded(
+    data_dir: Path, say: Callable[[str], None] = lambda _: None, *, keep: bool = True
+) -> Iterator[Embedded]:
+    """Real Postgres, Valkey and S3 while the body runs; their data stay in `data_dir` if `keep`."""
+    with State.open(data_dir) as state:
+        try:
+            state.settle_ports(say)
+            services, endpoints = data_services(state, say)
+            supervisor = Supervisor(services, say, logs=state.logs, inherit=state.held)
+            with supervisor.background():
+                yield Embedded(**vars(endpoints), supervisor=supervisor)
+        finally:
+            tidy(state)
+            if not keep:
+                remove(state)
+
+
+def tidy(state: State) -> None:
+    """Remove what stopped data services leave outside the data folder."""
+    SeaweedFS(state).clear_sockets()
+
+
+def remove(state: State) -> None:
+    """Remove a data folder and what root keeps of it elsewhere, for tests: all that it held is lost."""
+    Postgres(state).forget()
+    shutil.rmtree(state.folder)
+
+
+def base_environment() -> dict[str, str]:
+    """This process' environment without what would silently change a child of ours."""
+    foreign = ("FLOWER_", "CELERY_", "GUNICORN_", "PG")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+
+
+def _nothing() -> None:
+    return

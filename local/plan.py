@@ -1,0 +1,201 @@
+"""Which programs of ours `calotype up` runs, with which environment, and when each of them is ready."""
+
+import base64
+import http.client
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from local.devices import Device, find_devices, select_devices
+from local.endpoints import base_environment
+from local.errors import LocalError
+from local.process import tail
+from local.state import State
+from local.supervisor import Service
+from settings import ROOT, Catalogue, Settings
+
+_PYTHON = sys.executable
+_ENGINE_START_SECONDS = 600  # a large model on a slow disk
+
+
+@dataclass(frozen=True)
+class WorkerPost:
+    """A worker's place: its device, its tiers, and the file by which it reports."""
+
+    name: str
+    device: Device
+    tiers: tuple[str, ...]
+    report_file: Path
+
+    def clear(self) -> None:
+        """Forget the report of an earlier process."""
+        self.report_file.unlink(missing_ok=True)
+
+    def report(self) -> dict[str, object] | None:
+        """What the worker wrote once its engine was loaded, or nothing yet."""
+        try:
+            document = json.loads(self.report_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return document if isinstance(document, dict) else None
+
+
+def worker_posts(catalogue: Catalogue, run_folder: Path) -> list[WorkerPost]:
+    """One post for each device of each `[[workers]]` entry."""
+    devices = find_devices()
+    posts: list[WorkerPost] = []
+    for plan in catalogue.workers:
+        selected = select_devices(plan.device, devices)
+        if not selected:
+            there = ", ".join(device.name for device in devices)
+            raise LocalError(f"[[workers]] names the device {plan.device!r}; this machine has: {there}")
+        for device in selected:
+            name = "worker-" + device.name.replace(":", "")
+            twins = sum(post.device.name == device.name for post in posts)
+            name += f"-{twins + 1}" if twins else ""
+            posts.append(WorkerPost(name, device, plan.tiers, run_folder / f"{name}.json"))
+    return posts
+
+
+class Plan:
+    """The services of stage 1: web, workers, sweeper and Flower over running data services."""
+
+    def __init__(
+        self, state: State, settings: Settings, endpoints: Mapping[str, str], overrides: Mapping[str, str]
+    ) -> None:
+        self._state, self._settings = state, settings
+        self._environment = {
+            **base_environment(),
+            **overrides,
+            **endpoints,
+            "CALOTYPE_PUBLIC_URL": self.url,
+            "PYTHONPATH": str(ROOT),  # celery drops the current folder once it has imported its app
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.posts = worker_posts(settings.catalogue, state.subfolder("run"))
+
+    @property
+    def url(self) -> str:
+        """Where the REST API answers."""
+        return f"http://127.0.0.1:{self._state.ports['web']}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus reads."""
+        return f"http://127.0.0.1:{self._state.ports['metrics']}/metrics"
+
+    @property
+    def flower_url(self) -> str:
+        """Where Flower answers."""
+        return f"http://127.0.0.1:{self._state.ports['flower']}"
+
+    @property
+    def flower_auth(self) -> str:
+        """Flower's `user:password`."""
+        return f"{self._state.flower_user}:{self._state.secrets['flower_password']}"
+
+    def migrate(self) -> None:
+        """Bring the schema to its newest version."""
+        log = self._state.logs / "migrate.log"
+        with log.open("wb") as output:
+            answer = subprocess.run(
+                [_PYTHON, "-m", "alembic", "upgrade", "head"],
+                cwd=ROOT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in the terminal is the supervisor's to answer
+                check=False,
+            )
+        if answer.returncode != 0:
+            raise LocalError(f"the migrations failed; the end of their log {log}:\n{tail(log)}")
+
+    def services(self, expire_leases: Callable[[str], None]) -> list[Service]:
+        """All of them; `expire_leases` is called with the boot id of a worker that has ended."""
+        workers = [self._worker(post, expire_leases) for post in self.posts]
+        return [self._web(), *workers, self._sweep(), self._flower()]
+
+    def _web(self) -> Service:
+        command = [_PYTHON, "-m", "gunicorn", "web.app:create_app()", "--worker-class", "gthread"]
+        command += ["--workers", "1", "--threads", str(self._settings.web_threads), "--no-control-socket"]
+        command += ["--bind", f"127.0.0.1:{self._state.ports['web']}", "--graceful-timeout", "10"]
+        more = {"CALOTYPE_METRICS_PORT": str(self._state.ports["metrics"])}
+        answers = _answering(self._state.ports["web"], "/healthz")
+        return self._service("web", command, more=more, ready=answers, stop_seconds=15)
+
+    def _worker(self, post: WorkerPost, expire_leases: Callable[[str], None]) -> Service:
+        command = [_PYTHON, "-m", "cli", "worker", "--device", post.device.name]
+        command += ["--tiers", ",".join(post.tiers), "--ready-file", str(post.report_file)]
+
+        def environment() -> dict[str, str]:
+            # A boot id of its own for every start: leases are expired by it, and a successor has none yet.
+            return {**self._environment, **post.device.environment, "CALOTYPE_BOOT_ID": str(uuid.uuid4())}
+
+        return Service(
+            name=post.name,
+            command=lambda: command,
+            environment=environment,
+            cwd=ROOT,
+            stage=1,
+            ready=lambda: post.report() is not None,
+            before_start=post.clear,
+            on_exit=lambda end: expire_leases(end.environment["CALOTYPE_BOOT_ID"]),
+            cores=post.device.cores,
+            start_seconds=_ENGINE_START_SECONDS,
+            stop_seconds=self._settings.drain_seconds + 10,
+        )
+
+    def _sweep(self) -> Service:
+        return self._service("sweep", [_PYTHON, "-m", "cli", "sweep"])
+
+    def _flower(self) -> Service:
+        command = [_PYTHON, "-m", "celery", "-A", "tasks.app:celery", "flower", "--read-only"]
+        command += ["--address=127.0.0.1", f"--port={self._state.ports['flower']}"]
+        more = {
+            "FLOWER_BASIC_AUTH": self.flower_auth,
+            "FLOWER_COOKIE_SECRET": self._state.secrets["flower_cookie"],
+        }
+        answers = _answering(self._state.ports["flower"], "/", self.flower_auth)
+        return self._service("flower", command, more=more, ready=answers, stop_seconds=5)
+
+    def _service(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        more: Mapping[str, str] | None = None,
+        ready: Callable[[], bool] = lambda: True,
+        stop_seconds: float = 10,
+    ) -> Service:
+        environment = {**self._environment, **(more or {})}
+        return Service(
+            name=name,
+            command=lambda: command,
+            environment=lambda: environment,
+            cwd=ROOT,
+            stage=1,
+            ready=ready,
+            stop_seconds=stop_seconds,
+        )
+
+
+def _answering(port: int, path: str, auth: str | None = None) -> Callable[[], bool]:
+    """A probe: whether a GET there is answered with 200."""
+    headers = {"Authorization": "Basic " + base64.b64encode(auth.encode()).decode()} if auth else {}
+
+    def answers() -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        try:
+            connection.request("GET", path, headers=headers)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    return answers

@@ -1,0 +1,61 @@
+"""Free TCP ports on loopback, chosen once per data folder.
+
+Knows the one rule that SeaweedFS adds: beside a port it listens on that port + 10000, and leaves sockets
+named after both in /tmp.
+"""
+
+import os
+import random
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+GRPC_OFFSET = 10_000
+SEAWEEDFS_PORTS = ("s3", "s3_master", "s3_volume", "s3_filer", "s3_admin")
+PORT_NAMES = ("postgres", "valkey", *SEAWEEDFS_PORTS, "web", "metrics", "flower")
+
+# Port and port + 10000 both stay below 32768, where Linux begins to hand out ports to outgoing connections.
+_LOWEST, _HIGHEST = 12_000, 22_700
+_SOCKETS = Path("/tmp")  # SeaweedFS ignores TMPDIR
+
+
+def choose_ports(names: Iterable[str], taken: Iterable[int] = ()) -> dict[str, int]:
+    """A free port for each name, none of them in `taken` or in each other's way."""
+    refused = {number for port in taken for number in (port, port + GRPC_OFFSET)}
+    chosen: dict[str, int] = {}
+    for name in names:
+        for port in random.sample(range(_LOWEST, _HIGHEST), _HIGHEST - _LOWEST):
+            if port not in refused and port + GRPC_OFFSET not in refused and is_usable(name, port):
+                chosen[name] = port
+                refused |= {port, port + GRPC_OFFSET}
+                break
+        else:
+            raise OSError(f"no free port between {_LOWEST} and {_HIGHEST} for {name}")
+    return chosen
+
+
+def is_usable(name: str, port: int) -> bool:
+    """Whether the server of that name can listen on `port` now."""
+    if name not in SEAWEEDFS_PORTS:
+        return is_free(port)
+    mine = all(path.lstat().st_uid == os.geteuid() or os.geteuid() == 0 for path in stale_sockets(port))
+    return mine and is_free(port) and is_free(port + GRPC_OFFSET)
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens on 127.0.0.1:`port`."""
+    with socket.socket() as probe:
+        # Without it, connections of an earlier run that linger in TIME_WAIT would look like a listener.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def stale_sockets(port: int) -> list[Path]:
+    """SeaweedFS' sockets of that port; left behind by a kill -9, they stop the next start."""
+    numbers = (port, port + GRPC_OFFSET)
+    return [path for number in numbers for path in _SOCKETS.glob(f"seaweedfs-*-{number}.sock")]

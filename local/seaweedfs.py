@@ -1,0 +1,160 @@
+"""The embedded S3, SeaweedFS' `weed mini`: its keys, its command line, its probe.
+
+Its master, volume and filer listen beside the S3 port and would serve anyone: `-disableHttp` and keys for
+their own tokens shut them.
+"""
+
+import hashlib
+import hmac
+import http.client
+import secrets
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+from local.binaries import weed_program
+from local.ports import SEAWEEDFS_PORTS, stale_sockets
+from local.state import State, write_privately
+
+BUCKET = "calotype"
+REGION = "us-east-1"
+_PROBE = ".calotype/probe"
+_SECURITY = """\
+# Written by calotype at every start. Without these keys the side doors stand open.
+[jwt.signing]
+key = "{key}-volume-write"
+[jwt.signing.read]
+key = "{key}-volume-read"
+[jwt.filer_signing]
+key = "{key}-filer-write"
+[jwt.filer_signing.read]
+key = "{key}-filer-read"
+"""
+
+
+class SeaweedFS:
+    """One SeaweedFS on loopback, with one bucket and one pair of keys."""
+
+    name = "s3"
+    stop_signal = signal.SIGTERM
+    orphan_signal = signal.SIGTERM
+    # About one stop in six waits for a connection to itself; what it took is on disk by then.
+    stop_seconds = 4
+    user: tuple[int, int] | None = None
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    @property
+    def url(self) -> str:
+        """The S3 endpoint."""
+        return f"http://127.0.0.1:{self._state.ports['s3']}"
+
+    @property
+    def cwd(self) -> Path:
+        """Where it reads `security.toml`."""
+        return self._state.subfolder("s3")
+
+    def prepare(self) -> None:
+        """Write the keys of its inner tokens; clear what a kill -9 or another version left behind."""
+        write_privately(self.cwd / "security.toml", _SECURITY.format(key=self._state.secrets["s3_jwt_key"]))
+        self._data.mkdir(mode=0o700, exist_ok=True)
+        # It keeps the flags of its last run there and would take up those that we no longer pass.
+        (self._data / "mini.options").unlink(missing_ok=True)
+        self.clear_sockets()
+
+    def clear_sockets(self) -> None:
+        """Remove the sockets that a kill leaves behind and that stop the next start."""
+        for name in SEAWEEDFS_PORTS:
+            for path in stale_sockets(self._state.ports[name]):
+                path.unlink(missing_ok=True)
+
+    def command(self) -> list[str]:
+        """The server's command line; it holds no secret."""
+        ports = self._state.ports
+        return [
+            str(weed_program()),
+            "-logtostderr=true",  # else it writes files and fixed links into /tmp
+            "mini",
+            f"-dir={self._data}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            f"-s3.port={ports['s3']}",
+            f"-master.port={ports['s3_master']}",
+            f"-volume.port={ports['s3_volume']}",
+            f"-filer.port={ports['s3_filer']}",
+            f"-admin.port={ports['s3_admin']}",  # listens even without its page
+            "-volume.id=calotype",  # else it is the port, and data would not outlive a change of port
+            # Else it may refuse writes for 15 s after a restart ("warming up"); what it forgets with it,
+            # the numbers of the volumes, the volume server tells it anew.
+            "-master.resumeState=false",
+            "-volume.preStopSeconds=0",
+            "-master.volumeSizeLimitMB=256",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-master.telemetry=false",
+            "-admin.ui=false",
+            "-webdav=false",
+            "-disableHttp",
+            f"-bucket={BUCKET}",
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """Our pair of keys, which becomes its one identity."""
+        return {
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(self.cwd),  # it also reads security.toml from its user's home
+            "AWS_ACCESS_KEY_ID": self._state.secrets["s3_access_key"],
+            "AWS_SECRET_ACCESS_KEY": self._state.secrets["s3_secret_key"],
+        }
+
+    def ready(self) -> bool:
+        """Whether it gives back the object of an earlier run, and takes and returns a new one.
+
+        After a restart it lists buckets seconds before it can read from them.
+        """
+        body = secrets.token_hex(8).encode()
+        try:
+            return (
+                self._request("GET")[0] in (200, 404)
+                and self._request("PUT", body)[0] == 200
+                and self._request("GET") == (200, body)
+            )
+        except (OSError, http.client.HTTPException):
+            return False
+
+    @property
+    def _data(self) -> Path:
+        return self.cwd / "data"
+
+    def _request(self, method: str, body: bytes | None = None) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._state.ports["s3"], timeout=2)
+        try:
+            connection.request(method, self._signed(method), body)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def _signed(self, method: str) -> str:
+        """A presigned path for the probe object (AWS signature 4), so that the probe needs no client."""
+        now = datetime.now(UTC)
+        day, instant = now.strftime("%Y%m%d"), now.strftime("%Y%m%dT%H%M%SZ")
+        path, scope = f"/{BUCKET}/{quote(_PROBE)}", f"{day}/{REGION}/s3/aws4_request"
+        query = urlencode(
+            {
+                "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+                "X-Amz-Credential": f"{self._state.secrets['s3_access_key']}/{scope}",
+                "X-Amz-Date": instant,
+                "X-Amz-Expires": "60",
+                "X-Amz-SignedHeaders": "host",
+            }
+        )
+        host = f"host:127.0.0.1:{self._state.ports['s3']}"
+        request = "\n".join([method, path, query, host, "", "host", "UNSIGNED-PAYLOAD"])
+        text = "\n".join(["AWS4-HMAC-SHA256", instant, scope, hashlib.sha256(request.encode()).hexdigest()])
+        key = f"AWS4{self._state.secrets['s3_secret_key']}".encode()
+        for part in (day, REGION, "s3", "aws4_request", text):
+            key = hmac.digest(key, part.encode(), "sha256")
+        return f"{path}?{query}&X-Amz-Signature={key.hex()}"

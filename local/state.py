@@ -1,0 +1,182 @@
+"""The data folder of one installation: its lock, and the 0600 file with its ports and secrets.
+
+Owns what must survive between two starts and is no service's own data. Knows no service.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from local.errors import FolderInUse, LocalError, PortTaken
+from local.ports import PORT_NAMES, choose_ports, is_usable
+
+STATE_FILE = "state.json"
+_LOCK_FILE = "lock"
+_SECRETS: Mapping[str, int] = {
+    "postgres_password": 24,
+    "valkey_password": 24,
+    "s3_access_key": 10,
+    "s3_secret_key": 24,
+    "s3_jwt_key": 24,
+    "flower_password": 18,
+    "flower_cookie": 32,
+}
+
+
+@dataclass
+class State:
+    """Ports, secrets and places of one data folder; `save` after a change."""
+
+    folder: Path
+    ports: dict[str, int] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
+    flower_user: str = "calotype"
+    api_key: str | None = None
+    postgres_major: int | None = None
+    locations: dict[str, str] = field(default_factory=dict)
+    held: list[int] = field(default_factory=list)
+    """Locked descriptors. Every child inherits them, so a folder stays locked until the last one ended."""
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, *, wait_seconds: float = 10) -> Iterator[Self]:
+        """Lock the folder, creating it if need be, and read its state or make a new one."""
+        folder = folder.absolute()
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            # Root's Postgres runs under another uid and must pass through, but not look around.
+            folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
+        state = cls(folder)
+        try:
+            state._lock(wait_seconds)
+            if (folder / STATE_FILE).exists():
+                state._fill(_read(folder / STATE_FILE))
+            state._complete()
+            yield state
+        finally:
+            state.close()
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """What a running or stopped installation has written; takes no lock, so do not save it."""
+        state = cls(folder.absolute())
+        state._fill(_read(state.folder / STATE_FILE))
+        return state
+
+    def save(self) -> None:
+        """Replace the file in one step, readable by its owner alone from its first byte."""
+        names = ("ports", "secrets", "flower_user", "api_key", "postgres_major", "locations")
+        write_privately(self.folder / STATE_FILE, json.dumps({n: getattr(self, n) for n in names}, indent=2))
+
+    def hold(self, path: Path) -> None:
+        """Lock another folder, one that more than one data folder might come to name."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise FolderInUse(f"{path} is in use by another calotype") from error
+        self.held.append(descriptor)
+
+    def close(self) -> None:
+        """Let go of the locks; children that still run keep them."""
+        while self.held:
+            os.close(self.held.pop())
+
+    def settle_ports(self, say: Callable[[str], None], wanted: Mapping[str, int] | None = None) -> None:
+        """Keep each port unless another process took it meanwhile; a `wanted` one is never replaced."""
+        for name, port in (wanted or {}).items():
+            if not is_usable(name, port):
+                raise PortTaken(f"port {port} for {name} is taken by another process: choose another one")
+            self.ports[name] = port
+        for name in PORT_NAMES:
+            others = {port for other, port in self.ports.items() if other != name}
+            port = self.ports[name]
+            if port in others or not is_usable(name, port):
+                self.ports |= choose_ports([name], others | {port})
+                say(f"port {port} of {name} is taken by another process: using {self.ports[name]} instead")
+        self.save()
+
+    def subfolder(self, name: str, mode: int = 0o700) -> Path:
+        """A folder in the data folder, made if need be."""
+        path = self.folder / name
+        path.mkdir(mode=mode, exist_ok=True)
+        return path
+
+    @property
+    def logs(self) -> Path:
+        """Where every child writes its output."""
+        return self.subfolder("logs")
+
+    def _lock(self, wait_seconds: float) -> None:
+        descriptor = os.open(self.folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        self.held.append(descriptor)
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                holder = os.pread(descriptor, 32, 0).decode().strip()
+                # A dead supervisor's children are ending right now: they are worth a wait.
+                if _is_alive(holder) or time.monotonic() > deadline:
+                    message = f"{self.folder} is in use by another `calotype up` (process {holder or '?'})"
+                    raise FolderInUse(f"{message}: stop it, or choose another --data-dir") from None
+                time.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+
+    def _fill(self, document: dict[str, Any]) -> None:
+        for name in asdict(self).keys() & document.keys() - {"folder", "held"}:
+            setattr(self, name, document[name])
+
+    def _complete(self) -> None:
+        missing = [name for name in PORT_NAMES if name not in self.ports]
+        self.ports |= choose_ports(missing, self.ports.values())
+        for name, size in _SECRETS.items():
+            self.secrets.setdefault(name, secrets.token_hex(size))
+        self.save()
+
+
+def write_privately(path: Path, text: str) -> None:
+    """Write a 0600 file in one step: a reader sees the old text or the new one, and only its owner does."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LocalError(f"{path.parent} holds no calotype: run `calotype up` first") from error
+    except (OSError, ValueError) as error:
+        raise LocalError(f"{path} cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise LocalError(f"{path} is not a calotype state file")
+    return document
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,294 @@
+"""Start services in order, keep them running, stop them in reverse order and leave nothing behind.
+
+Owns the life of child processes; does not know what they are. Everything happens in the one thread that
+calls `run`: the kernel ends children with the thread that started them.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from local.errors import StartFailed
+from local.process import Process, tail
+
+_POLL_SECONDS = 0.05
+_FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS, _HEALTHY_SECONDS = 0.2, 10.0, 30.0
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How one process of a service ended, and the environment that it had."""
+
+    name: str
+    pid: int
+    returncode: int
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process to keep running. The callables are asked anew at every start."""
+
+    name: str
+    command: Callable[[], Sequence[str]]
+    environment: Callable[[], Mapping[str, str]]
+    cwd: Path
+    stage: int = 0
+    """Started once every service of the lower stages is ready; stopped before them."""
+    ready: Callable[[], bool] = lambda: True
+    before_start: Callable[[], None] = lambda: None
+    on_exit: Callable[[Exit], None] | None = None
+    """Called as soon as a process has ended, in a thread of its own."""
+    user: tuple[int, int] | None = None
+    cores: frozenset[int] | None = None
+    start_seconds: float = 60
+    stop_seconds: float = 10
+    stop_signal: int = signal.SIGTERM
+    orphan_signal: int = signal.SIGKILL
+    """What the kernel sends should the supervisor die without stopping it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to be done once, before the services of its stage start."""
+
+    name: str
+    run: Callable[[], None]
+    stage: int
+
+
+@dataclass
+class _Child:
+    """A service and its present process."""
+
+    service: Service
+    process: Process | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_ready: bool = False
+    started_at: float = 0
+    restart_at: float = 0
+    backoff_seconds: float = _FIRST_BACKOFF_SECONDS
+    stop_by: float = field(default=0)
+
+
+class Supervisor:
+    """Runs services until told to stop."""
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        say: Callable[[str], None],
+        *,
+        logs: Path,
+        steps: Sequence[Step] = (),
+        inherit: Sequence[int] = (),
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._children = [_Child(service) for service in services]
+        self._steps, self._inherit, self._logs = steps, inherit, logs
+        self._say, self._on_change = say, on_change
+        self._stopping, self._at_once, self.started = threading.Event(), threading.Event(), threading.Event()
+        self._hooks: list[threading.Thread] = []
+
+    def run(self) -> None:
+        """Start everything, supervise until `stop`, stop everything. Raises `StartFailed`."""
+        try:
+            self._start()
+            if not self._stopping.is_set():
+                self._on_change()
+                self.started.set()
+            while not self._stopping.wait(_POLL_SECONDS):
+                self._supervise(self._children)
+        finally:
+            self._stop()
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Have `run` stop everything and return; `at_once` without asking. Safe in a signal handler."""
+        if at_once:
+            self._at_once.set()
+        self._stopping.set()
+
+    @contextmanager
+    def background(self) -> Iterator[None]:
+        """Run in a thread of its own while the body runs, which begins once everything is ready."""
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                self.run()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, name="supervisor")
+        thread.start()
+        try:
+            while thread.is_alive() and not self.started.wait(_POLL_SECONDS):
+                pass
+            if not errors:
+                yield
+        finally:
+            self.stop()
+            try:
+                thread.join()
+            except KeyboardInterrupt:
+                self.stop(at_once=True)
+                thread.join()
+        if errors:
+            raise errors[0]
+
+    def pid(self, name: str) -> int | None:
+        """The process id of that service now, or nothing while it is down."""
+        child = next(child for child in self._children if child.service.name == name)
+        return child.process.pid if child.process else None
+
+    def pids(self) -> dict[str, int]:
+        """The process id of every service that runs now."""
+        return {child.service.name: child.process.pid for child in self._children if child.process}
+
+    def log_file(self, name: str) -> Path:
+        """Where a service of that name writes."""
+        return self._logs / f"{name}.log"
+
+    def _start(self) -> None:
+        stages = {child.service.stage for child in self._children} | {step.stage for step in self._steps}
+        for stage in sorted(stages):
+            for step in self._steps:
+                if step.stage == stage and not self._stopping.is_set():
+                    self._say(f"{step.name} …")
+                    step.run()
+            if self._stopping.is_set():
+                return
+            children = [child for child in self._children if child.service.stage == stage]
+            for child in children:
+                self._launch(child)
+            self._await_ready(children)
+
+    def _await_ready(self, children: Sequence[_Child]) -> None:
+        running = [child for child in self._children if child.is_ready]
+        waiting = list(children)
+        while waiting and not self._stopping.wait(_POLL_SECONDS):
+            self._supervise(running)
+            # Also those that were ready: a program without a probe may still end at its first look around.
+            for child in children:
+                returncode = child.process.poll() if child.process else 0
+                if returncode is not None:
+                    raise self._failed(child, f"ended {_ending(returncode)} at its start")
+            for child in list(waiting):
+                seconds = time.monotonic() - child.started_at
+                if child.service.ready():
+                    child.is_ready = True
+                    waiting.remove(child)
+                    self._say(f"{child.service.name} is ready ({seconds:.1f} s)")
+                elif seconds > child.service.start_seconds:
+                    raise self._failed(child, f"is not ready after {child.service.start_seconds:.0f} s")
+
+    def _supervise(self, children: Sequence[_Child]) -> None:
+        now = time.monotonic()
+        for child in children:
+            if child.process is None:
+                if now >= child.restart_at:
+                    self._launch(child)
+                continue
+            returncode = child.process.poll()
+            if returncode is not None:
+                self._lost(child, returncode)
+            elif not child.is_ready:
+                self._check_restarted(child, now)
+            elif now - child.started_at > _HEALTHY_SECONDS:
+                child.backoff_seconds = _FIRST_BACKOFF_SECONDS
+
+    def _check_restarted(self, child: _Child, now: float) -> None:
+        service = child.service
+        if service.ready():
+            child.is_ready = True
+            self._say(f"{service.name} is ready again ({now - child.started_at:.1f} s)")
+            if self.started.is_set():
+                self._on_change()
+        elif now - child.started_at > service.start_seconds and child.process:
+            self._say(f"{service.name} is not ready after {service.start_seconds:.0f} s: ending it")
+            child.process.kill()
+
+    def _lost(self, child: _Child, returncode: int) -> None:
+        """Tell who wants to know that a process has ended by itself, and plan its next start."""
+        self._report_exit(child, returncode)
+        child.restart_at = time.monotonic() + child.backoff_seconds
+        log = self.log_file(child.service.name)
+        self._say(
+            f"{child.service.name} ended {_ending(returncode)}: restarting in {child.backoff_seconds:.1f} s "
+            f"(its log: {log})"
+        )
+        child.backoff_seconds = min(2 * child.backoff_seconds, _MAX_BACKOFF_SECONDS)
+
+    def _launch(self, child: _Child) -> None:
+        service = child.service
+        service.before_start()
+        child.environment = service.environment()
+        child.started_at, child.is_ready = time.monotonic(), False
+        child.process = Process(
+            service.command(),
+            child.environment,
+            cwd=service.cwd,
+            log=self.log_file(service.name),
+            user=service.user,
+            cores=service.cores,
+            orphan_signal=service.orphan_signal,
+            inherit=self._inherit,
+        )
+
+    def _stop(self) -> None:
+        for stage in sorted({child.service.stage for child in self._children}, reverse=True):
+            children = [c for c in self._children if c.service.stage == stage and c.process]
+            if children:
+                self._say(f"stopping {', '.join(child.service.name for child in children)} …")
+                self._stop_stage(children)
+            # Before the next stage, since what follows the end of a worker needs the database.
+            for hook in self._hooks:
+                hook.join(timeout=5)
+
+    def _stop_stage(self, children: Sequence[_Child]) -> None:
+        now = time.monotonic()
+        for child in children:
+            if child.process:
+                child.process.interrupt(child.service.stop_signal)
+                child.stop_by = now + child.service.stop_seconds
+        left = list(children)
+        while left:
+            for child in list(left):
+                if child.process and child.process.poll() is None:
+                    if not self._at_once.is_set() and time.monotonic() < child.stop_by:
+                        continue
+                    self._say(f"{child.service.name} took too long to end: killed")
+                    child.process.kill()
+                left.remove(child)
+                self._report_exit(child, (child.process and child.process.poll()) or 0)
+            if left:
+                self._at_once.wait(_POLL_SECONDS)
+
+    def _report_exit(self, child: _Child, returncode: int) -> None:
+        process, child.process = child.process, None
+        hook = child.service.on_exit
+        if hook is None or process is None:
+            return
+        # In a thread: it may wait for a database that is down, which this thread must restart.
+        end = Exit(child.service.name, process.pid, returncode, child.environment)
+        thread = threading.Thread(target=self._run_hook, args=(hook, end), daemon=True)
+        thread.start()
+        self._hooks = [hook for hook in self._hooks if hook.is_alive()] + [thread]
+
+    def _run_hook(self, hook: Callable[[Exit], None], end: Exit) -> None:
+        try:
+            hook(end)
+        except Exception as error:
+            self._say(f"what follows the end of {end.name} failed: {error}")
+
+    def _failed(self, child: _Child, what: str) -> StartFailed:
+        log = self.log_file(child.service.name)
+        return StartFailed(f"{child.service.name} {what}; the end of its log {log}:\n{tail(log)}")
+
+
+def _ending(returncode: int) -> str:
+    return f"by {signal.Signals(-returncode).name}" if returncode < 0 else f"with code {returncode}"

@@ -1,0 +1,228 @@
+"""Everything that `calotype up` runs on one machine, put together.
+
+Owns the order (data services, migrations, the key, our programs), the ready file and the signals.
+"""
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+from local.endpoints import Embedded, Endpoints, data_services, embedded, tidy
+from local.errors import LocalError
+from local.plan import Plan
+from local.state import State, write_privately
+from local.supervisor import Step, Supervisor
+from settings import Settings
+from storage import accounts, workers
+from storage.database import Database
+
+__all__ = ["Embedded", "Endpoints", "embedded", "run_up", "running"]
+
+_ACCOUNT = "local"
+
+
+def run_up(
+    data_dir: Path,
+    *,
+    say: Callable[[str], None],
+    port: int | None = None,
+    ready_file: Path | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> int:
+    """Run everything until SIGINT or SIGTERM; the exit code. Call it from the main thread.
+
+    `overrides` are settings as the environment would hold them (`CALOTYPE_LEASE_SECONDS`).
+    """
+    try:
+        with _Signals() as signals, _system(data_dir, say, port, ready_file, overrides) as system:
+            system.announce = True
+            signals.supervisor = system.supervisor
+            system.supervisor.run()
+            signals.supervisor = None
+    except KeyboardInterrupt:
+        pass  # before anything was started
+    except LocalError as error:
+        say(f"error: {error}")
+        return 1
+    say("stopped")
+    return 0
+
+
+@contextmanager
+def running(
+    data_dir: Path,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    port: int | None = None,
+    ready_file: Path | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Run everything while the body runs; yields what the ready file holds. Raises `LocalError`."""
+    with (
+        _system(data_dir, say, port, ready_file, overrides) as system,
+        system.supervisor.background(),
+    ):
+        yield system.ready()
+
+
+class _System:
+    """A state, its supervisor, and what the world is told of them."""
+
+    def __init__(
+        self,
+        state: State,
+        say: Callable[[str], None],
+        ready_file: Path | None,
+        overrides: Mapping[str, str],
+    ) -> None:
+        self._state, self._say, self.announce = state, say, False
+        services, self._endpoints = data_services(state, say)
+        self._plan = Plan(state, _settings(overrides), self._endpoints.environment, overrides)
+        self._ready_files = [state.subfolder("run") / "ready.json"]
+        if ready_file is not None:
+            self._ready_files.append(ready_file.absolute())
+        self.withdraw()
+        self.supervisor = Supervisor(
+            [*services, *self._plan.services(self._expire_leases)],
+            say,
+            logs=state.logs,
+            steps=[
+                Step("applying the migrations", self._plan.migrate, stage=1),
+                Step("checking the API key", self._create_key, stage=1),
+            ],
+            inherit=state.held,
+            on_change=self._publish,
+        )
+
+    def ready(self) -> dict[str, Any]:
+        """Where everything is and which processes run now."""
+        pids = self.supervisor.pids()
+        posts = {post.name: post for post in self._plan.posts}
+        return {
+            "url": self._plan.url,
+            "api_key": self._state.api_key,
+            "flower_url": self._plan.flower_url,
+            "flower_auth": self._plan.flower_auth,
+            "metrics_url": self._plan.metrics_url,
+            "database_url": self._endpoints.database_url,
+            "broker_url": self._endpoints.broker_url,
+            "s3_endpoint": self._endpoints.s3_endpoint,
+            "s3_access_key": self._endpoints.s3_access_key,
+            "s3_secret_key": self._endpoints.s3_secret_key,
+            "bucket": self._endpoints.bucket,
+            "data_dir": str(self._state.folder),
+            "logs": str(self._state.logs),
+            "services": [{"name": name, "pid": pid} for name, pid in pids.items() if name not in posts],
+            "workers": [
+                {"queues": [], **(post.report() or {}), "name": name, "pid": pids[name]}
+                | {"device": post.device.name, "tiers": list(post.tiers)}
+                for name, post in posts.items()
+                if name in pids
+            ],
+        }
+
+    def withdraw(self) -> None:
+        """Remove the ready files: what they say is no longer so, or not yet."""
+        for path in self._ready_files:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _publish(self) -> None:
+        document = self.ready()
+        for path in self._ready_files:
+            write_privately(path, json.dumps(document, indent=2) + "\n")
+        if self.announce:
+            self.announce = False
+            self._greet(document)
+
+    def _greet(self, ready: Mapping[str, Any]) -> None:
+        example = '{"prompt": "a red heart on a white background"}'
+        for line in (
+            "",
+            f"  API      {ready['url']}    (documentation: {ready['url']}/docs)",
+            f"  key      {ready['api_key']}",
+            f"  Flower   {ready['flower_url']}    ({ready['flower_auth']})",
+            f"  metrics  {ready['metrics_url']}",
+            f"  logs     {ready['logs']}",
+            "",
+            f"  curl -sS {ready['url']}/v1/jobs -H 'Authorization: Bearer {ready['api_key']}' \\",
+            f"    -H 'Content-Type: application/json' -H 'Prefer: wait=60' -d '{example}'",
+            "",
+            "Ctrl-C drains and stops everything.",
+        ):
+            self._say(line)
+
+    def _create_key(self) -> None:
+        with self._database() as db:
+            known = self._state.api_key and accounts.authenticate(db, self._state.api_key)
+            if not known:
+                account = accounts.find_account(db, _ACCOUNT) or accounts.create_account(db, _ACCOUNT)
+                self._state.api_key = accounts.create_key(db, account, "calotype up").plaintext
+                self._state.save()
+
+    def _expire_leases(self, boot_id: str) -> None:
+        with self._database() as db:
+            expired = workers.expire_leases(db, boot_id=boot_id)
+        if expired:
+            self._say(f"{expired} jobs of a worker that ended go back to their queues")
+
+    @contextmanager
+    def _database(self) -> Iterator[Database]:
+        db = Database(self._endpoints.database_url, pool_size=1)
+        try:
+            yield db
+        finally:
+            db.close()
+
+
+@contextmanager
+def _system(
+    data_dir: Path,
+    say: Callable[[str], None],
+    port: int | None,
+    ready_file: Path | None,
+    overrides: Mapping[str, str] | None,
+) -> Iterator[_System]:
+    with State.open(data_dir) as state:
+        state.settle_ports(say, {"web": port} if port else None)
+        say(f"starting in {state.folder}")
+        system = _System(state, say, ready_file, overrides or {})
+        try:
+            yield system
+        finally:
+            system.withdraw()
+            tidy(state)
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM drains, a SIGINT after it kills; before anything runs, any ends us."""
+
+    def __init__(self) -> None:
+        self.supervisor: Supervisor | None = None
+        self._num_received = 0
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.supervisor is None:
+            raise KeyboardInterrupt
+        self.supervisor.stop(at_once=number == signal.SIGINT and self._num_received > 0)
+        self._num_received += 1
+
+
+def _settings(overrides: Mapping[str, str]) -> Settings:
+    values: dict[str, Any] = {
+        name.removeprefix("CALOTYPE_").lower(): value for name, value in overrides.items()
+    }
+    return Settings(**values)

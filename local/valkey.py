@@ -1,0 +1,88 @@
+"""The embedded Valkey, Celery's broker: its configuration, its command line, its probe."""
+
+import signal
+import socket
+from pathlib import Path
+
+from local.binaries import valkey_program
+from local.state import State, write_privately
+
+_CONFIGURATION = """\
+# Written by calotype at every start.
+bind 127.0.0.1
+port {port}
+requirepass {password}
+protected-mode yes
+dir {folder}
+daemonize no
+appendonly yes
+appendfsync everysec
+save ""
+maxmemory-policy noeviction
+"""
+
+
+class Valkey:
+    """One Valkey server on loopback, with a password and an append-only file."""
+
+    name = "valkey"
+    stop_signal = signal.SIGTERM
+    orphan_signal = signal.SIGTERM  # so that it writes what it holds before it ends
+    stop_seconds = 30
+    user: tuple[int, int] | None = None
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.cwd = state.folder
+
+    @property
+    def url(self) -> str:
+        """Where Celery finds it."""
+        return f"redis://:{self._state.secrets['valkey_password']}@127.0.0.1:{self._port}/0"
+
+    @property
+    def folder(self) -> Path:
+        """Its configuration and its append-only file."""
+        return self._state.subfolder("valkey")
+
+    def prepare(self) -> None:
+        """Write the configuration, the only place where its password can stand unseen."""
+        text = _CONFIGURATION.format(
+            port=self._port,
+            password=self._state.secrets["valkey_password"],
+            folder=_quoted(self.folder),
+        )
+        write_privately(self._configuration, text)
+
+    def command(self) -> list[str]:
+        """The server's command line; it holds no secret."""
+        return [str(valkey_program()), str(self._configuration)]
+
+    def environment(self) -> dict[str, str]:
+        """Nothing of the caller's."""
+        return {"PATH": "/usr/bin:/bin"}
+
+    def ready(self) -> bool:
+        """Whether it takes our password and answers PING: while it loads its file it answers LOADING."""
+        password = self._state.secrets["valkey_password"]
+        try:
+            with socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:
+                connection.sendall(f"AUTH {password}\r\nPING\r\nQUIT\r\n".encode())
+                answer = b""
+                while part := connection.recv(256):
+                    answer += part
+        except OSError:
+            return False
+        return b"+PONG" in answer
+
+    @property
+    def _port(self) -> int:
+        return self._state.ports["valkey"]
+
+    @property
+    def _configuration(self) -> Path:
+        return self.folder / "valkey.conf"
+
+
+def _quoted(path: Path) -> str:
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'

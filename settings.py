@@ -1,0 +1,202 @@
+"""What this installation serves and how it is reached: the environment and `calotype.toml`, frozen.
+
+Owns every setting, its name, its default and its check. Only composition roots import it; everything
+below them is handed plain values. It opens no connection and knows no library but pydantic.
+"""
+
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class SettingsError(Exception):
+    """The environment or `calotype.toml` cannot be used; the message says which entry and why."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tier(_Frozen):
+    """A resolution class of one model; its name names the Celery queues."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+    model: str
+    default_width: Positive
+    default_height: Positive
+    max_pixels: Positive
+    max_step_batch_rows: Positive = 8
+
+
+class Model(_Frozen):
+    """Diffusion weights and what the web must know of them without loading torch."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    path: str
+    revision: str | None = None
+    family: Literal["stable_diffusion"] = "stable_diffusion"
+    schedulers: Annotated[tuple[str, ...], Field(min_length=1)]
+    default_num_inference_steps: Positive = 20
+    max_num_inference_steps: Positive = 150
+    default_guidance_scale: Annotated[float, Field(ge=0)] = 4.0
+    max_guidance_scale: Annotated[float, Field(gt=0)] = 30.0
+    min_side: Positive
+    max_side: Positive
+    side_multiple: Positive = 8
+    max_prompt_characters: Positive = 2000
+    tiers: tuple[Tier, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_tiers(cls, data: dict[str, object]) -> dict[str, object]:
+        tiers = data.get("tiers")
+        if isinstance(tiers, dict):
+            named = [{"name": name, "model": data.get("name"), **tier} for name, tier in tiers.items()]
+            data = {**data, "tiers": sorted(named, key=lambda tier: tier.get("max_pixels", 0))}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.tiers:
+            raise ValueError(f"model {self.name!r} has no tier")
+        if self.default_num_inference_steps > self.max_num_inference_steps:
+            raise ValueError("default_num_inference_steps is above max_num_inference_steps")
+        for tier in self.tiers:
+            if tier.default_width * tier.default_height > tier.max_pixels:
+                raise ValueError(f"tier {tier.name!r}: its default size is above its max_pixels")
+        return self
+
+    @property
+    def max_pixels(self) -> int:
+        """What the largest tier of this model holds."""
+        return self.tiers[-1].max_pixels
+
+
+class WorkerPlan(_Frozen):
+    """One `[[workers]]` entry: which devices run which tiers, and how many jobs each holds."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu:\d+|cuda:\d+)$")] = "auto"
+    tiers: Annotated[tuple[str, ...], Field(min_length=1)]
+    interactive_slots: Positive = 12
+    bulk_slots: Positive = 8
+
+
+class Catalogue(_Frozen):
+    """`calotype.toml`, checked: the models, their tiers and the workers that serve them."""
+
+    default_model: str
+    models: tuple[Model, ...]
+    workers: tuple[WorkerPlan, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [tier.name for tier in self.tiers]
+        if len(set(names)) != len(names):
+            raise ValueError("a tier belongs to exactly one model: a tier name is used twice")
+        if self.default_model not in [model.name for model in self.models]:
+            raise ValueError(f"default_model {self.default_model!r} is not one of [models]")
+        for plan in self.workers:
+            for tier in plan.tiers:
+                if tier not in names:
+                    raise ValueError(f"[[workers]] names tier {tier!r}; there is: {', '.join(names)}")
+        return self
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Every tier of every model, in the order of the file, small before large."""
+        return tuple(tier for model in self.models for tier in model.tiers)
+
+    def model(self, name: str | None) -> Model | None:
+        """The model of that name, the default one for `None`, or nothing."""
+        return next((model for model in self.models if model.name == (name or self.default_model)), None)
+
+    def tier(self, name: str) -> Tier | None:
+        """The tier of that name, or nothing."""
+        return next((tier for tier in self.tiers if tier.name == name), None)
+
+
+def tier_for(model: Model, width: int, height: int) -> Tier | None:
+    """The smallest tier of `model` that holds `width * height` pixels, or nothing."""
+    return next((tier for tier in model.tiers if width * height <= tier.max_pixels), None)
+
+
+def load_catalogue(path: Path) -> Catalogue:
+    """Read and check `calotype.toml`; raises `SettingsError` naming the entry that is wrong."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        models = [{"name": name, **model} for name, model in document.pop("models", {}).items()]
+        return Catalogue.model_validate({**document, "models": models})
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+class Settings(BaseSettings):
+    """Everything that the environment decides, as `CALOTYPE_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="CALOTYPE_", frozen=True, extra="ignore")
+
+    config: Path = ROOT / "calotype.toml"
+    database_url: SecretStr = SecretStr("")
+    broker_url: SecretStr = SecretStr("")
+    broker_key_prefix: str = "calotype:"
+    s3_endpoint: str = ""
+    s3_public_endpoint: str = ""
+    s3_access_key: SecretStr = SecretStr("")
+    s3_secret_key: SecretStr = SecretStr("")
+    s3_region: str = "us-east-1"
+    bucket: str = "calotype"
+    public_url: str = ""
+
+    lease_seconds: Seconds = 30
+    heartbeat_seconds: Seconds = 5
+    sweep_seconds: Seconds = 1
+    watchdog_seconds: Seconds = 60
+    redispatch_seconds: Seconds = 15
+    worker_alive_seconds: Seconds = 20
+    drain_seconds: Seconds = 60
+    upload_seconds: Seconds = 120
+    max_wait_seconds: Seconds = 60
+    image_url_seconds: Annotated[int, Field(gt=0, le=900)] = 900
+
+    web_threads: Positive = 32
+    bells_per_slot: Positive = 2
+    max_attempts: Positive = 5
+    max_csv_bytes: Positive = 10_000_000
+    max_csv_rows: Positive = 10_000
+    max_body_bytes: Positive = 65_536
+    metrics_port: Annotated[int, Field(ge=0, lt=65536)] = 0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """`calotype.toml`, read once a process."""
+        return _catalogue(self.config)
+
+    def require(self, *names: str) -> None:
+        """Raise `SettingsError` naming the first of these settings that is empty."""
+        for name in names:
+            value = getattr(self, name)
+            if not (value.get_secret_value() if isinstance(value, SecretStr) else value):
+                raise SettingsError(f"CALOTYPE_{name.upper()} is not set")
+
+
+@cache
+def _catalogue(path: Path) -> Catalogue:
+    return load_catalogue(path)
+
+
+def load_settings() -> Settings:
+    """Read the environment; raises `SettingsError` naming the variable that is wrong."""
+    try:
+        return Settings()
+    except ValueError as error:
+        raise SettingsError(str(error)) from error

@@ -1,0 +1,139 @@
+"""Accounts and their API keys. A key is shown once; only its SHA-256 digest is kept.
+
+Keys are 200 random bits, so a fast hash is enough: there is nothing to guess.
+"""
+
+import base64
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, insert, select, update
+
+from storage.database import Database
+from storage.errors import NotFound
+from storage.identifiers import new_id
+from storage.tables import accounts, api_keys
+
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+LAST_USED_RESOLUTION_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A key at the only moment when its plaintext exists."""
+
+    id: str
+    account_id: str
+    plaintext: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key as it can be listed: never the secret."""
+
+    id: str
+    account_id: str
+    name: str
+    prefix: str
+    created_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who a request speaks for."""
+
+    account_id: str
+    key_id: str
+
+
+def create_account(db: Database, name: str) -> str:
+    """Insert an account with a webhook secret of its own (`whsec_`, Standard Webhooks); its id."""
+    account_id = new_id("acc")
+    secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+    row = {"id": account_id, "name": name, "webhook_secret": secret, "created_at": func.clock_timestamp()}
+    with db.transaction() as connection:
+        connection.execute(insert(accounts).values(row))
+    return account_id
+
+
+def find_account(db: Database, name: str) -> str | None:
+    """The id of the oldest account of that name, or nothing."""
+    query = select(accounts.c.id).where(accounts.c.name == name).order_by(accounts.c.created_at).limit(1)
+    with db.transaction() as connection:
+        return connection.execute(query).scalar_one_or_none()
+
+
+def create_key(db: Database, account_id: str, name: str) -> NewKey:
+    """Insert a key and return it with its plaintext, `calo_<8>_<34>`."""
+    prefix = "".join(secrets.choice(_ALPHABET) for _ in range(8))
+    plaintext = f"calo_{prefix}_" + "".join(secrets.choice(_ALPHABET) for _ in range(34))
+    key_id = new_id("key")
+    row = {
+        "id": key_id,
+        "account_id": account_id,
+        "name": name,
+        "prefix": prefix,
+        "digest": _digest(plaintext),
+        "created_at": func.clock_timestamp(),
+    }
+    with db.transaction() as connection:
+        connection.execute(insert(api_keys).values(row))
+    return NewKey(key_id, account_id, plaintext)
+
+
+def authenticate(db: Database, plaintext: str) -> Principal | None:
+    """Whose key this is, or nothing; a revoked key is nobody's. Constant time in the secret."""
+    parts = plaintext.split("_")
+    prefix = parts[1] if len(parts) == 3 and parts[0] == "calo" and plaintext.isascii() else ""
+    if not prefix.isalnum():
+        return None
+    query = select(api_keys).where(api_keys.c.prefix == prefix, api_keys.c.revoked_at.is_(None))
+    touch = (
+        update(api_keys)
+        .where(api_keys.c.prefix == prefix)
+        .where(
+            func.coalesce(
+                func.clock_timestamp() - api_keys.c.last_used_at
+                > func.make_interval(0, 0, 0, 0, 0, 0, LAST_USED_RESOLUTION_SECONDS),
+                True,
+            )
+        )
+        .values(last_used_at=func.clock_timestamp())
+    )
+    with db.transaction() as connection:
+        row = connection.execute(query).one_or_none()
+        if row is None or not hmac.compare_digest(row.digest, _digest(plaintext)):
+            return None
+        connection.execute(touch)
+    return Principal(row.account_id, row.id)
+
+
+def list_keys(db: Database, account_id: str | None = None) -> list[Key]:
+    """Every key, of one account or of all, oldest first."""
+    query = select(*(api_keys.c[name] for name in Key.__dataclass_fields__)).order_by(api_keys.c.created_at)
+    if account_id is not None:
+        query = query.where(api_keys.c.account_id == account_id)
+    with db.transaction() as connection:
+        return [Key(**row._mapping) for row in connection.execute(query)]
+
+
+def revoke_key(db: Database, key_id: str) -> None:
+    """End a key's life; raises `NotFound` when there is no such living key."""
+    statement = (
+        update(api_keys)
+        .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+        .values(revoked_at=func.clock_timestamp())
+        .returning(api_keys.c.id)
+    )
+    with db.transaction() as connection:
+        if connection.execute(statement).one_or_none() is None:
+            raise NotFound(f"no living key {key_id!r}")
+
+
+def _digest(plaintext: str) -> str:
+    return hashlib.sha256(plaintext.encode()).hexdigest()

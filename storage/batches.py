@@ -1,0 +1,173 @@
+"""CSV batches: many jobs created at once, read as one resource. A batch has no state of its own.
+
+Its state is derived from its jobs at every read, so it can never disagree with them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
+
+from storage import jobs as transitions
+from storage.database import Database, sqlstate
+from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
+from storage.identifiers import new_id
+from storage.job_views import Job, list_jobs
+from storage.states import TERMINAL, State
+from storage.submissions import UNIQUE_VIOLATION, NewJob, insert_rows
+from storage.tables import batches, jobs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch and how many of its jobs are in each state."""
+
+    id: str
+    account_id: str
+    filename: str
+    num_jobs: int
+    counts: dict[str, int]
+    created_at: datetime
+    finished_at: datetime | None
+
+    @property
+    def state(self) -> str:
+        """`running`, or what its finished jobs add up to."""
+        if sum(self.counts.get(state, 0) for state in TERMINAL) < self.num_jobs:
+            return "running"
+        succeeded = self.counts.get(State.SUCCEEDED, 0)
+        if succeeded == self.num_jobs:
+            return "succeeded"
+        if succeeded:
+            return "partially_failed"
+        return "canceled" if self.counts.get(State.CANCELED, 0) == self.num_jobs else "failed"
+
+
+def create(
+    db: Database,
+    account_id: str,
+    filename: str,
+    rows: Sequence[NewJob],
+    *,
+    redispatch_seconds: float,
+    idempotency_key: str | None = None,
+    request_hash: str | None = None,
+) -> tuple[Batch, bool]:
+    """Insert a batch and all of its jobs in one transaction, or nothing.
+
+    `(batch, False)` when the idempotency key made it before; raises `IdempotencyMismatch`.
+    """
+    batch_id = new_id("bat")
+
+    def work(connection: Connection) -> Batch:
+        values = {
+            "id": batch_id,
+            "account_id": account_id,
+            "filename": filename,
+            "num_jobs": len(rows),
+            "idempotency_key": idempotency_key,
+            "request_hash": request_hash,
+            "created_at": func.clock_timestamp(),
+        }
+        connection.execute(insert(batches).values(values))
+        insert_rows(connection, [replace(row, batch_id=batch_id) for row in rows], redispatch_seconds)
+        # Read back before the commit: once it is accepted, nothing may fail any more.
+        row = connection.execute(select(batches).where(batches.c.id == batch_id)).one()
+        return _with_counts(connection, [row])[0]
+
+    try:
+        return db.run(work), True
+    except IntegrityError as error:
+        if sqlstate(error) != UNIQUE_VIOLATION or idempotency_key is None:
+            raise
+        return _replayed(db, account_id, idempotency_key, request_hash), False
+
+
+def _replayed(db: Database, account_id: str, idempotency_key: str, request_hash: str | None) -> Batch:
+    query = select(batches.c.id, batches.c.request_hash).where(
+        batches.c.account_id == account_id, batches.c.idempotency_key == idempotency_key
+    )
+    with db.transaction() as connection:
+        row = connection.execute(query).one()
+    if row.request_hash != request_hash:
+        raise IdempotencyMismatch("this Idempotency-Key was used before with another request")
+    return get(db, account_id, row.id)
+
+
+def get(db: Database, account_id: str, batch_id: str) -> Batch:
+    """The account's batch; raises `NotFound`, for another account's batch too."""
+    query = select(batches).where(batches.c.id == batch_id, batches.c.account_id == account_id)
+    with db.transaction() as connection:
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            raise NotFound(f"no batch {batch_id!r}")
+        return _with_counts(connection, [row])[0]
+
+
+def list_batches(
+    db: Database, account_id: str, *, limit: int = 50, before: tuple[datetime, str] | None = None
+) -> list[Batch]:
+    """The account's batches, newest first; `before` is the `(created_at, id)` of the last one seen."""
+    query = select(batches).where(batches.c.account_id == account_id)
+    if before is not None:
+        query = query.where(tuple_(batches.c.created_at, batches.c.id) < before)
+    query = query.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
+    with db.transaction() as connection:
+        return _with_counts(connection, connection.execute(query).all())
+
+
+def cancel(db: Database, account_id: str, batch_id: str) -> Batch:
+    """Cancel every job of the batch that has not ended; raises `NotFound` or `JobIsFinal`."""
+    batch = get(db, account_id, batch_id)
+    if batch.state != "running":
+        raise JobIsFinal(f"batch {batch_id!r} is {batch.state} and cannot be canceled")
+    flag = (
+        update(batches)
+        .where(batches.c.id == batch_id)
+        .values(cancel_requested_at=func.coalesce(batches.c.cancel_requested_at, func.clock_timestamp()))
+    )
+
+    def work(connection: Connection) -> None:
+        connection.execute(flag)
+        transitions.cancel_batch(connection, batch_id)
+
+    db.run(work)
+    return get(db, account_id, batch_id)
+
+
+def jobs_of(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:
+    """The batch's jobs in the order of the file, read in pages."""
+    get(db, account_id, batch_id)
+    line = 0
+    page_size = 500
+    while True:
+        page = list_jobs(db, account_id, batch_id=batch_id, after_line=line, limit=page_size)
+        yield from page
+        if len(page) < page_size:
+            return
+        line = page[-1].batch_line or 0
+
+
+def _with_counts(connection: Connection, rows: Sequence[Row[Any]]) -> list[Batch]:
+    query = (
+        select(jobs.c.batch_id, jobs.c.state, func.count(), func.max(jobs.c.finished_at))
+        .where(jobs.c.batch_id.in_([row.id for row in rows]))
+        .group_by(jobs.c.batch_id, jobs.c.state)
+    )
+    counts: dict[str, dict[str, int]] = {}
+    last: dict[str, list[datetime]] = {}
+    for batch_id, state, count, finished_at in connection.execute(query):
+        counts.setdefault(batch_id, {})[state] = count
+        if finished_at is not None:
+            last.setdefault(batch_id, []).append(finished_at)
+    found = []
+    for row in rows:
+        batch = Batch(
+            row.id, row.account_id, row.filename, row.num_jobs, counts.get(row.id, {}), row.created_at, None
+        )
+        finished_at = None if batch.state == "running" else max(last[row.id])
+        found.append(replace(batch, finished_at=finished_at))
+    return found

@@ -1,0 +1,124 @@
+"""Which queued rows need a bell, and the record of every bell that was rung.
+
+Owns the dispatch columns: a bell is counted and numbered here, in a committed transaction, before
+anyone publishes it. It does not know the broker: callers tell it what they saw there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from storage.database import Database
+
+
+@dataclass(frozen=True)
+class Bell:
+    """One wake-up for one job: what a message carries, and where it goes."""
+
+    job_id: str
+    tier: str
+    lane: str
+    dispatch_seq: int
+    ring_number: int
+
+
+def of_new_job(db: Database, job_id: str) -> Bell | None:
+    """The bell that `storage.submissions` has counted for a fresh interactive job, or nothing."""
+    query = text(
+        """SELECT id AS job_id, tier, lane, dispatch_seq, ring_number FROM jobs
+            WHERE id = :id AND state = 'queued' AND ring_number IS NOT NULL"""
+    )
+    with db.transaction() as connection:
+        row = connection.execute(query, {"id": job_id}).one_or_none()
+        return None if row is None else Bell(**row._mapping)
+
+
+def feed(db: Database, tier: str, lane: str, limit: int, *, redispatch_seconds: float) -> list[Bell]:
+    """Count bells for up to `limit` due rows that have none, fairly: accounts take turns, oldest first."""
+    picked = """
+        SELECT next.id
+          FROM (SELECT DISTINCT account_id FROM jobs
+                 WHERE state = 'queued' AND tier = :tier AND lane = :lane AND ring_number IS NULL
+                   AND next_dispatch_at <= clock_timestamp()) AS waiting
+         CROSS JOIN LATERAL (
+                SELECT oldest.id, oldest.created_at,
+                       row_number() OVER (ORDER BY oldest.created_at, oldest.id) AS turn
+                  FROM (SELECT id, created_at FROM jobs
+                         WHERE state = 'queued' AND tier = :tier AND lane = :lane AND ring_number IS NULL
+                           AND account_id = waiting.account_id AND next_dispatch_at <= clock_timestamp()
+                         ORDER BY created_at, id LIMIT :limit) AS oldest) AS next
+         ORDER BY next.turn, next.created_at LIMIT :limit"""
+    parameters = {"tier": tier, "lane": lane, "limit": limit, "redispatch_seconds": redispatch_seconds}
+    return _count(db, picked, "jobs.ring_number IS NULL", parameters)
+
+
+def replace_lost(
+    db: Database, tier: str, lane: str, *, older_than: int | None, limit: int, redispatch_seconds: float
+) -> list[Bell]:
+    """Count new bells for due rows whose bell must be gone.
+
+    `older_than` is the number of the bell at the head of their queue: bells with a smaller number have
+    left it. `None` means that the queue is empty. Never by age alone: a long queue is not doubled.
+    """
+    picked = """
+        SELECT id FROM jobs
+         WHERE state = 'queued' AND tier = :tier AND lane = :lane AND ring_number IS NOT NULL
+           AND next_dispatch_at <= clock_timestamp()
+           AND (CAST(:older_than AS bigint) IS NULL OR ring_number < :older_than)
+         ORDER BY ring_number LIMIT :limit"""
+    parameters: dict[str, object] = {"tier": tier, "lane": lane, "older_than": older_than, "limit": limit}
+    parameters["redispatch_seconds"] = redispatch_seconds
+    return _count(db, picked, "jobs.ring_number IS NOT NULL", parameters)
+
+
+def _count(db: Database, picked: str, guard: str, parameters: dict[str, object]) -> list[Bell]:
+    # Numbers are drawn in the order of the pick; the guard is asked again, since another sweeper may
+    # have picked the same rows.
+    statement = text(
+        f"""
+        WITH picked AS ({picked}),
+             numbered AS MATERIALIZED (SELECT id, nextval('ring_numbers') AS number FROM picked)
+        UPDATE jobs SET dispatch_seq = dispatch_seq + 1, ring_number = numbered.number,
+               dispatched_at = clock_timestamp(),
+               next_dispatch_at = clock_timestamp() + make_interval(secs => :redispatch_seconds)
+          FROM numbered
+         WHERE jobs.id = numbered.id AND jobs.state = 'queued'
+           AND jobs.next_dispatch_at <= clock_timestamp() AND {guard}
+        RETURNING jobs.id AS job_id, tier, lane, dispatch_seq, ring_number
+        """
+    )
+    rows = db.run(lambda connection: connection.execute(statement, parameters).all())
+    return sorted((Bell(**row._mapping) for row in rows), key=lambda bell: bell.ring_number)
+
+
+def put_back(db: Database, job_id: str) -> None:
+    """A worker heard the bell and had no slot: the row is due again, without a bell."""
+    statement = text(
+        """UPDATE jobs SET ring_number = NULL, next_dispatch_at = clock_timestamp()
+            WHERE id = :id AND state = 'queued'"""
+    )
+    db.run(lambda connection: connection.execute(statement, {"id": job_id}))
+
+
+def forget_all(db: Database) -> int:
+    """The broker has lost its memory: every queued row is due again, without a bell; how many."""
+    statement = text(
+        """UPDATE jobs SET ring_number = NULL, next_dispatch_at = clock_timestamp()
+            WHERE id IN (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id FOR UPDATE) RETURNING id"""
+    )
+    return len(db.run(lambda connection: connection.execute(statement).all()))
+
+
+def waiting(db: Database) -> dict[tuple[str, str], int]:
+    """How many jobs are queued in each tier and lane: the depth that clients are told."""
+    query = text("SELECT tier, lane, count(*) AS depth FROM jobs WHERE state = 'queued' GROUP BY tier, lane")
+    with db.transaction() as connection:
+        return {(row.tier, row.lane): row.depth for row in connection.execute(query)}
+
+
+def publishes_of(db: Database, job_ids: Sequence[str]) -> dict[str, int]:
+    """How many bells each of these jobs has had."""
+    query = text("SELECT id, dispatch_seq FROM jobs WHERE id = ANY(:ids)")
+    with db.transaction() as connection:
+        return {row.id: row.dispatch_seq for row in connection.execute(query, {"ids": list(job_ids)})}

@@ -1,0 +1,62 @@
+"""Every error that storage raises.
+
+StorageError
+ ├─ Unavailable           database_unavailable      retryable
+ ├─ NotFound              not_found
+ ├─ IdempotencyMismatch   idempotency_key_reused
+ ├─ JobIsFinal            job_is_final
+ └─ BlobError             blob_error
+     ├─ BlobUnavailable   storage_unavailable       retryable
+     └─ BlobConflict      blob_conflict
+"""
+
+
+class StorageError(Exception):
+    """Base of the tree; `code` is stable and public, `retryable` says whether trying again can help."""
+
+    code = "storage_error"
+    retryable = False
+
+
+class Unavailable(StorageError):
+    """Postgres cannot be reached, or gave up in the middle."""
+
+    code = "database_unavailable"
+    retryable = True
+
+
+class NotFound(StorageError):
+    """There is no such row for this account; another account's row looks just the same."""
+
+    code = "not_found"
+
+
+class IdempotencyMismatch(StorageError):
+    """The idempotency key was used before with another request."""
+
+    code = "idempotency_key_reused"
+
+
+class JobIsFinal(StorageError):
+    """The job or batch has ended, and what has ended never changes."""
+
+    code = "job_is_final"
+
+
+class BlobError(StorageError):
+    """The object store refused."""
+
+    code = "blob_error"
+
+
+class BlobUnavailable(BlobError):
+    """The object store cannot be reached, or failed on its side, within the upload budget."""
+
+    code = "storage_unavailable"
+    retryable = True
+
+
+class BlobConflict(BlobError):
+    """Another object holds this key: the key is not ours."""
+
+    code = "blob_conflict"

@@ -1,0 +1,153 @@
+"""Reading jobs: one row as a `Job`, lists by cursor, and the states that waiters ask for.
+
+Every query that a client can cause takes the account. Nothing here changes a row.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, select, tuple_
+
+from storage.database import Database
+from storage.errors import NotFound
+from storage.states import TERMINAL, State
+from storage.tables import images, jobs
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One image of a job: where it lies and what it is."""
+
+    index: int
+    seed: int
+    object_key: str
+    sha256: str
+    num_bytes: int
+    width: int
+    height: int
+    deleted_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's row and its images, as they were at one moment."""
+
+    id: str
+    account_id: str
+    state: State
+    lane: str
+    tier: str
+    model: str
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    seed: int
+    num_images: int
+    webhook_url: str | None
+    batch_id: str | None
+    batch_line: int | None
+    retry_of: str | None
+    request_hash: str | None
+    attempt: int
+    num_failures: int
+    num_crashes: int
+    suspect: bool
+    solo: bool
+    dispatch_seq: int
+    created_at: datetime
+    deadline_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    cancel_requested_at: datetime | None
+    progress: float
+    worker: str | None
+    error_code: str | None
+    error_retryable: bool | None
+    error_detail: str | None
+    warnings: tuple[str, ...]
+    timings: dict[str, float]
+    images: tuple[StoredImage, ...] = ()
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the state is final."""
+        return self.state in TERMINAL
+
+
+JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name not in ("images",)]
+
+
+def job_from_row(row: Row[Any], stored: Sequence[StoredImage] = ()) -> Job:
+    """A `Job` from a row that holds at least `JOB_COLUMNS`."""
+    values = {column.name: row._mapping[column.name] for column in JOB_COLUMNS}
+    values |= {"state": State(values["state"]), "warnings": tuple(values["warnings"])}
+    return Job(**values, images=tuple(stored))
+
+
+def get(db: Database, account_id: str, job_id: str) -> Job:
+    """The account's job; raises `NotFound`, for another account's job too."""
+    with db.transaction() as connection:
+        query = select(*JOB_COLUMNS).where(jobs.c.id == job_id, jobs.c.account_id == account_id)
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            raise NotFound(f"no job {job_id!r}")
+        return job_from_row(row, _images_of(connection, [job_id]).get(job_id, ()))
+
+
+def list_jobs(
+    db: Database,
+    account_id: str,
+    *,
+    states: Sequence[str] = (),
+    tier: str | None = None,
+    lane: str | None = None,
+    batch_id: str | None = None,
+    limit: int = 50,
+    before: tuple[datetime, str] | None = None,
+    after_line: int | None = None,
+) -> list[Job]:
+    """The account's jobs, newest first; `before` is the `(created_at, id)` of the last one seen.
+
+    With `after_line`, the jobs of a batch in the order of its file instead.
+    """
+    query = select(*JOB_COLUMNS).where(jobs.c.account_id == account_id)
+    for column, wanted in ((jobs.c.tier, tier), (jobs.c.lane, lane), (jobs.c.batch_id, batch_id)):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    if states:
+        query = query.where(jobs.c.state.in_(states))
+    if before is not None:
+        query = query.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
+    order: list[ColumnElement[Any]] = [jobs.c.created_at.desc(), jobs.c.id.desc()]
+    if after_line is not None:
+        query, order = query.where(jobs.c.batch_line > after_line), [jobs.c.batch_line]
+    query = query.order_by(*order).limit(limit)
+    with db.transaction() as connection:
+        rows = connection.execute(query).all()
+        stored = _images_of(connection, [row.id for row in rows])
+    return [job_from_row(row, stored.get(row.id, ())) for row in rows]
+
+
+def states_of(db: Database, job_ids: Iterable[str]) -> dict[str, State]:
+    """The state of each of these jobs, in one query: the web's waiters share it."""
+    with db.transaction() as connection:
+        rows = connection.execute(select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(list(job_ids))))
+        return {row.id: State(row.state) for row in rows}
+
+
+def _images_of(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[StoredImage]]:
+    if not job_ids:
+        return {}
+    columns = [images.c[name] for name in StoredImage.__dataclass_fields__]
+    query = select(images.c.job_id, *columns).where(images.c.job_id.in_(job_ids))
+    found: dict[str, list[StoredImage]] = {}
+    for row in connection.execute(query.order_by(images.c.job_id, images.c.index)):
+        values = dict(row._mapping)
+        found.setdefault(values.pop("job_id"), []).append(StoredImage(**values))
+    return found

@@ -1,0 +1,102 @@
+"""The birth of a job: a validated request becomes a queued row, once for each idempotency key.
+
+It commits and does nothing else; ringing the bell is its caller's next step. What may happen to the
+row afterwards is `storage.jobs`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from sqlalchemy import Connection, bindparam, insert, select, text
+from sqlalchemy.exc import IntegrityError
+
+from storage.database import Database, sqlstate
+from storage.errors import IdempotencyMismatch
+from storage.identifiers import new_id
+from storage.job_views import JOB_COLUMNS, Job, get, job_from_row
+from storage.tables import jobs
+
+UNIQUE_VIOLATION = "23505"
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A validated request, ready to become a row; field names are the columns'."""
+
+    account_id: str
+    model: str
+    tier: str
+    lane: str
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    seed: int
+    num_images: int = 1
+    deadline_seconds: float | None = None
+    webhook_url: str | None = None
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+    batch_id: str | None = None
+    batch_line: int | None = None
+    retry_of: str | None = None
+
+
+def create(db: Database, new: NewJob, *, redispatch_seconds: float) -> tuple[Job, bool]:
+    """Insert a queued job; `(job, False)` when its idempotency key made it before.
+
+    Raises `IdempotencyMismatch` when the key was used for another request.
+    """
+
+    def work(connection: Connection) -> Job:
+        # Read back before the commit: once it is accepted, nothing may fail any more.
+        [job_id] = insert_rows(connection, [new], redispatch_seconds)
+        return job_from_row(connection.execute(select(*JOB_COLUMNS).where(jobs.c.id == job_id)).one())
+
+    try:
+        return db.run(work), True
+    except IntegrityError as error:
+        if sqlstate(error) != UNIQUE_VIOLATION or new.idempotency_key is None:
+            raise
+        return _replayed(db, new), False
+
+
+def _replayed(db: Database, new: NewJob) -> Job:
+    with db.transaction() as connection:
+        query = select(*JOB_COLUMNS).where(
+            jobs.c.account_id == new.account_id, jobs.c.idempotency_key == new.idempotency_key
+        )
+        row = connection.execute(query).one()
+    if row.request_hash != new.request_hash:
+        raise IdempotencyMismatch("this Idempotency-Key was used before with another request")
+    return get(db, new.account_id, row.id)
+
+
+def insert_rows(connection: Connection, new_jobs: Sequence[NewJob], redispatch_seconds: float) -> list[str]:
+    """Insert queued rows, many a statement. An interactive row counts as rung: its caller rings after
+    the commit. A bulk row is due at once, for the sweeper."""
+    rows = []
+    for new in new_jobs:
+        rung = new.lane == "interactive"
+        rows.append(
+            {f"new_{name}": getattr(new, name) for name in _FIELDS}
+            | {"new_id": new_id("job"), "rung": rung, "wait_seconds": redispatch_seconds if rung else 0.0}
+        )
+    connection.execute(_INSERT, rows)
+    return [str(row["new_id"]) for row in rows]
+
+
+_FIELDS = [field.name for field in fields(NewJob)]
+_INSERT = insert(jobs).values(
+    {name: bindparam(f"new_{name}") for name in ("id", *_FIELDS) if name != "deadline_seconds"}
+    | {
+        "dispatch_seq": text("CAST(:rung AS boolean)::int"),
+        "ring_number": text("CASE WHEN :rung THEN nextval('ring_numbers') END"),
+        "dispatched_at": text("CASE WHEN :rung THEN clock_timestamp() END"),
+        "next_dispatch_at": text("clock_timestamp() + make_interval(secs => :wait_seconds)"),
+        "deadline_at": text("clock_timestamp() + make_interval(secs => :new_deadline_seconds)"),
+    }
+)

@@ -1,0 +1,179 @@
+"""Every table, as SQLAlchemy Core sees it. The migrations create them; a test compares the two.
+
+Tables hold columns and nothing else: what may change and when is `storage.states` and `storage.jobs`.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+metadata = MetaData()
+
+
+def _instant(name: str, *, nullable: bool = True) -> "Column[object]":
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("webhook_secret", Text, nullable=False),
+    _instant("created_at", nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("prefix", Text, nullable=False, unique=True),
+    Column("digest", Text, nullable=False),
+    _instant("created_at", nullable=False),
+    _instant("last_used_at"),
+    _instant("revoked_at"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("num_jobs", Integer, nullable=False),
+    Column("idempotency_key", Text),
+    Column("request_hash", Text),
+    _instant("created_at", nullable=False),
+    _instant("cancel_requested_at"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("lane", Text, nullable=False),
+    Column("tier", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    # What was asked for.
+    Column("prompt", Text, nullable=False),
+    Column("negative_prompt", Text, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("num_inference_steps", Integer, nullable=False),
+    Column("guidance_scale", Double, nullable=False),
+    Column("scheduler", Text, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("num_images", Integer, nullable=False),
+    Column("webhook_url", Text),
+    # Where it came from.
+    Column("batch_id", Text, ForeignKey("batches.id")),
+    Column("batch_line", Integer),
+    Column("retry_of", Text, ForeignKey("jobs.id")),
+    Column("idempotency_key", Text),
+    Column("request_hash", Text),
+    # Set by a claim; the fence of every later write. `attempt` never falls.
+    Column("attempt", Integer, nullable=False),
+    Column("lease_token", UUID(as_uuid=False)),
+    Column("lease_boot_id", Text),
+    Column("lease_expires_at", DateTime(timezone=True)),
+    # `num_failures` counts transient errors, `num_crashes` processes that died while it ran alone.
+    Column("num_failures", Integer, nullable=False),
+    Column("num_crashes", Integer, nullable=False),
+    # A suspect was held by a process that died; `solo` marks that it now runs alone because of that.
+    Column("suspect", Boolean, nullable=False),
+    Column("solo", Boolean, nullable=False),
+    # Set while queued: how many bells were rung, the number of the last one, and when to look again.
+    Column("dispatch_seq", Integer, nullable=False),
+    Column("ring_number", BigInteger),
+    _instant("dispatched_at"),
+    _instant("next_dispatch_at"),
+    # Life.
+    _instant("created_at", nullable=False),
+    _instant("deadline_at"),
+    _instant("started_at"),
+    _instant("finished_at"),
+    _instant("cancel_requested_at"),
+    Column("progress", Double, nullable=False),
+    Column("worker", Text),
+    Column("error_code", Text),
+    Column("error_retryable", Boolean),
+    Column("error_detail", Text),
+    Column("warnings", JSONB, nullable=False),
+    Column("timings", JSONB, nullable=False),
+)
+
+images = Table(
+    "images",
+    metadata,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("index", Integer, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("object_key", Text, nullable=False, unique=True),
+    Column("sha256", Text, nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    _instant("created_at", nullable=False),
+    _instant("deleted_at"),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("job_id", Text, ForeignKey("jobs.id"), nullable=False),
+    Column("transition", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", Text),
+    Column("detail", Text),
+    _instant("created_at", nullable=False),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("job_id", Text, ForeignKey("jobs.id")),
+    Column("batch_id", Text, ForeignKey("batches.id")),
+    Column("event", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("num_attempts", Integer, nullable=False),
+    _instant("next_attempt_at"),
+    _instant("created_at", nullable=False),
+    _instant("finished_at"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("boot_id", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("tiers", JSONB, nullable=False),
+    Column("interactive_slots", Integer, nullable=False),
+    Column("bulk_slots", Integer, nullable=False),
+    Column("promise", Text, nullable=False),
+    _instant("started_at", nullable=False),
+    _instant("seen_at", nullable=False),
+    _instant("stopped_at"),
+)

@@ -1,0 +1,144 @@
+"""Who is alive: the rows by which workers say what they serve, and their heartbeat over all leases.
+
+A heartbeat carries every lease and every progress of one worker out, and cancellations and lost
+leases back, in one transaction. Whether the worker deserves one is for its caller to know.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, func, select, text
+
+from storage.database import Database
+from storage.jobs import Lease
+from storage.tables import workers
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process on one device; `seen_at` is its last heartbeat."""
+
+    id: str
+    boot_id: str
+    host: str
+    pid: int
+    device: str
+    tiers: tuple[str, ...]
+    interactive_slots: int
+    bulk_slots: int
+    promise: str
+    started_at: datetime | None = None
+    seen_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a heartbeat brings back: leases that are gone, and jobs whose owner wants them no more."""
+
+    lost: frozenset[str]
+    canceled: frozenset[str]
+
+
+def heartbeat(
+    db: Database, worker: Worker, held: Sequence[tuple[Lease, float]], *, lease_seconds: float
+) -> Beat:
+    """Renew the worker's row and all of its leases; `held` pairs each lease with its progress (0-1)."""
+
+    def work(connection: Connection) -> Beat:
+        _renew_worker(connection, worker)
+        if not held:
+            return Beat(frozenset(), frozenset())
+        rows = connection.execute(
+            _RENEW_LEASES,
+            {
+                "ids": [lease.job_id for lease, _ in held],
+                "attempts": [lease.attempt for lease, _ in held],
+                "tokens": [lease.token for lease, _ in held],
+                "progress": [progress for _, progress in held],
+                "lease_seconds": lease_seconds,
+            },
+        ).all()
+        kept = {row.id for row in rows}
+        lost = frozenset(lease.job_id for lease, _ in held) - kept
+        return Beat(lost, frozenset(row.id for row in rows if row.canceled))
+
+    return db.run(work)
+
+
+# Locks in id order: two statements over many rows must not meet head-on.
+_RENEW_LEASES = text(
+    """
+    WITH mine AS (
+        SELECT jobs.id, held.progress
+          FROM jobs JOIN unnest(CAST(:ids AS text[]), CAST(:attempts AS int[]), CAST(:tokens AS uuid[]),
+                                CAST(:progress AS float8[])) AS held(id, attempt, token, progress)
+            ON jobs.id = held.id AND jobs.attempt = held.attempt AND jobs.lease_token = held.token
+         WHERE jobs.state = 'running' ORDER BY jobs.id FOR UPDATE OF jobs
+    )
+    UPDATE jobs SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease_seconds),
+                    progress = greatest(jobs.progress, mine.progress)
+      FROM mine WHERE jobs.id = mine.id
+    RETURNING jobs.id, jobs.cancel_requested_at IS NOT NULL AS canceled
+    """
+)
+
+
+def _renew_worker(connection: Connection, worker: Worker) -> None:
+    connection.execute(
+        text(
+            """
+            INSERT INTO workers (id, boot_id, host, pid, device, tiers, interactive_slots, bulk_slots,
+                                 promise, started_at, seen_at)
+            VALUES (:id, :boot_id, :host, :pid, :device, CAST(:tiers AS jsonb), :interactive_slots,
+                    :bulk_slots, :promise, clock_timestamp(), clock_timestamp())
+            ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp(), stopped_at = NULL
+            """
+        ),
+        {
+            **{name: getattr(worker, name) for name in ("id", "boot_id", "host", "pid", "device", "promise")},
+            "interactive_slots": worker.interactive_slots,
+            "bulk_slots": worker.bulk_slots,
+            "tiers": json.dumps(worker.tiers),
+        },
+    )
+
+
+def live_workers(db: Database, alive_seconds: float) -> list[Worker]:
+    """The workers whose heartbeat is younger than `alive_seconds` and that have not said goodbye."""
+    young = func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, alive_seconds)
+    query = (
+        select(*(workers.c[name] for name in Worker.__dataclass_fields__))
+        .where(workers.c.stopped_at.is_(None), workers.c.seen_at > young)
+        .order_by(workers.c.device, workers.c.started_at)
+    )
+    with db.transaction() as connection:
+        rows = [dict(row._mapping) for row in connection.execute(query)]
+    return [Worker(**{**row, "tiers": tuple(row["tiers"])}) for row in rows]
+
+
+def say_goodbye(db: Database, boot_id: str) -> None:
+    """Mark the worker as stopped, so that nobody counts on it."""
+    statement = text("UPDATE workers SET stopped_at = clock_timestamp() WHERE boot_id = :boot_id")
+    with db.transaction() as connection:
+        connection.execute(statement, {"boot_id": boot_id})
+
+
+def expire_leases(db: Database, *, boot_id: str) -> int:
+    """End the leases of a process that is known to be dead, at once; how many. The reaper does the rest."""
+    statement = text(
+        """
+        UPDATE jobs SET lease_expires_at = clock_timestamp() - interval '1 second'
+         WHERE id IN (SELECT id FROM jobs WHERE state = 'running' AND lease_boot_id = :boot_id
+                       ORDER BY id FOR UPDATE)
+        RETURNING id
+        """
+    )
+
+    def work(connection: Connection) -> int:
+        goodbye = text("UPDATE workers SET stopped_at = clock_timestamp() WHERE boot_id = :boot_id")
+        connection.execute(goodbye, {"boot_id": boot_id})
+        return len(connection.execute(statement, {"boot_id": boot_id}).all())
+
+    return db.run(work)

@@ -1,0 +1,84 @@
+"""Real services for the whole test run: Postgres, Valkey and S3, started once, in a folder of its own."""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+
+from local.endpoints import Embedded, embedded
+from settings import ROOT, Settings
+from storage import accounts
+from storage.blobs import Blobs
+from storage.database import Database
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """The three data services on loopback."""
+    with embedded(tmp_path_factory.mktemp("services"), keep=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def alembic_config(services: Embedded) -> Iterator[Config]:
+    """Alembic over the real database."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in services.environment.items():
+            patch.setenv(name, value)
+        yield Config(toml_file=str(ROOT / "pyproject.toml"))
+
+
+@pytest.fixture(scope="session")
+def migrated(services: Embedded, alembic_config: Config) -> Embedded:
+    """The same services, with the schema at its newest version."""
+    command.upgrade(alembic_config, "head")
+    return services
+
+
+@pytest.fixture(scope="session")
+def database(migrated: Embedded) -> Iterator[Database]:
+    """A pool over the migrated database."""
+    db = Database(migrated.database_url, 20)
+    yield db
+    db.close()
+
+
+@pytest.fixture(scope="session")
+def blobs(services: Embedded) -> Blobs:
+    """The real bucket."""
+    return Blobs(
+        endpoint=services.s3_endpoint,
+        public_endpoint=services.s3_endpoint,
+        region=services.s3_region,
+        access_key=services.s3_access_key,
+        secret_key=services.s3_secret_key,
+        bucket=services.bucket,
+    )
+
+
+@pytest.fixture(scope="session")
+def settings(migrated: Embedded) -> Settings:
+    """Settings for these services, as the environment would give them, with a broker prefix of its own."""
+    names = {name.removeprefix("CALOTYPE_").lower(): value for name, value in migrated.environment.items()}
+    return Settings(**names, broker_key_prefix=f"test-{secrets.token_hex(4)}:")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def account(database: Database) -> str:
+    """A fresh account; its id."""
+    return accounts.create_account(database, "test")
+
+
+@pytest.fixture
+def api_key(database: Database, account: str) -> str:
+    """A key of that account, in plaintext."""
+    return accounts.create_key(database, account, "test").plaintext
+
+
+@pytest.fixture
+def prompts_csv() -> Path:
+    """The example that the README uses."""
+    return ROOT / "examples" / "prompts.csv"

@@ -1,0 +1,56 @@
+"""What the storage tests share: a way to make jobs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from storage import submissions
+from storage.database import Database
+from storage.job_views import Job
+from storage.jobs import Claim, WorkerName, claim
+from storage.submissions import NewJob
+
+MakeJob = Callable[..., Job]
+WORKER = WorkerName(boot_id="boot-1", name="cpu:0@test")
+
+
+def new_job(account: str, **changes: Any) -> NewJob:
+    """A plain request of this account."""
+    fields: dict[str, Any] = {
+        "account_id": account,
+        "model": "tiny",
+        "tier": "sd",
+        "lane": "interactive",
+        "prompt": "a red heart",
+        "negative_prompt": "",
+        "width": 128,
+        "height": 128,
+        "num_inference_steps": 4,
+        "guidance_scale": 4.0,
+        "scheduler": "ddim",
+        "seed": 1,
+    }
+    return NewJob(**{**fields, **changes})
+
+
+@pytest.fixture
+def make_job(database: Database, account: str) -> MakeJob:
+    """Creates a queued job of the test's account."""
+
+    def make(**changes: Any) -> Job:
+        return submissions.create(database, new_job(account, **changes), redispatch_seconds=15)[0]
+
+    return make
+
+
+@pytest.fixture
+def claim_job(database: Database) -> Callable[..., Claim]:
+    """Claims a job as a worker that serves both tiers."""
+
+    def make(job_id: str, *, lease_seconds: float = 30, worker: WorkerName = WORKER) -> Claim:
+        claimed = claim(database, job_id, tiers=["sd", "hd"], worker=worker, lease_seconds=lease_seconds)
+        assert claimed is not None
+        return claimed
+
+    return make

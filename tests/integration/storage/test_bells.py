@@ -1,0 +1,100 @@
+"""The promises about bells: none is forgotten, none is doubled by age, accounts take turns."""
+
+import secrets
+
+import pytest
+from sqlalchemy import text
+
+from storage import accounts, bells, submissions
+from storage.database import Database
+from storage.jobs import cancel
+from tests.integration.storage.conftest import MakeJob, new_job
+
+
+@pytest.fixture
+def tier() -> str:
+    """A tier of this test's own."""
+    return f"tier-{secrets.token_hex(4)}"
+
+
+def make_due(database: Database) -> None:
+    """Let every queued job's wait be over."""
+    with database.transaction() as connection:
+        connection.execute(
+            text("UPDATE jobs SET next_dispatch_at = clock_timestamp() WHERE state = 'queued'")
+        )
+
+
+def feed(database: Database, tier: str, limit: int = 100, lane: str = "bulk") -> list[str]:
+    return [bell.job_id for bell in bells.feed(database, tier, lane, limit, redispatch_seconds=15)]
+
+
+def replace_lost(database: Database, tier: str, older_than: int | None) -> list[str]:
+    found = bells.replace_lost(
+        database, tier, "interactive", older_than=older_than, limit=100, redispatch_seconds=15
+    )
+    return [bell.job_id for bell in found]
+
+
+def test_a_fresh_interactive_job_has_its_bell_counted_for_its_caller_to_ring(
+    database: Database, make_job: MakeJob, tier: str
+) -> None:
+    job = make_job(tier=tier)
+    bell = bells.of_new_job(database, job.id)
+    assert bell is not None
+    assert (bell.tier, bell.lane, bell.dispatch_seq) == (tier, "interactive", 1)
+    assert feed(database, tier, lane="interactive") == []
+
+
+def test_bulk_accounts_take_turns_whatever_the_size_of_their_batches(database: Database, tier: str) -> None:
+    large, small = (accounts.create_account(database, name) for name in ("large", "small"))
+    first = [_bulk(database, tier, large) for _ in range(6)]
+    second = [_bulk(database, tier, small) for _ in range(2)]
+    assert feed(database, tier, 4) == [first[0], second[0], first[1], second[1]]
+    assert feed(database, tier, 10) == first[2:]
+
+
+def _bulk(database: Database, tier: str, account: str) -> str:
+    request = new_job(account, tier=tier, lane="bulk")
+    return submissions.create(database, request, redispatch_seconds=15)[0].id
+
+
+def test_a_bell_in_a_long_queue_is_not_doubled_however_old_it_is(
+    database: Database, make_job: MakeJob, tier: str
+) -> None:
+    jobs = [make_job(tier=tier) for _ in range(3)]
+    make_due(database)
+    bell = bells.of_new_job(database, jobs[0].id)
+    assert bell is not None
+    assert not {job.id for job in jobs} & set(replace_lost(database, tier, bell.ring_number))
+
+
+def test_bells_that_left_the_queue_without_being_heard_are_replaced(
+    database: Database, make_job: MakeJob, tier: str
+) -> None:
+    gone, waiting = make_job(tier=tier), make_job(tier=tier)
+    make_due(database)
+    head = bells.of_new_job(database, waiting.id)
+    assert head is not None
+    assert replace_lost(database, tier, head.ring_number) == [gone.id]
+    make_due(database)
+    assert set(replace_lost(database, tier, None)) == {gone.id, waiting.id}
+
+
+def test_a_bell_that_found_no_slot_is_put_back(database: Database, make_job: MakeJob, tier: str) -> None:
+    job = make_job(tier=tier, lane="bulk")
+    assert feed(database, tier) == [job.id]
+    assert feed(database, tier) == []
+    bells.put_back(database, job.id)
+    assert feed(database, tier) == [job.id]
+
+
+def test_when_the_broker_forgets_every_queued_job_is_due_and_no_other(
+    database: Database, make_job: MakeJob, tier: str
+) -> None:
+    queued, canceled = make_job(tier=tier), make_job(tier=tier)
+    cancel(database, canceled.account_id, canceled.id)
+    assert bells.forget_all(database) >= 1
+    due = feed(database, tier, lane="interactive")
+    assert queued.id in due
+    assert canceled.id not in due

@@ -1,0 +1,66 @@
+"""The promises of `calotype.toml` and the environment: what is wrong is named, and a tier has one model."""
+
+from pathlib import Path
+
+import pytest
+
+from settings import ROOT, Catalogue, Settings, SettingsError, load_catalogue, load_settings, tier_for
+
+GOOD = (ROOT / "calotype.toml").read_text()
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    return load_catalogue(ROOT / "calotype.toml")
+
+
+def test_a_request_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue) -> None:
+    model = catalogue.model(None)
+    assert model is not None
+    sizes = {(64, 64): "sd", (128, 128): "sd", (128, 136): "hd", (192, 192): "hd", (256, 144): "hd"}
+    for (width, height), name in sizes.items():
+        tier = tier_for(model, width, height)
+        assert tier is not None
+        assert tier.name == name
+    assert tier_for(model, 256, 256) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("max_pixels = 16384", "max_pixels = -1"), "max_pixels"),
+        (("max_pixels = 16384", "max_pixels = 100"), "default size"),
+        (('default_model = "tiny"', 'default_model = "huge"'), "huge"),
+        (('tiers = ["sd", "hd"]', 'tiers = ["xd"]'), "xd"),
+        (('device = "auto"', 'device = "gpu"'), "device"),
+        (("min_side = 64", "min_sides = 64"), "min_side"),
+        (
+            ("default_num_inference_steps = 20", "default_num_inference_steps = 900"),
+            "default_num_inference_steps",
+        ),
+        (("[models.tiny]", "[models.tiny"), "calotype.toml"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, change: tuple[str, str], named: str) -> None:
+    path = tmp_path / "calotype.toml"
+    assert change[0] in GOOD
+    path.write_text(GOOD.replace(*change))
+    with pytest.raises(SettingsError, match=named):
+        load_catalogue(path)
+
+
+def test_a_missing_setting_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CALOTYPE_DATABASE_URL", raising=False)
+    with pytest.raises(SettingsError, match="CALOTYPE_DATABASE_URL"):
+        load_settings().require("database_url")
+
+
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALOTYPE_LEASE_SECONDS", "-3")
+    with pytest.raises(SettingsError, match="lease_seconds"):
+        load_settings()
+
+
+def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALOTYPE_DATABASE_URL", "postgresql://calotype:hunter2@127.0.0.1/calotype")
+    assert "hunter2" not in repr(Settings())
