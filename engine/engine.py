@@ -1,0 +1,291 @@
+"""The engine: one thread that re-forms the step batch at every denoising step.
+
+`Engine.tick` is the whole system: take in, drop, admit, choose, step, decode. A generation is in exactly
+one of the lists `_waiting`, `_running` and `_denoised`, and only the engine thread touches them. The
+engine performs no I/O and knows no jobs, rows or queues; who runs is the policy's, tensors the runner's.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from engine.errors import (
+    Canceled,
+    DeadlineExceeded,
+    DeviceLost,
+    EngineError,
+    EngineStopped,
+    NumericError,
+    OutOfMemory,
+)
+from engine.families.family import Family
+from engine.generation import Generation, Progress
+from engine.handle import Handle
+from engine.models import Models
+from engine.policy import MAX_DECODES_PER_TICK, Policy
+from engine.request import GeneratedImage, GenerationRequest
+from engine.runner import Runner, translate
+from engine.self_test import Promise
+
+logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Engine:
+    """Runs requests on loaded models, in step batches. `start` it, or call `tick` yourself."""
+
+    def __init__(
+        self,
+        families: Mapping[str, Family],
+        row_limits: Mapping[str, Mapping[int, int]],
+        *,
+        promise: Promise = "within 1/255",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.promise: Promise = promise
+        self.fatal = threading.Event()  # set when the process must exit; `fatal_error` says why
+        self.fatal_error: EngineError | None = None
+        self.ticked_at = clock()  # when the loop last turned: old, and not idle, means hung
+        self.num_ticks = 0  # step batches begun
+        self._clock = clock
+        self._models = Models(families, row_limits, is_exact=promise == "exact")
+        self._policy = Policy(self._models.max_rows)
+        self._runner = Runner(families, clock)
+        self._inbox: deque[Generation] = deque()
+        self._waiting: list[Generation] = []
+        self._running: list[Generation] = []
+        self._denoised: list[Generation] = []
+        self._changed = threading.Condition()
+        self._num_generations = 0
+        self._is_accepting = True
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # Callers' threads.
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        *,
+        on_progress: Progress | None = None,
+        before_first_step: Callable[[], object] | None = None,
+    ) -> Handle:
+        """Hand a request over; raises `RequestInvalid` or `EngineStopped`, all else comes by the future.
+
+        `before_first_step` runs once on the engine thread; if it fails, the generation does not start.
+        """
+        generation = self._models.generation(
+            request,
+            submitted_at=self._clock(),
+            num_ticks=self.num_ticks,
+            on_progress=on_progress,
+            before_first_step=before_first_step,
+        )
+        generation.future.set_running_or_notify_cancel()  # only `Handle.cancel` cancels, at a step boundary
+        with self._changed:
+            if not self._is_accepting:
+                raise EngineStopped
+            if self.is_idle:
+                self.ticked_at = self._clock()  # it stood still because it was idle, not because it hung
+            self._num_generations += 1
+            self._inbox.append(generation)
+            self._changed.notify_all()
+        return Handle(generation, self._wake)
+
+    @property
+    def num_generations(self) -> int:
+        """Generations between `submit` and their outcome."""
+        return self._num_generations
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do, so that an old `ticked_at` means nothing."""
+        return self._num_generations == 0
+
+    def start(self) -> None:
+        """Start the engine thread."""
+        self._thread.start()
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more requests and wait until the last one has its outcome; whether that came in time."""
+        with self._changed:
+            self._is_accepting = False
+            return self._changed.wait_for(lambda: self.is_idle, seconds)
+
+    def stop(self) -> None:
+        """End the thread after its current tick; what is unfinished gets `EngineStopped`, to be retried."""
+        with self._changed:
+            self._is_accepting = False
+            self._is_stopping = True
+            self._changed.notify_all()
+        if self._thread.ident is None:
+            self._fail_all(EngineStopped())
+        else:
+            self._thread.join()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # The engine thread.
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self.tick()
+        except Exception as error:  # the only broad one: nobody may wait for a dead thread
+            logger.exception("the engine thread ended")
+            self.fatal_error = translate(error)
+        self._fail_all(self.fatal_error or EngineStopped())
+        if self.fatal_error is not None:
+            self.fatal.set()
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_generations or self._is_stopping)
+            return not self._is_stopping
+
+    @torch.inference_mode()
+    def tick(self) -> None:
+        """One turn: at most one step batch and a few images, with every decision taken anew."""
+        self.ticked_at = self._clock()
+        self._take_in()
+        self._drop_ended()
+        self._admit()
+        self._step(self._policy.choose(self._running, self._clock()))
+        self._decode()
+        self.ticked_at = self._clock()
+
+    def _take_in(self) -> None:
+        while self._inbox:
+            self._waiting.append(self._inbox.popleft())
+
+    def _drop_ended(self) -> None:
+        now = self._clock()
+        for members in (self._waiting, self._running, self._denoised):
+            for generation in list(members):
+                if generation.is_cancel_requested:
+                    self._end(generation, members, Canceled())
+                elif generation.deadline_at is not None and now >= generation.deadline_at:
+                    self._end(generation, members, DeadlineExceeded())
+
+    def _admit(self) -> None:
+        for generation in self._policy.admit(self._waiting, self._running, self._clock()):
+            failure = self._attempt(self._runner.encode, generation)
+            if failure is not None:
+                self._end(generation, self._waiting, failure)
+                continue
+            self._waiting.remove(generation)
+            self._running.append(generation)
+
+    def _step(self, chosen: Sequence[Generation]) -> None:
+        chosen = [generation for generation in chosen if self._may_begin(generation)]
+        if not chosen:
+            return
+        started_at = self._clock()
+        self.num_ticks += 1
+        for generation in chosen:
+            generation.begin_step(started_at, self.num_ticks)
+        self._step_or_split(chosen)
+        ended_at = self._clock()
+        self._policy.stepped(chosen[0].key, ended_at - started_at)
+        for generation in chosen:
+            if generation.is_denoised and not generation.future.done():
+                generation.end_steps(ended_at)
+                self._running.remove(generation)
+                self._denoised.append(generation)
+
+    def _may_begin(self, generation: Generation) -> bool:
+        if generation.has_begun or generation.before_first_step is None:
+            return True
+        failure = self._attempt(generation.before_first_step)
+        if isinstance(failure, EngineError):
+            self._end(generation, self._running, failure)
+            return False
+        return True
+
+    def _step_or_split(self, members: Sequence[Generation]) -> None:
+        """Step `members` together; after an error in parts, so that only who fails alone is charged."""
+        outcome = self._attempt(self._runner.step, members)
+        if not isinstance(outcome, EngineError):
+            for generation in members:
+                if generation in outcome:
+                    self._end(generation, self._running, NumericError())
+                else:
+                    self._report(generation)
+        elif len(members) == 1:
+            self._end(members[0], self._running, outcome)
+        elif isinstance(outcome, OutOfMemory):
+            self._policy.lower(members[0].key, sum(member.num_rows for member in members))
+            half = len(members) // 2
+            self._step_or_split(members[:half])
+            self._step_or_split(members[half:])
+        else:
+            for generation in members:
+                self._step_or_split([generation])
+
+    def _decode(self) -> None:
+        for generation in self._policy.order(self._denoised, self._clock())[:MAX_DECODES_PER_TICK]:
+            pixels = self._attempt(self._runner.decode, generation)
+            if isinstance(pixels, EngineError):
+                self._end(generation, self._denoised, pixels)
+                continue
+            image = GeneratedImage(
+                pixels=pixels,
+                warnings=generation.warnings,
+                timings=generation.timings(self._clock()),
+                mean_step_batch=generation.mean_step_batch,
+                num_steps=generation.table.num_steps,
+            )
+            self._end(generation, self._denoised, image)
+
+    def _attempt(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | EngineError:
+        """Do `work`; its failure is returned, so that no traceback holds tensors when memory is freed."""
+        try:
+            return work(*args, **kwargs)
+        except Exception as error:
+            failure = translate(error)
+            logger.warning("%s: %s", failure.code, failure, exc_info=not isinstance(error, EngineError))
+        if isinstance(failure, DeviceLost):
+            raise failure
+        if isinstance(failure, OutOfMemory):
+            self._runner.free()
+        return failure
+
+    def _report(self, generation: Generation) -> None:
+        if generation.on_progress is None:
+            return
+        try:
+            generation.on_progress(generation.step_index, generation.table.num_steps)
+        except Exception:
+            logger.warning("on_progress of %r failed: dropped", generation.request.job_id, exc_info=True)
+            generation.on_progress = None
+
+    def _end(
+        self, generation: Generation, members: list[Generation], outcome: GeneratedImage | EngineError
+    ) -> None:
+        members.remove(generation)
+        self._resolve(generation, outcome)
+
+    def _resolve(self, generation: Generation, outcome: GeneratedImage | EngineError) -> None:
+        if isinstance(outcome, EngineError):
+            generation.future.set_exception(outcome)
+        else:
+            generation.future.set_result(outcome)
+        with self._changed:
+            self._num_generations -= 1
+            self._changed.notify_all()
+
+    def _fail_all(self, error: EngineError) -> None:
+        with self._changed:
+            self._is_accepting = False
+        self._take_in()
+        for members in (self._waiting, self._running, self._denoised):
+            while members:
+                self._resolve(members.pop(), type(error)(str(error)))  # a future each: raising changes it

@@ -1,0 +1,90 @@
+"""Stable Diffusion 1 and 2 (Rombach et al. 2022): a CLIP text encoder, a UNet and an autoencoder.
+
+Owns the loaded weights and their calling conventions, those of diffusers' `StableDiffusionPipeline`.
+It does not know of steps or step batches.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from engine.errors import LoadError
+from engine.families.family import Encoding
+
+
+class StableDiffusion:
+    """The `Family` of Stable Diffusion 1 and 2."""
+
+    def __init__(self, pipeline: Any) -> None:
+        if pipeline.unet.config.time_cond_proj_dim is not None:
+            raise LoadError("a distilled model with guidance as an input (LCM) is not supported")
+        self._tokenizer = pipeline.tokenizer
+        self._text_encoder = pipeline.text_encoder.eval().requires_grad_(False)
+        self._unet = pipeline.unet.eval().requires_grad_(False)
+        self._vae = pipeline.vae.eval().requires_grad_(False)
+        # The pipeline has corrected outdated entries (steps_offset, clip_sample) by now.
+        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        self.device: torch.device = self._unet.device
+        self.dtype: torch.dtype = self._unet.dtype
+        self.latent_channels: int = self._unet.config.in_channels
+        self.pixels_per_latent: int = pipeline.vae_scale_factor
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        revision: str | None,
+        local_files_only: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> "StableDiffusion":
+        """Load a folder in diffusers' layout, or a hub id: safetensors only, and no code comes with it."""
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            path,
+            revision=revision,
+            local_files_only=local_files_only,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        return cls(pipeline.to(device))
+
+    def needs_guidance_row(self, guidance_scale: float) -> bool:
+        """Guidance is applied after the forward pass, so a scale of 1 or less saves a row."""
+        return guidance_scale > 1
+
+    def encode(self, text: str) -> Encoding:
+        """The text's CLIP embeddings `(1, tokens, width)`, and a warning when its end was cut off."""
+        limit = self._tokenizer.model_max_length
+        tokens = self._tokenizer(
+            text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+        )
+        uses_mask = getattr(self._text_encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(self.device) if uses_mask else None
+        embeds = self._text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
+        return Encoding(embeds.to(self.dtype), self._cut(text, limit))
+
+    def _cut(self, text: str, limit: int) -> str | None:
+        num_tokens = len(self._tokenizer(text, truncation=False, verbose=False).input_ids)
+        if num_tokens <= limit:
+            return None
+        return f"the prompt has {num_tokens} tokens and was cut to the {limit} that the text encoder reads"
+
+    def predict(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The UNet's output, epsilon or v, `(R, C, h, w)`."""
+        output: Tensor = self._unet(
+            latents, timesteps, encoder_hidden_states=prompt_embeds, return_dict=False
+        )[0]
+        return output
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""
+        pixels: Tensor = self._vae.decode(latents / self._vae.config.scaling_factor, return_dict=False)[0]
+        return pixels

@@ -1,0 +1,140 @@
+"""One request in flight: the owner of all its state, latents and noise included.
+
+Runner and policy keep nothing about a generation; the engine's lists say where it is. Only the engine
+thread writes here, but for the cancel flag.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import torch
+from torch import Tensor
+
+from engine.policy import BatchKey
+from engine.request import GeneratedImage, GenerationRequest, Timings
+from engine.sampling import CoefficientTable
+
+Progress = Callable[[int, int], None]
+"""Called as `on_progress(steps done, steps)` on the engine thread after each step: it must be quick."""
+
+
+class Generation:
+    """A `GenerationRequest` between `submit` and its image."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        key: BatchKey,
+        table: CoefficientTable,
+        *,
+        is_guided: bool,
+        submitted_at: float,
+        num_ticks: int,
+        on_progress: Progress | None = None,
+        before_first_step: Callable[[], object] | None = None,
+    ) -> None:
+        self.request = request
+        self.key = key
+        self.table = table
+        self.future: Future[GeneratedImage] = Future()
+        self.on_progress = on_progress
+        self.before_first_step = before_first_step
+        self.is_cancel_requested = False
+        self.warnings: tuple[str, ...] = ()
+
+        self.step_index = 0
+        self.generator = torch.Generator("cpu").manual_seed(
+            request.seed
+        )  # CPU: seeds mean the same everywhere
+        self._noise: Tensor | None = None
+
+        # Set by the runner when it encodes.
+        self.latents: Tensor  # (1, C, h, w)
+        self.prompt_embeds: Tensor  # (1, tokens, width)
+        self.negative_prompt_embeds: Tensor  # (1, tokens, width)
+
+        self.submitted_at = submitted_at
+        left = request.seconds_left
+        self.deadline_at = None if left is None else submitted_at + left
+        self._num_ticks_at_submit = num_ticks
+        self._num_ticks_waited = 0
+        self._begun_at: float | None = None
+        self._denoised_at = 0.0
+        self._num_mates = 0  # members of all its step batches, itself included
+        self.encoding_seconds = 0.0
+        self._num_guided_steps = request.guidance_cutoff * table.num_steps if is_guided else 0
+
+    @property
+    def lane(self) -> str:
+        """`interactive` or `bulk`."""
+        return self.request.lane
+
+    @property
+    def is_solo(self) -> bool:
+        """Whether nothing may run beside it."""
+        return self.request.solo
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has been given its first step."""
+        return self._begun_at is not None
+
+    @property
+    def is_denoised(self) -> bool:
+        """Whether its last step is done and its latents wait to be decoded."""
+        return self.step_index >= self.table.num_steps
+
+    @property
+    def num_steps_left(self) -> int:
+        """Steps still to run."""
+        return self.table.num_steps - self.step_index
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether its next step needs an unconditional row besides the conditional one."""
+        return self.step_index < self._num_guided_steps
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of its next step."""
+        return 2 if self.is_guided else 1
+
+    def begin_step(self, now: float, num_ticks: int) -> None:
+        """Take note that step batch number `num_ticks` starts and that this generation is in it."""
+        if self._begun_at is None:
+            self._begun_at = now
+            self._num_ticks_waited = num_ticks - self._num_ticks_at_submit
+
+    def draw_noise(self) -> Tensor:
+        """This step's noise `(1, C, h, w)`, from the request's own generator; the same if asked again."""
+        if self._noise is None:
+            noise = torch.randn(self.latents.shape, generator=self.generator, dtype=self.latents.dtype)
+            self._noise = noise.to(self.latents.device)
+        return self._noise
+
+    def commit_step(self, latents: Tensor, num_members: int) -> None:
+        """Move on by one step that ran in a step batch of `num_members` generations."""
+        self.latents = latents
+        self._noise = None
+        self.step_index += 1
+        self._num_mates += num_members
+
+    def end_steps(self, now: float) -> None:
+        """Take note that its last step is done."""
+        self._denoised_at = now
+
+    def timings(self, now: float) -> Timings:
+        """Where the time went, for an image that became ready `now`."""
+        begun_at = self.submitted_at if self._begun_at is None else self._begun_at
+        return Timings(
+            waiting_seconds=begun_at - self.submitted_at,
+            encoding_seconds=self.encoding_seconds,
+            denoising_seconds=self._denoised_at - begun_at,
+            decoding_seconds=now - self._denoised_at,
+            num_ticks_waited=self._num_ticks_waited,
+        )
+
+    @property
+    def mean_step_batch(self) -> float:
+        """The mean number of generations in the step batches that it ran in."""
+        return self._num_mates / max(1, self.step_index)

@@ -1,0 +1,52 @@
+"""The loaded models of one engine and their limits: where a request becomes a generation or is refused.
+
+Owns the families, the row caps and the coefficient tables. It does not know what is running.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import RequestInvalid
+from engine.families.family import Family
+from engine.generation import Generation
+from engine.policy import BatchKey
+from engine.request import GenerationRequest
+from engine.sampling import CoefficientTables
+
+
+class Models:
+    """Families by name; `row_limits` gives each one's most rows of a step batch up to so many pixels."""
+
+    def __init__(
+        self, families: Mapping[str, Family], row_limits: Mapping[str, Mapping[int, int]], *, is_exact: bool
+    ) -> None:
+        self.families = families
+        self.row_limits = row_limits
+        self._is_exact = is_exact
+        self._tables = {name: CoefficientTables(family.scheduler_config) for name, family in families.items()}
+
+    def generation(self, request: GenerationRequest, **state: Any) -> Generation:
+        """The request, in flight; raises `RequestInvalid` for what its model cannot do."""
+        key = self._key(request)
+        table = self._tables[request.model].table(request.scheduler, request.num_inference_steps)
+        is_guided = self.families[request.model].needs_guidance_row(request.guidance_scale)
+        return Generation(request, key, table, is_guided=is_guided, **state)
+
+    def _key(self, request: GenerationRequest) -> BatchKey:
+        family = self.families.get(request.model)
+        if family is None:
+            raise RequestInvalid(f"model: {request.model!r} is not loaded here")
+        size, multiple = f"width, height: {request.width}x{request.height}", family.pixels_per_latent
+        if request.width % multiple or request.height % multiple:
+            raise RequestInvalid(f"{size} is not in steps of {multiple}")
+        max_pixels = max(self.row_limits[request.model])
+        if request.width * request.height > max_pixels:
+            raise RequestInvalid(f"{size} is above {max_pixels} pixels")
+        is_pinned = request.strict and not self._is_exact
+        return BatchKey(request.model, request.height // multiple, request.width // multiple, is_pinned)
+
+    def max_rows(self, key: BatchKey) -> int:
+        """The most rows of one forward pass: the cap of the smallest pixel class that holds the key."""
+        pixels = key.latent_height * key.latent_width * self.families[key.model].pixels_per_latent ** 2
+        limits = self.row_limits[key.model]
+        return limits[min(max_pixels for max_pixels in limits if max_pixels >= pixels)]

@@ -1,0 +1,118 @@
+"""What a caller may ask of the engine and what it gets back: frozen nouns, checked when they are built.
+
+Owns the fields and the checks that need no model. It does not know which models are loaded, nor torch.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+from engine.errors import PromptInvalid, RequestInvalid
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Lane = Literal["interactive", "bulk"]
+SchedulerName = Literal["ddim", "euler"]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class SchedulerSpec:
+    """diffusers' noise scheduler, as a request names it; what is `None` is the model's own."""
+
+    name: SchedulerName = "ddim"
+    karras: bool = False  # Karras et al. 2022 sigmas; euler only
+    eta: float = 0.0  # share of fresh noise per step; ddim only
+    spacing: Spacing | None = None
+    shift: float | None = None  # flow matching only, which no family here uses yet
+
+    def __post_init__(self) -> None:
+        _require(self.name in get_args(SchedulerName), "scheduler", f"{self.name!r} is not ddim or euler")
+        _require(not self.karras or self.name == "euler", "karras", f"{self.name} has no Karras sigmas")
+        _require(0 <= self.eta <= 1, "eta", f"{self.eta} is not in 0..1")
+        _require(not self.eta or self.name == "ddim", "eta", f"{self.name} has no eta")
+        spacings = (None, *get_args(Spacing))
+        _require(
+            self.spacing in spacings, "spacing", f"{self.spacing!r} is not leading, trailing or linspace"
+        )
+        _require(self.shift is None, "shift", f"{self.name} has no shift")
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One image, wholly described: equal requests give equal bytes on one kind of device."""
+
+    model: str
+    prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    negative_prompt: str = ""
+    guidance_cutoff: float = 1.0  # share of the steps that are guided; the rest cost one row, not two
+    scheduler: SchedulerSpec = field(default_factory=SchedulerSpec)
+    seconds_left: float | None = None  # until the deadline, counted from `submit`
+    lane: Lane = "interactive"
+    strict: bool = False  # pinned to the smallest bucket where buckets are not equal bit for bit
+    job_id: str = ""  # an opaque label for logs
+    solo: bool = False  # suspected of a crash: nothing else runs between its first and its last step
+
+    def __post_init__(self) -> None:
+        _check_text("prompt", self.prompt)
+        _check_text("negative_prompt", self.negative_prompt)
+        for name in ("width", "height", "num_inference_steps"):
+            value = getattr(self, name)
+            _require(type(value) is int and value > 0, name, f"{value!r} is not a positive whole number")
+        _require(
+            type(self.seed) is int and 0 <= self.seed <= MAX_SEED,
+            "seed",
+            f"{self.seed!r} is not in 0..2^63-1",
+        )
+        scale, cutoff = self.guidance_scale, self.guidance_cutoff
+        _require(
+            math.isfinite(scale) and scale >= 0, "guidance_scale", f"{scale} is not a finite number from 0"
+        )
+        _require(0 <= cutoff <= 1, "guidance_cutoff", f"{cutoff} is not in 0..1")
+        _require(self.lane in get_args(Lane), "lane", f"{self.lane!r} is not interactive or bulk")
+        left = self.seconds_left
+        _require(left is None or math.isfinite(left), "seconds_left", f"{left} is not finite")
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the seconds of one generation went, and how many step batches it let pass."""
+
+    waiting_seconds: float  # from submit to the start of its first step; holds the encoding
+    encoding_seconds: float
+    denoising_seconds: float  # from the start of its first step to the end of its last, pauses included
+    decoding_seconds: float  # from the end of its last step to pixels, the wait for its turn included
+    num_ticks_waited: int  # step batches begun since submit, its own first included: 1 is the very next
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """The image of one `GenerationRequest`, and how it came about."""
+
+    pixels: "np.ndarray"  # uint8 (H, W, 3)
+    warnings: tuple[str, ...]
+    timings: Timings
+    mean_step_batch: float  # generations per step batch, averaged over its steps
+    num_steps: int
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        sound = "\0" not in text and text.encode("utf-8") is not None
+    except (UnicodeEncodeError, AttributeError, TypeError):
+        sound = False
+    if not sound:
+        raise PromptInvalid(f"{name}: not a string of Unicode text without NUL and lone surrogates")
+
+
+def _require(holds: bool, field: str, complaint: str) -> None:
+    if not holds:
+        raise RequestInvalid(f"{field}: {complaint}")

@@ -1,0 +1,131 @@
+"""Tensors: encode a prompt, run a step batch (gather, one forward pass, scatter), decode an image.
+
+Owns no generation and no order; the engine says who runs. Exactness is made here: a forward pass has a
+bucket's number of rows, text encoding and decoding each take one item at a time, and a generation only
+changes when its whole step has succeeded, so a failed step batch can be run again in parts.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.errors import DeviceLost, EngineError, GenerationFailed, NumericError, OutOfMemory
+from engine.families.family import Encoding, Family
+from engine.generation import Generation
+from engine.policy import bucket_rows
+from engine.sampling import Update, advance, guide, scale_model_input
+
+
+class Runner:
+    """Runs generations on their models; `families` are the loaded models by name."""
+
+    def __init__(self, families: Mapping[str, Family], clock: Callable[[], float] = time.monotonic) -> None:
+        self._families = families
+        self._clock = clock
+        self._empty_prompts: dict[str, Encoding] = {}
+
+    def encode(self, generation: Generation) -> None:
+        """Give a generation its embeddings and its first latents, the same as diffusers' pipeline would."""
+        started_at = self._clock()
+        request, family = generation.request, self._families[generation.key.model]
+        prompt = self._encode(request.model, request.prompt)
+        negative = self._encode(request.model, request.negative_prompt)
+        generation.prompt_embeds = prompt.prompt_embeds
+        generation.negative_prompt_embeds = negative.prompt_embeds
+        named = (("prompt", prompt), ("negative_prompt", negative))
+        generation.warnings = tuple(f"{name}: {text.warning}" for name, text in named if text.warning)
+        shape = (1, family.latent_channels, generation.key.latent_height, generation.key.latent_width)
+        noise = torch.randn(shape, generator=generation.generator, dtype=family.dtype)
+        generation.latents = noise.to(family.device) * generation.table.init_noise_sigma
+        generation.encoding_seconds = self._clock() - started_at
+
+    def _encode(self, model: str, text: str) -> Encoding:
+        if text:
+            return self._families[model].encode(text)
+        if model not in self._empty_prompts:
+            self._empty_prompts[model] = self._families[model].encode(text)
+        return self._empty_prompts[model]
+
+    def step(self, members: Sequence[Generation]) -> list[Generation]:
+        """Take every member one step further, in one forward pass; those returned are no longer finite."""
+        latents = torch.cat([member.latents for member in members])  # (B, C, h, w)
+        output = self._predict(members, latents)
+        following = torch.empty_like(latents)
+        for update, indices in _by_update(members).items():
+            rows = _on(latents, torch.tensor(indices))
+            group = [members[index] for index in indices]
+            coefficients = _gather(latents, [one.table.coefficients[one.step_index] for one in group])
+            noise = torch.cat([one.draw_noise() for one in group]) if update.is_stochastic else None
+            following[rows] = advance(update, output[rows], latents[rows], coefficients, noise)
+        is_finite: list[bool] = torch.isfinite(following).flatten(1).all(1).tolist()
+        for index, member in enumerate(members):
+            member.commit_step(following[index : index + 1], len(members))
+        return [member for member, finite in zip(members, is_finite, strict=True) if not finite]
+
+    def _predict(self, members: Sequence[Generation], latents: Tensor) -> Tensor:
+        """The guided model output `(B, C, h, w)`; its rows: conditional, unconditional, padding."""
+        family = self._families[members[0].key.model]
+        guided = [index for index, member in enumerate(members) if member.is_guided]
+        prompt_embeds = [member.prompt_embeds for member in members]
+        prompt_embeds += [members[index].negative_prompt_embeds for index in guided]
+        num_rows = len(prompt_embeds)
+        num_padding = bucket_rows(num_rows) - num_rows
+        # Padding repeats the first row: ordinary numbers, which raise nothing and are as fast as any.
+        rows = _on(latents, torch.tensor([*range(len(members)), *guided, *[0] * num_padding]))
+        prompt_embeds += prompt_embeds[:1] * num_padding
+        divisors = _gather(latents, [member.table.input_divisors[member.step_index] for member in members])
+        timesteps = _gather(latents, [member.table.timesteps[member.step_index] for member in members])
+        model_input = scale_model_input(latents, divisors)
+        output = family.predict(model_input[rows], timesteps[rows], torch.cat(prompt_embeds))
+        conditional, unconditional = output[: len(members)], output[len(members) : num_rows]
+        if not guided:
+            return conditional
+        scales = _on(latents, torch.tensor([members[index].request.guidance_scale for index in guided]))
+        which = _on(latents, torch.tensor(guided))
+        result = conditional.clone()
+        result[which] = guide(conditional[which], unconditional, scales)
+        return result
+
+    def decode(self, generation: Generation) -> np.ndarray:
+        """The image, uint8 `(H, W, 3)`, rounded as diffusers' `VaeImageProcessor` rounds."""
+        pixels = self._families[generation.key.model].decode(generation.latents)
+        if not torch.isfinite(pixels).all():
+            raise NumericError("the decoded image is not finite")
+        pixels = (pixels * 0.5 + 0.5).clamp(0, 1)
+        image: np.ndarray = pixels.cpu().permute(0, 2, 3, 1).float().numpy()[0]
+        return (image * 255).round().astype(np.uint8)
+
+    def free(self) -> None:
+        """Give cached device memory back, after an out-of-memory error."""
+        if any(family.device.type == "cuda" for family in self._families.values()):
+            torch.cuda.empty_cache()
+
+
+def translate(error: Exception) -> EngineError:
+    """The engine's word for an exception out of torch or a model; the only place that reads messages."""
+    message = str(error)
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in message:
+        return OutOfMemory()
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in message:
+        return OutOfMemory() if "out of memory" in message else DeviceLost(message.partition("\n")[0])
+    return GenerationFailed(f"{type(error).__name__}: {message.partition(chr(10))[0]}")
+
+
+def _by_update(members: Sequence[Generation]) -> dict[Update, list[int]]:
+    groups: dict[Update, list[int]] = {}
+    for index, member in enumerate(members):
+        groups.setdefault(member.table.update, []).append(index)
+    return groups
+
+
+def _gather(like: Tensor, scalars: list[Tensor]) -> Tensor:
+    return _on(like, torch.stack(scalars))
+
+
+def _on(like: Tensor, tensor: Tensor) -> Tensor:
+    return tensor.to(like.device, non_blocking=True)

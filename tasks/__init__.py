@@ -1,0 +1,1 @@
+"""Celery: who runs what, where and how often. The only place where engine and storage meet."""

@@ -1,0 +1,66 @@
+"""The Celery application: its queues and its settings, and nothing that runs.
+
+It lists no task modules, so that the web and Flower can import it without torch; `tasks.worker`
+registers the tasks in the process that runs them. Every setting has its reason in
+`docs/adr/0002-the-message-is-a-doorbell.md`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+
+from settings import load_settings
+from tasks.queues import CPU_QUEUE, queues_of
+
+
+def make_celery(broker_url: str, key_prefix: str, tiers: Iterable[str]) -> Celery:
+    """An application that knows one queue for each tier and lane; any other name is an error."""
+    app = Celery("calotype", broker=broker_url, set_as_current=False)
+    app.conf.update(
+        task_queues=[Queue(name) for name in (*queues_of(tiers), CPU_QUEUE)],
+        task_default_queue=CPU_QUEUE,
+        task_create_missing_queues=False,
+        task_ignore_result=True,
+        result_backend=None,
+        task_serializer="json",
+        accept_content=["json"],
+        # Durability is the row's; an early ack leaves nothing behind to be delivered again.
+        task_acks_late=False,
+        task_publish_retry=True,
+        task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_max": 0.2},
+        task_send_sent_event=True,
+        worker_send_task_events=True,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=3,
+        broker_transport_options={
+            "global_keyprefix": key_prefix,
+            "queue_order_strategy": "tasks.queue_order:InteractiveFirst",
+            "visibility_timeout": 3600,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+        },
+    )
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    # `celery -A tasks.app:celery flower` asks for it; the web, which only wants `make_celery`, does not.
+    if name != "celery":
+        raise AttributeError(name)
+    settings = load_settings()
+    settings.require("broker_url")
+    tiers = [tier.name for tier in settings.catalogue.tiers]
+    globals()["celery"] = app = make_celery(
+        settings.broker_url.get_secret_value(), settings.broker_key_prefix, tiers
+    )
+    return app

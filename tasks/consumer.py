@@ -1,0 +1,97 @@
+"""Celery's side of a worker: it hears bells, and stops hearing a lane whose slots are taken.
+
+Owns the Celery worker of this process and its signals. It knows neither rows nor the engine: a bell is
+handed to `answer`, and the end of the process to `on_shutdown`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from celery import Celery, signals
+
+from tasks.queues import GENERATE, lane_of, queues_of
+from tasks.slots import Slots
+
+
+class Consumer:
+    """Consumes the queues of `tiers`, `slots` bells of each lane at a time."""
+
+    def __init__(self, app: Celery, tiers: Sequence[str], slots: Mapping[str, int]) -> None:
+        self._app = app
+        self._queues = queues_of(tiers)
+        self._num_threads = sum(slots.values())
+        self._slots = Slots(slots, on_full=self._pause, on_free=self._resume)
+        self._paused: set[str] = set()
+        self._celery_consumer: Any = None
+
+    def run(
+        self,
+        name: str,
+        answer: Callable[[str], None],
+        *,
+        on_ready: Callable[[], None],
+        on_shutdown: Callable[[], None],
+    ) -> int:
+        """Answer bells on threads until SIGTERM; the exit code. `answer` must not raise."""
+
+        def task(self_: Any, job_id: str, dispatch_seq: int) -> None:  # noqa: ARG001  # the claim ignores it
+            try:
+                answer(job_id)
+            finally:
+                self._slots.give_back(_lane_of_request(self_.request))
+
+        def ready(sender: Any, **_: Any) -> None:
+            self._celery_consumer = sender
+            on_ready()
+
+        def received(request: Any, **_: Any) -> None:
+            # On Celery's loop, before it asks for the next message: a full lane is closed in time.
+            self._slots.take(_lane_of_request(request))
+
+        def shutting_down(**_: Any) -> None:
+            on_shutdown()
+
+        self._app.task(name=GENERATE, bind=True)(task)
+        signals.worker_ready.connect(ready, weak=False)
+        signals.task_received.connect(received, weak=False)
+        signals.worker_shutting_down.connect(shutting_down, weak=False)
+        worker = self._app.Worker(
+            hostname=name,
+            pool="threads",
+            concurrency=self._num_threads,
+            queues=self._queues,
+            without_gossip=True,
+            without_mingle=True,
+            loglevel="WARNING",
+            quiet=True,
+        )
+        worker.start()
+        return int(worker.exitcode or 0)
+
+    def _pause(self, lane: str) -> None:
+        self._paused.add(lane)
+        self._settle_soon()
+
+    def _resume(self, lane: str) -> None:
+        self._paused.discard(lane)
+        self._settle_soon()
+
+    def _settle_soon(self) -> None:
+        # `call_soon` wakes Celery's loop, the only thread that may touch its consumer.
+        if self._celery_consumer is not None:
+            self._celery_consumer.call_soon(self._settle)
+
+    def _settle(self) -> None:
+        consumer = self._celery_consumer
+        if consumer.task_consumer is None:
+            return  # between two connections; what is paused stays so in the next
+        for queue in self._queues:
+            paused, consuming = lane_of(queue) in self._paused, consumer.task_consumer.consuming_from(queue)
+            if paused and consuming:
+                consumer.cancel_task_queue(queue)
+            elif not paused and not consuming:
+                consumer.add_task_queue(queue)
+
+
+def _lane_of_request(request: Any) -> str:
+    return lane_of(request.delivery_info["routing_key"])

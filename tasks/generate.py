@@ -1,0 +1,273 @@
+"""One job, from the bell to the finished row: claim, generate, encode, upload, finish.
+
+This is the task's straight line, and the one place where engine, rows and blobs meet. The outcome is
+written to Postgres before it returns, and nothing is ever raised to Celery: in the threads pool an
+escaped exception would leak the slot.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from engine.errors import Canceled, DeviceLost, EngineStopped
+from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
+from storage import jobs
+from storage.blobs import Blobs
+from storage.database import Database
+from storage.errors import StorageError, Unavailable
+from storage.job_views import Job, StoredImage
+from storage.jobs import Claim, WorkerName
+from tasks.holdings import Handle, Holding, Holdings
+from tasks.image_file import CONTENT_TYPE, encode_png
+
+log = structlog.get_logger()
+
+MAX_SEED = 2**63
+
+
+class GenerationHandle(Handle, Protocol):
+    """What `engine.submit` gives back."""
+
+    @property
+    def future(self) -> "Future[GeneratedImage]":
+        """Resolves to the image, or to an `EngineError`."""
+
+
+class Submit(Protocol):
+    """`engine.submit`; `before_first_step` runs on the engine's thread, before a solo generation starts."""
+
+    def __call__(
+        self, request: GenerationRequest, *, before_first_step: Callable[[], object] | None = None
+    ) -> GenerationHandle:
+        """Hand one request over."""
+
+
+@dataclass(frozen=True)
+class GeneratePlan:
+    """What the task may spend; seconds."""
+
+    lease_seconds: float = 30
+    upload_seconds: float = 120
+    max_attempts: int = 5
+
+
+class Generate:
+    """The task, with everything that it needs in hand; called on many threads at once."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        blobs: Blobs,
+        submit: Submit,
+        holdings: Holdings,
+        worker: WorkerName,
+        tiers: Sequence[str],
+        plan: GeneratePlan,
+    ) -> None:
+        self._db = db
+        self._blobs = blobs
+        self._submit = submit
+        self._holdings = holdings
+        self._worker = worker
+        self._tiers = tiers
+        self._plan = plan
+
+    def __call__(self, job_id: str) -> None:
+        """Answer a bell. Whatever happens is in the row; nothing is raised."""
+        try:
+            self._claim_and_run(job_id)
+        except StorageError as error:
+            # The row is as it was, or its lease will run out: the sweeper finds it either way.
+            log.warning("bell_not_answered", job_id=job_id, error=str(error))
+        except BaseException:
+            log.exception("task_failed", job_id=job_id)
+
+    def _claim_and_run(self, job_id: str) -> None:
+        claim = jobs.claim(
+            self._db,
+            job_id,
+            tiers=self._tiers,
+            worker=self._worker,
+            lease_seconds=self._plan.lease_seconds,
+        )
+        if claim is None:
+            log.info("bell_was_stale", job_id=job_id)
+            return
+        with self._holdings.hold(claim.lease) as holding:
+            try:
+                generated = self._generate(claim, holding)
+                stored, file_timings = self._store(claim, generated)
+                self._finish(claim, generated, stored, file_timings)
+            except BaseException as error:
+                self._settle(claim, holding, error)
+
+    def _generate(self, claim: Claim, holding: Holding) -> list[GeneratedImage]:
+        """Submit one generation for each image together, and wait for all; one failure stops the rest."""
+        handles = [
+            self._submit(request, before_first_step=self._solo_mark(claim)) for request in requests_of(claim)
+        ]
+        holding.watch(handles)
+        futures = [handle.future for handle in handles]
+        done, _ = wait(futures, return_when="FIRST_EXCEPTION")
+        if any(future.exception() for future in done):
+            for handle in handles:
+                handle.cancel()
+            wait(futures)
+            raise _first_cause([future.exception() for future in futures])
+        return [future.result() for future in futures]
+
+    def _solo_mark(self, claim: Claim) -> Callable[[], object] | None:
+        if not claim.job.suspect:
+            return None
+        return lambda: jobs.mark_solo(self._db, claim.lease)
+
+    def _store(
+        self, claim: Claim, generated: Sequence[GeneratedImage]
+    ) -> tuple[list[StoredImage], dict[str, float]]:
+        stored = []
+        file_seconds = upload_seconds = 0.0
+        for index, image in enumerate(generated):
+            started = time.monotonic()
+            data = encode_png(image.pixels)
+            encoded = time.monotonic()
+            key = object_key(claim, index)
+            blob = self._blobs.put(
+                key, data, content_type=CONTENT_TYPE, budget_seconds=self._plan.upload_seconds
+            )
+            file_seconds += encoded - started
+            upload_seconds += time.monotonic() - encoded
+            height, width = image.pixels.shape[:2]
+            stored.append(
+                StoredImage(index, seed_of(claim.job, index), key, blob.sha256, blob.num_bytes, width, height)
+            )
+        return stored, {"file_seconds": file_seconds, "upload_seconds": upload_seconds}
+
+    def _finish(
+        self,
+        claim: Claim,
+        generated: Sequence[GeneratedImage],
+        stored: Sequence[StoredImage],
+        file_timings: dict[str, float],
+    ) -> None:
+        warnings = list(dict.fromkeys(warning for image in generated for warning in image.warnings))
+        timings = {**timings_of(generated), **file_timings}
+        timings = {name: round(value, 4) for name, value in timings.items()}
+        self._write(
+            claim,
+            "succeeded",
+            lambda: jobs.finish(self._db, claim.lease, stored=stored, warnings=warnings, timings=timings),
+        )
+
+    def _settle(self, claim: Claim, holding: Holding, error: BaseException) -> None:
+        """Write down a failure: the error's class says whether another try can help."""
+        if holding.lost:
+            log.warning("lease_lost", job_id=claim.job.id, attempt=claim.lease.attempt)
+            return
+        if isinstance(error, DeviceLost):
+            return  # the process ends and its leases with it: a crash, whose suspects run alone next
+        code = getattr(error, "code", "internal_error")
+        detail = str(error) or type(error).__name__
+        if code == "internal_error":
+            log.error("job_crashed", job_id=claim.job.id, exc_info=error)
+            detail = f"{type(error).__name__} in the worker"
+        if getattr(error, "retryable", True):
+            backoff_seconds = 0 if isinstance(error, EngineStopped) else 2.0**claim.job.num_failures
+            self._write(
+                claim,
+                code,
+                lambda: jobs.release(
+                    self._db,
+                    claim.lease,
+                    code=code,
+                    detail=detail,
+                    charged=not isinstance(error, EngineStopped),
+                    max_attempts=self._plan.max_attempts,
+                    backoff_seconds=backoff_seconds,
+                ),
+            )
+        else:
+            self._write(
+                claim,
+                code,
+                lambda: jobs.fail(self._db, claim.lease, code=code, detail=detail, retryable=False),
+            )
+
+    def _write(self, claim: Claim, outcome: str, write: Callable[[], Any]) -> None:
+        """Write an outcome, for as long as a lease can last while the database is away."""
+        tries = Retrying(
+            retry=retry_if_exception_type(Unavailable),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
+            stop=stop_after_delay(self._plan.lease_seconds),
+            reraise=True,
+        )
+        written = tries(write)
+        # No row back: either the answer to our own COMMIT was lost, or the lease is another's. The row
+        # is right in both cases; our objects, if nobody points at them, are orphans to be collected.
+        log.info(
+            "job_settled" if written else "lease_lost",
+            job_id=claim.job.id,
+            attempt=claim.lease.attempt,
+            outcome=outcome,
+        )
+
+
+def requests_of(claim: Claim) -> list[GenerationRequest]:
+    """As many generations as the job wants images; image i is the single image of seed + i."""
+    job = claim.job
+    return [
+        GenerationRequest(
+            model=job.model,
+            prompt=job.prompt,
+            negative_prompt=job.negative_prompt,
+            width=job.width,
+            height=job.height,
+            num_inference_steps=job.num_inference_steps,
+            guidance_scale=job.guidance_scale,
+            scheduler=SchedulerSpec(name=job.scheduler),  # type: ignore[arg-type]  # checked by the web and by the spec
+            seed=seed_of(job, index),
+            seconds_left=claim.seconds_left,
+            lane="bulk" if job.lane == "bulk" else "interactive",
+            job_id=job.id,
+            solo=job.suspect,
+        )
+        for index in range(job.num_images)
+    ]
+
+
+def seed_of(job: Job, index: int) -> int:
+    """The seed of image `index`: (seed + index) mod 2^63."""
+    return (job.seed + index) % MAX_SEED
+
+
+def object_key(claim: Claim, index: int) -> str:
+    """A key that no other attempt, worker or account can have chosen."""
+    job, tail = claim.job, secrets.token_hex(8)
+    return f"{job.account_id}/{job.id}/a{claim.lease.attempt}/{index}-{tail}.png"
+
+
+def timings_of(generated: Sequence[GeneratedImage]) -> dict[str, float]:
+    """Where the seconds of the slowest image went, and the mean size of its step batches."""
+    slowest = max(
+        generated, key=lambda image: image.timings.waiting_seconds + image.timings.denoising_seconds
+    )
+    return {
+        "waiting_seconds": slowest.timings.waiting_seconds,
+        "encoding_seconds": slowest.timings.encoding_seconds,
+        "denoising_seconds": slowest.timings.denoising_seconds,
+        "decoding_seconds": slowest.timings.decoding_seconds,
+        "num_ticks_waited": slowest.timings.num_ticks_waited,
+        "mean_step_batch": sum(image.mean_step_batch for image in generated) / len(generated),
+    }
+
+
+def _first_cause(errors: Sequence[BaseException | None]) -> BaseException:
+    """The error that ended the job: a cancellation that merely followed it comes last."""
+    found = [error for error in errors if error is not None]
+    return min(found, key=lambda error: isinstance(error, Canceled))

@@ -1,0 +1,81 @@
+"""The jobs that this process holds right now: their leases and their generations in the engine.
+
+Task threads put jobs in and take them out; the heart reads them all at each beat. It decides nothing.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from storage.jobs import Lease
+
+
+class Handle(Protocol):
+    """What the holdings need of an engine's handle."""
+
+    @property
+    def progress(self) -> float:
+        """Steps done, from 0 to 1."""
+
+    def cancel(self) -> None:
+        """Stop at the next step boundary."""
+
+
+class Holding:
+    """One held job; `handles` are filled in once its generations are submitted."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.lost = False
+        self._canceled = False
+        self._handles: Sequence[Handle] = ()
+        self._lock = threading.Lock()
+
+    @property
+    def progress(self) -> float:
+        """The mean progress of its generations."""
+        return sum(handle.progress for handle in self._handles) / max(1, len(self._handles))
+
+    def watch(self, handles: Sequence[Handle]) -> None:
+        """Take the generations; a cancellation that came before them reaches them now."""
+        with self._lock:
+            self._handles = handles
+            canceled = self._canceled
+        if canceled:
+            self.cancel()
+
+    def cancel(self, *, lost: bool = False) -> None:
+        """Stop every generation; `lost` when the lease is another's, so that nothing more is written."""
+        with self._lock:
+            self._canceled = True
+            self.lost = self.lost or lost
+            handles = self._handles
+        for handle in handles:
+            handle.cancel()
+
+
+class Holdings:
+    """Every held job of the process, by id; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Holding] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def hold(self, lease: Lease) -> Iterator[Holding]:
+        """Hold a job while the block runs."""
+        holding = Holding(lease)
+        with self._lock:
+            self._held[lease.job_id] = holding
+        try:
+            yield holding
+        finally:
+            with self._lock:
+                if self._held.get(lease.job_id) is holding:
+                    del self._held[lease.job_id]
+
+    def all(self) -> list[Holding]:
+        """What is held at this moment."""
+        with self._lock:
+            return list(self._held.values())

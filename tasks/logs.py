@@ -1,0 +1,40 @@
+"""How the processes that run tasks write their logs: one JSON object a line, or lines for people.
+
+Prompts, keys and links never reach a log: callers pass ids.
+"""
+
+import logging
+import sys
+
+import structlog
+
+
+def configure_logs(level: str, style: str) -> None:
+    """Route structlog and the standard library's loggers to standard error, in one shape."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if style == "json" else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        cache_logger_on_first_use=True,
+    )
+    writer = logging.StreamHandler(sys.stderr)
+    writer.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(level=level.upper(), handlers=[writer], force=True)
+    # Each of these says something about every job or every request at `info`.
+    for chatty in ("celery.worker.strategy", "celery.app.trace", "httpx2", "botocore", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,125 @@
+"""The sweeper: heals what messages and dead workers leave behind, by looking at rows again and again.
+
+It expires, reaps, feeds the lanes and replaces lost bells. Any number of sweepers may run: every step
+is a guarded statement. It is a plain loop, neither a Celery worker nor beat, since it must outlive the
+broker that it heals.
+"""
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from storage import bells, jobs
+from storage.database import Database
+from storage.errors import StorageError
+from storage.workers import live_workers
+from tasks.broker import Broker, BrokerDown
+from tasks.dispatch import Dispatcher
+from tasks.queues import LANES, queue_name
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """How often, and how much at once; seconds."""
+
+    sweep_seconds: float = 1
+    redispatch_seconds: float = 15
+    worker_alive_seconds: float = 20
+    bells_per_slot: int = 2
+    max_bells: int = 200
+
+
+class Sweeper:
+    """One loop over one database and one broker."""
+
+    def __init__(
+        self,
+        db: Database,
+        broker: Broker,
+        dispatcher: Dispatcher,
+        tiers: Iterable[str],
+        plan: SweepPlan,
+    ) -> None:
+        self._db = db
+        self._broker = broker
+        self._dispatcher = dispatcher
+        self._tiers = list(tiers)
+        self._plan = plan
+        self._epoch: str | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Sweep until `stop` is set."""
+        while not stop.is_set():
+            self.sweep()
+            stop.wait(self._plan.sweep_seconds)
+
+    def sweep(self) -> None:
+        """One turn. A part that fails is logged and tried again at the next turn."""
+        for part in (self._reap, self._expire, self._notice_broker_loss, self._feed, self._replace_lost):
+            try:
+                part()
+            except (StorageError, BrokerDown) as error:
+                log.warning("sweep_part_failed", part=part.__name__.strip("_"), error=str(error))
+
+    def _reap(self) -> None:
+        # Leases that a supervisor ended by hand must not wait long: the look costs one small index.
+        while reaped := jobs.reap(self._db):
+            for job_id, state in reaped:
+                log.warning("job_reaped", job_id=job_id, state=state)
+
+    def _expire(self) -> None:
+        if num_expired := jobs.expire(self._db):
+            log.info("jobs_expired", count=num_expired)
+
+    def _notice_broker_loss(self) -> None:
+        epoch, made = self._broker.epoch()
+        if made or (self._epoch is not None and epoch != self._epoch):
+            count = bells.forget_all(self._db)
+            log.warning("broker_restarted", queued_jobs=count)
+        self._epoch = epoch
+
+    def _feed(self) -> None:
+        slots = self._live_bulk_slots()
+        for tier in self._tiers:
+            wanted = self._plan.bells_per_slot * slots.get(tier, 0)
+            room = min(wanted - self._broker.depth(queue_name(tier, "bulk")), self._plan.max_bells)
+            self._ring_fresh(tier, "bulk", room)
+            self._ring_fresh(tier, "interactive", self._plan.max_bells)
+
+    def _ring_fresh(self, tier: str, lane: str, room: int) -> None:
+        if room > 0:
+            self._ring(
+                bells.feed(self._db, tier, lane, room, redispatch_seconds=self._plan.redispatch_seconds)
+            )
+
+    def _replace_lost(self) -> None:
+        for tier in self._tiers:
+            for lane in LANES:
+                head = self._broker.head(queue_name(tier, lane))
+                found = bells.replace_lost(
+                    self._db,
+                    tier,
+                    lane,
+                    older_than=head,
+                    limit=self._plan.max_bells,
+                    redispatch_seconds=self._plan.redispatch_seconds,
+                )
+                if found:
+                    log.warning("bells_replaced", tier=tier, lane=lane, count=len(found))
+                self._ring(found)
+
+    def _ring(self, rung: list[bells.Bell]) -> None:
+        if not self._dispatcher.ring(rung):
+            for bell in rung:
+                bells.put_back(self._db, bell.job_id)
+
+    def _live_bulk_slots(self) -> dict[str, int]:
+        slots: dict[str, int] = {}
+        for worker in live_workers(self._db, self._plan.worker_alive_seconds):
+            for tier in worker.tiers:
+                slots[tier] = slots.get(tier, 0) + worker.bulk_slots
+        return slots

@@ -1,0 +1,187 @@
+"""The worker process: one device, one engine, Celery's threads around it. A composition root.
+
+It loads the engine before Celery starts, since Celery swallows what a signal handler raises: a worker
+whose engine failed to load must not take a single message. It decides nothing about jobs.
+"""
+
+import json
+import os
+import socket
+import threading
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from engine.engine import Engine
+from engine.load import ModelSpec, load_engine
+from settings import Settings
+from storage.blobs import Blobs
+from storage.database import Database
+from storage.jobs import WorkerName
+from storage.workers import Worker, expire_leases, say_goodbye
+from tasks.app import make_celery
+from tasks.consumer import Consumer
+from tasks.generate import Generate, GeneratePlan
+from tasks.heart import Heart
+from tasks.holdings import Holdings
+from tasks.queues import queues_of
+
+log = structlog.get_logger()
+
+EXIT_NO_ENGINE = 71
+EXIT_DEVICE_LOST = 72
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What one worker process is told."""
+
+    device: str
+    tiers: tuple[str, ...]
+    interactive_slots: int
+    bulk_slots: int
+    num_threads: int | None = None
+    ready_file: Path | None = None
+
+
+def run_worker(settings: Settings, options: WorkerOptions) -> int:
+    """Serve until SIGTERM; returns the exit code. Non-zero when the engine cannot be loaded."""
+    settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
+    engine = _load(settings, options)
+    if engine is None:
+        return EXIT_NO_ENGINE
+    worker = _describe(options, engine)
+    db = Database(
+        settings.database_url.get_secret_value(), options.interactive_slots + options.bulk_slots + 2
+    )
+    heart_db = Database(
+        settings.database_url.get_secret_value(), 1, statement_seconds=settings.heartbeat_seconds
+    )
+    app = make_celery(
+        settings.broker_url.get_secret_value(),
+        settings.broker_key_prefix,
+        [tier.name for tier in settings.catalogue.tiers],
+    )
+    slots = {"interactive": options.interactive_slots, "bulk": options.bulk_slots}
+    consumer = Consumer(app, options.tiers, slots)
+    holdings = Holdings()
+    heart = Heart(
+        heart_db,
+        worker,
+        holdings,
+        engine,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        lease_seconds=settings.lease_seconds,
+        watchdog_seconds=settings.watchdog_seconds,
+        end_process=os._exit,
+    )
+    generate = Generate(
+        db=db,
+        blobs=_blobs(settings),
+        submit=engine.submit,
+        holdings=holdings,
+        worker=WorkerName(worker.boot_id, worker.id),
+        tiers=options.tiers,
+        plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
+    )
+    threading.Thread(target=_end_when_fatal, args=(engine, db, worker), daemon=True, name="fatal").start()
+    drain = threading.Thread(target=engine.drain, args=(settings.drain_seconds,), name="drain", daemon=True)
+    engine.start()
+    heart.start()
+    try:
+        return consumer.run(
+            worker.id.replace("/", "."),
+            generate,
+            on_ready=lambda: _announce(options, engine),
+            on_shutdown=drain.start,
+        )
+    finally:
+        heart.stop()
+        engine.stop()
+        say_goodbye(heart_db, worker.boot_id)
+
+
+def _load(settings: Settings, options: WorkerOptions) -> Engine | None:
+    names = {tier.model for tier in settings.catalogue.tiers if tier.name in options.tiers}
+    models = [model for model in settings.catalogue.models if model.name in names]
+    try:
+        return load_engine(
+            [
+                ModelSpec(
+                    name=model.name,
+                    path=_model_path(settings, model.path),
+                    revision=model.revision,
+                    family=model.family,
+                )
+                for model in models
+            ],
+            # CUDA_VISIBLE_DEVICES leaves one GPU to this process, and inside it has number 0.
+            device="cuda:0" if options.device.startswith("cuda") else options.device,
+            row_limits={
+                model.name: {tier.max_pixels: tier.max_step_batch_rows for tier in model.tiers}
+                for model in models
+            },
+            num_threads=options.num_threads,
+        )
+    except Exception:
+        log.exception("engine_not_loaded", device=options.device, models=sorted(names))
+        return None
+
+
+def _model_path(settings: Settings, path: str) -> str:
+    beside_config = settings.config.resolve().parent / path
+    return str(beside_config) if beside_config.is_dir() else path
+
+
+def _describe(options: WorkerOptions, engine: Engine) -> Worker:
+    boot_id = os.environ.get("CALOTYPE_BOOT_ID") or str(uuid.uuid4())
+    host = socket.gethostname()
+    return Worker(
+        id=f"{options.device}@{host}/{boot_id[:8]}",
+        boot_id=boot_id,
+        host=host,
+        pid=os.getpid(),
+        device=options.device,
+        tiers=options.tiers,
+        interactive_slots=options.interactive_slots,
+        bulk_slots=options.bulk_slots,
+        promise=engine.promise,
+    )
+
+
+def _blobs(settings: Settings) -> Blobs:
+    return Blobs(
+        endpoint=settings.s3_endpoint,
+        public_endpoint=settings.s3_public_endpoint,
+        region=settings.s3_region,
+        access_key=settings.s3_access_key.get_secret_value(),
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        bucket=settings.bucket,
+    )
+
+
+def _end_when_fatal(engine: Engine, db: Database, worker: Worker) -> None:
+    """A device that is lost stays lost in this process: give its jobs up, as a crash would, and end."""
+    engine.fatal.wait()
+    log.error("device_lost", device=worker.device, error=str(engine.fatal_error))
+    try:
+        expire_leases(db, boot_id=worker.boot_id)
+    finally:
+        os._exit(EXIT_DEVICE_LOST)
+
+
+def _announce(options: WorkerOptions, engine: Engine) -> None:
+    log.info("worker_ready", device=options.device, tiers=options.tiers, promise=engine.promise)
+    if options.ready_file is None:
+        return
+    facts = {
+        "pid": os.getpid(),
+        "device": options.device,
+        "tiers": list(options.tiers),
+        "queues": queues_of(options.tiers),
+    }
+    unfinished = options.ready_file.with_name(options.ready_file.name + ".tmp")
+    unfinished.write_text(json.dumps(facts))
+    unfinished.replace(options.ready_file)

@@ -1,0 +1,89 @@
+"""Two tiny random models on disk, in diffusers' own layout, and diffusers' own pipelines of them."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from engine.engine import Engine
+from engine.load import ModelSpec, load_engine
+from models.autoencoder import build_autoencoder
+from models.denoiser import build_scheduler, build_text_encoder, build_unet
+from models.tokenizer import build_tokenizer
+from tests.integration.engine.reference import MODELS
+
+ROW_LIMITS = {16384: 16, 36864: 8}
+
+
+def build_pipeline(folder: Path, scheduler: DDIMScheduler) -> StableDiffusionPipeline:
+    """The layout of the tiny model with seeded random weights, loud enough that every step matters."""
+    torch.manual_seed(7)
+    tokenizer = build_tokenizer(folder / "made")
+    unet, vae, text_encoder = build_unet(), build_autoencoder(), build_text_encoder(tokenizer)
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(2.0)
+        vae.decoder.conv_out.weight.mul_(2.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # diffusers corrects steps_offset and says so
+        return StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model name -> folder: v-prediction with zero terminal SNR, and epsilon in Stable Diffusion's manner."""
+    epsilon = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    folders = {}
+    for name, scheduler in zip(MODELS, (build_scheduler(), epsilon), strict=True):
+        folders[name] = tmp_path_factory.mktemp(name)
+        build_pipeline(folders[name], scheduler).save_pretrained(folders[name] / "pipeline")
+        folders[name] /= "pipeline"
+    return folders
+
+
+@pytest.fixture(scope="session")
+def pipelines(folders: dict[str, Path]) -> dict[str, StableDiffusionPipeline]:
+    """diffusers' own pipelines: what the engine is compared with."""
+    loaded = {}
+    for name, folder in folders.items():
+        loaded[name] = StableDiffusionPipeline.from_pretrained(
+            folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+        )
+        loaded[name].set_progress_bar_config(disable=True)
+    return loaded
+
+
+def load(folders: dict[str, Path], num_threads: int, row_limits: dict[int, int]) -> Engine:
+    """An engine with both models, not started."""
+    specs = [ModelSpec(name, str(folder)) for name, folder in folders.items()]
+    limits = dict.fromkeys(folders, row_limits)
+    return load_engine(specs, device="cpu:0", row_limits=limits, num_threads=num_threads)
+
+
+@pytest.fixture(scope="session")
+def engine(folders: dict[str, Path]) -> Iterator[Engine]:
+    """A started engine on one thread, as a worker that is pinned to one core has it."""
+    num_threads = torch.get_num_threads()
+    engine = load(folders, 1, ROW_LIMITS)
+    engine.start()
+    yield engine
+    engine.stop()
+    torch.set_num_threads(num_threads)

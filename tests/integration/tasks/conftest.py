@@ -1,0 +1,122 @@
+"""What the task tests share: jobs in a tier of their own, and a fake engine that paints what it was asked."""
+
+import hashlib
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from engine.errors import Canceled
+from engine.request import GeneratedImage, GenerationRequest, Timings
+from storage import submissions
+from storage.blobs import Blobs
+from storage.database import Database
+from storage.job_views import Job
+from storage.jobs import WorkerName
+from storage.submissions import NewJob
+from tasks.generate import Generate, GeneratePlan
+from tasks.holdings import Holdings
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def tier() -> str:
+    """A tier of this test's own."""
+    return f"tier-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def make_job(database: Database, account: str, tier: str) -> MakeJob:
+    """Creates a queued job of the test's account and tier."""
+
+    def make(*, redispatch_seconds: float = 15, **changes: object) -> Job:
+        fields: dict[str, object] = {
+            "account_id": account,
+            "model": "tiny",
+            "tier": tier,
+            "lane": "interactive",
+            "prompt": "a red heart",
+            "negative_prompt": "",
+            "width": 16,
+            "height": 8,
+            "num_inference_steps": 4,
+            "guidance_scale": 4.0,
+            "scheduler": "ddim",
+            "seed": 1,
+        }
+        new = NewJob(**{**fields, **changes})  # type: ignore[arg-type]
+        return submissions.create(database, new, redispatch_seconds=redispatch_seconds)[0]
+
+    return make
+
+
+class FakeHandle:
+    """A generation that ends when the test says so."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.future: Future[GeneratedImage] = Future()
+        self.progress = 0.5
+
+    def cancel(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(Canceled())
+
+    def succeed(self) -> None:
+        paint = hashlib.sha256(f"{self.request.job_id}|{self.request.seed}".encode()).digest()
+        pixels = np.zeros((self.request.height, self.request.width, 3), dtype=np.uint8)
+        pixels[0, :10] = np.frombuffer(paint[:30], dtype=np.uint8).reshape(10, 3)
+        timings = Timings(0.1, 0.0, 1.0, 0.1, 1)
+        self.future.set_result(GeneratedImage(pixels, (), timings, 2.0, self.request.num_inference_steps))
+
+
+class FakeEngine:
+    """Takes requests; `behave` decides what becomes of each."""
+
+    def __init__(self) -> None:
+        self.handles: list[FakeHandle] = []
+        self.behave: Callable[[FakeHandle], None] = FakeHandle.succeed
+        self.submitted = threading.Event()
+        self.ticked_at = 0.0
+        self.is_idle = True
+
+    def submit(
+        self, request: GenerationRequest, *, before_first_step: Callable[[], object] | None = None
+    ) -> FakeHandle:
+        handle = FakeHandle(request)
+        self.handles.append(handle)
+        if before_first_step is not None:
+            before_first_step()
+        self.behave(handle)
+        self.submitted.set()
+        return handle
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """An engine that succeeds at once, until told otherwise."""
+    return FakeEngine()
+
+
+@pytest.fixture
+def holdings() -> Holdings:
+    """What the worker of the test holds."""
+    return Holdings()
+
+
+@pytest.fixture
+def generate(database: Database, blobs: Blobs, engine: FakeEngine, holdings: Holdings, tier: str) -> Generate:
+    """The task over real rows and real blobs, with the fake engine."""
+    return Generate(
+        db=database,
+        blobs=blobs,
+        submit=engine.submit,
+        holdings=holdings,
+        worker=WorkerName(secrets.token_hex(4), "cpu:0@test"),
+        tiers=[tier],
+        plan=GeneratePlan(lease_seconds=30, upload_seconds=2, max_attempts=2),
+    )

@@ -1,0 +1,200 @@
+"""The promises of the task, on real rows and real blobs, with an engine that does as it is told."""
+
+import hashlib
+import io
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.errors import DeviceLost, EngineStopped, GenerationFailed, NumericError
+from storage import jobs
+from storage.blobs import Blobs
+from storage.database import Database
+from storage.job_views import get
+from storage.states import State
+from storage.workers import Worker
+from tasks.generate import Generate
+from tasks.heart import Heart
+from tasks.holdings import Holdings
+from tests.integration.tasks.conftest import FakeEngine, FakeHandle, MakeJob
+
+
+def fail_with(error: Exception):  # type: ignore[no-untyped-def]
+    return lambda handle: handle.future.set_exception(error)
+
+
+def test_a_bell_becomes_images_that_belong_to_their_job(
+    database: Database, blobs: Blobs, generate: Generate, make_job: MakeJob
+) -> None:
+    job = make_job(num_images=3, seed=2**63 - 2)
+    generate(job.id)
+    done = get(database, job.account_id, job.id)
+    assert done.state is State.SUCCEEDED
+    assert [image.seed for image in done.images] == [2**63 - 2, 2**63 - 1, 0]
+    for image in done.images:
+        data = blobs.get(image.object_key)
+        assert hashlib.sha256(data).hexdigest() == image.sha256
+        paint = hashlib.sha256(f"{job.id}|{image.seed}".encode()).digest()[:30]
+        assert np.asarray(Image.open(io.BytesIO(data)))[0, :10].tobytes() == paint
+    assert done.timings["mean_step_batch"] == 2.0
+
+
+def test_a_bell_rung_many_times_runs_the_job_once(
+    database: Database, generate: Generate, engine: FakeEngine, make_job: MakeJob
+) -> None:
+    job = make_job()
+    for _ in range(5):
+        generate(job.id)
+    generate("job_of_nobody")
+    assert len(engine.handles) == 1
+    assert get(database, job.account_id, job.id).attempt == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "num_failures"),
+    [
+        (NumericError(), State.FAILED, 0),
+        (GenerationFailed(), State.QUEUED, 1),
+        (EngineStopped(), State.QUEUED, 0),
+        (ZeroDivisionError(), State.QUEUED, 1),
+    ],
+)
+def test_the_errors_class_decides_whether_a_job_is_tried_again(
+    database: Database,
+    generate: Generate,
+    engine: FakeEngine,
+    make_job: MakeJob,
+    error: Exception,
+    state: State,
+    num_failures: int,
+) -> None:
+    job = make_job()
+    engine.behave = fail_with(error)
+    generate(job.id)
+    after = get(database, job.account_id, job.id)
+    assert (after.state, after.num_failures) == (state, num_failures)
+
+
+def test_one_failed_image_fails_the_job_with_its_own_reason(
+    database: Database, generate: Generate, engine: FakeEngine, make_job: MakeJob
+) -> None:
+    job = make_job(num_images=3)
+
+    def behave(handle: FakeHandle) -> None:
+        if handle.request.seed == 2:
+            handle.future.set_exception(NumericError())
+
+    engine.behave = behave
+    generate(job.id)
+    failed = get(database, job.account_id, job.id)
+    assert (failed.state, failed.error_code, failed.images) == (State.FAILED, "numeric_error", ())
+
+
+def test_a_lost_device_writes_nothing_and_leaves_the_lease_to_be_ended(
+    database: Database, generate: Generate, engine: FakeEngine, make_job: MakeJob
+) -> None:
+    job = make_job()
+    engine.behave = fail_with(DeviceLost())
+    generate(job.id)
+    assert get(database, job.account_id, job.id).state is State.RUNNING
+
+
+@pytest.fixture
+def heart(database: Database, holdings: Holdings, engine: FakeEngine, tier: str) -> Heart:
+    """A heart that the test beats by hand."""
+    worker = Worker("w-" + tier, "b-" + tier, "host", 1, "cpu:0", (tier,), 4, 1, "exact")
+    return Heart(
+        database,
+        worker,
+        holdings,
+        engine,
+        heartbeat_seconds=5,
+        lease_seconds=30,
+        watchdog_seconds=60,
+        end_process=lambda code: pytest.fail(f"ended with {code}"),
+        clock=lambda: 0.0,
+    )
+
+
+def test_a_cancellation_reaches_the_engine_with_the_next_heartbeat(
+    database: Database, generate: Generate, engine: FakeEngine, heart: Heart, make_job: MakeJob
+) -> None:
+    job = make_job()
+    engine.behave = lambda _: None
+    thread = threading.Thread(target=generate, args=(job.id,))
+    thread.start()
+    assert engine.submitted.wait(10)
+    jobs.cancel(database, job.account_id, job.id)
+    heart.beat()
+    thread.join(10)
+    assert get(database, job.account_id, job.id).state is State.CANCELED
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(
+    database: Database,
+    generate: Generate,
+    engine: FakeEngine,
+    heart: Heart,
+    holdings: Holdings,
+    make_job: MakeJob,
+) -> None:
+    job = make_job()
+    engine.behave = lambda _: None
+    thread = threading.Thread(target=generate, args=(job.id,))
+    thread.start()
+    assert engine.submitted.wait(10)
+    lease = holdings.all()[0].lease
+    jobs.release(database, lease, code="test", detail="", charged=False, max_attempts=9, backoff_seconds=0)
+    heart.beat()
+    thread.join(10)
+    after = get(database, job.account_id, job.id)
+    assert (after.state, after.num_failures, after.images) == (State.QUEUED, 0, ())
+
+
+def test_a_suspect_runs_alone_and_is_marked_before_its_first_step(
+    database: Database, generate: Generate, engine: FakeEngine, make_job: MakeJob
+) -> None:
+    job = make_job()
+    engine.behave = fail_with(DeviceLost())
+    generate(job.id)
+    with database.transaction() as connection:
+        connection.exec_driver_sql(
+            "UPDATE jobs SET lease_expires_at = clock_timestamp() - interval '1 s' WHERE id = %s", (job.id,)
+        )
+    jobs.reap(database)
+    solo_at_submit = []
+
+    def behave(handle: FakeHandle) -> None:
+        solo_at_submit.append((handle.request.solo, get(database, job.account_id, job.id).solo))
+        handle.succeed()
+
+    engine.behave = behave
+    generate(job.id)
+    assert solo_at_submit == [(True, True)]
+    assert get(database, job.account_id, job.id).state is State.SUCCEEDED
+
+
+def test_a_hung_engine_ends_the_process_and_a_busy_one_does_not(
+    database: Database, holdings: Holdings, engine: FakeEngine
+) -> None:
+    now, codes = [100.0], list[int]()
+    worker = Worker("w-hung", "b-hung", "host", 1, "cpu:0", ("sd",), 4, 1, "exact")
+    heart = Heart(
+        database,
+        worker,
+        holdings,
+        engine,
+        heartbeat_seconds=5,
+        lease_seconds=30,
+        watchdog_seconds=60,
+        end_process=codes.append,
+        clock=lambda: now[0],
+    )
+    engine.is_idle, engine.ticked_at = False, 50.0
+    heart.beat()
+    assert codes == []
+    now[0] = 111.0
+    heart.beat()
+    assert codes == [70]

@@ -1,0 +1,107 @@
+"""The promises of the sweeper, on a real Postgres and a real Valkey."""
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from local.endpoints import Embedded
+from storage.database import Database
+from storage.job_views import get
+from storage.states import State
+from storage.workers import Worker, heartbeat, say_goodbye
+from tasks.app import make_celery
+from tasks.broker import Broker
+from tasks.dispatch import Dispatcher
+from tasks.sweeper import Sweeper, SweepPlan
+from tests.integration.tasks.conftest import MakeJob
+
+
+class Bench:
+    """A sweeper with its broker, and a look into its queues."""
+
+    def __init__(self, services: Embedded, database: Database, tier: str, plan: SweepPlan) -> None:
+        self.prefix = f"sweep-{secrets.token_hex(4)}:"
+        self.tier = tier
+        self.broker = Broker(services.broker_url, self.prefix)
+        self.redis = redis.Redis.from_url(services.broker_url)
+        celery = make_celery(services.broker_url, self.prefix, [tier])
+        self.dispatcher = Dispatcher(celery)
+        self.sweeper = Sweeper(database, self.broker, self.dispatcher, [tier], plan)
+
+    def depth(self, lane: str) -> int:
+        return self.broker.depth(f"{self.tier}.{lane}")
+
+    def wipe(self) -> None:
+        for key in self.redis.scan_iter(self.prefix + "*"):
+            self.redis.delete(key)
+
+
+@pytest.fixture
+def bench(migrated: Embedded, database: Database, tier: str) -> Iterator[Bench]:
+    """Two bulk slots are alive in the tier."""
+    worker = Worker("w-" + tier, "b-" + tier, "host", 1, "cpu:0", (tier,), 4, 2, "exact")
+    heartbeat(database, worker, [], lease_seconds=30)
+    bench = Bench(migrated, database, tier, SweepPlan(redispatch_seconds=0.001, bells_per_slot=2))
+    bench.sweeper.sweep()
+    yield bench
+    say_goodbye(database, worker.boot_id)
+    bench.redis.close()
+    bench.broker.close()
+
+
+def test_a_large_batch_puts_only_a_few_bells_into_the_broker(bench: Bench, make_job: MakeJob) -> None:
+    for _ in range(30):
+        make_job(lane="bulk")
+    for _ in range(3):
+        bench.sweeper.sweep()
+    assert bench.depth("bulk") == 4
+    assert bench.dispatcher.num_rung == 4
+
+
+def test_a_tier_without_a_live_worker_is_not_fed(
+    bench: Bench, database: Database, make_job: MakeJob, tier: str
+) -> None:
+    say_goodbye(database, "b-" + tier)
+    make_job(lane="bulk")
+    bench.sweeper.sweep()
+    assert bench.depth("bulk") == 0
+
+
+def test_a_waiting_bell_is_not_doubled_by_age(bench: Bench, make_job: MakeJob) -> None:
+    for _ in range(2):
+        make_job(lane="bulk")
+    for _ in range(5):
+        bench.sweeper.sweep()
+    assert bench.depth("bulk") == 2
+
+
+def test_a_wiped_broker_is_noticed_and_every_bell_is_rung_again(bench: Bench, make_job: MakeJob) -> None:
+    for _ in range(3):
+        make_job(lane="bulk")
+    bench.sweeper.sweep()
+    assert bench.depth("bulk") == 3
+    bench.wipe()
+    bench.sweeper.sweep()
+    assert bench.depth("bulk") == 3
+
+
+def test_a_bell_that_was_never_rung_is_rung_by_the_sweeper(bench: Bench, make_job: MakeJob) -> None:
+    """The API died between its commit and its bell."""
+    make_job(redispatch_seconds=0)
+    assert bench.depth("interactive") == 0
+    bench.sweeper.sweep()
+    assert bench.depth("interactive") == 1
+
+
+def test_a_dead_broker_stops_neither_reaping_nor_expiry(
+    database: Database, make_job: MakeJob, tier: str
+) -> None:
+    dead = "redis://:x@127.0.0.1:9/0"
+    broker = Broker(dead, "x:")
+    sweeper = Sweeper(database, broker, Dispatcher(make_celery(dead, "x:", [tier])), [tier], SweepPlan())
+    job = make_job(deadline_seconds=0.0)
+    sweeper.sweep()
+    assert get(database, job.account_id, job.id).state is State.EXPIRED
+    broker.close()

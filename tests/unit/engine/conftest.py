@@ -1,0 +1,37 @@
+"""An engine of a fake model under a set clock, and requests for it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from engine.engine import Engine
+from engine.request import GenerationRequest
+from tests.unit.engine.fakes import FakeFamily, SetClock
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def family() -> FakeFamily:
+    return FakeFamily()
+
+
+@pytest.fixture
+def engine(family: FakeFamily, clock: SetClock) -> Engine:
+    """Not started: a test turns it with `tick`."""
+    return Engine({"fake": family}, {"fake": {64 * 64: 8, 128 * 128: 4}}, promise="exact", clock=clock)
+
+
+@pytest.fixture
+def ask() -> Callable[..., GenerationRequest]:
+    """A request with everything filled in."""
+
+    def ask(prompt: str = "fine", **changes: Any) -> GenerationRequest:
+        plain = {"width": 64, "height": 64, "num_inference_steps": 4, "guidance_scale": 1.0, "seed": 1}
+        return GenerationRequest(model="fake", prompt=prompt, **{**plain, **changes})
+
+    return ask

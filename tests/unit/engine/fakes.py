@@ -1,0 +1,67 @@
+"""A model of arithmetic instead of weights, that fails on command, and a clock that is set by hand."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from engine.families.family import Encoding
+
+MARKS = {"explode": 1.0, "not a number": 2.0, "huge": 3.0, "lose the device": 4.0}
+
+
+@dataclass
+class FakeFamily:
+    """Elementwise, so every row is exact; what it does to a prompt is written in `MARKS`."""
+
+    max_rows: int = 1000  # more rows than that are out of memory
+    step_sizes: list[int] = field(default_factory=list)  # rows of every forward pass tried
+    on_predict: Callable[[], None] = lambda: None
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+    scheduler_config: Mapping[str, Any] = field(
+        default_factory=lambda: DDIMScheduler(clip_sample=False).config
+    )
+    latent_channels = 4
+    pixels_per_latent = 8
+
+    def needs_guidance_row(self, guidance_scale: float) -> bool:
+        return guidance_scale > 1
+
+    def encode(self, text: str) -> Encoding:
+        if text == "cannot be encoded":
+            raise RuntimeError("tokenizer")
+        return Encoding(torch.full((1, 1, 1), MARKS.get(text, 0.0)))
+
+    def predict(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        self.on_predict()
+        self.step_sizes.append(len(latents))
+        assert len(latents) == len(timesteps) == len(prompt_embeds)
+        marks = prompt_embeds.flatten()
+        if (marks == MARKS["lose the device"]).any():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+        if len(latents) > self.max_rows or (marks == MARKS["huge"]).any():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if (marks == MARKS["explode"]).any():
+            raise ValueError("bad row")
+        output = torch.sin(latents + timesteps.view(-1, 1, 1, 1) / 100)
+        output[marks == MARKS["not a number"]] = float("nan")
+        return output
+
+    def decode(self, latents: Tensor) -> Tensor:
+        assert len(latents) == 1
+        return torch.tanh(latents[:, :3]).repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+class SetClock:
+    """A clock that stands still until it is told to move."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now

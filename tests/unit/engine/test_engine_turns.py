@@ -1,0 +1,306 @@
+"""The engine's loop with a fake model, turned by hand or by its thread: joins, cancels, faults, endings."""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from engine.engine import Engine
+from engine.errors import (
+    Canceled,
+    DeadlineExceeded,
+    DeviceLost,
+    EngineStopped,
+    GenerationFailed,
+    NumericError,
+    OutOfMemory,
+    RequestInvalid,
+)
+from engine.handle import Handle
+from engine.request import GenerationRequest, SchedulerSpec
+from tests.unit.engine.fakes import FakeFamily, SetClock
+
+Ask = Callable[..., GenerationRequest]
+
+
+def turn_until_done(engine: Engine, *handles: Handle) -> None:
+    for _ in range(1000):
+        if all(handle.future.done() for handle in handles):
+            return
+        engine.tick()
+    raise AssertionError("not done after 1000 ticks")
+
+
+def pixels(handle: Handle) -> np.ndarray:
+    return handle.future.result(timeout=0).pixels
+
+
+def alone(family: FakeFamily, request: GenerationRequest) -> np.ndarray:
+    engine = Engine({"fake": family}, {"fake": {128 * 128: 4}}, promise="exact")
+    handle = engine.submit(request)
+    turn_until_done(engine, handle)
+    return pixels(handle)
+
+
+def test_late_request_joins_the_next_step(engine: Engine, ask: Ask) -> None:
+    first = engine.submit(ask(num_inference_steps=4))
+    engine.tick()
+    second = engine.submit(ask(seed=2, num_inference_steps=2))
+    turn_until_done(engine, first, second)
+    assert second.future.result().timings.num_ticks_waited == 1
+    assert engine.num_ticks == 4, "both shared the two steps of the second"
+    assert first.future.result().mean_step_batch == 1.5
+    assert second.future.result().mean_step_batch == 2.0
+
+
+def test_different_samplers_steps_and_scales_share_a_step_batch(
+    engine: Engine, family: FakeFamily, ask: Ask
+) -> None:
+    requests = [
+        ask(seed=1, num_inference_steps=3),
+        ask(seed=2, scheduler=SchedulerSpec("ddim", eta=1.0), guidance_scale=3.0),
+        ask(seed=3, scheduler=SchedulerSpec("ddim", spacing="trailing"), guidance_scale=7.0),
+    ]
+    handles = [engine.submit(request) for request in requests]
+    turn_until_done(engine, *handles)
+    assert engine.num_ticks == 4
+    for request, handle in zip(requests, handles, strict=True):
+        assert np.array_equal(pixels(handle), alone(family, request))
+
+
+def test_forward_pass_runs_at_bucket_sizes_only(engine: Engine, family: FakeFamily, ask: Ask) -> None:
+    handles = [engine.submit(ask(seed=i, guidance_scale=1.0 + i % 2)) for i in range(4)]
+    turn_until_done(engine, *handles)
+    assert set(family.step_sizes) == {8}, "two guided and two unguided generations are six rows"
+
+
+def test_guidance_past_its_cutoff_costs_one_row(engine: Engine, family: FakeFamily, ask: Ask) -> None:
+    halves = [engine.submit(ask(seed=i, guidance_scale=4.0, guidance_cutoff=0.5)) for i in range(4)]
+    turn_until_done(engine, *halves)
+    assert family.step_sizes == [8, 8, 4, 4]
+
+
+def test_cancel_takes_effect_at_the_next_step_boundary(engine: Engine, family: FakeFamily, ask: Ask) -> None:
+    kept, dropped = engine.submit(ask()), engine.submit(ask(seed=2))
+    engine.tick()
+    dropped.cancel()
+    engine.tick()
+    with pytest.raises(Canceled):
+        dropped.future.result(timeout=0)
+    assert dropped.progress == 0.25
+    turn_until_done(engine, kept)
+    assert np.array_equal(pixels(kept), alone(family, ask()))
+
+
+def test_caller_cannot_cancel_behind_the_engines_back(engine: Engine, ask: Ask) -> None:
+    handle = engine.submit(ask())
+    assert not handle.future.cancel()
+    turn_until_done(engine, handle)
+    handle.cancel()
+    assert pixels(handle).shape == (64, 64, 3)
+
+
+def test_deadline_is_kept_at_step_boundaries(engine: Engine, clock: SetClock, ask: Ask) -> None:
+    handle = engine.submit(ask(seconds_left=5.0))
+    engine.tick()
+    clock.now += 5.0
+    engine.tick()
+    with pytest.raises(DeadlineExceeded):
+        handle.future.result(timeout=0)
+    assert engine.is_idle
+
+
+def test_progress_counts_steps_and_a_failing_callback_is_dropped(engine: Engine, ask: Ask) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def fail(done: int, steps: int) -> None:
+        seen.append((done, steps))
+        raise KeyError("caller's mistake")
+
+    counted: list[tuple[int, int]] = []
+    handles = [
+        engine.submit(ask(), on_progress=lambda done, steps: counted.append((done, steps))),
+        engine.submit(ask(seed=2), on_progress=fail),
+    ]
+    turn_until_done(engine, *handles)
+    assert counted == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert seen == [(1, 4)]
+    assert handles[1].progress == 1.0
+
+
+def test_timings_add_up(engine: Engine, family: FakeFamily, clock: SetClock, ask: Ask) -> None:
+    def take_a_second() -> None:
+        clock.now += 1.0
+
+    family.on_predict = take_a_second
+    handle = engine.submit(ask())
+    clock.now += 3.0
+    turn_until_done(engine, handle)
+    timings = handle.future.result().timings
+    assert (timings.waiting_seconds, timings.denoising_seconds, timings.decoding_seconds) == (3.0, 4.0, 0.0)
+
+
+def test_interactive_preempts_bulk_within_two_ticks(engine: Engine, ask: Ask) -> None:
+    bulk = [engine.submit(ask(seed=i, lane="bulk", num_inference_steps=50)) for i in range(30)]
+    for _ in range(20):
+        engine.tick()
+    late = engine.submit(ask(seed=99, width=128, height=128))
+    turn_until_done(engine, late)
+    assert late.future.result().timings.num_ticks_waited <= 2
+    turn_until_done(engine, *bulk)
+    assert all(handle.future.result().num_steps == 50 for handle in bulk)
+
+
+def test_batch_that_does_not_fit_is_split_and_no_one_is_charged(
+    engine: Engine, family: FakeFamily, ask: Ask
+) -> None:
+    family.max_rows = 4
+    requests = [ask(seed=i, scheduler=SchedulerSpec(eta=1.0)) for i in range(8)]
+    handles = [engine.submit(request) for request in requests]
+    turn_until_done(engine, *handles)
+    assert family.step_sizes == [8, 4, 4, *[4] * 6], "one step too large, then the cap has learned"
+    for request, handle in zip(requests, handles, strict=True):
+        assert np.array_equal(pixels(handle), alone(family, request))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [
+        ("explode", GenerationFailed),
+        ("not a number", NumericError),
+        ("huge", OutOfMemory),
+        ("cannot be encoded", GenerationFailed),
+    ],
+)
+def test_failing_generation_never_touches_its_neighbours(
+    engine: Engine, family: FakeFamily, ask: Ask, prompt: str, error: type[Exception]
+) -> None:
+    requests = [ask(seed=i, scheduler=SchedulerSpec(eta=0.5), guidance_scale=2.0) for i in range(3)]
+    handles = [engine.submit(request) for request in requests]
+    engine.tick()
+    culprit = engine.submit(ask(prompt, seed=9))
+    turn_until_done(engine, culprit, *handles)
+    with pytest.raises(error):
+        culprit.future.result(timeout=0)
+    for request, handle in zip(requests, handles, strict=True):
+        assert np.array_equal(pixels(handle), alone(family, request))
+    assert engine.is_idle
+    assert not engine.fatal.is_set()
+
+
+def test_lost_device_fails_everything_as_retryable_and_asks_for_an_exit(engine: Engine, ask: Ask) -> None:
+    handles = [engine.submit(ask()), engine.submit(ask("lose the device", seed=2))]
+    engine.start()
+    assert engine.fatal.wait(10)
+    for handle in handles:
+        error = handle.future.exception(timeout=10)
+        assert isinstance(error, DeviceLost)
+        assert error.retryable
+        assert "illegal memory access" in str(error)
+    with pytest.raises(EngineStopped):
+        engine.submit(ask())
+    engine.stop()
+
+
+def test_hung_step_shows_in_ticked_at(family: FakeFamily, clock: SetClock, engine: Engine, ask: Ask) -> None:
+    """What the heartbeat looks at: not idle, and the last tick is old."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        entered.set()
+        assert leave.wait(10)
+
+    family.on_predict = hang
+    engine.start()
+    handle = engine.submit(ask(num_inference_steps=1))
+    assert entered.wait(10)
+    clock.now += 100.0
+    assert not engine.is_idle
+    assert engine.num_generations == 1
+    assert clock() - engine.ticked_at == 100.0
+    leave.set()
+    handle.future.result(timeout=10)
+    assert engine.drain(10)
+    assert engine.is_idle
+    engine.stop()
+    assert engine.ticked_at == clock()
+
+
+def test_engine_that_was_idle_for_long_is_not_taken_for_hung(
+    engine: Engine, clock: SetClock, ask: Ask
+) -> None:
+    """Between `submit` and the thread's waking, the heartbeat must not see an old tick beside new work."""
+    engine.tick()
+    clock.now += 1000.0
+    engine.submit(ask())
+    assert not engine.is_idle
+    assert engine.ticked_at == clock()
+
+
+def test_hook_that_fails_before_the_first_step_ends_only_its_own(engine: Engine, ask: Ask) -> None:
+    calls: list[str] = []
+
+    def fail() -> None:
+        calls.append("called")
+        raise EngineStopped("not marked")
+
+    kept = engine.submit(ask(), before_first_step=lambda: calls.append("kept"))
+    dropped = engine.submit(ask(seed=2, solo=True), before_first_step=fail)
+    turn_until_done(engine, kept, dropped)
+    assert sorted(calls) == ["called", "kept"], "each once"
+    assert isinstance(dropped.future.exception(timeout=0), EngineStopped)
+    assert pixels(kept).shape == (64, 64, 3)
+
+
+def test_drain_finishes_what_is_in_hand_and_takes_nothing_new(engine: Engine, ask: Ask) -> None:
+    engine.start()
+    handles = [engine.submit(ask(seed=i)) for i in range(5)]
+    assert engine.drain(10)
+    assert all(handle.future.exception(timeout=0) is None for handle in handles)
+    with pytest.raises(EngineStopped):
+        engine.submit(ask())
+    engine.stop()
+
+
+def test_stop_ends_what_is_unfinished_as_retryable(engine: Engine, family: FakeFamily, ask: Ask) -> None:
+    begun = threading.Event()
+    family.on_predict = begun.set
+    engine.start()
+    handle = engine.submit(ask(num_inference_steps=1000))
+    assert begun.wait(10)
+    assert not engine.drain(0.0)
+    engine.stop()
+    error = handle.future.exception(timeout=0)
+    assert isinstance(error, EngineStopped)
+    assert error.retryable
+    assert not engine.fatal.is_set()
+
+
+def test_engine_that_never_started_can_be_stopped(engine: Engine, ask: Ask) -> None:
+    handle = engine.submit(ask())
+    engine.stop()
+    assert isinstance(handle.future.exception(timeout=0), EngineStopped)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"width": 60}, "steps of 8"),
+        ({"width": 136, "height": 128}, "above 16384 pixels"),
+        ({"num_inference_steps": 1001}, "above 1000"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_at_submit(
+    engine: Engine, ask: Ask, changes: dict[str, int], complaint: str
+) -> None:
+    with pytest.raises(RequestInvalid, match=complaint):
+        engine.submit(ask(**changes))
+    assert engine.is_idle
+
+
+def test_strict_generation_is_pinned_where_buckets_differ(family: FakeFamily, ask: Ask) -> None:
+    engine = Engine({"fake": family}, {"fake": {64 * 64: 8}}, promise="exact within a bucket")
+    handles = [engine.submit(ask(seed=i, strict=True)) for i in range(8)]
+    turn_until_done(engine, *handles)
+    assert set(family.step_sizes) == {4}

@@ -1,0 +1,182 @@
+"""Who runs next, under a simulated clock, and without torch."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from engine.policy import AGEING_TURN, SMALLEST_BUCKET, BatchKey, Policy, bucket_rows
+
+SMALL, LARGE, OTHER = BatchKey("m", 16, 16), BatchKey("m", 24, 24), BatchKey("m", 16, 24)
+STEP_SECONDS = 0.1
+
+
+@dataclass(eq=False)
+class Member:
+    """A generation as the policy sees it."""
+
+    name: str
+    key: BatchKey = SMALL
+    lane: str = "interactive"
+    num_steps_left: int = 20
+    submitted_at: float = 0.0
+    deadline_at: float | None = None
+    num_rows: int = 2
+    is_solo: bool = False
+    has_begun: bool = False
+    num_steps_done: int = 0
+
+
+def run(policy: Policy, members: list[Member], num_ticks: int, now: float = 0.0) -> list[list[Member]]:
+    """Turn the policy `num_ticks` times over `members`, which leave when their steps are done."""
+    batches = []
+    for _ in range(num_ticks):
+        batch = policy.choose([member for member in members if member.num_steps_left], now)
+        for member in batch:
+            member.has_begun = True
+            member.num_steps_left -= 1
+            member.num_steps_done += 1
+        if batch:
+            policy.stepped(batch[0].key, STEP_SECONDS)
+        batches.append(batch)
+        now += STEP_SECONDS
+    return batches
+
+
+def bulk(count: int, **changes: object) -> list[Member]:
+    return [Member(f"bulk-{i}", lane="bulk", num_steps_left=50, **changes) for i in range(count)]  # type: ignore[arg-type]
+
+
+def test_policy_is_importable_without_torch() -> None:
+    code = "import sys, engine.policy, engine.request, engine.errors; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_buckets_are_multiples_of_four() -> None:
+    assert [bucket_rows(rows) for rows in (1, 2, 4, 5, 8, 9, 16)] == [4, 4, 4, 8, 8, 12, 16]
+
+
+def test_step_batch_never_exceeds_the_row_cap_of_its_key() -> None:
+    policy = Policy(lambda key: 7 if key == SMALL else 4)
+    members = [Member(str(i), num_rows=1 + i % 2) for i in range(12)]
+    batch = policy.choose(members, 0.0)
+    assert sum(member.num_rows for member in batch) == 7
+    members = [Member(str(i), key=LARGE) for i in range(12)]
+    assert len(policy.choose(members, 0.0)) == 2
+
+
+def test_one_generation_runs_even_where_the_cap_is_below_its_rows() -> None:
+    assert len(Policy(lambda _: 1).choose([Member("guided", num_rows=2)], 0.0)) == 1
+
+
+def test_members_of_a_step_batch_share_their_key() -> None:
+    members = [Member("a"), Member("b", key=LARGE), Member("c"), Member("d", key=OTHER)]
+    for batch in run(Policy(lambda _: 16), members, 60):
+        assert len({member.key for member in batch}) <= 1
+    assert all(member.num_steps_left == 0 for member in members)
+
+
+def test_interactive_work_pauses_bulk_work_at_the_next_step() -> None:
+    policy = Policy(lambda _: 8)
+    members = bulk(8)
+    run(policy, members, 5)
+    late = Member("late", submitted_at=0.5)
+    batch = run(policy, [*members, late], 1, now=0.5)[0]
+    assert batch[0] is late
+    assert len(batch) == 4, "the rows that interactive work leaves are filled with bulk work"
+
+
+def test_interactive_work_of_another_size_pauses_bulk_work_too() -> None:
+    policy = Policy(lambda _: 8)
+    members = bulk(8)
+    run(policy, members, 50)
+    batches = run(policy, [*members, Member("late", key=LARGE, submitted_at=5.0)], 20, now=5.0)
+    assert [batch[0].name for batch in batches] == ["late"] * 20
+
+
+def test_interactive_takes_its_first_step_within_two_ticks_even_while_bulk_work_ages() -> None:
+    """Everything is full of bulk work that has waited so long that it has turns of its own."""
+    for phase in range(AGEING_TURN + 1):
+        policy = Policy(lambda _: 8, bulk_patience_seconds=60.0)
+        members = [*bulk(8), *bulk(8, key=LARGE)]
+        first = Member("first", submitted_at=100.0, num_steps_left=100)
+        run(policy, [*members, first], phase, now=100.0)
+        late = Member("late", submitted_at=110.0)
+        batches = run(policy, [*members, first, late], 2, now=110.0)
+        assert any(late in batch for batch in batches)
+
+
+def test_bulk_work_does_not_starve_under_endless_interactive_work() -> None:
+    policy = Policy(lambda _: 8, bulk_patience_seconds=60.0)
+    members = [Member("bulk", lane="bulk", key=LARGE, num_steps_left=10)]
+    interactive = [Member(f"interactive-{i}", num_steps_left=10_000) for i in range(20)]
+    run(policy, [*members, *interactive], 100)
+    assert members[0].num_steps_done == 0, "not before its patience has run out"
+    batches = run(policy, [*members, *interactive], 100, now=60.0)
+    assert members[0].num_steps_left == 0
+    assert sum(batch[0].lane == "bulk" for batch in batches) == 10
+
+
+def test_keys_share_the_device_seconds_evenly() -> None:
+    policy = Policy(lambda _: 8)
+    many = [Member(f"small-{i}", num_steps_left=1000) for i in range(20)]
+    one = Member("large", key=LARGE, num_steps_left=1000)
+    batches = run(policy, [*many, one], 100)
+    assert sum(one in batch for batch in batches) == 50
+
+
+def test_key_that_was_away_is_owed_nothing() -> None:
+    policy = Policy(lambda _: 8)
+    here = Member("here", num_steps_left=1000)
+    run(policy, [here], 200)
+    back = Member("back", key=LARGE, num_steps_left=1000)
+    batches = run(policy, [here, back], 20, now=20.0)
+    assert sum(back in batch for batch in batches) in (9, 10, 11)
+
+
+def test_earliest_deadline_goes_first() -> None:
+    policy = Policy(lambda _: 2)
+    late, soon = Member("late", deadline_at=25.0), Member("soon", submitted_at=1.0, deadline_at=20.0)
+    assert policy.choose([late, soon], 1.0) == [soon]
+
+
+def test_hopeless_work_goes_last() -> None:
+    policy = Policy(lambda _: 2)
+    policy.stepped(SMALL, 1.0)
+    hopeless = Member("hopeless", num_steps_left=20, deadline_at=10.0)
+    hopeful = Member("hopeful", num_steps_left=5, deadline_at=11.0)
+    assert policy.choose([hopeless, hopeful], 1.0) == [hopeful]
+
+
+def test_nothing_waits_behind_later_arrivals_with_near_deadlines_for_ever() -> None:
+    policy = Policy(lambda _: 2)
+    patient = Member("patient", deadline_at=3600.0)
+    hasty = Member("hasty", submitted_at=31.0, deadline_at=36.0)
+    assert policy.choose([patient, hasty], 31.0) == [patient]
+
+
+def test_solo_generation_runs_alone_from_its_first_step_to_its_last() -> None:
+    policy = Policy(lambda _: 8)
+    solo = Member("solo", is_solo=True, num_steps_left=5)
+    others = [Member(f"other-{i}", submitted_at=1.0, num_steps_left=5) for i in range(3)]
+    batches = run(policy, [solo, *others], 10, now=1.0)
+    assert batches[:5] == [[solo]] * 5
+    assert all(len(batch) == 3 for batch in batches[5:])
+    assert policy.admit([Member("waiting")], [Member("solo", is_solo=True, has_begun=True)], 0.0) == []
+
+
+def test_cap_is_halved_when_memory_was_short() -> None:
+    policy = Policy(lambda _: 16)
+    policy.lower(SMALL, 12)
+    assert policy.max_rows(SMALL) == 6
+    assert policy.max_rows(LARGE) == 16
+
+
+def test_pinned_generations_run_at_the_smallest_bucket_only() -> None:
+    assert Policy(lambda _: 16).max_rows(BatchKey("m", 16, 16, is_pinned=True)) == SMALLEST_BUCKET
+
+
+def test_interactive_prompts_are_encoded_before_bulk_ones() -> None:
+    waiting = [*bulk(20), Member("late", submitted_at=5.0)]
+    admitted = Policy(lambda _: 8).admit(waiting, [], 5.0)
+    assert admitted[0].name == "late"
+    assert len(admitted) < len(waiting)

@@ -1,0 +1,78 @@
+"""What a request may hold; the web checks too, but the engine trusts nobody."""
+
+from typing import Any
+
+import pytest
+
+from engine.errors import EngineError, PromptInvalid, RequestInvalid
+from engine.request import GenerationRequest, SchedulerSpec
+
+GOOD: dict[str, Any] = {
+    "model": "tiny",
+    "prompt": "a red heart",
+    "width": 128,
+    "height": 128,
+    "num_inference_steps": 20,
+    "guidance_scale": 4.0,
+    "seed": 0,
+}
+
+
+def test_good_request_is_accepted_and_hashable() -> None:
+    assert hash(GenerationRequest(**GOOD)) == hash(GenerationRequest(**GOOD))
+
+
+@pytest.mark.parametrize("prompt", ["nul \0 byte", "lone \ud800 surrogate", None, 7])
+def test_text_that_no_tokenizer_reads_is_refused(prompt: Any) -> None:
+    with pytest.raises(PromptInvalid, match=r"^prompt: "):
+        GenerationRequest(**{**GOOD, "prompt": prompt})
+    with pytest.raises(PromptInvalid, match=r"^negative_prompt: "):
+        GenerationRequest(**{**GOOD, "negative_prompt": prompt})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 0},
+        {"height": -8},
+        {"width": 64.0},
+        {"num_inference_steps": 0},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"seed": 1.5},
+        {"guidance_scale": float("nan")},
+        {"guidance_scale": float("inf")},
+        {"guidance_scale": -1.0},
+        {"guidance_cutoff": 1.1},
+        {"lane": "express"},
+        {"seconds_left": float("nan")},
+    ],
+)
+def test_bad_field_is_named(change: dict[str, Any]) -> None:
+    with pytest.raises(RequestInvalid, match=f"^{next(iter(change))}: "):
+        GenerationRequest(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "heun"},
+        {"karras": True},
+        {"eta": 1.5},
+        {"name": "euler", "eta": 0.5},
+        {"spacing": "uneven"},
+        {"shift": 3.0},
+    ],
+)
+def test_scheduler_that_does_not_exist_is_refused(spec: dict[str, Any]) -> None:
+    with pytest.raises(RequestInvalid):
+        SchedulerSpec(**spec)
+
+
+def test_every_error_has_a_code_and_a_message_of_its_own() -> None:
+    def below(parent: type[EngineError]) -> list[type[EngineError]]:
+        return [parent, *(one for child in parent.__subclasses__() for one in below(child))]
+
+    classes = below(EngineError)
+    assert len({one.code for one in classes}) == len(classes)
+    assert all(str(one()).endswith((".", "alone.")) for one in classes)

@@ -1,0 +1,45 @@
+"""The promise about ringing: it never raises, and a dead broker costs next to nothing."""
+
+from typing import Any
+
+from kombu.exceptions import OperationalError
+
+from storage.bells import Bell
+from tasks.dispatch import Dispatcher
+
+
+class FakeCelery:
+    """Takes messages, or refuses them as kombu does when the broker is down."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[list[Any], str]] = []
+        self.num_tries = 0
+        self.down = False
+
+    def send_task(self, name: str, *, args: list[Any], queue: str, headers: dict[str, int]) -> None:  # noqa: ARG002
+        self.num_tries += 1
+        if self.down:
+            raise OperationalError("connection refused")
+        self.sent.append((args, queue))
+
+
+def bell(number: int) -> Bell:
+    return Bell(f"job_{number}", "sd", "bulk", 1, number)
+
+
+def test_a_bell_carries_the_job_and_its_number_and_nothing_else() -> None:
+    celery = FakeCelery()
+    assert Dispatcher(celery).ring([bell(1)])  # type: ignore[arg-type]
+    assert celery.sent == [(["job_1", 1], "sd.bulk")]
+
+
+def test_a_dead_broker_raises_nothing_and_is_left_alone_for_a_while() -> None:
+    celery, now = FakeCelery(), [0.0]
+    dispatcher = Dispatcher(celery, clock=lambda: now[0])  # type: ignore[arg-type]
+    celery.down = True
+    assert not dispatcher.ring([bell(1), bell(2), bell(3)])
+    assert not dispatcher.ring([bell(4)])
+    assert (celery.num_tries, dispatcher.num_failed) == (1, 4)
+    celery.down, now[0] = False, 2.0
+    assert dispatcher.ring([bell(5)])
+    assert dispatcher.num_rung == 1
