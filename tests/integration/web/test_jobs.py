@@ -1,0 +1,253 @@
+"""A job is accepted once, shown to its owner, waited for, canceled, tried again; its link does not rot."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+from flask import Flask
+
+from settings import Settings
+from storage import bells, jobs
+from storage.database import Database
+from tests.integration.web.conftest import PNG, Client, Draw, assert_problem
+from web.app import create_app
+from web.wiring import EXTENSION, Wiring
+
+FIELDS = {
+    "id", "state", "eta_seconds", "queue_position", "progress", "attempt", "tier", "model", "lane", "prompt",
+    "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "scheduler", "seed",
+    "num_images", "images", "error", "warnings", "worker", "batch_id", "batch_line", "retry_of", "created_at",
+    "started_at", "finished_at", "timings", "links",
+}  # fmt: skip
+
+
+def test_a_job_is_accepted_and_can_be_found_at_its_address(client: Client) -> None:
+    answer = client.submit(width=192, height=128, seed=5)
+    assert answer.status_code == 202
+    job = answer.get_json()
+    assert set(job) == FIELDS
+    assert (job["state"], job["tier"], job["seed"], job["images"]) == ("queued", "hd", 5, [])
+    assert (job["eta_seconds"], job["queue_position"]) == (None, None)
+    assert answer.headers["Location"] == job["links"]["self"]
+    assert client("GET", answer.headers["Location"]).get_json() == job
+
+
+def test_an_interactive_job_is_rung_and_a_bulk_job_left_to_the_sweeper(
+    app: Flask, client: Client, database: Database
+) -> None:
+    wiring: Wiring = app.extensions[EXTENSION]
+    rung = wiring.dispatcher.num_rung
+    job_ids = [client.submit(lane=lane).get_json()["id"] for lane in ("interactive", "bulk")]
+    assert wiring.dispatcher.num_rung == rung + 1
+    assert bells.publishes_of(database, job_ids) == {job_ids[0]: 1, job_ids[1]: 0}
+
+
+def test_a_dead_broker_does_not_turn_a_job_away(settings: Settings, api_key: str) -> None:
+    dead = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
+    client = Client(create_app(dead).test_client(), api_key)
+    for _ in range(2):
+        answer = client.submit()
+        assert answer.status_code == 202
+    assert client("GET", answer.headers["Location"]).get_json()["state"] == "queued"
+    readiness = client("GET", "/readyz")
+    assert readiness.status_code == 200
+    assert readiness.get_json()["state"] == "degraded"
+    assert readiness.get_json()["checks"]["broker"]["ok"] is False
+
+
+def test_a_dead_database_is_unavailable_and_says_when_to_come_back(settings: Settings) -> None:
+    url = type(settings.database_url)("postgresql://nobody@127.0.0.1:1/none")
+    client = Client(create_app(settings.model_copy(update={"database_url": url})).test_client(), "calo_a_b")
+    problem = client.submit()
+    assert_problem(problem, 503, "database_unavailable")
+    assert problem.headers["Retry-After"] == "2"
+    readiness = client("GET", "/readyz")
+    assert (readiness.status_code, readiness.get_json()["state"]) == (503, "unavailable")
+    assert client("GET", "/healthz").status_code == 200
+    assert "database does not answer" in client("GET", "/").get_data(as_text=True)
+
+
+def test_a_finished_job_leads_to_its_image(client: Client, draw: Draw) -> None:
+    job_id = client.submit().get_json()["id"]
+    assert_problem(client("GET", f"/v1/jobs/{job_id}/images/0"), 404, "image_not_found")
+    draw(job_id)
+    job = client("GET", f"/v1/jobs/{job_id}").get_json()
+    assert (job["state"], job["progress"], job["timings"]) == ("succeeded", 1.0, {"denoise": 1.5})
+    assert (job["worker"], job["attempt"]) == ("cpu:0@test", 1)
+    (image,) = job["images"]
+    assert set(image) == {"index", "url", "width", "height", "sha256", "expires_at"}
+    redirect = client("GET", f"/v1/jobs/{job_id}/images/0")
+    assert (redirect.status_code, redirect.headers["Cache-Control"]) == (302, "no-store")
+    for url in (image["url"], redirect.headers["Location"]):
+        answer = httpx2.get(url, trust_env=False)
+        assert (answer.content, answer.headers["content-type"]) == (PNG, "image/png")
+    assert_problem(client("GET", f"/v1/jobs/{job_id}/images/1"), 404, "image_not_found")
+
+
+def test_who_prefers_to_wait_gets_the_finished_job(client: Client, draw: Draw) -> None:
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(client.submit, headers={"Prefer": "wait=20"})
+        draw(_only_job(client))
+        response = answer.result(20)
+    assert response.status_code == 200
+    assert response.headers["Preference-Applied"] == "wait=20"
+    assert response.get_json()["state"] == "succeeded"
+
+
+def test_who_waits_in_vain_is_accepted(client: Client) -> None:
+    response = client.submit(headers={"Prefer": "wait=0"})
+    assert (response.status_code, response.get_json()["state"]) == (202, "queued")
+    assert response.headers["Preference-Applied"] == "wait=0"
+
+
+def test_a_long_poll_ends_with_the_job(client: Client, draw: Draw) -> None:
+    job_id = client.submit().get_json()["id"]
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(client, "GET", f"/v1/jobs/{job_id}?wait=20")
+        draw(job_id)
+        assert answer.result(20).get_json()["state"] == "succeeded"
+    assert client("GET", f"/v1/jobs/{job_id}?wait=20").get_json()["state"] == "succeeded"
+
+
+def test_waiters_hold_no_connection_and_leave_half_of_the_threads(settings: Settings, api_key: str) -> None:
+    app = create_app(settings.model_copy(update={"web_threads": 32}))
+    client = Client(app.test_client(), api_key)
+    wiring: Wiring = app.extensions[EXTENSION]
+    job_id = client.submit().get_json()["id"]
+    with ThreadPoolExecutor(16) as pool:
+        # The pool has 10 connections: with one each, 16 waiters could not all wait.
+        waiting = [
+            pool.submit(Client(app.test_client(), api_key), "GET", f"/v1/jobs/{job_id}?wait=30")
+            for _ in range(16)
+        ]
+        deadline = time.monotonic() + 10
+        while wiring.waiter.num_waiters < 16:
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
+        began = time.monotonic()
+        assert client("GET", f"/v1/jobs/{job_id}?wait=30").get_json()["state"] == "queued"
+        assert client.submit(headers={"Prefer": "wait=30"}).status_code == 202
+        assert time.monotonic() - began < 5
+        assert client("DELETE", f"/v1/jobs/{job_id}").status_code == 200
+        assert {answer.result(10).get_json()["state"] for answer in waiting} == {"canceled"}
+
+
+def test_the_same_key_and_body_is_the_same_job(client: Client, database: Database) -> None:
+    first, second = (client.submit(headers={"Idempotency-Key": "k 1"}) for _ in range(2))
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.get_json() == second.get_json()
+    assert "Idempotent-Replayed" not in first.headers
+    assert second.headers["Idempotent-Replayed"] == "true"
+    assert bells.publishes_of(database, [first.get_json()["id"]]) == {first.get_json()["id"]: 1}
+
+
+def test_the_same_key_with_another_body_is_refused(client: Client) -> None:
+    client.submit(headers={"Idempotency-Key": "k"})
+    assert_problem(client.submit(seed=2, headers={"Idempotency-Key": "k"}), 422, "idempotency_key_reused")
+
+
+def test_an_idempotency_key_belongs_to_its_account(client: Client, stranger: Client) -> None:
+    jobs_made = {who.submit(headers={"Idempotency-Key": "k"}).get_json()["id"] for who in (client, stranger)}
+    assert len(jobs_made) == 2
+
+
+def test_twins_at_the_same_moment_make_one_job(app: Flask, api_key: str) -> None:
+    def submit(_: int) -> str:
+        twin = Client(app.test_client(), api_key)
+        return str(twin.submit(headers={"Idempotency-Key": "k"}).get_json()["id"])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(submit, range(8)))) == 1
+
+
+def test_a_queued_job_is_canceled_once(client: Client) -> None:
+    job_id = client.submit().get_json()["id"]
+    assert client("DELETE", f"/v1/jobs/{job_id}").get_json()["state"] == "canceled"
+    assert_problem(client("DELETE", f"/v1/jobs/{job_id}"), 409, "job_is_final")
+
+
+def test_a_running_job_is_asked_to_stop(client: Client, database: Database) -> None:
+    job_id = client.submit().get_json()["id"]
+    worker = jobs.WorkerName("boot", "cpu:0")
+    claim = jobs.claim(database, job_id, tiers=["sd"], worker=worker, lease_seconds=30)
+    assert claim
+    answer = client("DELETE", f"/v1/jobs/{job_id}")
+    assert (answer.status_code, answer.get_json()["state"]) == (202, "running")
+    assert jobs.fail(database, claim.lease, code="canceled", detail="", retryable=False) == "canceled"
+
+
+def test_a_failed_job_says_why_and_can_be_tried_again(client: Client, database: Database) -> None:
+    sent = {"seed": 9, "num_images": 2, "deadline_seconds": 600.0, "scheduler": "euler"}
+    job_id = client.submit(**sent).get_json()["id"]
+    assert_problem(client("POST", f"/v1/jobs/{job_id}/retry"), 409, "job_is_not_final")
+    worker = jobs.WorkerName("boot", "cpu:0")
+    claim = jobs.claim(database, job_id, tiers=["sd"], worker=worker, lease_seconds=30)
+    assert claim
+    jobs.fail(database, claim.lease, code="out_of_memory", detail="too large", retryable=True)
+    failed = client("GET", f"/v1/jobs/{job_id}").get_json()
+    assert failed["error"] == {"code": "out_of_memory", "retryable": True, "detail": "too large"}
+    headers = {"Idempotency-Key": "again"}
+    answers = [client("POST", f"/v1/jobs/{job_id}/retry", headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    again = answers[0].get_json()
+    assert answers[1].get_json()["id"] == again["id"] != job_id
+    assert (again["retry_of"], again["state"], again["error"]) == (job_id, "queued", None)
+    for name in ("prompt", "seed", "num_images", "scheduler", "width", "tier", "lane"):
+        assert again[name] == failed[name]
+
+
+def test_a_list_is_read_page_by_page_and_by_filter(client: Client) -> None:
+    made = [
+        client.submit(lane="bulk" if number % 2 else "interactive").get_json()["id"] for number in range(7)
+    ]
+    client("DELETE", f"/v1/jobs/{made[0]}")
+    found: list[str] = []
+    cursor = None
+    while True:
+        query = {"limit": 3, **({"cursor": cursor} if cursor else {})}
+        page = client("GET", "/v1/jobs", query_string=query).get_json()
+        found += [job["id"] for job in page["jobs"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert found == made[::-1]
+
+    def ids(query: str) -> list[str]:
+        return [job["id"] for job in client("GET", f"/v1/jobs?{query}").get_json()["jobs"]]
+
+    assert ids("lane=bulk") == [made[5], made[3], made[1]]
+    assert ids("state=canceled") == [made[0]]
+    assert len(ids("state=canceled&state=queued")) == 7
+    assert ids("tier=hd") == []
+    assert ids("batch_id=bat_" + "0" * 26) == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0", "limit=201", "limit=x", "cursor=x", "state=done", "lane=fast", "tier=%00", "tier=A",
+        "batch_id=%00", "page=2", "state=queued&state=",
+    ],
+)  # fmt: skip
+def test_a_query_that_means_nothing_is_refused(client: Client, query: str) -> None:
+    problem = assert_problem(client("GET", f"/v1/jobs?{query}"), 422, "invalid_request")
+    assert problem["errors"][0]["parameter"].split("/")[0] in query
+
+
+@pytest.mark.parametrize("wait", ["-1", "nan", "inf", "x", "3601"])
+def test_a_wait_that_means_nothing_is_refused(client: Client, wait: str) -> None:
+    problem = assert_problem(client("GET", f"/v1/jobs/job_x?wait={wait}"), 422, "invalid_request")
+    assert problem["errors"][0]["parameter"] == "wait"
+
+
+def _only_job(client: Client) -> str:
+    """The job that another thread is submitting for this account."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = client("GET", "/v1/jobs").get_json()["jobs"]
+        if found:
+            return str(found[0]["id"])
+        threading.Event().wait(0.01)
+    raise AssertionError("no job came")

@@ -1,0 +1,127 @@
+"""A request becomes a row that its tier can serve, or a refusal that names the field and the limit."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from settings import Catalogue, Settings, tier_for
+from storage.submissions import NewJob
+from web.admission import Admission
+from web.refusals import InvalidRequest
+from web.schemas import JobRequest, field_errors
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    return Settings().catalogue
+
+
+def admit(catalogue: Catalogue, **fields: Any) -> NewJob:
+    """What `POST /v1/jobs` does with a parsed body."""
+    try:
+        request = JobRequest.model_validate({"prompt": "a red heart", **fields})
+    except ValidationError as error:
+        raise InvalidRequest.of(field_errors(error)) from error
+    return Admission(catalogue, tier_for).admit(request, "acc_test")
+
+
+def test_what_is_left_out_is_the_models_choice(catalogue: Catalogue) -> None:
+    new = admit(catalogue)
+    assert (new.model, new.tier, new.width, new.height) == ("tiny", "sd", 128, 128)
+    assert (new.num_inference_steps, new.guidance_scale, new.scheduler) == (20, 4.0, "ddim")
+    assert (new.lane, new.num_images, new.deadline_seconds, new.webhook_url) == ("interactive", 1, None, None)
+
+
+def test_a_drawn_seed_is_one_that_every_json_client_keeps(catalogue: Catalogue) -> None:
+    seeds = {admit(catalogue).seed for _ in range(50)}
+    assert len(seeds) == 50
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1])
+def test_every_seed_in_range_is_kept(catalogue: Catalogue, seed: int) -> None:
+    assert admit(catalogue, seed=seed).seed == seed
+
+
+@pytest.mark.parametrize(("side", "tier"), [(64, "sd"), (128, "sd"), (136, "hd"), (192, "hd")])
+def test_a_size_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue, side: int, tier: str) -> None:
+    assert admit(catalogue, width=side, height=side).tier == tier
+
+
+def test_a_prompt_is_stored_in_one_form(catalogue: Catalogue) -> None:
+    assert admit(catalogue, prompt="cafe\u0301\n\tnoir").prompt == "caf\u00e9\n\tnoir"
+
+
+BAD = [
+    ({"prompt": ""}, "prompt", "1 character"),
+    ({"prompt": " \n\t "}, "prompt", "blank"),
+    ({"prompt": "a\0b"}, "prompt", "NUL"),
+    ({"prompt": "a\x1bb"}, "prompt", "U+001B"),
+    ({"prompt": "\ud800"}, "prompt", "surrogate"),
+    ({"prompt": "a" * 2001}, "prompt", "2000"),
+    ({"prompt": 7}, "prompt", "string"),
+    ({"negative_prompt": "\0"}, "negative_prompt", "NUL"),
+    ({"negative_prompt": "a" * 2001}, "negative_prompt", "2000"),
+    ({"model": "huge"}, "model", "tiny"),
+    ({"model": ""}, "model", "1 character"),
+    ({"width": 513}, "width", "multiple of 8"),
+    ({"width": 512}, "width", "64 to 256"),
+    ({"height": 56}, "height", "64 to 256"),
+    ({"height": 100}, "height", "multiple of 8"),
+    ({"width": 100_000, "height": 100_000}, "width", "36864"),
+    ({"width": 256, "height": 256}, "width", "'hd', takes at most 36864"),
+    ({"width": "128"}, "width", "integer"),
+    ({"width": True}, "width", "integer"),
+    ({"width": 2**70}, "width", "2147483647"),
+    ({"num_inference_steps": 0}, "num_inference_steps", "1"),
+    ({"num_inference_steps": 10**6}, "num_inference_steps", "150"),
+    ({"num_inference_steps": 20.0}, "num_inference_steps", "integer"),
+    ({"guidance_scale": -0.5}, "guidance_scale", "0"),
+    ({"guidance_scale": 31}, "guidance_scale", "30"),
+    ({"guidance_scale": float("nan")}, "guidance_scale", "finite"),
+    ({"guidance_scale": "4"}, "guidance_scale", "number"),
+    ({"scheduler": "pndm"}, "scheduler", "ddim, euler"),
+    ({"seed": -1}, "seed", "0"),
+    ({"seed": 2**63}, "seed", "9223372036854775807"),
+    ({"seed": 2**64}, "seed", "9223372036854775807"),
+    ({"seed": 1.5}, "seed", "integer"),
+    ({"num_images": 0}, "num_images", "1"),
+    ({"num_images": 5}, "num_images", "4"),
+    ({"num_images": True}, "num_images", "integer"),
+    ({"lane": "express"}, "lane", "'interactive' or 'bulk'"),
+    ({"deadline_seconds": 0}, "deadline_seconds", "0"),
+    ({"deadline_seconds": 1e9}, "deadline_seconds", "604800"),
+    ({"webhook_url": "http://example.com"}, "webhook_url", "https"),
+    ({"stepz": 20}, "stepz", "num_inference_steps"),
+]
+
+
+@pytest.mark.parametrize(("fields", "field", "limit"), BAD)
+def test_a_refusal_names_the_field_and_the_limit(
+    catalogue: Catalogue, fields: dict[str, Any], field: str, limit: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        admit(catalogue, **fields)
+    details = [error.detail for error in refused.value.errors if error.field == field]
+    assert any(limit in detail for detail in details), refused.value.errors
+
+
+def test_a_missing_prompt_is_named() -> None:
+    with pytest.raises(ValidationError) as refused:
+        JobRequest.model_validate({})
+    assert [(error.field, error.detail) for error in field_errors(refused.value)] == [
+        ("prompt", "is required")
+    ]
+
+
+def test_every_wrong_field_is_named_at_once(catalogue: Catalogue) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        admit(catalogue, width=513, num_inference_steps=151, scheduler="pndm")
+    assert {error.field for error in refused.value.errors} == {"width", "num_inference_steps", "scheduler"}
+
+
+def test_a_refusal_does_not_repeat_what_was_sent(catalogue: Catalogue) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        admit(catalogue, prompt="secret\0words")
+    assert "secret" not in str(refused.value.errors) + refused.value.detail

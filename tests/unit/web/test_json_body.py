@@ -1,0 +1,68 @@
+"""A JSON body is read strictly, and no body, however made, costs more than its refusal."""
+
+import time
+
+import pytest
+
+from web.json_body import MAX_DEPTH, parse_object
+from web.refusals import InvalidRequest, MalformedBody
+
+
+def test_an_object_is_read() -> None:
+    assert parse_object(b'{"a": [1, 2.5, "\xc3\xa9", null, true], "b": {"c": "]}"}}') == {
+        "a": [1, 2.5, "é", None, True],
+        "b": {"c": "]}"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not JSON"),
+        (b'{"a": 1', "not JSON"),
+        (b"{'a': 1}", "not JSON"),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": -Infinity}', "Infinity"),
+        (b'{"a": 1e999}', "finite"),
+        (b'{"a": 1, "b": 2, "a": 3}', "'a' is given twice"),
+        (b'{"a": "\xff"}', "not UTF-8"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "4300 digits"),
+        (b"[" * 50_000 + b"]" * 50_000, "16 levels"),
+        (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "16 levels"),
+        (b"[" * 50_000, "16 levels"),
+        (b"\xef\xbb\xbf{}", "not JSON"),
+    ],
+)
+def test_what_is_not_json_is_malformed(body: bytes, words: str) -> None:
+    with pytest.raises(MalformedBody) as refused:
+        parse_object(body)
+    assert words in refused.value.detail
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"text"', b"7", b"null"])
+def test_only_an_object_is_a_request(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_object(body)
+
+
+def test_a_lone_surrogate_is_refused_where_it_stands() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_object(b'{"a": {"b": ["x", "\\ud800"]}}')
+    assert refused.value.errors[0].field == "a/b/1"
+    assert parse_object(b'{"a": "\\ud83d\\ude00"}') == {"a": "😀"}
+
+
+def test_depth_is_counted_outside_strings() -> None:
+    brackets = b"[" * 100
+    assert parse_object(b'{"a": "' + brackets + b'\\"' + brackets + b'"}')
+    assert parse_object(b'{"a":' * MAX_DEPTH + b"1" + b"}" * MAX_DEPTH)
+
+
+@pytest.mark.parametrize(
+    "body", [b'"\\' * 32_768, b'\\"' * 32_768, b'"a' * 32_768, b'{"a":"' + b'\\"' * 32_000]
+)
+def test_no_body_makes_the_reader_slow(body: bytes) -> None:
+    began = time.perf_counter()
+    with pytest.raises((MalformedBody, InvalidRequest)):
+        parse_object(body)
+    assert time.perf_counter() - began < 1

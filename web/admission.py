@@ -1,0 +1,142 @@
+"""From a well-formed request to a row that some tier can serve, or a refusal that names the limit.
+
+Owns the limits that depend on a model and its tiers. It opens no connection and knows no HTTP.
+"""
+
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from storage.job_views import Job
+from storage.submissions import NewJob
+from web.refusals import FieldError, InvalidRequest, NotServed
+from web.schemas import JobRequest
+
+if TYPE_CHECKING:
+    from settings import Catalogue, Model, Tier
+
+MAX_DRAWN_SEED = 2**32  # JSON clients lose precision past 2^53
+
+
+class Admission:
+    """Decides by a catalogue of models and tiers, and by the rule that routes a size to a tier."""
+
+    def __init__(self, catalogue: "Catalogue", tier_for: "Callable[[Model, int, int], Tier | None]") -> None:
+        self._catalogue = catalogue
+        self._tier_for = tier_for
+
+    def admit(
+        self,
+        request: JobRequest,
+        account_id: str,
+        *,
+        lane: str | None = None,
+        batch_line: int | None = None,
+        idempotency_key: str | None = None,
+        request_hash: str | None = None,
+    ) -> NewJob:
+        """The row of this request; raises `InvalidRequest` naming every field that breaks a limit."""
+        model = self._catalogue.model(request.model)
+        if model is None:
+            names = ", ".join(model.name for model in self._catalogue.models)
+            raise InvalidRequest.of([FieldError("model", f"there is no such model; there is: {names}")])
+        smallest = model.tiers[0]
+        width = smallest.default_width if request.width is None else request.width
+        height = smallest.default_height if request.height is None else request.height
+        num_steps = request.num_inference_steps or model.default_num_inference_steps
+        guidance = model.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
+        scheduler = request.scheduler or model.schedulers[0]
+
+        errors = [*_text_errors(model, request), *_side_errors(model, width, height)]
+        if num_steps > model.max_num_inference_steps:
+            errors.append(FieldError("num_inference_steps", f"is above {model.max_num_inference_steps}"))
+        if guidance > model.max_guidance_scale:
+            errors.append(FieldError("guidance_scale", f"is above {model.max_guidance_scale:g}"))
+        if scheduler not in model.schedulers:
+            known = ", ".join(model.schedulers)
+            errors.append(FieldError("scheduler", f"is not one of this model's schedulers: {known}"))
+        tier = self._tier_for(model, width, height)
+        if tier is None:
+            errors.append(FieldError("width", _pixels_detail(model, width, height)))
+        if errors or tier is None:
+            raise InvalidRequest.of(errors)
+        return NewJob(
+            account_id=account_id,
+            model=model.name,
+            tier=tier.name,
+            lane=lane or request.lane,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            width=width,
+            height=height,
+            num_inference_steps=num_steps,
+            guidance_scale=guidance,
+            scheduler=scheduler,
+            seed=secrets.randbelow(MAX_DRAWN_SEED) if request.seed is None else request.seed,
+            num_images=request.num_images,
+            deadline_seconds=request.deadline_seconds,
+            webhook_url=request.webhook_url,
+            batch_line=batch_line,
+            idempotency_key=idempotency_key,
+            request_hash=request_hash,
+        )
+
+    def readmit(
+        self, job: Job, *, idempotency_key: str | None = None, request_hash: str | None = None
+    ) -> NewJob:
+        """The same job again, seed included; raises `NotServed` when nothing serves it any more."""
+        model = self._catalogue.model(job.model)
+        tier = self._tier_for(model, job.width, job.height) if model else None
+        if model is None or tier is None or job.scheduler not in model.schedulers:
+            raise NotServed(
+                f"model {job.model!r} no longer serves {job.width} x {job.height} by {job.scheduler!r}"
+            )
+        deadline = (job.deadline_at - job.created_at).total_seconds() if job.deadline_at else None
+        return NewJob(
+            account_id=job.account_id,
+            model=job.model,
+            tier=tier.name,
+            lane=job.lane,
+            prompt=job.prompt,
+            negative_prompt=job.negative_prompt,
+            width=job.width,
+            height=job.height,
+            num_inference_steps=job.num_inference_steps,
+            guidance_scale=job.guidance_scale,
+            scheduler=job.scheduler,
+            seed=job.seed,
+            num_images=job.num_images,
+            deadline_seconds=deadline,
+            webhook_url=job.webhook_url,
+            retry_of=job.id,
+            idempotency_key=idempotency_key,
+            request_hash=request_hash,
+        )
+
+
+def _text_errors(model: "Model", request: JobRequest) -> list[FieldError]:
+    limit = model.max_prompt_characters
+    texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    return [
+        FieldError(field, f"has {len(text)} characters; at most {limit} are accepted")
+        for field, text in texts.items()
+        if len(text) > limit
+    ]
+
+
+def _side_errors(model: "Model", width: int, height: int) -> list[FieldError]:
+    errors = []
+    for field, side in (("width", width), ("height", height)):
+        if not model.min_side <= side <= model.max_side:
+            errors.append(FieldError(field, f"must be from {model.min_side} to {model.max_side} pixels"))
+        if side % model.side_multiple:
+            errors.append(FieldError(field, f"must be a multiple of {model.side_multiple} pixels"))
+    return errors
+
+
+def _pixels_detail(model: "Model", width: int, height: int) -> str:
+    largest = model.tiers[-1]
+    return (
+        f"{width} x {height} is {width * height} pixels; the largest tier of model {model.name!r}, "
+        f"{largest.name!r}, takes at most {largest.max_pixels}"
+    )

@@ -1,0 +1,134 @@
+"""The composition root of the web: settings in, a Flask application out. The only file here that reads them.
+
+It opens no connection: the process starts while Postgres, the broker or S3 are down, and `/readyz` says so.
+"""
+
+import signal
+import threading
+from types import FrameType
+
+from flask_openapi.openapi import OpenAPI
+from pydantic import SecretStr
+
+from settings import Settings, load_settings, tier_for
+from storage.bells import waiting
+from storage.blobs import Blobs
+from storage.database import Database
+from storage.job_views import states_of
+from tasks.app import make_celery
+from tasks.dispatch import Dispatcher
+from web import batches, docs, health, jobs, page, tiers
+from web.access_log import configure_logs, register_access_log
+from web.admission import Admission
+from web.api_request import ApiRequest
+from web.auth import KeyRing
+from web.errors import Problem, answer_invalid, register_errors
+from web.metrics import Metrics
+from web.security_headers import register_security_headers
+from web.waiting import Waiter
+from web.wiring import EXTENSION, Wiring
+
+VERSION = "0.1.0"
+MAX_CONNECTIONS = 10
+DESCRIPTION = """Turns prompts into images. Errors are RFC 9457 `application/problem+json` with a stable
+`code`; every answer carries `X-Request-ID`."""
+
+
+def create_app(settings: Settings | None = None) -> OpenAPI:
+    """The application that gunicorn serves: `gunicorn 'web.app:create_app()'`."""
+    settings = settings or load_settings()
+    settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
+    configure_logs(settings.log_level, settings.log_format)
+    app = OpenAPI(
+        __name__,
+        info={"title": "calotype", "version": VERSION, "description": DESCRIPTION},
+        security_schemes={"api_key": {"type": "http", "scheme": "bearer"}},
+        validation_error_model=Problem,
+        validation_error_callback=answer_invalid,
+        doc_ui=False,
+    )
+    app.openapi_version = "3.1.0"
+    app.request_class = ApiRequest
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    wiring = _wire(settings)
+    app.extensions[EXTENSION] = wiring
+
+    register_access_log(app, wiring.metrics)
+    register_security_headers(app)
+    register_errors(app)
+    for api in (jobs.blueprint, batches.blueprint, tiers.blueprint, health.blueprint):
+        app.register_api(api)
+    app.register_blueprint(docs.blueprint)
+    app.register_blueprint(page.blueprint)
+    docs.describe(app)
+
+    if settings.metrics_port:
+        wiring.metrics.serve(settings.metrics_port)
+    return app
+
+
+def _wire(settings: Settings) -> Wiring:
+    pool_size = min(settings.web_threads + 2, MAX_CONNECTIONS)
+    db = Database(_plain(settings.database_url), pool_size)
+    blobs = Blobs(
+        endpoint=settings.s3_endpoint,
+        public_endpoint=settings.s3_public_endpoint,
+        region=settings.s3_region,
+        access_key=_plain(settings.s3_access_key),
+        secret_key=_plain(settings.s3_secret_key),
+        bucket=settings.bucket,
+    )
+    tier_names = [tier.name for tier in settings.catalogue.tiers]
+    celery = make_celery(_plain(settings.broker_url), settings.broker_key_prefix, tier_names)
+    dispatcher = Dispatcher(celery)
+    waiter = Waiter(lambda ids: states_of(db, ids), max_waiters=max(1, settings.web_threads // 2))
+    _let_waiters_go_on_term(waiter)
+    metrics = Metrics()
+    metrics.watch_bells(dispatcher)
+    metrics.watch_waiters(lambda: waiter.num_waiters)
+    metrics.watch_queues(lambda: waiting(db), tier_names)
+
+    def check_broker() -> None:
+        with celery.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=3)
+
+    return Wiring(
+        db=db,
+        blobs=blobs,
+        dispatcher=dispatcher,
+        check_broker=check_broker,
+        catalogue=settings.catalogue,
+        admission=Admission(settings.catalogue, tier_for),
+        keys=KeyRing(db),
+        waiter=waiter,
+        metrics=metrics,
+        public_url=settings.public_url,
+        redispatch_seconds=settings.redispatch_seconds,
+        worker_alive_seconds=settings.worker_alive_seconds,
+        max_wait_seconds=settings.max_wait_seconds,
+        image_url_seconds=settings.image_url_seconds,
+        max_csv_bytes=settings.max_csv_bytes,
+        max_csv_rows=settings.max_csv_rows,
+    )
+
+
+def _let_waiters_go_on_term(waiter: Waiter) -> None:
+    """A server that drains on SIGTERM must not be kept by those who wait for a job.
+
+    gunicorn installs its handler before it loads the application, so ours goes in front of it.
+    """
+    drain = signal.getsignal(signal.SIGTERM)
+    if not callable(drain) or threading.current_thread() is not threading.main_thread():
+        return
+
+    def let_go_and_drain(number: int, frame: FrameType | None) -> None:
+        # In a thread: the one that was interrupted may hold the waiter's lock.
+        threading.Thread(target=waiter.stop, daemon=True).start()
+        drain(number, frame)
+
+    signal.signal(signal.SIGTERM, let_go_and_drain)
+
+
+def _plain(secret: SecretStr) -> str:
+    return secret.get_secret_value()

@@ -1,0 +1,229 @@
+"""`/v1/batches`: a CSV of prompts becomes many bulk jobs at once, or a report by line and none."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from typing import Any
+
+from flask import Response, jsonify, request, stream_with_context
+from flask_openapi.blueprint import APIBlueprint
+from pydantic import ValidationError
+from werkzeug.datastructures import FileStorage
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from storage import batches
+from storage.batches import Batch
+from storage.errors import NotFound
+from storage.job_views import Job
+from storage.submissions import NewJob
+from web.auth import SECURITY, account_id, require_key
+from web.batch_reports import error_lines, result_lines
+from web.csv_rows import COLUMNS, CsvRow, parse_csv, refuse_rows
+from web.cursor import decode_cursor, encode_cursor
+from web.errors import documented
+from web.idempotency import digest_of, idempotency_key
+from web.refusals import BodyTooLarge, FieldError, InvalidRequest, UnsupportedMediaType
+from web.resources import BatchList, BatchResource, batch_resource
+from web.schemas import BATCH_ID, BatchPath, JobRequest, PageQuery, field_errors
+from web.wiring import url_of, wired
+
+FORM_FIELDS = ("model",)  # defaults for every row that leaves the column out
+MULTIPART_BYTES = 65_536  # what the envelope around the file may take
+MAX_FILENAME_CHARACTERS = 200
+
+_UPLOAD = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": {
+                        "type": "string",
+                        "contentMediaType": "text/csv",
+                        "description": "UTF-8, a header line, then one job a row. "
+                        f"Columns: {', '.join(COLUMNS)}; "
+                        "only `prompt` is required, an empty cell means the default.",
+                    },
+                    "model": {"type": "string", "description": "For rows that name none."},
+                },
+            }
+        }
+    },
+}
+
+blueprint = APIBlueprint(
+    "batches",
+    __name__,
+    url_prefix="/v1/batches",
+    abp_tags=[{"name": "batches", "description": "A CSV of prompts, run when nobody waits for an image."}],
+    abp_security=SECURITY,
+    abp_responses=documented(401, 422, 500, 503),
+)
+
+
+@blueprint.before_request
+def authenticate() -> None:
+    """A key first; the rest of the request is read afterwards."""
+    require_key(wired().keys)
+
+
+@blueprint.post(
+    "",
+    summary="Upload a CSV of prompts",
+    request_body=_UPLOAD,
+    responses={202: BatchResource, **documented(400, 413, 415)},
+)
+def create_batch() -> Response:
+    """Checks every row first: one bad row, and nothing is created and every bad line is reported."""
+    file, defaults = _uploaded()
+    data = file.read()
+    wiring = wired()
+    if len(data) > wiring.max_csv_bytes:
+        raise BodyTooLarge(f"file: larger than {wiring.max_csv_bytes} bytes")
+    key = idempotency_key()
+    sent = [part.encode() for item in sorted(defaults.items()) for part in item]
+    batch, created = batches.create(
+        wiring.db,
+        account_id(),
+        _filename(file),
+        _admit(parse_csv(data, max_rows=wiring.max_csv_rows), defaults),
+        redispatch_seconds=wiring.redispatch_seconds,
+        idempotency_key=key,
+        request_hash=digest_of(data, *sent),
+    )
+    response = _shown(batch, 202)
+    response.headers["Location"] = url_of(f"/v1/batches/{batch.id}")
+    if created:
+        wiring.metrics.batch_rows_accepted.inc(batch.num_jobs)
+    else:
+        response.headers["Idempotent-Replayed"] = "true"
+    return response
+
+
+@blueprint.get("", summary="List batches", responses={200: BatchList})
+def list_your_batches(query: PageQuery) -> Response:
+    """Your batches, newest first, a page at a time."""
+    position = decode_cursor(query.cursor)
+    found = batches.list_batches(wired().db, account_id(), limit=query.limit + 1, before=position)
+    page = found[: query.limit]
+    more = len(found) > query.limit
+    cursor = encode_cursor(page[-1].created_at, page[-1].id) if more else None
+    shown = BatchList(batches=[batch_resource(batch) for batch in page], next_cursor=cursor)
+    return jsonify(shown.model_dump(mode="json"))
+
+
+@blueprint.get("/<batch_id>", summary="Show a batch", responses={200: BatchResource, **documented(404)})
+def get_batch(path: BatchPath) -> Response:
+    """How far the batch is."""
+    return _shown(_get(path.batch_id), 200)
+
+
+@blueprint.delete(
+    "/<batch_id>", summary="Cancel a batch", responses={200: BatchResource, **documented(404, 409)}
+)
+def cancel_batch(path: BatchPath) -> Response:
+    """Cancels what has not ended; finished jobs keep their images. `409` once everything has ended."""
+    _check_id(path.batch_id)
+    return _shown(batches.cancel(wired().db, account_id(), path.batch_id), 200)
+
+
+_CSV: dict[str | int | HTTPStatus, Any] = {
+    200: {
+        "description": "CSV, in the order of the upload.",
+        "content": {"text/csv": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@blueprint.get(
+    "/<batch_id>/results.csv", summary="Download the results", responses={**_CSV, **documented(404)}
+)
+def download_results(path: BatchPath) -> Response:
+    """Every row and what became of it so far; image links are this API's and do not rot."""
+    return _csv(_get(path.batch_id), "results", result_lines)
+
+
+@blueprint.get("/<batch_id>/errors.csv", summary="Download the errors", responses={**_CSV, **documented(404)})
+def download_errors(path: BatchPath) -> Response:
+    """The rows that failed, expired or were canceled, and why."""
+    return _csv(_get(path.batch_id), "errors", error_lines)
+
+
+def _uploaded() -> tuple[FileStorage, dict[str, str]]:
+    """The file and the form's defaults; raises a `Refusal` naming the part that is missing or unknown."""
+    if request.mimetype != "multipart/form-data":
+        raise UnsupportedMediaType(
+            f"Content-Type is {request.mimetype or 'missing'!r}: this route takes 'multipart/form-data' "
+            "with the CSV in the field 'file'",
+            headers={"Accept": "multipart/form-data"},
+        )
+    limit = wired().max_csv_bytes
+    request.max_content_length = limit + MULTIPART_BYTES
+    try:
+        files, form = request.files, request.form
+    except RequestEntityTooLarge as error:
+        raise BodyTooLarge(f"file: the upload is larger than {limit} bytes") from error
+    names = [name or "" for name in (*files.keys(), *form.keys())]  # a part may have none at all
+    errors = [
+        FieldError(name[:100], f"is not a known field; there is: file, {', '.join(FORM_FIELDS)}")
+        for name in names
+        if name != "file" and name not in FORM_FIELDS
+    ]
+    file = files.get("file")
+    if file is None or len(files.getlist("file")) > 1:
+        errors.append(FieldError("file", "exactly one CSV file is required in the multipart field 'file'"))
+    if errors or file is None:
+        raise InvalidRequest.of(errors)
+    return file, {name: form[name] for name in FORM_FIELDS if name in form}
+
+
+def _filename(file: FileStorage) -> str:
+    name = re.split(r"[/\\]", file.filename or "")[-1]
+    clean = "".join(character for character in name if character.isprintable())
+    return clean[:MAX_FILENAME_CHARACTERS] or "prompts.csv"
+
+
+def _admit(rows: Iterable[CsvRow], defaults: dict[str, str]) -> list[NewJob]:
+    admitted = []
+    errors: list[FieldError] = []
+    for row in rows:
+        found = list(row.errors)
+        try:
+            if not found:
+                wanted = JobRequest.model_validate({**defaults, **row.cells})
+                admitted.append(
+                    wired().admission.admit(wanted, account_id(), lane="bulk", batch_line=row.line)
+                )
+        except ValidationError as error:
+            found = field_errors(error, known=COLUMNS)
+        except InvalidRequest as error:
+            found = error.errors
+        errors += [FieldError(item.field, item.detail, row.line) for item in found]
+    if errors:
+        raise refuse_rows(errors)
+    return admitted
+
+
+def _get(batch_id: str) -> Batch:
+    _check_id(batch_id)
+    return batches.get(wired().db, account_id(), batch_id)
+
+
+def _check_id(batch_id: str) -> None:
+    if not re.fullmatch(BATCH_ID, batch_id):
+        raise NotFound(f"no batch {batch_id!r}")
+
+
+def _shown(batch: Batch, status: int) -> Response:
+    response = jsonify(batch_resource(batch).model_dump(mode="json"))
+    response.status_code = status
+    return response
+
+
+def _csv(batch: Batch, name: str, lines: Callable[[Iterable[Job]], Iterator[str]]) -> Response:
+    jobs = batches.jobs_of(wired().db, batch.account_id, batch.id)
+    response = Response(stream_with_context(lines(jobs)), mimetype="text/csv")
+    response.headers["Content-Disposition"] = f'attachment; filename="{batch.id}-{name}.csv"'
+    return response

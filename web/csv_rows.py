@@ -1,0 +1,177 @@
+"""Prompts as CSV: a file's bytes become rows with line numbers and typed cells, or a report by line.
+
+Also writes CSV that a spreadsheet will not run. Pure: no HTTP, no rows of Postgres, no limits of a model.
+"""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from web.refusals import FieldError, InvalidCsv
+from web.schemas import JOB_FIELDS
+
+COLUMNS = tuple(name for name in JOB_FIELDS if name != "lane")  # a batch is always bulk
+INTEGERS = frozenset({"width", "height", "num_inference_steps", "seed", "num_images"})
+NUMBERS = frozenset({"guidance_scale", "deadline_seconds"})
+MAX_INTEGER_DIGITS = 40
+
+_OTHER_FORMATS = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x1f\x8b": "gzip-compressed",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet document",
+    b"%PDF": "a PDF",
+}
+# What makes Excel or LibreOffice read a cell as a formula, full-width forms included.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
+
+
+@dataclass(frozen=True)
+class CsvRow:
+    """One row: the line where it starts, and the cells that are not empty, typed by their column."""
+
+    line: int
+    cells: dict[str, Any]
+    errors: tuple[FieldError, ...] = ()
+
+
+def parse_csv(data: bytes, *, max_rows: int) -> list[CsvRow]:
+    """The rows of a file with a header; a row with wrong cells carries its errors.
+
+    Raises `InvalidCsv` when the file as a whole cannot be read.
+    """
+    reader = csv.reader(io.StringIO(_decode(data), newline=""), strict=True)
+    columns: list[str] | None = None
+    rows: list[CsvRow] = []
+    line = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                if columns is None:
+                    columns = _header(cells, line)
+                else:
+                    rows.append(_row(line, columns, cells))
+                if len(rows) > max_rows:
+                    raise _refused(f"the file has more than {max_rows} rows", line)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise _refused(f"cannot be read as CSV: {error}", reader.line_num) from error
+    if not rows:
+        raise _refused(
+            "the file has no row: a header line with 'prompt' and at least one row are required", 1
+        )
+    return rows
+
+
+def _decode(data: bytes) -> str:
+    for start, name in _OTHER_FORMATS.items():
+        if data.startswith(start):
+            raise _refused(f"the file is {name}, not CSV", 1)
+    position = data.find(b"\0")
+    if position >= 0:
+        raise _refused("the file holds a NUL byte; CSV is text", _line_at(data, position))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _refused("the file is not UTF-8", _line_at(data, error.start)) from error
+
+
+def _line_at(data: bytes, position: int) -> int:
+    return data.count(b"\n", 0, position) + 1
+
+
+def _header(cells: Sequence[str], line: int) -> list[str]:
+    columns = [cell.strip() for cell in cells]
+    known = ", ".join(COLUMNS)
+    errors = [
+        FieldError(column[:100], f"is not a known column; there is: {known}", line)
+        for column in columns
+        if column not in COLUMNS
+    ]
+    errors += [
+        FieldError(column, "this column is there twice", line)
+        for column in sorted(
+            {column for column in columns if column in COLUMNS and columns.count(column) > 1}
+        )
+    ]
+    if "prompt" not in columns:
+        errors.append(FieldError("prompt", "this column is required in the header, the first line", line))
+    if errors:
+        raise refuse_rows(errors)
+    return columns
+
+
+def _row(line: int, columns: Sequence[str], cells: Sequence[str]) -> CsvRow:
+    if len(cells) != len(columns):
+        detail = f"the row has {len(cells)} cells, the header {len(columns)}; quote cells that hold a comma"
+        return CsvRow(line, {}, (FieldError("", detail, line),))
+    typed: dict[str, Any] = {}
+    errors = []
+    for column, cell in zip(columns, cells, strict=True):
+        if column != "prompt" and not cell.strip():
+            continue  # left out: the default
+        try:
+            typed[column] = _typed(column, cell)
+        except ValueError as error:
+            errors.append(FieldError(column, str(error), line))
+    return CsvRow(line, typed, tuple(errors))
+
+
+def _typed(column: str, cell: str) -> str | int | float:
+    text = cell.strip()
+    if column in INTEGERS:
+        if not re.fullmatch(r"[+-]?[0-9]+", text):
+            raise ValueError("should be a whole number")
+        if len(text) > MAX_INTEGER_DIGITS:
+            raise ValueError(f"has more than {MAX_INTEGER_DIGITS} digits")
+        return int(text)
+    if column in NUMBERS:
+        if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?", text):
+            raise ValueError("should be a number, with a point and without separators")
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError("should be a finite number")
+        return number
+    if column in ("prompt", "negative_prompt"):
+        return cell.replace("\r\n", "\n")  # how some programs break a line inside a cell
+    return text
+
+
+def _refused(detail: str, line: int) -> InvalidCsv:
+    return refuse_rows([FieldError("", detail, line)])
+
+
+def refuse_rows(errors: Sequence[FieldError]) -> InvalidCsv:
+    """The report by line as a refusal; its detail tells the first."""
+    first = errors[0]
+    field = f", {first.field}" if first.field else ""
+    return InvalidCsv(f"line {first.line}{field}: {first.detail}", errors)
+
+
+def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """CSV text, a piece a row, with cells that could be formulae made harmless."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(header)
+    yield _taken(buffer)
+    for row in rows:
+        writer.writerow([harmless(cell) for cell in row])
+        yield _taken(buffer)
+
+
+def harmless(cell: object) -> object:
+    """A text cell that no spreadsheet reads as a formula; numbers and nothing stay as they are."""
+    if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS):
+        return "'" + cell
+    return "" if cell is None else cell
+
+
+def _taken(buffer: io.StringIO) -> str:
+    text = buffer.getvalue()
+    buffer.seek(0)
+    buffer.truncate()
+    return text

@@ -1,0 +1,150 @@
+"""Every answer that is not a success: one table from exception to status and code, one body (RFC 9457)."""
+
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from flask import Flask, Response, g, jsonify, make_response
+from pydantic import BaseModel, Field, ValidationError
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from storage.errors import (
+    BlobConflict,
+    BlobError,
+    BlobUnavailable,
+    IdempotencyMismatch,
+    JobIsFinal,
+    NotFound,
+    StorageError,
+    Unavailable,
+)
+from web.refusals import MAX_ERRORS, FieldError, InvalidRequest, Refusal
+from web.schemas import field_errors
+
+log = structlog.get_logger()
+
+PROBLEM = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+
+STATUS_OF: dict[type[StorageError], int] = {
+    Unavailable: 503,
+    NotFound: 404,
+    IdempotencyMismatch: 422,
+    JobIsFinal: 409,
+    BlobUnavailable: 503,
+    BlobConflict: 500,
+    BlobError: 500,
+    StorageError: 500,
+}
+
+
+class Fault(BaseModel):
+    """One thing that is wrong, and where: a JSON pointer, a parameter or header, or a CSV cell."""
+
+    detail: str
+    pointer: str | None = None
+    parameter: str | None = None
+    line: int | None = None
+    field: str | None = None
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it; `code` is stable."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    errors: list[Fault] = Field([], description="At most the first 100.")
+    num_errors: int | None = Field(None, description="How many there are in all.")
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    errors: list[FieldError] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """An answer of `application/problem+json`."""
+    body: dict[str, Any] = {
+        "type": f"urn:calotype:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "request_id": g.get("request_id", ""),
+    }
+    if errors:
+        body["errors"] = [error.as_json() for error in errors[:MAX_ERRORS]]
+        body["num_errors"] = len(errors)
+    response = jsonify(body)
+    response.status_code = status
+    response.content_type = PROBLEM
+    if status in (429, 503):
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    response.headers.update(headers or {})
+    return response
+
+
+def answer_refusal(error: Refusal) -> Response:
+    """A request that we turned down."""
+    return problem(error.status, error.code, error.detail, error.errors, error.headers)
+
+
+def answer_storage_error(error: StorageError) -> Response:
+    """A row or an object that said no."""
+    status = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
+    if status >= 500:
+        log.error("storage_failed", code=error.code, error=str(error))
+        detail = "the service cannot do this now; try again" if error.retryable else "the service failed"
+        return problem(status, error.code, detail)
+    return problem(status, error.code, str(error))
+
+
+def answer_http_error(error: HTTPException) -> Response:
+    """What Flask and werkzeug refuse by themselves: no such route, method, or form."""
+    if error.response is not None:
+        return make_response(error.response)
+    status = error.code or 500
+    code = HTTPStatus(status).phrase.lower().replace(" ", "_").replace("-", "_")
+    headers = {}
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    return problem(status, code, error.description or HTTPStatus(status).phrase, headers=headers)
+
+
+def answer_anything_else(error: Exception) -> Response:
+    """A fault of ours: logged in full, told in one sentence."""
+    log.error("request_failed", exc_info=error)
+    return problem(500, "internal_error", "the service failed; the request id leads to its log")
+
+
+def answer_invalid(error: ValidationError) -> Response:
+    """pydantic's findings about a body, a path or a query, for flask-openapi."""
+    if error.title.endswith("Path"):
+        return problem(404, "not_found", "there is nothing at this address")
+    if error.title.endswith("Query"):
+        found = [replace(item, parameter=True) for item in field_errors(error, known=())]
+    else:
+        found = field_errors(error)
+    return answer_refusal(InvalidRequest.of(found))
+
+
+def register_errors(app: Flask) -> None:
+    """Make the application answer every exception with a problem."""
+    app.register_error_handler(Refusal, answer_refusal)
+    app.register_error_handler(StorageError, answer_storage_error)
+    app.register_error_handler(HTTPException, answer_http_error)
+    app.register_error_handler(Exception, answer_anything_else)
+
+
+def documented(*statuses: int) -> dict[str | int | HTTPStatus, Any]:
+    """These error statuses, for OpenAPI."""
+    content = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in statuses
+    }

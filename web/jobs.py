@@ -1,0 +1,190 @@
+"""`/v1/jobs`: accept a job, show it, wait for it, cancel it, try it again, lead to its images."""
+
+import re
+from typing import Any
+
+import structlog
+from flask import Response, jsonify, redirect, request
+from flask_openapi.blueprint import APIBlueprint
+from werkzeug.wrappers import Response as AnyResponse
+
+from storage import jobs as transitions
+from storage.bells import of_new_job
+from storage.errors import NotFound, StorageError, Unavailable
+from storage.job_views import Job, get, list_jobs
+from storage.submissions import NewJob, create
+from web.auth import SECURITY, account_id, require_key
+from web.cursor import decode_cursor, encode_cursor
+from web.errors import documented
+from web.idempotency import digest_of, idempotency_key
+from web.preference import preferred_wait
+from web.refusals import ImageNotFound, JobIsNotFinal
+from web.resources import JobList, JobResource, job_resource, signed_url
+from web.schemas import JOB_ID, ImagePath, JobListQuery, JobPath, JobRequest, WaitQuery
+from web.wiring import url_of, wired
+
+log = structlog.get_logger()
+
+blueprint = APIBlueprint(
+    "jobs",
+    __name__,
+    url_prefix="/v1/jobs",
+    abp_tags=[{"name": "jobs", "description": "One request for images, from acceptance to its end."}],
+    abp_security=SECURITY,
+    abp_responses=documented(401, 422, 500, 503),
+)
+
+
+@blueprint.before_request
+def authenticate() -> None:
+    """A key first; the rest of the request is read afterwards."""
+    require_key(wired().keys)
+
+
+@blueprint.post(
+    "", summary="Submit a job", responses={200: JobResource, 202: JobResource, **documented(400, 413, 415)}
+)
+def create_job(body: JobRequest) -> Response:
+    """Accepts a job: `202`, or with `Prefer: wait=N` the finished job (`200`) if it ends in time.
+
+    With an `Idempotency-Key` the same request again gives the same job, marked `Idempotent-Replayed: true`.
+    """
+    wiring = wired()
+    new = wiring.admission.admit(
+        body,
+        account_id(),
+        idempotency_key=idempotency_key(),
+        request_hash=digest_of(request.get_data()),
+    )
+    return _accept(new)
+
+
+@blueprint.get("", summary="List jobs", responses={200: JobList})
+def list_your_jobs(query: JobListQuery) -> Response:
+    """Your jobs, newest first, a page at a time."""
+    found = list_jobs(
+        wired().db,
+        account_id(),
+        states=query.state,
+        tier=query.tier,
+        lane=query.lane,
+        batch_id=query.batch_id,
+        limit=query.limit + 1,
+        before=decode_cursor(query.cursor),
+    )
+    page = found[: query.limit]
+    more = len(found) > query.limit
+    cursor = encode_cursor(page[-1].created_at, page[-1].id) if more else None
+    return jsonify(
+        JobList(jobs=[job_resource(job) for job in page], next_cursor=cursor).model_dump(mode="json")
+    )
+
+
+@blueprint.get("/<job_id>", summary="Show a job", responses={200: JobResource, **documented(404)})
+def get_job(path: JobPath, query: WaitQuery) -> Response:
+    """The job now, or with `?wait=N` as soon as it has ended, after N seconds at the latest."""
+    job = _get(path.job_id)
+    if query.wait and not job.is_terminal:
+        job = _waited(job, query.wait)
+    return _shown(job, 200)
+
+
+@blueprint.delete(
+    "/<job_id>",
+    summary="Cancel a job",
+    responses={200: JobResource, 202: JobResource, **documented(404, 409)},
+)
+def cancel_job(path: JobPath) -> Response:
+    """`200` when it is canceled, `202` when it runs and will be at its next step; `409` once it has ended."""
+    _check_id(path.job_id)
+    job = transitions.cancel(wired().db, account_id(), path.job_id)
+    return _shown(job, 200 if job.is_terminal else 202)
+
+
+@blueprint.post(
+    "/<job_id>/retry",
+    summary="Try a job again",
+    responses={200: JobResource, 202: JobResource, **documented(404, 409)},
+)
+def retry_job(path: JobPath) -> Response:
+    """A new job with the same parameters and seed, and `retry_of`; `409` while the old one has not ended."""
+    job = _get(path.job_id)
+    if not job.is_terminal:
+        raise JobIsNotFinal(f"job {job.id!r} is {job.state} and cannot be tried again yet")
+    key = idempotency_key(scope=f"retry {job.id}")
+    return _accept(wired().admission.readmit(job, idempotency_key=key, request_hash=digest_of()))
+
+
+@blueprint.get(
+    "/<job_id>/images/<int:index>",
+    summary="Open an image",
+    responses={302: {"description": "A freshly signed link."}, **documented(404)},
+)
+def open_image(path: ImagePath) -> AnyResponse:
+    """Redirects to a link that works for a few minutes; this address itself does not rot."""
+    job = _get(path.job_id)
+    image = next((image for image in job.images if image.index == path.index), None)
+    if image is None or image.deleted_at is not None:
+        raise ImageNotFound(f"job {job.id!r} is {job.state} and has no image {path.index}")
+    response = redirect(signed_url(job.id, image), 302)
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _accept(new: NewJob) -> Response:
+    """Commit first, ring afterwards; a bell that stays silent is the sweeper's, never the client's."""
+    wiring = wired()
+    job, created = create(wiring.db, new, redispatch_seconds=wiring.redispatch_seconds)
+    headers = {"Location": url_of(f"/v1/jobs/{job.id}")}
+    if created:
+        wiring.metrics.jobs_accepted.labels(job.tier, job.lane).inc()
+        if job.lane == "interactive":
+            _ring(job)
+    else:
+        headers["Idempotent-Replayed"] = "true"
+    wait = preferred_wait(request.headers.get("Prefer"))
+    if wait is not None:
+        headers["Preference-Applied"] = f"wait={wait}"
+        if not job.is_terminal:
+            job = _waited(job, wait)
+    return _shown(job, 200 if wait is not None and job.is_terminal else 202, headers)
+
+
+def _ring(job: Job) -> None:
+    try:
+        bell = of_new_job(wired().db, job.id)
+    except StorageError as error:
+        log.warning("bell_not_read", job_id=job.id, error=type(error).__name__)
+        return
+    if bell is not None:
+        wired().dispatcher.ring([bell])
+
+
+def _waited(job: Job, seconds: float) -> Job:
+    """The job as it is after waiting, or as it was: too many wait already, or it cannot be read now."""
+    wiring = wired()
+    if not wiring.waiter.wait(job.id, min(seconds, wiring.max_wait_seconds)):
+        return job
+    try:
+        return get(wiring.db, job.account_id, job.id)
+    except Unavailable:
+        return job  # it was accepted, and that is what the answer must say
+
+
+def _get(job_id: str) -> Job:
+    _check_id(job_id)
+    return get(wired().db, account_id(), job_id)
+
+
+def _check_id(job_id: str) -> None:
+    # What cannot be an id never reaches Postgres, and looks like a job that is not there.
+    if not re.fullmatch(JOB_ID, job_id):
+        raise NotFound(f"no job {job_id!r}")
+
+
+def _shown(job: Job, status: int, headers: dict[str, str] | None = None) -> Response:
+    body: dict[str, Any] = job_resource(job).model_dump(mode="json")
+    response = jsonify(body)
+    response.status_code = status
+    response.headers.update(headers or {})
+    return response

@@ -1,0 +1,112 @@
+"""Reading a JSON body: size, type, encoding and shape, before anyone looks at its meaning.
+
+Python's parser accepts duplicate keys, NaN and any depth; this one does not. It knows no field.
+"""
+
+import json
+import re
+from collections import Counter
+from typing import Any, NoReturn
+
+from flask import Request
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+
+from web.refusals import BodyTooLarge, FieldError, InvalidRequest, MalformedBody, UnsupportedMediaType
+
+MAX_DEPTH = 16
+MAX_INTEGER_DIGITS = 4300
+# Possessive, and content with an unfinished string: it never looks at a character twice.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.?)*+"?|[\[\]{}]', re.DOTALL)
+
+
+def read_json_bytes(request: Request) -> bytes:
+    """The raw body, when it is small enough and says that it is JSON."""
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType(
+            f"Content-Type is {request.mimetype or 'missing'!r}: this route takes 'application/json'",
+            headers={"Accept": "application/json"},
+        )
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if charset not in ("utf-8", "utf8"):
+        raise UnsupportedMediaType("charset: JSON is UTF-8", headers={"Accept": "application/json"})
+    try:
+        return request.get_data(cache=True)
+    except RequestEntityTooLarge as error:
+        raise BodyTooLarge(f"the body is larger than {request.max_content_length} bytes") from error
+    except ClientDisconnected as error:
+        raise MalformedBody("the body is shorter than its Content-Length") from error
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """A JSON object whose every string can be stored; raises `MalformedBody` or `InvalidRequest`."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"the body is not UTF-8: byte {error.start}") from error
+    _check_depth(text)
+    try:
+        value = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+            object_pairs_hook=_without_duplicates,
+        )
+    except json.JSONDecodeError as error:
+        raise MalformedBody(
+            f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    if not isinstance(value, dict):
+        raise InvalidRequest.of([FieldError("", "a JSON object is expected")])
+    _refuse_surrogates(value, "")
+    return value
+
+
+def _check_depth(text: str) -> None:
+    # By counting, since the parser itself would run out of stack.
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        if match[0] in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise MalformedBody(f"the body is nested deeper than {MAX_DEPTH} levels")
+        elif match[0] in "]}":
+            depth -= 1
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise MalformedBody(f"{name} is not JSON: numbers must be finite")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise MalformedBody("a number is too large: numbers must be finite")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_INTEGER_DIGITS:
+        raise MalformedBody(f"a number has more than {MAX_INTEGER_DIGITS} digits")
+    return int(digits)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise MalformedBody(f"the key {twice[:100]!r} is given twice")
+    return value
+
+
+def _refuse_surrogates(value: Any, pointer: str) -> None:
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise InvalidRequest.of([FieldError(pointer, "holds a lone surrogate, which is no character")])
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_surrogates(key, pointer)
+            _refuse_surrogates(item, f"{pointer}/{key}" if pointer else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_surrogates(item, f"{pointer}/{index}")

@@ -1,0 +1,248 @@
+"""What clients receive: jobs, batches, tiers and models as JSON, and the links between them.
+
+Image links are signed here, at read time; nothing here is stored.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, Field
+
+from storage.batches import Batch
+from storage.job_views import Job, StoredImage
+from storage.states import TERMINAL, State
+from web.wiring import url_of, wired
+
+if TYPE_CHECKING:
+    from settings import Model
+
+Links = dict[str, str]
+
+
+class ImageResource(BaseModel):
+    """One image; `url` works until `expires_at`, the job's link `images` for good."""
+
+    index: int
+    url: str | None
+    width: int
+    height: int
+    sha256: str
+    expires_at: datetime | None
+
+
+class JobError(BaseModel):
+    """Why a job failed, and whether trying again can help."""
+
+    code: str
+    retryable: bool
+    detail: str
+
+
+class JobResource(BaseModel):
+    """A job as clients see it."""
+
+    id: str
+    state: State
+    eta_seconds: float | None = Field(None, description="Null until it can be honest.")
+    queue_position: int | None = Field(None, description="Null until it can be honest.")
+    progress: float = Field(description="0 to 1.")
+    attempt: int
+    tier: str
+    model: str
+    lane: str
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    seed: int
+    num_images: int
+    images: list[ImageResource]
+    error: JobError | None
+    warnings: list[str]
+    worker: str | None
+    batch_id: str | None
+    batch_line: int | None
+    retry_of: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    timings: dict[str, float]
+    links: Links
+
+
+class JobList(BaseModel):
+    """One page of jobs, newest first."""
+
+    jobs: list[JobResource]
+    next_cursor: str | None
+
+
+class BatchResource(BaseModel):
+    """A batch and how far it is."""
+
+    id: str
+    state: str = Field(description="running, succeeded, partially_failed, failed or canceled")
+    filename: str
+    num_jobs: int
+    counts: dict[str, int] = Field(description="Jobs by state; every state is listed.")
+    percent: float = Field(description="Of its jobs that have ended, 0 to 100.")
+    created_at: datetime
+    finished_at: datetime | None
+    links: Links
+
+
+class BatchList(BaseModel):
+    """One page of batches, newest first."""
+
+    batches: list[BatchResource]
+    next_cursor: str | None
+
+
+class QueueDepth(BaseModel):
+    """Jobs that wait in each lane."""
+
+    interactive: int
+    bulk: int
+
+
+class TierResource(BaseModel):
+    """A resolution class, how long its queue is, and whether a live worker serves it."""
+
+    name: str
+    model: str
+    max_pixels: int
+    default_width: int
+    default_height: int
+    queue_depth: QueueDepth
+    num_live_workers: int
+    can_serve: bool
+    promise: str | None = Field(description="How equal images are: the weakest over the live workers.")
+    eta_seconds: float | None = None
+
+
+class TierList(BaseModel):
+    """Every tier, small before large."""
+
+    tiers: list[TierResource]
+
+
+class ModelResource(BaseModel):
+    """A model and its limits."""
+
+    name: str
+    default: bool
+    schedulers: list[str] = Field(description="The first is the default.")
+    default_num_inference_steps: int
+    max_num_inference_steps: int
+    default_guidance_scale: float
+    max_guidance_scale: float
+    min_side: int
+    max_side: int
+    side_multiple: int
+    max_pixels: int
+    max_prompt_characters: int
+    tiers: list[str]
+
+
+class ModelList(BaseModel):
+    """Every model."""
+
+    models: list[ModelResource]
+
+
+def job_resource(job: Job) -> JobResource:
+    """A job with freshly signed links."""
+    return JobResource(
+        **{name: getattr(job, name) for name in _SAME_IN_ROW_AND_RESOURCE},
+        images=[_image(job, image) for image in job.images],
+        error=_error(job),
+        warnings=list(job.warnings),
+        links=_job_links(job),
+    )
+
+
+_MADE_HERE = {"images", "error", "warnings", "links", "eta_seconds", "queue_position"}
+_SAME_IN_ROW_AND_RESOURCE = [name for name in JobResource.model_fields if name not in _MADE_HERE]
+
+
+def image_url(job_id: str, index: int) -> str:
+    """The link to an image that does not rot."""
+    return url_of(f"/v1/jobs/{job_id}/images/{index}")
+
+
+def signed_url(job_id: str, image: StoredImage) -> str:
+    """A link that opens the image without a key, for a while."""
+    wiring = wired()
+    filename = f"{job_id}-{image.index}.png"
+    return wiring.blobs.presign(image.object_key, seconds=wiring.image_url_seconds, filename=filename)
+
+
+def _image(job: Job, image: StoredImage) -> ImageResource:
+    there = image.deleted_at is None
+    return ImageResource(
+        index=image.index,
+        url=signed_url(job.id, image) if there else None,
+        width=image.width,
+        height=image.height,
+        sha256=image.sha256,
+        expires_at=datetime.now(UTC) + timedelta(seconds=wired().image_url_seconds) if there else None,
+    )
+
+
+def _error(job: Job) -> JobError | None:
+    if job.error_code is None:
+        return None
+    return JobError(
+        code=job.error_code, retryable=bool(job.error_retryable), detail=job.error_detail or job.error_code
+    )
+
+
+def _job_links(job: Job) -> Links:
+    here = url_of(f"/v1/jobs/{job.id}")
+    links = {"self": here, "images": here + "/images/{index}"}
+    if job.is_terminal:
+        links["retry"] = here + "/retry"
+    else:
+        links["cancel"] = here
+    if job.batch_id is not None:
+        links["batch"] = url_of(f"/v1/batches/{job.batch_id}")
+    if job.retry_of is not None:
+        links["retry_of"] = url_of(f"/v1/jobs/{job.retry_of}")
+    return links
+
+
+def batch_resource(batch: Batch) -> BatchResource:
+    """A batch with its progress."""
+    here = url_of(f"/v1/batches/{batch.id}")
+    num_ended = sum(batch.counts.get(state, 0) for state in TERMINAL)
+    return BatchResource(
+        id=batch.id,
+        state=batch.state,
+        filename=batch.filename,
+        num_jobs=batch.num_jobs,
+        counts={state.value: batch.counts.get(state, 0) for state in State},
+        percent=round(100 * num_ended / batch.num_jobs, 1),
+        created_at=batch.created_at,
+        finished_at=batch.finished_at,
+        links={
+            "self": here,
+            "jobs": url_of(f"/v1/jobs?batch_id={batch.id}"),
+            "results": here + "/results.csv",
+            "errors": here + "/errors.csv",
+            **({"cancel": here} if batch.state == "running" else {}),
+        },
+    )
+
+
+def model_resource(model: "Model", *, default: bool) -> ModelResource:
+    """A model as the catalogue has it."""
+    same = ModelResource.model_fields.keys() - {"default", "tiers", "schedulers"}
+    return ModelResource(
+        **{name: getattr(model, name) for name in same},
+        default=default,
+        schedulers=list(model.schedulers),
+        tiers=[tier.name for tier in model.tiers],
+    )

@@ -1,0 +1,161 @@
+"""What clients may send, as strict pydantic types: every field, its kind and the limits no model moves.
+
+Limits that depend on a model or a tier are `web.admission`'s. It knows neither HTTP nor rows.
+"""
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from web.refusals import FieldError
+from web.webhook_url import check_webhook_url
+
+MAX_SEED = 2**63 - 1
+MAX_NUM_IMAGES = 4
+MAX_DEADLINE_SECONDS = 604_800  # a week
+JOB_ID = r"^job_[0-9a-z]{26}$"
+BATCH_ID = r"^bat_[0-9a-z]{26}$"
+TIER_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+
+
+def _clean(text: str) -> str:
+    """NFC, without characters that no prompt means and that rows or encoders cannot hold."""
+    for character in text:
+        if character == "\0":
+            raise ValueError("holds a NUL character")
+        if character < " " and character not in "\n\t":
+            raise ValueError(
+                f"holds the control character U+{ord(character):04X}; only \\n and \\t are accepted"
+            )
+        if "\ud800" <= character <= "\udfff":
+            raise ValueError("holds a lone surrogate, which is no character")
+    return unicodedata.normalize("NFC", text)
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank; at least 1 character that can be seen is required")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_clean)]
+Side = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class JobRequest(BaseModel):
+    """One job. What is left out is chosen by the model; `GET /v1/models` lists its limits."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    prompt: Annotated[Text, AfterValidator(_not_blank)] = Field(
+        min_length=1, description="What to draw.", examples=["a red heart on a white background"]
+    )
+    negative_prompt: Text = Field("", description="What to avoid.")
+    model: str | None = Field(
+        None, min_length=1, description="One of `GET /v1/models`; the default model if left out."
+    )
+    width: Side | None = Field(None, description="Pixels; the smallest tier's default if left out.")
+    height: Side | None = Field(None, description="Pixels; the smallest tier's default if left out.")
+    num_inference_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Denoising steps.")
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None, description="How closely to follow the prompt; 1 or less means without guidance."
+    )
+    scheduler: str | None = Field(
+        None, min_length=1, description="One of the model's schedulers; its first if left out."
+    )
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+        None, description="The same seed gives the same image. Drawn below 2^32 if left out."
+    )
+    num_images: int = Field(1, ge=1, le=MAX_NUM_IMAGES, description="Image i uses seed + i.")
+    lane: Literal["interactive", "bulk"] = Field(
+        "interactive", description="Bulk work waits for interactive."
+    )
+    deadline_seconds: Annotated[float, Field(gt=0, le=MAX_DEADLINE_SECONDS, allow_inf_nan=False)] | None = (
+        Field(None, description="From acceptance; a job that has not begun by then expires.")
+    )
+    webhook_url: Annotated[str, AfterValidator(check_webhook_url)] | None = Field(
+        None, description="Told of the end of the job; https and public hosts only."
+    )
+
+
+class JobPath(BaseModel):
+    """A job in the address."""
+
+    job_id: str = Field(examples=["job_01jd4e8m7qf0x8s0v7zjcn5y2k"])
+
+
+class ImagePath(JobPath):
+    """An image of a job in the address."""
+
+    index: int = Field(ge=0, description="0 for the first image.")
+
+
+class BatchPath(BaseModel):
+    """A batch in the address."""
+
+    batch_id: str = Field(examples=["bat_01jd4e8m7qf0x8s0v7zjcn5y2k"])
+
+
+class WaitQuery(BaseModel):
+    """A long poll."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    wait: float = Field(
+        0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Answer as soon as the job ends, after this many seconds at the latest; "
+        "cut to the server's longest wait.",
+    )
+
+
+class PageQuery(BaseModel):
+    """One page of a list, newest first."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    limit: int = Field(50, ge=1, le=200)
+    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the page before.")
+
+
+class JobListQuery(PageQuery):
+    """Which jobs to list."""
+
+    state: list[Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]] = Field(
+        [], max_length=6, description="May be given several times."
+    )
+    tier: str | None = Field(None, pattern=TIER_NAME)
+    lane: Literal["interactive", "bulk"] | None = None
+    batch_id: str | None = Field(None, pattern=BATCH_ID)
+
+
+JOB_FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
+
+
+def field_errors(error: ValidationError, *, known: Iterable[str] = JOB_FIELDS) -> list[FieldError]:
+    """pydantic's findings in our words: the field, and the limit that it breaks; never the value."""
+    return [
+        _field_error(dict(found), known) for found in error.errors(include_url=False, include_input=False)
+    ]
+
+
+def _field_error(found: dict[str, Any], known: Iterable[str]) -> FieldError:
+    parts = [str(part) for part in found["loc"]]
+    field = "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)[:200]
+    match found["type"]:
+        case "missing":
+            detail = "is required"
+        case "extra_forbidden":
+            names = ", ".join(known)
+            detail = f"is not known; there is: {names}" if names else "is not known"
+        case "value_error":
+            detail = str(found["msg"]).removeprefix("Value error, ")
+        case "string_unicode":
+            detail = "holds a lone surrogate, which is no character"
+        case _:
+            detail = str(found["msg"]).replace("Input should", "should")
+    return FieldError(field, detail)

@@ -1,0 +1,52 @@
+"""What every route of one application shares, made once by `web.app` and found by the running request."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from flask import current_app, request
+
+from storage.blobs import Blobs
+from storage.database import Database
+from tasks.dispatch import Dispatcher
+from web.admission import Admission
+from web.auth import KeyRing
+from web.metrics import Metrics
+from web.waiting import Waiter
+
+if TYPE_CHECKING:
+    from settings import Catalogue
+
+EXTENSION = "calotype"
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The parts behind the routes, and the plain values of the settings that they need."""
+
+    db: Database
+    blobs: Blobs
+    dispatcher: Dispatcher
+    check_broker: Callable[[], None]
+    catalogue: "Catalogue"
+    admission: Admission
+    keys: KeyRing
+    waiter: Waiter
+    metrics: Metrics
+    public_url: str
+    redispatch_seconds: float
+    worker_alive_seconds: float
+    max_wait_seconds: float
+    image_url_seconds: int
+    max_csv_bytes: int
+    max_csv_rows: int
+
+
+def wired() -> Wiring:
+    """The wiring of the application that serves the current request."""
+    return cast("Wiring", current_app.extensions[EXTENSION])
+
+
+def url_of(path: str) -> str:
+    """An absolute address of ours, as clients reach us: `public_url`, or the way this request came."""
+    return (wired().public_url or request.root_url).rstrip("/") + path
