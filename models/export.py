@@ -1,0 +1,31 @@
+"""Writes the trained pipeline as it ships: plain diffusers layout, safetensors, fp16 on disk.
+
+python -m models.export BUILD_DIR models/tiny
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+MAX_BYTES = 12_000_000
+
+
+def export(build: Path, out: Path) -> int:
+    """Convert `BUILD_DIR/pipeline` to half precision in `out`; the bytes of all its files."""
+    pipeline = StableDiffusionPipeline.from_pretrained(build / "pipeline", torch_dtype=torch.float32)
+    # Loading converts back to fp32, so that results do not depend on who reads the files.
+    pipeline.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if size > MAX_BYTES:
+        raise SystemExit(f"{out} holds {size} bytes; at most {MAX_BYTES} may ship")
+    return size
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("build", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    print(f"{arguments.out}: {export(arguments.build, arguments.out)} bytes")

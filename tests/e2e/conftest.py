@@ -1,0 +1,109 @@
+"""The whole system, really running, for the tests that look at it from outside."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.api import TERMINAL, Api, Json
+from local.up import running
+from settings import ROOT
+from storage.database import Database
+
+CONFIG = """
+default_model = "tiny"
+
+[models.tiny]
+path = "{path}"
+schedulers = ["ddim", "euler"]
+default_num_inference_steps = 20
+min_side = 64
+max_side = 256
+
+[models.tiny.tiers.sd]
+default_width = 128
+default_height = 128
+max_pixels = 16384
+max_step_batch_rows = 16
+
+[models.tiny.tiers.hd]
+default_width = 192
+default_height = 192
+max_pixels = 36864
+max_step_batch_rows = 8
+
+[[workers]]
+device = "cpu:0"
+tiers = ["sd"]
+
+[[workers]]
+device = "cpu:1"
+tiers = ["sd", "hd"]
+"""
+
+
+@dataclass
+class System:
+    """A running system; `ready` is read anew, since restarts rewrite it."""
+
+    api: Api
+    db: Database
+    ready_file: Path
+
+    @property
+    def ready(self) -> Json:
+        """What the ready file says now."""
+        import json
+
+        return dict(json.loads(self.ready_file.read_text()))
+
+    def kill(self, name: str) -> int:
+        """`kill -9` the service or the worker of that name or device; its process id."""
+        known = [(s["name"], s["pid"]) for s in self.ready["services"]]
+        known += [(w["device"], w["pid"]) for w in self.ready["workers"]]
+        pid = dict(known)[name]
+        os.kill(pid, signal.SIGKILL)
+        return int(pid)
+
+    def wait_until(self, holds: Callable[[], Any], seconds: float, what: str) -> Any:
+        """Poll until `holds` says yes; fails the test otherwise."""
+        deadline = time.monotonic() + seconds
+        while not (found := holds()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {seconds} s: {what}")
+            time.sleep(0.02)
+        return found
+
+    def finish(self, job_ids: list[str], seconds: float = 120) -> list[Json]:
+        """The jobs once all have ended."""
+        return self.api.follow(job_ids, timeout_seconds=seconds, on_change=lambda _: None)
+
+    def rows(self, statement: str, *parameters: Any) -> list[Any]:
+        """Straight from Postgres."""
+        with self.db.transaction() as connection:
+            return list(connection.exec_driver_sql(statement, parameters))
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """`calotype up` with two workers, of which one serves both tiers."""
+    folder = tmp_path_factory.mktemp("system")
+    config = folder / "calotype.toml"
+    config.write_text(CONFIG.format(path=ROOT / "models" / "tiny"))
+    ready_file = folder / "ready.json"
+    overrides = {"CALOTYPE_CONFIG": str(config)}
+    with running(folder / "data", ready_file=ready_file, overrides=overrides) as ready:
+        db = Database(ready["database_url"], 2)
+        with Api(ready["url"], ready["api_key"]) as api:
+            yield System(api, db, ready_file)
+        db.close()
+
+
+def ended(job: Json) -> bool:
+    """Whether a job is in a final state."""
+    return job["state"] in TERMINAL

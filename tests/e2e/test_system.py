@@ -1,0 +1,202 @@
+"""The promises of the whole system, over HTTP, with real everything and the shipped model."""
+
+import hashlib
+import io
+import random
+from pathlib import Path
+
+import httpx2
+import psutil
+from PIL import Image
+
+from client.api import Json
+from tests.e2e.conftest import System, ended
+
+PROMPT = "a red heart on a white background"
+
+
+def submit(system: System, **changes: object) -> str:
+    return str(system.api.submit({"prompt": PROMPT, "num_inference_steps": 4, **changes})["id"])
+
+
+def bytes_of(system: System, job: Json) -> list[bytes]:
+    return [system.api.download(image["url"]) for image in job["images"]]
+
+
+def test_the_ready_file_says_where_everything_is(system: System) -> None:
+    ready = system.ready
+    assert {
+        "url",
+        "api_key",
+        "flower_url",
+        "flower_auth",
+        "database_url",
+        "broker_url",
+        "s3_endpoint",
+    } <= set(ready)
+    assert {service["name"] for service in ready["services"]} >= {
+        "postgres",
+        "valkey",
+        "s3",
+        "web",
+        "sweep",
+        "flower",
+    }
+    assert [(worker["device"], worker["tiers"]) for worker in ready["workers"]] == [
+        ("cpu:0", ["sd"]),
+        ("cpu:1", ["sd", "hd"]),
+    ]
+    assert ready["workers"][1]["queues"] == ["sd.interactive", "hd.interactive", "sd.bulk", "hd.bulk"]
+    assert all(psutil.pid_exists(entry["pid"]) for entry in ready["services"] + ready["workers"])
+
+
+def test_no_secret_is_on_a_command_line(system: System) -> None:
+    ready = system.ready
+    secrets = [ready["api_key"], ready["flower_auth"].partition(":")[2], ready["s3_secret_key"]]
+    secrets.append(ready["database_url"].partition("://")[2].partition("@")[0].partition(":")[2])
+    secrets.append(ready["broker_url"].partition("@")[0].rpartition(":")[2])
+    for entry in ready["services"] + ready["workers"]:
+        arguments = " ".join(psutil.Process(entry["pid"]).cmdline())
+        assert not any(secret in arguments for secret in secrets)
+
+
+def test_a_job_becomes_a_png_of_the_size_that_was_asked_for(system: System) -> None:
+    job_ids = [submit(system), submit(system, width=192, height=192), submit(system, width=64, height=96)]
+    for job, size in zip(system.finish(job_ids), [(128, 128), (192, 192), (64, 96)], strict=True):
+        assert job["state"] == "succeeded"
+        data = bytes_of(system, job)[0]
+        picture = Image.open(io.BytesIO(data))
+        assert (picture.format, picture.size) == ("PNG", size)
+        assert hashlib.sha256(data).hexdigest() == job["images"][0]["sha256"]
+
+
+def test_image_i_of_a_job_is_the_single_image_of_seed_plus_i(system: System) -> None:
+    job_ids = [submit(system, num_images=3, seed=40)] + [submit(system, seed=40 + i) for i in range(3)]
+    many, *singles = system.finish(job_ids)
+    assert bytes_of(system, many) == [bytes_of(system, single)[0] for single in singles]
+
+
+def test_sixty_jobs_run_on_workers_that_serve_their_tier_in_step_batches_and_seeds_give_the_same_bytes(
+    system: System,
+) -> None:
+    rng = random.Random(3)
+    requests = [
+        {
+            "seed": rng.randrange(2**32),
+            "num_inference_steps": rng.choice([4, 8, 12]),
+            "guidance_scale": rng.choice([1.0, 4.0]),
+            "scheduler": rng.choice(["ddim", "euler"]),
+            **({"width": 192, "height": 192} if number % 6 == 0 else {}),
+        }
+        for number in range(60)
+    ]
+    jobs = system.finish([submit(system, **request) for request in requests])
+    assert [job["state"] for job in jobs] == ["succeeded"] * 60
+    serves = {worker["device"]: worker["tiers"] for worker in system.ready["workers"]}
+    devices = [job["worker"].partition("@")[0] for job in jobs]
+    assert all(job["tier"] in serves[device] for job, device in zip(jobs, devices, strict=True))
+    assert set(devices) == {"cpu:0", "cpu:1"}
+    batch_sizes = [job["timings"]["mean_step_batch"] for job in jobs]
+    assert sum(batch_sizes) / len(batch_sizes) > 1
+    again = system.finish([submit(system, **request) for request in requests[:12]])
+    for first, second in zip(jobs, again, strict=False):
+        assert first["images"][0]["sha256"] == second["images"][0]["sha256"]
+    published = system.rows("SELECT avg(dispatch_seq)::float8 FROM jobs WHERE state = 'succeeded'")[0][0]
+    assert published <= 1.1
+
+
+def test_a_csv_becomes_images_and_a_results_file(system: System, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,num_inference_steps,seed\n" + "".join(f"{PROMPT},4,{n}\n" for n in range(10)))
+    batch = system.api.submit_csv(path)
+    batch = system.wait_until(
+        lambda: (found := system.api.batch(batch["id"]))["state"] != "running" and found, 60, "the batch ends"
+    )
+    assert batch["state"] == "succeeded"
+    ready = system.ready
+    headers = {"Authorization": f"Bearer {ready['api_key']}"}
+    results = httpx2.get(
+        f"{ready['url']}/v1/batches/{batch['id']}/results.csv", headers=headers, trust_env=False
+    )
+    assert len(results.text.splitlines()) == 11
+
+
+def test_an_interactive_job_starts_within_two_step_batches_while_every_worker_is_full_of_bulk(
+    system: System, tmp_path: Path
+) -> None:
+    path = tmp_path / "bulk.csv"
+    path.write_text("prompt,num_inference_steps\n" + f"{PROMPT},50\n" * 40)
+    batch = system.api.submit_csv(path)
+    running = "SELECT count(*) FROM jobs WHERE batch_id = %s AND state = 'running'"
+    system.wait_until(lambda: system.rows(running, batch["id"])[0][0] >= 16, 60, "every bulk slot is taken")
+    jobs = system.finish([submit(system, seed=n) for n in range(4)])
+    assert max(job["timings"]["num_ticks_waited"] for job in jobs) <= 2
+    system.api._json("DELETE", f"/v1/batches/{batch['id']}")
+    system.wait_until(lambda: system.api.batch(batch["id"])["state"] != "running", 30, "the rest is canceled")
+    assert system.rows("SELECT count(*) FROM jobs WHERE batch_id = %s AND state = 'canceled'", batch["id"])[
+        0
+    ][0]
+
+
+def test_a_running_job_can_be_canceled(system: System) -> None:
+    job_id = submit(system, num_inference_steps=150, width=192, height=192, num_images=4)
+    system.wait_until(lambda: system.api.job(job_id)["state"] == "running", 30, "it runs")
+    system.api.cancel(job_id)
+    job = system.finish([job_id], seconds=30)[0]
+    assert (job["state"], job["images"]) == ("canceled", [])
+
+
+def test_flower_shows_the_tasks_to_who_has_the_password_and_changes_nothing(system: System) -> None:
+    ready = system.ready
+    user, _, password = ready["flower_auth"].partition(":")
+    job_id = submit(system)
+    system.finish([job_id])
+    with httpx2.Client(base_url=ready["flower_url"], trust_env=False) as flower:
+        assert flower.get("/api/tasks").status_code == 401
+        flower.auth = (user, password)
+        tasks = system.wait_until(
+            lambda: (
+                job_id in (answer := flower.get("/api/tasks")).text
+                and [task for task in answer.json().values() if task["worker"] and job_id in task["args"]]
+            ),
+            30,
+            "Flower has heard of the task",
+        )
+        assert tasks[0]["name"] == "calotype.generate"
+        for act in (f"worker/shutdown/{tasks[0]['worker']}", f"task/revoke/{tasks[0]['uuid']}"):
+            assert flower.post(f"/api/{act}").status_code in (403, 405)
+
+
+def test_a_job_whose_worker_is_killed_ends_once_and_well(system: System) -> None:
+    job_id = submit(system, num_inference_steps=50)
+    job = system.wait_until(
+        lambda: (found := system.api.job(job_id))["state"] == "running" and found, 30, "it runs"
+    )
+    killed = system.kill(job["worker"].partition("@")[0])
+    job = system.wait_until(lambda: ended(found := system.api.job(job_id)) and found, 60, "it ends")
+    assert (job["state"], len(job["images"])) == ("succeeded", 1)
+    assert job["attempt"] == 2
+    events = system.rows("SELECT transition FROM job_events WHERE job_id = %s ORDER BY id", job_id)
+    assert [row[0] for row in events] == ["claim", "reap", "claim", "finish"]
+    reaped = system.rows(
+        "SELECT extract(epoch FROM max(created_at) - min(created_at))::float8 FROM job_events "
+        "WHERE job_id = %s AND transition IN ('reap', 'claim')",
+        job_id,
+    )
+    assert reaped[0][0] < 30, "found by its supervisor, not by the end of its lease"
+    system.wait_until(
+        lambda: killed not in [worker["pid"] for worker in system.ready["workers"]], 60, "it is replaced"
+    )
+
+
+def test_nothing_accepted_is_lost_when_the_broker_is_killed(system: System) -> None:
+    system.wait_until(lambda: len(system.ready["workers"]) == 2, 60, "both workers are up")
+    before = [submit(system, seed=n) for n in range(8)]
+    system.kill("valkey")
+    during = [submit(system, seed=n) for n in range(8)]
+    jobs = system.finish(before + during, seconds=120)
+    assert {job["state"] for job in jobs} == {"succeeded"}
+    doubled = system.rows(
+        "SELECT job_id FROM job_events WHERE transition = 'finish' GROUP BY job_id HAVING count(*) > 1"
+    )
+    assert doubled == []

@@ -1,0 +1,91 @@
+"""The promises about the model that ships: small, plain, and what `calotype.toml` says of it is true."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+from engine.engine import Engine
+from engine.load import ModelSpec, load_engine
+from engine.request import GenerationRequest, SchedulerSpec
+from models.export import MAX_BYTES
+from settings import ROOT, Model, load_catalogue
+
+TINY = ROOT / "models" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    found = load_catalogue(ROOT / "calotype.toml").model("tiny")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def engine(model: Model) -> Iterator[Engine]:
+    limits = {"tiny": {tier.max_pixels: tier.max_step_batch_rows for tier in model.tiers}}
+    engine = load_engine([ModelSpec("tiny", str(TINY))], device="cpu:0", row_limits=limits, num_threads=1)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def test_it_is_small_and_half_precision_and_holds_nothing_that_could_run() -> None:
+    files = [path for path in TINY.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= MAX_BYTES
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    for path in TINY.rglob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}  # noqa: SIM118
+
+
+def test_every_scheduler_that_is_offered_draws_what_diffusers_draws(engine: Engine, model: Model) -> None:
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+    classes = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler}
+    pipeline = StableDiffusionPipeline.from_pretrained(TINY, torch_dtype=torch.float32, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    config = pipeline.scheduler.config
+    for name in model.schedulers:
+        request = GenerationRequest(
+            model="tiny",
+            prompt="a red heart on a white background",
+            width=128,
+            height=128,
+            num_inference_steps=6,
+            guidance_scale=4.0,
+            seed=11,
+            scheduler=SchedulerSpec(name),  # type: ignore[arg-type]
+        )
+        ours = engine.submit(request).future.result(timeout=60).pixels
+        pipeline.scheduler = classes[name].from_config(config)
+        theirs = pipeline(
+            request.prompt,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            width=request.width,
+            height=request.height,
+            generator=torch.Generator().manual_seed(request.seed),
+            output_type="np",
+        ).images[0]
+        difference = np.abs(ours.astype(int) - np.round(theirs * 255).astype(int))
+        assert difference.max() <= 2
+        assert difference.mean() <= 0.2
+
+
+def test_the_limits_in_the_catalogue_are_the_models_own(engine: Engine, model: Model) -> None:
+    for steps, side in ((model.max_num_inference_steps, model.min_side), (1, 192)):
+        request = GenerationRequest(
+            model="tiny",
+            prompt="",
+            width=side,
+            height=side,
+            num_inference_steps=steps,
+            guidance_scale=0.0,
+            seed=0,
+        )
+        image = engine.submit(request).future.result(timeout=120)
+        assert image.pixels.shape == (side, side, 3)
