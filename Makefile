@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports unit train clean
+.PHONY: help install demo up test check lint types imports docs train clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,7 +20,7 @@ up: $(INSTALLED) ## run the whole system until Ctrl-C
 test: check ## check, then every test on real services
 	@$(BIN)/python -m pytest
 
-check: $(INSTALLED) lint types imports ## ruff, mypy, the import rules
+check: $(INSTALLED) lint types imports docs ## ruff, mypy, the import rules, the tests of the docs
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -30,6 +30,9 @@ types: $(INSTALLED)
 
 imports: $(INSTALLED)
 	@$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	@$(BIN)/python -m pytest -q tests/unit/docs
 
 train: $(INSTALLED) ## train the tiny model again, in build/tiny (about two hours on two cores)
 	@mkdir -p build/tiny
@@ -43,7 +46,7 @@ clean: ## remove what make built, but no data
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "calotype needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "python3 has no venv module; on Debian: apt install python3-venv"; exit 1; }
-	@echo "==> $(VENV) from requirements.lock (once; about 1.3 GB on disk without a GPU)"
+	@echo "==> $(VENV) from requirements.lock (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock | grep -E '^(Collecting|Installing|Successfully)' | cut -c1-100
 	@$(BIN)/python -c 'import torch' || { echo "the installation failed; run: $(BIN)/python -m pip install -r requirements.lock"; exit 1; }

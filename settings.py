@@ -4,6 +4,8 @@ Owns every setting, its name, its default and its check. Only composition roots 
 below them is handed plain values. It opens no connection and knows no library but pydantic.
 """
 
+import difflib
+import os
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 ROOT = Path(__file__).resolve().parent
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+OTHER_VARIABLES = frozenset({"CALOTYPE_BOOT_ID", "CALOTYPE_URL", "CALOTYPE_API_KEY", "CALOTYPE_DATA_DIR"})
+"""Variables of ours that are no settings: a process' birth mark, and options of the command line."""
 
 
 class SettingsError(Exception):
@@ -195,7 +199,12 @@ def _catalogue(path: Path) -> Catalogue:
 
 
 def load_settings() -> Settings:
-    """Read the environment; raises `SettingsError` naming the variable that is wrong."""
+    """Read the environment; raises `SettingsError` naming the variable that is wrong or unknown."""
+    known = {f"CALOTYPE_{name}".upper() for name in Settings.model_fields} | OTHER_VARIABLES
+    for name in os.environ:
+        if name.startswith("CALOTYPE_") and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise SettingsError(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
     try:
         return Settings()
     except ValueError as error:

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     arguments = parser.parse_args()
     pipeline = StableDiffusionPipeline.from_pretrained(
-        arguments.model, torch_dtype=torch.float32, local_files_only=True
+        arguments.model, dtype=torch.float32, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     print(f"{'scenes':8} {'side':>4} {'steps':>5} " + " ".join(f"{part:>10}" for part in PARTS))

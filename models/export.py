@@ -14,9 +14,11 @@ MAX_BYTES = 12_000_000
 
 def export(build: Path, out: Path) -> int:
     """Convert `BUILD_DIR/pipeline` to half precision in `out`; the bytes of all its files."""
-    pipeline = StableDiffusionPipeline.from_pretrained(build / "pipeline", torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(build / "pipeline", dtype=torch.float32)
     # Loading converts back to fp32, so that results do not depend on who reads the files.
     pipeline.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
+    for path in out.rglob("*.safetensors"):
+        path.chmod(0o644)  # the writer makes them private, which a container's user could not read
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         raise SystemExit(f"{out} holds {size} bytes; at most {MAX_BYTES} may ship")

@@ -46,7 +46,7 @@ def test_every_scheduler_that_is_offered_draws_what_diffusers_draws(engine: Engi
     from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
     classes = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler}
-    pipeline = StableDiffusionPipeline.from_pretrained(TINY, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(TINY, dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.scheduler.config
     for name in model.schedulers:

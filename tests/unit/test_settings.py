@@ -61,6 +61,12 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+def test_a_mistyped_variable_is_refused_with_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALOTYPE_LEASE_SECOND", "3")
+    with pytest.raises(SettingsError, match="did you mean CALOTYPE_LEASE_SECONDS"):
+        load_settings()
+
+
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALOTYPE_DATABASE_URL", "postgresql://calotype:hunter2@127.0.0.1/calotype")
     assert "hunter2" not in repr(Settings())

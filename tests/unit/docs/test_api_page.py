@@ -1,0 +1,89 @@
+"""docs/reference/api.md names every route, state, field and error code of the API."""
+
+import ast
+import re
+
+import pytest
+
+from settings import ROOT, Settings
+from storage import errors as storage_errors
+from storage.states import State
+from web import refusals
+from web.app import create_app
+from web.schemas import JobRequest
+
+from .conftest import ReadTable
+
+PAGE = "docs/reference/api.md"
+TEXT = (ROOT / PAGE).read_text(encoding="utf-8")
+ADDRESSES = {
+    "database_url": "postgresql://nobody@127.0.0.1:1/nothing",
+    "broker_url": "redis://127.0.0.1:1/0",
+    "s3_endpoint": "http://127.0.0.1:1",
+    "s3_access_key": "none",
+    "s3_secret_key": "none",
+}
+
+
+def _codes(module: object) -> set[str]:
+    return {kind.code for kind in vars(module).values() if isinstance(kind, type) and hasattr(kind, "code")}
+
+
+def test_every_route_is_documented_and_exists() -> None:
+    app = create_app(Settings(**ADDRESSES))  # type: ignore[arg-type]
+    served = {
+        f"{method} {_braced(rule.rule)}"
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if not rule.rule.startswith(("/static", "/docs/"))
+    }
+    documented = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE) /[^`?]*)`", _section("## Routes")))
+    assert documented == served
+
+
+def _braced(rule: str) -> str:
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
+
+
+def test_every_state_is_documented(read_table: ReadTable) -> None:
+    rows = read_table(PAGE, "## States")
+    assert {row[0].strip("`") for row in rows if row[1] == "job"} == {state.value for state in State}
+
+
+@pytest.mark.parametrize("field", JobRequest.model_fields)
+def test_every_field_of_a_job_request_is_documented(field: str) -> None:
+    assert f"`{field}`" in _section("## A job")
+
+
+def test_every_code_of_a_refusal_is_documented(read_table: ReadTable) -> None:
+    rows = read_table(PAGE, "## Errors")
+    documented = {code for row in rows if row[0].isdigit() for code in re.findall(r"`(\w+)`", row[1])}
+    raised = _codes(refusals) - {refusals.Refusal.code} | _codes(storage_errors) | {"internal_error"}
+    assert documented == raised
+
+
+def test_every_code_of_a_failed_job_is_documented(read_table: ReadTable) -> None:
+    rows = read_table(PAGE, "### Codes in a job's `error`")
+    documented = {code for row in rows for code in re.findall(r"`(\w+)`", row[0])}
+    # A worker that stops or loses its device releases its jobs: these never end one.
+    engine = _engine_codes() - {"canceled", "engine_stopped", "device_lost", "model_not_loadable"}
+    assert engine <= documented
+    assert documented - engine <= _codes(storage_errors) | {"internal_error", "worker_lost"}
+
+
+def _engine_codes() -> set[str]:
+    tree = ast.parse((ROOT / "engine/errors.py").read_text(encoding="utf-8"))
+    assigned = [
+        (node.target if isinstance(node, ast.AnnAssign) else node.targets[0], node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+    ]
+    return {
+        str(value.value)
+        for target, value in assigned
+        if isinstance(target, ast.Name) and target.id == "code" and isinstance(value, ast.Constant)
+    }
+
+
+def _section(heading: str) -> str:
+    return TEXT.partition(f"\n{heading}\n")[2].partition("\n## ")[0]

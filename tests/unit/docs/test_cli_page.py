@@ -1,0 +1,58 @@
+"""docs/reference/cli.md says what cli.py does."""
+
+import re
+from typing import Any
+
+import pytest
+import typer.main
+
+from cli import EXIT_UNREACHABLE, app
+from settings import ROOT
+from tasks.heart import EXIT_HUNG
+
+from .conftest import ReadTable
+
+PAGE = "docs/reference/cli.md"
+TEXT = (ROOT / PAGE).read_text(encoding="utf-8")
+
+
+def _commands(command: Any, name: str = "calotype") -> dict[str, Any]:
+    children = getattr(command, "commands", None)
+    if children is None:
+        return {name: command}
+    return {k: v for child, found in children.items() for k, v in _commands(found, f"{name} {child}").items()}
+
+
+COMMANDS = _commands(typer.main.get_command(app))
+SECTIONS = dict(re.findall(r"^## `(calotype[^`]*)`\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
+
+
+def _usage(name: str) -> str:
+    arguments = [part for part in COMMANDS[name].params if part.param_type_name == "argument"]
+    shown = [part.name.upper() if part.required else f"[{part.name.upper()}]" for part in arguments]
+    return " ".join([name, *shown])
+
+
+def test_every_command_is_documented_with_its_arguments_and_nothing_else() -> None:
+    assert sorted(SECTIONS) == sorted(map(_usage, COMMANDS))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_options_of_a_command_are_all_documented_and_exist(name: str) -> None:
+    documented = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", SECTIONS[_usage(name)]))
+    exist = {
+        option
+        for part in COMMANDS[name].params
+        if part.param_type_name == "option"
+        for option in (*part.opts, *part.secondary_opts)
+    }
+    assert exist - {"--help"} == documented
+
+
+def test_every_exit_code_is_documented(read_table: ReadTable) -> None:
+    documented = {int(row[0]) for row in read_table(PAGE, "## Exit codes")}
+    # Read as text: importing the worker would import torch.
+    worker = re.findall(
+        r"^EXIT_\w+ = (\d+)", (ROOT / "tasks/worker.py").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert documented == {0, 1, 2, EXIT_UNREACHABLE, EXIT_HUNG, *map(int, worker)}

@@ -1,0 +1,77 @@
+"""docs/reference/settings.md says what settings.py reads, no more and no less."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from cli import app
+from settings import ROOT, Catalogue, Model, Settings, Tier, WorkerPlan
+
+from .conftest import ReadTable
+
+PAGE = "docs/reference/settings.md"
+
+
+def test_every_setting_is_documented_and_nothing_else(read_table: ReadTable) -> None:
+    documented = [row[0].strip("`") for row in read_table(PAGE, "## Environment") if len(row) == 3]
+    assert documented == [f"CALOTYPE_{name.upper()}" for name in Settings.model_fields]
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_documented_default_of_a_setting_is_its_default(name: str, read_table: ReadTable) -> None:
+    rows = {row[0].strip("`"): row for row in read_table(PAGE, "## Environment")}
+    row = rows[f"CALOTYPE_{name.upper()}"]
+    assert row[1].strip("`") == _shown(Settings.model_fields[name])
+    assert row[2]
+
+
+def test_every_variable_of_the_command_line_is_documented(read_table: ReadTable) -> None:
+    documented = {row[0].strip("`") for row in read_table(PAGE, "### Of the command line")}
+    read = {
+        variable
+        for command in _commands(typer.main.get_command(app))
+        for option in command.params
+        for variable in ([option.envvar] if isinstance(option.envvar, str) else option.envvar or [])
+    }
+    assert documented == read
+
+
+@pytest.mark.parametrize(
+    ("heading", "entries"),
+    [
+        ("## `calotype.toml`", Catalogue),
+        ("### `[models.NAME]`", Model),
+        ("### `[models.NAME.tiers.TIER]`", Tier),
+        ("### `[[workers]]`", WorkerPlan),
+    ],
+)
+def test_every_entry_of_the_catalogue_is_documented_with_its_default(
+    heading: str, entries: type[BaseModel], read_table: ReadTable
+) -> None:
+    rows = read_table(PAGE, heading)[: len(entries.model_fields)]
+    assert [row[0].strip("`") for row in rows] == list(entries.model_fields)
+    for row in rows:
+        field = entries.model_fields[row[0].strip("`")]
+        if "table" not in row[1]:  # named by the table itself
+            assert row[1].strip("`") == _shown(field), row[0]
+
+
+def _shown(field: FieldInfo) -> str:
+    value = field.default
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, Path):
+        value = value.relative_to(ROOT)
+    return "none" if value in ("", None) else str(value)
+
+
+def _commands(command: Any) -> list[Any]:
+    children = getattr(command, "commands", {})
+    return [command, *(found for child in children.values() for found in _commands(child))]
