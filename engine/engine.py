@@ -113,7 +113,7 @@ class Engine:
         self._thread.start()
 
     def drain(self, seconds: float) -> bool:
-        """Take no more requests and wait until the last one has its outcome; whether that came in time."""
+        """Take no more requests, give up what has not begun, wait for the rest; whether that was in time."""
         with self._changed:
             self._is_accepting = False
             return self._changed.wait_for(lambda: self.is_idle, seconds)
@@ -174,6 +174,8 @@ class Engine:
                     self._end(generation, members, Canceled())
                 elif generation.deadline_at is not None and now >= generation.deadline_at:
                     self._end(generation, members, DeadlineExceeded())
+                elif not (self._is_accepting or generation.has_begun):
+                    self._end(generation, members, EngineStopped())  # another worker can begin it now
 
     def _admit(self) -> None:
         for generation in self._policy.admit(self._waiting, self._running, self._clock()):

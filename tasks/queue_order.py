@@ -11,7 +11,8 @@ class InteractiveFirst:
     """A kombu queue cycle (`kombu.utils.scheduling`): `update`, `consume` and `rotate`."""
 
     def __init__(self, queues: Iterable[str] = ()) -> None:
-        self._queues = list(queues)
+        self._queues: list[str] = []
+        self.update(queues)
 
     def update(self, queues: Iterable[str]) -> None:
         """Take the active queues; those already known keep their turn."""

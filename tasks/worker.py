@@ -87,7 +87,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
     )
     threading.Thread(target=_end_when_fatal, args=(engine, db, worker), daemon=True, name="fatal").start()
-    drain = threading.Thread(target=engine.drain, args=(settings.drain_seconds,), name="drain", daemon=True)
+    drain = threading.Thread(target=_drain, args=(engine, settings.drain_seconds), name="drain", daemon=True)
     engine.start()
     heart.start()
     try:
@@ -160,6 +160,13 @@ def _blobs(settings: Settings) -> Blobs:
         secret_key=settings.s3_secret_key.get_secret_value(),
         bucket=settings.bucket,
     )
+
+
+def _drain(engine: Engine, seconds: float) -> None:
+    """Let what has begun come to its end; what does not in time goes back to its queue, uncharged."""
+    if not engine.drain(seconds):
+        log.warning("drain_took_too_long", seconds=seconds, generations=engine.num_generations)
+    engine.stop()
 
 
 def _end_when_fatal(engine: Engine, db: Database, worker: Worker) -> None:

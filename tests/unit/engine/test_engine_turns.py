@@ -253,11 +253,25 @@ def test_hook_that_fails_before_the_first_step_ends_only_its_own(engine: Engine,
     assert pixels(kept).shape == (64, 64, 3)
 
 
-def test_drain_finishes_what_is_in_hand_and_takes_nothing_new(engine: Engine, ask: Ask) -> None:
+def test_drain_finishes_what_has_begun_gives_up_the_rest_and_takes_nothing_new(
+    engine: Engine, family: FakeFamily, ask: Ask
+) -> None:
+    begun, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        assert leave.wait(10)
+
+    family.on_predict = hold
     engine.start()
-    handles = [engine.submit(ask(seed=i)) for i in range(5)]
+    first = engine.submit(ask())
+    assert begun.wait(10)
+    alone = engine.submit(ask(solo=True))
+    assert not engine.drain(0.0)
+    leave.set()
     assert engine.drain(10)
-    assert all(handle.future.exception(timeout=0) is None for handle in handles)
+    assert first.future.exception(timeout=0) is None
+    assert isinstance(alone.future.exception(timeout=0), EngineStopped)
     with pytest.raises(EngineStopped):
         engine.submit(ask())
     engine.stop()
