@@ -48,7 +48,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "python3 has no venv module; on Debian: apt install python3-venv"; exit 1; }
 	@echo "==> $(VENV) from requirements.lock (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock | awk '/^(Collecting|Installing)/ { print "    " substr($$0, 1, 100); fflush() }'
-	@$(BIN)/python -c 'import torch' || { echo "the installation failed; run: $(BIN)/python -m pip install -r requirements.lock"; exit 1; }
+	@{ $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock 2>&1; echo $$? > $(VENV)/status; } \
+	  | tee $(VENV)/pip.log | awk '/^(Collecting|Installing)/ { print "    " substr($$0, 1, 100); fflush() }'
+	@test "$$(cat $(VENV)/status)" = 0 || { tail -n 20 $(VENV)/pip.log; echo "pip failed; all that it said is in $(VENV)/pip.log"; exit 1; }
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $@

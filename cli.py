@@ -39,12 +39,13 @@ Key = Annotated[str, typer.Option("--api-key", envvar="CALOTYPE_API_KEY", show_e
 def main() -> None:
     """Run the command line; every foreseen failure is one line on standard error."""
     from local.errors import LocalError
+    from storage.errors import Unavailable
 
     try:
         app()
     except (SettingsError, LocalError, ApiError) as error:
         fail(str(error))
-    except Unreachable as error:
+    except (Unreachable, Unavailable) as error:
         fail(f"nothing answers: {error}", code=EXIT_UNREACHABLE)
 
 
@@ -54,15 +55,25 @@ def fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
+def require_folder(option: str, path: Path) -> None:
+    """Refuse, before any work is done, a file that could not be written after it."""
+    if not path.absolute().parent.is_dir():
+        fail(f"{option}: the folder {path.absolute().parent} does not exist", code=2)
+
+
 @app.command()
 def up(
     data_dir: DataDir = DEFAULT_DATA_DIR,
-    port: Annotated[int | None, typer.Option(help="The API's port; else a free one, kept.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The API's port; else a free one, kept.")
+    ] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Gets one JSON object once all answers.")] = None,
 ) -> None:
     """Run the whole system on this machine until Ctrl-C."""
     from local.up import run_up
 
+    if ready_file is not None:
+        require_folder("--ready-file", ready_file)
     raise typer.Exit(run_up(data_dir, port=port, ready_file=ready_file, say=say))
 
 
@@ -76,10 +87,12 @@ def demo(
     from local.demo import DemoFailed, run_demo
     from local.up import running
 
+    # So that a SIGTERM stops what was started, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with running(data_dir, say=say) as ready:
             run_demo(ready, csv, output, out)
-    except (DemoFailed, TimeoutError) as error:
+    except (DemoFailed, TimeoutError, ApiError, Unreachable, OSError) as error:
         fail(f"the demo failed: {error}; the logs are in {data_dir / 'logs'}")
 
 
@@ -92,13 +105,14 @@ def worker(
     ready_file: Annotated[Path | None, typer.Option(help="Written once it takes jobs.")] = None,
 ) -> None:
     """Serve tiers on one device until SIGTERM."""
-    from tasks.logs import configure_logs
+    from local.devices import pin_this_process
+    from logs import configure_logs
 
     settings = load_settings()
     configure_logs(settings.log_level, settings.log_format)
     options = worker_options(settings, device, tiers)
     if "CALOTYPE_BOOT_ID" not in os.environ:
-        pin_to(device)
+        pin_this_process(device)
     # After the environment is settled: torch reads it when it is imported.
     from tasks.worker import WorkerOptions, run_worker
 
@@ -117,49 +131,18 @@ def worker_options(settings: Settings, device: str, tiers: str | None) -> dict[s
     return {"tiers": wanted, "interactive_slots": plan.interactive_slots, "bulk_slots": plan.bulk_slots}
 
 
-def pin_to(name: str) -> None:
-    """Pin this process to a device, as `calotype up` does for the workers that it starts."""
-    from local.devices import find_devices, select_devices
-
-    found = select_devices(name, find_devices())
-    if not found:
-        raise SettingsError(f"--device: this machine has no {name}")
-    os.environ.update(found[0].environment)
-    if found[0].cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, found[0].cores)
-
-
 @app.command()
 def sweep() -> None:
     """Heal what messages and dead workers leave behind, until SIGTERM. Any number may run."""
-    from storage.database import Database
-    from tasks.app import make_celery
-    from tasks.broker import Broker
-    from tasks.dispatch import Dispatcher
-    from tasks.logs import configure_logs
-    from tasks.sweeper import Sweeper, SweepPlan
+    from logs import configure_logs
+    from tasks.sweep import run_sweeper
 
     settings = load_settings()
     configure_logs(settings.log_level, settings.log_format)
-    settings.require("database_url", "broker_url")
-    broker_url, prefix = settings.broker_url.get_secret_value(), settings.broker_key_prefix
-    tiers = [tier.name for tier in settings.catalogue.tiers]
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    sweeper = Sweeper(
-        Database(settings.database_url.get_secret_value(), 2),
-        Broker(broker_url, prefix),
-        Dispatcher(make_celery(broker_url, prefix, tiers)),
-        tiers,
-        SweepPlan(
-            sweep_seconds=settings.sweep_seconds,
-            redispatch_seconds=settings.redispatch_seconds,
-            worker_alive_seconds=settings.worker_alive_seconds,
-            bells_per_slot=settings.bells_per_slot,
-        ),
-    )
-    sweeper.run(stop)
+    run_sweeper(settings, stop)
 
 
 @app.command()
@@ -181,6 +164,8 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit one job; with -o, wait for it and save its image."""
+    if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        fail("PROMPT is not UTF-8", code=2)
     request = {
         "prompt": prompt,
         "width": width,
@@ -193,6 +178,8 @@ def submit(
     }
     from local.access import connect
 
+    if output is not None:
+        require_folder("-o", output)
     with connect(url, api_key, data_dir) as api:
         job = api.submit({name: value for name, value in request.items() if value is not None})
         if output is not None:
@@ -226,16 +213,18 @@ def csv(
         batch = api.submit_csv(path)
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
-            job_ids = [job["id"] for job in api.jobs(batch_id=batch["id"])]
-            for job in api.follow(job_ids, timeout_seconds=24 * 3600, on_change=lambda _: None):
+            batch = api.finished_batch(batch["id"])
+            # Each page of jobs comes with fresh links, and is downloaded before the next is asked for.
+            for job in api.jobs(batch_id=batch["id"], state="succeeded"):
                 for image in job["images"]:
                     name = f"{job['batch_line']:05d}-{image['index']}.png"
                     (output / name).write_bytes(api.download(image["url"]))
-            batch = api.batch(batch["id"])
     if as_json:
         print_json(batch)
     else:
         out.print(f"{batch['id']} {batch['state']}, {batch['num_jobs']} jobs", markup=False)
+    if batch["state"] not in ("running", "succeeded"):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -77,6 +77,12 @@ class Api:
             raise ApiError(200, {"title": f"job {job_id} is {job['state']}", "detail": error.get("detail")})
         return job
 
+    def finished_batch(self, batch_id: str, *, poll_seconds: float = 1) -> Json:
+        """The batch once all of its jobs have ended."""
+        while (batch := self.batch(batch_id))["state"] == "running":
+            time.sleep(poll_seconds)
+        return batch
+
     def jobs(self, **filters: str | int) -> Iterator[Json]:
         """`GET /v1/jobs`: every job that matches, page by page."""
         parameters: Json = dict(filters)

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from local.errors import LocalError
+
 _CPU_DEVICES = ("cpu:0", "cpu:1")
 
 
@@ -50,6 +52,21 @@ def select_devices(wanted: str, devices: Sequence[Device]) -> tuple[Device, ...]
     if named or not wanted.startswith("cpu:"):
         return named
     return (Device(wanted, num_threads=len(_own_cores()), visible=""),)
+
+
+def pin_this_process(name: str) -> None:
+    """Pin this process to a device, as `calotype up` does for its workers. Before torch is imported.
+
+    Raises `LocalError` when this machine has no such device.
+    """
+    devices = find_devices()
+    selected = select_devices(name, devices)
+    if not selected:
+        there = ", ".join(device.name for device in devices)
+        raise LocalError(f"--device: this machine has no {name}; it has: {there}")
+    os.environ.update(selected[0].environment)
+    if selected[0].cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, selected[0].cores)
 
 
 def share_cores(names: Sequence[str], cores: frozenset[int]) -> tuple[Device, ...]:

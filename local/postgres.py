@@ -25,7 +25,8 @@ DATABASE = "calotype"
 _USER = "calotype"
 _NOBODY = (65534, 65534)
 _ELSEWHERE = Path("/var/lib/calotype")
-_MAX_CONNECTIONS = 100
+_MAX_CONNECTIONS = 400
+"""16 workers of 12 + 8 slots, each with its slots + 3, beside the web's and the sweeper's pools."""
 
 
 class Postgres:
@@ -84,6 +85,8 @@ class Postgres:
             "timezone": "UTC",
             "log_timezone": "UTC",
             "log_line_prefix": "%m [%p] ",
+            # A failing statement is logged with its values, and a prompt is nobody's to read there.
+            "log_min_error_statement": "panic",
         }
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         return [str(self._program("postgres")), "-D", str(self.folder), *flags]

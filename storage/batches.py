@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, tuple_, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Row, func, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
 
 from storage import jobs as transitions
-from storage.database import Database, sqlstate
+from storage.database import Database
 from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
 from storage.identifiers import new_id
 from storage.job_views import Job, list_jobs
 from storage.states import TERMINAL, State
-from storage.submissions import UNIQUE_VIOLATION, NewJob, insert_rows
+from storage.submissions import NewJob, insert_rows
 from storage.tables import batches, jobs
 
 
@@ -62,7 +62,7 @@ def create(
     """
     batch_id = new_id("bat")
 
-    def work(connection: Connection) -> Batch:
+    def work(connection: Connection) -> Batch | None:
         values = {
             "id": batch_id,
             "account_id": account_id,
@@ -72,21 +72,25 @@ def create(
             "request_hash": request_hash,
             "created_at": func.clock_timestamp(),
         }
-        connection.execute(insert(batches).values(values))
+        insert_once = (
+            insert(batches)
+            .values(values)
+            .on_conflict_do_nothing(index_elements=["account_id", "idempotency_key"])
+        )
+        row = connection.execute(insert_once.returning(*batches.c)).one_or_none()
+        if row is None:
+            return None
         insert_rows(connection, [replace(row, batch_id=batch_id) for row in rows], redispatch_seconds)
         # Read back before the commit: once it is accepted, nothing may fail any more.
-        row = connection.execute(select(batches).where(batches.c.id == batch_id)).one()
         return _with_counts(connection, [row])[0]
 
-    try:
-        return db.run(work), True
-    except IntegrityError as error:
-        if sqlstate(error) != UNIQUE_VIOLATION or idempotency_key is None:
-            raise
+    batch = db.run(work)
+    if batch is None:
         return _replayed(db, account_id, idempotency_key, request_hash), False
+    return batch, True
 
 
-def _replayed(db: Database, account_id: str, idempotency_key: str, request_hash: str | None) -> Batch:
+def _replayed(db: Database, account_id: str, idempotency_key: str | None, request_hash: str | None) -> Batch:
     query = select(batches.c.id, batches.c.request_hash).where(
         batches.c.account_id == account_id, batches.c.idempotency_key == idempotency_key
     )

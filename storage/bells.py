@@ -4,7 +4,6 @@ Owns the dispatch columns: a bell is counted and numbered here, in a committed t
 anyone publishes it. It does not know the broker: callers tell it what they saw there.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import text
@@ -93,7 +92,7 @@ def _count(db: Database, picked: str, guard: str, parameters: dict[str, object])
 
 
 def put_back(db: Database, job_id: str) -> None:
-    """A worker heard the bell and had no slot: the row is due again, without a bell."""
+    """The bell could not be published: the row is due again, without one."""
     statement = text(
         """UPDATE jobs SET ring_number = NULL, next_dispatch_at = clock_timestamp()
             WHERE id = :id AND state = 'queued'"""
@@ -115,10 +114,3 @@ def waiting(db: Database) -> dict[tuple[str, str], int]:
     query = text("SELECT tier, lane, count(*) AS depth FROM jobs WHERE state = 'queued' GROUP BY tier, lane")
     with db.transaction() as connection:
         return {(row.tier, row.lane): row.depth for row in connection.execute(query)}
-
-
-def publishes_of(db: Database, job_ids: Sequence[str]) -> dict[str, int]:
-    """How many bells each of these jobs has had."""
-    query = text("SELECT id, dispatch_seq FROM jobs WHERE id = ANY(:ids)")
-    with db.transaction() as connection:
-        return {row.id: row.dispatch_seq for row in connection.execute(query, {"ids": list(job_ids)})}

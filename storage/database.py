@@ -19,6 +19,9 @@ from storage.errors import Unavailable
 Result = TypeVar("Result")
 
 DEADLOCK, SERIALIZATION = "40P01", "40001"
+READ_ONLY = "25006"
+AWAY_CLASSES = ("08", "53", "57", "58")
+"""SQLSTATE classes of a server that is out of reach, full, stopping or broken (PostgreSQL, appendix A)."""
 MAX_TRIES = 5
 
 
@@ -52,8 +55,11 @@ class Database:
                 raise
             raise Unavailable(f"the database cannot be used: {type(error).__name__}") from error
         except DBAPIError as error:
-            if error.connection_invalidated:
-                raise Unavailable("the database connection was lost") from error
+            code = sqlstate(error) or ""
+            if code == READ_ONLY:
+                self._engine.dispose()  # a standby, or one that was: these connections stay read-only
+            if error.connection_invalidated or code == READ_ONLY or code[:2] in AWAY_CLASSES:
+                raise Unavailable(f"the database cannot be used (SQLSTATE {code or 'none'})") from error
             raise
 
     def run(self, work: Callable[[Connection], Result]) -> Result:

@@ -208,10 +208,16 @@ def cancel_batch(connection: Connection, batch_id: str) -> None:
     values = (
         "state = 'canceled', finished_at = clock_timestamp(), next_dispatch_at = NULL, ring_number = NULL"
     )
-    _move(connection, CANCEL, values, guard, {"id": batch_id})
-    flag = """UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
-              WHERE batch_id = :id AND state = 'running'"""
-    connection.execute(text(flag), {"id": batch_id})
+    flag = text(
+        """UPDATE jobs SET cancel_requested_at = clock_timestamp()
+            WHERE id IN (SELECT id FROM jobs WHERE batch_id = :id AND state = 'running'
+                            AND cancel_requested_at IS NULL ORDER BY id FOR UPDATE) RETURNING id"""
+    )
+    parameters = {"id": batch_id}
+    # Running ones first: a flagged job can only end, so none slips back into the queue behind us. A job
+    # that was claimed in between is found by the next round.
+    while connection.execute(flag, parameters).all() or _move(connection, CANCEL, values, guard, parameters):
+        pass
 
 
 def expire(db: Database, *, limit: int = 500) -> int:

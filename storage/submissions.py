@@ -7,16 +7,14 @@ row afterwards is `storage.jobs`.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from sqlalchemy import Connection, bindparam, insert, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, bindparam, select, text
+from sqlalchemy.dialects.postgresql import insert
 
-from storage.database import Database, sqlstate
+from storage.database import Database
 from storage.errors import IdempotencyMismatch
 from storage.identifiers import new_id
 from storage.job_views import JOB_COLUMNS, Job, get, job_from_row
 from storage.tables import jobs
-
-UNIQUE_VIOLATION = "23505"
 
 
 @dataclass(frozen=True)
@@ -51,42 +49,44 @@ def create(db: Database, new: NewJob, *, redispatch_seconds: float) -> tuple[Job
     Raises `IdempotencyMismatch` when the key was used for another request.
     """
 
-    def work(connection: Connection) -> Job:
-        # Read back before the commit: once it is accepted, nothing may fail any more.
-        [job_id] = insert_rows(connection, [new], redispatch_seconds)
-        return job_from_row(connection.execute(select(*JOB_COLUMNS).where(jobs.c.id == job_id)).one())
+    # A replay is no error: as a violated constraint it would stand in Postgres' log with its prompt.
+    insert_once = _INSERT.on_conflict_do_nothing(index_elements=["account_id", "idempotency_key"])
 
-    try:
-        return db.run(work), True
-    except IntegrityError as error:
-        if sqlstate(error) != UNIQUE_VIOLATION or new.idempotency_key is None:
-            raise
-        return _replayed(db, new), False
+    def work(connection: Connection) -> Job | None:
+        # Read back before the commit: once it is accepted, nothing may fail any more.
+        row = connection.execute(insert_once.returning(*JOB_COLUMNS), _row(new, redispatch_seconds))
+        made = row.one_or_none()
+        return None if made is None else job_from_row(made)
+
+    job = db.run(work)
+    return (job, True) if job is not None else (_replayed(db, new), False)
 
 
 def _replayed(db: Database, new: NewJob) -> Job:
+    query = select(*JOB_COLUMNS).where(
+        jobs.c.account_id == new.account_id, jobs.c.idempotency_key == new.idempotency_key
+    )
     with db.transaction() as connection:
-        query = select(*JOB_COLUMNS).where(
-            jobs.c.account_id == new.account_id, jobs.c.idempotency_key == new.idempotency_key
-        )
         row = connection.execute(query).one()
     if row.request_hash != new.request_hash:
         raise IdempotencyMismatch("this Idempotency-Key was used before with another request")
     return get(db, new.account_id, row.id)
 
 
-def insert_rows(connection: Connection, new_jobs: Sequence[NewJob], redispatch_seconds: float) -> list[str]:
-    """Insert queued rows, many a statement. An interactive row counts as rung: its caller rings after
-    the commit. A bulk row is due at once, for the sweeper."""
-    rows = []
-    for new in new_jobs:
-        rung = new.lane == "interactive"
-        rows.append(
-            {f"new_{name}": getattr(new, name) for name in _FIELDS}
-            | {"new_id": new_id("job"), "rung": rung, "wait_seconds": redispatch_seconds if rung else 0.0}
-        )
-    connection.execute(_INSERT, rows)
-    return [str(row["new_id"]) for row in rows]
+def insert_rows(connection: Connection, new_jobs: Sequence[NewJob], redispatch_seconds: float) -> None:
+    """Insert queued rows, many a statement."""
+    connection.execute(_INSERT, [_row(new, redispatch_seconds) for new in new_jobs])
+
+
+def _row(new: NewJob, redispatch_seconds: float) -> dict[str, object]:
+    """An interactive row counts as rung: its caller rings after the commit. A bulk row is due at once,
+    for the sweeper."""
+    rung = new.lane == "interactive"
+    return {f"new_{name}": getattr(new, name) for name in _FIELDS} | {
+        "new_id": new_id("job"),
+        "rung": rung,
+        "wait_seconds": redispatch_seconds if rung else 0.0,
+    }
 
 
 _FIELDS = [field.name for field in fields(NewJob)]

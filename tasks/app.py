@@ -35,6 +35,7 @@ def make_celery(broker_url: str, key_prefix: str, tiers: Iterable[str]) -> Celer
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=3,

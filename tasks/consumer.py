@@ -22,6 +22,7 @@ class Consumer:
         self._num_threads = sum(slots.values())
         self._slots = Slots(slots, on_full=self._pause, on_free=self._resume)
         self._paused: set[str] = set()
+        self._taken: dict[str, str] = {}
         self._celery_consumer: Any = None
 
     def run(
@@ -34,11 +35,14 @@ class Consumer:
     ) -> int:
         """Answer bells on threads until SIGTERM; the exit code. `answer` must not raise."""
 
-        def task(self_: Any, job_id: str, dispatch_seq: int) -> None:  # noqa: ARG001  # the claim ignores it
+        def task(self_: Any, *arguments: Any, **_: Any) -> None:
+            # Any arguments are taken, since a forged message must give its slot back as well; the
+            # second one, the bell's number, is for people to read: the claim ignores it.
             try:
-                answer(job_id)
+                if arguments and isinstance(arguments[0], str):
+                    answer(arguments[0])
             finally:
-                self._slots.give_back(_lane_of_request(self_.request))
+                self._give_back(self_.request.id)
 
         def ready(sender: Any, **_: Any) -> None:
             self._celery_consumer = sender
@@ -46,13 +50,22 @@ class Consumer:
 
         def received(request: Any, **_: Any) -> None:
             # On Celery's loop, before it asks for the next message: a full lane is closed in time.
-            self._slots.take(_lane_of_request(request))
+            # We send no ETA. Celery may refuse a message that has one, and tells nobody.
+            if request.eta is None and request.id not in self._taken:
+                lane = lane_of(request.delivery_info["routing_key"])
+                self._taken[request.id] = lane
+                self._slots.take(lane)
+
+        def revoked(request: Any, **_: Any) -> None:
+            self._give_back(request.id)
 
         def shutting_down(**_: Any) -> None:
             on_shutdown()
 
         self._app.task(name=GENERATE, bind=True)(task)
+        signals.setup_logging.connect(_keep_logging, weak=False)
         signals.worker_ready.connect(ready, weak=False)
+        signals.task_revoked.connect(revoked, weak=False)
         signals.task_received.connect(received, weak=False)
         signals.worker_shutting_down.connect(shutting_down, weak=False)
         worker = self._app.Worker(
@@ -62,11 +75,15 @@ class Consumer:
             queues=self._queues,
             without_gossip=True,
             without_mingle=True,
-            loglevel="WARNING",
             quiet=True,
         )
         worker.start()
         return int(worker.exitcode or 0)
+
+    def _give_back(self, request_id: str) -> None:
+        lane = self._taken.pop(request_id, None)
+        if lane is not None:
+            self._slots.give_back(lane)
 
     def _pause(self, lane: str) -> None:
         self._paused.add(lane)
@@ -93,5 +110,5 @@ class Consumer:
                 consumer.add_task_queue(queue)
 
 
-def _lane_of_request(request: Any) -> str:
-    return lane_of(request.delivery_info["routing_key"])
+def _keep_logging(**_: Any) -> None:
+    """Connected to `setup_logging`, it keeps Celery from replacing this process' log handlers."""

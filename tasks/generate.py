@@ -110,9 +110,14 @@ class Generate:
 
     def _generate(self, claim: Claim, holding: Holding) -> list[GeneratedImage]:
         """Submit one generation for each image together, and wait for all; one failure stops the rest."""
-        handles = [
-            self._submit(request, before_first_step=self._solo_mark(claim)) for request in requests_of(claim)
-        ]
+        handles: list[GenerationHandle] = []
+        try:
+            for request in requests_of(claim):
+                handles.append(self._submit(request, before_first_step=self._solo_mark(claim)))  # noqa: PERF401  # what was submitted must be canceled when a later one is refused
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
         holding.watch(handles)
         futures = [handle.future for handle in handles]
         done, _ = wait(futures, return_when="FIRST_EXCEPTION")
@@ -126,7 +131,12 @@ class Generate:
     def _solo_mark(self, claim: Claim) -> Callable[[], object] | None:
         if not claim.job.suspect:
             return None
-        return lambda: jobs.mark_solo(self._db, claim.lease)
+
+        def mark() -> None:
+            if not jobs.mark_solo(self._db, claim.lease):
+                raise EngineStopped("the lease was lost before the first step")
+
+        return mark
 
     def _store(
         self, claim: Claim, generated: Sequence[GeneratedImage]

@@ -74,7 +74,12 @@ class Heart:
 
     def _run(self) -> None:
         while not self._stop.wait(self._heartbeat_seconds):
-            self.beat()
+            try:
+                self.beat()
+            except Exception:
+                # A worker without a heart would take jobs whose leases nobody renews.
+                log.exception("heart_failed")
+                self._end_process(EXIT_HUNG)
 
     def beat(self) -> None:
         """One beat."""

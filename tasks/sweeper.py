@@ -64,6 +64,9 @@ class Sweeper:
                 part()
             except (StorageError, BrokerDown) as error:
                 log.warning("sweep_part_failed", part=part.__name__.strip("_"), error=str(error))
+            except Exception:
+                # What one part trips over must not keep the others from healing.
+                log.exception("sweep_part_failed", part=part.__name__.strip("_"))
 
     def _reap(self) -> None:
         # Leases that a supervisor ended by hand must not wait long: the look costs one small index.
@@ -77,8 +80,8 @@ class Sweeper:
 
     def _notice_broker_loss(self) -> None:
         epoch, made = self._broker.epoch()
-        if made or (self._epoch is not None and epoch != self._epoch):
-            count = bells.forget_all(self._db)
+        is_new = made or (self._epoch is not None and epoch != self._epoch)
+        if is_new and (count := bells.forget_all(self._db)):
             log.warning("broker_restarted", queued_jobs=count)
         self._epoch = epoch
 

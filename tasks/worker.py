@@ -87,7 +87,9 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
     )
     threading.Thread(target=_end_when_fatal, args=(engine, db, worker), daemon=True, name="fatal").start()
-    drain = threading.Thread(target=_drain, args=(engine, settings.drain_seconds), name="drain", daemon=True)
+    drain = threading.Thread(
+        target=_drain, args=(engine, options, settings.drain_seconds), name="drain", daemon=True
+    )
     engine.start()
     heart.start()
     try:
@@ -162,8 +164,10 @@ def _blobs(settings: Settings) -> Blobs:
     )
 
 
-def _drain(engine: Engine, seconds: float) -> None:
+def _drain(engine: Engine, options: WorkerOptions, seconds: float) -> None:
     """Let what has begun come to its end; what does not in time goes back to its queue, uncharged."""
+    if options.ready_file is not None:
+        options.ready_file.unlink(missing_ok=True)
     if not engine.drain(seconds):
         log.warning("drain_took_too_long", seconds=seconds, generations=engine.num_generations)
     engine.stop()

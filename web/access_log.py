@@ -3,9 +3,7 @@
 Logs carry the route, never the address with its query, and neither prompts nor keys.
 """
 
-import logging
 import re
-import sys
 import time
 
 import structlog
@@ -19,26 +17,6 @@ log = structlog.get_logger()
 HEADER = "X-Request-ID"
 _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
-def configure_logs(level: str, log_format: str) -> None:
-    """JSON lines (or a console's) on standard error, unless this process has decided already."""
-    if structlog.is_configured():
-        return
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer()
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
-    )
 
 
 def register_access_log(app: Flask, metrics: Metrics) -> None:

@@ -10,6 +10,7 @@ from types import FrameType
 from flask_openapi.openapi import OpenAPI
 from pydantic import SecretStr
 
+from logs import configure_logs
 from settings import Settings, load_settings, tier_for
 from storage.bells import waiting
 from storage.blobs import Blobs
@@ -18,7 +19,7 @@ from storage.job_views import states_of
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
 from web import batches, docs, health, jobs, page, tiers
-from web.access_log import configure_logs, register_access_log
+from web.access_log import register_access_log
 from web.admission import Admission
 from web.api_request import ApiRequest
 from web.auth import KeyRing

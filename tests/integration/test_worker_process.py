@@ -1,12 +1,22 @@
 """The promises of the worker's process: it does not start half."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from local.endpoints import Embedded
 from settings import ROOT
+from storage import bells, submissions
+from storage.database import Database
+from storage.job_views import get
+from storage.states import State
+from storage.submissions import NewJob
+from tasks.app import make_celery
+from tasks.dispatch import Dispatcher
 from tasks.worker import EXIT_NO_ENGINE
 
 
@@ -43,3 +53,55 @@ def test_a_device_that_is_not_there_is_refused_by_name(migrated: Embedded) -> No
     answer = run_worker(migrated.environment, "--device", "cuda:77")
     assert answer.returncode == 1
     assert "cuda:77" in answer.stderr
+
+
+def wait_for(holds: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_nothing(
+    migrated: Embedded, database: Database, account: str, tmp_path: Path
+) -> None:
+    prefix = "drain-test:"
+    environment = {
+        **os.environ,
+        **migrated.environment,
+        "CALOTYPE_BROKER_KEY_PREFIX": prefix,
+        "CALOTYPE_DRAIN_SECONDS": "0.2",
+    }
+    ready_file = tmp_path / "ready.json"
+    command = [sys.executable, "-m", "cli", "worker", "--device", "cpu:0", "--ready-file", str(ready_file)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        wait_for(ready_file.exists, 120)
+        new = NewJob(
+            account_id=account,
+            model="tiny",
+            tier="hd",
+            lane="interactive",
+            prompt="a red heart",
+            negative_prompt="",
+            width=192,
+            height=192,
+            num_inference_steps=150,
+            guidance_scale=4.0,
+            scheduler="ddim",
+            seed=1,
+            num_images=4,
+        )
+        job, _ = submissions.create(database, new, redispatch_seconds=15)
+        bell = bells.of_new_job(database, job.id)
+        assert bell is not None
+        tiers = ["sd", "hd"]
+        assert Dispatcher(make_celery(migrated.broker_url, prefix, tiers)).ring([bell])
+        wait_for(lambda: get(database, account, job.id).state is State.RUNNING, 30)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    after = get(database, account, job.id)
+    assert (after.state, after.num_failures, after.suspect) == (State.QUEUED, 0, False)
+    assert not ready_file.exists()

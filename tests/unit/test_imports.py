@@ -10,7 +10,7 @@ import pytest
 from settings import ROOT
 
 PACKAGES = ("client", "web", "tasks", "engine", "storage", "local", "migrations", "models")
-COMPOSITION_ROOTS = {"web/app.py", "tasks/app.py", "tasks/worker.py", "migrations/env.py"}
+COMPOSITION_ROOTS = {"web/app.py", "tasks/app.py", "tasks/worker.py", "tasks/sweep.py", "migrations/env.py"}
 
 
 def imports_at_run_time(path: Path) -> set[str]:

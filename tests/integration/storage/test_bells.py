@@ -81,7 +81,9 @@ def test_bells_that_left_the_queue_without_being_heard_are_replaced(
     assert set(replace_lost(database, tier, None)) == {gone.id, waiting.id}
 
 
-def test_a_bell_that_found_no_slot_is_put_back(database: Database, make_job: MakeJob, tier: str) -> None:
+def test_a_bell_that_could_not_be_published_is_put_back(
+    database: Database, make_job: MakeJob, tier: str
+) -> None:
     job = make_job(tier=tier, lane="bulk")
     assert feed(database, tier) == [job.id]
     assert feed(database, tier) == []

@@ -198,3 +198,26 @@ def test_a_hung_engine_ends_the_process_and_a_busy_one_does_not(
     now[0] = 111.0
     heart.beat()
     assert codes == [70]
+
+
+def test_a_heart_that_fails_in_an_unforeseen_way_ends_the_process(
+    database: Database, holdings: Holdings, engine: FakeEngine
+) -> None:
+    """A worker without a heart would take jobs on leases that nobody renews."""
+    ended = threading.Event()
+
+    worker = Worker("w-broken", "b-broken", "host", 1, "cpu:0", ("sd",), 4, 1, "exact")
+    heart = Heart(
+        database,
+        worker,
+        holdings,
+        engine,
+        heartbeat_seconds=0.01,
+        lease_seconds=30,
+        watchdog_seconds=60,
+        end_process=lambda _: ended.set(),
+    )
+    heart.start()
+    heart._worker = None  # type: ignore[assignment]  # any bug will do
+    assert ended.wait(10)
+    heart.stop()

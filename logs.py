@@ -1,12 +1,24 @@
-"""How the processes that run tasks write their logs: one JSON object a line, or lines for people.
+"""How every process of ours writes its logs: one JSON object a line, or lines for people.
 
 Prompts, keys and links never reach a log: callers pass ids.
 """
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is now, not to what it was when this was made."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # as logging's handler of last resort does
+        return sys.stderr
 
 
 def configure_logs(level: str, style: str) -> None:
@@ -27,7 +39,7 @@ def configure_logs(level: str, style: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         cache_logger_on_first_use=True,
     )
-    writer = logging.StreamHandler(sys.stderr)
+    writer = _StandardError()
     writer.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -1,0 +1,28 @@
+"""The sweeper's process, put together. A composition root; what it does is `tasks.sweeper`'s."""
+
+import threading
+
+from settings import Settings
+from storage.database import Database
+from tasks.app import make_celery
+from tasks.broker import Broker
+from tasks.dispatch import Dispatcher
+from tasks.sweeper import Sweeper, SweepPlan
+
+
+def run_sweeper(settings: Settings, stop: threading.Event) -> None:
+    """Sweep until `stop` is set."""
+    settings.require("database_url", "broker_url")
+    broker_url, prefix = settings.broker_url.get_secret_value(), settings.broker_key_prefix
+    tiers = [tier.name for tier in settings.catalogue.tiers]
+    db = Database(settings.database_url.get_secret_value(), 2)
+    broker = Broker(broker_url, prefix)
+    plan = SweepPlan(
+        sweep_seconds=settings.sweep_seconds,
+        redispatch_seconds=settings.redispatch_seconds,
+        worker_alive_seconds=settings.worker_alive_seconds,
+        bells_per_slot=settings.bells_per_slot,
+    )
+    Sweeper(db, broker, Dispatcher(make_celery(broker_url, prefix, tiers)), tiers, plan).run(stop)
+    broker.close()
+    db.close()

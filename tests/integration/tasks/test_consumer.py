@@ -1,0 +1,92 @@
+"""The promise about consuming: whatever arrives, a lane's slots come back, on a real broker."""
+
+import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from local.endpoints import Embedded
+from settings import ROOT
+from storage.bells import Bell
+from tasks.app import make_celery
+from tasks.dispatch import Dispatcher
+from tasks.queues import GENERATE
+
+PROGRAM = """
+import sys, threading
+from pathlib import Path
+from tasks.app import make_celery
+from tasks.consumer import Consumer
+
+url, prefix, folder = sys.argv[1:]
+folder = Path(folder)
+consumer = Consumer(make_celery(url, prefix, ["sd"]), ["sd"], {"interactive": 2, "bulk": 1})
+
+def answer(job_id):
+    if job_id.startswith("hold"):
+        (folder / (job_id + ".held")).touch()
+        while not (folder / "let-go").exists():
+            threading.Event().wait(0.02)
+    (folder / job_id).touch()
+
+sys.exit(consumer.run("test", answer, on_ready=(folder / "ready").touch, on_shutdown=lambda: None))
+"""
+
+
+class Listener:
+    """A consumer in a process of its own, with two interactive slots and one bulk slot."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.prefix = f"consumer-{secrets.token_hex(4)}:"
+        self.folder = folder
+        self.celery = make_celery(url, self.prefix, ["sd"])
+        self.dispatcher = Dispatcher(self.celery)
+        command = [sys.executable, "-c", PROGRAM, url, self.prefix, str(folder)]
+        self.process = subprocess.Popen(command, cwd=ROOT)
+
+    def ring(self, job_id: str, lane: str) -> None:
+        assert self.dispatcher.ring([Bell(job_id, "sd", lane, 1, 1)])
+
+    def heard(self, name: str, seconds: float = 20) -> bool:
+        deadline = time.monotonic() + seconds
+        while not (self.folder / name).exists():
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                return False
+            time.sleep(0.02)
+        return True
+
+
+@pytest.fixture
+def listener(services: Embedded, tmp_path: Path):  # type: ignore[no-untyped-def]
+    listener = Listener(services.broker_url, tmp_path)
+    assert listener.heard("ready", 60)
+    yield listener
+    (tmp_path / "let-go").touch()
+    listener.process.terminate()
+    assert listener.process.wait(30) == 0
+
+
+def test_forged_and_malformed_bells_leave_every_slot_free(listener: Listener) -> None:
+    for arguments in (["job_x", 1, 2], [], [None, 1], [{"a": 1}]):
+        for lane in ("interactive", "bulk"):
+            listener.celery.send_task(GENERATE, args=arguments, queue=f"sd.{lane}")
+    listener.celery.send_task(GENERATE, args=["late", 1], queue="sd.bulk", headers={"eta": "9999-99-99"})
+    listener.celery.send_task(GENERATE, args=["old", 1], queue="sd.bulk", expires=-10)
+    for number in range(4):
+        for lane in ("interactive", "bulk"):
+            listener.ring(f"{lane}-{number}", lane)
+    assert all(listener.heard(f"{lane}-{number}") for number in range(4) for lane in ("interactive", "bulk"))
+
+
+def test_a_full_lane_is_left_alone_and_the_other_is_heard(listener: Listener) -> None:
+    listener.ring("hold-1", "bulk")
+    assert listener.heard("hold-1.held")
+    listener.ring("waits", "bulk")
+    listener.ring("now", "interactive")
+    assert listener.heard("now")
+    assert not (listener.folder / "waits").exists()
+    (listener.folder / "let-go").touch()
+    assert listener.heard("waits")

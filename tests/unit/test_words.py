@@ -1,0 +1,14 @@
+"""Words that two packages must share although neither may import the other."""
+
+from client import api
+from engine.self_test import PROMISES as ENGINE_PROMISES
+from storage.states import State
+from web.tiers import PROMISES as WEB_PROMISES
+
+
+def test_the_web_ranks_the_engines_promises_weakest_first() -> None:
+    assert ENGINE_PROMISES[::-1] == WEB_PROMISES
+
+
+def test_the_client_and_storage_agree_on_what_is_final() -> None:
+    assert {State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED} == api.TERMINAL
