@@ -14,7 +14,7 @@ FROM base AS api
 RUN grep -vE '^(torch|diffusers|transformers|accelerate|tokenizers|safetensors|scipy)==' requirements.lock \
       > /tmp/api.lock \
     && pip install --no-cache-dir --no-deps -r /tmp/api.lock
-COPY settings.py logs.py cli.py calotype.toml ./
+COPY settings.py logs.py terminal.py cli.py cli_keys.py calotype.toml ./
 COPY client client
 COPY web web
 COPY tasks tasks
@@ -30,7 +30,7 @@ CMD ["python", "-m", "gunicorn", "web.app:create_app()", "--worker-class", "gthr
 FROM base AS worker
 # torch's wheel carries the CUDA libraries; the host brings the driver alone.
 RUN pip install --no-cache-dir -r requirements.lock
-COPY settings.py logs.py cli.py calotype.toml ./
+COPY settings.py logs.py terminal.py cli.py cli_keys.py calotype.toml ./
 COPY client client
 COPY tasks tasks
 COPY engine engine

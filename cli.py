@@ -3,35 +3,34 @@
 A composition root. Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 nothing answers there.
 """
 
-import json
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from cli_keys import keys
 from client.api import ApiError, Unreachable
 from settings import ROOT, Settings, SettingsError, load_settings
+from terminal import (
+    DEFAULT_DATA_DIR,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    AsJson,
+    DataDir,
+    fail,
+    out,
+    print_json,
+    require_folder,
+    say,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-keys = typer.Typer(no_args_is_help=True)
 app.add_typer(keys, name="keys", help="API keys.")
 
-DEFAULT_DATA_DIR = ROOT / ".calotype"
-EXIT_UNREACHABLE = 3
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-DataDir = Annotated[
-    Path, typer.Option("--data-dir", help="Where everything is kept.", envvar="CALOTYPE_DATA_DIR")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Url = Annotated[str, typer.Option("--url", envvar="CALOTYPE_URL", help="Default: what runs in --data-dir.")]
 Key = Annotated[str, typer.Option("--api-key", envvar="CALOTYPE_API_KEY", show_envvar=True)]
 
@@ -47,18 +46,6 @@ def main() -> None:
         fail(str(error))
     except (Unreachable, Unavailable) as error:
         fail(f"nothing answers: {error}", code=EXIT_UNREACHABLE)
-
-
-def fail(message: str, code: int = 1) -> NoReturn:
-    """Say what went wrong and end."""
-    err.print(f"calotype: {message}", markup=False, soft_wrap=True)
-    sys.exit(code)
-
-
-def require_folder(option: str, path: Path) -> None:
-    """Refuse, before any work is done, a file that could not be written after it."""
-    if not path.absolute().parent.is_dir():
-        fail(f"{option}: the folder {path.absolute().parent} does not exist", code=2)
 
 
 @app.command()
@@ -165,7 +152,7 @@ def submit(
 ) -> None:
     """Submit one job; with -o, wait for it and save its image."""
     if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        fail("PROMPT is not UTF-8", code=2)
+        fail("PROMPT is not UTF-8", code=EXIT_USAGE)
     request = {
         "prompt": prompt,
         "width": width,
@@ -206,7 +193,7 @@ def csv(
 ) -> None:
     """Submit a CSV of prompts as one batch; with -o, wait for it and save its images."""
     if not path.is_file():
-        fail(f"{path} is not a file", code=2)
+        fail(f"{path} is not a file", code=EXIT_USAGE)
     from local.access import connect
 
     with connect(url, api_key, data_dir) as api:
@@ -256,67 +243,6 @@ def get(
             "error",
         ):
             out.print(f"{name:12} {job[name]}", markup=False, soft_wrap=True)
-
-
-@keys.command("create")
-def create_key(
-    name: Annotated[str, typer.Argument(help="What it is for.")] = "default",
-    account: Annotated[str, typer.Option(help="Its account, made if need be.")] = "default",
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    as_json: AsJson = False,
-) -> None:
-    """Create a key and show it, once."""
-    from local.access import open_database
-    from storage import accounts
-
-    with open_database(data_dir) as db:
-        account_id = accounts.find_account(db, account) or accounts.create_account(db, account)
-        key = accounts.create_key(db, account_id, name)
-    if as_json:
-        print_json({"id": key.id, "account_id": key.account_id, "api_key": key.plaintext})
-    else:
-        out.print(key.plaintext, markup=False)
-
-
-@keys.command("list")
-def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
-    """List every key, never its secret."""
-    from local.access import open_database
-    from storage import accounts
-
-    with open_database(data_dir) as db:
-        found = accounts.list_keys(db)
-    if as_json:
-        print_json([{**vars(key), "created_at": str(key.created_at)} for key in found])
-        return
-    table = Table("id", "account", "name", "prefix", "state", box=None)
-    for key in found:
-        table.add_row(key.id, key.account_id, key.name, key.prefix, "revoked" if key.revoked_at else "live")
-    out.print(table)
-
-
-@keys.command("revoke")
-def revoke_key(key_id: str, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """End a key's life."""
-    from local.access import open_database
-    from storage import accounts
-    from storage.errors import NotFound
-
-    with open_database(data_dir) as db:
-        try:
-            accounts.revoke_key(db, key_id)
-        except NotFound as error:
-            fail(str(error))
-
-
-def say(line: str) -> None:
-    """One line of progress, as it stands."""
-    out.print(line, markup=False, soft_wrap=True)
-
-
-def print_json(value: object) -> None:
-    """The machine's form of an answer, on standard output and alone there."""
-    print(json.dumps(value, indent=2, default=str))  # noqa: T201  # rich would wrap and colour it
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import typer.main
 
-from cli import EXIT_UNREACHABLE, app
+from cli import app
 from settings import ROOT
 from tasks.heart import EXIT_HUNG
+from terminal import EXIT_UNREACHABLE
 
 from .conftest import ReadTable
 
