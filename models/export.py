@@ -4,6 +4,7 @@ python -m models.export BUILD_DIR models/tiny
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -19,6 +20,10 @@ def export(build: Path, out: Path) -> int:
     pipeline.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
     for path in out.rglob("*.safetensors"):
         path.chmod(0o644)  # the writer makes them private, which a container's user could not read
+    for path in out.rglob("*.json"):
+        document = json.loads(path.read_text())
+        if document.pop("_name_or_path", None) is not None:  # where it was built is nobody's business
+            path.write_text(json.dumps(document, indent=2) + "\n")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         raise SystemExit(f"{out} holds {size} bytes; at most {MAX_BYTES} may ship")

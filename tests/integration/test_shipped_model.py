@@ -37,6 +37,7 @@ def test_it_is_small_and_half_precision_and_holds_nothing_that_could_run() -> No
     files = [path for path in TINY.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES
     assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert not any("_name_or_path" in path.read_text() for path in TINY.rglob("*.json"))
     for path in TINY.rglob("*.safetensors"):
         with safe_open(path, "pt") as weights:
             assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}  # noqa: SIM118
