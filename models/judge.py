@@ -34,7 +34,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which parts of a caption an image shows."""
+    """Which parts of a caption an image shows.
+
+    For a pair, `place` says only that the two lie along the relation's axis; which of them is where shows
+    in `colour` and `shape`, which are compared in the order that the relation gives.
+    """
 
     background: bool
     colour: bool

@@ -1,5 +1,6 @@
 """The promises of the worker's process: it does not start half."""
 
+import json
 import os
 import signal
 import subprocess
@@ -74,7 +75,9 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
     }
     ready_file = tmp_path / "ready.json"
     command = [sys.executable, "-m", "cli", "worker", "--device", "cpu:0", "--ready-file", str(ready_file)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    log = tmp_path / "worker.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=output)
     try:
         wait_for(ready_file.exists, 120)
         new = NewJob(
@@ -105,3 +108,5 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
     after = get(database, account, job.id)
     assert (after.state, after.num_failures, after.suspect) == (State.QUEUED, 0, False)
     assert not ready_file.exists()
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines() if line.startswith("{")]
+    assert {"worker_ready", "job_settled"} <= set(events), "Celery must not raise the log level"

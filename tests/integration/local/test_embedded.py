@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -203,6 +204,17 @@ def test_killed_postgres_is_restarted_with_what_it_had_committed(running: Embedd
             return None
 
     wait_for(lambda: count() == 500)
+    assert running.pid("postgres") != before
+
+
+def test_a_failing_statement_leaves_no_prompt_in_the_log(running: Embedded, folder: Path) -> None:
+    query(running.database_url, "CREATE TABLE once (id int PRIMARY KEY, prompt text)")
+    for _ in range(2):
+        with suppress(psycopg2.Error):
+            query(running.database_url, "INSERT INTO once VALUES (1, 'confidential words')")
+    log = folder / "logs" / "postgres.log"
+    wait_for(lambda: "duplicate key" in log.read_text())
+    assert "confidential" not in log.read_text()
 
 
 def test_data_outlive_a_stop_a_kill_and_a_change_of_ports(data: Path) -> None:

@@ -3,12 +3,14 @@
 import hashlib
 import io
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from engine.errors import DeviceLost, EngineStopped, GenerationFailed, NumericError
+from engine.errors import Canceled, DeviceLost, EngineStopped, GenerationFailed, NumericError
+from engine.request import GenerationRequest
 from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
@@ -221,3 +223,47 @@ def test_a_heart_that_fails_in_an_unforeseen_way_ends_the_process(
     heart._worker = None  # type: ignore[assignment]  # any bug will do
     assert ended.wait(10)
     heart.stop()
+
+
+def test_when_a_later_image_is_refused_the_earlier_ones_are_stopped(
+    database: Database, generate: Generate, engine: FakeEngine, make_job: MakeJob
+) -> None:
+    def behave(handle: FakeHandle) -> None:
+        if handle.request.seed == 2:
+            raise EngineStopped
+
+    engine.behave = behave
+    job = make_job(num_images=2)
+    generate(job.id)
+    assert isinstance(engine.handles[0].future.exception(timeout=0), Canceled)
+    assert get(database, job.account_id, job.id).state is State.QUEUED
+
+
+def test_a_suspect_whose_lease_was_lost_does_not_begin(
+    database: Database, generate: Generate, engine: FakeEngine, make_job: MakeJob
+) -> None:
+    job = make_job()
+    engine.behave = fail_with(DeviceLost())
+    generate(job.id)
+    statement = "UPDATE jobs SET lease_expires_at = clock_timestamp() - interval '1 s' WHERE id = %s"
+
+    def lose_the_lease() -> None:
+        with database.transaction() as connection:
+            connection.exec_driver_sql(statement, (job.id,))
+        jobs.reap(database)
+
+    lose_the_lease()
+    begun: list[str] = []
+    plain_submit = engine.submit
+
+    def submit(
+        request: GenerationRequest, *, before_first_step: Callable[[], object] | None = None
+    ) -> FakeHandle:
+        lose_the_lease()
+        return plain_submit(request, before_first_step=before_first_step)
+
+    engine.behave = lambda handle: begun.append(handle.request.job_id)
+    generate._submit = submit
+    generate(job.id)
+    assert begun == []
+    assert get(database, job.account_id, job.id).state is State.QUEUED

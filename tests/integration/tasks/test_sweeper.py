@@ -24,6 +24,7 @@ class Bench:
     def __init__(self, services: Embedded, database: Database, tier: str, plan: SweepPlan) -> None:
         self.prefix = f"sweep-{secrets.token_hex(4)}:"
         self.tier = tier
+        self.url = services.broker_url
         self.broker = Broker(services.broker_url, self.prefix)
         self.redis = redis.Redis.from_url(services.broker_url)
         celery = make_celery(services.broker_url, self.prefix, [tier])
@@ -104,4 +105,18 @@ def test_a_dead_broker_stops_neither_reaping_nor_expiry(
     job = make_job(deadline_seconds=0.0)
     sweeper.sweep()
     assert get(database, job.account_id, job.id).state is State.EXPIRED
+    broker.close()
+
+
+def test_a_bug_in_one_part_does_not_keep_the_others_from_healing(
+    bench: Bench, database: Database, make_job: MakeJob
+) -> None:
+    class Broken(Broker):
+        def epoch(self) -> tuple[str, bool]:
+            raise ZeroDivisionError
+
+    broker = Broken(bench.url, bench.prefix)
+    make_job(lane="bulk")
+    Sweeper(database, broker, bench.dispatcher, [bench.tier], SweepPlan()).sweep()
+    assert bench.depth("bulk") == 1
     broker.close()
