@@ -1,20 +1,26 @@
-# Two images from one file: `api` (also migrations, sweeper and Flower; holds no torch) and `worker`.
-# Not built yet: no docker engine was at hand when this was written.
-#   docker build --target api -t calotype-api .
-#   docker build --target worker -t calotype-worker .
+# Two images from one file: `api` (also migrations, sweeper, webhooks and Flower; holds no torch) and `worker`.
+# It is linted, and what it copies and installs is run by tests; no image was built where it was written.
+#   docker build --target api --tag calotype-api:local .
+#   docker build --target worker --tag calotype-worker:local .
+# No HEALTHCHECK here: one image serves several processes; docker-compose.yml knows how to ask each.
 
-FROM python:3.11-slim AS base
+FROM python:3.11-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/app HOME=/tmp
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin calotype
 WORKDIR /app
-COPY requirements.lock pyproject.toml ./
+
+# Which packages each image needs. Copying the lists, not pyproject.toml, keeps a changed lint rule from
+# installing everything again.
+FROM base AS dependencies
+COPY pyproject.toml ./
+COPY deploy/dependencies.py deploy/
+RUN python deploy/dependencies.py api > api.txt && python deploy/dependencies.py worker > worker.txt
 
 FROM base AS api
-# The lock is complete but for what torch brings, so nothing is resolved here.
-RUN grep -vE '^(torch|diffusers|transformers|accelerate|tokenizers|safetensors|scipy)==' requirements.lock \
-      > /tmp/api.lock \
-    && pip install --no-cache-dir --no-deps -r /tmp/api.lock
-COPY settings.py logs.py terminal.py cli.py cli_keys.py calotype.toml ./
+COPY requirements.lock ./
+COPY --from=dependencies /app/api.txt ./
+RUN pip install --no-cache-dir --constraint requirements.lock --requirement api.txt
+COPY *.py calotype.toml pyproject.toml ./
 COPY client client
 COPY web web
 COPY tasks tasks
@@ -22,15 +28,17 @@ COPY storage storage
 COPY local local
 COPY migrations migrations
 RUN chmod -R a+rX /app
-USER calotype
+USER 10001
 EXPOSE 8000
 CMD ["python", "-m", "gunicorn", "web.app:create_app()", "--worker-class", "gthread", "--workers", "1", \
      "--threads", "32", "--graceful-timeout", "10", "--no-control-socket", "--bind", "0.0.0.0:8000"]
 
 FROM base AS worker
+COPY requirements.lock ./
+COPY --from=dependencies /app/worker.txt ./
 # torch's wheel carries the CUDA libraries; the host brings the driver alone.
-RUN pip install --no-cache-dir -r requirements.lock
-COPY settings.py logs.py terminal.py cli.py cli_keys.py calotype.toml ./
+RUN pip install --no-cache-dir --constraint requirements.lock --requirement worker.txt
+COPY *.py calotype.toml ./
 COPY client client
 COPY tasks tasks
 COPY engine engine
@@ -38,5 +46,5 @@ COPY storage storage
 COPY local local
 COPY models/tiny models/tiny
 RUN chmod -R a+rX /app
-USER calotype
+USER 10001
 CMD ["python", "-m", "cli", "worker", "--device", "cpu:0"]

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs train clean
+.PHONY: help install demo up test check lint types imports docs train card clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,8 +37,12 @@ docs: $(INSTALLED)
 train: $(INSTALLED) ## train the tiny model again, in build/tiny (about two hours on two cores)
 	@mkdir -p build/tiny
 	@$(BIN)/python -m models.autoencoder --minutes 22 --out build/tiny
-	@$(BIN)/python -m models.denoiser --minutes 76 --out build/tiny
+	@$(BIN)/python -m models.text_encoder --minutes 5 --out build/tiny
+	@$(BIN)/python -m models.denoiser --minutes 90 --out build/tiny
 	@$(BIN)/python -m models.export build/tiny models/tiny
+
+card: $(INSTALLED) ## measure the tiny model and write docs/model-card.md (a quarter of an hour on two cores)
+	@$(BIN)/python -m models.card models/tiny docs
 
 clean: ## remove what make built, but no data
 	@rm -rf $(VENV) build *.egg-info

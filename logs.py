@@ -4,6 +4,7 @@ Prompts, keys and links never reach a log: callers pass ids.
 """
 
 import logging
+import os
 import sys
 from typing import TextIO
 
@@ -31,7 +32,9 @@ def configure_logs(level: str, style: str) -> None:
         structlog.processors.format_exc_info,
     ]
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if style == "json" else structlog.dev.ConsoleRenderer()
+        structlog.processors.JSONRenderer()
+        if style == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"))
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -6,19 +6,60 @@ below them is handed plain values. It opens no connection and knows no library b
 
 import difflib
 import os
+import re
 import tomllib
+from collections.abc import Callable
 from functools import cache
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 ROOT = Path(__file__).resolve().parent
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
-OTHER_VARIABLES = frozenset({"CALOTYPE_BOOT_ID", "CALOTYPE_URL", "CALOTYPE_API_KEY", "CALOTYPE_DATA_DIR"})
-"""Variables of ours that are no settings: a process' birth mark, and options of the command line."""
+PREFIX = "CALOTYPE_"
+SECRETS_VARIABLE = "CALOTYPE_SECRETS_DIR"
+OTHER_VARIABLES = frozenset(
+    {"CALOTYPE_BOOT_ID", "CALOTYPE_URL", "CALOTYPE_API_KEY", "CALOTYPE_DATA_DIR", SECRETS_VARIABLE}
+)
+"""Variables of ours that are no settings: a process' birth mark, options of the command line, and where
+files with settings lie."""
+SECRETS_FOLDER = Path("/run/secrets")
+"""Where Docker and others put them."""
+
+
+Family = Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux"]
+FAMILIES: dict[Family, tuple[tuple[str, ...], int]] = {
+    "stable_diffusion": (("ddim", "euler"), 8),
+    "stable_diffusion_xl": (("ddim", "euler"), 8),
+    "stable_diffusion_3": (("flow_match_euler",), 16),
+    "flux": (("flow_match_euler",), 16),
+}
+"""Each family's schedulers, and what its sides are multiples of; a test holds the engine to them."""
+
+
+def _split(value: Any) -> Any:
+    """A list is written with commas in the environment."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 class SettingsError(Exception):
@@ -46,7 +87,10 @@ class Model(_Frozen):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     path: str
     revision: str | None = None
-    family: Literal["stable_diffusion"] = "stable_diffusion"
+    variant: Annotated[str, Field(pattern=r"^\w+$")] | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    local_files_only: bool = True
+    family: Family = "stable_diffusion"
     schedulers: Annotated[tuple[str, ...], Field(min_length=1)]
     default_num_inference_steps: Positive = 20
     max_num_inference_steps: Positive = 150
@@ -71,8 +115,21 @@ class Model(_Frozen):
     def _check(self) -> Self:
         if not self.tiers:
             raise ValueError(f"model {self.name!r} has no tier")
+        if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(
+                f"revision {self.revision!r} can move: give the commit, 40 hexadecimal digits in lower case"
+            )
+        schedulers, side_multiple = FAMILIES[self.family]
+        for scheduler in self.schedulers:
+            if scheduler not in schedulers:
+                known = ", ".join(schedulers)
+                raise ValueError(f"schedulers: {scheduler!r} is not one of {self.family}'s: {known}")
+        if self.side_multiple % side_multiple:
+            raise ValueError(f"side_multiple is not a multiple of {side_multiple}, as {self.family} needs")
         if self.default_num_inference_steps > self.max_num_inference_steps:
             raise ValueError("default_num_inference_steps is above max_num_inference_steps")
+        if self.default_guidance_scale > self.max_guidance_scale:
+            raise ValueError("default_guidance_scale is above max_guidance_scale")
         for tier in self.tiers:
             if tier.default_width * tier.default_height > tier.max_pixels:
                 raise ValueError(f"tier {tier.name!r}: its default size is above its max_pixels")
@@ -138,14 +195,16 @@ def load_catalogue(path: Path) -> Catalogue:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         models = [{"name": name, **model} for name, model in document.pop("models", {}).items()]
         return Catalogue.model_validate({**document, "models": models})
+    except ValidationError as error:
+        raise SettingsError(f"{path}: {_wrong(error, str)}") from error
     except (OSError, ValueError, TypeError) as error:
         raise SettingsError(f"{path}: {error}") from error
 
 
 class Settings(BaseSettings):
-    """Everything that the environment decides, as `CALOTYPE_<NAME>`."""
+    """Everything that the environment decides, as `CALOTYPE_<NAME>`, or a secret file `calotype_<name>`."""
 
-    model_config = SettingsConfigDict(env_prefix="CALOTYPE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     config: Path = ROOT / "calotype.toml"
     database_url: SecretStr = SecretStr("")
@@ -170,6 +229,17 @@ class Settings(BaseSettings):
     max_wait_seconds: Seconds = 60
     image_url_seconds: Annotated[int, Field(gt=0, le=900)] = 900
 
+    webhook_timeout_seconds: Seconds = 15
+    webhook_retry_seconds: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_split)] = (
+        5, 30, 300, 1800, 7200, 28800,
+    )  # fmt: skip
+    webhook_allowed_networks: Annotated[
+        tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)
+    ] = ()
+    webhook_ca_file: Path | None = None
+    webhook_threads: Positive = 32
+    webhooks_per_account: Positive = 4
+
     web_threads: Positive = 32
     bells_per_slot: Positive = 2
     max_attempts: Positive = 5
@@ -179,6 +249,21 @@ class Settings(BaseSettings):
     metrics_port: Annotated[int, Field(ge=0, lt=65536)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # pydantic gives it by name
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What the caller says, then the environment, then the folder of secrets where there is one."""
+        # No `.env`: the one beside docker-compose.yml is Compose's own, with other names in it.
+        folder = secrets_folder()
+        files = [SecretsSettingsSource(settings_cls, secrets_dir=folder)] if folder else []
+        return (init_settings, env_settings, *files)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -198,14 +283,58 @@ def _catalogue(path: Path) -> Catalogue:
     return load_catalogue(path)
 
 
-def load_settings() -> Settings:
-    """Read the environment; raises `SettingsError` naming the variable that is wrong or unknown."""
-    known = {f"CALOTYPE_{name}".upper() for name in Settings.model_fields} | OTHER_VARIABLES
-    for name in os.environ:
-        if name.startswith("CALOTYPE_") and name not in known:
+def secrets_folder() -> Path | None:
+    """The folder of `CALOTYPE_SECRETS_DIR`, which must exist, or `/run/secrets` where it does."""
+    named = os.environ.get(SECRETS_VARIABLE)
+    folder = Path(named) if named else SECRETS_FOLDER
+    # Some systems keep a /run/secrets of their own, which is for nobody else to look into.
+    if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
+        return folder
+    if named:
+        raise SettingsError(f"{SECRETS_VARIABLE}: {folder} is not a folder that can be read")
+    return None
+
+
+def origins() -> dict[str, str]:
+    """Which settings are set here, each with where: `environment`, or the path of its file."""
+    folder = secrets_folder()
+    files = [] if folder is None else [path for path in sorted(folder.iterdir()) if path.is_file()]
+    found = {_setting_of(path.name): str(path) for path in files if _is_ours(path.name)}
+    return found | {_setting_of(name): "environment" for name in os.environ if _is_ours(name)}
+
+
+def load_settings(**values: object) -> Settings:
+    """Read the environment, after `values`; raises `SettingsError` naming what is wrong or unknown."""
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | OTHER_VARIABLES
+    for setting, origin in origins().items():
+        name = f"{PREFIX}{setting}".upper()
+        if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            raise SettingsError(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
+            where = name if origin == "environment" else origin
+            raise SettingsError(
+                f"{where} is not a setting" + (f"; did you mean {close[0]}?" if close else "")
+            )
     try:
-        return Settings()
-    except ValueError as error:
+        return Settings(**values)  # type: ignore[arg-type]  # as strings, which pydantic checks
+    except ValidationError as error:
+        raise SettingsError(_wrong(error, lambda name: f"{PREFIX}{name}".upper())) from error
+    except (ValueError, OSError) as error:
         raise SettingsError(str(error)) from error
+
+
+def _wrong(error: ValidationError, call: Callable[[str], str]) -> str:
+    """Each entry that is wrong and why, on one line; without what was given, which may be a secret."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    places = [".".join(map(str, part["loc"])) for part in found]
+    return "; ".join(
+        f"{call(place)}: {part['msg']}" if place else part["msg"]
+        for place, part in zip(places, found, strict=True)
+    )
+
+
+def _is_ours(name: str) -> bool:
+    return name.upper().startswith(PREFIX)
+
+
+def _setting_of(name: str) -> str:
+    return name[len(PREFIX) :].lower()

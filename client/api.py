@@ -13,6 +13,9 @@ import httpx2
 
 Json = dict[str, Any]
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
+AWAY = frozenset({429, 502, 503, 504})
+"""Statuses of a service, or of what stands before it, that may answer in a moment."""
+PATIENCE_SECONDS = 60
 
 
 class ApiError(Exception):
@@ -21,30 +24,36 @@ class ApiError(Exception):
     def __init__(self, status: int, problem: Json) -> None:
         self.status = status
         self.problem = problem
-        errors = "; ".join(
+        summary = str(problem.get("detail") or problem.get("title"))
+        more = [
             f"{error.get('pointer', error.get('line', ''))}: {error.get('detail', '')}"
             for error in problem.get("errors", [])
-        )
-        super().__init__(
-            f"{status} {problem.get('detail') or problem.get('title')}{': ' if errors else ''}{errors}"
-        )
+            if str(error.get("detail", "")) not in summary  # one error is its own summary
+        ]
+        super().__init__("; ".join([f"{status} {summary}", *more]))
 
 
 class Unreachable(Exception):
-    """Nothing answers at this address."""
+    """Nothing answers at this address, or something that is no calotype."""
 
 
 class Api:
     """One account's view of one installation."""
 
     def __init__(self, url: str, api_key: str, *, timeout_seconds: float = 90) -> None:
+        """Raises `ValueError` for an address or a key that cannot be sent."""
         self.url = url.rstrip("/")
-        self._http = httpx2.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {api_key}"},
-            timeout=timeout_seconds,
-            trust_env=False,
-        )
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("the API key holds characters that no key has")
+        try:
+            self._http = httpx2.Client(
+                base_url=self.url,
+                headers={"Authorization": f"Bearer {api_key}"},
+                timeout=timeout_seconds,
+                trust_env=False,
+            )
+        except httpx2.InvalidURL as error:
+            raise ValueError(f"{url!r} is not an address: {error}") from error
         # A presigned link carries its own credentials: the key must not travel with it.
         self._links = httpx2.Client(timeout=timeout_seconds, trust_env=False)
 
@@ -68,20 +77,21 @@ class Api:
             "GET", f"/v1/jobs/{job_id}", params={"wait": int(wait_seconds)} if wait_seconds else {}
         )
 
-    def finished(self, job_id: str, *, poll_seconds: float = 30) -> Json:
-        """The job once it has succeeded; raises `ApiError` with its own error when it ended otherwise."""
-        while (job := self.job(job_id, wait_seconds=poll_seconds))["state"] not in TERMINAL:
-            pass
-        if job["state"] != "succeeded":
-            error = job["error"] or {}
-            raise ApiError(200, {"title": f"job {job_id} is {job['state']}", "detail": error.get("detail")})
-        return job
+    def watch(self, job_id: str, *, poll_seconds: float = 1) -> Iterator[Json]:
+        """The job, now and at every look until it has ended; the last one is its end."""
 
-    def finished_batch(self, batch_id: str, *, poll_seconds: float = 1) -> Json:
-        """The batch once all of its jobs have ended."""
-        while (batch := self.batch(batch_id))["state"] == "running":
-            time.sleep(poll_seconds)
-        return batch
+        def look() -> Json:
+            return self.job(job_id, wait_seconds=poll_seconds)
+
+        return self._looks(self.job(job_id), look, lambda job: job["state"] in TERMINAL, poll_seconds)
+
+    def watch_batch(self, batch_id: str, *, poll_seconds: float = 1) -> Iterator[Json]:
+        """The batch, now and at every look until all of its jobs have ended; the last one is its end."""
+
+        def look() -> Json:
+            return self.batch(batch_id)
+
+        return self._looks(look(), look, lambda batch: batch["state"] != "running", poll_seconds)
 
     def jobs(self, **filters: str | int) -> Iterator[Json]:
         """`GET /v1/jobs`: every job that matches, page by page."""
@@ -96,6 +106,10 @@ class Api:
     def cancel(self, job_id: str) -> Json:
         """`DELETE /v1/jobs/{id}`."""
         return self._json("DELETE", f"/v1/jobs/{job_id}")
+
+    def cancel_batch(self, batch_id: str) -> Json:
+        """`DELETE /v1/batches/{id}`."""
+        return self._json("DELETE", f"/v1/batches/{batch_id}")
 
     def tiers(self) -> list[Json]:
         """`GET /v1/tiers`."""
@@ -118,7 +132,7 @@ class Api:
         except httpx2.TransportError as error:
             raise Unreachable(f"{url.partition('?')[0]}: {error}") from error
         if response.status_code != 200:
-            raise ApiError(response.status_code, {"title": "the image link was refused"})
+            raise ApiError(response.status_code, {"title": "the image link was refused or has expired"})
         return response.content
 
     def follow(
@@ -143,6 +157,28 @@ class Api:
                 raise TimeoutError(f"{len(unfinished)} jobs have not ended, {unfinished[0]} among them")
             time.sleep(0.25)
 
+    def _looks(
+        self, found: Json, look: Callable[[], Json], has_ended: Callable[[Json], bool], poll_seconds: float
+    ) -> Iterator[Json]:
+        """Look again and again; a service that restarts meanwhile is waited for, `PATIENCE_SECONDS` long."""
+        answered_at = time.monotonic()
+        yield found
+        while not has_ended(found):
+            began_at = time.monotonic()
+            try:
+                found = look()
+            except (Unreachable, ApiError) as error:
+                away = isinstance(error, Unreachable) or error.status in AWAY
+                if not away or time.monotonic() - answered_at > PATIENCE_SECONDS:
+                    raise
+            else:
+                answered_at = time.monotonic()
+                yield found
+                if has_ended(found):
+                    return
+            # A server with too many waiters answers a long poll at once.
+            time.sleep(max(0.0, began_at + poll_seconds - time.monotonic()))
+
     def _json(self, method: str, path: str, **options: Any) -> Json:
         try:
             response = self._http.request(method, path, **options)
@@ -151,7 +187,16 @@ class Api:
         try:
             body = response.json()
         except ValueError:
-            body = {"title": response.text[:200] or response.reason_phrase}
-        if response.is_error:
+            body = None
+        if response.is_success and isinstance(body, dict):
+            return body
+        if isinstance(body, dict):
             raise ApiError(response.status_code, body)
-        return dict(body)
+        if response.is_error:
+            raise ApiError(response.status_code, {"title": response.reason_phrase})
+        # A page, or a redirect of what stands before it, where the API would answer with an object.
+        place = response.headers.get("Location")
+        raise Unreachable(
+            f"{self.url}: what answers there is no calotype ({response.status_code} {response.reason_phrase}"
+            + (f" to {place})" if place else ")")
+        )

@@ -10,8 +10,9 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
+from engine.families.family import Encoding
 from engine.policy import BatchKey
-from engine.request import GeneratedImage, GenerationRequest, Timings
+from engine.request import GeneratedImage, GenerationRequest, RequestWarning, Timings
 from engine.sampling import CoefficientTable
 
 Progress = Callable[[int, int], None]
@@ -40,7 +41,7 @@ class Generation:
         self.on_progress = on_progress
         self.before_first_step = before_first_step
         self.is_cancel_requested = False
-        self.warnings: tuple[str, ...] = ()
+        self.warnings: tuple[RequestWarning, ...] = ()
 
         self.step_index = 0
         self.generator = torch.Generator("cpu").manual_seed(
@@ -50,8 +51,8 @@ class Generation:
 
         # Set by the runner when it encodes.
         self.latents: Tensor  # (1, C, h, w)
-        self.prompt_embeds: Tensor  # (1, tokens, width)
-        self.negative_prompt_embeds: Tensor  # (1, tokens, width)
+        self.encoding: Encoding
+        self.negative_encoding: Encoding  # of a guided generation only
 
         self.submitted_at = submitted_at
         left = request.seconds_left

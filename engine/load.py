@@ -4,29 +4,53 @@ Owns the choice of family and dtype and the thread count. The caller owns the pr
 `cpu:N`, `CUDA_VISIBLE_DEVICES` for `cuda:N` (so that the device inside is always `cuda:0`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from engine.engine import Engine
-from engine.errors import LoadError
+from engine.errors import LoadError, OutOfMemory
 from engine.families.family import Family
+from engine.families.flux import Flux
 from engine.families.stable_diffusion import StableDiffusion
+from engine.families.stable_diffusion_3 import StableDiffusion3
+from engine.families.stable_diffusion_xl import StableDiffusionXL
+from engine.hub import Hub, names_in
+from engine.layout import INDEX, Layout, check_components, check_pipeline, files_to_load, read_layout
+from engine.runner import translate
+from engine.sampling import CoefficientTables
 from engine.self_test import PROMISES, run_self_test
 
-FAMILIES: Mapping[str, Callable[..., Family]] = {"stable_diffusion": StableDiffusion.load}
+FamilyClass = type[StableDiffusion] | type[StableDiffusionXL] | type[StableDiffusion3] | type[Flux]
+FAMILIES: Mapping[str, FamilyClass] = {
+    "stable_diffusion": StableDiffusion,
+    "stable_diffusion_xl": StableDiffusionXL,
+    "stable_diffusion_3": StableDiffusion3,
+    "flux": Flux,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# diffusers logs the end of a prompt that it cuts; we say so to the caller and log nobody's prompts.
+logging.getLogger("diffusers.pipelines").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Where a model comes from; `revision` and `local_files_only` matter for a hub id only."""
+    """Where a model comes from and how it is read; `revision` and `local_files_only` are a hub id's."""
 
     name: str
     path: str
     family: str = "stable_diffusion"
     revision: str | None = None
     local_files_only: bool = True
+    variant: str | None = None  # which of several sets of weights, `fp16` for one
+    dtype: str = "auto"  # one of `DTYPES`; auto: full precision on CPU, half on CUDA
 
 
 def load_engine(
@@ -35,7 +59,7 @@ def load_engine(
     device: str,
     row_limits: Mapping[str, Mapping[int, int]],
     num_threads: int | None = None,
-    dtype: torch.dtype | None = None,
+    hub: Hub | None = None,
 ) -> Engine:
     """Load `models` onto `device` (`cpu:N` or `cuda:N`) and run the self-test; raises `LoadError`.
 
@@ -47,8 +71,10 @@ def load_engine(
         torch.set_num_threads(num_threads)
     families, limits, promises = {}, {}, []
     for spec in models:
-        family = _load_family(spec, torch_device, dtype or _default_dtype(torch_device))
-        result = run_self_test(family, row_limits[spec.name])
+        with _named(spec):
+            family = _load_family(spec, torch_device, hub or Hub())
+            CoefficientTables(family.scheduler_config, family.flow_sigmas)  # refuses what no table can hold
+            result = run_self_test(family, row_limits[spec.name])
         families[spec.name], limits[spec.name] = family, result.row_limits
         promises.append(result.promise)
     return Engine(families, limits, promise=max(promises, key=PROMISES.index))
@@ -63,23 +89,68 @@ def _device(name: str) -> torch.device:
     raise LoadError(f"device {name!r} is not there")
 
 
-def _default_dtype(device: torch.device) -> torch.dtype:
-    """Full precision on CPU, half on CUDA (not yet seen on a GPU)."""
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; `auto` is full precision on CPU, half on CUDA (not yet seen on a GPU)."""
+    if name != "auto":
+        return DTYPES[name]
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _load_family(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Family:
-    if spec.family not in FAMILIES:
-        raise LoadError(f"model {spec.name!r}: there is no family {spec.family!r}")
+@contextmanager
+def _named(spec: ModelSpec) -> Iterator[None]:
+    """What keeps a model from loading, as one line that names the model; what does not fit is told so."""
     try:
-        return FAMILIES[spec.family](
-            spec.path,
-            revision=spec.revision,
-            local_files_only=spec.local_files_only,
-            device=device,
-            dtype=dtype,
+        yield
+    except (LoadError, OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        place = f"{spec.path!r}" + (f" at {spec.revision}" if spec.revision else "")
+        said = " ".join(str(error).split())
+        if isinstance(translate(error), OutOfMemory):
+            said = f"the device has too little memory: a smaller `max_step_batch_rows` takes less ({said})"
+        raise LoadError(f"model {spec.name!r} from {place}: {said}") from error
+
+
+def _load_family(spec: ModelSpec, device: torch.device, hub: Hub) -> Family:
+    if spec.family not in FAMILIES:
+        raise LoadError(f"there is no family {spec.family!r}")
+    family = FAMILIES[spec.family]
+    folder = hub.folder(
+        spec.path,
+        revision=spec.revision,
+        variant=spec.variant,
+        local_files_only=spec.local_files_only,
+        left_out=family.LEFT_OUT,
+    )
+    layout = read_layout(folder / INDEX, family.LEFT_OUT)
+    pipelines = {name: one.PIPELINE.__name__ for name, one in FAMILIES.items()}
+    check_pipeline(layout, family.PIPELINE.__name__, pipelines)
+    check_components(layout, _needed(family))
+    files_to_load(layout, names_in(folder), spec.variant)
+    return family(_read(family, folder, layout, spec, device))
+
+
+def _needed(family: FamilyClass) -> list[str]:
+    """The components that its pipeline cannot be built without."""
+    parameters = inspect.signature(family.PIPELINE.__init__).parameters.values()
+    spared = {"self", *family.LEFT_OUT, *family.CAN_LACK}
+    return [one.name for one in parameters if one.default is one.empty and one.name not in spared]
+
+
+def _read(family: FamilyClass, folder: Path, layout: Layout, spec: ModelSpec, device: torch.device) -> Any:
+    absent = [name for name in (*layout.absent, *family.CAN_LACK) if name not in layout.components]
+    try:
+        # safetensors only, and no code comes with a model, whoever made it.
+        pipeline = family.PIPELINE.from_pretrained(
+            folder,
+            dtype=_dtype(spec.dtype, device),
+            variant=spec.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **dict.fromkeys(absent),
+            **family.LEFT_OUT,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise LoadError(f"model {spec.name!r} from {spec.path!r}: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:  # out of the libraries, from a strange value
+        raise LoadError(f"its configuration cannot be read ({type(error).__name__}: {error})") from error
+    return pipeline.to(device)

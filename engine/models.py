@@ -23,27 +23,33 @@ class Models:
         self.families = families
         self.row_limits = row_limits
         self._is_exact = is_exact
-        self._tables = {name: CoefficientTables(family.scheduler_config) for name, family in families.items()}
+        self._tables = {
+            name: CoefficientTables(family.scheduler_config, family.flow_sigmas)
+            for name, family in families.items()
+        }
 
     def generation(self, request: GenerationRequest, **state: Any) -> Generation:
         """The request, in flight; raises `RequestInvalid` for what its model cannot do."""
         key = self._key(request)
-        table = self._tables[request.model].table(request.scheduler, request.num_inference_steps)
-        is_guided = self.families[request.model].needs_guidance_row(request.guidance_scale)
+        family = self.families[request.model]
+        num_patches = key.latent_height * key.latent_width // family.latents_per_patch**2
+        table = self._tables[request.model].table(request.scheduler, request.num_inference_steps, num_patches)
+        is_guided = family.needs_guidance_row(request.guidance_scale)
         return Generation(request, key, table, is_guided=is_guided, **state)
 
     def _key(self, request: GenerationRequest) -> BatchKey:
         family = self.families.get(request.model)
         if family is None:
             raise RequestInvalid(f"model: {request.model!r} is not loaded here")
-        size, multiple = f"width, height: {request.width}x{request.height}", family.pixels_per_latent
+        size, pixels = f"width, height: {request.width}x{request.height}", family.pixels_per_latent
+        multiple = pixels * family.latents_per_patch
         if request.width % multiple or request.height % multiple:
             raise RequestInvalid(f"{size} is not in steps of {multiple}")
         max_pixels = max(self.row_limits[request.model])
         if request.width * request.height > max_pixels:
             raise RequestInvalid(f"{size} is above {max_pixels} pixels")
         is_pinned = request.strict and not self._is_exact
-        return BatchKey(request.model, request.height // multiple, request.width // multiple, is_pinned)
+        return BatchKey(request.model, request.height // pixels, request.width // pixels, is_pinned)
 
     def max_rows(self, key: BatchKey) -> int:
         """The most rows of one forward pass: the cap of the smallest pixel class that holds the key."""

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 Lane = Literal["interactive", "bulk"]
-SchedulerName = Literal["ddim", "euler"]
+WarningCode = Literal["prompt_cut", "negative_prompt_unused"]
+SchedulerName = Literal["ddim", "euler", "flow_match_euler"]
 Spacing = Literal["leading", "trailing", "linspace"]
 
 MAX_SEED = 2**63 - 1
@@ -27,10 +28,11 @@ class SchedulerSpec:
     karras: bool = False  # Karras et al. 2022 sigmas; euler only
     eta: float = 0.0  # share of fresh noise per step; ddim only
     spacing: Spacing | None = None
-    shift: float | None = None  # flow matching only, which no family here uses yet
+    shift: float | None = None  # of the noise towards the start; flow_match_euler only
 
     def __post_init__(self) -> None:
-        _require(self.name in get_args(SchedulerName), "scheduler", f"{self.name!r} is not ddim or euler")
+        names = get_args(SchedulerName)
+        _require(self.name in names, "scheduler", f"{self.name!r} is not one of {', '.join(names)}")
         _require(not self.karras or self.name == "euler", "karras", f"{self.name} has no Karras sigmas")
         _require(0 <= self.eta <= 1, "eta", f"{self.eta} is not in 0..1")
         _require(not self.eta or self.name == "ddim", "eta", f"{self.name} has no eta")
@@ -38,7 +40,10 @@ class SchedulerSpec:
         _require(
             self.spacing in spacings, "spacing", f"{self.spacing!r} is not leading, trailing or linspace"
         )
-        _require(self.shift is None, "shift", f"{self.name} has no shift")
+        is_flow = self.name == "flow_match_euler"
+        _require(not (is_flow and self.spacing), "spacing", f"{self.name} has no spacing")
+        _require(self.shift is None or is_flow, "shift", f"{self.name} has no shift")
+        _require(self.shift is None or 0 < self.shift <= 100, "shift", f"{self.shift} is not in 0..100")
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,15 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
+class RequestWarning:
+    """What was drawn is not all that was asked for; `field` is the request's, `code` stays the same."""
+
+    code: WarningCode
+    field: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class Timings:
     """Where the seconds of one generation went, and how many step batches it let pass."""
 
@@ -98,7 +112,7 @@ class GeneratedImage:
     """The image of one `GenerationRequest`, and how it came about."""
 
     pixels: "np.ndarray"  # uint8 (H, W, 3)
-    warnings: tuple[str, ...]
+    warnings: tuple[RequestWarning, ...]
     timings: Timings
     mean_step_batch: float  # generations per step batch, averaged over its steps
     num_steps: int

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import DeviceLost, EngineError, GenerationFailed, NumericError, OutOfMemory
-from engine.families.family import Encoding, Family
+from engine.families.family import Conditions, Encoding, Family
 from engine.generation import Generation
 from engine.policy import bucket_rows
+from engine.request import RequestWarning
 from engine.sampling import Update, advance, guide, scale_model_input
 
 
@@ -25,29 +26,38 @@ class Runner:
     def __init__(self, families: Mapping[str, Family], clock: Callable[[], float] = time.monotonic) -> None:
         self._families = families
         self._clock = clock
-        self._empty_prompts: dict[str, Encoding] = {}
+        self._empty_prompts: dict[tuple[str, bool], Encoding] = {}
 
     def encode(self, generation: Generation) -> None:
         """Give a generation its embeddings and its first latents, the same as diffusers' pipeline would."""
         started_at = self._clock()
         request, family = generation.request, self._families[generation.key.model]
-        prompt = self._encode(request.model, request.prompt)
-        negative = self._encode(request.model, request.negative_prompt)
-        generation.prompt_embeds = prompt.prompt_embeds
-        generation.negative_prompt_embeds = negative.prompt_embeds
-        named = (("prompt", prompt), ("negative_prompt", negative))
-        generation.warnings = tuple(f"{name}: {text.warning}" for name, text in named if text.warning)
+        generation.encoding = self._encode(request.model, request.prompt, is_negative=False)
+        named = {"prompt": generation.encoding}
+        if generation.is_guided:
+            generation.negative_encoding = self._encode(
+                request.model, request.negative_prompt, is_negative=True
+            )
+            named["negative_prompt"] = generation.negative_encoding
+        warnings = [
+            RequestWarning("prompt_cut", name, one.warning) for name, one in named.items() if one.warning
+        ]
+        if request.negative_prompt and not generation.is_guided:
+            unused = "it has no effect without guidance"
+            warnings.append(RequestWarning("negative_prompt_unused", "negative_prompt", unused))
+        generation.warnings = tuple(warnings)
         shape = (1, family.latent_channels, generation.key.latent_height, generation.key.latent_width)
         noise = torch.randn(shape, generator=generation.generator, dtype=family.dtype)
         generation.latents = noise.to(family.device) * generation.table.init_noise_sigma
         generation.encoding_seconds = self._clock() - started_at
 
-    def _encode(self, model: str, text: str) -> Encoding:
+    def _encode(self, model: str, text: str, *, is_negative: bool) -> Encoding:
         if text:
-            return self._families[model].encode(text)
-        if model not in self._empty_prompts:
-            self._empty_prompts[model] = self._families[model].encode(text)
-        return self._empty_prompts[model]
+            return self._families[model].encode(text, is_negative=is_negative)
+        if (model, is_negative) not in self._empty_prompts:
+            encoding = self._families[model].encode(text, is_negative=is_negative)
+            self._empty_prompts[model, is_negative] = encoding
+        return self._empty_prompts[model, is_negative]
 
     def step(self, members: Sequence[Generation]) -> list[Generation]:
         """Take every member one step further, in one forward pass; those returned are no longer finite."""
@@ -69,24 +79,29 @@ class Runner:
         """The guided model output `(B, C, h, w)`; its rows: conditional, unconditional, padding."""
         family = self._families[members[0].key.model]
         guided = [index for index, member in enumerate(members) if member.is_guided]
-        prompt_embeds = [member.prompt_embeds for member in members]
-        prompt_embeds += [members[index].negative_prompt_embeds for index in guided]
-        num_rows = len(prompt_embeds)
+        encodings = [member.encoding for member in members]
+        encodings += [members[index].negative_encoding for index in guided]
+        num_rows = len(encodings)
         num_padding = bucket_rows(num_rows) - num_rows
         # Padding repeats the first row: ordinary numbers, which raise nothing and are as fast as any.
         rows = _on(latents, torch.tensor([*range(len(members)), *guided, *[0] * num_padding]))
-        prompt_embeds += prompt_embeds[:1] * num_padding
+        encodings += encodings[:1] * num_padding
         divisors = _gather(latents, [member.table.input_divisors[member.step_index] for member in members])
         timesteps = _gather(latents, [member.table.timesteps[member.step_index] for member in members])
+        scales = _on(latents, torch.tensor([member.request.guidance_scale for member in members]))
+        conditions = Conditions(
+            torch.cat([encoding.prompt_embeds for encoding in encodings]),
+            torch.cat([encoding.pooled_embeds for encoding in encodings]),
+            scales[rows],
+        )
         model_input = scale_model_input(latents, divisors)
-        output = family.predict(model_input[rows], timesteps[rows], torch.cat(prompt_embeds))
+        output = family.predict(model_input[rows], timesteps[rows], conditions)
         conditional, unconditional = output[: len(members)], output[len(members) : num_rows]
         if not guided:
             return conditional
-        scales = _on(latents, torch.tensor([members[index].request.guidance_scale for index in guided]))
         which = _on(latents, torch.tensor(guided))
         result = conditional.clone()
-        result[which] = guide(conditional[which], unconditional, scales)
+        result[which] = guide(conditional[which], unconditional, scales[which])
         return result
 
     def decode(self, generation: Generation) -> np.ndarray:

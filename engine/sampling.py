@@ -14,16 +14,20 @@ Rows of one `Update` advance together; this module does not know which rows thos
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from engine.errors import LoadError, RequestInvalid
 from engine.request import SchedulerSpec
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+FlowSigmas = Literal["own", "even"]
+"""Where a flow-matching pipeline takes its sigmas from: its scheduler, or evenly from 1 to 1/steps."""
 MAX_TABLES = 256
 
 
@@ -52,18 +56,41 @@ class CoefficientTable:
 class CoefficientTables:
     """The tables of one model, made from its scheduler's configuration and kept by (spec, steps)."""
 
-    def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
+    def __init__(self, scheduler_config: Mapping[str, Any], flow_sigmas: FlowSigmas | None = None) -> None:
         self._config = scheduler_config
+        self._flow_sigmas = flow_sigmas
+        if scheduler_config.get("stochastic_sampling"):
+            raise LoadError("a flow-matching scheduler that draws noise at every step is not supported")
         if scheduler_config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
             raise LoadError(f"prediction_type {scheduler_config['prediction_type']!r} is not supported")
         if scheduler_config.get("thresholding"):
             raise LoadError("dynamic thresholding is for pixels, not for latents: it is not supported")
-        self.table = lru_cache(MAX_TABLES)(self._expand)
+        self._table = lru_cache(MAX_TABLES)(self._expand)
 
-    def _expand(self, spec: SchedulerSpec, num_inference_steps: int) -> CoefficientTable:
+    def table(self, spec: SchedulerSpec, num_inference_steps: int, num_patches: int = 0) -> CoefficientTable:
+        """The table of a request; raises `RequestInvalid` for a scheduler that this model has not.
+
+        Where the shift depends on the resolution, the image's number of patches decides it.
+        """
+        is_flow = spec.name == "flow_match_euler"
+        if is_flow != (self._flow_sigmas is not None):
+            raise RequestInvalid(f"scheduler: {spec.name} is not for this kind of model")
         limit = self._config.get("num_train_timesteps", 1000)
         if num_inference_steps > limit:
             raise RequestInvalid(f"num_inference_steps: {num_inference_steps} is above {limit}")
+        is_shifted = is_flow and self._config.get("use_dynamic_shifting")
+        if is_shifted and spec.shift is not None:
+            raise RequestInvalid("shift: this model's shift follows from the resolution")
+        return self._table(spec, num_inference_steps, num_patches if is_shifted else 0)
+
+    def _expand(self, spec: SchedulerSpec, num_inference_steps: int, num_patches: int) -> CoefficientTable:
+        if spec.name == "flow_match_euler":
+            shift = {} if spec.shift is None else {"shift": spec.shift}
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._config, **shift)
+            sigmas = None
+            if self._flow_sigmas == "even":
+                sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+            return expand_flow_match_euler(scheduler, num_inference_steps, sigmas, num_patches)
         # Passed even where equal to the configuration: `from_config` drops what another class defaulted.
         changes: dict[str, Any] = {"timestep_spacing": spec.spacing} if spec.spacing else {}
         if spec.name == "euler":
@@ -127,6 +154,33 @@ def expand_euler(scheduler: Any, num_inference_steps: int) -> CoefficientTable:
     )
 
 
+def expand_flow_match_euler(
+    scheduler: Any, num_inference_steps: int, sigmas: "np.ndarray | None", num_patches: int
+) -> CoefficientTable:
+    """Euler along a rectified flow (Esser et al. 2024), as `FlowMatchEulerDiscreteScheduler.step`.
+
+    `sigmas` are those that a pipeline hands over instead of the scheduler's own; more patches, more shift.
+    """
+    changes = {}
+    if scheduler.config.use_dynamic_shifting:
+        config = scheduler.config
+        slope = (config.max_shift - config.base_shift) / (
+            config.max_image_seq_len - config.base_image_seq_len
+        )
+        intercept = config.base_shift - slope * config.base_image_seq_len
+        changes["mu"] = num_patches * slope + intercept
+    scheduler.set_timesteps(num_inference_steps, sigmas=sigmas, **changes)
+    rows = [[following - sigma] for sigma, following in pairwise(scheduler.sigmas)]
+    return CoefficientTable(
+        update=Update("flow_match_euler", "flow"),
+        timesteps=scheduler.timesteps.float(),
+        input_divisors=torch.ones(len(rows)),
+        coefficients=_stack(rows),
+        init_noise_sigma=1.0,
+        num_steps=len(rows),
+    )
+
+
 def _stack(rows: list[list[Tensor]]) -> Tensor:
     return torch.stack([torch.stack(row) for row in rows])
 
@@ -151,6 +205,8 @@ def advance(
     columns = [column.view(-1, 1, 1, 1) for column in coefficients.unbind(1)]
     if update.scheduler == "euler":
         return _advance_euler(update, model_output, latents, columns)
+    if update.scheduler == "flow_match_euler":
+        return (latents.float() + _times(model_output, columns[0])).to(model_output.dtype)
     return _advance_ddim(update, model_output, latents, columns, noise)
 
 

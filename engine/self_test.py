@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine.families.family import Family
+from engine.families.family import Conditions, Family
 from engine.policy import SMALLEST_BUCKET, bucket_rows
 
 Promise = Literal["exact", "exact within a bucket", "within 1/255"]
@@ -37,6 +37,7 @@ def run_self_test(family: Family, row_limits: Mapping[int, int]) -> SelfTest:
     weakest, limits = 0, {}
     for max_pixels, max_rows in row_limits.items():
         side = max(8, int(max_pixels**0.5) // family.pixels_per_latent)
+        side -= side % family.latents_per_patch
         reference: Tensor | None = None
         num_exact_rows = SMALLEST_BUCKET
         for bucket in range(SMALLEST_BUCKET, bucket_rows(max_rows) + 1, SMALLEST_BUCKET):
@@ -60,7 +61,7 @@ def run_self_test(family: Family, row_limits: Mapping[int, int]) -> SelfTest:
 @torch.inference_mode()
 def _probe_outputs(family: Family, side: int, bucket: int) -> Iterator[Tensor]:
     """The model output for one fixed row, wherever it stood and whoever stood beside it."""
-    tokens = family.encode("a self-test").prompt_embeds
+    encoding = family.encode("a self-test")
     shape = (family.latent_channels, side, side)
     probe = _noise(shape, seed=0, family=family)
     for seed in (1, 2) if bucket == SMALLEST_BUCKET else (1,):
@@ -69,7 +70,12 @@ def _probe_outputs(family: Family, side: int, bucket: int) -> Iterator[Tensor]:
         places = (0, bucket // 2, bucket - 1)
         for place in places:
             latents[place], timesteps[place] = probe, 500.0
-        output = family.predict(latents, timesteps, tokens.expand(bucket, -1, -1))
+        conditions = Conditions(
+            encoding.prompt_embeds.expand(bucket, -1, -1),
+            encoding.pooled_embeds.expand(bucket, -1),
+            torch.ones(bucket, device=family.device),
+        )
+        output = family.predict(latents, timesteps, conditions)
         yield from (output[place].clone() for place in places)
 
 

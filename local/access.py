@@ -20,7 +20,10 @@ def connect(url: str, api_key: str, data_dir: Path) -> Api:
         api_key = api_key or state.api_key or ""
     if not api_key:
         raise LocalError("no API key: set CALOTYPE_API_KEY, or run `calotype up` first")
-    return Api(url, api_key)
+    try:
+        return Api(url, api_key)
+    except ValueError as error:
+        raise LocalError(str(error)) from error
 
 
 @contextmanager

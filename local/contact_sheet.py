@@ -1,34 +1,54 @@
-"""Draws a contact sheet: many images in a grid, each with its caption under it.
+"""Draws a contact sheet: many images in a grid, each with its caption and a note under it.
 
-Knows nothing of where the images come from.
+Knows nothing of where the images come from, nor what the notes mean.
 """
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 208
 CAPTION_LINES = 4
+NOTE_LINES = 4
 LINE_HEIGHT = 14
+LINE_CHARACTERS = 36
 MARGIN = 12
 NUM_COLUMNS = 6
+INK = "#333333"
 
 
-def draw_contact_sheet(pictures: Sequence[tuple[Image.Image, str]]) -> Image.Image:
-    """One RGB image with every picture at its own size, centred in its cell, above its caption."""
+@dataclass(frozen=True)
+class Captioned:
+    """One picture of the sheet; `note_colour` is any that Pillow knows."""
+
+    picture: Image.Image
+    caption: str
+    note: str = ""
+    note_colour: str = INK
+
+
+def draw_contact_sheet(pictures: Sequence[Captioned]) -> Image.Image:
+    """One RGB image with every picture at its own size, centred in its cell, above its words."""
     num_rows = -(-len(pictures) // NUM_COLUMNS)
-    cell_height = CELL + CAPTION_LINES * LINE_HEIGHT + MARGIN
+    cell_height = CELL + (CAPTION_LINES + NOTE_LINES) * LINE_HEIGHT + MARGIN
     size = (NUM_COLUMNS * (CELL + MARGIN) + MARGIN, num_rows * cell_height + MARGIN)
     sheet = Image.new("RGB", size, "#f4f1ea")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=11)
-    for index, (picture, caption) in enumerate(pictures):
+    for index, shown in enumerate(pictures):
         left = MARGIN + index % NUM_COLUMNS * (CELL + MARGIN)
         top = MARGIN + index // NUM_COLUMNS * cell_height
+        picture = shown.picture
         sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
-        lines = textwrap.wrap(caption, width=36)[:CAPTION_LINES]
-        for row, line in enumerate(lines):
+        lines = [(line, INK) for line in _lines(shown.caption, CAPTION_LINES)]
+        lines += [(line, shown.note_colour) for line in _lines(shown.note, NOTE_LINES)]
+        for row, (line, colour) in enumerate(lines):
             width = pen.textlength(line, font=font)
-            pen.text((left + (CELL - width) / 2, top + CELL + 4 + row * LINE_HEIGHT), line, "#333333", font)
+            pen.text((left + (CELL - width) / 2, top + CELL + 4 + row * LINE_HEIGHT), line, colour, font)
     return sheet
+
+
+def _lines(text: str, limit: int) -> list[str]:
+    return textwrap.wrap(text, width=LINE_CHARACTERS, max_lines=limit, placeholder=" ...")

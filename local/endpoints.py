@@ -76,14 +76,18 @@ def data_services(state: State, say: Callable[[str], None]) -> tuple[list[Servic
         )
         for server in (postgres, valkey, s3)
     ]
-    endpoints = Endpoints(
-        database_url=postgres.url,
-        broker_url=valkey.url,
-        s3_endpoint=s3.url,
+    return services, addresses(state)
+
+
+def addresses(state: State) -> Endpoints:
+    """Where the data services of that state answer, or would if they ran."""
+    return Endpoints(
+        database_url=Postgres(state).url,
+        broker_url=Valkey(state).url,
+        s3_endpoint=SeaweedFS(state).url,
         s3_access_key=state.secrets["s3_access_key"],
         s3_secret_key=state.secrets["s3_secret_key"],
     )
-    return services, endpoints
 
 
 @contextmanager

@@ -5,6 +5,10 @@ class LocalError(Exception):
     """Something on this machine stops calotype; the message says what, and where to look."""
 
 
+class NothingThere(LocalError):
+    """No `calotype up` has ever run on this data folder."""
+
+
 class FolderInUse(LocalError):
     """Another `calotype up` runs on this data folder."""
 

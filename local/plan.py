@@ -62,7 +62,7 @@ def worker_posts(catalogue: Catalogue, run_folder: Path) -> list[WorkerPost]:
 
 
 class Plan:
-    """The services of stage 1: web, workers, sweeper and Flower over running data services."""
+    """The services of stage 1: web, workers, webhooks, sweeper and Flower over running data services."""
 
     def __init__(
         self, state: State, settings: Settings, endpoints: Mapping[str, str], overrides: Mapping[str, str]
@@ -118,7 +118,7 @@ class Plan:
     def services(self, expire_leases: Callable[[str], None]) -> list[Service]:
         """All of them; `expire_leases` is called with the boot id of a worker that has ended."""
         workers = [self._worker(post, expire_leases) for post in self.posts]
-        return [self._web(), *workers, self._sweep(), self._flower()]
+        return [self._web(), *workers, self._webhooks(), self._sweep(), self._flower()]
 
     def _web(self) -> Service:
         command = [_PYTHON, "-m", "gunicorn", "web.app:create_app()", "--worker-class", "gthread"]
@@ -150,6 +150,17 @@ class Plan:
             stop_seconds=self._settings.drain_seconds + 10,
         )
 
+    def _webhooks(self) -> Service:
+        report_file = self._state.subfolder("run") / "webhooks.json"
+        command = [_PYTHON, "-m", "cli", "worker", "--device", "none", "--ready-file", str(report_file)]
+        return self._service(
+            "webhooks",
+            command,
+            ready=report_file.exists,
+            before_start=lambda: report_file.unlink(missing_ok=True),
+            stop_seconds=self._settings.webhook_timeout_seconds + 10,
+        )
+
     def _sweep(self) -> Service:
         return self._service("sweep", [_PYTHON, "-m", "cli", "sweep"])
 
@@ -170,6 +181,7 @@ class Plan:
         *,
         more: Mapping[str, str] | None = None,
         ready: Callable[[], bool] = lambda: True,
+        before_start: Callable[[], None] = lambda: None,
         stop_seconds: float = 10,
     ) -> Service:
         environment = {**self._environment, **(more or {})}
@@ -180,6 +192,7 @@ class Plan:
             cwd=ROOT,
             stage=1,
             ready=ready,
+            before_start=before_start,
             stop_seconds=stop_seconds,
         )
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +35,8 @@ class Process:
         uid, gid = user or (-1, -1)
         cores_text = ",".join(map(str, sorted(cores))) if cores else "-"
         launch = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), str(int(orphan_signal))]
+        self.started_at = time.time()
+        """In seconds since 1970, for people: nothing is decided by it."""
         with _open_log(log) as output:
             self._child = subprocess.Popen(
                 [*launch, str(uid), str(gid), cores_text, *command],
@@ -72,6 +75,17 @@ class Process:
             os.killpg(self._child.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             return  # nothing of it is left (macOS answers EPERM for a group of zombies)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def tail(log: Path, num_lines: int = 15) -> str:

@@ -14,11 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from local.errors import FolderInUse, LocalError, PortTaken
+from local.errors import FolderInUse, LocalError, NothingThere, PortTaken
 from local.ports import PORT_NAMES, choose_ports, is_usable
+from local.process import is_alive
 
 STATE_FILE = "state.json"
-_LOCK_FILE = "lock"
+LOCK_FILE = "lock"
+READY_FILE = Path("run", "ready.json")
+"""Where everything is, for as long as it runs."""
 _SECRETS: Mapping[str, int] = {
     "postgres_password": 24,
     "valkey_password": 24,
@@ -48,16 +51,11 @@ class State:
     @contextmanager
     def open(cls, folder: Path, *, wait_seconds: float = 10) -> Iterator[Self]:
         """Lock the folder, creating it if need be, and read its state or make a new one."""
-        folder = folder.absolute()
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            # Root's Postgres runs under another uid and must pass through, but not look around.
-            folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
-        state = cls(folder)
+        state = cls(make_folder(folder))
         try:
             state._lock(wait_seconds)
-            if (folder / STATE_FILE).exists():
-                state._fill(_read(folder / STATE_FILE))
+            if (state.folder / STATE_FILE).exists():
+                state._fill(_read(state.folder / STATE_FILE))
             state._complete()
             yield state
         finally:
@@ -116,7 +114,7 @@ class State:
         return self.subfolder("logs")
 
     def _lock(self, wait_seconds: float) -> None:
-        descriptor = os.open(self.folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
         self.held.append(descriptor)
         deadline = time.monotonic() + wait_seconds
         while True:
@@ -126,7 +124,7 @@ class State:
             except OSError:
                 holder = os.pread(descriptor, 32, 0).decode().strip()
                 # A dead supervisor's children are ending right now: they are worth a wait.
-                if _is_alive(holder) or time.monotonic() > deadline:
+                if (holder.isdecimal() and is_alive(int(holder))) or time.monotonic() > deadline:
                     message = f"{self.folder} is in use by another `calotype up` (process {holder or '?'})"
                     raise FolderInUse(f"{message}: stop it, or choose another --data-dir") from None
                 time.sleep(0.1)
@@ -143,6 +141,19 @@ class State:
         for name, size in _SECRETS.items():
             self.secrets.setdefault(name, secrets.token_hex(size))
         self.save()
+
+
+def make_folder(folder: Path) -> Path:
+    """The data folder, made if need be, as an absolute path. Raises `LocalError` if that cannot be."""
+    folder = folder.absolute()
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            # Root's Postgres runs under another uid and must pass through, but not look around.
+            folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    except OSError as error:
+        raise LocalError(f"--data-dir: {folder} cannot be made: {error.strerror}") from error
+    return folder
 
 
 def write_privately(path: Path, text: str) -> None:
@@ -164,19 +175,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise LocalError(f"{path.parent} holds no calotype: run `calotype up` first") from error
+        raise NothingThere(f"{path.parent} holds no calotype: run `calotype up` first") from error
     except (OSError, ValueError) as error:
         raise LocalError(f"{path} cannot be read: {error}") from error
     if not isinstance(document, dict):
         raise LocalError(f"{path} is not a calotype state file")
     return document
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True

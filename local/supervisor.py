@@ -145,6 +145,11 @@ class Supervisor:
         child = next(child for child in self._children if child.service.name == name)
         return child.process.pid if child.process else None
 
+    def started_at(self, name: str) -> float | None:
+        """When the present process of that service was started, in seconds since 1970."""
+        child = next(child for child in self._children if child.service.name == name)
+        return child.process.started_at if child.process else None
+
     def pids(self) -> dict[str, int]:
         """The process id of every service that runs now."""
         return {child.service.name: child.process.pid for child in self._children if child.process}

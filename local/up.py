@@ -4,9 +4,12 @@ Owns the order (data services, migrations, the key, our programs), the ready fil
 """
 
 import json
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -14,13 +17,13 @@ from typing import Any, Self
 from local.endpoints import Embedded, Endpoints, data_services, embedded, tidy
 from local.errors import LocalError
 from local.plan import Plan
-from local.state import State, write_privately
+from local.state import READY_FILE, State, write_privately
 from local.supervisor import Step, Supervisor
 from settings import Settings
 from storage import accounts, workers
 from storage.database import Database
 
-__all__ = ["Embedded", "Endpoints", "embedded", "run_up", "running"]
+__all__ = ["Embedded", "Endpoints", "embedded", "greeting", "run_up", "running"]
 
 _ACCOUNT = "local"
 
@@ -32,14 +35,16 @@ def run_up(
     port: int | None = None,
     ready_file: Path | None = None,
     overrides: Mapping[str, str] | None = None,
+    show_secrets: bool = False,
 ) -> int:
     """Run everything until SIGINT or SIGTERM; the exit code. Call it from the main thread.
 
     `overrides` are settings as the environment would hold them (`CALOTYPE_LEASE_SECONDS`).
+    `show_secrets` if what is said goes to a person and to no log.
     """
     try:
         with _Signals() as signals, _system(data_dir, say, port, ready_file, overrides) as system:
-            system.announce = True
+            system.announce, system.show_secrets = True, show_secrets
             signals.supervisor = system.supervisor
             system.supervisor.run()
             signals.supervisor = None
@@ -69,6 +74,29 @@ def running(
         yield system.ready()
 
 
+def greeting(ready: Mapping[str, Any], last: str, *, show_secrets: bool) -> list[str]:
+    """What a person needs to begin: the addresses, the key, a first request, and how it ends.
+
+    Without `show_secrets`, for what may become a log, it says where the key and the password lie.
+    """
+    example = '{"prompt": "a red heart on a white background"}'
+    place = f"see {Path(ready['data_dir']) / READY_FILE}"
+    key = ready["api_key"] if show_secrets else "$CALOTYPE_API_KEY"
+    return [
+        "",
+        f"  API      {ready['url']}    (documentation: {ready['url']}/docs)",
+        f"  key      {key if show_secrets else place}",
+        f"  Flower   {ready['flower_url']}    ({ready['flower_auth'] if show_secrets else place})",
+        f"  metrics  {ready['metrics_url']}",
+        f"  logs     {ready['logs']}",
+        "",
+        f'  curl -sS {ready["url"]}/v1/jobs -H "Authorization: Bearer {key}" \\',
+        f"    -H 'Content-Type: application/json' -H 'Prefer: wait=60' -d '{example}'",
+        "",
+        last,
+    ]
+
+
 class _System:
     """A state, its supervisor, and what the world is told of them."""
 
@@ -79,10 +107,14 @@ class _System:
         ready_file: Path | None,
         overrides: Mapping[str, str],
     ) -> None:
-        self._state, self._say, self.announce = state, say, False
+        self._state, self._say, self.announce, self.show_secrets = state, say, False, False
+        self._started_at = _instant(time.time())
         services, self._endpoints = data_services(state, say)
-        self._plan = Plan(state, _settings(overrides), self._endpoints.environment, overrides)
-        self._ready_files = [state.subfolder("run") / "ready.json"]
+        settings = _settings(overrides)
+        # Our programs run elsewhere, where a relative path would mean another file.
+        config = {"CALOTYPE_CONFIG": str(settings.config.absolute())}
+        self._plan = Plan(state, settings, self._endpoints.environment, {**overrides, **config})
+        self._ready_files = [state.subfolder("run") / READY_FILE.name]
         if ready_file is not None:
             self._ready_files.append(ready_file.absolute())
         self.withdraw()
@@ -100,9 +132,14 @@ class _System:
 
     def ready(self) -> dict[str, Any]:
         """Where everything is and which processes run now."""
-        pids = self.supervisor.pids()
         posts = {post.name: post for post in self._plan.posts}
+        running = {
+            name: {"name": name, "pid": pid, "started_at": _instant(self.supervisor.started_at(name))}
+            for name, pid in self.supervisor.pids().items()
+        }
         return {
+            "pid": os.getpid(),
+            "started_at": self._started_at,
             "url": self._plan.url,
             "api_key": self._state.api_key,
             "flower_url": self._plan.flower_url,
@@ -116,12 +153,12 @@ class _System:
             "bucket": self._endpoints.bucket,
             "data_dir": str(self._state.folder),
             "logs": str(self._state.logs),
-            "services": [{"name": name, "pid": pid} for name, pid in pids.items() if name not in posts],
+            "services": [process for name, process in running.items() if name not in posts],
             "workers": [
-                {"queues": [], **(post.report() or {}), "name": name, "pid": pids[name]}
+                {"queues": [], **(post.report() or {}), **running[name]}
                 | {"device": post.device.name, "tiers": list(post.tiers)}
                 for name, post in posts.items()
-                if name in pids
+                if name in running
             ],
         }
 
@@ -137,24 +174,9 @@ class _System:
             write_privately(path, json.dumps(document, indent=2) + "\n")
         if self.announce:
             self.announce = False
-            self._greet(document)
-
-    def _greet(self, ready: Mapping[str, Any]) -> None:
-        example = '{"prompt": "a red heart on a white background"}'
-        for line in (
-            "",
-            f"  API      {ready['url']}    (documentation: {ready['url']}/docs)",
-            f"  key      {ready['api_key']}",
-            f"  Flower   {ready['flower_url']}    ({ready['flower_auth']})",
-            f"  metrics  {ready['metrics_url']}",
-            f"  logs     {ready['logs']}",
-            "",
-            f"  curl -sS {ready['url']}/v1/jobs -H 'Authorization: Bearer {ready['api_key']}' \\",
-            f"    -H 'Content-Type: application/json' -H 'Prefer: wait=60' -d '{example}'",
-            "",
-            "Ctrl-C drains and stops everything.",
-        ):
-            self._say(line)
+            last = "Ctrl-C drains and stops everything."
+            for line in greeting(document, last, show_secrets=self.show_secrets):
+                self._say(line)
 
     def _create_key(self) -> None:
         with self._database() as db:
@@ -219,6 +241,11 @@ class _Signals:
             raise KeyboardInterrupt
         self.supervisor.stop(at_once=number == signal.SIGINT and self._num_received > 0)
         self._num_received += 1
+
+
+def _instant(seconds: float | None) -> str | None:
+    """Seconds since 1970 as RFC 3339."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _settings(overrides: Mapping[str, str]) -> Settings:

@@ -111,7 +111,7 @@ def obeys(image: Image.Image, scene: Scene) -> Verdict:
     background, things = look(image)
     if len(things) != len(scene.things):
         return Verdict(background == scene.background, False, False, False)
-    things = _in_caption_order(things, scene)
+    things = in_caption_order(things, scene)
     wanted = scene.things
     return Verdict(
         background=background == scene.background,
@@ -121,7 +121,7 @@ def obeys(image: Image.Image, scene: Scene) -> Verdict:
     )
 
 
-def _in_caption_order(things: list[Seen], scene: Scene) -> list[Seen]:
+def in_caption_order(things: list[Seen], scene: Scene) -> list[Seen]:
     """For a pair, the order that the relation gives: its places say which thing is which."""
     if len(things) < 2:
         return things

@@ -1,10 +1,12 @@
 """Scenes that code draws: the training data of the tiny model, and the truth its judge checks against.
 
-A `Scene` is one or two coloured shapes on a plain background; `caption` says it in words and
-`render` draws it at any size. This module does not know of tensors, latents or training.
+A `Scene` is one or two coloured shapes on a plain background; `caption` says it in words, `read_caption`
+reads them back, and `render` draws it at any size. This module does not know of tensors, latents or training.
 """
 
 import random
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -88,6 +90,37 @@ class Scene:
         return f"{self.first.words()} {self.relation} {self.second.words()} on a {self.background} background"
 
 
+def read_caption(text: str) -> Scene | None:
+    """The scene that this caption says, or nothing: no scene that can be drawn and seen is said so.
+
+    Case and spacing do not matter; every word does.
+    """
+    words = " ".join(text.lower().split())
+    found = _CAPTION.fullmatch(words)
+    if found is None:
+        return None
+    said = {name: value or "" for name, value in found.groupdict().items()}
+    second = Thing(said["shape2"], said["colour2"]) if said["relation"] else None
+    first = Thing(said["shape"], said["colour"], said["size"], said["place"])
+    scene = Scene(said["background"], first, said["relation"], second)
+    # Whatever the pattern let pass and no caption says (a wrong article, a size in a pair) is not one.
+    is_seen = all(thing.colour != scene.background for thing in scene.things)
+    return scene if is_seen and scene.caption() == words and not (second and first.size) else None
+
+
+def _one_of(name: str, words: Iterable[str]) -> str:
+    return f"(?P<{name}>{'|'.join(word for word in words if word)})"
+
+
+_CAPTION: Final = re.compile(
+    rf"an? (?:{_one_of('size', SIZES)} )?{_one_of('colour', OBJECT_COLOURS)} {_one_of('shape', SHAPES)}"
+    rf"(?: {_one_of('place', PLACES)}"
+    rf"| {_one_of('relation', RELATIONS)}"
+    rf" an? {_one_of('colour2', OBJECT_COLOURS)} {_one_of('shape2', SHAPES)})?"
+    rf" on a {_one_of('background', BACKGROUND_COLOURS)} background"
+)
+
+
 def is_held_out(thing: Thing, background: str) -> bool:
     """Whether this shape-colour-background triple is kept out of training (about one in twelve)."""
     code = (
@@ -127,7 +160,7 @@ def render(scene: Scene, side: int, rng: random.Random) -> Image.Image:
     """Draw the scene as a square RGB image of `side` pixels, with a little jitter of place and size."""
     canvas_side = side * SUPERSAMPLING
     canvas = Image.new("RGB", (canvas_side, canvas_side), BACKGROUND_COLOURS[scene.background])
-    for thing, (x, y), radius in _layout(scene):
+    for thing, (x, y), radius in arrangement(scene):
         radius *= rng.uniform(0.92, 1.08)
         x, y = (min(max(c + rng.uniform(-0.02, 0.02), radius), 1 - radius) for c in (x, y))
         mask = shape_mask(thing.shape, canvas_side, x, y, radius)
@@ -135,7 +168,8 @@ def render(scene: Scene, side: int, rng: random.Random) -> Image.Image:
     return canvas.resize((side, side), Image.Resampling.BOX)
 
 
-def _layout(scene: Scene) -> list[tuple[Thing, tuple[float, float], float]]:
+def arrangement(scene: Scene) -> list[tuple[Thing, tuple[float, float], float]]:
+    """Each thing with its centre and radius before any jitter, as fractions of the side."""
     if scene.second is None:
         return [(scene.first, PLACES[scene.first.place], SIZES[scene.first.size])]
     first_at, second_at = RELATIONS[scene.relation]

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from models.scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, PLACES, RELATIONS, SHAPES, SIZES
@@ -24,7 +25,13 @@ def caption_words() -> list[str]:
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Learn the byte-pair merges of the caption words (Sennrich et al. 2016) and save them in `folder`."""
+    """Learn the byte-pair merges of the caption words (Sennrich et al. 2016) and save them in `folder`.
+
+    What `folder` holds already is read instead: equal pairs are merged in an order that changes from run
+    to run, and weights fit the ids that they were trained with.
+    """
+    if (folder / "tokenizer.json").exists():
+        return CLIPTokenizer.from_pretrained(folder)
     bpe = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -49,3 +56,11 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def _read_merges(bpe: Tokenizer) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids `(B, 32)`, padded as `StableDiffusionPipeline` pads them."""
+    token_ids: Tensor = tokenizer(
+        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+    return token_ids

@@ -10,7 +10,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from storage.database import Database
 from storage.errors import NotFound
@@ -54,8 +54,12 @@ class Principal:
 def create_account(db: Database, name: str) -> str:
     """Insert an account with a webhook secret of its own (`whsec_`, Standard Webhooks); its id."""
     account_id = new_id("acc")
-    secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-    row = {"id": account_id, "name": name, "webhook_secret": secret, "created_at": func.clock_timestamp()}
+    row = {
+        "id": account_id,
+        "name": name,
+        "webhook_secret": _new_webhook_secret(),
+        "created_at": func.clock_timestamp(),
+    }
     with db.transaction() as connection:
         connection.execute(insert(accounts).values(row))
     return account_id
@@ -68,22 +72,55 @@ def find_account(db: Database, name: str) -> str | None:
         return connection.execute(query).scalar_one_or_none()
 
 
+def webhook_secret(db: Database, account_id: str) -> str:
+    """What the account's receivers verify signatures with; raises `NotFound`."""
+    query = select(accounts.c.webhook_secret).where(accounts.c.id == account_id)
+    with db.transaction() as connection:
+        secret: str | None = connection.execute(query).scalar_one_or_none()
+    if secret is None:
+        raise NotFound(f"no account {account_id!r}")
+    return secret
+
+
+def rotate_webhook_secret(db: Database, account_id: str, *, grace_seconds: float) -> str:
+    """A new secret; for `grace_seconds` everything is signed with the one before it, too."""
+    until = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, grace_seconds)
+    new = _new_webhook_secret()
+    statement = (
+        update(accounts)
+        .where(accounts.c.id == account_id)
+        .values(
+            webhook_secret=new,
+            previous_webhook_secret=accounts.c.webhook_secret,
+            previous_webhook_secret_until=until,
+        )
+    )
+    with db.transaction() as connection:
+        connection.execute(statement)
+    return new
+
+
 def create_key(db: Database, account_id: str, name: str) -> NewKey:
     """Insert a key and return it with its plaintext, `calo_<8>_<34>`."""
-    prefix = "".join(secrets.choice(_ALPHABET) for _ in range(8))
-    plaintext = f"calo_{prefix}_" + "".join(secrets.choice(_ALPHABET) for _ in range(34))
-    key_id = new_id("key")
-    row = {
-        "id": key_id,
-        "account_id": account_id,
-        "name": name,
-        "prefix": prefix,
-        "digest": _digest(plaintext),
-        "created_at": func.clock_timestamp(),
-    }
     with db.transaction() as connection:
-        connection.execute(insert(api_keys).values(row))
-    return NewKey(key_id, account_id, plaintext)
+        return _insert_key(connection, account_id, name)
+
+
+def rotate_key(db: Database, key_id: str, *, keep_old: bool = False) -> NewKey:
+    """A successor with the account and the name of a living key, which ends in the same transaction.
+
+    With `keep_old` it lives on until it is revoked. Raises `NotFound` when there is no such living key.
+    """
+    query = select(api_keys.c.account_id, api_keys.c.name).where(
+        api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None)
+    )
+    with db.transaction() as connection:
+        old = connection.execute(query.with_for_update()).one_or_none()
+        if old is None:
+            raise NotFound(f"no living key {key_id!r}")
+        if not keep_old:
+            _revoke(connection, key_id)
+        return _insert_key(connection, old.account_id, old.name)
 
 
 def authenticate(db: Database, plaintext: str) -> Principal | None:
@@ -113,6 +150,14 @@ def authenticate(db: Database, plaintext: str) -> Principal | None:
     return Principal(row.account_id, row.id)
 
 
+def principal_of_key(db: Database, key_id: str) -> Principal | None:
+    """Whom a key of this id speaks for while it lives, or nothing; for who has shown the key before."""
+    query = select(api_keys.c.account_id).where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+    with db.transaction() as connection:
+        account_id = connection.execute(query).scalar_one_or_none()
+    return None if account_id is None else Principal(account_id, key_id)
+
+
 def list_keys(db: Database, account_id: str | None = None) -> list[Key]:
     """Every key, of one account or of all, oldest first."""
     query = select(*(api_keys.c[name] for name in Key.__dataclass_fields__)).order_by(api_keys.c.created_at)
@@ -124,15 +169,39 @@ def list_keys(db: Database, account_id: str | None = None) -> list[Key]:
 
 def revoke_key(db: Database, key_id: str) -> None:
     """End a key's life; raises `NotFound` when there is no such living key."""
+    with db.transaction() as connection:
+        if not _revoke(connection, key_id):
+            raise NotFound(f"no living key {key_id!r}")
+
+
+def _insert_key(connection: Connection, account_id: str, name: str) -> NewKey:
+    prefix = "".join(secrets.choice(_ALPHABET) for _ in range(8))
+    plaintext = f"calo_{prefix}_" + "".join(secrets.choice(_ALPHABET) for _ in range(34))
+    key_id = new_id("key")
+    row = {
+        "id": key_id,
+        "account_id": account_id,
+        "name": name,
+        "prefix": prefix,
+        "digest": _digest(plaintext),
+        "created_at": func.clock_timestamp(),
+    }
+    connection.execute(insert(api_keys).values(row))
+    return NewKey(key_id, account_id, plaintext)
+
+
+def _revoke(connection: Connection, key_id: str) -> bool:
     statement = (
         update(api_keys)
         .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
         .values(revoked_at=func.clock_timestamp())
         .returning(api_keys.c.id)
     )
-    with db.transaction() as connection:
-        if connection.execute(statement).one_or_none() is None:
-            raise NotFound(f"no living key {key_id!r}")
+    return connection.execute(statement).one_or_none() is not None
+
+
+def _new_webhook_secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def _digest(plaintext: str) -> str:

@@ -53,6 +53,7 @@ def create(
     rows: Sequence[NewJob],
     *,
     redispatch_seconds: float,
+    webhook_url: str | None = None,
     idempotency_key: str | None = None,
     request_hash: str | None = None,
 ) -> tuple[Batch, bool]:
@@ -68,6 +69,7 @@ def create(
             "account_id": account_id,
             "filename": filename,
             "num_jobs": len(rows),
+            "webhook_url": webhook_url,
             "idempotency_key": idempotency_key,
             "request_hash": request_hash,
             "created_at": func.clock_timestamp(),
@@ -135,8 +137,9 @@ def cancel(db: Database, account_id: str, batch_id: str) -> Batch:
     )
 
     def work(connection: Connection) -> None:
-        connection.execute(flag)
+        # Jobs before their batch, as whoever ends the last job locks them.
         transitions.cancel_batch(connection, batch_id)
+        connection.execute(flag)
 
     db.run(work)
     return get(db, account_id, batch_id)

@@ -5,6 +5,7 @@ StorageError
  ├─ NotFound              not_found
  ├─ IdempotencyMismatch   idempotency_key_reused
  ├─ JobIsFinal            job_is_final
+ ├─ DeliveryIsPending     delivery_is_pending
  └─ BlobError             blob_error
      ├─ BlobUnavailable   storage_unavailable       retryable
      └─ BlobConflict      blob_conflict
@@ -41,6 +42,12 @@ class JobIsFinal(StorageError):
     """The job or batch has ended, and what has ended never changes."""
 
     code = "job_is_final"
+
+
+class DeliveryIsPending(StorageError):
+    """The webhook delivery has not ended: it will be sent without being asked for again."""
+
+    code = "delivery_is_pending"
 
 
 class BlobError(StorageError):

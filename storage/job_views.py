@@ -6,7 +6,7 @@ Every query that a client can cause takes the account. Nothing here changes a ro
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 from sqlalchemy import ColumnElement, Connection, Row, select, tuple_
 
@@ -28,6 +28,14 @@ class StoredImage:
     width: int
     height: int
     deleted_at: datetime | None = None
+
+
+class JobWarning(TypedDict):
+    """What a finished job did not do as asked: a stable code, the field that it is about, and words."""
+
+    code: str
+    field: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Job:
     error_code: str | None
     error_retryable: bool | None
     error_detail: str | None
-    warnings: tuple[str, ...]
+    warnings: tuple[JobWarning, ...]
     timings: dict[str, float]
     images: tuple[StoredImage, ...] = ()
 
@@ -86,8 +94,15 @@ JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name not in 
 def job_from_row(row: Row[Any], stored: Sequence[StoredImage] = ()) -> Job:
     """A `Job` from a row that holds at least `JOB_COLUMNS`."""
     values = {column.name: row._mapping[column.name] for column in JOB_COLUMNS}
-    values |= {"state": State(values["state"]), "warnings": tuple(values["warnings"])}
+    values |= {"state": State(values["state"]), "warnings": tuple(map(_warning, values["warnings"]))}
     return Job(**values, images=tuple(stored))
+
+
+def _warning(stored: JobWarning | str) -> JobWarning:
+    if isinstance(stored, str):  # a row of 0.1.0, final and so never rewritten: "prompt: it was cut ..."
+        field, _, detail = stored.partition(": ")
+        return JobWarning(code="prompt_cut", field=field, detail=detail)
+    return stored
 
 
 def get(db: Database, account_id: str, job_id: str) -> Job:

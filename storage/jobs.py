@@ -1,8 +1,9 @@
 """Every change of a job after its birth: the transitions of `storage.states`.
 
 `_move` performs each transition as one guarded UPDATE which also writes the event and, for a final
-state, the webhook delivery. No row back means that the guard said no: the caller lost and stops. All
-instants are the database's. It does not know who calls, over what, or why.
+state, the webhook delivery; with the last job of a batch, the batch's too. No row back means that the
+guard said no: the caller lost and stops. All instants are the database's. It does not know who calls,
+over what, or why.
 """
 
 import json
@@ -13,8 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, text
 
 from storage.database import Database
+from storage.deliveries import complete_batches
 from storage.errors import JobIsFinal
-from storage.job_views import Job, StoredImage, get, job_from_row
+from storage.job_views import Job, JobWarning, StoredImage, get, job_from_row
 from storage.states import CANCEL, CLAIM, EXPIRE, FAIL, FINISH, REAP, RELEASE, TERMINAL, Transition
 from storage.tables import images
 
@@ -83,7 +85,7 @@ def finish(
     lease: Lease,
     *,
     stored: Sequence[StoredImage],
-    warnings: Sequence[str],
+    warnings: Sequence[JobWarning],
     timings: dict[str, float],
 ) -> bool:
     """running → succeeded with its images, in one transaction; `False` when the lease was lost."""
@@ -267,4 +269,6 @@ def _move(
         "event_detail": detail,
         "terminal": [state.value for state in TERMINAL],
     }
-    return connection.execute(statement, bound).all()
+    moved = connection.execute(statement, bound).all()
+    complete_batches(connection, {row.batch_id for row in moved if row.batch_id and row.state in TERMINAL})
+    return moved

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Double,
+    FetchedValue,
     ForeignKey,
     Integer,
     MetaData,
@@ -31,6 +32,9 @@ accounts = Table(
     Column("name", Text, nullable=False),
     Column("webhook_secret", Text, nullable=False),
     _instant("created_at", nullable=False),
+    # Signs beside the new one until receivers have changed over.
+    Column("previous_webhook_secret", Text),
+    _instant("previous_webhook_secret_until"),
 )
 
 api_keys = Table(
@@ -57,6 +61,7 @@ batches = Table(
     Column("request_hash", Text),
     _instant("created_at", nullable=False),
     _instant("cancel_requested_at"),
+    Column("webhook_url", Text),
 )
 
 jobs = Table(
@@ -156,9 +161,29 @@ webhook_deliveries = Table(
     Column("url", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("num_attempts", Integer, nullable=False),
+    # The end of an attempt's lease while it is being sent, else when to send it next.
     _instant("next_attempt_at"),
     _instant("created_at", nullable=False),
     _instant("finished_at"),
+    # Failures since it was created or replayed: its place in the schedule.
+    Column("num_failures", Integer, nullable=False),
+    Column("lease_token", UUID(as_uuid=False)),
+    _instant("rung_at"),
+    # Host and port of the URL, which Postgres reads from it.
+    Column("receiver", Text, FetchedValue(), nullable=False),
+)
+
+webhook_attempts = Table(
+    "webhook_attempts",
+    metadata,
+    Column("delivery_id", Text, ForeignKey("webhook_deliveries.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    _instant("started_at", nullable=False),
+    Column("milliseconds", Integer),
+    Column("response_status", Integer),
+    Column("error_code", Text),
+    Column("error_detail", Text),
+    Column("answer", Text),
 )
 
 workers = Table(

@@ -5,6 +5,7 @@ leases back, in one transaction. Whether the worker deserves one is for its call
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,12 +43,20 @@ class Beat:
 
 
 def heartbeat(
-    db: Database, worker: Worker, held: Sequence[tuple[Lease, float]], *, lease_seconds: float
+    db: Database,
+    worker: Worker,
+    held: Sequence[tuple[Lease, float]],
+    *,
+    lease_seconds: float,
+    is_leaving: bool = False,
 ) -> Beat:
-    """Renew the worker's row and all of its leases; `held` pairs each lease with its progress (0-1)."""
+    """Renew the worker's row and all of its leases; `held` pairs each lease with its progress (0-1).
+
+    One that is leaving keeps its leases, and has said goodbye to everybody who counts on it for more.
+    """
 
     def work(connection: Connection) -> Beat:
-        _renew_worker(connection, worker)
+        _renew_worker(connection, worker, is_leaving=is_leaving)
         if not held:
             return Beat(frozenset(), frozenset())
         rows = connection.execute(
@@ -85,15 +94,16 @@ _RENEW_LEASES = text(
 )
 
 
-def _renew_worker(connection: Connection, worker: Worker) -> None:
+def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool) -> None:
     connection.execute(
         text(
             """
             INSERT INTO workers (id, boot_id, host, pid, device, tiers, interactive_slots, bulk_slots,
-                                 promise, started_at, seen_at)
+                                 promise, started_at, seen_at, stopped_at)
             VALUES (:id, :boot_id, :host, :pid, :device, CAST(:tiers AS jsonb), :interactive_slots,
-                    :bulk_slots, :promise, clock_timestamp(), clock_timestamp())
-            ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp(), stopped_at = NULL
+                    :bulk_slots, :promise, clock_timestamp(), clock_timestamp(),
+                    CASE WHEN :is_leaving THEN clock_timestamp() END)
+            ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, stopped_at = excluded.stopped_at
             """
         ),
         {
@@ -101,6 +111,7 @@ def _renew_worker(connection: Connection, worker: Worker) -> None:
             "interactive_slots": worker.interactive_slots,
             "bulk_slots": worker.bulk_slots,
             "tiers": json.dumps(worker.tiers),
+            "is_leaving": is_leaving,
         },
     )
 
@@ -116,6 +127,11 @@ def live_workers(db: Database, alive_seconds: float) -> list[Worker]:
     with db.transaction() as connection:
         rows = [dict(row._mapping) for row in connection.execute(query)]
     return [Worker(**{**row, "tiers": tuple(row["tiers"])}) for row in rows]
+
+
+def num_live_workers(db: Database, alive_seconds: float) -> Counter[str]:
+    """How many live workers serve each tier; 0 for a tier that none serves."""
+    return Counter(tier for worker in live_workers(db, alive_seconds) for tier in worker.tiers)
 
 
 def say_goodbye(db: Database, boot_id: str) -> None:

@@ -1,18 +1,20 @@
 """Ringing bells: one Celery message for each committed bell, best effort and never an error.
 
 A bell that cannot be rung is logged and counted; the sweeper rings it again. It reads and writes no row.
+Bells of jobs go to the queue of their tier and lane, those of webhook deliveries to the queue `cpu`.
 """
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from storage.bells import Bell
-from tasks.queues import GENERATE, queue_name
+from tasks.queues import CPU_QUEUE, DELIVER, GENERATE, queue_name
 
 log = structlog.get_logger()
 
@@ -36,25 +38,36 @@ class Dispatcher:
 
         After a failure it rests for a second, so that a dead broker costs each caller next to nothing.
         """
-        for position, bell in enumerate(bells):
-            if self._clock() < self._rest_until or not self._send(bell):
+        return self._ring([_job_message(bell) for bell in bells])
+
+    def ring_deliveries(self, delivery_ids: Sequence[str]) -> bool:
+        """The same for webhook deliveries that are due."""
+        return self._ring([{"name": DELIVER, "args": [id_], "queue": CPU_QUEUE} for id_ in delivery_ids])
+
+    def _ring(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        for position, message in enumerate(messages):
+            if self._clock() < self._rest_until or not self._send(message):
                 with self._lock:
-                    self.num_failed += len(bells) - position
+                    self.num_failed += len(messages) - position
                 return False
         return True
 
-    def _send(self, bell: Bell) -> bool:
+    def _send(self, message: Mapping[str, Any]) -> bool:
         try:
-            self._celery.send_task(
-                GENERATE,
-                args=[bell.job_id, bell.dispatch_seq],
-                queue=queue_name(bell.tier, bell.lane),
-                headers={RING_NUMBER_HEADER: bell.ring_number},
-            )
+            self._celery.send_task(**message)
         except (OperationalError, OSError) as error:
             self._rest_until = self._clock() + REST_SECONDS
-            log.warning("bell_not_rung", job_id=bell.job_id, error=type(error).__name__)
+            log.warning("bell_not_rung", id=message["args"][0], error=type(error).__name__)
             return False
         with self._lock:
             self.num_rung += 1
         return True
+
+
+def _job_message(bell: Bell) -> dict[str, Any]:
+    return {
+        "name": GENERATE,
+        "args": [bell.job_id, bell.dispatch_seq],
+        "queue": queue_name(bell.tier, bell.lane),
+        "headers": {RING_NUMBER_HEADER: bell.ring_number},
+    }

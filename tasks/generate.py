@@ -21,7 +21,7 @@ from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import StorageError, Unavailable
-from storage.job_views import Job, StoredImage
+from storage.job_views import Job, JobWarning, StoredImage
 from storage.jobs import Claim, WorkerName
 from tasks.holdings import Handle, Holding, Holdings
 from tasks.image_file import CONTENT_TYPE, encode_png
@@ -166,7 +166,8 @@ class Generate:
         stored: Sequence[StoredImage],
         file_timings: dict[str, float],
     ) -> None:
-        warnings = list(dict.fromkeys(warning for image in generated for warning in image.warnings))
+        said = dict.fromkeys(warning for image in generated for warning in image.warnings)
+        warnings = [JobWarning(code=one.code, field=one.field, detail=one.detail) for one in said]
         timings = {**timings_of(generated), **file_timings}
         timings = {name: round(value, 4) for name, value in timings.items()}
         self._write(

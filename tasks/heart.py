@@ -59,7 +59,9 @@ class Heart:
         self._end_process = end_process
         self._clock = clock
         self._renewed_at = clock()
-        self._stop = threading.Event()
+        self._is_leaving = False
+        self._is_stopped = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
     def start(self) -> None:
@@ -67,13 +69,23 @@ class Heart:
         self.beat()
         self._thread.start()
 
+    def leave(self) -> None:
+        """Say with every beat from now on that no work is taken any more, and beat at once."""
+        self._is_leaving = True
+        self._wake.set()
+
     def stop(self) -> None:
         """Stop beating and wait for the thread."""
-        self._stop.set()
+        self._is_stopped = True
+        self._wake.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._heartbeat_seconds):
+        while True:
+            self._wake.wait(self._heartbeat_seconds)
+            self._wake.clear()
+            if self._is_stopped:
+                return
             try:
                 self.beat()
             except Exception:
@@ -96,6 +108,7 @@ class Heart:
                 self._worker,
                 [(holding.lease, holding.progress) for holding in held],
                 lease_seconds=self._lease_seconds,
+                is_leaving=self._is_leaving,
             )
         except StorageError as error:
             log.warning("heartbeat_failed", error=str(error))

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 LANES = ("interactive", "bulk")
 CPU_QUEUE = "cpu"
 GENERATE = "calotype.generate"
+DELIVER = "calotype.deliver"
 
 
 def queue_name(tier: str, lane: str) -> str:

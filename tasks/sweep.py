@@ -1,6 +1,7 @@
 """The sweeper's process, put together. A composition root; what it does is `tasks.sweeper`'s."""
 
 import threading
+from pathlib import Path
 
 from settings import Settings
 from storage.database import Database
@@ -10,8 +11,8 @@ from tasks.dispatch import Dispatcher
 from tasks.sweeper import Sweeper, SweepPlan
 
 
-def run_sweeper(settings: Settings, stop: threading.Event) -> None:
-    """Sweep until `stop` is set."""
+def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | None = None) -> None:
+    """Sweep until `stop` is set; `alive_file` is touched after every turn, for a health check to look at."""
     settings.require("database_url", "broker_url")
     broker_url, prefix = settings.broker_url.get_secret_value(), settings.broker_key_prefix
     tiers = [tier.name for tier in settings.catalogue.tiers]
@@ -22,7 +23,13 @@ def run_sweeper(settings: Settings, stop: threading.Event) -> None:
         redispatch_seconds=settings.redispatch_seconds,
         worker_alive_seconds=settings.worker_alive_seconds,
         bells_per_slot=settings.bells_per_slot,
+        webhooks_per_account=settings.webhooks_per_account,
     )
-    Sweeper(db, broker, Dispatcher(make_celery(broker_url, prefix, tiers)), tiers, plan).run(stop)
+
+    def after_turn() -> None:
+        if alive_file is not None:
+            alive_file.touch()
+
+    Sweeper(db, broker, Dispatcher(make_celery(broker_url, prefix, tiers)), tiers, plan).run(stop, after_turn)
     broker.close()
     db.close()

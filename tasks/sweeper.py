@@ -1,23 +1,23 @@
 """The sweeper: heals what messages and dead workers leave behind, by looking at rows again and again.
 
-It expires, reaps, feeds the lanes and replaces lost bells. Any number of sweepers may run: every step
-is a guarded statement. It is a plain loop, neither a Celery worker nor beat, since it must outlive the
-broker that it heals.
+It expires, reaps, feeds the lanes, replaces lost bells and rings for webhooks that are due. Any number of
+sweepers may run: every step is a guarded statement. It is a plain loop, neither a Celery worker nor beat,
+since it must outlive the broker that it heals.
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
 
-from storage import bells, jobs
+from storage import bells, deliveries, jobs
 from storage.database import Database
 from storage.errors import StorageError
 from storage.workers import live_workers
 from tasks.broker import Broker, BrokerDown
 from tasks.dispatch import Dispatcher
-from tasks.queues import LANES, queue_name
+from tasks.queues import CPU_QUEUE, LANES, queue_name
 
 log = structlog.get_logger()
 
@@ -31,6 +31,7 @@ class SweepPlan:
     worker_alive_seconds: float = 20
     bells_per_slot: int = 2
     max_bells: int = 200
+    webhooks_per_account: int = 4
 
 
 class Sweeper:
@@ -51,15 +52,23 @@ class Sweeper:
         self._plan = plan
         self._epoch: str | None = None
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event, after_turn: Callable[[], None] = lambda: None) -> None:
         """Sweep until `stop` is set."""
         while not stop.is_set():
             self.sweep()
+            after_turn()
             stop.wait(self._plan.sweep_seconds)
 
     def sweep(self) -> None:
         """One turn. A part that fails is logged and tried again at the next turn."""
-        for part in (self._reap, self._expire, self._notice_broker_loss, self._feed, self._replace_lost):
+        for part in (
+            self._reap,
+            self._expire,
+            self._notice_broker_loss,
+            self._feed,
+            self._replace_lost,
+            self._ring_deliveries,
+        ):
             try:
                 part()
             except (StorageError, BrokerDown) as error:
@@ -114,6 +123,20 @@ class Sweeper:
                 if found:
                     log.warning("bells_replaced", tier=tier, lane=lane, count=len(found))
                 self._ring(found)
+
+    def _ring_deliveries(self) -> None:
+        # A lost bell is rung again by age, unlike a job's: there are few of them, and the queue is bounded.
+        room = self._plan.max_bells - self._broker.depth(CPU_QUEUE)
+        if room <= 0:
+            return
+        rung = deliveries.ring(
+            self._db,
+            limit=room,
+            max_per_account=self._plan.webhooks_per_account,
+            redispatch_seconds=self._plan.redispatch_seconds,
+        )
+        if not self._dispatcher.ring_deliveries(rung):
+            deliveries.put_back(self._db, rung)
 
     def _ring(self, rung: list[bells.Bell]) -> None:
         if not self._dispatcher.ring(rung):

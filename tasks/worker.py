@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from engine.engine import Engine
+from engine.errors import LoadError
 from engine.load import ModelSpec, load_engine
 from settings import Settings
 from storage.blobs import Blobs
@@ -88,7 +89,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     )
     threading.Thread(target=_end_when_fatal, args=(engine, db, worker), daemon=True, name="fatal").start()
     drain = threading.Thread(
-        target=_drain, args=(engine, options, settings.drain_seconds), name="drain", daemon=True
+        target=_drain, args=(engine, heart, options, settings.drain_seconds), name="drain", daemon=True
     )
     engine.start()
     heart.start()
@@ -116,6 +117,9 @@ def _load(settings: Settings, options: WorkerOptions) -> Engine | None:
                     path=_model_path(settings, model.path),
                     revision=model.revision,
                     family=model.family,
+                    variant=model.variant,
+                    dtype=model.dtype,
+                    local_files_only=model.local_files_only,
                 )
                 for model in models
             ],
@@ -127,6 +131,9 @@ def _load(settings: Settings, options: WorkerOptions) -> Engine | None:
             },
             num_threads=options.num_threads,
         )
+    except LoadError as error:
+        log.error("engine_not_loaded", code=error.code, error=str(error), device=options.device)
+        return None
     except Exception:
         log.exception("engine_not_loaded", device=options.device, models=sorted(names))
         return None
@@ -164,8 +171,9 @@ def _blobs(settings: Settings) -> Blobs:
     )
 
 
-def _drain(engine: Engine, options: WorkerOptions, seconds: float) -> None:
+def _drain(engine: Engine, heart: Heart, options: WorkerOptions, seconds: float) -> None:
     """Let what has begun come to its end; what does not in time goes back to its queue, uncharged."""
+    heart.leave()  # from now on it hears no bell, so a job that waits must not be told that it will
     if options.ready_file is not None:
         options.ready_file.unlink(missing_ok=True)
     if not engine.drain(seconds):
@@ -192,6 +200,7 @@ def _announce(options: WorkerOptions, engine: Engine) -> None:
         "device": options.device,
         "tiers": list(options.tiers),
         "queues": queues_of(options.tiers),
+        "promise": engine.promise,
     }
     unfinished = options.ready_file.with_name(options.ready_file.name + ".tmp")
     unfinished.write_text(json.dumps(facts))

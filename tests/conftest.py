@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
+from sqlalchemy import delete
 
 from local.endpoints import Embedded, embedded
 from settings import ROOT, Settings
 from storage import accounts
 from storage.blobs import Blobs
 from storage.database import Database
+from storage.tables import webhook_attempts, webhook_deliveries
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +78,20 @@ def account(database: Database) -> str:
 def api_key(database: Database, account: str) -> str:
     """A key of that account, in plaintext."""
     return accounts.create_key(database, account, "test").plaintext
+
+
+@pytest.fixture
+def outbox(database: Database) -> Iterator[None]:
+    """An outbox of this test's own: what other tests leave in it is never sent, nor is what it leaves."""
+
+    def empty() -> None:
+        with database.transaction() as connection:
+            connection.execute(delete(webhook_attempts))
+            connection.execute(delete(webhook_deliveries))
+
+    empty()
+    yield
+    empty()
 
 
 @pytest.fixture

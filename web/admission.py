@@ -4,13 +4,15 @@ Owns the limits that depend on a model and its tiers. It opens no connection and
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from storage.job_views import Job
 from storage.submissions import NewJob
+from tasks.webhook_addresses import Network
 from web.refusals import FieldError, InvalidRequest, NotServed
 from web.schemas import JobRequest
+from web.webhook_url import check_webhook_url
 
 if TYPE_CHECKING:
     from settings import Catalogue, Model, Tier
@@ -21,9 +23,15 @@ MAX_DRAWN_SEED = 2**32  # JSON clients lose precision past 2^53
 class Admission:
     """Decides by a catalogue of models and tiers, and by the rule that routes a size to a tier."""
 
-    def __init__(self, catalogue: "Catalogue", tier_for: "Callable[[Model, int, int], Tier | None]") -> None:
+    def __init__(
+        self,
+        catalogue: "Catalogue",
+        tier_for: "Callable[[Model, int, int], Tier | None]",
+        webhook_networks: Sequence[Network] = (),
+    ) -> None:
         self._catalogue = catalogue
         self._tier_for = tier_for
+        self._webhook_networks = webhook_networks
 
     def admit(
         self,
@@ -48,6 +56,7 @@ class Admission:
         scheduler = request.scheduler or model.schedulers[0]
 
         errors = [*_text_errors(model, request), *_side_errors(model, width, height)]
+        errors += self.webhook_errors(request.webhook_url)
         if num_steps > model.max_num_inference_steps:
             errors.append(FieldError("num_inference_steps", f"is above {model.max_num_inference_steps}"))
         if guidance > model.max_guidance_scale:
@@ -80,6 +89,15 @@ class Admission:
             idempotency_key=idempotency_key,
             request_hash=request_hash,
         )
+
+    def webhook_errors(self, url: str | None) -> list[FieldError]:
+        """What keeps this installation from ever sending to this URL, if anything does."""
+        try:
+            if url is not None:
+                check_webhook_url(url, self._webhook_networks)
+        except ValueError as error:
+            return [FieldError("webhook_url", str(error))]
+        return []
 
     def readmit(
         self, job: Job, *, idempotency_key: str | None = None, request_hash: str | None = None

@@ -15,17 +15,21 @@ from settings import Settings, load_settings, tier_for
 from storage.bells import waiting
 from storage.blobs import Blobs
 from storage.database import Database
+from storage.delivery_views import num_pending, seconds_late
 from storage.job_views import states_of
+from storage.workers import num_live_workers
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
-from web import batches, docs, health, jobs, page, tiers
+from web import batches, docs, health, jobs, page, sign_in, tiers, webhook_deliveries
 from web.access_log import register_access_log
 from web.admission import Admission
 from web.api_request import ApiRequest
 from web.auth import KeyRing
 from web.errors import Problem, answer_invalid, register_errors
+from web.html_errors import register_unknown_addresses
 from web.metrics import Metrics
 from web.security_headers import register_security_headers
+from web.session import Sessions
 from web.waiting import Waiter
 from web.wiring import EXTENSION, Wiring
 
@@ -56,12 +60,20 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     app.extensions[EXTENSION] = wiring
 
     register_access_log(app, wiring.metrics)
-    register_security_headers(app)
+    register_security_headers(app, images=settings.s3_public_endpoint or settings.s3_endpoint)
     register_errors(app)
-    for api in (jobs.blueprint, batches.blueprint, tiers.blueprint, health.blueprint):
+    register_unknown_addresses(app)
+    for api in (
+        jobs.blueprint,
+        batches.blueprint,
+        webhook_deliveries.blueprint,
+        tiers.blueprint,
+        health.blueprint,
+    ):
         app.register_api(api)
     app.register_blueprint(docs.blueprint)
     app.register_blueprint(page.blueprint)
+    app.register_blueprint(sign_in.blueprint)
     docs.describe(app)
 
     if settings.metrics_port:
@@ -89,6 +101,11 @@ def _wire(settings: Settings) -> Wiring:
     metrics.watch_bells(dispatcher)
     metrics.watch_waiters(lambda: waiter.num_waiters)
     metrics.watch_queues(lambda: waiting(db), tier_names)
+    metrics.watch_webhooks(lambda: num_pending(db), lambda: seconds_late(db))
+    metrics.watch_workers(lambda: num_live_workers(db, settings.worker_alive_seconds), tier_names)
+
+    # The one secret that every web process has, and that is not in the database.
+    sessions = Sessions(db, _plain(settings.s3_secret_key))
 
     def check_broker() -> None:
         with celery.connection_for_write() as connection:
@@ -100,12 +117,13 @@ def _wire(settings: Settings) -> Wiring:
         dispatcher=dispatcher,
         check_broker=check_broker,
         catalogue=settings.catalogue,
-        admission=Admission(settings.catalogue, tier_for),
-        keys=KeyRing(db),
+        admission=Admission(settings.catalogue, tier_for, settings.webhook_allowed_networks),
+        keys=KeyRing(db, sessions),
         waiter=waiter,
         metrics=metrics,
         public_url=settings.public_url,
         redispatch_seconds=settings.redispatch_seconds,
+        max_attempts=settings.max_attempts,
         worker_alive_seconds=settings.worker_alive_seconds,
         max_wait_seconds=settings.max_wait_seconds,
         image_url_seconds=settings.image_url_seconds,

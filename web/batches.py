@@ -23,11 +23,12 @@ from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.idempotency import digest_of, idempotency_key
 from web.refusals import BodyTooLarge, FieldError, InvalidRequest, UnsupportedMediaType
-from web.resources import BatchList, BatchResource, batch_resource
+from web.resources import BatchList, BatchResource, batch_resource, batch_resources
 from web.schemas import BATCH_ID, BatchPath, JobRequest, PageQuery, field_errors
 from web.wiring import url_of, wired
 
-FORM_FIELDS = ("model",)  # defaults for every row that leaves the column out
+DEFAULTS = ("model",)  # for every row that leaves the column out
+FORM_FIELDS = (*DEFAULTS, "webhook_url")
 MULTIPART_BYTES = 65_536  # what the envelope around the file may take
 MAX_FILENAME_CHARACTERS = 200
 
@@ -47,6 +48,11 @@ _UPLOAD = {
                         "only `prompt` is required, an empty cell means the default.",
                     },
                     "model": {"type": "string", "description": "For rows that name none."},
+                    "webhook_url": {
+                        "type": "string",
+                        "description": "Told once, when the last job has ended; a row's column `webhook_url` "
+                        "is told of that row's job.",
+                    },
                 },
             }
         }
@@ -77,19 +83,21 @@ def authenticate() -> None:
 )
 def create_batch() -> Response:
     """Checks every row first: one bad row, and nothing is created and every bad line is reported."""
-    file, defaults = _uploaded()
+    file, form = _uploaded()
     data = file.read()
     wiring = wired()
     if len(data) > wiring.max_csv_bytes:
         raise BodyTooLarge(f"file: larger than {wiring.max_csv_bytes} bytes")
     key = idempotency_key()
-    sent = [part.encode() for item in sorted(defaults.items()) for part in item]
+    sent = [part.encode() for item in sorted(form.items()) for part in item]
+    defaults = {name: form[name] for name in DEFAULTS if name in form}
     batch, created = batches.create(
         wiring.db,
         account_id(),
         _filename(file),
         _admit(parse_csv(data, max_rows=wiring.max_csv_rows), defaults),
         redispatch_seconds=wiring.redispatch_seconds,
+        webhook_url=form.get("webhook_url"),
         idempotency_key=key,
         request_hash=digest_of(data, *sent),
     )
@@ -110,7 +118,7 @@ def list_your_batches(query: PageQuery) -> Response:
     page = found[: query.limit]
     more = len(found) > query.limit
     cursor = encode_cursor(page[-1].created_at, page[-1].id) if more else None
-    shown = BatchList(batches=[batch_resource(batch) for batch in page], next_cursor=cursor)
+    shown = BatchList(batches=batch_resources(account_id(), page), next_cursor=cursor)
     return jsonify(shown.model_dump(mode="json"))
 
 
@@ -152,7 +160,7 @@ def download_errors(path: BatchPath) -> Response:
 
 
 def _uploaded() -> tuple[FileStorage, dict[str, str]]:
-    """The file and the form's defaults; raises a `Refusal` naming the part that is missing or unknown."""
+    """The file and the form's fields; raises a `Refusal` naming the part that is missing or wrong."""
     if request.mimetype != "multipart/form-data":
         raise UnsupportedMediaType(
             f"Content-Type is {request.mimetype or 'missing'!r}: this route takes 'multipart/form-data' "
@@ -174,6 +182,7 @@ def _uploaded() -> tuple[FileStorage, dict[str, str]]:
     file = files.get("file")
     if file is None or len(files.getlist("file")) > 1:
         errors.append(FieldError("file", "exactly one CSV file is required in the multipart field 'file'"))
+    errors += wired().admission.webhook_errors(form.get("webhook_url"))
     if errors or file is None:
         raise InvalidRequest.of(errors)
     return file, {name: form[name] for name in FORM_FIELDS if name in form}

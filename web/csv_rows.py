@@ -115,13 +115,14 @@ def _row(line: int, columns: Sequence[str], cells: Sequence[str]) -> CsvRow:
         if column != "prompt" and not cell.strip():
             continue  # left out: the default
         try:
-            typed[column] = _typed(column, cell)
+            typed[column] = typed_cell(column, cell)
         except ValueError as error:
             errors.append(FieldError(column, str(error), line))
     return CsvRow(line, typed, tuple(errors))
 
 
-def _typed(column: str, cell: str) -> str | int | float:
+def typed_cell(column: str, cell: str) -> str | int | float:
+    """The value that a field's text means; raises `ValueError` saying what it should be."""
     text = cell.strip()
     if column in INTEGERS:
         if not re.fullmatch(r"[+-]?[0-9]+", text):

@@ -25,7 +25,7 @@ def decode_cursor(cursor: str | None) -> Position | None:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         instant, row_id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         created_at = datetime.fromisoformat(instant)
-        if created_at.tzinfo is None or not re.fullmatch(r"(job|bat)_[0-9a-z]{26}", row_id):
+        if created_at.tzinfo is None or not re.fullmatch(r"(job|bat)_[0-9a-z]{26}|whd_[0-9a-f]{32}", row_id):
             raise ValueError(cursor)
     except (ValueError, TypeError, binascii.Error, RecursionError) as error:
         wrong = FieldError("cursor", "is not a next_cursor of this list", parameter=True)

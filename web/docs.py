@@ -1,10 +1,16 @@
-"""`/openapi.json` and `/docs`: the API described, and Swagger UI with assets of our own alone."""
+"""`/openapi.json`, `/docs` and `/docs/try`: the API described, to read and to try, from here alone.
+
+`/docs` is written on the server and needs no scripts. `/docs/try` is Swagger UI, which does.
+"""
 
 from importlib.resources import files
 from typing import cast
 
 from flask import Blueprint, Response, current_app, jsonify, render_template, send_from_directory
 from flask_openapi.openapi import OpenAPI
+from markupsafe import Markup, escape
+
+from web.api_reference import reference_of
 
 SWAGGER = str(files("flask_openapi_swagger") / "templates" / "swagger")
 
@@ -19,8 +25,23 @@ def show_openapi() -> Response:
 
 @blueprint.get("/docs")
 def show_docs() -> str:
+    """The same document for people."""
+    return render_template("docs.html", reference=reference_of(cast("OpenAPI", current_app).spec_json))
+
+
+@blueprint.get("/docs/try")
+def show_swagger() -> str:
     """Swagger UI, which works without any other host."""
-    return render_template("docs.html")
+    return render_template("swagger.html")
+
+
+@blueprint.app_template_filter("prose")
+def as_prose(text: str) -> Markup:
+    """Text of the document with its `code` marked up, and everything else escaped."""
+    parts = str(escape(text)).split("`")
+    # Every second part stood between two backquotes.
+    marked = (f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts))
+    return Markup("<br>".join("".join(marked).split("\n\n")))
 
 
 @blueprint.get("/docs/<path:asset>")

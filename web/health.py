@@ -1,8 +1,9 @@
 """`/healthz` and `/readyz`: whether this process lives, and whether it can accept jobs.
 
 Ready means that a job would be accepted and kept, which takes Postgres alone: without the broker the
-sweeper rings later, without S3 images wait, and a tier without a live worker only queues. Each of these
-makes the state `degraded`, still with 200, so that no balancer takes the last web process away for it.
+sweeper rings later, without S3 images wait, a tier without a live worker only queues, and webhooks that
+nobody sends stay in the outbox. Each of these makes the state `degraded`, still with 200, so that no balancer
+takes the last web process away for it.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from flask import Response, jsonify
 from flask_openapi.blueprint import APIBlueprint
 from pydantic import BaseModel
 
+from storage.delivery_views import seconds_late
 from storage.errors import StorageError
 from storage.workers import live_workers
 from web.errors import RETRY_AFTER_SECONDS, documented
@@ -57,14 +59,15 @@ def show_liveness() -> Response:
 
 @blueprint.get("/readyz", summary="Can jobs be accepted", responses={200: Readiness, 503: Readiness})
 def show_readiness() -> Response:
-    """Looks at Postgres, the broker, the object store and the workers; names each tier that nobody serves."""
+    """Looks at Postgres, the broker, S3, the workers and the webhooks; names each tier that nobody serves."""
     wiring = wired()
     checks = {
         "postgres": _look("postgres", wiring.db.check),
         "broker": _look("broker", wiring.check_broker),
         "s3": _look("s3", wiring.blobs.check),
     }
-    checks["workers"] = _workers() if checks["postgres"].ok else Check(ok=False, detail="not known")
+    for name, look in (("workers", _workers), ("webhooks", _webhooks)):
+        checks[name] = look() if checks["postgres"].ok else Check(ok=False, detail="not known")
     state: Literal["ready", "degraded", "unavailable"] = (
         "unavailable"
         if not checks["postgres"].ok
@@ -98,3 +101,16 @@ def _workers() -> Check:
     if idle:
         return Check(ok=False, detail=f"no live worker serves: {', '.join(idle)}")
     return Check(ok=True, detail=f"{len(workers)} live, every tier is served")
+
+
+def _webhooks() -> Check:
+    # Senders have no heartbeat, and need none: what is due and not being sent tells of every cause.
+    wiring = wired()
+    try:
+        late = seconds_late(wiring.db)
+    except StorageError as error:
+        return Check(ok=False, detail=f"not known ({type(error).__name__})")
+    if late > wiring.worker_alive_seconds:
+        detail = f"due since {late:.0f} s and not sent: does a worker with --device none run, and a sweeper?"
+        return Check(ok=False, detail=detail)
+    return Check(ok=True, detail="none is late")

@@ -8,8 +8,8 @@ from flask import Response, jsonify, redirect, request
 from flask_openapi.blueprint import APIBlueprint
 from werkzeug.wrappers import Response as AnyResponse
 
+from storage import bells
 from storage import jobs as transitions
-from storage.bells import of_new_job
 from storage.errors import NotFound, StorageError, Unavailable
 from storage.job_views import Job, get, list_jobs
 from storage.submissions import NewJob, create
@@ -19,7 +19,7 @@ from web.errors import documented
 from web.idempotency import digest_of, idempotency_key
 from web.preference import preferred_wait
 from web.refusals import ImageNotFound, JobIsNotFinal
-from web.resources import JobList, JobResource, job_resource, signed_url
+from web.resources import JobList, JobResource, job_resource, job_resources, signed_url
 from web.schemas import JOB_ID, ImagePath, JobListQuery, JobPath, JobRequest, WaitQuery
 from web.wiring import url_of, wired
 
@@ -75,9 +75,8 @@ def list_your_jobs(query: JobListQuery) -> Response:
     page = found[: query.limit]
     more = len(found) > query.limit
     cursor = encode_cursor(page[-1].created_at, page[-1].id) if more else None
-    return jsonify(
-        JobList(jobs=[job_resource(job) for job in page], next_cursor=cursor).model_dump(mode="json")
-    )
+    shown = JobList(jobs=job_resources(account_id(), page), next_cursor=cursor)
+    return jsonify(shown.model_dump(mode="json"))
 
 
 @blueprint.get("/<job_id>", summary="Show a job", responses={200: JobResource, **documented(404)})
@@ -131,16 +130,24 @@ def open_image(path: ImagePath) -> AnyResponse:
     return response
 
 
-def _accept(new: NewJob) -> Response:
-    """Commit first, ring afterwards; a bell that stays silent is the sweeper's, never the client's."""
+def submit(new: NewJob) -> tuple[Job, bool]:
+    """Commit first, ring afterwards; a bell that stays silent is the sweeper's, never the client's.
+
+    `(job, False)` when its idempotency key made it before.
+    """
     wiring = wired()
     job, created = create(wiring.db, new, redispatch_seconds=wiring.redispatch_seconds)
-    headers = {"Location": url_of(f"/v1/jobs/{job.id}")}
     if created:
         wiring.metrics.jobs_accepted.labels(job.tier, job.lane).inc()
         if job.lane == "interactive":
             _ring(job)
-    else:
+    return job, created
+
+
+def _accept(new: NewJob) -> Response:
+    job, created = submit(new)
+    headers = {"Location": url_of(f"/v1/jobs/{job.id}")}
+    if not created:
         headers["Idempotent-Replayed"] = "true"
     wait = preferred_wait(request.headers.get("Prefer"))
     if wait is not None:
@@ -151,13 +158,13 @@ def _accept(new: NewJob) -> Response:
 
 
 def _ring(job: Job) -> None:
+    db = wired().db
     try:
-        bell = of_new_job(wired().db, job.id)
+        bell = bells.of_new_job(db, job.id)
+        if bell is not None and not wired().dispatcher.ring([bell]):
+            bells.put_back(db, job.id)  # the row says the truth, and the sweeper rings as soon as it can
     except StorageError as error:
-        log.warning("bell_not_read", job_id=job.id, error=type(error).__name__)
-        return
-    if bell is not None:
-        wired().dispatcher.ring([bell])
+        log.warning("bell_not_noted", job_id=job.id, error=type(error).__name__)
 
 
 def _waited(job: Job, seconds: float) -> Job:

@@ -1,7 +1,8 @@
 """Prometheus metrics of one web process, on a loopback port of their own. Labels are few, never an id."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -57,7 +58,36 @@ class Metrics:
 
     def watch_queues(self, depth: Callable[[], Mapping[tuple[str, str], int]], tiers: list[str]) -> None:
         """Export how many jobs are queued; read from Postgres when Prometheus asks."""
-        self.registry.register(_QueueCollector(depth, tiers))
+
+        def read() -> Iterator[tuple[list[str], float]]:
+            found = depth()
+            for tier in tiers:
+                for lane in ("interactive", "bulk"):
+                    yield [tier, lane], found.get((tier, lane), 0)
+
+        self.registry.register(
+            _RowCollector("calotype_queue_jobs", "Jobs that wait.", ["tier", "lane"], read)
+        )
+
+    def watch_workers(self, live: Callable[[], Mapping[str, int]], tiers: list[str]) -> None:
+        """Export how many live workers serve each tier; read from Postgres when Prometheus asks."""
+
+        def read() -> Iterator[tuple[list[str], float]]:
+            found = live()
+            for tier in tiers:
+                yield [tier], found.get(tier, 0)
+
+        self.registry.register(
+            _RowCollector("calotype_tier_live_workers", "Live workers that serve it.", ["tier"], read)
+        )
+
+    def watch_webhooks(self, num_pending: Callable[[], float], seconds_late: Callable[[], float]) -> None:
+        """Export how many webhooks wait and how late they are; read from Postgres when Prometheus asks."""
+        for name, documentation, read in (
+            ("calotype_webhooks_pending", "Webhook deliveries that have not ended.", num_pending),
+            ("calotype_webhooks_late_seconds", "Since when webhooks are due and not sent.", seconds_late),
+        ):
+            self.registry.register(_RowCollector(name, documentation, [], partial(_alone, read)))
 
     def serve(self, port: int) -> None:
         """Answer `/metrics` on loopback; a port that is taken is logged, never fatal."""
@@ -67,6 +97,10 @@ class Metrics:
             log.warning("metrics_not_served", port=port, error=str(error))
             return
         logging.getLogger("wsgiref").setLevel(logging.WARNING)
+
+
+def _alone(read: Callable[[], float]) -> list[tuple[list[str], float]]:
+    return [([], read())]
 
 
 class _BellCollector(Collector):
@@ -80,10 +114,20 @@ class _BellCollector(Collector):
         )
 
 
-class _QueueCollector(Collector):
-    def __init__(self, depth: Callable[[], Mapping[tuple[str, str], int]], tiers: list[str]) -> None:
-        self._depth = depth
-        self._tiers = tiers
+class _RowCollector(Collector):
+    """A gauge whose values are rows of Postgres: absent, never wrong, while it does not answer."""
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labels: list[str],
+        read: Callable[[], Iterable[tuple[list[str], float]]],
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self._read = read
 
     def describe(self) -> Iterator[Metric]:
         yield self._family()  # without asking Postgres, which may be down when we start
@@ -91,14 +135,12 @@ class _QueueCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         family = self._family()
         try:
-            found = self._depth()
+            for labels, value in self._read():
+                family.add_metric(labels, value)
         except StorageError as error:
-            log.warning("queue_depth_not_read", error=type(error).__name__)
+            log.warning("metric_not_read", metric=self._name, error=type(error).__name__)
             return
-        for tier in self._tiers:
-            for lane in ("interactive", "bulk"):
-                family.add_metric([tier, lane], found.get((tier, lane), 0))
         yield family
 
     def _family(self) -> GaugeMetricFamily:
-        return GaugeMetricFamily("calotype_queue_jobs", "Jobs that wait.", labels=["tier", "lane"])
+        return GaugeMetricFamily(self._name, self._documentation, labels=self._labels)

@@ -1,23 +1,178 @@
-"""`/`: a small page without scripts that says what runs here and where to go on."""
+"""`/`, `/jobs` and `/jobs/{id}`: the pages, written on the server from what the API answers too.
 
-from flask import Blueprint, render_template
+A session lets them be read, and nothing more: who draws sends the key along with the form, where a
+browser's password manager fills it in. So neither another site's page nor a stolen cookie can make an
+account work, and no form needs a token. A page with a form never loads itself again, since that would
+lose what is being typed; one that only shows does, without scripts, while something is unfinished.
+"""
 
-from storage.errors import StorageError
-from web.resources import TierResource
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+from flask import Blueprint, Response, make_response, redirect, render_template, request
+from werkzeug.wrappers import Response as AnyResponse
+
+from storage.errors import NotFound, Unavailable
+from storage.job_views import get, list_jobs
+from storage.states import TERMINAL
+from web.auth import account_of_session, principal_of_form
+from web.cursor import decode_cursor, encode_cursor
+from web.draw_form import DrawForm, limits
+from web.errors import RETRY_AFTER_SECONDS
+from web.html_errors import register_html_errors
+from web.jobs import submit
+from web.refusals import FieldError, InvalidRequest
+from web.resources import JobResource, job_resource, job_resources
+from web.same_site import refuse_cross_site
+from web.schemas import JOB_ID
+from web.session import keep
 from web.tiers import tier_resources
-from web.wiring import url_of, wired
+from web.wiring import is_https, url_of, wired
+
+log = structlog.get_logger()
+
+JOBS_A_PAGE = 12
+_OUR_PAGES = re.compile(rf"/(jobs(/{JOB_ID[1:-1]})?)?")
+_SAME_IN_REQUEST = (
+    "prompt", "negative_prompt", "model", "width", "height", "num_inference_steps", "guidance_scale",
+    "scheduler", "seed", "num_images",
+)  # fmt: skip
 
 blueprint = Blueprint("page", __name__, template_folder="templates")
+register_html_errors(blueprint)
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """One page of an account's jobs, newest first; `here` and `older` are addresses."""
+
+    jobs: list[JobResource]
+    here: str
+    older: str | None
+
+    @property
+    def num_unfinished(self) -> int:
+        """How many may still change."""
+        return sum(job.state not in TERMINAL for job in self.jobs)
+
+
+@blueprint.app_template_filter("utc")
+def in_utc(instant: datetime) -> str:
+    """An instant for people, to the second."""
+    return instant.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 @blueprint.get("/")
-def show_page() -> str:
-    """The models, their tiers, and whether a worker serves them; nothing that belongs to an account."""
-    tiers: list[TierResource] | None
+def show_page() -> Response:
+    """What runs here; with a session also the form and the account's latest jobs."""
     try:
-        tiers = tier_resources()
-    except StorageError:
-        tiers = None
-    return render_template(
-        "page.html", models=wired().catalogue.models, tiers=tiers, jobs_url=url_of("/v1/jobs")
+        account_id = account_of_session(wired().keys)
+        return front_page(_blank_form(account_id), account_id)
+    except Unavailable as error:
+        log.warning("page_without_database", error=type(error).__name__)
+        response = make_response(render_template("page.html", tiers=None), 503)
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        return response
+
+
+@blueprint.post("/")
+def draw() -> AnyResponse:
+    """Submit what the form says, with the key that came in it; the cookie counts for nothing here."""
+    refuse_cross_site()
+    wiring = wired()
+    form = DrawForm.sent(request.form)
+    principal = principal_of_form(wiring.keys)
+    if principal is None:
+        wrong = FieldError("api_key", "this API key is not known, or was revoked")
+        return front_page(form.refused([wrong]), None, status=401)
+    try:
+        new = wiring.admission.admit(
+            form.job_request(wiring.catalogue),
+            principal.account_id,
+            idempotency_key=form.idempotency_key,
+            request_hash=form.digest,
+        )
+    except InvalidRequest as refused:
+        response: AnyResponse = front_page(form.refused(refused.errors), principal.account_id, status=422)
+    else:
+        job, _ = submit(new)
+        response = redirect(next_page(f"/jobs/{job.id}"), 303)
+    keep(response, wiring.keys.sessions.begin(principal), secure=is_https())
+    return response
+
+
+@blueprint.get("/jobs")
+def show_jobs() -> Response:
+    """All of the account's jobs, a page at a time."""
+    account_id = account_of_session(wired().keys)
+    if account_id is None:
+        return front_page(DrawForm(), None, status=401, after="/jobs")
+    return make_response(render_template("jobs.html", page=_jobs_of(account_id, request.args.get("cursor"))))
+
+
+@blueprint.get("/jobs/<job_id>")
+def show_job(job_id: str) -> Response:
+    """One job: its images, what was asked, what it took, what went wrong."""
+    account_id = account_of_session(wired().keys)
+    if not re.fullmatch(JOB_ID, job_id):
+        raise NotFound(f"no job {job_id!r}")
+    if account_id is None:
+        return front_page(DrawForm(), None, status=401, after=f"/jobs/{job_id}")
+    job = job_resource(get(wired().db, account_id, job_id))
+    return make_response(
+        render_template("job.html", job=job, command=_command_for(job), live=job.state not in TERMINAL)
+    )
+
+
+def front_page(form: DrawForm, account_id: str | None, *, status: int = 200, after: str = "/") -> Response:
+    """`/` as this account sees it, or nobody; `after` is where a key given here leads."""
+    catalogue = wired().catalogue
+    html = render_template(
+        "page.html",
+        tiers=tier_resources(),
+        catalogue=catalogue,
+        limits=limits(catalogue),
+        schedulers=list(dict.fromkeys(name for model in catalogue.models for name in model.schedulers)),
+        form=form,
+        after=after,
+        jobs_url=url_of("/v1/jobs"),
+        page=_jobs_of(account_id, None) if account_id is not None else None,
+    )
+    return make_response(html, status)
+
+
+def next_page(otherwise: str) -> str:
+    """Where the sent form wants to go: a page of ours, or `otherwise`."""
+    wish = request.form.get("next", "")
+    return wish if _OUR_PAGES.fullmatch(wish) and wish else otherwise
+
+
+def _blank_form(account_id: str | None) -> DrawForm:
+    """Empty, or filled with the parameters of the account's job that `?from=` names."""
+    job_id = request.args.get("from", "")
+    if account_id is None or not re.fullmatch(JOB_ID, job_id):
+        return DrawForm()
+    return DrawForm.of_job(get(wired().db, account_id, job_id), wired().catalogue)
+
+
+def _jobs_of(account_id: str, cursor: str | None) -> JobPage:
+    found = list_jobs(wired().db, account_id, limit=JOBS_A_PAGE + 1, before=decode_cursor(cursor))
+    shown = found[:JOBS_A_PAGE]
+    older = None
+    if len(found) > JOBS_A_PAGE:
+        older = f"/jobs?cursor={encode_cursor(shown[-1].created_at, shown[-1].id)}"
+    here = f"/jobs?cursor={cursor}" if cursor else "/jobs"
+    return JobPage(job_resources(account_id, shown), here, older)
+
+
+def _command_for(job: JobResource) -> str:
+    """The same job again from a shell, quoted for it."""
+    body = json.dumps({name: getattr(job, name) for name in _SAME_IN_REQUEST}, ensure_ascii=False)
+    return (
+        f'curl {shlex.quote(url_of("/v1/jobs"))} -H "Authorization: Bearer $CALOTYPE_API_KEY" \\\n'
+        f'  -H "Content-Type: application/json" -H "Prefer: wait=60" \\\n  -d {shlex.quote(body)}'
     )

@@ -3,6 +3,7 @@
 Refusal
  ├─ MalformedBody         400 malformed_body
  ├─ Unauthenticated       401 unauthenticated
+ ├─ CrossSite             403 cross_site
  ├─ ImageNotFound         404 image_not_found
  ├─ JobIsNotFinal         409 job_is_not_final
  ├─ NotServed             409 not_served
@@ -64,6 +65,13 @@ class Unauthenticated(Refusal):
 
     status = 401
     code = "unauthenticated"
+
+
+class CrossSite(Refusal):
+    """Another site's page sent a form of ours."""
+
+    status = 403
+    code = "cross_site"
 
 
 class ImageNotFound(Refusal):

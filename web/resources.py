@@ -3,6 +3,7 @@
 Image links are signed here, at read time; nothing here is stored.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from pydantic import BaseModel, Field
 from storage.batches import Batch
 from storage.job_views import Job, StoredImage
 from storage.states import TERMINAL, State
+from web.waiting_reasons import WaitingReason
+from web.waits import TierWait, Wait, waits_of_batches, waits_of_jobs
 from web.wiring import url_of, wired
 
 if TYPE_CHECKING:
@@ -38,13 +41,24 @@ class JobError(BaseModel):
     detail: str
 
 
+class JobWarningResource(BaseModel):
+    """What was not done as asked; the images are there all the same."""
+
+    code: str
+    field: str = Field(description="The field of the request that it is about.")
+    detail: str
+
+
 class JobResource(BaseModel):
     """A job as clients see it."""
 
     id: str
     state: State
     eta_seconds: float | None = Field(None, description="Null until it can be honest.")
-    queue_position: int | None = Field(None, description="Null until it can be honest.")
+    queue_position: int | None = Field(
+        None, description="1 is next in its tier and lane. Null while it has no bell, and beyond 1001."
+    )
+    waiting_reason: WaitingReason | None = Field(None, description="Null unless it waits.")
     progress: float = Field(description="0 to 1.")
     attempt: int
     tier: str
@@ -61,7 +75,7 @@ class JobResource(BaseModel):
     num_images: int
     images: list[ImageResource]
     error: JobError | None
-    warnings: list[str]
+    warnings: list[JobWarningResource]
     worker: str | None
     batch_id: str | None
     batch_line: int | None
@@ -89,6 +103,7 @@ class BatchResource(BaseModel):
     num_jobs: int
     counts: dict[str, int] = Field(description="Jobs by state; every state is listed.")
     percent: float = Field(description="Of its jobs that have ended, 0 to 100.")
+    waiting_reasons: list[TierWait] = Field(description="Why its queued jobs wait; one entry a tier.")
     created_at: datetime
     finished_at: datetime | None
     links: Links
@@ -154,17 +169,29 @@ class ModelList(BaseModel):
 
 
 def job_resource(job: Job) -> JobResource:
-    """A job with freshly signed links."""
+    """A job with freshly signed links and, while it waits, why."""
+    return job_resources(job.account_id, [job])[0]
+
+
+def job_resources(account_id: str, jobs: Sequence[Job]) -> list[JobResource]:
+    """The same of many jobs of one account; one query for all that wait."""
+    waits = waits_of_jobs(account_id, jobs)
+    return [_job_resource(job, waits.get(job.id)) for job in jobs]
+
+
+def _job_resource(job: Job, wait: Wait | None) -> JobResource:
     return JobResource(
         **{name: getattr(job, name) for name in _SAME_IN_ROW_AND_RESOURCE},
         images=[_image(job, image) for image in job.images],
         error=_error(job),
-        warnings=list(job.warnings),
+        warnings=[JobWarningResource(**warning) for warning in job.warnings],
+        queue_position=wait.position if wait else None,
+        waiting_reason=wait.reason if wait else None,
         links=_job_links(job),
     )
 
 
-_MADE_HERE = {"images", "error", "warnings", "links", "eta_seconds", "queue_position"}
+_MADE_HERE = {"images", "error", "warnings", "links", "eta_seconds", "queue_position", "waiting_reason"}
 _SAME_IN_ROW_AND_RESOURCE = [name for name in JobResource.model_fields if name not in _MADE_HERE]
 
 
@@ -215,7 +242,17 @@ def _job_links(job: Job) -> Links:
 
 
 def batch_resource(batch: Batch) -> BatchResource:
-    """A batch with its progress."""
+    """A batch with its progress and what its queued jobs wait for."""
+    return batch_resources(batch.account_id, [batch])[0]
+
+
+def batch_resources(account_id: str, batches: Sequence[Batch]) -> list[BatchResource]:
+    """The same of many batches of one account; two queries for all that wait."""
+    waits = waits_of_batches(account_id, batches)
+    return [_batch_resource(batch, waits.get(batch.id, [])) for batch in batches]
+
+
+def _batch_resource(batch: Batch, waits: list[TierWait]) -> BatchResource:
     here = url_of(f"/v1/batches/{batch.id}")
     num_ended = sum(batch.counts.get(state, 0) for state in TERMINAL)
     return BatchResource(
@@ -225,6 +262,7 @@ def batch_resource(batch: Batch) -> BatchResource:
         num_jobs=batch.num_jobs,
         counts={state.value: batch.counts.get(state, 0) for state in State},
         percent=round(100 * num_ended / batch.num_jobs, 1),
+        waiting_reasons=waits,
         created_at=batch.created_at,
         finished_at=batch.finished_at,
         links={

@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from web.refusals import FieldError
-from web.webhook_url import check_webhook_url
+from web.webhook_url import check_webhook_form
 
 MAX_SEED = 2**63 - 1
 MAX_NUM_IMAGES = 4
 MAX_DEADLINE_SECONDS = 604_800  # a week
 JOB_ID = r"^job_[0-9a-z]{26}$"
 BATCH_ID = r"^bat_[0-9a-z]{26}$"
+DELIVERY_ID = r"^whd_[0-9a-f]{32}$"
 TIER_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
 
 
@@ -75,7 +76,7 @@ class JobRequest(BaseModel):
     deadline_seconds: Annotated[float, Field(gt=0, le=MAX_DEADLINE_SECONDS, allow_inf_nan=False)] | None = (
         Field(None, description="From acceptance; a job that has not begun by then expires.")
     )
-    webhook_url: Annotated[str, AfterValidator(check_webhook_url)] | None = Field(
+    webhook_url: Annotated[str, AfterValidator(check_webhook_form)] | None = Field(
         None, description="Told of the end of the job; https and public hosts only."
     )
 
@@ -96,6 +97,12 @@ class BatchPath(BaseModel):
     """A batch in the address."""
 
     batch_id: str = Field(examples=["bat_01jd4e8m7qf0x8s0v7zjcn5y2k"])
+
+
+class DeliveryPath(BaseModel):
+    """A webhook delivery in the address."""
+
+    delivery_id: str = Field(examples=["whd_5b0f6d6f0d5c4f6e9c1d2a3b4c5d6e7f"])
 
 
 class WaitQuery(BaseModel):
@@ -130,6 +137,16 @@ class JobListQuery(PageQuery):
     )
     tier: str | None = Field(None, pattern=TIER_NAME)
     lane: Literal["interactive", "bulk"] | None = None
+    batch_id: str | None = Field(None, pattern=BATCH_ID)
+
+
+class DeliveryListQuery(PageQuery):
+    """Which webhook deliveries to list."""
+
+    state: list[Literal["pending", "delivered", "failed"]] = Field(
+        [], max_length=3, description="May be given several times."
+    )
+    job_id: str | None = Field(None, pattern=JOB_ID)
     batch_id: str | None = Field(None, pattern=BATCH_ID)
 
 

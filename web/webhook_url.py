@@ -5,38 +5,24 @@ Names are not resolved here; every resolved address is checked again when someth
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from urllib.parse import urlsplit
+
+from tasks.webhook_addresses import Network, is_open
 
 MAX_CHARACTERS = 2048
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
 _LOCAL_NAMES = ("localhost", "local", "internal", "localdomain", "home.arpa")
-# Ranges that one Python or another calls global: transition and anycast relays that can lead inside.
-_CLOSED = [
-    ipaddress.ip_network(text)
-    for text in (
-        "192.88.99.0/24",
-        "::/96",
-        "::ffff:0:0/96",
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "2001::/23",
-        "2002::/16",
-        "3fff::/20",
-        "5f00::/16",
-        "fec0::/10",
-    )
-]
 
 
-def check_webhook_url(url: str) -> str:
-    """The URL itself; raises `ValueError` saying what is wrong with it."""
+def check_webhook_form(url: str) -> str:
+    """The URL itself; raises `ValueError` when it is no https URL with a plain host."""
     if len(url) > MAX_CHARACTERS:
         raise ValueError(f"is longer than {MAX_CHARACTERS} characters")
     if not all("\x21" <= character <= "\x7e" for character in url) or "\\" in url:
         raise ValueError("holds a character that a URL cannot hold: only printable ASCII is accepted")
     try:
         parts = urlsplit(url)
-        host = parts.hostname or ""
         parts.port  # noqa: B018 - reading it is what checks it
     except ValueError as error:
         raise ValueError("is not a URL") from error
@@ -44,26 +30,29 @@ def check_webhook_url(url: str) -> str:
         raise ValueError("must start with https://")
     if "@" in parts.netloc:
         raise ValueError("must not carry a user name or password")
-    _check_host(host.rstrip("."))
     return url
 
 
-def _check_host(host: str) -> None:
+def check_webhook_url(url: str, allowed: Sequence[Network] = ()) -> str:
+    """The same, and its host may be sent to: public, or within the `allowed` networks."""
+    check_webhook_form(url)
+    host = (urlsplit(url).hostname or "").rstrip(".")
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        _check_name(host)
-        return
-    closed = any(address in network for network in _CLOSED if network.version == address.version)
-    if closed or address.is_multicast or not address.is_global:
+        _check_name(host, may_be_local=bool(allowed))
+        return url
+    if not is_open(address, allowed):
         raise ValueError("names a private or reserved address; only public ones are accepted")
+    return url
 
 
-def _check_name(host: str) -> None:
+def _check_name(host: str, *, may_be_local: bool) -> None:
     if not _HOST.fullmatch(host):
         raise ValueError("has no host name that could be looked up")
     last = host.rpartition(".")[2].lower()
     if re.fullmatch(r"\d+|0x[0-9a-f]*", last):
         raise ValueError("writes an address in a form that is not accepted: use four decimal numbers")
-    if any(host.lower() == name or host.lower().endswith("." + name) for name in _LOCAL_NAMES):
+    is_local = any(host.lower() == name or host.lower().endswith("." + name) for name in _LOCAL_NAMES)
+    if is_local and not may_be_local:
         raise ValueError("names this machine or a private network; only public hosts are accepted")

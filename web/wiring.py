@@ -35,6 +35,7 @@ class Wiring:
     metrics: Metrics
     public_url: str
     redispatch_seconds: float
+    max_attempts: int
     worker_alive_seconds: float
     max_wait_seconds: float
     image_url_seconds: int
@@ -45,6 +46,11 @@ class Wiring:
 def wired() -> Wiring:
     """The wiring of the application that serves the current request."""
     return cast("Wiring", current_app.extensions[EXTENSION])
+
+
+def is_https() -> bool:
+    """Whether clients reach us by https."""
+    return url_of("/").startswith("https:")
 
 
 def url_of(path: str) -> str:

@@ -1,11 +1,13 @@
 """The small interface between the runner and a kind of model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from engine.sampling import FlowSigmas
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,17 @@ class Encoding:
     """One text as the model reads it, and what was lost on the way."""
 
     prompt_embeds: Tensor  # (1, tokens, width)
-    warning: str | None = None
+    pooled_embeds: Tensor = field(default_factory=lambda: torch.zeros(1, 0))  # (1, width), or none: width 0
+    warning: str | None = None  # a sentence about the text, without its name: `families.truncation` writes it
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the R rows of a forward pass are told besides their latents and timesteps."""
+
+    prompt_embeds: Tensor  # (R, tokens, width)
+    pooled_embeds: Tensor  # (R, width); width 0 where the family has none
+    guidance_scales: Tensor  # (R,) fp32, for models that take the scale as an input
 
 
 class Family(Protocol):
@@ -22,16 +34,18 @@ class Family(Protocol):
     device: torch.device
     dtype: torch.dtype
     scheduler_config: Mapping[str, Any]
+    flow_sigmas: FlowSigmas | None  # None: not trained by flow matching
     latent_channels: int
     pixels_per_latent: int  # along one side
+    latents_per_patch: int  # along one side: 1, or what a transformer folds into one token
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
         """Whether a generation at this scale needs an unconditional row besides the conditional one."""
 
-    def encode(self, text: str) -> Encoding:
+    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
         """One text alone, always: embeddings then cannot depend on what else is being encoded."""
 
-    def predict(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The model output `(R, C, h, w)` for R rows, each at its own timestep `(R,)`."""
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -5,18 +5,31 @@ It does not know of steps or step batches.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from engine.errors import LoadError
-from engine.families.family import Encoding
+from engine.families.family import Conditions, Encoding
+from engine.families.truncation import truncation
+from engine.sampling import FlowSigmas
 
 
 class StableDiffusion:
-    """The `Family` of Stable Diffusion 1 and 2."""
+    """The `Family` of Stable Diffusion 1 and 2, and of few-step models in their layout (SD-Turbo)."""
+
+    PIPELINE: ClassVar[Any] = StableDiffusionPipeline
+    LEFT_OUT: ClassVar[Mapping[str, Any]] = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "image_encoder": None,
+        "requires_safety_checker": False,
+    }
+    CAN_LACK: ClassVar[tuple[str, ...]] = ()
+    flow_sigmas: FlowSigmas | None = None
+    latents_per_patch = 1
 
     def __init__(self, pipeline: Any) -> None:
         if pipeline.unet.config.time_cond_proj_dim is not None:
@@ -32,35 +45,11 @@ class StableDiffusion:
         self.latent_channels: int = self._unet.config.in_channels
         self.pixels_per_latent: int = pipeline.vae_scale_factor
 
-    @classmethod
-    def load(
-        cls,
-        path: str,
-        *,
-        revision: str | None,
-        local_files_only: bool,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> "StableDiffusion":
-        """Load a folder in diffusers' layout, or a hub id: safetensors only, and no code comes with it."""
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            path,
-            revision=revision,
-            local_files_only=local_files_only,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        return cls(pipeline.to(device))
-
     def needs_guidance_row(self, guidance_scale: float) -> bool:
         """Guidance is applied after the forward pass, so a scale of 1 or less saves a row."""
         return guidance_scale > 1
 
-    def encode(self, text: str) -> Encoding:
+    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:  # noqa: ARG002  both read alike
         """The text's CLIP embeddings `(1, tokens, width)`, and a warning when its end was cut off."""
         limit = self._tokenizer.model_max_length
         tokens = self._tokenizer(
@@ -69,18 +58,12 @@ class StableDiffusion:
         uses_mask = getattr(self._text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(self.device) if uses_mask else None
         embeds = self._text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
-        return Encoding(embeds.to(self.dtype), self._cut(text, limit))
+        return Encoding(embeds.to(self.dtype), warning=truncation(self._tokenizer, text, limit))
 
-    def _cut(self, text: str, limit: int) -> str | None:
-        num_tokens = len(self._tokenizer(text, truncation=False, verbose=False).input_ids)
-        if num_tokens <= limit:
-            return None
-        return f"the prompt has {num_tokens} tokens and was cut to the {limit} that the text encoder reads"
-
-    def predict(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The UNet's output, epsilon or v, `(R, C, h, w)`."""
         output: Tensor = self._unet(
-            latents, timesteps, encoder_hidden_states=prompt_embeds, return_dict=False
+            latents, timesteps, encoder_hidden_states=conditions.prompt_embeds, return_dict=False
         )[0]
         return output
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from client.api import TERMINAL, Api, Json
 from local.up import running
@@ -90,13 +91,24 @@ class System:
 
 
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+def ca() -> trustme.CA:
+    """An authority that the system trusts when it sends webhooks."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory, ca: trustme.CA) -> Iterator[System]:
     """`calotype up` with two workers, of which one serves both tiers."""
     folder = tmp_path_factory.mktemp("system")
     config = folder / "calotype.toml"
     config.write_text(CONFIG.format(path=ROOT / "models" / "tiny"))
     ready_file = folder / "ready.json"
-    overrides = {"CALOTYPE_CONFIG": str(config)}
+    ca.cert_pem.write_to_path(str(folder / "ca.pem"))
+    overrides = {
+        "CALOTYPE_CONFIG": str(config),
+        "CALOTYPE_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8, ::1/128",
+        "CALOTYPE_WEBHOOK_CA_FILE": str(folder / "ca.pem"),
+    }
     with running(folder / "data", ready_file=ready_file, overrides=overrides) as ready:
         db = Database(ready["database_url"], 2)
         with Api(ready["url"], ready["api_key"]) as api:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -18,17 +19,18 @@ from tests.e2e.conftest import System
 PROMPT = "a red heart on a white background"
 
 
-def calotype(system: System, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def calotype(system: System, *arguments: str, **changes: str) -> "subprocess.CompletedProcess[str]":
     ready = system.ready
     environment = {
         "CALOTYPE_URL": ready["url"],
         "CALOTYPE_API_KEY": ready["api_key"],
         "CALOTYPE_DATABASE_URL": ready["database_url"],
+        "CALOTYPE_DATA_DIR": ready["data_dir"],
     }
     return subprocess.run(
         [sys.executable, "-m", "cli", *arguments],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, **environment, **changes},
         capture_output=True,
         text=True,
         timeout=120,
@@ -43,8 +45,11 @@ def test_submit_saves_the_image_and_get_shows_the_job(system: System, tmp_path: 
     job = json.loads(answer.stdout)
     with Image.open(path) as picture:
         assert (job["state"], picture.size) == ("succeeded", (128, 128))
-    shown = json.loads(calotype(system, "get", job["id"], "--json").stdout)
+    again = tmp_path / "again.png"
+    shown = json.loads(calotype(system, "get", job["id"], "-o", str(again), "--json").stdout)
     assert shown["id"] == job["id"]
+    assert again.read_bytes() == path.read_bytes()
+    assert f"{job['id']} succeeded, 100 %" in answer.stderr.splitlines()
 
 
 def test_csv_saves_every_image_under_its_line(system: System, tmp_path: Path) -> None:
@@ -69,6 +74,82 @@ def test_a_new_key_opens_the_door_and_a_revoked_one_does_not(system: System) -> 
     assert calotype(system, "keys", "revoke", key["id"]).returncode == 0
     # The web may remember a key for as long as its cache says: five seconds.
     system.wait_until(lambda: calotype(system, *arguments).returncode == 1, 30, "it is refused")
+
+
+def test_a_rotated_key_is_replaced_and_ends(system: System) -> None:
+    old = json.loads(calotype(system, "keys", "create", "rotated", "--account", "cli", "--json").stdout)
+    new = json.loads(calotype(system, "keys", "rotate", old["id"], "--json").stdout)
+    assert new["old"] == {"id": old["id"], "state": "revoked"}
+    assert new["account_id"] == old["account_id"]
+    assert calotype(system, "jobs", "--api-key", new["api_key"]).returncode == 0
+    answer = calotype(system, "jobs", "--api-key", old["api_key"])
+    assert (answer.returncode, "401" in answer.stderr) == (1, True)
+    assert calotype(system, "keys", "rotate", old["id"]).returncode == 1
+
+
+def test_watch_follows_a_job_to_its_end_and_its_exit_code_is_how_it_ended(system: System) -> None:
+    good = json.loads(calotype(system, "submit", PROMPT, "--steps", "4", "--json").stdout)["id"]
+    answer = calotype(system, "watch", good)
+    assert (answer.returncode, answer.stdout) == (0, f"{good} succeeded\n")
+    long = system.api.submit({"prompt": PROMPT, "num_inference_steps": 150, "num_images": 4})["id"]
+    canceled = calotype(system, "cancel", long)
+    assert canceled.returncode == 0, canceled.stderr
+    answer = calotype(system, "watch", long, "--json")
+    assert (answer.returncode, json.loads(answer.stdout)["state"]) == (1, "canceled")
+    assert f"{long} is canceled" in answer.stderr
+    again = calotype(system, "cancel", long)
+    assert (again.returncode, "409" in again.stderr) == (1, True)
+
+
+def test_a_batch_is_watched_shown_and_canceled_like_a_job(system: System, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,num_inference_steps\n" + f"{PROMPT},100\n" * 30)
+    batch = json.loads(calotype(system, "csv", str(path), "--json").stdout)["id"]
+    assert calotype(system, "get", batch).stdout.startswith(f"{batch} running, 30 jobs: ")
+    assert calotype(system, "cancel", batch).returncode == 0
+    answer = calotype(system, "watch", batch, "--json")
+    ended = json.loads(answer.stdout)
+    assert ended["state"] != "running"
+    assert answer.returncode == (0 if ended["state"] == "succeeded" else 1)
+    canceled = calotype(system, "jobs", "--batch", batch, "--state", "canceled", "-n", "5").stdout
+    assert len(canceled.splitlines()) == 1 + 5
+
+
+def test_status_names_every_process_and_no_secret(system: System) -> None:
+    answer = calotype(system, "status", "--json")
+    found = json.loads(answer.stdout)
+    ready = system.ready
+    assert (answer.returncode, found["state"], found["problem"]) == (0, "running", None)
+    assert [one["pid"] for one in found["workers"]] == [one["pid"] for one in ready["workers"]]
+    assert [one["tiers"] for one in found["workers"]] == [["sd"], ["sd", "hd"]]
+    assert all(one["promise"] for one in found["workers"])
+    assert [tier["name"] for tier in found["tiers"]] == ["sd", "hd"]
+    shown = answer.stdout + calotype(system, "status").stdout
+    secrets = [ready["api_key"], ready["flower_auth"].partition(":")[2], ready["s3_secret_key"]]
+    assert not [secret for secret in secrets if secret in shown]
+
+
+def test_config_check_connects_to_everything_and_names_what_does_not_answer(system: System) -> None:
+    without_url = {"CALOTYPE_DATABASE_URL": ""}
+    good = calotype(system, "config", "check", "--json")
+    assert good.returncode == 0, good.stdout
+    assert [part["name"] for part in json.loads(good.stdout)] == ["calotype.toml", "postgres", "broker", "s3"]
+    bad = calotype(system, "config", "check", **without_url, CALOTYPE_BROKER_URL="redis://127.0.0.1:9/0")
+    states = [line.split()[:2] for line in bad.stdout.splitlines()]
+    assert bad.returncode == 3
+    assert states[1:] == [["FAIL", "postgres:"], ["FAIL", "broker:"], ["ok", "s3:"]]
+
+
+def test_the_doctor_sees_what_runs_and_finds_nothing_wrong_with_it(system: System) -> None:
+    found = {part["name"]: part for part in json.loads(calotype(system, "doctor", "--json").stdout)}
+    assert [name for name, part in found.items() if part["state"] == "FAIL"] == []
+    assert str(os.getpid()) in found["ports"]["found"]
+    assert found["clock"]["found"] == "agrees with the database's"
+
+
+def test_openapi_is_what_the_running_api_serves(system: System) -> None:
+    served = httpx2.get(f"{system.ready['url']}/openapi.json", trust_env=False).json()
+    assert json.loads(calotype(system, "openapi").stdout) == served
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def test_the_ready_file_says_where_everything_is(system: System) -> None:
         "valkey",
         "s3",
         "web",
+        "webhooks",
         "sweep",
         "flower",
     }

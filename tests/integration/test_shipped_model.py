@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors import safe_open
 
 from engine.engine import Engine
 from engine.load import ModelSpec, load_engine
 from engine.request import GenerationRequest, SchedulerSpec
+from models.evaluate import held_out_scenes, is_obeyed
 from models.export import MAX_BYTES
+from models.judge import obeys
 from settings import ROOT, Model, load_catalogue
 
 TINY = ROOT / "models" / "tiny"
@@ -90,3 +93,26 @@ def test_the_limits_in_the_catalogue_are_the_models_own(engine: Engine, model: M
         )
         image = engine.submit(request).future.result(timeout=120)
         assert image.pixels.shape == (side, side, 3)
+
+
+def test_it_obeys_captions_that_it_never_saw(engine: Engine) -> None:
+    """A short form of `make card`, which has the figures: here only that nothing is badly wrong."""
+    scenes = [*held_out_scenes(16, pairs=False), *held_out_scenes(16, pairs=True)]
+    handles = [
+        engine.submit(
+            GenerationRequest(
+                model="tiny",
+                prompt=scene.caption(),
+                width=128,
+                height=128,
+                num_inference_steps=8,
+                guidance_scale=2.0,
+                seed=number,
+            )
+        )
+        for number, scene in enumerate(scenes)
+    ]
+    images = [Image.fromarray(handle.future.result(timeout=120).pixels) for handle in handles]
+    obeyed = [is_obeyed(obeys(image, scene), scene) for image, scene in zip(images, scenes, strict=True)]
+    assert sum(obeyed[:16]) >= 12
+    assert sum(obeyed[16:]) >= 9

@@ -44,6 +44,26 @@ def test_a_worker_whose_engine_cannot_be_loaded_exits_non_zero_and_says_why(
     assert "no-such-model" in answer.stderr
 
 
+def test_a_worker_that_cannot_reach_the_hub_ends_with_71_and_one_line(
+    migrated: Embedded, tmp_path: Path
+) -> None:
+    config = tmp_path / "calotype.toml"
+    pinned = f'path = "nobody/tiny"\nrevision = "{"0" * 40}"\nlocal_files_only = false'
+    text = (ROOT / "calotype.toml").read_text()
+    assert 'path = "models/tiny"' in text
+    config.write_text(text.replace('path = "models/tiny"', pinned))
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_CACHE": str(tmp_path / "cache")}
+    environment = {**migrated.environment, **hub, "CALOTYPE_CONFIG": str(config)}
+    answer = run_worker(environment, "--device", "cpu:0")
+    assert answer.returncode == EXIT_NO_ENGINE
+    lines = [json.loads(line) for line in answer.stderr.splitlines() if line.startswith("{")]
+    (line,) = (line for line in lines if line["event"] == "engine_not_loaded")
+    assert line["code"] == "model_not_loadable"
+    for part in ("'tiny'", "'nobody/tiny' at 0000", "http://127.0.0.1:1 cannot be reached", "hf download"):
+        assert part in line["error"]
+    assert "Traceback" not in answer.stderr
+
+
 def test_a_mistyped_tier_is_refused_by_name(migrated: Embedded) -> None:
     answer = run_worker(migrated.environment, "--device", "cpu:0", "--tiers", "sd,uhd")
     assert answer.returncode == 1

@@ -38,6 +38,20 @@ def test_a_request_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue)
             ("default_num_inference_steps = 20", "default_num_inference_steps = 900"),
             "default_num_inference_steps",
         ),
+        (("family =", 'revision = "main"\nfamily ='), "'main' can move"),
+        (("family =", 'revision = "0123abc"\nfamily ='), "40 hexadecimal digits"),
+        (("family =", 'dtype = "int8"\nfamily ='), "dtype"),
+        (("family =", 'variant = "../fp16"\nfamily ='), "variant"),
+        (('family = "stable_diffusion"', 'family = "pixart"'), "family"),
+        (
+            ('["ddim", "euler"]', '["flow_match_euler"]'),
+            "'flow_match_euler' is not one of stable_diffusion's",
+        ),
+        (
+            ("max_guidance_scale = 30.0", "max_guidance_scale = 1.0"),
+            "default_guidance_scale is above max_guidance_scale",
+        ),
+        (("side_multiple = 8", "side_multiple = 4"), "side_multiple is not a multiple of 8"),
         (("[models.tiny]", "[models.tiny"), "calotype.toml"),
     ],
 )
@@ -57,7 +71,7 @@ def test_a_missing_setting_is_named_by_its_variable(monkeypatch: pytest.MonkeyPa
 
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALOTYPE_LEASE_SECONDS", "-3")
-    with pytest.raises(SettingsError, match="lease_seconds"):
+    with pytest.raises(SettingsError, match=r"^CALOTYPE_LEASE_SECONDS: Input should be greater than 0$"):
         load_settings()
 
 
@@ -70,3 +84,32 @@ def test_a_mistyped_variable_is_refused_with_the_one_that_was_meant(monkeypatch:
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALOTYPE_DATABASE_URL", "postgresql://calotype:hunter2@127.0.0.1/calotype")
     assert "hunter2" not in repr(Settings())
+
+
+def test_a_file_of_secrets_is_read_where_the_environment_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALOTYPE_SECRETS_DIR", str(tmp_path))
+    monkeypatch.delenv("CALOTYPE_DATABASE_URL", raising=False)
+    (tmp_path / "calotype_database_url").write_text("postgresql://of.the.file/x\n")
+    (tmp_path / "another-program's").write_text("not ours")
+    assert load_settings().database_url.get_secret_value() == "postgresql://of.the.file/x"
+    monkeypatch.setenv("CALOTYPE_DATABASE_URL", "postgresql://of.the.environment/x")
+    assert load_settings().database_url.get_secret_value() == "postgresql://of.the.environment/x"
+
+
+def test_a_file_that_is_no_setting_is_named_with_the_nearest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALOTYPE_SECRETS_DIR", str(tmp_path))
+    (tmp_path / "calotype_databse_url").write_text("x")
+    with pytest.raises(SettingsError, match=r"calotype_databse_url is not .*CALOTYPE_DATABASE_URL"):
+        load_settings()
+
+
+def test_a_folder_of_secrets_that_is_named_must_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALOTYPE_SECRETS_DIR", str(tmp_path / "no"))
+    with pytest.raises(SettingsError, match="CALOTYPE_SECRETS_DIR"):
+        load_settings()

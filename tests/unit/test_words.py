@@ -1,5 +1,6 @@
 """Words that two packages must share although neither may import the other."""
 
+from cli_jobs import JobState
 from client import api
 from engine.self_test import PROMISES as ENGINE_PROMISES
 from storage.states import State
@@ -12,3 +13,7 @@ def test_the_web_ranks_the_engines_promises_weakest_first() -> None:
 
 def test_the_client_and_storage_agree_on_what_is_final() -> None:
     assert {State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED} == api.TERMINAL
+
+
+def test_the_command_line_and_storage_agree_on_the_states() -> None:
+    assert {state.value for state in JobState} == {state.value for state in State}

@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from engine.engine import Engine
 from engine.load import ModelSpec, load_engine
 from models.autoencoder import build_autoencoder
-from models.denoiser import build_scheduler, build_text_encoder, build_unet
+from models.denoiser import build_scheduler, build_unet
+from models.text_encoder import build_text_encoder
 from models.tokenizer import build_tokenizer
 from tests.integration.engine.reference import MODELS
 

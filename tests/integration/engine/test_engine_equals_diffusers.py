@@ -8,6 +8,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from engine.engine import Engine
+from engine.families.truncation import MAX_SHOWN_CHARACTERS
 from engine.request import GenerationRequest, SchedulerSpec
 from tests.integration.engine.reference import MODELS, diffusers_image
 
@@ -59,11 +60,39 @@ def test_image_equals_that_of_the_diffusers_pipeline(
 def test_prompt_beyond_the_encoders_limit_is_reported(
     engine: Engine, pipelines: dict[str, StableDiffusionPipeline]
 ) -> None:
-    """The image is that of the shortened prompt, as with diffusers, and a warning says that it was cut."""
-    request = replace(REQUEST, model=MODELS[0], prompt="a red heart and " * 20, num_inference_steps=2)
+    """The image is that of the shortened prompt, as with diffusers, and a warning says what was cut."""
+    read, dropped = "a red heart and " * 7 + "a red", "heart and a blue star and a ring"
+    request = replace(REQUEST, model=MODELS[0], prompt=f"{read} {dropped}", num_inference_steps=2)
     image = engine.submit(request).future.result(timeout=60)
-    assert image.warnings == (
-        "prompt: the prompt has 82 tokens and was cut to the 32 that the text encoder reads",
+    (warning,) = image.warnings
+    assert (warning.code, warning.field) == ("prompt_cut", "prompt")
+    assert warning.detail == (
+        f'it has 38 tokens and the text encoder reads the first 30: "{dropped}" was not used'
     )
+    shorter = engine.submit(replace(request, prompt=read)).future.result(timeout=60)
+    assert (shorter.pixels == image.pixels).all(), "what is said to be unused changed the image"
+    assert shorter.warnings == ()
     expected = diffusers_image(pipelines[MODELS[0]], request)
     assert np.abs(image.pixels.astype(int) - expected.astype(int)).max() <= 2
+
+
+def test_each_text_that_is_cut_has_its_own_warning_and_a_long_loss_is_shown_by_its_beginning(
+    engine: Engine,
+) -> None:
+    long = "a red heart and " * 40
+    request = replace(REQUEST, model=MODELS[0], prompt=long, negative_prompt=f"a\n{long}")
+    image = engine.submit(replace(request, num_inference_steps=1)).future.result(timeout=60)
+    assert [warning.field for warning in image.warnings] == ["prompt", "negative_prompt"]
+    for warning in image.warnings:
+        _, shown, rest = warning.detail.split('"')
+        assert len(shown) == MAX_SHOWN_CHARACTERS
+        assert shown.endswith("…")
+        assert rest == " was not used"
+        assert shown.isprintable()
+
+
+def test_a_word_that_is_read_in_part_is_shown_as_the_part_that_was_not(engine: Engine) -> None:
+    """Words outside the vocabulary are many tokens, so the limit can fall within one."""
+    request = replace(REQUEST, model=MODELS[0], prompt="a red star " * 9 + "zyxwvut", num_inference_steps=1)
+    (warning,) = engine.submit(request).future.result(timeout=60).warnings
+    assert '"…wvut" was not used' in warning.detail

@@ -24,6 +24,7 @@ from redis.retry import Retry
 from local.binaries import postgres_tree
 from local.endpoints import remove
 from local.errors import LocalError
+from local.ports import SEAWEEDFS_PORTS
 from local.postgres import Postgres
 from local.state import State
 from local.up import Embedded, embedded
@@ -139,6 +140,8 @@ def test_side_doors_of_s3_are_shut(running: Embedded, folder: Path) -> None:
     path = f"/buckets/{running.bucket}/side/door.png"
     for method in ("GET", "DELETE", "PUT"):
         assert status_of(filer + path, method) in (401, 404, 405)
+    # The last door of `weed mini` to open: S3 serves before it does.
+    wait_for(lambda: listens(ports["s3_admin"]))
     assert status_of(f"http://127.0.0.1:{ports['s3_admin']}/") in (401, 404)
     assert status_of(f"{master}/dir/assign") in (401, 404)
     assert (
@@ -147,6 +150,8 @@ def test_side_doors_of_s3_are_shut(running: Embedded, folder: Path) -> None:
 
 
 def test_everything_listens_on_loopback_alone(running: Embedded, folder: Path) -> None:
+    ports = State.read(folder).ports
+    wait_for(lambda: all(listens(ports[name]) for name in ("postgres", "valkey", *SEAWEEDFS_PORTS)))
     mine = set(children_of(folder))
     inodes = {
         os.readlink(entry)[8:-1]
@@ -317,6 +322,11 @@ def test_programs_that_its_user_cannot_reach_are_copied(
 
 def elsewhere(folder: Path) -> Path:
     return Path("/var/lib/calotype") / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def status_of(url: str, method: str = "GET") -> int:

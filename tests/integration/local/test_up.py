@@ -105,7 +105,7 @@ def test_up_is_ready_when_everything_answers_and_leaves_nothing_behind(up: Up, f
     assert [worker["device"] for worker in ready["workers"]]
     for worker in ready["workers"]:
         assert {queue.split(".")[0] for queue in worker["queues"]} == set(worker["tiers"])
-    names = ["postgres", "valkey", "s3", "web", "sweep", "flower"]
+    names = ["postgres", "valkey", "s3", "web", "webhooks", "sweep", "flower"]
     assert [service["name"] for service in ready["services"]] == names
     assert set(pids(ready).values()) <= set(holders(folder))
     secrets = [*State.read(folder).secrets.values(), ready["api_key"]]

@@ -38,6 +38,28 @@ def test_a_revoked_key_opens_nothing_and_can_be_revoked_once(database: Database,
         accounts.revoke_key(database, key.id)
 
 
+def test_a_rotated_key_opens_nothing_and_its_successor_opens_the_same_account(
+    database: Database, account: str
+) -> None:
+    old = accounts.create_key(database, account, "rotated")
+    new = accounts.rotate_key(database, old.id)
+    assert accounts.authenticate(database, old.plaintext) is None
+    principal = accounts.authenticate(database, new.plaintext)
+    assert principal is not None
+    assert (principal.account_id, principal.key_id) == (account, new.id)
+    assert [key.name for key in accounts.list_keys(database, account)] == ["rotated", "rotated"]
+    with pytest.raises(NotFound):
+        accounts.rotate_key(database, old.id)
+    assert len(accounts.list_keys(database, account)) == 2, "a refused rotation makes no key"
+
+
+def test_a_rotated_key_can_live_on_beside_its_successor(database: Database, account: str) -> None:
+    old = accounts.create_key(database, account, "kept")
+    new = accounts.rotate_key(database, old.id, keep_old=True)
+    assert accounts.authenticate(database, old.plaintext) is not None
+    assert accounts.authenticate(database, new.plaintext) is not None
+
+
 def test_the_database_holds_no_usable_key(database: Database, account: str) -> None:
     key = accounts.create_key(database, account, "secret")
     with database.transaction() as connection:

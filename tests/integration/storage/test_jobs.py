@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from storage import accounts, jobs, submissions
 from storage.database import Database
 from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
-from storage.job_views import Job, StoredImage, get, list_jobs
+from storage.job_views import Job, JobWarning, StoredImage, get, list_jobs
 from storage.jobs import Claim, Lease, WorkerName
 from storage.states import State
 from storage.workers import Worker, expire_leases, heartbeat
@@ -86,14 +86,31 @@ def test_a_finished_job_has_its_images_and_one_final_event(
     job = make_job(num_images=2)
     claim = claim_job(job.id)
     stored = [picture(claim, 0), picture(claim, 1)]
+    cut = JobWarning(
+        code="prompt_cut", field="prompt", detail="it has 80 tokens and the text encoder reads the first 75"
+    )
     assert jobs.finish(
-        database, claim.lease, stored=stored, warnings=["cut"], timings={"denoising_seconds": 1.5}
+        database, claim.lease, stored=stored, warnings=[cut], timings={"denoising_seconds": 1.5}
     )
     done = get(database, job.account_id, job.id)
     assert done.state is State.SUCCEEDED
     assert [image.index for image in done.images] == [0, 1]
-    assert (done.warnings, done.timings, done.progress) == (("cut",), {"denoising_seconds": 1.5}, 1)
+    assert (done.warnings, done.timings, done.progress) == ((cut,), {"denoising_seconds": 1.5}, 1)
     assert events(database, job) == ["claim", "finish"]
+
+
+def test_a_warning_of_an_older_release_can_still_be_read(
+    database: Database, make_job: MakeJob, claim_job: ClaimJob
+) -> None:
+    """0.1.0 wrote sentences; final rows are never rewritten, so reading takes them as they are."""
+    claim = claim_job(make_job().id)
+    with database.transaction() as connection:
+        connection.execute(
+            text("""UPDATE jobs SET warnings = '["prompt: the prompt has 82 tokens: cut"]' WHERE id = :id"""),
+            {"id": claim.job.id},
+        )
+    (warning,) = get(database, claim.job.account_id, claim.job.id).warnings
+    assert warning == JobWarning(code="prompt_cut", field="prompt", detail="the prompt has 82 tokens: cut")
 
 
 def test_a_stale_worker_cannot_write(database: Database, make_job: MakeJob, claim_job: ClaimJob) -> None:

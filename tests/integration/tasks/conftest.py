@@ -3,14 +3,17 @@
 import hashlib
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 
 from engine.errors import Canceled
-from engine.request import GeneratedImage, GenerationRequest, Timings
+from engine.request import GeneratedImage, GenerationRequest, RequestWarning, Timings
 from storage import submissions
 from storage.blobs import Blobs
 from storage.database import Database
@@ -19,6 +22,8 @@ from storage.jobs import WorkerName
 from storage.submissions import NewJob
 from tasks.generate import Generate, GeneratePlan
 from tasks.holdings import Holdings
+
+from .receiver import Behave, Receiver
 
 MakeJob = Callable[..., Job]
 
@@ -66,12 +71,13 @@ class FakeHandle:
         if not self.future.done():
             self.future.set_exception(Canceled())
 
-    def succeed(self) -> None:
+    def succeed(self, warnings: tuple[RequestWarning, ...] = ()) -> None:
         paint = hashlib.sha256(f"{self.request.job_id}|{self.request.seed}".encode()).digest()
         pixels = np.zeros((self.request.height, self.request.width, 3), dtype=np.uint8)
         pixels[0, :10] = np.frombuffer(paint[:30], dtype=np.uint8).reshape(10, 3)
         timings = Timings(0.1, 0.0, 1.0, 0.1, 1)
-        self.future.set_result(GeneratedImage(pixels, (), timings, 2.0, self.request.num_inference_steps))
+        steps = self.request.num_inference_steps
+        self.future.set_result(GeneratedImage(pixels, warnings, timings, 2.0, steps))
 
 
 class FakeEngine:
@@ -120,3 +126,31 @@ def generate(database: Database, blobs: Blobs, engine: FakeEngine, holdings: Hol
         tiers=[tier],
         plan=GeneratePlan(lease_seconds=30, upload_seconds=2, max_attempts=2),
     )
+
+
+@pytest.fixture(scope="session")
+def ca() -> trustme.CA:
+    """An authority of the tests' own."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its certificate, for who shall trust it."""
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    ca.cert_pem.write_to_path(str(path))
+    return path
+
+
+@pytest.fixture
+def make_receiver(ca: trustme.CA) -> Iterator[Callable[..., Receiver]]:
+    """Starts HTTPS servers on loopback, and stops them after the test."""
+    receivers: list[Receiver] = []
+
+    def make(behave: Behave, **options: Any) -> Receiver:
+        receivers.append(Receiver(ca, behave, **options))
+        return receivers[-1]
+
+    yield make
+    for receiver in receivers:
+        receiver.close()

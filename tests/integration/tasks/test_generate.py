@@ -3,6 +3,7 @@
 import hashlib
 import io
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -10,13 +11,13 @@ import pytest
 from PIL import Image
 
 from engine.errors import Canceled, DeviceLost, EngineStopped, GenerationFailed, NumericError
-from engine.request import GenerationRequest
+from engine.request import GenerationRequest, RequestWarning
 from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
-from storage.job_views import get
+from storage.job_views import JobWarning, get
 from storage.states import State
-from storage.workers import Worker
+from storage.workers import Worker, live_workers
 from tasks.generate import Generate
 from tasks.heart import Heart
 from tasks.holdings import Holdings
@@ -41,6 +42,16 @@ def test_a_bell_becomes_images_that_belong_to_their_job(
         paint = hashlib.sha256(f"{job.id}|{image.seed}".encode()).digest()[:30]
         assert np.asarray(Image.open(io.BytesIO(data)))[0, :10].tobytes() == paint
     assert done.timings["mean_step_batch"] == 2.0
+
+
+def test_what_the_engine_warns_of_is_on_the_job_once_for_all_its_images(
+    database: Database, generate: Generate, engine: FakeEngine, make_job: MakeJob
+) -> None:
+    job = make_job(num_images=2)
+    engine.behave = lambda handle: handle.succeed((RequestWarning("prompt_cut", "prompt", "it is long"),))
+    generate(job.id)
+    done = get(database, job.account_id, job.id)
+    assert done.warnings == (JobWarning(code="prompt_cut", field="prompt", detail="it is long"),)
 
 
 def test_a_bell_rung_many_times_runs_the_job_once(
@@ -104,9 +115,13 @@ def test_a_lost_device_writes_nothing_and_leaves_the_lease_to_be_ended(
 
 
 @pytest.fixture
-def heart(database: Database, holdings: Holdings, engine: FakeEngine, tier: str) -> Heart:
+def worker(tier: str) -> Worker:
+    return Worker("w-" + tier, "b-" + tier, "host", 1, "cpu:0", (tier,), 4, 1, "exact")
+
+
+@pytest.fixture
+def heart(database: Database, holdings: Holdings, engine: FakeEngine, worker: Worker) -> Heart:
     """A heart that the test beats by hand."""
-    worker = Worker("w-" + tier, "b-" + tier, "host", 1, "cpu:0", (tier,), 4, 1, "exact")
     return Heart(
         database,
         worker,
@@ -132,6 +147,44 @@ def test_a_cancellation_reaches_the_engine_with_the_next_heartbeat(
     heart.beat()
     thread.join(10)
     assert get(database, job.account_id, job.id).state is State.CANCELED
+
+
+def test_a_worker_that_leaves_says_so_at_once_and_keeps_its_leases(
+    database: Database,
+    generate: Generate,
+    engine: FakeEngine,
+    heart: Heart,
+    holdings: Holdings,
+    worker: Worker,
+    make_job: MakeJob,
+) -> None:
+    """It may finish for a minute what it has begun, and hears nothing more meanwhile."""
+
+    def is_live() -> bool:
+        return worker.boot_id in {one.boot_id for one in live_workers(database, 20)}
+
+    job = make_job()
+    engine.behave = lambda _: None
+    thread = threading.Thread(target=generate, args=(job.id,))
+    thread.start()
+    assert engine.submitted.wait(10)
+    heart.start()
+    try:
+        assert is_live()
+        heart.leave()
+        deadline = time.monotonic() + 4  # it beats every five seconds, unless it is told to hurry
+        while is_live():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        heart.beat()
+        assert not is_live()
+        assert get(database, job.account_id, job.id).state is State.RUNNING
+        assert holdings.all(), "what it has begun is still its own"
+    finally:
+        heart.stop()
+        jobs.cancel(database, job.account_id, job.id)
+        heart.beat()
+        thread.join(10)
 
 
 def test_a_worker_that_lost_its_lease_writes_nothing(

@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from local.endpoints import Embedded
+from storage import jobs
 from storage.database import Database
 from storage.job_views import get
 from storage.states import State
@@ -14,6 +15,7 @@ from storage.workers import Worker, heartbeat, say_goodbye
 from tasks.app import make_celery
 from tasks.broker import Broker
 from tasks.dispatch import Dispatcher
+from tasks.queues import CPU_QUEUE
 from tasks.sweeper import Sweeper, SweepPlan
 from tests.integration.tasks.conftest import MakeJob
 
@@ -50,6 +52,20 @@ def bench(migrated: Embedded, database: Database, tier: str) -> Iterator[Bench]:
     say_goodbye(database, worker.boot_id)
     bench.redis.close()
     bench.broker.close()
+
+
+@pytest.mark.usefixtures("outbox")
+def test_a_receiver_that_is_down_puts_only_a_few_bells_into_the_broker(
+    bench: Bench, database: Database, make_job: MakeJob
+) -> None:
+    for _ in range(30):
+        job = make_job(webhook_url="https://hooks.example.com/")
+        jobs.cancel(database, job.account_id, job.id)
+    bench.sweeper.sweep()
+    assert bench.broker.depth(CPU_QUEUE) == 4
+    for _ in range(60):  # nobody hears them, and each turn finds them lost
+        bench.sweeper.sweep()
+    assert bench.broker.depth(CPU_QUEUE) <= 200
 
 
 def test_a_large_batch_puts_only_a_few_bells_into_the_broker(bench: Bench, make_job: MakeJob) -> None:

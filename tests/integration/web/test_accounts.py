@@ -10,6 +10,7 @@ from storage import accounts
 from storage.database import Database
 from tests.integration.web.conftest import Client, Draw, assert_problem
 from web.auth import CACHE_SECONDS, KeyRing
+from web.session import Sessions
 
 UNKNOWN = {"job": "job_" + "0" * 26, "batch": "bat_" + "0" * 26}
 
@@ -47,7 +48,7 @@ def test_what_another_account_has_looks_like_nothing(
     draw(job_id)
     file = (io.BytesIO(b"prompt\na\n"), "a.csv")
     batch_id = client("POST", "/v1/batches", data={"file": file}).get_json()["id"]
-    with_id = [(method, rule) for method, rule in routes(app) if "_id>" in rule]
+    with_id = [(method, rule) for method, rule in routes(app) if "_id>" in rule and rule.startswith("/v1/")]
     assert len(with_id) >= 8
     for method, rule in with_id:
         answers = []
@@ -81,7 +82,7 @@ def test_what_cannot_be_an_id_is_not_found(client: Client, name: str) -> None:
 def test_a_revoked_key_works_no_longer_than_the_cache_remembers(database: Database, account: str) -> None:
     now = 0.0
     key = accounts.create_key(database, account, "short")
-    keys = KeyRing(database, clock=lambda: now)
+    keys = KeyRing(database, Sessions(database, "a secret"), clock=lambda: now)
     assert keys.principal_of(key.plaintext) == accounts.Principal(account, key.id)
     accounts.revoke_key(database, key.id)
     now = CACHE_SECONDS + 0.01

@@ -16,10 +16,10 @@ from web.app import create_app
 from web.wiring import EXTENSION, Wiring
 
 FIELDS = {
-    "id", "state", "eta_seconds", "queue_position", "progress", "attempt", "tier", "model", "lane", "prompt",
-    "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "scheduler", "seed",
-    "num_images", "images", "error", "warnings", "worker", "batch_id", "batch_line", "retry_of", "created_at",
-    "started_at", "finished_at", "timings", "links",
+    "id", "state", "eta_seconds", "queue_position", "waiting_reason", "progress", "attempt", "tier", "model",
+    "lane", "prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale",
+    "scheduler", "seed", "num_images", "images", "error", "warnings", "worker", "batch_id", "batch_line",
+    "retry_of", "created_at", "started_at", "finished_at", "timings", "links",
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def test_a_job_is_accepted_and_can_be_found_at_its_address(client: Client) -> No
     job = answer.get_json()
     assert set(job) == FIELDS
     assert (job["state"], job["tier"], job["seed"], job["images"]) == ("queued", "hd", 5, [])
-    assert (job["eta_seconds"], job["queue_position"]) == (None, None)
+    assert job["eta_seconds"] is None
     assert answer.headers["Location"] == job["links"]["self"]
     assert client("GET", answer.headers["Location"]).get_json() == job
 
@@ -50,13 +50,20 @@ def test_an_interactive_job_is_rung_and_a_bulk_job_left_to_the_sweeper(
     assert [dispatch_seq(database, job_id) for job_id in job_ids] == [1, 0]
 
 
-def test_a_dead_broker_does_not_turn_a_job_away(settings: Settings, api_key: str) -> None:
+def has_bell(database: Database, job_id: str) -> bool:
+    with database.transaction() as connection:
+        query = "SELECT ring_number IS NOT NULL FROM jobs WHERE id = %s"
+        return bool(connection.exec_driver_sql(query, (job_id,)).scalar_one())
+
+
+def test_a_dead_broker_does_not_turn_a_job_away(settings: Settings, api_key: str, database: Database) -> None:
     dead = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
     client = Client(create_app(dead).test_client(), api_key)
     for _ in range(2):
         answer = client.submit()
         assert answer.status_code == 202
     assert client("GET", answer.headers["Location"]).get_json()["state"] == "queued"
+    assert not has_bell(database, answer.get_json()["id"]), "the sweeper rings once the broker is back"
     readiness = client("GET", "/readyz")
     assert readiness.status_code == 200
     assert readiness.get_json()["state"] == "degraded"

@@ -132,28 +132,34 @@ def test_metrics_are_served_on_loopback(settings: Settings, api_key: str) -> Non
         "calotype_bells_failed_total 0.0",
         "calotype_waiters_threads 0.0",
         'calotype_queue_jobs{lane="interactive",tier="sd"}',
+        "calotype_webhooks_late_seconds ",
+        "calotype_webhooks_pending ",
         'calotype_request_seconds_bucket{le="0.1",method="POST",route="/v1/jobs"}',
     ):
         assert line in text
     assert client("GET", "/metrics").status_code == 404
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/docs/try"])
 def test_a_page_loads_nothing_from_elsewhere(client: Client, path: str) -> None:
     html = client("GET", path).get_data(as_text=True)
     links = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert links
     for link in links:
+        if link.startswith("#"):
+            assert f'id="{link[1:]}"' in html
+            continue
         assert link.startswith("/")
         assert client("GET", link).status_code == 200, link
     assert "<script>" not in html
 
 
 def test_every_answer_has_its_security_headers(app: Flask) -> None:
-    for path in ("/", "/docs", "/healthz", "/v1/jobs", "/nothing"):
+    for path in ("/", "/docs", "/docs/try", "/healthz", "/v1/jobs", "/nothing"):
         headers = app.test_client().get(path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["X-Frame-Options"] == "DENY"
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
-    assert "script-src" not in app.test_client().get("/").headers["Content-Security-Policy"]
+    for path in ("/", "/docs"):
+        assert "'unsafe" not in app.test_client().get(path).headers["Content-Security-Policy"]
     assert app.test_client().get("/v1/jobs").headers["Cache-Control"] == "no-store"

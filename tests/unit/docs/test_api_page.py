@@ -2,15 +2,18 @@
 
 import ast
 import re
+from typing import get_args
 
 import pytest
 
+from engine.request import WarningCode
 from settings import ROOT, Settings
 from storage import errors as storage_errors
 from storage.states import State
 from web import refusals
 from web.app import create_app
 from web.schemas import JobRequest
+from web.waiting_reasons import CODES, RULES
 
 from .conftest import ReadTable
 
@@ -69,6 +72,18 @@ def test_every_code_of_a_failed_job_is_documented(read_table: ReadTable) -> None
     engine = _engine_codes() - {"canceled", "engine_stopped", "device_lost", "model_not_loadable"}
     assert engine <= documented
     assert documented - engine <= _codes(storage_errors) | {"internal_error", "worker_lost"}
+
+
+def test_every_waiting_reason_is_documented_in_its_order(read_table: ReadTable) -> None:
+    rows = read_table(PAGE, "### Why a job waits")
+    documented = [row[0].strip("`") for row in rows]
+    assert documented == [*RULES, "unknown"]
+    assert set(documented) == CODES
+
+
+def test_every_code_of_a_warning_is_documented(read_table: ReadTable) -> None:
+    documented = {row[0].strip("`") for row in read_table(PAGE, "### Warnings")}
+    assert documented == set(get_args(WarningCode))
 
 
 def _engine_codes() -> set[str]:

@@ -9,7 +9,13 @@ import typer.main
 from cli import app
 from settings import ROOT
 from tasks.heart import EXIT_HUNG
-from terminal import EXIT_UNREACHABLE
+from terminal import (
+    EXIT_BROKEN_PIPE,
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+)
 
 from .conftest import ReadTable
 
@@ -56,4 +62,11 @@ def test_every_exit_code_is_documented(read_table: ReadTable) -> None:
     worker = re.findall(
         r"^EXIT_\w+ = (\d+)", (ROOT / "tasks/worker.py").read_text(encoding="utf-8"), re.MULTILINE
     )
-    assert documented == {0, 1, 2, EXIT_UNREACHABLE, EXIT_HUNG, *map(int, worker)}
+    ours = {EXIT_REFUSED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE}
+    assert documented == {0, *ours, EXIT_HUNG, *map(int, worker)}
+
+
+def test_the_options_before_the_command_are_documented() -> None:
+    exist = {option for part in typer.main.get_command(app).params for option in part.opts}
+    before = TEXT.partition("\n## `calotype up`")[0]
+    assert exist - {"--help"} <= set(re.findall(r"`(--[a-z-]+)`", before))

@@ -1,157 +1,152 @@
-"""Procfile, docker-compose.yml, Dockerfile and the lock: structure, commands and names that exist."""
+"""Whatever a deployment file names exists in the code, and a name that does not exist is noticed."""
 
-import importlib.util
+import os
 import re
-import shlex
-from typing import Any
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import typer.main
-import yaml
 
-from cli import app
-from settings import ROOT, Settings, load_catalogue
+from settings import ROOT, Settings, load_settings
 
-SETTINGS = {f"CALOTYPE_{name.upper()}" for name in Settings.model_fields}
-COMMANDS = getattr(typer.main.get_command(app), "commands", {})
-PROCFILE = dict(
-    re.findall(r"^([A-Za-z0-9_-]+):\s*(.+)$", (ROOT / "Procfile").read_text(encoding="utf-8"), re.MULTILINE)
-)
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = {name: service for name, service in SERVICES.items() if "build" in service}
-DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+from .deployment_checks import problems
+from .deployment_files import FILES, Deployment
+
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
 
+COMPOSE, UNITS = "docker-compose.yml", "deploy/systemd/"
+# Of each kind, in each file where it can stand: what is changed, into what, and what must be said of it.
+CHANGES = [
+    ("Procfile", "-m gunicorn", "-m gunikorn", "no module gunikorn"),
+    ("Procfile", "--graceful-timeout", "--gracefull-timeout", "no option --gracefull-timeout"),
+    ("Procfile", "web.app:create_app()", "web.app:make_app()", "no application web.app:make_app"),
+    ("Procfile", "cli sweep", "cli sweeper", "no command calotype sweeper"),
+    ("Procfile", "cpu:0", "cpu0", "no device cpu0"),
+    ("Procfile", "cuda:0", "auto", "no device auto"),
+    ("Procfile", "--device cpu:0", "", "--device is required"),
+    ("Procfile", "upgrade head", "upgrade heads", "alembic is told"),
+    ("Procfile", "${CALOTYPE_WEB_THREADS", "${CALOTYPE_THREADS", "nobody reads CALOTYPE_THREADS"),
+    ("Procfile", "${PORT:-8000}", "${WEBPORT:-8000}", "nobody sets WEBPORT"),
+    ("Procfile", "PORT:-8000", "PORT:-8001", "not {PORT:-8000}"),
+    (COMPOSE, "--alive-file", "--alive-path", "no option --alive-path"),
+    (COMPOSE, "--read-only", "--readonly", "no option --readonly"),
+    (COMPOSE, "tasks.app:celery", "tasks.app:celeri", "no application tasks.app:celeri"),
+    (COMPOSE, "test -n", "tset -n", "no program tset"),
+    (COMPOSE, "CALOTYPE_LOG_LEVEL:", "CALOTYPE_LOGLEVEL:", "nobody reads CALOTYPE_LOGLEVEL"),
+    (COMPOSE, "CALOTYPE_S3_ENDPOINT:", "CALOTYPE_S3_REGION:", "not given CALOTYPE_S3_ENDPOINT"),
+    (COMPOSE, "calotype_s3_access_key, calotype", "calotype", "not given CALOTYPE_S3_ACCESS_KEY"),
+    (COMPOSE, "calotype_broker_url:", "calotype_broker_uri:", "no secret calotype_broker_url"),
+    (COMPOSE, "POSTGRES_PASSWORD_FILE", "POSTGRES_PASSWORDFILE", "reads POSTGRES_PASSWORDFILE"),
+    (COMPOSE, "WORKER_MEMORY:-8g", "WORKER_MEMORY:-4g", ".env.example offers"),
+    (COMPOSE, "${WORKER_MEMORY:-8g}", "${WORKER_MEMORY}", "no default for"),
+    (COMPOSE, "127.0.0.1:8000:8000", "127.0.0.1:8000:8080", "api listens on 8000"),
+    (COMPOSE, "127.0.0.1:5555/health", "127.0.0.1:5556/health", "flower's health check"),
+    (COMPOSE, "-s3.port=8333", "-s3.port=8334", "S3 listens on 8334"),
+    (COMPOSE, "test, -s, /tmp/ready.json", "test, -s, /tmp/up.json", "/tmp/up.json is looked at"),
+    (COMPOSE, "/run/secrets/valkey.conf", "/run/secrets/redis.conf", "reads /run/secrets/redis.conf"),
+    (COMPOSE, "./models:/app/models", "./weights:/app/weights", "mounts ./weights"),
+    (COMPOSE, "./secrets/flower_password", "./secret/flower_password", "secret flower_password is"),
+    ("Dockerfile", "COPY storage storage", "COPY store store", "copies store, which is not there"),
+    ("Dockerfile", "EXPOSE 8000", "EXPOSE 80", "exposes"),
+    ("Dockerfile", '"--worker-class"', '"--workers-class"', "no option --workers-class"),
+    (".dockerignore", "!storage\n", "", "keeps storage out"),
+    (".dockerignore", "!storage\n", "!storage\n!store\n", "store is not there"),
+    (".env.example", "WORKER_MEMORY=8g", "WORKERS_MEMORY=8g", ".env.example offers"),
+    ("deploy/make-secrets", "keep valkey.conf", "keep redis.conf", "makes no valkey.conf"),
+    ("deploy/make-secrets", "@valkey:6379/0", "@valkey:6380/0", "calotype_broker_url does not lead to"),
+    (UNITS + "calotype-sweeper.service", "cli sweep", "cli swipe", "no command calotype swipe"),
+    (UNITS + "calotype-api.service", "=32 PORT=8000", "=32", "PORT has no default"),
+    (UNITS + "calotype-flower.service", "FLOWER_PORT", "FLOWER_PROT", "nobody reads FLOWER_PROT"),
+    (UNITS + "calotype.target", "deploy-with-systemd", "deploy-by-systemd", "is not in the checkout"),
+    (UNITS + "calotype.env.example", "S3_SECRET_KEY", "S3_SECRETKEY", "reads CALOTYPE_S3_SECRETKEY"),
+    ("docs/howto/deploy-with-compose.md", "keys create", "keys make", "no command calotype make"),
+    ("docs/howto/deploy-with-systemd.md", "env.example", "env.sample", "is not in the checkout"),
+]  # fmt: skip
 
-def _check_command(command: list[str]) -> None:
-    """A `python -m MODULE ...` whose module, subcommand, options and application exist."""
-    assert command[:2] == ["python", "-m"], command
-    module, *arguments = command[2:]
-    assert importlib.util.find_spec(module), module
-    if module == "cli":
-        subcommand = COMMANDS[arguments[0]]
-        known = {option for part in subcommand.params for option in part.opts}
-        assert {argument for argument in arguments if argument.startswith("--")} <= known
-        assert all(part.required <= (part.opts[0] in arguments) for part in subcommand.params)
-    for target in arguments:
-        if match := re.fullmatch(r"([a-z]+\.[a-z]+):(\w+)(\(\))?", target):
-            path = ROOT / (match[1].replace(".", "/") + ".py")
-            assert re.search(rf"\b{match[2]}\b", path.read_text(encoding="utf-8")), target
+
+def make_secrets(folder: Path) -> None:
+    """Run the script as a person does."""
+    subprocess.run(["sh", str(ROOT / "deploy/make-secrets"), str(folder)], check=True, capture_output=True)
 
 
-def _variables(text: str) -> set[str]:
-    return set(re.findall(r"\$\{(\w+)", text))
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The deployment files, where a test may change them."""
+    for name in FILES:
+        source, target = ROOT / name, tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy(source, target)
+    return tmp_path
+
+
+def test_every_command_port_path_and_variable_exists() -> None:
+    assert problems(Deployment()) == []
+
+
+@pytest.mark.parametrize(("name", "right", "wrong", "said"), CHANGES)
+def test_a_name_that_does_not_exist_is_noticed(
+    copy: Path, name: str, right: str, wrong: str, said: str
+) -> None:
+    text = (copy / name).read_text(encoding="utf-8")
+    assert right in text
+    (copy / name).write_text(text.replace(right, wrong), encoding="utf-8")
+    found = problems(Deployment(copy))
+    assert any(said in problem for problem in found), found
 
 
 def test_the_procfile_names_every_process() -> None:
-    assert {"release", "web", "sweep", "flower"} <= PROCFILE.keys()
-    devices = re.findall(r"worker --device (\S+)", " ".join(PROCFILE.values()))
-    assert {device.partition(":")[0] for device in devices} == {"cpu", "cuda"}
+    procfile = Deployment().procfile
+    workers = ["worker-cpu", "worker-gpu", "worker-none"]
+    assert list(procfile) == ["release", "web", *workers, "sweeper", "flower"]
+    devices = [re.findall(r"--device (\S+)", line) for name, line in procfile.items() if "worker" in name]
+    assert devices == [["cpu:0"], ["cuda:0"], ["none"]]
 
 
-@pytest.mark.parametrize("name", PROCFILE)
-def test_a_line_of_the_procfile_can_be_run(name: str) -> None:
-    line = PROCFILE[name]
-    _check_command(shlex.split(line))
-    assert _variables(line) <= SETTINGS | {"PORT", "FLOWER_PORT"}
+def test_the_dockerfile_has_nothing_that_its_linter_frowns_on() -> None:
+    linter = str(Path(sys.executable).with_name("hadolint"))
+    answer = subprocess.run([linter, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stdout + answer.stderr) == (0, "")
 
 
-def test_compose_has_every_part() -> None:
-    data = {"postgres", "valkey", "seaweedfs"}
-    ours = {"migrate", "api", "worker-cpu", "worker-gpu", "sweeper", "flower"}
-    assert SERVICES.keys() == data | ours
-    assert OURS.keys() == ours
+def test_secrets_are_made_once_and_are_their_owners_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    before: dict[str, str] = {}
+    for _ in range(2):
+        make_secrets(folder)
+        made = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+        assert made == (before or made)
+        before = made
+    assert folder.stat().st_mode & 0o777 == 0o700
+    # Other users inside the containers read them, through mounts of the files alone.
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o444}
+    passwords = [text for name, text in made.items() if re.search(r"password$|_key$|_secret$", name)]
+    assert len(set(passwords)) == 7
+    assert all(re.fullmatch(r"[0-9a-f]{40}", text) for text in passwords)
+    assert made["postgres_password"] in made["calotype_database_url"]
+    assert made["valkey_password"] in made["valkey.conf"]
+    assert made["valkey_password"] in made["calotype_broker_url"]
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_a_service_of_ours_runs_a_command_that_exists(name: str) -> None:
-    service = OURS[name]
-    target = service["build"]["target"]
-    assert re.search(rf"^FROM base AS {target}$", DOCKERFILE, re.MULTILINE)
-    if "command" in service:
-        _check_command(service["command"])
-    assert service["read_only"] is True
-    assert service["cap_drop"] == ["ALL"]
+def test_the_settings_read_the_secrets_that_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_secrets(tmp_path / "s")
+    for name in [name for name in os.environ if name.startswith("CALOTYPE_")]:
+        monkeypatch.delenv(name)  # the environment comes before files
+    monkeypatch.setenv("CALOTYPE_SECRETS_DIR", str(tmp_path / "s"))
+    settings = load_settings()
+    settings.require("database_url", "broker_url", "s3_access_key", "s3_secret_key")
+    assert settings.broker_url.get_secret_value().endswith("@valkey:6379/0")
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_a_service_of_ours_is_given_known_settings_and_all_that_are_required(name: str) -> None:
-    given = {key for key in OURS[name]["environment"] if key.startswith("CALOTYPE_")}
-    assert given <= SETTINGS
-    assert {
-        f"CALOTYPE_{key}" for key in ("DATABASE_URL", "BROKER_URL", "S3_ENDPOINT", "S3_SECRET_KEY")
-    } <= given
-
-
-def test_compose_holds_no_secret_and_starts_without_none() -> None:
-    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    used = re.findall(r"\$\{(\w*(?:PASSWORD|KEY|SECRET)\w*)([^}]*)\}", text)
-    assert {name for name, _ in used} >= {"POSTGRES_PASSWORD", "VALKEY_PASSWORD", "S3_SECRET_KEY"}
-    assert {rule for _, rule in used} == {":?"}
-    # The recipe in its head makes every one of them.
-    made = set(re.findall(r"\b[A-Z0-9]+_[A-Z_]+\b", text.partition("do echo")[0]))
-    assert made == {name for name, _ in used}
-
-
-def test_no_internal_port_is_published() -> None:
-    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published.keys() == {"api", "seaweedfs", "flower"}
-    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
-    assert COMPOSE["networks"]["data"] == {"internal": True}
-    for name, service in SERVICES.items():
-        assert ("edge" in service["networks"]) == (name in published), name
-
-
-def test_every_service_that_can_be_asked_has_a_health_check() -> None:
-    silent = {name for name, service in SERVICES.items() if "healthcheck" not in service}
-    assert silent == {"migrate", "sweeper"}
-
-
-def test_what_a_service_waits_for_exists_and_can_come_true() -> None:
-    for name, service in SERVICES.items():
-        for other, wish in service.get("depends_on", {}).items():
-            if wish["condition"] == "service_healthy":
-                assert "healthcheck" in SERVICES[other], name
-            else:
-                assert wish["condition"] == "service_completed_successfully"
-                assert SERVICES[other]["restart"] != "unless-stopped", name
-
-
-def test_volumes_networks_and_configs_are_declared() -> None:
-    for service in SERVICES.values():
-        assert {volume.partition(":")[0] for volume in service.get("volumes", [])} <= COMPOSE[
-            "volumes"
-        ].keys()
-        assert set(service["networks"]) <= COMPOSE["networks"].keys()
-        assert {entry["source"] for entry in service.get("configs", [])} <= COMPOSE["configs"].keys()
-
-
-def test_the_gpu_worker_reserves_a_gpu_and_starts_only_when_asked() -> None:
-    worker = SERVICES["worker-gpu"]
-    assert worker["profiles"] == ["gpu"]
-    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
-    assert device["capabilities"] == ["gpu"]
-    assert "cuda:0" in worker["command"]
-
-
-def test_a_worker_has_time_to_drain() -> None:
-    seconds = int(SERVICES["worker-cpu"]["stop_grace_period"].removesuffix("s"))
-    assert seconds > Settings.model_fields["drain_seconds"].default
-
-
-def test_the_images_run_without_root_and_hold_what_they_run() -> None:
-    stages = dict(re.findall(r"^FROM \S+ AS (\w+)$(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL))
-    for target in ("api", "worker"):
-        assert "\nUSER calotype\n" in stages[target]
-        sources = [
-            word for line in re.findall(r"^COPY (.+)$", stages[target], re.M) for word in line.split()[:-1]
-        ]
-        assert [source for source in sources if not (ROOT / source).exists()] == []
-    assert not re.search(r"^COPY engine|-r requirements\.lock", stages["api"], re.MULTILINE)
-    catalogue = load_catalogue(ROOT / "calotype.toml")
-    for model in catalogue.models:
-        assert f"COPY {model.path} " in stages["worker"]
+def test_no_secret_is_committed_or_enters_a_build() -> None:
+    assert {"/secrets/", "/.env"} <= set((ROOT / ".gitignore").read_text(encoding="utf-8").splitlines())
+    rules = [line for line in Deployment().text(".dockerignore").splitlines() if line and line[0] != "#"]
+    assert rules[0] == "*", "nothing enters that is not named"
+    assert not any("secret" in rule or ".env" in rule for rule in rules)
 
 
 def test_the_lock_pins_and_does_nothing_else() -> None:
@@ -163,3 +158,36 @@ def test_the_lock_pins_and_does_nothing_else() -> None:
 def test_the_lock_holds_one_torch_and_leaves_the_nvidia_packages_to_pip() -> None:
     assert "torch==2.13.0" in LOCK
     assert [line for line in LOCK if re.match(r"nvidia|torchvision|torchaudio|triton|cuda", line, re.I)] == []
+
+
+def test_the_web_and_flower_are_started_alike_everywhere() -> None:
+    deployment = Deployment()
+    plan = (ROOT / "local" / "plan.py").read_text(encoding="utf-8")
+    functions = dict(re.findall(r"^    def (\w+)(.*?)(?=^    def |\Z)", plan, re.MULTILINE | re.DOTALL))
+    flower = deployment.services["flower"]["command"][-1]
+    web = " ".join(deployment.stage("api", "CMD")[-1])
+    places = {
+        "web": [web, functions["_web"], deployment.units["calotype-api.service"]["Service"]["ExecStart"]],
+        "flower": [
+            flower,
+            functions["_flower"],
+            deployment.units["calotype-flower.service"]["Service"]["ExecStart"],
+        ],
+    }
+    for name, texts in places.items():
+        for text in [deployment.procfile[name], *texts]:
+            assert flags(text) == flags(deployment.procfile[name]), text
+
+
+def flags(command: str) -> list[str]:
+    """The flags of gunicorn and Flower that decide how they behave; where they listen is each place's own."""
+    kept = r"--(?:worker-class|workers|graceful-timeout)\W+\w+|--no-control-socket|--read-only|--threads"
+    return sorted(re.sub(r"\W+", " ", flag) for flag in re.findall(kept, command))
+
+
+def test_a_drain_is_shorter_than_what_kills_it() -> None:
+    drain, deployment = Settings.model_fields["drain_seconds"].default, Deployment()
+    for name in ("worker-cpu", "worker-gpu", "worker-none"):
+        assert int(deployment.services[name]["stop_grace_period"].removesuffix("s")) > drain
+    for name in ("calotype-worker@.service", "calotype-webhooks.service"):
+        assert int(deployment.units[name]["Service"]["TimeoutStopSec"]) > drain

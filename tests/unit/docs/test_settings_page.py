@@ -69,6 +69,8 @@ def _shown(field: FieldInfo) -> str:
         value = value.get_secret_value()
     if isinstance(value, Path):
         value = value.relative_to(ROOT)
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
     return "none" if value in ("", None) else str(value)
 
 

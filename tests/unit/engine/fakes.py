@@ -8,7 +8,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from engine.families.family import Encoding
+from engine.families.family import Conditions, Encoding
+from engine.sampling import FlowSigmas
 
 MARKS = {"explode": 1.0, "not a number": 2.0, "huge": 3.0, "lose the device": 4.0}
 
@@ -26,22 +27,25 @@ class FakeFamily:
     scheduler_config: Mapping[str, Any] = field(
         default_factory=lambda: DDIMScheduler(clip_sample=False).config
     )
+    flow_sigmas: FlowSigmas | None = None
     latent_channels = 4
     pixels_per_latent = 8
+    latents_per_patch = 1
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
         return guidance_scale > 1
 
-    def encode(self, text: str) -> Encoding:
+    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:  # noqa: ARG002
         if text == "cannot be encoded":
             raise RuntimeError("tokenizer")
         return Encoding(torch.full((1, 1, 1), MARKS.get(text, 0.0)))
 
-    def predict(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         self.on_predict()
         self.step_sizes.append(len(latents))
-        assert len(latents) == len(timesteps) == len(prompt_embeds)
-        marks = prompt_embeds.flatten()
+        assert len(latents) == len(timesteps) == len(conditions.prompt_embeds)
+        assert len(latents) == len(conditions.pooled_embeds) == len(conditions.guidance_scales)
+        marks = conditions.prompt_embeds.flatten()
         if (marks == MARKS["lose the device"]).any():
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
         if len(latents) > self.max_rows or (marks == MARKS["huge"]).any():

@@ -62,6 +62,12 @@ def test_bad_field_is_named(change: dict[str, Any]) -> None:
         {"name": "euler", "eta": 0.5},
         {"spacing": "uneven"},
         {"shift": 3.0},
+        {"name": "euler", "shift": 3.0},
+        {"name": "flow_match_euler", "shift": 0.0},
+        {"name": "flow_match_euler", "shift": 101.0},
+        {"name": "flow_match_euler", "karras": True},
+        {"name": "flow_match_euler", "eta": 0.5},
+        {"name": "flow_match_euler", "spacing": "trailing"},
     ],
 )
 def test_scheduler_that_does_not_exist_is_refused(spec: dict[str, Any]) -> None:

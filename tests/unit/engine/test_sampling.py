@@ -2,14 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from engine.errors import LoadError, RequestInvalid
 from engine.request import SchedulerSpec
-from engine.sampling import CoefficientTables, advance, guide, scale_model_input
+from engine.sampling import CoefficientTables, FlowSigmas, advance, guide, scale_model_input
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -147,3 +148,52 @@ def test_what_no_scheduler_can_do_is_refused() -> None:
         tables.table(SchedulerSpec(eta=1.0), 6)
     with pytest.raises(LoadError, match="prediction_type"):
         CoefficientTables({"prediction_type": "sample"})
+
+
+FLOWS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "shifted": {"shift": 3.0},
+    "by resolution": {"use_dynamic_shifting": True},
+    "karras": {"use_karras_sigmas": True},
+}
+
+
+@pytest.mark.parametrize("flow_sigmas", ["own", "even"])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_flow_matching_rows_equal_diffusers_step_bit_for_bit(flow: str, flow_sigmas: FlowSigmas) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(**FLOWS[flow])
+    tables = CoefficientTables(scheduler.config, flow_sigmas)
+    for num_steps in (1, 2, 4, 20, 50):
+        num_patches = 300 + num_steps
+        table = tables.table(SchedulerSpec("flow_match_euler"), num_steps, num_patches)
+        config = scheduler.config
+        slope = (config.max_shift - config.base_shift) / (4096 - 256)
+        scheduler.set_timesteps(
+            num_steps,
+            sigmas=np.linspace(1.0, 1 / num_steps, num_steps) if flow_sigmas == "even" else None,
+            mu=num_patches * slope + config.base_shift - slope * 256,
+        )
+        assert torch.equal(table.timesteps, scheduler.timesteps)
+        ours = theirs = torch.randn(SHAPE, generator=torch.Generator("cpu").manual_seed(num_steps))
+        for step, timestep in enumerate(scheduler.timesteps):
+            theirs = scheduler.step(fake_output(theirs, timestep), timestep, theirs).prev_sample
+            ours = advance(
+                table.update,
+                fake_output(scale_model_input(ours, table.input_divisors[step : step + 1]), timestep),
+                ours,
+                table.coefficients[step : step + 1],
+                None,
+            )
+            assert torch.equal(ours, theirs)
+
+
+def test_a_scheduler_of_another_kind_of_model_is_refused() -> None:
+    flow = CoefficientTables(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config, "even")
+    with pytest.raises(RequestInvalid, match="euler is not for this kind"):
+        flow.table(SchedulerSpec("euler"), 4)
+    with pytest.raises(RequestInvalid, match="follows from the resolution"):
+        flow.table(SchedulerSpec("flow_match_euler", shift=2.0), 4)
+    with pytest.raises(RequestInvalid, match="not for this kind"):
+        CoefficientTables(DDIMScheduler().config).table(SchedulerSpec("flow_match_euler"), 4)
+    with pytest.raises(LoadError, match="draws noise"):
+        CoefficientTables(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True).config, "own")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.families.family import Conditions
 from engine.self_test import run_self_test
 from tests.unit.engine.fakes import FakeFamily
 
@@ -13,16 +14,16 @@ class SizeDependent(FakeFamily):
 
     from_rows = 0
 
-    def predict(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        output = super().predict(latents, timesteps, prompt_embeds)
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        output = super().predict(latents, timesteps, conditions)
         return output + 1e-6 if len(latents) >= self.from_rows else output
 
 
 class NeighbourDependent(FakeFamily):
     """A row's bits depend on the rows beside it."""
 
-    def predict(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        return super().predict(latents, timesteps, prompt_embeds) + latents.mean() * 1e-3
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        return super().predict(latents, timesteps, conditions) + latents.mean() * 1e-3
 
 
 def test_rows_that_never_change_are_exact() -> None:

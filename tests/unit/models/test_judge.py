@@ -5,7 +5,7 @@ import random
 import pytest
 
 from models.judge import obeys
-from models.scenes import OBJECT_COLOURS, SHAPES, Scene, Thing, draw_scene, is_held_out, render
+from models.scenes import OBJECT_COLOURS, SHAPES, Scene, Thing, draw_scene, is_held_out, read_caption, render
 
 
 @pytest.mark.parametrize("side", [128, 192])
@@ -43,3 +43,32 @@ def test_held_out_triples_are_never_drawn_for_training() -> None:
     for _ in range(500):
         scene = draw_scene(rng)
         assert not any(is_held_out(thing, scene.background) for thing in scene.things)
+
+
+def test_every_drawn_scene_can_be_read_back_from_its_caption() -> None:
+    rng = random.Random(8)
+    for _ in range(2000):
+        scene = draw_scene(rng, pairs=0.5)
+        assert read_caption(scene.caption()) == scene
+    assert read_caption(" A small  RED star\non a gray background ") == Scene(
+        "gray", Thing("star", "red", "small")
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a red star",
+        "a red star on a white background, in oil",
+        "an red star on a white background",
+        "a pink star on a white background",
+        "a white star on a white background",
+        "a small red star above a blue ring on a white background",
+        "a red star above a white ring on a white background",
+        "a red star on the left above a blue ring on a white background",
+        "two red stars on a white background",
+    ],
+)
+def test_what_no_drawn_scene_is_called_is_not_read(text: str) -> None:
+    assert read_caption(text) is None

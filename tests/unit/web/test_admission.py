@@ -29,7 +29,7 @@ def admit(catalogue: Catalogue, **fields: Any) -> NewJob:
 def test_what_is_left_out_is_the_models_choice(catalogue: Catalogue) -> None:
     new = admit(catalogue)
     assert (new.model, new.tier, new.width, new.height) == ("tiny", "sd", 128, 128)
-    assert (new.num_inference_steps, new.guidance_scale, new.scheduler) == (20, 4.0, "ddim")
+    assert (new.num_inference_steps, new.guidance_scale, new.scheduler) == (20, 2.0, "ddim")
     assert (new.lane, new.num_images, new.deadline_seconds, new.webhook_url) == ("interactive", 1, None, None)
 
 

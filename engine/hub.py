@@ -1,0 +1,164 @@
+"""From a model's path to a folder on disk: one that is there, or a hub id at a pinned revision.
+
+The only module that reaches a model hub, before the engine starts and only where a model allows it. What
+has been downloaded is complete and never asked for again, since a commit does not change. Every failure
+becomes a `LoadError` of one sentence that says what to do; every wait has an end.
+"""
+
+import errno
+import logging
+import re
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from engine.errors import LoadError
+from engine.layout import INDEX, files_to_load, read_layout
+
+logger = logging.getLogger(__name__)
+
+
+class Hub:
+    """A model hub and its cache on this disk; by default those of the `HF_*` variables.
+
+    `timeout_seconds` bounds the connection and each silence of the hub, not a whole download.
+    """
+
+    def __init__(
+        self, *, endpoint: str | None = None, cache: Path | None = None, timeout_seconds: float = 10
+    ) -> None:
+        self._endpoint = endpoint or constants.ENDPOINT
+        self._cache = cache or Path(constants.HF_HUB_CACHE)
+        self._timeout_seconds = timeout_seconds
+
+    def folder(
+        self,
+        path: str,
+        *,
+        revision: str | None,
+        variant: str | None,
+        local_files_only: bool,
+        left_out: Collection[str],
+    ) -> Path:
+        """The folder of a model, downloaded if it must and may be; raises `LoadError`."""
+        if Path(path).is_dir():
+            return Path(path)
+        if revision is None:
+            raise LoadError(
+                "there is no such folder, and a hub id needs `revision`: the commit, 40 hexadecimal digits"
+            )
+        if not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise LoadError(f"revision {revision!r} can move: give the commit, 40 hexadecimal digits")
+        try:
+            cached = try_to_load_from_cache(path, INDEX, cache_dir=self._cache, revision=revision)
+        except HFValidationError as error:
+            raise LoadError("there is no such folder, and this is no hub id") from error
+        if not isinstance(cached, str):
+            missing = "it is not on this disk"
+        else:
+            folder = Path(cached).parent
+            try:
+                files_to_load(read_layout(Path(cached), left_out), names_in(folder), variant)
+                return folder
+            except LoadError as error:
+                missing = str(error)
+        command = (
+            f"hf download {path} --revision {revision} --include '*.json' --include '*.txt'"
+            " --include '*.model' --include '*/*.safetensors'"
+        )
+        if constants.is_offline_mode():
+            raise LoadError(f"{missing}, and HF_HUB_OFFLINE is set; where the hub can be reached: {command}")
+        if local_files_only:
+            raise LoadError(f"{missing}: set `local_files_only = false`, or run {command}")
+        return self._download(path, revision, variant, left_out, command)
+
+    def _download(
+        self, repository: str, revision: str, variant: str | None, left_out: Collection[str], command: str
+    ) -> Path:
+        disable_progress_bars()
+        try:
+            found = HfApi(endpoint=self._endpoint).model_info(
+                repository, revision=revision, timeout=self._timeout_seconds, files_metadata=True
+            )
+            sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+            if INDEX not in sizes:
+                raise LoadError(f"there is no {INDEX}, so it is not in diffusers' layout")
+            index = self._fetch(repository, revision, INDEX)
+            files = files_to_load(read_layout(index, left_out), sizes, variant)
+            num_bytes = sum(sizes[name] for name in files)
+            self._check_space(num_bytes)
+            logger.info(
+                "downloading %s at %s: %d files, %d bytes", repository, revision, len(files), num_bytes
+            )
+            for name in files:
+                self._fetch(repository, revision, name)
+        except (httpx2.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise LoadError(self._complaint(error, repository, revision, command)) from error
+        return index.parent
+
+    def _fetch(self, repository: str, revision: str, name: str) -> Path:
+        return Path(
+            hf_hub_download(
+                repository,
+                name,
+                revision=revision,
+                cache_dir=self._cache,
+                endpoint=self._endpoint,
+                etag_timeout=self._timeout_seconds,
+            )
+        )
+
+    def _check_space(self, num_bytes: int) -> None:
+        free = shutil.disk_usage(self._cache).free
+        if free < num_bytes:
+            raise LoadError(
+                f"it takes {num_bytes / 1e9:.1f} GB, and the disk of {self._cache} has"
+                f" {free / 1e9:.1f} GB left (HF_HUB_CACHE names another place)"
+            )
+
+    def _complaint(self, error: Exception, repository: str, revision: str, command: str) -> str:
+        """What went wrong and what to do, for one of the hub library's errors or of the network's."""
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if isinstance(error, DisabledRepoError):
+            return f"{self._endpoint} has disabled {repository}"
+        if isinstance(error, RevisionNotFoundError):
+            return f"{self._endpoint} has no revision {revision} of it"
+        if isinstance(error, GatedRepoError) or status == 403:
+            return (
+                f"its files are gated: accept the terms on {self._endpoint}/{repository}"
+                " and put a token of that account into HF_TOKEN"
+            )
+        if isinstance(error, RepositoryNotFoundError) or status == 401:
+            return f"{self._endpoint} knows no {repository}, or it is private and HF_TOKEN opens it not"
+        if status is not None:
+            return f"{self._endpoint} answered {status}: try again later, or run {command}"
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            return f"the disk of {self._cache} is full (HF_HUB_CACHE names another place)"
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+        if isinstance(cause, HfHubHTTPError):
+            return self._complaint(cause, repository, revision, command)
+        if isinstance(cause, httpx2.HTTPError | OfflineModeIsEnabled | LocalEntryNotFoundError):
+            return (
+                f"{self._endpoint} cannot be reached ({type(cause).__name__}: {cause}):"
+                f" where it can, run {command}, and bring its cache here"
+            )
+        return f"{type(error).__name__}: {error}"
+
+
+def names_in(folder: Path) -> list[str]:
+    """Every file under `folder`, as a hub lists them: relative, with slashes."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

@@ -1,0 +1,98 @@
+"""`calotype up` without a terminal: started in the background, and stopped from outside.
+
+Owns the waiting at both ends; what is started, drained and stopped is `local.up`'s.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from local.errors import LocalError, StartFailed
+from local.holder import find_holder
+from local.log_lines import LogFile
+from local.state import make_folder
+from local.status import read_ready
+from settings import ROOT
+
+_POLL_SECONDS = 0.1
+_SPEAK_SECONDS, _INSIST_SECONDS = 10.0, 1.0
+
+
+def start(
+    data_dir: Path,
+    *,
+    say: Callable[[str], None],
+    port: int | None = None,
+    ready_file: Path | None = None,
+) -> dict[str, Any]:
+    """Start everything in the background and wait until it answers; what its ready file holds.
+
+    What runs already is left as it is. Raises `StartFailed`, after `say` was given all that it said.
+    """
+    folder = make_folder(data_dir)
+    with find_holder(folder) as holder:
+        if holder is not None:
+            return _of_running(folder, holder.pid, port)
+    log = folder / "logs" / "up.log"
+    log.parent.mkdir(mode=0o700, exist_ok=True)
+    # Where the caller is, so that a relative path means what it means there, and by its path, so that no
+    # other `cli` is found there.
+    command = [sys.executable, str(ROOT / "cli.py"), "up", "--data-dir", str(folder)]
+    command += ["--port", str(port)] if port else []
+    command += ["--ready-file", str(ready_file.absolute())] if ready_file else []
+    lines = LogFile(log, num_lines=0)
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # neither Ctrl-C nor a closed terminal is meant for it
+        )
+    try:
+        while True:
+            has_ended = child.poll() is not None  # before its last words are read
+            ready = read_ready(folder)
+            if ready and ready["pid"] == child.pid:
+                return ready
+            for line in lines.new_lines():
+                say(line)
+            if has_ended:
+                raise StartFailed(f"it did not start; what it said is in {log}")
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+        raise
+
+
+def stop(data_dir: Path, *, say: Callable[[str], None], at_once: bool = False) -> bool:
+    """Drain and stop what runs there; whether anything did. `at_once` kills what does not end by itself."""
+    with find_holder(data_dir.absolute()) as holder:
+        if holder is None:
+            return False
+        say(f"stopping process {holder.pid} …")
+        holder.tell(signal.SIGTERM)
+        began_at = time.monotonic()
+        while not holder.has_ended(_INSIST_SECONDS if at_once else _SPEAK_SECONDS):
+            if at_once:
+                # `up` takes an interrupt after a first signal for an order to kill. Not both at once: two
+                # pending signals are seen in the order of their numbers.
+                holder.tell(signal.SIGINT)
+            else:
+                say(f"running jobs come to their end, {time.monotonic() - began_at:.0f} s so far …")
+    return True
+
+
+def _of_running(folder: Path, pid: int, port: int | None) -> dict[str, Any]:
+    ready = read_ready(folder)
+    if ready is None or ready["pid"] != pid:
+        raise LocalError(f"process {pid} is starting or stopping in {folder}: see `calotype status`")
+    if port and not str(ready["url"]).endswith(f":{port}"):
+        raise LocalError(f"process {pid} runs in {folder} already, at {ready['url']}: `calotype down` first")
+    return ready

@@ -1,0 +1,102 @@
+"""Every setting and every entry of `calotype.toml` with its value and where that came from, to be shown.
+
+Owns the masking: whatever leaves `shown_settings` may be pasted into a bug report.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import BaseModel, SecretStr
+
+from local.endpoints import Endpoints, addresses
+from local.state import STATE_FILE, State
+from settings import Catalogue, Settings, load_settings, origins
+
+MASK = "********"
+_DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One entry as people may see it."""
+
+    name: str
+    value: Any
+    origin: str
+
+
+def effective_settings(data_dir: Path) -> tuple[Settings, dict[str, str]]:
+    """What counts here, and where each that is no default is from.
+
+    The environment counts first, then the folder of secrets, then the services that `calotype up` keeps
+    in `data_dir`.
+    """
+    found = origins()
+    embedded = {name: value for name, value in _of_installation(data_dir).items() if name not in found}
+    settings = load_settings(**embedded)
+    here = f"`calotype up` in {data_dir.absolute()}"
+    return settings, {**dict.fromkeys(embedded, here), **found}
+
+
+def shown_settings(settings: Settings, found: Mapping[str, str]) -> Iterator[Shown]:
+    """Every setting, masked, by its variable; then every entry of the catalogue."""
+    for name in Settings.model_fields:
+        value = _masked(getattr(settings, name))
+        yield Shown(f"CALOTYPE_{name.upper()}", value, found.get(name, _DEFAULT))
+    yield from _shown_catalogue(settings.catalogue, str(settings.config))
+
+
+def _shown_catalogue(catalogue: Catalogue, file: str) -> Iterator[Shown]:
+    yield from _shown_entries("", catalogue, file, skip={"models", "workers"})
+    for model in catalogue.models:
+        here = f"models.{model.name}."
+        yield from _shown_entries(here, model, file, skip={"name", "tiers"})
+        for tier in model.tiers:
+            yield from _shown_entries(f"{here}tiers.{tier.name}.", tier, file, skip={"name", "model"})
+    for number, plan in enumerate(catalogue.workers):
+        yield from _shown_entries(f"workers[{number}].", plan, file, skip=set())
+
+
+def _shown_entries(prefix: str, entries: BaseModel, file: str, *, skip: set[str]) -> Iterator[Shown]:
+    for name in type(entries).model_fields:
+        if name not in skip:
+            value = getattr(entries, name)
+            origin = file if name in entries.model_fields_set else _DEFAULT
+            yield Shown(prefix + name, list(value) if isinstance(value, tuple) else value, origin)
+
+
+def _of_installation(data_dir: Path) -> dict[str, str]:
+    if not (data_dir / STATE_FILE).exists():
+        return {}
+    given: Endpoints = addresses(State.read(data_dir))
+    return {name.removeprefix("CALOTYPE_").lower(): value for name, value in given.environment.items()}
+
+
+def _masked(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [str(part) for part in value]
+    if isinstance(value, SecretStr):
+        return _masked_url(value.get_secret_value(), secret=True)
+    return _masked_url(value, secret=False) if isinstance(value, str) else value
+
+
+def _masked_url(text: str, *, secret: bool) -> str:
+    """A URL without its password and its query, which may hold one; anything else secret is hidden whole."""
+    if not text:
+        return ""
+    try:
+        url = urlsplit(text)
+        has_host = bool(url.scheme and url.hostname)
+    except ValueError:
+        has_host = False
+    if not has_host:
+        return MASK if secret else text
+    user, at, host = url.netloc.rpartition("@")
+    if ":" in user:
+        user = f"{user.partition(':')[0]}:{MASK}"
+    return urlunsplit((url.scheme, user + at + host, url.path, MASK if url.query else "", ""))

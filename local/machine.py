@@ -1,0 +1,274 @@
+"""What a machine is like, as far as calotype cares: looked at once, without torch and without changing it.
+
+Owns the looking; what of it is good enough is `local.doctor`'s to say.
+"""
+
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from local.binaries import postgres_program, postgres_tree, valkey_program, weed_program
+from local.errors import LocalError
+from local.holder import find_holder
+from local.ports import is_free, is_usable
+from local.state import State
+from settings import SettingsError, load_settings
+from storage.database import Database
+from storage.errors import StorageError
+
+_CUDA_SECONDS, _PROGRAM_SECONDS = 120, 30
+_ASK_CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
+_ASK_CUDA = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, how much room it has, and why nothing can be written into it, if so."""
+
+    path: Path
+    free_bytes: int
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Torch:
+    """The torch that is installed, read without importing it."""
+
+    version: str
+    cuda: str | None
+    """The CUDA that it was built for, or nothing."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything that the checks look at."""
+
+    python: tuple[int, ...]
+    system: str
+    architecture: str
+    libc: tuple[str, str]
+    """Name and version of the C library, empty where it is not known."""
+    data: Place
+    temporary: Place
+    shared_memory: Place | None
+    memory_bytes: int | None
+    """What can be had without swapping."""
+    num_open_files: int
+    programs: dict[str, str | None]
+    """Each embedded server, and what is wrong with its program, if anything."""
+    holder: int | None
+    """The process id of the `calotype up` that runs in the data folder."""
+    taken_ports: dict[str, int]
+    """Ports of the data folder that another program listens on."""
+    can_listen: bool
+    """Whether a port on 127.0.0.1 can be opened at all."""
+    torch: Torch | None
+    driver: str | None
+    """The version of NVIDIA's driver, or nothing."""
+    num_gpus: int | None
+    """GPUs that torch can use; nothing if it was not asked."""
+    models: dict[str, str | None]
+    """Each model of calotype.toml, and what is wrong with its weights, if anything."""
+    settings_problem: str | None
+    clock_skew_seconds: float | None
+    """This machine's clock minus the database's; nothing while no database of ours runs."""
+
+
+def look_at_machine(data_dir: Path) -> Machine:
+    """Look at the machine that this runs on; takes seconds only where there is a GPU to ask."""
+    folder = data_dir.absolute()
+    holder = _holder(folder)
+    state = _state(folder)
+    torch, driver = _torch(), _driver()
+    models, settings_problem = _models()
+    return Machine(
+        python=tuple(sys.version_info[:3]),
+        system=platform.system(),
+        architecture=platform.machine(),
+        libc=platform.libc_ver(),
+        data=_place(folder),
+        temporary=_place(Path(tempfile.gettempdir())),
+        shared_memory=_place(Path("/dev/shm")) if Path("/dev/shm").is_dir() else None,
+        memory_bytes=_memory_bytes(),
+        num_open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        programs={name: _program_problem(*how) for name, how in _PROGRAMS.items()},
+        holder=holder,
+        taken_ports=_taken_ports(state) if state and holder is None else {},
+        can_listen=is_free(0),
+        torch=torch,
+        driver=driver,
+        num_gpus=_num_gpus() if torch and torch.cuda and driver else None,
+        models=models,
+        settings_problem=settings_problem,
+        clock_skew_seconds=_clock_skew(state) if state and holder else None,
+    )
+
+
+def _place(wanted: Path) -> Place:
+    """The folder, or the nearest one above it that exists, since that is where it would be made."""
+    path = next(path for path in (wanted, *wanted.parents) if path.is_dir())
+    try:
+        free_bytes = shutil.disk_usage(path).free
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"calotype")
+    except OSError as error:
+        return Place(path, 0, error.strerror or str(error))
+    return Place(path, free_bytes)
+
+
+def _holder(folder: Path) -> int | None:
+    with suppress(LocalError), find_holder(folder) as holder:
+        return holder.pid if holder else None
+    return None
+
+
+def _state(folder: Path) -> State | None:
+    try:
+        return State.read(folder)
+    except LocalError:
+        return None
+
+
+def _taken_ports(state: State) -> dict[str, int]:
+    return {name: port for name, port in state.ports.items() if not is_usable(name, port)}
+
+
+_PROGRAMS: dict[str, tuple[Callable[[], Path], str]] = {
+    "postgres": (lambda: postgres_program(postgres_tree(), "postgres"), "--version"),
+    "valkey": (valkey_program, "--version"),
+    "seaweedfs": (weed_program, "version"),
+}
+
+
+def _program_problem(find: Callable[[], Path], ask_version: str) -> str | None:
+    """Run it, if only to hear its version: the C library or the processor may not suit it."""
+    try:
+        path = find()
+        answer = subprocess.run(
+            [path, ask_version], capture_output=True, text=True, timeout=_PROGRAM_SECONDS, check=False
+        )
+    except LocalError as error:
+        return str(error)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path} cannot be run: {error}"
+    if answer.returncode == 0:
+        return None
+    said = (answer.stderr or answer.stdout).strip().splitlines()
+    return f"{path} {ask_version} failed: {said[-1] if said else answer.returncode}"
+
+
+def _memory_bytes() -> int | None:
+    """What the kernel says is available, or what a container leaves of its limit, whichever is less."""
+    found: list[int] = []
+    with suppress(OSError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found += [int(line[1]) * 1024 for line in re.finditer(r"^MemAvailable:\s+(\d+) kB", text, re.M)]
+    with suppress(OSError, ValueError):
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")
+        found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii")))
+    return min(found, default=None)
+
+
+def _torch() -> Torch | None:
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    version = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
+    cuda = re.search(r"^cuda\b[^=]*= '([^']+)'", text, re.MULTILINE)
+    return Torch(version[1] if version else "?", cuda[1] if cuda else None)
+
+
+def _driver() -> str | None:
+    with suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+        if match := re.search(r"Module\D*?(\d+\.\d+(?:\.\d+)?)", text):
+            return match[1]
+    if not shutil.which("nvidia-smi"):
+        return None
+    answer = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], seconds=30)
+    return answer.splitlines()[0].strip() if answer else None
+
+
+def _num_gpus() -> int:
+    """Asked in a process of its own: it takes seconds, and a broken driver may take it down."""
+    answer = _output([sys.executable, "-c", _ASK_CUDA], seconds=_CUDA_SECONDS).strip()
+    return int(answer) if answer.isdecimal() else 0
+
+
+def _output(command: list[str], *, seconds: float) -> str:
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
+
+
+def _models() -> tuple[dict[str, str | None], str | None]:
+    try:
+        settings = load_settings()
+        catalogue = settings.catalogue
+    except SettingsError as error:
+        return {}, str(error)
+    folder = settings.config.absolute().parent
+    found: dict[str, str | None] = {}
+    for model in catalogue.models:
+        place = _weights_folder(folder, model.path)
+        # A model that may be fetched need not be here before its worker starts.
+        is_fetched_later = not model.local_files_only and not place.is_dir()
+        found[model.name] = None if is_fetched_later else _weights_problem(place)
+    return found, None
+
+
+def _weights_folder(folder: Path, path: str) -> Path:
+    """A folder beside `calotype.toml`, or where the hub's client keeps a model of that id."""
+    if (folder / path).is_dir() or path.count("/") != 1:
+        return folder / path
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    return cache / ("models--" + path.replace("/", "--")) / "snapshots"
+
+
+def _weights_problem(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return f"{folder} is not there"
+    weights = sorted(folder.rglob("*.safetensors"))
+    if not weights:
+        return f"{folder} holds no *.safetensors"
+    for path in weights:
+        # A file of Git LFS that was not fetched is a few lines of text.
+        if not os.access(path, os.R_OK):
+            return f"{path} cannot be read"
+        if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+            return f"{path} is a pointer of Git LFS, not the weights"
+    return None
+
+
+def _clock_skew(state: State) -> float | None:
+    from sqlalchemy import text
+
+    from local.postgres import Postgres
+
+    db = Database(Postgres(state).url, 1, statement_seconds=5)
+    try:
+        with db.transaction() as connection:
+            there = connection.execute(text(_ASK_CLOCK)).scalar_one()
+        return time.time() - float(there)
+    except StorageError:
+        return None
+    finally:
+        db.close()

@@ -1,0 +1,73 @@
+"""What runs in a data folder, seen from outside: the lock, the ready file, the processes and the API.
+
+Owns a picture for people and programs that holds no secret. It changes nothing and starts nothing.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from client.api import Api, ApiError, Unreachable
+from local.errors import LocalError
+from local.holder import find_holder
+from local.process import is_alive
+from local.state import READY_FILE, State
+
+Document = dict[str, Any]
+
+_TIMEOUT_SECONDS = 5
+_SHOWN = ("url", "flower_url", "metrics_url", "logs", "started_at")
+
+
+def read_ready(folder: Path) -> Document | None:
+    """What the ready file of that folder holds, secrets included, or nothing."""
+    try:
+        document = json.loads((folder / READY_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) and "pid" in document else None
+
+
+def status_of(data_dir: Path) -> Document | None:
+    """What runs there, or nothing. `state` is `running`, or `changing` while it starts or stops."""
+    folder = data_dir.absolute()
+    with find_holder(folder) as holder:
+        if holder is None:
+            return None
+        pid = holder.pid
+    ready = read_ready(folder)
+    if ready is None or ready["pid"] != pid:
+        return {"data_dir": str(folder), "state": "changing", "pid": pid}
+    tiers, problem = _tiers(ready)
+    return {
+        "data_dir": str(folder),
+        "state": "running",
+        "pid": pid,
+        **{name: ready[name] for name in _SHOWN},
+        "ports": _ports(folder),
+        "services": [_process(entry) for entry in ready["services"]],
+        "workers": [_process(entry) for entry in ready["workers"]],
+        "tiers": tiers,
+        "problem": problem,
+    }
+
+
+def _process(entry: Document) -> Document:
+    """A service or a worker, and whether its process lives: a dead one is being replaced."""
+    return {**entry, "state": "running" if is_alive(entry["pid"]) else "restarting"}
+
+
+def _tiers(ready: Document) -> tuple[list[Document] | None, str | None]:
+    """Each tier with its queue, as the API tells them; or nothing, and why."""
+    try:
+        with Api(ready["url"], ready["api_key"], timeout_seconds=_TIMEOUT_SECONDS) as api:
+            return api.tiers(), None
+    except (ApiError, Unreachable) as error:
+        return None, f"the API does not tell its queues: {error}"
+
+
+def _ports(folder: Path) -> dict[str, int]:
+    try:
+        return State.read(folder).ports
+    except LocalError:
+        return {}

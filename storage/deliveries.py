@@ -1,0 +1,287 @@
+"""The outbox: which webhook deliveries are due, who sends one now, and what came of it.
+
+A delivery is claimed under a lease, and every write after that shows its token: a sender that died is
+followed by another, a late one writes nothing. It does not know how anything is sent.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from sqlalchemy import Connection, text
+
+from storage.database import Database
+from storage.errors import DeliveryIsPending, NotFound
+
+CLAIM_TRIES = 3
+MAX_RECEIVERS = 100
+
+
+@dataclass(frozen=True)
+class DeliveryClaim:
+    """A delivery that is now this sender's, with what it needs to send it."""
+
+    id: str
+    account_id: str
+    job_id: str | None
+    batch_id: str | None
+    event: str
+    url: str
+    webhook_secret: str
+    previous_webhook_secret: str | None
+    num_attempts: int
+    num_failures: int
+    lease_token: str
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """What one attempt came to. Without an `error_code` the receiver has it."""
+
+    milliseconds: int
+    response_status: int | None = None
+    error_code: str | None = None
+    error_detail: str | None = None
+    answer: str | None = None
+
+
+def complete_batches(connection: Connection, batch_ids: Collection[str]) -> None:
+    """Write `batch.completed` for those of these batches that ask for it and whose last job has ended.
+
+    To be called in the transaction that ended a job, after it. The lock on the batch makes two last jobs
+    take turns, and the second statement sees what the first of them committed: one of the two finds the
+    batch complete, and the outbox holds an event of a batch once.
+    """
+    if not batch_ids:
+        return
+    lock = text(
+        """SELECT id FROM batches WHERE id = ANY(:ids) AND webhook_url IS NOT NULL
+            ORDER BY id FOR NO KEY UPDATE"""
+    )
+    locked = list(connection.execute(lock, {"ids": sorted(batch_ids)}).scalars())
+    if not locked:
+        return
+    insert = text(
+        """
+        INSERT INTO webhook_deliveries (id, account_id, batch_id, event, url, next_attempt_at)
+        SELECT 'whd_' || replace(gen_random_uuid()::text, '-', ''), account_id, id, 'batch.completed',
+               webhook_url, clock_timestamp()
+          FROM batches
+         WHERE id = ANY(:ids) AND NOT EXISTS (
+               SELECT FROM jobs WHERE batch_id = batches.id AND state IN ('queued', 'running'))
+        ON CONFLICT (batch_id, event) DO NOTHING
+        """
+    )
+    connection.execute(insert, {"ids": locked})
+
+
+def ring(db: Database, *, limit: int, max_per_account: int, redispatch_seconds: float) -> list[str]:
+    """Note that a bell is rung for due deliveries, accounts in turn; the ids of up to `limit`.
+
+    Never more for an account than it may have under way: a receiver that is down fills no queue.
+    """
+    statement = text(
+        f"""
+        WITH RECURSIVE {WAITING}, picked AS (
+            SELECT due.id FROM waiting
+             CROSS JOIN LATERAL (
+                   SELECT count(*) AS num FROM webhook_deliveries
+                    WHERE account_id = waiting.account_id AND state = 'pending'
+                      AND (lease_token IS NOT NULL OR rung_at IS NOT NULL)
+                      AND (({_SENDING}) OR ({_RUNG}))) AS under_way
+             CROSS JOIN LATERAL (
+                   SELECT id, row_number() OVER (ORDER BY next_attempt_at, id) AS turn
+                     FROM (SELECT id, next_attempt_at FROM webhook_deliveries
+                            WHERE account_id = waiting.account_id AND {DUE} AND ({_RUNG}) IS NOT TRUE
+                            ORDER BY next_attempt_at, id LIMIT :max_per_account) AS oldest) AS due
+             WHERE due.turn <= :max_per_account - under_way.num
+             ORDER BY due.turn LIMIT :limit)
+        UPDATE webhook_deliveries SET rung_at = clock_timestamp()
+          FROM picked
+         WHERE webhook_deliveries.id = picked.id AND {DUE} AND ({_RUNG}) IS NOT TRUE
+        RETURNING webhook_deliveries.id
+        """
+    )
+    parameters = {
+        "limit": limit,
+        "max_per_account": max_per_account,
+        "redispatch_seconds": redispatch_seconds,
+    }
+    return list(db.run(lambda connection: connection.execute(statement, parameters).scalars().all()))
+
+
+def put_back(db: Database, delivery_ids: Sequence[str]) -> None:
+    """These bells could not be published: their deliveries may be rung again at once."""
+    statement = text(
+        "UPDATE webhook_deliveries SET rung_at = NULL WHERE id = ANY(:ids) AND state = 'pending' RETURNING id"
+    )
+    db.run(lambda connection: connection.execute(statement, {"ids": list(delivery_ids)}).all())
+
+
+def claim(db: Database, *, max_per_account: int, lease_seconds: float) -> DeliveryClaim | None:
+    """The delivery that is most due, under a lease, or nothing.
+
+    Accounts with the fewest attempts under way come first, and within one its receivers likewise; none has
+    more than `max_per_account`, over all senders: a receiver that hangs holds no other account up, and its
+    own one's other receivers for one attempt at most.
+    """
+    parameters: dict[str, object] = {"max_per_account": max_per_account, "lease_seconds": lease_seconds}
+    for _ in range(CLAIM_TRIES):  # another sender may take the last one of the account that was chosen
+        with db.transaction() as connection:
+            account_id = connection.execute(_NEXT_ACCOUNT, parameters).scalar_one_or_none()
+        if account_id is None:
+            return None
+        claimed = db.run(partial(_claim_of, parameters={**parameters, "account_id": account_id}))
+        if claimed is not None:
+            return claimed
+    return None
+
+
+def _claim_of(connection: Connection, parameters: dict[str, object]) -> DeliveryClaim | None:
+    # Claims of one account take turns, so that each counts what the one before it has begun.
+    connection.execute(text("SELECT FROM accounts WHERE id = :account_id FOR NO KEY UPDATE"), parameters)
+    row = connection.execute(_CLAIM, parameters).one_or_none()
+    if row is None:
+        return None
+    values = {name: row._mapping[name] for name in DeliveryClaim.__dataclass_fields__}
+    return DeliveryClaim(**{**values, "lease_token": str(row.lease_token)})
+
+
+def record(
+    db: Database, claimed: DeliveryClaim, attempt: AttemptRecord, *, retry_seconds: float | None
+) -> str | None:
+    """End an attempt: `delivered`, `pending` until the next one in `retry_seconds`, or `failed` without.
+
+    The new state, or nothing when the lease was lost: another sender has it.
+    """
+    state = "delivered" if attempt.error_code is None else "failed" if retry_seconds is None else "pending"
+    statement = text(
+        """
+        WITH ended AS (
+            UPDATE webhook_deliveries SET state = :state, lease_token = NULL, rung_at = NULL,
+                   num_failures = num_failures + CASE WHEN :state = 'delivered' THEN 0 ELSE 1 END,
+                   next_attempt_at = CASE WHEN :state = 'pending'
+                       THEN clock_timestamp() + make_interval(secs => :retry_seconds) END,
+                   finished_at = CASE WHEN :state <> 'pending' THEN clock_timestamp() END
+             WHERE id = :id AND state = 'pending' AND lease_token = CAST(:token AS uuid)
+            RETURNING id
+        )
+        UPDATE webhook_attempts SET milliseconds = :milliseconds, response_status = :response_status,
+               error_code = :error_code, error_detail = :error_detail, answer = :answer
+          FROM ended WHERE delivery_id = ended.id AND number = :number
+        RETURNING delivery_id
+        """
+    )
+    parameters = {
+        **asdict(attempt),
+        "id": claimed.id,
+        "token": claimed.lease_token,
+        "number": claimed.num_attempts,
+        "state": state,
+        "retry_seconds": retry_seconds or 0.0,
+    }
+    ended = db.run(lambda connection: connection.execute(statement, parameters).all())
+    return state if ended else None
+
+
+def replay(db: Database, account_id: str, delivery_id: str) -> None:
+    """Send it again, on a fresh schedule; raises `NotFound`, or `DeliveryIsPending` when it is under way."""
+    statement = text(
+        """UPDATE webhook_deliveries SET state = 'pending', num_failures = 0, finished_at = NULL,
+                  next_attempt_at = clock_timestamp()
+            WHERE id = :id AND account_id = :account_id AND state <> 'pending' RETURNING id"""
+    )
+    there = text("SELECT FROM webhook_deliveries WHERE id = :id AND account_id = :account_id")
+    parameters = {"id": delivery_id, "account_id": account_id}
+
+    def work(connection: Connection) -> bool:
+        if connection.execute(statement, parameters).all():
+            return True
+        if connection.execute(there, parameters).one_or_none() is None:
+            raise NotFound(f"no webhook delivery {delivery_id!r}")
+        return False
+
+    if not db.run(work):
+        raise DeliveryIsPending(f"webhook delivery {delivery_id!r} is pending: it will be sent anyway")
+
+
+# Stable within a statement, unlike `clock_timestamp()`, so that an index can be asked.
+DUE = "state = 'pending' AND next_attempt_at <= statement_timestamp()"
+_SENDING = "lease_token IS NOT NULL AND next_attempt_at > statement_timestamp()"
+_RUNG = "rung_at > statement_timestamp() - make_interval(secs => :redispatch_seconds)"
+# Every account with something pending, found by leaps over the index instead of through all of its rows.
+WAITING = """waiting AS (
+        (SELECT account_id FROM webhook_deliveries WHERE state = 'pending' ORDER BY account_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT next.account_id FROM webhook_deliveries AS next
+                 WHERE next.state = 'pending' AND next.account_id > waiting.account_id
+                 ORDER BY next.account_id LIMIT 1)
+          FROM waiting WHERE waiting.account_id IS NOT NULL)"""
+NUM_SENDING = f"""SELECT count(*) FROM webhook_deliveries AS other
+          WHERE other.account_id = {{account}} AND other.state = 'pending'
+            AND (lease_token IS NOT NULL OR rung_at IS NOT NULL) AND {_SENDING}"""
+_NEXT_ACCOUNT = text(
+    f"""
+    WITH RECURSIVE {WAITING}
+    SELECT waiting.account_id FROM waiting
+     CROSS JOIN LATERAL (SELECT next_attempt_at FROM webhook_deliveries
+                          WHERE account_id = waiting.account_id AND {DUE}
+                          ORDER BY next_attempt_at LIMIT 1) AS oldest
+     CROSS JOIN LATERAL ({NUM_SENDING.format(account="waiting.account_id")}) AS sending (num)
+     WHERE sending.num < :max_per_account
+     ORDER BY sending.num, oldest.next_attempt_at LIMIT 1
+    """
+)
+# Within its account the receiver with the fewest attempts under way comes first, so that one that hangs
+# costs the others the end of an attempt and not that of its queue. Receivers are found by leaps, too, and
+# no more than a hundred and the longest waiting one: an account may name a new host in every job.
+_CLAIM = text(
+    f"""
+    WITH RECURSIVE receivers AS (
+        (SELECT receiver FROM webhook_deliveries WHERE account_id = :account_id AND state = 'pending'
+          ORDER BY receiver LIMIT 1)
+        UNION ALL
+        SELECT (SELECT next.receiver FROM webhook_deliveries AS next
+                 WHERE next.account_id = :account_id AND next.state = 'pending'
+                   AND next.receiver > receivers.receiver
+                 ORDER BY next.receiver LIMIT 1)
+          FROM receivers WHERE receivers.receiver IS NOT NULL
+    ), looked_at AS (
+        (SELECT receiver FROM receivers WHERE receiver IS NOT NULL LIMIT {MAX_RECEIVERS})
+        UNION
+        (SELECT receiver FROM webhook_deliveries WHERE account_id = :account_id AND {DUE}
+          ORDER BY next_attempt_at, id LIMIT 1)
+    ), sending AS (
+        SELECT receiver, count(*) AS num FROM webhook_deliveries
+         WHERE account_id = :account_id AND state = 'pending'
+           AND (lease_token IS NOT NULL OR rung_at IS NOT NULL) AND {_SENDING}
+         GROUP BY receiver
+    ), best AS (
+        SELECT oldest.id FROM looked_at
+         CROSS JOIN LATERAL (SELECT id, next_attempt_at FROM webhook_deliveries
+                              WHERE account_id = :account_id AND receiver = looked_at.receiver AND {DUE}
+                              ORDER BY next_attempt_at, id LIMIT 1) AS oldest
+          LEFT JOIN sending USING (receiver)
+         ORDER BY coalesce(sending.num, 0), oldest.next_attempt_at, oldest.id LIMIT 1
+    ), picked AS (
+        SELECT id FROM webhook_deliveries WHERE id = (SELECT id FROM best) AND {DUE} FOR UPDATE
+    ), claimed AS (
+        UPDATE webhook_deliveries SET lease_token = gen_random_uuid(), num_attempts = num_attempts + 1,
+               rung_at = NULL,
+               next_attempt_at = clock_timestamp() + make_interval(secs => :lease_seconds)
+          FROM picked
+         WHERE webhook_deliveries.id = picked.id
+           AND ({NUM_SENDING.format(account=":account_id")}) < :max_per_account
+        RETURNING webhook_deliveries.*
+    ), lost AS (
+        UPDATE webhook_attempts SET error_code = 'sender_lost' FROM claimed
+         WHERE delivery_id = claimed.id AND milliseconds IS NULL AND error_code IS NULL
+    ), begun AS (
+        INSERT INTO webhook_attempts (delivery_id, number) SELECT id, num_attempts FROM claimed
+    )
+    SELECT claimed.*, accounts.webhook_secret,
+           CASE WHEN previous_webhook_secret_until > statement_timestamp() THEN previous_webhook_secret END
+               AS previous_webhook_secret
+      FROM claimed JOIN accounts ON accounts.id = claimed.account_id
+    """
+)

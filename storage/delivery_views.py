@@ -1,0 +1,117 @@
+"""Reading webhook deliveries: an account its own, and how much waits of all. It changes no row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select, text, tuple_
+
+from storage.database import Database
+from storage.deliveries import DUE, NUM_SENDING, WAITING
+from storage.errors import NotFound
+from storage.tables import webhook_attempts, webhook_deliveries
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One event on its way to one URL. `next_attempt_at` is not later than the end of an attempt in hand."""
+
+    id: str
+    account_id: str
+    job_id: str | None
+    batch_id: str | None
+    event: str
+    url: str
+    state: str
+    num_attempts: int
+    next_attempt_at: datetime | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt. Without `milliseconds` it is in hand, or its sender was lost."""
+
+    number: int
+    started_at: datetime
+    milliseconds: int | None
+    response_status: int | None
+    error_code: str | None
+    error_detail: str | None
+    answer: str | None
+
+
+def get(db: Database, account_id: str, delivery_id: str) -> tuple[Delivery, list[Attempt]]:
+    """The account's delivery and its attempts, oldest first; raises `NotFound`."""
+    query = select(*_DELIVERY).where(
+        webhook_deliveries.c.id == delivery_id, webhook_deliveries.c.account_id == account_id
+    )
+    made = (
+        select(*_ATTEMPT)
+        .where(webhook_attempts.c.delivery_id == delivery_id)
+        .order_by(webhook_attempts.c.number)
+    )
+    with db.transaction() as connection:
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            raise NotFound(f"no webhook delivery {delivery_id!r}")
+        attempts = [Attempt(**attempt._mapping) for attempt in connection.execute(made)]
+    return Delivery(**row._mapping), attempts
+
+
+def list_deliveries(
+    db: Database,
+    account_id: str,
+    *,
+    states: Sequence[str] = (),
+    job_id: str | None = None,
+    batch_id: str | None = None,
+    limit: int = 50,
+    before: tuple[datetime, str] | None = None,
+) -> list[Delivery]:
+    """The account's deliveries, newest first; `before` is the `(created_at, id)` of the last one seen."""
+    table = webhook_deliveries.c
+    query = select(*_DELIVERY).where(table.account_id == account_id)
+    for column, wanted in ((table.job_id, job_id), (table.batch_id, batch_id)):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    if states:
+        query = query.where(table.state.in_(states))
+    if before is not None:
+        query = query.where(tuple_(table.created_at, table.id) < before)
+    query = query.order_by(table.created_at.desc(), table.id.desc()).limit(limit)
+    with db.transaction() as connection:
+        return [Delivery(**row._mapping) for row in connection.execute(query)]
+
+
+def num_pending(db: Database) -> int:
+    """How many deliveries have not ended, of all accounts."""
+    with db.transaction() as connection:
+        query = text("SELECT count(*) FROM webhook_deliveries WHERE state = 'pending'")
+        return int(connection.execute(query).scalar_one())
+
+
+def seconds_late(db: Database) -> float:
+    """Since when something is due that nobody sends; 0 when whoever can be sent to is being sent to.
+
+    An account with attempts under way waits for its receivers, not for us, and does not count.
+    """
+    with db.transaction() as connection:
+        return float(connection.execute(_SECONDS_LATE).scalar_one())
+
+
+_SECONDS_LATE = text(
+    f"""
+    WITH RECURSIVE {WAITING}
+    SELECT coalesce(max(extract(epoch FROM statement_timestamp() - oldest.next_attempt_at)), 0)::float8
+      FROM waiting
+     CROSS JOIN LATERAL (SELECT next_attempt_at FROM webhook_deliveries
+                          WHERE account_id = waiting.account_id AND {DUE}
+                          ORDER BY next_attempt_at LIMIT 1) AS oldest
+     CROSS JOIN LATERAL ({NUM_SENDING.format(account="waiting.account_id")}) AS sending (num)
+     WHERE sending.num = 0
+    """
+)
+_DELIVERY = [webhook_deliveries.c[name] for name in Delivery.__dataclass_fields__]
+_ATTEMPT = [webhook_attempts.c[name] for name in Attempt.__dataclass_fields__]

@@ -1,0 +1,145 @@
+"""What is known of why queued jobs wait: bells, jobs ahead, slots, live workers, failed tries. Facts alone.
+
+One bounded statement answers for a whole page of jobs. It reads rows and never the broker; what the facts
+mean is `web.waiting_reasons`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from storage.database import Database
+
+MAX_COUNTED = 1000
+"""Nobody reads the difference beyond; counting stops there, so that a long queue costs no more."""
+
+
+@dataclass(frozen=True)
+class QueueFacts:
+    """A queued job, its lane and its tier, at one moment. Seconds are the database's."""
+
+    tier: str
+    lane: str
+    has_bell: bool
+    seconds_until_due: float  # when the sweeper may ring; negative: since when it may
+    seconds_since_bell: float | None
+    num_failures: int
+    last_error: str | None  # the code of the last failed try
+    suspect: bool
+    num_ahead: int | None  # bells of its tier and lane that are older; None: no bell, or over MAX_COUNTED
+    num_own_ahead: int | None  # without a bell: its account's older jobs in the same case, as above
+    num_with_bell: int  # bells of its tier and lane, at most MAX_COUNTED + 1
+    num_live_workers: int  # that serve its tier
+    num_slots: int  # of its lane, in those workers
+    num_busy: int  # jobs of its lane, of any tier, that those workers run
+
+
+def queue_facts(
+    db: Database, account_id: str, job_ids: Sequence[str], *, alive_seconds: float
+) -> dict[str, QueueFacts]:
+    """The facts of those of the account's jobs that are queued, by job id."""
+    parameters = {
+        "account_id": account_id,
+        "ids": list(job_ids),
+        "alive_seconds": alive_seconds,
+        "limit": MAX_COUNTED + 1,
+    }
+    with db.transaction() as connection:
+        rows = connection.execute(_FACTS, parameters)
+        return {
+            row.id: QueueFacts(**{name: row._mapping[name] for name in QueueFacts.__dataclass_fields__})
+            for row in rows
+        }
+
+
+@dataclass(frozen=True)
+class NextJob:
+    """The queued job that stands for all `num_jobs` queued ones of its batch in its tier."""
+
+    batch_id: str
+    tier: str
+    job_id: str
+    num_jobs: int
+
+
+def next_jobs(db: Database, account_id: str, batch_ids: Sequence[str]) -> list[NextJob]:
+    """One for each batch and tier: the first in the file, those that never failed before the others."""
+    query = text(
+        """
+        SELECT DISTINCT ON (batch_id, tier)
+               batch_id, tier, id AS job_id, count(*) OVER (PARTITION BY batch_id, tier) AS num_jobs
+          FROM jobs
+         WHERE account_id = :account_id AND batch_id = ANY(:ids) AND state = 'queued'
+         ORDER BY batch_id, tier, suspect, num_failures, batch_line
+        """
+    )
+    with db.transaction() as connection:
+        rows = connection.execute(query, {"account_id": account_id, "ids": list(batch_ids)})
+        return [NextJob(**row._mapping) for row in rows]
+
+
+_FACTS = text(
+    """
+    WITH asked AS (
+        SELECT id, tier, lane, account_id, ring_number, num_failures, suspect,
+               extract(epoch FROM next_dispatch_at - clock_timestamp())::float8 AS seconds_until_due,
+               CASE WHEN ring_number IS NOT NULL
+                    THEN extract(epoch FROM clock_timestamp() - dispatched_at)::float8
+                    END AS seconds_since_bell
+          FROM jobs WHERE id = ANY(:ids) AND account_id = :account_id AND state = 'queued'
+    ), lanes AS (
+        SELECT DISTINCT tier, lane FROM asked
+    ), live AS (
+        SELECT boot_id, tiers, interactive_slots, bulk_slots FROM workers
+         WHERE stopped_at IS NULL AND seen_at > clock_timestamp() - make_interval(secs => :alive_seconds)
+    ), serving AS (
+        SELECT lanes.tier, lanes.lane, boot_id,
+               CASE lanes.lane WHEN 'bulk' THEN bulk_slots ELSE interactive_slots END AS num_slots
+          FROM lanes JOIN live ON jsonb_exists(live.tiers, lanes.tier)
+    ), capacity AS (
+        SELECT tier, lane, count(*) AS num_live_workers, sum(num_slots) AS num_slots
+          FROM serving GROUP BY tier, lane
+    ), busy AS (
+        SELECT serving.tier, serving.lane, count(*) AS num_busy
+          FROM serving JOIN jobs ON lease_boot_id = boot_id AND jobs.lane = serving.lane
+         WHERE jobs.state = 'running' GROUP BY serving.tier, serving.lane
+    ), bells AS (
+        SELECT lanes.tier, lanes.lane, oldest.ring_number,
+               row_number() OVER (PARTITION BY lanes.tier, lanes.lane
+                                  ORDER BY oldest.ring_number) - 1 AS num_ahead
+          FROM lanes
+         CROSS JOIN LATERAL (
+                SELECT ring_number FROM jobs
+                 WHERE state = 'queued' AND ring_number IS NOT NULL
+                   AND tier = lanes.tier AND lane = lanes.lane
+                 ORDER BY ring_number LIMIT :limit) AS oldest
+    ), rung AS (
+        SELECT tier, lane, count(*) AS num_with_bell FROM bells GROUP BY tier, lane
+    ), own AS (
+        SELECT oldest.id,
+               row_number() OVER (PARTITION BY lanes.tier, lanes.lane
+                                  ORDER BY oldest.created_at, oldest.id) - 1 AS num_own_ahead
+          FROM lanes
+         CROSS JOIN LATERAL (
+                SELECT id, created_at FROM jobs
+                 WHERE state = 'queued' AND ring_number IS NULL AND account_id = :account_id
+                   AND tier = lanes.tier AND lane = lanes.lane
+                 ORDER BY created_at, id LIMIT :limit) AS oldest
+    )
+    SELECT asked.id, asked.tier, asked.lane, asked.ring_number IS NOT NULL AS has_bell,
+           seconds_until_due, seconds_since_bell, num_failures, suspect, num_ahead, num_own_ahead,
+           (SELECT detail FROM job_events
+             WHERE job_id = asked.id AND asked.num_failures > 0 AND transition = 'release'
+             ORDER BY id DESC LIMIT 1) AS last_error,
+           coalesce(num_with_bell, 0) AS num_with_bell,
+           coalesce(num_live_workers, 0) AS num_live_workers,
+           coalesce(num_slots, 0) AS num_slots, coalesce(num_busy, 0) AS num_busy
+      FROM asked
+      LEFT JOIN capacity USING (tier, lane)
+      LEFT JOIN busy USING (tier, lane)
+      LEFT JOIN rung USING (tier, lane)
+      LEFT JOIN bells ON bells.ring_number = asked.ring_number
+      LEFT JOIN own ON own.id = asked.id
+    """
+)

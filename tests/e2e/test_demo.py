@@ -1,0 +1,38 @@
+"""The demo shows, beside each image, what the checker says of it, and what was cut from a prompt."""
+
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+
+from local.demo import run_demo
+from tests.e2e.conftest import System
+
+LONG = "a red heart and " * 9
+
+
+def test_the_demo_says_what_the_checker_thinks_and_fails_for_no_picture(
+    system: System, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text(f"prompt,num_inference_steps\na red heart on a white background,1\n{LONG},1\n")
+    said = io.StringIO()
+    run_demo(system.ready, path, tmp_path / "out", Console(file=said, width=80))
+    jobs, verdicts = (
+        json.loads((tmp_path / "out" / name).read_text()) for name in ("jobs.json", "verdicts.json")
+    )
+    assert [verdict["job_id"] for verdict in verdicts] == [job["id"] for job in jobs]
+    assert len(jobs) == 4  # one a tier, and the file's
+    assert {verdict["verdict"] for verdict in verdicts[:3]} <= {"right", "wrong"}
+    assert verdicts[3]["verdict"] == "not judged"
+    assert [bool(verdict["faults"]) for verdict in verdicts] == [
+        verdict["verdict"] == "wrong" for verdict in verdicts
+    ]
+    right = sum(verdict["verdict"] == "right" for verdict in verdicts)
+    text = said.getvalue()
+    assert f"The checker agrees with {right} of 3; 1 more is not in its language." in text
+    assert "prompt_cut  image 4, prompt: it has 36 tokens and the text encoder reads the first 30" in text
+    assert "\x1b" not in text, "no colours where they cannot be seen"
+    Image.open(tmp_path / "out" / "contact-sheet.png").verify()

@@ -1,0 +1,224 @@
+"""Every family's image is that of diffusers' own pipeline, in mixed company, loaded as a user's folder is."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
+
+from engine.engine import Engine
+from engine.load import ModelSpec, load_engine
+from engine.request import GenerationRequest, SchedulerSpec
+from tests.integration.engine.tiny_families import build
+
+
+class Kind(NamedTuple):
+    family: str
+    changes: dict[str, Any]  # how the tiny pipeline differs from its family's plain one
+    load: dict[str, Any]  # what diffusers must be told to load it
+    call: dict[str, Any]  # what diffusers' pipeline must be told besides the request
+
+
+# As published with Stable Diffusion 1.5: a sampler that is not ours, an index that names what is left out.
+PNDM = PNDMScheduler(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    skip_prk_steps=True,
+    set_alpha_to_one=False,
+    steps_offset=1,
+)
+LEFT_OUT = {
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+}
+KINDS = {
+    "sd-1.5": Kind("stable_diffusion", {"scheduler": PNDM}, dict.fromkeys(LEFT_OUT), {}),
+    "sd-turbo": Kind("stable_diffusion", {}, {}, {}),
+    "sdxl": Kind("stable_diffusion_xl", {}, {}, {}),
+    "sdxl-empty-is-text": Kind("stable_diffusion_xl", {"force_zeros_for_empty_prompt": False}, {}, {}),
+    "sd3": Kind("stable_diffusion_3", {}, {}, {}),
+    "sd3-without-t5": Kind(
+        "stable_diffusion_3", {"has_t5": False}, {"text_encoder_3": None, "tokenizer_3": None}, {}
+    ),
+    "flux-dev": Kind("flux", {}, {}, {}),
+    "flux-schnell": Kind("flux", {"guidance_embeds": False}, {}, {"max_sequence_length": 256}),
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one-step": {"num_inference_steps": 1},
+    "unguided": {"guidance_scale": 1.0, "negative_prompt": ""},
+    "negative": {"negative_prompt": "blue"},
+    "wide": {"width": 96, "height": 64},
+    "tall-strong": {"width": 64, "height": 112, "guidance_scale": 7.5},
+}
+
+
+def scheduler_of(kind: str) -> SchedulerSpec:
+    return SchedulerSpec(
+        "flow_match_euler" if KINDS[kind].family in ("stable_diffusion_3", "flux") else "euler"
+    )
+
+
+def request(kind: str, **changes: Any) -> GenerationRequest:
+    plain = GenerationRequest(
+        model=kind,
+        prompt="a red heart",
+        width=64,
+        height=64,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        seed=11,
+        scheduler=scheduler_of(kind),
+    )
+    return replace(plain, **changes)
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """diffusers' own, and the folders that they were read from: what the engine is compared with."""
+    loaded = {}
+    for name, kind in KINDS.items():
+        folder = tmp_path_factory.mktemp(name)
+        made = build(kind.family, folder, **kind.changes)
+        made.save_pretrained(folder / "pipeline")
+        if name == "sd-1.5":
+            index = folder / "pipeline" / "model_index.json"
+            index.write_text(json.dumps({**json.loads(index.read_text()), **LEFT_OUT}))
+        loaded[name] = type(made).from_pretrained(folder / "pipeline", dtype=torch.float32, **kind.load)
+        if name == "sd-1.5":
+            assert type(loaded[name].scheduler) is PNDMScheduler
+            loaded[name].scheduler = EulerDiscreteScheduler.from_config(loaded[name].scheduler.config)
+        loaded[name].set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def engine(pipelines: dict[str, Any]) -> Iterator[Engine]:
+    """One engine with all of them; the test turns it, so that requests run side by side."""
+    before = torch.get_num_threads()
+    specs = [
+        ModelSpec(name, str(Path(pipeline.name_or_path)), KINDS[name].family)
+        for name, pipeline in pipelines.items()
+    ]
+    limits = {name: {64 * 112: 16} for name in KINDS}
+    yield load_engine(specs, device="cpu:0", row_limits=limits, num_threads=1)
+    torch.set_num_threads(before)
+
+
+def theirs(pipeline: Any, one: GenerationRequest, call: dict[str, Any]) -> np.ndarray:
+    """The image that the pipeline itself draws."""
+    if "Flux" not in type(pipeline).__name__:  # its negative prompt is for another kind of guidance
+        call = {**call, "negative_prompt": one.negative_prompt or None}
+    image = pipeline(
+        one.prompt,
+        width=one.width,
+        height=one.height,
+        num_inference_steps=one.num_inference_steps,
+        guidance_scale=one.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(one.seed),
+        output_type="pil",
+        **call,
+    ).images[0]
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_drawn_side_by_side_equal_those_of_the_diffusers_pipeline(
+    engine: Engine, pipelines: dict[str, Any], kind: str
+) -> None:
+    """At most 2/255 anywhere and 0.2/255 on average, with other steps, scales and seeds in the batch."""
+    requests = {way: request(kind, **changes) for way, changes in WAYS.items()}
+    handles = {way: engine.submit(one) for way, one in requests.items()}
+    while not engine.is_idle:
+        engine.tick()
+    images = set()
+    for way, one in requests.items():
+        expected = theirs(pipelines[kind], one, KINDS[kind].call)
+        image = handles[way].future.result()
+        assert image.pixels.shape == expected.shape == (one.height, one.width, 3), way
+        assert expected.std() > 10, "a flat image would prove nothing"
+        assert 5 < np.median(expected) < 250, "a saturated image would hide differences"
+        difference = np.abs(image.pixels.astype(int) - expected.astype(int))
+        assert difference.max() <= 2, way
+        assert difference.mean() <= 0.2, way
+        images.add(image.pixels.tobytes())
+    may_be_equal = 2 if kind == "flux-schnell" else 1 if kind == "flux-dev" else 0  # scale, negative prompt
+    assert len(images) == len(WAYS) - may_be_equal, "a change that does not show proves nothing"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_does_not_depend_on_its_batch_mates(engine: Engine, kind: str) -> None:
+    one = request(kind, num_inference_steps=3)
+    alone = engine.submit(one)
+    while not engine.is_idle:
+        engine.tick()
+    mates = [engine.submit(replace(one, seed=seed, num_inference_steps=5 - seed)) for seed in range(3)]
+    engine.tick()
+    beside = engine.submit(one)
+    while not engine.is_idle:
+        engine.tick()
+    assert all(mate.future.done() for mate in mates)
+    same = np.array_equal(alone.future.result().pixels, beside.future.result().pixels)
+    assert same or engine.promise != "exact"
+    difference = np.abs(alone.future.result().pixels.astype(int) - beside.future.result().pixels.astype(int))
+    assert difference.max() <= 1
+
+
+def test_flow_matching_shift_equals_the_schedulers_own(engine: Engine, pipelines: dict[str, Any]) -> None:
+    pipeline = pipelines["sd3"]
+    own = pipeline.scheduler
+    one = request("sd3", scheduler=SchedulerSpec("flow_match_euler", shift=1.5))
+    handle = engine.submit(one)
+    while not engine.is_idle:
+        engine.tick()
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(own.config, shift=1.5)
+    expected = theirs(pipeline, one, {})
+    pipeline.scheduler = own
+    assert np.abs(handle.future.result().pixels.astype(int) - expected.astype(int)).max() <= 2
+
+
+def test_the_reference_is_not_of_another_scheduler(pipelines: dict[str, Any]) -> None:
+    for name, pipeline in pipelines.items():
+        is_flow = KINDS[name].family in ("stable_diffusion_3", "flux")
+        kind = FlowMatchEulerDiscreteScheduler if is_flow else EulerDiscreteScheduler
+        assert type(pipeline.scheduler) is kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_model_does_not_read_is_reported(engine: Engine, kind: str) -> None:
+    """A prompt beyond the encoder that reads the most, and a negative prompt where nothing is guided."""
+    t5 = {"sd3": 256, "flux-dev": 512, "flux-schnell": 256}
+    limit = t5.get(kind, 32)
+    handles = [
+        engine.submit(request(kind, num_inference_steps=1, **changes))
+        for changes in (
+            {"prompt": "a " * (limit + 8)},
+            {"prompt": "a " * (limit - 8)},
+            {"negative_prompt": "blue", "guidance_scale": 1.0},
+        )
+    ]
+    while not engine.is_idle:
+        engine.tick()
+    long, short, negative = (handle.future.result().warnings for handle in handles)
+    assert [(warning.code, warning.field) for warning in long] == [("prompt_cut", "prompt")]
+    assert re.search(rf"the text encoder reads the first {limit - 1}|first {limit - 2}", long[0].detail)
+    assert '" was not used' in long[0].detail
+    assert short == ()
+    assert [(warning.code, warning.field) for warning in negative] == [
+        ("negative_prompt_unused", "negative_prompt")
+    ]
+
+
+def test_a_prompt_that_is_cut_reaches_no_log(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    for kind in KINDS:
+        engine.submit(request(kind, num_inference_steps=1, prompt="secret " * 600))
+    while not engine.is_idle:
+        engine.tick()
+    assert "secret" not in caplog.text

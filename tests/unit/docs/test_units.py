@@ -1,0 +1,117 @@
+"""The systemd units: systemd itself finds no fault, and each is as confined as the others."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from settings import ROOT
+
+from .deployment_files import HOME, Deployment
+
+FOLDER = ROOT / "deploy" / "systemd"
+UNITS = Deployment().units
+SERVICES = {name: unit for name, unit in UNITS.items() if name.endswith(".service")}
+SHARED = UNITS["all.conf"]
+LONG = {name: unit for name, unit in SERVICES.items() if name != "calotype-migrate.service"}
+ANALYZE = shutil.which("systemd-analyze")
+needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="this machine has no systemd-analyze")
+
+
+def verify(folder: Path) -> str:
+    """What `systemd-analyze verify` says of the units in a folder, with a Python that exists here."""
+    for path in folder.glob("*.service"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(f"{HOME}/.venv/bin/python", sys.executable), encoding="utf-8")
+    names = [path.name for path in folder.iterdir() if path.suffix in (".service", ".target")]
+    answer = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *names],
+        # The closing colon adds the system's own units: sysinit.target and its like.
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{folder}:"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    ours = [line for line in answer.stderr.splitlines() if "calotype" in line or answer.returncode]
+    return "\n".join(ours)
+
+
+@needs_systemd
+def test_systemd_finds_no_fault(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "units")
+    assert verify(tmp_path / "units") == ""
+
+
+@needs_systemd
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "said"),
+    [
+        ("calotype-api.service", "TimeoutStopSec", "TimeoutStopSecs", "TimeoutStopSecs"),
+        ("calotype-sweeper.service", "/bin/python", "/bin/pyton", "pyton"),
+        ("calotype-migrate.service", "on-failure", "sometimes", "sometimes"),
+        ("calotype-.service.d/all.conf", "KillMode=mixed", "KillMode=gentle", "gentle"),
+    ],
+)
+def test_systemd_would_notice(tmp_path: Path, name: str, right: str, wrong: str, said: str) -> None:
+    shutil.copytree(FOLDER, tmp_path / "units")
+    path = tmp_path / "units" / name
+    text = path.read_text(encoding="utf-8")
+    assert right in text
+    path.write_text(text.replace(right, wrong), encoding="utf-8")
+    assert said in verify(tmp_path / "units")
+
+
+def test_there_is_a_unit_for_every_process_of_the_procfile() -> None:
+    units = {
+        "release": "migrate",
+        "web": "api",
+        "worker-none": "webhooks",
+        "sweeper": "sweeper",
+        "flower": "flower",
+    }
+    units |= {"worker-cpu": "worker@", "worker-gpu": "worker@"}
+    procfile = Deployment().procfile
+    assert units.keys() == procfile.keys()
+    assert SERVICES.keys() == {f"calotype-{name}.service" for name in units.values()}
+    for process, name in units.items():
+        line = SERVICES[f"calotype-{name}.service"]["Service"]["ExecStart"].partition(" -m ")[2]
+        device = re.search(r"--device (\S+)", procfile[process])
+        said = procfile[process].replace("'", "").partition(" -m ")[2]
+        assert line.replace("%i", device[1] if device else "") == re.sub(r":-\d+\}", "}", said)
+
+
+def test_every_service_is_confined_and_no_unit_loosens_it() -> None:
+    confined = {
+        "DynamicUser": "yes", "NoNewPrivileges": "yes", "CapabilityBoundingSet": "", "ProtectHome": "yes",
+        "ProtectSystem": "strict", "PrivateTmp": "yes", "RestrictNamespaces": "yes",
+    }  # fmt: skip
+    assert confined.items() <= dict(SHARED["Service"]).items()
+    for name, unit in SERVICES.items():
+        assert not unit["Service"].keys() & SHARED["Service"].keys() - {"Environment"}, name
+        is_worker = name == "calotype-worker@.service"
+        assert ("PrivateDevices" in unit["Service"]) == (not is_worker), "a worker must see its GPU"
+        assert ("MemoryMax" in unit["Service"]) == (not is_worker), "its model decides"
+
+
+def test_what_ends_is_started_again_and_belongs_to_the_target() -> None:
+    assert SHARED["Unit"]["StartLimitIntervalSec"] == "0", "for ever"
+    assert SHARED["Unit"]["PartOf"] == "calotype.target"
+    for name, unit in LONG.items():
+        assert unit["Service"]["Restart"] == "always", name
+        assert unit["Install"]["WantedBy"] == "calotype.target", name
+        if name != "calotype-flower.service":
+            assert unit["Unit"]["Requires"] == unit["Unit"]["After"] == "calotype-migrate.service", name
+    assert SERVICES["calotype-migrate.service"]["Service"]["RemainAfterExit"] == "yes"
+
+
+@needs_systemd
+def test_a_device_is_written_in_a_units_name_as_it_is() -> None:
+    for device in ("cuda:0", "cpu:1"):
+        command = ["systemd-escape", "--template=calotype-worker@.service", device]
+        escaped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        assert escaped.stdout.strip() == f"calotype-worker@{device}.service"

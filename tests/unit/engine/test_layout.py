@@ -1,0 +1,105 @@
+"""Which files of a model are read is decided by names: safetensors, whole, and nothing that could run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.errors import LoadError
+from engine.layout import Layout, check_pipeline, files_to_load, read_layout
+
+LAYOUT = Layout("SomePipeline", ("unet", "tokenizer"), ())
+PLAIN = ["model_index.json", "unet/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+WEIGHTS = "unet/diffusion_pytorch_model"
+
+
+def index(folder: Path, **entries: object) -> Path:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({"_class_name": "SomePipeline", "_diffusers_version": "0", **entries}))
+    return path
+
+
+def test_only_what_is_read_is_chosen() -> None:
+    rest = [
+        "unet/pipeline.py",
+        f"{WEIGHTS}.bin",
+        f"{WEIGHTS}.fp16.safetensors",
+        "all.safetensors",
+        "README.md",
+    ]
+    nested = ["unet/deep/model.safetensors", "unet/openvino_model.xml", "other/model.safetensors"]
+    names = [*PLAIN, f"{WEIGHTS}.safetensors", *rest, *nested]
+    assert sorted(files_to_load(LAYOUT, names, None)) == sorted([*PLAIN, f"{WEIGHTS}.safetensors"])
+
+
+def test_a_variant_is_chosen_where_there_is_one() -> None:
+    names = [*PLAIN, f"{WEIGHTS}.safetensors"]
+    assert f"{WEIGHTS}.safetensors" in files_to_load(LAYOUT, names, "fp16")
+    chosen = files_to_load(LAYOUT, [*names, f"{WEIGHTS}.fp16.safetensors"], "fp16")
+    assert f"{WEIGHTS}.fp16.safetensors" in chosen
+    assert f"{WEIGHTS}.safetensors" not in chosen
+
+
+@pytest.mark.parametrize(
+    ("weights", "complaint"),
+    [
+        ([], "its unet has no safetensors"),
+        ([".bin"], "safetensors only, and its unet has only unet/diffusion_pytorch_model.bin"),
+        ([".ckpt"], "safetensors only"),
+        ([".fp16.safetensors"], "only as variant fp16: set `variant`"),
+        (["-00001-of-00003.safetensors", "-00003-of-00003.safetensors"], "incomplete: 2 of 3 shards"),
+    ],
+)
+def test_weights_that_are_missing_are_named(weights: list[str], complaint: str) -> None:
+    with pytest.raises(LoadError, match=complaint):
+        files_to_load(LAYOUT, [*PLAIN, *(f"{WEIGHTS}{ending}" for ending in weights)], None)
+
+
+def test_a_component_without_configuration_is_named() -> None:
+    names = ["model_index.json", "unet/config.json", f"{WEIGHTS}.safetensors"]
+    with pytest.raises(LoadError, match="its tokenizer has no configuration"):
+        files_to_load(LAYOUT, names, None)
+
+
+def test_sharded_weights_are_taken_whole() -> None:
+    shards = [f"{WEIGHTS}.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    assert files_to_load(LAYOUT, [*PLAIN, *shards], "fp16")[-4:-2] == shards
+
+
+def test_an_index_is_read_without_what_is_left_out(tmp_path: Path) -> None:
+    path = index(
+        tmp_path,
+        unet=["diffusers", "UNet2DConditionModel"],
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        text_encoder_3=[None, None],
+        force_zeros_for_empty_prompt=True,
+    )
+    assert read_layout(path, {"safety_checker"}) == Layout("SomePipeline", ("unet",), ("text_encoder_3",))
+
+
+def test_a_model_that_brings_code_is_refused(tmp_path: Path) -> None:
+    path = index(tmp_path, unet=["my_unet", "MyUNet"])
+    with pytest.raises(LoadError, match="its unet needs code of its own"):
+        read_layout(path, ())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{"])
+def test_an_index_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "model_index.json"
+    path.write_text(text)
+    with pytest.raises(LoadError, match="not one of diffusers'"):
+        read_layout(path, ())
+    path.unlink()
+    with pytest.raises(LoadError, match="no model_index"):
+        read_layout(path, ())
+
+
+def test_a_model_of_another_family_is_refused_with_the_one_that_reads_it() -> None:
+    families = {"some": "SomePipeline", "other": "OtherPipeline"}
+    check_pipeline(LAYOUT, "SomePipeline", families)
+    with pytest.raises(
+        LoadError, match="a SomePipeline, and its family needs a OtherPipeline: set family = 'some'"
+    ):
+        check_pipeline(LAYOUT, "OtherPipeline", families)
+    with pytest.raises(LoadError, match="no family here"):
+        check_pipeline(Layout("Third", (), ()), "OtherPipeline", families)

@@ -1,0 +1,57 @@
+"""The form means one request of the API, for however many models there are."""
+
+import pytest
+
+from settings import Catalogue, Settings, load_catalogue
+from web.draw_form import DrawForm, limits
+from web.refusals import InvalidRequest
+
+
+@pytest.fixture(scope="module")
+def two_models() -> Catalogue:
+    shipped = load_catalogue(Settings().config)
+    tier = shipped.models[0].tiers[1].model_copy(update={"name": "wide", "model": "other"})
+    other = shipped.models[0].model_copy(
+        update={"name": "other", "tiers": (tier,), "max_num_inference_steps": 8, "max_prompt_characters": 77}
+    )
+    return shipped.model_copy(update={"models": (*shipped.models, other)})
+
+
+def test_a_size_brings_its_model_along(two_models: Catalogue) -> None:
+    request = DrawForm.sent({"prompt": "a", "tier": "wide"}).job_request(two_models)
+    assert (request.model, request.width, request.height) == ("other", 192, 192)
+    request = DrawForm.sent({"prompt": "a"}).job_request(two_models)
+    assert (request.model, request.width) == ("tiny", 128)
+
+
+def test_an_exact_size_goes_before_the_chosen_one(two_models: Catalogue) -> None:
+    request = DrawForm.sent({"prompt": "a", "tier": "sd", "width": " 96 "}).job_request(two_models)
+    assert (request.width, request.height) == (96, 128)
+
+
+def test_limits_are_told_for_each_model(two_models: Catalogue) -> None:
+    assert (
+        limits(two_models)["num_inference_steps"]
+        == "tiny: 1 to 150; 20 if empty · other: 1 to 8; 20 if empty"
+    )
+    assert limits(Settings().catalogue)["prompt"] == "at most 2000 characters"
+
+
+def test_every_field_that_cannot_be_read_is_named(two_models: Catalogue) -> None:
+    form = DrawForm.sent({"prompt": "", "seed": "1e3", "width": "9" * 5000, "tier": "none"})
+    with pytest.raises(InvalidRequest) as refused:
+        form.job_request(two_models)
+    assert {error.field for error in refused.value.errors} == {"prompt", "seed", "width", "tier"}
+    assert form.refused(refused.value.errors).errors.keys() == {"prompt", "seed", "width", "tier"}
+
+
+def test_what_is_no_field_of_ours_is_passed_over(two_models: Catalogue) -> None:
+    form = DrawForm.sent({"prompt": "a", "lane": "bulk", "webhook_url": "https://elsewhere.example/"})
+    request = form.job_request(two_models)
+    assert (request.lane, request.webhook_url) == ("interactive", None)
+
+
+def test_a_forged_mark_of_a_form_is_replaced() -> None:
+    assert "\n" not in DrawForm.sent({"once": "x\ny"}).once
+    assert DrawForm.sent({"once": "0" * 32}).once == "0" * 32
+    assert DrawForm.sent({"once": "0" * 32}).idempotency_key.startswith(f"page {'0' * 32}\n")

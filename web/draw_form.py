@@ -1,0 +1,127 @@
+"""The form that draws: what was typed, what is wrong with each field, and the request that it means.
+
+It turns text into the API's own `JobRequest`, so that the page and the API have one set of limits.
+It knows neither HTTP nor rows; the key that comes with the form is its caller's.
+"""
+
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from storage.job_views import Job
+from web.csv_rows import typed_cell
+from web.idempotency import digest_of
+from web.refusals import FieldError, InvalidRequest
+from web.schemas import MAX_NUM_IMAGES, MAX_SEED, JobRequest, field_errors
+
+if TYPE_CHECKING:
+    from settings import Catalogue, Model
+
+NUMBERS = ("width", "height", "num_inference_steps", "guidance_scale", "seed", "num_images")
+FIELDS = ("prompt", "negative_prompt", "tier", *NUMBERS, "scheduler")
+_ONCE = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class DrawForm:
+    """One state of the form. `once` is drawn with it: the same form sent twice makes one job."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, list[str]] = field(default_factory=dict)
+    once: str = field(default_factory=lambda: secrets.token_hex(16))
+    was_sent: bool = False
+
+    @classmethod
+    def sent(cls, fields: Mapping[str, str]) -> "DrawForm":
+        """As a browser sent it; what is no field of ours is passed over."""
+        once = fields.get("once", "")
+        # A browser sends a line break of a text field as CR LF.
+        values = {name: fields.get(name, "").replace("\r\n", "\n") for name in FIELDS}
+        return cls(values, {}, once if _ONCE.fullmatch(once) else secrets.token_hex(16), was_sent=True)
+
+    @classmethod
+    def of_job(cls, job: Job, catalogue: "Catalogue") -> "DrawForm":
+        """Filled with an old job's parameters, its seed included."""
+        values = {name: str(getattr(job, name)) for name in FIELDS}
+        tier = catalogue.tier(job.tier)
+        if tier is not None and (job.width, job.height) == (tier.default_width, tier.default_height):
+            values |= {"width": "", "height": ""}
+        return cls(values)
+
+    def refused(self, errors: Iterable[FieldError]) -> "DrawForm":
+        """The same with what is wrong beside each field; what belongs to none stands under `""`."""
+        found: dict[str, list[str]] = {}
+        for error in errors:
+            place = error.field if error.field in (*FIELDS, "api_key") else ""
+            detail = error.detail if place or not error.field else f"{error.field}: {error.detail}"
+            found.setdefault(place, []).append(detail)
+        return DrawForm(self.values, found, self.once, self.was_sent)
+
+    @property
+    def digest(self) -> str:
+        """Over everything that was typed."""
+        return digest_of(*(self.values.get(name, "").encode() for name in FIELDS))
+
+    @property
+    def idempotency_key(self) -> str:
+        """Names this form and what it says: edited and sent again, it is another job.
+
+        The line break keeps it apart from every key that a client of the API can send.
+        """
+        return f"page {self.once}\n{self.digest}"
+
+    def job_request(self, catalogue: "Catalogue") -> JobRequest:
+        """What the form asks for; raises `InvalidRequest` naming every field that cannot be read."""
+        asked: dict[str, object] = {"prompt": self.values.get("prompt", "")}
+        errors = []
+        for name in ("negative_prompt", "scheduler", *NUMBERS):
+            text = self.values.get(name, "")
+            if not text.strip():
+                continue  # left empty: the model's default
+            try:
+                asked[name] = typed_cell(name, text)
+            except ValueError as error:
+                errors.append(FieldError(name, str(error)))
+        tier = catalogue.tier(self.values.get("tier", "")) if self.values.get("tier") else catalogue.tiers[0]
+        if tier is None:
+            names = ", ".join(tier.name for tier in catalogue.tiers)
+            errors.append(FieldError("tier", f"there is no such tier; there is: {names}"))
+        else:
+            sides = {"width": tier.default_width, "height": tier.default_height}
+            asked = {"model": tier.model, **sides, **asked}
+        try:
+            request = JobRequest.model_validate(asked)
+        except ValidationError as error:
+            errors += field_errors(error)
+        if errors:
+            raise InvalidRequest.of(errors)
+        return request
+
+
+def limits(catalogue: "Catalogue") -> dict[str, str]:
+    """One line for each field: its limits and what an empty field means, by model where there are several."""
+    rules: dict[str, Callable[[Model], str]] = {
+        "prompt": lambda m: f"at most {m.max_prompt_characters} characters",
+        "num_inference_steps": lambda m: (
+            f"1 to {m.max_num_inference_steps}; {m.default_num_inference_steps} if empty"
+        ),
+        "guidance_scale": lambda m: f"0 to {m.max_guidance_scale:g}; {m.default_guidance_scale:g} if empty",
+        "width": lambda m: (
+            f"{m.min_side} to {m.max_side} pixels, a multiple of {m.side_multiple}; "
+            f"at most {m.max_pixels} pixels in all"
+        ),
+    }
+    several = len(catalogue.models) > 1
+    found = {
+        name: " · ".join((f"{m.name}: " if several else "") + rule(m) for m in catalogue.models)
+        for name, rule in rules.items()
+    }
+    return {
+        **found,
+        "seed": f"0 to {MAX_SEED}; drawn if empty",
+        "num_images": f"1 to {MAX_NUM_IMAGES}; image i uses seed + i",
+    }

@@ -1,0 +1,97 @@
+// What the pages do better with scripts; every page works without. Written here rather than taken from a
+// library: two things are wanted, forms that keep the page (and so the key that was typed), and jobs that
+// are looked at again while some are unfinished.
+
+const PAUSE_MS = 1000;
+
+const read = async (answer) => new DOMParser().parseFromString(await answer.text(), "text/html");
+
+const keep = (root, values) => {
+  for (const [name, value] of Object.entries(values)) {
+    const field = root.querySelector(`#draw [name="${name}"], #sign-in [name="${name}"]`);
+    if (field && value) field.value = value;
+  }
+};
+
+// A form that stays: the answer replaces the page in place, or the form alone when something was wrong.
+const send = async (form, button) => {
+  const fields = new URLSearchParams(new FormData(form));
+  if (form.id === "draw") fields.set("next", "/");
+  const key = { api_key: fields.get("api_key") };
+  button.disabled = true;
+  try {
+    const answer = await fetch(form.action, { method: "POST", body: fields });
+    const page = await read(answer);
+    const again = page.getElementById(form.id);
+    if (answer.ok) {
+      const typed = form.id === "draw" ? { ...key, ...Object.fromEntries(fields) } : key;
+      delete typed.once;
+      document.title = page.title;
+      document.body.replaceWith(page.body);
+      keep(document, typed);
+      document.querySelector("#draw details")?.toggleAttribute("open", form.querySelector("details")?.open ?? false);
+      history.replaceState(null, "", answer.url);
+      (document.getElementById("prompt") ?? document.getElementById("main"))?.focus();
+      document.getElementById("news").textContent = form.id === "draw" ? "Accepted." : "";
+    } else if (again) {
+      form.replaceWith(again);
+      keep(document, key);
+      again.querySelector("[aria-invalid]")?.focus();
+    } else {
+      tell(form, page.querySelector("main [role=alert]")?.textContent);
+    }
+  } catch {
+    tell(form, "calotype does not answer; try again.");
+  } finally {
+    button.disabled = false;
+  }
+};
+
+const tell = (form, text) => {
+  const line = form.querySelector(".answer") ?? document.createElement("p");
+  line.className = "bad answer";
+  line.setAttribute("role", "alert");
+  line.textContent = text ?? "That did not work; try again.";
+  form.prepend(line);
+};
+
+document.addEventListener("submit", (event) => {
+  if (!event.target.matches("[data-stay]")) return;
+  event.preventDefault();
+  send(event.target, event.submitter ?? event.target.querySelector("button"));
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) event.target.closest("form")?.requestSubmit();
+});
+
+// Takes what is new and keeps what is the same, so that no image is loaded twice.
+const renew = (shown, fresh) => {
+  const focused = shown.contains(document.activeElement) && document.activeElement.getAttribute("href");
+  for (const item of fresh.querySelectorAll("[data-item]")) {
+    const same = document.getElementById(item.id);
+    if (same?.outerHTML === item.outerHTML) item.replaceWith(same);
+  }
+  const news = fresh.dataset.news;
+  if (news !== shown.dataset.news) document.getElementById("news").textContent = news;
+  shown.replaceWith(fresh);
+  if (focused) fresh.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
+};
+
+const look = async () => {
+  const shown = document.querySelector("[data-live]");
+  if (shown && !document.hidden) {
+    try {
+      const answer = await fetch(shown.dataset.live);
+      const fresh = answer.ok && (await read(answer)).getElementById(shown.id);
+      // The page may have changed while the answer was on its way.
+      if (fresh && shown.isConnected) renew(shown, fresh);
+      if (answer.ok && !fresh) location.reload(); // the database is back
+    } catch {
+      // Not reachable now; the next turn looks again.
+    }
+  }
+  setTimeout(look, PAUSE_MS);
+};
+
+look();
