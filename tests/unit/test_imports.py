@@ -10,7 +10,7 @@ import pytest
 
 from settings import ROOT
 
-PACKAGES = ("client", "web", "tasks", "engine", "storage", "local", "migrations", "models")
+PACKAGES = ("bench", "client", "web", "tasks", "engine", "storage", "local", "migrations", "models")
 COMPOSITION_ROOTS = {
     "web/app.py",
     "tasks/app.py",
