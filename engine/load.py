@@ -26,7 +26,7 @@ from engine.hub import Hub, names_in
 from engine.layout import INDEX, Layout, check_components, check_pipeline, files_to_load, read_layout
 from engine.runner import translate
 from engine.sampling import CoefficientTables
-from engine.self_test import PROMISES, run_self_test
+from engine.self_test import PROMISES, Promise, run_self_test
 
 FamilyClass = type[StableDiffusion] | type[StableDiffusionXL] | type[StableDiffusion3] | type[Flux]
 FAMILIES: Mapping[str, FamilyClass] = {
@@ -53,6 +53,15 @@ class ModelSpec:
     dtype: str = "auto"  # one of `DTYPES`; auto: full precision on CPU, half on CUDA
 
 
+@dataclass(frozen=True)
+class LoadedModels:
+    """What an `Engine` is made of: families by name, row caps by model and pixels, what they promise."""
+
+    families: Mapping[str, Family]
+    row_limits: Mapping[str, Mapping[int, int]]
+    promise: Promise
+
+
 def load_engine(
     models: Sequence[ModelSpec],
     *,
@@ -61,6 +70,19 @@ def load_engine(
     num_threads: int | None = None,
     hub: Hub | None = None,
 ) -> Engine:
+    """An engine of `load_models`, not started."""
+    loaded = load_models(models, device=device, row_limits=row_limits, num_threads=num_threads, hub=hub)
+    return Engine(loaded.families, loaded.row_limits, promise=loaded.promise)
+
+
+def load_models(
+    models: Sequence[ModelSpec],
+    *,
+    device: str,
+    row_limits: Mapping[str, Mapping[int, int]],
+    num_threads: int | None = None,
+    hub: Hub | None = None,
+) -> LoadedModels:
     """Load `models` onto `device` (`cpu:N` or `cuda:N`) and run the self-test; raises `LoadError`.
 
     `row_limits` gives, for each model, the most rows of a step batch up to so many pixels
@@ -77,7 +99,7 @@ def load_engine(
             result = run_self_test(family, row_limits[spec.name])
         families[spec.name], limits[spec.name] = family, result.row_limits
         promises.append(result.promise)
-    return Engine(families, limits, promise=max(promises, key=PROMISES.index))
+    return LoadedModels(families, limits, max(promises, key=PROMISES.index))
 
 
 def _device(name: str) -> torch.device:
