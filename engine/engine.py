@@ -27,10 +27,11 @@ from engine.families.family import Family
 from engine.generation import Generation, Progress
 from engine.handle import Handle
 from engine.models import Models
-from engine.policy import MAX_DECODES_PER_TICK, Policy
+from engine.policy import Policy
 from engine.request import GeneratedImage, GenerationRequest
 from engine.runner import Runner, translate
 from engine.self_test import Promise
+from engine.side_work import SideWork
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -56,6 +57,7 @@ class Engine:
         self._clock = clock
         self._models = Models(families, row_limits, is_exact=promise == "exact")
         self._policy = Policy(self._models.max_rows)
+        self._side_work = SideWork(clock)
         self._runner = Runner(families, clock)
         self._inbox: deque[Generation] = deque()
         self._waiting: list[Generation] = []
@@ -178,7 +180,8 @@ class Engine:
                     self._end(generation, members, EngineStopped())  # another worker can begin it now
 
     def _admit(self) -> None:
-        for generation in self._policy.admit(self._waiting, self._running, self._clock()):
+        admitted = self._policy.admit(self._waiting, self._running, self._clock())
+        for generation in self._side_work.to_encode(admitted):
             failure = self._attempt(self._runner.encode, generation)
             if failure is not None:
                 self._end(generation, self._waiting, failure)
@@ -197,6 +200,7 @@ class Engine:
         self._step_or_split(chosen)
         ended_at = self._clock()
         self._policy.stepped(chosen[0].key, ended_at - started_at)
+        self._side_work.stepped(ended_at - started_at)
         for generation in chosen:
             if generation.is_denoised and not generation.future.done():
                 generation.end_steps(ended_at)
@@ -233,7 +237,8 @@ class Engine:
                 self._step_or_split([generation])
 
     def _decode(self) -> None:
-        for generation in self._policy.order(self._denoised, self._clock())[:MAX_DECODES_PER_TICK]:
+        ordered = self._policy.order(self._denoised, self._clock())
+        for generation in self._side_work.to_decode(ordered, len(self._running)):
             pixels = self._attempt(self._runner.decode, generation)
             if isinstance(pixels, EngineError):
                 self._end(generation, self._denoised, pixels)

@@ -64,6 +64,7 @@ class GenerationRequest:
     lane: Lane = "interactive"
     strict: bool = False  # pinned to the smallest bucket where buckets are not equal bit for bit
     job_id: str = ""  # an opaque label for logs
+    account: str = ""  # an opaque label: whose it is, so that no account sees what another has cached
     solo: bool = False  # suspected of a crash: nothing else runs between its first and its last step
 
     def __post_init__(self) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.embeddings import Embeddings
 from engine.errors import DeviceLost, EngineError, GenerationFailed, NumericError, OutOfMemory
-from engine.families.family import Conditions, Encoding, Family
+from engine.families.family import Conditions, Family
 from engine.generation import Generation
 from engine.policy import bucket_rows
 from engine.request import RequestWarning
@@ -26,17 +27,19 @@ class Runner:
     def __init__(self, families: Mapping[str, Family], clock: Callable[[], float] = time.monotonic) -> None:
         self._families = families
         self._clock = clock
-        self._empty_prompts: dict[tuple[str, bool], Encoding] = {}
+        self._embeddings = Embeddings(families)
 
     def encode(self, generation: Generation) -> None:
         """Give a generation its embeddings and its first latents, the same as diffusers' pipeline would."""
         started_at = self._clock()
         request, family = generation.request, self._families[generation.key.model]
-        generation.encoding = self._encode(request.model, request.prompt, is_negative=False)
+        generation.encoding = self._embeddings.encode(
+            request.model, request.prompt, is_negative=False, account=request.account
+        )
         named = {"prompt": generation.encoding}
         if generation.is_guided:
-            generation.negative_encoding = self._encode(
-                request.model, request.negative_prompt, is_negative=True
+            generation.negative_encoding = self._embeddings.encode(
+                request.model, request.negative_prompt, is_negative=True, account=request.account
             )
             named["negative_prompt"] = generation.negative_encoding
         warnings = [
@@ -50,14 +53,6 @@ class Runner:
         noise = torch.randn(shape, generator=generation.generator, dtype=family.dtype)
         generation.latents = noise.to(family.device) * generation.table.init_noise_sigma
         generation.encoding_seconds = self._clock() - started_at
-
-    def _encode(self, model: str, text: str, *, is_negative: bool) -> Encoding:
-        if text:
-            return self._families[model].encode(text, is_negative=is_negative)
-        if (model, is_negative) not in self._empty_prompts:
-            encoding = self._families[model].encode(text, is_negative=is_negative)
-            self._empty_prompts[model, is_negative] = encoding
-        return self._empty_prompts[model, is_negative]
 
     def step(self, members: Sequence[Generation]) -> list[Generation]:
         """Take every member one step further, in one forward pass; those returned are no longer finite."""
@@ -114,7 +109,8 @@ class Runner:
         return (image * 255).round().astype(np.uint8)
 
     def free(self) -> None:
-        """Give cached device memory back, after an out-of-memory error."""
+        """Give cached device memory back, kept embeddings included, after an out-of-memory error."""
+        self._embeddings.clear()
         if any(family.device.type == "cuda" for family in self._families.values()):
             torch.cuda.empty_cache()
 

@@ -246,6 +246,7 @@ def requests_of(claim: Claim) -> list[GenerationRequest]:
             seconds_left=claim.seconds_left,
             lane="bulk" if job.lane == "bulk" else "interactive",
             job_id=job.id,
+            account=job.account_id,
             solo=job.suspect,
         )
         for index in range(job.num_images)

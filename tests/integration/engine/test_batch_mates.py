@@ -100,6 +100,7 @@ def test_full_step_batches_at_the_tier_size_are_exact(still_engine: Engine) -> N
         num_inference_steps=3,
         guidance_scale=4.0,
         seed=5,
+        account="one, so that the prompt is encoded once and all join at once",
     )
     mates = [replace(request, seed=seed, num_inference_steps=2 + seed % 3) for seed in range(6, 14)]
     handles = [engine.submit(one) for one in [request, *mates]]
@@ -127,3 +128,20 @@ def test_two_threads_are_as_exact_as_one(folders: dict[str, Path]) -> None:
             assert handle.future.result().pixels.tobytes() == alone(engine, request)
     finally:
         torch.set_num_threads(before)
+
+
+def test_kept_embeddings_change_no_byte(still_engine: Engine) -> None:
+    """The same prompt again from its account, from another, from nobody: one image."""
+    request = GenerationRequest(
+        model=MODELS[0],
+        prompt="a green ring",
+        negative_prompt="a blue star",
+        width=64,
+        height=64,
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        seed=9,
+    )
+    accounts = ["", "alice", "alice", "bob", "alice"]
+    images = {alone(still_engine, replace(request, account=account)) for account in accounts}
+    assert len(images) == 1
