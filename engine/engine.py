@@ -110,6 +110,11 @@ class Engine:
         """Whether there is nothing to do, so that an old `ticked_at` means nothing."""
         return self._num_generations == 0
 
+    @property
+    def step_cache_bytes(self) -> int:
+        """What the step caches of running generations hold in the device's memory."""
+        return sum(generation.step_cache.num_bytes for generation in self._running)
+
     def start(self) -> None:
         """Start the engine thread."""
         self._thread.start()

@@ -14,6 +14,7 @@ from engine.families.family import Encoding
 from engine.policy import BatchKey
 from engine.request import GeneratedImage, GenerationRequest, RequestWarning, Timings
 from engine.sampling import CoefficientTable
+from engine.step_cache import StepCache
 
 Progress = Callable[[int, int], None]
 """Called as `on_progress(steps done, steps)` on the engine thread after each step: it must be quick."""
@@ -53,6 +54,8 @@ class Generation:
         self.latents: Tensor  # (1, C, h, w)
         self.encoding: Encoding
         self.negative_encoding: Encoding  # of a guided generation only
+
+        self.step_cache = StepCache(request.step_cache, table.num_steps)
 
         self.submitted_at = submitted_at
         left = request.seconds_left
@@ -118,6 +121,7 @@ class Generation:
         self.latents = latents
         self._noise = None
         self.step_index += 1
+        self.step_cache.drop_unneeded(self.step_index, is_guided=self.is_guided)
         self._num_mates += num_members
 
     def end_steps(self, now: float) -> None:

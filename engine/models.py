@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import RequestInvalid
-from engine.families.family import Family
+from engine.families.family import Family, can_cache_steps
 from engine.generation import Generation
 from engine.policy import BatchKey
 from engine.request import GenerationRequest
@@ -32,6 +32,8 @@ class Models:
         """The request, in flight; raises `RequestInvalid` for what its model cannot do."""
         key = self._key(request)
         family = self.families[request.model]
+        if request.step_cache > 1 and not can_cache_steps(family):
+            raise RequestInvalid(f"step_cache: {request.model!r} has no step cache; only 1 is accepted")
         num_patches = key.latent_height * key.latent_width // family.latents_per_patch**2
         table = self._tables[request.model].table(request.scheduler, request.num_inference_steps, num_patches)
         is_guided = family.needs_guidance_row(request.guidance_scale)

@@ -18,6 +18,7 @@ SchedulerName = Literal["ddim", "euler", "flow_match_euler"]
 Spacing = Literal["leading", "trailing", "linspace"]
 
 MAX_SEED = 2**63 - 1
+MAX_STEP_CACHE = 8
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class GenerationRequest:
     seed: int
     negative_prompt: str = ""
     guidance_cutoff: float = 1.0  # share of the steps that are guided; the rest cost one row, not two
+    step_cache: int = 1  # every how many steps the whole model runs: 1 is every one, without a cache
     scheduler: SchedulerSpec = field(default_factory=SchedulerSpec)
     seconds_left: float | None = None  # until the deadline, counted from `submit`
     lane: Lane = "interactive"
@@ -83,6 +85,12 @@ class GenerationRequest:
             math.isfinite(scale) and scale >= 0, "guidance_scale", f"{scale} is not a finite number from 0"
         )
         _require(0 <= cutoff <= 1, "guidance_cutoff", f"{cutoff} is not in 0..1")
+        interval = self.step_cache
+        _require(
+            type(interval) is int and 1 <= interval <= MAX_STEP_CACHE,
+            "step_cache",
+            f"{interval!r} is not in 1..{MAX_STEP_CACHE}",
+        )
         _require(self.lane in get_args(Lane), "lane", f"{self.lane!r} is not interactive or bulk")
         left = self.seconds_left
         _require(left is None or math.isfinite(left), "seconds_left", f"{left} is not finite")

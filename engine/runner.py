@@ -15,8 +15,8 @@ from torch import Tensor
 from engine.embeddings import Embeddings
 from engine.errors import DeviceLost, EngineError, GenerationFailed, NumericError, OutOfMemory
 from engine.families.family import Conditions, Family
+from engine.forward import ForwardPass
 from engine.generation import Generation
-from engine.policy import bucket_rows
 from engine.request import RequestWarning
 from engine.sampling import Update, advance, guide, scale_model_input
 
@@ -71,16 +71,11 @@ class Runner:
         return [member for member, finite in zip(members, is_finite, strict=True) if not finite]
 
     def _predict(self, members: Sequence[Generation], latents: Tensor) -> Tensor:
-        """The guided model output `(B, C, h, w)`; its rows: conditional, unconditional, padding."""
+        """The guided model output `(B, C, h, w)`."""
         family = self._families[members[0].key.model]
-        guided = [index for index, member in enumerate(members) if member.is_guided]
-        encodings = [member.encoding for member in members]
-        encodings += [members[index].negative_encoding for index in guided]
-        num_rows = len(encodings)
-        num_padding = bucket_rows(num_rows) - num_rows
-        # Padding repeats the first row: ordinary numbers, which raise nothing and are as fast as any.
-        rows = _on(latents, torch.tensor([*range(len(members)), *guided, *[0] * num_padding]))
-        encodings += encodings[:1] * num_padding
+        forward = ForwardPass(members)
+        guided, encodings = forward.guided, forward.encodings
+        rows = _on(latents, torch.tensor(forward.member_indices))
         divisors = _gather(latents, [member.table.input_divisors[member.step_index] for member in members])
         timesteps = _gather(latents, [member.table.timesteps[member.step_index] for member in members])
         scales = _on(latents, torch.tensor([member.request.guidance_scale for member in members]))
@@ -90,8 +85,8 @@ class Runner:
             scales[rows],
         )
         model_input = scale_model_input(latents, divisors)
-        output = family.predict(model_input[rows], timesteps[rows], conditions)
-        conditional, unconditional = output[: len(members)], output[len(members) : num_rows]
+        output = forward.predict(family, model_input[rows], timesteps[rows], conditions)
+        conditional, unconditional = output[: len(members)], output[len(members) :]
         if not guided:
             return conditional
         which = _on(latents, torch.tensor(guided))

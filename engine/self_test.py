@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine.families.family import Conditions, Family
+from engine.families.family import CachingFamily, Conditions, Family
 from engine.policy import SMALLEST_BUCKET, bucket_rows
 
 Promise = Literal["exact", "exact within a bucket", "within 1/255"]
@@ -75,8 +75,26 @@ def _probe_outputs(family: Family, side: int, bucket: int) -> Iterator[Tensor]:
             encoding.pooled_embeds.expand(bucket, -1),
             torch.ones(bucket, device=family.device),
         )
-        output = family.predict(latents, timesteps, conditions)
-        yield from (output[place].clone() for place in places)
+        for output in _outputs(family, latents, timesteps, conditions):
+            yield from (output[place].clone() for place in places)
+
+
+def _outputs(family: Family, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Iterator[Tensor]:
+    """What must be equal wherever a row stands, `(R, ...)`; with a step cache, a shallow step besides.
+
+    A full step must also be the same with a step cache and without: both kinds of rows share the pass.
+    """
+    output = family.predict(latents, timesteps, conditions)
+    if not (isinstance(family, CachingFamily) and family.can_cache_steps):
+        yield output
+        return
+    num_rows = len(latents)
+    full, features = family.predict_partly(
+        latents, timesteps, conditions, num_deep_rows=num_rows, features=None
+    )
+    shallow, _ = family.predict_partly(latents, timesteps, conditions, num_deep_rows=0, features=features)
+    for one in (output, full):
+        yield torch.cat([one.flatten(1), features.flatten(1), shallow.flatten(1)], dim=1)
 
 
 def _noise(shape: tuple[int, ...], seed: int, family: Family) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,3 +50,31 @@ class Family(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels `(1, 3, H, W)` in [-1, 1] of one row of latents `(1, C, h, w)`, always one."""
+
+
+@runtime_checkable
+class CachingFamily(Family, Protocol):
+    """A family whose rows can leave out the deep part of the model, where its weights are laid out so."""
+
+    can_cache_steps: bool
+
+    def predict_partly(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        *,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The model output `(R, C, h, w)`, and the features `(N, ...)` that its deep part gave N rows.
+
+        The last R - N rows are shallow: they stand on their `features` of an earlier step (`None`: there
+        are no such rows). The deep part runs on the first `num_deep_rows` >= N rows, a bucket's number;
+        what it gives shallow rows among them is dropped. With N = R the output is `predict`'s, bit for bit.
+        """
+
+
+def can_cache_steps(family: Family) -> bool:
+    """Whether rows of this family's loaded model can run shallow steps."""
+    return isinstance(family, CachingFamily) and family.can_cache_steps

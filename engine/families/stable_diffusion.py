@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.errors import LoadError
 from engine.families.family import Conditions, Encoding
 from engine.families.truncation import truncation
+from engine.families.unet_walk import UNetWalk
 from engine.sampling import FlowSigmas
 
 
@@ -44,6 +45,8 @@ class StableDiffusion:
         self.dtype: torch.dtype = self._unet.dtype
         self.latent_channels: int = self._unet.config.in_channels
         self.pixels_per_latent: int = pipeline.vae_scale_factor
+        self._walk = UNetWalk(self._unet)
+        self.can_cache_steps: bool = UNetWalk.can_walk(self._unet)
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
         """Guidance is applied after the forward pass, so a scale of 1 or less saves a row."""
@@ -66,6 +69,18 @@ class StableDiffusion:
             latents, timesteps, encoder_hidden_states=conditions.prompt_embeds, return_dict=False
         )[0]
         return output
+
+    def predict_partly(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        *,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`CachingFamily`'s, by the walk over the UNet; the features are what the last layer reads."""
+        return self._walk.predict(latents, timesteps, conditions.prompt_embeds, None, num_deep_rows, features)
 
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.errors import LoadError
 from engine.families.family import Conditions, Encoding
 from engine.families.truncation import truncation
+from engine.families.unet_walk import UNetWalk
 from engine.sampling import FlowSigmas
 
 
@@ -45,6 +46,8 @@ class StableDiffusionXL:
         self.dtype: torch.dtype = self._unet.dtype
         self.latent_channels: int = self._unet.config.in_channels
         self.pixels_per_latent: int = pipeline.vae_scale_factor
+        self._walk = UNetWalk(self._unet)
+        self.can_cache_steps: bool = UNetWalk.can_walk(self._unet)
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
         """Guidance is applied after the forward pass, so a scale of 1 or less saves a row."""
@@ -66,19 +69,39 @@ class StableDiffusionXL:
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The UNet's output, epsilon or v, `(R, C, h, w)`, told that nothing was scaled or cropped."""
-        height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=self.dtype, device=latents.device)
         output: Tensor = self._unet(
             latents,
             timesteps,
             encoder_hidden_states=conditions.prompt_embeds,
-            added_cond_kwargs={
-                "text_embeds": conditions.pooled_embeds,
-                "time_ids": sizes.expand(len(latents), -1),
-            },
+            added_cond_kwargs=self._added(latents, conditions),
             return_dict=False,
         )[0]
         return output
+
+    def predict_partly(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        *,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`CachingFamily`'s, by the walk over the UNet; the features are what the last layer reads."""
+        return self._walk.predict(
+            latents,
+            timesteps,
+            conditions.prompt_embeds,
+            self._added(latents, conditions),
+            num_deep_rows,
+            features,
+        )
+
+    def _added(self, latents: Tensor, conditions: Conditions) -> dict[str, Tensor]:
+        """The pooled embeddings, and that the image is of this size, whole and uncropped."""
+        height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=self.dtype, device=latents.device)
+        return {"text_embeds": conditions.pooled_embeds, "time_ids": sizes.expand(len(latents), -1)}
 
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""

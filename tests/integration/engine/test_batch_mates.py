@@ -12,6 +12,7 @@ from engine.engine import Engine
 from engine.errors import Canceled
 from engine.handle import Handle
 from engine.request import GenerationRequest, SchedulerSpec
+from engine.step_cache import StepCache
 from tests.integration.engine.conftest import load
 from tests.integration.engine.reference import MODELS
 
@@ -47,6 +48,7 @@ def random_request(rng: random.Random) -> GenerationRequest:
         num_inference_steps=rng.randint(1, 7),
         guidance_scale=rng.choice([1.0, 1.5, 4.0, 7.5]),
         guidance_cutoff=rng.choice([1.0, 1.0, 0.5]),
+        step_cache=rng.choice([1, 1, 2, 3]),
         scheduler=rng.choice(SPECS),
         seed=rng.randrange(2**63),
         lane=rng.choice(["interactive", "bulk"]),
@@ -87,6 +89,41 @@ def test_bytes_do_not_depend_on_random_neighbours(still_engine: Engine, seed: in
     assert sum(image.mean_step_batch for image in images.values()) / len(images) > 1.5
     for index, image in images.items():
         assert image.pixels.tobytes() == alone(engine, requests[index]), requests[index]
+
+
+def test_caches_and_cutoffs_side_by_side_leave_every_image_its_bytes(still_engine: Engine) -> None:
+    """All at one size, so that in one forward pass some rows run full steps and others shallow ones."""
+    engine = still_engine
+    rng = random.Random(9)
+    plain = replace(random_request(rng), model=MODELS[0], width=64, height=64, guidance_scale=4.0)
+    requests = [
+        replace(
+            plain,
+            prompt=rng.choice(PROMPTS),
+            seed=seed,
+            num_inference_steps=rng.randint(3, 9),
+            step_cache=1 + seed % 4,
+            guidance_cutoff=rng.choice([1.0, 0.6, 0.3]),
+        )
+        for seed in range(10)
+    ]
+    handles = []
+    for one in requests:
+        handles.append(engine.submit(one))
+        engine.tick()
+    while not engine.is_idle:
+        engine.tick()
+    images = [handle.future.result() for handle in handles]
+    assert sum(image.mean_step_batch for image in images) / len(images) > 3
+    for one, image in zip(requests, images, strict=True):
+        assert image.pixels.tobytes() == alone(engine, one), one
+        cached = image.pixels.tobytes() != alone(engine, replace(one, step_cache=1))
+        assert cached == has_shallow_step(one), "a cache that does not show proves nothing"
+
+
+def has_shallow_step(request: GenerationRequest) -> bool:
+    cache = StepCache(request.step_cache, request.num_inference_steps)
+    return not all(map(cache.is_full, range(request.num_inference_steps)))
 
 
 def test_full_step_batches_at_the_tier_size_are_exact(still_engine: Engine) -> None:

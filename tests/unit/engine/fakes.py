@@ -61,6 +61,32 @@ class FakeFamily:
         return torch.tanh(latents[:, :3]).repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
+@dataclass
+class FakeCachingFamily(FakeFamily):
+    """Its deep part is the sine of the latents; a shallow row adds its timestep to an earlier one's."""
+
+    can_cache_steps: bool = True
+    deep_sizes: list[int] = field(default_factory=list)  # rows of every deep part that was run
+
+    def predict_partly(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        *,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        output = self.predict(latents, timesteps, conditions)
+        if features is None:
+            features = latents.new_empty(0, *latents.shape[1:])
+        num_new = len(latents) - len(features)
+        assert num_new <= num_deep_rows <= len(latents)
+        self.deep_sizes.append(num_deep_rows)
+        output[num_new:] = torch.tanh(features + timesteps[num_new:].view(-1, 1, 1, 1) / 100)
+        return output, latents[:num_new]
+
+
 class SetClock:
     """A clock that stands still until it is told to move."""
 

@@ -1,0 +1,131 @@
+"""A step cache leaves full steps as they are, to the bit, and shallow ones close to them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from engine.families.family import Conditions
+from engine.families.stable_diffusion import StableDiffusion
+from engine.families.stable_diffusion_xl import StableDiffusionXL
+from engine.families.unet_walk import UNetWalk
+from tests.integration.engine.tiny_families import build
+
+BLOCKS = {
+    "sd": {
+        "block_out_channels": (16, 32),
+        "layers_per_block": 2,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    },
+    "sdxl": {
+        "block_out_channels": (16, 32, 32),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "use_linear_projection": True,
+        "transformer_layers_per_block": (1, 1, 2),
+    },
+    "unlike": {"center_input_sample": True, "time_embedding_act_fn": "silu", "conv_out_kernel": 1},
+}
+
+
+def unet(**changes: Any) -> Any:
+    torch.manual_seed(3)
+    plain = {
+        "sample_size": 16,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**{**plain, **changes}).eval()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(before)
+
+
+def rows(num_rows: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    latents = torch.randn(num_rows, 4, height, width, generator=generator)
+    return latents, torch.linspace(1, 999, num_rows), torch.randn(num_rows, 6, 32, generator=generator)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 15)])
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_a_walk_that_skips_nothing_is_the_unets_own_forward(blocks: str, size: tuple[int, int]) -> None:
+    model = unet(**BLOCKS[blocks])
+    assert UNetWalk.can_walk(model)
+    latents, timesteps, embeds = rows(8, *size)
+    expected = model(latents, timesteps, encoder_hidden_states=embeds, return_dict=False)[0]
+    output, features = UNetWalk(model).predict(latents, timesteps, embeds, None, 8, None)
+    assert torch.equal(output, expected)
+    assert len(features) == 8
+    # On the features of this very step a shallow row is a full one: nothing else differs between them.
+    shallow, none = UNetWalk(model).predict(latents, timesteps, embeds, None, 0, features)
+    assert torch.equal(shallow, expected)
+    assert len(none) == 0
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_full_and_shallow_rows_of_one_pass_have_the_bits_of_passes_of_their_own(blocks: str) -> None:
+    model = unet(**BLOCKS[blocks])
+    walk = UNetWalk(model)
+    latents, timesteps, embeds = rows(8, 16, 16)
+    before = latents + 0.1
+    _, kept = walk.predict(before, timesteps, embeds, None, 8, None)
+    full, _ = walk.predict(latents, timesteps, embeds, None, 8, None)
+    shallow, _ = walk.predict(latents, timesteps, embeds, None, 0, kept)
+    assert not torch.equal(full, shallow), "a shortcut that changes nothing proves nothing"
+    # Three new rows: the deep part takes a fourth, and what it gives that one is dropped.
+    output, features = walk.predict(latents, timesteps, embeds, None, 4, kept[3:])
+    assert torch.equal(output[:3], full[:3])
+    assert torch.equal(output[3:], shallow[3:])
+    assert len(features) == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"block_out_channels": (16,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)},
+        {"down_block_types": ("DownBlock2D", "AttnDownBlock2D")},
+        {"up_block_types": ("AttnUpBlock2D", "UpBlock2D")},
+        {"class_embed_type": "timestep"},
+        {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
+    ],
+)
+def test_a_unet_of_other_blocks_is_not_walked(changes: dict[str, Any]) -> None:
+    assert not UNetWalk.can_walk(unet(**changes))
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [(StableDiffusion, "stable_diffusion"), (StableDiffusionXL, "stable_diffusion_xl")]
+)
+def test_a_familys_full_step_with_a_cache_is_its_step_without(
+    family: Callable[[Any], Any], name: str, tmp_path: Path
+) -> None:
+    model = family(build(name, tmp_path))
+    assert model.can_cache_steps
+    encoding = model.encode("a red heart")
+    latents, timesteps, _ = rows(4, 8, 12)
+    conditions = Conditions(
+        encoding.prompt_embeds.expand(4, -1, -1), encoding.pooled_embeds.expand(4, -1), torch.ones(4)
+    )
+    expected = model.predict(latents, timesteps, conditions)
+    output, features = model.predict_partly(latents, timesteps, conditions, num_deep_rows=4, features=None)
+    assert torch.equal(output, expected)
+    again, _ = model.predict_partly(latents, timesteps, conditions, num_deep_rows=0, features=features)
+    assert torch.equal(again, expected)

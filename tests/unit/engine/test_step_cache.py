@@ -1,0 +1,158 @@
+"""Which steps a step cache leaves out, what it holds meanwhile, and how its rows share a forward pass."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from engine.engine import Engine
+from engine.errors import RequestInvalid
+from engine.families.family import can_cache_steps
+from engine.request import GenerationRequest
+from engine.self_test import run_self_test
+from engine.step_cache import StepCache
+from tests.unit.engine.fakes import FakeCachingFamily, FakeFamily, SetClock
+
+Ask = Callable[..., GenerationRequest]
+
+
+@pytest.fixture
+def caching_family() -> FakeCachingFamily:
+    return FakeCachingFamily()
+
+
+@pytest.fixture
+def caching_engine(caching_family: FakeCachingFamily, clock: SetClock) -> Engine:
+    return Engine({"fake": caching_family}, {"fake": {64 * 64: 16}}, promise="exact", clock=clock)
+
+
+def full_steps(interval: int, num_steps: int) -> list[int]:
+    return list(filter(StepCache(interval, num_steps).is_full, range(num_steps)))
+
+
+def test_every_interval_the_first_two_and_the_last_step_are_full() -> None:
+    assert full_steps(1, 5) == [0, 1, 2, 3, 4]
+    assert full_steps(2, 8) == [0, 1, 2, 4, 6, 7]
+    assert full_steps(3, 12) == [0, 1, 3, 6, 9, 11]
+    assert full_steps(8, 4) == [0, 1, 3]
+    for num_steps in (1, 2, 3):
+        assert full_steps(8, num_steps) == list(range(num_steps))
+
+
+def test_features_are_held_from_a_full_step_until_the_next_and_only_while_their_row_lives() -> None:
+    cache = StepCache(3, 12)
+    batch = torch.zeros(4, 2, 3)
+    cache.keep(batch[1:2], is_negative=False)
+    cache.keep(batch[2:3], is_negative=True)
+    assert cache.num_bytes == 2 * 6 * 4, "one row each, not the storage of the whole step batch"
+    cache.drop_unneeded(4, is_guided=True)
+    assert cache.num_bytes == 2 * 6 * 4
+    cache.drop_unneeded(5, is_guided=False)
+    assert cache.num_bytes == 6 * 4
+    cache.drop_unneeded(6, is_guided=False)
+    assert cache.num_bytes == 0
+    cache.keep(batch[:1], is_negative=False)
+    cache.drop_unneeded(12, is_guided=False)
+    assert cache.num_bytes == 0
+
+
+def test_full_rows_alone_enter_the_deep_part_and_only_bucket_sizes_are_run(
+    caching_engine: Engine, caching_family: FakeCachingFamily, ask: Ask
+) -> None:
+    """Two guided generations are four rows; the second joins a step later, so full steps fall apart."""
+    first = caching_engine.submit(ask(seed=1, num_inference_steps=7, guidance_scale=4.0, step_cache=3))
+    caching_engine.tick()
+    second = caching_engine.submit(
+        ask(seed=2, num_inference_steps=7, guidance_scale=4.0, guidance_cutoff=0.5, step_cache=3)
+    )
+    while not caching_engine.is_idle:
+        caching_engine.tick()
+    assert first.future.result().num_steps == second.future.result().num_steps == 7
+    assert caching_family.deep_sizes == [4, 4, 4, 4, 4, 0, 4, 4]
+    assert set(caching_family.step_sizes) == {4}
+
+
+def test_rows_without_a_cache_share_the_pass_with_cached_ones_and_change_nothing(
+    caching_engine: Engine, ask: Ask
+) -> None:
+    requests = [ask(seed=i, num_inference_steps=3 + i, guidance_scale=1.0 + i % 2, step_cache=1 + i % 3)
+                for i in range(9)]  # fmt: skip
+    handles = []
+    for one in requests:
+        handles.append(caching_engine.submit(one))
+        caching_engine.tick()
+    while not caching_engine.is_idle:
+        caching_engine.tick()
+    for one, handle in zip(requests, handles, strict=True):
+        alone = caching_engine.submit(one)
+        while not caching_engine.is_idle:
+            caching_engine.tick()
+        assert (handle.future.result().pixels == alone.future.result().pixels).all(), one
+
+
+def test_what_running_generations_hold_is_counted_and_freed_with_them(
+    caching_engine: Engine, ask: Ask
+) -> None:
+    handle = caching_engine.submit(ask(num_inference_steps=9, guidance_scale=4.0, step_cache=3))
+    other = caching_engine.submit(ask(num_inference_steps=9))
+    row_bytes = 4 * 8 * 8 * 4
+    held = []
+    for _ in range(7):
+        caching_engine.tick()
+        held.append(caching_engine.step_cache_bytes / row_bytes)
+    assert held == [0, 2, 0, 2, 2, 0, 2]
+    handle.cancel()
+    caching_engine.tick()
+    assert caching_engine.step_cache_bytes == 0
+    while not caching_engine.is_idle:
+        caching_engine.tick()
+    assert other.future.result().num_steps == 9
+
+
+def test_a_row_that_fails_in_a_full_step_leaves_its_cached_neighbours_as_they_are(
+    caching_engine: Engine, ask: Ask
+) -> None:
+    good = ask(seed=3, num_inference_steps=6, step_cache=2)
+    beside = caching_engine.submit(good)
+    caching_engine.tick()
+    bad = caching_engine.submit(ask("explode", num_inference_steps=6, step_cache=2))
+    while not caching_engine.is_idle:
+        caching_engine.tick()
+    alone = caching_engine.submit(good)
+    while not caching_engine.is_idle:
+        caching_engine.tick()
+    assert bad.future.exception() is not None
+    assert (beside.future.result().pixels == alone.future.result().pixels).all()
+
+
+def test_a_family_without_a_step_cache_refuses_it_by_name(engine: Engine, ask: Ask) -> None:
+    with pytest.raises(RequestInvalid, match=r"^step_cache: 'fake' has no step cache; only 1 is accepted$"):
+        engine.submit(ask(step_cache=2))
+    assert not can_cache_steps(FakeFamily())
+    assert not can_cache_steps(FakeCachingFamily(can_cache_steps=False))
+    assert can_cache_steps(FakeCachingFamily())
+
+
+@pytest.mark.parametrize("interval", [0, -1, 9, 1.5, True])
+def test_an_interval_outside_its_limits_is_refused(ask: Ask, interval: object) -> None:
+    with pytest.raises(RequestInvalid, match=rf"^step_cache: {interval!r} is not in 1..8$"):
+        ask(step_cache=interval)
+
+
+def test_a_full_step_that_rounds_otherwise_with_a_cache_leaves_the_weakest_promise() -> None:
+    class Otherwise(FakeCachingFamily):
+        def predict_partly(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            output, features = super().predict_partly(*args, **kwargs)
+            return output + 1e-6, features
+
+    assert run_self_test(FakeCachingFamily(), {4096: 16}).promise == "exact"
+    assert run_self_test(Otherwise(), {4096: 16}).promise == "within 1/255"
+
+
+def test_a_shallow_step_that_depends_on_the_bucket_lowers_the_cap() -> None:
+    class Uneven(FakeCachingFamily):
+        def predict_partly(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            output, features = super().predict_partly(*args, **kwargs)
+            return (output + 1e-6 if len(output) >= 16 and not len(features) else output), features
+
+    assert run_self_test(Uneven(), {4096: 16}).row_limits == {4096: 12}
