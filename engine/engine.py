@@ -248,14 +248,7 @@ class Engine:
             if isinstance(pixels, EngineError):
                 self._end(generation, self._denoised, pixels)
                 continue
-            image = GeneratedImage(
-                pixels=pixels,
-                warnings=generation.warnings,
-                timings=generation.timings(self._clock()),
-                mean_step_batch=generation.mean_step_batch,
-                num_steps=generation.table.num_steps,
-            )
-            self._end(generation, self._denoised, image)
+            self._end(generation, self._denoised, generation.image(pixels, self._clock()))
 
     def _attempt(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | EngineError:
         """Do `work`; its failure is returned, so that no traceback holds tensors when memory is freed."""

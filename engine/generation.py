@@ -7,6 +7,7 @@ thread writes here, but for the cancel flag.
 from collections.abc import Callable
 from concurrent.futures import Future
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,3 +144,13 @@ class Generation:
     def mean_step_batch(self) -> float:
         """The mean number of generations in the step batches that it ran in."""
         return self._num_mates / max(1, self.step_index)
+
+    def image(self, pixels: np.ndarray, now: float) -> GeneratedImage:
+        """The outcome: its decoded pixels, uint8 `(H, W, 3)`, that became ready `now`."""
+        return GeneratedImage(
+            pixels=pixels,
+            warnings=self.warnings,
+            timings=self.timings(now),
+            mean_step_batch=self.mean_step_batch,
+            num_steps=self.table.num_steps,
+        )
