@@ -45,11 +45,13 @@ SECRETS_FOLDER = Path("/run/secrets")
 """Where Docker and others put them."""
 
 
-Family = Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux"]
+Family = Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"]
 FAMILIES: dict[Family, tuple[tuple[str, ...], int]] = {
     "stable_diffusion": (("ddim", "euler"), 8),
     "stable_diffusion_xl": (("ddim", "euler"), 8),
     "stable_diffusion_3": (("flow_match_euler",), 16),
+    "pixart": (("ddim", "euler"), 16),
+    "sana": (("flow_match_euler",), 32),
     "flux": (("flow_match_euler",), 16),
 }
 """Each family's schedulers, and what its sides are multiples of; a test holds the engine to them."""

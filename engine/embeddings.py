@@ -67,7 +67,7 @@ class Embeddings:
 
 def _bytes_of(key: Key, encoding: Encoding) -> int:
     """With the whole storage behind a tensor, which a view of it keeps alive."""
-    tensors = (encoding.prompt_embeds, encoding.pooled_embeds)
+    tensors = (encoding.prompt_embeds, encoding.pooled_embeds, encoding.attention_mask)
     stored = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
     texts = (key[0], key[3], encoding.warning or "")
     return ENTRY_BYTES + stored + sum(sys.getsizeof(text) for text in texts)

@@ -49,13 +49,15 @@ def read_layout(index: Path, left_out: Collection[str]) -> Layout:
     return Layout(pipeline, present, tuple(name for name in entries if name not in present))
 
 
-def check_pipeline(layout: Layout, expected: str, families: Mapping[str, str]) -> None:
-    """Raise `LoadError` unless the model is for the pipeline class `expected`; `families` names the rest."""
-    if layout.pipeline == expected:
+def check_pipeline(
+    layout: Layout, expected: Collection[str], families: Mapping[str, Collection[str]]
+) -> None:
+    """Raise `LoadError` unless the model is for a pipeline class in `expected`; `families` names the rest."""
+    if layout.pipeline in expected:
         return
-    fitting = [family for family, pipeline in families.items() if pipeline == layout.pipeline]
+    fitting = [family for family, pipelines in families.items() if layout.pipeline in pipelines]
     advice = f"set family = {fitting[0]!r}" if fitting else "no family here reads that"
-    raise LoadError(f"it is a {layout.pipeline}, and its family needs a {expected}: {advice}")
+    raise LoadError(f"it is a {layout.pipeline}, and its family needs a {' or a '.join(expected)}: {advice}")
 
 
 def check_components(layout: Layout, needed: Collection[str]) -> None:

@@ -19,6 +19,8 @@ from engine.engine import Engine
 from engine.errors import LoadError, OutOfMemory
 from engine.families.family import Family
 from engine.families.flux import Flux
+from engine.families.pixart import PixArt
+from engine.families.sana import Sana
 from engine.families.stable_diffusion import StableDiffusion
 from engine.families.stable_diffusion_3 import StableDiffusion3
 from engine.families.stable_diffusion_xl import StableDiffusionXL
@@ -28,11 +30,20 @@ from engine.runner import translate
 from engine.sampling import CoefficientTables
 from engine.self_test import PROMISES, Promise, run_self_test
 
-FamilyClass = type[StableDiffusion] | type[StableDiffusionXL] | type[StableDiffusion3] | type[Flux]
+FamilyClass = (
+    type[StableDiffusion]
+    | type[StableDiffusionXL]
+    | type[StableDiffusion3]
+    | type[PixArt]
+    | type[Sana]
+    | type[Flux]
+)
 FAMILIES: Mapping[str, FamilyClass] = {
     "stable_diffusion": StableDiffusion,
     "stable_diffusion_xl": StableDiffusionXL,
     "stable_diffusion_3": StableDiffusion3,
+    "pixart": PixArt,
+    "sana": Sana,
     "flux": Flux,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -145,25 +156,33 @@ def _load_family(spec: ModelSpec, device: torch.device, hub: Hub) -> Family:
         left_out=family.LEFT_OUT,
     )
     layout = read_layout(folder / INDEX, family.LEFT_OUT)
-    pipelines = {name: one.PIPELINE.__name__ for name, one in FAMILIES.items()}
-    check_pipeline(layout, family.PIPELINE.__name__, pipelines)
-    check_components(layout, _needed(family))
+    pipelines = {name: [each.__name__ for each in one.PIPELINES] for name, one in FAMILIES.items()}
+    check_pipeline(layout, pipelines[spec.family], pipelines)
+    pipeline_class = next(one for one in family.PIPELINES if one.__name__ == layout.pipeline)
+    check_components(layout, _needed(family, pipeline_class))
     files_to_load(layout, names_in(folder), spec.variant)
-    return family(_read(family, folder, layout, spec, device))
+    return family(_read(family, pipeline_class, folder, layout, spec, device))
 
 
-def _needed(family: FamilyClass) -> list[str]:
-    """The components that its pipeline cannot be built without."""
-    parameters = inspect.signature(family.PIPELINE.__init__).parameters.values()
+def _needed(family: FamilyClass, pipeline_class: Any) -> list[str]:
+    """The components that the pipeline cannot be built without."""
+    parameters = inspect.signature(pipeline_class.__init__).parameters.values()
     spared = {"self", *family.LEFT_OUT, *family.CAN_LACK}
     return [one.name for one in parameters if one.default is one.empty and one.name not in spared]
 
 
-def _read(family: FamilyClass, folder: Path, layout: Layout, spec: ModelSpec, device: torch.device) -> Any:
+def _read(
+    family: FamilyClass,
+    pipeline_class: Any,
+    folder: Path,
+    layout: Layout,
+    spec: ModelSpec,
+    device: torch.device,
+) -> Any:
     absent = [name for name in (*layout.absent, *family.CAN_LACK) if name not in layout.components]
     try:
         # safetensors only, and no code comes with a model, whoever made it.
-        pipeline = family.PIPELINE.from_pretrained(
+        pipeline = pipeline_class.from_pretrained(
             folder,
             dtype=_dtype(spec.dtype, device),
             variant=spec.variant,

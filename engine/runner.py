@@ -79,11 +79,7 @@ class Runner:
         divisors = _gather(latents, [member.table.input_divisors[member.step_index] for member in members])
         timesteps = _gather(latents, [member.table.timesteps[member.step_index] for member in members])
         scales = _on(latents, torch.tensor([member.request.guidance_scale for member in members]))
-        conditions = Conditions(
-            torch.cat([encoding.prompt_embeds for encoding in encodings]),
-            torch.cat([encoding.pooled_embeds for encoding in encodings]),
-            scales[rows],
-        )
+        conditions = Conditions.of(encodings, scales[rows])
         model_input = scale_model_input(latents, divisors)
         output = forward.predict(family, model_input[rows], timesteps[rows], conditions)
         conditional, unconditional = output[: len(members)], output[len(members) :]

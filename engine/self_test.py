@@ -70,11 +70,7 @@ def _probe_outputs(family: Family, side: int, bucket: int) -> Iterator[Tensor]:
         places = (0, bucket // 2, bucket - 1)
         for place in places:
             latents[place], timesteps[place] = probe, 500.0
-        conditions = Conditions(
-            encoding.prompt_embeds.expand(bucket, -1, -1),
-            encoding.pooled_embeds.expand(bucket, -1),
-            torch.ones(bucket, device=family.device),
-        )
+        conditions = Conditions.of([encoding] * bucket, torch.ones(bucket, device=family.device))
         for output in _outputs(family, latents, timesteps, conditions):
             yield from (output[place].clone() for place in places)
 

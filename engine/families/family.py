@@ -1,8 +1,8 @@
 """The small interface between the runner and a kind of model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,11 +12,15 @@ from engine.sampling import FlowSigmas
 
 @dataclass(frozen=True)
 class Encoding:
-    """One text as the model reads it, and what was lost on the way."""
+    """One text as the model reads it, and what was lost on the way.
+
+    Every text of a family has as many tokens, padding included, so that any two can share a step batch.
+    """
 
     prompt_embeds: Tensor  # (1, tokens, width)
     pooled_embeds: Tensor = field(default_factory=lambda: torch.zeros(1, 0))  # (1, width), or none: width 0
     warning: str | None = None  # a sentence about the text, without its name: `families.truncation` writes it
+    attention_mask: Tensor = field(default_factory=lambda: torch.zeros(1, 0))  # (1, tokens), or none: width 0
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,25 @@ class Conditions:
 
     prompt_embeds: Tensor  # (R, tokens, width)
     pooled_embeds: Tensor  # (R, width); width 0 where the family has none
+    attention_masks: Tensor  # (R, tokens): 0 at padding, else 1; width 0 where the family reads padding too
     guidance_scales: Tensor  # (R,) fp32, for models that take the scale as an input
+
+    @classmethod
+    def of(cls, encodings: Sequence[Encoding], guidance_scales: Tensor) -> Self:
+        """The conditions of as many rows as there are encodings and scales `(R,)`."""
+        return cls(
+            torch.cat([one.prompt_embeds for one in encodings]),
+            torch.cat([one.pooled_embeds for one in encodings]),
+            torch.cat([one.attention_mask for one in encodings]),
+            guidance_scales,
+        )
 
 
 class Family(Protocol):
     """A loaded model: three stateless functions of tensors, and the shapes that they want."""
 
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the latents; mostly that of the weights too
     scheduler_config: Mapping[str, Any]
     flow_sigmas: FlowSigmas | None  # None: not trained by flow matching
     latent_channels: int
@@ -40,7 +55,10 @@ class Family(Protocol):
     latents_per_patch: int  # along one side: 1, or what a transformer folds into one token
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
-        """Whether a generation at this scale needs an unconditional row besides the conditional one."""
+        """Whether a generation at this scale needs an unconditional row besides the conditional one.
+
+        Never where the model was distilled to take the scale as an input.
+        """
 
     def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
         """One text alone, always: embeddings then cannot depend on what else is being encoded."""

@@ -24,7 +24,7 @@ MAX_T5_TOKENS_SCHNELL = 256  # what the model without a guidance input was train
 class Flux:
     """The `Family` of FLUX.1: guidance is an input of the model (dev), or there is none (schnell)."""
 
-    PIPELINE: ClassVar[Any] = FluxPipeline
+    PIPELINES: ClassVar[tuple[Any, ...]] = (FluxPipeline,)
     LEFT_OUT: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None}
     CAN_LACK: ClassVar[tuple[str, ...]] = ()
     flow_sigmas: FlowSigmas | None = "even"

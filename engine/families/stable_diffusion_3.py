@@ -21,7 +21,7 @@ MAX_T5_TOKENS = 256
 class StableDiffusion3:
     """The `Family` of Stable Diffusion 3 and 3.5; a folder without T5 (`text_encoder_3`) works too."""
 
-    PIPELINE: ClassVar[Any] = StableDiffusion3Pipeline
+    PIPELINES: ClassVar[tuple[Any, ...]] = (StableDiffusion3Pipeline,)
     LEFT_OUT: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None}
     CAN_LACK: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
     flow_sigmas: FlowSigmas | None = "own"

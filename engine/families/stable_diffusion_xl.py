@@ -11,17 +11,17 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
-from engine.errors import LoadError
 from engine.families.family import Conditions, Encoding
+from engine.families.guidance_input import embed_guidance
 from engine.families.truncation import truncation
 from engine.families.unet_walk import UNetWalk
 from engine.sampling import FlowSigmas
 
 
 class StableDiffusionXL:
-    """The `Family` of Stable Diffusion XL, and of few-step models in its layout (SDXL-Turbo)."""
+    """The `Family` of Stable Diffusion XL, and of few-step models in its layout (SDXL-Turbo, LCM)."""
 
-    PIPELINE: ClassVar[Any] = StableDiffusionXLPipeline
+    PIPELINES: ClassVar[tuple[Any, ...]] = (StableDiffusionXLPipeline,)
     # No invisible watermark: it would need another library and change the pixels.
     LEFT_OUT: ClassVar[Mapping[str, Any]] = {
         "feature_extractor": None,
@@ -33,15 +33,16 @@ class StableDiffusionXL:
     latents_per_patch = 1
 
     def __init__(self, pipeline: Any) -> None:
-        if pipeline.unet.config.time_cond_proj_dim is not None:
-            raise LoadError("a distilled model with guidance as an input (LCM) is not supported")
         for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
             getattr(pipeline, name).eval().requires_grad_(False)
         self._pipeline = pipeline
         self._unet, self._vae = pipeline.unet, pipeline.vae
-        if self._vae.dtype == torch.float16 and self._vae.config.force_upcast:
-            self._vae.to(torch.float32)  # in half precision its activations overflow to black images
+        if self._vae.config.force_upcast:
+            # In fp16 its activations overflow to black images. bf16 would not, and diffusers leaves it, but
+            # has too few digits for smooth colours; decoding is a small part of the work.
+            self._vae.to(torch.float32)
         self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        self._guidance_width: int | None = self._unet.config.time_cond_proj_dim
         self.device: torch.device = self._unet.device
         self.dtype: torch.dtype = self._unet.dtype
         self.latent_channels: int = self._unet.config.in_channels
@@ -50,8 +51,11 @@ class StableDiffusionXL:
         self.can_cache_steps: bool = UNetWalk.can_walk(self._unet)
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
-        """Guidance is applied after the forward pass, so a scale of 1 or less saves a row."""
-        return guidance_scale > 1
+        """Guidance is applied after the forward pass, so a scale of 1 or less saves a row.
+
+        A distilled UNet (LCM) takes the scale as an input and never needs one.
+        """
+        return guidance_scale > 1 and self._guidance_width is None
 
     def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
         """Both encoders' embeddings `(1, tokens, width)` and the second one's pooled `(1, width)`.
@@ -72,11 +76,17 @@ class StableDiffusionXL:
         output: Tensor = self._unet(
             latents,
             timesteps,
+            timestep_cond=self._guidance_input(conditions, latents.dtype),
             encoder_hidden_states=conditions.prompt_embeds,
             added_cond_kwargs=self._added(latents, conditions),
             return_dict=False,
         )[0]
         return output
+
+    def _guidance_input(self, conditions: Conditions, dtype: torch.dtype) -> Tensor | None:
+        if self._guidance_width is None:
+            return None
+        return embed_guidance(conditions.guidance_scales, self._guidance_width).to(dtype)
 
     def predict_partly(
         self,
@@ -95,6 +105,7 @@ class StableDiffusionXL:
             self._added(latents, conditions),
             num_deep_rows,
             features,
+            self._guidance_input(conditions, latents.dtype),
         )
 
     def _added(self, latents: Tensor, conditions: Conditions) -> dict[str, Tensor]:

@@ -8,18 +8,18 @@ from typing import Any
 MAX_SHOWN_CHARACTERS = 120
 
 
-def truncation(tokenizer: Any, text: str, limit: int) -> str | None:
+def truncation(tokenizer: Any, text: str, limit: int, instruction: str = "") -> str | None:
     """A sentence for the owner of the text, or nothing when its tokens are at most `limit`.
 
-    The limit counts the encoder's own start and end, the sentence does not; of what is dropped, it shows
-    the beginning.
+    The limit counts the encoder's own start and end, and the `instruction` that it reads before the text;
+    the sentence counts neither. Of what is dropped, it shows the beginning.
     """
-    num_tokens = len(tokenizer(text, truncation=False, verbose=False).input_ids)
+    num_tokens = len(tokenizer(instruction + text, truncation=False, verbose=False).input_ids)
     if num_tokens <= limit:
         return None
-    own = tokenizer.num_special_tokens_to_add()
+    own = len(tokenizer(instruction, truncation=False, verbose=False).input_ids)
     sentence = f"it has {num_tokens - own} tokens and the text encoder reads the first {limit - own}"
-    dropped = _dropped(tokenizer, text, limit)
+    dropped = _dropped(tokenizer, instruction + text, limit)
     return f'{sentence}: "{dropped}" was not used' if dropped else sentence
 
 

@@ -44,6 +44,7 @@ class UNetWalk:
         added: dict[str, Tensor] | None,
         num_deep_rows: int,
         features: Tensor | None,
+        timestep_cond: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The output `(R, C, h, w)`, and the new features `(R - kept, c, h, w)` of the first rows.
 
@@ -51,7 +52,7 @@ class UNetWalk:
         first `num_deep_rows`, at least as many as are new.
         """
         unet = self._unet
-        time_embeds = self._time_embeds(latents, timesteps, prompt_embeds, added)
+        time_embeds = self._time_embeds(latents, timesteps, prompt_embeds, added, timestep_cond)
         prompt_embeds = unet.process_encoder_hidden_states(
             encoder_hidden_states=prompt_embeds, added_cond_kwargs=added
         )
@@ -70,10 +71,16 @@ class UNetWalk:
         return output, new
 
     def _time_embeds(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, added: dict[str, Tensor] | None
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+        added: dict[str, Tensor] | None,
+        timestep_cond: Tensor | None,
     ) -> Tensor:
         unet = self._unet
-        embeds: Tensor = unet.time_embedding(unet.get_time_embed(sample=latents, timestep=timesteps), None)
+        embeds: Tensor = unet.get_time_embed(sample=latents, timestep=timesteps)
+        embeds = unet.time_embedding(embeds, timestep_cond)
         more = unet.get_aug_embed(emb=embeds, encoder_hidden_states=prompt_embeds, added_cond_kwargs=added)
         if more is not None:
             embeds = embeds + more

@@ -11,6 +11,7 @@ from settings import FAMILIES, ROOT, Model, load_catalogue
 FILES = sorted((ROOT / "examples" / "models").glob("*.toml"))
 CLIP = ["merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"]
 T5 = ["special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer_config.json"]
+GEMMA = ["special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
 
 
 def twice(stem: str) -> list[str]:
@@ -65,6 +66,24 @@ PUBLISHED: dict[str, dict[str, list[str]]] = {
         ],
         "vae": ["config.json", "diffusion_pytorch_model.safetensors"],
     },
+    "pixart": {
+        "scheduler": SCHEDULER,
+        "text_encoder": ["config.json", *(name for name in SHARDS if "fp16" not in name), INDICES[0]],
+        "tokenizer": T5,
+        "transformer": ["config.json", "diffusion_pytorch_model.safetensors"],
+        "vae": ["config.json", "diffusion_pytorch_model.safetensors"],
+    },
+    "sana": {
+        "scheduler": SCHEDULER,
+        "text_encoder": [
+            "config.json",
+            *(f"model.bf16-0000{n}-of-00002.safetensors" for n in (1, 2)),
+            "model.safetensors.index.bf16.json",
+        ],
+        "tokenizer": GEMMA,
+        "transformer": ["config.json", "diffusion_pytorch_model.bf16.safetensors"],
+        "vae": ["config.json", "diffusion_pytorch_model.bf16.safetensors"],
+    },
     "few-step": {
         "scheduler": SCHEDULER,
         "text_encoder": ENCODER,
@@ -117,7 +136,9 @@ def test_of_the_published_files_each_weight_is_read_once_and_in_half_precision(p
     weights = [name for name in files if name.endswith(".safetensors")]
     for component, inside in published.items():
         chosen = [name for name in weights if name.startswith(f"{component}/")]
-        stems = {re.sub(r"\.fp16|\.non_ema", "", name) for name in inside if name.endswith(".safetensors")}
+        stems = {
+            re.sub(r"\.fp16|\.bf16|\.non_ema", "", name) for name in inside if name.endswith(".safetensors")
+        }
         assert len(chosen) == len(stems), component
         if any("fp16" in name for name in inside) and model.variant == "fp16":
             assert all("fp16" in name for name in chosen)

@@ -42,7 +42,7 @@ def test_a_request_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue)
         (("family =", 'revision = "0123abc"\nfamily ='), "40 hexadecimal digits"),
         (("family =", 'dtype = "int8"\nfamily ='), "dtype"),
         (("family =", 'variant = "../fp16"\nfamily ='), "variant"),
-        (('family = "stable_diffusion"', 'family = "pixart"'), "family"),
+        (('family = "stable_diffusion"', 'family = "kandinsky"'), "family"),
         (
             ('["ddim", "euler"]', '["flow_match_euler"]'),
             "'flow_match_euler' is not one of stable_diffusion's",

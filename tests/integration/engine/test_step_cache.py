@@ -111,19 +111,18 @@ def test_a_unet_of_other_blocks_is_not_walked(changes: dict[str, Any]) -> None:
     assert not UNetWalk.can_walk(unet(**changes))
 
 
+@pytest.mark.parametrize("changes", [{}, {"time_cond_proj_dim": 16}], ids=["plain", "distilled"])
 @pytest.mark.parametrize(
     ("family", "name"), [(StableDiffusion, "stable_diffusion"), (StableDiffusionXL, "stable_diffusion_xl")]
 )
 def test_a_familys_full_step_with_a_cache_is_its_step_without(
-    family: Callable[[Any], Any], name: str, tmp_path: Path
+    family: Callable[[Any], Any], name: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = family(build(name, tmp_path))
+    model = family(build(name, tmp_path, **changes))
     assert model.can_cache_steps
     encoding = model.encode("a red heart")
     latents, timesteps, _ = rows(4, 8, 12)
-    conditions = Conditions(
-        encoding.prompt_embeds.expand(4, -1, -1), encoding.pooled_embeds.expand(4, -1), torch.ones(4)
-    )
+    conditions = Conditions.of([encoding] * 4, torch.tensor([1.0, 2.0, 4.0, 7.5]))
     expected = model.predict(latents, timesteps, conditions)
     output, features = model.predict_partly(latents, timesteps, conditions, num_deep_rows=4, features=None)
     assert torch.equal(output, expected)

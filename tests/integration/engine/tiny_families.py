@@ -9,26 +9,38 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from tokenizers import processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
+from engine.families.sana import INSTRUCTION
 from models.tokenizer import build_tokenizer
 
 WIDTH = 32
@@ -50,9 +62,11 @@ def build(family: str, folder: Path, **changes: Any) -> Any:
     return pipeline
 
 
-def _stable_diffusion(made: Path, scheduler: Any = None, **changes: Any) -> Any:
+def _stable_diffusion(
+    made: Path, pipeline_class: Any = StableDiffusionPipeline, scheduler: Any = None, **changes: Any
+) -> Any:
     tokenizer = build_tokenizer(made)
-    return StableDiffusionPipeline(
+    return pipeline_class(
         vae=_autoencoder(4),
         text_encoder=_clip(tokenizer, CLIPTextModel),
         tokenizer=tokenizer,
@@ -64,7 +78,9 @@ def _stable_diffusion(made: Path, scheduler: Any = None, **changes: Any) -> Any:
     )
 
 
-def _stable_diffusion_xl(made: Path, force_zeros_for_empty_prompt: bool = True) -> Any:
+def _stable_diffusion_xl(
+    made: Path, force_zeros_for_empty_prompt: bool = True, scheduler: Any = None, **changes: Any
+) -> Any:
     tokenizer = build_tokenizer(made)
     time_width = 8
     return StableDiffusionXLPipeline(
@@ -78,8 +94,9 @@ def _stable_diffusion_xl(made: Path, force_zeros_for_empty_prompt: bool = True) 
             addition_embed_type="text_time",
             addition_time_embed_dim=time_width,
             projection_class_embeddings_input_dim=6 * time_width + WIDTH,
+            **changes,
         ),
-        scheduler=_euler("leading"),
+        scheduler=scheduler or _euler("leading"),
         force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         add_watermarker=False,
     )
@@ -141,10 +158,76 @@ def _flux(made: Path, guidance_embeds: bool = True) -> Any:
     )
 
 
+def _pixart(made: Path, is_sigma: bool = False) -> Any:  # noqa: ARG001  nothing is left there
+    transformer = PixArtTransformer2DModel(
+        sample_size=128,  # at this size Alpha is told height, width and their ratio
+        use_additional_conditions=not is_sigma,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=24,
+        caption_channels=WIDTH,
+    )
+    return (PixArtSigmaPipeline if is_sigma else PixArtAlphaPipeline)(
+        vae=_autoencoder(4),
+        text_encoder=_t5(WIDTH),
+        tokenizer=_t5_tokenizer(),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(),  # as published
+    )
+
+
+def _sana(made: Path, scheduler: Any = None) -> Any:  # noqa: ARG001  nothing is left there
+    tokenizer = _gemma_tokenizer()
+    text_encoder = Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    transformer = SanaTransformer2DModel(
+        in_channels=8,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        cross_attention_head_dim=8,
+        num_cross_attention_heads=4,
+        cross_attention_dim=32,
+        caption_channels=WIDTH,
+        sample_size=32,
+        qk_norm="rms_norm_across_heads",
+        timestep_scale=0.5,
+    )
+    return SanaPipeline(
+        vae=_deep_autoencoder(8),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        # As published: flow matching under the name of a solver that is not ours.
+        scheduler=scheduler
+        or DPMSolverMultistepScheduler(
+            flow_shift=3.0, use_flow_sigmas=True, prediction_type="flow_prediction"
+        ),
+    )
+
+
 BUILDERS: dict[str, Callable[..., Any]] = {
     "stable_diffusion": _stable_diffusion,
     "stable_diffusion_xl": _stable_diffusion_xl,
     "stable_diffusion_3": _stable_diffusion_3,
+    "pixart": _pixart,
+    "sana": _sana,
     "flux": _flux,
 }
 
@@ -158,6 +241,24 @@ def _autoencoder(latent_channels: int, **changes: Any) -> Any:
         latent_channels=latent_channels,
         norm_num_groups=4,
         **changes,
+    )
+
+
+def _deep_autoencoder(latent_channels: int) -> Any:
+    kinds = ("ResBlock",) * 5 + ("EfficientViTBlock",)
+    widths = (8, 8, 8, 8, 8, 16)
+    return AutoencoderDC(
+        latent_channels=latent_channels,
+        attention_head_dim=8,
+        encoder_block_types=kinds,
+        decoder_block_types=kinds,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(1,) * 6,
+        encoder_qkv_multiscales=((),) * 5 + ((5,),),
+        decoder_qkv_multiscales=((),) * 5 + ((5,),),
+        scaling_factor=0.41407,
     )
 
 
@@ -195,6 +296,25 @@ def _t5_tokenizer() -> Any:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(f"▁{word}", -3.0) for word in T5_WORDS] + [(letter, -5.0) for letter in "abcdefghijklmnop,."]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def _gemma_tokenizer() -> Any:
+    """Byte pairs that spell each word of the pipeline's instruction from its start: one word, one token."""
+    words = sorted({*T5_WORDS, *" ".join(INSTRUCTION).split()})
+    letters = sorted({"▁", "\n", *"".join(words)})
+    merges: dict[tuple[str, str], str] = {}
+    for word in words:
+        piece = "▁"
+        for letter in word:
+            merges[piece, letter] = piece = piece + letter
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocab = {token: index for index, token in enumerate([*tokens, *letters, *merges.values()])}
+    tokenizer = GemmaTokenizer(vocab=vocab, merges=list(merges))
+    start = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A", pair=f"{start} $A {start} $B", special_tokens=[(start, vocab[start])]
+    )
+    return tokenizer
 
 
 def _t5(width: int) -> Any:

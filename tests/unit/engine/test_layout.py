@@ -95,11 +95,12 @@ def test_an_index_of_something_else_is_refused(tmp_path: Path, text: str) -> Non
 
 
 def test_a_model_of_another_family_is_refused_with_the_one_that_reads_it() -> None:
-    families = {"some": "SomePipeline", "other": "OtherPipeline"}
-    check_pipeline(LAYOUT, "SomePipeline", families)
+    families = {"some": ["OldPipeline", "SomePipeline"], "other": ["OtherPipeline", "LastPipeline"]}
+    check_pipeline(LAYOUT, families["some"], families)
     with pytest.raises(
-        LoadError, match="a SomePipeline, and its family needs a OtherPipeline: set family = 'some'"
+        LoadError,
+        match="a SomePipeline, and its family needs a OtherPipeline or a LastPipeline: set family = 'some'",
     ):
-        check_pipeline(LAYOUT, "OtherPipeline", families)
+        check_pipeline(LAYOUT, families["other"], families)
     with pytest.raises(LoadError, match="no family here"):
-        check_pipeline(Layout("Third", (), ()), "OtherPipeline", families)
+        check_pipeline(Layout("Third", (), ()), families["other"], families)
