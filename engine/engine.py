@@ -55,7 +55,7 @@ class Engine:
         self.ticked_at = clock()  # when the loop last turned: old, and not idle, means hung
         self.num_ticks = 0  # step batches begun
         self._clock = clock
-        self._models = Models(families, row_limits, is_exact=promise == "exact")
+        self._models = Models(families, row_limits, promise=promise)
         self._policy = Policy(self._models.max_rows)
         self._side_work = SideWork(clock)
         self._runner = Runner(families, clock)
@@ -78,9 +78,10 @@ class Engine:
         on_progress: Progress | None = None,
         before_first_step: Callable[[], object] | None = None,
     ) -> Handle:
-        """Hand a request over; raises `RequestInvalid` or `EngineStopped`, all else comes by the future.
+        """Hand a request over; raises `RequestInvalid`, `StrictUnavailable` or `EngineStopped`.
 
-        `before_first_step` runs once on the engine thread; if it fails, the generation does not start.
+        All else comes by the future. `before_first_step` runs once on the engine thread; if it fails, the
+        generation does not start.
         """
         generation = self._models.generation(
             request,

@@ -7,6 +7,7 @@
     ├── Canceled                canceled             final
     ├── DeadlineExceeded        deadline_exceeded    final
     ├── NumericError            numeric_error        final
+    ├── StrictUnavailable       strict_unavailable   retryable   (elsewhere, perhaps)
     ├── GenerationFailed        generation_failed    retryable
     ├── OutOfMemory             out_of_memory        retryable
     ├── EngineStopped           engine_stopped       retryable
@@ -68,6 +69,12 @@ class NumericError(EngineError):
 
     code = "numeric_error"
     retryable = False
+
+
+class StrictUnavailable(EngineError):
+    """strict: this device does not give the same numbers twice, so no promise can be kept on it."""
+
+    code = "strict_unavailable"
 
 
 class GenerationFailed(EngineError):

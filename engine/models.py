@@ -6,30 +6,34 @@ Owns the families, the row caps and the coefficient tables. It does not know wha
 from collections.abc import Mapping
 from typing import Any
 
-from engine.errors import RequestInvalid
+from engine.errors import RequestInvalid, StrictUnavailable
 from engine.families.family import Family, can_cache_steps
 from engine.generation import Generation
 from engine.policy import BatchKey
 from engine.request import GenerationRequest
 from engine.sampling import CoefficientTables
+from engine.self_test import Promise
 
 
 class Models:
     """Families by name; `row_limits` gives each one's most rows of a step batch up to so many pixels."""
 
     def __init__(
-        self, families: Mapping[str, Family], row_limits: Mapping[str, Mapping[int, int]], *, is_exact: bool
+        self, families: Mapping[str, Family], row_limits: Mapping[str, Mapping[int, int]], *, promise: Promise
     ) -> None:
         self.families = families
         self.row_limits = row_limits
-        self._is_exact = is_exact
+        self._promise = promise
         self._tables = {
             name: CoefficientTables(family.scheduler_config, family.flow_sigmas)
             for name, family in families.items()
         }
 
     def generation(self, request: GenerationRequest, **state: Any) -> Generation:
-        """The request, in flight; raises `RequestInvalid` for what its model cannot do."""
+        """The request, in flight; raises `RequestInvalid` for what its model cannot do.
+
+        Raises `StrictUnavailable` for a strict request on a device that cannot repeat itself.
+        """
         key = self._key(request)
         family = self.families[request.model]
         if request.step_cache > 1 and not can_cache_steps(family):
@@ -50,8 +54,15 @@ class Models:
         max_pixels = max(self.row_limits[request.model])
         if request.width * request.height > max_pixels:
             raise RequestInvalid(f"{size} is above {max_pixels} pixels")
-        is_pinned = request.strict and not self._is_exact
-        return BatchKey(request.model, request.height // pixels, request.width // pixels, is_pinned)
+        if request.strict and self._promise == "not repeatable":
+            raise StrictUnavailable
+        return BatchKey(
+            request.model,
+            request.height // pixels,
+            request.width // pixels,
+            is_pinned=request.strict and self._promise != "exact",
+            is_alone=request.strict and self._promise == "within 1/255",
+        )
 
     def max_rows(self, key: BatchKey) -> int:
         """The most rows of one forward pass: the cap of the smallest pixel class that holds the key."""

@@ -39,6 +39,7 @@ class BatchKey:
     latent_height: int
     latent_width: int
     is_pinned: bool = False  # strict, where the promise is not exact: smallest bucket only
+    is_alone: bool = False  # strict, where places and neighbours show too: one generation a step batch
 
 
 class Candidate(Protocol):
@@ -116,6 +117,8 @@ class Policy:
 
     def max_rows(self, key: BatchKey) -> int:
         """The most rows that one forward pass of this key may have."""
+        if key.is_alone:
+            return 1  # who leads a step batch runs whatever the cap is
         if key.is_pinned:
             return SMALLEST_BUCKET
         return min(self._max_rows(key), self._lowered.get(key, SMALLEST_BUCKET * 1024))

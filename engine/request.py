@@ -64,7 +64,7 @@ class GenerationRequest:
     scheduler: SchedulerSpec = field(default_factory=SchedulerSpec)
     seconds_left: float | None = None  # until the deadline, counted from `submit`
     lane: Lane = "interactive"
-    strict: bool = False  # pinned to the smallest bucket where buckets are not equal bit for bit
+    strict: bool = False  # the bytes of its solo run, whatever the promise: fewer mates or none, so slower
     job_id: str = ""  # an opaque label for logs
     account: str = ""  # an opaque label: whose it is, so that no account sees what another has cached
     solo: bool = False  # suspected of a crash: nothing else runs between its first and its last step

@@ -57,6 +57,7 @@ class Job:
     scheduler: str
     seed: int
     num_images: int
+    strict: bool
     webhook_url: str | None
     batch_id: str | None
     batch_line: int | None

@@ -34,6 +34,7 @@ class NewJob:
     scheduler: str
     seed: int
     num_images: int = 1
+    strict: bool = False
     deadline_seconds: float | None = None
     webhook_url: str | None = None
     idempotency_key: str | None = None

@@ -83,6 +83,7 @@ jobs = Table(
     Column("scheduler", Text, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("num_images", Integer, nullable=False),
+    Column("strict", Boolean, nullable=False),
     Column("webhook_url", Text),
     # Where it came from.
     Column("batch_id", Text, ForeignKey("batches.id")),

@@ -245,6 +245,7 @@ def requests_of(claim: Claim) -> list[GenerationRequest]:
             seed=seed_of(job, index),
             seconds_left=claim.seconds_left,
             lane="bulk" if job.lane == "bulk" else "interactive",
+            strict=job.strict,
             job_id=job.id,
             account=job.account_id,
             solo=job.suspect,

@@ -25,6 +25,7 @@ from web.idempotency import digest_of, idempotency_key
 from web.refusals import BodyTooLarge, FieldError, InvalidRequest, UnsupportedMediaType
 from web.resources import BatchList, BatchResource, batch_resource, batch_resources
 from web.schemas import BATCH_ID, BatchPath, JobRequest, PageQuery, field_errors
+from web.strict import strict_errors
 from web.wiring import url_of, wired
 
 DEFAULTS = ("model",)  # for every row that leaves the column out
@@ -210,6 +211,7 @@ def _admit(rows: Iterable[CsvRow], defaults: dict[str, str]) -> list[NewJob]:
         except InvalidRequest as error:
             found = error.errors
         errors += [FieldError(item.field, item.detail, row.line) for item in found]
+    errors = errors or strict_errors(admitted)
     if errors:
         raise refuse_rows(errors)
     return admitted

@@ -17,6 +17,7 @@ from web.schemas import JOB_FIELDS
 COLUMNS = tuple(name for name in JOB_FIELDS if name != "lane")  # a batch is always bulk
 INTEGERS = frozenset({"width", "height", "num_inference_steps", "seed", "num_images"})
 NUMBERS = frozenset({"guidance_scale", "deadline_seconds"})
+BOOLEANS = {"true": True, "false": False}  # of the column `strict`
 MAX_INTEGER_DIGITS = 40
 
 _OTHER_FORMATS = {
@@ -137,6 +138,10 @@ def typed_cell(column: str, cell: str) -> str | int | float:
         if not math.isfinite(number):
             raise ValueError("should be a finite number")
         return number
+    if column == "strict":
+        if text.lower() not in BOOLEANS:
+            raise ValueError("should be true or false")
+        return BOOLEANS[text.lower()]
     if column in ("prompt", "negative_prompt"):
         return cell.replace("\r\n", "\n")  # how some programs break a line inside a cell
     return text

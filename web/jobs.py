@@ -18,9 +18,10 @@ from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.idempotency import digest_of, idempotency_key
 from web.preference import preferred_wait
-from web.refusals import ImageNotFound, JobIsNotFinal
+from web.refusals import ImageNotFound, InvalidRequest, JobIsNotFinal
 from web.resources import JobList, JobResource, job_resource, job_resources, signed_url
 from web.schemas import JOB_ID, ImagePath, JobListQuery, JobPath, JobRequest, WaitQuery
+from web.strict import strict_errors
 from web.wiring import url_of, wired
 
 log = structlog.get_logger()
@@ -135,6 +136,8 @@ def submit(new: NewJob) -> tuple[Job, bool]:
 
     `(job, False)` when its idempotency key made it before.
     """
+    if errors := strict_errors([new]):
+        raise InvalidRequest.of(errors)
     wiring = wired()
     job, created = create(wiring.db, new, redispatch_seconds=wiring.redispatch_seconds)
     if created:

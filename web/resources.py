@@ -73,6 +73,7 @@ class JobResource(BaseModel):
     scheduler: str
     seed: int
     num_images: int
+    strict: bool
     images: list[ImageResource]
     error: JobError | None
     warnings: list[JobWarningResource]

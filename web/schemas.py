@@ -73,6 +73,10 @@ class JobRequest(BaseModel):
     lane: Literal["interactive", "bulk"] = Field(
         "interactive", description="Bulk work waits for interactive."
     )
+    strict: bool = Field(
+        False,
+        description="The bytes that it would have alone, whatever its worker promises; it may take longer.",
+    )
     deadline_seconds: Annotated[float, Field(gt=0, le=MAX_DEADLINE_SECONDS, allow_inf_nan=False)] | None = (
         Field(None, description="From acceptance; a job that has not begun by then expires.")
     )

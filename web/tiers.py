@@ -11,7 +11,7 @@ from web.resources import ModelList, QueueDepth, TierList, TierResource, model_r
 from web.wiring import wired
 
 # Weakest first. What a worker says that is not listed is weaker than all.
-PROMISES = ("within 1/255", "exact within a bucket", "exact")
+PROMISES = ("not repeatable", "within 1/255", "exact within a bucket", "exact")
 
 blueprint = APIBlueprint(
     "tiers",

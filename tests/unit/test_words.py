@@ -4,11 +4,13 @@ from cli_jobs import JobState
 from client import api
 from engine.self_test import PROMISES as ENGINE_PROMISES
 from storage.states import State
+from web.strict import UNKEPT
 from web.tiers import PROMISES as WEB_PROMISES
 
 
 def test_the_web_ranks_the_engines_promises_weakest_first() -> None:
     assert ENGINE_PROMISES[::-1] == WEB_PROMISES
+    assert ENGINE_PROMISES[-1] == UNKEPT
 
 
 def test_the_client_and_storage_agree_on_what_is_final() -> None:

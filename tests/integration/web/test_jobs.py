@@ -18,8 +18,8 @@ from web.wiring import EXTENSION, Wiring
 FIELDS = {
     "id", "state", "eta_seconds", "queue_position", "waiting_reason", "progress", "attempt", "tier", "model",
     "lane", "prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale",
-    "scheduler", "seed", "num_images", "images", "error", "warnings", "worker", "batch_id", "batch_line",
-    "retry_of", "created_at", "started_at", "finished_at", "timings", "links",
+    "scheduler", "seed", "num_images", "strict", "images", "error", "warnings", "worker", "batch_id",
+    "batch_line", "retry_of", "created_at", "started_at", "finished_at", "timings", "links",
 }  # fmt: skip
 
 

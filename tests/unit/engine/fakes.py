@@ -87,6 +87,28 @@ class FakeCachingFamily(FakeFamily):
         return output, latents[:num_new]
 
 
+@dataclass
+class SizeDependent(FakeFamily):
+    """Rounds differently from `from_rows` rows on, as a kernel chosen by shape does."""
+
+    from_rows: int = 8
+    difference: float = 1e-6
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        output = super().predict(latents, timesteps, conditions)
+        return output + self.difference if len(latents) >= self.from_rows else output
+
+
+@dataclass
+class NeighbourDependent(FakeFamily):
+    """A row's numbers depend on the rows beside it."""
+
+    difference: float = 1e-3
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        return super().predict(latents, timesteps, conditions) + latents.mean() * self.difference
+
+
 class SetClock:
     """A clock that stands still until it is told to move."""
 

@@ -311,10 +311,3 @@ def test_what_the_model_cannot_do_is_refused_at_submit(
     with pytest.raises(RequestInvalid, match=complaint):
         engine.submit(ask(**changes))
     assert engine.is_idle
-
-
-def test_strict_generation_is_pinned_where_buckets_differ(family: FakeFamily, ask: Ask) -> None:
-    engine = Engine({"fake": family}, {"fake": {64 * 64: 8}}, promise="exact within a bucket")
-    handles = [engine.submit(ask(seed=i, strict=True)) for i in range(8)]
-    turn_until_done(engine, *handles)
-    assert set(family.step_sizes) == {4}

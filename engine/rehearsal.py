@@ -1,0 +1,76 @@
+"""One image drawn alone and again in company, before an engine is trusted with the promise `exact`.
+
+The self-test compares forward passes; this compares what leaves the engine, so that samplers, guidance,
+joins and whatever else runs between two forward passes are covered too. It knows requests, not tensors.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import get_args
+
+from engine.engine import Engine
+from engine.errors import RequestInvalid
+from engine.families.family import Family
+from engine.handle import Handle
+from engine.request import GenerationRequest, SchedulerName, SchedulerSpec
+from engine.sampling import CoefficientTables
+
+MIN_REQUESTS = 4  # their rows are more than a bucket
+
+
+def is_exact_in_company(family: Family, row_limits: Mapping[int, int]) -> bool:
+    """Whether every image of a small schedule has the bytes of its solo run, at the smallest tier.
+
+    Requests of every scheduler that the model has, at mixed steps and scales; each joins a step later.
+    """
+    limits = {min(row_limits): row_limits[min(row_limits)]}
+    requests = _requests(family, min(row_limits))
+    together = _drawn(family, limits, requests)
+    alone = [_drawn(family, limits, [request]) for request in requests]
+    return together == [outcome for outcomes in alone for outcome in outcomes]
+
+
+def _requests(family: Family, max_pixels: int) -> list[GenerationRequest]:
+    multiple = family.pixels_per_latent * family.latents_per_patch
+    side = int(max_pixels**0.5) // multiple * multiple
+    plain = GenerationRequest("rehearsed", "a rehearsal", side, side, 2, 4.0, seed=1)
+    names = _schedulers(family)
+    names *= -(-MIN_REQUESTS // len(names))
+    return [
+        replace(
+            plain,
+            scheduler=SchedulerSpec(name),
+            num_inference_steps=len(names) - index + 1,  # who joins later ends no later: they all meet
+            guidance_scale=1.0 if index % 3 == 2 else 4.0,
+            seed=index,
+        )
+        for index, name in enumerate(names)
+    ]
+
+
+def _schedulers(family: Family) -> list[SchedulerName]:
+    tables = CoefficientTables(family.scheduler_config, family.flow_sigmas)
+    found: list[SchedulerName] = []
+    for name in get_args(SchedulerName):
+        with suppress(RequestInvalid):
+            tables.table(SchedulerSpec(name), 2)
+            found.append(name)
+    return found
+
+
+def _drawn(family: Family, row_limits: Mapping[int, int], requests: list[GenerationRequest]) -> list[bytes]:
+    """The pixels of each, or the words of its error."""
+    engine = Engine({"rehearsed": family}, {"rehearsed": row_limits}, promise="exact")
+    handles: list[Handle] = []
+    for request in requests:
+        handles.append(engine.submit(request))
+        engine.tick()
+    while not engine.is_idle:
+        engine.tick()
+    return [_outcome(handle) for handle in handles]
+
+
+def _outcome(handle: Handle) -> bytes:
+    error = handle.future.exception(timeout=0)
+    return handle.future.result().pixels.tobytes() if error is None else str(error).encode()

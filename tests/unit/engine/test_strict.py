@@ -1,0 +1,80 @@
+"""A strict request has the bytes of its solo run under every promise, or is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from engine.engine import Engine
+from engine.errors import StrictUnavailable
+from engine.request import GenerationRequest, SchedulerSpec
+from engine.self_test import Promise, run_self_test
+from tests.unit.engine.fakes import FakeFamily, NeighbourDependent, SizeDependent
+
+Ask = Callable[..., GenerationRequest]
+LIMITS = {64 * 64: 16}
+
+
+def mixed(ask: Ask) -> list[GenerationRequest]:
+    """Strict and other requests at mixed steps, scales, cutoffs and samplers."""
+    return [
+        ask(
+            seed=seed,
+            strict=seed % 2 == 0,
+            num_inference_steps=2 + seed % 4,
+            guidance_scale=1.0 + seed % 3,
+            guidance_cutoff=(1.0, 0.5)[seed % 5 == 0],
+            scheduler=SchedulerSpec("ddim", eta=0.5) if seed % 4 < 2 else SchedulerSpec("euler"),
+        )
+        for seed in range(12)
+    ]
+
+
+def drawn(family: FakeFamily, promise: Promise, requests: list[GenerationRequest]) -> list[bytes]:
+    """Each joins a tick after the one before."""
+    engine = Engine({"fake": family}, {"fake": LIMITS}, promise=promise)
+    handles = []
+    for request in requests:
+        handles.append(engine.submit(request))
+        engine.tick()
+    while not engine.is_idle:
+        engine.tick()
+    return [handle.future.result(timeout=0).pixels.tobytes() for handle in handles]
+
+
+@pytest.mark.parametrize(
+    ("family", "promise"),
+    [
+        (FakeFamily(), "exact"),
+        (SizeDependent(difference=0.1), "exact within a bucket"),
+        (NeighbourDependent(difference=0.5), "within 1/255"),
+    ],
+)
+def test_strict_image_equals_its_solo_run_under_every_promise(
+    family: FakeFamily, promise: Promise, ask: Ask
+) -> None:
+    assert run_self_test(family, LIMITS).promise == promise
+    requests = mixed(ask)
+    together = drawn(family, promise, requests)
+    alone = [drawn(family, promise, [replace(request, strict=False)])[0] for request in requests]
+    differ = [request for request, a, b in zip(requests, together, alone, strict=True) if a != b]
+    assert not [request for request in differ if request.strict]
+    assert bool(differ) == (promise != "exact"), "the others show that this device would have differed"
+
+
+def test_strict_is_refused_where_the_device_does_not_repeat_itself(family: FakeFamily, ask: Ask) -> None:
+    engine = Engine({"fake": family}, {"fake": LIMITS}, promise="not repeatable")
+    with pytest.raises(StrictUnavailable, match="strict"):
+        engine.submit(ask(strict=True))
+    assert engine.is_idle
+    assert StrictUnavailable.retryable, "another kind of device may keep it"
+    engine.submit(ask())
+
+
+@pytest.mark.parametrize(("promise", "num_passes"), [("exact within a bucket", 8), ("within 1/255", 32)])
+def test_strict_generations_share_only_what_their_promise_allows(
+    family: FakeFamily, ask: Ask, promise: Promise, num_passes: int
+) -> None:
+    drawn(family, promise, [ask(seed=seed, strict=True) for seed in range(8)])
+    assert set(family.step_sizes) == {4}
+    assert len(family.step_sizes) >= num_passes
