@@ -10,10 +10,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import ParamSpec, TypeVar
 
 import torch
 
+from engine.attempt import Attempt
 from engine.errors import (
     Canceled,
     DeadlineExceeded,
@@ -34,8 +34,6 @@ from engine.self_test import Promise
 from engine.side_work import SideWork
 
 logger = logging.getLogger(__name__)
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Engine:
@@ -59,6 +57,8 @@ class Engine:
         self._policy = Policy(self._models.max_rows)
         self._side_work = SideWork(clock)
         self._runner = Runner(families, clock)
+        # A tick of many pieces of work that each come to an end is long, and not hung.
+        self._attempt = Attempt(free=self._runner.free, after_each=self._note_time)
         self._inbox: deque[Generation] = deque()
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
@@ -149,7 +149,9 @@ class Engine:
                 self.tick()
         except Exception as error:  # the only broad one: nobody may wait for a dead thread
             logger.exception("the engine thread ended")
-            self.fatal_error = translate(error)
+            failure = translate(error)
+            # What nobody foresaw is nobody's in particular: it ends like a lost device, as a crash.
+            self.fatal_error = failure if isinstance(failure, DeviceLost) else DeviceLost(str(failure))
         self._fail_all(self.fatal_error or EngineStopped())
         if self.fatal_error is not None:
             self.fatal.set()
@@ -188,7 +190,7 @@ class Engine:
     def _admit(self) -> None:
         admitted = self._policy.admit(self._waiting, self._running, self._clock())
         for generation in self._side_work.to_encode(admitted):
-            failure = self._attempt(self._runner.encode, generation)
+            failure = self._attempt.twice(self._runner.encode, generation)
             if failure is not None:
                 self._end(generation, self._waiting, failure)
                 continue
@@ -245,24 +247,14 @@ class Engine:
     def _decode(self) -> None:
         ordered = self._policy.order(self._denoised, self._clock())
         for generation in self._side_work.to_decode(ordered, len(self._running)):
-            pixels = self._attempt(self._runner.decode, generation)
+            pixels = self._attempt.twice(self._runner.decode, generation)
             if isinstance(pixels, EngineError):
                 self._end(generation, self._denoised, pixels)
                 continue
             self._end(generation, self._denoised, generation.image(pixels, self._clock()))
 
-    def _attempt(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | EngineError:
-        """Do `work`; its failure is returned, so that no traceback holds tensors when memory is freed."""
-        try:
-            return work(*args, **kwargs)
-        except Exception as error:
-            failure = translate(error)
-            logger.warning("%s: %s", failure.code, failure, exc_info=not isinstance(error, EngineError))
-        if isinstance(failure, DeviceLost):
-            raise failure
-        if isinstance(failure, OutOfMemory):
-            self._runner.free()
-        return failure
+    def _note_time(self) -> None:
+        self.ticked_at = self._clock()
 
     def _report(self, generation: Generation) -> None:
         if generation.on_progress is None:
@@ -280,6 +272,7 @@ class Engine:
         self._resolve(generation, outcome)
 
     def _resolve(self, generation: Generation, outcome: GeneratedImage | EngineError) -> None:
+        generation.drop_tensors()
         if isinstance(outcome, EngineError):
             generation.future.set_exception(outcome)
         else:

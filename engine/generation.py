@@ -113,9 +113,9 @@ class Generation:
     def draw_noise(self) -> Tensor:
         """This step's noise `(1, C, h, w)`, from the request's own generator; the same if asked again."""
         if self._noise is None:
-            noise = torch.randn(self.latents.shape, generator=self.generator, dtype=self.latents.dtype)
-            self._noise = noise.to(self.latents.device)
-        return self._noise
+            # Kept before it is moved: a move that finds no memory must not cost the generator a draw.
+            self._noise = torch.randn(self.latents.shape, generator=self.generator, dtype=self.latents.dtype)
+        return self._noise.to(self.latents.device)
 
     def commit_step(self, latents: Tensor, num_members: int) -> None:
         """Move on by one step that ran in a step batch of `num_members` generations."""
@@ -128,6 +128,12 @@ class Generation:
     def end_steps(self, now: float) -> None:
         """Take note that its last step is done."""
         self._denoised_at = now
+
+    def drop_tensors(self) -> None:
+        """Let go of all that is large, at the end: a caller may hold its handle for long after that."""
+        for name, value in list(vars(self).items()):
+            if isinstance(value, Tensor | Encoding):
+                delattr(self, name)
 
     def timings(self, now: float) -> Timings:
         """Where the time went, for an image that became ready `now`."""

@@ -21,6 +21,7 @@ AGEING_TURN = 4
 MAX_ADMISSIONS_PER_TICK = 8
 PATIENCE_SECONDS = 30.0
 SMOOTHING = 0.2
+RECOVERY_STEPS = 256  # after so many step batches a lowered cap is tried one bucket higher
 
 
 def bucket_rows(num_rows: int) -> int:
@@ -88,6 +89,7 @@ class Policy:
         self._max_rows = max_rows
         self._bulk_patience_seconds = bulk_patience_seconds
         self._lowered: dict[BatchKey, int] = {}
+        self._num_steps_lowered: dict[BatchKey, int] = {}  # since the cap was lowered or raised last
         self._step_seconds: dict[BatchKey, float] = {}
         self._used_seconds: dict[BatchKey, float] = {}
         self._virtual_seconds = 0.0
@@ -128,10 +130,25 @@ class Policy:
         self._used_seconds[key] = self._used_seconds.get(key, self._virtual_seconds) + seconds
         known = self._step_seconds.get(key, seconds)
         self._step_seconds[key] = known + SMOOTHING * (seconds - known)
+        if key in self._lowered:
+            self._recover(key)
 
     def lower(self, key: BatchKey, num_rows: int) -> None:
-        """Take note that `num_rows` rows of `key` did not fit into memory: half of them is the new cap."""
+        """Take note that `num_rows` rows of `key` did not fit into memory: half of them is the new cap.
+
+        For a while: what took the memory may be gone, and finding out costs one split step batch.
+        """
         self._lowered[key] = max(1, min(self.max_rows(key), num_rows) // 2)
+        self._num_steps_lowered[key] = 0
+
+    def _recover(self, key: BatchKey) -> None:
+        self._num_steps_lowered[key] += 1
+        if self._num_steps_lowered[key] < RECOVERY_STEPS:
+            return
+        self._num_steps_lowered[key] = 0
+        self._lowered[key] = bucket_rows(self._lowered[key] + 1)
+        if self._lowered[key] >= self._max_rows(key):
+            del self._lowered[key], self._num_steps_lowered[key]
 
     def _urgent(self, running: Sequence[C], now: float) -> list[C]:
         """The members that go before all others in this turn; all of them when none does."""

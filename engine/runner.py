@@ -33,6 +33,7 @@ class Runner:
         """Give a generation its embeddings and its first latents, the same as diffusers' pipeline would."""
         started_at = self._clock()
         request, family = generation.request, self._families[generation.key.model]
+        generation.generator.manual_seed(request.seed)  # encoding may be tried twice
         generation.encoding = self._embeddings.encode(
             request.model, request.prompt, is_negative=False, account=request.account
         )

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         tiers=options.tiers,
         plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
     )
-    threading.Thread(target=_end_when_fatal, args=(engine, db, worker), daemon=True, name="fatal").start()
+    threading.Thread(target=end_when_fatal, args=(engine, db, worker), daemon=True, name="fatal").start()
     drain = threading.Thread(
         target=_drain, args=(engine, heart, options, settings.drain_seconds), name="drain", daemon=True
     )
@@ -181,14 +182,16 @@ def _drain(engine: Engine, heart: Heart, options: WorkerOptions, seconds: float)
     engine.stop()
 
 
-def _end_when_fatal(engine: Engine, db: Database, worker: Worker) -> None:
+def end_when_fatal(
+    engine: Engine, db: Database, worker: Worker, end_process: Callable[[int], object] = os._exit
+) -> None:
     """A device that is lost stays lost in this process: give its jobs up, as a crash would, and end."""
     engine.fatal.wait()
     log.error("device_lost", device=worker.device, error=str(engine.fatal_error))
     try:
         expire_leases(db, boot_id=worker.boot_id)
     finally:
-        os._exit(EXIT_DEVICE_LOST)
+        end_process(EXIT_DEVICE_LOST)
 
 
 def _announce(options: WorkerOptions, engine: Engine) -> None:

@@ -1,0 +1,171 @@
+"""A worker around a real engine whose model obeys the test: cancellation, a lost device, a hung step."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from engine.engine import Engine
+from storage import jobs
+from storage.blobs import Blobs
+from storage.database import Database
+from storage.job_views import get
+from storage.jobs import WorkerName
+from storage.states import State
+from storage.workers import Worker
+from tasks.generate import Generate, GeneratePlan
+from tasks.heart import EXIT_HUNG, Heart
+from tasks.holdings import Holdings
+from tasks.worker import EXIT_DEVICE_LOST, end_when_fatal
+from tests.integration.tasks.conftest import MakeJob
+from tests.unit.engine.fakes import FakeFamily, SetClock
+
+STEPS = 200
+
+
+class SteppedFamily(FakeFamily):
+    """Waits in every forward pass until the test lets it go on."""
+
+    def __init__(self) -> None:
+        super().__init__(on_predict=self._wait)
+        self.entered, self.may_pass = threading.Semaphore(0), threading.Semaphore(0)
+
+    def _wait(self) -> None:
+        self.entered.release()
+        assert self.may_pass.acquire(timeout=10)
+
+
+@pytest.fixture
+def family() -> SteppedFamily:
+    return SteppedFamily()
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def real_engine(family: SteppedFamily, clock: SetClock) -> Iterator[Engine]:
+    engine = Engine({"tiny": family}, {"tiny": {64 * 64: 8}}, promise="exact", clock=clock)
+    engine.start()
+    yield engine
+    for _ in range(STEPS):
+        family.may_pass.release()
+    engine.stop()
+
+
+@pytest.fixture
+def worker(tier: str) -> Worker:
+    return Worker(f"w-{tier}", f"b-{tier}", "host", 1, "cpu:0", (tier,), 4, 1, "exact")
+
+
+@pytest.fixture
+def task(
+    database: Database, blobs: Blobs, real_engine: Engine, holdings: Holdings, worker: Worker, tier: str
+) -> Generate:
+    return Generate(
+        db=database,
+        blobs=blobs,
+        submit=real_engine.submit,
+        holdings=holdings,
+        worker=WorkerName(worker.boot_id, worker.id),
+        tiers=(tier,),
+        plan=GeneratePlan(),
+    )
+
+
+@pytest.fixture
+def ended() -> list[int]:
+    """The codes with which the process would have ended."""
+    return []
+
+
+@pytest.fixture
+def heart(
+    database: Database,
+    worker: Worker,
+    holdings: Holdings,
+    real_engine: Engine,
+    clock: SetClock,
+    ended: list[int],
+) -> Heart:
+    return Heart(
+        database,
+        worker,
+        holdings,
+        real_engine,
+        heartbeat_seconds=5,
+        lease_seconds=30,
+        watchdog_seconds=60,
+        end_process=ended.append,
+        clock=clock,
+    )
+
+
+def test_cancellation_takes_effect_within_one_step_of_the_heartbeat_that_brings_it(
+    database: Database, task: Generate, family: SteppedFamily, heart: Heart, make_job: MakeJob
+) -> None:
+    job = make_job(width=64, height=64, num_inference_steps=STEPS)
+    thread = threading.Thread(target=task, args=(job.id,))
+    thread.start()
+    assert family.entered.acquire(timeout=10)
+    jobs.cancel(database, job.account_id, job.id)
+    family.may_pass.release()
+    assert family.entered.acquire(timeout=10), "the worker does not know yet, and goes on"
+    heart.beat()
+    num_steps = len(family.step_sizes)
+    for _ in range(STEPS):
+        family.may_pass.release()
+    thread.join(10)
+    assert get(database, job.account_id, job.id).state is State.CANCELED
+    assert len(family.step_sizes) == num_steps + 1, "the step that was under way, and no other"
+
+
+def test_lost_device_gives_its_leases_up_before_the_process_ends(
+    database: Database,
+    task: Generate,
+    family: SteppedFamily,
+    real_engine: Engine,
+    worker: Worker,
+    ended: list[int],
+    make_job: MakeJob,
+) -> None:
+    job = make_job(width=64, height=64, prompt="lose the device")
+    task_thread = threading.Thread(target=task, args=(job.id,))
+    fatal = threading.Thread(target=end_when_fatal, args=(real_engine, database, worker, ended.append))
+    task_thread.start()
+    fatal.start()
+    assert family.entered.acquire(timeout=10)
+    family.may_pass.release()
+    fatal.join(10)
+    task_thread.join(10)
+    assert ended == [EXIT_DEVICE_LOST]
+    jobs.reap(database)
+    after = get(database, job.account_id, job.id)
+    assert (after.state, after.suspect, after.num_failures) == (State.QUEUED, True, 0)
+
+
+def test_hung_step_trips_the_watchdog(
+    database: Database,
+    task: Generate,
+    family: SteppedFamily,
+    heart: Heart,
+    clock: SetClock,
+    ended: list[int],
+    make_job: MakeJob,
+) -> None:
+    job = make_job(width=64, height=64, num_inference_steps=2)
+    thread = threading.Thread(target=task, args=(job.id,))
+    thread.start()
+    assert family.entered.acquire(timeout=10)
+    clock.now += 59.0
+    heart.beat()
+    assert ended == []
+    clock.now += 2.0
+    heart.beat()
+    assert ended == [EXIT_HUNG]
+    for _ in range(STEPS):
+        family.may_pass.release()
+    thread.join(10)
+    assert get(database, job.account_id, job.id).state is State.SUCCEEDED
