@@ -5,7 +5,7 @@ It notes whom each fault hit while nobody else was in the same call: those alone
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -50,7 +50,7 @@ class FaultyFamily(FakeFamily):
         if len(present) == 1 and fault not in (None, "slow"):
             self.charged |= present
         self._raise(fault)
-        told = Conditions(marks.view(-1, 1, 1), conditions.pooled_embeds, conditions.guidance_scales)
+        told = replace(conditions, prompt_embeds=marks.view(-1, 1, 1))
         output = super().predict(latents, timesteps, told)
         if fault == "not a number":
             output[numbers == numbers[0]] = float("nan")
