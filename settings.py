@@ -46,12 +46,23 @@ SECRETS_FOLDER = Path("/run/secrets")
 
 
 Family = Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"]
+DIFFUSION_SCHEDULERS = (
+    "ddim",
+    "euler",
+    "euler_karras",
+    "euler_ancestral",
+    "dpmpp_2m",
+    "dpmpp_2m_karras",
+    "lcm",
+)
+MAX_LCM_STEPS = 50
+"""Steps that a model's consistency distillation had, of which a request's are a choice."""
 FAMILIES: dict[Family, tuple[tuple[str, ...], int]] = {
-    "stable_diffusion": (("ddim", "euler"), 8),
-    "stable_diffusion_xl": (("ddim", "euler"), 8),
-    "stable_diffusion_3": (("flow_match_euler",), 16),
-    "pixart": (("ddim", "euler"), 16),
-    "sana": (("flow_match_euler",), 32),
+    "stable_diffusion": (DIFFUSION_SCHEDULERS, 8),
+    "stable_diffusion_xl": (DIFFUSION_SCHEDULERS, 8),
+    "stable_diffusion_3": (("flow_match_euler", "dpmpp_2m"), 16),
+    "pixart": (DIFFUSION_SCHEDULERS, 16),
+    "sana": (("flow_match_euler", "dpmpp_2m"), 32),
     "flux": (("flow_match_euler",), 16),
 }
 """Each family's schedulers, and what its sides are multiples of; a test holds the engine to them."""
@@ -126,6 +137,8 @@ class Model(_Frozen):
             if scheduler not in schedulers:
                 known = ", ".join(schedulers)
                 raise ValueError(f"schedulers: {scheduler!r} is not one of {self.family}'s: {known}")
+        if "lcm" in self.schedulers and self.max_num_inference_steps > MAX_LCM_STEPS:
+            raise ValueError(f"max_num_inference_steps: the scheduler lcm takes at most {MAX_LCM_STEPS}")
         if self.side_multiple % side_multiple:
             raise ValueError(f"side_multiple is not a multiple of {side_multiple}, as {self.family} needs")
         if self.default_num_inference_steps > self.max_num_inference_steps:

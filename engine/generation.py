@@ -50,6 +50,7 @@ class Generation:
             request.seed
         )  # CPU: seeds mean the same everywhere
         self._noise: Tensor | None = None
+        self.history: Tensor | None = None  # the x_0 predicted one step before; of a multistep scheduler
 
         # Set by the runner when it encodes.
         self.latents: Tensor  # (1, C, h, w)
@@ -117,9 +118,10 @@ class Generation:
             self._noise = torch.randn(self.latents.shape, generator=self.generator, dtype=self.latents.dtype)
         return self._noise.to(self.latents.device)
 
-    def commit_step(self, latents: Tensor, num_members: int) -> None:
+    def commit_step(self, latents: Tensor, num_members: int, history: Tensor | None = None) -> None:
         """Move on by one step that ran in a step batch of `num_members` generations."""
         self.latents = latents
+        self.history = history
         self._noise = None
         self.step_index += 1
         self.step_cache.drop_unneeded(self.step_index, is_guided=self.is_guided)

@@ -4,6 +4,7 @@ Owns the fields and the checks that need no model. It does not know which models
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 Lane = Literal["interactive", "bulk"]
 WarningCode = Literal["prompt_cut", "negative_prompt_unused"]
-SchedulerName = Literal["ddim", "euler", "flow_match_euler"]
+SchedulerName = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm", "flow_match_euler"]
 Spacing = Literal["leading", "trailing", "linspace"]
 
 MAX_SEED = 2**63 - 1
@@ -26,25 +27,31 @@ class SchedulerSpec:
     """diffusers' noise scheduler, as a request names it; what is `None` is the model's own."""
 
     name: SchedulerName = "ddim"
-    karras: bool = False  # Karras et al. 2022 sigmas; euler only
+    karras: bool = False  # Karras et al. 2022 sigmas; euler and dpmpp_2m only
     eta: float = 0.0  # share of fresh noise per step; ddim only
     spacing: Spacing | None = None
-    shift: float | None = None  # of the noise towards the start; flow_match_euler only
+    shift: float | None = None  # of the noise towards the start; models trained by flow matching only
 
     def __post_init__(self) -> None:
         names = get_args(SchedulerName)
         _require(self.name in names, "scheduler", f"{self.name!r} is not one of {', '.join(names)}")
-        _require(not self.karras or self.name == "euler", "karras", f"{self.name} has no Karras sigmas")
+        has_karras = self.name in ("euler", "dpmpp_2m")
+        _require(not self.karras or has_karras, "karras", f"{self.name} has no Karras sigmas")
         _require(0 <= self.eta <= 1, "eta", f"{self.eta} is not in 0..1")
         _require(not self.eta or self.name == "ddim", "eta", f"{self.name} has no eta")
         spacings = (None, *get_args(Spacing))
         _require(
             self.spacing in spacings, "spacing", f"{self.spacing!r} is not leading, trailing or linspace"
         )
-        is_flow = self.name == "flow_match_euler"
-        _require(not (is_flow and self.spacing), "spacing", f"{self.name} has no spacing")
-        _require(self.shift is None or is_flow, "shift", f"{self.name} has no shift")
+        has_spacing = self.name not in ("flow_match_euler", "lcm")
+        _require(has_spacing or self.spacing is None, "spacing", f"{self.name} has no spacing")
+        _require(self.shift is None or self.is_for_flow, "shift", f"{self.name} has no shift")
         _require(self.shift is None or 0 < self.shift <= 100, "shift", f"{self.shift} is not in 0..100")
+
+    @property
+    def is_for_flow(self) -> bool:
+        """Whether a model that was trained by flow matching can be sampled by it."""
+        return self.name in ("flow_match_euler", "dpmpp_2m")
 
 
 @dataclass(frozen=True)
@@ -139,3 +146,17 @@ def _check_text(name: str, text: str) -> None:
 def _require(holds: bool, field: str, complaint: str) -> None:
     if not holds:
         raise RequestInvalid(f"{field}: {complaint}")
+
+
+SCHEDULERS: Mapping[str, SchedulerSpec] = {
+    **{name: SchedulerSpec(name) for name in get_args(SchedulerName)},
+    "euler_karras": SchedulerSpec("euler", karras=True),
+    "dpmpp_2m_karras": SchedulerSpec("dpmpp_2m", karras=True),
+}
+"""By the names that users know: those of the schedulers, and of the ways to ask for one."""
+
+
+def scheduler_named(name: str) -> SchedulerSpec:
+    """The scheduler that users call so; raises `RequestInvalid`."""
+    _require(name in SCHEDULERS, "scheduler", f"{name!r} is not one of {', '.join(SCHEDULERS)}")
+    return SCHEDULERS[name]

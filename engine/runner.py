@@ -18,7 +18,7 @@ from engine.families.family import Conditions, Family
 from engine.forward import ForwardPass
 from engine.generation import Generation
 from engine.request import RequestWarning
-from engine.sampling import Update, advance, guide, scale_model_input
+from engine.sampling import advance_rows, guide, scale_rows
 
 
 class Runner:
@@ -59,16 +59,10 @@ class Runner:
         """Take every member one step further, in one forward pass; those returned are no longer finite."""
         latents = torch.cat([member.latents for member in members])  # (B, C, h, w)
         output = self._predict(members, latents)
-        following = torch.empty_like(latents)
-        for update, indices in _by_update(members).items():
-            rows = _on(latents, torch.tensor(indices))
-            group = [members[index] for index in indices]
-            coefficients = _gather(latents, [one.table.coefficients[one.step_index] for one in group])
-            noise = torch.cat([one.draw_noise() for one in group]) if update.is_stochastic else None
-            following[rows] = advance(update, output[rows], latents[rows], coefficients, noise)
+        following, histories = advance_rows(members, output, latents)
         is_finite: list[bool] = torch.isfinite(following).flatten(1).all(1).tolist()
         for index, member in enumerate(members):
-            member.commit_step(following[index : index + 1], len(members))
+            member.commit_step(following[index : index + 1], len(members), histories[index])
         return [member for member, finite in zip(members, is_finite, strict=True) if not finite]
 
     def _predict(self, members: Sequence[Generation], latents: Tensor) -> Tensor:
@@ -77,11 +71,10 @@ class Runner:
         forward = ForwardPass(members)
         guided, encodings = forward.guided, forward.encodings
         rows = _on(latents, torch.tensor(forward.member_indices))
-        divisors = _gather(latents, [member.table.input_divisors[member.step_index] for member in members])
         timesteps = _gather(latents, [member.table.timesteps[member.step_index] for member in members])
         scales = _on(latents, torch.tensor([member.request.guidance_scale for member in members]))
         conditions = Conditions.of(encodings, scales[rows])
-        model_input = scale_model_input(latents, divisors)
+        model_input = scale_rows(members, latents)
         output = forward.predict(family, model_input[rows], timesteps[rows], conditions)
         conditional, unconditional = output[: len(members)], output[len(members) :]
         if not guided:
@@ -117,13 +110,6 @@ def translate(error: Exception) -> EngineError:
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in message:
         return OutOfMemory() if "out of memory" in message else DeviceLost(message.partition("\n")[0])
     return GenerationFailed(f"{type(error).__name__}: {message.partition(chr(10))[0]}")
-
-
-def _by_update(members: Sequence[Generation]) -> dict[Update, list[int]]:
-    groups: dict[Update, list[int]] = {}
-    for index, member in enumerate(members):
-        groups.setdefault(member.table.update, []).append(index)
-    return groups
 
 
 def _gather(like: Tensor, scalars: list[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ import structlog
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from engine.errors import Canceled, DeviceLost, EngineStopped
-from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
+from engine.request import GeneratedImage, GenerationRequest, scheduler_named
 from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
@@ -241,7 +241,7 @@ def requests_of(claim: Claim) -> list[GenerationRequest]:
             height=job.height,
             num_inference_steps=job.num_inference_steps,
             guidance_scale=job.guidance_scale,
-            scheduler=SchedulerSpec(name=job.scheduler),  # type: ignore[arg-type]  # checked by the web and by the spec
+            scheduler=scheduler_named(job.scheduler),
             seed=seed_of(job, index),
             seconds_left=claim.seconds_left,
             lane="bulk" if job.lane == "bulk" else "interactive",

@@ -44,13 +44,14 @@ def test_a_request_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue)
         (("family =", 'variant = "../fp16"\nfamily ='), "variant"),
         (('family = "stable_diffusion"', 'family = "kandinsky"'), "family"),
         (
-            ('["ddim", "euler"]', '["flow_match_euler"]'),
+            ('["ddim", ', '["flow_match_euler", '),
             "'flow_match_euler' is not one of stable_diffusion's",
         ),
         (
             ("max_guidance_scale = 30.0", "max_guidance_scale = 1.0"),
             "default_guidance_scale is above max_guidance_scale",
         ),
+        (('["ddim", ', '["lcm", '), "max_num_inference_steps: the scheduler lcm takes at most 50"),
         (("side_multiple = 8", "side_multiple = 4"), "side_multiple is not a multiple of 8"),
         (("[models.tiny]", "[models.tiny"), "calotype.toml"),
     ],

@@ -4,21 +4,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionPipeline,
+)
 
 from engine.request import GenerationRequest, SchedulerSpec
 
 MODELS = ("v-model", "epsilon-model")
+CLASSES: dict[str, Any] = {
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+    "lcm": LCMScheduler,
+}
 
 
 def diffusers_image(pipeline: StableDiffusionPipeline, request: GenerationRequest) -> np.ndarray:
     """The same request through `StableDiffusionPipeline`."""
     spec: SchedulerSpec = request.scheduler
-    scheduler_class = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler}[spec.name]
     changes: dict[str, Any] = {"timestep_spacing": spec.spacing} if spec.spacing else {}
     changes |= {"use_karras_sigmas": True} if spec.karras else {}
     own = pipeline.scheduler
-    pipeline.scheduler = scheduler_class.from_config(own.config, **changes)
+    pipeline.scheduler = CLASSES[spec.name].from_config(own.config, **changes)
     try:
         image = pipeline(
             request.prompt,

@@ -24,6 +24,10 @@ SPECS = [
     SchedulerSpec("ddim", eta=0.5),
     SchedulerSpec("euler"),
     SchedulerSpec("euler", karras=True),
+    SchedulerSpec("euler_ancestral"),
+    SchedulerSpec("dpmpp_2m"),
+    SchedulerSpec("dpmpp_2m", karras=True),
+    SchedulerSpec("lcm"),
 ]
 SIZES = [(64, 64), (64, 64), (64, 64), (128, 72)]
 PROMPTS = ["", "a red heart", "a large blue star on a yellow background", "a green ring below a cross " * 6]

@@ -36,6 +36,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "ddim-eta": {"scheduler": SchedulerSpec(eta=0.5)},
     "euler-karras": {"scheduler": SchedulerSpec("euler", karras=True)},
     "euler-linspace": {"scheduler": SchedulerSpec("euler", spacing="linspace")},
+    "euler-ancestral": {"scheduler": SchedulerSpec("euler_ancestral")},
+    "euler-ancestral-leading": {"scheduler": SchedulerSpec("euler_ancestral", spacing="leading")},
+    "dpmpp-2m": {"scheduler": SchedulerSpec("dpmpp_2m")},
+    "dpmpp-2m-long": {"scheduler": SchedulerSpec("dpmpp_2m"), "num_inference_steps": 16},
+    "dpmpp-2m-karras": {"scheduler": SchedulerSpec("dpmpp_2m", karras=True)},
+    "dpmpp-2m-trailing": {"scheduler": SchedulerSpec("dpmpp_2m", spacing="trailing")},
+    "lcm": {"scheduler": SchedulerSpec("lcm"), "num_inference_steps": 4},
+    "lcm-one-step": {"scheduler": SchedulerSpec("lcm"), "num_inference_steps": 1},
     "ddim-hd": {"width": 192, "height": 192, "num_inference_steps": 3},
 }
 

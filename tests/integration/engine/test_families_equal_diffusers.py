@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
@@ -237,6 +238,25 @@ def test_flow_matching_shift_equals_the_schedulers_own(engine: Engine, pipelines
         engine.tick()
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(own.config, shift=1.5)
     expected = theirs(pipeline, one, {})
+    pipeline.scheduler = own
+    assert np.abs(handle.future.result().pixels.astype(int) - expected.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["sd3", "sana"])
+def test_dpm_solver_along_a_flow_equals_diffusers(
+    engine: Engine, pipelines: dict[str, Any], kind: str
+) -> None:
+    """As a user of the pipeline would set it; SANA is published with it."""
+    pipeline = pipelines[kind]
+    own = pipeline.scheduler
+    one = request(kind, scheduler=SchedulerSpec("dpmpp_2m"), num_inference_steps=6)
+    handle = engine.submit(one)
+    while not engine.is_idle:
+        engine.tick()
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        own.config, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=own.config.shift
+    )
+    expected = theirs(pipeline, one, KINDS[kind].call)
     pipeline.scheduler = own
     assert np.abs(handle.future.result().pixels.astype(int) - expected.astype(int)).max() <= 2
 

@@ -2,14 +2,14 @@
 
 import threading
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from engine.engine import Engine
 from engine.errors import Canceled, LoadError
 from engine.load import ModelSpec, load_engine
-from engine.request import GenerationRequest, SchedulerName, SchedulerSpec
+from engine.request import SCHEDULERS, GenerationRequest, scheduler_named
 from settings import ROOT, load_catalogue
 from tests.integration.engine.reference import MODELS
 
@@ -75,7 +75,7 @@ def test_catalogue_tells_the_truth_about_every_model() -> None:
     """The web refuses by `calotype.toml` alone, so what it allows must run here."""
     catalogue = load_catalogue(ROOT / "calotype.toml")
     for model in catalogue.models:
-        assert set(model.schedulers) <= set(get_args(SchedulerName))
+        assert set(model.schedulers) <= set(SCHEDULERS)
         limits = {tier.max_pixels: tier.max_step_batch_rows for tier in model.tiers}
         spec = ModelSpec(model.name, str(ROOT / model.path), model.family, model.revision)
         engine = load_engine([spec], device="cpu:0", row_limits={model.name: limits}, num_threads=1)
@@ -89,7 +89,7 @@ def test_catalogue_tells_the_truth_about_every_model() -> None:
                         height=tier.default_height,
                         num_inference_steps=1,
                         guidance_scale=model.max_guidance_scale,
-                        scheduler=SchedulerSpec(scheduler),  # type: ignore[arg-type]
+                        scheduler=scheduler_named(scheduler),
                         seed=1,
                     )
                 )

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cli import app
-from settings import ROOT, Catalogue, Model, Settings, Tier, WorkerPlan
+from settings import FAMILIES, ROOT, Catalogue, Model, Settings, Tier, WorkerPlan
 
 from .conftest import ReadTable
 
@@ -59,6 +59,17 @@ def test_every_entry_of_the_catalogue_is_documented_with_its_default(
         field = entries.model_fields[row[0].strip("`")]
         if "table" not in row[1]:  # named by the table itself
             assert row[1].strip("`") == _shown(field), row[0]
+
+
+def test_every_scheduler_is_documented_with_its_families(read_table: ReadTable) -> None:
+    documented = {
+        row[0].strip("`"): {family.strip("` ") for family in row[1].split(",")}
+        for row in read_table(PAGE, "### Schedulers")
+    }
+    names = {name for schedulers, _ in FAMILIES.values() for name in schedulers}
+    assert documented == {
+        name: {family for family, (schedulers, _) in FAMILIES.items() if name in schedulers} for name in names
+    }
 
 
 def _shown(field: FieldInfo) -> str:

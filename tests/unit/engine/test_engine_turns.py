@@ -18,7 +18,7 @@ from engine.errors import (
     RequestInvalid,
 )
 from engine.handle import Handle
-from engine.request import GenerationRequest, SchedulerSpec
+from engine.request import SCHEDULERS, GenerationRequest, SchedulerSpec, scheduler_named
 from tests.unit.engine.fakes import FakeFamily, SetClock
 
 Ask = Callable[..., GenerationRequest]
@@ -164,6 +164,23 @@ def test_batch_that_does_not_fit_is_split_and_no_one_is_charged(
         assert np.array_equal(pixels(handle), alone(family, request))
 
 
+@pytest.mark.parametrize("name", sorted(SCHEDULERS.keys() - {"flow_match_euler"}))
+def test_history_and_noise_survive_a_step_that_ran_out_of_memory(
+    engine: Engine, family: FakeFamily, ask: Ask, name: str
+) -> None:
+    """In the middle of all trajectories, which are of many lengths: each goes on from where it was."""
+    requests = [ask(seed=i, num_inference_steps=3 + i, scheduler=scheduler_named(name)) for i in range(8)]
+    handles = [engine.submit(request) for request in requests]
+    engine.tick()
+    engine.tick()
+    family.max_rows = 4
+    engine.tick()
+    assert family.step_sizes == [8, 8, 8, 4, 4]
+    turn_until_done(engine, *handles)
+    for request, handle in zip(requests, handles, strict=True):
+        assert np.array_equal(pixels(handle), alone(family, request))
+
+
 @pytest.mark.parametrize(
     ("prompt", "error"),
     [
@@ -176,7 +193,8 @@ def test_batch_that_does_not_fit_is_split_and_no_one_is_charged(
 def test_failing_generation_never_touches_its_neighbours(
     engine: Engine, family: FakeFamily, ask: Ask, prompt: str, error: type[Exception]
 ) -> None:
-    requests = [ask(seed=i, scheduler=SchedulerSpec(eta=0.5), guidance_scale=2.0) for i in range(3)]
+    specs = [SchedulerSpec(eta=0.5), SchedulerSpec("dpmpp_2m"), SchedulerSpec("lcm")]
+    requests = [ask(seed=i, scheduler=spec, guidance_scale=2.0) for i, spec in enumerate(specs)]
     handles = [engine.submit(request) for request in requests]
     engine.tick()
     culprit = engine.submit(ask(prompt, seed=9))

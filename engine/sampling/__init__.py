@@ -1,0 +1,24 @@
+"""diffusers' schedulers as tables of per-step scalars, and vectorised updates for rows at any step.
+
+A diffusers scheduler holds one step index, so one instance cannot serve rows at different steps; a table
+can. `tables` expands a request's scheduler, `rows` gathers what a step batch needs, `update` has the
+formulas. Nothing here knows models, prompts or who runs.
+"""
+
+from engine.sampling.rows import Row, advance_rows, scale_rows
+from engine.sampling.table import CoefficientTable, Update
+from engine.sampling.tables import CoefficientTables, FlowSigmas
+from engine.sampling.update import advance, guide, scale_model_input
+
+__all__ = [
+    "CoefficientTable",
+    "CoefficientTables",
+    "FlowSigmas",
+    "Row",
+    "Update",
+    "advance",
+    "advance_rows",
+    "guide",
+    "scale_model_input",
+    "scale_rows",
+]

@@ -1,0 +1,47 @@
+"""One scheduler at one number of steps, as scalars: what every step of a request multiplies by.
+
+Owns the two nouns and no formula; it does not know how a table is made nor what is done with it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Update:
+    """Which formula takes a row to its next step; rows of equal updates are advanced in one call."""
+
+    scheduler: str
+    prediction_type: str
+    clip: float | None = None  # |predicted x_0| at most; ddim and lcm
+    is_stochastic: bool = False  # draws noise at this step
+    order: int = 1  # 2: also reads the history, the x_0 that was predicted one step before
+
+
+@dataclass(frozen=True, eq=False)
+class CoefficientTable:
+    """One scheduler at one number of steps, n = `num_steps`, as scalars."""
+
+    updates: tuple[Update, ...]  # n: a multistep or stochastic scheduler's last step is another than the rest
+    timesteps: Tensor  # (n,) fp32: exact for the integers that most schedulers use
+    input_divisors: Tensor  # (n,) fp32: the model sees latents / divisor
+    coefficients: Tensor  # (n, k) fp32, in the order that the update unpacks
+    init_noise_sigma: Tensor | float
+    is_input_scaled: bool = False  # False: the divisors are all 1
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the request: as many as it asked for, or one more where a spacing rounds so."""
+        return len(self.updates)
+
+    @cached_property
+    def columns(self) -> tuple[Tensor, ...]:
+        """n of `(k, 1, 1, 1)`: the coefficients of each step, ready to be stacked with other rows'."""
+        return self.coefficients.view(*self.coefficients.shape, 1, 1, 1).unbind(0)
+
+    @cached_property
+    def divisors(self) -> tuple[Tensor, ...]:
+        """n of `(1, 1, 1)`: the input divisor of each step, likewise."""
+        return self.input_divisors.view(-1, 1, 1, 1).unbind(0)
