@@ -261,6 +261,28 @@ def test_dpm_solver_along_a_flow_equals_diffusers(
     assert np.abs(handle.future.result().pixels.astype(int) - expected.astype(int)).max() <= 2
 
 
+def test_consistency_model_equals_its_own_pipeline(engine: Engine, pipelines: dict[str, Any]) -> None:
+    """With the scheduler that it is published with; its pipeline takes the last step's denoised latents."""
+    pipeline = pipelines["lcm"]
+    own = pipeline.scheduler
+    one = request("lcm", scheduler=SchedulerSpec("lcm"))
+    handle = engine.submit(one)
+    while not engine.is_idle:
+        engine.tick()
+    pipeline.scheduler = LCMScheduler.from_config(own.config)
+    image = pipeline(
+        one.prompt,
+        width=one.width,
+        height=one.height,
+        num_inference_steps=one.num_inference_steps,
+        guidance_scale=one.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(one.seed),
+    ).images[0]
+    pipeline.scheduler = own
+    expected = np.asarray(image)
+    assert np.abs(handle.future.result().pixels.astype(int) - expected.astype(int)).max() <= 2
+
+
 def test_the_reference_is_not_of_another_scheduler(pipelines: dict[str, Any]) -> None:
     for name, pipeline in pipelines.items():
         is_flow = KINDS[name].family in FLOW
