@@ -67,6 +67,11 @@ FAMILIES: dict[Family, tuple[tuple[str, ...], int]] = {
 }
 """Each family's schedulers, and what its sides are multiples of; a test holds the engine to them."""
 
+STEP_CACHE_FAMILIES: frozenset[Family] = frozenset({"stable_diffusion", "stable_diffusion_xl"})
+MAX_STEP_CACHE = 8
+"""Which families can leave out the deep part of a step, and how many steps at most one full step serves;
+a test holds the engine to both."""
+
 
 def _split(value: Any) -> Any:
     """A list is written with commas in the environment."""
@@ -94,6 +99,17 @@ class Tier(_Frozen):
     max_step_batch_rows: Positive = 8
 
 
+class Preset(_Frozen):
+    """Parameters of a request under a name; what it leaves out is the model's default."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+    num_inference_steps: Positive | None = None
+    guidance_scale: Annotated[float, Field(ge=0)] | None = None
+    guidance_cutoff: Annotated[float, Field(ge=0, le=1)] | None = None
+    step_cache: Positive | None = None
+    scheduler: str | None = None
+
+
 class Model(_Frozen):
     """Diffusion weights and what the web must know of them without loading torch."""
 
@@ -113,7 +129,16 @@ class Model(_Frozen):
     max_side: Positive
     side_multiple: Positive = 8
     max_prompt_characters: Positive = 2000
+    presets: tuple[Preset, ...] = ()
     tiers: tuple[Tier, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_presets(cls, data: dict[str, object]) -> dict[str, object]:
+        presets = data.get("presets")
+        if isinstance(presets, dict):
+            data = {**data, "presets": [{"name": name, **preset} for name, preset in presets.items()]}
+        return data
 
     @model_validator(mode="before")
     @classmethod
@@ -145,10 +170,30 @@ class Model(_Frozen):
             raise ValueError("default_num_inference_steps is above max_num_inference_steps")
         if self.default_guidance_scale > self.max_guidance_scale:
             raise ValueError("default_guidance_scale is above max_guidance_scale")
+        for preset in self.presets:
+            self._check_preset(preset)
         for tier in self.tiers:
             if tier.default_width * tier.default_height > tier.max_pixels:
                 raise ValueError(f"tier {tier.name!r}: its default size is above its max_pixels")
         return self
+
+    def _check_preset(self, preset: Preset) -> None:
+        named = f"preset {preset.name!r}"
+        if preset.scheduler is not None and preset.scheduler not in self.schedulers:
+            raise ValueError(f"{named}: scheduler {preset.scheduler!r} is not one of the model's")
+        for field in ("num_inference_steps", "guidance_scale", "step_cache"):
+            value, limit = getattr(preset, field), getattr(self, f"max_{field}")
+            if value is not None and value > limit:
+                raise ValueError(f"{named}: {field} is above {limit:g}")
+
+    @property
+    def max_step_cache(self) -> int:
+        """The largest `step_cache` of a request: 1, which is none, where the family has no step cache."""
+        return MAX_STEP_CACHE if self.family in STEP_CACHE_FAMILIES else 1
+
+    def preset(self, name: str) -> Preset | None:
+        """The preset of that name, or nothing."""
+        return next((preset for preset in self.presets if preset.name == name), None)
 
     @property
     def max_pixels(self) -> int:

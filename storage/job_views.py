@@ -54,6 +54,8 @@ class Job:
     height: int
     num_inference_steps: int
     guidance_scale: float
+    guidance_cutoff: float
+    step_cache: int
     scheduler: str
     seed: int
     num_images: int

@@ -33,6 +33,8 @@ class NewJob:
     guidance_scale: float
     scheduler: str
     seed: int
+    guidance_cutoff: float = 1.0
+    step_cache: int = 1
     num_images: int = 1
     strict: bool = False
     deadline_seconds: float | None = None

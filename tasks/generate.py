@@ -241,6 +241,8 @@ def requests_of(claim: Claim) -> list[GenerationRequest]:
             height=job.height,
             num_inference_steps=job.num_inference_steps,
             guidance_scale=job.guidance_scale,
+            guidance_cutoff=job.guidance_cutoff,
+            step_cache=job.step_cache,
             scheduler=scheduler_named(job.scheduler),
             seed=seed_of(job, index),
             seconds_left=claim.seconds_left,

@@ -5,7 +5,7 @@ Owns the limits that depend on a model and its tiers. It opens no connection and
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from storage.job_views import Job
 from storage.submissions import NewJob
@@ -51,16 +51,24 @@ class Admission:
         smallest = model.tiers[0]
         width = smallest.default_width if request.width is None else request.width
         height = smallest.default_height if request.height is None else request.height
-        num_steps = request.num_inference_steps or model.default_num_inference_steps
-        guidance = model.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
-        scheduler = request.scheduler or model.schedulers[0]
+        preset = None if request.preset is None else model.preset(request.preset)
+        named = {} if preset is None else preset.model_dump(exclude={"name"}, exclude_none=True)
+        asked = {**_defaults(model), **named, **_given(request)}
+        num_steps, guidance = asked["num_inference_steps"], asked["guidance_scale"]
+        scheduler = asked["scheduler"]
 
-        errors = [*_text_errors(model, request), *_side_errors(model, width, height)]
+        errors = [
+            *_preset_errors(model, request),
+            *_text_errors(model, request),
+            *_side_errors(model, width, height),
+        ]
         errors += self.webhook_errors(request.webhook_url)
         if num_steps > model.max_num_inference_steps:
             errors.append(FieldError("num_inference_steps", f"is above {model.max_num_inference_steps}"))
         if guidance > model.max_guidance_scale:
             errors.append(FieldError("guidance_scale", f"is above {model.max_guidance_scale:g}"))
+        if asked["step_cache"] > model.max_step_cache:
+            errors.append(FieldError("step_cache", _step_cache_detail(model)))
         if scheduler not in model.schedulers:
             known = ", ".join(model.schedulers)
             errors.append(FieldError("scheduler", f"is not one of this model's schedulers: {known}"))
@@ -80,6 +88,8 @@ class Admission:
             height=height,
             num_inference_steps=num_steps,
             guidance_scale=guidance,
+            guidance_cutoff=asked["guidance_cutoff"],
+            step_cache=asked["step_cache"],
             scheduler=scheduler,
             seed=secrets.randbelow(MAX_DRAWN_SEED) if request.seed is None else request.seed,
             num_images=request.num_images,
@@ -110,6 +120,8 @@ class Admission:
             raise NotServed(
                 f"model {job.model!r} no longer serves {job.width} x {job.height} by {job.scheduler!r}"
             )
+        if job.step_cache > model.max_step_cache:
+            raise NotServed(f"model {job.model!r} no longer has a step cache")
         deadline = (job.deadline_at - job.created_at).total_seconds() if job.deadline_at else None
         return NewJob(
             account_id=job.account_id,
@@ -122,6 +134,8 @@ class Admission:
             height=job.height,
             num_inference_steps=job.num_inference_steps,
             guidance_scale=job.guidance_scale,
+            guidance_cutoff=job.guidance_cutoff,
+            step_cache=job.step_cache,
             scheduler=job.scheduler,
             seed=job.seed,
             num_images=job.num_images,
@@ -132,6 +146,39 @@ class Admission:
             idempotency_key=idempotency_key,
             request_hash=request_hash,
         )
+
+
+PARAMETERS = ("num_inference_steps", "guidance_scale", "guidance_cutoff", "step_cache", "scheduler")
+"""What a preset may set."""
+
+
+def _defaults(model: "Model") -> dict[str, Any]:
+    return {
+        "num_inference_steps": model.default_num_inference_steps,
+        "guidance_scale": model.default_guidance_scale,
+        "guidance_cutoff": 1.0,
+        "step_cache": 1,
+        "scheduler": model.schedulers[0],
+    }
+
+
+def _given(request: JobRequest) -> dict[str, Any]:
+    found = {name: getattr(request, name) for name in PARAMETERS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _preset_errors(model: "Model", request: JobRequest) -> list[FieldError]:
+    if request.preset is None or model.preset(request.preset) is not None:
+        return []
+    known = ", ".join(preset.name for preset in model.presets)
+    there_is = f"there is: {known}" if known else "it has none"
+    return [FieldError("preset", f"is not one of this model's presets; {there_is}")]
+
+
+def _step_cache_detail(model: "Model") -> str:
+    if model.max_step_cache == 1:
+        return f"is above 1: model {model.name!r} has no step cache"
+    return f"is above {model.max_step_cache}"
 
 
 def _text_errors(model: "Model", request: JobRequest) -> list[FieldError]:

@@ -21,7 +21,10 @@ from web.schemas import MAX_NUM_IMAGES, MAX_SEED, JobRequest, field_errors
 if TYPE_CHECKING:
     from settings import Catalogue, Model
 
-NUMBERS = ("width", "height", "num_inference_steps", "guidance_scale", "seed", "num_images")
+NUMBERS = (
+    "width", "height", "num_inference_steps", "guidance_scale", "guidance_cutoff", "step_cache", "seed",
+    "num_images",
+)  # fmt: skip
 FIELDS = ("prompt", "negative_prompt", "tier", *NUMBERS, "scheduler")
 _ONCE = re.compile(r"[0-9a-f]{32}")
 
@@ -110,6 +113,11 @@ def limits(catalogue: "Catalogue") -> dict[str, str]:
             f"1 to {m.max_num_inference_steps}; {m.default_num_inference_steps} if empty"
         ),
         "guidance_scale": lambda m: f"0 to {m.max_guidance_scale:g}; {m.default_guidance_scale:g} if empty",
+        "step_cache": lambda m: (
+            f"1 to {m.max_step_cache} steps a run of the whole model; 1 if empty"
+            if m.max_step_cache > 1
+            else "1: it has none"
+        ),
         "width": lambda m: (
             f"{m.min_side} to {m.max_side} pixels, a multiple of {m.side_multiple}; "
             f"at most {m.max_pixels} pixels in all"
@@ -122,6 +130,7 @@ def limits(catalogue: "Catalogue") -> dict[str, str]:
     }
     return {
         **found,
+        "guidance_cutoff": "0 to 1 of the steps, the first ones; 1 if empty",
         "seed": f"0 to {MAX_SEED}; drawn if empty",
         "num_images": f"1 to {MAX_NUM_IMAGES}; image i uses seed + i",
     }

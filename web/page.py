@@ -39,7 +39,7 @@ JOBS_A_PAGE = 12
 _OUR_PAGES = re.compile(rf"/(jobs(/{JOB_ID[1:-1]})?)?")
 _SAME_IN_REQUEST = (
     "prompt", "negative_prompt", "model", "width", "height", "num_inference_steps", "guidance_scale",
-    "scheduler", "seed", "num_images",
+    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images",
 )  # fmt: skip
 
 blueprint = Blueprint("page", __name__, template_folder="templates")

@@ -5,7 +5,6 @@ Image links are signed here, at read time; nothing here is stored.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
@@ -15,9 +14,6 @@ from storage.states import TERMINAL, State
 from web.waiting_reasons import WaitingReason
 from web.waits import TierWait, Wait, waits_of_batches, waits_of_jobs
 from web.wiring import url_of, wired
-
-if TYPE_CHECKING:
-    from settings import Model
 
 Links = dict[str, str]
 
@@ -70,6 +66,8 @@ class JobResource(BaseModel):
     height: int
     num_inference_steps: int
     guidance_scale: float
+    guidance_cutoff: float
+    step_cache: int
     scheduler: str
     seed: int
     num_images: int
@@ -143,30 +141,6 @@ class TierList(BaseModel):
     """Every tier, small before large."""
 
     tiers: list[TierResource]
-
-
-class ModelResource(BaseModel):
-    """A model and its limits."""
-
-    name: str
-    default: bool
-    schedulers: list[str] = Field(description="The first is the default.")
-    default_num_inference_steps: int
-    max_num_inference_steps: int
-    default_guidance_scale: float
-    max_guidance_scale: float
-    min_side: int
-    max_side: int
-    side_multiple: int
-    max_pixels: int
-    max_prompt_characters: int
-    tiers: list[str]
-
-
-class ModelList(BaseModel):
-    """Every model."""
-
-    models: list[ModelResource]
 
 
 def job_resource(job: Job) -> JobResource:
@@ -273,15 +247,4 @@ def _batch_resource(batch: Batch, waits: list[TierWait]) -> BatchResource:
             "errors": here + "/errors.csv",
             **({"cancel": here} if batch.state == "running" else {}),
         },
-    )
-
-
-def model_resource(model: "Model", *, default: bool) -> ModelResource:
-    """A model as the catalogue has it."""
-    same = ModelResource.model_fields.keys() - {"default", "tiers", "schedulers"}
-    return ModelResource(
-        **{name: getattr(model, name) for name in same},
-        default=default,
-        schedulers=list(model.schedulers),
-        tiers=[tier.name for tier in model.tiers],
     )

@@ -63,6 +63,21 @@ class JobRequest(BaseModel):
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         None, description="How closely to follow the prompt; 1 or less means without guidance."
     )
+    guidance_cutoff: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        None,
+        description="Share of the steps, from the first on, that are guided; the rest cost half. "
+        "1 if left out.",
+    )
+    step_cache: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Every how many steps the whole model runs, up to the model's `max_step_cache`; the "
+        "steps between reuse most of it. 1, which is off, if left out.",
+    )
+    preset: str | None = Field(
+        None,
+        min_length=1,
+        description="One of the model's presets: parameters by name. Fields that are given go before it.",
+    )
     scheduler: str | None = Field(
         None, min_length=1, description="One of the model's schedulers; its first if left out."
     )

@@ -7,7 +7,8 @@ from storage.bells import waiting
 from storage.workers import Worker, live_workers
 from web.auth import SECURITY, require_key
 from web.errors import documented
-from web.resources import ModelList, QueueDepth, TierList, TierResource, model_resource
+from web.model_resource import ModelList, model_resource
+from web.resources import QueueDepth, TierList, TierResource
 from web.wiring import wired
 
 # Weakest first. What a worker says that is not listed is weaker than all.

@@ -8,6 +8,7 @@ import pytest
 
 from engine.engine import Engine
 from engine.errors import Canceled, LoadError
+from engine.families.family import can_cache_steps
 from engine.load import ModelSpec, load_engine
 from engine.request import SCHEDULERS, GenerationRequest, scheduler_named
 from settings import ROOT, load_catalogue
@@ -97,5 +98,6 @@ def test_catalogue_tells_the_truth_about_every_model() -> None:
                     engine.tick()
                 assert handle.future.result().pixels.shape == (tier.default_height, tier.default_width, 3)
         assert engine.promise == "exact"
+        assert can_cache_steps(engine._models.families[model.name]) == (model.max_step_cache > 1)
         for edge in (model.min_side, model.side_multiple):
             assert edge % engine._models.families[model.name].pixels_per_latent == 0

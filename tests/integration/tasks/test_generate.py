@@ -44,6 +44,14 @@ def test_a_bell_becomes_images_that_belong_to_their_job(
     assert done.timings["mean_step_batch"] == 2.0
 
 
+def test_what_a_job_leaves_out_reaches_the_engine(
+    generate: Generate, engine: FakeEngine, make_job: MakeJob
+) -> None:
+    generate(make_job(guidance_cutoff=0.5, step_cache=3).id)
+    (handle,) = engine.handles
+    assert (handle.request.guidance_cutoff, handle.request.step_cache) == (0.5, 3)
+
+
 def test_what_the_engine_warns_of_is_on_the_job_once_for_all_its_images(
     database: Database, generate: Generate, engine: FakeEngine, make_job: MakeJob
 ) -> None:

@@ -39,6 +39,18 @@ def test_a_csv_becomes_bulk_jobs(client: Client) -> None:
     assert client("GET", "/v1/batches").get_json()["batches"] == [batch]
 
 
+def test_a_row_may_ask_for_less_work_by_name_and_by_field(client: Client) -> None:
+    batch = upload(
+        client, b"prompt,preset,step_cache,guidance_cutoff\na,thrifty,2,\nb,fast,,0.5\n"
+    ).get_json()
+    found = client("GET", batch["links"]["jobs"]).get_json()["jobs"]
+    asked = {
+        job["prompt"]: (job["num_inference_steps"], job["step_cache"], job["guidance_cutoff"])
+        for job in found
+    }
+    assert asked == {"a": (20, 2, 0.5), "b": (4, 1, 0.5)}
+
+
 def test_results_are_there_while_the_batch_runs(client: Client, draw: Draw, database: Database) -> None:
     batch = upload(client).get_json()
     results = batch["links"]["results"]

@@ -18,8 +18,9 @@ from web.wiring import EXTENSION, Wiring
 FIELDS = {
     "id", "state", "eta_seconds", "queue_position", "waiting_reason", "progress", "attempt", "tier", "model",
     "lane", "prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale",
-    "scheduler", "seed", "num_images", "strict", "images", "error", "warnings", "worker", "batch_id",
-    "batch_line", "retry_of", "created_at", "started_at", "finished_at", "timings", "links",
+    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "strict", "images", "error",
+    "warnings", "worker", "batch_id", "batch_line", "retry_of", "created_at", "started_at", "finished_at",
+    "timings", "links",
 }  # fmt: skip
 
 
@@ -192,7 +193,8 @@ def test_a_running_job_is_asked_to_stop(client: Client, database: Database) -> N
 
 
 def test_a_failed_job_says_why_and_can_be_tried_again(client: Client, database: Database) -> None:
-    sent = {"seed": 9, "num_images": 2, "deadline_seconds": 600.0, "scheduler": "euler"}
+    sent = {"seed": 9, "num_images": 2, "deadline_seconds": 600.0, "scheduler": "euler",
+            "guidance_cutoff": 0.25, "preset": "thrifty"}  # fmt: skip
     job_id = client.submit(**sent).get_json()["id"]
     assert_problem(client("POST", f"/v1/jobs/{job_id}/retry"), 409, "job_is_not_final")
     worker = jobs.WorkerName("boot", "cpu:0")
@@ -207,7 +209,11 @@ def test_a_failed_job_says_why_and_can_be_tried_again(client: Client, database: 
     again = answers[0].get_json()
     assert answers[1].get_json()["id"] == again["id"] != job_id
     assert (again["retry_of"], again["state"], again["error"]) == (job_id, "queued", None)
-    for name in ("prompt", "seed", "num_images", "scheduler", "width", "tier", "lane"):
+    assert (failed["num_inference_steps"], failed["guidance_cutoff"], failed["step_cache"]) == (20, 0.25, 3)
+    for name in (
+        "prompt", "seed", "num_images", "scheduler", "width", "tier", "lane", "num_inference_steps",
+        "guidance_cutoff", "step_cache",
+    ):  # fmt: skip
         assert again[name] == failed[name]
 
 

@@ -258,7 +258,7 @@ def test_the_form_draws_and_begins_a_session(browser: FlaskClient, api_key: str,
     typed = {
         "api_key": api_key, "prompt": "a blue star\r\non yellow", "negative_prompt": "text", "tier": "hd",
         "num_inference_steps": "4", "guidance_scale": "2.5", "seed": "7", "num_images": "2",
-        "scheduler": "euler", "width": "", "height": "",
+        "scheduler": "euler", "width": "", "height": "", "guidance_cutoff": "0.5", "step_cache": "2",
     }  # fmt: skip
     answer = browser.post("/", data=typed)
     assert answer.status_code == 303
@@ -267,7 +267,7 @@ def test_the_form_draws_and_begins_a_session(browser: FlaskClient, api_key: str,
     expected = {
         "prompt": "a blue star\non yellow", "negative_prompt": "text", "tier": "hd", "width": 192,
         "height": 192, "num_inference_steps": 4, "guidance_scale": 2.5, "seed": 7, "num_images": 2,
-        "scheduler": "euler", "state": "queued",
+        "scheduler": "euler", "guidance_cutoff": 0.5, "step_cache": 2, "state": "queued",
     }  # fmt: skip
     assert {name: job[name] for name in expected} == expected
     assert "a blue star" in assert_sound(browser.get(path))
@@ -300,6 +300,8 @@ def test_a_form_sent_twice_draws_once_and_an_edited_one_again(
         ("num_inference_steps", "many", "should be a whole number"),
         ("guidance_scale", "31", "is above 30"),
         ("guidance_scale", "1,5", "should be a number"),
+        ("guidance_cutoff", "2", "less than or equal to 1"),
+        ("step_cache", "9", "is above 8"),
         ("seed", "-1", "greater than or equal to 0"),
         ("num_images", "5", "less than or equal to 4"),
         ("width", "100", "a multiple of 8"),

@@ -96,6 +96,12 @@ def test_a_model_says_its_limits(client: Client) -> None:
     (model,) = client("GET", "/v1/models").get_json()["models"]
     assert (model["name"], model["default"], model["tiers"]) == ("tiny", True, ["sd", "hd"])
     assert (model["max_pixels"], model["schedulers"][:2]) == (36864, ["ddim", "euler"])
+    assert model["max_step_cache"] == 8
+    assert [preset["name"] for preset in model["presets"]] == ["fast", "thrifty"]
+    assert model["presets"][0] == {
+        "name": "fast", "num_inference_steps": 4, "guidance_scale": None, "guidance_cutoff": None,
+        "step_cache": None, "scheduler": None,
+    }  # fmt: skip
 
 
 def test_readiness_names_a_tier_that_nobody_serves(client: Client, database: Database) -> None:

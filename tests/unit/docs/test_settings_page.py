@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cli import app
-from settings import FAMILIES, ROOT, Catalogue, Model, Settings, Tier, WorkerPlan
+from settings import FAMILIES, ROOT, Catalogue, Model, Preset, Settings, Tier, WorkerPlan
 
 from .conftest import ReadTable
 
@@ -46,6 +46,7 @@ def test_every_variable_of_the_command_line_is_documented(read_table: ReadTable)
     [
         ("## `calotype.toml`", Catalogue),
         ("### `[models.NAME]`", Model),
+        ("### `[models.NAME.presets.PRESET]`", Preset),
         ("### `[models.NAME.tiers.TIER]`", Tier),
         ("### `[[workers]]`", WorkerPlan),
     ],

@@ -81,6 +81,14 @@ BAD = [
     ({"guidance_scale": 31}, "guidance_scale", "30"),
     ({"guidance_scale": float("nan")}, "guidance_scale", "finite"),
     ({"guidance_scale": "4"}, "guidance_scale", "number"),
+    ({"guidance_cutoff": 1.1}, "guidance_cutoff", "1"),
+    ({"guidance_cutoff": -0.1}, "guidance_cutoff", "0"),
+    ({"guidance_cutoff": float("nan")}, "guidance_cutoff", "finite"),
+    ({"step_cache": 0}, "step_cache", "1"),
+    ({"step_cache": 9}, "step_cache", "is above 8"),
+    ({"step_cache": 2.0}, "step_cache", "integer"),
+    ({"preset": "instant"}, "preset", "there is: fast, thrifty"),
+    ({"preset": ""}, "preset", "1 character"),
     ({"scheduler": "pndm"}, "scheduler", "ddim, euler"),
     ({"seed": -1}, "seed", "0"),
     ({"seed": 2**63}, "seed", "9223372036854775807"),
@@ -125,3 +133,37 @@ def test_a_refusal_does_not_repeat_what_was_sent(catalogue: Catalogue) -> None:
     with pytest.raises(InvalidRequest) as refused:
         admit(catalogue, prompt="secret\0words")
     assert "secret" not in str(refused.value.errors) + refused.value.detail
+
+
+def test_a_preset_sets_what_the_request_leaves_out_and_nothing_else(catalogue: Catalogue) -> None:
+    plain, thrifty = admit(catalogue, seed=1), admit(catalogue, seed=1, preset="thrifty")
+    assert (plain.guidance_cutoff, plain.step_cache) == (1.0, 1)
+    assert (thrifty.num_inference_steps, thrifty.guidance_cutoff, thrifty.step_cache) == (20, 0.5, 3)
+    assert (thrifty.guidance_scale, thrifty.scheduler) == (plain.guidance_scale, plain.scheduler)
+
+
+def test_a_field_that_is_given_goes_before_the_preset(catalogue: Catalogue) -> None:
+    """Also one that says what would be the default, and zero, which is no less given than another number."""
+    asked = {"step_cache": 1, "guidance_cutoff": 0.0, "guidance_scale": 0.0, "num_inference_steps": 7}
+    new = admit(catalogue, preset="thrifty", **asked)
+    assert {name: getattr(new, name) for name in asked} == asked
+
+
+def without_step_cache(catalogue: Catalogue) -> Catalogue:
+    model = catalogue.models[0].model_copy(update={"family": "stable_diffusion_3", "presets": ()})
+    return catalogue.model_copy(update={"models": (model,)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"step_cache": 2}, "step_cache", "is above 1: model 'tiny' has no step cache"),
+        ({"preset": "fast"}, "preset", "is not one of this model's presets; it has none"),
+    ],
+)
+def test_what_a_model_lacks_is_refused_by_name(
+    catalogue: Catalogue, fields: dict[str, Any], field: str, said: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        admit(without_step_cache(catalogue), **fields)
+    assert [(error.field, error.detail) for error in refused.value.errors] == [(field, said)]

@@ -24,6 +24,14 @@ def test_cells_are_typed_by_their_column_and_empty_ones_left_out() -> None:
     ]
 
 
+def test_what_asks_for_less_work_is_typed_too() -> None:
+    found = rows("prompt,guidance_cutoff,step_cache,preset\na,0.5,3,\nb,,,fast\n")
+    assert found == [
+        (2, {"prompt": "a", "guidance_cutoff": 0.5, "step_cache": 3}),
+        (3, {"prompt": "b", "preset": "fast"}),
+    ]
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 def test_lines_are_counted_where_a_row_begins(newline: str) -> None:
     text = newline.join(["prompt", '"two', 'lines"', "", "three"])
@@ -79,6 +87,8 @@ def test_a_file_that_is_no_csv_of_prompts_is_refused(data: bytes, words: str) ->
         ("guidance_scale", "inf"),
         ("guidance_scale", "1e9999"),
         ("guidance_scale", "4;5"),
+        ("guidance_cutoff", "half"),
+        ("step_cache", "2.5"),
     ],
 )
 def test_a_cell_of_the_wrong_kind_is_reported_with_its_line(column: str, cell: str) -> None:

@@ -1,0 +1,238 @@
+"""What less work an image gains in speed and costs in quality, on the shipped model and by its checker.
+
+    python -m bench.less_work [--seeds 3] [--captions 200]
+
+Speed: one saturated engine on one thread, every option over the same requests, options interleaved.
+Quality: held-out captions, each option's image against the full run's, pixel by pixel and by the judge.
+`cutoff_gain` and `cache_gain` are the two figures of `bench.engine`.
+"""
+
+import argparse
+import math
+import random
+import statistics
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from engine.engine import Engine
+from engine.load import ModelSpec, load_engine
+from engine.request import GenerationRequest
+from models.evaluate import held_out_scenes, is_obeyed
+from models.judge import obeys
+from models.scenes import Scene
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDE = 128
+MAX_ROWS = 16
+STEPS = (4, 4, 12, 12, 20, 20, 20, 30, 30, 50)
+"""The mix of the engine's benchmark: 20, 20, 30, 20 and 10 %."""
+NUM_REQUESTS = 40
+GUIDANCE_SCALE = 4.0
+CUTOFF: Mapping[str, Any] = {"guidance_cutoff": 0.5}
+CACHE: Mapping[str, Any] = {"step_cache": 3}
+
+Figure = tuple[float, float, float, list[float]]
+"""`(value, low, high, samples)`: the median, the extremes, and one sample a seed."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to do less, beside the request that it is compared with."""
+
+    name: str
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """An option's images beside the full run's: decibels, and percent that the judge finds obeyed."""
+
+    mean_psnr: float
+    worst_psnr: float
+    obeyed: float
+    full_obeyed: float
+
+    @property
+    def points_lost(self) -> float:
+        """Percentage points; below zero when more obey than in the full run."""
+        return self.full_obeyed - self.obeyed
+
+
+OPTIONS = (
+    Option("guidance cutoff 0.5", CUTOFF),
+    Option("step cache 2", {"step_cache": 2}),
+    Option("step cache 3", CACHE),
+    Option("step cache 5", {"step_cache": 5}),
+    Option("cutoff 0.5, step cache 3", {**CUTOFF, **CACHE}),
+)
+
+
+def cutoff_gain(seeds: Sequence[int] = (0, 1, 2), engine: Engine | None = None) -> Figure:
+    """images/s with guidance in the first half of the steps alone ÷ with guidance in all of them."""
+    return gains(engine or shipped_engine(), [Option("", CUTOFF)], seeds)[""]
+
+
+def cache_gain(seeds: Sequence[int] = (0, 1, 2), engine: Engine | None = None) -> Figure:
+    """images/s with a step cache of 3 ÷ without one."""
+    return gains(engine or shipped_engine(), [Option("", CACHE)], seeds)[""]
+
+
+def quality_of(option: Mapping[str, Any], num_captions: int = 200, engine: Engine | None = None) -> Quality:
+    """What `CUTOFF` or `CACHE` costs, over that many captions, half of them of two things."""
+    return qualities(engine or shipped_engine(), [Option("", option)], num_captions)[""]
+
+
+def shipped_engine() -> Engine:
+    """The shipped model at 128², on one thread; the caller turns it."""
+    spec = ModelSpec("tiny", str(ROOT / "models/tiny"))
+    limits = {"tiny": {SIDE * SIDE: MAX_ROWS}}
+    return load_engine([spec], device="cpu:0", row_limits=limits, num_threads=1)
+
+
+def gains(
+    engine: Engine,
+    options: Sequence[Option],
+    seeds: Sequence[int],
+    base: Mapping[str, Any] | None = None,
+) -> dict[str, Figure]:
+    """For each option images/s ÷ those of the full run of the same requests, a sample a seed.
+
+    `base` changes the full run's requests too. The order of the options rotates from seed to seed.
+    """
+    full = Option("full", {})
+    ratios: dict[str, list[float]] = {option.name: [] for option in options}
+    draw(engine, requests(NUM_REQUESTS // 4, 0, base or {}))  # what is slow only once
+    for turn, seed in enumerate(seeds):
+        asked = requests(NUM_REQUESTS, seed, base or {})
+        arms = [full, *options]
+        arms = arms[turn % len(arms) :] + arms[: turn % len(arms)]
+        seconds = {}
+        for arm in arms:
+            started = time.process_time()  # one thread that never waits: others' load does not count
+            draw(engine, [replace(one, **arm.changes) for one in asked])
+            seconds[id(arm)] = time.process_time() - started
+        for option in options:
+            ratios[option.name].append(seconds[id(full)] / seconds[id(option)])
+    return {
+        name: (statistics.median(samples), min(samples), max(samples), samples)
+        for name, samples in ratios.items()
+    }
+
+
+def qualities(
+    engine: Engine,
+    options: Sequence[Option],
+    num_captions: int,
+    base: Mapping[str, Any] | None = None,
+) -> dict[str, Quality]:
+    """For each option its images of held-out captions against the full run's."""
+    scenes = captions(num_captions)
+    asked = requests(num_captions, 0, base or {}, scenes)
+    full = draw(engine, asked)
+    full_obeyed = share_obeyed(full, scenes)
+    found = {}
+    for option in options:
+        images = draw(engine, [replace(one, **option.changes) for one in asked])
+        psnrs = [psnr(image, reference) for image, reference in zip(images, full, strict=True)]
+        found[option.name] = Quality(
+            statistics.fmean(psnrs), min(psnrs), share_obeyed(images, scenes), full_obeyed
+        )
+    return found
+
+
+def captions(count: int) -> list[Scene]:
+    """Held-out scenes, of one thing and of two in turn."""
+    halves = (held_out_scenes(count // 2, pairs=pairs) for pairs in (False, True))
+    return [scene for both in zip(*halves, strict=True) for scene in both]
+
+
+def requests(
+    count: int, seed: int, base: Mapping[str, Any], scenes: Sequence[Scene] | None = None
+) -> list[GenerationRequest]:
+    """Guided requests at the shares of `STEPS`, in an order of the seed's."""
+    rng = random.Random(seed)
+    steps = [STEPS[index % len(STEPS)] for index in range(count)]
+    rng.shuffle(steps)
+    scenes = scenes or captions(count + count % 2)[:count]
+    plain = {"width": SIDE, "height": SIDE, "guidance_scale": GUIDANCE_SCALE}
+    return [
+        GenerationRequest(
+            model="tiny",
+            prompt=scene.caption(),
+            seed=seed * 1000 + index,
+            **{**plain, "num_inference_steps": num_steps, **base},
+        )
+        for index, (scene, num_steps) in enumerate(zip(scenes, steps, strict=True))
+    ]
+
+
+def draw(engine: Engine, asked: Sequence[GenerationRequest]) -> list[np.ndarray]:
+    """Their pixels, all of them submitted at once."""
+    handles = [engine.submit(one) for one in asked]
+    while not engine.is_idle:
+        engine.tick()
+    return [handle.future.result().pixels for handle in handles]
+
+
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in decibels of two uint8 images; equal ones count as 99."""
+    error = float(np.mean((image.astype(np.float64) - reference) ** 2))
+    return 99.0 if error == 0 else min(99.0, 10 * math.log10(255**2 / error))
+
+
+def share_obeyed(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> float:
+    """Percent of the images in which the judge finds what their caption asks for."""
+    pairs = zip(images, scenes, strict=True)
+    return 100 * statistics.fmean(
+        is_obeyed(obeys(Image.fromarray(one), scene), scene) for one, scene in pairs
+    )
+
+
+def presets() -> list[Option]:
+    """The shipped model's, as `calotype.toml` has them."""
+    document = tomllib.loads((ROOT / "calotype.toml").read_text(encoding="utf-8"))
+    found = document["models"]["tiny"]["presets"]
+    return [Option(f"preset `{name}`", changes) for name, changes in found.items()]
+
+
+def rows(
+    engine: Engine, options: Sequence[Option], seeds: int, num_captions: int, base: Mapping[str, Any]
+) -> list[str]:
+    """A line of the table for each option."""
+    speed = gains(engine, options, range(seeds), base)
+    quality = qualities(engine, options, num_captions, base)
+    lines = []
+    for option in options:
+        value, low, high, _ = speed[option.name]
+        one = quality[option.name]
+        lines.append(
+            f"| {option.name} | {value:.2f} ({low:.2f} to {high:.2f}) | {one.mean_psnr:.1f} "
+            f"| {one.worst_psnr:.1f} | {one.full_obeyed:.1f} → {one.obeyed:.1f} % | {one.points_lost:+.1f} |"
+        )
+    return lines
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--captions", type=int, default=200)
+    arguments = parser.parse_args()
+    engine = shipped_engine()
+    print("| option | images/s ÷ full run | mean PSNR, dB | worst | checker | points lost |")
+    print("|---|---|---|---|---|---|")
+    defaults = {"num_inference_steps": 20, "guidance_scale": 2.0}
+    for options, base in ((list(OPTIONS), {}), (presets(), defaults)):
+        for line in rows(engine, options, arguments.seeds, arguments.captions, base):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""A model as clients see it: its limits, its schedulers and its presets, out of the catalogue.
+
+It knows neither rows nor workers; what is live is `web.tiers`'.
+"""
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, Field
+
+if TYPE_CHECKING:
+    from settings import Model
+
+
+class PresetResource(BaseModel):
+    """Parameters under a name; null is the model's default."""
+
+    name: str
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    guidance_cutoff: float | None
+    step_cache: int | None
+    scheduler: str | None
+
+
+class ModelResource(BaseModel):
+    """A model and its limits."""
+
+    name: str
+    default: bool
+    schedulers: list[str] = Field(description="The first is the default.")
+    default_num_inference_steps: int
+    max_num_inference_steps: int
+    default_guidance_scale: float
+    max_guidance_scale: float
+    max_step_cache: int = Field(description="1 where the model has no step cache.")
+    presets: list[PresetResource] = Field(description="What a request may ask for by name.")
+    min_side: int
+    max_side: int
+    side_multiple: int
+    max_pixels: int
+    max_prompt_characters: int
+    tiers: list[str]
+
+
+class ModelList(BaseModel):
+    """Every model."""
+
+    models: list[ModelResource]
+
+
+def model_resource(model: "Model", *, default: bool) -> ModelResource:
+    """A model as the catalogue has it."""
+    same = ModelResource.model_fields.keys() - {"default", "tiers", "schedulers", "presets"}
+    return ModelResource(
+        **{name: getattr(model, name) for name in same},
+        default=default,
+        schedulers=list(model.schedulers),
+        presets=[PresetResource(**preset.model_dump()) for preset in model.presets],
+        tiers=[tier.name for tier in model.tiers],
+    )
