@@ -188,6 +188,26 @@ def test_a_receiver_with_a_long_queue_lets_the_others_of_its_account_go_first(
     assert urls == [stuck, well, port, stuck, well, stuck]
 
 
+@pytest.mark.parametrize(
+    ("url", "receiver"),
+    [
+        ("HTTPS://Example.com/a", "example.com"),
+        ("https://example.com:443?b", "example.com"),
+        ("https://example.com.:443", "example.com"),
+        ("https://example.com:8443/", "example.com:8443"),
+        ("https://[2606:4700::1111]/", "[2606:4700::1111]"),
+    ],
+)
+def test_a_receiver_is_the_same_however_its_url_is_written(
+    database: Database, make_job: MakeJob, url: str, receiver: str
+) -> None:
+    job = make_job(webhook_url=url)
+    jobs.cancel(database, job.account_id, job.id)
+    query = text("SELECT receiver FROM webhook_deliveries WHERE job_id = :id")
+    with database.transaction() as connection:
+        assert connection.execute(query, {"id": job.id}).scalar_one() == receiver
+
+
 def test_receivers_without_number_are_all_served(database: Database, account: str, make_job: MakeJob) -> None:
     num = deliveries.MAX_RECEIVERS + 5
     for number in range(num):
