@@ -38,7 +38,7 @@ COPY requirements.lock ./
 COPY --from=dependencies /app/worker.txt ./
 # torch's wheel carries the CUDA libraries; the host brings the driver alone.
 RUN pip install --no-cache-dir --constraint requirements.lock --requirement worker.txt
-COPY *.py calotype.toml ./
+COPY *.py calotype.toml pyproject.toml ./
 COPY client client
 COPY tasks tasks
 COPY engine engine

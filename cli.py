@@ -33,7 +33,7 @@ app.add_typer(description)
 
 def main() -> None:
     """Run the command line; every foreseen failure is one line on standard error."""
-    from local.errors import LocalError, NothingThere
+    from local.errors import LocalError, NothingThere, WrongUsage
     from storage.errors import Unavailable
 
     for stream in (sys.stdout, sys.stderr):
@@ -43,6 +43,8 @@ def main() -> None:
         app(prog_name="calotype")
     except NothingThere as error:
         fail(str(error), code=EXIT_UNREACHABLE)
+    except WrongUsage as error:
+        fail(str(error), code=EXIT_USAGE)
     except (SettingsError, LocalError, ApiError) as error:
         fail(str(error))
     except (Unreachable, Unavailable) as error:
@@ -117,13 +119,15 @@ def worker(
 
 def worker_options(settings: Settings, device: str, tiers: str | None) -> dict[str, Any]:
     """Tiers and slots of a worker: what was said, else what `calotype.toml` plans for this device."""
+    from local.errors import WrongUsage
+
     plans = settings.catalogue.workers
     plan = next((plan for plan in plans if plan.device == device), None) or plans[0]
     wanted = tuple(tiers.split(",")) if tiers else plan.tiers
     for tier in wanted:
         if settings.catalogue.tier(tier) is None:
             known = ", ".join(tier.name for tier in settings.catalogue.tiers)
-            raise SettingsError(f"--tiers: there is no tier {tier!r}; there is: {known}")
+            raise WrongUsage(f"--tiers: there is no tier {tier!r}; there is: {known}")
     return {"tiers": wanted, "interactive_slots": plan.interactive_slots, "bulk_slots": plan.bulk_slots}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from settings import Settings
+from settings import Settings, load_settings
 from terminal import (
     DEFAULT_DATA_DIR,
     EXIT_REFUSED,
@@ -94,7 +94,7 @@ def openapi_document() -> str:
         "s3_secret_key": "none",
         "metrics_port": 0,
     }
-    app = create_app(Settings(**nowhere))
+    app = create_app(load_settings(**nowhere))
     return json.dumps(app.spec_json, indent=2) + "\n"
 
 

@@ -11,7 +11,6 @@ import typer
 from client.api import TERMINAL, Api, Json
 from terminal import (
     DEFAULT_DATA_DIR,
-    EXIT_REFUSED,
     EXIT_USAGE,
     AsJson,
     DataDir,
@@ -21,9 +20,9 @@ from terminal import (
     out,
     print_json,
     print_table,
-    printable,
     require_folder,
 )
+from terminal_jobs import note_reasons, said, show_batch, show_job, state_of
 from terminal_progress import progress
 
 jobs = typer.Typer()
@@ -91,6 +90,7 @@ def submit(
     if as_json:
         print_json(job)
     else:
+        note_reasons(job)
         saved = f" → {output}" if output and job["state"] == "succeeded" else ""
         out.print(f"{job['id']} {job['state']}{saved}", markup=False, soft_wrap=True)
     if output is not None:
@@ -122,9 +122,11 @@ def csv(
                 for image in filter(itemgetter("url"), job["images"]):  # one may have been deleted meanwhile
                     name = f"{job['batch_line']:05d}-{image['index']}.png"
                     (output / name).write_bytes(api.download(image["url"]))
-    _show_batch(batch, as_json)
-    if batch["state"] not in ("running", "succeeded"):
-        raise typer.Exit(EXIT_REFUSED)
+    if not as_json:
+        note_reasons(batch)
+    show_batch(batch, as_json)
+    if batch["state"] != "running":
+        _end_unless_succeeded(batch)
 
 
 @jobs.command()
@@ -145,7 +147,7 @@ def get(
         if _is_batch(job_or_batch):
             if output is not None:
                 fail("-o: saves the image of a job; `calotype csv -o` saves those of a batch", EXIT_USAGE)
-            _show_batch(api.batch(job_or_batch), as_json)
+            show_batch(api.batch(job_or_batch), as_json)
             return
         job = api.job(job_or_batch)
         if output is not None:
@@ -156,7 +158,7 @@ def get(
                     + (" any more" if job["images"] else "")
                 )
             output.write_bytes(api.download(link))
-    _show_job(job, as_json)
+    show_job(job, as_json)
 
 
 @jobs.command("jobs")
@@ -181,7 +183,7 @@ def list_jobs(
     print_table(
         ("id", "state", "tier", "lane", "created", "prompt"),
         [
-            (job["id"], _state(job), job["tier"], job["lane"], job["created_at"], job["prompt"])
+            (job["id"], state_of(job), job["tier"], job["lane"], job["created_at"], job["prompt"])
             for job in found
         ],
     )
@@ -201,6 +203,7 @@ def watch(
     if as_json:
         print_json(ended)
     else:
+        note_reasons(ended)
         out.print(f"{ended['id']} {ended['state']}", markup=False, soft_wrap=True)
     _end_unless_succeeded(ended)
 
@@ -252,53 +255,5 @@ def _watched(api: Api, name: str) -> Json:
 def _end_unless_succeeded(ended: Json) -> None:
     if ended["state"] == "succeeded":
         return
-    because = f": {_said(ended['error'])}" if ended.get("error") else ""
+    because = f": {said(ended['error'])}" if ended.get("error") else ""
     fail(f"{ended['id']} is {ended['state']}{because}")
-
-
-def _show_job(job: Json, as_json: bool) -> None:
-    if as_json:
-        print_json(job)
-        return
-    names = (
-        "id",
-        "state",
-        "waiting_reason",
-        "progress",
-        "tier",
-        "lane",
-        "worker",
-        "prompt",
-        "seed",
-        "batch_id",
-        "created_at",
-    )
-    lines = [(name, job.get(name)) for name in (*names, "started_at", "finished_at")]
-    lines.append(("error", job["error"]))
-    lines += [("warning", warning) for warning in job["warnings"]]
-    lines += [("image", image["url"] or "deleted") for image in job["images"]]
-    for name, value in lines:
-        if value is not None:
-            out.print(f"{name:14} {printable(_said(value))}", markup=False, soft_wrap=True)
-
-
-def _said(value: object) -> str:
-    """An error or a warning as `code: detail`, anything else as it is."""
-    if not isinstance(value, dict):
-        return str(value)
-    return ": ".join(str(value[name]) for name in ("code", "detail") if value.get(name))
-
-
-def _show_batch(batch: Json, as_json: bool) -> None:
-    if as_json:
-        print_json(batch)
-        return
-    counts = ", ".join(f"{count} {state}" for state, count in batch["counts"].items() if count)
-    out.print(
-        f"{batch['id']} {batch['state']}, {batch['num_jobs']} jobs: {counts}", markup=False, soft_wrap=True
-    )
-
-
-def _state(job: Json) -> str:
-    """The state, and how far a running job is."""
-    return f"running {100 * job['progress']:.0f} %" if job["state"] == "running" else str(job["state"])

@@ -14,6 +14,7 @@ from terminal import (
     DEFAULT_DATA_DIR,
     EXIT_REFUSED,
     EXIT_UNREACHABLE,
+    EXIT_USAGE,
     AsJson,
     DataDir,
     fail,
@@ -145,6 +146,8 @@ def demo(
     from local.demo import DemoFailed, run_demo
     from local.up import running
 
+    if not csv.is_file():
+        fail(f"--csv: {csv} is not a file", EXIT_USAGE)
     # So that a SIGTERM stops what was started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -13,8 +13,10 @@ from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -78,6 +80,21 @@ def _split(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _check_address(value: str) -> str:
+    """Refuse what no client could follow; nothing at all means that it is not set."""
+    try:
+        url = urlsplit(value)
+        is_address = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        is_address = False
+    if value and not is_address:
+        raise ValueError("it is not an address like http://HOST:PORT")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
 
 
 class SettingsError(Exception):
@@ -270,13 +287,13 @@ class Settings(BaseSettings):
     database_url: SecretStr = SecretStr("")
     broker_url: SecretStr = SecretStr("")
     broker_key_prefix: str = "calotype:"
-    s3_endpoint: str = ""
-    s3_public_endpoint: str = ""
+    s3_endpoint: Address = ""
+    s3_public_endpoint: Address = ""
     s3_access_key: SecretStr = SecretStr("")
     s3_secret_key: SecretStr = SecretStr("")
     s3_region: str = "us-east-1"
     bucket: str = "calotype"
-    public_url: str = ""
+    public_url: Address = ""
 
     lease_seconds: Seconds = 30
     heartbeat_seconds: Seconds = 5
@@ -385,11 +402,16 @@ def load_settings(**values: object) -> Settings:
 def _wrong(error: ValidationError, call: Callable[[str], str]) -> str:
     """Each entry that is wrong and why, on one line; without what was given, which may be a secret."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    places = [".".join(map(str, part["loc"])) for part in found]
+    places = [_place(part["loc"]) for part in found]
     return "; ".join(
         f"{call(place)}: {part['msg']}" if place else part["msg"]
         for place, part in zip(places, found, strict=True)
     )
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """Where an entry stands, as it was written: without the names that pydantic gives to alternatives."""
+    return ".".join(str(part) for part in location if "[" not in str(part))
 
 
 def _is_ours(name: str) -> bool:

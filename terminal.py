@@ -105,8 +105,14 @@ def end_quietly() -> NoReturn:
 
 def require_folder(option: str, path: Path) -> None:
     """Refuse, before any work is done, a file that could not be written after it."""
-    if not path.absolute().parent.is_dir():
-        fail(f"{option}: the folder {path.absolute().parent} does not exist", EXIT_USAGE)
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        fail(f"{option}: the folder {folder} does not exist", EXIT_USAGE)
+    if path.is_dir():
+        fail(f"{option}: {path} is a folder, not a file", EXIT_USAGE)
+    # What exists already, as /dev/stdout, may be written where nothing new may be made.
+    if not (os.access(path, os.W_OK) if path.exists() else os.access(folder, os.W_OK | os.X_OK)):
+        fail(f"{option}: {path} cannot be written", EXIT_USAGE)
 
 
 def print_text(text: str) -> None:

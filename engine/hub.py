@@ -99,7 +99,7 @@ class Hub:
                 raise LoadError(f"there is no {INDEX}, so it is not in diffusers' layout")
             index = self._fetch(repository, revision, INDEX)
             files = files_to_load(read_layout(index, left_out), sizes, variant)
-            num_bytes = sum(sizes[name] for name in files)
+            num_bytes = sum(sizes[name] for name in files if not self._has(repository, revision, name))
             self._check_space(num_bytes)
             logger.info(
                 "downloading %s at %s: %d files, %d bytes", repository, revision, len(files), num_bytes
@@ -121,6 +121,10 @@ class Hub:
                 etag_timeout=self._timeout_seconds,
             )
         )
+
+    def _has(self, repository: str, revision: str, name: str) -> bool:
+        found = try_to_load_from_cache(repository, name, cache_dir=self._cache, revision=revision)
+        return isinstance(found, str)
 
     def _check_space(self, num_bytes: int) -> None:
         free = shutil.disk_usage(self._cache).free

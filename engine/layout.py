@@ -15,6 +15,9 @@ from engine.errors import LoadError
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
 WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
+VOCABULARIES = (
+    {"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spiece.model"}, {"tokenizer.model"},
+)  # fmt: skip
 PLAIN_SUFFIXES = (".json", ".txt", ".model")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5")
 
@@ -72,13 +75,22 @@ def files_to_load(layout: Layout, names: Collection[str], variant: str | None) -
     files = [INDEX]
     for component in layout.components:
         inside = sorted(name for name in names if name.rpartition("/")[0] == component)
-        plain = [name for name in inside if name.endswith(PLAIN_SUFFIXES)]
-        if not plain:
-            raise LoadError(f"its {component} has no configuration")
-        files += plain
+        _check_plain(component, {name.rpartition("/")[2] for name in inside})
+        files += [name for name in inside if name.endswith(PLAIN_SUFFIXES)]
         if not component.startswith(WITHOUT_WEIGHTS):
             files += _weights(component, inside, variant)
     return files
+
+
+def _check_plain(component: str, names: Collection[str]) -> None:
+    """What no component of its kind can be read without: a cache can have stopped half-way."""
+    if component.startswith("tokenizer"):
+        if not any(vocabulary <= set(names) for vocabulary in VOCABULARIES):
+            raise LoadError(f"its {component} has no vocabulary")
+        return
+    configuration = f"{component}_config.json" if component.startswith("scheduler") else "config.json"
+    if configuration not in names:
+        raise LoadError(f"its {component} has no configuration ({configuration})")
 
 
 def _weights(component: str, inside: list[str], variant: str | None) -> list[str]:

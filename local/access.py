@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client.api import Api
-from local.errors import LocalError
+from local.errors import LocalError, WrongUsage
 from local.postgres import Postgres
 from local.state import State
 from settings import load_settings
@@ -23,7 +23,7 @@ def connect(url: str, api_key: str, data_dir: Path) -> Api:
     try:
         return Api(url, api_key)
     except ValueError as error:
-        raise LocalError(str(error)) from error
+        raise WrongUsage(str(error)) from error
 
 
 @contextmanager

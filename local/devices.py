@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from local.errors import LocalError
+from local.errors import WrongUsage
 
 _CPU_DEVICES = ("cpu:0", "cpu:1")
 
@@ -57,13 +57,13 @@ def select_devices(wanted: str, devices: Sequence[Device]) -> tuple[Device, ...]
 def pin_this_process(name: str) -> None:
     """Pin this process to a device, as `calotype up` does for its workers. Before torch is imported.
 
-    Raises `LocalError` when this machine has no such device.
+    Raises `WrongUsage` when this machine has no such device.
     """
     devices = find_devices()
     selected = select_devices(name, devices)
     if not selected:
         there = ", ".join(device.name for device in devices)
-        raise LocalError(f"--device: this machine has no {name}; it has: {there}")
+        raise WrongUsage(f"--device: this machine has no {name}; it has: {there}")
     os.environ.update(selected[0].environment)
     if selected[0].cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, selected[0].cores)

@@ -97,6 +97,8 @@ def _masked_url(text: str, *, secret: bool) -> str:
     if not has_host:
         return MASK if secret else text
     user, at, host = url.netloc.rpartition("@")
-    if ":" in user:
+    if secret and user and ":" not in user:
+        user = MASK  # a token alone
+    elif ":" in user:
         user = f"{user.partition(':')[0]}:{MASK}"
     return urlunsplit((url.scheme, user + at + host, url.path, MASK if url.query else "", ""))

@@ -9,6 +9,10 @@ class NothingThere(LocalError):
     """No `calotype up` has ever run on this data folder."""
 
 
+class WrongUsage(LocalError):
+    """What was given on the command line cannot be meant; the message names the option."""
+
+
 class FolderInUse(LocalError):
     """Another `calotype up` runs on this data folder."""
 

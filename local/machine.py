@@ -266,8 +266,10 @@ def _clock_skew(state: State) -> float | None:
     db = Database(Postgres(state).url, 1, statement_seconds=5)
     try:
         with db.transaction() as connection:
+            asked_at = time.time()
             there = connection.execute(text(_ASK_CLOCK)).scalar_one()
-        return time.time() - float(there)
+            # It was read at some instant between: the middle is wrong by half of the answer's way at most.
+            return (asked_at + time.time()) / 2 - float(there)
     except StorageError:
         return None
     finally:

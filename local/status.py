@@ -15,7 +15,7 @@ from local.state import READY_FILE, State
 
 Document = dict[str, Any]
 
-_TIMEOUT_SECONDS = 5
+_TIMEOUT_SECONDS = 15
 _SHOWN = ("url", "flower_url", "metrics_url", "logs", "started_at")
 
 

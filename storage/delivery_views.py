@@ -11,6 +11,9 @@ from storage.deliveries import DUE, NUM_SENDING, WAITING
 from storage.errors import NotFound
 from storage.tables import webhook_attempts, webhook_deliveries
 
+MAX_ATTEMPTS_SHOWN = 100
+"""A replay adds a schedule of them, and nothing bounds replays."""
+
 
 @dataclass(frozen=True)
 class Delivery:
@@ -43,21 +46,22 @@ class Attempt:
 
 
 def get(db: Database, account_id: str, delivery_id: str) -> tuple[Delivery, list[Attempt]]:
-    """The account's delivery and its attempts, oldest first; raises `NotFound`."""
+    """The account's delivery and its latest attempts, oldest first; raises `NotFound`."""
     query = select(*_DELIVERY).where(
         webhook_deliveries.c.id == delivery_id, webhook_deliveries.c.account_id == account_id
     )
     made = (
         select(*_ATTEMPT)
         .where(webhook_attempts.c.delivery_id == delivery_id)
-        .order_by(webhook_attempts.c.number)
+        .order_by(webhook_attempts.c.number.desc())
+        .limit(MAX_ATTEMPTS_SHOWN)
     )
     with db.transaction() as connection:
         row = connection.execute(query).one_or_none()
         if row is None:
             raise NotFound(f"no webhook delivery {delivery_id!r}")
         attempts = [Attempt(**attempt._mapping) for attempt in connection.execute(made)]
-    return Delivery(**row._mapping), attempts
+    return Delivery(**row._mapping), attempts[::-1]
 
 
 def list_deliveries(

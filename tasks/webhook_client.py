@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpcore2
 
@@ -86,7 +86,7 @@ class WebhookClient:
         # A pool of its own for every attempt: no connection, cookie or fault is shared between receivers.
         with (
             httpcore2.ConnectionPool(self._tls, max_connections=1, network_backend=backend) as pool,
-            pool.stream("POST", url, headers=list(sent.items()), content=body) as response,
+            pool.stream("POST", _as_sent(parts), headers=list(sent.items()), content=body) as response,
         ):
             text = _beginning(response, budget)
             return {
@@ -107,6 +107,17 @@ ATTEMPT_CODES: dict[type[Exception], str] = {
     httpcore2.NetworkError: "connection_lost",
     httpcore2.ProtocolError: "answer_malformed",
 }
+
+
+def _as_sent(parts: SplitResult) -> httpcore2.URL:
+    """The URL as it was asked for: read from a string, the library drops `;parameters` of its path."""
+    target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    return httpcore2.URL(
+        scheme=b"https",
+        host=(parts.hostname or "").rstrip(".").encode("ascii"),
+        port=parts.port,
+        target=target.encode("ascii"),
+    )
 
 
 def _beginning(response: httpcore2.Response, budget: Budget) -> str:
@@ -138,7 +149,7 @@ def _retry_after(response: httpcore2.Response) -> float | None:
         return float(text)
     try:
         instant = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year that no calendar holds
         return None
     instant = instant if instant.tzinfo else instant.replace(tzinfo=UTC)
     return max(0.0, (instant - datetime.now(UTC)).total_seconds())

@@ -17,7 +17,7 @@ from storage.states import State
 
 _OF_JOB = (
     "id", "state", "tier", "model", "lane", "width", "height", "num_inference_steps", "guidance_scale",
-    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "warnings", "batch_id",
+    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "batch_id",
     "batch_line", "retry_of", "attempt", "created_at", "started_at", "finished_at",
 )  # fmt: skip
 _OF_BATCH = ("id", "state", "filename", "num_jobs", "created_at", "finished_at")
@@ -52,7 +52,9 @@ def _job(job: Job, here: str) -> dict[str, Any]:
         if image.deleted_at is None
     ]
     same = {name: getattr(job, name) for name in _OF_JOB}
-    return {**same, "images": images, "error": error, "links": {"self": here}}
+    # Without its words: those of a prompt that was cut are the prompt's own.
+    warnings = [{"code": warning["code"], "field": warning["field"]} for warning in job.warnings]
+    return {**same, "warnings": warnings, "images": images, "error": error, "links": {"self": here}}
 
 
 def _batch(batch: Batch, here: str) -> dict[str, Any]:

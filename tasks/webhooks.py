@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import structlog
 from standardwebhooks import Webhook
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from storage.database import Database
 from storage.deliveries import AttemptRecord, DeliveryClaim, claim, record
@@ -84,7 +85,7 @@ class Deliver:
             answer = Answer(milliseconds=0, error_code="internal_error")
         attempt = judge(answer)
         pause = self.pause_after(claimed, answer)
-        state = record(self._db, claimed, attempt, retry_seconds=pause)
+        state = self._record(claimed, attempt, pause)
         log.info(
             "webhook_attempted",
             delivery_id=claimed.id,
@@ -96,6 +97,16 @@ class Deliver:
             error_code=attempt.error_code,
             state=state or "lease_lost",
         )
+
+    def _record(self, claimed: DeliveryClaim, attempt: AttemptRecord, pause: float | None) -> str | None:
+        """An answer that is not written down is asked for again: a database that stutters gets a moment."""
+        tries = Retrying(
+            retry=retry_if_exception_type(Unavailable),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
+            stop=stop_after_attempt(3),
+            reraise=True,
+        )
+        return tries(record, self._db, claimed, attempt, retry_seconds=pause)
 
     def _send(self, claimed: DeliveryClaim) -> Answer:
         body = payload_of(self._db, claimed, self._plan.public_url)

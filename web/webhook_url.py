@@ -23,11 +23,13 @@ def check_webhook_form(url: str) -> str:
         raise ValueError("holds a character that a URL cannot hold: only printable ASCII is accepted")
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - reading it is what checks it
+        port = parts.port
     except ValueError as error:
         raise ValueError("is not a URL") from error
     if parts.scheme != "https":
         raise ValueError("must start with https://")
+    if port == 0 or "%" in parts.netloc:
+        raise ValueError("names port 0 or a zone, which no public host has")
     if "@" in parts.netloc:
         raise ValueError("must not carry a user name or password")
     return url

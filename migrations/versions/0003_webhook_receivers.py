@@ -19,7 +19,11 @@ def downgrade() -> None:
 UP = (
     """
     ALTER TABLE webhook_deliveries ADD COLUMN receiver text NOT NULL
-        GENERATED ALWAYS AS (coalesce(lower(substring(url FROM '^https://([^/?#]*)')), '')) STORED
+        GENERATED ALWAYS AS (
+            regexp_replace(
+                coalesce(substring(lower(url) FROM '^https://([^/?#]*)'), ''), '[.]?([:]443)?$', ''
+            )
+        ) STORED
     """,
     """CREATE INDEX deliveries_of_receiver ON webhook_deliveries (account_id, receiver, next_attempt_at, id)
         WHERE state = 'pending'""",

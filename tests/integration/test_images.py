@@ -65,7 +65,7 @@ def test_an_image_holds_what_its_processes_import_and_not_what_they_never_do(
 
 @pytest.mark.parametrize("target", ["api", "worker"])
 def test_the_command_line_answers_in_every_image(images: dict[str, Image], target: str) -> None:
-    for words in (["--help"], ["worker", "--help"]):
+    for words in (["--version"], ["--help"], ["worker", "--help"]):
         answer = images[target].run("python", "-m", "cli", *words)
         assert answer.returncode == 0, answer.stderr
 
@@ -187,6 +187,10 @@ def test_the_services_as_stated_carry_a_job_and_stop_when_told(host: Host) -> No
         url = host.environment("api")["CALOTYPE_PUBLIC_URL"]
         with httpx2.Client(base_url=url, headers=headers, timeout=120) as api:
             job = api.post("/v1/jobs", json=ONE_JOB).json()
+            deadline = time.monotonic() + 300
+            while job["state"] in ("queued", "running") and time.monotonic() < deadline:
+                time.sleep(0.2)
+                job = api.get(f"/v1/jobs/{job['id']}").json()
         assert job["state"] == "succeeded", job
         image = httpx2.get(job["images"][0]["url"], timeout=30)
         assert image.content.startswith(b"\x89PNG")

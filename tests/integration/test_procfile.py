@@ -82,7 +82,8 @@ def test_a_process_that_cannot_start_takes_the_others_down_and_honcho_says_so(
     environment["CALOTYPE_LOG_LEVEL"] = "loud"
     with started(environment, tmp_path / "honcho.log", choose_ports(["web"])["web"]) as process:
         assert process.wait(120) != 0
-    assert "log_level" in (tmp_path / "honcho.log").read_text()
+    # Whichever of them ended first: the others may be told to stop before they have said anything.
+    assert "log_level" in (tmp_path / "honcho.log").read_text().lower()
     wait_for(lambda: not children(environment), 30)
 
 

@@ -120,7 +120,7 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
         assert bell is not None
         tiers = ["sd", "hd"]
         assert Dispatcher(make_celery(migrated.broker_url, prefix, tiers)).ring([bell])
-        wait_for(lambda: get(database, account, job.id).state is State.RUNNING, 30)
+        wait_for(lambda: get(database, account, job.id).state is State.RUNNING, 120)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:

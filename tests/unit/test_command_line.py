@@ -86,11 +86,16 @@ def data_dir(tmp_path: Path) -> Path:
         (("submit",), EXIT_USAGE, "'prompt'"),
         (("up", "--port", "0"), EXIT_USAGE, "'--port'"),
         (("openapi", "-o", "/no/such/folder/a.json"), EXIT_USAGE, "/no/such/folder"),
+        (("openapi", "-o", "/tmp"), EXIT_USAGE, "/tmp is a folder"),
+        (("submit", "a", "-o", "/tmp"), EXIT_USAGE, "/tmp is a folder"),
+        (("demo", "--csv", "/nope"), EXIT_USAGE, "--csv: /nope is not a file"),
+        (("worker", "--device", "foo"), EXIT_USAGE, "this machine has no foo"),
+        (("worker", "--device", "cpu:0", "--tiers", "zzz"), EXIT_USAGE, "there is no tier 'zzz'"),
         (("get", "bat_1", "-o", "a.png", "--url", "http://127.0.0.1:9", "--api-key", "a"), EXIT_USAGE, "-o"),
         (("get", "job_1", "--data-dir", "/no/such"), EXIT_UNREACHABLE, "calotype up"),
         (("keys", "list", "--data-dir", "/no/such"), EXIT_UNREACHABLE, "calotype up"),
-        (("jobs", "--url", "http://[::1", "--api-key", "a"), EXIT_REFUSED, "is not an address"),
-        (("jobs", "--url", "http://127.0.0.1:9", "--api-key", "ключ"), EXIT_REFUSED, "the API key"),
+        (("jobs", "--url", "http://[::1", "--api-key", "a"), EXIT_USAGE, "is not an address"),
+        (("jobs", "--url", "http://127.0.0.1:9", "--api-key", "ключ"), EXIT_USAGE, "the API key"),
         (("watch", "job_1", "--url", "http://127.0.0.1:9", "--api-key", "a"), EXIT_UNREACHABLE, ":9"),
         (("cancel", "job_1", "--url", "http://127.0.0.1:9", "--api-key", "a"), EXIT_UNREACHABLE, ":9"),
         (("status", "--data-dir", "/no/such"), EXIT_UNREACHABLE, "nothing runs in /no/such"),
@@ -114,6 +119,13 @@ def test_a_wrong_setting_is_one_line_that_names_it() -> None:
     answer = in_a_pipe("config", "show", CALOTYPE_LEASE_SECOND="3")
     assert (answer.returncode, len(answer.stderr.splitlines())) == (EXIT_REFUSED, 1)
     assert "did you mean CALOTYPE_LEASE_SECONDS" in answer.stderr
+
+
+@pytest.mark.parametrize("name", ["CALOTYPE_LEASE_SECOND", "CALOTYPE_S3_PUBLIC_ENDPOINT"])
+def test_openapi_says_which_setting_is_wrong_in_one_line(name: str) -> None:
+    answer = in_a_pipe("openapi", **{name: "http://[bad"})
+    assert (answer.returncode, len(answer.stderr.splitlines())) == (EXIT_REFUSED, 1)
+    assert answer.stderr.startswith(f"calotype: {name}")
 
 
 def test_a_value_that_cannot_be_read_is_one_line_that_names_its_setting() -> None:

@@ -2,31 +2,105 @@
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from terminal import EXIT_REFUSED
 from tests.unit.test_command_line import in_a_pipe
 
+CUT = {"code": "prompt_cut", "field": "prompt", "detail": "the end was not used: 'a bird'"}
+WAITS = {"code": "no_live_worker", "detail": "no live worker serves tier 'hd'"}
+DRAWN: dict[str, Any] = {"id": "job_1", "state": "succeeded", "progress": 1, "warnings": [CUT]}
+BATCH: dict[str, Any] = {"id": "bat_1", "num_jobs": 2, "waiting_reasons": []}
 
-def test_an_image_that_was_deleted_is_said_to_be_gone(tmp_path: Path) -> None:
-    job = json.dumps({"id": "job_1", "state": "succeeded", "images": [{"index": 0, "url": None}]}).encode()
+
+@contextmanager
+def serving(**answers: Any) -> Iterator[tuple[str, ...]]:
+    """The options that lead to a server with one answer for GET, one for POST; an image is any other path."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self.answer(b"a png" if self.path == "/image" else json.dumps(answers["get"]).encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(json.dumps(answers["post"]).encode())
+
+        def answer(self, body: bytes) -> None:
             self.send_response(200)
-            self.send_header("Content-Length", str(len(job)))
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(job)
+            self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             return
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url, output = f"http://127.0.0.1:{server.server_address[1]}", tmp_path / "a.png"
-        answer = in_a_pipe("get", "job_1", "-o", str(output), "--url", url, "--api-key", "a")
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        image = {"images": [{"index": 0, "url": f"{url}/image"}]}
+        answers = {name: {**image, **answer} for name, answer in answers.items()}
+        yield "--url", url, "--api-key", "a"
         server.shutdown()
+
+
+def test_an_image_that_was_deleted_is_said_to_be_gone(tmp_path: Path) -> None:
+    output = tmp_path / "a.png"
+    with serving(get={**DRAWN, "images": [{"index": 0, "url": None}]}) as options:
+        answer = in_a_pipe("get", "job_1", "-o", str(output), *options)
     assert answer.returncode == EXIT_REFUSED
     assert answer.stderr == "calotype: job job_1 is succeeded and has no image any more\n"
     assert not output.exists()
+
+
+def test_a_prompt_that_was_cut_is_said_to_whoever_waited_for_the_image(tmp_path: Path) -> None:
+    said = "warning: prompt_cut: the end was not used: 'a bird'"
+    output = str(tmp_path / "a.png")
+    for arguments in (("submit", "a long wish", "-o", output), ("watch", "job_1")):
+        with serving(get=DRAWN, post={**DRAWN, "state": "queued"}) as options:
+            answer = in_a_pipe(*arguments, *options)
+        assert (answer.returncode, said in answer.stderr.splitlines()) == (0, True), answer.stderr
+        assert "prompt_cut" not in answer.stdout
+    assert Path(output).read_bytes() == b"a png"
+
+
+def test_a_job_or_a_batch_that_nobody_will_take_says_so_when_it_is_submitted(tmp_path: Path) -> None:
+    job = {"id": "job_1", "state": "queued", "waiting_reason": WAITS, "warnings": []}
+    batch = {
+        **BATCH,
+        "state": "running",
+        "counts": {"queued": 2},
+        "waiting_reasons": [{"tier": "hd", **WAITS}],
+    }
+    path = tmp_path / "a.csv"
+    path.write_text("prompt\na\nb\n")
+    for words, made, shown in (
+        (("submit", "a"), job, "job_1 queued\n"),
+        (("csv", str(path)), batch, "bat_1 running, 2 jobs: 2 queued\n"),
+    ):
+        with serving(post=made) as options:
+            answer = in_a_pipe(*words, *options)
+        assert (answer.returncode, answer.stdout) == (0, shown)
+        assert answer.stderr == f"{made['id']} waits: {WAITS['detail']}\n"
+
+
+def test_a_batch_of_which_a_part_failed_ends_with_a_line_that_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt\na\nb\n")
+    ended = {**BATCH, "state": "partially_failed", "counts": {"failed": 2}, "jobs": [], "next_cursor": None}
+    with serving(get=ended, post={**BATCH, "state": "running", "counts": {"queued": 2}}) as options:
+        answer = in_a_pipe("csv", str(path), "-o", str(tmp_path / "out"), *options)
+    assert answer.returncode == EXIT_REFUSED
+    assert answer.stderr.splitlines()[-1] == "calotype: bat_1 is partially_failed"
+
+
+@pytest.mark.parametrize("command", ["get", "submit"])
+def test_an_image_is_not_drawn_for_a_place_that_cannot_hold_it(tmp_path: Path, command: str) -> None:
+    answer = in_a_pipe(command, "a", "-o", str(tmp_path), "--url", "http://127.0.0.1:9", "--api-key", "a")
+    assert answer.returncode == 2
+    assert "is a folder" in answer.stderr

@@ -82,6 +82,23 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+@pytest.mark.parametrize("name", ["S3_ENDPOINT", "S3_PUBLIC_ENDPOINT", "PUBLIC_URL"])
+@pytest.mark.parametrize("value", ["http://[bad", "s3:8333", "ftp://s3", "http://", "http://s3:99999"])
+def test_an_address_that_nobody_could_follow_is_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"CALOTYPE_{name}", value)
+    with pytest.raises(SettingsError, match=rf"^CALOTYPE_{name}: .*not an address") as caught:
+        load_settings()
+    assert value not in str(caught.value).replace("http://HOST", "")
+
+
+def test_a_wrong_entry_of_a_list_is_named_by_its_place_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALOTYPE_WEBHOOK_ALLOWED_NETWORKS", "10.0.0.0/8, zz")
+    with pytest.raises(SettingsError, match=r"^CALOTYPE_WEBHOOK_ALLOWED_NETWORKS\.1: Input is not a valid"):
+        load_settings()
+
+
 def test_a_mistyped_variable_is_refused_with_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALOTYPE_LEASE_SECOND", "3")
     with pytest.raises(SettingsError, match="did you mean CALOTYPE_LEASE_SECONDS"):

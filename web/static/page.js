@@ -83,6 +83,12 @@ const look = async () => {
   if (shown && !document.hidden) {
     try {
       const answer = await fetch(shown.dataset.live);
+      if ([401, 403, 404].includes(answer.status)) {
+        // The session has ended, or the job is not this account's: asking again would change nothing.
+        shown.removeAttribute("data-live");
+        document.getElementById("news").textContent = "Not up to date any more: give the key again.";
+        return;
+      }
       const fresh = answer.ok && (await read(answer)).getElementById(shown.id);
       // The page may have changed while the answer was on its way.
       if (fresh && shown.isConnected) renew(shown, fresh);

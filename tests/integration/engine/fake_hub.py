@@ -22,7 +22,8 @@ class FakeHub:
     listing_fails: tuple[int, str] | None = None  # status and the hub's X-Error-Code
     files_fail: tuple[int, str] | None = None
     is_silent: bool = False  # takes connections and never answers
-    size_of_all: int = 0  # added to the size of every listed file
+    size_of_all: int = 0  # added to the size of every listed file but the small ones
+    small: tuple[str, ...] = ()
     asked: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -77,13 +78,10 @@ class FakeHub:
 
     def _listing(self) -> bytes:
         files = [path for path in self.folder.rglob("*") if path.is_file()]
+        sizes = {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
         siblings = [
-            {
-                "rfilename": path.relative_to(self.folder).as_posix(),
-                "size": path.stat().st_size + self.size_of_all,
-                "blobId": "0",
-            }
-            for path in files
+            {"rfilename": name, "size": size + self.size_of_all * (name not in self.small), "blobId": "0"}
+            for name, size in sizes.items()
         ]
         return json.dumps({"id": self.repository, "sha": self.revision, "siblings": siblings}).encode()
 

@@ -21,7 +21,9 @@ from tests.integration.engine.fake_hub import FakeHub
 REPOSITORY = "nobody/tiny-model"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 NAMES = {
-    "model_index.json": '{"_class_name": "SomePipeline", "unet": ["diffusers", "UNet2DConditionModel"]}',
+    "model_index.json": '{"_class_name": "SomePipeline", "unet": ["diffusers", "UNet2DConditionModel"],'
+    ' "tokenizer": ["transformers", "CLIPTokenizer"]}',
+    "tokenizer/tokenizer.json": "{}",
     "unet/config.json": "{}",
     "unet/diffusion_pytorch_model.safetensors": "weights",
     "unet/diffusion_pytorch_model.bin": "a pickle",
@@ -80,6 +82,28 @@ def test_a_download_that_was_cut_is_resumed_or_named(repository: Path, tmp_path:
             ask(tmp_path / "cache", hub.url, local_files_only=True)
         ask(tmp_path / "cache", hub.url)
         assert (folder / "unet" / "diffusion_pytorch_model.safetensors").read_text() == "weights"
+
+
+def test_a_vocabulary_that_is_missing_is_fetched(repository: Path, tmp_path: Path) -> None:
+    with FakeHub(repository, REPOSITORY, REVISION) as hub:
+        folder = ask(tmp_path / "cache", hub.url)
+        vocabulary = folder / "tokenizer" / "tokenizer.json"
+        vocabulary.unlink()
+        with pytest.raises(LoadError, match="its tokenizer has no vocabulary"):
+            ask(tmp_path / "cache", hub.url, local_files_only=True)
+        ask(tmp_path / "cache", hub.url)
+        assert vocabulary.is_file()
+
+
+def test_what_is_here_already_needs_no_room(repository: Path, tmp_path: Path) -> None:
+    """A download that was cut near its end goes on where there is room for its rest alone."""
+    with FakeHub(repository, REPOSITORY, REVISION) as hub:
+        folder = ask(tmp_path / "cache", hub.url)
+        (folder / "unet" / "config.json").unlink()
+        # All but the one that is missing are as large as no disk.
+        hub.size_of_all, hub.small = 10**17, ("unet/config.json",)
+        ask(tmp_path / "cache", hub.url)
+        assert (folder / "unet" / "config.json").is_file()
 
 
 def test_a_hub_that_refuses_connections_is_named(tmp_path: Path) -> None:

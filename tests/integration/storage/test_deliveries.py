@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from storage import accounts, batches, deliveries, jobs
 from storage.batches import Batch
@@ -110,16 +110,17 @@ def test_the_second_of_two_last_jobs_waits_for_the_first_and_completes_the_batch
         connection.execute(end, {"id": first})
         deliveries.complete_batches(connection, {batch.id})
         canceling.start()
-        wait_for_a_lock(database)
+        wait_until_blocked_by(connection, database)
     canceling.join(60)
     assert events(database, batch) == ["batch.completed"]
 
 
-def wait_for_a_lock(database: Database) -> None:
-    query = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-    for _ in range(500):
+def wait_until_blocked_by(holder: Connection, database: Database) -> None:
+    mine = holder.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    query = text("SELECT count(*) FROM pg_stat_activity WHERE :mine = ANY(pg_blocking_pids(pid))")
+    for _ in range(3000):
         with database.transaction() as connection:
-            if connection.execute(query).scalar_one():
+            if connection.execute(query, {"mine": mine}).scalar_one():
                 return
             connection.execute(text("SELECT pg_sleep(0.02)"))
     raise AssertionError("nobody waits for the batch")
@@ -186,6 +187,26 @@ def test_a_receiver_with_a_long_queue_lets_the_others_of_its_account_go_first(
         assert claimed is not None
         urls.append(claimed.url)
     assert urls == [stuck, well, port, stuck, well, stuck]
+
+
+@pytest.mark.parametrize(
+    ("url", "receiver"),
+    [
+        ("HTTPS://Example.com/a", "example.com"),
+        ("https://example.com:443?b", "example.com"),
+        ("https://example.com.:443", "example.com"),
+        ("https://example.com:8443/", "example.com:8443"),
+        ("https://[2606:4700::1111]/", "[2606:4700::1111]"),
+    ],
+)
+def test_a_receiver_is_the_same_however_its_url_is_written(
+    database: Database, make_job: MakeJob, url: str, receiver: str
+) -> None:
+    job = make_job(webhook_url=url)
+    jobs.cancel(database, job.account_id, job.id)
+    query = text("SELECT receiver FROM webhook_deliveries WHERE job_id = :id")
+    with database.transaction() as connection:
+        assert connection.execute(query, {"id": job.id}).scalar_one() == receiver
 
 
 def test_receivers_without_number_are_all_served(database: Database, account: str, make_job: MakeJob) -> None:

@@ -254,11 +254,46 @@ def test_every_final_state_leaves_one_delivery_for_the_webhook(
     jobs.fail(database, failed.lease, code="numeric_error", detail="", retryable=False)
     canceled = make_job(webhook_url=url)
     jobs.cancel(database, canceled.account_id, canceled.id)
+    expired = make_job(webhook_url=url, deadline_seconds=0.001)
+    while get(database, expired.account_id, expired.id).state is State.QUEUED:
+        jobs.expire(database)
     query = text("SELECT event FROM webhook_deliveries WHERE job_id = ANY(:ids) ORDER BY event")
     with database.transaction() as connection:
-        ids = [succeeded.job.id, failed.job.id, canceled.id]
+        ids = [succeeded.job.id, failed.job.id, canceled.id, expired.id]
         found = [row.event for row in connection.execute(query, {"ids": ids})]
-    assert found == ["job.canceled", "job.failed", "job.succeeded"]
+    assert found == ["job.canceled", "job.expired", "job.failed", "job.succeeded"]
+
+
+def test_a_job_that_is_given_up_for_lost_leaves_its_delivery(
+    database: Database, make_job: MakeJob, claim_job: ClaimJob
+) -> None:
+    job = make_job(webhook_url="https://example.com/hook")
+    for _ in range(jobs.MAX_CRASHES + 1):
+        if get(database, job.account_id, job.id).state is not State.QUEUED:
+            break
+        claimed = claim_job(job.id)
+        if claimed.job.suspect:
+            jobs.mark_solo(database, claimed.lease)
+        let_leases_run_out(database, job)
+        jobs.reap(database)
+    query = text("SELECT event FROM webhook_deliveries WHERE job_id = :id")
+    with database.transaction() as connection:
+        found = [row.event for row in connection.execute(query, {"id": job.id})]
+    assert (get(database, job.account_id, job.id).error_code, found) == ("worker_lost", ["job.failed"])
+
+
+def test_a_transition_that_is_rolled_back_leaves_no_delivery(
+    database: Database, make_job: MakeJob, claim_job: ClaimJob
+) -> None:
+    """Image rows that the schema refuses take the end of the job back, and the webhook with it."""
+    claimed = claim_job(make_job(webhook_url="https://example.com/hook").id)
+    image = StoredImage(0, 1, f"twice/{claimed.job.id}.png", "0" * 64, 10, 16, 8)
+    with pytest.raises(IntegrityError):
+        jobs.finish(database, claimed.lease, stored=[image, image], warnings=[], timings={})
+    query = text("SELECT count(*) FROM webhook_deliveries WHERE job_id = :id")
+    with database.transaction() as connection:
+        assert connection.execute(query, {"id": claimed.job.id}).scalar_one() == 0
+    assert get(database, claimed.job.account_id, claimed.job.id).state is State.RUNNING
 
 
 def test_an_idempotency_key_makes_one_job(database: Database, account: str) -> None:

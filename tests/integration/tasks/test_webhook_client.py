@@ -19,7 +19,8 @@ from tasks.webhook_connection import MAX_HEADER_BYTES
 from .receiver import Behave, Received, Receiver, answer
 
 LOOPBACK = [ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")]
-BUDGET_SECONDS = 1.0
+BUDGET_SECONDS = 1.0  # where nothing must arrive within it
+LONG_ENOUGH_SECONDS = 5.0  # for what must: TLS on a busy machine
 MUCH_LONGER = 10.0  # what a cut-off attempt stays below, on a machine that is busy with other things
 
 MakeClient = Callable[..., WebhookClient]
@@ -70,10 +71,14 @@ def test_a_receiver_gets_the_post_and_its_answer_is_kept(
     make_client: MakeClient, make_receiver: MakeReceiver
 ) -> None:
     receiver = make_receiver(answer(200, b"thank you\x1b[2J"))
-    got = make_client().post(receiver.url("/a?b=c"), {"webhook-id": "whd_1"}, b'{"a":1}')
+    got = make_client().post(receiver.url("/a;token=1?b=c"), {"webhook-id": "whd_1"}, b'{"a":1}')
     assert (got.status, got.text, got.error_code) == (200, "thank you\ufffd[2J", None)
     (request,) = receiver.received
-    assert (request.path, request.body, request.headers["webhook-id"]) == ("/a?b=c", b'{"a":1}', "whd_1")
+    assert (request.path, request.body, request.headers["webhook-id"]) == (
+        "/a;token=1?b=c",
+        b'{"a":1}',
+        "whd_1",
+    )
     assert request.headers["Host"] == f"localhost:{receiver.port}"
     assert request.headers["Accept-Encoding"] == "identity"
 
@@ -114,7 +119,7 @@ def test_a_body_that_drips_is_cut_off_and_its_status_counts(
     make_client: MakeClient, make_receiver: MakeReceiver
 ) -> None:
     begun = time.monotonic()
-    got = make_client(timeout_seconds=BUDGET_SECONDS).post(make_receiver(_drip).url(), {}, b"{}")
+    got = make_client(timeout_seconds=LONG_ENOUGH_SECONDS).post(make_receiver(_drip).url(), {}, b"{}")
     assert time.monotonic() - begun < MUCH_LONGER
     assert got.status == 200
     assert set(got.text or "") == {"."}
@@ -310,6 +315,7 @@ def test_a_proxy_in_the_environment_is_not_used(
         ("120", 120, 120),
         ("Fri, 31 Dec 2100 23:59:59 GMT", 1e9, 1e10),
         ("soon", None, None),
+        ("Fri, 31 Dec 99999999999 23:59:59 GMT", None, None),
         ("-5", None, None),
     ],
 )

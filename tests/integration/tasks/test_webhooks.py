@@ -19,7 +19,7 @@ from storage import accounts, deliveries, jobs
 from storage.database import Database
 from storage.delivery_views import Attempt, Delivery, get, list_deliveries
 from storage.errors import Unavailable
-from storage.job_views import StoredImage
+from storage.job_views import JobWarning, StoredImage
 from tasks.webhook_client import WebhookClient
 from tasks.webhooks import Deliver, DeliverPlan
 
@@ -139,7 +139,8 @@ def test_a_succeeded_job_is_told_with_links_that_do_not_rot_and_without_its_prom
     claimed = jobs.claim(database, job.id, tiers=[tier], worker=worker, lease_seconds=30)
     assert claimed is not None
     image = StoredImage(0, 1, f"webhooks/{job.id}.png", "0" * 64, 10, 16, 8)
-    assert jobs.finish(database, claimed.lease, stored=[image], warnings=[], timings={})
+    warning = JobWarning(code="prompt_cut", field="prompt", detail='"secret wish" was not used')
+    assert jobs.finish(database, claimed.lease, stored=[image], warnings=[warning], timings={})
     make_deliver()()
     said = json.loads(receiver.received[0].body)
     here = f"{PUBLIC_URL}/v1/jobs/{job.id}"
@@ -147,6 +148,7 @@ def test_a_succeeded_job_is_told_with_links_that_do_not_rot_and_without_its_prom
     assert said["timestamp"] == said["data"]["finished_at"]
     assert said["data"]["links"] == {"self": here}
     assert [image["url"] for image in said["data"]["images"]] == [f"{here}/images/0"]
+    assert said["data"]["warnings"] == [{"code": "prompt_cut", "field": "prompt"}]
     assert b"secret wish" not in receiver.received[0].body
 
 

@@ -227,6 +227,7 @@ def test_signing_out_takes_the_cookie_back(signed_in: FlaskClient) -> None:
         {"Sec-Fetch-Site": "same-site", "Origin": "http://localhost"},
         {"Origin": "https://elsewhere.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
     ],
 )
 def test_a_form_that_another_site_sends_does_nothing(

@@ -83,6 +83,22 @@ def test_a_delivery_is_sent_again_when_it_has_ended(client: Client, database: Da
         assert (answer.status_code, answer.get_json()["state"]) == (202, "pending")
 
 
+def test_an_endless_history_is_shown_from_its_end(
+    client: Client, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.delivery_views.MAX_ATTEMPTS_SHOWN", 2)
+    canceled_job(client)
+    (delivery,) = listed(client)
+    address = f"/v1/webhook-deliveries/{delivery['id']}"
+    for number in range(3):
+        if number:
+            client("POST", f"{address}/replay")
+        attempt(database, AttemptRecord(1, 200))
+    shown = client("GET", address).get_json()
+    assert shown["num_attempts"] == 3
+    assert [one["number"] for one in shown["attempts"]] == [2, 3]
+
+
 def test_another_accounts_deliveries_do_not_exist(
     client: Client, stranger: Client, database: Database
 ) -> None:

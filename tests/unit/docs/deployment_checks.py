@@ -24,7 +24,7 @@ POSTGRES_IMAGE = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD_FILE"}
 PYTHON = {"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "HOME"}
 IN_THE_IMAGES = {"test", "pg_isready", "valkey-cli", "wget"}
 """What health checks call in images; that the images of others hold them is from their documentation."""
-ON_THE_HOST = {"cp", "docker", "git", "honcho", "install", "make", "sh", "systemctl"}
+ON_THE_HOST = {"cp", "docker", "git", "honcho", "install", "make", "sh", "sleep", "systemctl"}
 NEEDS = {
     "gunicorn": "web/app.py",
     "none": "tasks/webhook_worker.py",  # as a device: before the word `worker`

@@ -131,7 +131,8 @@ class Deployment:
         for name, unit in self.units.items():
             if unit.has_option("Service", "ExecStart"):
                 line = unit["Service"]["ExecStart"].replace(f"{HOME}/.venv/bin/", "")
-                found.append(Command(f"{name}", line.replace("%i", "cuda:0").split()))
+                words = shlex.split(line.replace("%i", "cuda:0").replace("/bin/sh", "sh"))
+                found += _in_shell(name, words)
         for page in PAGES:
             found += [Command(page, words) for words in _shell_blocks(self.text(page))]
         return found
@@ -162,8 +163,9 @@ def _in_shell(place: str, words: list[str]) -> list[Command]:
     if words[:2] != ["sh", "-c"]:
         return [Command(place, words)]
     lines = words[2].replace("$$", "$").strip().splitlines()
-    run = [line.removeprefix("exec ") for line in lines if not line.startswith("export ")]
-    return [Command(place, shlex.split(line)) for line in run]
+    parts = [part.strip() for line in lines for part in line.split("; ") if not line.startswith("export ")]
+    run = [re.sub(r"^(exec|until|do) ", "", part) for part in parts if part != "done"]
+    return [Command(place, shlex.split(part)) for part in run]
 
 
 def _shell_blocks(text: str) -> list[list[str]]:

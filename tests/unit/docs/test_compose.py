@@ -88,6 +88,11 @@ def test_a_model_has_time_to_load() -> None:
         assert SERVICES[name]["healthcheck"]["start_period"] == "600s"
 
 
+def test_a_data_service_has_time_to_make_or_to_recover_its_data() -> None:
+    for name in DATA:
+        assert SERVICES[name]["healthcheck"]["start_period"] == "300s"
+
+
 def test_no_internal_port_is_published_and_only_webhooks_find_a_way_out() -> None:
     published = {name for name, service in SERVICES.items() if "ports" in service}
     assert published == {"api", "seaweedfs", "flower"}

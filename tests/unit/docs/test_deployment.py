@@ -57,6 +57,8 @@ CHANGES = [
     ("deploy/make-secrets", "keep valkey.conf", "keep redis.conf", "makes no valkey.conf"),
     ("deploy/make-secrets", "@valkey:6379/0", "@valkey:6380/0", "calotype_broker_url does not lead to"),
     (UNITS + "calotype-sweeper.service", "cli sweep", "cli swipe", "no command calotype swipe"),
+    (UNITS + "calotype-migrate.service", "upgrade head", "upgrade heads", "alembic is told"),
+    (UNITS + "calotype-migrate.service", "do sleep", "do slep", "no program slep"),
     (UNITS + "calotype-api.service", "=32 PORT=8000", "=32", "PORT has no default"),
     (UNITS + "calotype-flower.service", "FLOWER_PORT", "FLOWER_PROT", "nobody reads FLOWER_PROT"),
     (UNITS + "calotype.target", "deploy-with-systemd", "deploy-by-systemd", "is not in the checkout"),

@@ -57,7 +57,7 @@ def test_weights_that_are_missing_are_named(weights: list[str], complaint: str) 
 
 def test_a_component_without_configuration_is_named() -> None:
     names = ["model_index.json", "unet/config.json", f"{WEIGHTS}.safetensors"]
-    with pytest.raises(LoadError, match="its tokenizer has no configuration"):
+    with pytest.raises(LoadError, match="its tokenizer has no vocabulary"):
         files_to_load(LAYOUT, names, None)
 
 

@@ -50,6 +50,8 @@ def test_an_address_that_leads_inside_is_refused(host: str) -> None:
         "https://exam\nple.com/",
         "https://example.com\\@127.0.0.1/",
         "https://[::1/",
+        "https://example.com:0/",
+        "https://[2606:4700::1111%25lo]/",
         "https://example.com/" + "a" * 2048,
     ],
 )

@@ -1,0 +1,66 @@
+"""How a job and a batch are shown on a terminal, in a pipe and as JSON.
+
+Owns the words beside an answer, too: why it waits, and what was warned of. It asks nobody for anything.
+"""
+
+from client.api import Json
+from terminal import note, out, print_json, printable
+
+
+def show_job(job: Json, as_json: bool) -> None:
+    """Every field of a job that says something, one a line."""
+    if as_json:
+        print_json(job)
+        return
+    names = (
+        "id",
+        "state",
+        "waiting_reason",
+        "progress",
+        "tier",
+        "lane",
+        "worker",
+        "prompt",
+        "seed",
+        "batch_id",
+        "created_at",
+    )
+    lines = [(name, job.get(name)) for name in (*names, "started_at", "finished_at")]
+    lines.append(("error", job["error"]))
+    lines += [("warning", warning) for warning in job["warnings"]]
+    lines += [("image", image["url"] or "deleted") for image in job["images"]]
+    for name, value in lines:
+        if value is not None:
+            out.print(f"{name:14} {printable(said(value))}", markup=False, soft_wrap=True)
+
+
+def show_batch(batch: Json, as_json: bool) -> None:
+    """A batch in one line: its state, and how many of its jobs are in which."""
+    if as_json:
+        print_json(batch)
+        return
+    counts = ", ".join(f"{count} {state}" for state, count in batch["counts"].items() if count)
+    out.print(
+        f"{batch['id']} {batch['state']}, {batch['num_jobs']} jobs: {counts}", markup=False, soft_wrap=True
+    )
+
+
+def note_reasons(found: Json) -> None:
+    """Beside the answer: why a job or a batch waits, and what was done otherwise than asked."""
+    reasons = [found.get("waiting_reason"), *found.get("waiting_reasons", [])]
+    for reason in filter(None, reasons):
+        note(f"{found['id']} waits: {printable(reason['detail'])}")
+    for warning in found.get("warnings", []):
+        note(f"warning: {printable(said(warning))}")
+
+
+def state_of(job: Json) -> str:
+    """The state, and how far a running job is."""
+    return f"running {100 * job['progress']:.0f} %" if job["state"] == "running" else str(job["state"])
+
+
+def said(value: object) -> str:
+    """An error or a warning as `code: detail`, anything else as it is."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ": ".join(str(value[name]) for name in ("code", "detail") if value.get(name))
