@@ -76,6 +76,11 @@ class Generation:
         return self.request.lane
 
     @property
+    def account(self) -> str:
+        """Whose it is."""
+        return self.request.account
+
+    @property
     def is_solo(self) -> bool:
         """Whether nothing may run beside it."""
         return self.request.solo
@@ -89,6 +94,11 @@ class Generation:
     def is_denoised(self) -> bool:
         """Whether its last step is done and its latents wait to be decoded."""
         return self.step_index >= self.table.num_steps
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in all."""
+        return self.table.num_steps
 
     @property
     def num_steps_left(self) -> int:

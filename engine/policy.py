@@ -1,121 +1,89 @@
 """Who runs next: pure Python on a given clock, shared with the simulator, and it imports no torch.
 
-Owns the order of generations (lane, deadline, age), the turns of the batch keys, and the row caps. It
-does not know tensors, threads or errors: the engine asks at every step boundary and does as told.
+Owns the order of generations (lane, turns, due time), the row caps, and why a step batch was not fuller.
+It does not know tensors, threads or errors: the engine asks at every step boundary and does as told.
 
-The rules, in the order in which they bind:
+The rules, in the order in which they bind (docs/adr/0008-due-times-and-turns.md has the reasons):
 
 1. A `solo` generation that has begun runs with nothing beside it until it ends.
 2. Interactive work goes before bulk work: a bulk generation not chosen is paused, its latents stay.
 3. Every `AGEING_TURN`-th step batch belongs to bulk work that has waited `bulk_patience_seconds`.
-4. Batch keys with work of the same rank take turns by the device seconds that they have used.
-5. In a lane, the earliest due goes first; what cannot meet its deadline any more goes last.
+4. In a lane, batch keys take turns, and so do accounts: who is more than a quantum ahead goes last.
+5. Then the earliest due goes first; what cannot be in time any more is due later, but never lost.
+6. A step batch is no larger than lets its first member be in time, if it can be.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Literal, TypeVar
 
-SMALLEST_BUCKET = 4
+from engine.candidate import SMALLEST_BUCKET, BatchKey, Candidate, bucket_rows
+from engine.due_times import DueTimes
+from engine.turns import Turns
+
+__all__ = ["SMALLEST_BUCKET", "BatchKey", "Candidate", "Policy", "Reason", "bucket_rows"]
+
 AGEING_TURN = 4
 MAX_ADMISSIONS_PER_TICK = 8
-PATIENCE_SECONDS = 30.0
-SMOOTHING = 0.2
 RECOVERY_STEPS = 256  # after so many step batches a lowered cap is tried one bucket higher
 
-
-def bucket_rows(num_rows: int) -> int:
-    """The size at which a step batch of `num_rows` runs: the next multiple of 4.
-
-    Below 4 rows the kernels of a 2-D `Linear` depend on the row count, so nothing runs there.
-    """
-    return -(-num_rows // SMALLEST_BUCKET) * SMALLEST_BUCKET
-
-
-@dataclass(frozen=True)
-class BatchKey:
-    """What must match for two generations to share a forward pass; seeds, steps and scales need not."""
-
-    model: str
-    latent_height: int
-    latent_width: int
-    is_pinned: bool = False  # strict, where the promise is not exact: smallest bucket only
-    is_alone: bool = False  # strict, where places and neighbours show too: one generation a step batch
-
-
-class Candidate(Protocol):
-    """All that the policy may know of a generation."""
-
-    @property
-    def key(self) -> BatchKey:
-        """What it may share a forward pass with."""
-
-    @property
-    def lane(self) -> str:
-        """`interactive` or `bulk`."""
-
-    @property
-    def is_solo(self) -> bool:
-        """Whether it must run alone."""
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether it has been given its first step."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of its next step: two with guidance, else one."""
-
-    @property
-    def num_steps_left(self) -> int:
-        """Steps still to run."""
-
-    @property
-    def submitted_at(self) -> float:
-        """When it arrived, on the policy's clock."""
-
-    @property
-    def deadline_at(self) -> float | None:
-        """When it is worth nothing any more, on the policy's clock."""
+Reason = Literal["solo", "nobody_else", "strict", "due", "cap", "memory"]
+"""Why a step batch was not fuller: a suspect ran alone, nobody else of its key was there, it was pinned to
+the smallest bucket, a larger one would have made its first member late, or it was as full as the model's
+cap or the device's memory allows."""
 
 
 C = TypeVar("C", bound=Candidate)
 
 
 class Policy:
-    """Chooses admissions and step batches; owns the turns of the keys and their measured step seconds."""
+    """Chooses admissions and step batches; owns the turns of keys and accounts, and the due times.
 
-    def __init__(self, max_rows: Callable[[BatchKey], int], bulk_patience_seconds: float = 60.0) -> None:
+    `max_rows` is the cap of a key; `step_seconds(key, rows)` is a profile, `None` where it knows nothing.
+    """
+
+    def __init__(
+        self,
+        max_rows: Callable[[BatchKey], int],
+        bulk_patience_seconds: float = 60.0,
+        step_seconds: Callable[[BatchKey, int], float | None] | None = None,
+    ) -> None:
+        self.reason_not_fuller: Reason | None = None  # of the step batch that was chosen last
         self._max_rows = max_rows
         self._bulk_patience_seconds = bulk_patience_seconds
+        self._due_times = DueTimes(self.max_rows, bulk_patience_seconds, step_seconds)
         self._lowered: dict[BatchKey, int] = {}
         self._num_steps_lowered: dict[BatchKey, int] = {}  # since the cap was lowered or raised last
-        self._step_seconds: dict[BatchKey, float] = {}
-        self._used_seconds: dict[BatchKey, float] = {}
-        self._virtual_seconds = 0.0
+        self._key_turns: dict[str, Turns[BatchKey]] = defaultdict(Turns)  # by lane
+        self._account_turns: dict[str, Turns[str]] = defaultdict(Turns)  # by lane
+        self._chosen: list[tuple[str, str, int]] = []  # lane, account, rows of each member chosen last
         self._num_turns_since_ageing = 0
 
     def admit(self, waiting: Sequence[C], running: Sequence[C], now: float) -> list[C]:
         """Those of `waiting` to encode before the next step: few, so that encoding never stalls it."""
-        if any(member.is_solo and member.has_begun for member in running):
+        if not waiting or any(member.is_solo and member.has_begun for member in running):
             return []
         return self.order(waiting, now)[:MAX_ADMISSIONS_PER_TICK]
 
     def choose(self, running: Sequence[C], now: float) -> list[C]:
         """The members of the next step batch: one key, the most urgent first, within the key's cap."""
-        alone = next((member for member in running if member.is_solo and member.has_begun), None)
-        if alone is not None or not running:
-            return [alone] if alone is not None else []
-        urgent = self._urgent(running, now)
-        key = self._next_key({member.key for member in running}, {member.key for member in urgent})
-        preferred = set(map(id, urgent))
-        ordered = [member for member in self.order(running, now) if member.key == key]
-        ordered.sort(key=lambda member: id(member) not in preferred)
-        return self._fill(ordered, self.max_rows(key))
+        chosen, self.reason_not_fuller = self._choose(running, now)
+        self._chosen = [(member.lane, member.account, member.num_rows) for member in chosen]
+        return chosen
 
     def order(self, members: Iterable[C], now: float) -> list[C]:
-        """Interactive before bulk, then the hopeless last, then the earliest due."""
-        return sorted(members, key=lambda member: self._rank(member, now))
+        """Interactive before bulk, accounts that are ahead last, then the lost last and the earliest due."""
+        lanes: dict[str, list[C]] = {}
+        for member in members:
+            lanes.setdefault(member.lane, []).append(member)
+        ordered = []
+        for lane in sorted(lanes, key=lambda lane: lane != "interactive"):
+            ahead = self._accounts_ahead(lane, lanes[lane])
+            ordered += sorted(
+                lanes[lane],
+                key=lambda member: (member.account in ahead, *self._due_times.urgency(member, now)),
+            )
+        return ordered
 
     def max_rows(self, key: BatchKey) -> int:
         """The most rows that one forward pass of this key may have."""
@@ -126,10 +94,14 @@ class Policy:
         return min(self._max_rows(key), self._lowered.get(key, SMALLEST_BUCKET * 1024))
 
     def stepped(self, key: BatchKey, seconds: float) -> None:
-        """Take note that a step batch of `key` took `seconds`."""
-        self._used_seconds[key] = self._used_seconds.get(key, self._virtual_seconds) + seconds
-        known = self._step_seconds.get(key, seconds)
-        self._step_seconds[key] = known + SMOOTHING * (seconds - known)
+        """Take note that the step batch chosen last, of `key`, took `seconds`; members pay by their rows."""
+        num_rows = sum(rows for _, _, rows in self._chosen)
+        if not num_rows:
+            return
+        self._due_times.see(key, num_rows, seconds)
+        self._key_turns[self._chosen[0][0]].charge(key, seconds)
+        for lane, account, rows in self._chosen:
+            self._account_turns[lane].charge(account, seconds * rows / num_rows)
         if key in self._lowered:
             self._recover(key)
 
@@ -140,6 +112,7 @@ class Policy:
         """
         self._lowered[key] = max(1, min(self.max_rows(key), num_rows) // 2)
         self._num_steps_lowered[key] = 0
+        self._due_times.forget_caps()
 
     def _recover(self, key: BatchKey) -> None:
         self._num_steps_lowered[key] += 1
@@ -149,10 +122,32 @@ class Policy:
         self._lowered[key] = bucket_rows(self._lowered[key] + 1)
         if self._lowered[key] >= self._max_rows(key):
             del self._lowered[key], self._num_steps_lowered[key]
+        self._due_times.forget_caps()
+
+    def _choose(self, running: Sequence[C], now: float) -> tuple[list[C], Reason | None]:
+        if not running:
+            return [], None
+        alone = next((member for member in running if member.is_solo and member.has_begun), None)
+        if alone is not None:
+            return [alone], "solo"
+        urgent = self._urgent(running, now)
+        ordered = self._in_turn(urgent, now)
+        leader = ordered[0]
+        if leader.is_solo:
+            return [leader], "solo"
+        mates = [member for member in ordered if member.key == leader.key and not member.is_solo]
+        if len(urgent) < len(running):
+            mates += self._fillers(running, mates, now)
+        max_rows = self._due_times.max_rows_in_time(leader, now)
+        batch = _fill(mates, max_rows)
+        return batch, self._reason(leader.key, max_rows, num_left_out=len(mates) - len(batch))
 
     def _urgent(self, running: Sequence[C], now: float) -> list[C]:
-        """The members that go before all others in this turn; all of them when none does."""
+        """The members that go before all others in this turn, of one lane: all of them if it is the only."""
         interactive = [member for member in running if member.lane == "interactive"]
+        if len(interactive) == len(running):
+            self._num_turns_since_ageing = 0
+            return interactive
         aged = [member for member in running if self._is_aged(member, now)]
         if not interactive or not aged:
             self._num_turns_since_ageing = 0
@@ -163,44 +158,55 @@ class Policy:
         self._num_turns_since_ageing = 0
         return aged
 
-    def _next_key(self, present: set[BatchKey], eligible: set[BatchKey]) -> BatchKey:
-        """The eligible key that has used the least; one that was away or paused is owed nothing for it.
+    def _in_turn(self, members: Sequence[C], now: float) -> list[C]:
+        """`members` of one lane: keys that are ahead last, accounts that are ahead last, then by due time."""
+        lane = members[0].lane
+        keys = {member.key for member in members}
+        keys_ahead = (
+            self._key_turns[lane].ahead(keys, self._due_times.quantum_seconds(keys)) if len(keys) > 1 else ()
+        )
+        accounts_ahead = self._accounts_ahead(lane, members)
+        return sorted(
+            members,
+            key=lambda member: (
+                member.key in keys_ahead,
+                member.account in accounts_ahead,
+                *self._due_times.urgency(member, now),
+            ),
+        )
 
-        Start-time fair queueing (Goyal et al. 1996), with measured device seconds as the service.
-        """
-        used = {}
-        for key in present:
-            used[key] = self._used_seconds.get(key, self._virtual_seconds)
-            if key not in eligible:
-                used[key] = max(used[key], self._virtual_seconds)
-        self._used_seconds = used
-        chosen = min(eligible, key=lambda key: (used[key], key.model, key.latent_height, key.latent_width))
-        self._virtual_seconds = max(self._virtual_seconds, used[chosen])
-        return chosen
+    def _fillers(self, running: Sequence[C], mates: Sequence[C], now: float) -> list[C]:
+        """Who may take the rows that the urgent leave: the others of their key, interactive ones first."""
+        taken, key = set(map(id, mates)), mates[0].key
+        others = [member for member in running if member.key == key and id(member) not in taken]
+        return [member for member in self.order(others, now) if not member.is_solo]
 
-    def _fill(self, ordered: Sequence[C], max_rows: int) -> list[C]:
-        leader = ordered[0]
-        batch, num_rows = [leader], leader.num_rows
-        if leader.is_solo:
-            return batch
-        for member in ordered[1:]:
-            if not member.is_solo and num_rows + member.num_rows <= max_rows:
-                batch.append(member)
-                num_rows += member.num_rows
-        return batch
+    def _accounts_ahead(self, lane: str, members: Sequence[C]) -> set[str]:
+        accounts = {member.account for member in members}
+        if len(accounts) < 2:
+            return set()
+        return self._account_turns[lane].ahead(
+            accounts, self._due_times.quantum_seconds({m.key for m in members})
+        )
 
-    def _rank(self, member: Candidate, now: float) -> tuple[bool, bool, float, float]:
-        patience = PATIENCE_SECONDS if member.lane == "interactive" else self._bulk_patience_seconds
-        due = member.submitted_at + patience
-        if member.deadline_at is not None:
-            due = min(due, member.deadline_at)
-        return member.lane != "interactive", self._is_hopeless(member, now), due, member.submitted_at
-
-    def _is_hopeless(self, member: Candidate, now: float) -> bool:
-        if member.deadline_at is None:
-            return False
-        seconds = member.num_steps_left * self._step_seconds.get(member.key, 0.0)
-        return now + seconds > member.deadline_at
+    def _reason(self, key: BatchKey, max_rows: int, *, num_left_out: int) -> Reason:
+        if not num_left_out:
+            return "nobody_else"
+        if max_rows < self.max_rows(key):
+            return "due"
+        if key.is_pinned or key.is_alone:
+            return "strict"
+        return "memory" if key in self._lowered else "cap"
 
     def _is_aged(self, member: Candidate, now: float) -> bool:
         return member.lane == "bulk" and now - member.submitted_at >= self._bulk_patience_seconds
+
+
+def _fill(mates: Sequence[C], max_rows: int) -> list[C]:
+    """The first of `mates`, whatever its rows, and then all that fit beside it."""
+    batch, num_rows = [mates[0]], mates[0].num_rows
+    for member in mates[1:]:
+        if num_rows + member.num_rows <= max_rows:
+            batch.append(member)
+            num_rows += member.num_rows
+    return batch

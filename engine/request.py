@@ -73,7 +73,7 @@ class GenerationRequest:
     lane: Lane = "interactive"
     strict: bool = False  # the bytes of its solo run, whatever the promise: fewer mates or none, so slower
     job_id: str = ""  # an opaque label for logs
-    account: str = ""  # an opaque label: whose it is, so that no account sees what another has cached
+    account: str = ""  # an opaque label of whose it is: none sees what another cached, all take turns
     solo: bool = False  # suspected of a crash: nothing else runs between its first and its last step
 
     def __post_init__(self) -> None:

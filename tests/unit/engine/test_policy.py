@@ -2,48 +2,11 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
 
-from engine.policy import AGEING_TURN, SMALLEST_BUCKET, BatchKey, Policy, bucket_rows
-
-SMALL, LARGE, OTHER = BatchKey("m", 16, 16), BatchKey("m", 24, 24), BatchKey("m", 16, 24)
-STEP_SECONDS = 0.1
-
-
-@dataclass(eq=False)
-class Member:
-    """A generation as the policy sees it."""
-
-    name: str
-    key: BatchKey = SMALL
-    lane: str = "interactive"
-    num_steps_left: int = 20
-    submitted_at: float = 0.0
-    deadline_at: float | None = None
-    num_rows: int = 2
-    is_solo: bool = False
-    has_begun: bool = False
-    num_steps_done: int = 0
-
-
-def run(policy: Policy, members: list[Member], num_ticks: int, now: float = 0.0) -> list[list[Member]]:
-    """Turn the policy `num_ticks` times over `members`, which leave when their steps are done."""
-    batches = []
-    for _ in range(num_ticks):
-        batch = policy.choose([member for member in members if member.num_steps_left], now)
-        for member in batch:
-            member.has_begun = True
-            member.num_steps_left -= 1
-            member.num_steps_done += 1
-        if batch:
-            policy.stepped(batch[0].key, STEP_SECONDS)
-        batches.append(batch)
-        now += STEP_SECONDS
-    return batches
-
-
-def bulk(count: int, **changes: object) -> list[Member]:
-    return [Member(f"bulk-{i}", lane="bulk", num_steps_left=50, **changes) for i in range(count)]  # type: ignore[arg-type]
+from engine.candidate import BatchKey, bucket_rows
+from engine.due_times import PATIENCE_ROWS
+from engine.policy import AGEING_TURN, SMALLEST_BUCKET, Policy
+from tests.unit.engine.members import LARGE, OTHER, SMALL, STEP_SECONDS, Member, bulk, flat, rising, run
 
 
 def test_policy_is_importable_without_torch() -> None:
@@ -116,35 +79,65 @@ def test_bulk_work_does_not_starve_under_endless_interactive_work() -> None:
     assert sum(batch[0].lane == "bulk" for batch in batches) == 10
 
 
-def test_keys_share_the_device_seconds_evenly() -> None:
-    policy = Policy(lambda _: 8)
-    many = [Member(f"small-{i}", num_steps_left=1000) for i in range(20)]
-    one = Member("large", key=LARGE, num_steps_left=1000)
-    batches = run(policy, [*many, one], 100)
-    assert sum(one in batch for batch in batches) == 50
-
-
-def test_key_that_was_away_is_owed_nothing() -> None:
-    policy = Policy(lambda _: 8)
-    here = Member("here", num_steps_left=1000)
-    run(policy, [here], 200)
-    back = Member("back", key=LARGE, num_steps_left=1000)
-    batches = run(policy, [here, back], 20, now=20.0)
-    assert sum(back in batch for batch in batches) in (9, 10, 11)
-
-
 def test_earliest_deadline_goes_first() -> None:
-    policy = Policy(lambda _: 2)
-    late, soon = Member("late", deadline_at=25.0), Member("soon", submitted_at=1.0, deadline_at=20.0)
+    policy = Policy(lambda _: 2, step_seconds=flat)
+    late, soon = Member("late", deadline_at=4.0), Member("soon", submitted_at=1.0, deadline_at=3.5)
     assert policy.choose([late, soon], 1.0) == [soon]
 
 
-def test_hopeless_work_goes_last() -> None:
+def test_short_work_goes_before_long_work_that_came_a_little_earlier() -> None:
+    policy = Policy(lambda _: 2, step_seconds=flat)
+    long, short = Member("long", num_steps=50), Member("short", num_steps=4, submitted_at=1.0)
+    assert policy.choose([long, short], 1.0) == [short]
+
+
+def test_order_is_that_of_arrival_while_no_pace_is_known() -> None:
+    first, second = Member("first", num_steps=50), Member("second", num_steps=4, submitted_at=1.0)
+    assert Policy(lambda _: 2).order([second, first], 1.0) == [first, second]
+
+
+def test_pace_that_was_seen_does_for_a_profile() -> None:
     policy = Policy(lambda _: 2)
-    policy.stepped(SMALL, 1.0)
-    hopeless = Member("hopeless", num_steps_left=20, deadline_at=10.0)
-    hopeful = Member("hopeful", num_steps_left=5, deadline_at=11.0)
+    run(policy, [Member("seen", num_steps=3)], 3)
+    long, short = Member("long", num_steps=50), Member("short", num_steps=4, submitted_at=1.0)
+    assert policy.choose([long, short], 1.0) == [short]
+
+
+def test_work_that_cannot_meet_its_deadline_any_more_goes_last() -> None:
+    policy = Policy(lambda _: 2, step_seconds=flat)
+    hopeless = Member("hopeless", num_steps=50, deadline_at=2.0)
+    hopeful = Member("hopeful", num_steps=5, submitted_at=1.0, deadline_at=100.0)
     assert policy.choose([hopeless, hopeful], 1.0) == [hopeful]
+
+
+def test_late_work_goes_behind_what_can_still_be_in_time() -> None:
+    policy = Policy(lambda _: 8, step_seconds=flat)
+    late = Member("late", num_steps=10)  # in time is up to 3.0, and it needs 1.0
+    fresh = Member("fresh", num_steps=10, submitted_at=1.9)
+    assert policy.order([fresh, late], 1.9) == [late, fresh]
+    assert policy.order([fresh, late], 2.1) == [fresh, late]
+
+
+def test_late_work_goes_before_what_comes_a_patience_later() -> None:
+    policy = Policy(lambda _: 8, step_seconds=flat)
+    patience_seconds = PATIENCE_ROWS * STEP_SECONDS / 8
+    late = Member("late", num_steps=10)
+    fresh = Member("fresh", num_steps=10, submitted_at=patience_seconds)
+    assert policy.order([fresh, late], patience_seconds) == [late, fresh]
+
+
+def test_step_batch_is_no_larger_than_lets_its_first_member_be_in_time() -> None:
+    policy = Policy(lambda _: 8, step_seconds=rising)
+    # Alone a step of two rows takes 0.05 s, so in time is 0.15 s a step: eight rows take 0.2 s.
+    members = [Member(str(i), num_steps=10) for i in range(4)]
+    assert len(policy.choose(members, 0.0)) == 2
+    assert policy.reason_not_fuller == "due"
+    assert len(policy.choose(members, 1.0)) == 4, "none can be in time any more: as many as fit"
+
+
+def test_bulk_work_without_a_deadline_fills_its_step_batches() -> None:
+    policy = Policy(lambda _: 8, step_seconds=rising)
+    assert len(policy.choose(bulk(6), 0.0)) == 4
 
 
 def test_nothing_waits_behind_later_arrivals_with_near_deadlines_for_ever() -> None:
@@ -180,3 +173,21 @@ def test_interactive_prompts_are_encoded_before_bulk_ones() -> None:
     admitted = Policy(lambda _: 8).admit(waiting, [], 5.0)
     assert admitted[0].name == "late"
     assert len(admitted) < len(waiting)
+
+
+def test_it_says_why_a_step_batch_was_not_fuller() -> None:
+    policy = Policy(lambda _: 4, step_seconds=flat)
+    pinned = SMALL._replace(is_pinned=True)
+    cases = [
+        ("nobody_else", [Member("alone"), Member("elsewhere", key=LARGE, submitted_at=1.0)]),
+        ("cap", [Member(str(i)) for i in range(3)]),
+        ("strict", [Member(str(i), key=pinned) for i in range(3)]),
+        ("solo", [Member("solo", is_solo=True), Member("other", submitted_at=1.0)]),
+        (None, []),
+    ]
+    for reason, members in cases:
+        policy.choose(members, 1.0)
+        assert policy.reason_not_fuller == reason
+    policy.lower(SMALL, 4)
+    policy.choose([Member(str(i)) for i in range(3)], 1.0)
+    assert policy.reason_not_fuller == "memory"

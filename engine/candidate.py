@@ -1,0 +1,70 @@
+"""What the policy may know of a generation, and what must match for two of them to share a forward pass.
+
+Owns the batch key and the bucket sizes. It knows no tensors, and nothing of who runs next.
+"""
+
+from typing import NamedTuple, Protocol
+
+SMALLEST_BUCKET = 4
+
+
+def bucket_rows(num_rows: int) -> int:
+    """The size at which a step batch of `num_rows` runs: the next multiple of 4.
+
+    Below 4 rows the kernels of a 2-D `Linear` depend on the row count, so nothing runs there.
+    """
+    return -(-num_rows // SMALLEST_BUCKET) * SMALLEST_BUCKET
+
+
+class BatchKey(NamedTuple):
+    """What must match for two generations to share a forward pass; seeds, steps and scales need not."""
+
+    model: str
+    latent_height: int
+    latent_width: int
+    is_pinned: bool = False  # strict, where the promise is not exact: smallest bucket only
+    is_alone: bool = False  # strict, where places and neighbours show too: one generation a step batch
+
+
+class Candidate(Protocol):
+    """All that the policy may know of a generation."""
+
+    @property
+    def key(self) -> BatchKey:
+        """What it may share a forward pass with."""
+
+    @property
+    def lane(self) -> str:
+        """`interactive` or `bulk`."""
+
+    @property
+    def account(self) -> str:
+        """Whose it is: an opaque label, with which it shares its turns."""
+
+    @property
+    def is_solo(self) -> bool:
+        """Whether it must run alone."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has been given its first step."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of its next step: two with guidance, else one."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in all."""
+
+    @property
+    def num_steps_left(self) -> int:
+        """Steps still to run."""
+
+    @property
+    def submitted_at(self) -> float:
+        """When it arrived, on the policy's clock."""
+
+    @property
+    def deadline_at(self) -> float | None:
+        """When it is worth nothing any more, on the policy's clock."""

@@ -1,0 +1,78 @@
+"""Generations as the policy sees them, and a simulated clock that turns it over them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine.candidate import BatchKey, bucket_rows
+from engine.policy import Policy
+
+SMALL, LARGE, OTHER = BatchKey("m", 16, 16), BatchKey("m", 24, 24), BatchKey("m", 16, 24)
+STEP_SECONDS = 0.1
+
+
+@dataclass(eq=False)
+class Member:
+    """A generation as the policy sees it."""
+
+    name: str
+    key: BatchKey = SMALL
+    lane: str = "interactive"
+    account: str = ""
+    num_steps: int = 20
+    num_steps_left: int = 0  # all of them, unless it is given
+    submitted_at: float = 0.0
+    deadline_at: float | None = None
+    num_rows: int = 2
+    is_solo: bool = False
+    has_begun: bool = False
+    num_steps_done: int = 0
+    ended_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.num_steps_left = self.num_steps_left or self.num_steps
+
+    @property
+    def row_steps(self) -> int:
+        """What it has had of the device."""
+        return self.num_steps_done * self.num_rows
+
+
+def flat(_key: BatchKey, _num_rows: int) -> float:
+    """A profile of a device on which rows cost nothing: every step takes `STEP_SECONDS`."""
+    return STEP_SECONDS
+
+
+def rising(_key: BatchKey, num_rows: int) -> float:
+    """A profile of a device on which eight rows take twice as long as four."""
+    return STEP_SECONDS * num_rows / 4
+
+
+def run(
+    policy: Policy,
+    members: Sequence[Member],
+    num_ticks: int,
+    now: float = 0.0,
+    step_seconds: Callable[[BatchKey, int], float] = flat,
+) -> list[list[Member]]:
+    """Turn the policy `num_ticks` times over those of `members` that have arrived and are not done."""
+    batches = []
+    for _ in range(num_ticks):
+        running = [member for member in members if member.num_steps_left and member.submitted_at <= now]
+        batch = policy.choose(running, now)
+        seconds = STEP_SECONDS
+        if batch:
+            seconds = step_seconds(batch[0].key, bucket_rows(sum(member.num_rows for member in batch)))
+            policy.stepped(batch[0].key, seconds)
+        now += seconds
+        for member in batch:
+            member.has_begun = True
+            member.num_steps_left -= 1
+            member.num_steps_done += 1
+            member.ended_at = now
+        batches.append(batch)
+    return batches
+
+
+def bulk(count: int, key: BatchKey = SMALL) -> list[Member]:
+    """As many bulk generations of 50 steps."""
+    return [Member(f"bulk-{i}", key=key, lane="bulk", num_steps=50) for i in range(count)]
