@@ -61,8 +61,9 @@ class Runner:
         output = self._predict(members, latents)
         following, histories = advance_rows(members, output, latents)
         is_finite: list[bool] = torch.isfinite(following).flatten(1).all(1).tolist()
-        for index, member in enumerate(members):
-            member.commit_step(following[index : index + 1], len(members), histories[index])
+        rows = following.unsqueeze(1).unbind(0)
+        for member, row, history in zip(members, rows, histories, strict=True):
+            member.commit_step(row, len(members), history)
         return [member for member, finite in zip(members, is_finite, strict=True) if not finite]
 
     def _predict(self, members: Sequence[Generation], latents: Tensor) -> Tensor:

@@ -29,19 +29,20 @@ def scale_rows(rows: Sequence[Row], latents: Tensor) -> Tensor:
     """What the model sees of latents `(B, C, h, w)`, row by row; where no scheduler scales, the latents."""
     if not any(row.table.is_input_scaled for row in rows):
         return latents
-    return scale_model_input(latents, _gather(latents, [row.table.divisors[row.step_index] for row in rows]))
+    divisors = _gather(latents, [row.table.divisors[row.step_index] for row in rows])
+    return scale_model_input(latents, divisors.view(-1, 1, 1, 1))
 
 
 def advance_rows(
     rows: Sequence[Row], model_output: Tensor, latents: Tensor
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The latents `(B, C, h, w)` after this step, and what each row must remember for its next one."""
+    updates = [row.table.updates[row.step_index] for row in rows]
+    if all(update is updates[0] for update in updates):
+        return _advance_group(updates[0], rows, model_output, latents)
     groups: dict[Update, list[int]] = {}
-    for index, row in enumerate(rows):
-        groups.setdefault(row.table.updates[row.step_index], []).append(index)
-    if len(groups) == 1:
-        (update,) = groups
-        return _advance_group(update, rows, model_output, latents)
+    for index, update in enumerate(updates):
+        groups.setdefault(update, []).append(index)
     following = torch.empty_like(latents)
     histories: list[Tensor | None] = [None] * len(rows)
     for update, indices in groups.items():
@@ -56,7 +57,8 @@ def advance_rows(
 def _advance_group(
     update: Update, group: Sequence[Row], model_output: Tensor, latents: Tensor
 ) -> tuple[Tensor, list[Tensor | None]]:
-    columns = _gather(latents, [row.table.columns[row.step_index] for row in group], dim=1)
+    coefficients = _gather(latents, [row.table.columns[row.step_index] for row in group], dim=1)
+    columns = coefficients.view(-1, len(group), 1, 1, 1)
     noise = torch.cat([row.draw_noise() for row in group]) if update.is_stochastic else None
     previous = None
     if update.order > 1:
@@ -66,4 +68,5 @@ def _advance_group(
 
 
 def _gather(like: Tensor, scalars: list[Tensor], dim: int = 0) -> Tensor:
-    return torch.stack(scalars, dim).to(like.device, non_blocking=True)
+    gathered = torch.stack(scalars, dim)
+    return gathered if like.device.type == "cpu" else gathered.to(like.device, non_blocking=True)

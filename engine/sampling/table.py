@@ -36,12 +36,19 @@ class CoefficientTable:
         """Steps of the request: as many as it asked for, or one more where a spacing rounds so."""
         return len(self.updates)
 
+    def __post_init__(self) -> None:
+        # Equal updates are one object, so that a step batch is grouped without comparing their fields.
+        object.__setattr__(self, "updates", tuple(_UPDATES.setdefault(one, one) for one in self.updates))
+
     @cached_property
     def columns(self) -> tuple[Tensor, ...]:
-        """n of `(k, 1, 1, 1)`: the coefficients of each step, ready to be stacked with other rows'."""
-        return self.coefficients.view(*self.coefficients.shape, 1, 1, 1).unbind(0)
+        """n of `(k,)`: the coefficients of each step, each ready to be stacked with other rows'."""
+        return self.coefficients.unbind(0)
 
     @cached_property
     def divisors(self) -> tuple[Tensor, ...]:
-        """n of `(1, 1, 1)`: the input divisor of each step, likewise."""
-        return self.input_divisors.view(-1, 1, 1, 1).unbind(0)
+        """n of `()`: the input divisor of each step, likewise."""
+        return self.input_divisors.unbind(0)
+
+
+_UPDATES: dict[Update, Update] = {}

@@ -101,8 +101,8 @@ def _advance_ddim(
     else:
         epsilon = _scaled(root_alpha, model_output).add_(_scaled(root_beta, latents))
     if update.clip is not None:
-        original = original.clamp(-update.clip, update.clip)
-    following = _scaled(root_alpha_prev, original).add_(_scaled(direction, epsilon))
+        original.clamp_(-update.clip, update.clip)
+    following = _scaled(root_alpha_prev, original, out=original).add_(_scaled(direction, epsilon))
     return following if noise is None else following.add_(_scaled(std_dev, noise))
 
 
@@ -113,11 +113,11 @@ def _advance_lcm(
     root_alpha, root_beta, c_out, c_skip, root_alpha_prev, root_beta_prev = columns
     original = _predict_original(update, model_output, latents, root_alpha, root_beta)
     if update.clip is not None:
-        original = original.clamp(-update.clip, update.clip)
-    denoised = _scaled(c_out, original).add_(_scaled(c_skip, latents))
+        original.clamp_(-update.clip, update.clip)
+    denoised = _scaled(c_out, original, out=original).add_(_scaled(c_skip, latents))
     if noise is None:
         return denoised
-    return _scaled(root_alpha_prev, denoised).add_(_scaled(root_beta_prev, noise))
+    return _scaled(root_alpha_prev, denoised, out=denoised).add_(_scaled(root_beta_prev, noise))
 
 
 def _advance_dpmpp_2m(
@@ -129,8 +129,9 @@ def _advance_dpmpp_2m(
     following = (latents.float() * ratio).sub_(_scaled(scale, original))
     if update.order == 2:
         assert history is not None
-        difference = _scaled(inverse_r0, original - history)
-        following.sub_(_scaled(half_scale, difference))
+        difference = original - history
+        _scaled(inverse_r0, difference, out=difference)
+        following.sub_(_scaled(half_scale, difference, out=difference))
     return following.to(model_output.dtype), original
 
 
@@ -147,14 +148,16 @@ def _predict_original(
     return original.div_(alpha) if update.prediction_type == "epsilon" else original
 
 
-def _scaled(scalars: Tensor, tensor: Tensor) -> Tensor:
+def _scaled(scalars: Tensor, tensor: Tensor, out: Tensor | None = None) -> Tensor:
     """`scalar * tensor`: a scalar on the left is rounded to the tensor's dtype on CPU, and not on CUDA."""
-    return _times(tensor, scalars.to(tensor.dtype) if tensor.device.type == "cpu" else scalars)
+    if tensor.dtype != scalars.dtype and tensor.device.type == "cpu":
+        scalars = scalars.to(tensor.dtype)
+    return _times(tensor, scalars, out)
 
 
-def _times(tensor: Tensor, scalars: Tensor) -> Tensor:
-    """`tensor * scalar` in fp32, rounded once to the tensor's dtype."""
-    return torch.mul(tensor, scalars, out=torch.empty_like(tensor))
+def _times(tensor: Tensor, scalars: Tensor, out: Tensor | None = None) -> Tensor:
+    """`tensor * scalar` in fp32, rounded once to the tensor's dtype; `out` may be the tensor itself."""
+    return torch.mul(tensor, scalars, out=torch.empty_like(tensor) if out is None else out)
 
 
 def _over(tensor: Tensor, scalars: Tensor) -> Tensor:

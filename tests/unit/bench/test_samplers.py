@@ -1,0 +1,38 @@
+"""The benchmark of the samplers compares like with like, and its mean is over all of them."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from bench.samplers import Cost, geometric_means, measure, spread
+from engine.request import SchedulerName
+
+# diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.mark.parametrize("name", get_args(SchedulerName))
+def test_both_arms_take_the_same_steps(name: SchedulerName) -> None:
+    """`measure` compares every last latent of the two arms, and fails where one differs."""
+    with torch.inference_mode():
+        cost = measure(name, seed=1, num_repeats=1)
+    assert cost.theirs > 0
+    assert cost.ours > cost.noise
+    assert (cost.noise > 0) == (name in ("euler_ancestral", "lcm"))
+
+
+def test_noise_counts_for_both_arms_and_is_shown_apart() -> None:
+    cost = Cost(theirs=160.0, ours=70.0, noise=60.0)
+    assert cost.gain == pytest.approx(160 / 70)
+    assert cost.gain_without_noise == pytest.approx(10)
+
+
+def test_mean_is_geometric_over_samplers_and_the_value_a_median_over_seeds() -> None:
+    costs = {
+        "a": [Cost(2.0, 1.0, 0.0), Cost(4.0, 1.0, 0.0), Cost(8.0, 1.0, 0.0)],
+        "b": [Cost(8.0, 1.0, 0.0), Cost(4.0, 1.0, 0.0), Cost(32.0, 1.0, 0.0)],
+    }
+    value, low, high, samples = spread(geometric_means(costs))
+    assert samples == pytest.approx([4.0, 4.0, 16.0])
+    assert (value, low, high) == pytest.approx((4.0, 4.0, 16.0))
