@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
+from diffusers import SanaPipeline
 from torch import Tensor
 
 from engine.families.family import Conditions, Encoding
@@ -38,7 +38,7 @@ class Sana:
             getattr(pipeline, name).eval().requires_grad_(False)
         self._pipeline = pipeline
         self._transformer, self._vae = pipeline.transformer, pipeline.vae
-        self.scheduler_config = _flow_match_config(pipeline.scheduler.config)
+        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
         self.device: torch.device = self._transformer.device
         self.latent_channels: int = self._transformer.config.in_channels
         self.pixels_per_latent: int = pipeline.vae_scale_factor
@@ -85,13 +85,3 @@ class Sana:
         latents = latents.to(self._vae.dtype) / self._vae.config.scaling_factor
         pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
         return pixels
-
-
-def _flow_match_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """That of flow matching; published is that of a DPM++ solver, which has its own name for the shift."""
-    if not config.get("use_flow_sigmas"):
-        return config
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        num_train_timesteps=config["num_train_timesteps"], shift=config["flow_shift"]
-    )
-    return dict(scheduler.config)

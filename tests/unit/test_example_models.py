@@ -84,6 +84,13 @@ PUBLISHED: dict[str, dict[str, list[str]]] = {
         "transformer": ["config.json", "diffusion_pytorch_model.bf16.safetensors"],
         "vae": ["config.json", "diffusion_pytorch_model.bf16.safetensors"],
     },
+    "lcm": {
+        "scheduler": SCHEDULER,
+        "text_encoder": ["config.json", "model.safetensors"],
+        "tokenizer": CLIP,
+        "unet": ["config.json", "diffusion_pytorch_model.safetensors"],
+        "vae": ["config.json", "diffusion_pytorch_model.safetensors"],
+    },
     "few-step": {
         "scheduler": SCHEDULER,
         "text_encoder": ENCODER,

@@ -17,12 +17,11 @@ from diffusers import (
     LatentConsistencyModelPipeline,
     LCMScheduler,
     PNDMScheduler,
-    StableDiffusionPipeline,
 )
 
 from engine.engine import Engine
 from engine.load import ModelSpec, load_engine
-from engine.request import GenerationRequest, SchedulerSpec
+from engine.request import GenerationRequest, SchedulerSpec, scheduler_named
 from tests.integration.engine.tiny_families import build
 
 
@@ -31,6 +30,7 @@ class Kind(NamedTuple):
     changes: dict[str, Any]  # how the tiny pipeline differs from its family's plain one
     load: dict[str, Any]  # what diffusers must be told to load it
     call: dict[str, Any]  # what diffusers' pipeline must be told besides the request
+    scheduler: str = "euler"  # as published, where that is one of ours
 
 
 # As published with Stable Diffusion 1.5: a sampler that is not ours, an index that names what is left out.
@@ -55,20 +55,30 @@ OLD_CLASS = "Transformer2DModel"
 KINDS = {
     "sd-1.5": Kind("stable_diffusion", {"scheduler": PNDM}, dict.fromkeys(LEFT_OUT), {}),
     "sd-turbo": Kind("stable_diffusion", {}, {}, {}),
-    "lcm": Kind("stable_diffusion", {"pipeline_class": LatentConsistencyModelPipeline, **DISTILLED}, {}, {}),
+    "lcm": Kind(
+        "stable_diffusion", {"pipeline_class": LatentConsistencyModelPipeline, **DISTILLED}, {}, {}, "lcm"
+    ),
     "sdxl": Kind("stable_diffusion_xl", {}, {}, {}),
     "sdxl-empty-is-text": Kind("stable_diffusion_xl", {"force_zeros_for_empty_prompt": False}, {}, {}),
-    "lcm-sdxl": Kind("stable_diffusion_xl", DISTILLED, {}, {}),
-    "sd3": Kind("stable_diffusion_3", {}, {}, {}),
+    "lcm-sdxl": Kind("stable_diffusion_xl", DISTILLED, {}, {}, "lcm"),
+    "sd3": Kind("stable_diffusion_3", {}, {}, {}, "flow_match_euler"),
     "sd3-without-t5": Kind(
-        "stable_diffusion_3", {"has_t5": False}, {"text_encoder_3": None, "tokenizer_3": None}, {}
+        "stable_diffusion_3",
+        {"has_t5": False},
+        {"text_encoder_3": None, "tokenizer_3": None},
+        {},
+        "flow_match_euler",
     ),
     "pixart-alpha": Kind("pixart", {}, {}, {**AS_ASKED, "clean_caption": False}),
-    "pixart-sigma": Kind("pixart", {"is_sigma": True}, {}, {**AS_ASKED, "clean_caption": False}),
-    "sana": Kind("sana", {}, {}, AS_ASKED),
-    "sana-flow": Kind("sana", {"scheduler": FlowMatchEulerDiscreteScheduler(shift=2.0)}, {}, AS_ASKED),
-    "flux-dev": Kind("flux", {}, {}, {}),
-    "flux-schnell": Kind("flux", {"guidance_embeds": False}, {}, {"max_sequence_length": 256}),
+    "pixart-sigma": Kind("pixart", {"is_sigma": True}, {}, {**AS_ASKED, "clean_caption": False}, "dpmpp_2m"),
+    "sana": Kind("sana", {}, {}, AS_ASKED, "dpmpp_2m"),
+    "sana-flow": Kind(
+        "sana", {"scheduler": FlowMatchEulerDiscreteScheduler(shift=2.0)}, {}, AS_ASKED, "flow_match_euler"
+    ),
+    "flux-dev": Kind("flux", {}, {}, {}, "flow_match_euler"),
+    "flux-schnell": Kind(
+        "flux", {"guidance_embeds": False}, {}, {"max_sequence_length": 256}, "flow_match_euler"
+    ),
 }
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -79,12 +89,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "wide": {"width": 96, "height": 64},
     "tall-strong": {"width": 64, "height": 128, "guidance_scale": 7.5},
 }
-FLOW = ("stable_diffusion_3", "sana", "flux")
+CLASSES: dict[str, Any] = {
+    "euler": EulerDiscreteScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+    "lcm": LCMScheduler,
+    "flow_match_euler": FlowMatchEulerDiscreteScheduler,
+}
 WITHOUT_NEGATIVE = ("lcm", "lcm-sdxl", "flux-dev", "flux-schnell")  # guidance is an input, or there is none
-
-
-def scheduler_of(kind: str) -> SchedulerSpec:
-    return SchedulerSpec("flow_match_euler" if KINDS[kind].family in FLOW else "euler")
 
 
 def request(kind: str, **changes: Any) -> GenerationRequest:
@@ -96,7 +107,7 @@ def request(kind: str, **changes: Any) -> GenerationRequest:
         num_inference_steps=4,
         guidance_scale=3.0,
         seed=11,
-        scheduler=scheduler_of(kind),
+        scheduler=scheduler_named(KINDS[kind].scheduler),
     )
     return replace(plain, **changes)
 
@@ -117,7 +128,8 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         loaded[name] = type(made).from_pretrained(folder / "pipeline", dtype=torch.float32, **kind.load)
         if name == "sd-1.5":
             assert type(loaded[name].scheduler) is PNDMScheduler
-        loaded[name].scheduler = published(loaded[name])
+        if kind.scheduler == "euler":
+            loaded[name].scheduler = EulerDiscreteScheduler.from_config(loaded[name].scheduler.config)
         loaded[name].set_progress_bar_config(disable=True)
     return loaded
 
@@ -125,16 +137,6 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def change(path: Path, entries: dict[str, Any]) -> None:
     """Set these entries of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
-
-
-def published(pipeline: Any) -> Any:
-    """The pipeline's scheduler, or where that is not one of ours, the one of ours that it stands for."""
-    own = pipeline.scheduler
-    if isinstance(own, EulerDiscreteScheduler | FlowMatchEulerDiscreteScheduler):
-        return own
-    if own.config.get("use_flow_sigmas"):
-        return FlowMatchEulerDiscreteScheduler(shift=own.config.flow_shift)
-    return EulerDiscreteScheduler.from_config(own.config)
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +157,6 @@ def theirs(pipeline: Any, one: GenerationRequest, call: dict[str, Any]) -> np.nd
     if "Flux" not in type(pipeline).__name__:  # its negative prompt is for another kind of guidance
         is_text = "PixArt" in type(pipeline).__name__ or "Sana" in type(pipeline).__name__  # with no `None`
         call = {**call, "negative_prompt": one.negative_prompt or ("" if is_text else None)}
-    if isinstance(pipeline, LatentConsistencyModelPipeline):  # it knows no scheduler but LCM
-        pipeline = StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
-        pipeline.set_progress_bar_config(disable=True)
     image = pipeline(
         one.prompt,
         width=one.width,
@@ -226,7 +225,7 @@ def test_a_request_costs_a_second_row_only_where_guidance_is_applied_outside_the
         engine._models.generation(request(kind, guidance_scale=scale), submitted_at=0.0, num_ticks=0).num_rows
         for scale in scales
     ]
-    assert num_rows == [1, 1, 1, 1] if kind in WITHOUT_NEGATIVE else [1, 1, 2, 2]
+    assert num_rows == ([1, 1, 1, 1] if kind in WITHOUT_NEGATIVE else [1, 1, 2, 2])
 
 
 def test_flow_matching_shift_equals_the_schedulers_own(engine: Engine, pipelines: dict[str, Any]) -> None:
@@ -242,52 +241,41 @@ def test_flow_matching_shift_equals_the_schedulers_own(engine: Engine, pipelines
     assert np.abs(handle.future.result().pixels.astype(int) - expected.astype(int)).max() <= 2
 
 
-@pytest.mark.parametrize("kind", ["sd3", "sana"])
-def test_dpm_solver_along_a_flow_equals_diffusers(
-    engine: Engine, pipelines: dict[str, Any], kind: str
-) -> None:
-    """As a user of the pipeline would set it; SANA is published with it."""
-    pipeline = pipelines[kind]
+def test_dpm_solver_along_a_flow_equals_diffusers(engine: Engine, pipelines: dict[str, Any]) -> None:
+    """As a user of the pipeline would set it, where it is published with another."""
+    pipeline = pipelines["sd3"]
     own = pipeline.scheduler
-    one = request(kind, scheduler=SchedulerSpec("dpmpp_2m"), num_inference_steps=6)
+    one = request("sd3", scheduler=SchedulerSpec("dpmpp_2m"), num_inference_steps=6)
     handle = engine.submit(one)
     while not engine.is_idle:
         engine.tick()
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
         own.config, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=own.config.shift
     )
-    expected = theirs(pipeline, one, KINDS[kind].call)
+    expected = theirs(pipeline, one, {})
     pipeline.scheduler = own
     assert np.abs(handle.future.result().pixels.astype(int) - expected.astype(int)).max() <= 2
 
 
-def test_consistency_model_equals_its_own_pipeline(engine: Engine, pipelines: dict[str, Any]) -> None:
-    """With the scheduler that it is published with; its pipeline takes the last step's denoised latents."""
-    pipeline = pipelines["lcm"]
+def test_euler_along_a_flow_takes_the_shift_of_the_solver_that_the_model_came_with(
+    engine: Engine, pipelines: dict[str, Any]
+) -> None:
+    pipeline = pipelines["sana"]
     own = pipeline.scheduler
-    one = request("lcm", scheduler=SchedulerSpec("lcm"))
+    one = request("sana", scheduler=SchedulerSpec("flow_match_euler"))
     handle = engine.submit(one)
     while not engine.is_idle:
         engine.tick()
-    pipeline.scheduler = LCMScheduler.from_config(own.config)
-    image = pipeline(
-        one.prompt,
-        width=one.width,
-        height=one.height,
-        num_inference_steps=one.num_inference_steps,
-        guidance_scale=one.guidance_scale,
-        generator=torch.Generator("cpu").manual_seed(one.seed),
-    ).images[0]
+    assert own.config.flow_shift == 3.0
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    expected = theirs(pipeline, one, AS_ASKED)
     pipeline.scheduler = own
-    expected = np.asarray(image)
     assert np.abs(handle.future.result().pixels.astype(int) - expected.astype(int)).max() <= 2
 
 
 def test_the_reference_is_not_of_another_scheduler(pipelines: dict[str, Any]) -> None:
     for name, pipeline in pipelines.items():
-        is_flow = KINDS[name].family in FLOW
-        kind = FlowMatchEulerDiscreteScheduler if is_flow else EulerDiscreteScheduler
-        assert type(pipeline.scheduler) is kind
+        assert type(pipeline.scheduler) is CLASSES[KINDS[name].scheduler]
 
 
 @pytest.mark.parametrize("kind", KINDS)
