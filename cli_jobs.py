@@ -42,6 +42,14 @@ class JobState(StrEnum):
     EXPIRED = "expired"
 
 
+class FileFormat(StrEnum):
+    """What `submit --format` takes."""
+
+    PNG = "png"
+    WEBP = "webp"
+    JPEG = "jpeg"
+
+
 @jobs.command()
 def submit(
     prompt: str,
@@ -58,6 +66,10 @@ def submit(
     seed: int | None = None,
     model: str | None = None,
     negative: Annotated[str | None, typer.Option(help="negative_prompt")] = None,
+    file_format: Annotated[
+        FileFormat | None, typer.Option("--format", help="output_format; png if left out.")
+    ] = None,
+    quality: Annotated[int | None, typer.Option(help="output_quality, 1 to 100; not of a png.")] = None,
     url: Url = "",
     api_key: Key = "",
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -78,6 +90,8 @@ def submit(
         "seed": seed,
         "model": model,
         "negative_prompt": negative,
+        "output_format": file_format and file_format.value,
+        "output_quality": quality,
     }
     if output is not None:
         require_folder("-o", output)
@@ -120,7 +134,7 @@ def csv(
             # Each page of jobs comes with fresh links, and is downloaded before the next is asked for.
             for job in api.jobs(batch_id=batch["id"], state="succeeded"):
                 for image in filter(itemgetter("url"), job["images"]):  # one may have been deleted meanwhile
-                    name = f"{job['batch_line']:05d}-{image['index']}.png"
+                    name = f"{job['batch_line']:05d}-{image['index']}.{job['output_format']}"
                     (output / name).write_bytes(api.download(image["url"]))
     if not as_json:
         note_reasons(batch)

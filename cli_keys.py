@@ -37,6 +37,32 @@ def create_key(
         note(f"its account's webhooks are signed with {secret}")
 
 
+@keys.command("account")
+def show_account(
+    name: Annotated[str, typer.Argument(help="Which account.")] = "default",
+    embed_parameters: Annotated[
+        bool | None, typer.Option(help="Write into each PNG what it was drawn from, its prompt included.")
+    ] = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an account has chosen, or choose for it."""
+    from local.access import open_database
+    from storage import accounts
+
+    with open_database(data_dir) as db:
+        account_id = accounts.find_account(db, name)
+        if account_id is None:
+            fail(f"there is no account {name!r}")
+        if embed_parameters is not None:
+            accounts.embed_parameters(db, account_id, embed_parameters)
+        embeds = accounts.embeds_parameters(db, account_id)
+    if as_json:
+        print_json({"id": account_id, "name": name, "embed_parameters": embeds})
+    else:
+        out.print(f"{account_id} {name}: parameters in its PNGs: {'yes' if embeds else 'no'}", markup=False)
+
+
 @keys.command("list")
 def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
     """List every key, never its secret."""

@@ -72,6 +72,23 @@ def find_account(db: Database, name: str) -> str | None:
         return connection.execute(query).scalar_one_or_none()
 
 
+def embeds_parameters(db: Database, account_id: str) -> bool:
+    """Whether what the account's images were drawn from is written into them; raises `NotFound`."""
+    query = select(accounts.c.embed_parameters).where(accounts.c.id == account_id)
+    with db.transaction() as connection:
+        wanted: bool | None = connection.execute(query).scalar_one_or_none()
+    if wanted is None:
+        raise NotFound(f"no account {account_id!r}")
+    return wanted
+
+
+def embed_parameters(db: Database, account_id: str, wanted: bool) -> None:
+    """Have it done, or not any more, in images that are drawn from now on."""
+    statement = update(accounts).where(accounts.c.id == account_id).values(embed_parameters=wanted)
+    with db.transaction() as connection:
+        connection.execute(statement)
+
+
 def webhook_secret(db: Database, account_id: str) -> str:
     """What the account's receivers verify signatures with; raises `NotFound`."""
     query = select(accounts.c.webhook_secret).where(accounts.c.id == account_id)

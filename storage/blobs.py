@@ -114,15 +114,15 @@ class Blobs:
         with _translated():
             return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
-    def presign(self, key: str, *, seconds: int, filename: str) -> str:
-        """A GET link that works for `seconds` (SigV4 in the query); `filename` is never a client's."""
+    def presign(self, key: str, *, seconds: int, filename: str, content_type: str) -> str:
+        """A GET link that works for `seconds` (SigV4 in the query); neither name is ever a client's."""
         return self._signer.generate_presigned_url(
             "get_object",
             Params={
                 "Bucket": self.bucket,
                 "Key": key,
                 "ResponseContentDisposition": f'inline; filename="{filename}"',
-                "ResponseContentType": "image/png",
+                "ResponseContentType": content_type,
             },
             ExpiresIn=seconds,
         )

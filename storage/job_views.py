@@ -60,6 +60,8 @@ class Job:
     seed: int
     num_images: int
     strict: bool
+    output_format: str
+    output_quality: int | None
     webhook_url: str | None
     batch_id: str | None
     batch_line: int | None

@@ -34,11 +34,12 @@ class Lease:
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that is now this worker's, and how long its owner still wants it."""
+    """A job that is now this worker's, how long its owner still wants it, and what the account wants."""
 
     job: Job
     lease: Lease
     seconds_left: float | None
+    embed_parameters: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def claim(
         return None
     row = rows[0]
     lease = Lease(row.id, row.attempt, str(row.lease_token))
-    return Claim(job_from_row(row), lease, row.seconds_left)
+    return Claim(job_from_row(row), lease, row.seconds_left, row.embed_parameters)
 
 
 def mark_solo(db: Database, lease: Lease) -> bool:
@@ -259,7 +260,9 @@ def _move(
                    webhook_url, clock_timestamp()
               FROM moved WHERE webhook_url IS NOT NULL AND state = ANY(:terminal)
         )
-        SELECT moved.*, extract(epoch FROM deadline_at - clock_timestamp())::float8 AS seconds_left FROM moved
+        SELECT moved.*, extract(epoch FROM deadline_at - clock_timestamp())::float8 AS seconds_left,
+               (SELECT embed_parameters FROM accounts WHERE id = moved.account_id) AS embed_parameters
+          FROM moved
         """
     )
     bound = {

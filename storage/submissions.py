@@ -37,6 +37,8 @@ class NewJob:
     step_cache: int = 1
     num_images: int = 1
     strict: bool = False
+    output_format: str = "png"
+    output_quality: int | None = None
     deadline_seconds: float | None = None
     webhook_url: str | None = None
     idempotency_key: str | None = None

@@ -35,6 +35,8 @@ accounts = Table(
     # Signs beside the new one until receivers have changed over.
     Column("previous_webhook_secret", Text),
     _instant("previous_webhook_secret_until"),
+    # Whether its images carry what they were drawn from.
+    Column("embed_parameters", Boolean, nullable=False, server_default="false"),
 )
 
 api_keys = Table(
@@ -86,6 +88,8 @@ jobs = Table(
     Column("seed", BigInteger, nullable=False),
     Column("num_images", Integer, nullable=False),
     Column("strict", Boolean, nullable=False),
+    Column("output_format", Text, nullable=False),
+    Column("output_quality", Integer),  # absent: a format's own; a PNG has none
     Column("webhook_url", Text),
     # Where it came from.
     Column("batch_id", Text, ForeignKey("batches.id")),

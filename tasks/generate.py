@@ -24,7 +24,8 @@ from storage.errors import StorageError, Unavailable
 from storage.job_views import Job, JobWarning, StoredImage
 from storage.jobs import Claim, WorkerName
 from tasks.holdings import Handle, Holding, Holdings
-from tasks.image_file import CONTENT_TYPE, encode_png
+from tasks.image_file import content_type, encode_image
+from tasks.image_parameters import parameters_of
 
 log = structlog.get_logger()
 
@@ -144,19 +145,25 @@ class Generate:
         stored = []
         file_seconds = upload_seconds = 0.0
         for index, image in enumerate(generated):
-            started = time.monotonic()
-            data = encode_png(image.pixels)
+            seed, started = seed_of(claim.job, index), time.monotonic()
+            data = encode_image(
+                image.pixels,
+                claim.job.output_format,
+                quality=claim.job.output_quality,
+                parameters=parameters_of(claim.job, seed) if claim.embed_parameters else None,
+            )
             encoded = time.monotonic()
             key = object_key(claim, index)
             blob = self._blobs.put(
-                key, data, content_type=CONTENT_TYPE, budget_seconds=self._plan.upload_seconds
+                key,
+                data,
+                content_type=content_type(claim.job.output_format),
+                budget_seconds=self._plan.upload_seconds,
             )
             file_seconds += encoded - started
             upload_seconds += time.monotonic() - encoded
             height, width = image.pixels.shape[:2]
-            stored.append(
-                StoredImage(index, seed_of(claim.job, index), key, blob.sha256, blob.num_bytes, width, height)
-            )
+            stored.append(StoredImage(index, seed, key, blob.sha256, blob.num_bytes, width, height))
         return stored, {"file_seconds": file_seconds, "upload_seconds": upload_seconds}
 
     def _finish(
@@ -264,7 +271,7 @@ def seed_of(job: Job, index: int) -> int:
 def object_key(claim: Claim, index: int) -> str:
     """A key that no other attempt, worker or account can have chosen."""
     job, tail = claim.job, secrets.token_hex(8)
-    return f"{job.account_id}/{job.id}/a{claim.lease.attempt}/{index}-{tail}.png"
+    return f"{job.account_id}/{job.id}/a{claim.lease.attempt}/{index}-{tail}.{job.output_format}"
 
 
 def timings_of(generated: Sequence[GeneratedImage]) -> dict[str, float]:

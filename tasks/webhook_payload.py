@@ -17,8 +17,8 @@ from storage.states import State
 
 _OF_JOB = (
     "id", "state", "tier", "model", "lane", "width", "height", "num_inference_steps", "guidance_scale",
-    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "batch_id",
-    "batch_line", "retry_of", "attempt", "created_at", "started_at", "finished_at",
+    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "output_format", "output_quality",
+    "batch_id", "batch_line", "retry_of", "attempt", "created_at", "started_at", "finished_at",
 )  # fmt: skip
 _OF_BATCH = ("id", "state", "filename", "num_jobs", "created_at", "finished_at")
 

@@ -72,6 +72,8 @@ class Admission:
         if scheduler not in model.schedulers:
             known = ", ".join(model.schedulers)
             errors.append(FieldError("scheduler", f"is not one of this model's schedulers: {known}"))
+        if request.output_format == "png" and request.output_quality is not None:
+            errors.append(FieldError("output_quality", "has no meaning for a png, which is lossless"))
         tier = self._tier_for(model, width, height)
         if tier is None:
             errors.append(FieldError("width", _pixels_detail(model, width, height)))
@@ -94,6 +96,8 @@ class Admission:
             seed=secrets.randbelow(MAX_DRAWN_SEED) if request.seed is None else request.seed,
             num_images=request.num_images,
             strict=request.strict,
+            output_format=request.output_format,
+            output_quality=request.output_quality,
             deadline_seconds=request.deadline_seconds,
             webhook_url=request.webhook_url,
             batch_line=batch_line,
@@ -140,6 +144,8 @@ class Admission:
             seed=job.seed,
             num_images=job.num_images,
             strict=job.strict,
+            output_format=job.output_format,
+            output_quality=job.output_quality,
             deadline_seconds=deadline,
             webhook_url=job.webhook_url,
             retry_of=job.id,

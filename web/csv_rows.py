@@ -15,7 +15,9 @@ from web.refusals import FieldError, InvalidCsv
 from web.schemas import JOB_FIELDS
 
 COLUMNS = tuple(name for name in JOB_FIELDS if name != "lane")  # a batch is always bulk
-INTEGERS = frozenset({"width", "height", "num_inference_steps", "step_cache", "seed", "num_images"})
+INTEGERS = frozenset(
+    {"width", "height", "num_inference_steps", "step_cache", "seed", "num_images", "output_quality"}
+)
 NUMBERS = frozenset({"guidance_scale", "guidance_cutoff", "deadline_seconds"})
 BOOLEANS = {"true": True, "false": False}  # of the column `strict`
 MAX_INTEGER_DIGITS = 40

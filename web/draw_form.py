@@ -25,7 +25,7 @@ NUMBERS = (
     "width", "height", "num_inference_steps", "guidance_scale", "guidance_cutoff", "step_cache", "seed",
     "num_images",
 )  # fmt: skip
-FIELDS = ("prompt", "negative_prompt", "tier", *NUMBERS, "scheduler")
+FIELDS = ("prompt", "negative_prompt", "tier", *NUMBERS, "scheduler", "output_format")
 _ONCE = re.compile(r"[0-9a-f]{32}")
 
 
@@ -81,7 +81,7 @@ class DrawForm:
         """What the form asks for; raises `InvalidRequest` naming every field that cannot be read."""
         asked: dict[str, object] = {"prompt": self.values.get("prompt", "")}
         errors = []
-        for name in ("negative_prompt", "scheduler", *NUMBERS):
+        for name in ("negative_prompt", "scheduler", "output_format", *NUMBERS):
             text = self.values.get(name, "")
             if not text.strip():
                 continue  # left empty: the model's default
@@ -133,4 +133,5 @@ def limits(catalogue: "Catalogue") -> dict[str, str]:
         "guidance_cutoff": "0 to 1 of the steps, the first ones; 1 if empty",
         "seed": f"0 to {MAX_SEED}; drawn if empty",
         "num_images": f"1 to {MAX_NUM_IMAGES}; image i uses seed + i",
+        "output_format": "png and webp are lossless, jpeg has quality 90",
     }

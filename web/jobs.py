@@ -126,7 +126,7 @@ def open_image(path: ImagePath) -> AnyResponse:
     image = next((image for image in job.images if image.index == path.index), None)
     if image is None or image.deleted_at is not None:
         raise ImageNotFound(f"job {job.id!r} is {job.state} and has no image {path.index}")
-    response = redirect(signed_url(job.id, image), 302)
+    response = redirect(signed_url(job, image), 302)
     response.headers["Cache-Control"] = "no-store"
     return response
 

@@ -11,6 +11,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import get_args
 
 import structlog
 from flask import Blueprint, Response, make_response, redirect, render_template, request
@@ -28,7 +29,7 @@ from web.jobs import submit
 from web.refusals import FieldError, InvalidRequest
 from web.resources import JobResource, job_resource, job_resources
 from web.same_site import refuse_cross_site
-from web.schemas import JOB_ID
+from web.schemas import JOB_ID, JobRequest
 from web.session import keep
 from web.tiers import tier_resources
 from web.wiring import is_https, url_of, wired
@@ -39,7 +40,7 @@ JOBS_A_PAGE = 12
 _OUR_PAGES = re.compile(rf"/(jobs(/{JOB_ID[1:-1]})?)?")
 _SAME_IN_REQUEST = (
     "prompt", "negative_prompt", "model", "width", "height", "num_inference_steps", "guidance_scale",
-    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images",
+    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "output_format", "output_quality",
 )  # fmt: skip
 
 blueprint = Blueprint("page", __name__, template_folder="templates")
@@ -137,6 +138,7 @@ def front_page(form: DrawForm, account_id: str | None, *, status: int = 200, aft
         catalogue=catalogue,
         limits=limits(catalogue),
         schedulers=list(dict.fromkeys(name for model in catalogue.models for name in model.schedulers)),
+        output_formats=get_args(JobRequest.model_fields["output_format"].annotation),
         form=form,
         after=after,
         jobs_url=url_of("/v1/jobs"),
@@ -171,7 +173,8 @@ def _jobs_of(account_id: str, cursor: str | None) -> JobPage:
 
 def _command_for(job: JobResource) -> str:
     """The same job again from a shell, quoted for it."""
-    body = json.dumps({name: getattr(job, name) for name in _SAME_IN_REQUEST}, ensure_ascii=False)
+    asked = {name: getattr(job, name) for name in _SAME_IN_REQUEST}
+    body = json.dumps({name: value for name, value in asked.items() if value is not None}, ensure_ascii=False)
     return (
         f'curl {shlex.quote(url_of("/v1/jobs"))} -H "Authorization: Bearer $CALOTYPE_API_KEY" \\\n'
         f'  -H "Content-Type: application/json" -H "Prefer: wait=60" \\\n  -d {shlex.quote(body)}'

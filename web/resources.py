@@ -72,6 +72,8 @@ class JobResource(BaseModel):
     seed: int
     num_images: int
     strict: bool
+    output_format: str = Field(description="png, webp or jpeg")
+    output_quality: int | None = Field(description="Null for the format's own.")
     images: list[ImageResource]
     error: JobError | None
     warnings: list[JobWarningResource]
@@ -175,18 +177,22 @@ def image_url(job_id: str, index: int) -> str:
     return url_of(f"/v1/jobs/{job_id}/images/{index}")
 
 
-def signed_url(job_id: str, image: StoredImage) -> str:
+def signed_url(job: Job, image: StoredImage) -> str:
     """A link that opens the image without a key, for a while."""
     wiring = wired()
-    filename = f"{job_id}-{image.index}.png"
-    return wiring.blobs.presign(image.object_key, seconds=wiring.image_url_seconds, filename=filename)
+    return wiring.blobs.presign(
+        image.object_key,
+        seconds=wiring.image_url_seconds,
+        filename=f"{job.id}-{image.index}.{job.output_format}",
+        content_type=f"image/{job.output_format}",  # the formats are named as their media types are
+    )
 
 
 def _image(job: Job, image: StoredImage) -> ImageResource:
     there = image.deleted_at is None
     return ImageResource(
         index=image.index,
-        url=signed_url(job.id, image) if there else None,
+        url=signed_url(job, image) if there else None,
         width=image.width,
         height=image.height,
         sha256=image.sha256,

@@ -85,6 +85,12 @@ class JobRequest(BaseModel):
         None, description="The same seed gives the same image. Drawn below 2^32 if left out."
     )
     num_images: int = Field(1, ge=1, le=MAX_NUM_IMAGES, description="Image i uses seed + i.")
+    output_format: Literal["png", "webp", "jpeg"] = Field(
+        "png", description="A PNG is lossless, and so is a WebP without `output_quality`."
+    )
+    output_quality: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        None, description="Of a JPEG (90 if left out) or of a lossy WebP; a PNG has none."
+    )
     lane: Literal["interactive", "bulk"] = Field(
         "interactive", description="Bulk work waits for interactive."
     )

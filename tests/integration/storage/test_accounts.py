@@ -8,6 +8,18 @@ from storage.database import Database
 from storage.errors import NotFound
 
 
+def test_parameters_stay_out_of_images_until_the_account_wants_them(database: Database, account: str) -> None:
+    other = accounts.create_account(database, "another")
+    assert accounts.embeds_parameters(database, account) is False
+    accounts.embed_parameters(database, account, True)
+    assert accounts.embeds_parameters(database, account) is True
+    assert accounts.embeds_parameters(database, other) is False
+    accounts.embed_parameters(database, account, False)
+    assert accounts.embeds_parameters(database, account) is False
+    with pytest.raises(NotFound):
+        accounts.embeds_parameters(database, "acc_nobody")
+
+
 def test_a_key_opens_its_own_account_and_no_other(database: Database, account: str, api_key: str) -> None:
     principal = accounts.authenticate(database, api_key)
     assert principal is not None

@@ -38,11 +38,11 @@ def test_another_objects_key_is_never_overwritten(blobs: Blobs, key: str) -> Non
 
 def test_a_presigned_link_shows_one_image_and_nothing_else(blobs: Blobs, key: str) -> None:
     put(blobs, key)
-    link = blobs.presign(key, seconds=60, filename="a.png")
+    link = blobs.presign(key, seconds=60, filename="a.webp", content_type="image/webp")
     answer = httpx2.get(link, trust_env=False)
     assert (answer.status_code, answer.content) == (200, b"picture")
-    assert answer.headers["content-type"] == "image/png"
-    assert 'filename="a.png"' in answer.headers["content-disposition"]
+    assert answer.headers["content-type"] == "image/webp"
+    assert 'filename="a.webp"' in answer.headers["content-disposition"]
     assert httpx2.get(link.partition("?")[0], trust_env=False).status_code == 403
     assert httpx2.get(link.replace(key, key + "x"), trust_env=False).status_code == 403
     assert httpx2.put(link, content=b"mine", trust_env=False).status_code in (400, 403, 405)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from engine.errors import Canceled, DeviceLost, EngineStopped, GenerationFailed, NumericError
 from engine.request import GenerationRequest, RequestWarning
-from storage import jobs
+from storage import accounts, jobs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.job_views import JobWarning, get
@@ -50,6 +50,48 @@ def test_what_a_job_leaves_out_reaches_the_engine(
     generate(make_job(guidance_cutoff=0.5, step_cache=3).id)
     (handle,) = engine.handles
     assert (handle.request.guidance_cutoff, handle.request.step_cache) == (0.5, 3)
+
+
+def test_parameters_are_in_the_image_only_if_its_account_wants_them(
+    database: Database, blobs: Blobs, generate: Generate, make_job: MakeJob
+) -> None:
+    """And then they draw it again: the seed is the image's own."""
+    first = make_job(prompt="ein rötliches Herz", num_images=2, seed=7)
+    generate(first.id)
+    accounts.embed_parameters(database, first.account_id, True)
+    second = make_job(prompt="ein rötliches Herz", num_images=2, seed=7)
+    generate(second.id)
+    (silent, _), (_, told) = (get(database, job.account_id, job.id).images for job in (first, second))
+    assert png_text(blobs.get(silent.object_key)) == {}
+    assert png_text(blobs.get(told.object_key)) == {
+        "software": "calotype",
+        "prompt": "ein rötliches Herz",
+        "negative_prompt": "",
+        "model": "tiny",
+        "width": "16",
+        "height": "8",
+        "num_inference_steps": "4",
+        "guidance_scale": "4.0",
+        "guidance_cutoff": "1.0",
+        "step_cache": "1",
+        "scheduler": "ddim",
+        "seed": "8",
+        "job_id": second.id,
+    }
+
+
+def png_text(data: bytes) -> dict[str, str]:
+    picture = Image.open(io.BytesIO(data))
+    picture.load()
+    return dict(picture.text)  # type: ignore[attr-defined]
+
+
+def test_the_engine_is_told_whose_request_it_is(
+    generate: Generate, engine: FakeEngine, make_job: MakeJob
+) -> None:
+    job = make_job()
+    generate(job.id)
+    assert engine.handles[0].request.account == job.account_id
 
 
 def test_what_the_engine_warns_of_is_on_the_job_once_for_all_its_images(

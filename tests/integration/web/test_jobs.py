@@ -18,7 +18,8 @@ from web.wiring import EXTENSION, Wiring
 FIELDS = {
     "id", "state", "eta_seconds", "queue_position", "waiting_reason", "progress", "attempt", "tier", "model",
     "lane", "prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale",
-    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "strict", "images", "error",
+    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "strict", "output_format",
+    "output_quality", "images", "error",
     "warnings", "worker", "batch_id", "batch_line", "retry_of", "created_at", "started_at", "finished_at",
     "timings", "links",
 }  # fmt: skip

@@ -259,7 +259,8 @@ def test_the_form_draws_and_begins_a_session(browser: FlaskClient, api_key: str,
     typed = {
         "api_key": api_key, "prompt": "a blue star\r\non yellow", "negative_prompt": "text", "tier": "hd",
         "num_inference_steps": "4", "guidance_scale": "2.5", "seed": "7", "num_images": "2",
-        "scheduler": "euler", "width": "", "height": "", "guidance_cutoff": "0.5", "step_cache": "2",
+        "scheduler": "euler", "output_format": "webp", "width": "", "height": "", "guidance_cutoff": "0.5",
+        "step_cache": "2",
     }  # fmt: skip
     answer = browser.post("/", data=typed)
     assert answer.status_code == 303
@@ -268,7 +269,8 @@ def test_the_form_draws_and_begins_a_session(browser: FlaskClient, api_key: str,
     expected = {
         "prompt": "a blue star\non yellow", "negative_prompt": "text", "tier": "hd", "width": 192,
         "height": 192, "num_inference_steps": 4, "guidance_scale": 2.5, "seed": 7, "num_images": 2,
-        "scheduler": "euler", "guidance_cutoff": 0.5, "step_cache": 2, "state": "queued",
+        "scheduler": "euler", "output_format": "webp", "guidance_cutoff": 0.5, "step_cache": 2,
+        "state": "queued",
     }  # fmt: skip
     assert {name: job[name] for name in expected} == expected
     assert "a blue star" in assert_sound(browser.get(path))

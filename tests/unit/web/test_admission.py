@@ -39,6 +39,13 @@ def test_a_drawn_seed_is_one_that_every_json_client_keeps(catalogue: Catalogue) 
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
+def test_a_file_is_a_png_unless_another_is_asked_for(catalogue: Catalogue) -> None:
+    assert (admit(catalogue).output_format, admit(catalogue).output_quality) == ("png", None)
+    lossy = admit(catalogue, output_format="webp", output_quality=1)
+    assert (lossy.output_format, lossy.output_quality) == ("webp", 1)
+    assert admit(catalogue, output_format="webp").output_quality is None
+
+
 @pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1])
 def test_every_seed_in_range_is_kept(catalogue: Catalogue, seed: int) -> None:
     assert admit(catalogue, seed=seed).seed == seed
@@ -97,6 +104,13 @@ BAD = [
     ({"num_images": 0}, "num_images", "1"),
     ({"num_images": 5}, "num_images", "4"),
     ({"num_images": True}, "num_images", "integer"),
+    ({"output_format": "gif"}, "output_format", "'png', 'webp' or 'jpeg'"),
+    ({"output_format": "PNG"}, "output_format", "'png', 'webp' or 'jpeg'"),
+    ({"output_format": "jpeg", "output_quality": 0}, "output_quality", "1"),
+    ({"output_format": "jpeg", "output_quality": 101}, "output_quality", "100"),
+    ({"output_format": "jpeg", "output_quality": 9.5}, "output_quality", "integer"),
+    ({"output_format": "png", "output_quality": 90}, "output_quality", "png"),
+    ({"output_quality": 90}, "output_quality", "png"),
     ({"lane": "express"}, "lane", "'interactive' or 'bulk'"),
     ({"deadline_seconds": 0}, "deadline_seconds", "0"),
     ({"deadline_seconds": 1e9}, "deadline_seconds", "604800"),
