@@ -45,6 +45,7 @@ COPY engine engine
 COPY storage storage
 COPY local local
 COPY models/tiny models/tiny
-RUN chmod -R a+rX /app
+# A named volume takes its owner from the folder that it is mounted on.
+RUN chmod -R a+rX /app && install -d -o 10001 profiles
 USER 10001
 CMD ["python", "-m", "cli", "worker", "--device", "cpu:0"]

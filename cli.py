@@ -19,6 +19,7 @@ from cli_config import config, description
 from cli_jobs import jobs
 from cli_keys import keys
 from cli_local import local
+from cli_profile import profiling
 from client.api import ApiError, Unreachable
 from settings import ROOT, Settings, SettingsError, load_settings
 from terminal import EXIT_UNREACHABLE, EXIT_USAGE, end_quietly, fail, print_text, without_style
@@ -29,6 +30,7 @@ app.add_typer(jobs)
 app.add_typer(keys, name="keys", help="API keys.")
 app.add_typer(config, name="config", help="Settings and calotype.toml.")
 app.add_typer(description)
+app.add_typer(profiling)
 
 
 def main() -> None:

@@ -284,6 +284,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     config: Path = ROOT / "calotype.toml"
+    profiles_dir: Path = ROOT / "profiles"
     database_url: SecretStr = SecretStr("")
     broker_url: SecretStr = SecretStr("")
     broker_key_prefix: str = "calotype:"

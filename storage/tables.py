@@ -208,4 +208,25 @@ workers = Table(
     _instant("started_at", nullable=False),
     _instant("seen_at", nullable=False),
     _instant("stopped_at"),
+    # Tier -> the fingerprint of the profile that is right for this worker there.
+    Column("fingerprints", JSONB, nullable=False),
+)
+
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("tier", Text, primary_key=True),
+    Column("fingerprint", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("device_kind", Text, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("steps", JSONB, nullable=False),
+    Column("encode_seconds", Double, nullable=False),
+    Column("decode_seconds", Double, nullable=False),
+    Column("num_guided_rows", Integer, nullable=False),
+    Column("knee_rows", Integer, nullable=False),
+    Column("max_rows", Integer, nullable=False),
+    Column("batching_pays", Boolean, nullable=False),
+    _instant("published_at", nullable=False),
 )

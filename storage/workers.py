@@ -6,8 +6,8 @@ leases back, in one transaction. Whether the worker deserves one is for its call
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import Connection, func, select, text
@@ -30,6 +30,8 @@ class Worker:
     interactive_slots: int
     bulk_slots: int
     promise: str
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """By tier, whose profile in `storage.profiles` is right for it."""
     started_at: datetime | None = None
     seen_at: datetime | None = None
 
@@ -99,9 +101,9 @@ def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool) -
         text(
             """
             INSERT INTO workers (id, boot_id, host, pid, device, tiers, interactive_slots, bulk_slots,
-                                 promise, started_at, seen_at, stopped_at)
+                                 promise, fingerprints, started_at, seen_at, stopped_at)
             VALUES (:id, :boot_id, :host, :pid, :device, CAST(:tiers AS jsonb), :interactive_slots,
-                    :bulk_slots, :promise, clock_timestamp(), clock_timestamp(),
+                    :bulk_slots, :promise, CAST(:fingerprints AS jsonb), clock_timestamp(), clock_timestamp(),
                     CASE WHEN :is_leaving THEN clock_timestamp() END)
             ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, stopped_at = excluded.stopped_at
             """
@@ -111,6 +113,7 @@ def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool) -
             "interactive_slots": worker.interactive_slots,
             "bulk_slots": worker.bulk_slots,
             "tiers": json.dumps(worker.tiers),
+            "fingerprints": json.dumps(dict(worker.fingerprints)),
             "is_leaving": is_leaving,
         },
     )

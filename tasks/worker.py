@@ -9,25 +9,29 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
 from engine.engine import Engine
 from engine.errors import LoadError
-from engine.load import ModelSpec, load_engine
-from settings import Settings
+from engine.load import LoadedModels, ModelSpec, load_models
+from settings import Model, Settings
 from storage.blobs import Blobs
 from storage.database import Database
+from storage.errors import StorageError
 from storage.jobs import WorkerName
+from storage.profiles import publish
 from storage.workers import Worker, expire_leases, say_goodbye
 from tasks.app import make_celery
 from tasks.consumer import Consumer
 from tasks.generate import Generate, GeneratePlan
 from tasks.heart import Heart
 from tasks.holdings import Holdings
+from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
 from tasks.queues import queues_of
 
 log = structlog.get_logger()
@@ -51,10 +55,13 @@ class WorkerOptions:
 def run_worker(settings: Settings, options: WorkerOptions) -> int:
     """Serve until SIGTERM; returns the exit code. Non-zero when the engine cannot be loaded."""
     settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
-    engine = _load(settings, options)
-    if engine is None:
+    loaded = _load(settings, options)
+    if loaded is None:
         return EXIT_NO_ENGINE
-    worker = _describe(options, engine)
+    tiers = [tier for tier in settings.catalogue.tiers if tier.name in options.tiers]
+    profiles = worker_profiles(ProfileFolder(settings.profiles_dir), tiers, loaded)
+    engine = Engine(loaded.families, profiles.engine.capped(loaded.row_limits), promise=loaded.promise)
+    worker = _describe(options, engine, profiles)
     db = Database(
         settings.database_url.get_secret_value(), options.interactive_slots + options.bulk_slots + 2
     )
@@ -92,6 +99,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     drain = threading.Thread(
         target=_drain, args=(engine, heart, options, settings.drain_seconds), name="drain", daemon=True
     )
+    threading.Thread(target=_publish, args=(db, profiles), daemon=True, name="profiles").start()
     engine.start()
     heart.start()
     try:
@@ -107,31 +115,11 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         say_goodbye(heart_db, worker.boot_id)
 
 
-def _load(settings: Settings, options: WorkerOptions) -> Engine | None:
+def _load(settings: Settings, options: WorkerOptions) -> LoadedModels | None:
     names = {tier.model for tier in settings.catalogue.tiers if tier.name in options.tiers}
     models = [model for model in settings.catalogue.models if model.name in names]
     try:
-        return load_engine(
-            [
-                ModelSpec(
-                    name=model.name,
-                    path=_model_path(settings, model.path),
-                    revision=model.revision,
-                    family=model.family,
-                    variant=model.variant,
-                    dtype=model.dtype,
-                    local_files_only=model.local_files_only,
-                )
-                for model in models
-            ],
-            # CUDA_VISIBLE_DEVICES leaves one GPU to this process, and inside it has number 0.
-            device="cuda:0" if options.device.startswith("cuda") else options.device,
-            row_limits={
-                model.name: {tier.max_pixels: tier.max_step_batch_rows for tier in model.tiers}
-                for model in models
-            },
-            num_threads=options.num_threads,
-        )
+        return load_planned(settings, models, device=options.device, num_threads=options.num_threads)
     except LoadError as error:
         log.error("engine_not_loaded", code=error.code, error=str(error), device=options.device)
         return None
@@ -140,12 +128,39 @@ def _load(settings: Settings, options: WorkerOptions) -> Engine | None:
         return None
 
 
+def load_planned(
+    settings: Settings, models: Sequence[Model], *, device: str, num_threads: int | None = None
+) -> LoadedModels:
+    """Load models as `calotype.toml` describes them; raises what `load_models` raises."""
+    return load_models(
+        [
+            ModelSpec(
+                name=model.name,
+                path=_model_path(settings, model.path),
+                revision=model.revision,
+                family=model.family,
+                variant=model.variant,
+                dtype=model.dtype,
+                local_files_only=model.local_files_only,
+            )
+            for model in models
+        ],
+        # CUDA_VISIBLE_DEVICES leaves one GPU to this process, and inside it has number 0.
+        device="cuda:0" if device.startswith("cuda") else device,
+        row_limits={
+            model.name: {tier.max_pixels: tier.max_step_batch_rows for tier in model.tiers}
+            for model in models
+        },
+        num_threads=num_threads,
+    )
+
+
 def _model_path(settings: Settings, path: str) -> str:
     beside_config = settings.config.resolve().parent / path
     return str(beside_config) if beside_config.is_dir() else path
 
 
-def _describe(options: WorkerOptions, engine: Engine) -> Worker:
+def _describe(options: WorkerOptions, engine: Engine, profiles: WorkerProfiles) -> Worker:
     boot_id = os.environ.get("CALOTYPE_BOOT_ID") or str(uuid.uuid4())
     host = socket.gethostname()
     return Worker(
@@ -158,6 +173,7 @@ def _describe(options: WorkerOptions, engine: Engine) -> Worker:
         interactive_slots=options.interactive_slots,
         bulk_slots=options.bulk_slots,
         promise=engine.promise,
+        fingerprints=profiles.fingerprints,
     )
 
 
@@ -170,6 +186,20 @@ def _blobs(settings: Settings) -> Blobs:
         secret_key=settings.s3_secret_key.get_secret_value(),
         bucket=settings.bucket,
     )
+
+
+def _publish(db: Database, profiles: WorkerProfiles) -> None:
+    """Tell the others what steps cost here, as soon as Postgres can be reached."""
+    for tier, key in profiles.keys.items():
+        profile = profiles.found.get(tier)
+        if profile is None:
+            log.info("profile_not_there", tier=tier, device=key.device_kind, fingerprint=key.fingerprint)
+        else:
+            log.info("profile_used", tier=tier, max_rows=profile.max_rows, pays=profile.batching_pays)
+    tries = Retrying(
+        retry=retry_if_exception_type(StorageError), wait=wait_random_exponential(multiplier=0.5, max=30)
+    )
+    tries(publish, db, profiles.stored)
 
 
 def _drain(engine: Engine, heart: Heart, options: WorkerOptions, seconds: float) -> None:

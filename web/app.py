@@ -18,6 +18,7 @@ from storage.database import Database
 from storage.delivery_views import num_pending, seconds_late
 from storage.job_views import states_of
 from storage.workers import num_live_workers
+from storage.workloads import workload
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
 from web import batches, docs, health, jobs, page, sign_in, tiers, webhook_deliveries
@@ -26,6 +27,7 @@ from web.admission import Admission
 from web.api_request import ApiRequest
 from web.auth import KeyRing
 from web.errors import Problem, answer_invalid, register_errors
+from web.forecast import Forecast
 from web.html_errors import register_unknown_addresses
 from web.metrics import Metrics
 from web.security_headers import register_security_headers
@@ -121,6 +123,9 @@ def _wire(settings: Settings) -> Wiring:
         keys=KeyRing(db, sessions),
         waiter=waiter,
         metrics=metrics,
+        forecast=Forecast(
+            lambda: workload(db, alive_seconds=settings.worker_alive_seconds), settings.catalogue
+        ),
         public_url=settings.public_url,
         redispatch_seconds=settings.redispatch_seconds,
         max_attempts=settings.max_attempts,

@@ -50,7 +50,9 @@ class JobResource(BaseModel):
 
     id: str
     state: State
-    eta_seconds: float | None = Field(None, description="Null until it can be honest.")
+    eta_seconds: float | None = Field(
+        None, description="Until its images are drawn, by measured profiles. Null where it cannot be honest."
+    )
     queue_position: int | None = Field(
         None, description="1 is next in its tier and lane. Null while it has no bell, and beyond 1001."
     )
@@ -136,7 +138,11 @@ class TierResource(BaseModel):
     num_live_workers: int
     can_serve: bool
     promise: str | None = Field(description="How equal images are: the weakest over the live workers.")
-    eta_seconds: float | None = None
+    eta_seconds: float | None = Field(
+        None,
+        description="Of an interactive job of the default size, steps and guidance that came now. "
+        "Null where it cannot be honest.",
+    )
 
 
 class TierList(BaseModel):
@@ -152,16 +158,17 @@ def job_resource(job: Job) -> JobResource:
 
 def job_resources(account_id: str, jobs: Sequence[Job]) -> list[JobResource]:
     """The same of many jobs of one account; one query for all that wait."""
-    waits = waits_of_jobs(account_id, jobs)
-    return [_job_resource(job, waits.get(job.id)) for job in jobs]
+    waits, etas = waits_of_jobs(account_id, jobs), wired().forecast.of_jobs(jobs)
+    return [_job_resource(job, waits.get(job.id), etas.get(job.id)) for job in jobs]
 
 
-def _job_resource(job: Job, wait: Wait | None) -> JobResource:
+def _job_resource(job: Job, wait: Wait | None, eta_seconds: float | None) -> JobResource:
     return JobResource(
         **{name: getattr(job, name) for name in _SAME_IN_ROW_AND_RESOURCE},
         images=[_image(job, image) for image in job.images],
         error=_error(job),
         warnings=[JobWarningResource(**warning) for warning in job.warnings],
+        eta_seconds=eta_seconds,
         queue_position=wait.position if wait else None,
         waiting_reason=wait.reason if wait else None,
         links=_job_links(job),

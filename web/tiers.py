@@ -51,6 +51,7 @@ def tier_resources() -> list[TierResource]:
     wiring = wired()
     depth = waiting(wiring.db)
     workers = live_workers(wiring.db, wiring.worker_alive_seconds)
+    etas = wiring.forecast.of_tiers()
     found = []
     for tier in wiring.catalogue.tiers:
         serving = [worker for worker in workers if tier.name in worker.tiers]
@@ -68,6 +69,7 @@ def tier_resources() -> list[TierResource]:
                 num_live_workers=len(serving),
                 can_serve=bool(serving),
                 promise=weakest_promise(serving),
+                eta_seconds=etas.get(tier.name),
             )
         )
     return found

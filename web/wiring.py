@@ -11,6 +11,7 @@ from storage.database import Database
 from tasks.dispatch import Dispatcher
 from web.admission import Admission
 from web.auth import KeyRing
+from web.forecast import Forecast
 from web.metrics import Metrics
 from web.waiting import Waiter
 
@@ -33,6 +34,7 @@ class Wiring:
     keys: KeyRing
     waiter: Waiter
     metrics: Metrics
+    forecast: Forecast
     public_url: str
     redispatch_seconds: float
     max_attempts: int

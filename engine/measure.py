@@ -1,0 +1,188 @@
+"""Makes a profile: runs real steps, encodings and decodings of a loaded model and takes their medians.
+
+Buckets take turns within each round, so that a machine that slows down meanwhile slows all of them; the
+first round warms up and is dropped. Memory is CUDA's own peak (not yet seen on a GPU); on a CPU it is not
+measured. It knows families and generations, and not what becomes of a profile.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+
+from engine.errors import OutOfMemory
+from engine.families.family import Family
+from engine.generation import Generation
+from engine.models import Models
+from engine.policy import SMALLEST_BUCKET, bucket_rows
+from engine.profile import Profile, ProfileKey, StepCost
+from engine.request import GenerationRequest, scheduler_named
+from engine.runner import Runner, translate
+
+MIN_ROUNDS = 5
+NUM_STEPS = 20
+GUIDANCE_SCALE = 4.0
+PROMPT = "a red circle to the left of a blue square on a white background"
+
+
+def profile_key(family: Family, width: int, height: int, device_name: str) -> ProfileKey:
+    """What the costs of `family` at this size depend on; `device_name` is a CPU's, a GPU tells its own."""
+    is_gpu = family.device.type == "cuda"
+    return ProfileKey(
+        model_digest=model_digest(family),
+        dtype=str(family.dtype).removeprefix("torch."),
+        device_name=torch.cuda.get_device_name(family.device) if is_gpu else device_name,
+        num_threads=0 if is_gpu else torch.get_num_threads(),
+        torch_version=torch.__version__,
+        width=width,
+        height=height,
+    )
+
+
+def model_digest(family: Family) -> str:
+    """Of every component: its class, configuration, and the shape and dtype of every tensor."""
+    facts: list[Any] = [type(family).__name__]
+    for name, part in sorted(vars(family).items()):
+        if isinstance(part, torch.nn.Module):
+            config = _plain(getattr(part, "config", {}))
+            settings = {key: value for key, value in config.items() if not key.startswith("_")}  # no paths
+            tensors = [
+                (key, list(one.shape), str(one.dtype), one.stride()) for key, one in part.state_dict().items()
+            ]
+            facts.append([name, type(part).__name__, settings, tensors])
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """diffusers' are mappings, transformers' become some."""
+    return dict(config.to_dict()) if hasattr(config, "to_dict") else dict(config)
+
+
+class Measurement:
+    """One model at one size: measures each part alone, and puts a `Profile` together."""
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        width: int,
+        height: int,
+        scheduler: str = "ddim",
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._family = family
+        self._width, self._height, self._scheduler = width, height, scheduler
+        self._clock = clock
+        self._models = Models({"": family}, {"": {width * height: SMALLEST_BUCKET}}, promise="exact")
+        self._runner = Runner({"": family}, clock)
+
+    @torch.inference_mode()
+    def profile(self, max_rows: int, *, seconds: float, device_name: str) -> Profile:
+        """Measure every bucket up to the one that holds `max_rows`, for `seconds` and `MIN_ROUNDS` at least.
+
+        Raises `OutOfMemory` when not even the smallest bucket fits.
+        """
+        started_at = self._clock()
+        sets, out_of_memory_rows = self._warm_sets(max_rows)
+        taken: dict[int, list[float]] = {rows: [] for rows in sets}
+        memory: dict[int, int | None] = {}
+        encodings: list[float] = []
+        decodings: list[float] = []
+        decode_memory = self._decode(sets[min(sets)][0])[1]  # warms up too
+        num_rounds = 0
+        while num_rounds < MIN_ROUNDS or self._clock() < started_at + seconds:
+            for rows, members in sets.items():
+                if members[0].is_denoised:
+                    members[:] = self._members(rows)
+                spent, memory[rows] = self._step(members)
+                taken[rows].append(spent)
+            encodings.append(self._encode())
+            decodings.append(self._decode(sets[min(sets)][0])[0])
+            num_rounds += 1
+        return Profile(
+            key=profile_key(self._family, self._width, self._height, device_name),
+            steps=tuple(
+                StepCost(rows, median(spent), min(spent), max(spent), memory[rows])
+                for rows, spent in taken.items()
+            ),
+            encode_seconds=median(encodings),
+            decode_seconds=median(decodings),
+            num_guided_rows=self._num_guided_rows,
+            out_of_memory_rows=out_of_memory_rows,
+            decode_memory_bytes=decode_memory,
+        )
+
+    @property
+    def _num_guided_rows(self) -> int:
+        return 2 if self._family.needs_guidance_row(GUIDANCE_SCALE) else 1
+
+    def _warm_sets(self, max_rows: int) -> tuple[dict[int, list[Generation]], int | None]:
+        """Generations for each bucket that fits, each set one step on; and the bucket that did not fit."""
+        sets: dict[int, list[Generation]] = {}
+        for rows in self._buckets(max_rows):
+            try:
+                sets[rows] = self._members(rows)
+                self._runner.step(sets[rows])
+                continue
+            except Exception as error:
+                failure = translate(error)
+            # Outside of the handler, whose traceback would hold the tensors.
+            if not isinstance(failure, OutOfMemory):
+                raise failure
+            self._runner.free()
+            del sets[rows]
+            if not sets:
+                raise failure
+            return sets, rows
+        return sets, None
+
+    def _buckets(self, max_rows: int) -> Iterator[int]:
+        for num_rows in range(1, max_rows + 1):
+            if bucket_rows(num_rows) == num_rows or num_rows == max_rows:
+                yield bucket_rows(num_rows)
+
+    def _members(self, num_rows: int) -> list[Generation]:
+        members = [self._generation(seed) for seed in range(num_rows // self._num_guided_rows)]
+        for member in members:
+            self._runner.encode(member)
+        return members
+
+    def _generation(self, seed: int) -> Generation:
+        request = GenerationRequest(
+            model="",
+            prompt=PROMPT,
+            width=self._width,
+            height=self._height,
+            num_inference_steps=NUM_STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            scheduler=scheduler_named(self._scheduler),
+            seed=seed,
+        )
+        return self._models.generation(request, submitted_at=0.0, num_ticks=0)
+
+    def _step(self, members: list[Generation]) -> tuple[float, int | None]:
+        return self._timed(lambda: self._runner.step(members))
+
+    def _encode(self) -> float:
+        return self._timed(lambda: self._family.encode(PROMPT))[0]
+
+    def _decode(self, generation: Generation) -> tuple[float, int | None]:
+        return self._timed(lambda: self._runner.decode(generation))
+
+    def _timed(self, work: Callable[[], object]) -> tuple[float, int | None]:
+        """Seconds of `work`, the device's queue empty before and after, and the memory's peak in it."""
+        device = self._family.device
+        if device.type != "cuda":
+            started_at = self._clock()
+            work()
+            return self._clock() - started_at, None
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        started_at = self._clock()
+        work()
+        torch.cuda.synchronize(device)
+        return self._clock() - started_at, torch.cuda.max_memory_allocated(device)

@@ -1,0 +1,69 @@
+"""Published profiles: what a step of a tier costs on a kind of device, for whoever has no device.
+
+A row is written by the worker that measured or loaded it, and found by the fingerprint that a live worker
+shows for the tier; so the numbers of another model, dtype or device are never taken for a worker's.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from storage.database import Database
+
+
+@dataclass(frozen=True)
+class StoredProfile:
+    """One tier on one kind of device; `steps` pairs rows with the seconds of such a step, few rows first."""
+
+    tier: str
+    fingerprint: str
+    model: str
+    device_kind: str
+    width: int
+    height: int
+    steps: tuple[tuple[int, float], ...]
+    encode_seconds: float  # one prompt
+    decode_seconds: float  # one image
+    num_guided_rows: int  # of a generation with guidance
+    knee_rows: int
+    max_rows: int
+    batching_pays: bool
+
+    @property
+    def num_pixels(self) -> int:
+        """Of the size that was measured."""
+        return self.width * self.height
+
+    def step_seconds(self, num_rows: int) -> float:
+        """Seconds of a step of `num_rows`, at the smallest measured number that holds them."""
+        most, seconds = self.steps[-1]
+        found = next((seconds for rows, seconds in self.steps if rows >= num_rows), None)
+        return seconds * num_rows / most if found is None else found
+
+
+COLUMNS = tuple(StoredProfile.__dataclass_fields__)
+
+
+def publish(db: Database, profiles: Iterable[StoredProfile]) -> None:
+    """Write these profiles, over what was known of the same tier and fingerprint."""
+    rows = [
+        {**{name: getattr(one, name) for name in COLUMNS}, "steps": json.dumps(one.steps)} for one in profiles
+    ]
+
+    def work(connection: Connection) -> None:
+        for row in sorted(rows, key=lambda row: (row["tier"], row["fingerprint"])):
+            connection.execute(_UPSERT, row)
+
+    db.run(work)
+
+
+_UPSERT = text(
+    f"""
+    INSERT INTO profiles ({", ".join(COLUMNS)})
+    VALUES ({", ".join("CAST(:steps AS jsonb)" if name == "steps" else f":{name}" for name in COLUMNS)})
+    ON CONFLICT (tier, fingerprint) DO UPDATE
+       SET published_at = clock_timestamp(), {", ".join(f"{name} = excluded.{name}" for name in COLUMNS[2:])}
+    """
+)

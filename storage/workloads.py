@@ -1,0 +1,128 @@
+"""What live workers hold and what waits for them, with what each costs there: the ground of an estimate.
+
+Two bounded statements in one transaction: live workers with their profiles, then the jobs that they run and
+the oldest that have been rung. Rows as they are; what follows from them is `web.eta`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import text
+
+from storage.database import Database
+from storage.profiles import COLUMNS, StoredProfile
+
+MAX_QUEUED = 200
+"""Jobs of a tier and lane that are read; what stands further behind is not estimated."""
+
+
+@dataclass(frozen=True)
+class LiveDevice:
+    """A live worker, with the profile of each of its tiers that has one."""
+
+    boot_id: str
+    tiers: tuple[str, ...]
+    interactive_slots: int
+    bulk_slots: int
+    seconds_since_seen: float
+    profiles: Mapping[str, StoredProfile]
+
+    def num_slots(self, lane: str) -> int:
+        """Jobs of the lane that it holds at once."""
+        return self.bulk_slots if lane == "bulk" else self.interactive_slots
+
+
+@dataclass(frozen=True)
+class KnownJob:
+    """A job that a live worker runs, or that was rung and waits; `boot_id` is its worker's."""
+
+    id: str
+    tier: str
+    lane: str
+    num_images: int
+    num_steps: int
+    num_pixels: int
+    is_guided: bool
+    progress: float = 0.0  # as its worker said last
+    boot_id: str | None = None
+    seconds_running: float = 0.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The devices, what they run, and what waits for them in the order of its bells."""
+
+    devices: tuple[LiveDevice, ...]
+    running: tuple[KnownJob, ...]
+    queued: tuple[KnownJob, ...]
+    cut_off: frozenset[tuple[str, str]] = frozenset()  # tiers and lanes with more queued jobs than were read
+
+
+def workload(db: Database, *, alive_seconds: float) -> Workload:
+    """The work of every live worker at this moment."""
+    with db.transaction() as connection:
+        devices = [
+            _device(dict(row._mapping)) for row in connection.execute(_DEVICES, {"seconds": alive_seconds})
+        ]
+        parameters = {
+            "boot_ids": [device.boot_id for device in devices],
+            "tiers": sorted({tier for device in devices for tier in device.tiers}),
+            "limit": MAX_QUEUED + 1,
+        }
+        rows = connection.execute(_JOBS, parameters).all() if devices else []
+    jobs = [KnownJob(**{name: row._mapping[name] for name in KnownJob.__dataclass_fields__}) for row in rows]
+    places = {(row.tier, row.lane) for row in rows if row.place > MAX_QUEUED}
+    return Workload(
+        devices=tuple(devices),
+        running=tuple(job for job in jobs if job.boot_id is not None),
+        queued=tuple(job for job, row in zip(jobs, rows, strict=True) if 0 < row.place <= MAX_QUEUED),
+        cut_off=frozenset(places),
+    )
+
+
+def _device(row: Mapping[str, Any]) -> LiveDevice:
+    found = {}
+    for profile in row["profiles"]:
+        steps = tuple((rows, seconds) for rows, seconds in profile["steps"])
+        values = {**{name: profile[name] for name in COLUMNS}, "steps": steps}
+        found[profile["tier"]] = StoredProfile(**values)
+    return LiveDevice(**{**row, "tiers": tuple(row["tiers"]), "profiles": found})
+
+
+_DEVICES = text(
+    """
+    SELECT boot_id, tiers, interactive_slots, bulk_slots,
+           extract(epoch FROM clock_timestamp() - seen_at)::float8 AS seconds_since_seen,
+           coalesce((SELECT jsonb_agg(to_jsonb(profiles)) FROM profiles
+                      WHERE workers.fingerprints ->> profiles.tier = profiles.fingerprint
+                        AND jsonb_exists(workers.tiers, profiles.tier)), '[]') AS profiles
+      FROM workers
+     WHERE stopped_at IS NULL AND seen_at > clock_timestamp() - make_interval(secs => :seconds)
+     ORDER BY started_at, boot_id
+    """
+)
+
+_JOBS = text(
+    """
+    WITH known AS (
+        SELECT id, 0 AS place, NULL::bigint AS ring_number, lease_boot_id AS boot_id, progress,
+               extract(epoch FROM clock_timestamp() - started_at)::float8 AS seconds_running
+          FROM jobs WHERE state = 'running' AND lease_boot_id = ANY(:boot_ids)
+        UNION ALL
+        SELECT oldest.id, row_number() OVER (PARTITION BY tiers.tier, lanes.lane ORDER BY ring_number),
+               ring_number, NULL, 0, 0
+          FROM unnest(CAST(:tiers AS text[])) AS tiers(tier)
+         CROSS JOIN unnest(ARRAY['interactive', 'bulk']) AS lanes(lane)
+         CROSS JOIN LATERAL (
+                SELECT id, ring_number FROM jobs
+                 WHERE state = 'queued' AND ring_number IS NOT NULL
+                   AND tier = tiers.tier AND lane = lanes.lane
+                 ORDER BY ring_number LIMIT :limit) AS oldest
+    )
+    SELECT jobs.id, tier, lane, num_images, num_inference_steps AS num_steps, width * height AS num_pixels,
+           guidance_scale > 1 AS is_guided, known.progress, known.boot_id, known.seconds_running, known.place
+      FROM known JOIN jobs USING (id)
+     ORDER BY known.ring_number NULLS FIRST, jobs.started_at, jobs.id
+    """
+)

@@ -1,0 +1,126 @@
+"""Measuring finds the costs that a model of arithmetic was given, whatever disturbs a round."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.errors import GenerationFailed, OutOfMemory
+from engine.families.family import Conditions, Encoding
+from engine.measure import MIN_ROUNDS, Measurement, model_digest, profile_key
+from engine.profile import Profile
+from tests.unit.engine.fakes import FakeFamily, SetClock
+
+
+class Costly(FakeFamily):
+    """Takes time on a clock: by rows for a forward pass, a fixed time for an encoding and a decoding."""
+
+    def __init__(self, clock: SetClock, step_seconds: Callable[[int], float], max_rows: int = 1000) -> None:
+        super().__init__(max_rows=max_rows)
+        self.clock = clock
+        self.seconds = step_seconds
+
+    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
+        self.clock.now += 0.25
+        return super().encode(text, is_negative=is_negative)
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        output = super().predict(latents, timesteps, conditions)
+        self.clock.now += self.seconds(len(latents))
+        return output
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.clock.now += 0.5
+        return super().decode(latents)
+
+
+def measure(
+    step_seconds: Callable[[int], float], *, rows: int = 16, seconds: float = 0, max_rows: int = 1000
+) -> tuple[Profile, Costly]:
+    clock = SetClock()
+    family = Costly(clock, step_seconds, max_rows)
+    measurement = Measurement(family, width=64, height=64, clock=clock)
+    return measurement.profile(rows, seconds=seconds, device_name="an abacus"), family
+
+
+def test_every_bucket_gets_the_seconds_that_it_takes() -> None:
+    profile, _ = measure(lambda rows: 1 + rows / 8)
+    assert {step.num_rows: step.seconds for step in profile.steps} == pytest.approx(
+        {4: 1.5, 8: 2.0, 12: 2.5, 16: 3.0}
+    )
+    assert (profile.encode_seconds, profile.decode_seconds) == (0.25, 0.5)
+    assert profile.num_guided_rows == 2
+    assert profile.steps[0].peak_memory_bytes is None
+    assert profile.key.device_name == "an abacus"
+
+
+def test_a_cap_between_two_buckets_is_measured_at_the_bucket_that_holds_it() -> None:
+    profile, family = measure(lambda _: 1.0, rows=6)
+    assert [step.num_rows for step in profile.steps] == [4, 8]
+    assert set(family.step_sizes) == {4, 8}
+
+
+def test_buckets_take_turns_so_that_a_machine_that_slows_down_slows_all() -> None:
+    _, family = measure(lambda _: 1.0, rows=12)
+    assert family.step_sizes == [4, 8, 12] * (MIN_ROUNDS + 1)
+
+
+def test_the_first_pass_and_one_slow_round_change_no_median() -> None:
+    calls: list[int] = []
+
+    def slow_at_times(rows: int) -> float:
+        calls.append(rows)
+        return 100.0 if len(calls) <= 3 or calls.count(rows) == 4 else float(rows)
+
+    profile, _ = measure(slow_at_times, rows=12)
+    assert {step.num_rows: step.seconds for step in profile.steps} == pytest.approx({4: 4, 8: 8, 12: 12})
+    assert [step.high_seconds for step in profile.steps] == pytest.approx([100] * 3)
+    assert [step.low_seconds for step in profile.steps] == pytest.approx([4, 8, 12])
+
+
+def test_measuring_goes_on_for_as_long_as_it_was_told() -> None:
+    _, family = measure(lambda _: 1.0, rows=4, seconds=100)
+    rounds = len(family.step_sizes) - 1
+    assert rounds > 40  # of 1 s for the step, 0.75 s for encoding and decoding
+    assert rounds * 1.75 == pytest.approx(100, rel=0.1)
+
+
+def test_a_bucket_that_does_not_fit_ends_the_table_and_is_named() -> None:
+    profile, _ = measure(lambda _: 1.0, max_rows=8)
+    assert [step.num_rows for step in profile.steps] == [4, 8]
+    assert profile.out_of_memory_rows == 12
+
+
+def test_a_model_that_does_not_fit_at_all_says_so() -> None:
+    with pytest.raises(OutOfMemory):
+        measure(lambda _: 1.0, max_rows=3)
+
+
+def test_a_model_that_fails_says_so() -> None:
+    def fail(_: int) -> float:
+        raise ValueError("a bad kernel")
+
+    with pytest.raises(GenerationFailed, match="a bad kernel"):
+        measure(fail)
+
+
+class WithComponents(FakeFamily):
+    def __init__(self, width: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.part = torch.nn.Linear(4, width, dtype=dtype)
+
+
+def test_weights_of_the_same_shape_have_one_digest_and_others_another() -> None:
+    torch.manual_seed(1)
+    first, again = WithComponents(4), WithComponents(4)
+    assert not torch.equal(first.part.weight, again.part.weight)
+    assert model_digest(first) == model_digest(again)
+    digests = {model_digest(one) for one in (first, WithComponents(8), WithComponents(4, torch.bfloat16))}
+    assert len(digests) == 3
+
+
+def test_the_key_names_threads_torch_and_size() -> None:
+    key = profile_key(FakeFamily(), 64, 32, "an abacus")
+    assert (key.num_threads, key.torch_version) == (torch.get_num_threads(), torch.__version__)
+    assert (key.width, key.height, key.dtype, key.device_name) == (64, 32, "float32", "an abacus")

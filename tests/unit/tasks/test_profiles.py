@@ -1,0 +1,88 @@
+"""Profiles lie in files that are found by what they were measured on, and by nothing else."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from engine.load import LoadedModels
+from engine.profile import Profile
+from settings import ROOT, load_catalogue
+from tasks.profiles import ProfileFolder, cpu_name, key_of, measure_tier, worker_profiles
+from tests.unit.engine.fakes import FakeFamily
+from tests.unit.engine.test_profile import KEY, profile_of
+
+TIERS = load_catalogue(ROOT / "calotype.toml").tiers
+SD, HD = TIERS
+
+
+def loaded() -> LoadedModels:
+    return LoadedModels({"tiny": FakeFamily()}, {"tiny": {16384: 8, 36864: 8}}, "exact")
+
+
+def measured(seconds: dict[int, float]) -> Profile:
+    """A profile of this machine's own key for `sd`, with these numbers."""
+    return replace(profile_of(seconds), key=key_of(SD, loaded()))
+
+
+def test_a_profile_is_read_back_for_its_tier_and_key_alone(tmp_path: Path) -> None:
+    folder = ProfileFolder(tmp_path / "made" / "when needed")
+    profile = profile_of({4: 0.4, 8: 0.6})
+    assert folder.read("sd", KEY) is None
+    file = folder.write("sd", profile)
+    assert folder.read("sd", KEY) == profile
+    assert folder.read("hd", KEY) is None
+    assert folder.read("sd", replace(KEY, torch_version="3.0")) is None
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_newer_profile_of_the_same_key_takes_the_place_of_the_older(tmp_path: Path) -> None:
+    folder = ProfileFolder(tmp_path)
+    folder.write("sd", profile_of({4: 0.4}))
+    folder.write("sd", profile_of({4: 0.5}))
+    assert folder.read("sd", KEY) == profile_of({4: 0.5})
+
+
+def test_a_file_that_is_no_profile_counts_as_none(tmp_path: Path) -> None:
+    folder = ProfileFolder(tmp_path)
+    file = folder.write("sd", profile_of({4: 0.4}))
+    other = folder.write("sd", profile_of({4: 0.4}, replace(KEY, dtype="bfloat16")))
+    for text in ("", "[]", "{", json.dumps({"version": 99}), other.read_text() + "x"):
+        file.write_text(text)
+        assert folder.read("sd", KEY) is None, text
+
+
+def test_a_worker_finds_what_was_measured_on_its_device_and_caps_what_does_not_pay(
+    tmp_path: Path,
+) -> None:
+    folder = ProfileFolder(tmp_path)
+    folder.write("sd", measured({4: 0.4, 8: 0.8}))
+    profiles = worker_profiles(folder, TIERS, loaded())
+    assert profiles.found.keys() == {"sd"}
+    assert profiles.engine.capped(loaded().row_limits) == {"tiny": {16384: 4, 36864: 8}}
+    assert profiles.fingerprints.keys() == {"sd", "hd"}
+    (stored,) = profiles.stored
+    assert (stored.tier, stored.fingerprint) == ("sd", profiles.fingerprints["sd"])
+    assert stored.steps == ((4, 0.4), (8, 0.8))
+    assert (stored.max_rows, stored.batching_pays, stored.num_pixels) == (4, False, 128 * 128)
+
+
+def test_a_worker_without_profiles_runs_as_configured(tmp_path: Path) -> None:
+    profiles = worker_profiles(ProfileFolder(tmp_path / "nothing"), TIERS, loaded())
+    assert profiles.engine.capped(loaded().row_limits) == loaded().row_limits
+    assert not profiles.stored
+
+
+def test_what_is_measured_is_what_the_worker_looks_for(tmp_path: Path) -> None:
+    folder = ProfileFolder(tmp_path)
+    profile = measure_tier(HD, loaded(), scheduler="ddim", seconds=0)
+    folder.write("hd", profile)
+    assert [step.num_rows for step in profile.steps] == [4, 8]
+    assert worker_profiles(folder, TIERS, loaded()).found == {"hd": profile}
+
+
+def test_a_processor_is_called_what_it_calls_itself(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: An Abacus @ 3 beads\nmodel name\t: Another\n")
+    assert cpu_name(cpuinfo) == "An Abacus @ 3 beads"
+    cpuinfo.write_text("processor\t: 0\n")
+    assert cpu_name(cpuinfo) == cpu_name(tmp_path / "nothing") != ""

@@ -1,0 +1,189 @@
+"""The estimate is what the profile says of the work ahead, and silent where it says nothing."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from storage.profiles import StoredProfile
+from storage.workloads import KnownJob, LiveDevice, Workload
+from web.eta import seconds_until_drawn
+
+PROFILE = StoredProfile(
+    tier="sd",
+    fingerprint="0123",
+    model="tiny",
+    device_kind="a processor",
+    width=128,
+    height=128,
+    steps=((4, 1.0), (8, 1.5)),
+    encode_seconds=0.25,
+    decode_seconds=0.75,
+    num_guided_rows=2,
+    knee_rows=8,
+    max_rows=8,
+    batching_pays=True,
+)
+ENDS = PROFILE.encode_seconds + PROFILE.decode_seconds
+DEVICE = LiveDevice("boot-1", ("sd",), 8, 8, seconds_since_seen=0.0, profiles={"sd": PROFILE})
+
+
+def job(name: str, **changes: Any) -> KnownJob:
+    fields: dict[str, Any] = {
+        "id": name,
+        "tier": "sd",
+        "lane": "interactive",
+        "num_images": 1,
+        "num_steps": 10,
+        "num_pixels": 128 * 128,
+        "is_guided": True,
+    }
+    return KnownJob(**{**fields, **changes})
+
+
+def running(name: str, progress: float = 0.0, **changes: Any) -> KnownJob:
+    return job(name, **{"boot_id": "boot-1", "progress": progress, "seconds_running": 1e6, **changes})
+
+
+def etas(
+    *jobs: KnownJob, devices: tuple[LiveDevice, ...] = (DEVICE,), limits: dict[str, int] | None = None
+) -> dict[str, float]:
+    active = tuple(one for one in jobs if one.boot_id)
+    queued = tuple(one for one in jobs if not one.boot_id)
+    work = Workload(devices, active, queued)
+    return seconds_until_drawn(work, [one.id for one in jobs], limits or {})
+
+
+def test_a_lone_job_takes_its_steps_at_the_smallest_bucket_and_its_ends() -> None:
+    assert etas(job("a")) == {"a": pytest.approx(10 * 1.0 + ENDS)}
+
+
+def test_jobs_that_fit_into_one_step_batch_share_its_steps() -> None:
+    found = etas(job("a"), job("b"), job("c"), job("d"))
+    assert found == dict.fromkeys("abcd", pytest.approx(10 * 1.5 + 4 * ENDS))
+
+
+def test_steps_become_cheaper_when_a_mate_has_ended() -> None:
+    found = etas(*(job(name, num_steps=10 if name == "a" else 4) for name in "abc"))
+    together = 4 * 1.5 + 4 * (ENDS / 10 + 2 * ENDS / 4)
+    assert found["b"] == found["c"] == pytest.approx(together)
+    assert found["a"] == pytest.approx(together + 6 * 1.0 + 6 * ENDS / 10)
+
+
+def test_what_does_not_fit_under_the_cap_waits_for_the_older() -> None:
+    found = etas(*(job(name) for name in "abcde"))
+    first = 10 * 1.5 + 4 * ENDS
+    assert found["d"] == pytest.approx(first)
+    assert found["e"] == pytest.approx(first + 10 * 1.0 + ENDS)
+
+
+def test_the_configured_cap_counts_where_it_is_lower() -> None:
+    assert etas(job("a"), job("b"), job("c"), limits={"sd": 4})["c"] == pytest.approx(20 + 3 * ENDS)
+
+
+def test_a_job_without_guidance_takes_one_row_and_one_with_it_as_many_as_the_model_needs() -> None:
+    assert etas(*(job(name, is_guided=False) for name in "abcd"))["d"] == pytest.approx(10 + 4 * ENDS)
+    device = replace(DEVICE, profiles={"sd": replace(PROFILE, num_guided_rows=1)})
+    assert etas(*(job(name) for name in "abcd"), devices=(device,))["d"] == pytest.approx(10 + 4 * ENDS)
+
+
+def test_a_job_ends_with_its_last_image() -> None:
+    assert etas(job("a", num_images=4)) == {"a": pytest.approx(15 + 4 * ENDS)}
+
+
+def test_a_running_job_takes_what_is_left_of_it() -> None:
+    assert etas(running("a", 0.75)) == {"a": pytest.approx((10 + ENDS) / 4)}
+
+
+def test_progress_is_carried_on_from_the_last_heartbeat() -> None:
+    old = (replace(DEVICE, seconds_since_seen=1.1),)
+    assert etas(running("a", 0.5), devices=old)["a"] == pytest.approx(5.5 - 1.1)
+    assert etas(running("a", 0.5, seconds_running=0.3), devices=old)["a"] == pytest.approx(5.5 - 0.3)
+    assert etas(running("a", 0.95), devices=old)["a"] == 0.0
+
+
+def test_a_job_waits_for_a_slot_of_its_lane() -> None:
+    device = (replace(DEVICE, interactive_slots=1),)
+    found = etas(job("a"), job("b"), job("c"), devices=device)
+    assert [found[name] for name in "abc"] == [pytest.approx(n * (10 + ENDS)) for n in (1, 2, 3)]
+
+
+def test_bulk_is_paused_while_interactive_work_fills_the_step_batch_and_rides_along_else() -> None:
+    full = etas(running("bulk", lane="bulk"), *(job(name) for name in "abcd"))
+    assert full["a"] == pytest.approx(15 + 4 * ENDS)
+    assert full["bulk"] == pytest.approx(full["a"] + 10 + ENDS)
+    beside = etas(running("bulk", lane="bulk"), job("a"))
+    assert beside["bulk"] == beside["a"] == pytest.approx(10 + 2 * ENDS)
+
+
+def test_tiers_and_sizes_of_one_device_take_turns() -> None:
+    device = replace(DEVICE, tiers=("sd", "hd"), profiles={"sd": PROFILE, "hd": replace(PROFILE, tier="hd")})
+    both = 2 * (10 + ENDS)
+    assert etas(job("a"), job("b", tier="hd"), devices=(device,)) == dict.fromkeys("ab", pytest.approx(both))
+    small = etas(job("a"), job("b", num_pixels=64 * 128))
+    half = 10 * 0.5 + 0.25 + 0.75 / 2
+    assert small["b"] == pytest.approx(2 * half)
+    assert small["a"] == pytest.approx(half + 10 + ENDS)
+
+
+def test_two_devices_share_what_waits() -> None:
+    one_slot = replace(DEVICE, interactive_slots=1)
+    devices = (one_slot, replace(one_slot, boot_id="boot-2"))
+    found = etas(*(job(name) for name in "abcd"), devices=devices)
+    assert [found[name] for name in "abcd"] == [pytest.approx(n * (10 + ENDS)) for n in (1, 1, 2, 2)]
+
+
+def test_a_faster_device_takes_the_next_job_sooner() -> None:
+    fast = replace(DEVICE, interactive_slots=1)
+    slow_profile = replace(PROFILE, steps=((4, 10.0), (8, 15.0)))
+    slow = replace(fast, boot_id="boot-2", profiles={"sd": slow_profile})
+    found = etas(*(job(name) for name in "abcd"), devices=(slow, fast))
+    assert found["b"] == pytest.approx(11)
+    assert found["d"] == pytest.approx(33)
+    assert found["a"] == pytest.approx(101)
+
+
+def without_profile(device: LiveDevice) -> LiveDevice:
+    return replace(device, boot_id="boot-2", profiles={})
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        (),
+        (replace(DEVICE, tiers=("hd",)),),
+        (without_profile(DEVICE),),
+        (DEVICE, without_profile(DEVICE)),
+        (replace(DEVICE, tiers=("sd", "hd")),),
+    ],
+    ids=[
+        "no device",
+        "none of the tier",
+        "no profile",
+        "one without a profile",
+        "a tier without one beside it",
+    ],
+)
+def test_nothing_is_said_where_it_could_not_be_honest(devices: tuple[LiveDevice, ...]) -> None:
+    assert etas(job("a"), running("b"), devices=devices) == {}
+
+
+def test_nothing_is_said_of_a_job_that_was_not_read_or_whose_worker_is_gone() -> None:
+    work = Workload((DEVICE,), (running("lost", boot_id="boot-9"),), (job("a"),))
+    assert seconds_until_drawn(work, ["a", "lost", "unread"], {}).keys() == {"a"}
+
+
+def test_work_is_conserved_whatever_arrives_on_full_step_batches() -> None:
+    """Where step batches are full to the end, the last image comes after all row steps at the cap's rate."""
+    jobs = [job(f"j{n}", num_steps=30) for n in range(64)]
+    found = etas(*jobs)
+    assert max(found.values()) == pytest.approx(64 * 30 * 2 * (1.5 / 8) + 64 * ENDS, rel=1e-6)
+
+
+def test_a_long_queue_on_many_devices_is_played_through() -> None:
+    devices = tuple(replace(DEVICE, boot_id=f"boot-{n}") for n in range(30))
+    active = [running(f"r{n}", boot_id=f"boot-{n % 30}", num_images=4) for n in range(240)]
+    queued = [job(f"q{n}", num_images=4) for n in range(200)]
+    found = etas(*active, *queued, devices=devices)
+    assert len(found) == 440
+    assert all(seconds > 0 for seconds in found.values())

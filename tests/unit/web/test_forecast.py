@@ -1,0 +1,149 @@
+"""Estimates are shared between requests, made anew when they must be, and cost no more than their share."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from settings import ROOT, load_catalogue
+from storage.errors import Unavailable
+from storage.states import State
+from storage.workloads import Workload
+from tests.unit.web.test_eta import DEVICE, PROFILE, job, running
+from web.forecast import Forecast
+
+CATALOGUE = load_catalogue(ROOT / "calotype.toml")
+LONE_SECONDS = 11.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Rows:
+    """What Postgres would say, and how long it takes to."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.workload = Workload((DEVICE,), (), (job("a"),))
+        self.seconds = 0.0
+        self.num_reads = 0
+        self._clock = clock
+
+    def read(self) -> Workload:
+        self.num_reads += 1
+        self._clock.now += self.seconds
+        return self.workload
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def rows(clock: Clock) -> Rows:
+    return Rows(clock)
+
+
+@pytest.fixture
+def forecast(rows: Rows, clock: Clock) -> Forecast:
+    return Forecast(rows.read, CATALOGUE, clock)
+
+
+def shown(name: str, **changes: Any) -> Any:
+    fields = {"id": name, "state": State.QUEUED, "suspect": False, "cancel_requested_at": None}
+    return SimpleNamespace(**{**fields, **changes})
+
+
+def test_requests_of_the_same_second_share_an_estimate_that_goes_on(
+    forecast: Forecast, rows: Rows, clock: Clock
+) -> None:
+    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS}
+    clock.now += 0.5
+    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS - 0.5}
+    assert rows.num_reads == 1
+    clock.now += 0.6
+    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS}
+    assert rows.num_reads == 2
+
+
+def test_a_job_that_came_since_is_estimated_at_once(forecast: Forecast, rows: Rows) -> None:
+    forecast.of_jobs([shown("a")])
+    rows.workload = replace(rows.workload, queued=(job("a"), job("b", num_steps=20)))
+    assert forecast.of_jobs([shown("b")])["b"] > LONE_SECONDS
+
+
+def test_a_job_that_nothing_can_be_said_of_is_not_asked_about_again_within_the_second(
+    forecast: Forecast, rows: Rows
+) -> None:
+    rows.workload = replace(rows.workload, devices=(replace(DEVICE, profiles={}),))
+    assert [forecast.of_jobs([shown("a")]) for _ in range(3)] == [{}] * 3
+    assert rows.num_reads == 1
+
+
+def test_estimates_take_no_more_than_their_share_of_the_time(
+    forecast: Forecast, rows: Rows, clock: Clock
+) -> None:
+    rows.seconds = 0.2
+    for number in range(1000):
+        clock.now += 0.02
+        forecast.of_jobs([shown(f"new {number}")])
+    # A tenth of 20 s and what they take themselves, besides what was saved before.
+    assert 10 < rows.num_reads < 16
+
+
+def test_an_old_estimate_is_not_shown_when_no_new_one_may_be_made(
+    forecast: Forecast, rows: Rows, clock: Clock
+) -> None:
+    rows.seconds = 4.0
+    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS - 4}
+    clock.now += 2
+    assert forecast.of_jobs([shown("a")]) == {}
+    assert rows.num_reads == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": State.SUCCEEDED},
+        {"state": State.FAILED},
+        {"suspect": True},
+        {"cancel_requested_at": "a moment ago"},
+    ],
+)
+def test_nothing_is_read_for_jobs_that_have_ended_or_cannot_be_foreseen(
+    forecast: Forecast, rows: Rows, changes: dict[str, object]
+) -> None:
+    assert forecast.of_jobs([shown("a", **changes)]) == {}
+    assert rows.num_reads == 0
+
+
+def test_rows_that_cannot_be_read_leave_nothing_to_say(clock: Clock) -> None:
+    def fail() -> Workload:
+        raise Unavailable("away")
+
+    forecast = Forecast(fail, CATALOGUE, clock)
+    assert forecast.of_jobs([shown("a")]) == {}
+    assert forecast.of_tiers() == {}
+
+
+def test_a_tiers_estimate_is_that_of_its_usual_job_behind_all_others(forecast: Forecast, rows: Rows) -> None:
+    rows.workload = replace(rows.workload, queued=())
+    usual = 20 * 1.0 + PROFILE.encode_seconds + PROFILE.decode_seconds
+    assert forecast.of_tiers() == {"sd": pytest.approx(usual)}
+
+
+def test_a_tier_is_slower_behind_what_runs(rows: Rows, clock: Clock) -> None:
+    rows.workload = Workload((replace(DEVICE, interactive_slots=1),), (running("r"),), ())
+    found = Forecast(rows.read, CATALOGUE, clock).of_tiers()
+    assert found == {"sd": pytest.approx(LONE_SECONDS + 21)}
+
+
+def test_a_tier_whose_queue_was_not_read_to_its_end_has_no_estimate(rows: Rows, clock: Clock) -> None:
+    rows.workload = replace(rows.workload, cut_off=frozenset({("sd", "interactive")}))
+    assert Forecast(rows.read, CATALOGUE, clock).of_tiers() == {}

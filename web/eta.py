@@ -1,0 +1,203 @@
+"""When jobs will be drawn: the workload of live workers played through to its end, by their profiles.
+
+Pure arithmetic on what `storage.workloads` read. Devices take queued jobs into free slots in the order of
+their bells; on a device interactive work goes first, tiers and sizes take turns, and the oldest generations
+share a step up to the cap of its profile. A generation's encoding and decoding are spread over its steps.
+It does not foresee new jobs, bulk's ageing, failures, or the seconds of files and uploads; and it takes
+every step for a whole one, though guidance cutoff and step cache make some of them cheaper.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from storage.workloads import KnownJob, LiveDevice, Workload
+
+_ALMOST_NOTHING = 1e-6
+"""Of a step: what rounding leaves of one that has ended."""
+
+
+def honest_tiers(workload: Workload) -> frozenset[str]:
+    """The tiers of which every live worker has a profile, as of all its other tiers."""
+    known, unknown = set[str](), set[str]()
+    for device in workload.devices:
+        is_known = device.profiles.keys() >= set(device.tiers)
+        (known if is_known else unknown).update(device.tiers)
+    return frozenset(known - unknown)
+
+
+def seconds_until_drawn(
+    workload: Workload, job_ids: Collection[str], row_limits: Mapping[str, int]
+) -> dict[str, float]:
+    """Seconds from now until the last image of each job; a job that cannot be told of honestly is left out.
+
+    `row_limits` gives the configured cap of each tier.
+    """
+    honest = honest_tiers(workload)
+    jobs = {job.id: job for job in (*workload.running, *workload.queued)}
+    wanted = {job_id for job_id in job_ids if job_id in jobs and jobs[job_id].tier in honest}
+    return _Play(workload, row_limits).until(wanted) if wanted else {}
+
+
+@dataclass(eq=False)
+class _Generation:
+    """One image to be drawn; `rate` is its steps a second as things stand."""
+
+    job: KnownJob
+    order: int  # of its job: the oldest first
+    num_rows: int
+    steps_left: float
+    rate: float = 0.0
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether nothing is left of it."""
+        return self.steps_left <= _ALMOST_NOTHING
+
+
+@dataclass
+class _Device:
+    """A device in the play: what it holds, and until when that has been played."""
+
+    facts: LiveDevice
+    row_limits: Mapping[str, int]
+    generations: list[_Generation] = field(default_factory=list)
+    held: dict[str, list[str]] = field(default_factory=lambda: {"interactive": [], "bulk": []})
+    now: float = 0.0
+    version: int = 0  # of what it holds: an event foreseen before that changed is void
+
+    def has_slot(self, job: KnownJob) -> bool:
+        """Whether it would take this job now."""
+        return job.tier in self.facts.tiers and len(self.held[job.lane]) < self.facts.num_slots(job.lane)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no job of any lane."""
+        return all(len(held) >= self.facts.num_slots(lane) for lane, held in self.held.items())
+
+    def take(self, job: KnownJob, order: int, now: float) -> None:
+        """Begin the job, or go on with it."""
+        self.play_until(now)
+        self.held[job.lane].append(job.id)
+        num_rows = self.facts.profiles[job.tier].num_guided_rows if job.is_guided else 1
+        steps_left = job.num_steps * (1 - job.progress)
+        self.generations += [_Generation(job, order, num_rows, steps_left) for _ in range(job.num_images)]
+
+    def play_until(self, now: float) -> None:
+        """Let what is in step batches go on at its rate."""
+        for one in self.generations:
+            one.steps_left = max(0.0, one.steps_left - one.rate * (now - self.now))
+        self.now = now
+
+    def catch_up(self) -> None:
+        """Add the steps since the last heartbeat, which brought the progress of what runs."""
+        self.settle()
+        for one in self.generations:
+            seconds = min(self.facts.seconds_since_seen, one.job.seconds_running)
+            one.steps_left = max(0.0, one.steps_left - one.rate * seconds)
+
+    def settle(self) -> None:
+        """Choose the step batches anew: the rate of every generation until the next event."""
+        self.version += 1
+        for one in self.generations:
+            one.rate = 0.0
+        is_urgent = any(one.job.lane == "interactive" for one in self.generations)
+        urgent = [one for one in self.generations if one.job.lane == "interactive" or not is_urgent]
+        keys = {_key(one.job) for one in urgent}
+        for key in keys:
+            members = [one for one in self.generations if _key(one.job) == key]
+            members.sort(key=lambda one: (is_urgent and one.job.lane != "interactive", one.order))
+            self._share_steps(members, len(keys))
+
+    def _share_steps(self, members: list[_Generation], num_keys: int) -> None:
+        job = members[0].job
+        profile = self.facts.profiles[job.tier]
+        max_rows = min(profile.max_rows, self.row_limits.get(job.tier, profile.max_rows))
+        batch, num_rows = [members[0]], members[0].num_rows
+        for one in members[1:]:
+            if num_rows + one.num_rows <= max_rows:
+                batch.append(one)
+                num_rows += one.num_rows
+        scale = min(1.0, job.num_pixels / profile.num_pixels)
+        seconds = scale * profile.step_seconds(num_rows)
+        ends_seconds = profile.encode_seconds + scale * profile.decode_seconds
+        seconds += sum(ends_seconds / one.job.num_steps for one in batch)
+        for one in batch:
+            one.rate = 1 / (seconds * num_keys)
+
+    def next_event(self) -> float | None:
+        """When the next generation is drawn, if nothing changes until then."""
+        ends = [
+            self.now + (0.0 if one.is_drawn else one.steps_left / one.rate)
+            for one in self.generations
+            if one.is_drawn or one.rate
+        ]
+        return min(ends, default=None)
+
+    def drop_drawn(self) -> list[KnownJob]:
+        """Let go of what has been drawn; the jobs that have ended with it."""
+        drawn = [one for one in self.generations if one.is_drawn]
+        self.generations = [one for one in self.generations if not one.is_drawn]
+        left = {one.job.id for one in self.generations}
+        ended = {one.job.id: one.job for one in drawn if one.job.id not in left}
+        for job in ended.values():
+            self.held[job.lane].remove(job.id)
+        return list(ended.values())
+
+
+def _key(job: KnownJob) -> tuple[str, int]:
+    """What shares a forward pass, as far as a row tells: sizes of equal area count as one."""
+    return job.tier, job.num_pixels
+
+
+class _Play:
+    """The devices, what waits for them, and the time."""
+
+    def __init__(self, workload: Workload, row_limits: Mapping[str, int]) -> None:
+        honest = [one for one in workload.devices if one.profiles.keys() >= set(one.tiers)]
+        self._devices = {one.boot_id: _Device(one, row_limits) for one in honest}
+        for order, job in enumerate(workload.running):
+            device = self._devices.get(job.boot_id or "")
+            if device is not None and job.tier in device.facts.profiles:
+                device.take(job, order, 0.0)
+        self._waiting = {len(workload.running) + place: job for place, job in enumerate(workload.queued)}
+        for device in self._devices.values():
+            device.catch_up()
+
+    def until(self, job_ids: Iterable[str]) -> dict[str, float]:
+        """Play until all of these have ended; when each of them did."""
+        wanted, found = set(job_ids), dict[str, float]()
+        self._fill(self._devices.values(), 0.0)
+        events: list[tuple[float, str, int]] = []
+        for boot_id in self._devices:
+            self._foresee(boot_id, events)
+        while events and found.keys() < wanted:
+            now, boot_id, version = heappop(events)
+            device = self._devices[boot_id]
+            if version != device.version:
+                continue
+            device.play_until(now)
+            ended = device.drop_drawn()
+            found |= {job.id: now for job in ended if job.id in wanted}
+            self._fill([device], now)
+            self._foresee(boot_id, events)
+        return found
+
+    def _foresee(self, boot_id: str, events: list[tuple[float, str, int]]) -> None:
+        at = self._devices[boot_id].next_event()
+        if at is not None:
+            heappush(events, (at, boot_id, self._devices[boot_id].version))
+
+    def _fill(self, devices: Iterable[_Device], now: float) -> None:
+        """Give waiting jobs to free slots, the oldest bell first, to the device that holds the least."""
+        choice = list(devices)
+        for order, job in list(self._waiting.items()):
+            if all(device.is_full for device in choice):
+                break
+            free = [device for device in choice if device.has_slot(job)]
+            if free:
+                least = min(free, key=lambda device: sum(map(len, device.held.values())))
+                least.take(job, order, now)
+                del self._waiting[order]
+        for device in choice:
+            device.settle()

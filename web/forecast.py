@@ -1,0 +1,139 @@
+"""How long jobs and tiers still take: read, played through, and kept a second for all requests of a process.
+
+An estimate costs a query and some arithmetic, and must never be what slows the API down: it may take a
+share of one processor and no more, and what is unknown beyond that is left out. It never fails either.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from storage.errors import StorageError
+from storage.job_views import Job
+from storage.states import State
+from storage.workloads import KnownJob, Workload
+from web.eta import seconds_until_drawn
+
+if TYPE_CHECKING:
+    from settings import Catalogue
+
+log = structlog.get_logger()
+
+KEPT_SECONDS = 1.0
+SHARE = 0.1
+"""Of a processor, for estimates."""
+MAX_SAVED_SECONDS = 0.5
+"""So much may be spent at once after a quiet time."""
+MAX_AGE_SECONDS = 5.0
+"""An older outlook says nothing, even where no new one may be made yet."""
+MAX_LOCK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """What was foreseen at one moment."""
+
+    made_at: float
+    known: frozenset[str] = frozenset()  # jobs that were looked at, with an estimate or without
+    jobs: dict[str, float] = field(default_factory=dict)
+    tiers: dict[str, float] = field(default_factory=dict)
+
+
+class Forecast:
+    """Estimates for the models of `catalogue`; `read` gives the workload and may raise `StorageError`."""
+
+    def __init__(
+        self,
+        read: Callable[[], Workload],
+        catalogue: "Catalogue",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read = read
+        self._row_limits = {tier.name: tier.max_step_batch_rows for tier in catalogue.tiers}
+        self._usual_jobs = _usual_jobs(catalogue)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._outlook = _Outlook(made_at=clock() - 2 * KEPT_SECONDS)
+        self._saved_seconds = MAX_SAVED_SECONDS
+        self._saved_at = clock()
+
+    def of_jobs(self, jobs: Iterable[Job]) -> dict[str, float]:
+        """Seconds until the images of each of these jobs are drawn, by id, where that can be told."""
+        wanted = {job.id for job in jobs if _is_foreseeable(job)}
+        if not wanted:
+            return {}
+        outlook, age = self._look(wanted)
+        return {name: _left(outlook.jobs[name], age) for name in wanted & outlook.jobs.keys()}
+
+    def of_tiers(self) -> dict[str, float]:
+        """Seconds for an interactive job of the usual size, steps and guidance that came now, by tier."""
+        return dict(self._look(set())[0].tiers)
+
+    def _look(self, wanted: set[str]) -> tuple[_Outlook, float]:
+        """The outlook, made anew if it is old or does not know all that is wanted, and its age."""
+        has_lock = self._lock.acquire(timeout=MAX_LOCK_SECONDS)  # whoever has it may wait for the database
+        try:
+            now = self._clock()
+            is_good = now - self._outlook.made_at <= KEPT_SECONDS and wanted <= self._outlook.known
+            if has_lock and not is_good and self._may_spend(now):
+                self._outlook = self._make(now)
+                now = self._clock()
+                self._saved_seconds -= now - self._outlook.made_at
+            age = now - self._outlook.made_at
+            return (self._outlook if age <= MAX_AGE_SECONDS else _Outlook(now)), age
+        finally:
+            if has_lock:
+                self._lock.release()
+
+    def _may_spend(self, now: float) -> bool:
+        self._saved_seconds += SHARE * (now - self._saved_at)
+        self._saved_seconds, self._saved_at = min(self._saved_seconds, MAX_SAVED_SECONDS), now
+        return self._saved_seconds > 0
+
+    def _make(self, now: float) -> _Outlook:
+        try:
+            found = self._read()
+        except StorageError as error:
+            log.warning("workload_not_read", error=type(error).__name__)
+            return _Outlook(now)
+        names = [job.id for job in (*found.running, *found.queued)]
+        jobs = seconds_until_drawn(found, names, self._row_limits)
+        return _Outlook(now, frozenset(names), jobs, self._of_usual_jobs(found))
+
+    def _of_usual_jobs(self, found: Workload) -> dict[str, float]:
+        etas: dict[str, float] = {}
+        for job in self._usual_jobs:
+            if (job.tier, job.lane) not in found.cut_off:
+                behind_all = replace(found, queued=(*found.queued, job))
+                etas |= seconds_until_drawn(behind_all, [job.id], self._row_limits)
+        return {name: _left(seconds, 0) for name, seconds in etas.items()}
+
+
+def _is_foreseeable(job: Job) -> bool:
+    """A suspect waits until nothing runs beside it, and what is to be canceled will not be drawn."""
+    is_open = job.state in (State.QUEUED, State.RUNNING)
+    return is_open and not job.suspect and job.cancel_requested_at is None
+
+
+def _left(seconds: float, age: float) -> float:
+    return round(max(0.0, seconds - age), 2)
+
+
+def _usual_jobs(catalogue: "Catalogue") -> Sequence[KnownJob]:
+    return [
+        KnownJob(
+            id=tier.name,
+            tier=tier.name,
+            lane="interactive",
+            num_images=1,
+            num_steps=model.default_num_inference_steps,
+            num_pixels=tier.default_width * tier.default_height,
+            is_guided=model.default_guidance_scale > 1,
+        )
+        for model in catalogue.models
+        for tier in model.tiers
+    ]
