@@ -27,7 +27,7 @@ from engine.families.family import Family
 from engine.generation import Generation, Progress
 from engine.handle import Handle
 from engine.models import Models
-from engine.policy import Policy
+from engine.policy import BatchKey, Policy
 from engine.request import GeneratedImage, GenerationRequest
 from engine.runner import Runner, translate
 from engine.self_test import Promise
@@ -46,6 +46,7 @@ class Engine:
         *,
         promise: Promise = "within 1/255",
         clock: Callable[[], float] = time.monotonic,
+        step_seconds: Callable[[BatchKey, int], float | None] | None = None,
     ) -> None:
         self.promise: Promise = promise
         self.fatal = threading.Event()  # set when the process must exit; `fatal_error` says why
@@ -54,7 +55,7 @@ class Engine:
         self.num_ticks = 0  # step batches begun
         self._clock = clock
         self._models = Models(families, row_limits, promise=promise)
-        self._policy = Policy(self._models.max_rows)
+        self._policy = Policy(self._models.max_rows, step_seconds=step_seconds)
         self._side_work = SideWork(clock)
         self._runner = Runner(families, clock)
         # A tick of many pieces of work that each come to an end is long, and not hung.

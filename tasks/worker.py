@@ -60,7 +60,12 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         return EXIT_NO_ENGINE
     tiers = [tier for tier in settings.catalogue.tiers if tier.name in options.tiers]
     profiles = worker_profiles(ProfileFolder(settings.profiles_dir), tiers, loaded)
-    engine = Engine(loaded.families, profiles.engine.capped(loaded.row_limits), promise=loaded.promise)
+    engine = Engine(
+        loaded.families,
+        profiles.engine.capped(loaded.row_limits),
+        promise=loaded.promise,
+        step_seconds=profiles.engine.step_seconds,
+    )
     worker = _describe(options, engine, profiles)
     db = Database(
         settings.database_url.get_secret_value(), options.interactive_slots + options.bulk_slots + 2
