@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0004_profiles"
-down_revision = "0006_less_work"
+down_revision = "0005_output_format"
 
 
 def upgrade() -> None:
