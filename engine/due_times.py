@@ -12,7 +12,7 @@ from engine.candidate import SMALLEST_BUCKET, BatchKey, Candidate, bucket_rows
 from engine.pace import Pace
 
 DUE_FACTOR = 3.0  # in time is within this many times the seconds that it would take alone
-PATIENCE_ROWS = 640  # what is late is due when so many rows of steps, of full batches, could have run
+PATIENCE_ROWS = 576  # what is late is due when so many rows of steps, of full batches, could have run
 QUANTUM_STEPS = 8  # by so many full steps may a key or an account be ahead of another
 
 

@@ -1,0 +1,198 @@
+"""What the policy gives in figures, under a simulated clock: `python -m bench.simulator`.
+
+Owns the figures `p95_gain`, `slowdown_gain`, `goodput_gain`, `goodput_share` and `fairness`, each over
+several seeds. The step table is an argument: a measured one gives the figures of that machine, the
+default is that of `bench/arrivals.py`. It does not know how an arm serves.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from bench.arrivals import Arrival, StepTable, Work, arrivals
+from bench.simulated_arms import (
+    Arm,
+    continuous_fifo,
+    keyed_dynamic,
+    one_at_a_time,
+    ours,
+    padded_dynamic,
+)
+
+NUM_REQUESTS = 20_000
+NUM_GOODPUT_REQUESTS = 4_000
+SEEDS = (1, 2, 3)
+TIMEOUTS_SECONDS = (0.0, 0.05, 0.2)
+WARM_UP_SHARE = 0.05  # of a trace: its first requests find an empty device
+IN_TIME_SLOWDOWN = 3.0
+ATTAINMENT = 0.9
+GOODPUT_ROUNDS = 7  # halvings of the load: to 1 % of the capacity
+LOADS = (0.3, 0.5, 0.7, 0.85)
+
+
+class Figure(NamedTuple):
+    """A median over seeds with its spread, and what it is of."""
+
+    value: float
+    low: float
+    high: float
+    samples: tuple[float, ...]
+
+
+def p95_gain(work: Work, load: float = 0.7, seeds: Sequence[int] = SEEDS) -> Figure:
+    """p95 latency of step-keyed dynamic batching at its best timeout, by ours."""
+    return _figure(
+        min(p95_latency(served(work, arm, load, seed)) for arm in keyed_arms())
+        / p95_latency(served(work, ours, load, seed))
+        for seed in seeds
+    )
+
+
+def slowdown_gain(work: Work, load: float = 0.7, seeds: Sequence[int] = SEEDS) -> Figure:
+    """p95 slowdown of step-keyed dynamic batching at its best timeout, by ours."""
+    return _figure(
+        min(p95_slowdown(served(work, arm, load, seed)) for arm in keyed_arms())
+        / p95_slowdown(served(work, ours, load, seed))
+        for seed in seeds
+    )
+
+
+def goodput_share(work: Work, seeds: Sequence[int] = SEEDS) -> Figure:
+    """The load, as a share of the capacity, up to which ours serves 90 % in time."""
+    return _figure(goodput(work, ours, seed) for seed in seeds)
+
+
+def goodput_gain(work: Work, seeds: Sequence[int] = SEEDS) -> Figure:
+    """Our goodput by that of step-keyed dynamic batching at its best timeout."""
+    return _figure(
+        goodput(work, ours, seed) / max(goodput(work, arm, seed) for arm in keyed_arms()) for seed in seeds
+    )
+
+
+def fairness(work: Work, load: float = 0.85, seeds: Sequence[int] = SEEDS) -> Figure:
+    """p99 slowdown of the longest class, ours by first come, first served with continuous batching."""
+    longest = max(work.step_counts)
+    return _figure(
+        p99_slowdown(served(work, ours, load, seed), longest)
+        / p99_slowdown(served(work, continuous_fifo, load, seed), longest)
+        for seed in seeds
+    )
+
+
+class Measure(Protocol):
+    """One of the figures."""
+
+    def __call__(self, work: Work, *, seeds: Sequence[int] = SEEDS) -> Figure:
+        """Its median and spread over `seeds`."""
+
+
+FIGURES: dict[str, Measure] = {
+    "p95_gain": p95_gain,
+    "slowdown_gain": slowdown_gain,
+    "goodput_gain": goodput_gain,
+    "goodput_share": goodput_share,
+    "fairness": fairness,
+}
+
+
+def keyed_arms() -> list[Arm]:
+    """Step-keyed dynamic batching at every timeout that is tried."""
+    return [keyed_dynamic(seconds) for seconds in TIMEOUTS_SECONDS]
+
+
+def served(work: Work, arm: Arm, load: float, seed: int, num_requests: int = NUM_REQUESTS) -> list[Arrival]:
+    """The trace of `seed` at `load`, served by `arm`, without its warm-up."""
+    trace = arrivals(work, load, num_requests, seed)
+    arm(work, trace)
+    return trace[int(WARM_UP_SHARE * num_requests) :]
+
+
+def goodput(work: Work, arm: Arm, seed: int, num_requests: int = NUM_GOODPUT_REQUESTS) -> float:
+    """The highest load, as a share of the capacity, at which `arm` serves 90 % in time.
+
+    By bisection: attainment falls as load rises, but for the noise of a trace.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(GOODPUT_ROUNDS):
+        load = (low + high) / 2
+        if in_time_share(served(work, arm, load, seed, num_requests)) >= ATTAINMENT:
+            low = load
+        else:
+            high = load
+    return low
+
+
+def in_time_share(trace: Sequence[Arrival]) -> float:
+    """The share that was served within 3 times its solo time."""
+    return sum(arrival.slowdown <= IN_TIME_SLOWDOWN for arrival in trace) / len(trace)
+
+
+def p95_latency(trace: Sequence[Arrival]) -> float:
+    """Seconds."""
+    return quantile([arrival.latency_seconds for arrival in trace], 0.95)
+
+
+def p95_slowdown(trace: Sequence[Arrival]) -> float:
+    """Latency by solo time."""
+    return quantile([arrival.slowdown for arrival in trace], 0.95)
+
+
+def p99_slowdown(trace: Sequence[Arrival], num_steps: int) -> float:
+    """Latency by solo time, of the class of `num_steps` steps."""
+    return quantile([arrival.slowdown for arrival in trace if arrival.num_steps == num_steps], 0.99)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of `values` do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _figure(values: Iterable[float]) -> Figure:
+    samples = tuple(values)
+    return Figure(statistics.median(samples), min(samples), max(samples), samples)
+
+
+def main() -> None:
+    """Print what every arm does at every load, then the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, help="the first of three; drawn and printed if it is not given")
+    parser.add_argument("--max-rows", type=int, default=8)
+    parser.add_argument("--table", help="measured step seconds: 1:0.0134,2:0.021,4:0.0263,8:0.038")
+    arguments = parser.parse_args()
+    seed = random.randrange(10_000) if arguments.seed is None else arguments.seed
+    work = Work(max_rows=arguments.max_rows)
+    if arguments.table:
+        points = dict(point.split(":") for point in arguments.table.split(","))
+        table = StepTable({int(rows): float(seconds) for rows, seconds in points.items()})
+        work = Work(tables={16: table}, max_rows=arguments.max_rows)
+    print(f"seed {seed}, capacity {work.capacity():.2f} images/s, {NUM_REQUESTS} requests an arm and load")
+    _print_loads(work, seed)
+    for name, figure in FIGURES.items():
+        started_at = time.perf_counter()
+        value, low, high, _ = figure(work, seeds=(seed, seed + 1, seed + 2))
+        print(f"{name:14} {value:6.2f} ({low:.2f} to {high:.2f}), {time.perf_counter() - started_at:.0f} s")
+
+
+def _print_loads(work: Work, seed: int) -> None:
+    arms: dict[str, Arm] = {"one at a time": one_at_a_time, "continuous FIFO": continuous_fifo, "ours": ours}
+    arms |= {f"keyed, {seconds} s": keyed_dynamic(seconds) for seconds in TIMEOUTS_SECONDS}
+    arms |= {f"padded, {seconds} s": padded_dynamic(seconds) for seconds in TIMEOUTS_SECONDS}
+    longest = max(work.step_counts)
+    print(f"{'load':>5} {'arm':16} {'p95 s':>8} {'p95 slow':>9} {'in time':>8} {'p99 longest':>12}")
+    for load in LOADS:
+        for name, arm in arms.items():
+            trace = served(work, arm, load, seed)
+            print(
+                f"{load:5.2f} {name:16} {p95_latency(trace):8.2f} {p95_slowdown(trace):9.1f}"
+                f" {in_time_share(trace):8.3f} {p99_slowdown(trace, longest):12.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The simulator: what its arms must do whatever the policy, and that the policy keeps its figures."""
+
+from collections.abc import Callable
+
+import pytest
+
+from bench.arrivals import ANCHOR_STEP_SECONDS, Arrival, StepTable, Work, arrivals
+from bench.simulated_arms import (
+    Arm,
+    continuous_fifo,
+    keyed_dynamic,
+    one_at_a_time,
+    ours,
+    padded_dynamic,
+)
+from bench.simulator import Figure, fairness, goodput, in_time_share, p95_slowdown, quantile, served
+
+ARMS = [one_at_a_time, continuous_fifo, ours, keyed_dynamic(0.0), keyed_dynamic(0.2), padded_dynamic(0.0)]
+SIZES = Work(
+    tables={16: StepTable(ANCHOR_STEP_SECONDS), 24: StepTable({1: 0.03, 8: 0.12})},
+    sizes={16: 0.7, 24: 0.3},
+    num_accounts=5,
+)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("work", [Work(), SIZES], ids=["one size", "two sizes"])
+def test_every_arm_serves_every_request_and_none_before_its_time(arm: Arm, work: Work) -> None:
+    for arrival in served(work, arm, load=0.5, seed=3, num_requests=500):
+        fastest = work.step_seconds(arrival.side, 1)
+        assert arrival.latency_seconds >= arrival.num_steps * fastest - 1e-9
+
+
+@pytest.mark.parametrize("arm", [continuous_fifo, ours])
+def test_device_that_re_forms_its_batches_keeps_up_near_its_capacity(arm: Arm) -> None:
+    trace = arrivals(Work(), 0.95, 4000, seed=2)
+    arm(Work(), trace)
+    rate = len(trace) / max(arrival.ended_at for arrival in trace)
+    assert rate >= 0.93 * Work().capacity()
+
+
+def test_padding_to_the_longest_cannot_keep_up_where_we_can() -> None:
+    def last(arm: Callable[[Work, list[Arrival]], None]) -> float:
+        trace = arrivals(Work(), 0.8, 4000, seed=2)
+        arm(Work(), trace)
+        return max(arrival.ended_at for arrival in trace)
+
+    assert last(padded_dynamic(0.0)) > 1.3 * last(ours)
+
+
+def test_lone_request_takes_its_solo_time_on_the_bare_model() -> None:
+    (arrival,) = arrivals(Work(), 0.5, 1, seed=1)
+    one_at_a_time(Work(), [arrival])
+    assert arrival.slowdown == pytest.approx(1.0)
+
+
+def test_keyed_batch_waits_for_its_timeout_and_no_longer() -> None:
+    work = Work()
+    (arrival,) = arrivals(work, 0.5, 1, seed=1)
+    keyed_dynamic(0.2)(work, [arrival])
+    assert arrival.latency_seconds == pytest.approx(0.2 + arrival.solo_seconds)
+
+
+def test_one_seed_is_one_trace() -> None:
+    first, second = (
+        [
+            (arrival.arrived_at, arrival.num_steps, arrival.num_rows)
+            for arrival in arrivals(SIZES, 0.7, 50, seed)
+        ]
+        for seed in (7, 7)
+    )
+    assert first == second
+    assert first != [(a.arrived_at, a.num_steps, a.num_rows) for a in arrivals(SIZES, 0.7, 50, 8)]
+
+
+def test_step_table_holds_its_points_and_draws_lines_between_and_past_them() -> None:
+    table = StepTable({4: 1.0, 8: 2.0})
+    assert [table.at(rows) for rows in (2, 4, 6, 8, 12)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 3.0])
+
+
+def test_quantile_is_a_value_that_so_many_do_not_exceed() -> None:
+    assert quantile([5.0, 1.0, 4.0, 2.0, 3.0], 0.99) == 5.0
+    assert quantile(list(map(float, range(100))), 0.95) == 95.0
+
+
+def test_more_than_nine_in_ten_are_in_time_at_seven_tenths_of_the_capacity() -> None:
+    trace = served(Work(), ours, load=0.7, seed=1, num_requests=6000)
+    assert in_time_share(trace) >= 0.9
+    assert in_time_share(trace) >= in_time_share(served(Work(), continuous_fifo, 0.7, 1, 6000)) + 0.1
+
+
+def test_slowdown_is_a_tenth_of_that_of_keyed_batches_at_seven_tenths_of_the_capacity() -> None:
+    slow = p95_slowdown(served(Work(), keyed_dynamic(0.0), 0.7, 1, 6000))
+    assert slow / p95_slowdown(served(Work(), ours, 0.7, 1, 6000)) >= 8
+
+
+def test_longest_class_pays_little_for_it() -> None:
+    figure = fairness(Work(), seeds=(1,))
+    assert isinstance(figure, Figure)
+    assert figure.value <= 1.15
+
+
+def test_goodput_of_keyed_batches_is_far_below_ours() -> None:
+    assert goodput(Work(), ours, 1, 2000) >= 4 * goodput(Work(), keyed_dynamic(0.0), 1, 2000)
