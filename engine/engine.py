@@ -204,10 +204,14 @@ class Engine:
             return
         started_at = self._clock()
         self.num_ticks += 1
+        num_rows = [generation.num_rows for generation in chosen]  # a step may end its guidance
         for generation in chosen:
             generation.begin_step(started_at, self.num_ticks)
         self._step_or_split(chosen)
         ended_at = self._clock()
+        for generation, rows in zip(chosen, num_rows, strict=True):
+            share = rows / sum(num_rows)
+            generation.pay((ended_at - started_at) * share, self._policy.reason_not_fuller)
         self._policy.stepped(chosen[0].key, ended_at - started_at)
         self._side_work.stepped(ended_at - started_at)
         for generation in chosen:
@@ -248,7 +252,9 @@ class Engine:
     def _decode(self) -> None:
         ordered = self._policy.order(self._denoised, self._clock())
         for generation in self._side_work.to_decode(ordered, len(self._running)):
+            started_at = self._clock()
             pixels = self._attempt.twice(self._runner.decode, generation)
+            generation.pay(self._clock() - started_at)
             if isinstance(pixels, EngineError):
                 self._end(generation, self._denoised, pixels)
                 continue

@@ -4,6 +4,7 @@ Runner and policy keep nothing about a generation; the engine's lists say where 
 thread writes here, but for the cancel flag.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.families.family import Encoding
-from engine.policy import BatchKey
+from engine.policy import BatchKey, Reason
 from engine.request import GeneratedImage, GenerationRequest, RequestWarning, Timings
 from engine.sampling import CoefficientTable
 from engine.step_cache import StepCache
@@ -68,6 +69,8 @@ class Generation:
         self._denoised_at = 0.0
         self._num_mates = 0  # members of all its step batches, itself included
         self.encoding_seconds = 0.0
+        self._device_seconds = 0.0
+        self._not_fuller: Counter[Reason] = Counter()
         self._num_guided_steps = request.guidance_cutoff * table.num_steps if is_guided else 0
 
     @property
@@ -137,6 +140,12 @@ class Generation:
         self.step_cache.drop_unneeded(self.step_index, is_guided=self.is_guided)
         self._num_mates += num_members
 
+    def pay(self, device_seconds: float, not_fuller: Reason | None = None) -> None:
+        """Take note of its share of a step batch, and why that was not fuller; or of work of its own."""
+        self._device_seconds += device_seconds
+        if not_fuller is not None:
+            self._not_fuller[not_fuller] += 1
+
     def end_steps(self, now: float) -> None:
         """Take note that its last step is done."""
         self._denoised_at = now
@@ -156,6 +165,7 @@ class Generation:
             denoising_seconds=self._denoised_at - begun_at,
             decoding_seconds=now - self._denoised_at,
             num_ticks_waited=self._num_ticks_waited,
+            device_seconds=self._device_seconds + self.encoding_seconds,
         )
 
     @property
@@ -170,5 +180,6 @@ class Generation:
             warnings=self.warnings,
             timings=self.timings(now),
             mean_step_batch=self.mean_step_batch,
+            not_fuller={**self._not_fuller},
             num_steps=self.table.num_steps,
         )

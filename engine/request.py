@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 from engine.errors import PromptInvalid, RequestInvalid
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
 Lane = Literal["interactive", "bulk"]
@@ -121,6 +123,9 @@ class Timings:
     denoising_seconds: float  # from the start of its first step to the end of its last, pauses included
     decoding_seconds: float  # from the end of its last step to pixels, the wait for its turn included
     num_ticks_waited: int  # step batches begun since submit, its own first included: 1 is the very next
+    device_seconds: (
+        float  # its share, by rows, of the step batches it was in, and its own encoding and decoding
+    )
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ class GeneratedImage:
     warnings: tuple[RequestWarning, ...]
     timings: Timings
     mean_step_batch: float  # generations per step batch, averaged over its steps
+    not_fuller: "Mapping[str, int]"  # how many of its steps ran for which of `engine.policy.Reason`
     num_steps: int
 
 

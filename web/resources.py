@@ -86,7 +86,7 @@ class JobResource(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    timings: dict[str, float]
+    timings: dict[str, float] = Field(description="Seconds by what they went for, and the company it ran in.")
     links: Links
 
 
@@ -169,13 +169,24 @@ def _job_resource(job: Job, wait: Wait | None, eta_seconds: float | None) -> Job
         error=_error(job),
         warnings=[JobWarningResource(**warning) for warning in job.warnings],
         eta_seconds=eta_seconds,
+        timings=_timings(job),
         queue_position=wait.position if wait else None,
         waiting_reason=wait.reason if wait else None,
         links=_job_links(job),
     )
 
 
-_MADE_HERE = {"images", "error", "warnings", "links", "eta_seconds", "queue_position", "waiting_reason"}
+def _timings(job: Job) -> dict[str, float]:
+    """The worker's, and before them how long the job was queued, all tries together."""
+    if job.started_at is None:
+        return job.timings
+    queued_seconds = round((job.started_at - job.created_at).total_seconds(), 4)
+    return {"queued_seconds": queued_seconds, **job.timings}
+
+
+_MADE_HERE = {
+    "images", "error", "warnings", "links", "eta_seconds", "queue_position", "waiting_reason", "timings",
+}  # fmt: skip
 _SAME_IN_ROW_AND_RESOURCE = [name for name in JobResource.model_fields if name not in _MADE_HERE]
 
 

@@ -75,9 +75,9 @@ class FakeHandle:
         paint = hashlib.sha256(f"{self.request.job_id}|{self.request.seed}".encode()).digest()
         pixels = np.zeros((self.request.height, self.request.width, 3), dtype=np.uint8)
         pixels[0, :10] = np.frombuffer(paint[:30], dtype=np.uint8).reshape(10, 3)
-        timings = Timings(0.1, 0.0, 1.0, 0.1, 1)
+        timings = Timings(0.1, 0.0, 1.0, 0.1, 1, device_seconds=0.5)
         steps = self.request.num_inference_steps
-        self.future.set_result(GeneratedImage(pixels, warnings, timings, 2.0, steps))
+        self.future.set_result(GeneratedImage(pixels, warnings, timings, 2.0, {"cap": steps}, steps))
 
 
 class FakeEngine:

@@ -4,12 +4,15 @@ import ast
 import re
 from typing import get_args
 
+import numpy as np
 import pytest
 
-from engine.request import WarningCode
+from engine.policy import Reason
+from engine.request import GeneratedImage, Timings, WarningCode
 from settings import ROOT, Settings
 from storage import errors as storage_errors
 from storage.states import State
+from tasks.generate import timings_of
 from web import refusals
 from web.app import create_app
 from web.schemas import JobRequest
@@ -51,6 +54,19 @@ def _braced(rule: str) -> str:
 def test_every_state_is_documented(read_table: ReadTable) -> None:
     rows = read_table(PAGE, "## States")
     assert {row[0].strip("`") for row in rows if row[1] == "job"} == {state.value for state in State}
+
+
+def test_every_timing_is_documented() -> None:
+    timings = Timings(0.1, 0.1, 0.1, 0.1, 1, 0.1)
+    image = GeneratedImage(
+        np.zeros((1, 1, 3), np.uint8), (), timings, 1.0, dict.fromkeys(get_args(Reason), 1), 1
+    )
+    made = {*timings_of([image]), "queued_seconds", "file_seconds", "upload_seconds"}
+    section = _section("### Where the time went").partition("\n### ")[0]
+    documented = {
+        name for row in re.findall(r"(?m)^\| (`[^|]*) \|", section) for name in re.findall(r"`(\w+)`", row)
+    }
+    assert documented == made
 
 
 @pytest.mark.parametrize("field", JobRequest.model_fields)

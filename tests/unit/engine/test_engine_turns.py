@@ -52,6 +52,24 @@ def test_late_request_joins_the_next_step(engine: Engine, ask: Ask) -> None:
     assert engine.num_ticks == 4, "both shared the two steps of the second"
     assert first.future.result().mean_step_batch == 1.5
     assert second.future.result().mean_step_batch == 2.0
+    assert first.future.result().not_fuller == {"nobody_else": 4}
+
+
+def test_members_share_the_seconds_of_their_step_batches_by_their_rows(
+    family: FakeFamily, clock: SetClock, ask: Ask
+) -> None:
+    """A guided member has two rows of three; what each encodes and decodes is its own."""
+    engine = Engine({"fake": family}, {"fake": {128 * 128: 4}}, promise="exact", clock=clock)
+
+    def take_three_seconds() -> None:
+        clock.now += 3
+
+    family.on_predict = take_three_seconds
+    guided = engine.submit(ask(guidance_scale=4.0, num_inference_steps=2))
+    plain = engine.submit(ask(guidance_scale=1.0, num_inference_steps=2))
+    turn_until_done(engine, guided, plain)
+    assert guided.future.result().timings.device_seconds == pytest.approx(4)
+    assert plain.future.result().timings.device_seconds == pytest.approx(2)
 
 
 def test_different_samplers_steps_and_scales_share_a_step_batch(
