@@ -180,6 +180,6 @@ class Generation:
             warnings=self.warnings,
             timings=self.timings(now),
             mean_step_batch=self.mean_step_batch,
-            not_fuller={**self._not_fuller},
+            not_fuller={str(reason): count for reason, count in self._not_fuller.items()},
             num_steps=self.table.num_steps,
         )

@@ -179,11 +179,14 @@ def test_what_does_not_fit_twice_is_charged_alone(kind: Kind) -> None:
     faults: dict[tuple[Kind, int], Fault] = {(kind, 1): "out of memory", (kind, 2): "out of memory"}
     engine = Engine({"fake": FaultyFamily(faults=faults)}, {"fake": LIMITS}, promise="exact")
     requests = [GenerationRequest("fake", f"fine {seed}", 64, 64, 2, 1.0, seed=seed) for seed in (1, 2)]
-    first, second = (engine.submit(request) for request in requests)
+    handles = [engine.submit(request) for request in requests]
     while not engine.is_idle:
         engine.tick()
-    assert isinstance(first.future.exception(timeout=0), OutOfMemory)
-    assert second.future.result().pixels.tobytes() == alone(requests[1])
+    errors = [handle.future.exception(timeout=0) for handle in handles]
+    # Which of the two met the faults is the policy's to say, and its clock's.
+    assert sorted(map(type, errors), key=str) == sorted([OutOfMemory, type(None)], key=str)
+    spared = errors.index(None)
+    assert handles[spared].future.result().pixels.tobytes() == alone(requests[spared])
 
 
 def test_lowered_cap_recovers_once_memory_is_there_again(
