@@ -177,7 +177,9 @@ def test_memory_that_ran_out_at_encoding_or_decoding_is_tried_again_and_changes_
 @pytest.mark.parametrize("kind", ["encode", "decode"])
 def test_what_does_not_fit_twice_is_charged_alone(kind: Kind) -> None:
     faults: dict[tuple[Kind, int], Fault] = {(kind, 1): "out of memory", (kind, 2): "out of memory"}
-    engine = Engine({"fake": FaultyFamily(faults=faults)}, {"fake": LIMITS}, promise="exact")
+    engine = Engine(
+        {"fake": FaultyFamily(faults=faults)}, {"fake": LIMITS}, promise="exact", clock=SetClock()
+    )  # a clock that stands still: the order is that of arrival
     requests = [GenerationRequest("fake", f"fine {seed}", 64, 64, 2, 1.0, seed=seed) for seed in (1, 2)]
     handles = [engine.submit(request) for request in requests]
     while not engine.is_idle:
