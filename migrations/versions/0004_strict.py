@@ -2,7 +2,7 @@
 
 from alembic import op
 
-revision = "0007_strict"
+revision = "0004_strict"
 down_revision = "0003_webhook_receivers"
 
 

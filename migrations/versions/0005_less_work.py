@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0006_less_work"
-down_revision = "0007_strict"
+revision = "0005_less_work"
+down_revision = "0004_strict"
 
 
 def upgrade() -> None:

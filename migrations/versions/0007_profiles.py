@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0004_profiles"
-down_revision = "0005_output_format"
+revision = "0007_profiles"
+down_revision = "0006_output_format"
 
 
 def upgrade() -> None:

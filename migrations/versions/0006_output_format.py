@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0005_output_format"
-down_revision = "0006_less_work"
+revision = "0006_output_format"
+down_revision = "0005_less_work"
 
 
 def upgrade() -> None:
