@@ -135,6 +135,12 @@ class Model(_Frozen):
     revision: str | None = None
     variant: Annotated[str, Field(pattern=r"^\w+$")] | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    quantization: Literal["none", "int8", "fp8"] = "none"
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    cpu_offload: Literal["none", "model", "sequential"] = "none"
     local_files_only: bool = True
     family: Family = "stable_diffusion"
     schedulers: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -174,6 +180,8 @@ class Model(_Frozen):
             raise ValueError(
                 f"revision {self.revision!r} can move: give the commit, 40 hexadecimal digits in lower case"
             )
+        if self.cpu_offload == "sequential" and (self.compile or self.quantization != "none"):
+            raise ValueError("cpu_offload: 'sequential' goes with neither compile nor quantization")
         schedulers, side_multiple = FAMILIES[self.family]
         for scheduler in self.schedulers:
             if scheduler not in schedulers:

@@ -26,6 +26,7 @@ from engine.families.stable_diffusion_3 import StableDiffusion3
 from engine.families.stable_diffusion_xl import StableDiffusionXL
 from engine.hub import Hub, names_in
 from engine.layout import INDEX, Layout, check_components, check_pipeline, files_to_load, read_layout
+from engine.optimization import AS_IT_IS, Optimization, optimized, settle
 from engine.rehearsal import is_exact_in_company
 from engine.runner import translate
 from engine.sampling import CoefficientTables
@@ -63,6 +64,7 @@ class ModelSpec:
     local_files_only: bool = True
     variant: str | None = None  # which of several sets of weights, `fp16` for one
     dtype: str = "auto"  # one of `DTYPES`; auto: full precision on CPU, half on CUDA
+    optimization: Optimization = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,9 @@ def _load_family(spec: ModelSpec, device: torch.device, hub: Hub) -> Family:
     pipeline_class = next(one for one in family.PIPELINES if one.__name__ == layout.pipeline)
     check_components(layout, _needed(family, pipeline_class))
     files_to_load(layout, names_in(folder), spec.variant)
-    return family(_read(family, pipeline_class, folder, layout, spec, device))
+    loaded = family(_read(family, pipeline_class, folder, layout, spec, device))
+    settle(loaded, spec.optimization, device)
+    return loaded
 
 
 def _needed(family: FamilyClass, pipeline_class: Any) -> list[str]:
@@ -198,4 +202,4 @@ def _read(
         )
     except (AttributeError, KeyError, TypeError) as error:  # out of the libraries, from a strange value
         raise LoadError(f"its configuration cannot be read ({type(error).__name__}: {error})") from error
-    return pipeline.to(device)
+    return optimized(pipeline, spec.optimization, device)

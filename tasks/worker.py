@@ -19,6 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from engine.engine import Engine
 from engine.errors import LoadError
 from engine.load import LoadedModels, ModelSpec, load_models
+from engine.optimization import Optimization
 from settings import Model, Settings
 from storage.blobs import Blobs
 from storage.database import Database
@@ -147,6 +148,14 @@ def load_planned(
                 variant=model.variant,
                 dtype=model.dtype,
                 local_files_only=model.local_files_only,
+                optimization=Optimization(
+                    channels_last=model.channels_last,
+                    compile=model.compile,
+                    quantization=model.quantization,
+                    vae_slicing=model.vae_slicing,
+                    vae_tiling=model.vae_tiling,
+                    cpu_offload=model.cpu_offload,
+                ),
             )
             for model in models
         ],

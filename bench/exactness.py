@@ -1,0 +1,220 @@
+"""How exact the engine is, and what that costs: byte-equal images in company, idle time, padding.
+
+`python -m bench.exactness` prints a line for each. It draws schedules of random neighbours on the shipped
+model; it owns no bar, which is `bench.engine`'s.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from engine.engine import Engine
+from engine.errors import Canceled
+from engine.families.family import Conditions, Family
+from engine.handle import Handle
+from engine.load import LoadedModels, ModelSpec, load_models
+from engine.policy import SMALLEST_BUCKET
+from engine.request import GenerationRequest, SchedulerSpec
+
+Figure = tuple[float, float, float, list[float]]
+"""Value, the least and the greatest of the samples, the samples."""
+
+MODEL = "tiny"
+FOLDER = Path(__file__).resolve().parent.parent / "models" / "tiny"
+ROW_LIMITS = {128 * 128: 16, 192 * 192: 8}
+SIZES = {128 * 128: [(128, 128), (128, 128), (96, 64)], 192 * 192: [(192, 192), (192, 192), (256, 144)]}
+PROMPTS = ["", "a red heart", "a large blue star on a yellow background", "a green ring below a cross"]
+SCHEDULERS = [
+    SchedulerSpec(),
+    SchedulerSpec(eta=0.5),
+    SchedulerSpec("ddim", spacing="trailing"),
+    SchedulerSpec("euler"),
+    SchedulerSpec("euler", karras=True),
+]
+MAX_SECONDS_BETWEEN = 0.15  # arrivals while idle time is measured
+
+
+def load() -> LoadedModels:
+    """The shipped model on one thread, self-tested."""
+    spec = ModelSpec(MODEL, str(FOLDER))
+    return load_models([spec], device="cpu:0", row_limits={MODEL: ROW_LIMITS}, num_threads=1)
+
+
+def exact_share(loaded: LoadedModels, num_schedules: int = 5, num_requests: int = 10) -> Figure:
+    """Images with the bytes of their solo run ÷ images, pooled over `num_schedules` random schedules a tier.
+
+    A sample is one schedule: requests at random steps, scales, cutoffs, samplers, lanes and sizes join at
+    random ticks, and some are canceled. Solo means an engine of the same model with nothing else in it.
+    """
+    counts = [
+        _num_equal(loaded, tier, random.Random(f"{tier} {seed}"), num_requests)
+        for tier in ROW_LIMITS
+        for seed in range(num_schedules)
+    ]
+    shares = [equal / images for equal, images in counts]
+    value = sum(equal for equal, _ in counts) / sum(images for _, images in counts)
+    return value, min(shares), max(shares), shares
+
+
+def _num_equal(
+    loaded: LoadedModels, max_pixels: int, rng: random.Random, num_requests: int
+) -> tuple[int, int]:
+    requests = [_request(rng, max_pixels) for _ in range(num_requests)]
+    joins = [rng.randint(0, 8) for _ in requests]
+    cancels = {index: rng.randint(1, 10) for index in range(num_requests) if rng.random() < 0.2}
+    engine = _engine(loaded)
+    handles: dict[int, Handle] = {}
+    tick = 0
+    while len(handles) < num_requests or not engine.is_idle:
+        for index, request in enumerate(requests):
+            if joins[index] == tick:
+                handles[index] = engine.submit(request)
+            if cancels.get(index) == tick and index in handles:
+                handles[index].cancel()
+        engine.tick()
+        tick += 1
+    equal, images = 0, 0
+    for index, handle in handles.items():
+        if isinstance(handle.future.exception(timeout=0), Canceled):
+            continue
+        images += 1
+        equal += handle.future.result().pixels.tobytes() == _alone(loaded, requests[index])
+    return equal, images
+
+
+def _request(rng: random.Random, max_pixels: int) -> GenerationRequest:
+    width, height = rng.choice(SIZES[max_pixels])
+    return GenerationRequest(
+        model=MODEL,
+        prompt=rng.choice(PROMPTS),
+        width=width,
+        height=height,
+        num_inference_steps=rng.randint(1, 9),
+        guidance_scale=rng.choice([1.0, 2.0, 4.0, 7.5]),
+        seed=rng.randrange(2**32),
+        negative_prompt=rng.choice(PROMPTS[:2]),
+        guidance_cutoff=rng.choice([1.0, 1.0, 0.5]),
+        scheduler=rng.choice(SCHEDULERS),
+        lane=rng.choice(["interactive", "bulk"]),
+    )
+
+
+def _alone(loaded: LoadedModels, request: GenerationRequest) -> bytes:
+    engine = _engine(loaded)
+    handle = engine.submit(replace(request, lane="interactive"))
+    while not engine.is_idle:
+        engine.tick()
+    return handle.future.result(timeout=0).pixels.tobytes()
+
+
+def _engine(loaded: LoadedModels) -> Engine:
+    return Engine(loaded.families, loaded.row_limits, promise=loaded.promise)
+
+
+def idle_share(loaded: LoadedModels, num_runs: int = 3, num_requests: int = 24) -> Figure:
+    """Seconds between two ticks while something is unfinished ÷ all seconds with something unfinished.
+
+    A sample is one run of the engine's own thread under arrivals at random times from another thread.
+    """
+    samples = []
+    for seed in range(num_runs):
+        rng = random.Random(seed)
+        engine = TimedEngine(loaded.families, loaded.row_limits, promise=loaded.promise)
+        engine.start()
+        handles = []
+        for _ in range(num_requests):
+            handles.append(engine.submit(_request(rng, min(ROW_LIMITS))))
+            time.sleep(rng.random() * MAX_SECONDS_BETWEEN)
+        for handle in handles:
+            handle.future.result()
+        engine.stop()
+        samples.append(engine.idle_seconds / (engine.idle_seconds + engine.busy_seconds))
+    return statistics.median(samples), min(samples), max(samples), samples
+
+
+class TimedEngine(Engine):
+    """An engine that adds up the seconds in its ticks and between them, while there is work."""
+
+    busy_seconds = 0.0
+    idle_seconds = 0.0
+    _ended_at: float | None = None  # of the last tick that left something unfinished
+
+    def tick(self) -> None:
+        """One turn, timed."""
+        begun_at = time.perf_counter()
+        if self._ended_at is not None:
+            self.idle_seconds += begun_at - self._ended_at
+        super().tick()
+        ended_at = time.perf_counter()
+        self.busy_seconds += ended_at - begun_at
+        self._ended_at = None if self.is_idle else ended_at
+
+
+def padding_cost(loaded: LoadedModels, max_pixels: int, num_rows: int, num_repeats: int = 30) -> Figure:
+    """Seconds of a lone request's forward pass at the smallest bucket ÷ at its own `num_rows`, interleaved.
+
+    One row is a request without guidance, two with. Above four rows of work there is nothing to pad.
+    """
+    family = loaded.families[MODEL]
+    padded, bare = _forward(family, max_pixels, SMALLEST_BUCKET), _forward(family, max_pixels, num_rows)
+    samples = []
+    for _ in range(num_repeats):
+        bare_seconds = _seconds(bare)
+        samples.append(_seconds(padded) / bare_seconds)
+    return statistics.median(samples), min(samples), max(samples), samples
+
+
+def _forward(family: Family, max_pixels: int, num_rows: int) -> Callable[[], object]:
+    side = int(max_pixels**0.5) // family.pixels_per_latent
+    with torch.inference_mode():
+        conditions = Conditions.of([family.encode("a red heart")] * num_rows, torch.ones(num_rows))
+    latents = torch.randn(num_rows, family.latent_channels, side, side)
+    timesteps = torch.full((num_rows,), 500.0)
+
+    @torch.inference_mode()
+    def forward() -> object:
+        return family.predict(latents, timesteps, conditions)
+
+    forward()  # the first call of a shape chooses its kernels
+    return forward
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun_at = time.perf_counter()
+    work()
+    return time.perf_counter() - begun_at
+
+
+def figures(loaded: LoadedModels) -> Mapping[str, Figure]:
+    """Everything that this module measures, by name."""
+    return {
+        "exact_share": exact_share(loaded),
+        "idle_share": idle_share(loaded),
+        **{
+            f"padding_cost, {rows} row{'s' * (rows > 1)}, {int(pixels**0.5)}²": padding_cost(
+                loaded, pixels, rows
+            )
+            for pixels in ROW_LIMITS
+            for rows in (1, 2)
+        },
+    }
+
+
+def main() -> None:
+    """Print the promise of this machine and every figure."""
+    loaded = load()
+    limits = ", ".join(
+        f"{rows} rows up to {pixels} pixels" for pixels, rows in loaded.row_limits[MODEL].items()
+    )
+    print(f"promise: {loaded.promise} ({limits})")
+    for name, (value, low, high, samples) in figures(loaded).items():
+        print(f"{name:32} {value:8.4f}  ({low:.4f} to {high:.4f}, {len(samples)} samples)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""What makes a model faster or smaller: the image stays the model's, and the promise is kept under it."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.engine import Engine
+from engine.errors import LoadError
+from engine.load import ModelSpec, load_engine
+from engine.optimization import Optimization, optimized, settle
+from engine.request import GenerationRequest, SchedulerSpec
+from settings import ROOT
+from tests.integration.engine.tiny_families import build
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+needs_torchao = pytest.mark.skipif(
+    importlib.util.find_spec("torchao") is None, reason="torchao is not installed"
+)
+REQUEST = GenerationRequest("m", "a red heart", 64, 64, 4, 4.0, seed=3, strict=True)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The shipped model, and a saved tiny pipeline of a UNet and of a transformer, which compile sooner."""
+    made = {"shipped": ROOT / "models" / "tiny"}
+    for family in ("stable_diffusion", "stable_diffusion_3"):
+        made[family] = tmp_path_factory.mktemp(family) / "saved"
+        build(family, made[family].parent).save_pretrained(made[family])
+    return made
+
+
+def load(folder: Path, rows: int = 8, family: str = "stable_diffusion", **changes: Any) -> Engine:
+    spec = ModelSpec("m", str(folder), family, **changes)
+    return load_engine([spec], device="cpu:0", row_limits={"m": {64 * 64: rows}}, num_threads=1)
+
+
+def drawn(engine: Engine, *requests: GenerationRequest) -> list[np.ndarray]:
+    handles = []
+    for request in requests:
+        handles.append(engine.submit(request))
+        engine.tick()
+    while not engine.is_idle:
+        engine.tick()
+    return [handle.future.result(timeout=0).pixels for handle in handles]
+
+
+def check(engine: Engine, plain: np.ndarray, mean: float) -> None:
+    """The image is the plain one within `mean` of 255 on average, and company does not show in it."""
+    (alone,) = drawn(engine, REQUEST)
+    difference = np.abs(alone.astype(int) - plain.astype(int))
+    assert difference.mean() < mean
+    assert alone.std() > 5, "a picture, not a blank"
+    mates = [replace(REQUEST, seed=seed, num_inference_steps=5, strict=seed % 2 == 0) for seed in (8, 9)]
+    mates.append(replace(REQUEST, seed=10, guidance_scale=1.0, scheduler=SchedulerSpec("euler", karras=True)))
+    assert engine.promise in ("exact", "exact within a bucket", "within 1/255")
+    assert np.array_equal(drawn(engine, *mates, REQUEST)[-1], alone), engine.promise
+
+
+@pytest.fixture(scope="module")
+def plain(folders: dict[str, Path]) -> np.ndarray:
+    """Trained weights: random ones make any rounding large."""
+    return drawn(load(folders["shipped"]), REQUEST)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "mean"),
+    [
+        ({"optimization": Optimization(channels_last=True)}, 0.2),
+        ({"optimization": Optimization(vae_slicing=True)}, 1e-9),
+        ({"dtype": "bfloat16"}, 5.0),
+        ({"dtype": "bfloat16", "optimization": Optimization(channels_last=True)}, 5.0),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_setting_keeps_the_image_and_the_promise(
+    folders: dict[str, Path], plain: np.ndarray, changes: dict[str, Any], mean: float
+) -> None:
+    check(load(folders["shipped"], **changes), plain, mean)
+
+
+def test_tiles_are_blended_into_nearly_the_same_image(folders: dict[str, Path]) -> None:
+    """An image larger than a tile, alone and in company."""
+    large = replace(REQUEST, width=192, height=192)
+    limits = {"m": {192 * 192: 4}}
+    images = []
+    for is_tiled in (False, True):
+        spec = ModelSpec("m", str(folders["shipped"]), optimization=Optimization(vae_tiling=is_tiled))
+        engine = load_engine([spec], device="cpu:0", row_limits=limits, num_threads=1)
+        images.append(drawn(engine, large)[0])
+        assert np.array_equal(drawn(engine, replace(large, seed=9), large)[-1], images[-1])
+    difference = np.abs(images[0].astype(int) - images[1].astype(int))
+    assert 0 < difference.mean() < 10
+
+
+@needs_torchao
+@pytest.mark.parametrize(("quantization", "mean"), [("int8", 1.0), ("fp8", 12.0)])
+def test_quantized_weights_keep_the_image_and_the_promise(
+    folders: dict[str, Path], plain: np.ndarray, quantization: Any, mean: float
+) -> None:
+    engine = load(folders["shipped"], optimization=Optimization(quantization=quantization))
+    weight = next(
+        module.weight
+        for module in engine._models.families["m"]._unet.modules()  # type: ignore[attr-defined]
+        if isinstance(module, torch.nn.Linear)
+    )
+    assert type(weight) is not torch.nn.Parameter
+    assert not np.array_equal(drawn(engine, REQUEST)[0], plain), "it was quantized"
+    check(engine, plain, mean)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed here")
+def test_quantization_without_its_package_is_refused_by_name(folders: dict[str, Path]) -> None:
+    with pytest.raises(LoadError, match="quantization: it needs the package torchao"):
+        load(folders["stable_diffusion"], optimization=Optimization(quantization="int8"))
+
+
+def test_compiled_blocks_keep_the_image_and_the_promise(folders: dict[str, Path]) -> None:
+    """One bucket of one size, so that it compiles in seconds."""
+    folder = folders["stable_diffusion"]
+    compiled_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    engine = load(folder, rows=4, optimization=Optimization(compile=True))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > compiled_before
+    check(engine, drawn(load(folder, rows=4), REQUEST)[0], 0.2)
+
+
+def test_what_a_model_or_machine_cannot_have_is_refused_by_name(folders: dict[str, Path]) -> None:
+    with pytest.raises(LoadError, match="cpu_offload: 'model' is for CUDA"):
+        load(folders["stable_diffusion"], optimization=Optimization(cpu_offload="model"))
+    with pytest.raises(LoadError, match="channels_last: SD3Transformer2DModel"):
+        load(
+            folders["stable_diffusion_3"],
+            family="stable_diffusion_3",
+            optimization=Optimization(channels_last=True),
+        )
+
+
+class Recorded:
+    """A pipeline that only notes what is asked of it: offloading needs a device that is not here."""
+
+    def __init__(self) -> None:
+        self.unet, self.vae = torch.nn.Conv2d(1, 1, 1), torch.nn.Conv2d(1, 1, 1)
+        self.asked: list[str] = []
+
+    def enable_model_cpu_offload(self, device: torch.device) -> None:
+        self.asked.append(f"model {device}")
+
+    def enable_sequential_cpu_offload(self, device: torch.device) -> None:
+        self.asked.append(f"sequential {device}")
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_offloaded_model_is_not_moved_and_its_tensors_are_wanted_on_the_device(offload: Any) -> None:
+    pipeline, device = Recorded(), torch.device("cuda:0")
+    wanted = Optimization(cpu_offload=offload)
+    optimized(pipeline, wanted, device)
+    assert pipeline.asked == [f"{offload} cuda:0"]
+
+    class Loaded:
+        device = torch.device("cpu")
+
+    loaded: Any = Loaded()
+    settle(loaded, wanted, device)
+    assert loaded.device == device
+    with pytest.raises(LoadError, match="neither compile nor quantization"):
+        optimized(pipeline, Optimization(cpu_offload="sequential", quantization="int8"), device)
