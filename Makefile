@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs train card clean
+.PHONY: help install demo up test check lint types imports docs train card bench-engine clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED) ## build .venv from requirements.lock
 
@@ -43,6 +43,9 @@ train: $(INSTALLED) ## train the tiny model again, in build/tiny (about two hour
 
 card: $(INSTALLED) ## measure the tiny model and write docs/model-card.md (a quarter of an hour on two cores)
 	@$(BIN)/python -m models.card models/tiny docs
+
+bench-engine: $(INSTALLED) ## measure the engine beside its bars, in bench-output/engine.json (forty minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
 
 clean: ## remove what make built, but no data
 	@rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,160 @@
+"""Four ways to serve the same arrivals with the same model, runner and rows: what differs is the batching.
+
+`Continuous` is the engine itself. `Dynamic` fills a batch of a key, runs it to its end and begins the next:
+by step count, padded to the longest, or one request at a time. Each takes arrivals on a `WorkClock` and
+says when every request ended.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from bench.clock import WorkClock
+from bench.workload import DueRequest
+from engine.engine import Engine
+from engine.generation import Generation
+from engine.load import LoadedModels
+from engine.models import Models
+from engine.request import GenerationRequest
+from engine.runner import Runner
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of one arrival: when it ended, from its due time, or nothing when it was dropped."""
+
+    arrival: DueRequest
+    latency_seconds: float | None
+
+
+Serve = Callable[[Sequence[DueRequest]], list[Ended]]
+
+
+def continuous(loaded: LoadedModels, arrivals: Sequence[DueRequest]) -> list[Ended]:
+    """The engine, turned by hand: arrivals join between its ticks."""
+    clock = WorkClock()
+    engine = Engine(loaded.families, loaded.row_limits, promise=loaded.promise, clock=clock)
+    begun_at = clock()
+    ended_at: dict[int, float] = {}
+
+    def note(index: int, future: "Future[object]") -> None:
+        if future.exception() is None:
+            ended_at[index] = clock()
+
+    upcoming = deque(enumerate(arrivals))
+    while upcoming or not engine.is_idle:
+        while upcoming and begun_at + upcoming[0][1].seconds <= clock():
+            index, arrival = upcoming.popleft()
+            engine.submit(arrival.request).future.add_done_callback(partial(note, index))
+        if engine.is_idle and upcoming:
+            clock.skip_to(begun_at + upcoming[0][1].seconds)
+        elif not engine.is_idle:
+            engine.tick()
+    return [
+        Ended(arrival, ended_at[index] - begun_at - arrival.seconds if index in ended_at else None)
+        for index, arrival in enumerate(arrivals)
+    ]
+
+
+class Dynamic:
+    """Batches that are closed when full, or when their oldest has waited `timeout_seconds`.
+
+    `by_steps` keys the queue by step count; else a batch runs as long as its longest member, and the rows of
+    those that have ended are computed for nothing. `max_rows` 1 is one request at a time.
+    """
+
+    def __init__(
+        self, loaded: LoadedModels, *, max_rows: int, timeout_seconds: float, by_steps: bool
+    ) -> None:
+        self._models = Models(loaded.families, loaded.row_limits, promise=loaded.promise)
+        self._runner = Runner(loaded.families)
+        self._max_rows = max_rows
+        self._timeout_seconds = timeout_seconds
+        self._by_steps = by_steps
+
+    def __call__(self, arrivals: Sequence[DueRequest]) -> list[Ended]:
+        """Serve them all; batches of the longest wait first."""
+        clock = WorkClock()
+        begun_at = clock()
+        queues: dict[int, deque[DueRequest]] = {}
+        upcoming = deque(arrivals)
+        ended: list[Ended] = []
+        while upcoming or any(queues.values()):
+            now = clock() - begun_at
+            while upcoming and upcoming[0].seconds <= now:
+                arrival = upcoming.popleft()
+                queues.setdefault(self.key(arrival.request), deque()).append(arrival)
+            due = [queue for queue in queues.values() if queue and self._is_due(queue, now)]
+            if not due:
+                clock.skip_to(begun_at + self._next_event(queues.values(), upcoming))
+                continue
+            batch = self.take(min(due, key=lambda queue: queue[0].seconds))
+            for index in self.run([one.request for one in batch]):
+                latency = clock() - begun_at - batch[index].seconds
+                ended.append(Ended(batch[index], latency))
+        return ended
+
+    def key(self, request: GenerationRequest) -> int:
+        """The queue of a request."""
+        return request.num_inference_steps if self._by_steps else 0
+
+    def take(self, queue: deque[DueRequest]) -> list[DueRequest]:
+        """As many from the head of the queue as fit."""
+        batch, num_rows = [queue.popleft()], 0
+        num_rows = rows_of(batch[0].request)
+        while queue and num_rows + rows_of(queue[0].request) <= self._max_rows:
+            num_rows += rows_of(queue[0].request)
+            batch.append(queue.popleft())
+        return batch
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[GenerationRequest]) -> Iterator[int]:
+        """Draw a batch from its texts to its pixels; the place of each image as soon as it is there."""
+        members = [self._generation(request) for request in requests]
+        for member in members:
+            self._runner.encode(member)
+        longest = max(request.num_inference_steps for request in requests)
+        riders = [self._rider(request, longest) for request in requests]
+        running = list(members)
+        for _ in range(longest):
+            self._runner.step(running)
+            running = [
+                rider if rider is not None and one.is_denoised else one
+                for one, rider in zip(running, riders, strict=True)
+            ]
+        for index, member in enumerate(members):
+            self._runner.decode(member)
+            yield index
+
+    def _generation(self, request: GenerationRequest) -> Generation:
+        return self._models.generation(request, submitted_at=0.0, num_ticks=0)
+
+    def _rider(self, request: GenerationRequest, longest: int) -> Generation | None:
+        """Who sits in the rows of a member that has ended while its batch has not."""
+        if request.num_inference_steps == longest:
+            return None
+        rider = self._generation(
+            replace(request, num_inference_steps=longest - request.num_inference_steps, prompt="")
+        )
+        self._runner.encode(rider)
+        return rider
+
+    def _is_due(self, queue: deque[DueRequest], now: float) -> bool:
+        rows = itertools.accumulate(rows_of(one.request) for one in queue)
+        # Full: another guided request would not fit any more.
+        is_full = any(num_rows > self._max_rows - 1 for num_rows in rows)
+        return is_full or now - queue[0].seconds >= self._timeout_seconds
+
+    def _next_event(self, queues: Iterable[deque[DueRequest]], upcoming: deque[DueRequest]) -> float:
+        instants = [queue[0].seconds + self._timeout_seconds for queue in queues if queue]
+        return min([*instants, *(one.seconds for one in itertools.islice(upcoming, 1))])
+
+
+def rows_of(request: GenerationRequest) -> int:
+    """Rows of one of its steps."""
+    return 2 if request.guidance_scale > 1 else 1

@@ -1,0 +1,60 @@
+"""A measured figure beside its bar, as a row of a table and as JSON. It knows no benchmark."""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A median with its spread, the bar that it should reach, and how far anything could get.
+
+    `limit` says in words what stands in the way of more; `samples` are the raw numbers, one a seed or run.
+    """
+
+    figure: str
+    value: float
+    low: float
+    high: float
+    bar: float
+    limit: str
+    samples: tuple[float, ...]
+    is_at_most: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value reaches its bar."""
+        return self.value <= self.bar if self.is_at_most else self.value >= self.bar
+
+    def as_json(self) -> dict[str, Any]:
+        """The figure as `bench-output/engine.json` lists it."""
+        return {**asdict(self), "holds": self.holds}
+
+
+def figure_of(
+    name: str, samples: Sequence[float], bar: float, limit: str, *, is_at_most: bool = False
+) -> Figure:
+    """The median of `samples`, from its least to its greatest."""
+    found = tuple(round(sample, 4) for sample in samples)
+    return Figure(name, statistics.median(found), min(found), max(found), bar, limit, found, is_at_most)
+
+
+def table(figures: Iterable[Figure]) -> str:
+    """A line a figure."""
+    lines = [f"{'figure':16} {'value':>8} {'low':>8} {'high':>8} {'bar':>8}  holds  limit"]
+    for one in figures:
+        sign, holds = "<=" if one.is_at_most else ">=", "yes" if one.holds else "NO"
+        lines.append(
+            f"{one.figure:16} {one.value:8.3f} {one.low:8.3f} {one.high:8.3f} {sign}{one.bar:6.2f}"
+            f"  {holds:5}  {one.limit}"
+        )
+    return "\n".join(lines)
+
+
+def write(figures: Sequence[Figure], path: Path) -> None:
+    """The list as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([one.as_json() for one in figures], indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,145 @@
+"""Throughput with work always waiting: the engine, dynamic batches and the bare model, in turns.
+
+Every arm is measured in short segments, one after the other, over and over, so that a machine that slows
+down slows all of them. Only full step batches count: the end of a finite list, in which every arm runs half
+empty, is nobody's merit. What was done is priced by the bare model's own costs measured beside it.
+"""
+
+import itertools
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from bench.arms import Dynamic, rows_of
+from bench.bare import BareModel
+from bench.workload import mixed_requests, num_row_steps
+from engine.engine import Engine
+from engine.load import LoadedModels
+from engine.request import GenerationRequest
+
+SEGMENT_SECONDS = 2.5
+FILLING_TICKS = 4
+
+
+@dataclass
+class Done:
+    """Work of one arm: CPU seconds, and what came of them."""
+
+    seconds: float = 0.0
+    num_row_steps: float = 0.0
+    num_texts: int = 0
+    num_images: int = 0
+    bare_seconds: float = 0.0  # what the same costs on the bare model, measured beside it
+
+    @property
+    def share_of_bare(self) -> float:
+        """Speed as a share of the bare model's at its best batch."""
+        return self.bare_seconds / self.seconds
+
+
+@dataclass
+class Saturation:
+    """The arms of one run."""
+
+    engine: Done = field(default_factory=Done)
+    keyed: Done = field(default_factory=Done)
+    padded: Done = field(default_factory=Done)
+
+
+def saturate(
+    loaded: LoadedModels, bare: BareModel, *, side: int, max_rows: int, seed: int, num_requests: int
+) -> Saturation:
+    """Run the engine through `num_requests` and the dynamic arms beside it; what each did at full batches."""
+    arms = Saturation()
+    requests = mixed_requests(num_requests, side, seed)
+    ours = _engine_segments(loaded, requests, max_rows)
+    keyed = _dynamic_segments(loaded, requests, max_rows, by_steps=True)
+    padded = _dynamic_segments(loaded, requests, max_rows, by_steps=False)
+    # A segment of each in turn, priced between two measurements of the bare model.
+    before = bare.prices()
+    for segment in ours:
+        segments = [
+            (arms.engine, segment),
+            (arms.keyed, next(keyed, None)),
+            (arms.padded, next(padded, None)),
+        ]
+        after = bare.prices()
+        for total, part in segments:
+            if part is None:
+                continue
+            costs = [
+                prices.seconds(
+                    num_row_steps=part.num_row_steps, num_texts=part.num_texts, num_images=part.num_images
+                )
+                for prices in (before, after)
+            ]
+            total.seconds += part.seconds
+            total.num_row_steps += part.num_row_steps
+            total.num_texts += part.num_texts
+            total.num_images += part.num_images
+            total.bare_seconds += sum(costs) / 2
+        before = after
+    return arms
+
+
+def _engine_segments(
+    loaded: LoadedModels, requests: Sequence[GenerationRequest], max_rows: int
+) -> Iterator[Done]:
+    """The engine with all requests handed over at once, until fewer wait than fill a step batch."""
+    engine = Engine(loaded.families, loaded.row_limits, promise=loaded.promise, clock=time.process_time)
+    progress: Counter[int] = Counter()
+
+    def submit(index: int, request: GenerationRequest) -> None:
+        engine.submit(request, on_progress=lambda done, _: progress.update({index: done - progress[index]}))
+
+    for index, request in enumerate(requests):
+        submit(index, request)
+
+    def row_steps() -> float:
+        return sum(steps * rows_of(requests[index]) for index, steps in progress.items())
+
+    for _ in range(FILLING_TICKS):
+        engine.tick()
+    while len(requests) - len(progress) > max_rows:
+        before = (row_steps(), len(progress), engine.num_generations)
+        begun = time.process_time()
+        while time.process_time() - begun < SEGMENT_SECONDS and len(requests) - len(progress) > max_rows:
+            engine.tick()
+        yield Done(
+            seconds=time.process_time() - begun,
+            num_row_steps=row_steps() - before[0],
+            num_texts=len(progress) - before[1],
+            num_images=before[2] - engine.num_generations,
+        )
+    engine.stop()
+
+
+def _dynamic_segments(
+    loaded: LoadedModels, requests: Sequence[GenerationRequest], max_rows: int, *, by_steps: bool
+) -> Iterator[Done]:
+    """Full batches out of the same requests, as often as they are asked for."""
+    arm = Dynamic(loaded, max_rows=max_rows, timeout_seconds=0.0, by_steps=by_steps)
+    part = Done()
+    for batch in _full_batches(arm, requests, max_rows):
+        begun = time.process_time()
+        num_images = len(list(arm.run(batch)))
+        part.seconds += time.process_time() - begun
+        part.num_row_steps += sum(map(num_row_steps, batch))
+        part.num_texts += num_images
+        part.num_images += num_images
+        if part.seconds >= SEGMENT_SECONDS:
+            yield part
+            part = Done()
+
+
+def _full_batches(
+    arm: Dynamic, requests: Sequence[GenerationRequest], max_rows: int
+) -> Iterator[list[GenerationRequest]]:
+    queues: defaultdict[int, list[GenerationRequest]] = defaultdict(list)
+    for request in itertools.cycle(requests):
+        queue = queues[arm.key(request)]
+        if sum(map(rows_of, queue)) + rows_of(request) > max_rows:
+            yield list(queue)
+            queue.clear()
+        queue.append(request)

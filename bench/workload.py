@@ -1,0 +1,51 @@
+"""The fixed work of the engine's benchmark: which requests come, and when. It runs nothing."""
+
+import random
+from dataclasses import dataclass
+
+from engine.request import GenerationRequest
+from models.scenes import draw_scene
+
+STEPS = (4, 12, 20, 30, 50)
+SHARES = (20, 20, 30, 20, 10)
+GUIDANCE_SCALES = (1.0, 4.0)
+MODEL = "tiny"
+
+
+@dataclass(frozen=True)
+class DueRequest:
+    """A request and when it is due to come, in seconds from the start."""
+
+    request: GenerationRequest
+    seconds: float
+
+
+def mixed_requests(count: int, side: int, seed: int) -> list[GenerationRequest]:
+    """Steps 4/12/20/30/50 at 20/20/30/20/10 %, guidance 1 and 4 half each, captions of mixed length."""
+    rng = random.Random(seed)
+    return [
+        GenerationRequest(
+            model=MODEL,
+            prompt=draw_scene(rng, pairs=0.5).caption(),
+            width=side,
+            height=side,
+            num_inference_steps=rng.choices(STEPS, SHARES)[0],
+            guidance_scale=rng.choice(GUIDANCE_SCALES),
+            seed=rng.randrange(2**32),
+        )
+        for _ in range(count)
+    ]
+
+
+def num_row_steps(request: GenerationRequest) -> int:
+    """Rows of forward passes that a request needs in all."""
+    return request.num_inference_steps * (2 if request.guidance_scale > 1 else 1)
+
+
+def poisson(requests: list[GenerationRequest], rate: float, seed: int) -> list[DueRequest]:
+    """The requests, arriving at `rate` a second, in an open loop."""
+    rng, now, arrivals = random.Random(seed), 0.0, []
+    for request in requests:
+        now += rng.expovariate(rate)
+        arrivals.append(DueRequest(request, now))
+    return arrivals

@@ -1,0 +1,34 @@
+"""A figure holds or does not, and says so where it is read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.figures import figure_of, table, write
+
+
+@pytest.mark.parametrize(
+    ("samples", "bar", "is_at_most", "holds"),
+    [
+        ((1.0, 3.0, 2.0), 2.0, False, True),
+        ((1.0, 3.0, 1.9), 2.0, False, False),
+        ((1.0, 3.0, 1.1), 1.1, True, True),
+        ((1.0, 3.0, 1.2), 1.1, True, False),
+    ],
+)
+def test_the_median_is_held_against_the_bar(
+    samples: tuple[float, ...], bar: float, is_at_most: bool, holds: bool
+) -> None:
+    figure = figure_of("a", samples, bar, "1", is_at_most=is_at_most)
+    assert (figure.holds, figure.low, figure.high) == (holds, 1.0, 3.0)
+    assert ("yes" if holds else "NO") in table([figure])
+
+
+def test_the_file_lists_every_figure_with_its_samples(tmp_path: Path) -> None:
+    write([figure_of("a", (1.0, 2.0, 4.0), 3, "more cores")], tmp_path / "new" / "engine.json")
+    (found,) = json.loads((tmp_path / "new" / "engine.json").read_text())
+    assert found == {
+        "figure": "a", "value": 2.0, "low": 1.0, "high": 4.0, "bar": 3, "limit": "more cores",
+        "samples": [1.0, 2.0, 4.0], "is_at_most": False, "holds": False,
+    }  # fmt: skip
