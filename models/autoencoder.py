@@ -40,9 +40,7 @@ def build_autoencoder() -> AutoencoderKL:
 def render_pool(count: int, seed: int) -> torch.Tensor:
     """`count` scenes at 128x128 as uint8 `(count, 3, 128, 128)`."""
     rng = random.Random(seed)
-    images = [
-        np.asarray(render(draw_scene(rng, held_out=rng.random() < 0.1), 128, rng)) for _ in range(count)
-    ]
+    images = [np.asarray(render(draw_scene(rng), 128, rng)) for _ in range(count)]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 

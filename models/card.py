@@ -1,8 +1,8 @@
 """Writes the tiny model's card: what it is, how well it obeys at each step count, and what it cannot do.
 
-Owns the page `docs/model-card.md` and its pictures, and prints the same figures. Every number on the page
-comes from `evaluate` in the same run; the page names the weights by their digest, so that a card of other
-weights can be told.
+Owns the page `docs/model-card.md` and its pictures, and prints the same figures. Every share on the page
+comes from `evaluate` in the same run; how long training took was written down by hand. The page names
+model, judge and renderer by their digest, so that a card of others can be told.
 
     python -m models.card models/tiny docs        # `make card`; about ten minutes on two idle cores
 """
@@ -31,6 +31,8 @@ SIDES = (128, 192)
 KINDS = ("single", "pair")
 CAPTIONS = 200
 GUIDANCE_SCALE = 2.0
+STRONG_GUIDANCE_SCALE = 4.0
+JUDGED_BY = ("judge.py", "scenes.py", "evaluate.py")
 BARS = (("single", 20, 90.0), ("single", 4, 80.0), ("pair", 20, 70.0))
 """(kind, steps, least share in percent) at every side."""
 LEAST_OWN, MOST_OVER_CHANCE = 98.0, 3.0
@@ -65,16 +67,26 @@ def main() -> None:
                 )
                 print(" ".join(f"{cell:>10}" for cell in _row(figures[-1])), flush=True)
     print(bar_table(figures, checks))
+    strong = measure(
+        pipeline,
+        kind="single",
+        side=128,
+        steps=4,
+        captions=arguments.captions,
+        guidance_scale=STRONG_GUIDANCE_SCALE,
+    )
+    print(f"guidance {STRONG_GUIDANCE_SCALE:.0f}: " + " ".join(_row(strong)), flush=True)
     (arguments.out / "images").mkdir(parents=True, exist_ok=True)
     for side in SIDES:
         sample_sheet(pipeline, side).save(arguments.out / "images" / f"tiny-{side}.png", optimize=True)
-    (arguments.out / "model-card.md").write_text(render_card(arguments.model, figures, checks))
+    (arguments.out / "model-card.md").write_text(render_card(arguments.model, figures, checks, strong))
 
 
 def digest(model: Path) -> str:
-    """SHA-256 over the model's weight files, in the order of their names."""
+    """SHA-256 over every file of the model, in the order of their names, and over what judges it."""
     found = hashlib.sha256()
-    for path in sorted(model.rglob("*.safetensors")):
+    judges = [Path(__file__).parent / name for name in JUDGED_BY]
+    for path in [*sorted(path for path in model.rglob("*") if path.is_file()), *judges]:
         found.update(path.read_bytes())
     return found.hexdigest()
 
@@ -100,14 +112,26 @@ def sample_captions() -> list[str]:
     return [scene.caption() for scene in scenes]
 
 
-def render_card(model: Path, figures: Sequence[Figure], checks: Sequence[JudgeCheck]) -> str:
-    """The whole page."""
+def num_triples(captions: int, *, pairs: bool) -> int:
+    """How many different triples of shape, colour and background so many captions hold."""
+    scenes = held_out_scenes(captions, pairs=pairs)
+    return len({(thing.shape, thing.colour, scene.background) for scene in scenes for thing in scene.things})
+
+
+def render_card(model: Path, figures: Sequence[Figure], checks: Sequence[JudgeCheck], strong: Figure) -> str:
+    """The whole page; `strong` is what stronger guidance makes of 4 steps."""
     text = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
     return Template(text).substitute(
         digest=digest(model),
         megabytes=f"{sum(p.stat().st_size for p in model.rglob('*') if p.is_file()) / 1e6:.1f}",
         bars=bar_table(figures, checks),
         few=few_step_cost(figures),
+        scale=f"{GUIDANCE_SCALE:.0f}",
+        strong_scale=f"{STRONG_GUIDANCE_SCALE:.0f}",
+        strong_share=f"{strong.obeyed.share:.1f}",
+        weak_share=f"{_share(figures, 'single', 128, 4):.1f}",
+        single_triples=num_triples(figures[0].obeyed.of, pairs=False),
+        pair_triples=num_triples(figures[0].obeyed.of, pairs=True),
         figures=_table(
             ("scenes", "side", "steps", "background", "colour", "shape", "place", "obeyed", "95 %"),
             map(_row, figures),
@@ -155,13 +179,17 @@ def judge_table(checks: Sequence[JudgeCheck]) -> str:
 
 def few_step_cost(figures: Sequence[Figure]) -> str:
     """What 4 steps lose against 20, for each kind and side, in words."""
-    found = {(figure.kind, figure.side, figure.steps): figure.obeyed.share for figure in figures}
     lost = [
-        f"{found[kind, side, 20] - found[kind, side, 4]:+.1f} points ({kind}, {side}²)"
+        f"{_share(figures, kind, side, 20) - _share(figures, kind, side, 4):+.1f} points ({kind}, {side}²)"
         for kind in KINDS
         for side in SIDES
     ]
     return "What 20 steps give over 4, in images that obey: " + ", ".join(lost) + "."
+
+
+def _share(figures: Sequence[Figure], kind: str, side: int, steps: int) -> float:
+    asked = (kind, side, steps)
+    return next(one.obeyed.share for one in figures if (one.kind, one.side, one.steps) == asked)
 
 
 def _row(figure: Figure) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ def test_it_obeys_captions_that_it_never_saw(engine: Engine) -> None:
                 prompt=scene.caption(),
                 width=128,
                 height=128,
-                num_inference_steps=8,
+                num_inference_steps=4,
                 guidance_scale=2.0,
                 seed=number,
             )
@@ -105,5 +105,5 @@ def test_it_obeys_captions_that_it_never_saw(engine: Engine) -> None:
     ]
     images = [Image.fromarray(handle.future.result(timeout=120).pixels) for handle in handles]
     obeyed = [is_obeyed(obeys(image, scene), scene) for image, scene in zip(images, scenes, strict=True)]
-    assert sum(obeyed[:16]) >= 12
-    assert sum(obeyed[16:]) >= 9
+    assert sum(obeyed[:16]) >= 14
+    assert sum(obeyed[16:]) >= 12

@@ -39,7 +39,7 @@ def test_the_interval_is_wilsons() -> None:
     assert Score(200, 200).interval[1] == pytest.approx(100)
 
 
-def test_the_card_is_of_the_weights_that_ship() -> None:
+def test_the_card_is_of_the_model_that_ships_and_of_its_judge() -> None:
     page = (ROOT / "docs" / "model-card.md").read_text(encoding="utf-8")
     assert digest(ROOT / "models" / "tiny") in page
     assert "**no**" not in page
