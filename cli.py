@@ -15,13 +15,14 @@ from typing import Annotated, Any
 
 import typer
 
+from catalogue import SettingsError
 from cli_config import config, description
 from cli_jobs import jobs
 from cli_keys import keys
 from cli_local import local
 from cli_profile import profiling
 from client.api import ApiError, Unreachable
-from settings import ROOT, Settings, SettingsError, load_settings
+from settings import ROOT, Settings, load_settings
 from terminal import EXIT_UNREACHABLE, EXIT_USAGE, end_quietly, fail, print_text, without_style
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

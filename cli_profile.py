@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from settings import ROOT, Settings, SettingsError, Tier, load_settings
+from catalogue import SettingsError, Tier
+from settings import ROOT, Settings, load_settings
 from terminal import EXIT_REFUSED, EXIT_USAGE, AsJson, fail, note, print_json, print_table, say
 
 profiling = typer.Typer()

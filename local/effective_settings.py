@@ -11,9 +11,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, SecretStr
 
+from catalogue import Catalogue
 from local.endpoints import Endpoints, addresses
 from local.state import STATE_FILE, State
-from settings import Catalogue, Settings, load_settings, origins
+from settings import Settings, load_settings, origins
 
 MASK = "********"
 _DEFAULT = "default"

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from catalogue import SettingsError
 from local.binaries import postgres_program, postgres_tree, valkey_program, weed_program
 from local.errors import LocalError
 from local.holder import find_holder
 from local.ports import is_free, is_usable
 from local.state import State
-from settings import SettingsError, load_settings
+from settings import load_settings
 from storage.database import Database
 from storage.errors import StorageError
 

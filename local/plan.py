@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from catalogue import Catalogue
 from local.devices import Device, find_devices, select_devices
 from local.endpoints import base_environment
 from local.errors import LocalError
 from local.process import tail
 from local.state import State
 from local.supervisor import Service
-from settings import ROOT, Catalogue, Settings
+from settings import ROOT, Settings
 
 _PYTHON = sys.executable
 _ENGINE_START_SECONDS = 600  # a large model on a slow disk

@@ -16,11 +16,12 @@ from pathlib import Path
 import structlog
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
+from catalogue import Model
 from engine.engine import Engine
 from engine.errors import LoadError
 from engine.load import LoadedModels, ModelSpec, load_models
 from engine.optimization import Optimization
-from settings import Model, Settings
+from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import StorageError

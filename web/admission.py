@@ -15,7 +15,7 @@ from web.schemas import JobRequest
 from web.webhook_url import check_webhook_url
 
 if TYPE_CHECKING:
-    from settings import Catalogue, Model, Tier
+    from catalogue import Catalogue, Model, Tier
 
 MAX_DRAWN_SEED = 2**32  # JSON clients lose precision past 2^53
 

@@ -10,8 +10,9 @@ from types import FrameType
 from flask_openapi.openapi import OpenAPI
 from pydantic import SecretStr
 
+from catalogue import tier_for
 from logs import configure_logs
-from settings import Settings, load_settings, tier_for
+from settings import Settings, load_settings
 from storage.bells import waiting
 from storage.blobs import Blobs
 from storage.database import Database

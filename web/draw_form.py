@@ -19,7 +19,7 @@ from web.refusals import FieldError, InvalidRequest
 from web.schemas import MAX_NUM_IMAGES, MAX_SEED, JobRequest, field_errors
 
 if TYPE_CHECKING:
-    from settings import Catalogue, Model
+    from catalogue import Catalogue, Model
 
 NUMBERS = (
     "width", "height", "num_inference_steps", "guidance_scale", "guidance_cutoff", "step_cache", "seed",

@@ -19,7 +19,7 @@ from storage.workloads import KnownJob, Workload
 from web.eta import seconds_until_drawn
 
 if TYPE_CHECKING:
-    from settings import Catalogue
+    from catalogue import Catalogue
 
 log = structlog.get_logger()
 

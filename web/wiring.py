@@ -16,7 +16,7 @@ from web.metrics import Metrics
 from web.waiting import Waiter
 
 if TYPE_CHECKING:
-    from settings import Catalogue
+    from catalogue import Catalogue
 
 EXTENSION = "calotype"
 

@@ -9,13 +9,14 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 
+from catalogue import Model, load_catalogue
 from engine.engine import Engine
 from engine.load import ModelSpec, load_engine
 from engine.request import GenerationRequest, scheduler_named
 from models.evaluate import held_out_scenes, is_obeyed
 from models.export import MAX_BYTES
 from models.judge import obeys
-from settings import ROOT, Model, load_catalogue
+from settings import ROOT
 from tests.integration.engine.reference import diffusers_image
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.

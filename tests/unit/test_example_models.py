@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from catalogue import FAMILIES, Model, load_catalogue
 from engine.layout import Layout, files_to_load
-from settings import FAMILIES, ROOT, Model, load_catalogue
+from settings import ROOT
 
 FILES = sorted((ROOT / "examples" / "models").glob("*.toml"))
 CLIP = ["merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"]

@@ -41,13 +41,15 @@ def test_only_composition_roots_read_the_settings() -> None:
         str(path.relative_to(ROOT))
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
-        if "settings" in imports_at_run_time(path)
+        if {"settings", "catalogue"} & imports_at_run_time(path)
     }
     assert {reader for reader in readers if not reader.startswith("local/")} <= COMPOSITION_ROOTS
 
 
-def test_the_settings_know_nothing_of_ours() -> None:
-    assert not imports_at_run_time(ROOT / "settings.py") & {*PACKAGES, "cli", "torch", "flask", "celery"}
+def test_settings_and_catalogue_know_nothing_of_ours() -> None:
+    for name in ("settings.py", "catalogue.py"):
+        assert not imports_at_run_time(ROOT / name) & {*PACKAGES, "cli", "torch", "flask", "celery"}
+    assert "settings" not in imports_at_run_time(ROOT / "catalogue.py")
 
 
 def test_every_file_beside_the_packages_is_installed_and_checked() -> None:

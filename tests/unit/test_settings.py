@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from settings import ROOT, Catalogue, Settings, SettingsError, load_catalogue, load_settings, tier_for
+from catalogue import Catalogue, SettingsError, load_catalogue, tier_for
+from settings import ROOT, Settings, load_settings
 
 GOOD = (ROOT / "calotype.toml").read_text()
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from catalogue import FAMILIES as SETTINGS_FAMILIES
 from engine.errors import LoadError, NumericError, RequestInvalid
 from engine.hub import Hub
 from engine.load import FAMILIES, ModelSpec, load_engine
 from engine.request import SCHEDULERS, GenerationRequest, scheduler_named
-from settings import FAMILIES as SETTINGS_FAMILIES
 from tests.integration.engine.tiny_families import build
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -103,7 +103,7 @@ def test_settings_know_the_families_of_the_engine() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_settings_tell_the_truth_about_a_family(saved: dict[str, Path], family: Any) -> None:
-    """The web refuses by `settings.FAMILIES`, so what that allows must run, and nothing else."""
+    """The web refuses by `catalogue.FAMILIES`, so what that allows must run, and nothing else."""
     engine = load(saved[family], family)
     for scheduler in SCHEDULERS:
         if scheduler in OFFERED[family]:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from catalogue import load_catalogue
 from engine.engine import Engine
 from engine.errors import Canceled, LoadError
 from engine.families.family import can_cache_steps
 from engine.load import ModelSpec, load_engine
 from engine.request import SCHEDULERS, GenerationRequest, scheduler_named
-from settings import ROOT, load_catalogue
+from settings import ROOT
 from tests.integration.engine.reference import MODELS
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.

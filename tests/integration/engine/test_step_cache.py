@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-import settings
+import catalogue
 from engine.families.family import Conditions
 from engine.families.stable_diffusion import StableDiffusion
 from engine.families.stable_diffusion_xl import StableDiffusionXL
@@ -20,9 +20,9 @@ from tests.integration.engine.tiny_families import build
 
 
 def test_the_catalogue_offers_a_step_cache_to_the_families_that_have_one() -> None:
-    assert settings.MAX_STEP_CACHE == MAX_STEP_CACHE
+    assert catalogue.MAX_STEP_CACHE == MAX_STEP_CACHE
     offered = {name for name, family in FAMILIES.items() if hasattr(family, "predict_partly")}
-    assert offered == settings.STEP_CACHE_FAMILIES
+    assert offered == catalogue.STEP_CACHE_FAMILIES
 
 
 BLOCKS = {

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from bench.less_work import Quality, captions, presets, psnr, requests
-from settings import ROOT, load_catalogue
+from catalogue import load_catalogue
+from settings import ROOT
 
 
 def test_requests_have_the_shipped_mix_of_steps_in_an_order_of_the_seed() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import typer.main
 
+from catalogue import WorkerPlan
 from cli import app
-from settings import OTHER_VARIABLES, ROOT, Settings, WorkerPlan
+from settings import OTHER_VARIABLES, ROOT, Settings
 
 from .deployment_files import HOME, Command, Deployment, mounted
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
+from catalogue import load_catalogue
 from local.seaweedfs import BUCKET
-from settings import ROOT, Settings, load_catalogue
+from settings import ROOT, Settings
 
 from .deployment_files import Deployment, mounted
 

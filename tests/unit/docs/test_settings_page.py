@@ -9,8 +9,9 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from catalogue import FAMILIES, Catalogue, Model, Preset, Tier, WorkerPlan
 from cli import app
-from settings import FAMILIES, ROOT, Catalogue, Model, Preset, Settings, Tier, WorkerPlan
+from settings import ROOT, Settings
 
 from .conftest import ReadTable
 

@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from catalogue import load_catalogue
 from engine.load import LoadedModels
 from engine.profile import Profile
-from settings import ROOT, load_catalogue
+from settings import ROOT
 from tasks.profiles import ProfileFolder, cpu_name, key_of, measure_tier, worker_profiles
 from tests.unit.engine.fakes import FakeFamily
 from tests.unit.engine.test_profile import KEY, profile_of

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from settings import Catalogue, Settings, tier_for
+from catalogue import Catalogue, tier_for
+from settings import Settings
 from storage.submissions import NewJob
 from web.admission import Admission
 from web.refusals import InvalidRequest

@@ -2,7 +2,8 @@
 
 import pytest
 
-from settings import Catalogue, Settings, load_catalogue
+from catalogue import Catalogue, load_catalogue
+from settings import Settings
 from web.draw_form import DrawForm, limits
 from web.refusals import InvalidRequest
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from settings import ROOT, load_catalogue
+from catalogue import load_catalogue
+from settings import ROOT
 from storage.errors import Unavailable
 from storage.states import State
 from storage.workloads import Workload

@@ -1,0 +1,245 @@
+"""What this installation serves: `calotype.toml`, checked and frozen.
+
+Owns models, tiers, presets and worker plans, each family's schedulers and sizes as the web must know them
+without torch, and which tier a size belongs to. It reads one file and knows no environment.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Family = Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"]
+DIFFUSION_SCHEDULERS = (
+    "ddim",
+    "euler",
+    "euler_karras",
+    "euler_ancestral",
+    "dpmpp_2m",
+    "dpmpp_2m_karras",
+    "lcm",
+)
+MAX_LCM_STEPS = 50
+"""Steps that a model's consistency distillation had, of which a request's are a choice."""
+FAMILIES: dict[Family, tuple[tuple[str, ...], int]] = {
+    "stable_diffusion": (DIFFUSION_SCHEDULERS, 8),
+    "stable_diffusion_xl": (DIFFUSION_SCHEDULERS, 8),
+    "stable_diffusion_3": (("flow_match_euler", "dpmpp_2m"), 16),
+    "pixart": (DIFFUSION_SCHEDULERS, 16),
+    "sana": (("flow_match_euler", "dpmpp_2m"), 32),
+    "flux": (("flow_match_euler",), 16),
+}
+"""Each family's schedulers, and what its sides are multiples of; a test holds the engine to them."""
+
+STEP_CACHE_FAMILIES: frozenset[Family] = frozenset({"stable_diffusion", "stable_diffusion_xl"})
+MAX_STEP_CACHE = 8
+"""Which families can leave out the deep part of a step, and how many steps at most one full step serves;
+a test holds the engine to both."""
+
+
+class SettingsError(Exception):
+    """The environment or `calotype.toml` cannot be used; the message says which entry and why."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tier(_Frozen):
+    """A resolution class of one model; its name names the Celery queues."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+    model: str
+    default_width: Positive
+    default_height: Positive
+    max_pixels: Positive
+    max_step_batch_rows: Positive = 8
+
+
+class Preset(_Frozen):
+    """Parameters of a request under a name; what it leaves out is the model's default."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+    num_inference_steps: Positive | None = None
+    guidance_scale: Annotated[float, Field(ge=0)] | None = None
+    guidance_cutoff: Annotated[float, Field(ge=0, le=1)] | None = None
+    step_cache: Positive | None = None
+    scheduler: str | None = None
+
+
+class Model(_Frozen):
+    """Diffusion weights and what the web must know of them without loading torch."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    path: str
+    revision: str | None = None
+    variant: Annotated[str, Field(pattern=r"^\w+$")] | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    quantization: Literal["none", "int8", "fp8"] = "none"
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    cpu_offload: Literal["none", "model", "sequential"] = "none"
+    local_files_only: bool = True
+    family: Family = "stable_diffusion"
+    schedulers: Annotated[tuple[str, ...], Field(min_length=1)]
+    default_num_inference_steps: Positive = 20
+    max_num_inference_steps: Positive = 150
+    default_guidance_scale: Annotated[float, Field(ge=0)] = 4.0
+    max_guidance_scale: Annotated[float, Field(gt=0)] = 30.0
+    min_side: Positive
+    max_side: Positive
+    side_multiple: Positive = 8
+    max_prompt_characters: Positive = 2000
+    presets: tuple[Preset, ...] = ()
+    tiers: tuple[Tier, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_presets(cls, data: dict[str, object]) -> dict[str, object]:
+        presets = data.get("presets")
+        if isinstance(presets, dict):
+            data = {**data, "presets": [{"name": name, **preset} for name, preset in presets.items()]}
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_tiers(cls, data: dict[str, object]) -> dict[str, object]:
+        tiers = data.get("tiers")
+        if isinstance(tiers, dict):
+            named = [{"name": name, "model": data.get("name"), **tier} for name, tier in tiers.items()]
+            data = {**data, "tiers": sorted(named, key=lambda tier: tier.get("max_pixels", 0))}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.tiers:
+            raise ValueError(f"model {self.name!r} has no tier")
+        if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(
+                f"revision {self.revision!r} can move: give the commit, 40 hexadecimal digits in lower case"
+            )
+        if self.cpu_offload == "sequential" and (self.compile or self.quantization != "none"):
+            raise ValueError("cpu_offload: 'sequential' goes with neither compile nor quantization")
+        schedulers, side_multiple = FAMILIES[self.family]
+        for scheduler in self.schedulers:
+            if scheduler not in schedulers:
+                known = ", ".join(schedulers)
+                raise ValueError(f"schedulers: {scheduler!r} is not one of {self.family}'s: {known}")
+        if "lcm" in self.schedulers and self.max_num_inference_steps > MAX_LCM_STEPS:
+            raise ValueError(f"max_num_inference_steps: the scheduler lcm takes at most {MAX_LCM_STEPS}")
+        if self.side_multiple % side_multiple:
+            raise ValueError(f"side_multiple is not a multiple of {side_multiple}, as {self.family} needs")
+        if self.default_num_inference_steps > self.max_num_inference_steps:
+            raise ValueError("default_num_inference_steps is above max_num_inference_steps")
+        if self.default_guidance_scale > self.max_guidance_scale:
+            raise ValueError("default_guidance_scale is above max_guidance_scale")
+        for preset in self.presets:
+            self._check_preset(preset)
+        for tier in self.tiers:
+            if tier.default_width * tier.default_height > tier.max_pixels:
+                raise ValueError(f"tier {tier.name!r}: its default size is above its max_pixels")
+        return self
+
+    def _check_preset(self, preset: Preset) -> None:
+        named = f"preset {preset.name!r}"
+        if preset.scheduler is not None and preset.scheduler not in self.schedulers:
+            raise ValueError(f"{named}: scheduler {preset.scheduler!r} is not one of the model's")
+        for field in ("num_inference_steps", "guidance_scale", "step_cache"):
+            value, limit = getattr(preset, field), getattr(self, f"max_{field}")
+            if value is not None and value > limit:
+                raise ValueError(f"{named}: {field} is above {limit:g}")
+
+    @property
+    def max_step_cache(self) -> int:
+        """The largest `step_cache` of a request: 1, which is none, where the family has no step cache."""
+        return MAX_STEP_CACHE if self.family in STEP_CACHE_FAMILIES else 1
+
+    def preset(self, name: str) -> Preset | None:
+        """The preset of that name, or nothing."""
+        return next((preset for preset in self.presets if preset.name == name), None)
+
+    @property
+    def max_pixels(self) -> int:
+        """What the largest tier of this model holds."""
+        return self.tiers[-1].max_pixels
+
+
+class WorkerPlan(_Frozen):
+    """One `[[workers]]` entry: which devices run which tiers, and how many jobs each holds."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu:\d+|cuda:\d+)$")] = "auto"
+    tiers: Annotated[tuple[str, ...], Field(min_length=1)]
+    interactive_slots: Positive = 12
+    bulk_slots: Positive = 8
+
+
+class Catalogue(_Frozen):
+    """`calotype.toml`, checked: the models, their tiers and the workers that serve them."""
+
+    default_model: str
+    models: tuple[Model, ...]
+    workers: tuple[WorkerPlan, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [tier.name for tier in self.tiers]
+        if len(set(names)) != len(names):
+            raise ValueError("a tier belongs to exactly one model: a tier name is used twice")
+        if self.default_model not in [model.name for model in self.models]:
+            raise ValueError(f"default_model {self.default_model!r} is not one of [models]")
+        for plan in self.workers:
+            for tier in plan.tiers:
+                if tier not in names:
+                    raise ValueError(f"[[workers]] names tier {tier!r}; there is: {', '.join(names)}")
+        return self
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Every tier of every model, in the order of the file, small before large."""
+        return tuple(tier for model in self.models for tier in model.tiers)
+
+    def model(self, name: str | None) -> Model | None:
+        """The model of that name, the default one for `None`, or nothing."""
+        return next((model for model in self.models if model.name == (name or self.default_model)), None)
+
+    def tier(self, name: str) -> Tier | None:
+        """The tier of that name, or nothing."""
+        return next((tier for tier in self.tiers if tier.name == name), None)
+
+
+def tier_for(model: Model, width: int, height: int) -> Tier | None:
+    """The smallest tier of `model` that holds `width * height` pixels, or nothing."""
+    return next((tier for tier in model.tiers if width * height <= tier.max_pixels), None)
+
+
+def load_catalogue(path: Path) -> Catalogue:
+    """Read and check `calotype.toml`; raises `SettingsError` naming the entry that is wrong."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        models = [{"name": name, **model} for name, model in document.pop("models", {}).items()]
+        return Catalogue.model_validate({**document, "models": models})
+    except ValidationError as error:
+        raise SettingsError(f"{path}: {what_is_wrong(error, str)}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def what_is_wrong(error: ValidationError, call: Callable[[str], str]) -> str:
+    """Each entry that is wrong and why, on one line; without what was given, which may be a secret."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    places = [_place(part["loc"]) for part in found]
+    return "; ".join(
+        f"{call(place)}: {part['msg']}" if place else part["msg"]
+        for place, part in zip(places, found, strict=True)
+    )
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """Where an entry stands, as it was written: without the names that pydantic gives to alternatives."""
+    return ".".join(str(part) for part in location if "[" not in str(part))
