@@ -19,6 +19,7 @@ from storage.submissions import NewJob
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
 from tasks.worker import EXIT_NO_ENGINE
+from terminal import EXIT_USAGE
 
 
 def run_worker(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -66,13 +67,13 @@ def test_a_worker_that_cannot_reach_the_hub_ends_with_71_and_one_line(
 
 def test_a_mistyped_tier_is_refused_by_name(migrated: Embedded) -> None:
     answer = run_worker(migrated.environment, "--device", "cpu:0", "--tiers", "sd,uhd")
-    assert answer.returncode == 1
+    assert answer.returncode == EXIT_USAGE
     assert "uhd" in answer.stderr
 
 
 def test_a_device_that_is_not_there_is_refused_by_name(migrated: Embedded) -> None:
     answer = run_worker(migrated.environment, "--device", "cuda:77")
-    assert answer.returncode == 1
+    assert answer.returncode == EXIT_USAGE
     assert "cuda:77" in answer.stderr
 
 

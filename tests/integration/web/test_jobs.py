@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 import httpx2
 import pytest
@@ -89,7 +90,10 @@ def test_a_finished_job_leads_to_its_image(client: Client, draw: Draw) -> None:
     assert_problem(client("GET", f"/v1/jobs/{job_id}/images/0"), 404, "image_not_found")
     draw(job_id)
     job = client("GET", f"/v1/jobs/{job_id}").get_json()
+    queued_seconds = job["timings"].pop("queued_seconds")
     assert (job["state"], job["progress"], job["timings"]) == ("succeeded", 1.0, {"denoise": 1.5})
+    started_at, created_at = (datetime.fromisoformat(job[name]) for name in ("started_at", "created_at"))
+    assert queued_seconds == pytest.approx((started_at - created_at).total_seconds(), abs=0.001)
     assert (job["worker"], job["attempt"]) == ("cpu:0@test", 1)
     (image,) = job["images"]
     assert set(image) == {"index", "url", "width", "height", "sha256", "expires_at"}
