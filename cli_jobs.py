@@ -134,7 +134,7 @@ def csv(
             # Each page of jobs comes with fresh links, and is downloaded before the next is asked for.
             for job in api.jobs(batch_id=batch["id"], state="succeeded"):
                 for image in filter(itemgetter("url"), job["images"]):  # one may have been deleted meanwhile
-                    name = f"{job['batch_line']:05d}-{image['index']}.{job['output_format']}"
+                    name = f"{job['batch_line']:05d}-{image['index']}.{job.get('output_format', 'png')}"
                     (output / name).write_bytes(api.download(image["url"]))
     if not as_json:
         note_reasons(batch)

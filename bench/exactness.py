@@ -35,6 +35,9 @@ SCHEDULERS = [
     SchedulerSpec("ddim", spacing="trailing"),
     SchedulerSpec("euler"),
     SchedulerSpec("euler", karras=True),
+    SchedulerSpec("euler_ancestral"),
+    SchedulerSpec("dpmpp_2m"),
+    SchedulerSpec("dpmpp_2m", karras=True),
 ]
 MAX_SECONDS_BETWEEN = 0.15  # arrivals while idle time is measured
 

@@ -152,6 +152,7 @@ class Generation:
 
     def drop_tensors(self) -> None:
         """Let go of all that is large, at the end: a caller may hold its handle for long after that."""
+        self.step_cache.clear()
         for name, value in list(vars(self).items()):
             if isinstance(value, Tensor | Encoding):
                 delattr(self, name)

@@ -44,17 +44,28 @@ def profile_key(family: Family, width: int, height: int, device_name: str) -> Pr
 
 
 def model_digest(family: Family) -> str:
-    """Of every component: its class, configuration, and the shape and dtype of every tensor."""
+    """Of every component: its class, configuration, way of running, and every tensor's kind and shape."""
     facts: list[Any] = [type(family).__name__]
     for name, part in sorted(vars(family).items()):
         if isinstance(part, torch.nn.Module):
             config = _plain(getattr(part, "config", {}))
             settings = {key: value for key, value in config.items() if not key.startswith("_")}  # no paths
             tensors = [
-                (key, list(one.shape), str(one.dtype), one.stride()) for key, one in part.state_dict().items()
+                (key, type(one).__name__, list(one.shape), str(one.dtype), one.stride())
+                for key, one in part.state_dict().items()
             ]
-            facts.append([name, type(part).__name__, settings, tensors])
+            facts.append([name, type(part).__name__, settings, _way_of_running(part), tensors])
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _way_of_running(part: torch.nn.Module) -> list[bool]:
+    """What shows in no tensor: compiled blocks, weights fetched when they are used, tiles, slices."""
+    return [
+        any(getattr(module, "_compiled_call_impl", None) is not None for module in part.modules()),
+        any(hasattr(module, "_hf_hook") for module in part.modules()),
+        bool(getattr(part, "use_tiling", False)),
+        bool(getattr(part, "use_slicing", False)),
+    ]
 
 
 def _plain(config: Any) -> dict[str, Any]:

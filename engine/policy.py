@@ -58,12 +58,22 @@ class Policy:
         self._account_turns: dict[str, Turns[str]] = defaultdict(Turns)  # by lane
         self._chosen: list[tuple[str, str, int]] = []  # lane, account, rows of each member chosen last
         self._num_turns_since_ageing = 0
+        self._num_admissions_since_ageing = 0
 
     def admit(self, waiting: Sequence[C], running: Sequence[C], now: float) -> list[C]:
         """Those of `waiting` to encode before the next step: few, so that encoding never stalls it."""
         if not waiting or any(member.is_solo and member.has_begun for member in running):
             return []
-        return self.order(waiting, now)[:MAX_ADMISSIONS_PER_TICK]
+        ordered = self.order(waiting, now)
+        aged = [member for member in waiting if self._is_aged(member, now)]
+        if aged and len(aged) < len(waiting):
+            # The engine may have time for one text a tick: without its turn, bulk work would never join.
+            self._num_admissions_since_ageing += 1
+            if self._num_admissions_since_ageing >= AGEING_TURN:
+                self._num_admissions_since_ageing = 0
+                oldest = min(aged, key=lambda member: member.submitted_at)
+                ordered = [oldest, *(member for member in ordered if member is not oldest)]
+        return ordered[:MAX_ADMISSIONS_PER_TICK]
 
     def choose(self, running: Sequence[C], now: float) -> list[C]:
         """The members of the next step batch: one key, the most urgent first, within the key's cap."""

@@ -45,6 +45,10 @@ class StepCache:
         """One row's features `(1, ...)` of the last full step."""
         return self._features[is_negative]
 
+    def clear(self) -> None:
+        """Let go of everything, at the end."""
+        self._features.clear()
+
     def drop_unneeded(self, step_index: int, *, is_guided: bool) -> None:
         """Free what the step `step_index`, the next one, does not read: all of it before a full step."""
         if step_index >= self._num_steps or self.is_full(step_index):

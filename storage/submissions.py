@@ -64,15 +64,24 @@ def create(db: Database, new: NewJob, *, redispatch_seconds: float) -> tuple[Job
         return None if made is None else job_from_row(made)
 
     job = db.run(work)
-    return (job, True) if job is not None else (_replayed(db, new), False)
+    if job is not None:
+        return job, True
+    earlier = made_before(db, new)
+    assert earlier is not None
+    return earlier, False
 
 
-def _replayed(db: Database, new: NewJob) -> Job:
+def made_before(db: Database, new: NewJob) -> Job | None:
+    """The job that this idempotency key made before, if any; raises `IdempotencyMismatch`."""
+    if new.idempotency_key is None:
+        return None
     query = select(*JOB_COLUMNS).where(
         jobs.c.account_id == new.account_id, jobs.c.idempotency_key == new.idempotency_key
     )
     with db.transaction() as connection:
-        row = connection.execute(query).one()
+        row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
     if row.request_hash != new.request_hash:
         raise IdempotencyMismatch("this Idempotency-Key was used before with another request")
     return get(db, new.account_id, row.id)

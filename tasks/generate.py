@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from engine.errors import Canceled, DeviceLost, EngineStopped
+from engine.errors import Canceled, DeviceLost, EngineStopped, StrictUnavailable
 from engine.request import GeneratedImage, GenerationRequest, scheduler_named
 from storage import jobs
 from storage.blobs import Blobs
@@ -31,6 +31,8 @@ from tasks.image_parameters import parameters_of
 log = structlog.get_logger()
 
 MAX_SEED = 2**63
+STRICT_BACKOFF_SECONDS = 5.0
+"""Before a strict job looks for another worker than this, which cannot repeat itself."""
 
 
 class GenerationHandle(Handle, Protocol):
@@ -197,7 +199,12 @@ class Generate:
             log.error("job_crashed", job_id=claim.job.id, exc_info=error)
             detail = f"{type(error).__name__} in the worker"
         if getattr(error, "retryable", True):
-            backoff_seconds = 0 if isinstance(error, EngineStopped) else 2.0**claim.job.num_failures
+            is_ours = isinstance(error, EngineStopped | StrictUnavailable)  # another worker can do it
+            backoff_seconds = 2.0**claim.job.num_failures
+            if isinstance(error, EngineStopped):
+                backoff_seconds = 0
+            elif isinstance(error, StrictUnavailable):
+                backoff_seconds = STRICT_BACKOFF_SECONDS
             self._write(
                 claim,
                 code,
@@ -206,7 +213,7 @@ class Generate:
                     claim.lease,
                     code=code,
                     detail=detail,
-                    charged=not isinstance(error, EngineStopped),
+                    charged=not is_ours,
                     max_attempts=self._plan.max_attempts,
                     backoff_seconds=backoff_seconds,
                 ),

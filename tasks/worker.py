@@ -24,7 +24,7 @@ from engine.optimization import Optimization
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
-from storage.errors import StorageError
+from storage.errors import StorageError, Unavailable
 from storage.jobs import WorkerName
 from storage.profiles import publish
 from storage.workers import Worker, expire_leases, say_goodbye
@@ -212,9 +212,12 @@ def _publish(db: Database, profiles: WorkerProfiles) -> None:
         else:
             log.info("profile_used", tier=tier, max_rows=profile.max_rows, pays=profile.batching_pays)
     tries = Retrying(
-        retry=retry_if_exception_type(StorageError), wait=wait_random_exponential(multiplier=0.5, max=30)
+        retry=retry_if_exception_type(Unavailable), wait=wait_random_exponential(multiplier=0.5, max=30)
     )
-    tries(publish, db, profiles.stored)
+    try:
+        tries(publish, db, profiles.stored)
+    except StorageError:
+        log.exception("profiles_not_published")
 
 
 def _drain(engine: Engine, heart: Heart, options: WorkerOptions, seconds: float) -> None:

@@ -7,7 +7,7 @@ from storage.states import State
 from web.csv_rows import write_csv
 from web.resources import image_url
 
-RESULT_COLUMNS = ("line", "prompt", "state", "job_id", "seed", "output_format", "images", "error", "warnings")
+RESULT_COLUMNS = ("line", "prompt", "state", "job_id", "seed", "images", "error", "warnings", "output_format")
 ERROR_COLUMNS = ("line", "prompt", "state", "job_id", "error_code", "retryable", "error")
 WITHOUT_IMAGE = frozenset({State.FAILED, State.EXPIRED, State.CANCELED})
 
@@ -26,7 +26,7 @@ def _result(job: Job) -> tuple[object, ...]:
     links = " ".join(image_url(job.id, image.index) for image in job.images if image.deleted_at is None)
     warnings = "; ".join(f"{warning['field']}: {warning['detail']}" for warning in job.warnings)
     standing = (job.batch_line, job.prompt, job.state.value, job.id, job.seed)
-    return (*standing, job.output_format, links, _reason(job), warnings)
+    return (*standing, links, _reason(job), warnings, job.output_format)
 
 
 def _error(job: Job) -> tuple[object, ...]:

@@ -12,7 +12,7 @@ from storage import bells
 from storage import jobs as transitions
 from storage.errors import NotFound, StorageError, Unavailable
 from storage.job_views import Job, get, list_jobs
-from storage.submissions import NewJob, create
+from storage.submissions import NewJob, create, made_before
 from web.auth import SECURITY, account_id, require_key
 from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
@@ -136,9 +136,12 @@ def submit(new: NewJob) -> tuple[Job, bool]:
 
     `(job, False)` when its idempotency key made it before.
     """
-    if errors := strict_errors([new]):
-        raise InvalidRequest.of(errors)
     wiring = wired()
+    if errors := strict_errors([new]):
+        earlier = made_before(wiring.db, new)  # what was accepted once is shown, whoever lives now
+        if earlier is None:
+            raise InvalidRequest.of(errors)
+        return earlier, False
     job, created = create(wiring.db, new, redispatch_seconds=wiring.redispatch_seconds)
     if created:
         wiring.metrics.jobs_accepted.labels(job.tier, job.lane).inc()

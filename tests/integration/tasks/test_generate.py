@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.errors import Canceled, DeviceLost, EngineStopped, GenerationFailed, NumericError
+from engine.errors import (
+    Canceled,
+    DeviceLost,
+    EngineStopped,
+    GenerationFailed,
+    NumericError,
+    StrictUnavailable,
+)
 from engine.request import GenerationRequest, RequestWarning
 from storage import accounts, jobs
 from storage.blobs import Blobs
@@ -123,6 +130,7 @@ def test_a_bell_rung_many_times_runs_the_job_once(
         (NumericError(), State.FAILED, 0),
         (GenerationFailed(), State.QUEUED, 1),
         (EngineStopped(), State.QUEUED, 0),
+        (StrictUnavailable(), State.QUEUED, 0),
         (ZeroDivisionError(), State.QUEUED, 1),
     ],
 )

@@ -66,3 +66,13 @@ def test_it_is_refused_while_no_live_worker_repeats_itself(client: Client, promi
     assert client.submit(strict=True, **large).status_code == 202, (
         "that one can run it in step batches of its own"
     )
+
+
+def test_what_was_accepted_once_is_shown_again_whoever_lives_now(client: Client, promised) -> None:  # type: ignore[no-untyped-def]
+    body = {"strict": True, "width": 192, "height": 192}
+    key = {"Idempotency-Key": "strict-once"}
+    job = client.submit(headers=key, **body).get_json()
+    promised("not repeatable")
+    again = client.submit(headers=key, **body)
+    assert (again.status_code, again.get_json()["id"]) == (202, job["id"])
+    assert again.headers["Idempotent-Replayed"] == "true"

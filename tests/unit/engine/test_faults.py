@@ -21,6 +21,7 @@ from engine.errors import (
     OutOfMemory,
 )
 from engine.handle import Handle
+from engine.models import Models
 from engine.policy import RECOVERY_STEPS
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
 from tests.unit.engine.fakes import FakeFamily, SetClock
@@ -235,6 +236,14 @@ def test_nothing_large_is_kept_for_what_has_ended(caplog: pytest.LogCaptureFixtu
     outcomes = [handle.future.exception(timeout=0) for handle in handles]
     assert sum(outcome is None for outcome in outcomes) == 1
     assert num_tensors() <= before
+
+
+def test_a_step_cache_is_let_go_of_with_the_rest(ask: Ask) -> None:
+    models = Models({"fake": FakeFamily()}, {"fake": LIMITS}, promise="exact")
+    generation = models.generation(ask(), submitted_at=0.0, num_ticks=0)
+    generation.step_cache.keep(torch.zeros(1, 8), is_negative=False)
+    generation.drop_tensors()
+    assert generation.step_cache.num_bytes == 0
 
 
 def test_engine_that_ends_for_a_reason_nobody_foresaw_charges_nobody(engine: Engine, ask: Ask) -> None:

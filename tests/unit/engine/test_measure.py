@@ -120,6 +120,15 @@ def test_weights_of_the_same_shape_have_one_digest_and_others_another() -> None:
     assert len(digests) == 3
 
 
+# torch 2.13 itself uses what it deprecates, when dynamo is first imported.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_another_way_of_running_has_another_digest() -> None:
+    plain, compiled, tiled = (WithComponents(4) for _ in range(3))
+    compiled.part.compile()
+    tiled.part.use_tiling = True  # type: ignore[assignment]  # as a VAE has it
+    assert len({model_digest(one) for one in (plain, compiled, tiled)}) == 3
+
+
 def test_the_key_names_threads_torch_and_size() -> None:
     key = profile_key(FakeFamily(), 64, 32, "an abacus")
     assert (key.num_threads, key.torch_version) == (torch.get_num_threads(), torch.__version__)

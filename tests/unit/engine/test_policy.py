@@ -175,6 +175,17 @@ def test_interactive_prompts_are_encoded_before_bulk_ones() -> None:
     assert len(admitted) < len(waiting)
 
 
+def test_bulk_work_is_encoded_at_times_although_interactive_work_never_ends() -> None:
+    """There may be time for one text a tick, which is the first of those admitted."""
+    policy, waiting = Policy(lambda _: 8), bulk(1)
+    late = 1000.0  # long after a bulk job loses its patience
+    firsts = []
+    for number in range(AGEING_TURN):
+        members = [*waiting, Member(f"i{number}", submitted_at=late), Member(f"j{number}", submitted_at=late)]
+        firsts.append(policy.admit(members, [], late)[0])
+    assert [member.lane for member in firsts] == ["interactive"] * (AGEING_TURN - 1) + ["bulk"]
+
+
 def test_it_says_why_a_step_batch_was_not_fuller() -> None:
     policy = Policy(lambda _: 4, step_seconds=flat)
     pinned = SMALL._replace(is_pinned=True)
