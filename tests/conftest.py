@@ -1,6 +1,7 @@
 """Real services for the whole test run: Postgres, Valkey and S3, started once, in a folder of its own."""
 
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from storage import accounts
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.tables import webhook_attempts, webhook_deliveries
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what tests start: a shell makes all that it runs in the background ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
