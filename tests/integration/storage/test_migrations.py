@@ -1,5 +1,8 @@
 """The schema goes up, down and up again, and is what the code believes it to be."""
 
+import secrets
+
+import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -7,19 +10,31 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
 from local.endpoints import Embedded
+from storage import accounts, jobs, submissions
+from storage.database import Database
+from storage.job_views import get
 from storage.tables import metadata
+from storage.workers import Worker, heartbeat
+from tests.integration.storage.conftest import new_job
 
 
-def test_migrations_go_up_down_and_up_again(services: Embedded, alembic_config: Config, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+@pytest.fixture
+def empty_url(services: Embedded, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database of the test's own, which alembic is pointed at."""
+    name = f"migrations_{secrets.token_hex(4)}"
     url = services.database_url.replace("postgresql://", "postgresql+psycopg2://", 1)
     admin = create_engine(url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.execute(text("CREATE DATABASE migrations_test"))
+        connection.execute(text(f"CREATE DATABASE {name}"))
     admin.dispose()
-    other_url = services.database_url.rpartition("/")[0] + "/migrations_test"
+    other_url = services.database_url.rpartition("/")[0] + f"/{name}"
     monkeypatch.setenv("CALOTYPE_DATABASE_URL", other_url)
+    return other_url
+
+
+def test_migrations_go_up_down_and_up_again(empty_url: str, alembic_config: Config) -> None:
     command.upgrade(alembic_config, "head")
-    engine = create_engine(other_url.replace("postgresql://", "postgresql+psycopg2://", 1))
+    engine = create_engine(empty_url.replace("postgresql://", "postgresql+psycopg2://", 1))
     with engine.connect() as connection:
         found = compare_metadata(MigrationContext.configure(connection), metadata)
         # Indexes and constraints are the migrations' alone: the code names none of them.
@@ -35,3 +50,20 @@ def test_migrations_go_up_down_and_up_again(services: Embedded, alembic_config: 
         assert set(left) == {"alembic_version"}
     command.upgrade(alembic_config, "head")
     engine.dispose()
+
+
+def test_rows_that_are_there_survive_the_way_down_and_up(empty_url: str, alembic_config: Config) -> None:
+    """Final jobs too, which no statement may update."""
+    command.upgrade(alembic_config, "head")
+    database = Database(empty_url, 1)
+    account = accounts.create_account(database, "old")
+    queued, ended = (
+        submissions.create(database, new_job(account), redispatch_seconds=15)[0] for _ in range(2)
+    )
+    jobs.cancel(database, account, ended.id)
+    heartbeat(database, Worker("w", "b", "host", 1, "cpu:0", ("sd",), 1, 1, "exact"), [], lease_seconds=30)
+    before = [get(database, account, job.id) for job in (queued, ended)]
+    command.downgrade(alembic_config, "0001_accounts_jobs_and_workers")
+    command.upgrade(alembic_config, "head")
+    assert [get(database, account, job.id) for job in (queued, ended)] == before
+    database.close()
