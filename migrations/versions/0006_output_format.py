@@ -1,4 +1,7 @@
-"""In which file format a job's images are written, and whether an account wants its parameters in them."""
+"""In which file format a job's images are written, and whether an account wants its parameters in them.
+
+Going down forgets which images are WebP or JPEG: they are then served as PNG.
+"""
 
 from alembic import op
 
