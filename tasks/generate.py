@@ -7,7 +7,6 @@ escaped exception would leak the slot.
 
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from storage.jobs import Claim, WorkerName
 from tasks.holdings import Handle, Holding, Holdings
 from tasks.image_file import content_type, encode_image
 from tasks.image_parameters import parameters_of
+from tasks.timings import timings_of
 
 log = structlog.get_logger()
 
@@ -280,29 +280,6 @@ def object_key(claim: Claim, index: int) -> str:
     """A key that no other attempt, worker or account can have chosen."""
     job, tail = claim.job, secrets.token_hex(8)
     return f"{job.account_id}/{job.id}/a{claim.lease.attempt}/{index}-{tail}.{job.output_format}"
-
-
-def timings_of(generated: Sequence[GeneratedImage]) -> dict[str, float]:
-    """Where the seconds of the slowest image went; of all, their share of the device and their company.
-
-    `steps_nobody_else` and its like count the steps in step batches that were not fuller, by reason.
-    """
-    slowest = max(
-        generated, key=lambda image: image.timings.waiting_seconds + image.timings.denoising_seconds
-    )
-    reasons: Counter[str] = Counter()
-    for image in generated:
-        reasons.update(image.not_fuller)
-    return {
-        "waiting_seconds": slowest.timings.waiting_seconds,
-        "encoding_seconds": slowest.timings.encoding_seconds,
-        "denoising_seconds": slowest.timings.denoising_seconds,
-        "decoding_seconds": slowest.timings.decoding_seconds,
-        "num_ticks_waited": slowest.timings.num_ticks_waited,
-        "device_seconds": sum(image.timings.device_seconds for image in generated),
-        "mean_step_batch": sum(image.mean_step_batch for image in generated) / len(generated),
-        **{f"steps_{reason}": num_steps for reason, num_steps in sorted(reasons.items())},
-    }
 
 
 def _first_cause(errors: Sequence[BaseException | None]) -> BaseException:

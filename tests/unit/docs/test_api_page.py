@@ -12,7 +12,7 @@ from engine.request import GeneratedImage, Timings, WarningCode
 from settings import ROOT, Settings
 from storage import errors as storage_errors
 from storage.states import State
-from tasks.generate import timings_of
+from tasks.timings import timings_of
 from web import refusals
 from web.app import create_app
 from web.schemas import JobRequest
