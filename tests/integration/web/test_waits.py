@@ -338,5 +338,5 @@ def test_what_was_cut_is_said_by_the_job_and_in_the_batchs_results(
         {"code": "prompt_cut", "field": "prompt", "detail": 'it has 40 tokens: "a ring" was not used'}
     ]
     header, row = client("GET", batch["links"]["results"]).get_data(as_text=True).splitlines()
-    assert header.endswith(",error,warnings")
-    assert row.endswith(',,"prompt: it has 40 tokens: ""a ring"" was not used"')
+    assert header.endswith(",error,warnings,output_format")
+    assert row.endswith(',,"prompt: it has 40 tokens: ""a ring"" was not used",png')
