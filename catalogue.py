@@ -35,7 +35,9 @@ FAMILIES: dict[Family, tuple[tuple[str, ...], int]] = {
 }
 """Each family's schedulers, and what its sides are multiples of; a test holds the engine to them."""
 
-STEP_CACHE_FAMILIES: frozenset[Family] = frozenset({"stable_diffusion", "stable_diffusion_xl"})
+STEP_CACHE_FAMILIES: frozenset[Family] = frozenset(
+    {"stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"}
+)
 MAX_STEP_CACHE = 8
 """Which families can leave out the deep part of a step, and how many steps at most one full step serves;
 a test holds the engine to both."""
@@ -157,8 +159,12 @@ class Model(_Frozen):
 
     @property
     def max_step_cache(self) -> int:
-        """The largest `step_cache` of a request: 1, which is none, where the family has no step cache."""
-        return MAX_STEP_CACHE if self.family in STEP_CACHE_FAMILIES else 1
+        """The largest `step_cache` of a request: 1, which is none, where the model has no step cache.
+
+        A model with `cpu_offload` has none: only whole models are fetched, and a step cache runs parts.
+        """
+        can_cache = self.family in STEP_CACHE_FAMILIES and self.cpu_offload == "none"
+        return MAX_STEP_CACHE if can_cache else 1
 
     def preset(self, name: str) -> Preset | None:
         """The preset of that name, or nothing."""

@@ -13,6 +13,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from engine.families.family import Conditions, Encoding
+from engine.families.flux_walk import FluxWalk
 from engine.families.truncation import truncation
 from engine.sampling import FlowSigmas
 
@@ -42,6 +43,8 @@ class Flux:
         self.dtype: torch.dtype = self._transformer.dtype
         self.latent_channels: int = self._transformer.config.in_channels // 4
         self.pixels_per_latent: int = pipeline.vae_scale_factor
+        self._walk = FluxWalk(self._transformer)
+        self.can_cache_steps: bool = FluxWalk.can_walk(self._transformer)
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:  # noqa: ARG002  no scale does
         """Never: one row, whatever the scale; a negative prompt has no place in this model."""
@@ -57,19 +60,36 @@ class Flux:
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The transformer's output, a velocity, `(R, C, h, w)`."""
+        inputs = self._inputs(latents, timesteps, conditions)
+        output: Tensor = self._transformer(**inputs, return_dict=False)[0]
+        return _unpack(output, *latents.shape[-2:])
+
+    def predict_partly(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        *,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`CachingFamily`'s, by the walk over the blocks; the features are what all but the first one add."""
+        inputs = self._inputs(latents, timesteps, conditions)
+        output, features = self._walk.predict(**inputs, num_deep_rows=num_deep_rows, features=features)
+        return _unpack(output, *latents.shape[-2:]), features
+
+    def _inputs(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> dict[str, Any]:
         height, width = latents.shape[-2:]
         num_tokens = conditions.prompt_embeds.shape[1]
-        output: Tensor = self._transformer(
-            hidden_states=_pack(latents),
-            timestep=timesteps.to(latents.dtype) / NUM_TRAIN_TIMESTEPS,
-            guidance=conditions.guidance_scales if self._takes_guidance else None,
-            pooled_projections=conditions.pooled_embeds,
-            encoder_hidden_states=conditions.prompt_embeds,
-            txt_ids=torch.zeros(num_tokens, 3, dtype=latents.dtype, device=latents.device),
-            img_ids=_positions(height // 2, width // 2).to(latents),
-            return_dict=False,
-        )[0]
-        return _unpack(output, height, width)
+        return {
+            "hidden_states": _pack(latents),
+            "timestep": timesteps.to(latents.dtype) / NUM_TRAIN_TIMESTEPS,
+            "guidance": conditions.guidance_scales if self._takes_guidance else None,
+            "pooled_projections": conditions.pooled_embeds,
+            "encoder_hidden_states": conditions.prompt_embeds,
+            "txt_ids": torch.zeros(num_tokens, 3, dtype=latents.dtype, device=latents.device),
+            "img_ids": _positions(height // 2, width // 2).to(latents),
+        }
 
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""

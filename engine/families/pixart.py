@@ -13,6 +13,7 @@ from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 from torch import Tensor
 
 from engine.families.family import Conditions, Encoding
+from engine.families.pixart_walk import PixArtWalk
 from engine.families.truncation import truncation
 from engine.sampling import FlowSigmas
 
@@ -41,6 +42,8 @@ class PixArt:
         self.latent_channels: int = self._transformer.config.in_channels
         self.pixels_per_latent: int = pipeline.vae_scale_factor
         self.latents_per_patch: int = self._transformer.config.patch_size
+        self._walk = PixArtWalk(self._transformer)
+        self.can_cache_steps: bool = PixArtWalk.can_walk(self._transformer)
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
         """Guidance is applied after the forward pass, so a scale of 1 or less saves a row."""
@@ -59,15 +62,32 @@ class PixArt:
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The transformer's epsilon `(R, C, h, w)`; the variances that it learned besides are dropped."""
-        output: Tensor = self._transformer(
-            latents,
-            encoder_hidden_states=conditions.prompt_embeds,
-            encoder_attention_mask=conditions.attention_masks,
-            timestep=timesteps,
-            added_cond_kwargs=self._sizes(latents),
-            return_dict=False,
-        )[0]
+        inputs = self._inputs(latents, timesteps, conditions)
+        output: Tensor = self._transformer(**inputs, return_dict=False)[0]
         return output[:, : self.latent_channels]
+
+    def predict_partly(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        *,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`CachingFamily`'s, by the walk over the blocks; the features are what all but the first one add."""
+        inputs = self._inputs(latents, timesteps, conditions)
+        output, features = self._walk.predict(**inputs, num_deep_rows=num_deep_rows, features=features)
+        return output[:, : self.latent_channels], features
+
+    def _inputs(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> dict[str, Any]:
+        return {
+            "hidden_states": latents,
+            "encoder_hidden_states": conditions.prompt_embeds,
+            "encoder_attention_mask": conditions.attention_masks,
+            "timestep": timesteps,
+            "added_cond_kwargs": self._sizes(latents),
+        }
 
     def _sizes(self, latents: Tensor) -> dict[str, Tensor | None]:
         """Height and width in pixels, and their ratio, for each row, where the model was trained on them."""

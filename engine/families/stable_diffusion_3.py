@@ -12,6 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from engine.families.family import Conditions, Encoding
+from engine.families.stable_diffusion_3_walk import StableDiffusion3Walk
 from engine.families.truncation import truncation
 from engine.sampling import FlowSigmas
 
@@ -38,6 +39,8 @@ class StableDiffusion3:
         self.latent_channels: int = self._transformer.config.in_channels
         self.pixels_per_latent: int = pipeline.vae_scale_factor
         self.latents_per_patch: int = self._transformer.config.patch_size
+        self._walk = StableDiffusion3Walk(self._transformer)
+        self.can_cache_steps: bool = StableDiffusion3Walk.can_walk(self._transformer)
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
         """Guidance is applied after the forward pass, so a scale of 1 or less saves a row."""
@@ -64,14 +67,31 @@ class StableDiffusion3:
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The transformer's output, a velocity, `(R, C, h, w)`."""
-        output: Tensor = self._transformer(
-            hidden_states=latents,
-            timestep=timesteps,
-            encoder_hidden_states=conditions.prompt_embeds,
-            pooled_projections=conditions.pooled_embeds,
-            return_dict=False,
-        )[0]
+        inputs = self._inputs(latents, timesteps, conditions)
+        output: Tensor = self._transformer(**inputs, return_dict=False)[0]
         return output
+
+    def predict_partly(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        *,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`CachingFamily`'s, by the walk over the blocks; the features are what all but the first one add."""
+        inputs = self._inputs(latents, timesteps, conditions)
+        output, features = self._walk.predict(**inputs, num_deep_rows=num_deep_rows, features=features)
+        return output, features
+
+    def _inputs(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> dict[str, Tensor]:
+        return {
+            "hidden_states": latents,
+            "timestep": timesteps,
+            "encoder_hidden_states": conditions.prompt_embeds,
+            "pooled_projections": conditions.pooled_embeds,
+        }
 
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""

@@ -217,6 +217,41 @@ def test_an_image_does_not_depend_on_its_batch_mates(engine: Engine, kind: str) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_caches_and_cutoffs_side_by_side_leave_every_image_its_bytes(engine: Engine, kind: str) -> None:
+    """Each joins a step later, so that in one forward pass some rows run full steps, others shallow ones."""
+    plain = request(kind, num_inference_steps=12)
+    ways = [(3, 1.0), (8, 0.5), (1, 1.0), (5, 0.7), (8, 0.3)]
+    requests = [
+        replace(plain, seed=seed, step_cache=interval, guidance_cutoff=cutoff, guidance_scale=2.0 + seed)
+        for seed, (interval, cutoff) in enumerate(ways)
+    ]
+    handles, held = [], [0]
+    for one in requests:
+        handles.append(engine.submit(one))
+        engine.tick()
+        held.append(engine.step_cache_bytes)
+    while not engine.is_idle:
+        engine.tick()
+        held.append(engine.step_cache_bytes)
+    assert max(held) > 0
+    assert held[-1] == 0, "what a row kept goes with it"
+    images = [handle.future.result() for handle in handles]
+    assert sum(image.mean_step_batch for image in images) / len(images) > 2
+    for one, image in zip(requests, images, strict=True):
+        pixels = image.pixels.tobytes()
+        assert pixels == alone(engine, one) or engine.promise != "exact", one
+        is_cached = one.step_cache > 1
+        assert (pixels != alone(engine, replace(one, step_cache=1))) == is_cached, "it must show"
+
+
+def alone(engine: Engine, one: GenerationRequest) -> bytes:
+    handle = engine.submit(one)
+    while not engine.is_idle:
+        engine.tick()
+    return handle.future.result().pixels.tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_request_costs_a_second_row_only_where_guidance_is_applied_outside_the_model(
     engine: Engine, kind: str
 ) -> None:
