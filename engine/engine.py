@@ -59,7 +59,7 @@ class Engine:
         self._side_work = SideWork(clock)
         self._runner = Runner(families, clock)
         # A tick of many pieces of work that each come to an end is long, and not hung.
-        self._attempt = Attempt(free=self._runner.free, after_each=self._note_time)
+        self._attempt = Attempt(free=lambda: self._runner.free(self._running), after_each=self._note_time)
         self._inbox: deque[Generation] = deque()
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
@@ -114,7 +114,7 @@ class Engine:
 
     @property
     def step_cache_bytes(self) -> int:
-        """What the step caches of running generations hold in the device's memory."""
+        """What the step caches of running generations hold."""
         return sum(generation.step_cache.num_bytes for generation in self._running)
 
     def start(self) -> None:
@@ -231,7 +231,8 @@ class Engine:
 
     def _step_or_split(self, members: Sequence[Generation]) -> None:
         """Step `members` together; after an error in parts, so that only who fails alone is charged."""
-        outcome = self._attempt(self._runner.step, members)
+        attempt = self._attempt.twice if len(members) == 1 else self._attempt  # others may have filled memory
+        outcome = attempt(self._runner.step, members)
         if not isinstance(outcome, EngineError):
             for generation in members:
                 if generation in outcome:

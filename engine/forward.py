@@ -55,7 +55,8 @@ class ForwardPass:
             raise TypeError("a step cache was asked of a family that has none")
         shallow = self._rows[self._num_full :] if self._num_full < self._num_rows else []
         kept = [
-            self._members[index].step_cache.kept(is_negative=is_negative) for index, is_negative in shallow
+            self._members[index].step_cache.kept(is_negative=is_negative).to(latents.device)
+            for index, is_negative in shallow
         ]
         output, features = family.predict_partly(
             latents,

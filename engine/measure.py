@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from engine.errors import OutOfMemory
-from engine.families.family import Family
+from engine.families.family import Family, can_cache_steps
 from engine.generation import Generation
 from engine.models import Models
 from engine.policy import SMALLEST_BUCKET, bucket_rows
 from engine.profile import Profile, ProfileKey, StepCost
-from engine.request import GenerationRequest, scheduler_named
+from engine.request import MAX_STEP_CACHE, GenerationRequest, scheduler_named
 from engine.runner import Runner, translate
+from engine.step_cache import NUM_FIRST_FULL_STEPS
 
 MIN_ROUNDS = 5
 NUM_STEPS = 20
@@ -98,9 +99,9 @@ class Measurement:
         Raises `OutOfMemory` when not even the smallest bucket fits.
         """
         started_at = self._clock()
-        sets, out_of_memory_rows = self._warm_sets(max_rows)
-        taken: dict[int, list[float]] = {rows: [] for rows in sets}
         memory: dict[int, int | None] = {}
+        sets, out_of_memory_rows = self._warm_sets(max_rows, memory)
+        taken: dict[int, list[float]] = {rows: [] for rows in sets}
         encodings: list[float] = []
         decodings: list[float] = []
         decode_memory = self._decode(sets[min(sets)][0])[1]  # warms up too
@@ -109,8 +110,9 @@ class Measurement:
             for rows, members in sets.items():
                 if members[0].is_denoised:
                     members[:] = self._members(rows)
-                spent, memory[rows] = self._step(members)
+                spent, peak = self._step(members)
                 taken[rows].append(spent)
+                memory[rows] = _larger(memory[rows], peak)
             encodings.append(self._encode())
             decodings.append(self._decode(sets[min(sets)][0])[0])
             num_rounds += 1
@@ -131,13 +133,19 @@ class Measurement:
     def _num_guided_rows(self) -> int:
         return 2 if self._family.needs_guidance_row(GUIDANCE_SCALE) else 1
 
-    def _warm_sets(self, max_rows: int) -> tuple[dict[int, list[Generation]], int | None]:
-        """Generations for each bucket that fits, each set one step on; and the bucket that did not fit."""
+    def _warm_sets(
+        self, max_rows: int, memory: dict[int, int | None]
+    ) -> tuple[dict[int, list[Generation]], int | None]:
+        """Generations for each bucket that fits, each set one step on; and the bucket that did not fit.
+
+        A bucket fits if it does so beside step caches too; `memory` gets its peak there.
+        """
         sets: dict[int, list[Generation]] = {}
         for rows in self._buckets(max_rows):
             try:
                 sets[rows] = self._members(rows)
                 self._runner.step(sets[rows])
+                memory[rows] = self._step_beside_caches(rows)
                 continue
             except Exception as error:
                 failure = translate(error)
@@ -151,18 +159,30 @@ class Measurement:
             return sets, rows
         return sets, None
 
+    def _step_beside_caches(self, num_rows: int) -> int | None:
+        """The memory's peak of a full step whose rows have step caches, beside as many that are paused.
+
+        A paused generation keeps its features: with all of a bucket's behind it, a step needs the most.
+        """
+        if not can_cache_steps(self._family):
+            return None
+        paused, members = (self._members(num_rows, step_cache=MAX_STEP_CACHE) for _ in range(2))
+        for _ in range(NUM_FIRST_FULL_STEPS):
+            self._runner.step(paused)
+        return self._step(members)[1]
+
     def _buckets(self, max_rows: int) -> Iterator[int]:
         for num_rows in range(1, max_rows + 1):
             if bucket_rows(num_rows) == num_rows or num_rows == max_rows:
                 yield bucket_rows(num_rows)
 
-    def _members(self, num_rows: int) -> list[Generation]:
-        members = [self._generation(seed) for seed in range(num_rows // self._num_guided_rows)]
+    def _members(self, num_rows: int, step_cache: int = 1) -> list[Generation]:
+        members = [self._generation(seed, step_cache) for seed in range(num_rows // self._num_guided_rows)]
         for member in members:
             self._runner.encode(member)
         return members
 
-    def _generation(self, seed: int) -> Generation:
+    def _generation(self, seed: int, step_cache: int) -> Generation:
         request = GenerationRequest(
             model="",
             prompt=PROMPT,
@@ -172,6 +192,7 @@ class Measurement:
             guidance_scale=GUIDANCE_SCALE,
             scheduler=scheduler_named(self._scheduler),
             seed=seed,
+            step_cache=step_cache,
         )
         return self._models.generation(request, submitted_at=0.0, num_ticks=0)
 
@@ -197,3 +218,7 @@ class Measurement:
         work()
         torch.cuda.synchronize(device)
         return self._clock() - started_at, torch.cuda.max_memory_allocated(device)
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((peak for peak in (one, other) if peak is not None), default=None)

@@ -54,7 +54,7 @@ class StepCost:
     seconds: float
     low_seconds: float
     high_seconds: float
-    peak_memory_bytes: int | None = None  # of the whole process on its GPU; None: not measured, as on a CPU
+    peak_memory_bytes: int | None = None  # of the process on its GPU, step caches too; None: as on a CPU
 
     @property
     def rows_per_second(self) -> float:

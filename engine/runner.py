@@ -94,9 +94,14 @@ class Runner:
         image: np.ndarray = pixels.cpu().permute(0, 2, 3, 1).float().numpy()[0]
         return (image * 255).round().astype(np.uint8)
 
-    def free(self) -> None:
-        """Give cached device memory back, kept embeddings included, after an out-of-memory error."""
+    def free(self, running: Sequence[Generation] = ()) -> None:
+        """Give device memory back after an out-of-memory error: kept embeddings, and step caches' features.
+
+        What is `running` needs its features again, to the bit, so these go to main memory meanwhile.
+        """
         self._embeddings.clear()
+        for generation in running:
+            generation.step_cache.leave_device()
         if any(family.device.type == "cuda" for family in self._families.values()):
             torch.cuda.empty_cache()
 

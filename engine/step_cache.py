@@ -26,7 +26,7 @@ class StepCache:
 
     @property
     def num_bytes(self) -> int:
-        """What it holds in the device's memory."""
+        """What it holds, in the device's memory unless it has left that."""
         return sum(kept.numel() * kept.element_size() for kept in self._features.values())
 
     def is_full(self, step_index: int) -> bool:
@@ -44,6 +44,10 @@ class StepCache:
     def kept(self, *, is_negative: bool) -> Tensor:
         """One row's features `(1, ...)` of the last full step."""
         return self._features[is_negative]
+
+    def leave_device(self) -> None:
+        """Move what it holds to main memory, whence the next step fetches it: numbers stay as they are."""
+        self._features = {is_negative: kept.cpu() for is_negative, kept in self._features.items()}
 
     def clear(self) -> None:
         """Let go of everything, at the end."""

@@ -55,6 +55,7 @@ def test_a_request_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue)
         (('["ddim", ', '["lcm", '), "max_num_inference_steps: the scheduler lcm takes at most 50"),
         (("side_multiple = 8", "side_multiple = 4"), "side_multiple is not a multiple of 8"),
         (("step_cache = 3", "step_cache = 9"), "preset 'thrifty': step_cache is above 8"),
+        (("family =", 'cpu_offload = "model"\nfamily ='), "preset 'thrifty': step_cache is above 1"),
         (("guidance_cutoff = 0.5", "guidance_cutoff = 50"), "guidance_cutoff"),
         (("step_cache = 3", 'scheduler = "lms"'), "preset 'thrifty': scheduler 'lms' is not one of"),
         (("steps = 4\n", "steps = 151\n"), "preset 'fast': num_inference_steps is above 150"),

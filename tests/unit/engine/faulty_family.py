@@ -29,6 +29,7 @@ class FaultyFamily(FakeFamily):
     charged: set[int] = field(default_factory=set)  # by encodings and forward passes
     num_decodings_charged: int = 0
     times_without_room: Counter[int] = field(default_factory=Counter)  # at encoding
+    alone_without_room: set[int] = field(default_factory=set)  # in the forward pass before
 
     def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
         word, _, number = text.rpartition(" ")
@@ -47,8 +48,12 @@ class FaultyFamily(FakeFamily):
         marks, numbers = conditions.prompt_embeds[:, 0].unbind(1)
         present = {int(number) for number in numbers.tolist()}
         fault = self._fault("predict")
-        if len(present) == 1 and fault not in (None, "slow"):
-            self.charged |= present
+        alone = present if len(present) == 1 else set()
+        is_out_of_memory = fault == "out of memory"
+        is_second = alone == self.alone_without_room  # the first may be somebody else's memory
+        if fault not in (None, "slow") and (is_second or not is_out_of_memory):
+            self.charged |= alone
+        self.alone_without_room = alone if is_out_of_memory else set()
         self._raise(fault)
         told = replace(conditions, prompt_embeds=marks.view(-1, 1, 1))
         output = super().predict(latents, timesteps, told)

@@ -1,6 +1,8 @@
 """Measuring finds the costs that a model of arithmetic was given, whatever disturbs a round."""
 
+import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from engine.errors import GenerationFailed, OutOfMemory
 from engine.families.family import Conditions, Encoding
 from engine.measure import MIN_ROUNDS, Measurement, model_digest, profile_key
 from engine.profile import Profile
-from tests.unit.engine.fakes import FakeFamily, SetClock
+from engine.step_cache import StepCache
+from tests.unit.engine.fakes import FakeCachingFamily, FakeFamily, SetClock
 
 
 class Costly(FakeFamily):
@@ -90,6 +93,37 @@ def test_a_bucket_that_does_not_fit_ends_the_table_and_is_named() -> None:
     profile, _ = measure(lambda _: 1.0, max_rows=8)
     assert [step.num_rows for step in profile.steps] == [4, 8]
     assert profile.out_of_memory_rows == 12
+
+
+class Cramped(FakeCachingFamily):
+    """Has memory for a step's rows and so many bytes of features, kept ones and its own."""
+
+    def __init__(self, max_features_bytes: int, clock: SetClock) -> None:
+        super().__init__()
+        self.max_features_bytes = max_features_bytes
+        self.clock = clock
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        self.clock.now += 1
+        return super().predict(latents, timesteps, conditions)
+
+    def predict_partly(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        output, features = super().predict_partly(*args, **kwargs)
+        caches = [one for one in gc.get_objects() if type(one) is StepCache]
+        new_bytes = features.numel() * features.element_size()
+        if sum(cache.num_bytes for cache in caches) + new_bytes > self.max_features_bytes:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return output, features
+
+
+def test_a_bucket_fits_only_if_as_many_paused_rows_may_keep_their_features() -> None:
+    row_bytes = 4 * 8 * 8 * 4
+    for num_rows_kept, fitting in ((24, [4, 8, 12]), (23, [4, 8]), (16, [4, 8]), (15, [4])):
+        clock = SetClock()
+        family = Cramped(num_rows_kept * row_bytes, clock)
+        measurement = Measurement(family, width=64, height=64, clock=clock)
+        profile = measurement.profile(12, seconds=0, device_name="an abacus")
+        assert [step.num_rows for step in profile.steps] == fitting
 
 
 def test_a_model_that_does_not_fit_at_all_says_so() -> None:

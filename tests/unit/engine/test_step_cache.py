@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from engine.engine import Engine
 from engine.errors import RequestInvalid
@@ -124,6 +125,53 @@ def test_a_row_that_fails_in_a_full_step_leaves_its_cached_neighbours_as_they_ar
         caching_engine.tick()
     assert bad.future.exception() is not None
     assert (beside.future.result().pixels == alone.future.result().pixels).all()
+
+
+def test_memory_that_ran_out_takes_no_features_from_those_that_need_them_again(
+    caching_engine: Engine, caching_family: FakeCachingFamily, ask: Ask
+) -> None:
+    """On a device with memory of its own they wait in main memory: not yet seen on a GPU."""
+    requests = [ask(seed=seed, num_inference_steps=9, step_cache=4) for seed in range(6)]
+    handles = [caching_engine.submit(one) for one in requests]
+    while not caching_engine.step_cache_bytes:
+        caching_engine.tick()
+    caching_family.max_rows = 4
+    while not caching_engine.is_idle:
+        caching_engine.tick()
+    assert max(caching_family.step_sizes[-8:]) == 4
+    assert 8 in caching_family.step_sizes
+    for one, handle in zip(requests, handles, strict=True):
+        alone = caching_engine.submit(one)
+        while not caching_engine.is_idle:
+            caching_engine.tick()
+        assert (handle.future.result().pixels == alone.future.result().pixels).all()
+
+
+def test_a_generation_alone_is_tried_again_once_features_of_paused_ones_have_left_the_device(
+    caching_engine: Engine, caching_family: FakeCachingFamily, ask: Ask
+) -> None:
+    handle = caching_engine.submit(ask(num_inference_steps=5, step_cache=2))
+    caching_engine.tick()
+
+    def fill_memory() -> None:
+        caching_family.on_predict = lambda: None
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    caching_family.on_predict = fill_memory
+    while not caching_engine.is_idle:
+        caching_engine.tick()
+    assert handle.future.result().num_steps == 5
+
+
+def test_features_leave_a_devices_memory_for_main_memory() -> None:
+    """Tensors without data, as torch's own compiler uses them, can be on a device that is not there."""
+    cache = StepCache(3, 12)
+    with FakeTensorMode():
+        cache.keep(torch.empty(1, 8, device="cuda"), is_negative=False)
+        assert cache.kept(is_negative=False).device.type == "cuda"
+        cache.leave_device()
+        assert cache.kept(is_negative=False).device.type == "cpu"
+    assert cache.num_bytes == 8 * 4
 
 
 def test_a_family_without_a_step_cache_refuses_it_by_name(engine: Engine, ask: Ask) -> None:
