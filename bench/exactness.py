@@ -18,7 +18,6 @@ from engine.errors import Canceled
 from engine.families.family import Conditions, Family
 from engine.handle import Handle
 from engine.load import LoadedModels, ModelSpec, load_models
-from engine.policy import SMALLEST_BUCKET
 from engine.request import GenerationRequest, SchedulerSpec
 
 Figure = tuple[float, float, float, list[float]]
@@ -159,12 +158,15 @@ class TimedEngine(Engine):
 
 
 def padding_cost(loaded: LoadedModels, max_pixels: int, num_rows: int, num_repeats: int = 30) -> Figure:
-    """Seconds of a lone request's forward pass at the smallest bucket ÷ at its own `num_rows`, interleaved.
+    """Seconds of a lone request's forward pass at its bucket ÷ at its own `num_rows`, interleaved.
 
-    One row is a request without guidance, two with. Above four rows of work there is nothing to pad.
+    One row is a request without guidance, two with.
     """
     family = loaded.families[MODEL]
-    padded, bare = _forward(family, max_pixels, SMALLEST_BUCKET), _forward(family, max_pixels, num_rows)
+    padded, bare = (
+        _forward(family, max_pixels, family.buckets.rows(num_rows)),
+        _forward(family, max_pixels, num_rows),
+    )
     samples = []
     for _ in range(num_repeats):
         bare_seconds = _seconds(bare)

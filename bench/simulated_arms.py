@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.arrivals import Arrival, Work
-from engine.policy import BatchKey, Policy, bucket_rows
+from engine.buckets import MULTIPLES_OF_FOUR
+from engine.policy import BatchKey, Policy
 
 Arm = Callable[[Work, Sequence[Arrival]], None]
 """Serves every arrival of the trace and writes its `ended_at`."""
@@ -143,7 +144,7 @@ def _serve_steps(
             continue
         batch = choose(running, now)
         key = batch[0].key
-        num_rows = bucket_rows(sum(member.num_rows for member in batch))
+        num_rows = MULTIPLES_OF_FOUR.rows(sum(member.num_rows for member in batch))
         seconds = work.step_seconds(key.latent_height, num_rows)
         now += seconds
         stepped(key, seconds)

@@ -1,19 +1,9 @@
 """What the policy may know of a generation, and what must match for two of them to share a forward pass.
 
-Owns the batch key and the bucket sizes. It knows no tensors, and nothing of who runs next.
+Owns the batch key. It knows no tensors, and nothing of who runs next.
 """
 
 from typing import NamedTuple, Protocol
-
-SMALLEST_BUCKET = 4
-
-
-def bucket_rows(num_rows: int) -> int:
-    """The size at which a step batch of `num_rows` runs: the next multiple of 4.
-
-    Below 4 rows the kernels of a 2-D `Linear` depend on the row count, so nothing runs there.
-    """
-    return -(-num_rows // SMALLEST_BUCKET) * SMALLEST_BUCKET
 
 
 class BatchKey(NamedTuple):
@@ -22,7 +12,7 @@ class BatchKey(NamedTuple):
     model: str
     latent_height: int
     latent_width: int
-    is_pinned: bool = False  # strict, where the promise is not exact: smallest bucket only
+    is_pinned: bool = False  # strict, where the promise is not exact: `PINNED_ROWS` only
     is_alone: bool = False  # strict, where places and neighbours show too: one generation a step batch
 
 

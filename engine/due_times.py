@@ -1,27 +1,17 @@
-"""Due times: when a generation should be done, whether it still can be, and how large its step batch may be.
+"""Due times: by when a generation should be done, whether its deadline is lost, what a deadline lets in.
 
 Owns the pace of steps and what follows from it. It does not know lanes' precedence, turns or who runs.
-docs/adr/0008-due-times-and-turns.md has the reasons and the simulations behind the numbers.
+docs/adr/0008-due-times-and-turns.md has the reasons and the simulations behind the number.
 """
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
-from engine.candidate import SMALLEST_BUCKET, BatchKey, Candidate, bucket_rows
+from engine.candidate import BatchKey, Candidate
 from engine.pace import Pace
 
-DUE_FACTOR = 3.0  # in time is within this many times the seconds that it would take alone
-PATIENCE_ROWS = 576  # what is late is due when so many rows of steps, of full batches, could have run
+OVERTAKING_STEPS = 16  # who has e times as few steps may come by so many full steps later, and go first
 QUANTUM_STEPS = 8  # by so many full steps may a key or an account be ahead of another
-
-
-class _Outlook(NamedTuple):
-    """What the pace means for the generations of one key and row count."""
-
-    in_time_step_seconds: float  # for each of its steps: so long it may take and be in time
-    fastest_step_seconds: float
-    patience_seconds: float
 
 
 class DueTimes:
@@ -32,40 +22,36 @@ class DueTimes:
         max_rows: Callable[[BatchKey], int],
         bulk_patience_seconds: float,
         step_seconds: Callable[[BatchKey, int], float | None] | None,
+        bucket_rows: Callable[[BatchKey, int], int],
     ) -> None:
         self._max_rows = max_rows
+        self._bucket_rows = bucket_rows
         self._bulk_patience_seconds = bulk_patience_seconds
         self._pace = Pace(step_seconds)
-        self._outlooks: dict[tuple[BatchKey, int], _Outlook] = {}  # by key and rows of a member
+        self._full_steps: dict[BatchKey, float] = {}  # seconds
 
     def urgency(self, member: Candidate, now: float) -> tuple[bool, float, float]:
         """What to sort by: whether its deadline is lost, its due time, its arrival.
 
-        Due is the target while that can be met. What cannot meet it any more is due `PATIENCE_ROWS` after
-        its arrival: behind nearly all that can be in time, but before whatever comes so much later.
+        Due is some time after arrival, which grows with the logarithm of its steps: of two that wait, the
+        shorter goes first unless it came that much later. A deadline before that is due itself.
         """
-        outlook = self._outlook(member)
         submitted_at, deadline_at = member.submitted_at, member.deadline_at
-        soonest_at = now + member.num_steps_left * outlook.fastest_step_seconds
-        due_at = submitted_at + outlook.patience_seconds
-        if member.lane != "interactive":
-            due_at = submitted_at + self._bulk_patience_seconds
-        elif soonest_at <= (target_at := submitted_at + member.num_steps * outlook.in_time_step_seconds):
-            due_at = target_at
+        due_at = submitted_at + self._allowance_seconds(member)
         if deadline_at is None:
             return False, due_at, submitted_at
-        return soonest_at > deadline_at, min(due_at, deadline_at), submitted_at
+        fastest_seconds = self._bucket_seconds(member.key, member.num_rows)
+        is_lost = now + member.num_steps_left * fastest_seconds > deadline_at
+        return is_lost, min(due_at, deadline_at), submitted_at
 
     def max_rows_in_time(self, leader: Candidate, now: float) -> int:
-        """The most rows with which `leader` is in time: the cap where it cannot be, or need not hurry."""
+        """The most rows with which `leader` meets its deadline: the cap where it has none, or cannot."""
         cap = self._max_rows(leader.key)
-        target_at = math.inf if leader.deadline_at is None else leader.deadline_at
-        if leader.lane == "interactive":
-            seconds_in_time = leader.num_steps * self._outlook(leader).in_time_step_seconds
-            target_at = min(target_at, leader.submitted_at + seconds_in_time)
-        for num_rows in range(cap, leader.num_rows - 1, -SMALLEST_BUCKET):
-            seconds = self._pace.seconds(leader.key, bucket_rows(num_rows))
-            if now + leader.num_steps_left * seconds <= target_at:
+        if leader.deadline_at is None:
+            return cap
+        for num_rows in range(cap, leader.num_rows - 1, -1):
+            seconds = self._bucket_seconds(leader.key, num_rows)
+            if now + leader.num_steps_left * seconds <= leader.deadline_at:
                 return num_rows
         return cap
 
@@ -75,25 +61,23 @@ class DueTimes:
 
     def see(self, key: BatchKey, num_rows: int, seconds: float) -> None:
         """Take note that a step of `num_rows` rows, in its bucket, took `seconds`."""
-        if self._pace.see(key, bucket_rows(num_rows), seconds):
-            self._outlooks.clear()
+        if self._pace.see(key, self._bucket_rows(key, num_rows), seconds):
+            self._full_steps.clear()
 
     def forget_caps(self) -> None:
         """Take note that `max_rows` gives other caps from now on."""
-        self._outlooks.clear()
+        self._full_steps.clear()
 
-    def _outlook(self, member: Candidate) -> _Outlook:
-        key, num_rows = member.key, member.num_rows
-        outlook = self._outlooks.get((key, num_rows))
-        if outlook is None:
-            outlook = self._outlooks[key, num_rows] = _Outlook(
-                in_time_step_seconds=DUE_FACTOR * self._pace.seconds(key, num_rows),
-                fastest_step_seconds=self._pace.seconds(key, bucket_rows(num_rows)),
-                patience_seconds=PATIENCE_ROWS
-                * self._full_step_seconds(key)
-                / bucket_rows(self._max_rows(key)),
-            )
-        return outlook
+    def _allowance_seconds(self, member: Candidate) -> float:
+        if member.lane != "interactive":
+            return self._bulk_patience_seconds
+        return OVERTAKING_STEPS * self._full_step_seconds(member.key) * math.log(member.num_steps)
 
     def _full_step_seconds(self, key: BatchKey) -> float:
-        return self._pace.seconds(key, bucket_rows(self._max_rows(key)))
+        seconds = self._full_steps.get(key)
+        if seconds is None:
+            seconds = self._full_steps[key] = self._bucket_seconds(key, self._max_rows(key))
+        return seconds
+
+    def _bucket_seconds(self, key: BatchKey, num_rows: int) -> float:
+        return self._pace.seconds(key, self._bucket_rows(key, num_rows))

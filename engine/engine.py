@@ -55,7 +55,9 @@ class Engine:
         self.num_ticks = 0  # step batches begun
         self._clock = clock
         self._models = Models(families, row_limits, promise=promise)
-        self._policy = Policy(self._models.max_rows, step_seconds=step_seconds)
+        self._policy = Policy(
+            self._models.max_rows, step_seconds=step_seconds, bucket_rows=self._models.bucket_rows
+        )
         self._side_work = SideWork(clock)
         self._runner = Runner(families, clock)
         # A tick of many pieces of work that each come to an end is long, and not hung.

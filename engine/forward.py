@@ -5,21 +5,21 @@ and the whole pass each run at a bucket's number of rows: an image then depends 
 neither samplers nor guidance scales.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from engine.families.family import CachingFamily, Conditions, Encoding, Family
 from engine.generation import Generation
-from engine.policy import bucket_rows
 
 
 class ForwardPass:
     """Of one step batch: a conditional row for every member, an unconditional one for every guided one."""
 
-    def __init__(self, members: Sequence[Generation]) -> None:
+    def __init__(self, members: Sequence[Generation], bucket_rows: Callable[[int], int]) -> None:
         self._members = members
+        self._bucket_rows = bucket_rows
         self.guided = [index for index, member in enumerate(members) if member.is_guided]
         rows = [(index, False) for index in range(len(members))] + [(index, True) for index in self.guided]
         is_full = [members[index].step_cache.is_full(members[index].step_index) for index, _ in rows]
@@ -62,7 +62,7 @@ class ForwardPass:
             latents,
             timesteps,
             conditions,
-            num_deep_rows=bucket_rows(self._num_full),
+            num_deep_rows=self._bucket_rows(self._num_full),
             features=torch.cat(kept) if kept else None,
         )
         for place, (index, is_negative) in enumerate(self._rows[: self._num_full]):

@@ -110,8 +110,8 @@ def load_models(
         with _named(spec):
             family = _load_family(spec, torch_device, hub or Hub())
             CoefficientTables(family.scheduler_config, family.flow_sigmas)  # refuses what no table can hold
-            result = run_self_test(family, row_limits[spec.name])
-            promise = result.promise
+            result = run_self_test(family, row_limits[spec.name], is_compiled=spec.optimization.compile)
+            family.buckets, promise = result.buckets, result.promise
             if promise == "exact" and not is_exact_in_company(family, result.row_limits):
                 promise = "within 1/255"
         families[spec.name], limits[spec.name] = family, result.row_limits

@@ -18,7 +18,6 @@ from engine.errors import OutOfMemory
 from engine.families.family import Family, can_cache_steps
 from engine.generation import Generation
 from engine.models import Models
-from engine.policy import SMALLEST_BUCKET, bucket_rows
 from engine.profile import Profile, ProfileKey, StepCost
 from engine.request import MAX_STEP_CACHE, GenerationRequest, scheduler_named
 from engine.runner import Runner, translate
@@ -89,7 +88,7 @@ class Measurement:
         self._family = family
         self._width, self._height, self._scheduler = width, height, scheduler
         self._clock = clock
-        self._models = Models({"": family}, {"": {width * height: SMALLEST_BUCKET}}, promise="exact")
+        self._models = Models({"": family}, {"": {width * height: 1}}, promise="exact")
         self._runner = Runner({"": family}, clock)
 
     @torch.inference_mode()
@@ -172,24 +171,24 @@ class Measurement:
         return self._step(members)[1]
 
     def _buckets(self, max_rows: int) -> Iterator[int]:
-        for num_rows in range(1, max_rows + 1):
-            if bucket_rows(num_rows) == num_rows or num_rows == max_rows:
-                yield bucket_rows(num_rows)
+        yield from sorted({self._family.buckets.rows(num_rows) for num_rows in range(1, max_rows + 1)})
 
     def _members(self, num_rows: int, step_cache: int = 1) -> list[Generation]:
-        members = [self._generation(seed, step_cache) for seed in range(num_rows // self._num_guided_rows)]
+        num_guided, num_others = divmod(num_rows, self._num_guided_rows)
+        scales = [GUIDANCE_SCALE] * num_guided + [1.0] * num_others
+        members = [self._generation(seed, scale, step_cache) for seed, scale in enumerate(scales)]
         for member in members:
             self._runner.encode(member)
         return members
 
-    def _generation(self, seed: int, step_cache: int) -> Generation:
+    def _generation(self, seed: int, guidance_scale: float, step_cache: int) -> Generation:
         request = GenerationRequest(
             model="",
             prompt=PROMPT,
             width=self._width,
             height=self._height,
             num_inference_steps=NUM_STEPS,
-            guidance_scale=GUIDANCE_SCALE,
+            guidance_scale=guidance_scale,
             scheduler=scheduler_named(self._scheduler),
             seed=seed,
             step_cache=step_cache,

@@ -69,3 +69,7 @@ class Models:
         pixels = key.latent_height * key.latent_width * self.families[key.model].pixels_per_latent ** 2
         limits = self.row_limits[key.model]
         return limits[min(max_pixels for max_pixels in limits if max_pixels >= pixels)]
+
+    def bucket_rows(self, key: BatchKey, num_rows: int) -> int:
+        """At how many rows a step batch of this key and so many rows runs."""
+        return self.families[key.model].buckets.rows(num_rows)

@@ -12,6 +12,7 @@ import torch
 
 from engine.errors import LoadError
 from engine.families.family import CachingFamily, Family
+from engine.small_step_batches import pad_small_linears
 
 Quantization = Literal["none", "int8", "fp8"]
 Offload = Literal["none", "model", "sequential"]
@@ -46,6 +47,7 @@ def optimized(pipeline: Any, optimization: Optimization, device: torch.device) -
         pipeline.vae.enable_tiling()
     if optimization.quantization != "none":
         _quantize(denoiser, optimization.quantization)
+    pad_small_linears(denoiser)
     if optimization.cpu_offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif optimization.cpu_offload == "sequential":

@@ -9,28 +9,30 @@ The rules, in the order in which they bind (docs/adr/0008-due-times-and-turns.md
 2. Interactive work goes before bulk work: a bulk generation not chosen is paused, its latents stay.
 3. Every `AGEING_TURN`-th step batch belongs to bulk work that has waited `bulk_patience_seconds`.
 4. In a lane, batch keys take turns, and so do accounts: who is more than a quantum ahead goes last.
-5. Then the earliest due goes first; what cannot be in time any more is due later, but never lost.
-6. A step batch is no larger than lets its first member be in time, if it can be.
+5. Then the earliest due goes first, and last what cannot meet its deadline any more.
+6. A step batch is no larger than lets its first member meet its deadline, if it has one and can.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
-from engine.candidate import SMALLEST_BUCKET, BatchKey, Candidate, bucket_rows
+from engine.buckets import MULTIPLES_OF_FOUR
+from engine.candidate import BatchKey, Candidate
 from engine.due_times import DueTimes
 from engine.turns import Turns
 
-__all__ = ["SMALLEST_BUCKET", "BatchKey", "Candidate", "Policy", "Reason", "bucket_rows"]
+__all__ = ["PINNED_ROWS", "BatchKey", "Candidate", "Policy", "Reason"]
 
 AGEING_TURN = 4
+PINNED_ROWS = 4  # of strict generations where the promise is not exact
 MAX_ADMISSIONS_PER_TICK = 8
 RECOVERY_STEPS = 256  # after so many step batches a lowered cap is tried one bucket higher
 
 Reason = Literal["solo", "nobody_else", "strict", "due", "cap", "memory"]
 """Why a step batch was not fuller: a suspect ran alone, nobody else of its key was there, it was pinned to
-the smallest bucket, a larger one would have made its first member late, or it was as full as the model's
-cap or the device's memory allows."""
+`PINNED_ROWS`, its first member has a deadline that a larger one would have missed, or it was as full
+as the model's cap or the device's memory allows."""
 
 
 C = TypeVar("C", bound=Candidate)
@@ -39,7 +41,8 @@ C = TypeVar("C", bound=Candidate)
 class Policy:
     """Chooses admissions and step batches; owns the turns of keys and accounts, and the due times.
 
-    `max_rows` is the cap of a key; `step_seconds(key, rows)` is a profile, `None` where it knows nothing.
+    `max_rows` is the cap of a key; `step_seconds(key, rows)` is a profile, `None` where it knows nothing;
+    `bucket_rows(key, rows)` says at how many rows so many run.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class Policy:
         max_rows: Callable[[BatchKey], int],
         bulk_patience_seconds: float = 60.0,
         step_seconds: Callable[[BatchKey, int], float | None] | None = None,
+        bucket_rows: Callable[[BatchKey, int], int] = lambda _, num_rows: MULTIPLES_OF_FOUR.rows(num_rows),
     ) -> None:
         self.reason_not_fuller: Reason | None = None  # of the step batch that was chosen last
         self._max_rows = max_rows
         self._bulk_patience_seconds = bulk_patience_seconds
-        self._due_times = DueTimes(self.max_rows, bulk_patience_seconds, step_seconds)
+        self._bucket_rows = bucket_rows
+        self._due_times = DueTimes(self.max_rows, bulk_patience_seconds, step_seconds, bucket_rows)
         self._lowered: dict[BatchKey, int] = {}
         self._num_steps_lowered: dict[BatchKey, int] = {}  # since the cap was lowered or raised last
         self._key_turns: dict[str, Turns[BatchKey]] = defaultdict(Turns)  # by lane
@@ -100,8 +105,9 @@ class Policy:
         if key.is_alone:
             return 1  # who leads a step batch runs whatever the cap is
         if key.is_pinned:
-            return SMALLEST_BUCKET
-        return min(self._max_rows(key), self._lowered.get(key, SMALLEST_BUCKET * 1024))
+            return PINNED_ROWS
+        max_rows = self._max_rows(key)
+        return min(max_rows, self._lowered.get(key, max_rows))
 
     def stepped(self, key: BatchKey, seconds: float) -> None:
         """Take note that the step batch chosen last, of `key`, took `seconds`; members pay by their rows."""
@@ -129,7 +135,7 @@ class Policy:
         if self._num_steps_lowered[key] < RECOVERY_STEPS:
             return
         self._num_steps_lowered[key] = 0
-        self._lowered[key] = bucket_rows(self._lowered[key] + 1)
+        self._lowered[key] = self._bucket_rows(key, self._lowered[key] + 1)
         if self._lowered[key] >= self._max_rows(key):
             del self._lowered[key], self._num_steps_lowered[key]
         self._due_times.forget_caps()

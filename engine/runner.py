@@ -22,11 +22,20 @@ from engine.sampling import advance_rows, guide, scale_rows
 
 
 class Runner:
-    """Runs generations on their models; `families` are the loaded models by name."""
+    """Runs generations on their models; `families` are the loaded models by name.
 
-    def __init__(self, families: Mapping[str, Family], clock: Callable[[], float] = time.monotonic) -> None:
+    `bucket_rows` is each family's own, unless it is given: who promises nothing about bytes needs no padding.
+    """
+
+    def __init__(
+        self,
+        families: Mapping[str, Family],
+        clock: Callable[[], float] = time.monotonic,
+        bucket_rows: Callable[[int], int] | None = None,
+    ) -> None:
         self._families = families
         self._clock = clock
+        self._bucket_rows = bucket_rows
         self._embeddings = Embeddings(families)
 
     def encode(self, generation: Generation) -> None:
@@ -69,7 +78,7 @@ class Runner:
     def _predict(self, members: Sequence[Generation], latents: Tensor) -> Tensor:
         """The guided model output `(B, C, h, w)`."""
         family = self._families[members[0].key.model]
-        forward = ForwardPass(members)
+        forward = ForwardPass(members, self._bucket_rows or family.buckets.rows)
         guided, encodings = forward.guided, forward.encodings
         rows = _on(latents, torch.tensor(forward.member_indices))
         timesteps = _gather(latents, [member.table.timesteps[member.step_index] for member in members])

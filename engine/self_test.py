@@ -5,59 +5,105 @@ Encoding and decoding always take one item, so they are only asked for the same 
 families, not generations: samplers and guidance are `engine.rehearsal`'s.
 """
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from engine.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR, Buckets
 from engine.families.family import CachingFamily, Conditions, Encoding, Family
-from engine.policy import SMALLEST_BUCKET, bucket_rows
 
 Promise = Literal["exact", "exact within a bucket", "within 1/255", "not repeatable"]
 PROMISES: tuple[Promise, ...] = ("exact", "exact within a bucket", "within 1/255", "not repeatable")
 """Strongest first. A strict request equals its solo run under all but the last, and is refused there."""
 
 
+FINE_SECONDS = 0.5
+"""Only where a step of 4 rows takes no longer is every row count tried; else 2 and the multiples of 4."""
+
+
 @dataclass(frozen=True)
 class SelfTest:
-    """What one model on this device can promise, and the row caps under which the promise holds."""
+    """What one model on this device can promise, and the row caps and buckets under which it holds."""
 
     promise: Promise
     row_limits: Mapping[int, int]  # max_pixels -> rows
+    buckets: Buckets
 
 
-def run_self_test(family: Family, row_limits: Mapping[int, int]) -> SelfTest:
-    """Compare the same rows at every bucket, in other places and among other neighbours.
+def run_self_test(
+    family: Family,
+    row_limits: Mapping[int, int],
+    *,
+    is_compiled: bool = False,
+    fine_seconds: float = FINE_SECONDS,
+) -> SelfTest:
+    """Compare the same rows at many row counts, in other places and among other neighbours.
 
-    A cap is lowered to the largest bucket up to which all agree, if that keeps at least half of its rows:
-    one large bucket that differs is worth less than an exact engine. Otherwise the promise is weaker.
+    The row counts at which a row has the bits that it has among 4 become the buckets. A cap is lowered to
+    the largest of them, if that keeps at least half of its rows: one large size that differs is worth less
+    than an exact engine. Otherwise the promise is weaker, and the buckets are the multiples of 4.
     """
     weakest, limits = 0, {}
+    equal: set[int] = set()
+    differing: set[int] = set()
     for max_pixels, max_rows in row_limits.items():
         side = max(8, int(max_pixels**0.5) // family.pixels_per_latent)
         side -= side % family.latents_per_patch
         if not all(map(_is_same, _alone(family, side), _alone(family, side))):
             weakest = 3
-        reference: Tensor | None = None
-        num_exact_rows = SMALLEST_BUCKET
-        for bucket in range(SMALLEST_BUCKET, bucket_rows(max_rows) + 1, SMALLEST_BUCKET):
-            outputs = list(_probe_outputs(family, side, bucket))
-            if any(not torch.equal(outputs[0], other) for other in outputs[1:]):
-                weakest = max(weakest, 2)
-            if reference is None:
-                reference = outputs[0]
-            if not torch.equal(reference, outputs[0]):
-                break
-            num_exact_rows = bucket
+        sizes = _Sizes(family, side)
+        largest = max(BUCKET_STEP, MULTIPLES_OF_FOUR.rows(max_rows))
+        candidates = _candidates(largest, is_fine=not is_compiled and sizes.seconds <= fine_seconds)
+        found = {num_rows for num_rows in candidates if sizes.is_equal(num_rows)}
+        if not sizes.is_free_of_places:
+            weakest = max(weakest, 2)
+        equal |= found
+        differing |= set(candidates) - found
+        num_exact_rows = max(found, default=BUCKET_STEP)
         limits[max_pixels] = max_rows
         if num_exact_rows < max_rows:
             if 2 * num_exact_rows >= max_rows:
                 limits[max_pixels] = num_exact_rows
             else:
                 weakest = max(weakest, 1)
-    return SelfTest(PROMISES[weakest], limits)
+    buckets = Buckets(tuple(sorted(equal - differing))) if weakest == 0 else MULTIPLES_OF_FOUR
+    return SelfTest(PROMISES[weakest], limits, buckets)
+
+
+def _candidates(largest: int, *, is_fine: bool) -> list[int]:
+    """The row counts to try: a compiled model has each of them compiled, and a slow one takes its time."""
+    return [rows for rows in range(1, largest + 1) if is_fine or rows == 2 or rows % BUCKET_STEP == 0]
+
+
+class _Sizes:
+    """One probe row at one size of latents, as it comes out among 4 rows: what other row counts must give."""
+
+    def __init__(self, family: Family, side: int) -> None:
+        self._family, self._side = family, side
+        self.is_free_of_places = True  # at the multiples of 4, which all promises but the last stand on
+        outputs = list(_probe_outputs(family, side, BUCKET_STEP))
+        started_at = time.perf_counter()
+        outputs += _probe_outputs(family, side, BUCKET_STEP, neighbours=2)
+        self.seconds = time.perf_counter() - started_at  # of a step that is warm
+        self._reference = outputs[0]
+        self._note_places(outputs)
+
+    def is_equal(self, num_rows: int) -> bool:
+        """Whether the probe has the reference's bits among so many rows, wherever it stands."""
+        if num_rows == BUCKET_STEP:
+            return self.is_free_of_places
+        outputs = list(_probe_outputs(self._family, self._side, num_rows))
+        if num_rows % BUCKET_STEP == 0:
+            self._note_places(outputs)
+        return all(torch.equal(self._reference, output) for output in outputs)
+
+    def _note_places(self, outputs: Sequence[Tensor]) -> None:
+        if any(not torch.equal(outputs[0], other) for other in outputs[1:]):
+            self.is_free_of_places = False
 
 
 @torch.inference_mode()
@@ -65,10 +111,8 @@ def _alone(family: Family, side: int) -> list[Tensor]:
     """What one prompt, one forward pass and one image come to, the same request each time."""
     encoding = family.encode("a self-test")
     row = _noise((1, family.latent_channels, side, side), seed=0, family=family)
-    rows = row.expand(SMALLEST_BUCKET, -1, -1, -1)
-    output = family.predict(
-        rows, torch.full((SMALLEST_BUCKET,), 500.0, device=family.device), _told(encoding)
-    )
+    rows = row.expand(BUCKET_STEP, -1, -1, -1)
+    output = family.predict(rows, torch.full((BUCKET_STEP,), 500.0, device=family.device), _told(encoding))
     return [encoding.prompt_embeds, encoding.pooled_embeds, output, family.decode(row)]
 
 
@@ -77,24 +121,24 @@ def _is_same(first: Tensor, second: Tensor) -> bool:
     return torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
-def _told(encoding: Encoding, num_rows: int = SMALLEST_BUCKET) -> Conditions:
+def _told(encoding: Encoding, num_rows: int = BUCKET_STEP) -> Conditions:
     return Conditions.of([encoding] * num_rows, torch.ones(num_rows, device=encoding.prompt_embeds.device))
 
 
 @torch.inference_mode()
-def _probe_outputs(family: Family, side: int, bucket: int) -> Iterator[Tensor]:
-    """The model output for one fixed row, wherever it stood and whoever stood beside it."""
+def _probe_outputs(family: Family, side: int, num_rows: int, neighbours: int = 1) -> Iterator[Tensor]:
+    """The model output for one fixed row, wherever it stood; `neighbours` is the seed of the others."""
     encoding = family.encode("a self-test")
     shape = (family.latent_channels, side, side)
     probe = _noise(shape, seed=0, family=family)
-    for seed in (1, 2) if bucket == SMALLEST_BUCKET else (1,):
-        latents = torch.stack([_noise(shape, seed=seed * 1000 + row, family=family) for row in range(bucket)])
-        timesteps = torch.linspace(1, 999, bucket, device=family.device)
-        places = (0, bucket // 2, bucket - 1)
-        for place in places:
-            latents[place], timesteps[place] = probe, 500.0
-        for output in _outputs(family, latents, timesteps, _told(encoding, bucket)):
-            yield from (output[place].clone() for place in places)
+    seeds = [neighbours * 1000 + row for row in range(num_rows)]
+    latents = torch.stack([_noise(shape, seed=seed, family=family) for seed in seeds])
+    timesteps = torch.linspace(1, 999, num_rows, device=family.device)
+    places = sorted({0, num_rows // 2, num_rows - 1})
+    for place in places:
+        latents[place], timesteps[place] = probe, 500.0
+    for output in _outputs(family, latents, timesteps, _told(encoding, num_rows)):
+        yield from (output[place].clone() for place in places)
 
 
 def _outputs(family: Family, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Iterator[Tensor]:

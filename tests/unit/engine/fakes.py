@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from engine.buckets import MULTIPLES_OF_FOUR, Buckets
 from engine.families.family import Conditions, Encoding
 from engine.sampling import FlowSigmas
 
@@ -31,6 +32,7 @@ class FakeFamily:
     latent_channels = 4
     pixels_per_latent = 8
     latents_per_patch = 1
+    buckets: Buckets = MULTIPLES_OF_FOUR
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
         return guidance_scale > 1

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.candidate import BatchKey, bucket_rows
+from engine.buckets import MULTIPLES_OF_FOUR
+from engine.candidate import BatchKey
 from engine.policy import Policy
 
 SMALL, LARGE, OTHER = BatchKey("m", 16, 16), BatchKey("m", 24, 24), BatchKey("m", 16, 24)
@@ -61,7 +62,8 @@ def run(
         batch = policy.choose(running, now)
         seconds = STEP_SECONDS
         if batch:
-            seconds = step_seconds(batch[0].key, bucket_rows(sum(member.num_rows for member in batch)))
+            num_rows = MULTIPLES_OF_FOUR.rows(sum(member.num_rows for member in batch))
+            seconds = step_seconds(batch[0].key, num_rows)
             policy.stepped(batch[0].key, seconds)
         now += seconds
         for member in batch:

@@ -1,11 +1,13 @@
 """Who runs next, under a simulated clock, and without torch."""
 
+import math
 import subprocess
 import sys
 
-from engine.candidate import BatchKey, bucket_rows
-from engine.due_times import PATIENCE_ROWS
-from engine.policy import AGEING_TURN, SMALLEST_BUCKET, Policy
+from engine.buckets import MULTIPLES_OF_FOUR, Buckets
+from engine.candidate import BatchKey
+from engine.due_times import OVERTAKING_STEPS
+from engine.policy import AGEING_TURN, PINNED_ROWS, Policy
 from tests.unit.engine.members import LARGE, OTHER, SMALL, STEP_SECONDS, Member, bulk, flat, rising, run
 
 
@@ -14,8 +16,16 @@ def test_policy_is_importable_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_buckets_are_multiples_of_four() -> None:
-    assert [bucket_rows(rows) for rows in (1, 2, 4, 5, 8, 9, 16)] == [4, 4, 4, 8, 8, 12, 16]
+def test_buckets_are_multiples_of_four_until_others_are_found() -> None:
+    assert [MULTIPLES_OF_FOUR.rows(rows) for rows in (1, 2, 4, 5, 8, 9, 16)] == [4, 4, 4, 8, 8, 12, 16]
+    assert [Buckets((2, 4, 5, 8)).rows(rows) for rows in (1, 2, 3, 5, 6, 8, 9)] == [2, 2, 4, 5, 8, 8, 12]
+
+
+def test_pace_of_a_step_batch_is_that_of_its_bucket() -> None:
+    """Two rows, at four, take as long as the deadline leaves; three more rows would be a slower bucket."""
+    policy = Policy(lambda _: 8, step_seconds=rising, bucket_rows=lambda _, rows: Buckets((4, 5)).rows(rows))
+    members = [Member("soon", num_steps=10, deadline_at=1.0), *(Member(str(i), num_rows=1) for i in range(6))]
+    assert sum(member.num_rows for member in policy.choose(members, 0.0)) == 4
 
 
 def test_step_batch_never_exceeds_the_row_cap_of_its_key() -> None:
@@ -110,34 +120,33 @@ def test_work_that_cannot_meet_its_deadline_any_more_goes_last() -> None:
     assert policy.choose([hopeless, hopeful], 1.0) == [hopeful]
 
 
-def test_late_work_goes_behind_what_can_still_be_in_time() -> None:
-    policy = Policy(lambda _: 8, step_seconds=flat)
-    late = Member("late", num_steps=10)  # in time is up to 3.0, and it needs 1.0
-    fresh = Member("fresh", num_steps=10, submitted_at=1.9)
-    assert policy.order([fresh, late], 1.9) == [late, fresh]
-    assert policy.order([fresh, late], 2.1) == [fresh, late]
+def test_long_work_goes_before_short_work_that_came_its_allowance_later() -> None:
+    """Ten times the steps may be overtaken for sixteen full steps by the logarithm of ten, and no longer."""
+    policy = Policy(lambda _: 2, step_seconds=flat)
+    allowance_seconds = OVERTAKING_STEPS * STEP_SECONDS * math.log(10)
+    long = Member("long", num_steps=40)
+    for seconds_later, expected in ((-0.01, "short"), (0.01, "long")):
+        short = Member("short", num_steps=4, submitted_at=allowance_seconds + seconds_later)
+        assert policy.order([long, short], short.submitted_at)[0].name == expected
 
 
-def test_late_work_goes_before_what_comes_a_patience_later() -> None:
-    policy = Policy(lambda _: 8, step_seconds=flat)
-    patience_seconds = PATIENCE_ROWS * STEP_SECONDS / 8
-    late = Member("late", num_steps=10)
-    fresh = Member("fresh", num_steps=10, submitted_at=patience_seconds)
-    assert policy.order([fresh, late], patience_seconds) == [late, fresh]
-
-
-def test_step_batch_is_no_larger_than_lets_its_first_member_be_in_time() -> None:
+def test_step_batch_is_no_larger_than_lets_its_first_member_meet_its_deadline() -> None:
     policy = Policy(lambda _: 8, step_seconds=rising)
-    # Alone a step of two rows takes 0.05 s, so in time is 0.15 s a step: eight rows take 0.2 s.
-    members = [Member(str(i), num_steps=10) for i in range(4)]
-    assert len(policy.choose(members, 0.0)) == 2
+    members = [Member(str(i), num_steps=10, deadline_at=1.5) for i in range(4)]
+    assert len(policy.choose(members, 0.0)) == 2, "eight rows take 0.2 s a step, and four 0.1 s"
     assert policy.reason_not_fuller == "due"
     assert len(policy.choose(members, 1.0)) == 4, "none can be in time any more: as many as fit"
 
 
-def test_bulk_work_without_a_deadline_fills_its_step_batches() -> None:
+def test_work_without_a_deadline_fills_its_step_batches() -> None:
     policy = Policy(lambda _: 8, step_seconds=rising)
-    assert len(policy.choose(bulk(6), 0.0)) == 4
+    assert len(policy.choose([Member(str(i)) for i in range(6)], 0.0)) == 4
+
+
+def test_far_deadline_makes_nobody_later() -> None:
+    policy = Policy(lambda _: 2, step_seconds=flat)
+    patient, later = Member("patient", deadline_at=3600.0), Member("later", submitted_at=0.1)
+    assert policy.order([later, patient], 0.1) == [patient, later]
 
 
 def test_nothing_waits_behind_later_arrivals_with_near_deadlines_for_ever() -> None:
@@ -165,7 +174,7 @@ def test_cap_is_halved_when_memory_was_short() -> None:
 
 
 def test_pinned_generations_run_at_the_smallest_bucket_only() -> None:
-    assert Policy(lambda _: 16).max_rows(BatchKey("m", 16, 16, is_pinned=True)) == SMALLEST_BUCKET
+    assert Policy(lambda _: 16).max_rows(BatchKey("m", 16, 16, is_pinned=True)) == PINNED_ROWS
 
 
 def test_interactive_prompts_are_encoded_before_bulk_ones() -> None:

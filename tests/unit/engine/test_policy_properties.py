@@ -3,7 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.policy import Policy, bucket_rows
+from engine.buckets import MULTIPLES_OF_FOUR
+from engine.policy import Policy
 from tests.unit.engine.members import LARGE, OTHER, SMALL, Member, flat, rising, run
 
 KEYS = [SMALL, LARGE, OTHER, SMALL._replace(is_pinned=True)]
@@ -109,7 +110,7 @@ def test_accounts_with_endless_work_share_within_a_quantum(kinds, cap) -> None: 
         sum(member.row_steps for member in crowd if member.account == str(account))
         for account in range(len(kinds))
     ]
-    assert max(shares) - min(shares) <= 10 * bucket_rows(cap)
+    assert max(shares) - min(shares) <= 10 * MULTIPLES_OF_FOUR.rows(cap)
 
 
 @settings(deadline=None, max_examples=50)

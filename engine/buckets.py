@@ -1,0 +1,28 @@
+"""The row counts at which forward passes run: a step batch is padded to the next of them.
+
+Owns the sizes, and no tensors. It does not know what makes a size one: the self-test finds those at which
+a row has the same bits, and until it has, they are the multiples of 4.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+BUCKET_STEP = 4
+"""Below 4 rows the kernels of a 2-D `Linear` depend on the row count, so 4 is the measure of the others."""
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Those of one loaded model on one device; past the largest of `sizes` they are multiples of 4."""
+
+    sizes: tuple[int, ...] = ()  # ascending
+
+    def rows(self, num_rows: int) -> int:
+        """The size at which a step batch of `num_rows` runs."""
+        index = bisect_left(self.sizes, num_rows)
+        if index < len(self.sizes):
+            return self.sizes[index]
+        return -(-num_rows // BUCKET_STEP) * BUCKET_STEP
+
+
+MULTIPLES_OF_FOUR = Buckets()
