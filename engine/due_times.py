@@ -44,16 +44,16 @@ class DueTimes:
         is_lost = now + member.num_steps_left * fastest_seconds > deadline_at
         return is_lost, min(due_at, deadline_at), submitted_at
 
-    def max_rows_in_time(self, leader: Candidate, now: float) -> int:
-        """The most rows with which `leader` meets its deadline: the cap where it has none, or cannot."""
-        cap = self._max_rows(leader.key)
-        if leader.deadline_at is None:
+    def max_rows_in_time(self, member: Candidate, now: float) -> int:
+        """The most rows of a step batch with which `member` meets its deadline; 0 if it cannot any more."""
+        cap = self._max_rows(member.key)
+        if member.deadline_at is None:
             return cap
-        for num_rows in range(cap, leader.num_rows - 1, -1):
-            seconds = self._bucket_seconds(leader.key, num_rows)
-            if now + leader.num_steps_left * seconds <= leader.deadline_at:
+        seconds_left = member.deadline_at - now
+        for num_rows in range(max(cap, member.num_rows), member.num_rows - 1, -1):
+            if member.num_steps_left * self._bucket_seconds(member.key, num_rows) <= seconds_left:
                 return num_rows
-        return cap
+        return 0
 
     def quantum_seconds(self, keys: Iterable[BatchKey]) -> float:
         """The lead that turns allow, where `keys` are about: full steps of the slowest of them."""

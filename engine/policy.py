@@ -10,7 +10,8 @@ The rules, in the order in which they bind (docs/adr/0008-due-times-and-turns.md
 3. Every `AGEING_TURN`-th step batch belongs to bulk work that has waited `bulk_patience_seconds`.
 4. In a lane, batch keys take turns, and so do accounts: who is more than a quantum ahead goes last.
 5. Then the earliest due goes first, and last what cannot meet its deadline any more.
-6. A step batch is no larger than lets its first member meet its deadline, if it has one and can.
+6. Nobody joins a step batch who would make a member of it miss a deadline that it can meet, nor who would
+   miss its own: more rows are slower steps.
 """
 
 from collections import defaultdict
@@ -31,8 +32,8 @@ RECOVERY_STEPS = 256  # after so many step batches a lowered cap is tried one bu
 
 Reason = Literal["solo", "nobody_else", "strict", "due", "cap", "memory"]
 """Why a step batch was not fuller: a suspect ran alone, nobody else of its key was there, it was pinned to
-`PINNED_ROWS`, its first member has a deadline that a larger one would have missed, or it was as full
-as the model's cap or the device's memory allows."""
+`PINNED_ROWS`, with more rows a member would have missed its deadline, or it was as full as the model's
+cap or the device's memory allows."""
 
 
 C = TypeVar("C", bound=Candidate)
@@ -154,9 +155,8 @@ class Policy:
         mates = [member for member in ordered if member.key == leader.key and not member.is_solo]
         if len(urgent) < len(running):
             mates += self._fillers(running, mates, now)
-        max_rows = self._due_times.max_rows_in_time(leader, now)
-        batch = _fill(mates, max_rows)
-        return batch, self._reason(leader.key, max_rows, num_left_out=len(mates) - len(batch))
+        batch = self._fill(mates, now)
+        return batch, self._reason(leader.key, batch, num_left_out=len(mates) - len(batch))
 
     def _urgent(self, running: Sequence[C], now: float) -> list[C]:
         """The members that go before all others in this turn, of one lane: all of them if it is the only."""
@@ -205,10 +205,22 @@ class Policy:
             accounts, self._due_times.quantum_seconds({m.key for m in members})
         )
 
-    def _reason(self, key: BatchKey, max_rows: int, *, num_left_out: int) -> Reason:
+    def _fill(self, mates: Sequence[C], now: float) -> list[C]:
+        """The first of `mates`, whatever its rows, and all that fit beside it and make nobody late."""
+        batch: list[C] = []
+        num_rows, max_rows = 0, self.max_rows(mates[0].key)
+        for member in mates:
+            limit = min(max_rows, self._due_times.max_rows_in_time(member, now))
+            if num_rows + member.num_rows <= limit:
+                batch.append(member)
+                num_rows += member.num_rows
+                max_rows = limit
+        return batch or _that_fit(mates, max_rows)
+
+    def _reason(self, key: BatchKey, batch: Sequence[C], *, num_left_out: int) -> Reason:
         if not num_left_out:
             return "nobody_else"
-        if max_rows < self.max_rows(key):
+        if sum(member.num_rows for member in batch) + 1 < self.max_rows(key):
             return "due"
         if key.is_pinned or key.is_alone:
             return "strict"
@@ -218,8 +230,8 @@ class Policy:
         return member.lane == "bulk" and now - member.submitted_at >= self._bulk_patience_seconds
 
 
-def _fill(mates: Sequence[C], max_rows: int) -> list[C]:
-    """The first of `mates`, whatever its rows, and then all that fit beside it."""
+def _that_fit(mates: Sequence[C], max_rows: int) -> list[C]:
+    """The first of `mates`, whatever its rows, and then all that fit beside it; none can be in time."""
     batch, num_rows = [mates[0]], mates[0].num_rows
     for member in mates[1:]:
         if num_rows + member.num_rows <= max_rows:

@@ -130,7 +130,30 @@ def test_long_work_goes_before_short_work_that_came_its_allowance_later() -> Non
         assert policy.order([long, short], short.submitted_at)[0].name == expected
 
 
-def test_step_batch_is_no_larger_than_lets_its_first_member_meet_its_deadline() -> None:
+def test_nobody_joins_who_would_make_a_member_of_the_step_batch_late() -> None:
+    policy = Policy(lambda _: 8, step_seconds=rising)
+    first, tight = Member("first", deadline_at=9.0), Member("tight", deadline_at=9.1, num_steps=80)
+    others = [Member(str(i), submitted_at=1.0) for i in range(3)]
+    assert policy.choose([first, tight, *others], 0.0) == [first, tight], "eight rows take 0.2 s, four 0.1 s"
+    assert policy.reason_not_fuller == "due"
+
+
+def test_nobody_joins_who_would_be_late_in_a_step_batch_that_can_be_larger() -> None:
+    policy = Policy(lambda _: 8, step_seconds=rising)
+    first, second = Member("first", deadline_at=8.0), Member("second", deadline_at=8.0)
+    tight = Member("tight", deadline_at=9.0, num_steps=80)  # it needs all but as long alone
+    others = [Member(str(i), submitted_at=1.0) for i in range(3)]
+    assert policy.choose([first, second, tight, *others], 0.0) == [first, second, *others[:2]]
+
+
+def test_what_cannot_meet_its_deadline_slows_nobody_who_can() -> None:
+    policy = Policy(lambda _: 8, step_seconds=flat)
+    lost, others = Member("lost", deadline_at=1.0), [Member(str(i), deadline_at=5.0) for i in range(2)]
+    assert policy.choose([lost, *others], 0.0) == others
+    assert policy.choose([lost], 0.0) == [lost], "the pace is a guess, and nobody else is there"
+
+
+def test_step_batch_is_no_larger_than_lets_its_members_meet_their_deadlines() -> None:
     policy = Policy(lambda _: 8, step_seconds=rising)
     members = [Member(str(i), num_steps=10, deadline_at=1.5) for i in range(4)]
     assert len(policy.choose(members, 0.0)) == 2, "eight rows take 0.2 s a step, and four 0.1 s"
