@@ -1,8 +1,9 @@
-"""Four ways to serve the same arrivals with the same model, runner and rows: what differs is the batching.
+"""Ways to serve the same arrivals with the same model, runner and row cap: what differs is the batching.
 
 `Continuous` is the engine itself. `Dynamic` fills a batch of a key, runs it to its end and begins the next:
-by step count, padded to the longest, or one request at a time. Each takes arrivals on a `WorkClock` and
-says when every request ended.
+by step count, padded to the longest, or one request at a time. It promises no exact bytes, so its batches
+run at just the rows that they have, where the engine pads to a bucket. Each takes arrivals on a `WorkClock`,
+yields after every step, and says when every request ended.
 """
 
 import itertools
@@ -17,9 +18,11 @@ import torch
 from bench.clock import WorkClock
 from bench.workload import DueRequest
 from engine.engine import Engine
+from engine.errors import DeadlineExceeded
 from engine.generation import Generation
 from engine.load import LoadedModels
 from engine.models import Models
+from engine.policy import BatchKey
 from engine.request import GenerationRequest
 from engine.runner import Runner
 
@@ -32,33 +35,66 @@ class Ended:
     latency_seconds: float | None
 
 
-Serve = Callable[[Sequence[DueRequest]], list[Ended]]
+Serve = Callable[[Sequence[DueRequest], WorkClock], Iterator[Sequence[Ended]]]
+"""Serves all arrivals on the clock; after every step it yields those that ended since it last did."""
 
 
-def continuous(loaded: LoadedModels, arrivals: Sequence[DueRequest]) -> list[Ended]:
-    """The engine, turned by hand: arrivals join between its ticks."""
-    clock = WorkClock()
-    engine = Engine(loaded.families, loaded.row_limits, promise=loaded.promise, clock=clock)
-    begun_at = clock()
-    ended_at: dict[int, float] = {}
+@dataclass(frozen=True)
+class Continuous:
+    """The engine, turned by hand: arrivals join between its ticks.
 
-    def note(index: int, future: "Future[object]") -> None:
-        if future.exception() is None:
-            ended_at[index] = clock()
+    `step_seconds` is the profile that a worker would have given it; `kind` is which engine.
+    """
 
-    upcoming = deque(enumerate(arrivals))
-    while upcoming or not engine.is_idle:
-        while upcoming and begun_at + upcoming[0][1].seconds <= clock():
-            index, arrival = upcoming.popleft()
-            engine.submit(arrival.request).future.add_done_callback(partial(note, index))
-        if engine.is_idle and upcoming:
-            clock.skip_to(begun_at + upcoming[0][1].seconds)
-        elif not engine.is_idle:
-            engine.tick()
-    return [
-        Ended(arrival, ended_at[index] - begun_at - arrival.seconds if index in ended_at else None)
-        for index, arrival in enumerate(arrivals)
-    ]
+    loaded: LoadedModels
+    step_seconds: Callable[[BatchKey, int], float | None] | None = None
+    kind: type[Engine] = Engine
+
+    def engine(self, clock: Callable[[], float]) -> Engine:
+        """A new one."""
+        return self.kind(
+            self.loaded.families,
+            self.loaded.row_limits,
+            promise=self.loaded.promise,
+            clock=clock,
+            step_seconds=self.step_seconds,
+        )
+
+    def __call__(self, arrivals: Sequence[DueRequest], clock: WorkClock) -> Iterator[Sequence[Ended]]:
+        """Serve them all, a tick at a time; what is past its deadline is dropped."""
+        engine = self.engine(clock)
+        begun_at = clock()
+        ended: list[Ended] = []
+        failures: list[BaseException] = []
+        upcoming = deque(arrivals)
+
+        def note(arrival: DueRequest, future: "Future[object]") -> None:
+            error = future.exception()
+            ended.append(Ended(arrival, None if error else clock() - begun_at - arrival.seconds))
+            if error and not isinstance(error, DeadlineExceeded):
+                failures.append(error)
+
+        while upcoming or not engine.is_idle:
+            while upcoming and upcoming[0].seconds <= clock() - begun_at:
+                arrival = upcoming.popleft()
+                request = _since_due(arrival, clock() - begun_at)
+                engine.submit(request).future.add_done_callback(partial(note, arrival))
+            if engine.is_idle:
+                clock.skip_to(begun_at + upcoming[0].seconds)
+            else:
+                engine.tick()
+            for failure in failures:
+                raise failure
+            yield tuple(ended)
+            ended.clear()
+
+
+def _since_due(arrival: DueRequest, now: float) -> GenerationRequest:
+    """The request as it is handed over `now`: its deadline counts from its due time."""
+    left = arrival.request.seconds_left
+    if left is None:
+        return arrival.request
+    return replace(arrival.request, seconds_left=left - (now - arrival.seconds))
 
 
 class Dynamic:
@@ -72,18 +108,16 @@ class Dynamic:
         self, loaded: LoadedModels, *, max_rows: int, timeout_seconds: float, by_steps: bool
     ) -> None:
         self._models = Models(loaded.families, loaded.row_limits, promise=loaded.promise)
-        self._runner = Runner(loaded.families)
+        self._runner = Runner(loaded.families, bucket_rows=lambda num_rows: num_rows)
         self._max_rows = max_rows
         self._timeout_seconds = timeout_seconds
         self._by_steps = by_steps
 
-    def __call__(self, arrivals: Sequence[DueRequest]) -> list[Ended]:
+    def __call__(self, arrivals: Sequence[DueRequest], clock: WorkClock) -> Iterator[Sequence[Ended]]:
         """Serve them all; batches of the longest wait first."""
-        clock = WorkClock()
         begun_at = clock()
         queues: dict[int, deque[DueRequest]] = {}
         upcoming = deque(arrivals)
-        ended: list[Ended] = []
         while upcoming or any(queues.values()):
             now = clock() - begun_at
             while upcoming and upcoming[0].seconds <= now:
@@ -95,9 +129,10 @@ class Dynamic:
                 continue
             batch = self.take(min(due, key=lambda queue: queue[0].seconds))
             for index in self.run([one.request for one in batch]):
-                latency = clock() - begun_at - batch[index].seconds
-                ended.append(Ended(batch[index], latency))
-        return ended
+                if index is None:
+                    yield ()
+                else:
+                    yield (Ended(batch[index], clock() - begun_at - batch[index].seconds),)
 
     def key(self, request: GenerationRequest) -> int:
         """The queue of a request."""
@@ -113,8 +148,8 @@ class Dynamic:
         return batch
 
     @torch.inference_mode()
-    def run(self, requests: Sequence[GenerationRequest]) -> Iterator[int]:
-        """Draw a batch from its texts to its pixels; the place of each image as soon as it is there."""
+    def run(self, requests: Sequence[GenerationRequest]) -> Iterator[int | None]:
+        """Draw a batch from its texts to its pixels: `None` after a step, the place of an image with it."""
         members = [self._generation(request) for request in requests]
         for member in members:
             self._runner.encode(member)
@@ -127,6 +162,7 @@ class Dynamic:
                 rider if rider is not None and one.is_denoised else one
                 for one, rider in zip(running, riders, strict=True)
             ]
+            yield None
         for index, member in enumerate(members):
             self._runner.decode(member)
             yield index

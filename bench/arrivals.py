@@ -6,14 +6,17 @@ and what a request costs alone. It does not know who serves it, nor in which ord
 
 import bisect
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
+from engine.buckets import MULTIPLES_OF_FOUR
+
 STEP_COUNTS: Mapping[int, float] = {4: 0.2, 12: 0.2, 20: 0.3, 30: 0.2, 50: 0.1}
 GUIDANCE_SCALES: Mapping[float, float] = {1.0: 0.5, 4.0: 0.5}
 SIZES: Mapping[int, float] = {16: 1.0}  # side of a square latent -> its share
+IN_TIME_SLOWDOWN = 3.0
 ANCHOR_STEP_SECONDS: Mapping[int, float] = {1: 0.0134, 2: 0.0210, 4: 0.0263, 8: 0.0380}
 
 
@@ -45,7 +48,11 @@ class StepTable:
 
 @dataclass(frozen=True)
 class Work:
-    """What the device costs: a step table for each latent side, caps, and the ends of a generation."""
+    """What the device costs: a step table for each latent side, caps, and the ends of a generation.
+
+    `bucket` says at how many rows the engine runs so many. A request alone is one on our engine, padded to
+    its bucket, as in the benchmark of real arms; or with `is_solo_padded` off one on the bare model.
+    """
 
     tables: Mapping[int, StepTable] = field(default_factory=lambda: {16: StepTable(ANCHOR_STEP_SECONDS)})
     max_rows: int = 8
@@ -54,14 +61,20 @@ class Work:
     guidance_scales: Mapping[float, float] = field(default_factory=lambda: GUIDANCE_SCALES)
     sizes: Mapping[int, float] = field(default_factory=lambda: SIZES)
     num_accounts: int = 1
+    bucket: Callable[[int], int] = MULTIPLES_OF_FOUR.rows
+    is_solo_padded: bool = True
 
     def step_seconds(self, side: int, num_rows: int) -> float:
         """Seconds of a step at exactly `num_rows` rows, as the bare model runs it."""
         return self.tables[side].at(num_rows)
 
-    def solo_seconds(self, num_steps: int, num_rows: int, side: int) -> float:
-        """What one request takes alone on the bare model: the unit of slowdown."""
+    def bare_seconds(self, num_steps: int, num_rows: int, side: int) -> float:
+        """What one request takes alone on the bare model."""
         return num_steps * self.step_seconds(side, num_rows) + self.image_seconds
+
+    def solo_seconds(self, num_steps: int, num_rows: int, side: int) -> float:
+        """What one request takes alone: the unit of slowdown."""
+        return self.bare_seconds(num_steps, self.bucket(num_rows) if self.is_solo_padded else num_rows, side)
 
     def row_seconds(self, side: int) -> float:
         """Seconds of one row of a step at the best batch within the cap."""
@@ -94,7 +107,7 @@ class Arrival:
 
     @property
     def slowdown(self) -> float:
-        """Latency by what it would have taken alone on the bare model."""
+        """Latency by what it would have taken alone; infinite where it was dropped."""
         return self.latency_seconds / self.solo_seconds
 
 

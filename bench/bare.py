@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils.logging import disable_progress_bar
 
 BATCHES = (1, 2, 4, 8)
 PROMPT = "a large red heart on a white background"
@@ -39,6 +40,7 @@ class BareModel:
     """diffusers' own modules of the shipped model, called in loops."""
 
     def __init__(self, folder: Path, side: int, row_counts: tuple[int, ...]) -> None:
+        disable_progress_bar()
         self._pipeline: Any = StableDiffusionPipeline.from_pretrained(
             folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
         )
@@ -55,9 +57,16 @@ class BareModel:
             self._each(self._decode, self.best_images, repeats),
         )
 
-    def step_seconds(self, num_rows: int, *, repeats: int = 9) -> float:
-        """Seconds of one forward pass of so many rows."""
-        return self._each(self._forward, num_rows, repeats) * num_rows
+    def step_table(self, max_rows: int, *, repeats: int = 9) -> dict[int, float]:
+        """Median seconds of one forward pass at every number of rows; the numbers take turns."""
+        rows = range(1, max_rows + 1)
+        rounds = [
+            [self._each(self._forward, num_rows, 1) * num_rows for num_rows in rows] for _ in range(repeats)
+        ]
+        return {
+            num_rows: statistics.median(taken)
+            for num_rows, taken in zip(rows, zip(*rounds, strict=True), strict=True)
+        }
 
     def _best(self, work: Callable[[int], None], sizes: tuple[int, ...]) -> int:
         return min(sizes, key=lambda size: self._each(work, size, 5))

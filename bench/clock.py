@@ -1,26 +1,64 @@
-"""A clock that counts work and skips waiting, so that an open loop at low load costs only its work.
+"""Clocks that count an arm's work and skip its waiting, and the turns in which arms share one core.
 
-It counts the CPU seconds of this process. On one thread these are the seconds that an idle core would have
-taken; what other programs take from a shared machine is left out, and so must every arm be on one thread.
+A clock counts the CPU seconds of this process in its own arm's turns. On one thread these are the seconds
+that an idle core would have taken; what other programs take from a shared machine is left out, and so must
+every arm be on one thread. Turns are short, so that a machine that slows down slows every arm.
 """
 
 import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+TURN_SECONDS = 0.5
+
+T = TypeVar("T")
 
 
 class WorkClock:
-    """CPU seconds of this process, plus what was skipped while there was nothing to do."""
+    """CPU seconds of one arm's turns, plus what it skipped while there was nothing to do."""
 
     def __init__(self) -> None:
-        self._skipped = 0.0
+        self._seconds = 0.0  # until the turn began
+        self._turn_begun_at: float | None = None
 
     def __call__(self) -> float:
-        """Seconds; only differences mean something."""
-        return time.process_time() + self._skipped
+        """Seconds; between turns it stands still."""
+        if self._turn_begun_at is None:
+            return self._seconds
+        return self._seconds + time.process_time() - self._turn_begun_at
 
     def skip_to(self, instant: float) -> None:
         """Let the time until `instant` pass, in which nothing happens."""
-        self._skipped += max(0.0, instant - self())
+        self._seconds += max(0.0, instant - self())
 
-    def hide(self, seconds: float) -> None:
-        """Take back `seconds` of work that were not this arm's."""
-        self._skipped -= seconds
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Within it the clock runs."""
+        self._turn_begun_at = time.process_time()
+        yield
+        self._seconds, self._turn_begun_at = self(), None
+
+
+Part = Callable[[WorkClock], Generator[object, None, T]]
+"""Does a piece of work on the clock given, yields wherever another may have its turn, returns its result."""
+
+
+def in_turns(parts: Sequence[Part[T]], turn_seconds: float = TURN_SECONDS) -> list[T]:
+    """What each of `parts` returns: all of them done on one core, so many seconds of each in turn."""
+    found: dict[int, T] = {}
+    clocks = [WorkClock() for _ in parts]
+    waiting = deque((index, part(clocks[index])) for index, part in enumerate(parts))
+    while waiting:
+        index, work = waiting.popleft()
+        with clocks[index].turn():
+            ends_at = time.process_time() + turn_seconds
+            while index not in found and time.process_time() < ends_at:
+                try:
+                    next(work)
+                except StopIteration as end:
+                    found[index] = end.value
+        if index not in found:
+            waiting.append((index, work))
+    return [found[index] for index in range(len(parts))]

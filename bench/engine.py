@@ -2,62 +2,76 @@
 
 Owns which arms are compared, on how much work, and what each figure's bar and limit are; the measurements
 are the other modules'. Everything runs in one process on one thread, the arms in turns, and is timed in
-CPU seconds, so that a shared machine disturbs the ratios as little as it can.
+CPU seconds, so that a shared machine disturbs the ratios as little as it can. Beside the figures it writes
+the curves that `bench.plots` draws.
 
-    python -m bench.engine [--quick] [--only NAME ...]        # about forty minutes on an idle core
+    python -m bench.engine [--quick] [--only NAME ...]
 """
 
 import argparse
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-from bench import exactness, less_work, samplers, simulator
-from bench.arrivals import StepTable, Work
-from bench.bare import BareModel
+from bench import curves, exactness, less_work, samplers, simulator
+from bench.arms import Continuous, Ended
+from bench.clock import in_turns
+from bench.fifo import FifoEngine
 from bench.figures import Figure, figure_of, table, write
 from bench.latency import (
+    Solo,
     best_dynamic,
     capacity_of,
-    compare,
     goodput,
-    measure_solo,
+    p95,
+    p95_latency,
+    serve_in_turns,
+    share_missed,
+    slowdowns,
     with_deadlines,
 )
 from bench.saturation import Saturation, saturate
-from bench.workload import MODEL, mixed_requests, poisson
-from engine.load import LoadedModels, ModelSpec, load_models
+from bench.shipped import SIDES, Amounts, Bench, load_bench
+from bench.workload import MODEL, STEPS, mixed_requests, poisson
 
-FOLDER = Path(__file__).resolve().parents[1] / "models" / MODEL
 OUTPUT = Path("bench-output") / "engine.json"
-ROW_LIMITS = {128 * 128: 16, 192 * 192: 8}
-SEEDS = (1, 2, 3)
 LOAD = 0.7
-OUR_SHARES = (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
-DYNAMIC_SHARES = (0.02, 0.05, 0.08, 0.1, 0.13, 0.16, 0.2, 0.3)
+FAIRNESS_LOAD = 0.85
+OUR_SHARES = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+DYNAMIC_SHARES = (0.02, 0.05, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)
 
 
-@dataclass(frozen=True)
-class Bench:
-    """The shipped model, loaded once, and how much of everything is measured."""
-
-    loaded: LoadedModels
-    num_saturating: int
-    num_arrivals: int
-    num_goodput: int
-    seeds: Sequence[int] = SEEDS
-
-    def max_rows(self, side: int) -> int:
-        """The cap that the self-test left to the tier of that side; every arm has it."""
-        return self.loaded.row_limits[MODEL][side * side]
-
-    def bare(self, side: int) -> BareModel:
-        """The bare model at the tier's bucket sizes."""
-        return BareModel(FOLDER, side, tuple(range(4, self.max_rows(side) + 1, 4)))
+WHOLE = Amounts(
+    saturating={128: 100, 192: 50},
+    arrivals={128: 300, 192: 120},
+    tuning={128: 120, 192: 60},
+    goodput=100,
+    fairness=200,
+    simulated=20_000,
+    schedules=5,
+    captions=100,
+    solo_repeats=2,
+    segment_seconds=2.5,
+    profile_seconds=10,
+)
+QUICK = Amounts(
+    saturating={128: 30, 192: 20},
+    arrivals={128: 15, 192: 8},
+    tuning={128: 6, 192: 4},
+    goodput=10,
+    fairness=15,
+    simulated=1000,
+    schedules=1,
+    captions=4,
+    solo_repeats=1,
+    segment_seconds=1,
+    profile_seconds=0,
+    seeds=(1,),
+)
 
 
 def main() -> None:
@@ -71,35 +85,39 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    spec = ModelSpec(MODEL, str(FOLDER))
-    loaded = load_models([spec], device="cpu:0", row_limits={MODEL: ROW_LIMITS}, num_threads=1)
-    bench = Bench(loaded, 120, 150, 100)
-    if arguments.quick:
-        bench = Bench(loaded, 40, 20, 12, seeds=(1,))
-    print(f"promise {loaded.promise!r}, rows {dict(loaded.row_limits[MODEL])}, seeds {bench.seeds}")
+    begun_at = time.monotonic()
+    bench = load_bench(QUICK if arguments.quick else WHOLE, arguments.out.with_name("curves.json"))
+    limits = dict(bench.loaded.row_limits[MODEL])
+    print(f"promise {bench.loaded.promise!r}, rows {limits}, seeds {bench.seeds}")
     figures: list[Figure] = []
     for name in arguments.only:
-        begun = time.monotonic()
+        print(f"  {_elapsed(begun_at)}: {name}", flush=True)
         for figure in PARTS[name](bench):
             figures.append(figure)
             print(table([figure]).partition("\n")[2], flush=True)
-        print(f"  {name}: {time.monotonic() - begun:.0f} s", flush=True)
         write(figures, arguments.out)
+    print(f"  {_elapsed(begun_at)}: done")
     print(table(figures))
+
+
+def _elapsed(begun_at: float) -> str:
+    """Both times: on a quiet machine they are nearly equal."""
+    return f"{time.monotonic() - begun_at:5.0f} s, {time.process_time():5.0f} of them ours"
 
 
 def throughput(bench: Bench) -> Iterator[Figure]:
     """Saturated: ours beside the bare model, keyed and padded dynamic batching, at both tiers."""
-    for side in (128, 192):
+    for side in SIDES:
         bare = bench.bare(side)
         runs = [
             saturate(
-                bench.loaded,
+                bench.ours,
                 bare,
                 side=side,
                 max_rows=bench.max_rows(side),
                 seed=seed,
-                num_requests=bench.num_saturating if side == 128 else bench.num_saturating // 2,
+                num_requests=bench.amounts.saturating[side],
+                segment_seconds=bench.amounts.segment_seconds,
             )
             for seed in bench.seeds
         ]
@@ -124,74 +142,97 @@ def _gain(run: Saturation, arm: str) -> float:
 
 def latency(bench: Bench) -> Iterator[Figure]:
     """Open loop at 70 % of the bare model's capacity, ours beside keyed dynamic batching at its best."""
-    for side in (128, 192):
-        bare, solo = bench.bare(side), measure_solo(bench.loaded, side)
-        gains: dict[str, list[float]] = {"p95": [], "slowdown": []}
-        count = bench.num_arrivals if side == 128 else bench.num_arrivals * 2 // 3
-        tuning = mixed_requests(count // 2, side, seed=0)
-        capacity = capacity_of(bare.prices(repeats=7), tuning)
-        dynamic = best_dynamic(
-            bench.loaded, poisson(tuning, LOAD * capacity, 0), bench.max_rows(side), by_steps=True
-        )
+    for side in SIDES:
+        bare, solo = bench.bare(side), bench.solo(side)
+        tuning = mixed_requests(bench.amounts.tuning[side], side, seed=0)
+        rate = LOAD * capacity_of(bare.prices(repeats=7), tuning)
+        dynamic = best_dynamic(bench.loaded, poisson(tuning, rate, 0), bench.max_rows(side))
+        gains, slowdown_gains = [], []
         for seed in bench.seeds:
-            requests = mixed_requests(count, side, seed)
-            capacity = capacity_of(bare.prices(repeats=7), requests)
-            found = compare(bench.loaded, dynamic, solo, poisson(requests, LOAD * capacity, seed))
-            for name, (theirs, ours) in found.items():
-                gains[name].append(theirs / ours)
+            requests = mixed_requests(bench.amounts.arrivals[side], side, seed)
+            rate = LOAD * capacity_of(bare.prices(repeats=7), requests)
+            theirs, ours = serve_in_turns([dynamic, bench.ours], poisson(requests, rate, seed))
+            gains.append(p95_latency(theirs) / p95_latency(ours))
+            slowdown_gains.append(p95(slowdowns(theirs, solo)) / p95(slowdowns(ours, solo)))
         tier = "" if side == 128 else f"_{side}"
-        yield figure_of(f"p95_gain{tier}", gains["p95"], 2.2, "about 2.4: a long job's own steps")
+        yield figure_of(f"p95_gain{tier}", gains, 2.2, "about 2.4: a long job's own steps")
         yield figure_of(
-            f"slowdown_gain{tier}", gains["slowdown"], 10, "about 14: a full step takes twice a lone one"
+            f"slowdown_gain{tier}", slowdown_gains, 10, "about 14: a full step takes twice a lone one"
         )
 
 
 def good(bench: Bench) -> Iterator[Figure]:
-    """The rate that nine in ten get within three times their solo time, as a share of capacity."""
-    side = 128
-    bare, solo = bench.bare(side), measure_solo(bench.loaded, side)
-    shares: dict[str, list[float]] = {"ours": [], "theirs": []}
-    tuning = mixed_requests(bench.num_goodput, side, seed=0)
-    capacity = capacity_of(bare.prices(repeats=7), tuning)
+    """The rate that nine in ten get within three times their solo time, as a share of capacity.
+
+    Ours is told the deadlines, as a user of the API would tell them, and drops what is past them; the
+    dynamic arm has no use for them, and the time-out with the fewest misses.
+    """
+    side, count = 128, bench.amounts.goodput
+    bare, solo = bench.bare(side), bench.solo(side)
+    tuning = mixed_requests(count, side, seed=0)
+    rate = 0.1 * capacity_of(bare.prices(repeats=7), tuning)
     dynamic = best_dynamic(
-        bench.loaded, poisson(tuning, 0.1 * capacity, 0), bench.max_rows(side), by_steps=True
+        bench.loaded, poisson(tuning, rate, 0), bench.max_rows(side), lambda ended: share_missed(ended, solo)
     )
+    arms = ((with_deadlines(bench.ours, solo), OUR_SHARES), (dynamic, DYNAMIC_SHARES))
+    ours, gains = [], []
     for seed in bench.seeds:
-        capacity = capacity_of(bare.prices(repeats=7), mixed_requests(bench.num_goodput, side, seed))
-        ways = (("ours", with_deadlines(bench.loaded, solo), OUR_SHARES), ("theirs", dynamic, DYNAMIC_SHARES))
-        for name, serve, grid in ways:
-            found = goodput(
-                serve, solo, capacity, side=side, seed=seed, num_requests=bench.num_goodput, shares=grid
-            )
-            shares[name].append(found)
-    least = DYNAMIC_SHARES[0]  # what was never served in time is given the lowest rate that was tried
-    yield figure_of(
-        "goodput_gain",
-        [ours / max(theirs, least) for ours, theirs in zip(shares["ours"], shares["theirs"], strict=True)],
-        5,
-        "1 by the share of the dynamic arm",
-    )
-    yield figure_of("goodput_share", shares["ours"], 0.7, "1.0")
+        capacity = capacity_of(bare.prices(repeats=7), mixed_requests(count, side, seed))
+        our_share, their_share = in_turns(
+            [
+                goodput(arm, solo, capacity, side=side, seed=seed, num_requests=count, shares=shares)
+                for arm, shares in arms
+            ]
+        )
+        ours.append(our_share)
+        # What was never served in time is given the lowest rate that was tried.
+        gains.append(our_share / max(their_share, DYNAMIC_SHARES[0]))
+    yield figure_of("goodput_gain", gains, 5, "1 by the share of the dynamic arm")
+    yield figure_of("goodput_share", ours, 0.7, "1.0")
 
 
 def fairness(bench: Bench) -> Iterator[Figure]:
-    """In the simulator, on the step seconds of this machine: the longest class beside FIFO."""
-    bare = bench.bare(128)
-    rows = sorted({1, 2, 4, 8, bench.max_rows(128)})
-    seconds = {num_rows: bare.step_seconds(num_rows) for num_rows in rows}
-    prices = bare.prices(repeats=7)
-    work = Work(
-        tables={16: StepTable(seconds)},
-        max_rows=bench.max_rows(128),
-        image_seconds=prices.encode_seconds + prices.decode_seconds,
-    )
-    found = simulator.fairness(work)
+    """The longest class beside first come, first served: simulated on this machine's steps, and on it."""
+    found = simulator.fairness(bench.work, num_requests=bench.amounts.simulated, seeds=bench.seeds)
     yield figure_of("fairness", found.samples, 1.1, "1.0", is_at_most=True)
-    for name, measure, bar in (
-        ("simulated_p95_gain", simulator.p95_gain, 2.2),
-        ("simulated_goodput_share", simulator.goodput_share, 0.7),
-    ):
-        yield figure_of(name, measure(work).samples, bar, "as measured, on a simulated clock")
+    side = 128
+    bare, solo = bench.bare(side), bench.solo(side)
+    runs = []
+    for seed in bench.seeds:
+        requests = mixed_requests(bench.amounts.fairness, side, seed)
+        rate = FAIRNESS_LOAD * capacity_of(bare.prices(repeats=7), requests)
+        arms = [bench.ours, Continuous(bench.loaded, kind=FifoEngine)]
+        runs.append(serve_in_turns(arms, poisson(requests, rate, seed)))
+    longest = [[_of_longest_class(ended, solo) for ended in run] for run in runs]
+    pooled = [list(chain(*samples)) for samples in zip(*longest, strict=True)]
+    yield figure_of(
+        "fairness_real_p95",
+        [p95(ours) / p95(fifo) for ours, fifo in longest],
+        1.1,
+        f"1.0; the value is of the {len(pooled[0])} of all seeds together",
+        value=p95(pooled[0]) / p95(pooled[1]),
+        is_at_most=True,
+    )
+
+
+def _of_longest_class(ended: Sequence[Ended], solo: Solo) -> list[float]:
+    of_class = [one for one in ended if one.arrival.request.num_inference_steps == max(STEPS)]
+    return slowdowns(of_class, solo)
+
+
+def simulated(bench: Bench) -> Iterator[Figure]:
+    """The policy's figures on this machine's step seconds under a simulated clock, and the curves."""
+    count = bench.amounts.simulated
+    parts = (
+        ("p95_gain", count, 2.2),
+        ("slowdown_gain", count, 10.0),
+        ("goodput_gain", count // 5, 5.0),
+        ("goodput_share", count // 5, 0.7),
+    )
+    for name, num_requests, bar in parts:
+        found = simulator.FIGURES[name](bench.work, seeds=bench.seeds, num_requests=num_requests)
+        yield figure_of(f"simulated_{name}", found.samples, bar, "as measured, on a simulated clock")
+    curves.write(curves.measure(bench.work, bench.step_tables, count // 4), bench.curves_path)
 
 
 def sampling(bench: Bench) -> Iterator[Figure]:
@@ -202,8 +243,8 @@ def sampling(bench: Bench) -> Iterator[Figure]:
 
 def exact(bench: Bench) -> Iterator[Figure]:
     """Images equal byte for byte in any company; what the engine idles and what padding costs."""
-    found = exactness.exact_share(bench.loaded)
-    yield figure_of("exact_share", found[3], 1.0, "1.0")
+    found = exactness.exact_share(bench.loaded, bench.amounts.schedules)
+    yield figure_of("exact_share", found[3], 1.0, "1.0", value=found[0])
     idle = exactness.idle_share(bench.loaded)
     yield figure_of("idle_share", idle[3], 0.01, "0: it ticks while anything waits", is_at_most=True)
     for num_rows in (1, 2):
@@ -217,7 +258,7 @@ def less(bench: Bench) -> Iterator[Figure]:
     cutoff, cache = less_work.cutoff_gain(bench.seeds), less_work.cache_gain(bench.seeds)
     yield figure_of("cutoff_gain", cutoff[3], 1.25, "1.33: rows 2, then 1, are 1.5 of 2")
     yield figure_of("cache_gain", cache[3], 1.3, "the outer layers' share of a step")
-    quality = less_work.quality_of(less_work.CACHE, num_captions=100)
+    quality = less_work.quality_of(less_work.CACHE, num_captions=bench.amounts.captions)
     yield figure_of("cache_mean_psnr", [quality.mean_psnr], 28, "of the images that the cache changes")
     yield figure_of("cache_worst_psnr", [quality.worst_psnr], 20, "of the images that the cache changes")
     lost = quality.full_obeyed - quality.obeyed
@@ -229,6 +270,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "latency": latency,
     "goodput": good,
     "fairness": fairness,
+    "simulated": simulated,
     "sampling": sampling,
     "exactness": exact,
     "less-work": less,

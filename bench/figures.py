@@ -35,20 +35,27 @@ class Figure:
 
 
 def figure_of(
-    name: str, samples: Sequence[float], bar: float, limit: str, *, is_at_most: bool = False
+    name: str,
+    samples: Sequence[float],
+    bar: float,
+    limit: str,
+    *,
+    value: float | None = None,
+    is_at_most: bool = False,
 ) -> Figure:
-    """The median of `samples`, from its least to its greatest."""
+    """The median of `samples`, or a `value` made of all of them; with their least and their greatest."""
     found = tuple(round(sample, 4) for sample in samples)
-    return Figure(name, statistics.median(found), min(found), max(found), bar, limit, found, is_at_most)
+    middle = statistics.median(found) if value is None else round(value, 4)
+    return Figure(name, middle, min(found), max(found), bar, limit, found, is_at_most)
 
 
 def table(figures: Iterable[Figure]) -> str:
     """A line a figure."""
-    lines = [f"{'figure':16} {'value':>8} {'low':>8} {'high':>8} {'bar':>8}  holds  limit"]
+    lines = [f"{'figure':24} {'value':>8} {'low':>8} {'high':>8} {'bar':>8}  holds  limit"]
     for one in figures:
         sign, holds = "<=" if one.is_at_most else ">=", "yes" if one.holds else "NO"
         lines.append(
-            f"{one.figure:16} {one.value:8.3f} {one.low:8.3f} {one.high:8.3f} {sign}{one.bar:6.2f}"
+            f"{one.figure:24} {one.value:8.3f} {one.low:8.3f} {one.high:8.3f} {sign}{one.bar:6.2f}"
             f"  {holds:5}  {one.limit}"
         )
     return "\n".join(lines)

@@ -1,17 +1,20 @@
 """Latency in an open loop: the engine beside dynamic batching on the same arrivals, at a share of capacity.
 
 Capacity is what the bare model does at its best batch. Latency runs from an arrival's due time, and slowdown
-is latency over the time of the same request alone on an idle engine. A dropped request is a miss.
+is latency over the time of the same request alone on an idle engine. A dropped request is a miss. All that
+is compared is served in turns.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from bench.arms import Dynamic, Ended, Serve, continuous
+from bench.arms import Dynamic, Ended, Serve
 from bench.bare import BarePrices
+from bench.clock import Part, WorkClock, in_turns
 from bench.workload import GUIDANCE_SCALES, STEPS, DueRequest, mixed_requests, num_row_steps, poisson
 from engine.load import LoadedModels
 from engine.request import GenerationRequest
@@ -33,17 +36,29 @@ class Solo:
         return self.seconds[request.num_inference_steps, request.guidance_scale]
 
 
-def measure_solo(loaded: LoadedModels, side: int, repeats: int = 2) -> Solo:
-    """Every class of the mix alone; the faster of `repeats`, so that slowdowns are not flattered."""
+def measure_solo(ours: Serve, side: int, repeats: int) -> Solo:
+    """Every class of the mix alone; the fastest of `repeats`, so that slowdowns are not flattered."""
     (example,) = mixed_requests(1, side, seed=0)
-    found: dict[tuple[int, float], float] = {}
-    for steps in STEPS:
-        for scale in GUIDANCE_SCALES:
-            request = replace(example, num_inference_steps=steps, guidance_scale=scale)
-            alone = [DueRequest(request, 0.0)]
-            taken = [continuous(loaded, alone)[0].latency_seconds for _ in range(repeats)]
-            found[steps, scale] = min(one for one in taken if one is not None)
-    return Solo(found)
+    classes = [(steps, scale) for steps in STEPS for scale in GUIDANCE_SCALES]
+    requests = [replace(example, num_inference_steps=steps, guidance_scale=scale) for steps, scale in classes]
+    alone = [partial(_all, ours, [DueRequest(request, 0.0)]) for request in requests * repeats]
+    taken = [one.latency_seconds or MISSED for (one,) in in_turns(alone)]
+    return Solo({each: min(taken[index :: len(classes)]) for index, each in enumerate(classes)})
+
+
+def serve_in_turns(arms: Sequence[Serve], arrivals: Sequence[DueRequest]) -> list[list[Ended]]:
+    """What became of the arrivals under each arm."""
+    return in_turns([partial(_all, arm, arrivals) for arm in arms])
+
+
+def _all(
+    serve: Serve, arrivals: Sequence[DueRequest], clock: WorkClock
+) -> Generator[None, None, list[Ended]]:
+    found: list[Ended] = []
+    for ended in serve(arrivals, clock):
+        found += ended
+        yield
+    return found
 
 
 def capacity_of(prices: BarePrices, requests: Sequence[GenerationRequest]) -> float:
@@ -67,27 +82,29 @@ def p95(values: Sequence[float]) -> float:
     return float(np.percentile(values, 95, method="higher"))
 
 
+def p95_latency(ended: Sequence[Ended]) -> float:
+    """Seconds."""
+    return p95([MISSED if one.latency_seconds is None else one.latency_seconds for one in ended])
+
+
+def share_missed(ended: Sequence[Ended], solo: Solo) -> float:
+    """The share that took longer than three times its solo time."""
+    return sum(slowdown > SLOWDOWN_LIMIT for slowdown in slowdowns(ended, solo)) / len(ended)
+
+
 def best_dynamic(
-    loaded: LoadedModels, arrivals: Sequence[DueRequest], max_rows: int, *, by_steps: bool
-) -> Serve:
-    """Dynamic batching at the time-out that gives it the lowest p95 on these arrivals."""
-    found: dict[float, float] = {}
-    for timeout in TIMEOUTS_SECONDS:
-        arm = Dynamic(loaded, max_rows=max_rows, timeout_seconds=timeout, by_steps=by_steps)
-        found[timeout] = p95([one.latency_seconds or MISSED for one in arm(arrivals)])
-    timeout = min(found, key=found.__getitem__)
-    return Dynamic(loaded, max_rows=max_rows, timeout_seconds=timeout, by_steps=by_steps)
-
-
-def compare(
-    loaded: LoadedModels, dynamic: Serve, solo: Solo, arrivals: Sequence[DueRequest]
-) -> dict[str, tuple[float, float]]:
-    """(dynamic, ours) of p95 latency and of p95 slowdown on the same arrivals."""
-    theirs, ours = dynamic(arrivals), continuous(loaded, arrivals)
-    return {
-        "p95": tuple(p95([one.latency_seconds or MISSED for one in arm]) for arm in (theirs, ours)),  # type: ignore[dict-item]
-        "slowdown": tuple(p95(slowdowns(arm, solo)) for arm in (theirs, ours)),  # type: ignore[dict-item]
-    }
+    loaded: LoadedModels,
+    arrivals: Sequence[DueRequest],
+    max_rows: int,
+    cost: Callable[[Sequence[Ended]], float] = p95_latency,
+) -> Dynamic:
+    """Dynamic batching keyed by step count, at the time-out that costs least on these arrivals."""
+    arms = [
+        Dynamic(loaded, max_rows=max_rows, timeout_seconds=timeout, by_steps=True)
+        for timeout in TIMEOUTS_SECONDS
+    ]
+    costs = [cost(ended) for ended in serve_in_turns(arms, arrivals)]
+    return arms[costs.index(min(costs))]
 
 
 def goodput(
@@ -99,39 +116,49 @@ def goodput(
     seed: int,
     num_requests: int,
     shares: Sequence[float],
-) -> float:
+) -> Part[float]:
     """The highest of `shares` of capacity at which nine in ten end within three times their solo time.
 
     The shares are searched by halving, lowest first; 0 if not even the lowest is served in time.
     """
     requests = mixed_requests(num_requests, side, seed)
 
-    def is_served(share: float) -> bool:
-        ended = serve(poisson(requests, share * capacity, seed))
+    def search(clock: WorkClock) -> Generator[None, None, float]:
+        low, high = -1, len(shares)
+        while high - low > 1:
+            middle = (low + high) // 2
+            arrivals = poisson(requests, shares[middle] * capacity, seed)
+            is_served = yield from _is_in_time(serve(arrivals, clock), num_requests, solo)
+            low, high = (middle, high) if is_served else (low, middle)
+        return shares[low] if low >= 0 else 0.0
+
+    return search
+
+
+def _is_in_time(
+    served: Iterator[Sequence[Ended]], num_requests: int, solo: Solo
+) -> Generator[None, None, bool]:
+    """Whether nine in ten are in time; it looks no further than it takes to know that."""
+    num_hit = num_missed = 0
+    for ended in served:
         in_time = [slowdown <= SLOWDOWN_LIMIT for slowdown in slowdowns(ended, solo)]
-        return sum(in_time) >= SHARE_IN_TIME * len(in_time)
-
-    return _last_that_holds(shares, is_served)
-
-
-def with_deadlines(loaded: LoadedModels, solo: Solo) -> Serve:
-    """The engine, told what each request may take: three times its solo time."""
-
-    def serve(arrivals: Sequence[DueRequest]) -> list[Ended]:
-        return continuous(
-            loaded,
-            [
-                replace(one, request=replace(one.request, seconds_left=SLOWDOWN_LIMIT * solo.of(one.request)))
-                for one in arrivals
-            ],
-        )
-
-    return serve
+        num_hit += sum(in_time)
+        num_missed += len(in_time) - sum(in_time)
+        if num_hit >= SHARE_IN_TIME * num_requests or num_missed > (1 - SHARE_IN_TIME) * num_requests:
+            break
+        yield
+    return num_hit >= SHARE_IN_TIME * num_requests
 
 
-def _last_that_holds(shares: Sequence[float], holds: Callable[[float], bool]) -> float:
-    low, high = -1, len(shares)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(shares[middle]) else (low, middle)
-    return shares[low] if low >= 0 else 0.0
+def with_deadlines(serve: Serve, solo: Solo) -> Serve:
+    """The arm, told what each request may take: three times its solo time."""
+
+    def serve_in_time(arrivals: Sequence[DueRequest], clock: WorkClock) -> Iterator[Sequence[Ended]]:
+        return serve([_with_deadline(one, solo) for one in arrivals], clock)
+
+    return serve_in_time
+
+
+def _with_deadline(arrival: DueRequest, solo: Solo) -> DueRequest:
+    seconds = SLOWDOWN_LIMIT * solo.of(arrival.request)
+    return replace(arrival, request=replace(arrival.request, seconds_left=seconds))

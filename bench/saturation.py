@@ -11,15 +11,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from bench.arms import Dynamic, rows_of
+from bench.arms import Continuous, Dynamic, rows_of
 from bench.bare import BareModel
+from bench.clock import WorkClock
 from bench.workload import mixed_requests, num_row_steps
-from engine.engine import Engine
 from engine.load import LoadedModels
 from engine.request import GenerationRequest
 
-SEGMENT_SECONDS = 2.5
 FILLING_TICKS = 4
+BACKLOG_SECONDS = 3600.0  # since what waits came: too long to be in time, so no step batch is kept small
 
 
 @dataclass
@@ -48,17 +48,24 @@ class Saturation:
 
 
 def saturate(
-    loaded: LoadedModels, bare: BareModel, *, side: int, max_rows: int, seed: int, num_requests: int
+    ours: Continuous,
+    bare: BareModel,
+    *,
+    side: int,
+    max_rows: int,
+    seed: int,
+    num_requests: int,
+    segment_seconds: float,
 ) -> Saturation:
     """Run the engine through `num_requests` and the dynamic arms beside it; what each did at full batches."""
     arms = Saturation()
     requests = mixed_requests(num_requests, side, seed)
-    ours = _engine_segments(loaded, requests, max_rows)
-    keyed = _dynamic_segments(loaded, requests, max_rows, by_steps=True)
-    padded = _dynamic_segments(loaded, requests, max_rows, by_steps=False)
+    engine_segments = _engine_segments(ours, requests, max_rows, segment_seconds)
+    keyed = _dynamic_segments(ours.loaded, requests, max_rows, segment_seconds, by_steps=True)
+    padded = _dynamic_segments(ours.loaded, requests, max_rows, segment_seconds, by_steps=False)
     # A segment of each in turn, priced between two measurements of the bare model.
     before = bare.prices()
-    for segment in ours:
+    for segment in engine_segments:
         segments = [
             (arms.engine, segment),
             (arms.keyed, next(keyed, None)),
@@ -84,10 +91,11 @@ def saturate(
 
 
 def _engine_segments(
-    loaded: LoadedModels, requests: Sequence[GenerationRequest], max_rows: int
+    ours: Continuous, requests: Sequence[GenerationRequest], max_rows: int, segment_seconds: float
 ) -> Iterator[Done]:
     """The engine with all requests handed over at once, until fewer wait than fill a step batch."""
-    engine = Engine(loaded.families, loaded.row_limits, promise=loaded.promise, clock=time.process_time)
+    clock = WorkClock()
+    engine = ours.engine(clock)
     progress: Counter[int] = Counter()
 
     def submit(index: int, request: GenerationRequest) -> None:
@@ -99,13 +107,18 @@ def _engine_segments(
     def row_steps() -> float:
         return sum(steps * rows_of(requests[index]) for index, steps in progress.items())
 
+    def tick() -> None:
+        with clock.turn():
+            engine.tick()
+
+    clock.skip_to(BACKLOG_SECONDS)
     for _ in range(FILLING_TICKS):
-        engine.tick()
+        tick()
     while len(requests) - len(progress) > max_rows:
         before = (row_steps(), len(progress), engine.num_generations)
         begun = time.process_time()
-        while time.process_time() - begun < SEGMENT_SECONDS and len(requests) - len(progress) > max_rows:
-            engine.tick()
+        while time.process_time() - begun < segment_seconds and len(requests) - len(progress) > max_rows:
+            tick()
         yield Done(
             seconds=time.process_time() - begun,
             num_row_steps=row_steps() - before[0],
@@ -116,19 +129,24 @@ def _engine_segments(
 
 
 def _dynamic_segments(
-    loaded: LoadedModels, requests: Sequence[GenerationRequest], max_rows: int, *, by_steps: bool
+    loaded: LoadedModels,
+    requests: Sequence[GenerationRequest],
+    max_rows: int,
+    segment_seconds: float,
+    *,
+    by_steps: bool,
 ) -> Iterator[Done]:
     """Full batches out of the same requests, as often as they are asked for."""
     arm = Dynamic(loaded, max_rows=max_rows, timeout_seconds=0.0, by_steps=by_steps)
     part = Done()
     for batch in _full_batches(arm, requests, max_rows):
         begun = time.process_time()
-        num_images = len(list(arm.run(batch)))
+        num_images = sum(place is not None for place in arm.run(batch))
         part.seconds += time.process_time() - begun
         part.num_row_steps += sum(map(num_row_steps, batch))
         part.num_texts += num_images
         part.num_images += num_images
-        if part.seconds >= SEGMENT_SECONDS:
+        if part.seconds >= segment_seconds:
             yield part
             part = Done()
 

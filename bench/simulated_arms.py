@@ -1,26 +1,30 @@
 """One simulated device under five ways of batching: each serves a trace and writes when each image was done.
 
 Owns the simulated clock. `ours` asks `engine.policy.Policy` itself at every step boundary, as the engine
-does; the others are what it is held against. It knows no figures, and no seconds but those of `Work`.
+does; the others are what it is held against. The dynamic arms run at just the rows that they have. It knows
+no figures, and no seconds but those of `Work`.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from bench.arrivals import Arrival, Work
-from engine.buckets import MULTIPLES_OF_FOUR
+from bench.arrivals import IN_TIME_SLOWDOWN, Arrival, Work
+from bench.fifo import oldest_that_fit
 from engine.policy import BatchKey, Policy
 
 Arm = Callable[[Work, Sequence[Arrival]], None]
 """Serves every arrival of the trace and writes its `ended_at`."""
 
 
-def one_at_a_time(_work: Work, trace: Sequence[Arrival]) -> None:
+def one_at_a_time(work: Work, trace: Sequence[Arrival]) -> None:
     """The oldest first, alone, on the bare model."""
     now = 0.0
     for arrival in trace:
-        now = max(now, arrival.arrived_at) + arrival.solo_seconds
+        seconds = work.bare_seconds(arrival.num_steps, arrival.num_rows, arrival.side)
+        now = max(now, arrival.arrived_at) + seconds
         arrival.ended_at = now
 
 
@@ -100,30 +104,28 @@ class Running:
     deadline_at: float | None = None
 
 
-def continuous_fifo(work: Work, trace: Sequence[Arrival]) -> None:
+def continuous_fifo(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
     """A step batch at every step, the oldest first: of its size, whatever fits in order of arrival."""
 
     def choose(running: Sequence[Running], _now: float) -> list[Running]:
-        batch: list[Running] = []
-        num_rows = 0
-        for member in running:
-            if member.key == running[0].key and num_rows + member.num_rows <= work.max_rows:
-                batch.append(member)
-                num_rows += member.num_rows
-                if num_rows == work.max_rows:
-                    break
-        return batch
+        return oldest_that_fit(running, work.max_rows)
 
-    _serve_steps(work, trace, choose, lambda _key, _seconds: None)
+    _serve_steps(work, trace, choose, lambda _key, _seconds: None, has_deadlines=has_deadlines)
 
 
-def ours(work: Work, trace: Sequence[Arrival]) -> None:
-    """A step batch at every step, chosen by the policy."""
+def ours(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
+    """A step batch at every step, chosen by the policy, which knows a bucket's seconds from a profile."""
     policy = Policy(
         lambda _key: work.max_rows,
         step_seconds=lambda key, num_rows: work.step_seconds(key.latent_height, num_rows),
+        bucket_rows=lambda _key, num_rows: work.bucket(num_rows),
     )
-    _serve_steps(work, trace, policy.choose, policy.stepped)
+    _serve_steps(work, trace, policy.choose, policy.stepped, has_deadlines=has_deadlines)
+
+
+def with_deadlines(arm: Callable[..., None]) -> Arm:
+    """`continuous_fifo` or `ours`, told of each request what it may take, as a user of the API can."""
+    return partial(arm, has_deadlines=True)
 
 
 def _serve_steps(
@@ -131,20 +133,24 @@ def _serve_steps(
     trace: Sequence[Arrival],
     choose: Callable[[Sequence[Running], float], list[Running]],
     stepped: Callable[[BatchKey, float], None],
+    *,
+    has_deadlines: bool,
 ) -> None:
     keys = {side: BatchKey("simulated", side, side) for side in work.sizes}
     running: list[Running] = []
     now, num_taken = 0.0, 0
     while running or num_taken < len(trace):
         while num_taken < len(trace) and trace[num_taken].arrived_at <= now:
-            running.append(_joined(trace[num_taken], keys))
+            running.append(_joined(trace[num_taken], keys, has_deadlines=has_deadlines))
             num_taken += 1
+        if has_deadlines:
+            running = [member for member in running if not _is_dropped(member, now)]
         if not running:
             now = trace[num_taken].arrived_at
             continue
         batch = choose(running, now)
         key = batch[0].key
-        num_rows = MULTIPLES_OF_FOUR.rows(sum(member.num_rows for member in batch))
+        num_rows = work.bucket(sum(member.num_rows for member in batch))
         seconds = work.step_seconds(key.latent_height, num_rows)
         now += seconds
         stepped(key, seconds)
@@ -157,7 +163,7 @@ def _serve_steps(
                 running.remove(member)
 
 
-def _joined(arrival: Arrival, keys: dict[int, BatchKey]) -> Running:
+def _joined(arrival: Arrival, keys: dict[int, BatchKey], *, has_deadlines: bool) -> Running:
     return Running(
         arrival,
         keys[arrival.side],
@@ -166,4 +172,13 @@ def _joined(arrival: Arrival, keys: dict[int, BatchKey]) -> Running:
         arrival.num_rows,
         arrival.arrived_at,
         arrival.account,
+        deadline_at=arrival.arrived_at + IN_TIME_SLOWDOWN * arrival.solo_seconds if has_deadlines else None,
     )
+
+
+def _is_dropped(member: Running, now: float) -> bool:
+    """Whether its deadline is past, so that the engine gives it up."""
+    if member.deadline_at is None or now < member.deadline_at:
+        return False
+    member.arrival.ended_at = math.inf
+    return True

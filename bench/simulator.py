@@ -10,9 +10,10 @@ import random
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from bench.arrivals import Arrival, StepTable, Work, arrivals
+from bench.arrivals import IN_TIME_SLOWDOWN, Arrival, StepTable, Work, arrivals
 from bench.simulated_arms import (
     Arm,
     continuous_fifo,
@@ -20,6 +21,7 @@ from bench.simulated_arms import (
     one_at_a_time,
     ours,
     padded_dynamic,
+    with_deadlines,
 )
 
 NUM_REQUESTS = 20_000
@@ -27,7 +29,6 @@ NUM_GOODPUT_REQUESTS = 4_000
 SEEDS = (1, 2, 3)
 TIMEOUTS_SECONDS = (0.0, 0.05, 0.2)
 WARM_UP_SHARE = 0.05  # of a trace: its first requests find an empty device
-IN_TIME_SLOWDOWN = 3.0
 ATTAINMENT = 0.9
 GOODPUT_ROUNDS = 7  # halvings of the load: to 1 % of the capacity
 LOADS = (0.3, 0.5, 0.7, 0.85)
@@ -42,42 +43,54 @@ class Figure(NamedTuple):
     samples: tuple[float, ...]
 
 
-def p95_gain(work: Work, load: float = 0.7, seeds: Sequence[int] = SEEDS) -> Figure:
+def p95_gain(
+    work: Work, load: float = 0.7, seeds: Sequence[int] = SEEDS, num_requests: int = NUM_REQUESTS
+) -> Figure:
     """p95 latency of step-keyed dynamic batching at its best timeout, by ours."""
     return _figure(
-        min(p95_latency(served(work, arm, load, seed)) for arm in keyed_arms())
-        / p95_latency(served(work, ours, load, seed))
+        min(p95_latency(served(work, arm, load, seed, num_requests)) for arm in keyed_arms())
+        / p95_latency(served(work, ours, load, seed, num_requests))
         for seed in seeds
     )
 
 
-def slowdown_gain(work: Work, load: float = 0.7, seeds: Sequence[int] = SEEDS) -> Figure:
+def slowdown_gain(
+    work: Work, load: float = 0.7, seeds: Sequence[int] = SEEDS, num_requests: int = NUM_REQUESTS
+) -> Figure:
     """p95 slowdown of step-keyed dynamic batching at its best timeout, by ours."""
     return _figure(
-        min(p95_slowdown(served(work, arm, load, seed)) for arm in keyed_arms())
-        / p95_slowdown(served(work, ours, load, seed))
+        min(p95_slowdown(served(work, arm, load, seed, num_requests)) for arm in keyed_arms())
+        / p95_slowdown(served(work, ours, load, seed, num_requests))
         for seed in seeds
     )
 
 
-def goodput_share(work: Work, seeds: Sequence[int] = SEEDS) -> Figure:
-    """The load, as a share of the capacity, up to which ours serves 90 % in time."""
-    return _figure(goodput(work, ours, seed) for seed in seeds)
+def goodput_share(
+    work: Work, seeds: Sequence[int] = SEEDS, num_requests: int = NUM_GOODPUT_REQUESTS
+) -> Figure:
+    """The load, as a share of the capacity, up to which ours, told the deadlines, serves 90 % in time."""
+    return _figure(goodput(work, with_deadlines(ours), seed, num_requests) for seed in seeds)
 
 
-def goodput_gain(work: Work, seeds: Sequence[int] = SEEDS) -> Figure:
+def goodput_gain(
+    work: Work, seeds: Sequence[int] = SEEDS, num_requests: int = NUM_GOODPUT_REQUESTS
+) -> Figure:
     """Our goodput by that of step-keyed dynamic batching at its best timeout."""
     return _figure(
-        goodput(work, ours, seed) / max(goodput(work, arm, seed) for arm in keyed_arms()) for seed in seeds
+        goodput(work, with_deadlines(ours), seed, num_requests)
+        / max(goodput(work, arm, seed, num_requests) for arm in keyed_arms())
+        for seed in seeds
     )
 
 
-def fairness(work: Work, load: float = 0.85, seeds: Sequence[int] = SEEDS) -> Figure:
+def fairness(
+    work: Work, load: float = 0.85, seeds: Sequence[int] = SEEDS, num_requests: int = NUM_REQUESTS
+) -> Figure:
     """p99 slowdown of the longest class, ours by first come, first served with continuous batching."""
     longest = max(work.step_counts)
     return _figure(
-        p99_slowdown(served(work, ours, load, seed), longest)
-        / p99_slowdown(served(work, continuous_fifo, load, seed), longest)
+        p99_slowdown(served(work, ours, load, seed, num_requests), longest)
+        / p99_slowdown(served(work, continuous_fifo, load, seed, num_requests), longest)
         for seed in seeds
     )
 
@@ -85,8 +98,8 @@ def fairness(work: Work, load: float = 0.85, seeds: Sequence[int] = SEEDS) -> Fi
 class Measure(Protocol):
     """One of the figures."""
 
-    def __call__(self, work: Work, *, seeds: Sequence[int] = SEEDS) -> Figure:
-        """Its median and spread over `seeds`."""
+    def __call__(self, work: Work, *, seeds: Sequence[int] = SEEDS, num_requests: int = ...) -> Figure:
+        """Its median and spread over `seeds`, of traces of so many requests."""
 
 
 FIGURES: dict[str, Measure] = {
@@ -172,15 +185,25 @@ def main() -> None:
         table = StepTable({int(rows): float(seconds) for rows, seconds in points.items()})
         work = Work(tables={16: table}, max_rows=arguments.max_rows)
     print(f"seed {seed}, capacity {work.capacity():.2f} images/s, {NUM_REQUESTS} requests an arm and load")
-    _print_loads(work, seed)
-    for name, figure in FIGURES.items():
-        started_at = time.perf_counter()
-        value, low, high, _ = figure(work, seeds=(seed, seed + 1, seed + 2))
-        print(f"{name:14} {value:6.2f} ({low:.2f} to {high:.2f}), {time.perf_counter() - started_at:.0f} s")
+    for is_padded, unit in ((True, "on our engine, padded"), (False, "on the bare model")):
+        print(f"alone is {unit}")
+        work = replace(work, is_solo_padded=is_padded)
+        _print_loads(work, seed)
+        for name, figure in FIGURES.items():
+            started_at = time.perf_counter()
+            value, low, high, _ = figure(work, seeds=(seed, seed + 1, seed + 2))
+            print(
+                f"{name:14} {value:6.2f} ({low:.2f} to {high:.2f}), {time.perf_counter() - started_at:.0f} s"
+            )
 
 
 def _print_loads(work: Work, seed: int) -> None:
-    arms: dict[str, Arm] = {"one at a time": one_at_a_time, "continuous FIFO": continuous_fifo, "ours": ours}
+    arms: dict[str, Arm] = {
+        "one at a time": one_at_a_time,
+        "continuous FIFO": continuous_fifo,
+        "ours": ours,
+        "ours, deadlines": with_deadlines(ours),
+    }
     arms |= {f"keyed, {seconds} s": keyed_dynamic(seconds) for seconds in TIMEOUTS_SECONDS}
     arms |= {f"padded, {seconds} s": padded_dynamic(seconds) for seconds in TIMEOUTS_SECONDS}
     longest = max(work.step_counts)

@@ -1,12 +1,14 @@
 """The arms of the engine's benchmark serve every request, and differ in nothing but the batching."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from bench.arms import Dynamic, Ended, Serve, continuous
-from bench.workload import DueRequest, mixed_requests, num_row_steps, poisson
+from bench.arms import Continuous, Dynamic, Serve
+from bench.fifo import FifoEngine
+from bench.latency import serve_in_turns
+from bench.workload import DueRequest, mixed_requests, poisson
+from engine.errors import GenerationFailed
 from engine.load import LoadedModels
 from engine.request import GenerationRequest
 from tests.unit.engine.fakes import FakeFamily
@@ -34,41 +36,66 @@ def padded(loaded: LoadedModels) -> Dynamic:
 
 
 def arms(loaded: LoadedModels) -> dict[str, Serve]:
-    def ours(arrivals: Sequence[DueRequest]) -> list[Ended]:
-        return continuous(loaded, arrivals)
-
     return {
-        "ours": ours,
+        "ours": Continuous(loaded),
+        "first come, first served": Continuous(loaded, kind=FifoEngine),
         "keyed": Dynamic(loaded, max_rows=MAX_ROWS, timeout_seconds=0.01, by_steps=True),
         "padded": padded(loaded),
         "one at a time": Dynamic(loaded, max_rows=1, timeout_seconds=0.0, by_steps=True),
     }
 
 
-@pytest.mark.parametrize("name", ["ours", "keyed", "padded", "one at a time"])
+@pytest.mark.parametrize("name", ["ours", "first come, first served", "keyed", "padded", "one at a time"])
 def test_every_arrival_is_served_once_and_after_it_was_due(
     loaded: LoadedModels, asked: list[GenerationRequest], name: str
 ) -> None:
     arrivals = poisson(asked, rate=20, seed=1)
-    ended = arms(loaded)[name](arrivals)
+    (ended,) = serve_in_turns([arms(loaded)[name]], arrivals)
     assert sorted(id(one.arrival) for one in ended) == sorted(map(id, arrivals))
     assert all(one.latency_seconds is not None and one.latency_seconds > 0 for one in ended)
 
 
-def test_a_keyed_batch_computes_no_row_in_vain_and_a_padded_one_as_long_as_its_longest(
+def test_arms_that_take_turns_serve_the_same_arrivals(
+    loaded: LoadedModels, asked: list[GenerationRequest]
+) -> None:
+    arrivals = poisson(asked, rate=20, seed=1)
+    found = serve_in_turns(list(arms(loaded).values()), arrivals)
+    assert [{id(one.arrival) for one in ended} for ended in found] == [set(map(id, arrivals))] * 5
+
+
+def test_a_padded_batch_runs_as_long_as_its_longest_and_at_its_own_rows(
     loaded: LoadedModels, family: FakeFamily, asked: list[GenerationRequest]
 ) -> None:
-    short, long = (replace(asked[0], num_inference_steps=steps, guidance_scale=4.0) for steps in (4, 12))
-    assert list(padded(loaded).run([short, long])) == [0, 1]
-    assert family.step_sizes == [4] * 12
-    assert num_row_steps(short) + num_row_steps(long) == 8 + 24
+    guided, unguided = (
+        replace(asked[0], num_inference_steps=steps, guidance_scale=scale)
+        for steps, scale in [(4, 4), (12, 1)]
+    )
+    places = [place for place in padded(loaded).run([guided, unguided]) if place is not None]
+    assert places == [0, 1]
+    assert family.step_sizes == [3] * 12
 
 
 def test_a_request_that_is_dropped_for_its_deadline_has_no_latency(
     loaded: LoadedModels, asked: list[GenerationRequest]
 ) -> None:
-    (ended,) = continuous(loaded, [DueRequest(replace(asked[0], seconds_left=0.0), 0.0)])
+    late = DueRequest(replace(asked[0], seconds_left=0.0), 0.0)
+    ((ended,),) = serve_in_turns([Continuous(loaded)], [late])
     assert ended.latency_seconds is None
+
+
+def test_first_come_is_first_served_where_the_policy_would_not(
+    loaded: LoadedModels, asked: list[GenerationRequest]
+) -> None:
+    """One row each, more of them than fit: the late and short ones wait for the long ones before them."""
+    long, short = (replace(asked[0], num_inference_steps=steps, guidance_scale=1.0) for steps in (30, 4))
+    arrivals = [*[DueRequest(long, 0.0)] * MAX_ROWS, *[DueRequest(short, 0.0)] * 4]
+    (ended,) = serve_in_turns([Continuous(loaded, kind=FifoEngine)], arrivals)
+    assert [one.arrival.request for one in ended] == [long] * MAX_ROWS + [short] * 4
+
+
+def test_an_arm_that_fails_says_so(loaded: LoadedModels, asked: list[GenerationRequest]) -> None:
+    with pytest.raises(GenerationFailed):
+        serve_in_turns([Continuous(loaded)], [DueRequest(replace(asked[0], prompt="explode"), 0.0)])
 
 
 def test_the_work_is_the_same_for_the_same_seed_and_holds_every_class() -> None:

@@ -1,5 +1,6 @@
 """The simulator: what its arms must do whatever the policy, and that the policy keeps its figures."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from bench.simulated_arms import (
     one_at_a_time,
     ours,
     padded_dynamic,
+    with_deadlines,
 )
 from bench.simulator import Figure, fairness, goodput, in_time_share, p95_slowdown, quantile, served
 
@@ -49,13 +51,28 @@ def test_padding_to_the_longest_cannot_keep_up_where_we_can() -> None:
 
 
 def test_lone_request_takes_its_solo_time_on_the_bare_model() -> None:
-    (arrival,) = arrivals(Work(), 0.5, 1, seed=1)
-    one_at_a_time(Work(), [arrival])
+    work = Work(is_solo_padded=False)
+    (arrival,) = arrivals(work, 0.5, 1, seed=1)
+    one_at_a_time(work, [arrival])
     assert arrival.slowdown == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("arm", [continuous_fifo, ours, with_deadlines(ours)])
+def test_lone_request_takes_its_solo_time_on_our_engine(arm: Arm) -> None:
+    (arrival,) = arrivals(Work(), 0.5, 1, seed=1)
+    arm(Work(), [arrival])
+    assert arrival.slowdown == pytest.approx(1.0)
+
+
+def test_what_is_past_its_deadline_is_dropped_and_is_a_miss() -> None:
+    trace = served(Work(), with_deadlines(continuous_fifo), load=1.2, seed=1, num_requests=2000)
+    dropped = [arrival for arrival in trace if math.isinf(arrival.slowdown)]
+    assert dropped
+    assert in_time_share(trace) <= 1 - len(dropped) / len(trace)
+
+
 def test_keyed_batch_waits_for_its_timeout_and_no_longer() -> None:
-    work = Work()
+    work = Work(is_solo_padded=False)
     (arrival,) = arrivals(work, 0.5, 1, seed=1)
     keyed_dynamic(0.2)(work, [arrival])
     assert arrival.latency_seconds == pytest.approx(0.2 + arrival.solo_seconds)
@@ -84,8 +101,18 @@ def test_quantile_is_a_value_that_so_many_do_not_exceed() -> None:
 
 
 def test_more_are_in_time_than_first_come_first_served_at_seven_tenths_of_the_capacity() -> None:
-    trace = served(Work(), ours, load=0.7, seed=1, num_requests=6000)
-    assert in_time_share(trace) >= in_time_share(served(Work(), continuous_fifo, 0.7, 1, 6000)) + 0.05
+    work = Work(is_solo_padded=False)
+    trace = served(work, ours, load=0.7, seed=1, num_requests=6000)
+    assert in_time_share(trace) >= in_time_share(served(work, continuous_fifo, 0.7, 1, 6000)) + 0.05
+
+
+def test_deadlines_help_ours_more_than_first_come_first_served() -> None:
+    work = Work(is_solo_padded=False)
+    fifo, policy = (
+        in_time_share(served(work, with_deadlines(arm), 0.7, 1, 6000)) for arm in (continuous_fifo, ours)
+    )
+    assert policy >= 0.9
+    assert policy >= fifo + 0.1
 
 
 def test_slowdown_is_a_tenth_of_that_of_keyed_batches_at_seven_tenths_of_the_capacity() -> None:
@@ -100,4 +127,5 @@ def test_longest_class_pays_little_for_it() -> None:
 
 
 def test_goodput_of_keyed_batches_is_far_below_ours() -> None:
-    assert goodput(Work(), ours, 1, 2000) >= 3.5 * goodput(Work(), keyed_dynamic(0.0), 1, 2000)
+    keyed = goodput(Work(), keyed_dynamic(0.0), 1, 2000)
+    assert goodput(Work(), with_deadlines(ours), 1, 2000) >= 3.5 * keyed

@@ -1,0 +1,61 @@
+"""The curves behind the figures: seconds of a step by rows, and what every arm does as the load grows.
+
+Owns what `bench-output/curves.json` holds. Steps are measured; the arms are simulated on them. It does not
+know how a curve is drawn.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.arrivals import StepTable, Work
+from bench.simulated_arms import Arm, continuous_fifo, keyed_dynamic, ours, with_deadlines
+from bench.simulator import in_time_share, quantile, served
+
+LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SEED = 1
+KEYED = "keyed dynamic batching"
+FIFO = "first come, first served"
+OURS = "calotype"
+ARMS: Mapping[str, tuple[Arm, Arm | None]] = {
+    KEYED: (keyed_dynamic(0.0), None),
+    FIFO: (continuous_fifo, with_deadlines(continuous_fifo)),
+    OURS: (ours, with_deadlines(ours)),
+}
+"""By name: without deadlines, and told of three times the solo time, where that means anything to it."""
+
+
+def measure(work: Work, step_tables: Mapping[int, StepTable], num_requests: int) -> dict[str, Any]:
+    """All curves; a list has one value for each load, or for each number of rows from 1."""
+    traces = {
+        name: [served(work, arm, load, SEED, num_requests) for load in LOADS]
+        for name, (arm, _) in ARMS.items()
+    }
+    told = {
+        name: [in_time_share(served(work, arm, load, SEED, num_requests)) for load in LOADS]
+        for name, (_, arm) in ARMS.items()
+        if arm is not None
+    }
+
+    def each(measure: Callable[[list[Any]], float]) -> dict[str, list[float]]:
+        return {name: [measure(trace) for trace in found] for name, found in traces.items()}
+
+    return {
+        "step_seconds": {f"{side}²": _in_order(one) for side, one in step_tables.items()},
+        "loads": LOADS,
+        "p50_seconds": each(lambda trace: quantile([one.latency_seconds for one in trace], 0.5)),
+        "p95_seconds": each(lambda trace: quantile([one.latency_seconds for one in trace], 0.95)),
+        "in_time": each(in_time_share),
+        "in_time_with_deadlines": told,
+    }
+
+
+def _in_order(step_table: StepTable) -> list[float]:
+    return [step_table.seconds[num_rows] for num_rows in sorted(step_table.seconds)]
+
+
+def write(curves: Mapping[str, Any], path: Path) -> None:
+    """The curves as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(curves, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,47 @@
+"""First come, first served: the engine's batching with no policy but age, which the policy is held against.
+
+Everything else of the engine stays: it joins and leaves at every step, and drops what is past its deadline.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from engine.engine import Engine
+from engine.policy import Candidate, Policy, Reason
+
+C = TypeVar("C", bound=Candidate)
+
+
+def oldest_that_fit(members: Sequence[C], max_rows: int) -> list[C]:
+    """The first one, and of its key, in the order given, all that fit beside those before them."""
+    batch, num_rows = [members[0]], members[0].num_rows
+    for member in members[1:]:
+        if num_rows == max_rows:
+            break
+        if member.key == members[0].key and num_rows + member.num_rows <= max_rows:
+            batch.append(member)
+            num_rows += member.num_rows
+    return batch
+
+
+class OldestFirst(Policy):
+    """A policy that looks at arrivals alone."""
+
+    def order(self, members: Iterable[C], now: float) -> list[C]:  # noqa: ARG002  age needs no clock
+        """The oldest first."""
+        return sorted(members, key=lambda member: member.submitted_at)
+
+    def _choose(self, running: Sequence[C], now: float) -> tuple[list[C], Reason | None]:
+        if not running:
+            return [], None
+        ordered = self.order(running, now)
+        batch = oldest_that_fit(ordered, self.max_rows(ordered[0].key))
+        return batch, "nobody_else" if len(batch) == len(ordered) else "cap"
+
+
+class FifoEngine(Engine):
+    """The engine under `OldestFirst`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._policy = OldestFirst(self._models.max_rows)

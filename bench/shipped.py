@@ -1,0 +1,110 @@
+"""The shipped model as the benchmark of the engine has it: loaded once, profiled, with its caps and arms.
+
+It does not know what is measured, nor how much of it is enough.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+
+from bench.arms import Continuous
+from bench.arrivals import StepTable, Work
+from bench.bare import BareModel
+from bench.latency import Solo, measure_solo
+from bench.workload import MODEL
+from engine.load import LoadedModels, ModelSpec, load_models
+from engine.measure import Measurement
+from engine.profile import Profiles
+
+FOLDER = Path(__file__).resolve().parents[1] / "models" / MODEL
+ROW_LIMITS = {128 * 128: 16, 192 * 192: 8}
+SIDES = (128, 192)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of everything is measured: requests of each run, but for `seeds`."""
+
+    saturating: dict[int, int]  # by side
+    arrivals: dict[int, int]  # by side
+    tuning: dict[int, int]  # by side
+    goodput: int
+    fairness: int
+    simulated: int
+    schedules: int
+    captions: int
+    solo_repeats: int
+    segment_seconds: float
+    profile_seconds: float
+    seeds: Sequence[int] = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The shipped model, loaded once, what its steps cost, and how much of everything is measured."""
+
+    loaded: LoadedModels
+    profiles: Profiles
+    bare: Callable[[int], BareModel]  # of a side, at the tier's bucket sizes
+    amounts: Amounts
+    curves_path: Path
+    _solo: dict[int, Solo] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Of every part."""
+        return self.amounts.seeds
+
+    @property
+    def ours(self) -> Continuous:
+        """The engine, given its profiles as a worker gives them."""
+        return Continuous(self.loaded, self.profiles.step_seconds)
+
+    def max_rows(self, side: int) -> int:
+        """The cap that the self-test left to the tier of that side; every arm has it."""
+        return self.loaded.row_limits[MODEL][side * side]
+
+    def solo(self, side: int) -> Solo:
+        """What every class of the mix takes alone on our engine; measured once."""
+        if side not in self._solo:
+            self._solo[side] = measure_solo(self.ours, side, self.amounts.solo_repeats)
+        return self._solo[side]
+
+    @cached_property
+    def step_tables(self) -> dict[int, StepTable]:
+        """Seconds of a bare step by rows, for each side."""
+        return {side: StepTable(self.bare(side).step_table(self.max_rows(side))) for side in SIDES}
+
+    @cached_property
+    def work(self) -> Work:
+        """What the simulator needs to know of this machine at 128²."""
+        prices = self.bare(128).prices(repeats=7)
+        return Work(
+            tables={16: self.step_tables[128]},
+            max_rows=self.max_rows(128),
+            image_seconds=prices.encode_seconds + prices.decode_seconds,
+            bucket=self.loaded.families[MODEL].buckets.rows,
+        )
+
+
+def load_bench(amounts: Amounts, curves_path: Path) -> Bench:
+    """The model self-tested on one thread, and its profiles measured in CPU seconds."""
+    spec = ModelSpec(MODEL, str(FOLDER))
+    loaded = load_models([spec], device="cpu:0", row_limits={MODEL: ROW_LIMITS}, num_threads=1)
+    family = loaded.families[MODEL]
+    profiles = {
+        side * side: Measurement(family, width=side, height=side, clock=time.process_time).profile(
+            loaded.row_limits[MODEL][side * side], seconds=amounts.profile_seconds, device_name="CPU"
+        )
+        for side in SIDES
+    }
+
+    @cache
+    def bare(side: int) -> BareModel:
+        counts = range(1, loaded.row_limits[MODEL][side * side] + 1)
+        return BareModel(FOLDER, side, tuple(sorted({family.buckets.rows(count) for count in counts})))
+
+    pixels = {MODEL: family.pixels_per_latent}
+    return Bench(loaded, Profiles({MODEL: profiles}, pixels), bare, amounts, curves_path)

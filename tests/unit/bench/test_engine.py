@@ -1,0 +1,69 @@
+"""`make bench-engine` in a short form, on a model of arithmetic: every part runs and names its figures."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench.bare import BareModel, BarePrices
+from bench.engine import PARTS, QUICK
+from bench.plots import plots
+from bench.shipped import Bench
+from engine.load import LoadedModels
+from engine.profile import Profiles
+from tests.unit.engine.fakes import FakeFamily
+
+TIERS = ("", "_192")
+
+
+class FakeBare(BareModel):
+    """Prices and steps without a model."""
+
+    def __init__(self) -> None:
+        pass
+
+    def prices(self, *, repeats: int = 3) -> BarePrices:  # noqa: ARG002
+        return BarePrices(row_seconds=2e-4, encode_seconds=1e-4, decode_seconds=1e-4)
+
+    def step_table(self, max_rows: int, *, repeats: int = 9) -> dict[int, float]:  # noqa: ARG002
+        return {rows: 0.010 + 0.005 * rows for rows in range(1, max_rows + 1)}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    loaded = LoadedModels({"tiny": FakeFamily()}, {"tiny": {128 * 128: 12, 192 * 192: 8}}, "exact")
+    amounts = replace(QUICK, segment_seconds=0.05, simulated=400)
+    return Bench(loaded, Profiles({}, {}), lambda _side: FakeBare(), amounts, tmp_path / "curves.json")
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        (
+            "throughput",
+            {f"{name}{tier}" for name in ("engine_vs_bare", "vs_padded", "vs_keyed") for tier in TIERS},
+        ),
+        ("latency", {f"{name}{tier}" for name in ("p95_gain", "slowdown_gain") for tier in TIERS}),
+        ("goodput", {"goodput_gain", "goodput_share"}),
+        ("fairness", {"fairness", "fairness_real_p95"}),
+    ],
+)
+def test_a_part_yields_the_figures_that_it_is_asked_for(bench: Bench, part: str, names: set[str]) -> None:
+    figures = list(PARTS[part](bench))
+    assert {one.figure for one in figures} == names
+    assert all(one.value > 0 and one.low <= one.high and one.samples for one in figures)
+
+
+def test_the_simulated_part_leaves_curves_that_can_be_drawn(bench: Bench) -> None:
+    figures = [one.as_json() for one in PARTS["simulated"](bench)]
+    curves = json.loads(bench.curves_path.read_text(encoding="utf-8"))
+    assert len(curves["step_seconds"]["128²"]) == 12
+    drawn = dict(plots(figures, curves))
+    assert set(drawn) == {"latency", "in-time", "step-seconds", "figures"}
+    for name, svg in drawn.items():
+        root = ElementTree.fromstring(svg)
+        texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert ("simulated_p95_gain" in texts) == (name == "figures")
+        assert ("calotype" in texts) == (name in ("latency", "in-time"))
