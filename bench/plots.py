@@ -84,9 +84,10 @@ def bullets(figures: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _reached(figure: Mapping[str, Any], value: float) -> float:
+    bar: float = figure["bar"]
     if not figure["is_at_most"]:
-        return min(2.0, max(0.0, value / figure["bar"]))
-    return min(2.0, figure["bar"] / value) if value > 0 else 2.0
+        return min(2.0, max(0.0, value / bar))
+    return min(2.0, bar / value) if value > 0 else 2.0
 
 
 def _svg(height: int, parts: Sequence[str]) -> str:
