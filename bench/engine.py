@@ -46,11 +46,11 @@ DYNAMIC_SHARES = (0.02, 0.05, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)
 
 
 WHOLE = Amounts(
-    saturating={128: 100, 192: 50},
-    arrivals={128: 300, 192: 120},
-    tuning={128: 120, 192: 60},
-    goodput=100,
-    fairness=200,
+    saturating={128: 80, 192: 40},
+    arrivals={128: 300, 192: 80},
+    tuning={128: 80, 192: 40},
+    goodput=80,
+    fairness=150,
     simulated=20_000,
     schedules=5,
     captions=100,
@@ -224,8 +224,8 @@ def simulated(bench: Bench) -> Iterator[Figure]:
     """The policy's figures on this machine's step seconds under a simulated clock, and the curves."""
     count = bench.amounts.simulated
     parts = (
-        ("p95_gain", count, 2.2),
-        ("slowdown_gain", count, 10.0),
+        ("p95_gain", count // 2, 2.2),
+        ("slowdown_gain", count // 2, 10.0),
         ("goodput_gain", count // 5, 5.0),
         ("goodput_share", count // 5, 0.7),
     )
