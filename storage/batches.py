@@ -87,17 +87,26 @@ def create(
         return _with_counts(connection, [row])[0]
 
     batch = db.run(work)
-    if batch is None:
-        return _replayed(db, account_id, idempotency_key, request_hash), False
-    return batch, True
+    if batch is not None:
+        return batch, True
+    earlier = made_before(db, account_id, idempotency_key, request_hash)
+    assert earlier is not None
+    return earlier, False
 
 
-def _replayed(db: Database, account_id: str, idempotency_key: str | None, request_hash: str | None) -> Batch:
+def made_before(
+    db: Database, account_id: str, idempotency_key: str | None, request_hash: str | None
+) -> Batch | None:
+    """The batch that this idempotency key made before, if any; raises `IdempotencyMismatch`."""
+    if idempotency_key is None:
+        return None
     query = select(batches.c.id, batches.c.request_hash).where(
         batches.c.account_id == account_id, batches.c.idempotency_key == idempotency_key
     )
     with db.transaction() as connection:
-        row = connection.execute(query).one()
+        row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
     if row.request_hash != request_hash:
         raise IdempotencyMismatch("this Idempotency-Key was used before with another request")
     return get(db, account_id, row.id)

@@ -25,9 +25,9 @@ def promised(database: Database):  # type: ignore[no-untyped-def]
         say_goodbye(database, name)
 
 
-def upload(client: Client, text: str):  # type: ignore[no-untyped-def]
+def upload(client: Client, text: str, **headers: str):  # type: ignore[no-untyped-def]
     data = {"file": (io.BytesIO(text.encode()), "prompts.csv")}
-    return client("POST", "/v1/batches", data=data, content_type="multipart/form-data")
+    return client("POST", "/v1/batches", data=data, content_type="multipart/form-data", headers=headers)
 
 
 def test_strict_is_stored_shown_and_kept_by_a_retry(client: Client, database: Database, account: str) -> None:
@@ -76,3 +76,15 @@ def test_what_was_accepted_once_is_shown_again_whoever_lives_now(client: Client,
     again = client.submit(headers=key, **body)
     assert (again.status_code, again.get_json()["id"]) == (202, job["id"])
     assert again.headers["Idempotent-Replayed"] == "true"
+
+
+def test_a_batch_that_was_accepted_once_is_shown_again_whoever_lives_now(client: Client, promised) -> None:  # type: ignore[no-untyped-def]
+    rows, key = "prompt,strict,width,height\na,true,192,192\n", {"Idempotency-Key": "strict-batch"}
+    batch = upload(client, rows, **key).get_json()
+    promised("not repeatable")
+    again = upload(client, rows, **key)
+    assert (again.status_code, again.get_json()["id"]) == (202, batch["id"])
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert_problem(upload(client, rows), 422, "invalid_csv")
+    other = upload(client, "prompt,strict,width,height\nb,true,192,192\n", **key)
+    assert_problem(other, 422, "idempotency_key_reused")
