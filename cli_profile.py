@@ -8,15 +8,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from catalogue import SettingsError, Tier
+from catalogue import Tier
 from settings import ROOT, Settings, load_settings
 from terminal import EXIT_REFUSED, EXIT_USAGE, AsJson, fail, note, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from engine.load import LoadedModels
+    from tasks.profiles import ProfileFolder
 
 profiling = typer.Typer()
 
@@ -40,14 +45,14 @@ def profile(
     if as_json:
         print_json(found)
     else:
-        _show(found)
+        show(found)
 
 
 def _tier(settings: Settings, name: str) -> Tier:
     found = settings.catalogue.tier(name)
     if found is None:
         known = ", ".join(one.name for one in settings.catalogue.tiers)
-        raise SettingsError(f"--tier: there is no tier {name!r}; there is: {known}")
+        fail(f"--tier: there is no tier {name!r}; there is: {known}", code=EXIT_USAGE)
     return found
 
 
@@ -89,28 +94,51 @@ def _measure_here(
     pin_this_process(device)
     # After the environment is settled: torch reads it when it is imported.
     from engine.errors import EngineError
-    from tasks.profiles import ProfileFolder, measure_tier
+    from tasks.profiles import ProfileFolder
     from tasks.worker import load_planned
 
-    folder = ProfileFolder(settings.profiles_dir)
     names = {tier.model for tier in tiers}
     models = [model for model in settings.catalogue.models if model.name in names]
     num_threads = int(os.environ["OMP_NUM_THREADS"])
-    found = []
     try:
         loaded = load_planned(settings, models, device=device, num_threads=num_threads)
-        for tier in tiers:
-            note(f"measuring tier {tier.name} on {device} for {seconds:g} s or more")
-            (model,) = (model for model in models if model.name == tier.model)
-            measured = measure_tier(tier, loaded, scheduler=model.schedulers[0], seconds=seconds)
-            file = folder.write(tier.name, measured)
-            found.append({"tier": tier.name, "device": device, "file": str(file), **measured.to_dict()})
+        return measure_tiers(
+            tiers,
+            loaded,
+            ProfileFolder(settings.profiles_dir),
+            device=device,
+            schedulers={model.name: model.schedulers[0] for model in models},
+            seconds=seconds,
+        )
     except EngineError as error:
         fail(f"{device}: {error}", code=EXIT_REFUSED)
+
+
+def measure_tiers(
+    tiers: Sequence[Tier],
+    loaded: "LoadedModels",
+    folder: "ProfileFolder",
+    *,
+    device: str,
+    schedulers: Mapping[str, str],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[dict[str, Any]]:
+    """Measure these tiers of loaded models, keep what was found in `folder`, and tell it as JSON does."""
+    from tasks.profiles import measure_tier
+
+    found = []
+    for tier in tiers:
+        note(f"measuring tier {tier.name} on {device} for {seconds:g} s or more")
+        scheduler = schedulers[tier.model]
+        measured = measure_tier(tier, loaded, scheduler=scheduler, seconds=seconds, clock=clock)
+        file = folder.write(tier.name, measured)
+        found.append({"tier": tier.name, "device": device, "file": str(file), **measured.to_dict()})
     return found
 
 
-def _show(found: Sequence[dict[str, Any]]) -> None:
+def show(found: Sequence[dict[str, Any]]) -> None:
+    """Print the tables, and a verdict for each tier."""
     print_table(
         ("tier", "device", "rows", "seconds/step", "rows/s", "gain", "peak memory", ""),
         [line for one in found for line in _lines(one)],
@@ -128,9 +156,7 @@ def _lines(one: dict[str, Any]) -> list[tuple[object, ...]]:
         (
             *(one["tier"], one["device"], step["num_rows"], f"{step['seconds']:.4g}"),
             *(f"{_rate(step):.4g}", f"{_rate(step) / _rate(steps[0]):.2f}"),
-            "not measured"
-            if step["peak_memory_bytes"] is None
-            else f"{step['peak_memory_bytes'] / 1e9:.2f} GB",
+            _gigabytes(step["peak_memory_bytes"]),
             marks.get(step["num_rows"], ""),
         )
         for step in steps
@@ -142,7 +168,10 @@ def _verdict(one: dict[str, Any]) -> str:
     least, best = steps[0], max(steps, key=_rate)
     gain = _rate(best) / _rate(least)
     place = f"{one['tier']} on {one['device']}"
-    ends = f"encoding {one['encode_seconds']:.3g} s, decoding {one['decode_seconds']:.3g} s; {one['file']}"
+    ends = f"encoding {one['encode_seconds']:.3g} s, decoding {one['decode_seconds']:.3g} s"
+    if one["shallow_share"] < 1:
+        ends += f", a shallow step {one['shallow_share']:.2f} of a full one"
+    ends += f"; {one['file']}"
     if not found["batching_pays"]:
         said = f"batching does not pay: {gain:.2f} times the rows a second at best"
         return f"{place}: {said}, so step batches are kept to {found['max_rows']} rows; {ends}"

@@ -60,6 +60,7 @@ class Engine:
         )
         self._side_work = SideWork(clock)
         self._runner = Runner(families, clock)
+        self.seen_costs = self._runner.seen_costs
         # A tick of many pieces of work that each come to an end is long, and not hung.
         self._attempt = Attempt(free=lambda: self._runner.free(self._running), after_each=self._note_time)
         self._inbox: deque[Generation] = deque()

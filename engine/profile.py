@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from engine.policy import BatchKey
 
-VERSION = 1
+VERSION = 2
 MIN_GAIN = 0.05
 """A larger step batch pays if it makes at least this share more rows a second."""
 NOISE = 0.02
@@ -73,6 +73,7 @@ class Profile:
     num_guided_rows: int  # of a generation with guidance: 2, or 1 where the model takes the scale as input
     out_of_memory_rows: int | None = None  # the bucket that did not fit, hence the last that is not here
     decode_memory_bytes: int | None = None  # peak; None as above
+    shallow_share: float = 1.0  # seconds of a step that is shallow for all its rows, of a full one's
 
     def __post_init__(self) -> None:
         rows = [step.num_rows for step in self.steps]

@@ -19,6 +19,7 @@ from engine.forward import ForwardPass
 from engine.generation import Generation
 from engine.request import RequestWarning
 from engine.sampling import advance_rows, guide, scale_rows
+from engine.seen_costs import SeenCosts
 
 
 class Runner:
@@ -37,6 +38,7 @@ class Runner:
         self._clock = clock
         self._bucket_rows = bucket_rows
         self._embeddings = Embeddings(families)
+        self.seen_costs = SeenCosts()
 
     def encode(self, generation: Generation) -> None:
         """Give a generation its embeddings and its first latents, the same as diffusers' pipeline would."""
@@ -63,9 +65,12 @@ class Runner:
         noise = torch.randn(shape, generator=generation.generator, dtype=family.dtype)
         generation.latents = noise.to(family.device) * generation.table.init_noise_sigma
         generation.encoding_seconds = self._clock() - started_at
+        self.seen_costs.saw_encoding(generation.key, generation.encoding_seconds)
 
     def step(self, members: Sequence[Generation]) -> list[Generation]:
         """Take every member one step further, in one forward pass; those returned are no longer finite."""
+        started_at = self._clock()
+        num_rows, full_share = _count_rows(members)  # before: a step may end its members' guidance
         latents = torch.cat([member.latents for member in members])  # (B, C, h, w)
         output = self._predict(members, latents)
         following, histories = advance_rows(members, output, latents)
@@ -73,12 +78,14 @@ class Runner:
         rows = following.unsqueeze(1).unbind(0)
         for member, row, history in zip(members, rows, histories, strict=True):
             member.commit_step(row, len(members), history)
+        bucket = self._bucket_of(members[0])(num_rows)
+        self.seen_costs.saw_step(members[0].key, bucket, self._clock() - started_at, full_share=full_share)
         return [member for member, finite in zip(members, is_finite, strict=True) if not finite]
 
     def _predict(self, members: Sequence[Generation], latents: Tensor) -> Tensor:
         """The guided model output `(B, C, h, w)`."""
         family = self._families[members[0].key.model]
-        forward = ForwardPass(members, self._bucket_rows or family.buckets.rows)
+        forward = ForwardPass(members, self._bucket_of(members[0]))
         guided, encodings = forward.guided, forward.encodings
         rows = _on(latents, torch.tensor(forward.member_indices))
         timesteps = _gather(latents, [member.table.timesteps[member.step_index] for member in members])
@@ -94,13 +101,19 @@ class Runner:
         result[which] = guide(conditional[which], unconditional, scales[which])
         return result
 
+    def _bucket_of(self, member: Generation) -> Callable[[int], int]:
+        """At how many rows so many of this member's model run."""
+        return self._bucket_rows or self._families[member.key.model].buckets.rows
+
     def decode(self, generation: Generation) -> np.ndarray:
         """The image, uint8 `(H, W, 3)`, rounded as diffusers' `VaeImageProcessor` rounds."""
+        started_at = self._clock()
         pixels = self._families[generation.key.model].decode(generation.latents)
         if not torch.isfinite(pixels).all():
             raise NumericError("the decoded image is not finite")
         pixels = (pixels * 0.5 + 0.5).clamp(0, 1)
         image: np.ndarray = pixels.cpu().permute(0, 2, 3, 1).float().numpy()[0]
+        self.seen_costs.saw_decoding(generation.key, self._clock() - started_at)
         return (image * 255).round().astype(np.uint8)
 
     def free(self, running: Sequence[Generation] = ()) -> None:
@@ -125,6 +138,13 @@ def translate(error: Exception) -> EngineError:
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in message:
         return OutOfMemory() if "out of memory" in message else DeviceLost(message.partition("\n")[0])
     return GenerationFailed(f"{type(error).__name__}: {message.partition(chr(10))[0]}")
+
+
+def _count_rows(members: Sequence[Generation]) -> tuple[int, float]:
+    """Rows of the members' next step, and the share of them that run the whole model."""
+    full = [member for member in members if member.step_cache.is_full(member.step_index)]
+    num_rows = sum(member.num_rows for member in members)
+    return num_rows, sum(member.num_rows for member in full) / num_rows
 
 
 def _gather(like: Tensor, scalars: list[Tensor]) -> Tensor:

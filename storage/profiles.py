@@ -1,7 +1,8 @@
 """Published profiles: what a step of a tier costs on a kind of device, for whoever has no device.
 
-A row is written by the worker that measured or loaded it, and found by the fingerprint that a live worker
-shows for the tier; so the numbers of another model, dtype or device are never taken for a worker's.
+A row is written by the worker that loaded what was measured, or learned it from its jobs, and found by the
+fingerprint that a live worker shows for the tier; so the numbers of another model, dtype or device are never
+taken for a worker's.
 """
 
 import json
@@ -30,13 +31,15 @@ class StoredProfile:
     knee_rows: int
     max_rows: int
     batching_pays: bool
+    shallow_share: float = 1.0  # seconds of a step that is shallow for all its rows, of a full one's
+    is_learned: bool = False  # seen of jobs as they ran, not measured
 
     @property
     def num_pixels(self) -> int:
         """Of the size that was measured."""
         return self.width * self.height
 
-    def step_seconds(self, num_rows: int) -> float:
+    def step_seconds(self, num_rows: float) -> float:
         """Seconds of a step of `num_rows`, at the smallest measured number that holds them."""
         most, seconds = self.steps[-1]
         found = next((seconds for rows, seconds in self.steps if rows >= num_rows), None)
@@ -59,11 +62,39 @@ def publish(db: Database, profiles: Iterable[StoredProfile]) -> None:
     db.run(work)
 
 
+def learn(db: Database, profile: StoredProfile) -> None:
+    """Write a learned profile; what it has not seen stays as it was learned before, here or elsewhere.
+
+    Does nothing where the tier was measured on devices of this kind.
+    """
+
+    def work(connection: Connection) -> None:
+        row = {name: getattr(profile, name) for name in COLUMNS}
+        place = {"tier": profile.tier, "fingerprint": profile.fingerprint}
+        known = connection.execute(_STEPS, place).one_or_none()
+        steps = dict(profile.steps)
+        if known is not None:
+            steps = {**dict(known.steps), **steps}
+            if profile.shallow_share == 1:
+                row["shallow_share"] = known.shallow_share
+        connection.execute(_UPSERT, {**row, "steps": json.dumps(sorted(steps.items()))})
+
+    db.run(work)
+
+
+_STEPS = text(
+    """
+    SELECT steps, shallow_share FROM profiles
+     WHERE tier = :tier AND fingerprint = :fingerprint AND is_learned FOR UPDATE
+    """
+)
+
 _UPSERT = text(
     f"""
     INSERT INTO profiles ({", ".join(COLUMNS)})
     VALUES ({", ".join("CAST(:steps AS jsonb)" if name == "steps" else f":{name}" for name in COLUMNS)})
     ON CONFLICT (tier, fingerprint) DO UPDATE
        SET published_at = clock_timestamp(), {", ".join(f"{name} = excluded.{name}" for name in COLUMNS[2:])}
+     WHERE profiles.is_learned OR NOT excluded.is_learned
     """
 )

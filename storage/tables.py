@@ -228,5 +228,7 @@ profiles = Table(
     Column("knee_rows", Integer, nullable=False),
     Column("max_rows", Integer, nullable=False),
     Column("batching_pays", Boolean, nullable=False),
+    Column("shallow_share", Double, nullable=False),
+    Column("is_learned", Boolean, nullable=False),
     _instant("published_at", nullable=False),
 )

@@ -44,6 +44,8 @@ class KnownJob:
     num_steps: int
     num_pixels: int
     is_guided: bool
+    guidance_cutoff: float = 1.0
+    step_cache: int = 1
     progress: float = 0.0  # as its worker said last
     boot_id: str | None = None
     seconds_running: float = 0.0
@@ -121,7 +123,8 @@ _JOBS = text(
                  ORDER BY ring_number LIMIT :limit) AS oldest
     )
     SELECT jobs.id, tier, lane, num_images, num_inference_steps AS num_steps, width * height AS num_pixels,
-           guidance_scale > 1 AS is_guided, known.progress, known.boot_id, known.seconds_running, known.place
+           guidance_scale > 1 AS is_guided, guidance_cutoff, step_cache,
+           known.progress, known.boot_id, known.seconds_running, known.place
       FROM known JOIN jobs USING (id)
      ORDER BY known.ring_number NULLS FIRST, jobs.started_at, jobs.id
     """

@@ -6,7 +6,8 @@ is the engine's to say.
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -111,13 +112,21 @@ def key_of(tier: TierFacts, loaded: LoadedModels) -> ProfileKey:
     return profile_key(loaded.families[tier.model], tier.default_width, tier.default_height, cpu_name())
 
 
-def measure_tier(tier: TierFacts, loaded: LoadedModels, *, scheduler: str, seconds: float) -> Profile:
+def measure_tier(
+    tier: TierFacts,
+    loaded: LoadedModels,
+    *,
+    scheduler: str,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Profile:
     """Measure the tier at its default size, up to the rows that configuration and self-test allow."""
     measurement = Measurement(
         loaded.families[tier.model],
         width=tier.default_width,
         height=tier.default_height,
         scheduler=scheduler,
+        clock=clock,
     )
     max_rows = loaded.row_limits[tier.model][tier.max_pixels]
     return measurement.profile(max_rows, seconds=seconds, device_name=cpu_name())
@@ -125,7 +134,8 @@ def measure_tier(tier: TierFacts, loaded: LoadedModels, *, scheduler: str, secon
 
 def stored_profile(tier: TierFacts, profile: Profile) -> StoredProfile:
     """The profile as Postgres holds it."""
-    same = ("encode_seconds", "decode_seconds", "num_guided_rows", "knee_rows", "max_rows", "batching_pays")
+    costs = ("encode_seconds", "decode_seconds", "num_guided_rows", "shallow_share")
+    found = ("knee_rows", "max_rows", "batching_pays")
     return StoredProfile(
         tier=tier.name,
         fingerprint=profile.key.fingerprint,
@@ -134,7 +144,7 @@ def stored_profile(tier: TierFacts, profile: Profile) -> StoredProfile:
         width=profile.key.width,
         height=profile.key.height,
         steps=tuple((step.num_rows, step.seconds) for step in profile.steps),
-        **{name: getattr(profile, name) for name in same},
+        **{name: getattr(profile, name) for name in (*costs, *found)},
     )
 
 

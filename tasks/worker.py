@@ -33,6 +33,7 @@ from tasks.consumer import Consumer
 from tasks.generate import Generate, GeneratePlan
 from tasks.heart import Heart
 from tasks.holdings import Holdings
+from tasks.learned_profiles import LearnedProfiles
 from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
 from tasks.queues import queues_of
 
@@ -106,7 +107,13 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     drain = threading.Thread(
         target=_drain, args=(engine, heart, options, settings.drain_seconds), name="drain", daemon=True
     )
-    threading.Thread(target=_publish, args=(db, profiles), daemon=True, name="profiles").start()
+    learned = LearnedProfiles(db, engine.seen_costs, tiers, loaded, profiles)
+    threading.Thread(
+        target=_publish,
+        args=(db, profiles, learned, settings.heartbeat_seconds),
+        daemon=True,
+        name="profiles",
+    ).start()
     engine.start()
     heart.start()
     try:
@@ -203,8 +210,8 @@ def _blobs(settings: Settings) -> Blobs:
     )
 
 
-def _publish(db: Database, profiles: WorkerProfiles) -> None:
-    """Tell the others what steps cost here, as soon as Postgres can be reached."""
+def _publish(db: Database, profiles: WorkerProfiles, learned: LearnedProfiles, every_seconds: float) -> None:
+    """Tell the others what steps cost here as soon as Postgres can be reached, then what is learned of it."""
     for tier, key in profiles.keys.items():
         profile = profiles.found.get(tier)
         if profile is None:
@@ -218,6 +225,7 @@ def _publish(db: Database, profiles: WorkerProfiles) -> None:
         tries(publish, db, profiles.stored)
     except StorageError:
         log.exception("profiles_not_published")
+    learned.run(every_seconds, threading.Event())  # for as long as the process lives
 
 
 def _drain(engine: Engine, heart: Heart, options: WorkerOptions, seconds: float) -> None:

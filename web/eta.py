@@ -3,26 +3,26 @@
 Pure arithmetic on what `storage.workloads` read. Devices take queued jobs into free slots in the order of
 their bells; on a device interactive work goes first, tiers and sizes take turns, and the oldest generations
 share a step up to the cap of its profile. A generation's encoding and decoding are spread over its steps.
-It does not foresee new jobs, bulk's ageing, failures, or the seconds of files and uploads; and it takes
-every step for a whole one, though guidance cutoff and step cache make some of them cheaper.
+It does not foresee new jobs, bulk's ageing, failures, or the seconds of files and uploads.
 """
 
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from storage.workloads import KnownJob, LiveDevice, Workload
-
-_ALMOST_NOTHING = 1e-6
-"""Of a step: what rounding leaves of one that has ended."""
+from web.foreseen import ForeseenGeneration, foresee, shared_step_seconds
 
 
 def honest_tiers(workload: Workload) -> frozenset[str]:
-    """The tiers of which every live worker has a profile, as of all its other tiers."""
+    """The tiers of which every live worker has a profile, as of its other tiers that have work."""
     known, unknown = set[str](), set[str]()
+    busy = _busy_tiers(workload)
     for device in workload.devices:
-        is_known = device.profiles.keys() >= set(device.tiers)
-        (known if is_known else unknown).update(device.tiers)
+        unmeasured = set(device.tiers) - device.profiles.keys()
+        (unknown if unmeasured & busy else known).update(device.tiers)
+        unknown.update(unmeasured)
     return frozenset(known - unknown)
 
 
@@ -39,20 +39,8 @@ def seconds_until_drawn(
     return _Play(workload, row_limits).until(wanted) if wanted else {}
 
 
-@dataclass(eq=False)
-class _Generation:
-    """One image to be drawn; `rate` is its steps a second as things stand."""
-
-    job: KnownJob
-    order: int  # of its job: the oldest first
-    num_rows: int
-    steps_left: float
-    rate: float = 0.0
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether nothing is left of it."""
-        return self.steps_left <= _ALMOST_NOTHING
+def _busy_tiers(workload: Workload) -> set[str]:
+    return {job.tier for job in (*workload.running, *workload.queued)}
 
 
 @dataclass
@@ -61,27 +49,25 @@ class _Device:
 
     facts: LiveDevice
     row_limits: Mapping[str, int]
-    generations: list[_Generation] = field(default_factory=list)
+    generations: list[ForeseenGeneration] = field(default_factory=list)
     held: dict[str, list[str]] = field(default_factory=lambda: {"interactive": [], "bulk": []})
     now: float = 0.0
     version: int = 0  # of what it holds: an event foreseen before that changed is void
 
-    def has_slot(self, job: KnownJob) -> bool:
-        """Whether it would take this job now."""
-        return job.tier in self.facts.tiers and len(self.held[job.lane]) < self.facts.num_slots(job.lane)
-
     @property
-    def is_full(self) -> bool:
-        """Whether it takes no job of any lane."""
-        return all(len(held) >= self.facts.num_slots(lane) for lane, held in self.held.items())
+    def num_held(self) -> int:
+        """Jobs, of both lanes."""
+        return sum(map(len, self.held.values()))
+
+    def has_slot(self, tier: str, lane: str) -> bool:
+        """Whether it would take such a job now."""
+        return tier in self.facts.tiers and len(self.held[lane]) < self.facts.num_slots(lane)
 
     def take(self, job: KnownJob, order: int, now: float) -> None:
         """Begin the job, or go on with it."""
         self.play_until(now)
         self.held[job.lane].append(job.id)
-        num_rows = self.facts.profiles[job.tier].num_guided_rows if job.is_guided else 1
-        steps_left = job.num_steps * (1 - job.progress)
-        self.generations += [_Generation(job, order, num_rows, steps_left) for _ in range(job.num_images)]
+        self.generations += foresee(job, order, self.facts.profiles[job.tier])
 
     def play_until(self, now: float) -> None:
         """Let what is in step batches go on at its rate."""
@@ -109,26 +95,28 @@ class _Device:
             members.sort(key=lambda one: (is_urgent and one.job.lane != "interactive", one.order))
             self._share_steps(members, len(keys))
 
-    def _share_steps(self, members: list[_Generation], num_keys: int) -> None:
+    def _share_steps(self, members: list[ForeseenGeneration], num_keys: int) -> None:
         job = members[0].job
         profile = self.facts.profiles[job.tier]
         max_rows = min(profile.max_rows, self.row_limits.get(job.tier, profile.max_rows))
         batch, num_rows = [members[0]], members[0].num_rows
         for one in members[1:]:
+            if num_rows >= max_rows:
+                break
             if num_rows + one.num_rows <= max_rows:
                 batch.append(one)
                 num_rows += one.num_rows
         scale = min(1.0, job.num_pixels / profile.num_pixels)
-        seconds = scale * profile.step_seconds(num_rows)
+        seconds = scale * shared_step_seconds(profile, batch)
         ends_seconds = profile.encode_seconds + scale * profile.decode_seconds
         seconds += sum(ends_seconds / one.job.num_steps for one in batch)
         for one in batch:
             one.rate = 1 / (seconds * num_keys)
 
     def next_event(self) -> float | None:
-        """When the next generation is drawn, if nothing changes until then."""
+        """When the next generation is drawn or changes its rows, if nothing else happens until then."""
         ends = [
-            self.now + (0.0 if one.is_drawn else one.steps_left / one.rate)
+            self.now + (0.0 if one.is_drawn else one.steps_until_change / one.rate)
             for one in self.generations
             if one.is_drawn or one.rate
         ]
@@ -154,13 +142,16 @@ class _Play:
     """The devices, what waits for them, and the time."""
 
     def __init__(self, workload: Workload, row_limits: Mapping[str, int]) -> None:
-        honest = [one for one in workload.devices if one.profiles.keys() >= set(one.tiers)]
+        busy = _busy_tiers(workload)
+        honest = [one for one in workload.devices if not (busy & set(one.tiers)) - one.profiles.keys()]
         self._devices = {one.boot_id: _Device(one, row_limits) for one in honest}
         for order, job in enumerate(workload.running):
             device = self._devices.get(job.boot_id or "")
             if device is not None and job.tier in device.facts.profiles:
                 device.take(job, order, 0.0)
-        self._waiting = {len(workload.running) + place: job for place, job in enumerate(workload.queued)}
+        self._waiting: dict[tuple[str, str], deque[tuple[int, KnownJob]]] = {}  # by tier and lane
+        for order, job in enumerate(workload.queued, start=len(workload.running)):
+            self._waiting.setdefault((job.tier, job.lane), deque()).append((order, job))
         for device in self._devices.values():
             device.catch_up()
 
@@ -191,13 +182,19 @@ class _Play:
     def _fill(self, devices: Iterable[_Device], now: float) -> None:
         """Give waiting jobs to free slots, the oldest bell first, to the device that holds the least."""
         choice = list(devices)
-        for order, job in list(self._waiting.items()):
-            if all(device.is_full for device in choice):
+        while True:
+            # Only the first of a tier and lane can be next, however many wait behind it.
+            takers = {
+                place: free
+                for place in self._waiting
+                if (free := [device for device in choice if device.has_slot(*place)])
+            }
+            if not takers:
                 break
-            free = [device for device in choice if device.has_slot(job)]
-            if free:
-                least = min(free, key=lambda device: sum(map(len, device.held.values())))
-                least.take(job, order, now)
-                del self._waiting[order]
+            place = min(takers, key=lambda place: self._waiting[place][0][0])
+            order, job = self._waiting[place].popleft()
+            if not self._waiting[place]:
+                del self._waiting[place]
+            min(takers[place], key=lambda device: device.num_held).take(job, order, now)
         for device in choice:
             device.settle()

@@ -1,7 +1,8 @@
 """How long jobs and tiers still take: read, played through, and kept a second for all requests of a process.
 
-An estimate costs a query and some arithmetic, and must never be what slows the API down: it may take a
-share of one processor and no more, and what is unknown beyond that is left out. It never fails either.
+An estimate costs a query and some arithmetic, and must never be what slows the API down: it is made beside
+the requests, none of which waits for it longer than `MAX_WAIT_SECONDS`, it may take a share of one processor
+and no more, and what is unknown beyond that is left out. It never fails either.
 """
 
 import threading
@@ -30,8 +31,16 @@ MAX_SAVED_SECONDS = 0.5
 """So much may be spent at once after a quiet time."""
 MAX_AGE_SECONDS = 5.0
 """An older outlook says nothing, even where no new one may be made yet."""
-MAX_LOCK_SECONDS = 0.1
-"""Whoever finds another at it takes the last outlook: an answer is never late for its estimate."""
+MAX_WAIT_SECONDS = 0.03
+"""Where an outlook takes longer, the last one is taken: an answer is never late for its estimate."""
+
+Begin = Callable[[Callable[[], None]], None]
+"""Runs what it is given, now or beside the caller."""
+
+
+def on_a_thread(work: Callable[[], None]) -> None:
+    """Run `work` beside the caller."""
+    threading.Thread(target=work, name="forecast", daemon=True).start()
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,15 @@ class Forecast:
         read: Callable[[], Workload],
         catalogue: "Catalogue",
         clock: Callable[[], float] = time.monotonic,
+        begin: Begin = on_a_thread,
     ) -> None:
         self._read = read
+        self._begin = begin
         self._row_limits = {tier.name: tier.max_step_batch_rows for tier in catalogue.tiers}
         self._usual_jobs = _usual_jobs(catalogue)
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held for a moment only
+        self._made: threading.Event | None = None  # of the outlook that is being made
         self._outlook = _Outlook(made_at=clock() - 2 * KEPT_SECONDS)
         self._saved_seconds = MAX_SAVED_SECONDS
         self._saved_at = clock()
@@ -76,19 +88,45 @@ class Forecast:
 
     def _look(self, wanted: set[str]) -> tuple[_Outlook, float]:
         """The outlook, made anew if it is old or does not know all that is wanted, and its age."""
-        has_lock = self._lock.acquire(timeout=MAX_LOCK_SECONDS)  # whoever has it may wait for the database
-        try:
+        wait_until = time.monotonic() + MAX_WAIT_SECONDS
+        # Twice: what was being made when they were asked for may not know the youngest jobs.
+        for _ in range(2):
+            made = self._order(wanted)
+            if made is None or not made.wait(max(0.0, wait_until - time.monotonic())):
+                break
+        outlook, now = self._outlook, self._clock()
+        age = now - outlook.made_at
+        return (outlook if age <= MAX_AGE_SECONDS else _Outlook(now)), age
+
+    def _order(self, wanted: set[str]) -> threading.Event | None:
+        """See to it that a better outlook is made; set once it is. None where none is needed or may be."""
+        with self._lock:
             now = self._clock()
-            is_good = now - self._outlook.made_at <= KEPT_SECONDS and wanted <= self._outlook.known
-            if has_lock and not is_good and self._may_spend(now):
-                self._outlook = self._make(now)
-                now = self._clock()
-                self._saved_seconds -= now - self._outlook.made_at
-            age = now - self._outlook.made_at
-            return (self._outlook if age <= MAX_AGE_SECONDS else _Outlook(now)), age
+            if now - self._outlook.made_at <= KEPT_SECONDS and wanted <= self._outlook.known:
+                return None
+            if self._made is not None:
+                return self._made
+            if not self._may_spend(now):
+                return None
+            made = self._made = threading.Event()
+        try:
+            self._begin(lambda: self._make_anew(made))
+        except RuntimeError:  # no thread can be started
+            log.exception("estimate_failed")
+            self._made = None
+            return None
+        return made
+
+    def _make_anew(self, made: threading.Event) -> None:
+        started_at = self._clock()
+        outlook = _Outlook(started_at)
+        try:
+            outlook = self._make(started_at)
         finally:
-            if has_lock:
-                self._lock.release()
+            with self._lock:
+                self._saved_seconds -= self._clock() - started_at
+                self._outlook, self._made = outlook, None
+            made.set()
 
     def _may_spend(self, now: float) -> bool:
         self._saved_seconds += SHARE * (now - self._saved_at)

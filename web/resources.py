@@ -51,7 +51,7 @@ class JobResource(BaseModel):
     id: str
     state: State
     eta_seconds: float | None = Field(
-        None, description="Until its images are drawn, by measured profiles. Null where it cannot be honest."
+        None, description="Until its images are drawn, by profiles. Null where it cannot be honest."
     )
     queue_position: int | None = Field(
         None, description="1 is next in its tier and lane. Null while it has no bell, and beyond 1001."

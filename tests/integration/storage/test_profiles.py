@@ -9,7 +9,7 @@ import pytest
 from storage import jobs, workers
 from storage.database import Database
 from storage.jobs import WorkerName
-from storage.profiles import StoredProfile, publish
+from storage.profiles import StoredProfile, learn, publish
 from storage.workers import Worker
 from storage.workloads import KnownJob, LiveDevice, Workload, workload
 from tests.integration.storage.conftest import MakeJob
@@ -146,3 +146,37 @@ def test_a_long_queue_is_cut_off_and_says_so(
     found = workload(database, alive_seconds=20)
     assert [job.id for job in queued_in(found, tier)] == [job.id for job in made[:2]]
     assert (tier, "interactive") in found.cut_off
+
+
+def test_what_a_worker_learned_is_found_and_adds_to_what_was_learned_before(
+    database: Database, profile: StoredProfile, start_worker: StartWorker, tier: str
+) -> None:
+    worker = start_worker()
+    first = replace(profile, is_learned=True, steps=((4, 0.25), (8, 0.4)), shallow_share=0.5)
+    learn(database, first)
+    assert device_of(workload(database, alive_seconds=20), worker).profiles == {tier: first}
+    learn(database, replace(first, steps=((8, 0.5), (12, 0.6)), shallow_share=1.0, max_rows=16))
+    (found,) = device_of(workload(database, alive_seconds=20), worker).profiles.values()
+    assert found.steps == ((4, 0.25), (8, 0.5), (12, 0.6))
+    assert (found.shallow_share, found.max_rows) == (0.5, 16), "what was not seen stays"
+
+
+def test_what_was_measured_takes_the_place_of_what_was_learned_and_never_the_other_way_round(
+    database: Database, profile: StoredProfile, start_worker: StartWorker, tier: str
+) -> None:
+    worker = start_worker()
+    learned = replace(profile, is_learned=True, steps=((12, 9.0),))
+    learn(database, learned)
+    publish(database, [profile])
+    assert device_of(workload(database, alive_seconds=20), worker).profiles == {tier: profile}
+    learn(database, learned)
+    assert device_of(workload(database, alive_seconds=20), worker).profiles == {tier: profile}
+
+
+def test_a_job_that_leaves_work_out_is_told_with_what_it_leaves_out(
+    database: Database, start_worker: StartWorker, make_job: MakeJob, tier: str
+) -> None:
+    start_worker()
+    make_job(tier=tier, guidance_cutoff=0.5, step_cache=3)
+    (found,) = queued_in(workload(database, alive_seconds=20), tier)
+    assert (found.guidance_cutoff, found.step_cache) == (0.5, 3)

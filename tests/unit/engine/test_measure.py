@@ -38,6 +38,33 @@ class Costly(FakeFamily):
         return super().decode(latents)
 
 
+class CostlyCaching(FakeCachingFamily):
+    """A second a row of a whole step, a share of it for a shallow one."""
+
+    def __init__(self, clock: SetClock, shallow_share: float = 0.25) -> None:
+        super().__init__()
+        self.clock = clock
+        self.shallow_share = shallow_share
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        self.clock.now += len(latents)
+        return super().predict(latents, timesteps, conditions)
+
+    def predict_partly(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        *,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        self.clock.now += (1 - self.shallow_share) * (num_deep_rows - len(latents))
+        return super().predict_partly(
+            latents, timesteps, conditions, num_deep_rows=num_deep_rows, features=features
+        )
+
+
 def measure(
     step_seconds: Callable[[int], float], *, rows: int = 16, seconds: float = 0, max_rows: int = 1000
 ) -> tuple[Profile, Costly]:
@@ -56,6 +83,23 @@ def test_every_bucket_gets_the_seconds_that_it_takes() -> None:
     assert profile.num_guided_rows == 2
     assert profile.steps[0].peak_memory_bytes is None
     assert profile.key.device_name == "an abacus"
+
+
+def test_shallow_steps_are_measured_where_the_family_has_them() -> None:
+    profile, _ = measure(lambda rows: 1 + rows / 8)
+    assert profile.shallow_share == 1
+    clock = SetClock()
+    family = CostlyCaching(clock)
+    measured = Measurement(family, width=64, height=64, clock=clock).profile(8, seconds=0, device_name="x")
+    assert [step.seconds for step in measured.steps] == pytest.approx([4.0, 8.0])
+    assert measured.shallow_share == pytest.approx(0.25)
+
+
+def test_a_shallow_step_that_saves_nothing_counts_as_a_whole_one() -> None:
+    clock = SetClock()
+    family = CostlyCaching(clock, shallow_share=1.5)
+    measured = Measurement(family, width=64, height=64, clock=clock).profile(4, seconds=0, device_name="x")
+    assert measured.shallow_share == 1
 
 
 def test_a_cap_between_two_buckets_is_measured_at_the_bucket_that_holds_it() -> None:

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
+from engine.request import MAX_STEP_CACHE
+from engine.step_cache import StepCache
 from storage.profiles import StoredProfile
 from storage.workloads import KnownJob, LiveDevice, Workload
 from web.eta import seconds_until_drawn
+from web.foreseen import is_full
 
 PROFILE = StoredProfile(
     tier="sd",
@@ -154,18 +157,77 @@ def without_profile(device: LiveDevice) -> LiveDevice:
         (replace(DEVICE, tiers=("hd",)),),
         (without_profile(DEVICE),),
         (DEVICE, without_profile(DEVICE)),
-        (replace(DEVICE, tiers=("sd", "hd")),),
     ],
-    ids=[
-        "no device",
-        "none of the tier",
-        "no profile",
-        "one without a profile",
-        "a tier without one beside it",
-    ],
+    ids=["no device", "none of the tier", "no profile", "one without a profile"],
 )
 def test_nothing_is_said_where_it_could_not_be_honest(devices: tuple[LiveDevice, ...]) -> None:
     assert etas(job("a"), running("b"), devices=devices) == {}
+
+
+def test_a_tier_without_a_profile_silences_the_others_of_its_device_while_it_has_work() -> None:
+    device = (replace(DEVICE, tiers=("sd", "hd")),)
+    assert etas(job("a"), devices=device) == {"a": pytest.approx(10 + ENDS)}
+    assert etas(job("a"), job("b", tier="hd"), devices=device) == {}
+    assert etas(job("b", tier="hd"), devices=device) == {}
+
+
+def test_a_generation_has_one_row_after_its_guidance_cutoff() -> None:
+    whole, cut = (job(name, num_steps=20) for name in "ab"), job("c", num_steps=20, guidance_cutoff=0.5)
+    # Of 3 generations one has 1 row in its last 10 steps: 5 rows still take the larger bucket.
+    assert etas(*whole, cut)["c"] == pytest.approx(20 * 1.5 + 3 * ENDS)
+    halves = [job(name, num_steps=20, guidance_cutoff=0.5) for name in "abcd"]
+    assert etas(*halves)["d"] == pytest.approx(10 * 1.5 + 10 * 1.0 + 4 * ENDS)
+
+
+def test_rows_that_a_cutoff_frees_are_given_to_who_waits() -> None:
+    jobs = [job(name, num_steps=10, guidance_cutoff=0.0) for name in "abcdefgh"]
+    assert etas(*jobs)["h"] == pytest.approx(10 * 1.5 + 8 * ENDS)
+
+
+def test_a_cutoff_that_ends_within_a_step_guides_that_whole_step() -> None:
+    found = etas(*(job(name, num_steps=3, guidance_cutoff=0.5) for name in "abc"))
+    assert found["c"] == pytest.approx(2 * 1.5 + 1 * 1.0 + 3 * ENDS)
+
+
+def test_a_running_job_past_its_cutoff_has_one_row() -> None:
+    late = [running(name, 0.5, guidance_cutoff=0.5) for name in "abcd"]
+    assert etas(*late)["a"] == pytest.approx(5 * 1.0 + 4 * ENDS / 2)
+
+
+CACHING = (replace(DEVICE, profiles={"sd": replace(PROFILE, shallow_share=0.25)}),)
+
+
+def test_shallow_steps_of_a_lone_job_cost_their_measured_share() -> None:
+    num_full = 4 + 5 + 1  # of 20 steps: the first ones, 6, 9, 12, 15 and 18, the last
+    found = etas(job("a", num_steps=20, step_cache=3), devices=CACHING)
+    assert found["a"] == pytest.approx(num_full * 1.0 + (20 - num_full) * 0.25 + ENDS)
+
+
+def test_a_step_cache_counts_for_nothing_where_its_gain_was_not_measured() -> None:
+    assert etas(job("a", step_cache=3)) == etas(job("a"))
+
+
+def test_the_steps_that_are_left_of_a_running_job_are_mostly_shallow() -> None:
+    found = etas(running("a", 0.5, num_steps=20, step_cache=3), devices=CACHING)
+    assert found["a"] == pytest.approx(4 * 1.0 + 6 * 0.25 + ENDS / 2)  # 12, 15, 18 and 19 are full
+
+
+def test_a_mate_without_a_cache_keeps_the_deep_part_in_every_step() -> None:
+    both = etas(job("a", num_steps=20), job("b", num_steps=20, step_cache=3), devices=CACHING)
+    assert both["a"] == pytest.approx(20 * 1.0 + 2 * ENDS)
+    full = etas(*(job(name, num_steps=20) for name in "abcd"), devices=CACHING)["a"]
+    mixed = etas(*(job(name, num_steps=20, step_cache=3) for name in "abcd"), devices=CACHING)["a"]
+    lone = etas(job("a", num_steps=20, step_cache=3), devices=CACHING)["a"]
+    assert lone < mixed < full
+
+
+def test_the_steps_that_count_as_full_are_the_engines() -> None:
+    for interval in range(1, MAX_STEP_CACHE + 1):
+        for num_steps in range(1, 60):
+            cache = StepCache(interval, num_steps)
+            assert [is_full(index, interval, num_steps) for index in range(num_steps)] == [
+                cache.is_full(index) for index in range(num_steps)
+            ]
 
 
 def test_nothing_is_said_of_a_job_that_was_not_read_or_whose_worker_is_gone() -> None:

@@ -1,5 +1,7 @@
 """Estimates are shared between requests, made anew when they must be, and cost no more than their share."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -51,9 +53,13 @@ def rows(clock: Clock) -> Rows:
     return Rows(clock)
 
 
+def at_once(work: Callable[[], None]) -> None:
+    work()
+
+
 @pytest.fixture
 def forecast(rows: Rows, clock: Clock) -> Forecast:
-    return Forecast(rows.read, CATALOGUE, clock)
+    return Forecast(rows.read, CATALOGUE, clock, at_once)
 
 
 def shown(name: str, **changes: Any) -> Any:
@@ -108,6 +114,38 @@ def test_an_old_estimate_is_not_shown_when_no_new_one_may_be_made(
     assert rows.num_reads == 1
 
 
+def test_no_answer_waits_for_an_outlook_that_takes_long_and_the_next_one_has_it(
+    rows: Rows, clock: Clock
+) -> None:
+    begun: list[Callable[[], None]] = []
+    forecast = Forecast(rows.read, CATALOGUE, clock, begun.append)
+    assert forecast.of_jobs([shown("a")]) == {}, "nothing was foreseen yet, and it is being made"
+    assert forecast.of_jobs([shown("a")]) == {}
+    assert len(begun) == 1, "one is made at a time"
+    begun[0]()
+    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS}
+    clock.now += 2
+    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS - 2}, "the last one, until the next is made"
+    begun[1]()
+    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS}
+    assert (rows.num_reads, len(begun)) == (2, 2)
+
+
+def test_an_outlook_on_another_thread_is_waited_for(rows: Rows) -> None:
+    forecast, deadline = Forecast(rows.read, CATALOGUE), time.monotonic() + 30
+    while not (found := forecast.of_jobs([shown("a")])):
+        assert time.monotonic() < deadline
+    assert 0 < found["a"] <= LONE_SECONDS
+
+
+def test_a_thread_that_cannot_be_started_leaves_nothing_to_say(rows: Rows, clock: Clock) -> None:
+    def refuse(_: Callable[[], None]) -> None:
+        raise RuntimeError("can't start new thread")
+
+    forecast = Forecast(rows.read, CATALOGUE, clock, refuse)
+    assert [forecast.of_jobs([shown("a")]) for _ in range(2)] == [{}, {}]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -128,7 +166,7 @@ def test_rows_that_cannot_be_read_leave_nothing_to_say(clock: Clock) -> None:
     def fail() -> Workload:
         raise Unavailable("away")
 
-    forecast = Forecast(fail, CATALOGUE, clock)
+    forecast = Forecast(fail, CATALOGUE, clock, at_once)
     assert forecast.of_jobs([shown("a")]) == {}
     assert forecast.of_tiers() == {}
 
@@ -141,10 +179,10 @@ def test_a_tiers_estimate_is_that_of_its_usual_job_behind_all_others(forecast: F
 
 def test_a_tier_is_slower_behind_what_runs(rows: Rows, clock: Clock) -> None:
     rows.workload = Workload((replace(DEVICE, interactive_slots=1),), (running("r"),), ())
-    found = Forecast(rows.read, CATALOGUE, clock).of_tiers()
+    found = Forecast(rows.read, CATALOGUE, clock, at_once).of_tiers()
     assert found == {"sd": pytest.approx(LONE_SECONDS + 21)}
 
 
 def test_a_tier_whose_queue_was_not_read_to_its_end_has_no_estimate(rows: Rows, clock: Clock) -> None:
     rows.workload = replace(rows.workload, cut_off=frozenset({("sd", "interactive")}))
-    assert Forecast(rows.read, CATALOGUE, clock).of_tiers() == {}
+    assert Forecast(rows.read, CATALOGUE, clock, at_once).of_tiers() == {}

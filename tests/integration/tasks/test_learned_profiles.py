@@ -1,0 +1,125 @@
+"""What a worker learns of its jobs is published for its tiers, once it is something and when it has moved."""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine.load import LoadedModels
+from engine.policy import BatchKey
+from engine.seen_costs import MIN_SEEN, NUM_KEPT, SeenCosts
+from storage import workers
+from storage.database import Database
+from storage.profiles import StoredProfile
+from storage.workers import Worker
+from storage.workloads import workload
+from tasks.learned_profiles import LearnedProfiles
+from tasks.profiles import ProfileFolder, WorkerProfiles, measure_tier, worker_profiles
+from tests.unit.engine.fakes import FakeFamily
+
+SMALL, LARGE = BatchKey("tiny", 16, 16), BatchKey("tiny", 24, 24)
+LOADED = LoadedModels({"tiny": FakeFamily()}, {"tiny": {16384: 16, 36864: 8}}, "exact")
+
+
+@pytest.fixture
+def tiers() -> list[Any]:
+    """Two of this test's own."""
+    name = secrets.token_hex(4)
+    return [
+        SimpleNamespace(
+            name=f"{name}-{side}",
+            model="tiny",
+            default_width=side,
+            default_height=side,
+            max_pixels=side * side,
+        )
+        for side in (128, 192)
+    ]
+
+
+@pytest.fixture
+def costs() -> SeenCosts:
+    return SeenCosts()
+
+
+def learner(
+    database: Database, costs: SeenCosts, tiers: list[Any], folder: Path
+) -> tuple[LearnedProfiles, WorkerProfiles]:
+    profiles = worker_profiles(ProfileFolder(folder), tiers, LOADED)
+    return LearnedProfiles(database, costs, tiers, LOADED, profiles), profiles
+
+
+@pytest.fixture
+def published(database: Database) -> Iterator[Any]:
+    """What everybody finds of a worker with these profiles, by tier."""
+    boot_id = secrets.token_hex(8)
+
+    def find(profiles: WorkerProfiles) -> dict[str, StoredProfile]:
+        tiers = tuple(profiles.keys)
+        worker = Worker(boot_id, boot_id, "test", 1, "cpu:0", tiers, 3, 2, "exact", profiles.fingerprints)
+        workers.heartbeat(database, worker, [], lease_seconds=30)
+        found = workload(database, alive_seconds=20).devices
+        return dict(next(device.profiles for device in found if device.boot_id == boot_id))
+
+    yield find
+    workers.say_goodbye(database, boot_id)
+
+
+def see(costs: SeenCosts, key: BatchKey, seconds: float, *, num_rows: int = 4, times: int = MIN_SEEN) -> None:
+    costs.saw_encoding(key, 0.25)
+    costs.saw_decoding(key, 0.5)
+    for _ in range(times):
+        costs.saw_step(key, num_rows, seconds)
+
+
+def test_nothing_is_published_before_jobs_have_run(
+    database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
+) -> None:
+    learned, profiles = learner(database, costs, tiers, tmp_path)
+    assert learned.publish() == []
+    assert published(profiles) == {}
+
+
+def test_a_tier_is_published_once_its_own_sizes_were_seen(
+    database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
+) -> None:
+    learned, profiles = learner(database, costs, tiers, tmp_path)
+    see(costs, BatchKey("tiny", 8, 16), 0.5)
+    learned.publish()
+    (found,) = published(profiles).values()
+    assert (found.tier, found.width, found.height) == (tiers[0].name, 128, 128)
+    assert found.steps == ((4, pytest.approx(1.0)),), "half the pixels took half a second"
+    assert (found.encode_seconds, found.decode_seconds) == (0.25, pytest.approx(1.0))
+    assert (found.num_guided_rows, found.max_rows, found.is_learned) == (2, 16, True)
+    see(costs, LARGE, 3.0)
+    learned.publish()
+    assert published(profiles)[tiers[1].name].steps == ((4, pytest.approx(3.0)),)
+
+
+def test_what_has_hardly_moved_is_not_told_again(
+    database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
+) -> None:
+    learned, profiles = learner(database, costs, tiers, tmp_path)
+    see(costs, SMALL, 1.0)
+    assert len(learned.publish()) == 1
+    see(costs, SMALL, 1.05, times=NUM_KEPT)
+    assert learned.publish() == []
+    see(costs, SMALL, 1.5, times=NUM_KEPT)
+    assert len(learned.publish()) == 1
+    see(costs, SMALL, 2.0, num_rows=8)
+    assert len(learned.publish()) == 1
+    assert published(profiles)[tiers[0].name].steps == ((4, pytest.approx(1.5)), (8, pytest.approx(2.0)))
+
+
+def test_a_tier_that_was_measured_is_not_learned(
+    database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path
+) -> None:
+    measured = measure_tier(tiers[0], LOADED, scheduler="ddim", seconds=0)
+    ProfileFolder(tmp_path).write(tiers[0].name, measured)
+    learned, _ = learner(database, costs, tiers, tmp_path)
+    see(costs, SMALL, 1.0)
+    see(costs, LARGE, 1.0)
+    assert [one.tier for one in learned.publish()] == [tiers[1].name]

@@ -1,0 +1,146 @@
+"""`calotype profile` measures the shipped model, keeps it where workers look, and says what it found."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from catalogue import load_catalogue
+from cli_profile import measure_tiers, show
+from engine.families.family import Conditions
+from engine.load import LoadedModels
+from engine.profile import Profile
+from settings import ROOT
+from tasks.profiles import ProfileFolder, worker_profiles
+from terminal import EXIT_USAGE
+from tests.unit.engine.fakes import FakeFamily, SetClock
+
+SD, HD = load_catalogue(ROOT / "calotype.toml").tiers
+
+
+def run_profile(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "cli", "profile", "--seconds", "0", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "CALOTYPE_PROFILES_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def profile_in(file: Path) -> Profile:
+    return Profile.from_dict(json.loads(file.read_text()))
+
+
+def test_the_shipped_model_is_measured_stored_and_told_as_json(tmp_path: Path) -> None:
+    answer = run_profile(tmp_path, "--device", "cpu:0", "--tier", "sd", "--json")
+    assert answer.returncode == 0, answer.stderr
+    (told,) = json.loads(answer.stdout)
+    (file,) = tmp_path.iterdir()
+    assert (told.pop("tier"), told.pop("device"), told.pop("file")) == ("sd", "cpu:0", str(file))
+    stored = json.loads(file.read_text())
+    assert stored.pop("tier") == "sd"
+    assert stored == told
+    profile = profile_in(file)
+    assert file.name == f"sd.{profile.key.fingerprint}.json"
+    buckets = [step.num_rows for step in profile.steps]  # the self-test may allow fewer than configured
+    assert buckets == list(range(4, buckets[-1] + 1, 4))
+    assert 4 < buckets[-1] <= SD.max_step_batch_rows
+    for step in profile.steps:
+        assert 0 < step.low_seconds <= step.seconds <= step.high_seconds
+        assert step.peak_memory_bytes is None, "on a CPU it is not measured"
+    assert profile.steps[0].seconds < profile.steps[-1].seconds, "more rows cost more, on any CPU"
+    assert (profile.key.width, profile.key.height) == (SD.default_width, SD.default_height)
+    assert profile.encode_seconds > 0
+    assert profile.decode_seconds > 0
+    assert 0 < profile.shallow_share < 0.5, "the deep part is nearly all of the shipped model"
+    assert told["found"]["max_rows"] == profile.max_rows
+
+
+def test_every_tier_of_the_plan_is_measured_and_shown_in_a_table(tmp_path: Path) -> None:
+    answer = run_profile(tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    files = {file.name.partition(".")[0]: profile_in(file) for file in tmp_path.iterdir()}
+    assert files.keys() == {"sd", "hd"}
+    head, *lines = (line.split("\t") for line in answer.stdout.splitlines())
+    assert head[:6] == ["tier", "device", "rows", "seconds/step", "rows/s", "gain"]
+    rows = [line for line in lines if len(line) > 1]
+    shown = [(line[0], int(line[2]), line[3]) for line in rows]
+    measured = [
+        (name, step.num_rows, f"{step.seconds:.4g}") for name in ("sd", "hd") for step in files[name].steps
+    ]
+    assert shown == measured
+    for name, profile in files.items():
+        (verdict,) = re.findall(rf"^{name} on \S+: (batching.*)$", answer.stdout, flags=re.MULTILINE)
+        assert verdict.startswith("batching pays" if profile.batching_pays else "batching does not pay")
+        assert f"step batches are kept to {profile.max_rows}" in verdict
+        assert f"a shallow step {profile.shallow_share:.2f} of a full one" in verdict
+
+
+def test_a_tier_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    answer = run_profile(tmp_path, "--tier", "uhd")
+    assert answer.returncode == EXIT_USAGE
+    assert "uhd" in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+class Costly(FakeFamily):
+    """A step takes what it is told to by its rows, on a clock."""
+
+    def __init__(self, clock: SetClock, step_seconds: Callable[[int], float]) -> None:
+        super().__init__()
+        self.clock = clock
+        self.seconds = step_seconds
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        output = super().predict(latents, timesteps, conditions)
+        self.clock.now += self.seconds(len(latents))
+        return output
+
+
+def measured_on_an_abacus(
+    folder: Path, step_seconds: Callable[[int], float]
+) -> tuple[list[Any], LoadedModels]:
+    clock = SetClock()
+    loaded = LoadedModels({"tiny": Costly(clock, step_seconds)}, {"tiny": {16384: 16, 36864: 8}}, "exact")
+    schedulers = {"tiny": "ddim"}
+    found = measure_tiers(
+        [SD], loaded, ProfileFolder(folder), device="cpu:0", schedulers=schedulers, seconds=0, clock=clock
+    )
+    return found, loaded
+
+
+def test_where_batching_does_not_pay_it_says_so_and_the_worker_is_capped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, loaded = measured_on_an_abacus(tmp_path, lambda rows: rows / 4)
+    show(found)
+    out = capsys.readouterr().out
+    assert "sd on cpu:0: batching does not pay: 1.00 times the rows a second at best" in out
+    assert "so step batches are kept to 4 rows" in out
+    assert "shallow" not in out, "this model has no step cache"
+    worker = worker_profiles(ProfileFolder(tmp_path), [SD, HD], loaded)
+    assert worker.engine.capped(loaded.row_limits) == {"tiny": {16384: 4, 36864: 8}}
+    (stored,) = worker.stored
+    assert (stored.max_rows, stored.batching_pays, stored.is_learned) == (4, False, False)
+
+
+def test_where_batching_pays_up_to_a_knee_the_worker_is_capped_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, loaded = measured_on_an_abacus(tmp_path, lambda rows: 1.0 if rows <= 8 else rows / 8)
+    show(found)
+    out = capsys.readouterr().out
+    assert "batching pays: 2.00 times the rows a second of 4 rows; the knee is at 8 rows" in out
+    assert "step batches are kept to 8" in out
+    worker = worker_profiles(ProfileFolder(tmp_path), [SD], loaded)
+    assert worker.engine.capped(loaded.row_limits)["tiny"][16384] == 8

@@ -1,0 +1,99 @@
+"""A generation as an estimate sees it: how many rows it has and how often it runs the whole model.
+
+Owns the rules of guidance cutoff and step cache as far as they change what a step costs. Which steps of a
+step cache are full is the engine's rule (`engine.step_cache`), which nothing here may import: a test holds
+the two together.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from storage.profiles import StoredProfile
+from storage.workloads import KnownJob
+
+NUM_FIRST_FULL_STEPS = 4
+NUM_LAST_FULL_STEPS = 1
+
+ALMOST_NOTHING = 1e-6
+"""Of a step: what rounding leaves of one that has ended."""
+
+
+@dataclass(eq=False)
+class ForeseenGeneration:
+    """One image to be drawn; `rate` is its steps a second as things stand."""
+
+    job: KnownJob
+    order: int  # of its job: the oldest first
+    num_guided_rows: int
+    num_unguided_steps: int  # its last ones
+    full_share: float  # of the steps that are left
+    steps_left: float
+    rate: float = 0.0
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether nothing is left of it."""
+        return self.steps_left <= ALMOST_NOTHING
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of its next step."""
+        is_guided = self.steps_left > self.num_unguided_steps + ALMOST_NOTHING
+        return self.num_guided_rows if is_guided else 1
+
+    @property
+    def steps_until_change(self) -> float:
+        """Steps until it is drawn, or before that until it drops its guidance."""
+        if self.steps_left > self.num_unguided_steps + ALMOST_NOTHING:
+            return self.steps_left - self.num_unguided_steps
+        return self.steps_left
+
+
+def foresee(job: KnownJob, order: int, profile: StoredProfile) -> list[ForeseenGeneration]:
+    """What is left of the job's images, each as far as all of them are on average."""
+    num_guided_steps = math.ceil(job.guidance_cutoff * job.num_steps) if job.is_guided else 0
+    return [
+        ForeseenGeneration(
+            job=job,
+            order=order,
+            num_guided_rows=profile.num_guided_rows,
+            num_unguided_steps=job.num_steps - num_guided_steps,
+            full_share=_full_share(job),
+            steps_left=job.num_steps * (1 - job.progress),
+        )
+        for _ in range(job.num_images)
+    ]
+
+
+def shared_step_seconds(profile: StoredProfile, batch: Sequence[ForeseenGeneration]) -> float:
+    """Seconds of a step of all these together, as it is on average while each is in any of its steps.
+
+    Every row runs the shallow part. The deep part runs in the steps in which some member is full, with
+    the rows of the members that are; where their full steps lie is taken to be chance.
+    """
+    num_rows = sum(one.num_rows for one in batch)
+    share_without_deep = math.prod(1 - one.full_share for one in batch)
+    if not share_without_deep:
+        return profile.step_seconds(num_rows)
+    share_with_deep = 1 - share_without_deep
+    num_deep_rows = sum(one.num_rows * one.full_share for one in batch) / share_with_deep
+    deep_seconds = (1 - profile.shallow_share) * profile.step_seconds(num_deep_rows)
+    return profile.shallow_share * profile.step_seconds(num_rows) + share_with_deep * deep_seconds
+
+
+def is_full(step_index: int, interval: int, num_steps: int) -> bool:
+    """Whether this step of a step cache of `interval` runs the whole model, as `StepCache.is_full`."""
+    return (
+        step_index % interval == 0
+        or step_index < NUM_FIRST_FULL_STEPS
+        or step_index >= num_steps - NUM_LAST_FULL_STEPS
+    )
+
+
+def _full_share(job: KnownJob) -> float:
+    """Of the steps that are left of the job, how many run the whole model."""
+    if job.step_cache == 1:
+        return 1.0
+    left = range(min(round(job.num_steps * job.progress), job.num_steps - 1), job.num_steps)
+    return sum(is_full(index, job.step_cache, job.num_steps) for index in left) / len(left)
