@@ -54,10 +54,8 @@ class Engine:
         self.ticked_at = clock()  # when the loop last turned: old, and not idle, means hung
         self.num_ticks = 0  # step batches begun
         self._clock = clock
-        self._models = Models(families, row_limits, promise=promise)
-        self._policy = Policy(
-            self._models.max_rows, step_seconds=step_seconds, bucket_rows=self._models.bucket_rows
-        )
+        models = self._models = Models(families, row_limits, promise=promise)
+        self._policy = Policy(models.max_rows, step_seconds=step_seconds, bucket_rows=models.bucket_rows)
         self._side_work = SideWork(clock)
         self._runner = Runner(families, clock)
         self.seen_costs = self._runner.seen_costs

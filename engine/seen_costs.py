@@ -43,7 +43,7 @@ class SeenCosts:
         self._decodings: dict[Shape, deque[float]] = _kept()
 
     def saw_step(self, key: BatchKey, bucket: int, seconds: float, *, full_share: float = 1.0) -> None:
-        """Take note of a step batch that ran at `bucket` rows; `full_share` of its rows ran the whole model."""
+        """Take note of a step batch at `bucket` rows; `full_share` of its rows ran the whole model."""
         place = (_shape(key), bucket)
         with self._lock:
             if full_share == 1:
