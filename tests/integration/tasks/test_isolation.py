@@ -1,6 +1,7 @@
 """A worker around a real engine whose model obeys the test: cancellation, a lost device, a hung step."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ from engine.engine import Engine
 from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
+from storage.errors import Unavailable
 from storage.job_views import get
 from storage.jobs import WorkerName
 from storage.states import State
@@ -144,6 +146,54 @@ def test_lost_device_gives_its_leases_up_before_the_process_ends(
     jobs.reap(database)
     after = get(database, job.account_id, job.id)
     assert (after.state, after.suspect, after.num_failures) == (State.QUEUED, True, 0)
+
+
+def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_ends(
+    database: Database,
+    task: Generate,
+    family: SteppedFamily,
+    real_engine: Engine,
+    worker: Worker,
+    holdings: Holdings,
+    make_job: MakeJob,
+) -> None:
+    """Batch mates, and who waits: all can be claimed elsewhere at once, as suspects, and none is charged."""
+    size = {"width": 64, "height": 64}
+    made = [make_job(prompt=prompt, **size) for prompt in ("lose the device", "a red heart", "a blue star")]
+    left: list[tuple[State, bool, int]] = []
+
+    def end_process(code: int) -> None:
+        assert code == EXIT_DEVICE_LOST
+        jobs.reap(database)
+        found = [get(database, job.account_id, job.id) for job in made]
+        left.extend((job.state, job.suspect, job.num_failures) for job in found)
+
+    threads = [threading.Thread(target=task, args=(job.id,)) for job in made]
+    threads.append(threading.Thread(target=end_when_fatal, args=(real_engine, database, worker, end_process)))
+    for thread in threads:
+        thread.start()
+    assert family.entered.acquire(timeout=60)
+    deadline = time.monotonic() + 60
+    while real_engine.num_generations < len(made):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for _ in range(STEPS):
+        family.may_pass.release()
+    for thread in threads:
+        thread.join(60)
+    assert left == [(State.QUEUED, True, 0)] * len(made)
+    assert not holdings.all()
+
+
+def test_process_without_its_device_ends_although_postgres_cannot_be_reached(
+    real_engine: Engine, worker: Worker, ended: list[int]
+) -> None:
+    """Its leases then run out by themselves."""
+    unreachable = Database("postgresql://nobody@127.0.0.1:1/none", 1)
+    real_engine.fatal.set()
+    with pytest.raises(Unavailable):
+        end_when_fatal(real_engine, unreachable, worker, ended.append)
+    assert ended == [EXIT_DEVICE_LOST]
 
 
 def test_hung_step_trips_the_watchdog(

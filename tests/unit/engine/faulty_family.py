@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.families.family import Conditions, Encoding
-from tests.unit.engine.fakes import FakeFamily
+from tests.unit.engine.fakes import FakeCachingFamily
 
 Kind = Literal["encode", "predict", "decode"]
 Fault = Literal["out of memory", "exception", "not a number", "device lost", "slow"]
@@ -20,7 +20,7 @@ CULPRITS = ("explode", "not a number", "huge", "cannot be encoded")
 
 
 @dataclass
-class FaultyFamily(FakeFamily):
+class FaultyFamily(FakeCachingFamily):
     """Prompts are a word and a number, `fine 3`: the word is what it does, the number whose it is."""
 
     faults: Mapping[tuple[Kind, int], Fault] = field(default_factory=dict)
@@ -30,6 +30,7 @@ class FaultyFamily(FakeFamily):
     num_decodings_charged: int = 0
     times_without_room: Counter[int] = field(default_factory=Counter)  # at encoding
     alone_without_room: set[int] = field(default_factory=set)  # in the forward pass before
+    spoiled: Tensor | None = None  # which rows of the last forward pass are no numbers
 
     def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
         word, _, number = text.rpartition(" ")
@@ -48,6 +49,7 @@ class FaultyFamily(FakeFamily):
         marks, numbers = conditions.prompt_embeds[:, 0].unbind(1)
         present = {int(number) for number in numbers.tolist()}
         fault = self._fault("predict")
+        self.spoiled = None
         alone = present if len(present) == 1 else set()
         is_out_of_memory = fault == "out of memory"
         is_second = alone == self.alone_without_room  # the first may be somebody else's memory
@@ -58,9 +60,26 @@ class FaultyFamily(FakeFamily):
         told = replace(conditions, prompt_embeds=marks.view(-1, 1, 1))
         output = super().predict(latents, timesteps, told)
         if fault == "not a number":
-            output[numbers == numbers[0]] = float("nan")
+            self.spoiled = numbers == numbers[0]
+            output[self.spoiled] = float("nan")
             self.charged.add(int(numbers[0]))
         return output
+
+    def predict_partly(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        *,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        output, kept = super().predict_partly(
+            latents, timesteps, conditions, num_deep_rows=num_deep_rows, features=features
+        )
+        if self.spoiled is not None:
+            output[self.spoiled] = float("nan")  # in a shallow row too
+        return output, kept
 
     def decode(self, latents: Tensor) -> Tensor:
         fault = self._fault("decode")
