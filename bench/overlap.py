@@ -1,0 +1,254 @@
+"""What an S3 server that answers 20 ms late costs in throughput, with work always waiting.
+
+    python -m bench.overlap [--pairs 12] [--seconds 12] [--late-ms 20] [--slots 12]
+
+Owns the two arms and their order. One process holds what a worker holds: a real engine on one thread, and
+`tasks.generate` on as many threads as there are slots, over real rows and a real S3 server of its own, which
+stands behind `bench.late_proxy`. Late and not late take turns (ABBA) within one run, in seconds of the wall:
+what a thread waits is no CPU time. A shared machine therefore shows: take the median of many pairs.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import statistics
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from alembic import command
+from alembic.config import Config
+
+from bench.arms import rows_of
+from bench.late_proxy import run_proxy
+from bench.workload import MODEL, mixed_requests
+from engine.engine import Engine
+from engine.handle import Handle
+from engine.load import ModelSpec, load_engine
+from engine.request import GenerationRequest
+from local.endpoints import Embedded, embedded
+from logs import configure_logs
+from storage import accounts, submissions
+from storage.blobs import Blobs
+from storage.database import Database
+from storage.jobs import WorkerName
+from storage.submissions import NewJob
+from tasks.generate import Generate, GeneratePlan
+from tasks.holdings import Holdings
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDE, MAX_ROWS, TIER = 128, 16, "sd"
+FILLING_SECONDS = 15.0
+HOUR_SECONDS = 3600.0  # a lease that nobody has to renew
+
+
+@dataclass(frozen=True)
+class Window:
+    """What was done in some seconds of one arm."""
+
+    is_late: bool
+    seconds: float
+    num_row_steps: int
+    num_step_batches: int
+    num_images: int
+
+    @property
+    def speed(self) -> float:
+        """Row steps a second: finer than images, of which a window has few."""
+        return self.num_row_steps / self.seconds
+
+
+class Counts:
+    """What an engine and its tasks have done so far; each number has one writer, or a lock."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self.num_row_steps = 0
+        self.num_images = 0
+
+    def submit(
+        self, request: GenerationRequest, *, before_first_step: Callable[[], object] | None = None
+    ) -> Handle:
+        """`engine.submit`, with each step counted."""
+
+        def count(*_: int) -> None:
+            self.num_row_steps += rows_of(request)  # on the engine's thread alone
+
+        return self._engine.submit(request, on_progress=count, before_first_step=before_first_step)
+
+    def finished(self) -> None:
+        """One more job is done, file and upload included."""
+        with self._lock:
+            self.num_images += 1
+
+    def window(self, seconds: float, *, is_late: bool) -> Window:
+        """What the next seconds bring."""
+        begun_at, before = time.monotonic(), self._now()
+        time.sleep(seconds)
+        taken, after = time.monotonic() - begun_at, self._now()
+        return Window(is_late, taken, *(late - early for late, early in zip(after, before, strict=True)))
+
+    def _now(self) -> tuple[int, int, int]:
+        return self.num_row_steps, self._engine.num_ticks, self.num_images
+
+
+def losses(windows: Sequence[Window]) -> list[float]:
+    """Of each pair of neighbours: the share of speed that is lost where answers are late."""
+    found = []
+    for first, second in zip(windows[::2], windows[1::2], strict=True):
+        late, plain = (first, second) if first.is_late else (second, first)
+        if plain.is_late or not late.is_late:
+            raise ValueError("a pair has one window of each arm")
+        found.append(1 - late.speed / plain.speed)
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--pairs", type=int, default=12)
+    options.add_argument("--seconds", type=float, default=12.0, help="of one window")
+    options.add_argument("--late-ms", type=float, default=20.0)
+    options.add_argument("--slots", type=int, default=12, help="jobs that the worker holds at once")
+    asked = options.parse_args()
+    warnings.simplefilter("ignore")
+    configure_logs("warning", "console")
+    with tempfile.TemporaryDirectory() as folder, embedded(Path(folder) / "data", keep=False) as services:
+        windows = measure(
+            services,
+            num_pairs=asked.pairs,
+            seconds=asked.seconds,
+            late_seconds=asked.late_ms / 1e3,
+            num_slots=asked.slots,
+        )
+    print("\n".join(report(windows, asked.late_ms)))
+
+
+def measure(
+    services: Embedded, *, num_pairs: int, seconds: float, late_seconds: float, num_slots: int
+) -> list[Window]:
+    """The windows of both arms, in the order in which they were run."""
+    os.environ.update(services.environment)
+    command.upgrade(Config(toml_file=str(ROOT / "pyproject.toml")), "head")
+    engine = load_engine(
+        [ModelSpec(MODEL, str(ROOT / "models" / MODEL))],
+        device="cpu:0",
+        row_limits={MODEL: {SIDE * SIDE: MAX_ROWS}},
+        num_threads=1,
+    )
+    db, counts, ended = Database(services.database_url, num_slots + 2), Counts(engine), threading.Event()
+    engine.start()
+    late = multiprocessing.get_context("spawn").Value("d", 0.0)
+    with proxied(services.s3_endpoint, late) as endpoint:
+        generate = Generate(
+            db=db,
+            blobs=_blobs(services, endpoint, num_slots),
+            submit=counts.submit,
+            holdings=Holdings(),
+            worker=WorkerName("bench", "cpu:0@bench"),
+            tiers=[TIER],
+            plan=GeneratePlan(lease_seconds=HOUR_SECONDS),
+        )
+        threads = [
+            threading.Thread(target=_serve, args=(number, db, generate, counts, ended))
+            for number in range(num_slots)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(FILLING_SECONDS)
+        windows = []
+        for is_late in itertools.islice(itertools.cycle((False, True, True, False)), 2 * num_pairs):
+            late.value = late_seconds if is_late else 0.0
+            windows.append(counts.window(seconds, is_late=is_late))
+        ended.set()
+        engine.stop()
+        for thread in threads:
+            thread.join()
+    db.close()
+    return windows
+
+
+@contextmanager
+def proxied(endpoint: str, late_seconds: Any) -> Iterator[str]:
+    """The address at which the same server answers later."""
+    address, context = urlsplit(endpoint), multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    arguments = (address.hostname, address.port, late_seconds, theirs)
+    process = context.Process(target=run_proxy, args=arguments, daemon=True)
+    process.start()
+    try:
+        yield f"http://127.0.0.1:{ours.recv()}"
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _blobs(services: Embedded, endpoint: str, num_slots: int) -> Blobs:
+    return Blobs(
+        endpoint=endpoint,
+        public_endpoint=endpoint,
+        region=services.s3_region,
+        access_key=services.s3_access_key,
+        secret_key=services.s3_secret_key,
+        bucket=services.bucket,
+        max_connections=num_slots,
+    )
+
+
+def _serve(number: int, db: Database, generate: Generate, counts: Counts, ended: threading.Event) -> None:
+    """One slot: one job after another, as bells would bring them."""
+    account = accounts.create_account(db, f"bench-{number}")
+    requests = itertools.cycle(mixed_requests(100, SIDE, seed=number))
+    while not ended.is_set():
+        job, _ = submissions.create(db, _job(account, next(requests)), redispatch_seconds=HOUR_SECONDS)
+        generate(job.id)
+        counts.finished()
+
+
+def _job(account: str, request: GenerationRequest) -> NewJob:
+    return NewJob(
+        account_id=account,
+        model=MODEL,
+        tier=TIER,
+        lane="interactive",
+        prompt=request.prompt,
+        negative_prompt="",
+        width=request.width,
+        height=request.height,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        scheduler="ddim",
+        seed=request.seed,
+    )
+
+
+def report(windows: Sequence[Window], late_ms: float) -> Iterator[str]:
+    """Markdown: a line an arm, and the loss of the pairs."""
+    yield "| answers | row steps a second | of them a step batch | images a second |\n|---|---|---|---|"
+    for name, is_late in (("at once", False), (f"{late_ms:g} ms late", True)):
+        arm = [window for window in windows if window.is_late == is_late]
+        seconds, steps = sum(one.seconds for one in arm), sum(one.num_row_steps for one in arm)
+        batches, images = sum(one.num_step_batches for one in arm), sum(one.num_images for one in arm)
+        median = statistics.median(one.speed for one in arm)
+        yield f"| {name} | {median:.1f} | {steps / batches:.2f} | {images / seconds:.2f} |"
+    found = losses(windows)
+    low, _, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
+    yield (
+        f"\nlost: median {statistics.median(found):+.1%} of {len(found)} pairs, half of them between "
+        f"{low:+.1%} and {high:+.1%}, all between {min(found):+.1%} and {max(found):+.1%}; load average "
+        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {torch.get_num_threads()} thread"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The late proxy delays each answer once and changes no byte; a loss is of neighbours in time."""
+
+import asyncio
+
+import pytest
+
+from bench.late_proxy import LateProxy
+from bench.overlap import Window, losses, report
+
+ANSWERS = [b"100 continue\n", b"x" * 300_000 + b"\n"]
+
+
+async def answer_twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    for line in ANSWERS:
+        await reader.readline()
+        writer.write(line)
+        await writer.drain()
+    writer.close()
+
+
+@pytest.mark.parametrize(("late_seconds", "sleeps"), [(0.02, [0.02, 0.02]), (0.0, [])])
+def test_each_answer_is_late_once_and_arrives_as_it_was_sent(
+    late_seconds: float, sleeps: list[float]
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def talk() -> list[bytes]:
+        upstream = await asyncio.start_server(answer_twice, "127.0.0.1", 0)
+        host, port = upstream.sockets[0].getsockname()
+        server = await LateProxy(host, port, lambda: late_seconds, sleep).listen()
+        reader, writer = await asyncio.open_connection(
+            *server.sockets[0].getsockname(), limit=2 * len(ANSWERS[1])
+        )
+        heard = []
+        for asked in (b"may I?\n", b"body\n"):
+            writer.write(asked)
+            heard.append(await reader.readline())
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+        upstream.close()
+        return heard
+
+    assert asyncio.run(talk()) == ANSWERS
+    assert slept == sleeps
+
+
+def window(*, is_late: bool, speed: int) -> Window:
+    return Window(is_late, 10.0, 10 * speed, 10, 5)
+
+
+def test_loss_is_between_neighbours_whichever_came_first() -> None:
+    windows = [
+        window(is_late=False, speed=100),
+        window(is_late=True, speed=99),
+        window(is_late=True, speed=45),
+        window(is_late=False, speed=50),
+    ]
+    assert losses(windows) == pytest.approx([0.01, 0.1])
+    assert "median +5.5% of 2 pairs" in list(report(windows, 20.0))[-1]
+    with pytest.raises(ValueError, match="one window of each arm"):
+        losses(windows[1:3])
