@@ -87,6 +87,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: Seconds = 5
     sweep_seconds: Seconds = 1
     watchdog_seconds: Seconds = 60
+    self_test_seconds: Seconds = 600
     redispatch_seconds: Seconds = 15
     worker_alive_seconds: Seconds = 20
     drain_seconds: Seconds = 60

@@ -5,6 +5,7 @@ a row has the same bits, and until it has, they are the multiples of 4.
 """
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 BUCKET_STEP = 4
@@ -26,3 +27,8 @@ class Buckets:
 
 
 MULTIPLES_OF_FOUR = Buckets()
+
+
+def shared(several: Iterable[Buckets]) -> Buckets:
+    """The sizes that all of them have."""
+    return Buckets(tuple(sorted(set.intersection(*(set(one.sizes) for one in several)))))

@@ -6,6 +6,7 @@ Owns the choice of family and dtype and the thread count. The caller owns the pr
 
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from engine.buckets import shared
+from engine.compilation import Size, as_written, compile_sizes, only_here
 from engine.engine import Engine
 from engine.errors import LoadError, OutOfMemory
 from engine.families.family import Family
@@ -30,7 +33,8 @@ from engine.optimization import AS_IT_IS, Optimization, optimized, settle
 from engine.rehearsal import is_exact_in_company
 from engine.runner import translate
 from engine.sampling import CoefficientTables
-from engine.self_test import PROMISES, Promise, run_self_test
+from engine.self_test import PROMISES, Promise, SelfTest, run_self_test
+from engine.time_budget import TimeBudget
 
 FamilyClass = (
     type[StableDiffusion]
@@ -49,6 +53,7 @@ FAMILIES: Mapping[str, FamilyClass] = {
     "flux": Flux,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+logger = logging.getLogger(__name__)
 # diffusers logs the end of a prompt that it cuts; we say so to the caller and log nobody's prompts.
 logging.getLogger("diffusers.pipelines").setLevel(logging.ERROR)
 
@@ -65,6 +70,7 @@ class ModelSpec:
     variant: str | None = None  # which of several sets of weights, `fp16` for one
     dtype: str = "auto"  # one of `DTYPES`; auto: full precision on CPU, half on CUDA
     optimization: Optimization = AS_IT_IS
+    sizes: tuple[Size, ...] = ()  # compiled besides the squares of `row_limits`, where it is compiled
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,17 @@ def load_engine(
     row_limits: Mapping[str, Mapping[int, int]],
     num_threads: int | None = None,
     hub: Hub | None = None,
+    self_test_seconds: float = math.inf,
 ) -> Engine:
     """An engine of `load_models`, not started."""
-    loaded = load_models(models, device=device, row_limits=row_limits, num_threads=num_threads, hub=hub)
+    loaded = load_models(
+        models,
+        device=device,
+        row_limits=row_limits,
+        num_threads=num_threads,
+        hub=hub,
+        self_test_seconds=self_test_seconds,
+    )
     return Engine(loaded.families, loaded.row_limits, promise=loaded.promise)
 
 
@@ -96,27 +110,65 @@ def load_models(
     row_limits: Mapping[str, Mapping[int, int]],
     num_threads: int | None = None,
     hub: Hub | None = None,
+    self_test_seconds: float = math.inf,
 ) -> LoadedModels:
     """Load `models` onto `device` (`cpu:N` or `cuda:N`) and run the self-test; raises `LoadError`.
 
     `row_limits` gives, for each model, the most rows of a step batch up to so many pixels
     (`{"tiny": {16384: 16, 36864: 8}}`); what has more pixels than the largest is refused.
+    `self_test_seconds` are for all models together, and do not count what loading takes; a model for
+    which they do not last has the promise `within 1/255`, and the caps as given.
     """
     torch_device = _device(device)
     if torch_device.type == "cpu" and num_threads is not None:
         torch.set_num_threads(num_threads)
-    families, limits, promises = {}, {}, []
+    families: dict[str, Family] = {}
     for spec in models:
         with _named(spec):
-            family = _load_family(spec, torch_device, hub or Hub())
+            families[spec.name] = _load_family(spec, torch_device, hub or Hub())
+    limits, promises, budget = {}, [], TimeBudget(self_test_seconds)
+    for spec in models:
+        family = families[spec.name]
+        with _named(spec), only_here(is_wanted=spec.optimization.compile):
             CoefficientTables(family.scheduler_config, family.flow_sigmas)  # refuses what no table can hold
-            result = run_self_test(family, row_limits[spec.name], is_compiled=spec.optimization.compile)
-            family.buckets, promise = result.buckets, result.promise
-            if promise == "exact" and not is_exact_in_company(family, result.row_limits):
-                promise = "within 1/255"
-        families[spec.name], limits[spec.name] = family, result.row_limits
-        promises.append(promise)
-    return LoadedModels(families, limits, max(promises, key=PROMISES.index))
+            result = _tested(spec, family, row_limits[spec.name], budget)
+        limits[spec.name] = result.row_limits
+        promises.append(result.promise)
+    return LoadedModels(families, limits, _weakest(promises))
+
+
+def _tested(spec: ModelSpec, family: Family, row_limits: Mapping[int, int], budget: TimeBudget) -> SelfTest:
+    """What the model promises: as its settings made it, and as written too where not all is compiled."""
+    began_at = budget.used_seconds
+    logger.info("self-test of %r begins: %.0f s of %g are used", spec.name, began_at, budget.seconds)
+    is_compiled = spec.optimization.compile
+    results: list[SelfTest] = []
+    if is_compiled:
+        with as_written():
+            results.append(run_self_test(family, row_limits, budget, is_compiled=True))
+        row_limits = results[0].row_limits
+    result = run_self_test(family, row_limits, budget, is_compiled=is_compiled)
+    results.append(result)
+    promises = [one.promise for one in results]
+    family.buckets = shared(one.buckets for one in results)
+    if is_compiled and not compile_sizes(family, spec.sizes, result.row_limits, budget):
+        promises.append("within 1/255")
+    if _weakest(promises) == "exact" and not is_exact_in_company(family, result.row_limits, budget):
+        promises.append("within 1/255")
+    promise, seconds = _weakest(promises), budget.used_seconds - began_at
+    if budget.is_spent():
+        logger.warning(
+            "self-test of %r left off after %.0f s, its budget of %g s being used up: it promises %r, "
+            "which a longer one may better",
+            spec.name, seconds, budget.seconds, promise,
+        )  # fmt: skip
+    else:
+        logger.info("self-test of %r: %r, after %.1f s", spec.name, promise, seconds)
+    return SelfTest(promise, result.row_limits, family.buckets)
+
+
+def _weakest(promises: Sequence[Promise]) -> Promise:
+    return max(promises, key=PROMISES.index)
 
 
 def _device(name: str) -> torch.device:

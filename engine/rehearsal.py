@@ -15,20 +15,25 @@ from engine.families.family import Family
 from engine.handle import Handle
 from engine.request import GenerationRequest, SchedulerName, SchedulerSpec
 from engine.sampling import CoefficientTables
+from engine.time_budget import TimeBudget
 
 MIN_REQUESTS = 4  # their rows are more than a bucket
 
 
-def is_exact_in_company(family: Family, row_limits: Mapping[int, int]) -> bool:
+def is_exact_in_company(
+    family: Family, row_limits: Mapping[int, int], budget: TimeBudget | None = None
+) -> bool:
     """Whether every image of a small schedule has the bytes of its solo run, at the smallest tier.
 
     Requests of every scheduler that the model has, at mixed steps and scales; each joins a step later.
+    Not so either when the budget is spent before all are drawn.
     """
+    budget = budget or TimeBudget()
     limits = {min(row_limits): row_limits[min(row_limits)]}
     requests = _requests(family, min(row_limits))
-    together = _drawn(family, limits, requests)
-    alone = [_drawn(family, limits, [request]) for request in requests]
-    return together == [outcome for outcomes in alone for outcome in outcomes]
+    together = _drawn(family, limits, requests, budget)
+    alone = [_drawn(family, limits, [request], budget) for request in requests]
+    return not budget.is_spent() and together == [outcome for outcomes in alone for outcome in outcomes]
 
 
 def _requests(family: Family, max_pixels: int) -> list[GenerationRequest]:
@@ -59,15 +64,20 @@ def _schedulers(family: Family) -> list[SchedulerName]:
     return found
 
 
-def _drawn(family: Family, row_limits: Mapping[int, int], requests: list[GenerationRequest]) -> list[bytes]:
-    """The pixels of each, or the words of its error."""
-    engine = Engine({"rehearsed": family}, {"rehearsed": row_limits}, promise="exact")
+def _drawn(
+    family: Family, row_limits: Mapping[int, int], requests: list[GenerationRequest], budget: TimeBudget
+) -> list[bytes]:
+    """The pixels of each, or the words of its error; the time being up is one."""
+    # Its clock stands still: on a busy machine seconds would decide who meets whom, and fewer would meet.
+    engine = Engine({"rehearsed": family}, {"rehearsed": row_limits}, promise="exact", clock=lambda: 0.0)
     handles: list[Handle] = []
     for request in requests:
         handles.append(engine.submit(request))
+        if not budget.is_spent():
+            engine.tick()
+    while not (engine.is_idle or budget.is_spent()):
         engine.tick()
-    while not engine.is_idle:
-        engine.tick()
+    engine.stop()
     return [_outcome(handle) for handle in handles]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR, Buckets
 from engine.families.family import CachingFamily, Conditions, Encoding, Family
+from engine.time_budget import TimeBudget
 
 Promise = Literal["exact", "exact within a bucket", "within 1/255", "not repeatable"]
 PROMISES: tuple[Promise, ...] = ("exact", "exact within a bucket", "within 1/255", "not repeatable")
@@ -37,6 +38,7 @@ class SelfTest:
 def run_self_test(
     family: Family,
     row_limits: Mapping[int, int],
+    budget: TimeBudget | None = None,
     *,
     is_compiled: bool = False,
     fine_seconds: float = FINE_SECONDS,
@@ -46,7 +48,10 @@ def run_self_test(
     The row counts at which a row has the bits that it has among 4 become the buckets. A cap is lowered to
     the largest of them, if that keeps at least half of its rows: one large size that differs is worth less
     than an exact engine. Otherwise the promise is weaker, and the buckets are the multiples of 4.
+    When the budget is spent, or would not last for a row count like the one before, the promise is
+    `within 1/255` and the rest is left out: but for the two runs of one item each, which strict needs.
     """
+    budget = budget or TimeBudget()
     weakest, limits = 0, {}
     equal: set[int] = set()
     differing: set[int] = set()
@@ -55,21 +60,27 @@ def run_self_test(
         side -= side % family.latents_per_patch
         if not all(map(_is_same, _alone(family, side), _alone(family, side))):
             weakest = 3
+        limits[max_pixels] = max_rows
+        if budget.is_spent():
+            continue
         sizes = _Sizes(family, side)
         largest = max(BUCKET_STEP, MULTIPLES_OF_FOUR.rows(max_rows))
         candidates = _candidates(largest, is_fine=not is_compiled and sizes.seconds <= fine_seconds)
-        found = {num_rows for num_rows in candidates if sizes.is_equal(num_rows)}
+        found = _equal_in_time(sizes, candidates, budget)
         if not sizes.is_free_of_places:
             weakest = max(weakest, 2)
+        if budget.is_spent():
+            continue
         equal |= found
         differing |= set(candidates) - found
         num_exact_rows = max(found, default=BUCKET_STEP)
-        limits[max_pixels] = max_rows
         if num_exact_rows < max_rows:
             if 2 * num_exact_rows >= max_rows:
                 limits[max_pixels] = num_exact_rows
             else:
                 weakest = max(weakest, 1)
+    if budget.is_spent():
+        weakest = max(weakest, 2)
     buckets = Buckets(tuple(sorted(equal - differing))) if weakest == 0 else MULTIPLES_OF_FOUR
     return SelfTest(PROMISES[weakest], limits, buckets)
 
@@ -77,6 +88,19 @@ def run_self_test(
 def _candidates(largest: int, *, is_fine: bool) -> list[int]:
     """The row counts to try: a compiled model has each of them compiled, and a slow one takes its time."""
     return [rows for rows in range(1, largest + 1) if is_fine or rows == 2 or rows % BUCKET_STEP == 0]
+
+
+def _equal_in_time(sizes: "_Sizes", candidates: Sequence[int], budget: TimeBudget) -> set[int]:
+    """Those at which the probe has the reference's bits, as far as the budget lasts."""
+    found, seconds = set(), 0.0
+    for num_rows in candidates:
+        if budget.is_spent(seconds):
+            break
+        began_at = budget.used_seconds
+        if sizes.is_equal(num_rows):
+            found.add(num_rows)
+        seconds = budget.used_seconds - began_at
+    return found
 
 
 class _Sizes:

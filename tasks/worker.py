@@ -164,6 +164,7 @@ def load_planned(
                     vae_tiling=model.vae_tiling,
                     cpu_offload=model.cpu_offload,
                 ),
+                sizes=tuple((tier.default_width, tier.default_height) for tier in model.tiers),
             )
             for model in models
         ],
@@ -174,6 +175,7 @@ def load_planned(
             for model in models
         },
         num_threads=num_threads,
+        self_test_seconds=settings.self_test_seconds,
     )
 
 

@@ -119,13 +119,51 @@ def test_quantization_without_its_package_is_refused_by_name(folders: dict[str, 
         load(folders["stable_diffusion"], optimization=Optimization(quantization="int8"))
 
 
-def test_compiled_blocks_keep_the_image_and_the_promise(folders: dict[str, Path]) -> None:
-    """One bucket of one size, so that it compiles in seconds."""
-    folder = folders["stable_diffusion"]
-    compiled_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    engine = load(folder, rows=4, optimization=Optimization(compile=True))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > compiled_before
-    check(engine, drawn(load(folder, rows=4), REQUEST)[0], 0.2)
+def num_compiled() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture(scope="module")
+def compiled(folders: dict[str, Path]) -> tuple[Engine, int]:
+    """One bucket of two sizes, so that it compiles in seconds; and how much was compiled by then."""
+    before = num_compiled()
+    engine = load(
+        folders["stable_diffusion"], rows=4, optimization=Optimization(compile=True), sizes=((32, 64),)
+    )
+    assert num_compiled() > before
+    return engine, num_compiled()
+
+
+def test_compiled_blocks_keep_the_image_and_the_promise(
+    folders: dict[str, Path], compiled: tuple[Engine, int]
+) -> None:
+    check(compiled[0], drawn(load(folders["stable_diffusion"], rows=4), REQUEST)[0], 0.2)
+
+
+@pytest.mark.parametrize(("width", "is_compiled"), [(64, True), (32, True), (40, False), (48, False)])
+def test_what_no_tier_names_runs_uncompiled_so_that_no_job_waits_for_a_compiler(
+    folders: dict[str, Path], compiled: tuple[Engine, int], width: int, is_compiled: bool
+) -> None:
+    """The bits tell: a size either has the plain model's or, where it was compiled at start, others."""
+    engine, num_at_start = compiled
+    sized = replace(REQUEST, width=width)
+    mates = [replace(sized, seed=seed, num_inference_steps=5) for seed in (8, 9)]
+    image = drawn(engine, sized)[0]
+    assert num_compiled() == num_at_start
+    plain = drawn(load(folders["stable_diffusion"], rows=4), sized)[0]
+    assert np.array_equal(image, plain) != is_compiled
+    assert np.array_equal(drawn(engine, *mates, sized)[-1], image)
+
+
+def test_nothing_is_compiled_on_the_engines_own_thread(compiled: tuple[Engine, int]) -> None:
+    """Compiled code is guarded by what a thread may have of its own, and each guard that fails compiles."""
+    engine, num_at_start = compiled
+    image = drawn(engine, REQUEST)[0]
+    engine.start()
+    handle = engine.submit(REQUEST)
+    assert np.array_equal(handle.future.result(timeout=60).pixels, image)
+    engine.stop()
+    assert num_compiled() == num_at_start
 
 
 def test_what_a_model_or_machine_cannot_have_is_refused_by_name(folders: dict[str, Path]) -> None:

@@ -8,7 +8,8 @@ from engine.buckets import MULTIPLES_OF_FOUR
 from engine.families.family import Conditions
 from engine.rehearsal import is_exact_in_company
 from engine.self_test import run_self_test
-from tests.unit.engine.fakes import FakeFamily, NeighbourDependent, SizeDependent
+from engine.time_budget import TimeBudget
+from tests.unit.engine.fakes import FakeFamily, NeighbourDependent, SetClock, SizeDependent
 
 
 class Wandering(FakeFamily):
@@ -89,3 +90,57 @@ def test_what_happens_between_forward_passes_is_rehearsed_in_company() -> None:
 def test_caps_below_the_smallest_bucket_stay() -> None:
     assert run_self_test(FakeFamily(), {4096: 2}).row_limits == {4096: 2}
     assert torch.is_inference_mode_enabled() is False
+
+
+def slow(family: FakeFamily, clock: SetClock, seconds: float) -> FakeFamily:
+    """Each of its forward passes takes that long."""
+
+    def pass_time() -> None:
+        clock.now += seconds
+
+    family.on_predict = pass_time
+    return family
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(0.5, 40.0), (35.0, 60.0)])
+def test_budget_that_does_not_last_leaves_a_weaker_promise_and_every_cap(
+    seconds: float, taken: float
+) -> None:
+    """The two runs alone at each tier, and the buckets that were begun in time."""
+    clock = SetClock()
+    family = slow(SizeDependent(from_rows=16), clock, 10.0)
+    result = run_self_test(family, {4096: 16, 16384: 8}, TimeBudget(seconds, clock))
+    assert result.promise == "within 1/255"
+    assert result.row_limits == {4096: 16, 16384: 8}
+    assert clock.now == 1000.0 + taken
+
+
+def test_a_bucket_that_would_not_fit_into_what_is_left_is_not_begun() -> None:
+    clock = SetClock()
+    family = slow(FakeFamily(), clock, 10.0)
+    budget = TimeBudget(55.0, clock)  # 20 s alone, 20 s among 4 rows, 10 s for one row
+    assert run_self_test(family, {4096: 16}, budget).promise == "within 1/255"
+    assert max(family.step_sizes) == 4
+    assert clock.now == 1050.0
+    assert budget.is_spent(), "so that whoever asks next knows that something was left out"
+
+
+def test_numbers_that_wander_are_found_out_on_any_budget() -> None:
+    """A strict request runs alone under the weakest promise, which must be true of it."""
+    assert run_self_test(Wandering(), {4096: 8}, TimeBudget(0.0)).promise == "not repeatable"
+
+
+def test_a_budget_that_lasts_changes_nothing() -> None:
+    clock = SetClock()
+    family = slow(SizeDependent(from_rows=12), clock, 10.0)
+    assert run_self_test(family, {4096: 16}, TimeBudget(600.0, clock)) == run_self_test(
+        SizeDependent(from_rows=12), {4096: 16}
+    )
+    assert is_exact_in_company(family, {4096: 8}, TimeBudget(6000.0, clock))
+
+
+def test_images_that_were_not_all_drawn_in_time_are_not_taken_for_exact() -> None:
+    clock = SetClock()
+    family = slow(FakeFamily(), clock, 10.0)
+    assert not is_exact_in_company(family, {4096: 8}, TimeBudget(100.0, clock))
+    assert clock.now == 1100.0

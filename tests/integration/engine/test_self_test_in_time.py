@@ -1,0 +1,58 @@
+"""A worker whose self-test may take no time starts at once, with a weaker promise that it then keeps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.engine import Engine
+from engine.load import ModelSpec, load_engine
+from engine.request import GenerationRequest
+from tests.integration.engine.reference import MODELS
+
+LIMITS = {64 * 64: 16}
+
+
+def load(folders: dict[str, Path], names: tuple[str, ...], seconds: float) -> Engine:
+    return load_engine(
+        [ModelSpec(name, str(folders[name])) for name in names],
+        device="cpu:0",
+        row_limits=dict.fromkeys(names, LIMITS),
+        num_threads=1,
+        self_test_seconds=seconds,
+    )
+
+
+def test_worker_over_its_budget_starts_with_the_weakest_promise_and_says_so(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "engine.load")
+    engine = load(folders, MODELS, 1e-9)
+    assert engine.promise == "within 1/255"
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == len(MODELS)
+    for name, said in zip(MODELS, warnings, strict=True):
+        assert f"self-test of '{name}' left off" in said
+        assert "it promises 'within 1/255'" in said
+    request = GenerationRequest(MODELS[0], "a red heart", 64, 64, 3, 4.0, seed=3, strict=True)
+    alone = drawn(engine, request)[0]
+    mates = [replace(request, seed=seed, strict=False) for seed in range(3)]
+    assert np.array_equal(drawn(engine, *mates, request)[-1], alone)
+
+
+def test_worker_within_its_budget_says_what_it_promises_and_how_long_that_took(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "engine.load")
+    assert load(folders, MODELS[:1], 600.0).promise == "exact"
+    begins, ends = (record.getMessage() for record in caplog.records)
+    assert begins == f"self-test of '{MODELS[0]}' begins: 0 s of 600 are used"
+    assert ends.startswith(f"self-test of '{MODELS[0]}': 'exact', after ")
+
+
+def drawn(engine: Engine, *requests: GenerationRequest) -> list[np.ndarray]:
+    handles = [engine.submit(request) for request in requests]
+    while not engine.is_idle:
+        engine.tick()
+    return [handle.future.result(timeout=0).pixels for handle in handles]
