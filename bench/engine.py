@@ -237,8 +237,13 @@ def simulated(bench: Bench) -> Iterator[Figure]:
 
 def sampling(bench: Bench) -> Iterator[Figure]:
     """One vectorised update beside diffusers' own `step()`."""
-    found = samplers.sampler_gain(bench.seeds)
-    yield figure_of("sampler_gain", found[3], 15, samplers.LIMIT)
+    costs = samplers.measure_all(bench.seeds)
+    yield figure_of("sampler_gain", samplers.geometric_means(costs), 15, samplers.LIMIT)
+    yield figure_of("sampler_gain_least", samplers.least(costs), 8, "noise of both arms and the fixed cost")
+    reformed = samplers.geometric_means(costs, "gain_reformed")
+    yield figure_of("sampler_gain_reformed", reformed, 15, "another step batch at every step")
+    large = samplers.measure_all(bench.seeds, samplers.LARGE)
+    yield figure_of("sampler_gain_512", samplers.geometric_means(large), 15, samplers.LIMIT_LARGE)
 
 
 def exact(bench: Bench) -> Iterator[Figure]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.company import Company
 from engine.families.family import Encoding
 from engine.policy import BatchKey, Reason
 from engine.request import GeneratedImage, GenerationRequest, RequestWarning, Timings
@@ -51,10 +52,10 @@ class Generation:
             request.seed
         )  # CPU: seeds mean the same everywhere
         self._noise: Tensor | None = None
-        self.history: Tensor | None = None  # the x_0 predicted one step before; of a multistep scheduler
 
-        # Set by the runner when it encodes.
-        self.latents: Tensor  # (1, C, h, w)
+        # Set by the runner when it encodes, and the first two by each company that it joins.
+        self.company: Company
+        self.place: int
         self.encoding: Encoding
         self.negative_encoding: Encoding  # of a guided generation only
 
@@ -124,21 +125,28 @@ class Generation:
             self._begun_at = now
             self._num_ticks_waited = num_ticks - self._num_ticks_at_submit
 
-    def draw_noise(self) -> Tensor:
-        """This step's noise `(1, C, h, w)`, from the request's own generator; the same if asked again."""
-        if self._noise is None:
-            # Kept before it is moved: a move that finds no memory must not cost the generator a draw.
-            self._noise = torch.randn(self.latents.shape, generator=self.generator, dtype=self.latents.dtype)
-        return self._noise.to(self.latents.device)
+    @property
+    def latents(self) -> Tensor:
+        """Its own, `(1, C, h, w)`."""
+        return self.company.latents_of(self)
 
-    def commit_step(self, latents: Tensor, num_members: int, history: Tensor | None = None) -> None:
+    def draw_noise(self, out: Tensor) -> None:
+        """This step's noise into `out` `(1, C, h, w)`, on the CPU, from the request's own generator.
+
+        The same if asked again before `commit_step`, since a step that fails is taken again in parts.
+        """
+        if self._noise is None:
+            self._noise = out.normal_(generator=self.generator)
+        else:
+            out.copy_(self._noise)
+
+    def commit_step(self, num_members: int) -> None:
         """Move on by one step that ran in a step batch of `num_members` generations."""
-        self.latents = latents
-        self.history = history
         self._noise = None
         self.step_index += 1
-        self.step_cache.drop_unneeded(self.step_index, is_guided=self.is_guided)
         self._num_mates += num_members
+        if self.step_cache.is_used:
+            self.step_cache.drop_unneeded(self.step_index, is_guided=self.is_guided)
 
     def pay(self, device_seconds: float, not_fuller: Reason | None = None) -> None:
         """Take note of its share of a step batch, and why that was not fuller; or of work of its own."""
@@ -154,7 +162,7 @@ class Generation:
         """Let go of all that is large, at the end: a caller may hold its handle for long after that."""
         self.step_cache.clear()
         for name, value in list(vars(self).items()):
-            if isinstance(value, Tensor | Encoding):
+            if isinstance(value, Tensor | Encoding | Company):
                 delattr(self, name)
 
     def timings(self, now: float) -> Timings:

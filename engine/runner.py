@@ -1,4 +1,4 @@
-"""Tensors: encode a prompt, run a step batch (gather, one forward pass, scatter), decode an image.
+"""Tensors: encode a prompt, run a step batch (one forward pass of its company), decode an image.
 
 Owns no generation and no order; the engine says who runs. Exactness is made here: a forward pass has a
 bucket's number of rows, text encoding and decoding each take one item at a time, and a generation only
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.company import Company
 from engine.embeddings import Embeddings
 from engine.errors import DeviceLost, EngineError, GenerationFailed, NumericError, OutOfMemory
 from engine.families.family import Conditions, Family
 from engine.forward import ForwardPass
 from engine.generation import Generation
 from engine.request import RequestWarning
-from engine.sampling import advance_rows, guide, scale_rows
+from engine.sampling import guide
 from engine.seen_costs import SeenCosts
 
 
@@ -63,7 +64,7 @@ class Runner:
         generation.warnings = tuple(warnings)
         shape = (1, family.latent_channels, generation.key.latent_height, generation.key.latent_width)
         noise = torch.randn(shape, generator=generation.generator, dtype=family.dtype)
-        generation.latents = noise.to(family.device) * generation.table.init_noise_sigma
+        Company([generation], noise.to(family.device) * generation.table.init_noise_sigma)
         generation.encoding_seconds = self._clock() - started_at
         self.seen_costs.saw_encoding(generation.key, generation.encoding_seconds)
 
@@ -71,19 +72,20 @@ class Runner:
         """Take every member one step further, in one forward pass; those returned are no longer finite."""
         started_at = self._clock()
         num_rows, full_share = _count_rows(members)  # before: a step may end its members' guidance
-        latents = torch.cat([member.latents for member in members])  # (B, C, h, w)
-        output = self._predict(members, latents)
-        following, histories = advance_rows(members, output, latents)
+        company = Company.of(members)
+        sampler_step = company.sampler_step(members)
+        output = self._predict(members, company.latents, sampler_step.scale(company.latents))
+        following, history = sampler_step.advance(members, output, company.latents, company.history)
         is_finite: list[bool] = torch.isfinite(following).flatten(1).all(1).tolist()
-        rows = following.unsqueeze(1).unbind(0)
-        for member, row, history in zip(members, rows, histories, strict=True):
-            member.commit_step(row, len(members), history)
+        company.commit(following, history)
+        for member in members:
+            member.commit_step(len(members))
         bucket = self._bucket_of(members[0])(num_rows)
         self.seen_costs.saw_step(members[0].key, bucket, self._clock() - started_at, full_share=full_share)
         return [member for member, finite in zip(members, is_finite, strict=True) if not finite]
 
-    def _predict(self, members: Sequence[Generation], latents: Tensor) -> Tensor:
-        """The guided model output `(B, C, h, w)`."""
+    def _predict(self, members: Sequence[Generation], latents: Tensor, model_input: Tensor) -> Tensor:
+        """The guided model output `(B, C, h, w)`; `model_input` is the latents as the samplers scale them."""
         family = self._families[members[0].key.model]
         forward = ForwardPass(members, self._bucket_of(members[0]))
         guided, encodings = forward.guided, forward.encodings
@@ -91,7 +93,6 @@ class Runner:
         timesteps = _gather(latents, [member.table.timesteps[member.step_index] for member in members])
         scales = _on(latents, torch.tensor([member.request.guidance_scale for member in members]))
         conditions = Conditions.of(encodings, scales[rows])
-        model_input = scale_rows(members, latents)
         output = forward.predict(family, model_input[rows], timesteps[rows], conditions)
         conditional, unconditional = output[: len(members)], output[len(members) :]
         if not guided:

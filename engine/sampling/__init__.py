@@ -5,7 +5,7 @@ can. `tables` expands a request's scheduler, `rows` gathers what a step batch ne
 formulas. Nothing here knows models, prompts or who runs.
 """
 
-from engine.sampling.rows import Row, advance_rows, scale_rows
+from engine.sampling.step import Row, SamplerStep
 from engine.sampling.table import CoefficientTable, Update
 from engine.sampling.tables import CoefficientTables, FlowSigmas
 from engine.sampling.update import advance, guide, scale_model_input
@@ -15,10 +15,9 @@ __all__ = [
     "CoefficientTables",
     "FlowSigmas",
     "Row",
+    "SamplerStep",
     "Update",
     "advance",
-    "advance_rows",
     "guide",
     "scale_model_input",
-    "scale_rows",
 ]

@@ -2,6 +2,7 @@
 
 Owns which scalars a step multiplies by; `update` has what is done with them, in the same order. The
 scalars come from the same 0-dimensional tensor expressions as in diffusers 0.42.1, so they round alike.
+Those of a product that is taken away are stored negated, which rounds alike too: adding in place is cheaper.
 """
 
 from itertools import pairwise
@@ -28,7 +29,7 @@ def expand_ddim(scheduler: Any, num_inference_steps: int, eta: float) -> Coeffic
         variance = scheduler._get_variance(timestep, previous)
         std_dev_t = eta * variance**0.5
         direction = (1 - alpha_prod_t_prev - std_dev_t**2) ** 0.5
-        rows.append([alpha_prod_t**0.5, beta_prod_t**0.5, alpha_prod_t_prev**0.5, direction, std_dev_t])
+        rows.append([alpha_prod_t**0.5, -(beta_prod_t**0.5), alpha_prod_t_prev**0.5, direction, std_dev_t])
     update = Update("ddim", scheduler.config.prediction_type, _clip(scheduler), is_stochastic=eta > 0)
     return _table(scheduler, [update] * len(rows), rows)
 
@@ -37,8 +38,8 @@ def expand_euler(scheduler: Any, num_inference_steps: int) -> CoefficientTable:
     """Euler, Algorithm 2 of Karras et al. 2022 (2206.00364), no churn, as `EulerDiscreteScheduler.step`."""
     scheduler.set_timesteps(num_inference_steps)
     rows = [[*_of_sigma(sigma), following - sigma] for sigma, following in pairwise(scheduler.sigmas)]
-    update = Update("euler", scheduler.config.prediction_type)
-    return _table(scheduler, [update] * len(rows), rows, _divisors(scheduler))
+    update = Update("euler", scheduler.config.prediction_type, is_input_scaled=True)
+    return _table(scheduler, [update] * len(rows), rows)
 
 
 def expand_euler_ancestral(scheduler: Any, num_inference_steps: int) -> CoefficientTable:
@@ -49,8 +50,9 @@ def expand_euler_ancestral(scheduler: Any, num_inference_steps: int) -> Coeffici
         sigma_up = (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5
         sigma_down = (following**2 - sigma_up**2) ** 0.5
         rows.append([*_of_sigma(sigma), sigma_down - sigma, sigma_up])
-    update = Update("euler_ancestral", scheduler.config.prediction_type, is_stochastic=True)
-    return _table(scheduler, [update] * len(rows), rows, _divisors(scheduler))
+    prediction_type = scheduler.config.prediction_type
+    update = Update("euler_ancestral", prediction_type, is_stochastic=True, is_input_scaled=True)
+    return _table(scheduler, [update] * len(rows), rows)
 
 
 def expand_dpmpp_2m(scheduler: Any, num_inference_steps: int) -> CoefficientTable:
@@ -78,7 +80,7 @@ def expand_dpmpp_2m(scheduler: Any, num_inference_steps: int) -> CoefficientTabl
         inverse_r0 = torch.zeros(())
         if not is_lower:
             inverse_r0 = 1.0 / ((lambdas[step] - lambdas[step - 1]) / h)
-        rows.append([alpha, sigma, sigma_t / sigma, scale, 0.5 * scale, inverse_r0])
+        rows.append([alpha, -sigma, sigma_t / sigma, -scale, -(0.5 * scale), inverse_r0])
     return _table(scheduler, updates, rows)
 
 
@@ -93,7 +95,7 @@ def expand_lcm(scheduler: Any, num_inference_steps: int) -> CoefficientTable:
         alpha_prod_t = scheduler.alphas_cumprod[timestep]
         alpha_prod_t_prev = scheduler.alphas_cumprod[following]
         c_skip, c_out = scheduler.get_scalings_for_boundary_condition_discrete(timestep)
-        now = [alpha_prod_t.sqrt(), (1 - alpha_prod_t).sqrt(), c_out, c_skip]
+        now = [alpha_prod_t.sqrt(), -(1 - alpha_prod_t).sqrt(), c_out, c_skip]
         rows.append([*now, alpha_prod_t_prev.sqrt(), (1 - alpha_prod_t_prev).sqrt()])
     kinds = [
         Update("lcm", scheduler.config.prediction_type, _clip(scheduler), is_stochastic=is_stochastic)
@@ -123,26 +125,18 @@ def expand_flow_match_euler(
 
 
 def _of_sigma(sigma: Tensor) -> list[Tensor]:
-    """sigma, and what turns a v-prediction into x_0: its factor, and the divisor of the sample."""
-    return [sigma, -sigma / (sigma**2 + 1) ** 0.5, sigma**2 + 1]
-
-
-def _divisors(scheduler: Any) -> Tensor:
-    return torch.stack([(sigma**2 + 1) ** 0.5 for sigma in scheduler.sigmas[:-1]])
+    """The model input's divisor, sigma twice, and a v-prediction's two: its factor, its sample's divisor."""
+    return [(sigma**2 + 1) ** 0.5, sigma, -sigma, -sigma / (sigma**2 + 1) ** 0.5, sigma**2 + 1]
 
 
 def _clip(scheduler: Any) -> float | None:
     return scheduler.config.clip_sample_range if scheduler.config.clip_sample else None
 
 
-def _table(
-    scheduler: Any, updates: list[Update], rows: list[list[Tensor]], divisors: Tensor | None = None
-) -> CoefficientTable:
+def _table(scheduler: Any, updates: list[Update], rows: list[list[Tensor]]) -> CoefficientTable:
     return CoefficientTable(
         updates=tuple(updates),
         timesteps=scheduler.timesteps.float(),
-        input_divisors=torch.ones(len(rows)) if divisors is None else divisors,
         coefficients=torch.stack([torch.stack(row) for row in rows]),
         init_noise_sigma=getattr(scheduler, "init_noise_sigma", 1.0),
-        is_input_scaled=divisors is not None,
     )

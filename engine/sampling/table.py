@@ -17,6 +17,7 @@ class Update:
     prediction_type: str
     clip: float | None = None  # |predicted x_0| at most; ddim and lcm
     is_stochastic: bool = False  # draws noise at this step
+    is_input_scaled: bool = False  # the model sees latents / divisor, the first coefficient
     order: int = 1  # 2: also reads the history, the x_0 that was predicted one step before
 
 
@@ -26,10 +27,8 @@ class CoefficientTable:
 
     updates: tuple[Update, ...]  # n: a multistep or stochastic scheduler's last step is another than the rest
     timesteps: Tensor  # (n,) fp32: exact for the integers that most schedulers use
-    input_divisors: Tensor  # (n,) fp32: the model sees latents / divisor
     coefficients: Tensor  # (n, k) fp32, in the order that the update unpacks
     init_noise_sigma: Tensor | float
-    is_input_scaled: bool = False  # False: the divisors are all 1
 
     @property
     def num_steps(self) -> int:
@@ -41,14 +40,9 @@ class CoefficientTable:
         object.__setattr__(self, "updates", tuple(_UPDATES.setdefault(one, one) for one in self.updates))
 
     @cached_property
-    def columns(self) -> tuple[Tensor, ...]:
-        """n of `(k,)`: the coefficients of each step, each ready to be stacked with other rows'."""
-        return self.coefficients.unbind(0)
-
-    @cached_property
-    def divisors(self) -> tuple[Tensor, ...]:
-        """n of `()`: the input divisor of each step, likewise."""
-        return self.input_divisors.unbind(0)
+    def packed(self) -> tuple[bytes, ...]:
+        """n of 4 k bytes: the coefficients of each step, each ready to be joined with other rows'."""
+        return tuple(row.tobytes() for row in self.coefficients.numpy())
 
 
 _UPDATES: dict[Update, Update] = {}

@@ -15,8 +15,9 @@ from diffusers import (
 )
 from torch import Tensor
 
+from engine.company import Company
 from engine.request import SchedulerSpec
-from engine.sampling import CoefficientTable, advance_rows, scale_rows
+from engine.sampling import CoefficientTable
 
 SHAPE = (1, 4, 6, 5)
 CLASSES: dict[str, Any] = {
@@ -64,7 +65,7 @@ def diffusers_trajectory(
     return trajectory
 
 
-@dataclass
+@dataclass(eq=False)
 class Walker:
     """A row that keeps where it has been."""
 
@@ -72,34 +73,42 @@ class Walker:
     seed: int
     dtype: torch.dtype = torch.float32
     step_index: int = 0
-    history: Tensor | None = None
     trajectory: list[Tensor] = field(default_factory=list)
+    company: Company = field(init=False)
+    place: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator("cpu").manual_seed(self.seed)
-        self.latents = self.draw_noise() * self.table.init_noise_sigma
+        latents = torch.randn(SHAPE, generator=self.generator, dtype=self.dtype)
+        Company([self], latents * self.table.init_noise_sigma)
+
+    @property
+    def latents(self) -> Tensor:
+        return self.company.latents_of(self)
 
     @property
     def is_done(self) -> bool:
         return self.step_index == self.table.num_steps
 
-    def draw_noise(self) -> Tensor:
-        return torch.randn(SHAPE, generator=self.generator, dtype=self.dtype)
+    def draw_noise(self, out: Tensor) -> None:
+        out.normal_(generator=self.generator)
 
 
 def walk(walkers: list[Walker]) -> None:
     """One step of all of them in one batch."""
-    latents = torch.cat([one.latents for one in walkers])
+    company = Company.of(walkers)
+    latents = company.latents
     timesteps = torch.stack([one.table.timesteps[one.step_index] for one in walkers])
-    output = fake_output(scale_rows(walkers, latents), timesteps.view(-1, 1, 1, 1))
+    step = company.sampler_step(walkers)
+    output = fake_output(step.scale(latents), timesteps.view(-1, 1, 1, 1))
     before = [tensor.clone() for tensor in (output, latents)]
-    following, histories = advance_rows(walkers, output, latents)
+    following, history = step.advance(walkers, output, latents, company.history)
     assert torch.equal(before[0], output), "the model output was changed"
     assert torch.equal(before[1], latents), "the latents were changed, and a failed step needs them again"
-    for one, row, history in zip(walkers, following.split(1), histories, strict=True):
-        one.latents, one.history = row, history
+    company.commit(following, history)
+    for one in walkers:
         one.step_index += 1
-        one.trajectory.append(row)
+        one.trajectory.append(one.latents)
 
 
 def walk_to_the_end(walkers: list[Walker]) -> None:
