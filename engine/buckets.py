@@ -19,7 +19,9 @@ class Buckets:
     sizes: tuple[int, ...] = ()  # ascending
 
     def rows(self, num_rows: int) -> int:
-        """The size at which a step batch of `num_rows` runs."""
+        """The size at which so many rows run; no rows, as where none is a full one, run nowhere: at 0."""
+        if not num_rows:
+            return 0
         index = bisect_left(self.sizes, num_rows)
         if index < len(self.sizes):
             return self.sizes[index]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from engine.buckets import Buckets
 from engine.engine import Engine
 from engine.errors import RequestInvalid
 from engine.families.family import can_cache_steps
@@ -71,6 +72,19 @@ def test_full_rows_alone_enter_the_deep_part_and_only_bucket_sizes_are_run(
     assert first.future.result().num_steps == second.future.result().num_steps == 7
     assert caching_family.deep_sizes == [4, 4, 4, 4, 4, 0, 4, 4]
     assert set(caching_family.step_sizes) == {4}
+
+
+def test_the_deep_part_runs_at_bucket_sizes_and_not_at_all_where_no_row_is_full(
+    caching_engine: Engine, caching_family: FakeCachingFamily, ask: Ask
+) -> None:
+    caching_family.buckets = Buckets((2, 3, 5, 6))
+    for seed in range(4):
+        caching_engine.submit(ask(seed=seed, num_inference_steps=9, step_cache=2 + seed % 2))
+    while not caching_engine.is_idle:
+        caching_engine.tick()
+    # From the fifth step on: full for interval 2 alone, for nobody, for both, for nobody, and the last one.
+    assert caching_family.step_sizes == [5] * 9
+    assert caching_family.deep_sizes == [5, 5, 5, 5, 2, 0, 5, 0, 5]
 
 
 def test_rows_without_a_cache_share_the_pass_with_cached_ones_and_change_nothing(
