@@ -69,7 +69,9 @@ class BareModel:
         }
 
     def _best(self, work: Callable[[int], None], sizes: tuple[int, ...]) -> int:
-        return min(sizes, key=lambda size: self._each(work, size, 5))
+        rounds = [[self._each(work, size, 1) for size in sizes] for _ in range(7)]  # sizes take turns
+        medians = map(statistics.median, zip(*rounds[1:], strict=True))  # the first one warms up
+        return min(zip(medians, sizes, strict=True))[1]
 
     @staticmethod
     @torch.inference_mode()

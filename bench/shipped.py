@@ -1,11 +1,11 @@
-"""The shipped model as the benchmark of the engine has it: loaded once, profiled, with its caps and arms.
+"""The shipped model as the benchmark of the engine has it: loaded once, profiled, capped as a worker does it.
 
 It does not know what is measured, nor how much of it is enough.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class Bench:
         return Continuous(self.loaded, self.profiles.step_seconds)
 
     def max_rows(self, side: int) -> int:
-        """The cap that the self-test left to the tier of that side; every arm has it."""
+        """The cap that self-test and profile leave to the tier of that side; every arm has it."""
         return self.loaded.row_limits[MODEL][side * side]
 
     def solo(self, side: int) -> Solo:
@@ -94,17 +94,18 @@ def load_bench(amounts: Amounts, curves_path: Path) -> Bench:
     spec = ModelSpec(MODEL, str(FOLDER))
     loaded = load_models([spec], device="cpu:0", row_limits={MODEL: ROW_LIMITS}, num_threads=1)
     family = loaded.families[MODEL]
-    profiles = {
+    measured = {
         side * side: Measurement(family, width=side, height=side, clock=time.process_time).profile(
             loaded.row_limits[MODEL][side * side], seconds=amounts.profile_seconds, device_name="CPU"
         )
         for side in SIDES
     }
+    profiles = Profiles({MODEL: measured}, {MODEL: family.pixels_per_latent})
+    loaded = replace(loaded, row_limits=profiles.capped(loaded.row_limits))
 
     @cache
     def bare(side: int) -> BareModel:
         counts = range(1, loaded.row_limits[MODEL][side * side] + 1)
         return BareModel(FOLDER, side, tuple(sorted({family.buckets.rows(count) for count in counts})))
 
-    pixels = {MODEL: family.pixels_per_latent}
-    return Bench(loaded, Profiles({MODEL: profiles}, pixels), bare, amounts, curves_path)
+    return Bench(loaded, profiles, bare, amounts, curves_path)
