@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from engine.buckets import at
 from engine.engine import Engine
 from engine.errors import Canceled
 from engine.families.family import Conditions, Family
@@ -163,8 +164,9 @@ def padding_cost(loaded: LoadedModels, max_pixels: int, num_rows: int, num_repea
     One row is a request without guidance, two with.
     """
     family = loaded.families[MODEL]
+    side = int(max_pixels**0.5) // family.pixels_per_latent
     padded, bare = (
-        _forward(family, max_pixels, family.buckets.rows(num_rows)),
+        _forward(family, max_pixels, at(family.buckets, side, side).rows(num_rows)),
         _forward(family, max_pixels, num_rows),
     )
     samples = []

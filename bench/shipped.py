@@ -14,6 +14,7 @@ from bench.arrivals import StepTable, Work
 from bench.bare import BareModel
 from bench.latency import Solo, measure_solo
 from bench.workload import MODEL
+from engine.buckets import Buckets, at
 from engine.load import LoadedModels, ModelSpec, load_models
 from engine.measure import Measurement
 from engine.profile import Profiles
@@ -85,7 +86,7 @@ class Bench:
             tables={16: self.step_tables[128]},
             max_rows=self.max_rows(128),
             image_seconds=prices.encode_seconds + prices.decode_seconds,
-            bucket=self.loaded.families[MODEL].buckets.rows,
+            bucket=buckets_of(self.loaded, 128).rows,
         )
 
 
@@ -106,6 +107,13 @@ def load_bench(amounts: Amounts, curves_path: Path) -> Bench:
     @cache
     def bare(side: int) -> BareModel:
         counts = range(1, loaded.row_limits[MODEL][side * side] + 1)
-        return BareModel(FOLDER, side, tuple(sorted({family.buckets.rows(count) for count in counts})))
+        buckets = buckets_of(loaded, side)
+        return BareModel(FOLDER, side, tuple(sorted({buckets.rows(count) for count in counts})))
 
     return Bench(loaded, profiles, bare, amounts, curves_path)
+
+
+def buckets_of(loaded: LoadedModels, side: int) -> Buckets:
+    """At how many rows the shipped model runs so many, at images of this side."""
+    family = loaded.families[MODEL]
+    return at(family.buckets, side // family.pixels_per_latent, side // family.pixels_per_latent)

@@ -57,7 +57,7 @@ def p95_gain(
 def fifo_p95_gain(
     work: Work, load: float = 0.7, seeds: Sequence[int] = SEEDS, num_requests: int = NUM_REQUESTS
 ) -> Figure:
-    """The same by continuous batching in order of arrival, which never lets a row be empty while one waits."""
+    """The same by continuous batching in order of arrival, where no row is empty while one waits."""
     return _figure(
         min(p95_latency(served(work, arm, load, seed, num_requests)) for arm in keyed_arms())
         / p95_latency(served(work, continuous_fifo, load, seed, num_requests))

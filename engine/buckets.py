@@ -5,8 +5,9 @@ a row has the same bits, and until it has, they are the multiples of 4.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 BUCKET_STEP = 4
 """Below 4 rows the kernels of a 2-D `Linear` depend on the row count, so 4 is the measure of the others."""
@@ -14,7 +15,7 @@ BUCKET_STEP = 4
 
 @dataclass(frozen=True)
 class Buckets:
-    """Those of one loaded model on one device; past the largest of `sizes` they are multiples of 4."""
+    """Those of one latent shape of a loaded model; past the largest of `sizes` they are multiples of 4."""
 
     sizes: tuple[int, ...] = ()  # ascending
 
@@ -30,7 +31,21 @@ class Buckets:
 
 MULTIPLES_OF_FOUR = Buckets()
 
+BucketsByShape = Mapping[tuple[int, int], Buckets]
+"""By height and width of the latents: a row count at which one shape keeps its bits may fail another."""
 
-def shared(several: Iterable[Buckets]) -> Buckets:
-    """The sizes that all of them have."""
-    return Buckets(tuple(sorted(set.intersection(*(set(one.sizes) for one in several)))))
+UNTESTED: BucketsByShape = MappingProxyType({})
+
+
+def at(buckets: BucketsByShape, height: int, width: int) -> Buckets:
+    """The buckets of latents of this shape: multiples of 4 where no others were found."""
+    return buckets.get((height, width), MULTIPLES_OF_FOUR)
+
+
+def shared(several: Iterable[BucketsByShape]) -> BucketsByShape:
+    """What all of them have."""
+    first, *others = several
+    return {
+        shape: Buckets(tuple(size for size in one.sizes if all(size in at(o, *shape).sizes for o in others)))
+        for shape, one in first.items()
+    }

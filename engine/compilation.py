@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
+from engine.buckets import at
 from engine.families.family import Conditions, Family
 from engine.time_budget import TimeBudget
 
@@ -43,7 +44,9 @@ def compile_sizes(
     """Compile every bucket of each of these sizes; whether the time lasted."""
     for width, height in sizes:
         max_rows = row_limits[min(limit for limit in row_limits if limit >= width * height)]
-        for rows in sorted({family.buckets.rows(num_rows) for num_rows in range(1, max_rows + 1)}):
+        pixels = family.pixels_per_latent
+        buckets = at(family.buckets, height // pixels, width // pixels)
+        for rows in sorted({buckets.rows(num_rows) for num_rows in range(1, max_rows + 1)}):
             if budget.is_spent():
                 return False
             _predict(family, width, height, rows)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from engine.buckets import at
 from engine.errors import OutOfMemory
 from engine.families.family import Family, can_cache_steps
 from engine.generation import Generation
@@ -198,7 +199,9 @@ class Measurement:
                     yield seconds
 
     def _buckets(self, max_rows: int) -> Iterator[int]:
-        yield from sorted({self._family.buckets.rows(num_rows) for num_rows in range(1, max_rows + 1)})
+        pixels = self._family.pixels_per_latent
+        buckets = at(self._family.buckets, self._height // pixels, self._width // pixels)
+        yield from sorted({buckets.rows(num_rows) for num_rows in range(1, max_rows + 1)})
 
     def _members(self, num_rows: int, step_cache: int = 1) -> list[Generation]:
         num_guided, num_others = divmod(num_rows, self._num_guided_rows)

@@ -6,6 +6,7 @@ Owns the families, the row caps and the coefficient tables. It does not know wha
 from collections.abc import Mapping
 from typing import Any
 
+from engine.buckets import at
 from engine.errors import RequestInvalid, StrictUnavailable
 from engine.families.family import Family, can_cache_steps
 from engine.generation import Generation
@@ -72,4 +73,5 @@ class Models:
 
     def bucket_rows(self, key: BatchKey, num_rows: int) -> int:
         """At how many rows a step batch of this key and so many rows runs."""
-        return self.families[key.model].buckets.rows(num_rows)
+        buckets = at(self.families[key.model].buckets, key.latent_height, key.latent_width)
+        return buckets.rows(num_rows)

@@ -210,8 +210,10 @@ class Policy:
         batch: list[C] = []
         num_rows, max_rows = 0, self.max_rows(mates[0].key)
         for member in mates:
-            limit = min(max_rows, self._due_times.max_rows_in_time(member, now))
-            if num_rows + member.num_rows <= limit:
+            in_time_rows = self._due_times.max_rows_in_time(member, now)
+            limit = min(max_rows, in_time_rows)
+            leads = not batch and in_time_rows > 0
+            if leads or num_rows + member.num_rows <= limit:
                 batch.append(member)
                 num_rows += member.num_rows
                 max_rows = limit

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.buckets import at
 from engine.company import Company
 from engine.embeddings import Embeddings
 from engine.errors import DeviceLost, EngineError, GenerationFailed, NumericError, OutOfMemory
@@ -103,8 +104,10 @@ class Runner:
         return result
 
     def _bucket_of(self, member: Generation) -> Callable[[int], int]:
-        """At how many rows so many of this member's model run."""
-        return self._bucket_rows or self._families[member.key.model].buckets.rows
+        """At how many rows so many of this member's model and shape run."""
+        key = member.key
+        buckets = at(self._families[key.model].buckets, key.latent_height, key.latent_width)
+        return self._bucket_rows or buckets.rows
 
     def decode(self, generation: Generation) -> np.ndarray:
         """The image, uint8 `(H, W, 3)`, rounded as diffusers' `VaeImageProcessor` rounds."""

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR, Buckets
+from engine.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR, UNTESTED, Buckets, BucketsByShape
 from engine.families.family import CachingFamily, Conditions, Encoding, Family
 from engine.time_budget import TimeBudget
 
@@ -32,7 +32,7 @@ class SelfTest:
 
     promise: Promise
     row_limits: Mapping[int, int]  # max_pixels -> rows
-    buckets: Buckets
+    buckets: BucketsByShape
 
 
 def run_self_test(
@@ -45,16 +45,16 @@ def run_self_test(
 ) -> SelfTest:
     """Compare the same rows at many row counts, in other places and among other neighbours.
 
-    The row counts at which a row has the bits that it has among 4 become the buckets. A cap is lowered to
-    the largest of them, if that keeps at least half of its rows: one large size that differs is worth less
-    than an exact engine. Otherwise the promise is weaker, and the buckets are the multiples of 4.
+    The row counts at which a row has the bits that it has among 4 become the buckets of the shape that was
+    tried, a square of each class of pixels. A cap is lowered to the largest of them, if that keeps at least
+    half of its rows: one large size that differs is worth less than an exact engine. Otherwise the promise
+    is weaker, and the buckets are the multiples of 4, as they are for all shapes that were not tried.
     When the budget is spent, or would not last for a row count like the one before, the promise is
     `within 1/255` and the rest is left out: but for the two runs of one item each, which strict needs.
     """
     budget = budget or TimeBudget()
     weakest, limits = 0, {}
-    equal: set[int] = set()
-    differing: set[int] = set()
+    buckets: dict[tuple[int, int], Buckets] = {}
     for max_pixels, max_rows in row_limits.items():
         side = max(8, int(max_pixels**0.5) // family.pixels_per_latent)
         side -= side % family.latents_per_patch
@@ -71,8 +71,7 @@ def run_self_test(
             weakest = max(weakest, 2)
         if budget.is_spent():
             continue
-        equal |= found
-        differing |= set(candidates) - found
+        buckets[side, side] = Buckets(tuple(sorted(found)))
         num_exact_rows = max(found, default=BUCKET_STEP)
         if num_exact_rows < max_rows:
             if 2 * num_exact_rows >= max_rows:
@@ -81,8 +80,7 @@ def run_self_test(
                 weakest = max(weakest, 1)
     if budget.is_spent():
         weakest = max(weakest, 2)
-    buckets = Buckets(tuple(sorted(equal - differing))) if weakest == 0 else MULTIPLES_OF_FOUR
-    return SelfTest(PROMISES[weakest], limits, buckets)
+    return SelfTest(PROMISES[weakest], limits, buckets if weakest == 0 else UNTESTED)
 
 
 def _candidates(largest: int, *, is_fine: bool) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from engine.buckets import Buckets
+from engine.buckets import BucketsByShape
 from engine.sampling import FlowSigmas
 
 
@@ -54,7 +54,7 @@ class Family(Protocol):
     latent_channels: int
     pixels_per_latent: int  # along one side
     latents_per_patch: int  # along one side: 1, or what a transformer folds into one token
-    buckets: Buckets  # set by who has tested it
+    buckets: BucketsByShape  # set by who has tested it
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
         """Whether a generation at this scale needs an unconditional row besides the conditional one.

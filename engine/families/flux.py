@@ -12,7 +12,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from engine.buckets import MULTIPLES_OF_FOUR
+from engine.buckets import UNTESTED, BucketsByShape
 from engine.families.family import Conditions, Encoding
 from engine.families.flux_walk import FluxWalk
 from engine.families.truncation import truncation
@@ -29,7 +29,7 @@ class Flux:
     PIPELINES: ClassVar[tuple[Any, ...]] = (FluxPipeline,)
     LEFT_OUT: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None}
     CAN_LACK: ClassVar[tuple[str, ...]] = ()
-    buckets = MULTIPLES_OF_FOUR
+    buckets: BucketsByShape = UNTESTED
     flow_sigmas: FlowSigmas | None = "even"
     latents_per_patch = 2
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 from torch import Tensor
 
-from engine.buckets import MULTIPLES_OF_FOUR
+from engine.buckets import UNTESTED, BucketsByShape
 from engine.families.family import Conditions, Encoding
 from engine.families.pixart_walk import PixArtWalk
 from engine.families.truncation import truncation
@@ -28,7 +28,7 @@ class PixArt:
     PIPELINES: ClassVar[tuple[Any, ...]] = (PixArtAlphaPipeline, PixArtSigmaPipeline)
     LEFT_OUT: ClassVar[Mapping[str, Any]] = {}
     CAN_LACK: ClassVar[tuple[str, ...]] = ()
-    buckets = MULTIPLES_OF_FOUR
+    buckets: BucketsByShape = UNTESTED
     flow_sigmas: FlowSigmas | None = None
 
     def __init__(self, pipeline: Any) -> None:

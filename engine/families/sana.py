@@ -13,7 +13,7 @@ import torch
 from diffusers import SanaPipeline
 from torch import Tensor
 
-from engine.buckets import MULTIPLES_OF_FOUR
+from engine.buckets import UNTESTED, BucketsByShape
 from engine.families.family import Conditions, Encoding
 from engine.families.sana_walk import SanaWalk
 from engine.families.truncation import truncation
@@ -32,7 +32,7 @@ class Sana:
     PIPELINES: ClassVar[tuple[Any, ...]] = (SanaPipeline,)
     LEFT_OUT: ClassVar[Mapping[str, Any]] = {}
     CAN_LACK: ClassVar[tuple[str, ...]] = ()
-    buckets = MULTIPLES_OF_FOUR
+    buckets: BucketsByShape = UNTESTED
     flow_sigmas: FlowSigmas | None = "own"
     dtype = torch.float32
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from engine.buckets import MULTIPLES_OF_FOUR
+from engine.buckets import UNTESTED, BucketsByShape
 from engine.families.family import Conditions, Encoding
 from engine.families.stable_diffusion_3_walk import StableDiffusion3Walk
 from engine.families.truncation import truncation
@@ -26,7 +26,7 @@ class StableDiffusion3:
     PIPELINES: ClassVar[tuple[Any, ...]] = (StableDiffusion3Pipeline,)
     LEFT_OUT: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None}
     CAN_LACK: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
-    buckets = MULTIPLES_OF_FOUR
+    buckets: BucketsByShape = UNTESTED
     flow_sigmas: FlowSigmas | None = "own"
 
     def __init__(self, pipeline: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
-from engine.buckets import MULTIPLES_OF_FOUR
+from engine.buckets import UNTESTED, BucketsByShape
 from engine.families.family import Conditions, Encoding
 from engine.families.guidance_input import embed_guidance
 from engine.families.truncation import truncation
@@ -30,7 +30,7 @@ class StableDiffusionXL:
         "add_watermarker": False,
     }
     CAN_LACK: ClassVar[tuple[str, ...]] = ()
-    buckets = MULTIPLES_OF_FOUR
+    buckets: BucketsByShape = UNTESTED
     flow_sigmas: FlowSigmas | None = None
     latents_per_patch = 1
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from engine.buckets import MULTIPLES_OF_FOUR, Buckets
+from engine.buckets import UNTESTED, BucketsByShape
 from engine.families.family import Conditions, Encoding
 from engine.sampling import FlowSigmas
 
@@ -32,7 +32,7 @@ class FakeFamily:
     latent_channels = 4
     pixels_per_latent = 8
     latents_per_patch = 1
-    buckets: Buckets = MULTIPLES_OF_FOUR
+    buckets: BucketsByShape = field(default_factory=lambda: UNTESTED)
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
         return guidance_scale > 1

@@ -38,7 +38,8 @@ def test_step_batch_never_exceeds_the_row_cap_of_its_key() -> None:
 
 
 def test_one_generation_runs_even_where_the_cap_is_below_its_rows() -> None:
-    assert len(Policy(lambda _: 1).choose([Member("guided", num_rows=2)], 0.0)) == 1
+    guided, other = Member("guided", num_rows=2), Member("other", num_rows=1, lane="bulk")
+    assert Policy(lambda _: 1).choose([guided, other], 0.0) == [guided]
 
 
 def test_members_of_a_step_batch_share_their_key() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.buckets import MULTIPLES_OF_FOUR
+from engine.buckets import at
 from engine.families.family import Conditions
 from engine.rehearsal import is_exact_in_company
 from engine.self_test import run_self_test
@@ -37,23 +37,25 @@ def test_rows_that_never_change_are_exact() -> None:
     result = run_self_test(FakeFamily(), {4096: 16, 16384: 8})
     assert result.promise == "exact"
     assert result.row_limits == {4096: 16, 16384: 8}
-    assert result.buckets.sizes == tuple(range(1, 17))
+    assert result.buckets[8, 8].sizes == tuple(range(1, 17))
+    assert result.buckets[16, 16].sizes == tuple(range(1, 9))
 
 
-def test_row_counts_that_differ_at_either_size_are_no_buckets() -> None:
+def test_row_counts_that_differ_are_no_buckets() -> None:
     result = run_self_test(Odd(), {4096: 12, 16384: 8})
     assert result.promise == "exact"
-    assert result.buckets.sizes == (2, 4, 6, 8, 10, 12)
-    assert result.buckets.rows(1) == 2
+    assert result.buckets[8, 8].sizes == (2, 4, 6, 8, 10, 12)
+    assert at(result.buckets, 8, 8).rows(1) == 2
+    assert at(result.buckets, 8, 12).rows(1) == 4, "a shape that was not tried"
 
 
 def test_compiled_model_has_few_buckets_since_each_is_compiled() -> None:
-    assert run_self_test(FakeFamily(), {4096: 12}, is_compiled=True).buckets.sizes == (2, 4, 8, 12)
+    assert run_self_test(FakeFamily(), {4096: 12}, is_compiled=True).buckets[8, 8].sizes == (2, 4, 8, 12)
 
 
 def test_slow_model_is_tried_at_few_row_counts() -> None:
     family = FakeFamily()
-    assert run_self_test(family, {4096: 12}, fine_seconds=0.0).buckets.sizes == (2, 4, 8, 12)
+    assert run_self_test(family, {4096: 12}, fine_seconds=0.0).buckets[8, 8].sizes == (2, 4, 8, 12)
     assert set(family.step_sizes) == {2, 4, 8, 12}
 
 
@@ -70,7 +72,7 @@ def test_buckets_that_all_differ_are_kept_and_the_promise_is_weaker() -> None:
     result = run_self_test(family, {4096: 16})
     assert result.promise == "exact within a bucket"
     assert result.row_limits == {4096: 16}
-    assert result.buckets == MULTIPLES_OF_FOUR
+    assert not result.buckets
 
 
 def test_neighbours_that_show_leave_the_weakest_promise() -> None:

@@ -77,7 +77,7 @@ def test_full_rows_alone_enter_the_deep_part_and_only_bucket_sizes_are_run(
 def test_the_deep_part_runs_at_bucket_sizes_and_not_at_all_where_no_row_is_full(
     caching_engine: Engine, caching_family: FakeCachingFamily, ask: Ask
 ) -> None:
-    caching_family.buckets = Buckets((2, 3, 5, 6))
+    caching_family.buckets = {(8, 8): Buckets((2, 3, 5, 6))}
     for seed in range(4):
         caching_engine.submit(ask(seed=seed, num_inference_steps=9, step_cache=2 + seed % 2))
     while not caching_engine.is_idle:
