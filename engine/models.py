@@ -57,12 +57,14 @@ class Models:
             raise RequestInvalid(f"{size} is above {max_pixels} pixels")
         if request.strict and self._promise == "not repeatable":
             raise StrictUnavailable
+        shape = (request.height // pixels, request.width // pixels)
+        # Rows of a shape that the self-test has not tried are taken to be equal, but strict means seen.
+        is_tried = not family.buckets or shape in family.buckets
         return BatchKey(
             request.model,
-            request.height // pixels,
-            request.width // pixels,
-            is_pinned=request.strict and self._promise != "exact",
-            is_alone=request.strict and self._promise == "within 1/255",
+            *shape,
+            is_pinned=request.strict and (self._promise != "exact" or not is_tried),
+            is_alone=request.strict and (self._promise == "within 1/255" or not is_tried),
         )
 
     def max_rows(self, key: BatchKey) -> int:

@@ -153,10 +153,10 @@ class Policy:
         if leader.is_solo:
             return [leader], "solo"
         mates = [member for member in ordered if member.key == leader.key and not member.is_solo]
-        if len(urgent) < len(running):
-            mates += self._fillers(running, mates, now)
-        batch = self._fill(mates, now)
-        return batch, self._reason(leader.key, batch, num_left_out=len(mates) - len(batch))
+        fillers = self._fillers(running, mates, now) if len(urgent) < len(running) else []
+        batch = self._fill(mates, fillers, now)
+        num_left_out = len(mates) + len(fillers) - len(batch)
+        return batch, self._reason(leader.key, batch, num_left_out=num_left_out)
 
     def _urgent(self, running: Sequence[C], now: float) -> list[C]:
         """The members that go before all others in this turn, of one lane: all of them if it is the only."""
@@ -205,19 +205,23 @@ class Policy:
             accounts, self._due_times.quantum_seconds({m.key for m in members})
         )
 
-    def _fill(self, mates: Sequence[C], now: float) -> list[C]:
-        """The first of `mates`, whatever its rows, and all that fit beside it and make nobody late."""
+    def _fill(self, mates: Sequence[C], fillers: Sequence[C], now: float) -> list[C]:
+        """The first of `mates`, whatever its rows, and all that fit beside it and make nobody late.
+
+        Where none of `mates` can be in time any more, as many as fit: their pace is a guess.
+        """
         batch: list[C] = []
         num_rows, max_rows = 0, self.max_rows(mates[0].key)
-        for member in mates:
+        for place, member in enumerate((*mates, *fillers)):
+            if place == len(mates) and not batch:
+                break
             in_time_rows = self._due_times.max_rows_in_time(member, now)
-            limit = min(max_rows, in_time_rows)
             leads = not batch and in_time_rows > 0
-            if leads or num_rows + member.num_rows <= limit:
+            if leads or num_rows + member.num_rows <= min(max_rows, in_time_rows):
                 batch.append(member)
                 num_rows += member.num_rows
-                max_rows = limit
-        return batch or _that_fit(mates, max_rows)
+                max_rows = min(max_rows, in_time_rows)
+        return batch or _that_fit((*mates, *fillers), max_rows)
 
     def _reason(self, key: BatchKey, batch: Sequence[C], *, num_left_out: int) -> Reason:
         if not num_left_out:

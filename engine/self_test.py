@@ -6,7 +6,7 @@ families, not generations: samplers and guidance are `engine.rehearsal`'s.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,9 +46,10 @@ def run_self_test(
     """Compare the same rows at many row counts, in other places and among other neighbours.
 
     The row counts at which a row has the bits that it has among 4 become the buckets of the shape that was
-    tried, a square of each class of pixels. A cap is lowered to the largest of them, if that keeps at least
-    half of its rows: one large size that differs is worth less than an exact engine. Otherwise the promise
-    is weaker, and the buckets are the multiples of 4, as they are for all shapes that were not tried.
+    tried, a square of each class of pixels. A cap is lowered to the largest multiple of 4 up to which all
+    of these are among them, if that keeps at least half of its rows: one large size that differs is worth
+    less than an exact engine. Otherwise the promise is weaker, and the buckets are the multiples of 4, as
+    they are for all shapes that were not tried.
     When the budget is spent, or would not last for a row count like the one before, the promise is
     `within 1/255` and the rest is left out: but for the two runs of one item each, which strict needs.
     """
@@ -72,7 +73,7 @@ def run_self_test(
         if budget.is_spent():
             continue
         buckets[side, side] = Buckets(tuple(sorted(found)))
-        num_exact_rows = max(found, default=BUCKET_STEP)
+        num_exact_rows = _largest_multiple(found)
         if num_exact_rows < max_rows:
             if 2 * num_exact_rows >= max_rows:
                 limits[max_pixels] = num_exact_rows
@@ -86,6 +87,14 @@ def run_self_test(
 def _candidates(largest: int, *, is_fine: bool) -> list[int]:
     """The row counts to try: a compiled model has each of them compiled, and a slow one takes its time."""
     return [rows for rows in range(1, largest + 1) if is_fine or rows == 2 or rows % BUCKET_STEP == 0]
+
+
+def _largest_multiple(found: Collection[int]) -> int:
+    """Of 4, up to which all multiples of 4 were `found`; shapes that were not tried run at these alone."""
+    largest = BUCKET_STEP
+    while largest + BUCKET_STEP in found:
+        largest += BUCKET_STEP
+    return largest
 
 
 def _equal_in_time(sizes: "_Sizes", candidates: Sequence[int], budget: TimeBudget) -> set[int]:

@@ -152,6 +152,8 @@ def test_what_cannot_meet_its_deadline_slows_nobody_who_can() -> None:
     lost, others = Member("lost", deadline_at=1.0), [Member(str(i), deadline_at=5.0) for i in range(2)]
     assert policy.choose([lost, *others], 0.0) == others
     assert policy.choose([lost], 0.0) == [lost], "the pace is a guess, and nobody else is there"
+    filler = Member("filler", lane="bulk")
+    assert policy.choose([lost, filler], 0.0) == [lost, filler], "nor does it wait for bulk work"
 
 
 def test_step_batch_is_no_larger_than_lets_its_members_meet_their_deadlines() -> None:
