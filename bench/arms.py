@@ -123,6 +123,8 @@ class Dynamic:
             while upcoming and upcoming[0].seconds <= now:
                 arrival = upcoming.popleft()
                 queues.setdefault(self.key(arrival.request), deque()).append(arrival)
+            if late := [one for queue in queues.values() for one in _without_late(queue, now)]:
+                yield tuple(Ended(arrival, None) for arrival in late)
             due = [queue for queue in queues.values() if queue and self._is_due(queue, now)]
             if not due:
                 clock.skip_to(begun_at + self._next_event(queues.values(), upcoming))
@@ -183,12 +185,21 @@ class Dynamic:
     def _is_due(self, queue: deque[DueRequest], now: float) -> bool:
         rows = itertools.accumulate(rows_of(one.request) for one in queue)
         # Full: another guided request would not fit any more.
-        is_full = any(num_rows > self._max_rows - 1 for num_rows in rows)
+        is_full = any(num_rows > self._max_rows - 2 for num_rows in rows)
         return is_full or now - queue[0].seconds >= self._timeout_seconds
 
     def _next_event(self, queues: Iterable[deque[DueRequest]], upcoming: deque[DueRequest]) -> float:
         instants = [queue[0].seconds + self._timeout_seconds for queue in queues if queue]
         return min([*instants, *(one.seconds for one in itertools.islice(upcoming, 1))])
+
+
+def _without_late(queue: deque[DueRequest], now: float) -> list[DueRequest]:
+    """Take out of `queue`, and return, whatever is past its deadline."""
+    due = [(one, one.request.seconds_left) for one in queue]
+    late = [one for one, left in due if left is not None and now >= one.seconds + left]
+    for one in late:
+        queue.remove(one)
+    return late
 
 
 def rows_of(request: GenerationRequest) -> int:

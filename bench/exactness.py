@@ -102,6 +102,7 @@ def _request(rng: random.Random, max_pixels: int) -> GenerationRequest:
         seed=rng.randrange(2**32),
         negative_prompt=rng.choice(PROMPTS[:2]),
         guidance_cutoff=rng.choice([1.0, 1.0, 0.5]),
+        step_cache=rng.choice([1, 1, 3]),
         scheduler=rng.choice(SCHEDULERS),
         lane=rng.choice(["interactive", "bulk"]),
     )

@@ -38,6 +38,7 @@ STEPS = (4, 4, 12, 12, 20, 20, 20, 30, 30, 50)
 NUM_REQUESTS = 60
 BACKLOG = 2 * MAX_ROWS
 GUIDANCE_SCALE = 4.0
+EQUAL_PSNR = 99.0  # decibels, of an image that an option leaves as it is; no changed one comes near it
 CUTOFF: Mapping[str, Any] = {"guidance_cutoff": 0.5}
 CACHE: Mapping[str, Any] = {"step_cache": 3}
 
@@ -55,7 +56,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Quality:
-    """An option's images beside the full run's: decibels, and percent that the judge finds obeyed."""
+    """An option's images beside the full run's: decibels of those that it changes, percent that obey."""
 
     mean_psnr: float
     worst_psnr: float
@@ -142,8 +143,9 @@ def qualities(
     for option in options:
         images = draw(engine, [replace(one, **option.changes) for one in asked])
         psnrs = [psnr(image, reference) for image, reference in zip(images, full, strict=True)]
+        changed = [one for one in psnrs if one < EQUAL_PSNR] or [EQUAL_PSNR]
         found[option.name] = Quality(
-            statistics.fmean(psnrs), min(psnrs), share_obeyed(images, scenes), full_obeyed
+            statistics.fmean(changed), min(changed), share_obeyed(images, scenes), full_obeyed
         )
     return found
 
@@ -216,9 +218,9 @@ def draw(engine: Engine, asked: Sequence[GenerationRequest]) -> list[np.ndarray]
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in decibels of two uint8 images; equal ones count as 99."""
+    """Peak signal-to-noise ratio in decibels of two uint8 images; `EQUAL_PSNR` where they are equal."""
     error = float(np.mean((image.astype(np.float64) - reference) ** 2))
-    return 99.0 if error == 0 else min(99.0, 10 * math.log10(255**2 / error))
+    return EQUAL_PSNR if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def share_obeyed(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> float:

@@ -19,7 +19,6 @@ from engine.load import LoadedModels
 from engine.request import GenerationRequest
 
 FILLING_TICKS = 4
-BACKLOG_SECONDS = 3600.0  # since what waits came: too long to be in time, so no step batch is kept small
 
 
 @dataclass
@@ -111,7 +110,6 @@ def _engine_segments(
         with clock.turn():
             engine.tick()
 
-    clock.skip_to(BACKLOG_SECONDS)
     for _ in range(FILLING_TICKS):
         tick()
     while len(requests) - len(progress) > max_rows:

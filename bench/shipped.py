@@ -67,6 +67,12 @@ class Bench:
         """The cap that self-test and profile leave to the tier of that side; every arm has it."""
         return self.loaded.row_limits[MODEL][side * side]
 
+    def cap_share(self, side: int) -> float:
+        """What self-test and profile leave of the bare model's rows a second; measured anew each time."""
+        seconds = self.bare(side).step_table(ROW_LIMITS[side * side])
+        best = min(taken / num_rows for num_rows, taken in seconds.items())
+        return best * self.max_rows(side) / seconds[self.max_rows(side)]
+
     def solo(self, side: int) -> Solo:
         """What every class of the mix takes alone on our engine; measured once."""
         if side not in self._solo:

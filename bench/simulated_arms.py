@@ -72,8 +72,9 @@ def _serve_batches(
         batch = _take_batch(min(ready, key=lambda queue: queue[0].arrived_at), work.max_rows)
         num_rows = sum(arrival.num_rows for arrival in batch)
         step_seconds = work.step_seconds(batch[0].side, num_rows)
-        now += max(arrival.num_steps for arrival in batch) * step_seconds + len(batch) * work.image_seconds
+        now += max(arrival.num_steps for arrival in batch) * step_seconds
         for arrival in batch:
+            now += work.image_seconds
             arrival.ended_at = now
         num_ended += len(batch)
 

@@ -106,6 +106,17 @@ def fairness(
     )
 
 
+def batching_gain(work: Work) -> float:
+    """The device's capacity by that of one request at a time, on the bare model."""
+    seconds = sum(
+        share * scale_share * work.bare_seconds(num_steps, 2 if scale > 1 else 1, side) * side_share
+        for num_steps, share in work.step_counts.items()
+        for scale, scale_share in work.guidance_scales.items()
+        for side, side_share in work.sizes.items()
+    )
+    return work.capacity() * seconds
+
+
 class Measure(Protocol):
     """One of the figures."""
 

@@ -16,6 +16,7 @@ from engine.profile import Profiles
 from tests.unit.engine.fakes import FakeFamily
 
 TIERS = ("", "_192")
+THROUGHPUT = ("engine_vs_bare", "vs_padded", "vs_keyed", "cap_share")
 
 
 class FakeBare(BareModel):
@@ -43,7 +44,7 @@ def bench(tmp_path: Path) -> Bench:
     [
         (
             "throughput",
-            {f"{name}{tier}" for name in ("engine_vs_bare", "vs_padded", "vs_keyed") for tier in TIERS},
+            {f"{name}{tier}" for name in THROUGHPUT for tier in TIERS},
         ),
         ("latency", {f"{name}{tier}" for name in ("p95_gain", "slowdown_gain") for tier in TIERS}),
         ("goodput", {"goodput_gain", "goodput_share"}),
