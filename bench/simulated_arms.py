@@ -104,6 +104,11 @@ class Running:
     has_begun: bool = False
     deadline_at: float | None = None
 
+    @property
+    def num_full_steps_left(self) -> int:
+        """All of them."""
+        return self.num_steps_left
+
 
 def continuous_fifo(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
     """A step batch at every step, the oldest first: of its size, whatever fits in order of arrival."""

@@ -4,7 +4,7 @@ Owns the sizes, and no tensors. It does not know what makes a size one: the self
 a row has the same bits, and until it has, they are the multiples of 4.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -27,6 +27,12 @@ class Buckets:
         if index < len(self.sizes):
             return self.sizes[index]
         return -(-num_rows // BUCKET_STEP) * BUCKET_STEP
+
+    def within(self, max_rows: int) -> int:
+        """The largest size of no more than `max_rows`; the smallest one, where all are larger."""
+        if self.sizes:
+            return self.sizes[max(0, bisect_right(self.sizes, max_rows) - 1)]
+        return max(BUCKET_STEP, max_rows - max_rows % BUCKET_STEP)
 
 
 MULTIPLES_OF_FOUR = Buckets()

@@ -52,6 +52,10 @@ class Candidate(Protocol):
         """Steps still to run."""
 
     @property
+    def num_full_steps_left(self) -> int:
+        """Those of them that run the whole model; what a shallow one takes beside them is little."""
+
+    @property
     def submitted_at(self) -> float:
         """When it arrived, on the policy's clock."""
 

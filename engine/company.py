@@ -53,7 +53,7 @@ class Company:
     def sampler_step(self, members: Sequence[Member]) -> SamplerStep:
         """What the samplers do to the members, which a company does not hold, at the step they are at."""
         if self._sampler_step is None:
-            self._sampler_step = SamplerStep(self.latents)
+            self._sampler_step = SamplerStep(self.latents.device)
         self._sampler_step.prepare(members)
         return self._sampler_step
 

@@ -41,7 +41,7 @@ class DueTimes:
         if deadline_at is None:
             return False, due_at, submitted_at
         fastest_seconds = self._bucket_seconds(member.key, member.num_rows)
-        is_lost = now + member.num_steps_left * fastest_seconds > deadline_at
+        is_lost = now + member.num_full_steps_left * fastest_seconds > deadline_at
         return is_lost, min(due_at, deadline_at), submitted_at
 
     def max_rows_in_time(self, member: Candidate, now: float) -> int:
@@ -51,7 +51,7 @@ class DueTimes:
             return cap
         seconds_left = member.deadline_at - now
         for num_rows in range(max(cap, member.num_rows), member.num_rows - 1, -1):
-            if member.num_steps_left * self._bucket_seconds(member.key, num_rows) <= seconds_left:
+            if member.num_full_steps_left * self._bucket_seconds(member.key, num_rows) <= seconds_left:
                 return num_rows
         return 0
 

@@ -110,6 +110,11 @@ class Generation:
         return self.table.num_steps - self.step_index
 
     @property
+    def num_full_steps_left(self) -> int:
+        """Those of them that run the whole model."""
+        return self.step_cache.num_full_from(self.step_index)
+
+    @property
     def is_guided(self) -> bool:
         """Whether its next step needs an unconditional row besides the conditional one."""
         return self.step_index < self._num_guided_steps

@@ -169,8 +169,8 @@ class Measurement:
             # Outside of the handler, whose traceback would hold the tensors.
             if not isinstance(failure, OutOfMemory):
                 raise failure
+            sets.pop(rows, None)
             self._runner.free()
-            del sets[rows]
             if not sets:
                 raise failure
             return sets, rows

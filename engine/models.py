@@ -6,7 +6,7 @@ Owns the families, the row caps and the coefficient tables. It does not know wha
 from collections.abc import Mapping
 from typing import Any
 
-from engine.buckets import at
+from engine.buckets import Buckets, at
 from engine.errors import RequestInvalid, StrictUnavailable
 from engine.families.family import Family, can_cache_steps
 from engine.generation import Generation
@@ -68,12 +68,15 @@ class Models:
         )
 
     def max_rows(self, key: BatchKey) -> int:
-        """The most rows of one forward pass: the cap of the smallest pixel class that holds the key."""
+        """The most rows of one forward pass: a bucket within the cap of the class of pixels of the key."""
         pixels = key.latent_height * key.latent_width * self.families[key.model].pixels_per_latent ** 2
         limits = self.row_limits[key.model]
-        return limits[min(max_pixels for max_pixels in limits if max_pixels >= pixels)]
+        limit = limits[min(max_pixels for max_pixels in limits if max_pixels >= pixels)]
+        return self._buckets(key).within(limit)
 
     def bucket_rows(self, key: BatchKey, num_rows: int) -> int:
         """At how many rows a step batch of this key and so many rows runs."""
-        buckets = at(self.families[key.model].buckets, key.latent_height, key.latent_width)
-        return buckets.rows(num_rows)
+        return self._buckets(key).rows(num_rows)
+
+    def _buckets(self, key: BatchKey) -> Buckets:
+        return at(self.families[key.model].buckets, key.latent_height, key.latent_width)

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
-from engine.buckets import MULTIPLES_OF_FOUR
+from engine.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR
 from engine.candidate import BatchKey, Candidate
 from engine.due_times import DueTimes
 from engine.turns import Turns
@@ -28,12 +28,12 @@ __all__ = ["PINNED_ROWS", "BatchKey", "Candidate", "Policy", "Reason"]
 AGEING_TURN = 4
 PINNED_ROWS = 4  # of strict generations where the promise is not exact
 MAX_ADMISSIONS_PER_TICK = 8
-RECOVERY_STEPS = 256  # after so many step batches a lowered cap is tried one bucket higher
+RECOVERY_STEPS = 256  # after so many step batches a lowered cap is tried four rows higher
 
 Reason = Literal["solo", "nobody_else", "strict", "due", "cap", "memory"]
 """Why a step batch was not fuller: a suspect ran alone, nobody else of its key was there, it was pinned to
-`PINNED_ROWS`, with more rows a member would have missed its deadline, or it was as full as the model's
-cap or the device's memory allows."""
+`PINNED_ROWS`, with more rows a member, or who was left out, would have missed a deadline, or it was as
+full as the model's cap or the device's memory allows."""
 
 
 C = TypeVar("C", bound=Candidate)
@@ -136,7 +136,7 @@ class Policy:
         if self._num_steps_lowered[key] < RECOVERY_STEPS:
             return
         self._num_steps_lowered[key] = 0
-        self._lowered[key] = self._bucket_rows(key, self._lowered[key] + 1)
+        self._lowered[key] = self._bucket_rows(key, self._lowered[key] + BUCKET_STEP)
         if self._lowered[key] >= self._max_rows(key):
             del self._lowered[key], self._num_steps_lowered[key]
         self._due_times.forget_caps()
@@ -155,8 +155,8 @@ class Policy:
         mates = [member for member in ordered if member.key == leader.key and not member.is_solo]
         fillers = self._fillers(running, mates, now) if len(urgent) < len(running) else []
         batch = self._fill(mates, fillers, now)
-        num_left_out = len(mates) + len(fillers) - len(batch)
-        return batch, self._reason(leader.key, batch, num_left_out=num_left_out)
+        left_out = [member for member in (*mates, *fillers) if member not in batch]
+        return batch, self._reason(leader.key, batch, left_out)
 
     def _urgent(self, running: Sequence[C], now: float) -> list[C]:
         """The members that go before all others in this turn, of one lane: all of them if it is the only."""
@@ -208,25 +208,28 @@ class Policy:
     def _fill(self, mates: Sequence[C], fillers: Sequence[C], now: float) -> list[C]:
         """The first of `mates`, whatever its rows, and all that fit beside it and make nobody late.
 
-        Where none of `mates` can be in time any more, as many as fit: their pace is a guess.
+        Where none of `mates` can be in time any more, as many as fit: their pace is a guess. Rows that would
+        be padding are for whoever was left out, since they slow nobody down.
         """
+        cap = max_rows = self.max_rows(mates[0].key)
         batch: list[C] = []
-        num_rows, max_rows = 0, self.max_rows(mates[0].key)
-        for place, member in enumerate((*mates, *fillers)):
-            if place == len(mates) and not batch:
-                break
+        for member in (*mates, *fillers) if self._any_in_time(mates, now) else ():
             in_time_rows = self._due_times.max_rows_in_time(member, now)
             leads = not batch and in_time_rows > 0
-            if leads or num_rows + member.num_rows <= min(max_rows, in_time_rows):
+            if leads or _num_rows(batch) + member.num_rows <= min(max_rows, in_time_rows):
                 batch.append(member)
-                num_rows += member.num_rows
                 max_rows = min(max_rows, in_time_rows)
-        return batch or _that_fit((*mates, *fillers), max_rows)
+        if batch:
+            cap = min(cap, self._bucket_rows(mates[0].key, _num_rows(batch)))
+        return _filled_up(batch, (*mates, *fillers), cap)
 
-    def _reason(self, key: BatchKey, batch: Sequence[C], *, num_left_out: int) -> Reason:
-        if not num_left_out:
+    def _any_in_time(self, members: Sequence[C], now: float) -> bool:
+        return any(self._due_times.max_rows_in_time(member, now) for member in members)
+
+    def _reason(self, key: BatchKey, batch: Sequence[C], left_out: Sequence[C]) -> Reason:
+        if not left_out:
             return "nobody_else"
-        if sum(member.num_rows for member in batch) + 1 < self.max_rows(key):
+        if min(map(_num_rows, ([member] for member in left_out))) + _num_rows(batch) <= self.max_rows(key):
             return "due"
         if key.is_pinned or key.is_alone:
             return "strict"
@@ -236,11 +239,16 @@ class Policy:
         return member.lane == "bulk" and now - member.submitted_at >= self._bulk_patience_seconds
 
 
-def _that_fit(mates: Sequence[C], max_rows: int) -> list[C]:
-    """The first of `mates`, whatever its rows, and then all that fit beside it; none can be in time."""
-    batch, num_rows = [mates[0]], mates[0].num_rows
-    for member in mates[1:]:
-        if num_rows + member.num_rows <= max_rows:
-            batch.append(member)
-            num_rows += member.num_rows
-    return batch
+def _filled_up(batch: Sequence[C], members: Iterable[C], max_rows: int) -> list[C]:
+    """`batch` and all of `members` that fit beside it; the first whatever its rows, if it is empty."""
+    filled, taken = list(batch), set(map(id, batch))
+    for member in members:
+        if id(member) in taken:
+            continue
+        if not filled or _num_rows(filled) + member.num_rows <= max_rows:
+            filled.append(member)
+    return filled
+
+
+def _num_rows(members: Iterable[Candidate]) -> int:
+    return sum(member.num_rows for member in members)

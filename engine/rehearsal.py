@@ -11,7 +11,7 @@ from typing import get_args
 
 from engine.engine import Engine
 from engine.errors import RequestInvalid
-from engine.families.family import Family
+from engine.families.family import Family, can_cache_steps
 from engine.handle import Handle
 from engine.request import GenerationRequest, SchedulerName, SchedulerSpec
 from engine.sampling import CoefficientTables
@@ -25,7 +25,8 @@ def is_exact_in_company(
 ) -> bool:
     """Whether every image of a small schedule has the bytes of its solo run, at the smallest tier.
 
-    Requests of every scheduler that the model has, at mixed steps and scales; each joins a step later.
+    Requests of every scheduler that the model has, at mixed steps and scales, some with a step cache or a
+    guidance cutoff; each joins a step later.
     Not so either when the budget is spent before all are drawn.
     """
     budget = budget or TimeBudget()
@@ -46,9 +47,11 @@ def _requests(family: Family, max_pixels: int) -> list[GenerationRequest]:
         replace(
             plain,
             scheduler=SchedulerSpec(name),
-            num_inference_steps=len(names) - index + 1,  # who joins later ends no later: they all meet
+            num_inference_steps=len(names) - index + 3,  # who joins later ends no later: they all meet
             guidance_scale=1.0 if index % 3 == 2 else 4.0,
             seed=index,
+            step_cache=2 if index % 2 == 0 and can_cache_steps(family) else 1,
+            guidance_cutoff=0.5 if index % 4 == 1 else 1.0,
         )
         for index, name in enumerate(names)
     ]

@@ -66,15 +66,19 @@ class SeenCosts:
 
         Of each bucket it is the largest size that counts: from there down costs are about in proportion.
         """
-        with self._lock:
-            full = {place: median(seen) for place, seen in self._full.items() if len(seen) >= MIN_SEEN}
-            shallow = {place: median(seen) for place, seen in self._shallow.items() if len(seen) >= MIN_SEEN}
-            decodings = {shape: median(seen) for shape, seen in self._decodings.items()}
+        with self._lock:  # the engine thread waits for it, so that nothing is computed here
+            all_full = {place: list(seen) for place, seen in self._full.items() if place[0][0] == model}
+            all_shallow = {place: list(seen) for place, seen in self._shallow.items() if place[0][0] == model}
+            all_decodings = {
+                shape: list(seen) for shape, seen in self._decodings.items() if shape[0] == model
+            }
             encodings = list(self._encodings.get(model, ()))
+        full, shallow = _medians(all_full, MIN_SEEN), _medians(all_shallow, MIN_SEEN)
+        decodings = _medians(all_decodings, 1)
         fits = [
             shape
             for shape in sorted({shape for shape, _ in full}, key=_latents)
-            if shape[0] == model and min_latents <= _latents(shape) <= max_latents and shape in decodings
+            if min_latents <= _latents(shape) <= max_latents and shape in decodings
         ]
         if not fits:
             return None
@@ -91,6 +95,11 @@ class SeenCosts:
             decode_seconds=decodings[fits[-1]] / _latents(fits[-1]),
             shallow_share=min(1.0, max(shares, default=1.0)),
         )
+
+
+def _medians(seen: Mapping[K, list[float]], least: int) -> dict[K, float]:
+    """Of all that were seen at least so often."""
+    return {place: median(seconds) for place, seconds in seen.items() if len(seconds) >= least}
 
 
 def _kept() -> defaultdict[K, deque[float]]:

@@ -46,10 +46,10 @@ def run_self_test(
     """Compare the same rows at many row counts, in other places and among other neighbours.
 
     The row counts at which a row has the bits that it has among 4 become the buckets of the shape that was
-    tried, a square of each class of pixels. A cap is lowered to the largest multiple of 4 up to which all
-    of these are among them, if that keeps at least half of its rows: one large size that differs is worth
-    less than an exact engine. Otherwise the promise is weaker, and the buckets are the multiples of 4, as
-    they are for all shapes that were not tried.
+    tried, a square of each class of pixels; all other shapes run at multiples of 4. A cap is lowered to the
+    largest bucket below which no multiple of 4 is missing, if that keeps at least half of its rows: one
+    large size that differs is worth less than an exact engine. Otherwise the promise is weaker, and the
+    buckets are the multiples of 4.
     When the budget is spent, or would not last for a row count like the one before, the promise is
     `within 1/255` and the rest is left out: but for the two runs of one item each, which strict needs.
     """
@@ -73,7 +73,7 @@ def run_self_test(
         if budget.is_spent():
             continue
         buckets[side, side] = Buckets(tuple(sorted(found)))
-        num_exact_rows = _largest_multiple(found)
+        num_exact_rows = _largest_in_unison(found)
         if num_exact_rows < max_rows:
             if 2 * num_exact_rows >= max_rows:
                 limits[max_pixels] = num_exact_rows
@@ -81,7 +81,11 @@ def run_self_test(
                 weakest = max(weakest, 1)
     if budget.is_spent():
         weakest = max(weakest, 2)
-    return SelfTest(PROMISES[weakest], limits, buckets if weakest == 0 else UNTESTED)
+    if weakest > 1:
+        return SelfTest(PROMISES[weakest], limits, UNTESTED)
+    if weakest == 1:  # the shapes were tried nonetheless
+        buckets = dict.fromkeys(buckets, MULTIPLES_OF_FOUR)
+    return SelfTest(PROMISES[weakest], limits, buckets)
 
 
 def _candidates(largest: int, *, is_fine: bool) -> list[int]:
@@ -89,12 +93,12 @@ def _candidates(largest: int, *, is_fine: bool) -> list[int]:
     return [rows for rows in range(1, largest + 1) if is_fine or rows == 2 or rows % BUCKET_STEP == 0]
 
 
-def _largest_multiple(found: Collection[int]) -> int:
-    """Of 4, up to which all multiples of 4 were `found`; shapes that were not tried run at these alone."""
-    largest = BUCKET_STEP
-    while largest + BUCKET_STEP in found:
-        largest += BUCKET_STEP
-    return largest
+def _largest_in_unison(found: Collection[int]) -> int:
+    """The largest of `found` below which no multiple of 4 is missing: shapes not tried run at these alone."""
+    end = BUCKET_STEP
+    while end in found:
+        end += BUCKET_STEP
+    return max((num_rows for num_rows in found if num_rows < end), default=BUCKET_STEP)
 
 
 def _equal_in_time(sizes: "_Sizes", candidates: Sequence[int], budget: TimeBudget) -> set[int]:
@@ -117,9 +121,8 @@ class _Sizes:
         self._family, self._side = family, side
         self.is_free_of_places = True  # at the multiples of 4, which all promises but the last stand on
         outputs = list(_probe_outputs(family, side, BUCKET_STEP))
-        started_at = time.perf_counter()
         outputs += _probe_outputs(family, side, BUCKET_STEP, neighbours=2)
-        self.seconds = time.perf_counter() - started_at  # of a step that is warm
+        self.seconds = _step_seconds(family, side)
         self._reference = outputs[0]
         self._note_places(outputs)
 
@@ -135,6 +138,18 @@ class _Sizes:
     def _note_places(self, outputs: Sequence[Tensor]) -> None:
         if any(not torch.equal(outputs[0], other) for other in outputs[1:]):
             self.is_free_of_places = False
+
+
+@torch.inference_mode()
+def _step_seconds(family: Family, side: int) -> float:
+    """Of one forward pass of 4 rows that is warm, until its output is there to be read."""
+    told = _told(family.encode("a self-test"))
+    latents = _noise((BUCKET_STEP, family.latent_channels, side, side), seed=0, family=family)
+    timesteps = torch.full((BUCKET_STEP,), 500.0, device=family.device)
+    latents.cpu()
+    started_at = time.perf_counter()
+    family.predict(latents, timesteps, told).cpu()
+    return time.perf_counter() - started_at
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ class RowPaddedLinear(nn.Linear):
 
 
 def pad_small_linears(denoiser: nn.Module) -> None:
-    """Let every plain `Linear` of `denoiser` pad; subclasses, such as quantised ones, stay what they are."""
+    """Let every plain `Linear` of `denoiser` pad, quantised weights too; subclasses stay what they are."""
     for module in denoiser.modules():
         if type(module) is nn.Linear:
             module.__class__ = RowPaddedLinear

@@ -27,7 +27,7 @@ class StepCache:
     @property
     def num_bytes(self) -> int:
         """What it holds, in the device's memory unless it has left that."""
-        return sum(kept.numel() * kept.element_size() for kept in self._features.values())
+        return sum(kept.numel() * kept.element_size() for kept in tuple(self._features.values()))
 
     def is_full(self, step_index: int) -> bool:
         """Whether this step runs the whole model: every `interval`-th, the first four and the last."""
@@ -36,6 +36,12 @@ class StepCache:
             or step_index < NUM_FIRST_FULL_STEPS
             or step_index >= self._num_steps - NUM_LAST_FULL_STEPS
         )
+
+    def num_full_from(self, step_index: int) -> int:
+        """How many of the steps from this one on run the whole model."""
+        if self.interval == 1:
+            return self._num_steps - step_index
+        return sum(map(self.is_full, range(step_index, self._num_steps)))
 
     def keep(self, features: Tensor, *, is_negative: bool) -> None:
         """Store one row's features `(1, ...)`; a copy, since a view would hold the whole step batch's."""

@@ -28,13 +28,10 @@ class Row(Protocol):
 
 
 class SamplerStep:
-    """What the samplers do to rows that go on together; `prepare` comes before each step.
+    """What the samplers do to rows that go on together on `device`; `prepare` comes before each step."""
 
-    Their latents are on the device of `like`.
-    """
-
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._updates: list[Update] = []
         self._groups: list[_Group] = []
 
@@ -48,7 +45,7 @@ class SamplerStep:
         places: dict[Update, list[int]] = {}
         for place, update in enumerate(updates):
             places.setdefault(update, []).append(place)
-        self._groups = [_Group(update, rows, of_update, self._like) for update, of_update in places.items()]
+        self._groups = [_Group(update, rows, of_update, self._device) for update, of_update in places.items()]
         self._updates = updates
 
     def scale(self, latents: Tensor) -> Tensor:
@@ -86,14 +83,14 @@ class SamplerStep:
 class _Group:
     """Rows of one update, and their scalars, which stand in the same memory at every step."""
 
-    def __init__(self, update: Update, rows: Sequence[Row], places: list[int], like: Tensor) -> None:
+    def __init__(self, update: Update, rows: Sequence[Row], places: list[int], device: torch.device) -> None:
         self.update = update
         self._places = places
         is_all = len(places) == len(rows)
-        self.which = None if is_all else torch.tensor(places).to(like.device)  # None: all of the step batch
+        self.which = None if is_all else torch.tensor(places).to(device)  # None: all of the step batch
         self._packed = bytearray(self._pack(rows))
         self._host = torch.frombuffer(self._packed, dtype=torch.float32).view(len(places), -1, 1, 1, 1)
-        self._own = self._host.to(like.device)  # the same tensor where that is the CPU
+        self._own = self._host.to(device)  # the same tensor where that is the CPU
         self.columns = self._own.unbind(1)  # k of (b, 1, 1, 1)
 
     def of(self, rows: Sequence[Row]) -> list[Row]:

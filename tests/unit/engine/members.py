@@ -26,11 +26,17 @@ class Member:
     num_rows: int = 2
     is_solo: bool = False
     has_begun: bool = False
+    step_cache: int = 1
     num_steps_done: int = 0
     ended_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.num_steps_left = self.num_steps_left or self.num_steps
+
+    @property
+    def num_full_steps_left(self) -> int:
+        """All of those that are left, unless every so many are shallow."""
+        return -(-self.num_steps_left // self.step_cache)
 
     @property
     def row_steps(self) -> int:

@@ -18,6 +18,8 @@ def test_policy_is_importable_without_torch() -> None:
 
 def test_buckets_are_multiples_of_four_until_others_are_found() -> None:
     assert [MULTIPLES_OF_FOUR.rows(rows) for rows in (1, 2, 4, 5, 8, 9, 16)] == [4, 4, 4, 8, 8, 12, 16]
+    assert [MULTIPLES_OF_FOUR.within(rows) for rows in (1, 4, 6, 15, 16)] == [4, 4, 4, 12, 16]
+    assert [Buckets((2, 4, 5, 8)).within(rows) for rows in (1, 2, 3, 6, 16)] == [2, 2, 2, 5, 8]
     assert [Buckets((2, 4, 5, 8)).rows(rows) for rows in (1, 2, 3, 5, 6, 8, 9)] == [2, 2, 4, 5, 8, 8, 12]
 
 
@@ -151,6 +153,7 @@ def test_what_cannot_meet_its_deadline_slows_nobody_who_can() -> None:
     policy = Policy(lambda _: 8, step_seconds=flat)
     lost, others = Member("lost", deadline_at=1.0), [Member(str(i), deadline_at=5.0) for i in range(2)]
     assert policy.choose([lost, *others], 0.0) == others
+    assert policy.reason_not_fuller == "due"
     assert policy.choose([lost], 0.0) == [lost], "the pace is a guess, and nobody else is there"
     filler = Member("filler", lane="bulk")
     assert policy.choose([lost, filler], 0.0) == [lost, filler], "nor does it wait for bulk work"
@@ -167,6 +170,21 @@ def test_step_batch_is_no_larger_than_lets_its_members_meet_their_deadlines() ->
 def test_work_without_a_deadline_fills_its_step_batches() -> None:
     policy = Policy(lambda _: 8, step_seconds=rising)
     assert len(policy.choose([Member(str(i)) for i in range(6)], 0.0)) == 4
+
+
+def test_shallow_steps_do_not_make_a_deadline_lost() -> None:
+    policy = Policy(lambda _: 8, step_seconds=flat)
+    thrifty = Member("thrifty", num_steps=60, step_cache=3, deadline_at=2.5)  # 20 full steps: 2.0 s
+    plain = Member("plain", num_steps=60, deadline_at=2.5)
+    assert policy.order([plain, thrifty], 0.0) == [thrifty, plain]
+    assert policy.choose([thrifty, Member("other")], 0.0)[0] is thrifty
+
+
+def test_rows_that_would_be_padding_are_for_whoever_was_left_out() -> None:
+    policy = Policy(lambda _: 8, step_seconds=flat)
+    lost, other = Member("lost", deadline_at=1.0), Member("other", num_rows=1)
+    assert policy.choose([lost, other], 0.0) == [other, lost], "three rows run at four"
+    assert policy.reason_not_fuller == "nobody_else"
 
 
 def test_far_deadline_makes_nobody_later() -> None:

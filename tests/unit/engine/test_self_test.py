@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.buckets import at
+from engine.buckets import MULTIPLES_OF_FOUR, at
 from engine.families.family import Conditions
 from engine.rehearsal import is_exact_in_company
 from engine.self_test import run_self_test
@@ -59,7 +59,7 @@ def test_slow_model_is_tried_at_few_row_counts() -> None:
     assert set(family.step_sizes) == {2, 4, 8, 12}
 
 
-@pytest.mark.parametrize(("from_rows", "cap"), [(16, 12), (12, 8)])
+@pytest.mark.parametrize(("from_rows", "cap"), [(16, 15), (12, 11)])
 def test_largest_row_counts_that_differ_are_given_up_for_exactness(from_rows: int, cap: int) -> None:
     family = SizeDependent(from_rows=from_rows)
     result = run_self_test(family, {4096: 16})
@@ -72,7 +72,7 @@ def test_buckets_that_all_differ_are_kept_and_the_promise_is_weaker() -> None:
     result = run_self_test(family, {4096: 16})
     assert result.promise == "exact within a bucket"
     assert result.row_limits == {4096: 16}
-    assert not result.buckets
+    assert result.buckets == {(8, 8): MULTIPLES_OF_FOUR}, "tried nonetheless"
 
 
 def test_neighbours_that_show_leave_the_weakest_promise() -> None:
@@ -104,7 +104,7 @@ def slow(family: FakeFamily, clock: SetClock, seconds: float) -> FakeFamily:
     return family
 
 
-@pytest.mark.parametrize(("seconds", "taken"), [(0.5, 40.0), (35.0, 60.0)])
+@pytest.mark.parametrize(("seconds", "taken"), [(0.5, 40.0), (35.0, 70.0)])
 def test_budget_that_does_not_last_leaves_a_weaker_promise_and_every_cap(
     seconds: float, taken: float
 ) -> None:
@@ -120,10 +120,10 @@ def test_budget_that_does_not_last_leaves_a_weaker_promise_and_every_cap(
 def test_a_bucket_that_would_not_fit_into_what_is_left_is_not_begun() -> None:
     clock = SetClock()
     family = slow(FakeFamily(), clock, 10.0)
-    budget = TimeBudget(55.0, clock)  # 20 s alone, 20 s among 4 rows, 10 s for one row
+    budget = TimeBudget(65.0, clock)  # 20 s alone, 30 s among 4 rows, 10 s for one row
     assert run_self_test(family, {4096: 16}, budget).promise == "within 1/255"
     assert max(family.step_sizes) == 4
-    assert clock.now == 1050.0
+    assert clock.now == 1060.0
     assert budget.is_spent(), "so that whoever asks next knows that something was left out"
 
 
