@@ -20,7 +20,8 @@ from local.supervisor import Service
 from settings import ROOT, Settings
 
 _PYTHON = sys.executable
-_ENGINE_START_SECONDS = 600  # a large model on a slow disk
+ENGINE_START_SECONDS = 600
+"""What a large model on a slow disk may take to load; its self-test comes on top."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Plan:
             before_start=post.clear,
             on_exit=lambda end: expire_leases(end.environment["CALOTYPE_BOOT_ID"]),
             cores=post.device.cores,
-            start_seconds=_ENGINE_START_SECONDS,
+            start_seconds=ENGINE_START_SECONDS + self._settings.self_test_seconds,
             stop_seconds=self._settings.drain_seconds + 10,
         )
 

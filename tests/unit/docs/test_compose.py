@@ -10,6 +10,7 @@ import pytest
 from jsonschema import Draft7Validator
 
 from catalogue import load_catalogue
+from local.plan import ENGINE_START_SECONDS
 from local.seaweedfs import BUCKET
 from settings import ROOT, Settings
 
@@ -84,9 +85,10 @@ def test_what_runs_on_has_a_health_check_and_is_started_again(name: str) -> None
         assert wish == {"condition": expected}, other
 
 
-def test_a_model_has_time_to_load() -> None:
+def test_a_model_has_time_to_load_and_to_spend_all_of_its_self_tests_budget() -> None:
+    seconds = ENGINE_START_SECONDS + Settings.model_fields["self_test_seconds"].default
     for name in ("worker-cpu", "worker-gpu"):
-        assert SERVICES[name]["healthcheck"]["start_period"] == "600s"
+        assert SERVICES[name]["healthcheck"]["start_period"] == f"{seconds:.0f}s"
 
 
 def test_a_data_service_has_time_to_make_or_to_recover_its_data() -> None:
