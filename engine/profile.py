@@ -153,7 +153,7 @@ class Profiles:
         }
 
     def step_seconds(self, key: BatchKey, num_rows: int) -> float | None:
-        """Seconds of a step, in proportion to the pixels below the measured size; None if not measured."""
+        """Seconds of a step, in proportion to the pixels of the measured size; None if not measured."""
         latents = key.latent_height * key.latent_width
         pixels = latents * self._pixels_per_latent.get(key.model, 1) ** 2
         holding = {
@@ -162,4 +162,4 @@ class Profiles:
         if not holding:
             return None
         profile = holding[min(holding)]
-        return profile.step_seconds(num_rows) * min(1.0, pixels / (profile.key.width * profile.key.height))
+        return profile.step_seconds(num_rows) * pixels / (profile.key.width * profile.key.height)

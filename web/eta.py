@@ -106,7 +106,7 @@ class _Device:
             if num_rows + one.num_rows <= max_rows:
                 batch.append(one)
                 num_rows += one.num_rows
-        scale = min(1.0, job.num_pixels / profile.num_pixels)
+        scale = job.num_pixels / profile.num_pixels
         seconds = scale * shared_step_seconds(profile, batch)
         ends_seconds = profile.encode_seconds + scale * profile.decode_seconds
         seconds += sum(ends_seconds / one.job.num_steps for one in batch)

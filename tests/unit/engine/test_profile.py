@@ -108,8 +108,11 @@ def test_row_limits_are_lowered_to_what_pays_and_never_raised() -> None:
     assert PROFILES.capped({"tiny": {16384: 2}}) == {"tiny": {16384: 2}}
 
 
-def test_seconds_of_a_step_are_known_for_what_was_measured_and_for_smaller_sizes() -> None:
+def test_seconds_of_a_step_are_in_proportion_to_the_pixels_of_what_was_measured() -> None:
     assert PROFILES.step_seconds(BatchKey("tiny", 16, 16), 6) == 0.79
     assert PROFILES.step_seconds(BatchKey("tiny", 8, 16), 6) == pytest.approx(0.79 / 2)
     assert PROFILES.step_seconds(BatchKey("tiny", 24, 24), 6) is None
     assert PROFILES.step_seconds(BatchKey("other", 16, 16), 6) is None
+    # Its class goes up to twice the measured side.
+    class_profile = Profiles({"tiny": {4 * 16384: profile_of({4: 0.4})}}, {"tiny": 8})
+    assert class_profile.step_seconds(BatchKey("tiny", 32, 32), 4) == pytest.approx(4 * 0.4)

@@ -61,6 +61,11 @@ def test_a_lone_job_takes_its_steps_at_the_smallest_bucket_and_its_ends() -> Non
     assert etas(job("a")) == {"a": pytest.approx(10 * 1.0 + ENDS)}
 
 
+def test_a_size_above_the_measured_one_takes_longer_in_proportion_to_its_pixels() -> None:
+    large = 4 * (10 * 1.0 + PROFILE.decode_seconds) + PROFILE.encode_seconds
+    assert etas(job("a", num_pixels=256 * 256)) == {"a": pytest.approx(large)}
+
+
 def test_jobs_that_fit_into_one_step_batch_share_its_steps() -> None:
     found = etas(job("a"), job("b"), job("c"), job("d"))
     assert found == dict.fromkeys("abcd", pytest.approx(10 * 1.5 + 4 * ENDS))
