@@ -30,7 +30,11 @@ SHARE = 0.1
 MAX_SAVED_SECONDS = 0.5
 """So much may be spent at once after a quiet time."""
 MAX_AGE_SECONDS = 5.0
-"""An older outlook says nothing, even where no new one may be made yet."""
+"""An older outlook says nothing, unless it was costly or a new one is being made."""
+MAX_AGE_IN_COSTS = 20
+"""So old may an outlook get, in what it cost: twice as long as until the next may be made after it."""
+MAX_AGED_SECONDS = 60.0
+"""So old may it get at most, and while a new one is being made, so that who asks rarely is answered too."""
 MAX_WAIT_SECONDS = 0.03
 """Where an outlook takes longer, the last one is taken: an answer is never late for its estimate."""
 
@@ -51,10 +55,15 @@ class _Outlook:
     known: frozenset[str] = frozenset()  # jobs that were looked at, with an estimate or without
     jobs: dict[str, float] = field(default_factory=dict)
     tiers: dict[str, float] = field(default_factory=dict)
+    has_failed: bool = False  # then it is kept for everybody, whatever they want to know
 
 
 class Forecast:
-    """Estimates for the models of `catalogue`; `read` gives the workload and may raise `StorageError`."""
+    """Estimates for the models of `catalogue`; `read` gives the workload and may raise `StorageError`.
+
+    `processor_clock` tells what the thread that calls it has had of a processor. That is what is limited;
+    waiting for Postgres takes nothing of it.
+    """
 
     def __init__(
         self,
@@ -62,15 +71,18 @@ class Forecast:
         catalogue: "Catalogue",
         clock: Callable[[], float] = time.monotonic,
         begin: Begin = on_a_thread,
+        processor_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._read = read
         self._begin = begin
         self._row_limits = {tier.name: tier.max_step_batch_rows for tier in catalogue.tiers}
         self._usual_jobs = _usual_jobs(catalogue)
         self._clock = clock
+        self._processor_clock = processor_clock
         self._lock = threading.Lock()  # held for a moment only
         self._made: threading.Event | None = None  # of the outlook that is being made
         self._outlook = _Outlook(made_at=clock() - 2 * KEPT_SECONDS)
+        self._cost_seconds = 0.0  # of the last outlook
         self._saved_seconds = MAX_SAVED_SECONDS
         self._saved_at = clock()
 
@@ -94,15 +106,19 @@ class Forecast:
             made = self._order(wanted)
             if made is None or not made.wait(max(0.0, wait_until - time.monotonic())):
                 break
-        outlook, now = self._outlook, self._clock()
+        with self._lock:
+            outlook, now, is_being_made = self._outlook, self._clock(), self._made is not None
+            max_age = max(MAX_AGE_SECONDS, MAX_AGE_IN_COSTS * self._cost_seconds)
+        max_age = MAX_AGED_SECONDS if is_being_made else min(max_age, MAX_AGED_SECONDS)
         age = now - outlook.made_at
-        return (outlook if age <= MAX_AGE_SECONDS else _Outlook(now)), age
+        return (outlook if age <= max_age else _Outlook(now)), age
 
     def _order(self, wanted: set[str]) -> threading.Event | None:
         """See to it that a better outlook is made; set once it is. None where none is needed or may be."""
         with self._lock:
             now = self._clock()
-            if now - self._outlook.made_at <= KEPT_SECONDS and wanted <= self._outlook.known:
+            says_enough = self._outlook.has_failed or wanted <= self._outlook.known
+            if now - self._outlook.made_at <= KEPT_SECONDS and says_enough:
                 return None
             if self._made is not None:
                 return self._made
@@ -118,13 +134,14 @@ class Forecast:
         return made
 
     def _make_anew(self, made: threading.Event) -> None:
-        started_at = self._clock()
+        started_at, spent_before = self._clock(), self._processor_clock()
         outlook = _Outlook(started_at)
         try:
             outlook = self._make(started_at)
         finally:
             with self._lock:
-                self._saved_seconds -= self._clock() - started_at
+                self._cost_seconds = self._processor_clock() - spent_before
+                self._saved_seconds -= self._cost_seconds
                 self._outlook, self._made = outlook, None
             made.set()
 
@@ -136,16 +153,14 @@ class Forecast:
     def _make(self, now: float) -> _Outlook:
         try:
             found = self._read()
-        except StorageError as error:
-            log.warning("workload_not_read", error=type(error).__name__)
-            return _Outlook(now)
-        names = [job.id for job in (*found.running, *found.queued)]
-        try:
+            names = [job.id for job in (*found.running, *found.queued)]
             jobs = seconds_until_drawn(found, names, self._row_limits)
             return _Outlook(now, frozenset(names), jobs, self._of_usual_jobs(found))
+        except StorageError as error:
+            log.warning("workload_not_read", error=type(error).__name__)
         except Exception:  # a job is shown without its estimate, never hidden because of it
             log.exception("estimate_failed")
-            return _Outlook(now)
+        return _Outlook(self._clock(), has_failed=True)
 
     def _of_usual_jobs(self, found: Workload) -> dict[str, float]:
         etas: dict[str, float] = {}

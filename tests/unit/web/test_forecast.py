@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from catalogue import load_catalogue
 from settings import ROOT
@@ -14,7 +15,7 @@ from storage.errors import Unavailable
 from storage.states import State
 from storage.workloads import Workload
 from tests.unit.web.test_eta import DEVICE, PROFILE, job, running
-from web.forecast import Forecast
+from web.forecast import MAX_AGE_SECONDS, MAX_AGED_SECONDS, Forecast
 
 CATALOGUE = load_catalogue(ROOT / "calotype.toml")
 LONE_SECONDS = 11.0
@@ -29,18 +30,23 @@ class Clock:
 
 
 class Rows:
-    """What Postgres would say, and how long it takes to."""
+    """What Postgres would say, how long it takes to, and what reading that takes of a processor."""
 
     def __init__(self, clock: Clock) -> None:
         self.workload = Workload((DEVICE,), (), (job("a"),))
-        self.seconds = 0.0
+        self.seconds = self.processor_seconds = 0.0
+        self.spent_seconds = 0.0
         self.num_reads = 0
         self._clock = clock
 
     def read(self) -> Workload:
         self.num_reads += 1
         self._clock.now += self.seconds
+        self.spent_seconds += self.processor_seconds
         return self.workload
+
+    def processor_clock(self) -> float:
+        return self.spent_seconds
 
 
 @pytest.fixture
@@ -59,7 +65,7 @@ def at_once(work: Callable[[], None]) -> None:
 
 @pytest.fixture
 def forecast(rows: Rows, clock: Clock) -> Forecast:
-    return Forecast(rows.read, CATALOGUE, clock, at_once)
+    return Forecast(rows.read, CATALOGUE, clock, at_once, rows.processor_clock)
 
 
 def shown(name: str, **changes: Any) -> Any:
@@ -96,7 +102,7 @@ def test_a_job_that_nothing_can_be_said_of_is_not_asked_about_again_within_the_s
 def test_estimates_take_no_more_than_their_share_of_the_time(
     forecast: Forecast, rows: Rows, clock: Clock
 ) -> None:
-    rows.seconds = 0.2
+    rows.seconds = rows.processor_seconds = 0.2
     for number in range(1000):
         clock.now += 0.02
         forecast.of_jobs([shown(f"new {number}")])
@@ -104,14 +110,56 @@ def test_estimates_take_no_more_than_their_share_of_the_time(
     assert 10 < rows.num_reads < 16
 
 
-def test_an_old_estimate_is_not_shown_when_no_new_one_may_be_made(
+def test_a_stall_of_postgres_is_not_held_against_the_next_estimates(
     forecast: Forecast, rows: Rows, clock: Clock
 ) -> None:
-    rows.seconds = 4.0
-    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS - 4}
-    clock.now += 2
+    rows.seconds = 9.0
+    forecast.of_jobs([shown("a")])
+    rows.seconds = 0.0
+    clock.now += 6
+    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS}
+
+
+def test_an_estimate_that_was_costly_is_shown_until_the_next_may_be_made(rows: Rows, clock: Clock) -> None:
+    rows.workload = replace(rows.workload, queued=(job("a", num_steps=1000),))
+    rows.processor_seconds = 2.0
+    forecast = Forecast(rows.read, CATALOGUE, clock, at_once, rows.processor_clock)
+    for seconds in range(15):  # 1.5 s more than may be spent, and a tenth of a second of that comes back each
+        assert forecast.of_jobs([shown("a")]) == {"a": 1001.0 - seconds}
+        assert rows.num_reads == 1
+        clock.now += 1
+    clock.now += 0.5
+    assert forecast.of_jobs([shown("a")]) == {"a": 1001.0}
+
+
+def test_an_old_estimate_is_not_shown_when_no_new_one_can_be_made(rows: Rows, clock: Clock) -> None:
+    def begin(work: Callable[[], None]) -> None:
+        if rows.num_reads:
+            raise RuntimeError("can't start new thread")
+        work()
+
+    forecast = Forecast(rows.read, CATALOGUE, clock, begin, rows.processor_clock)
+    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS}
+    clock.now += MAX_AGE_SECONDS
+    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS - MAX_AGE_SECONDS}
+    clock.now += 0.1
     assert forecast.of_jobs([shown("a")]) == {}
-    assert rows.num_reads == 1
+
+
+def test_who_asks_rarely_is_shown_the_last_estimate_while_the_next_is_being_made(
+    rows: Rows, clock: Clock
+) -> None:
+    rows.workload = replace(rows.workload, queued=(job("a", num_steps=1000),))
+    begun: list[Callable[[], None]] = []
+    forecast = Forecast(rows.read, CATALOGUE, clock, begun.append, rows.processor_clock)
+    assert forecast.of_jobs([shown("a")]) == {}, "the first one is being made"
+    for asked in range(3):
+        begun[asked]()
+        clock.now += 30
+        assert forecast.of_jobs([shown("a")]) == {"a": 1001.0 - 30}
+    begun[3]()
+    clock.now += MAX_AGED_SECONDS + 0.1
+    assert forecast.of_jobs([shown("a")]) == {}, "of something that long ago nothing is said"
 
 
 def test_no_answer_waits_for_an_outlook_that_takes_long_and_the_next_one_has_it(
@@ -169,6 +217,19 @@ def test_rows_that_cannot_be_read_leave_nothing_to_say(clock: Clock) -> None:
     forecast = Forecast(fail, CATALOGUE, clock, at_once)
     assert forecast.of_jobs([shown("a")]) == {}
     assert forecast.of_tiers() == {}
+
+
+def test_what_nobody_foresaw_is_logged_once_a_second_and_leaves_nothing_to_say(clock: Clock) -> None:
+    def fail() -> Workload:
+        clock.now += 2  # longer than an outlook is kept
+        raise ValueError("not foreseen")
+
+    forecast = Forecast(fail, CATALOGUE, clock, at_once)
+    for _ in range(2):
+        with capture_logs() as events:
+            assert [forecast.of_jobs([shown(name)]) for name in "abc"] == [{}] * 3
+        assert [(one["event"], one["log_level"]) for one in events] == [("estimate_failed", "error")]
+        clock.now += 1.1
 
 
 def test_a_tiers_estimate_is_that_of_its_usual_job_behind_all_others(forecast: Forecast, rows: Rows) -> None:
