@@ -6,7 +6,7 @@ stale one is never used. It knows no file, no tensor and no clock: `engine.measu
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -83,12 +83,8 @@ class Profile:
 
     @property
     def knee_rows(self) -> int:
-        """The largest bucket that still makes `MIN_GAIN` more rows a second than the knee before it."""
-        knee = self.steps[0]
-        for step in self.steps[1:]:
-            if step.rows_per_second >= (1 + MIN_GAIN) * knee.rows_per_second:
-                knee = step
-        return knee.num_rows
+        """The knee of its steps."""
+        return find_knee([(step.num_rows, step.rows_per_second) for step in self.steps])
 
     @property
     def batching_pays(self) -> bool:
@@ -130,6 +126,18 @@ class Profile:
         if document.get("fingerprint") != key.fingerprint:
             raise ValueError("its fingerprint is not that of its key")
         return profile
+
+
+def find_knee(rates: Sequence[tuple[int, float]]) -> int:
+    """The largest bucket that still makes `MIN_GAIN` more rows a second than the knee before it.
+
+    `rates` pairs buckets with their rows a second, few rows first.
+    """
+    knee_rows, knee_rate = rates[0]
+    for num_rows, rate in rates[1:]:
+        if rate >= (1 + MIN_GAIN) * knee_rate:
+            knee_rows, knee_rate = num_rows, rate
+    return knee_rows
 
 
 class Profiles:

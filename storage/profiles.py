@@ -6,8 +6,9 @@ taken for a worker's.
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -51,9 +52,7 @@ COLUMNS = tuple(StoredProfile.__dataclass_fields__)
 
 def publish(db: Database, profiles: Iterable[StoredProfile]) -> None:
     """Write these profiles, over what was known of the same tier and fingerprint."""
-    rows = [
-        {**{name: getattr(one, name) for name in COLUMNS}, "steps": json.dumps(one.steps)} for one in profiles
-    ]
+    rows = [_row(one) for one in profiles]
 
     def work(connection: Connection) -> None:
         for row in sorted(rows, key=lambda row: (row["tier"], row["fingerprint"])):
@@ -62,24 +61,32 @@ def publish(db: Database, profiles: Iterable[StoredProfile]) -> None:
     db.run(work)
 
 
-def learn(db: Database, profile: StoredProfile) -> None:
+def learn(db: Database, profile: StoredProfile, with_knee: Callable[[StoredProfile], StoredProfile]) -> None:
     """Write a learned profile; what it has not seen stays as it was learned before, here or elsewhere.
 
-    Does nothing where the tier was measured on devices of this kind.
+    `with_knee` gives a profile the knee of its steps, here of all that were learned. Does nothing where the
+    tier was measured on devices of this kind.
     """
 
     def work(connection: Connection) -> None:
-        row = {name: getattr(profile, name) for name in COLUMNS}
+        # First there must be a row: one that is not there cannot be locked, and two workers begin at once.
+        connection.execute(_INSERT, _row(profile))
         place = {"tier": profile.tier, "fingerprint": profile.fingerprint}
         known = connection.execute(_STEPS, place).one_or_none()
-        steps = dict(profile.steps)
-        if known is not None:
-            steps = {**dict(known.steps), **steps}
-            if profile.shallow_share == 1:
-                row["shallow_share"] = known.shallow_share
-        connection.execute(_UPSERT, {**row, "steps": json.dumps(sorted(steps.items()))})
+        if known is None:
+            return
+        merged = replace(
+            profile,
+            steps=tuple(sorted({**dict(known.steps), **dict(profile.steps)}.items())),
+            shallow_share=known.shallow_share if profile.shallow_share == 1 else profile.shallow_share,
+        )
+        connection.execute(_UPSERT, _row(with_knee(merged)))
 
     db.run(work)
+
+
+def _row(profile: StoredProfile) -> dict[str, Any]:
+    return {**{name: getattr(profile, name) for name in COLUMNS}, "steps": json.dumps(profile.steps)}
 
 
 _STEPS = text(
@@ -89,11 +96,17 @@ _STEPS = text(
     """
 )
 
-_UPSERT = text(
-    f"""
+_NEW_ROW = f"""
     INSERT INTO profiles ({", ".join(COLUMNS)})
     VALUES ({", ".join("CAST(:steps AS jsonb)" if name == "steps" else f":{name}" for name in COLUMNS)})
-    ON CONFLICT (tier, fingerprint) DO UPDATE
+    ON CONFLICT (tier, fingerprint)
+    """
+
+_INSERT = text(f"{_NEW_ROW} DO NOTHING")
+
+_UPSERT = text(
+    f"""
+    {_NEW_ROW} DO UPDATE
        SET published_at = clock_timestamp(), {", ".join(f"{name} = excluded.{name}" for name in COLUMNS[2:])}
      WHERE profiles.is_learned OR NOT excluded.is_learned
     """

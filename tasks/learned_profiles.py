@@ -17,7 +17,7 @@ from engine.seen_costs import SeenCosts
 from storage.database import Database
 from storage.errors import StorageError
 from storage.profiles import StoredProfile, learn
-from tasks.profiles import TierFacts, WorkerProfiles, stored_profile
+from tasks.profiles import TierFacts, WorkerProfiles, stored_profile, with_knee
 
 log = structlog.get_logger()
 
@@ -50,6 +50,8 @@ class LearnedProfiles:
                 self.publish()
             except StorageError as error:
                 log.warning("profiles_not_published", error=type(error).__name__)
+            except Exception:  # what is unknown to estimates is no reason to tell them nothing ever again
+                log.exception("profiles_not_published")
 
     def publish(self) -> list[StoredProfile]:
         """Tell the others what is new or has changed, and return it."""
@@ -58,7 +60,7 @@ class LearnedProfiles:
             found = None if tier.name in self._profiles.found else self._learned(tier)
             if found is None or not _has_changed(self._published.get(tier.name), found):
                 continue
-            learn(self._db, found)
+            learn(self._db, found, with_knee)
             if tier.name not in self._published:
                 log.info("profile_learned", tier=tier.name, device=found.device_kind)
             self._published[tier.name] = found

@@ -8,7 +8,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ import structlog
 
 from engine.load import LoadedModels
 from engine.measure import Measurement, profile_key
-from engine.profile import Profile, ProfileKey, Profiles
+from engine.profile import Profile, ProfileKey, Profiles, find_knee
 from storage.profiles import StoredProfile
 
 log = structlog.get_logger()
@@ -146,6 +146,12 @@ def stored_profile(tier: TierFacts, profile: Profile) -> StoredProfile:
         steps=tuple((step.num_rows, step.seconds) for step in profile.steps),
         **{name: getattr(profile, name) for name in (*costs, *found)},
     )
+
+
+def with_knee(profile: StoredProfile) -> StoredProfile:
+    """The profile with the knee of its steps; its cap stays."""
+    knee_rows = find_knee([(rows, rows / seconds) for rows, seconds in profile.steps])
+    return replace(profile, knee_rows=knee_rows, batching_pays=knee_rows > profile.steps[0][0])
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -1,10 +1,14 @@
 """Profiles are published once for each kind of device, and found by the workers that are of that kind."""
 
 import secrets
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection, text
 
 from storage import jobs, workers
 from storage.database import Database
@@ -59,6 +63,11 @@ def start_worker(database: Database, tier: str) -> Iterator[StartWorker]:
     yield start
     for worker in started:
         workers.say_goodbye(database, worker.boot_id)
+
+
+def with_knee(profile: StoredProfile) -> StoredProfile:
+    """A rule of the test's own: the knee is the last step."""
+    return replace(profile, knee_rows=profile.steps[-1][0], batching_pays=len(profile.steps) > 1)
 
 
 def device_of(found: Workload, worker: Worker) -> LiveDevice:
@@ -153,12 +162,49 @@ def test_what_a_worker_learned_is_found_and_adds_to_what_was_learned_before(
 ) -> None:
     worker = start_worker()
     first = replace(profile, is_learned=True, steps=((4, 0.25), (8, 0.4)), shallow_share=0.5)
-    learn(database, first)
+    learn(database, first, with_knee)
     assert device_of(workload(database, alive_seconds=20), worker).profiles == {tier: first}
-    learn(database, replace(first, steps=((8, 0.5), (12, 0.6)), shallow_share=1.0, max_rows=16))
+    learn(database, replace(first, steps=((8, 0.5), (12, 0.6)), shallow_share=1.0, max_rows=16), with_knee)
     (found,) = device_of(workload(database, alive_seconds=20), worker).profiles.values()
     assert found.steps == ((4, 0.25), (8, 0.5), (12, 0.6))
     assert (found.shallow_share, found.max_rows) == (0.5, 16), "what was not seen stays"
+    learn(database, with_knee(replace(first, steps=((4, 0.3),))), with_knee)
+    (found,) = device_of(workload(database, alive_seconds=20), worker).profiles.values()
+    assert (found.knee_rows, found.batching_pays) == (12, True), "the knee is that of all steps"
+
+
+class WhileOpen:
+    """A database that, before it commits, waits until somebody waits for its transaction."""
+
+    def __init__(self, database: Database, begin: Callable[[], None]) -> None:
+        self._database = database
+        self._begin = begin
+
+    def run(self, work: Callable[[Connection], Any]) -> None:
+        with self._database.transaction() as connection:
+            work(connection)
+            pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            self._begin()
+            deadline = time.monotonic() + 20
+            while not self._somebody_waits_for(pid):
+                assert time.monotonic() < deadline, "nobody waits"
+
+    def _somebody_waits_for(self, pid: int) -> bool:
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE :pid = ANY(pg_blocking_pids(pid))"
+        with self._database.transaction() as connection:
+            return bool(connection.execute(text(waiting), {"pid": pid}).scalar_one())
+
+
+def test_of_two_workers_that_learn_at_once_for_the_first_time_neither_is_lost(
+    database: Database, profile: StoredProfile, start_worker: StartWorker
+) -> None:
+    worker = start_worker()
+    few, many = (replace(profile, is_learned=True, steps=(step,)) for step in profile.steps)
+    other = threading.Thread(target=learn, args=(database, many, with_knee))
+    learn(WhileOpen(database, other.start), few, with_knee)  # type: ignore[arg-type]
+    other.join(20)
+    (found,) = device_of(workload(database, alive_seconds=20), worker).profiles.values()
+    assert found.steps == profile.steps
 
 
 def test_what_was_measured_takes_the_place_of_what_was_learned_and_never_the_other_way_round(
@@ -166,10 +212,10 @@ def test_what_was_measured_takes_the_place_of_what_was_learned_and_never_the_oth
 ) -> None:
     worker = start_worker()
     learned = replace(profile, is_learned=True, steps=((12, 9.0),))
-    learn(database, learned)
+    learn(database, learned, with_knee)
     publish(database, [profile])
     assert device_of(workload(database, alive_seconds=20), worker).profiles == {tier: profile}
-    learn(database, learned)
+    learn(database, learned, with_knee)
     assert device_of(workload(database, alive_seconds=20), worker).profiles == {tier: profile}
 
 

@@ -1,16 +1,19 @@
 """What a worker learns of its jobs is published for its tiers, once it is something and when it has moved."""
 
 import secrets
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from engine.load import LoadedModels
 from engine.policy import BatchKey
 from engine.seen_costs import MIN_SEEN, NUM_KEPT, SeenCosts
+from local.endpoints import Embedded
 from storage import workers
 from storage.database import Database
 from storage.profiles import StoredProfile
@@ -112,6 +115,43 @@ def test_what_has_hardly_moved_is_not_told_again(
     see(costs, SMALL, 2.0, num_rows=8)
     assert len(learned.publish()) == 1
     assert published(profiles)[tiers[0].name].steps == ((4, pytest.approx(1.5)), (8, pytest.approx(2.0)))
+
+
+class Turns(threading.Event):
+    """Lets so many turns go by without waiting, and then says stop."""
+
+    def __init__(self, num_turns: int) -> None:
+        super().__init__()
+        self._num_left = num_turns
+
+    def wait(self, timeout: float | None = None) -> bool:  # noqa: ARG002  # threading gives it by name
+        self._num_left -= 1
+        return self._num_left < 0
+
+
+class FailsFirst(Database):
+    """Raises at the first unit of work what nobody foresaw."""
+
+    has_failed = False
+
+    def run(self, work: Any) -> Any:
+        if not self.has_failed:
+            self.has_failed = True
+            raise ValueError("not foreseen")
+        return super().run(work)
+
+
+def test_what_nobody_foresaw_is_logged_and_the_next_turn_publishes(
+    migrated: Embedded, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
+) -> None:
+    database = FailsFirst(migrated.database_url)
+    learned, profiles = learner(database, costs, tiers[:1], tmp_path)
+    see(costs, SMALL, 1.0)
+    with capture_logs() as events:
+        learned.run(1.0, Turns(2))
+    assert [one["event"] for one in events] == ["profiles_not_published", "profile_learned"]
+    assert published(profiles).keys() == {tiers[0].name}
+    database.close()
 
 
 def test_a_tier_that_was_measured_is_not_learned(
