@@ -16,7 +16,7 @@ import torch
 from engine.buckets import at
 from engine.engine import Engine
 from engine.errors import Canceled
-from engine.families.family import Conditions, Family
+from engine.families.family import Conditions, Family, can_cache_steps
 from engine.handle import Handle
 from engine.load import LoadedModels, ModelSpec, load_models
 from engine.request import GenerationRequest, SchedulerSpec
@@ -67,7 +67,8 @@ def exact_share(loaded: LoadedModels, num_schedules: int = 5, num_requests: int 
 def _num_equal(
     loaded: LoadedModels, max_pixels: int, rng: random.Random, num_requests: int
 ) -> tuple[int, int]:
-    requests = [_request(rng, max_pixels) for _ in range(num_requests)]
+    cache = can_cache_steps(loaded.families[MODEL])
+    requests = [_request(rng, max_pixels, can_cache=cache) for _ in range(num_requests)]
     joins = [rng.randint(0, 8) for _ in requests]
     cancels = {index: rng.randint(1, 10) for index in range(num_requests) if rng.random() < 0.2}
     engine = _engine(loaded)
@@ -90,7 +91,7 @@ def _num_equal(
     return equal, images
 
 
-def _request(rng: random.Random, max_pixels: int) -> GenerationRequest:
+def _request(rng: random.Random, max_pixels: int, *, can_cache: bool = False) -> GenerationRequest:
     width, height = rng.choice(SIZES[max_pixels])
     return GenerationRequest(
         model=MODEL,
@@ -102,7 +103,7 @@ def _request(rng: random.Random, max_pixels: int) -> GenerationRequest:
         seed=rng.randrange(2**32),
         negative_prompt=rng.choice(PROMPTS[:2]),
         guidance_cutoff=rng.choice([1.0, 1.0, 0.5]),
-        step_cache=rng.choice([1, 1, 3]),
+        step_cache=rng.choice([1, 1, 3]) if can_cache else 1,
         scheduler=rng.choice(SCHEDULERS),
         lane=rng.choice(["interactive", "bulk"]),
     )
