@@ -50,7 +50,7 @@ bench-engine: $(INSTALLED) ## measure the engine beside its bars, in bench-outpu
 clean: ## remove what make built, but no data
 	@rm -rf $(VENV) build *.egg-info
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock requirements-quantization.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "calotype needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "python3 has no venv module; on Debian: apt install python3-venv"; exit 1; }
 	@echo "==> $(VENV) from requirements.lock (once; a few minutes)"
@@ -59,4 +59,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	  | tee $(VENV)/pip.log | awk '/^(Collecting|Installing)/ { print "    " substr($$0, 1, 100); fflush() }'
 	@test "$$(cat $(VENV)/status)" = 0 || { tail -n 20 $(VENV)/pip.log; echo "pip failed; all that it said is in $(VENV)/pip.log"; exit 1; }
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@# For one test, and beside the rest: diffusers imports torchao wherever it is, at some seconds a start.
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(VENV)/quantization \
+	  -r requirements-quantization.lock || echo "    no torchao for this platform: its tests will be skipped"
 	@touch $@

@@ -9,7 +9,7 @@ from settings import ROOT
 
 
 def test_a_failed_pip_fails_the_installation_and_is_tried_again(tmp_path: Path) -> None:
-    for name in ("Makefile", "pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", "requirements-quantization.lock"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "requirements.lock").write_text("this is no requirement\n")
     for _ in range(2):

@@ -1,6 +1,9 @@
 """What makes a model faster or smaller: the image stays the model's, and the promise is kept under it."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +114,25 @@ def test_quantized_weights_keep_the_image_and_the_promise(
     assert type(weight) is not torch.nn.Parameter
     assert not np.array_equal(drawn(engine, REQUEST)[0], plain), "it was quantized"
     check(engine, plain, mean)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="they run as they are")
+def test_quantized_weights_are_tried_where_torchao_lies_beside() -> None:
+    """`make install` puts it into a folder of its own, since diffusers imports it wherever it is."""
+    folder = Path(sys.prefix) / "quantization"
+    if not (folder / "torchao").is_dir():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"there is no torchao in {folder}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "weights_keep"]
+    answer = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stdout
+    assert "2 passed" in answer.stdout
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed here")
