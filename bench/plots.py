@@ -64,7 +64,7 @@ def chart(title: str, x_name: str, lines: Sequence[Line], x_ticks: Sequence[floa
 
 def bullets(figures: Sequence[Mapping[str, Any]]) -> str:
     """For each figure how much of its bar it reaches, at most twice; more is better for every one."""
-    row, left, right = 26, 190, WIDTH - 150
+    row, left, right = 26, 262, WIDTH - 150
     height = 48 + row * len(figures)
     across = _scale(0, 2, left, right)
     parts = [f'<text x="{left}" y="18">reached, as a share of the bar (the upright line)</text>']

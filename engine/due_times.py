@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from engine.candidate import BatchKey, Candidate
 from engine.pace import Pace
 
-OVERTAKING_STEPS = 16  # who has e times as few steps may come by so many full steps later, and go first
+OVERTAKING_STEPS = 12  # who has e times as few steps may come by so many full steps later, and go first
 QUANTUM_STEPS = 8  # by so many full steps may a key or an account be ahead of another
 
 

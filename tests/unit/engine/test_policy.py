@@ -124,7 +124,7 @@ def test_work_that_cannot_meet_its_deadline_any_more_goes_last() -> None:
 
 
 def test_long_work_goes_before_short_work_that_came_its_allowance_later() -> None:
-    """Ten times the steps may be overtaken for sixteen full steps by the logarithm of ten, and no longer."""
+    """Ten times the steps may be overtaken for twelve full steps by the logarithm of ten, and no longer."""
     policy = Policy(lambda _: 2, step_seconds=flat)
     allowance_seconds = OVERTAKING_STEPS * STEP_SECONDS * math.log(10)
     long = Member("long", num_steps=40)
@@ -136,7 +136,7 @@ def test_long_work_goes_before_short_work_that_came_its_allowance_later() -> Non
 def test_nobody_joins_who_would_make_a_member_of_the_step_batch_late() -> None:
     policy = Policy(lambda _: 8, step_seconds=rising)
     first, tight = Member("first", deadline_at=9.0), Member("tight", deadline_at=9.1, num_steps=80)
-    others = [Member(str(i), submitted_at=1.0) for i in range(3)]
+    others = [Member(str(i), submitted_at=4.0) for i in range(3)]
     assert policy.choose([first, tight, *others], 0.0) == [first, tight], "eight rows take 0.2 s, four 0.1 s"
     assert policy.reason_not_fuller == "due"
 
