@@ -12,7 +12,7 @@ from engine.policy import Candidate, Policy, Reason
 C = TypeVar("C", bound=Candidate)
 
 
-def oldest_that_fit(members: Sequence[C], max_rows: int) -> list[C]:
+def first_that_fit(members: Sequence[C], max_rows: int) -> list[C]:
     """The first one, and of its key, in the order given, all that fit beside those before them."""
     batch, num_rows = [members[0]], members[0].num_rows
     for member in members[1:]:
@@ -35,7 +35,7 @@ class OldestFirst(Policy):
         if not running:
             return [], None
         ordered = self.order(running, now)
-        batch = oldest_that_fit(ordered, self.max_rows(ordered[0].key))
+        batch = first_that_fit(ordered, self.max_rows(ordered[0].key))
         return batch, "nobody_else" if len(batch) == len(ordered) else "cap"
 
 

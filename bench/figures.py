@@ -12,7 +12,9 @@ from typing import Any
 class Figure:
     """A median with its spread, the bar that it should reach, and how far anything could get.
 
-    `limit` says in words what stands in the way of more; `samples` are the raw numbers, one a seed or run.
+    `limit` is the best value that anything could have here, measured or derived, and None where no such
+    number is known; `reason` says what it is, or what stands in the way. `samples` are the raw numbers, one
+    a seed or run.
     """
 
     figure: str
@@ -20,7 +22,8 @@ class Figure:
     low: float
     high: float
     bar: float
-    limit: str
+    limit: float | None
+    reason: str
     samples: tuple[float, ...]
     is_at_most: bool = False
 
@@ -38,7 +41,8 @@ def figure_of(
     name: str,
     samples: Sequence[float],
     bar: float,
-    limit: str,
+    limit: float | None,
+    reason: str,
     *,
     value: float | None = None,
     is_at_most: bool = False,
@@ -46,17 +50,19 @@ def figure_of(
     """The median of `samples`, or a `value` made of all of them; with their least and their greatest."""
     found = tuple(round(sample, 4) for sample in samples)
     middle = statistics.median(found) if value is None else round(value, 4)
-    return Figure(name, middle, min(found), max(found), bar, limit, found, is_at_most)
+    known = None if limit is None else round(limit, 4)
+    return Figure(name, middle, min(found), max(found), bar, known, reason, found, is_at_most)
 
 
 def table(figures: Iterable[Figure]) -> str:
     """A line a figure."""
-    lines = [f"{'figure':24} {'value':>8} {'low':>8} {'high':>8} {'bar':>8}  holds  limit"]
+    lines = [f"{'figure':24} {'value':>8} {'low':>8} {'high':>8} {'bar':>8}  holds {'limit':>8}  reason"]
     for one in figures:
         sign, holds = "<=" if one.is_at_most else ">=", "yes" if one.holds else "NO"
+        limit = "-" if one.limit is None else f"{one.limit:.3f}"
         lines.append(
             f"{one.figure:24} {one.value:8.3f} {one.low:8.3f} {one.high:8.3f} {sign}{one.bar:6.2f}"
-            f"  {holds:5}  {one.limit}"
+            f"  {holds:5} {limit:>8}  {one.reason}"
         )
     return "\n".join(lines)
 

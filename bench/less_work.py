@@ -5,7 +5,7 @@
 Speed: one engine on one thread that always has more work than it can batch, every option over the same
 requests, options interleaved. The end, in which a row that is dropped is replaced by padding, is left out.
 Quality: held-out captions, each option's image against the full run's, pixel by pixel and by the judge.
-`cutoff_gain` and `cache_gain` are the two figures of `bench.engine`.
+`CUTOFF` and `CACHE` are the two of `bench.engine`'s figures.
 """
 
 import argparse
@@ -39,8 +39,6 @@ NUM_REQUESTS = 60
 BACKLOG = 2 * MAX_ROWS
 GUIDANCE_SCALE = 4.0
 EQUAL_PSNR = 99.0  # decibels, of an image that an option leaves as it is; no changed one comes near it
-CUTOFF: Mapping[str, Any] = {"guidance_cutoff": 0.5}
-CACHE: Mapping[str, Any] = {"step_cache": 3}
 
 Figure = tuple[float, float, float, list[float]]
 """`(value, low, high, samples)`: the median, the extremes, and one sample a seed."""
@@ -69,28 +67,15 @@ class Quality:
         return self.full_obeyed - self.obeyed
 
 
+CUTOFF = Option("guidance cutoff 0.5", {"guidance_cutoff": 0.5})
+CACHE = Option("step cache 3", {"step_cache": 3})
 OPTIONS = (
-    Option("guidance cutoff 0.5", CUTOFF),
+    CUTOFF,
     Option("step cache 2", {"step_cache": 2}),
-    Option("step cache 3", CACHE),
+    CACHE,
     Option("step cache 5", {"step_cache": 5}),
-    Option("cutoff 0.5, step cache 3", {**CUTOFF, **CACHE}),
+    Option("cutoff 0.5, step cache 3", {**CUTOFF.changes, **CACHE.changes}),
 )
-
-
-def cutoff_gain(seeds: Sequence[int] = (0, 1, 2), engine: Engine | None = None) -> Figure:
-    """images/s with guidance in the first half of the steps alone ÷ with guidance in all of them."""
-    return gains(engine or shipped_engine(), [Option("", CUTOFF)], seeds)[""]
-
-
-def cache_gain(seeds: Sequence[int] = (0, 1, 2), engine: Engine | None = None) -> Figure:
-    """images/s with a step cache of 3 ÷ without one."""
-    return gains(engine or shipped_engine(), [Option("", CACHE)], seeds)[""]
-
-
-def quality_of(option: Mapping[str, Any], num_captions: int = 200, engine: Engine | None = None) -> Quality:
-    """What `CUTOFF` or `CACHE` costs, over that many captions, half of them of two things."""
-    return qualities(engine or shipped_engine(), [Option("", option)], num_captions)[""]
 
 
 def shipped_engine() -> Engine:

@@ -66,6 +66,11 @@ class Window:
         """Row steps a second: finer than images, of which a window has few."""
         return self.num_row_steps / self.seconds
 
+    @property
+    def rows(self) -> float:
+        """Rows of a step batch: what an upload can take from it by holding its slot, on any machine."""
+        return self.num_row_steps / self.num_step_batches
+
 
 class Counts:
     """What an engine and its tasks have done so far; each number has one writer, or a lock."""
@@ -102,14 +107,14 @@ class Counts:
         return self.num_row_steps, self._engine.num_ticks, self.num_images
 
 
-def losses(windows: Sequence[Window]) -> list[float]:
-    """Of each pair of neighbours: the share of speed that is lost where answers are late."""
+def losses(windows: Sequence[Window], of: Callable[[Window], float] = lambda one: one.speed) -> list[float]:
+    """Of each pair of neighbours: the share of speed, or `of` another measure, that late answers take."""
     found = []
     for first, second in zip(windows[::2], windows[1::2], strict=True):
         late, plain = (first, second) if first.is_late else (second, first)
         if plain.is_late or not late.is_late:
             raise ValueError("a pair has one window of each arm")
-        found.append(1 - late.speed / plain.speed)
+        found.append(1 - of(late) / of(plain))
     return found
 
 
@@ -241,13 +246,18 @@ def report(windows: Sequence[Window], late_ms: float) -> Iterator[str]:
         batches, images = sum(one.num_step_batches for one in arm), sum(one.num_images for one in arm)
         median = statistics.median(one.speed for one in arm)
         yield f"| {name} | {median:.1f} | {steps / batches:.2f} | {images / seconds:.2f} |"
-    found = losses(windows)
-    low, _, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
-    yield (
-        f"\nlost: median {statistics.median(found):+.1%} of {len(found)} pairs, half of them between "
-        f"{low:+.1%} and {high:+.1%}, all between {min(found):+.1%} and {max(found):+.1%}; load average "
-        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {torch.get_num_threads()} thread"
-    )
+    yield ""
+    for name, found in (
+        ("row steps a second", losses(windows)),
+        ("rows of a step batch", losses(windows, lambda one: one.rows)),
+    ):
+        low, _, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
+        yield (
+            f"{name} lost: median {statistics.median(found):+.1%} of {len(found)} pairs, half of them from "
+            f"{low:+.1%} to {high:+.1%}, all from {min(found):+.1%} to {max(found):+.1%}"
+        )
+    load, threads = os.getloadavg()[0], torch.get_num_threads()
+    yield f"load average {load:.1f} on {os.cpu_count()} cores, threads of a step: {threads}"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from engine.company import Company
 from engine.generation import Generation
 from engine.policy import BatchKey
 from engine.request import GenerationRequest, SchedulerName, SchedulerSpec
-from engine.sampling import CoefficientTables
+from engine.sampling import CoefficientTables, advance, scale_model_input
 
 P = ParamSpec("P")
 SHIPPED = (1, 4, 16, 16)  # the shipped model at 128 pixels
@@ -38,11 +38,7 @@ LARGE = (1, 4, 64, 64)  # Stable Diffusion at 512
 STEPS = (12, 20, 30, 50, 12, 20, 30, 50)  # of eight requests
 NUM_TICKS = 12  # the last of them is the last step of two requests
 SEEDS = (1, 2, 3)
-LIMIT = (
-    "2 to 9 operations that bit equality keeps apart, cold after other work; and noise, which both arms draw"
-    " one request at a time"
-)
-LIMIT_LARGE = "the same operations are passes over memory of 1 to 2 us a row; noise costs 56 us in both arms"
+REASON = "the operations that bit equality keeps apart and the noise, on tensors that lie ready"
 CLASSES: dict[str, Any] = {
     "ddim": DDIMScheduler,
     "euler": EulerDiscreteScheduler,
@@ -60,12 +56,18 @@ class Cost:
     theirs: float
     ours: float
     reformed: float  # ours where the step batch is another one at every step
+    least: float  # the operations of ours and the noise alone, on tensors that lie ready
     noise: float  # of all: drawn from the request's own generator; 0 where none is
 
     @property
     def gain(self) -> float:
         """How many times cheaper ours is, noise included."""
         return self.theirs / self.ours
+
+    @property
+    def gain_least(self) -> float:
+        """The same if nothing but operations and noise cost anything: the limit."""
+        return self.theirs / self.least
 
     @property
     def gain_reformed(self) -> float:
@@ -132,6 +134,29 @@ class Ours:
             member.commit_step(len(members))
 
 
+class Least:
+    """The operations of one step, on tensors and scalars that lie ready: no step batch is formed or kept."""
+
+    def __init__(self, ours: Ours) -> None:
+        company = Company.of(ours.generations)
+        self._latents = company.latents.clone()
+        self._update = ours.generations[0].table.updates[1]  # a later step: a multistep one has its history
+        rows = [member.table.packed[1] for member in ours.generations]
+        packed = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.float32)
+        self._columns = packed.view(len(rows), -1, 1, 1, 1).unbind(1)
+        self._noise = torch.empty_like(self._latents) if ours.is_stochastic else None
+        self._rows = () if self._noise is None else self._noise.unsqueeze(1).unbind(0)
+        self._generators = [torch.Generator("cpu") for _ in ours.generations]
+
+    def step(self, outputs: Tensor) -> None:
+        """Scaled, drawn, advanced, into nowhere."""
+        if self._update.is_input_scaled:
+            scale_model_input(self._latents, self._columns[0])
+        for row, generator in zip(self._rows, self._generators, strict=False):
+            row.normal_(generator=generator)
+        advance(self._update, outputs, self._latents, self._columns, self._noise, self._latents)
+
+
 def config_of(name: SchedulerName) -> Any:
     """The configuration of a model that the sampler fits."""
     return (FlowMatchEulerDiscreteScheduler if name == "flow_match_euler" else DDIMScheduler)().config
@@ -149,6 +174,7 @@ def measure(name: SchedulerName, seed: int, shape: tuple[int, ...] = SHIPPED, nu
     for repeat in range(num_repeats + 1):
         theirs = Theirs(name, seed, shape)
         ours, reformed = (Ours(name, seed, shape) for _ in range(2))
+        least = Least(ours)
         for tick, outputs in enumerate(batches):
             turned = deque(reformed.generations)
             turned.rotate(-(tick % len(STEPS)))
@@ -156,6 +182,7 @@ def measure(name: SchedulerName, seed: int, shape: tuple[int, ...] = SHIPPED, nu
                 ("theirs", theirs.step, (tick, outputs.unsqueeze(1).unbind(0))),
                 ("ours", ours.step, (ours.generations, outputs)),
                 ("reformed", reformed.step, (list(turned), outputs.roll(-(tick % len(STEPS)), 0))),
+                ("least", least.step, (outputs,)),
             ]
             if ours.is_stochastic:
                 works.append(("noise", _draw, ([torch.Generator("cpu") for _ in STEPS], shape)))
@@ -169,7 +196,7 @@ def measure(name: SchedulerName, seed: int, shape: tuple[int, ...] = SHIPPED, nu
         if repeat == 0:  # warms up
             seconds.clear()
     costs = {arm: _per_request(ticks) for arm, ticks in seconds.items()}
-    return Cost(costs["theirs"], costs["ours"], costs["reformed"], costs.get("noise", 0.0))
+    return Cost(costs["theirs"], costs["ours"], costs["reformed"], costs["least"], costs.get("noise", 0.0))
 
 
 def measure_all(
@@ -200,9 +227,9 @@ def geometric_means(costs: dict[str, list[Cost]], gain: str = "gain") -> list[fl
     ]
 
 
-def least(costs: dict[str, list[Cost]]) -> list[float]:
+def least(costs: dict[str, list[Cost]], gain: str = "gain") -> list[float]:
     """For each seed the gain of the sampler that gains least."""
-    return [min(cost.gain for cost in of_seed) for of_seed in zip(*costs.values(), strict=True)]
+    return [min(getattr(cost, gain) for cost in of_seed) for of_seed in zip(*costs.values(), strict=True)]
 
 
 def spread(samples: list[float]) -> tuple[float, float, float]:
@@ -213,20 +240,26 @@ def spread(samples: list[float]) -> tuple[float, float, float]:
 def lines(costs: dict[str, list[Cost]]) -> Iterator[str]:
     """A table: microseconds a request and step, medians over the seeds, and the gains with their spread."""
     yield (
-        f"{'sampler':18} {'diffusers':>10} {'ours':>8} {'reformed':>9} {'noise':>8} {'gain':>22}"
-        f" {'reformed':>9} {'without noise':>14}"
+        f"{'sampler':18} {'diffusers':>10} {'ours':>8} {'reformed':>9} {'least':>8} {'noise':>8} {'gain':>22}"
+        f" {'reformed':>9} {'limit':>7} {'without noise':>14}"
     )
     for name, of_name in costs.items():
-        theirs, ours, reformed, noise, again, alone = (
+        theirs, ours, reformed, fewest, noise = (
             statistics.median(getattr(cost, part) for cost in of_name)
-            for part in ("theirs", "ours", "reformed", "noise", "gain_reformed", "gain_without_noise")
+            for part in ("theirs", "ours", "reformed", "least", "noise")
+        )
+        again, most, alone = (
+            statistics.median(getattr(cost, gain) for cost in of_name)
+            for gain in ("gain_reformed", "gain_least", "gain_without_noise")
         )
         gain, low, high = spread([cost.gain for cost in of_name])
-        costs_of_name = f"{name:18} {theirs:10.1f} {ours:8.1f} {reformed:9.1f} {noise:8.1f}"
-        yield f"{costs_of_name} {gain:8.1f} ({low:4.1f} to {high:4.1f}) {again:9.1f} {alone:14.1f}"
+        yield (
+            f"{name:18} {theirs:10.1f} {ours:8.1f} {reformed:9.1f} {fewest:8.1f} {noise:8.1f}"
+            f" {gain:8.1f} ({low:4.1f} to {high:4.1f}) {again:9.1f} {most:7.1f} {alone:14.1f}"
+        )
     value, low, high = spread(geometric_means(costs))
-    again = statistics.median(geometric_means(costs, "gain_reformed"))
-    yield f"{'geometric mean':18} {'':38} {value:8.1f} ({low:4.1f} to {high:4.1f}) {again:9.1f}"
+    again, most = (statistics.median(geometric_means(costs, of)) for of in ("gain_reformed", "gain_least"))
+    yield f"{'geometric mean':18} {'':47} {value:8.1f} ({low:4.1f} to {high:4.1f}) {again:9.1f} {most:7.1f}"
 
 
 def _seconds(work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> float:

@@ -6,13 +6,14 @@ empty, is nobody's merit. What was done is priced by the bare model's own costs 
 """
 
 import itertools
+import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bench.arms import Continuous, Dynamic, rows_of
-from bench.bare import BareModel
+from bench.bare import BareModel, BarePrices
 from bench.clock import WorkClock
 from bench.workload import mixed_requests, num_row_steps
 from engine.load import LoadedModels
@@ -27,14 +28,37 @@ class Done:
 
     seconds: float = 0.0
     num_row_steps: float = 0.0
+    num_idle_row_steps: float = 0.0  # of rows whose request had ended
     num_texts: int = 0
     num_images: int = 0
     bare_seconds: float = 0.0  # what the same costs on the bare model, measured beside it
+    idle_bare_seconds: float = 0.0  # and what the idle rows cost there
 
     @property
     def share_of_bare(self) -> float:
         """Speed as a share of the bare model's at its best batch."""
         return self.bare_seconds / self.seconds
+
+    @property
+    def most_gain(self) -> float:
+        """What leaving out the idle rows would gain, and nothing else."""
+        return 1 + self.idle_bare_seconds / self.bare_seconds
+
+    def add(self, part: "Done", prices: Sequence[BarePrices]) -> None:
+        """One more segment, at the mean of the prices measured around it."""
+        self.seconds += part.seconds
+        self.num_row_steps += part.num_row_steps
+        self.num_idle_row_steps += part.num_idle_row_steps
+        self.num_texts += part.num_texts
+        self.num_images += part.num_images
+        self.bare_seconds += statistics.fmean(
+            one.seconds(
+                num_row_steps=part.num_row_steps, num_texts=part.num_texts, num_images=part.num_images
+            )
+            for one in prices
+        )
+        row_seconds = statistics.fmean(one.row_seconds for one in prices)
+        self.idle_bare_seconds += part.num_idle_row_steps * row_seconds
 
 
 @dataclass
@@ -44,6 +68,7 @@ class Saturation:
     engine: Done = field(default_factory=Done)
     keyed: Done = field(default_factory=Done)
     padded: Done = field(default_factory=Done)
+    alone: Done = field(default_factory=Done)  # one request at a time
 
 
 def saturate(
@@ -52,16 +77,21 @@ def saturate(
     *,
     side: int,
     max_rows: int,
+    their_max_rows: int,
     seed: int,
     num_requests: int,
     segment_seconds: float,
 ) -> Saturation:
-    """Run the engine through `num_requests` and the dynamic arms beside it; what each did at full batches."""
+    """Run the engine through `num_requests` and the dynamic arms beside it; what each did at full batches.
+
+    `their_max_rows` is the cap of dynamic batches.
+    """
     arms = Saturation()
     requests = mixed_requests(num_requests, side, seed)
     engine_segments = _engine_segments(ours, requests, max_rows, segment_seconds)
-    keyed = _dynamic_segments(ours.loaded, requests, max_rows, segment_seconds, by_steps=True)
-    padded = _dynamic_segments(ours.loaded, requests, max_rows, segment_seconds, by_steps=False)
+    keyed = _dynamic_segments(ours.loaded, requests, their_max_rows, segment_seconds, by_steps=True)
+    padded = _dynamic_segments(ours.loaded, requests, their_max_rows, segment_seconds, by_steps=False)
+    alone = _dynamic_segments(ours.loaded, requests, 1, segment_seconds, by_steps=False)
     # A segment of each in turn, priced between two measurements of the bare model.
     before = bare.prices()
     for segment in engine_segments:
@@ -69,22 +99,13 @@ def saturate(
             (arms.engine, segment),
             (arms.keyed, next(keyed, None)),
             (arms.padded, next(padded, None)),
+            (arms.alone, next(alone, None)),
         ]
         after = bare.prices()
         for total, part in segments:
             if part is None:
                 continue
-            costs = [
-                prices.seconds(
-                    num_row_steps=part.num_row_steps, num_texts=part.num_texts, num_images=part.num_images
-                )
-                for prices in (before, after)
-            ]
-            total.seconds += part.seconds
-            total.num_row_steps += part.num_row_steps
-            total.num_texts += part.num_texts
-            total.num_images += part.num_images
-            total.bare_seconds += sum(costs) / 2
+            total.add(part, (before, after))
         before = after
     return arms
 
@@ -142,6 +163,8 @@ def _dynamic_segments(
         num_images = sum(place is not None for place in arm.run(batch))
         part.seconds += time.process_time() - begun
         part.num_row_steps += sum(map(num_row_steps, batch))
+        longest = max(request.num_inference_steps for request in batch)
+        part.num_idle_row_steps += sum(longest * rows_of(one) - num_row_steps(one) for one in batch)
         part.num_texts += num_images
         part.num_images += num_images
         if part.seconds >= segment_seconds:
@@ -155,7 +178,7 @@ def _full_batches(
     queues: defaultdict[int, list[GenerationRequest]] = defaultdict(list)
     for request in itertools.cycle(requests):
         queue = queues[arm.key(request)]
-        if sum(map(rows_of, queue)) + rows_of(request) > max_rows:
+        if queue and sum(map(rows_of, queue)) + rows_of(request) > max_rows:
             yield list(queue)
             queue.clear()
         queue.append(request)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
+from bench import simulator
+from bench.amounts import Amounts
 from bench.arms import Continuous
 from bench.arrivals import StepTable, Work
 from bench.bare import BareModel
@@ -25,24 +27,6 @@ SIDES = (128, 192)
 
 
 @dataclass(frozen=True)
-class Amounts:
-    """How much of everything is measured: requests of each run, but for `seeds`."""
-
-    saturating: dict[int, int]  # by side
-    arrivals: dict[int, int]  # by side
-    tuning: dict[int, int]  # by side
-    goodput: int
-    fairness: int
-    simulated: int
-    schedules: int
-    captions: int
-    solo_repeats: int
-    segment_seconds: float
-    profile_seconds: float
-    seeds: Sequence[int] = (1, 2, 3)
-
-
-@dataclass(frozen=True)
 class Bench:
     """The shipped model, loaded once, what its steps cost, and how much of everything is measured."""
 
@@ -52,6 +36,9 @@ class Bench:
     amounts: Amounts
     curves_path: Path
     _solo: dict[int, Solo] = field(default_factory=dict)
+    _best_rows: dict[int, int] = field(default_factory=dict)
+    _work: dict[int, Work] = field(default_factory=dict)
+    _simulated: dict[tuple[str, int], simulator.Figure] = field(default_factory=dict)
 
     @property
     def seeds(self) -> Sequence[int]:
@@ -64,8 +51,15 @@ class Bench:
         return Continuous(self.loaded, self.profiles.step_seconds)
 
     def max_rows(self, side: int) -> int:
-        """The cap that self-test and profile leave to the tier of that side; every arm has it."""
+        """The cap that self-test and profile leave to the tier of that side; the bare model has it too."""
         return self.loaded.row_limits[MODEL][side * side]
+
+    def best_rows(self, side: int) -> int:
+        """The bare model's best row count of all, which dynamic batching, that promises no bytes, may run."""
+        if side not in self._best_rows:
+            seconds = self.bare(side).step_table(ROW_LIMITS[side * side])
+            self._best_rows[side] = min(seconds, key=lambda num_rows: seconds[num_rows] / num_rows)
+        return self._best_rows[side]
 
     def cap_share(self, side: int) -> float:
         """What self-test and profile leave of the bare model's rows a second; measured anew each time."""
@@ -84,16 +78,28 @@ class Bench:
         """Seconds of a bare step by rows, for each side."""
         return {side: StepTable(self.bare(side).step_table(self.max_rows(side))) for side in SIDES}
 
-    @cached_property
-    def work(self) -> Work:
-        """What the simulator needs to know of this machine at 128²."""
-        prices = self.bare(128).prices(repeats=7)
-        return Work(
-            tables={16: self.step_tables[128]},
-            max_rows=self.max_rows(128),
-            image_seconds=prices.encode_seconds + prices.decode_seconds,
-            bucket=buckets_of(self.loaded, 128).rows,
-        )
+    def work(self, side: int) -> Work:
+        """What the simulator needs to know of this machine at that side; measured once."""
+        if side not in self._work:
+            prices = self.bare(side).prices(repeats=7)
+            latent_side = side // self.loaded.families[MODEL].pixels_per_latent
+            self._work[side] = Work(
+                tables={latent_side: self.step_tables[side]},
+                max_rows=self.max_rows(side),
+                image_seconds=prices.encode_seconds + prices.decode_seconds,
+                sizes={latent_side: 1.0},
+                bucket=buckets_of(self.loaded, side).rows,
+            )
+        return self._work[side]
+
+    def simulated(self, name: str, side: int) -> simulator.Figure:
+        """A figure of the simulator on this machine's step seconds; found once."""
+        if (name, side) not in self._simulated:
+            share = 5 if name.startswith("goodput") else 2  # each sample of goodput is a search
+            self._simulated[name, side] = simulator.FIGURES[name](
+                self.work(side), seeds=self.seeds, num_requests=self.amounts.simulated // share
+            )
+        return self._simulated[name, side]
 
 
 def load_bench(amounts: Amounts, curves_path: Path) -> Bench:

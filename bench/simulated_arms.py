@@ -1,4 +1,4 @@
-"""One simulated device under five ways of batching: each serves a trace and writes when each image was done.
+"""One simulated device under six ways of batching: each serves a trace and writes when each image was done.
 
 Owns the simulated clock. `ours` asks `engine.policy.Policy` itself at every step boundary, as the engine
 does; the others are what it is held against. The dynamic arms run at just the rows that they have. It knows
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench.arrivals import IN_TIME_SLOWDOWN, Arrival, Work
-from bench.fifo import oldest_that_fit
+from bench.fifo import first_that_fit
 from engine.policy import BatchKey, Policy
 
 Arm = Callable[[Work, Sequence[Arrival]], None]
@@ -31,8 +31,11 @@ def one_at_a_time(work: Work, trace: Sequence[Arrival]) -> None:
 def keyed_dynamic(timeout_seconds: float) -> Arm:
     """Batches of equal size and step count, run to their end: full, or when the oldest has waited."""
 
-    def serve(work: Work, trace: Sequence[Arrival]) -> None:
-        _serve_batches(work, trace, lambda arrival: (arrival.side, arrival.num_steps), timeout_seconds)
+    def serve(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
+        def group_of(arrival: Arrival) -> object:
+            return arrival.side, arrival.num_steps
+
+        _serve_batches(work, trace, group_of, timeout_seconds, has_deadlines=has_deadlines)
 
     return serve
 
@@ -40,14 +43,22 @@ def keyed_dynamic(timeout_seconds: float) -> Arm:
 def padded_dynamic(timeout_seconds: float) -> Arm:
     """Batches of equal size, run for as many steps as their longest member needs."""
 
-    def serve(work: Work, trace: Sequence[Arrival]) -> None:
-        _serve_batches(work, trace, lambda arrival: (arrival.side,), timeout_seconds)
+    def serve(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
+        def group_of(arrival: Arrival) -> object:
+            return arrival.side
+
+        _serve_batches(work, trace, group_of, timeout_seconds, has_deadlines=has_deadlines)
 
     return serve
 
 
 def _serve_batches(
-    work: Work, trace: Sequence[Arrival], group_of: Callable[[Arrival], object], timeout_seconds: float
+    work: Work,
+    trace: Sequence[Arrival],
+    group_of: Callable[[Arrival], object],
+    timeout_seconds: float,
+    *,
+    has_deadlines: bool,
 ) -> None:
     groups: dict[object, deque[Arrival]] = {}
     now, num_taken, num_ended = 0.0, 0, 0
@@ -56,6 +67,10 @@ def _serve_batches(
             arrival = trace[num_taken]
             groups.setdefault(group_of(arrival), deque()).append(arrival)
             num_taken += 1
+        if has_deadlines:
+            num_ended += sum(_drop_late(queue, now) for queue in groups.values())
+            if num_ended == len(trace):
+                break
         waiting = [queue for queue in groups.values() if queue]
         ready = [
             queue
@@ -77,6 +92,19 @@ def _serve_batches(
             now += work.image_seconds
             arrival.ended_at = now
         num_ended += len(batch)
+
+
+def _drop_late(queue: deque[Arrival], now: float) -> int:
+    """How many of the queue are past their deadline: they leave it, unserved."""
+    late = [arrival for arrival in queue if now >= _deadline_of(arrival)]
+    for arrival in late:
+        queue.remove(arrival)
+        arrival.ended_at = math.inf
+    return len(late)
+
+
+def _deadline_of(arrival: Arrival) -> float:
+    return arrival.arrived_at + IN_TIME_SLOWDOWN * arrival.solo_seconds
 
 
 def _take_batch(queue: deque[Arrival], max_rows: int) -> list[Arrival]:
@@ -114,7 +142,17 @@ def continuous_fifo(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool
     """A step batch at every step, the oldest first: of its size, whatever fits in order of arrival."""
 
     def choose(running: Sequence[Running], _now: float) -> list[Running]:
-        return oldest_that_fit(running, work.max_rows)
+        return first_that_fit(running, work.max_rows)
+
+    _serve_steps(work, trace, choose, lambda _key, _seconds: None, has_deadlines=has_deadlines)
+
+
+def continuous_shortest(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
+    """A step batch at every step, whoever has fewest steps left first, however long the others wait."""
+
+    def choose(running: Sequence[Running], _now: float) -> list[Running]:
+        ordered = sorted(running, key=lambda member: (member.num_steps_left, member.submitted_at))
+        return first_that_fit(ordered, work.max_rows)
 
     _serve_steps(work, trace, choose, lambda _key, _seconds: None, has_deadlines=has_deadlines)
 
@@ -130,7 +168,7 @@ def ours(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -
 
 
 def with_deadlines(arm: Callable[..., None]) -> Arm:
-    """`continuous_fifo` or `ours`, told of each request what it may take, as a user of the API can."""
+    """The arm, told of each request what it may take, as a user can; it drops what is past that."""
     return partial(arm, has_deadlines=True)
 
 
@@ -178,7 +216,7 @@ def _joined(arrival: Arrival, keys: dict[int, BatchKey], *, has_deadlines: bool)
         arrival.num_rows,
         arrival.arrived_at,
         arrival.account,
-        deadline_at=arrival.arrived_at + IN_TIME_SLOWDOWN * arrival.solo_seconds if has_deadlines else None,
+        deadline_at=_deadline_of(arrival) if has_deadlines else None,
     )
 
 

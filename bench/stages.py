@@ -37,7 +37,9 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
 @torch.inference_mode()
 def measure(repeats: int) -> list[tuple[str, str, float, float]]:
     """`(size, what, milliseconds, milliseconds an image or row)`."""
-    pipeline = StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        MODEL, dtype=torch.float32, safety_checker=None, local_files_only=True
+    )
     family = StableDiffusion(pipeline)
     encoding = milliseconds(lambda: family.encode(PROMPT), repeats)
     found = [("", "encode one text", encoding, encoding)]

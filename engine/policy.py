@@ -213,14 +213,18 @@ class Policy:
         """
         cap = max_rows = self.max_rows(mates[0].key)
         batch: list[C] = []
+        num_rows = 0
         for member in (*mates, *fillers) if self._any_in_time(mates, now) else ():
             in_time_rows = self._due_times.max_rows_in_time(member, now)
             leads = not batch and in_time_rows > 0
-            if leads or _num_rows(batch) + member.num_rows <= min(max_rows, in_time_rows):
+            if leads or num_rows + member.num_rows <= min(max_rows, in_time_rows):
                 batch.append(member)
+                num_rows += member.num_rows
                 max_rows = min(max_rows, in_time_rows)
+            if num_rows >= max_rows:
+                break
         if batch:
-            cap = min(cap, self._bucket_rows(mates[0].key, _num_rows(batch)))
+            cap = min(cap, self._bucket_rows(mates[0].key, num_rows))
         return _filled_up(batch, (*mates, *fillers), cap)
 
     def _any_in_time(self, members: Sequence[C], now: float) -> bool:
@@ -229,7 +233,7 @@ class Policy:
     def _reason(self, key: BatchKey, batch: Sequence[C], left_out: Sequence[C]) -> Reason:
         if not left_out:
             return "nobody_else"
-        if min(map(_num_rows, ([member] for member in left_out))) + _num_rows(batch) <= self.max_rows(key):
+        if min(member.num_rows for member in left_out) + _num_rows(batch) <= self.max_rows(key):
             return "due"
         if key.is_pinned or key.is_alone:
             return "strict"
@@ -241,12 +245,13 @@ class Policy:
 
 def _filled_up(batch: Sequence[C], members: Iterable[C], max_rows: int) -> list[C]:
     """`batch` and all of `members` that fit beside it; the first whatever its rows, if it is empty."""
-    filled, taken = list(batch), set(map(id, batch))
+    filled, taken, num_rows = list(batch), set(map(id, batch)), _num_rows(batch)
     for member in members:
-        if id(member) in taken:
-            continue
-        if not filled or _num_rows(filled) + member.num_rows <= max_rows:
+        if filled and num_rows >= max_rows:
+            break
+        if id(member) not in taken and (not filled or num_rows + member.num_rows <= max_rows):
             filled.append(member)
+            num_rows += member.num_rows
     return filled
 
 

@@ -66,25 +66,27 @@ def create(db: Database, new: NewJob, *, redispatch_seconds: float) -> tuple[Job
     job = db.run(work)
     if job is not None:
         return job, True
-    earlier = made_before(db, new)
+    earlier = made_before(db, new.account_id, new.idempotency_key, new.request_hash)
     assert earlier is not None
     return earlier, False
 
 
-def made_before(db: Database, new: NewJob) -> Job | None:
+def made_before(
+    db: Database, account_id: str, idempotency_key: str | None, request_hash: str | None
+) -> Job | None:
     """The job that this idempotency key made before, if any; raises `IdempotencyMismatch`."""
-    if new.idempotency_key is None:
+    if idempotency_key is None:
         return None
     query = select(*JOB_COLUMNS).where(
-        jobs.c.account_id == new.account_id, jobs.c.idempotency_key == new.idempotency_key
+        jobs.c.account_id == account_id, jobs.c.idempotency_key == idempotency_key
     )
     with db.transaction() as connection:
         row = connection.execute(query).one_or_none()
     if row is None:
         return None
-    if row.request_hash != new.request_hash:
+    if row.request_hash != request_hash:
         raise IdempotencyMismatch("this Idempotency-Key was used before with another request")
-    return get(db, new.account_id, row.id)
+    return get(db, account_id, row.id)
 
 
 def insert_rows(connection: Connection, new_jobs: Sequence[NewJob], redispatch_seconds: float) -> None:

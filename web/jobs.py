@@ -1,6 +1,8 @@
 """`/v1/jobs`: accept a job, show it, wait for it, cancel it, try it again, lead to its images."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -18,7 +20,7 @@ from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.idempotency import digest_of, idempotency_key
 from web.preference import preferred_wait
-from web.refusals import ImageNotFound, InvalidRequest, JobIsNotFinal
+from web.refusals import ImageNotFound, InvalidRequest, JobIsNotFinal, NotServed
 from web.resources import JobList, JobResource, job_resource, job_resources, signed_url
 from web.schemas import JOB_ID, ImagePath, JobListQuery, JobPath, JobRequest, WaitQuery
 from web.strict import strict_errors
@@ -50,14 +52,9 @@ def create_job(body: JobRequest) -> Response:
 
     With an `Idempotency-Key` the same request again gives the same job, marked `Idempotent-Replayed: true`.
     """
-    wiring = wired()
-    new = wiring.admission.admit(
-        body,
-        account_id(),
-        idempotency_key=idempotency_key(),
-        request_hash=digest_of(request.get_data()),
-    )
-    return _accept(new)
+    key, digest = idempotency_key(), digest_of(request.get_data())
+    admit = partial(wired().admission.admit, body, account_id(), idempotency_key=key, request_hash=digest)
+    return _accept(admit, key, digest)
 
 
 @blueprint.get("", summary="List jobs", responses={200: JobList})
@@ -111,8 +108,9 @@ def retry_job(path: JobPath) -> Response:
     job = _get(path.job_id)
     if not job.is_terminal:
         raise JobIsNotFinal(f"job {job.id!r} is {job.state} and cannot be tried again yet")
-    key = idempotency_key(scope=f"retry {job.id}")
-    return _accept(wired().admission.readmit(job, idempotency_key=key, request_hash=digest_of()))
+    key, digest = idempotency_key(scope=f"retry {job.id}"), digest_of()
+    admit = partial(wired().admission.readmit, job, idempotency_key=key, request_hash=digest)
+    return _accept(admit, key, digest)
 
 
 @blueprint.get(
@@ -131,16 +129,21 @@ def open_image(path: ImagePath) -> AnyResponse:
     return response
 
 
-def submit(new: NewJob) -> tuple[Job, bool]:
+def submit(admit: Callable[[], NewJob], account: str, key: str | None, digest: str) -> tuple[Job, bool]:
     """Commit first, ring afterwards; a bell that stays silent is the sweeper's, never the client's.
 
-    `(job, False)` when its idempotency key made it before.
+    `(job, False)` when its idempotency key made it before: what was accepted once is shown, whatever would
+    be refused by now. Else raises the refusal of `admit`, or `InvalidRequest`.
     """
     wiring = wired()
-    if errors := strict_errors([new]):
-        earlier = made_before(wiring.db, new)  # what was accepted once is shown, whoever lives now
-        if earlier is None:
+    try:
+        new = admit()
+        if errors := strict_errors([new]):
             raise InvalidRequest.of(errors)
+    except (InvalidRequest, NotServed):
+        earlier = made_before(wiring.db, account, key, digest)
+        if earlier is None:
+            raise
         return earlier, False
     job, created = create(wiring.db, new, redispatch_seconds=wiring.redispatch_seconds)
     if created:
@@ -150,8 +153,8 @@ def submit(new: NewJob) -> tuple[Job, bool]:
     return job, created
 
 
-def _accept(new: NewJob) -> Response:
-    job, created = submit(new)
+def _accept(admit: Callable[[], NewJob], key: str | None, digest: str) -> Response:
+    job, created = submit(admit, account_id(), key, digest)
     headers = {"Location": url_of(f"/v1/jobs/{job.id}")}
     if not created:
         headers["Idempotent-Replayed"] = "true"

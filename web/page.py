@@ -20,6 +20,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from storage.errors import NotFound, Unavailable
 from storage.job_views import get, list_jobs
 from storage.states import TERMINAL
+from storage.submissions import NewJob
 from web.auth import account_of_session, principal_of_form
 from web.cursor import decode_cursor, encode_cursor
 from web.draw_form import DrawForm, limits
@@ -90,17 +91,17 @@ def draw() -> AnyResponse:
     if principal is None:
         wrong = FieldError("api_key", "this API key is not known, or was revoked")
         return front_page(form.refused([wrong]), None, status=401)
+    key, digest = form.idempotency_key, form.digest
+
+    def admit() -> NewJob:
+        asked = form.job_request(wiring.catalogue)
+        return wiring.admission.admit(asked, principal.account_id, idempotency_key=key, request_hash=digest)
+
     try:
-        new = wiring.admission.admit(
-            form.job_request(wiring.catalogue),
-            principal.account_id,
-            idempotency_key=form.idempotency_key,
-            request_hash=form.digest,
-        )
+        job, _ = submit(admit, principal.account_id, key, digest)
     except InvalidRequest as refused:
         response: AnyResponse = front_page(form.refused(refused.errors), principal.account_id, status=422)
     else:
-        job, _ = submit(new)
         response = redirect(next_page(f"/jobs/{job.id}"), 303)
     keep(response, wiring.keys.sessions.begin(principal), secure=is_https())
     return response

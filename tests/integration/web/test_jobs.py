@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -165,6 +166,31 @@ def test_the_same_key_and_body_is_the_same_job(client: Client, database: Databas
 def test_the_same_key_with_another_body_is_refused(client: Client) -> None:
     client.submit(headers={"Idempotency-Key": "k"})
     assert_problem(client.submit(seed=2, headers={"Idempotency-Key": "k"}), 422, "idempotency_key_reused")
+
+
+def test_what_was_accepted_once_is_shown_again_whatever_is_served_now(
+    client: Client, settings: Settings, tmp_path: Path
+) -> None:
+    keys = ({"Idempotency-Key": "many steps"}, {"Idempotency-Key": "again"})
+    first = client.submit(num_inference_steps=120, headers=keys[0]).get_json()
+    client("DELETE", f"/v1/jobs/{first['id']}")
+    retry = client("POST", f"/v1/jobs/{first['id']}/retry", headers=keys[1]).get_json()
+    served = settings.config.read_text().replace(
+        "max_num_inference_steps = 150", "max_num_inference_steps = 50"
+    )
+    served = served.replace('schedulers = ["ddim", ', "schedulers = [")
+    (tmp_path / "calotype.toml").write_text(served)
+    app = create_app(settings.model_copy(update={"config": tmp_path / "calotype.toml"}))
+    client = Client(app.test_client(), client.key)
+    again = client.submit(num_inference_steps=120, headers=keys[0])
+    assert (again.status_code, again.get_json()["id"]) == (202, first["id"])
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert_problem(client.submit(num_inference_steps=120), 422, "invalid_request")
+    other = client.submit(num_inference_steps=121, headers=keys[0])
+    assert_problem(other, 422, "idempotency_key_reused")
+    again = client("POST", f"/v1/jobs/{first['id']}/retry", headers=keys[1])
+    assert (again.status_code, again.get_json()["id"]) == (202, retry["id"])
+    assert_problem(client("POST", f"/v1/jobs/{first['id']}/retry"), 409, "not_served")
 
 
 def test_an_idempotency_key_belongs_to_its_account(client: Client, stranger: Client) -> None:

@@ -1,13 +1,16 @@
 """The arms of the engine's benchmark serve every request, and differ in nothing but the batching."""
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
-from bench.arms import Continuous, Dynamic, Serve
+from bench.arms import Continuous, Dynamic, Ended, Serve
+from bench.clock import WorkClock, in_turns
 from bench.fifo import FifoEngine
-from bench.latency import serve_in_turns
-from bench.workload import DueRequest, mixed_requests, poisson
+from bench.latency import Solo, goodput, serve_in_turns
+from bench.workload import GUIDANCE_SCALES, STEPS, DueRequest, mixed_requests, poisson
 from engine.errors import GenerationFailed
 from engine.load import LoadedModels
 from engine.request import GenerationRequest
@@ -104,3 +107,29 @@ def test_the_work_is_the_same_for_the_same_seed_and_holds_every_class() -> None:
     assert {request.num_inference_steps for request in requests} == {4, 12, 20, 30, 50}
     assert 0.4 < sum(request.guidance_scale > 1 for request in requests) / 400 < 0.6
     assert len({len(request.prompt) for request in requests}) > 10
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_arrivals_come_at_just_the_rate_that_was_asked_for(asked: list[GenerationRequest], seed: int) -> None:
+    arrivals = poisson(asked, rate=3.0, seed=seed)
+    assert len(asked) / arrivals[-1].seconds == pytest.approx(3.0)
+    gaps = [late.seconds - early.seconds for early, late in itertools.pairwise(arrivals)]
+    assert min(gaps) > 0
+    assert len(set(gaps)) == len(gaps)
+
+
+@pytest.mark.parametrize(
+    ("num_requests", "num_missed", "is_enough"),
+    [(80, 8, True), (80, 9, False), (10, 1, True), (150, 16, False)],
+)
+def test_nine_in_ten_are_enough_whoever_misses_first(
+    num_requests: int, num_missed: int, is_enough: bool
+) -> None:
+    solo = Solo({(steps, scale): 1.0 for steps in STEPS for scale in GUIDANCE_SCALES})
+
+    def serve(arrivals: Sequence[DueRequest], _clock: WorkClock) -> Iterator[Sequence[Ended]]:
+        for place, arrival in enumerate(arrivals):
+            yield (Ended(arrival, None if place < num_missed else 3.0),)
+
+    search = goodput(serve, solo, 1.0, side=128, seed=1, num_requests=num_requests, shares=[1.0])
+    assert in_turns([search]) == [1.0 if is_enough else 0.0]

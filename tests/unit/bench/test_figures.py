@@ -20,15 +20,15 @@ from bench.figures import figure_of, table, write
 def test_the_median_is_held_against_the_bar(
     samples: tuple[float, ...], bar: float, is_at_most: bool, holds: bool
 ) -> None:
-    figure = figure_of("a", samples, bar, "1", is_at_most=is_at_most)
+    figure = figure_of("a", samples, bar, 1.0, "all", is_at_most=is_at_most)
     assert (figure.holds, figure.low, figure.high) == (holds, 1.0, 3.0)
     assert ("yes" if holds else "NO") in table([figure])
 
 
 def test_the_file_lists_every_figure_with_its_samples(tmp_path: Path) -> None:
-    write([figure_of("a", (1.0, 2.0, 4.0), 3, "more cores")], tmp_path / "new" / "engine.json")
+    write([figure_of("a", (1.0, 2.0, 4.0), 3, 5, "more cores")], tmp_path / "new" / "engine.json")
     (found,) = json.loads((tmp_path / "new" / "engine.json").read_text())
     assert found == {
-        "figure": "a", "value": 2.0, "low": 1.0, "high": 4.0, "bar": 3, "limit": "more cores",
-        "samples": [1.0, 2.0, 4.0], "is_at_most": False, "holds": False,
+        "figure": "a", "value": 2.0, "low": 1.0, "high": 4.0, "bar": 3, "limit": 5,
+        "reason": "more cores", "samples": [1.0, 2.0, 4.0], "is_at_most": False, "holds": False,
     }  # fmt: skip

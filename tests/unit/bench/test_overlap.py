@@ -61,6 +61,7 @@ def test_loss_is_between_neighbours_whichever_came_first() -> None:
         window(is_late=False, speed=50),
     ]
     assert losses(windows) == pytest.approx([0.01, 0.1])
-    assert "median +5.5% of 2 pairs" in list(report(windows, 20.0))[-1]
+    assert losses(windows, lambda one: one.rows) == pytest.approx([0.01, 0.1])
+    assert "row steps a second lost: median +5.5% of 2 pairs" in "\n".join(report(windows, 20.0))
     with pytest.raises(ValueError, match="one window of each arm"):
         losses(windows[1:3])

@@ -20,20 +20,22 @@ def test_all_arms_take_the_same_steps(name: SchedulerName) -> None:
     assert cost.theirs > 0
     assert cost.ours > 0
     assert cost.reformed > 0
+    assert cost.least > 0
     assert (cost.noise > 0) == (name in ("euler_ancestral", "lcm"))
 
 
 def test_noise_counts_for_both_arms_and_is_shown_apart() -> None:
-    cost = Cost(theirs=160.0, ours=70.0, reformed=80.0, noise=60.0)
+    cost = Cost(theirs=160.0, ours=70.0, reformed=80.0, least=64.0, noise=60.0)
     assert cost.gain == pytest.approx(160 / 70)
     assert cost.gain_reformed == pytest.approx(2)
+    assert cost.gain_least == pytest.approx(2.5)
     assert cost.gain_without_noise == pytest.approx(10)
 
 
 def test_mean_is_geometric_over_samplers_and_the_value_a_median_over_seeds() -> None:
     costs = {
-        "a": [Cost(2.0, 1.0, 2.0, 0.0), Cost(4.0, 1.0, 2.0, 0.0), Cost(8.0, 1.0, 2.0, 0.0)],
-        "b": [Cost(8.0, 1.0, 2.0, 0.0), Cost(4.0, 1.0, 2.0, 0.0), Cost(32.0, 1.0, 2.0, 0.0)],
+        "a": [Cost(2.0, 1.0, 2.0, 0.5, 0.0), Cost(4.0, 1.0, 2.0, 0.5, 0.0), Cost(8.0, 1.0, 2.0, 0.5, 0.0)],
+        "b": [Cost(8.0, 1.0, 2.0, 0.5, 0.0), Cost(4.0, 1.0, 2.0, 0.5, 0.0), Cost(32.0, 1.0, 2.0, 0.5, 0.0)],
     }
     assert geometric_means(costs) == pytest.approx([4.0, 4.0, 16.0])
     assert geometric_means(costs, "gain_reformed") == pytest.approx([2.0, 2.0, 8.0])

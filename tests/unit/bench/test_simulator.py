@@ -9,15 +9,33 @@ from bench.arrivals import ANCHOR_STEP_SECONDS, Arrival, StepTable, Work, arriva
 from bench.simulated_arms import (
     Arm,
     continuous_fifo,
+    continuous_shortest,
     keyed_dynamic,
     one_at_a_time,
     ours,
     padded_dynamic,
     with_deadlines,
 )
-from bench.simulator import Figure, fairness, goodput, in_time_share, p95_slowdown, quantile, served
+from bench.simulator import (
+    Figure,
+    fairness,
+    goodput,
+    in_time_share,
+    p95_slowdown,
+    p99_slowdown,
+    quantile,
+    served,
+)
 
-ARMS = [one_at_a_time, continuous_fifo, ours, keyed_dynamic(0.0), keyed_dynamic(0.2), padded_dynamic(0.0)]
+ARMS = [
+    one_at_a_time,
+    continuous_fifo,
+    continuous_shortest,
+    ours,
+    keyed_dynamic(0.0),
+    keyed_dynamic(0.2),
+    padded_dynamic(0.0),
+]
 SIZES = Work(
     tables={16: StepTable(ANCHOR_STEP_SECONDS), 24: StepTable({1: 0.03, 8: 0.12})},
     sizes={16: 0.7, 24: 0.3},
@@ -64,8 +82,9 @@ def test_lone_request_takes_its_solo_time_on_our_engine(arm: Arm) -> None:
     assert arrival.slowdown == pytest.approx(1.0)
 
 
-def test_what_is_past_its_deadline_is_dropped_and_is_a_miss() -> None:
-    trace = served(Work(), with_deadlines(continuous_fifo), load=1.2, seed=1, num_requests=2000)
+@pytest.mark.parametrize("arm", [continuous_fifo, keyed_dynamic(0.0), padded_dynamic(0.2)])
+def test_what_is_past_its_deadline_is_dropped_and_is_a_miss(arm: Arm) -> None:
+    trace = served(Work(), with_deadlines(arm), load=1.2, seed=1, num_requests=2000)
     dropped = [arrival for arrival in trace if math.isinf(arrival.slowdown)]
     assert dropped
     assert in_time_share(trace) <= 1 - len(dropped) / len(trace)
@@ -117,6 +136,12 @@ def test_deadlines_help_ours_more_than_first_come_first_served() -> None:
 def test_slowdown_is_a_tenth_of_that_of_keyed_batches_at_seven_tenths_of_the_capacity() -> None:
     slow = p95_slowdown(served(Work(), keyed_dynamic(0.0), 0.7, 1, 6000))
     assert slow / p95_slowdown(served(Work(), ours, 0.7, 1, 6000)) >= 8
+
+
+def test_shortest_first_is_quicker_and_the_longest_pay_for_it() -> None:
+    ours_trace, theirs = (served(Work(), arm, 0.85, 1, 6000) for arm in (ours, continuous_shortest))
+    assert p95_slowdown(theirs) < p95_slowdown(ours_trace)
+    assert p99_slowdown(theirs, 50) > p99_slowdown(ours_trace, 50)
 
 
 def test_longest_class_pays_little_for_it() -> None:

@@ -1,0 +1,51 @@
+"""How much of everything the benchmark of the engine measures: enough for figures, or to see that it runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of everything is measured: requests of each run, but for `seeds`."""
+
+    saturating: dict[int, int]  # by side
+    arrivals: dict[int, int]  # by side
+    tuning: dict[int, int]  # by side
+    goodput: int
+    fairness: int
+    simulated: int
+    schedules: int
+    captions: int
+    solo_repeats: int
+    segment_seconds: float
+    profile_seconds: float
+    seeds: Sequence[int] = (1, 2, 3)
+
+
+WHOLE = Amounts(
+    saturating={128: 100, 192: 50},
+    arrivals={128: 240, 192: 90},
+    tuning={128: 100, 192: 50},
+    goodput=80,
+    fairness=150,
+    simulated=20_000,
+    schedules=5,
+    captions=200,
+    solo_repeats=2,
+    segment_seconds=2.5,
+    profile_seconds=10,
+)
+QUICK = Amounts(
+    saturating={128: 30, 192: 20},
+    arrivals={128: 15, 192: 8},
+    tuning={128: 6, 192: 4},
+    goodput=10,
+    fairness=15,
+    simulated=1000,
+    schedules=1,
+    captions=4,
+    solo_repeats=1,
+    segment_seconds=1,
+    profile_seconds=0,
+    seeds=(1,),
+)
