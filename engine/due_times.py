@@ -59,9 +59,9 @@ class DueTimes:
         """The lead that turns allow, where `keys` are about: full steps of the slowest of them."""
         return QUANTUM_STEPS * max(self._full_step_seconds(key) for key in keys)
 
-    def see(self, key: BatchKey, num_rows: int, seconds: float) -> None:
-        """Take note that a step of `num_rows` rows, in its bucket, took `seconds`."""
-        if self._pace.see(key, self._bucket_rows(key, num_rows), seconds):
+    def see(self, key: BatchKey, num_rows: int, seconds: float, *, is_full: bool) -> None:
+        """Take note that a step of `num_rows` rows, in its bucket, took `seconds`; see `Pace.see`."""
+        if self._pace.see(key, self._bucket_rows(key, num_rows), seconds, is_full=is_full):
             self._full_steps.clear()
 
     def forget_caps(self) -> None:

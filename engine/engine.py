@@ -15,8 +15,6 @@ import torch
 
 from engine.attempt import Attempt
 from engine.errors import (
-    Canceled,
-    DeadlineExceeded,
     DeviceLost,
     EngineError,
     EngineStopped,
@@ -180,19 +178,20 @@ class Engine:
 
     def _drop_ended(self) -> None:
         now = self._clock()
+        # Of a job with an image under way the other images are wanted here, or that one was for nothing.
+        begun = {one.request.job_id for one in (*self._running, *self._denoised) if one.has_begun} - {""}
         for members in (self._waiting, self._running, self._denoised):
             for generation in list(members):
-                if generation.is_cancel_requested:
-                    self._end(generation, members, Canceled())
-                elif generation.deadline_at is not None and now >= generation.deadline_at:
-                    self._end(generation, members, DeadlineExceeded())
-                elif not (self._is_accepting or generation.has_begun):
+                if (reason := generation.given_up(now)) is not None:
+                    self._end(generation, members, reason)
+                elif not (self._is_accepting or generation.has_begun or generation.request.job_id in begun):
                     self._end(generation, members, EngineStopped())  # another worker can begin it now
 
     def _admit(self) -> None:
         admitted = self._policy.admit(self._waiting, self._running, self._clock())
         for generation in self._side_work.to_encode(admitted):
-            failure = self._attempt.twice(self._runner.encode, generation)
+            # A suspect's text is encoded when it begins: by then it is noted whose crash it would be.
+            failure = None if generation.is_solo else self._attempt.twice(self._runner.encode, generation)
             if failure is not None:
                 self._end(generation, self._waiting, failure)
                 continue
@@ -200,20 +199,23 @@ class Engine:
             self._running.append(generation)
 
     def _step(self, chosen: Sequence[Generation]) -> None:
+        if self._denoised and any(generation.is_solo for generation in chosen):
+            return  # nothing of others' may crash beside a suspect: first their images are decoded
         chosen = [generation for generation in chosen if self._may_begin(generation)]
         if not chosen:
             return
+        is_full = all(generation.is_full_step for generation in chosen)
         started_at = self._clock()
         self.num_ticks += 1
         num_rows = [generation.num_rows for generation in chosen]  # a step may end its guidance
         for generation in chosen:
             generation.begin_step(started_at, self.num_ticks)
-        self._step_or_split(chosen)
+        is_whole = self._step_or_split(chosen)
         ended_at = self._clock()
         for generation, rows in zip(chosen, num_rows, strict=True):
             share = rows / sum(num_rows)
             generation.pay((ended_at - started_at) * share, self._policy.reason_not_fuller)
-        self._policy.stepped(chosen[0].key, ended_at - started_at)
+        self._policy.stepped(chosen[0].key, ended_at - started_at, is_full=is_full, is_whole=is_whole)
         self._side_work.stepped(ended_at - started_at)
         for generation in chosen:
             if generation.is_denoised and not generation.future.done():
@@ -222,16 +224,20 @@ class Engine:
                 self._denoised.append(generation)
 
     def _may_begin(self, generation: Generation) -> bool:
-        if generation.has_begun or generation.before_first_step is None:
+        if generation.has_begun:
             return True
-        failure = self._attempt(generation.before_first_step)
-        if isinstance(failure, EngineError):
-            self._end(generation, self._running, failure)
+        outcome: object = None
+        if generation.before_first_step is not None:
+            outcome = self._attempt(generation.before_first_step)
+        if generation.is_solo and not isinstance(outcome, EngineError):
+            outcome = self._attempt.twice(self._runner.encode, generation)
+        if isinstance(outcome, EngineError):
+            self._end(generation, self._running, outcome)
             return False
         return True
 
-    def _step_or_split(self, members: Sequence[Generation]) -> None:
-        """Step `members` together; after an error in parts, so that only who fails alone is charged."""
+    def _step_or_split(self, members: Sequence[Generation]) -> bool:
+        """Step `members`, after an error in parts, so that only who fails alone is charged; was it whole?"""
         attempt = self._attempt.twice if len(members) == 1 else self._attempt  # others may have filled memory
         outcome = attempt(self._runner.step, members)
         if not isinstance(outcome, EngineError):
@@ -239,8 +245,9 @@ class Engine:
                 if generation in outcome:
                     self._end(generation, self._running, NumericError())
                 else:
-                    self._report(generation)
-        elif len(members) == 1:
+                    generation.report()
+            return True
+        if len(members) == 1:
             self._end(members[0], self._running, outcome)
         elif isinstance(outcome, OutOfMemory):
             self._policy.lower(members[0].key, sum(member.num_rows for member in members))
@@ -250,29 +257,24 @@ class Engine:
         else:
             for generation in members:
                 self._step_or_split([generation])
+        return False
 
     def _decode(self) -> None:
-        ordered = self._policy.order(self._denoised, self._clock())
-        for generation in self._side_work.to_decode(ordered, len(self._running)):
+        ordered = self._policy.order_to_decode(self._denoised, self._clock())
+        for generation in self._side_work.to_decode(ordered, len(self._running), lambda: bool(self._inbox)):
             started_at = self._clock()
+            if (reason := generation.given_up(started_at)) is not None:
+                self._end(generation, self._denoised, reason)
+                continue
             pixels = self._attempt.twice(self._runner.decode, generation)
             generation.pay(self._clock() - started_at)
-            if isinstance(pixels, EngineError):
+            if not isinstance(pixels, EngineError):
+                self._end(generation, self._denoised, generation.image(pixels, self._clock()))
+            else:
                 self._end(generation, self._denoised, pixels)
-                continue
-            self._end(generation, self._denoised, generation.image(pixels, self._clock()))
 
     def _note_time(self) -> None:
         self.ticked_at = self._clock()
-
-    def _report(self, generation: Generation) -> None:
-        if generation.on_progress is None:
-            return
-        try:
-            generation.on_progress(generation.step_index, generation.table.num_steps)
-        except Exception:
-            logger.warning("on_progress of %r failed: dropped", generation.request.job_id, exc_info=True)
-            generation.on_progress = None
 
     def _end(
         self, generation: Generation, members: list[Generation], outcome: GeneratedImage | EngineError

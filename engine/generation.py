@@ -4,6 +4,7 @@ Runner and policy keep nothing about a generation; the engine's lists say where 
 thread writes here, but for the cancel flag.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor
 
 from engine.company import Company
+from engine.errors import Canceled, DeadlineExceeded, EngineError
 from engine.families.family import Encoding
 from engine.policy import BatchKey, Reason
 from engine.request import GeneratedImage, GenerationRequest, RequestWarning, Timings
 from engine.sampling import CoefficientTable
 from engine.step_cache import StepCache
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called as `on_progress(steps done, steps)` on the engine thread after each step: it must be quick."""
@@ -115,6 +119,11 @@ class Generation:
         return self.step_cache.num_full_from(self.step_index)
 
     @property
+    def is_full_step(self) -> bool:
+        """Whether its next step runs the whole model."""
+        return self.step_cache.is_full(self.step_index)
+
+    @property
     def is_guided(self) -> bool:
         """Whether its next step needs an unconditional row besides the conditional one."""
         return self.step_index < self._num_guided_steps
@@ -123,6 +132,14 @@ class Generation:
     def num_rows(self) -> int:
         """Rows of its next step."""
         return 2 if self.is_guided else 1
+
+    def given_up(self, now: float) -> EngineError | None:
+        """Why nobody waits for it any more, if so."""
+        if self.is_cancel_requested:
+            return Canceled()
+        if self.deadline_at is not None and now >= self.deadline_at:
+            return DeadlineExceeded()
+        return None
 
     def begin_step(self, now: float, num_ticks: int) -> None:
         """Take note that step batch number `num_ticks` starts and that this generation is in it."""
@@ -152,6 +169,16 @@ class Generation:
         self._num_mates += num_members
         if self.step_cache.is_used:
             self.step_cache.drop_unneeded(self.step_index, is_guided=self.is_guided)
+
+    def report(self) -> None:
+        """Tell its progress; whoever fails to listen is not told again."""
+        if self.on_progress is None:
+            return
+        try:
+            self.on_progress(self.step_index, self.table.num_steps)
+        except Exception:
+            logger.warning("on_progress of %r failed: dropped", self.request.job_id, exc_info=True)
+            self.on_progress = None
 
     def pay(self, device_seconds: float, not_fuller: Reason | None = None) -> None:
         """Take note of its share of a step batch, and why that was not fuller; or of work of its own."""

@@ -30,12 +30,18 @@ class Pace(Generic[K]):
             known = self._predicted[key, num_rows] = self._predict(key, num_rows)
         return known
 
-    def see(self, key: K, num_rows: int, seconds: float) -> bool:
-        """Take note that a step of `key` at `num_rows` rows took `seconds`; whether predictions change."""
+    def see(self, key: K, num_rows: int, seconds: float, *, is_full: bool = True) -> bool:
+        """Take note that a step of `key` at `num_rows` rows took `seconds`; whether predictions change.
+
+        One that was not full, since some of its rows were shallow, would have taken longer: it can only raise
+        what is known.
+        """
         if self._profiled is not None and self._profiled(key, num_rows) is not None:
             return False
         seen = self._seen.setdefault(key, {})
         known = seen.get(num_rows, seconds)
+        if not is_full and seconds < known:
+            return False
         seen[num_rows] = known + SMOOTHING * (seconds - known)
         self._predicted.clear()
         return True

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
+from engine.ageing import AGEING_TURN, AgeingTurns
 from engine.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR
 from engine.candidate import BatchKey, Candidate
 from engine.due_times import DueTimes
@@ -25,7 +26,6 @@ from engine.turns import Turns
 
 __all__ = ["PINNED_ROWS", "BatchKey", "Candidate", "Policy", "Reason"]
 
-AGEING_TURN = 4
 PINNED_ROWS = 4  # of strict generations where the promise is not exact
 MAX_ADMISSIONS_PER_TICK = 8
 RECOVERY_STEPS = 256  # after so many step batches a lowered cap is tried four rows higher
@@ -64,7 +64,7 @@ class Policy:
         self._account_turns: dict[str, Turns[str]] = defaultdict(Turns)  # by lane
         self._chosen: list[tuple[str, str, int]] = []  # lane, account, rows of each member chosen last
         self._num_turns_since_ageing = 0
-        self._num_admissions_since_ageing = 0
+        self._admission_turns, self._decoding_turns = AgeingTurns(), AgeingTurns()
 
     def admit(self, waiting: Sequence[C], running: Sequence[C], now: float) -> list[C]:
         """Those of `waiting` to encode before the next step: few, so that encoding never stalls it."""
@@ -72,14 +72,8 @@ class Policy:
             return []
         ordered = self.order(waiting, now)
         aged = [member for member in waiting if self._is_aged(member, now)]
-        if aged and len(aged) < len(waiting):
-            # The engine may have time for one text a tick: without its turn, bulk work would never join.
-            self._num_admissions_since_ageing += 1
-            if self._num_admissions_since_ageing >= AGEING_TURN:
-                self._num_admissions_since_ageing = 0
-                oldest = min(aged, key=lambda member: member.submitted_at)
-                ordered = [oldest, *(member for member in ordered if member is not oldest)]
-        return ordered[:MAX_ADMISSIONS_PER_TICK]
+        # The engine may have time for one text a tick: without its turn, bulk work would never join.
+        return self._admission_turns.order(ordered, aged)[:MAX_ADMISSIONS_PER_TICK]
 
     def choose(self, running: Sequence[C], now: float) -> list[C]:
         """The members of the next step batch: one key, the most urgent first, within the key's cap."""
@@ -101,6 +95,11 @@ class Policy:
             )
         return ordered
 
+    def order_to_decode(self, denoised: Sequence[C], now: float) -> list[C]:
+        """The same, with its turn for bulk work that waits for decoding behind ever new interactive work."""
+        aged = [member for member in denoised if self._is_aged(member, now)]
+        return self._decoding_turns.order(self.order(denoised, now), aged)
+
     def max_rows(self, key: BatchKey) -> int:
         """The most rows that one forward pass of this key may have."""
         if key.is_alone:
@@ -110,12 +109,16 @@ class Policy:
         max_rows = self._max_rows(key)
         return min(max_rows, self._lowered.get(key, max_rows))
 
-    def stepped(self, key: BatchKey, seconds: float) -> None:
-        """Take note that the step batch chosen last, of `key`, took `seconds`; members pay by their rows."""
+    def stepped(self, key: BatchKey, seconds: float, *, is_full: bool = True, is_whole: bool = True) -> None:
+        """Take note that the step batch chosen last, of `key`, took `seconds`; members pay by their rows.
+
+        `is_full`: none of its rows was shallow. `is_whole`: it ran as one, and not in parts after an error.
+        """
         num_rows = sum(rows for _, _, rows in self._chosen)
         if not num_rows:
             return
-        self._due_times.see(key, num_rows, seconds)
+        if is_whole:
+            self._due_times.see(key, num_rows, seconds, is_full=is_full)
         self._key_turns[self._chosen[0][0]].charge(key, seconds)
         for lane, account, rows in self._chosen:
             self._account_turns[lane].charge(account, seconds * rows / num_rows)

@@ -41,18 +41,27 @@ class SideWork:
         """
         return self._within(members, ENCODING_SHARE)
 
-    def to_decode(self, members: Sequence[T], num_running: int) -> Iterator[T]:
+    def to_decode(
+        self, members: Sequence[T], num_running: int, has_arrivals: Callable[[], bool] = lambda: False
+    ) -> Iterator[T]:
         """Those to decode before the next step, in the order given.
 
         The step waits for as long as it takes itself, and for the one that began last, at most; but while
-        more images wait for this than generations run, nothing else matters, so none of them starves.
+        more images wait for this than generations run, nothing else matters, so none of them starves. Where
+        nothing runs at all, that holds until somebody arrives.
         """
-        return self._within(members, DECODING_SHARE, max(0, len(members) - num_running))
 
-    def _within(self, members: Sequence[T], share: float, num_free: int = 0) -> Iterator[T]:
+        def is_free(index: int) -> bool:
+            return index < len(members) - num_running and bool(num_running or not has_arrivals())
+
+        return self._within(members, DECODING_SHARE, is_free)
+
+    def _within(
+        self, members: Sequence[T], share: float, is_free: Callable[[int], bool] = lambda _: False
+    ) -> Iterator[T]:
         seconds = float("inf") if self._step_seconds is None else share * self._step_seconds
         ends_at = self._clock() + seconds
         for index, member in enumerate(members):
-            if index >= max(1, num_free) and self._clock() >= ends_at:
+            if index and not is_free(index) and self._clock() >= ends_at:
                 return
             yield member

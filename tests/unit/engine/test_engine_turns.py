@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from engine.engine import Engine
 from engine.errors import (
@@ -17,6 +18,7 @@ from engine.errors import (
     OutOfMemory,
     RequestInvalid,
 )
+from engine.families.family import Encoding
 from engine.handle import Handle
 from engine.request import SCHEDULERS, GenerationRequest, SchedulerSpec, scheduler_named
 from tests.unit.engine.fakes import FakeFamily, SetClock
@@ -287,6 +289,66 @@ def test_hook_that_fails_before_the_first_step_ends_only_its_own(engine: Engine,
     assert sorted(calls) == ["called", "kept"], "each once"
     assert isinstance(dropped.future.exception(timeout=0), EngineStopped)
     assert pixels(kept).shape == (64, 64, 3)
+
+
+def test_a_suspects_text_is_encoded_when_it_is_noted_whose_crash_it_would_be(
+    engine: Engine, family: FakeFamily, ask: Ask
+) -> None:
+    events: list[str] = []
+    encode, decode = family.encode, family.decode
+
+    def noting_encode(text: str, *, is_negative: bool = False) -> Encoding:
+        events.append(text)
+        return encode(text, is_negative=is_negative)
+
+    def noting_decode(latents: torch.Tensor) -> torch.Tensor:
+        events.append("decoded")
+        return decode(latents)
+
+    family.encode, family.decode = noting_encode, noting_decode  # type: ignore[method-assign]
+    engine.submit(ask("first", num_inference_steps=2))
+    suspects = [
+        engine.submit(
+            ask(name, num_inference_steps=2, solo=True),
+            before_first_step=lambda name=name: events.append(f"{name} noted"),  # type: ignore[misc]
+        )
+        for name in ("one", "two")
+    ]
+    turn_until_done(engine, *suspects)
+    assert events == [
+        "first", "decoded", "one noted", "one", "decoded", "two noted", "two", "decoded",
+    ]  # fmt: skip
+
+
+def test_a_suspect_whose_text_loses_the_device_is_the_only_one_noted(
+    engine: Engine, family: FakeFamily, ask: Ask
+) -> None:
+    noted: list[str] = []
+
+    def lose(text: str, *, is_negative: bool = False) -> Encoding:  # noqa: ARG001
+        if text == "poison":
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return Encoding(torch.zeros(1, 1, 1))
+
+    family.encode = lose  # type: ignore[method-assign]
+    names = ("innocent", "poison", "later")
+    for name in names:
+        engine.submit(ask(name, solo=True), before_first_step=lambda name=name: noted.append(name))  # type: ignore[misc]
+    engine.start()
+    assert engine.fatal.wait(10)
+    assert noted == ["innocent", "poison"]
+
+
+def test_drain_finishes_all_images_of_a_job_of_which_one_has_begun(engine: Engine, ask: Ask) -> None:
+    images = [engine.submit(ask(seed=seed, job_id="job_1")) for seed in range(12)]  # eight rows at once
+    other = engine.submit(ask(seed=50, job_id="job_2"))
+    nameless = engine.submit(ask(seed=51))
+    engine.tick()
+    engine.drain(0.0)
+    turn_until_done(engine, *images, other, nameless)
+    assert all(image.future.exception(timeout=0) is None for image in images)
+    assert isinstance(other.future.exception(timeout=0), EngineStopped)
+    assert isinstance(nameless.future.exception(timeout=0), EngineStopped)
 
 
 def test_drain_finishes_what_has_begun_gives_up_the_rest_and_takes_nothing_new(

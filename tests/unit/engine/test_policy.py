@@ -4,10 +4,11 @@ import math
 import subprocess
 import sys
 
+from engine.ageing import AGEING_TURN
 from engine.buckets import MULTIPLES_OF_FOUR, Buckets
 from engine.candidate import BatchKey
 from engine.due_times import OVERTAKING_STEPS
-from engine.policy import AGEING_TURN, PINNED_ROWS, Policy
+from engine.policy import PINNED_ROWS, Policy
 from tests.unit.engine.members import LARGE, OTHER, SMALL, STEP_SECONDS, Member, bulk, flat, rising, run
 
 
@@ -237,6 +238,41 @@ def test_bulk_work_is_encoded_at_times_although_interactive_work_never_ends() ->
         members = [*waiting, Member(f"i{number}", submitted_at=late), Member(f"j{number}", submitted_at=late)]
         firsts.append(policy.admit(members, [], late)[0])
     assert [member.lane for member in firsts] == ["interactive"] * (AGEING_TURN - 1) + ["bulk"]
+
+
+def test_a_finished_bulk_image_is_decoded_although_interactive_ones_never_end() -> None:
+    policy, denoised = Policy(lambda _: 8), bulk(1)
+    late = 1000.0
+    firsts = []
+    for number in range(AGEING_TURN):
+        members = [*denoised, *(Member(f"i{number} {place}", submitted_at=late) for place in range(8))]
+        firsts.append(policy.order_to_decode(members, late)[0])
+    assert [member.lane for member in firsts] == ["interactive"] * (AGEING_TURN - 1) + ["bulk"]
+    assert [one.lane for one in policy.order_to_decode(denoised, late)] == ["bulk"]
+
+
+def test_steps_that_were_shallow_or_split_do_not_make_a_deadline_look_attainable() -> None:
+    policy, member = Policy(lambda _: 8), Member("a", num_steps_left=10, deadline_at=9.0)
+    others = [Member(f"b{number}", submitted_at=50.0) for number in range(3)]
+
+    def is_last() -> bool:
+        return policy.order([member, *others], 0.0)[-1] is member
+
+    def step(seconds: float, **how: bool) -> None:
+        policy.choose([member], 0.0)
+        policy.stepped(SMALL, seconds, **how)
+
+    step(1.0)
+    assert is_last(), "ten seconds are left of nine"
+    for _ in range(50):
+        step(0.1, is_full=False)
+    assert is_last(), "rows that were shallow say nothing about full ones"
+    for _ in range(50):
+        step(0.1, is_whole=False)
+    assert is_last()
+    for _ in range(50):
+        step(0.1)
+    assert not is_last()
 
 
 def test_it_says_why_a_step_batch_was_not_fuller() -> None:

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis.strategies import floats, integers
 
 from engine.engine import Engine
+from engine.errors import Canceled, DeadlineExceeded
 from engine.families.family import Encoding
+from engine.handle import Handle
 from engine.request import GenerationRequest
 from engine.side_work import DECODING_SHARE, ENCODING_SHARE, SideWork
 from tests.unit.engine.fakes import FakeFamily, SetClock
@@ -102,3 +105,38 @@ def test_finished_images_never_wait_while_more_of_them_wait_than_run(
     slow_engine.tick()
     assert clock.now - before < 2
     assert not late.future.done()
+
+
+def test_who_arrives_while_finished_images_are_decoded_waits_for_a_steps_seconds(
+    slow_engine: Engine, slow_family: FakeFamily, ask: Ask
+) -> None:
+    handles = [slow_engine.submit(ask(seed=seed, num_inference_steps=1)) for seed in range(8)]
+    late: list[Handle] = []
+    handles[0].future.add_done_callback(lambda _: late.append(slow_engine.submit(ask(seed=9))))
+    slow_engine.tick()
+    assert sum(handle.future.done() for handle in handles) == 2, "0.6 s each, beside a step of 1 s"
+    slow_engine.tick()
+    assert len(slow_family.step_sizes) == 2, "it has had its first step"
+    while not all(handle.future.done() for handle in (*handles, *late)):
+        slow_engine.tick()
+
+
+def test_what_is_canceled_or_late_is_not_decoded(
+    slow_engine: Engine, slow_family: FakeFamily, ask: Ask
+) -> None:
+    decoded: list[int] = []
+    decode = slow_family.decode
+
+    def noting_decode(latents: torch.Tensor) -> torch.Tensor:
+        decoded.append(1)
+        return decode(latents)
+
+    slow_family.decode = noting_decode  # type: ignore[method-assign]
+    first = slow_engine.submit(ask(num_inference_steps=1))
+    canceled = slow_engine.submit(ask(seed=2, num_inference_steps=1))
+    late = slow_engine.submit(ask(seed=3, num_inference_steps=1, seconds_left=1.5 + 3 * 0.15))
+    first.future.add_done_callback(lambda _: canceled.cancel())
+    slow_engine.tick()
+    assert isinstance(canceled.future.exception(timeout=0), Canceled)
+    assert isinstance(late.future.exception(timeout=0), DeadlineExceeded)
+    assert len(decoded) == 1
