@@ -1,11 +1,12 @@
 """What an S3 server that answers 20 ms late costs in throughput, with work always waiting.
 
-    python -m bench.overlap [--pairs 12] [--seconds 12] [--late-ms 20] [--slots 12]
+    python -m bench.overlap [--pairs 12] [--seconds 12] [--late-ms 20] [--slots 12 8]
 
 Owns the two arms and their order. One process holds what a worker holds: a real engine on one thread, and
-`tasks.generate` on as many threads as there are slots, over real rows and a real S3 server of its own, which
-stands behind `bench.late_proxy`. Late and not late take turns (ABBA) within one run, in seconds of the wall:
-what a thread waits is no CPU time. A shared machine therefore shows: take the median of many pairs.
+`tasks.generate` on as many threads as there are slots of both lanes, over real rows and a real S3 server of
+its own, which stands behind `bench.late_proxy`. Late and not late take turns (ABBA) within one run, in
+seconds of the wall: what a thread waits is no CPU time. A shared machine therefore shows: take the median of
+many pairs.
 """
 
 import argparse
@@ -124,7 +125,9 @@ def main() -> None:
     options.add_argument("--pairs", type=int, default=12)
     options.add_argument("--seconds", type=float, default=12.0, help="of one window")
     options.add_argument("--late-ms", type=float, default=20.0)
-    options.add_argument("--slots", type=int, default=12, help="jobs that the worker holds at once")
+    options.add_argument(
+        "--slots", type=int, nargs=2, default=(12, 8), help="interactive and bulk jobs that are held at once"
+    )
     asked = options.parse_args()
     warnings.simplefilter("ignore")
     configure_logs("warning", "console")
@@ -134,15 +137,15 @@ def main() -> None:
             num_pairs=asked.pairs,
             seconds=asked.seconds,
             late_seconds=asked.late_ms / 1e3,
-            num_slots=asked.slots,
+            lanes=["interactive"] * asked.slots[0] + ["bulk"] * asked.slots[1],
         )
     print("\n".join(report(windows, asked.late_ms)))
 
 
 def measure(
-    services: Embedded, *, num_pairs: int, seconds: float, late_seconds: float, num_slots: int
+    services: Embedded, *, num_pairs: int, seconds: float, late_seconds: float, lanes: Sequence[str]
 ) -> list[Window]:
-    """The windows of both arms, in the order in which they were run."""
+    """The windows of both arms, in the order in which they were run; each slot is of one of `lanes`."""
     os.environ.update(services.environment)
     command.upgrade(Config(toml_file=str(ROOT / "pyproject.toml")), "head")
     engine = load_engine(
@@ -151,13 +154,13 @@ def measure(
         row_limits={MODEL: {SIDE * SIDE: MAX_ROWS}},
         num_threads=1,
     )
-    db, counts, ended = Database(services.database_url, num_slots + 2), Counts(engine), threading.Event()
+    db, counts, ended = Database(services.database_url, len(lanes) + 2), Counts(engine), threading.Event()
     engine.start()
     late = multiprocessing.get_context("spawn").Value("d", 0.0)
     with proxied(services.s3_endpoint, late) as endpoint:
         generate = Generate(
             db=db,
-            blobs=_blobs(services, endpoint, num_slots),
+            blobs=_blobs(services, endpoint, len(lanes)),
             submit=counts.submit,
             holdings=Holdings(),
             worker=WorkerName("bench", "cpu:0@bench"),
@@ -165,8 +168,8 @@ def measure(
             plan=GeneratePlan(lease_seconds=HOUR_SECONDS),
         )
         threads = [
-            threading.Thread(target=_serve, args=(number, db, generate, counts, ended))
-            for number in range(num_slots)
+            threading.Thread(target=_serve, args=(number, lane, db, generate, counts, ended))
+            for number, lane in enumerate(lanes)
         ]
         for thread in threads:
             thread.start()
@@ -210,22 +213,24 @@ def _blobs(services: Embedded, endpoint: str, num_slots: int) -> Blobs:
     )
 
 
-def _serve(number: int, db: Database, generate: Generate, counts: Counts, ended: threading.Event) -> None:
+def _serve(
+    number: int, lane: str, db: Database, generate: Generate, counts: Counts, ended: threading.Event
+) -> None:
     """One slot: one job after another, as bells would bring them."""
     account = accounts.create_account(db, f"bench-{number}")
     requests = itertools.cycle(mixed_requests(100, SIDE, seed=number))
     while not ended.is_set():
-        job, _ = submissions.create(db, _job(account, next(requests)), redispatch_seconds=HOUR_SECONDS)
+        job, _ = submissions.create(db, _job(account, lane, next(requests)), redispatch_seconds=HOUR_SECONDS)
         generate(job.id)
         counts.finished()
 
 
-def _job(account: str, request: GenerationRequest) -> NewJob:
+def _job(account: str, lane: str, request: GenerationRequest) -> NewJob:
     return NewJob(
         account_id=account,
         model=MODEL,
         tier=TIER,
-        lane="interactive",
+        lane=lane,
         prompt=request.prompt,
         negative_prompt="",
         width=request.width,

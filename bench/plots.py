@@ -2,8 +2,8 @@
 
     python -m bench.plots bench-output/engine.json [--out docs/explanation]
 
-It reads the list of figures, and the curves that lie beside it. It knows no benchmark, only what their
-files hold.
+It prints the figures as a table in Markdown too, which the page about them has. It reads the list of figures,
+and the curves that lie beside it. It knows no benchmark, only what their files hold.
 """
 
 import argparse
@@ -90,6 +90,19 @@ def _reached(figure: Mapping[str, Any], value: float) -> float:
     return min(2.0, bar / value) if value > 0 else 2.0
 
 
+def markdown(figures: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line a figure, as the page shows them."""
+    yield "| figure | median (least to greatest) | bar | holds | limit, or what stands beside it |"
+    yield "|---|---|---|---|---|"
+    for one in figures:
+        value, low, high = (f"{one[name]:.2f}" for name in ("value", "low", "high"))
+        spread = f"{value} ({low} to {high})" if low != high else value
+        bar = f"at most {one['bar']:g}" if one["is_at_most"] else f"{one['bar']:g}"
+        holds = "yes" if one["holds"] else "**no**"
+        limit = "" if one["limit"] is None else f"{one['limit']:.2f}: "
+        yield f"| `{one['figure']}` | {spread} | {bar} | {holds} | {limit}{one['reason']} |"
+
+
 def _svg(height: int, parts: Sequence[str]) -> str:
     size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
     return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', STYLE, *parts, "</svg>\n"])
@@ -134,7 +147,7 @@ def plots(figures: Sequence[Mapping[str, Any]], curves: Mapping[str, Any]) -> It
 
 
 def main() -> None:
-    """Write the files, and say which."""
+    """Write the files, say which, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("figures", type=Path, help="engine.json; curves.json lies beside it")
     parser.add_argument("--out", type=Path, default=Path("docs/explanation"))
@@ -146,6 +159,7 @@ def main() -> None:
         path = arguments.out / f"step-batches-{name}.svg"
         path.write_text(svg, encoding="utf-8")
         print(path)
+    print("\n".join(markdown(figures)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from bench.amounts import QUICK
 from bench.bare import BareModel, BarePrices
 from bench.engine import PARTS
-from bench.plots import plots
+from bench.plots import markdown, plots
 from bench.shipped import Bench
 from engine.load import LoadedModels
 from engine.profile import Profiles
@@ -65,6 +65,11 @@ def test_the_simulated_part_leaves_curves_that_can_be_drawn(bench: Bench) -> Non
     assert len(curves["step_seconds"]["128²"]) == 12
     drawn = dict(plots(figures, curves))
     assert set(drawn) == {"latency", "in-time", "step-seconds", "figures"}
+    lines = list(markdown(figures))
+    assert len(lines) == len(figures) + 2
+    assert len({line.count("|") for line in lines}) == 1
+    assert all((f"`{one['figure']}`" in line) for one, line in zip(figures, lines[2:], strict=True))
+    assert all(("**no**" in line) != one["holds"] for one, line in zip(figures, lines[2:], strict=True))
     for name, svg in drawn.items():
         root = ElementTree.fromstring(svg)
         texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
