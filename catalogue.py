@@ -158,6 +158,11 @@ class Model(_Frozen):
                 raise ValueError(f"{named}: {field} is above {limit:g}")
 
     @property
+    def family_multiple(self) -> int:
+        """What the family needs sides to be multiples of; `side_multiple` may ask for more."""
+        return FAMILIES[self.family][1]
+
+    @property
     def max_step_cache(self) -> int:
         """The largest `step_cache` of a request: 1, which is none, where the model has no step cache.
 

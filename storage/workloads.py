@@ -25,6 +25,7 @@ class LiveDevice:
     tiers: tuple[str, ...]
     interactive_slots: int
     bulk_slots: int
+    promise: str
     seconds_since_seen: float
     profiles: Mapping[str, StoredProfile]
 
@@ -42,13 +43,20 @@ class KnownJob:
     lane: str
     num_images: int
     num_steps: int
-    num_pixels: int
+    width: int
+    height: int
     is_guided: bool
+    strict: bool = False
     guidance_cutoff: float = 1.0
     step_cache: int = 1
     progress: float = 0.0  # as its worker said last
     boot_id: str | None = None
     seconds_running: float = 0.0
+
+    @property
+    def num_pixels(self) -> int:
+        """Of each of its images."""
+        return self.width * self.height
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ def _device(row: Mapping[str, Any]) -> LiveDevice:
 
 _DEVICES = text(
     """
-    SELECT boot_id, tiers, interactive_slots, bulk_slots,
+    SELECT boot_id, tiers, interactive_slots, bulk_slots, promise,
            extract(epoch FROM clock_timestamp() - seen_at)::float8 AS seconds_since_seen,
            coalesce((SELECT jsonb_agg(to_jsonb(profiles)) FROM profiles
                       WHERE workers.fingerprints ->> profiles.tier = profiles.fingerprint
@@ -122,8 +130,8 @@ _JOBS = text(
                    AND tier = tiers.tier AND lane = lanes.lane
                  ORDER BY ring_number LIMIT :limit) AS oldest
     )
-    SELECT jobs.id, tier, lane, num_images, num_inference_steps AS num_steps, width * height AS num_pixels,
-           guidance_scale > 1 AS is_guided, guidance_cutoff, step_cache,
+    SELECT jobs.id, tier, lane, num_images, num_inference_steps AS num_steps, width, height,
+           guidance_scale > 1 AS is_guided, strict, guidance_cutoff, step_cache,
            known.progress, known.boot_id, known.seconds_running, known.place
       FROM known JOIN jobs USING (id)
      ORDER BY known.ring_number NULLS FIRST, jobs.started_at, jobs.id

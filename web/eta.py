@@ -2,7 +2,8 @@
 
 Pure arithmetic on what `storage.workloads` read. Devices take queued jobs into free slots in the order of
 their bells; on a device interactive work goes first, tiers and sizes take turns, and the oldest generations
-share a step up to the cap of its profile. A generation's encoding and decoding are spread over its steps.
+share a step up to the cap of its profile, but for strict ones, which keep the company that the promise of the
+device leaves them. A generation's encoding and decoding are spread over its steps.
 It does not foresee new jobs, bulk's ageing, failures, or the seconds of files and uploads.
 """
 
@@ -13,6 +14,7 @@ from heapq import heappop, heappush
 
 from storage.workloads import KnownJob, LiveDevice, Workload
 from web.foreseen import ForeseenGeneration, foresee, shared_step_seconds
+from web.promises import PINNED_ROWS, UNKEPT, company
 
 
 def honest_tiers(workload: Workload) -> frozenset[str]:
@@ -27,16 +29,38 @@ def honest_tiers(workload: Workload) -> frozenset[str]:
 
 
 def seconds_until_drawn(
-    workload: Workload, job_ids: Collection[str], row_limits: Mapping[str, int]
+    workload: Workload,
+    job_ids: Collection[str],
+    row_limits: Mapping[str, int],
+    self_test_sides: Mapping[str, int],
 ) -> dict[str, float]:
     """Seconds from now until the last image of each job; a job that cannot be told of honestly is left out.
 
-    `row_limits` gives the configured cap of each tier.
+    `row_limits` gives the configured cap of each tier, `self_test_sides` the size at which its workers tested
+    themselves (`web.promises`).
     """
     honest = honest_tiers(workload)
     jobs = {job.id: job for job in (*workload.running, *workload.queued)}
-    wanted = {job_id for job_id in job_ids if job_id in jobs and jobs[job_id].tier in honest}
-    return _Play(workload, row_limits).until(wanted) if wanted else {}
+    wanted = {
+        job_id
+        for job_id in job_ids
+        if job_id in jobs and jobs[job_id].tier in honest
+        if _has_one_company(jobs[job_id], workload, self_test_sides)
+    }
+    return _Play(workload, row_limits, self_test_sides).until(wanted) if wanted else {}
+
+
+def _has_one_company(job: KnownJob, workload: Workload, self_test_sides: Mapping[str, int]) -> bool:
+    """Whether it is known with whom the job shares steps, whichever device may draw it."""
+    if not job.strict:
+        return True
+    side = self_test_sides.get(job.tier)
+    found = {
+        company(job, device.promise, side)
+        for device in workload.devices
+        if job.tier in device.tiers and job.boot_id in (None, device.boot_id)
+    }
+    return len(found) == 1 and None not in found
 
 
 def _busy_tiers(workload: Workload) -> set[str]:
@@ -49,6 +73,7 @@ class _Device:
 
     facts: LiveDevice
     row_limits: Mapping[str, int]
+    self_test_sides: Mapping[str, int]
     generations: list[ForeseenGeneration] = field(default_factory=list)
     held: dict[str, list[str]] = field(default_factory=lambda: {"interactive": [], "bulk": []})
     now: float = 0.0
@@ -59,15 +84,19 @@ class _Device:
         """Jobs, of both lanes."""
         return sum(map(len, self.held.values()))
 
-    def has_slot(self, tier: str, lane: str) -> bool:
-        """Whether it would take such a job now."""
+    def has_slot(self, tier: str, lane: str, is_strict: bool) -> bool:
+        """Whether it would take such a job now, and keep it."""
+        if is_strict and self.facts.promise == UNKEPT:
+            return False
         return tier in self.facts.tiers and len(self.held[lane]) < self.facts.num_slots(lane)
 
     def take(self, job: KnownJob, order: int, now: float) -> None:
         """Begin the job, or go on with it."""
         self.play_until(now)
         self.held[job.lane].append(job.id)
-        self.generations += foresee(job, order, self.facts.profiles[job.tier])
+        # Where that is not known, nobody is told of the job, and those behind it of the worst.
+        found = company(job, self.facts.promise, self.self_test_sides.get(job.tier)) or "nobody"
+        self.generations += foresee(job, order, self.facts.profiles[job.tier], found)
 
     def play_until(self, now: float) -> None:
         """Let what is in step batches go on at its rate."""
@@ -89,9 +118,9 @@ class _Device:
             one.rate = 0.0
         is_urgent = any(one.job.lane == "interactive" for one in self.generations)
         urgent = [one for one in self.generations if one.job.lane == "interactive" or not is_urgent]
-        keys = {_key(one.job) for one in urgent}
+        keys = {one.key for one in urgent}
         for key in keys:
-            members = [one for one in self.generations if _key(one.job) == key]
+            members = [one for one in self.generations if one.key == key]
             members.sort(key=lambda one: (is_urgent and one.job.lane != "interactive", one.order))
             self._share_steps(members, len(keys))
 
@@ -99,6 +128,8 @@ class _Device:
         job = members[0].job
         profile = self.facts.profiles[job.tier]
         max_rows = min(profile.max_rows, self.row_limits.get(job.tier, profile.max_rows))
+        if members[0].company != "anybody":
+            max_rows = PINNED_ROWS if members[0].company == "strict" else 1
         batch, num_rows = [members[0]], members[0].num_rows
         for one in members[1:]:
             if num_rows >= max_rows:
@@ -133,25 +164,23 @@ class _Device:
         return list(ended.values())
 
 
-def _key(job: KnownJob) -> tuple[str, int]:
-    """What shares a forward pass, as far as a row tells: sizes of equal area count as one."""
-    return job.tier, job.num_pixels
-
-
 class _Play:
     """The devices, what waits for them, and the time."""
 
-    def __init__(self, workload: Workload, row_limits: Mapping[str, int]) -> None:
+    def __init__(
+        self, workload: Workload, row_limits: Mapping[str, int], self_test_sides: Mapping[str, int]
+    ) -> None:
         busy = _busy_tiers(workload)
         honest = [one for one in workload.devices if not (busy & set(one.tiers)) - one.profiles.keys()]
-        self._devices = {one.boot_id: _Device(one, row_limits) for one in honest}
+        self._devices = {one.boot_id: _Device(one, row_limits, self_test_sides) for one in honest}
         for order, job in enumerate(workload.running):
             device = self._devices.get(job.boot_id or "")
             if device is not None and job.tier in device.facts.profiles:
                 device.take(job, order, 0.0)
-        self._waiting: dict[tuple[str, str], deque[tuple[int, KnownJob]]] = {}  # by tier and lane
+        # By tier, lane and whether they are strict.
+        self._waiting: dict[tuple[str, str, bool], deque[tuple[int, KnownJob]]] = {}
         for order, job in enumerate(workload.queued, start=len(workload.running)):
-            self._waiting.setdefault((job.tier, job.lane), deque()).append((order, job))
+            self._waiting.setdefault((job.tier, job.lane, job.strict), deque()).append((order, job))
         for device in self._devices.values():
             device.catch_up()
 
@@ -183,7 +212,7 @@ class _Play:
         """Give waiting jobs to free slots, the oldest bell first, to the device that holds the least."""
         choice = list(devices)
         while True:
-            # Only the first of a tier and lane can be next, however many wait behind it.
+            # Only the first of a place can be next, however many wait behind it.
             takers = {
                 place: free
                 for place in self._waiting

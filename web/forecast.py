@@ -18,6 +18,7 @@ from storage.job_views import Job
 from storage.states import State
 from storage.workloads import KnownJob, Workload
 from web.eta import seconds_until_drawn
+from web.promises import self_test_sides
 
 if TYPE_CHECKING:
     from catalogue import Catalogue
@@ -76,6 +77,7 @@ class Forecast:
         self._read = read
         self._begin = begin
         self._row_limits = {tier.name: tier.max_step_batch_rows for tier in catalogue.tiers}
+        self._self_test_sides = self_test_sides(catalogue)
         self._usual_jobs = _usual_jobs(catalogue)
         self._clock = clock
         self._processor_clock = processor_clock
@@ -154,7 +156,7 @@ class Forecast:
         try:
             found = self._read()
             names = [job.id for job in (*found.running, *found.queued)]
-            jobs = seconds_until_drawn(found, names, self._row_limits)
+            jobs = self._until_drawn(found, names)
             return _Outlook(now, frozenset(names), jobs, self._of_usual_jobs(found))
         except StorageError as error:
             log.warning("workload_not_read", error=type(error).__name__)
@@ -162,12 +164,15 @@ class Forecast:
             log.exception("estimate_failed")
         return _Outlook(self._clock(), has_failed=True)
 
+    def _until_drawn(self, workload: Workload, job_ids: Sequence[str]) -> dict[str, float]:
+        return seconds_until_drawn(workload, job_ids, self._row_limits, self._self_test_sides)
+
     def _of_usual_jobs(self, found: Workload) -> dict[str, float]:
         etas: dict[str, float] = {}
         for job in self._usual_jobs:
             if (job.tier, job.lane) not in found.cut_off:
                 behind_all = replace(found, queued=(*found.queued, job))
-                etas |= seconds_until_drawn(behind_all, [job.id], self._row_limits)
+                etas |= self._until_drawn(behind_all, [job.id])
         return {name: _left(seconds, 0) for name, seconds in etas.items()}
 
 
@@ -189,7 +194,8 @@ def _usual_jobs(catalogue: "Catalogue") -> Sequence[KnownJob]:
             lane="interactive",
             num_images=1,
             num_steps=model.default_num_inference_steps,
-            num_pixels=tier.default_width * tier.default_height,
+            width=tier.default_width,
+            height=tier.default_height,
             is_guided=model.default_guidance_scale > 1,
         )
         for model in catalogue.models

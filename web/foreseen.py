@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from storage.profiles import StoredProfile
 from storage.workloads import KnownJob
+from web.promises import PINNED_ROWS, Company
 
 NUM_FIRST_FULL_STEPS = 4
 NUM_LAST_FULL_STEPS = 1
@@ -25,11 +26,16 @@ class ForeseenGeneration:
 
     job: KnownJob
     order: int  # of its job: the oldest first
+    company: Company
     num_guided_rows: int
     num_unguided_steps: int  # its last ones
     full_share: float  # of the steps that are left
     steps_left: float
     rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.key = (self.job.tier, self.job.width, self.job.height, self.company)
+        """Of what shares its forward passes."""
 
     @property
     def is_drawn(self) -> bool:
@@ -50,13 +56,14 @@ class ForeseenGeneration:
         return self.steps_left
 
 
-def foresee(job: KnownJob, order: int, profile: StoredProfile) -> list[ForeseenGeneration]:
+def foresee(job: KnownJob, order: int, profile: StoredProfile, company: Company) -> list[ForeseenGeneration]:
     """What is left of the job's images, each as far as all of them are on average."""
     num_guided_steps = math.ceil(job.guidance_cutoff * job.num_steps) if job.is_guided else 0
     return [
         ForeseenGeneration(
             job=job,
             order=order,
+            company=company,
             num_guided_rows=profile.num_guided_rows,
             num_unguided_steps=job.num_steps - num_guided_steps,
             full_share=_full_share(job),
@@ -70,16 +77,19 @@ def shared_step_seconds(profile: StoredProfile, batch: Sequence[ForeseenGenerati
     """Seconds of a step of all these together, as it is on average while each is in any of its steps.
 
     Every row runs the shallow part. The deep part runs in the steps in which some member is full, with
-    the rows of the members that are; where their full steps lie is taken to be chance.
+    the rows of the members that are; where their full steps lie is taken to be chance. Who may not share
+    with anybody runs at `PINNED_ROWS`, whatever smaller steps were measured.
     """
+    least_rows = 1 if batch[0].company == "anybody" else PINNED_ROWS
     num_rows = sum(one.num_rows for one in batch)
+    step_seconds = profile.step_seconds(max(num_rows, least_rows))
     share_without_deep = math.prod(1 - one.full_share for one in batch)
     if not share_without_deep:
-        return profile.step_seconds(num_rows)
+        return step_seconds
     share_with_deep = 1 - share_without_deep
     num_deep_rows = sum(one.num_rows * one.full_share for one in batch) / share_with_deep
-    deep_seconds = (1 - profile.shallow_share) * profile.step_seconds(num_deep_rows)
-    return profile.shallow_share * profile.step_seconds(num_rows) + share_with_deep * deep_seconds
+    deep_seconds = (1 - profile.shallow_share) * profile.step_seconds(max(num_deep_rows, least_rows))
+    return profile.shallow_share * step_seconds + share_with_deep * deep_seconds
 
 
 def is_full(step_index: int, interval: int, num_steps: int) -> bool:

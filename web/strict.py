@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 from storage.submissions import NewJob
 from storage.workers import live_workers
+from web.promises import UNKEPT
 from web.refusals import FieldError
 from web.wiring import wired
-
-UNKEPT = "not repeatable"
-"""The one promise under which equal requests may differ, strict ones too."""
 
 
 def strict_errors(new_jobs: Sequence[NewJob]) -> list[FieldError]:

@@ -8,11 +8,9 @@ from storage.workers import Worker, live_workers
 from web.auth import SECURITY, require_key
 from web.errors import documented
 from web.model_resource import ModelList, model_resource
+from web.promises import PROMISES
 from web.resources import QueueDepth, TierList, TierResource
 from web.wiring import wired
-
-# Weakest first. What a worker says that is not listed is weaker than all.
-PROMISES = ("not repeatable", "within 1/255", "exact within a bucket", "exact")
 
 blueprint = APIBlueprint(
     "tiers",

@@ -24,11 +24,11 @@ def test_an_estimate_is_within_a_factor_of_what_happens() -> None:
         profile = stored_profile(tier, measure_tier(tier, loaded, scheduler="ddim", seconds=0))
         engine = Engine(loaded.families, loaded.row_limits, promise=loaded.promise)
         jobs = tuple(
-            KnownJob(str(n), tier.name, "interactive", 1, steps, tier.max_pixels, is_guided=True)
+            KnownJob(str(n), tier.name, "interactive", 1, steps, 128, 128, is_guided=True)
             for n, steps in enumerate(NUM_STEPS)
         )
-        device = LiveDevice("boot", (tier.name,), len(jobs), 1, 0.0, {tier.name: profile})
-        estimates = seconds_until_drawn(Workload((device,), (), jobs), [job.id for job in jobs], {})
+        device = LiveDevice("boot", (tier.name,), len(jobs), 1, loaded.promise, 0.0, {tier.name: profile})
+        estimates = seconds_until_drawn(Workload((device,), (), jobs), [job.id for job in jobs], {}, {})
         started_at = time.thread_time()
         handles = [
             engine.submit(

@@ -4,8 +4,8 @@ from cli_jobs import JobState
 from client import api
 from engine.self_test import PROMISES as ENGINE_PROMISES
 from storage.states import State
-from web.strict import UNKEPT
-from web.tiers import PROMISES as WEB_PROMISES
+from web.promises import PROMISES as WEB_PROMISES
+from web.promises import UNKEPT
 
 
 def test_the_web_ranks_the_engines_promises_weakest_first() -> None:

@@ -87,6 +87,7 @@ def test_a_worker_is_found_with_the_profile_of_its_fingerprint(
     device = device_of(workload(database, alive_seconds=20), worker)
     assert device.profiles == {tier: profile}
     assert (device.tiers, device.num_slots("interactive"), device.num_slots("bulk")) == ((tier,), 3, 2)
+    assert device.promise == "exact"
     assert 0 <= device.seconds_since_seen < 20
 
 
@@ -130,7 +131,7 @@ def test_running_and_rung_jobs_are_told_in_their_order_and_those_without_a_bell_
     )
     assert claimed is not None
     workers.heartbeat(database, worker, [(claimed.lease, 0.5)], lease_seconds=30)
-    early, late = make_job(tier=tier, width=64), make_job(tier=tier)
+    early, late = make_job(tier=tier, width=64, strict=True), make_job(tier=tier)
     make_job(tier=tier, lane="bulk")  # has no bell yet
     found = workload(database, alive_seconds=20)
     (running,) = [job for job in found.running if job.tier == tier]
@@ -138,7 +139,10 @@ def test_running_and_rung_jobs_are_told_in_their_order_and_those_without_a_bell_
     assert (running.num_steps, running.is_guided, running.num_images) == (7, False, 3)
     assert 0 <= running.seconds_running < 20
     assert [job.id for job in queued_in(found, tier)] == [early.id, late.id]
-    assert [job.num_pixels for job in queued_in(found, tier)] == [64 * 128, 128 * 128]
+    assert [(job.width, job.height, job.strict) for job in queued_in(found, tier)] == [
+        (64, 128, True),
+        (128, 128, False),
+    ]
     assert found.cut_off == frozenset()
 
 

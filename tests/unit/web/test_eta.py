@@ -28,7 +28,8 @@ PROFILE = StoredProfile(
     batching_pays=True,
 )
 ENDS = PROFILE.encode_seconds + PROFILE.decode_seconds
-DEVICE = LiveDevice("boot-1", ("sd",), 8, 8, seconds_since_seen=0.0, profiles={"sd": PROFILE})
+DEVICE = LiveDevice("boot-1", ("sd",), 8, 8, "exact", seconds_since_seen=0.0, profiles={"sd": PROFILE})
+SELF_TEST_SIDES = {"sd": 128, "hd": 128}
 
 
 def job(name: str, **changes: Any) -> KnownJob:
@@ -38,7 +39,8 @@ def job(name: str, **changes: Any) -> KnownJob:
         "lane": "interactive",
         "num_images": 1,
         "num_steps": 10,
-        "num_pixels": 128 * 128,
+        "width": 128,
+        "height": 128,
         "is_guided": True,
     }
     return KnownJob(**{**fields, **changes})
@@ -54,7 +56,7 @@ def etas(
     active = tuple(one for one in jobs if one.boot_id)
     queued = tuple(one for one in jobs if not one.boot_id)
     work = Workload(devices, active, queued)
-    return seconds_until_drawn(work, [one.id for one in jobs], limits or {})
+    return seconds_until_drawn(work, [one.id for one in jobs], limits or {}, SELF_TEST_SIDES)
 
 
 def test_a_lone_job_takes_its_steps_at_the_smallest_bucket_and_its_ends() -> None:
@@ -63,7 +65,7 @@ def test_a_lone_job_takes_its_steps_at_the_smallest_bucket_and_its_ends() -> Non
 
 def test_a_size_above_the_measured_one_takes_longer_in_proportion_to_its_pixels() -> None:
     large = 4 * (10 * 1.0 + PROFILE.decode_seconds) + PROFILE.encode_seconds
-    assert etas(job("a", num_pixels=256 * 256)) == {"a": pytest.approx(large)}
+    assert etas(job("a", width=256, height=256)) == {"a": pytest.approx(large)}
 
 
 def test_jobs_that_fit_into_one_step_batch_share_its_steps() -> None:
@@ -128,10 +130,15 @@ def test_tiers_and_sizes_of_one_device_take_turns() -> None:
     device = replace(DEVICE, tiers=("sd", "hd"), profiles={"sd": PROFILE, "hd": replace(PROFILE, tier="hd")})
     both = 2 * (10 + ENDS)
     assert etas(job("a"), job("b", tier="hd"), devices=(device,)) == dict.fromkeys("ab", pytest.approx(both))
-    small = etas(job("a"), job("b", num_pixels=64 * 128))
+    small = etas(job("a"), job("b", width=64))
     half = 10 * 0.5 + 0.25 + 0.75 / 2
     assert small["b"] == pytest.approx(2 * half)
     assert small["a"] == pytest.approx(half + 10 + ENDS)
+
+
+def test_sizes_of_equal_area_share_no_steps() -> None:
+    found = etas(job("a", width=64, height=256), job("b", width=256, height=64))
+    assert found == dict.fromkeys("ab", pytest.approx(2 * (10 + ENDS)))
 
 
 def test_two_devices_share_what_waits() -> None:
@@ -237,7 +244,7 @@ def test_the_steps_that_count_as_full_are_the_engines() -> None:
 
 def test_nothing_is_said_of_a_job_that_was_not_read_or_whose_worker_is_gone() -> None:
     work = Workload((DEVICE,), (running("lost", boot_id="boot-9"),), (job("a"),))
-    assert seconds_until_drawn(work, ["a", "lost", "unread"], {}).keys() == {"a"}
+    assert seconds_until_drawn(work, ["a", "lost", "unread"], {}, {}).keys() == {"a"}
 
 
 def test_work_is_conserved_whatever_arrives_on_full_step_batches() -> None:
@@ -254,3 +261,92 @@ def test_a_long_queue_on_many_devices_is_played_through() -> None:
     found = etas(*active, *queued, devices=devices)
     assert len(found) == 440
     assert all(seconds > 0 for seconds in found.values())
+
+
+def promising(promise: str, **changes: Any) -> LiveDevice:
+    return replace(DEVICE, promise=promise, **changes)
+
+
+def strict(name: str, **changes: Any) -> KnownJob:
+    return job(name, **{"strict": True, **changes})
+
+
+def test_strict_jobs_of_an_exact_worker_have_the_company_of_everybody() -> None:
+    assert etas(strict("a"), job("b"), strict("c"), job("d")) == etas(*(job(name) for name in "abcd"))
+
+
+def test_strict_jobs_run_one_image_after_the_other_where_company_shows() -> None:
+    device = (promising("within 1/255"),)
+    found = etas(*(strict(name) for name in "abc"), devices=device)
+    assert [found[name] for name in "abc"] == [pytest.approx(n * (10 + ENDS)) for n in (1, 2, 3)]
+    assert etas(strict("a", num_images=4), devices=device)["a"] == pytest.approx(4 * (10 + ENDS))
+    assert etas(running("a", 0.5, strict=True, num_images=4), devices=device)["a"] == pytest.approx(
+        4 * (10 + ENDS) / 2
+    )
+
+
+def test_strict_jobs_share_four_rows_with_each_other_where_only_the_number_of_rows_shows() -> None:
+    found = etas(*(strict(name) for name in "abcd"), devices=(promising("exact within a bucket"),))
+    assert found["a"] == found["b"] == pytest.approx(10 + 2 * ENDS)
+    assert found["c"] == found["d"] == pytest.approx(2 * (10 + 2 * ENDS))
+
+
+@pytest.mark.parametrize("promise", ["exact within a bucket", "within 1/255"])
+def test_strict_jobs_take_turns_with_all_others_where_they_may_not_share_their_steps(promise: str) -> None:
+    found = etas(strict("a"), job("b"), devices=(promising(promise),))
+    assert found["a"] == found["b"] == pytest.approx(2 * (10 + ENDS))
+
+
+@pytest.mark.parametrize("promise", ["exact", "exact within a bucket"])
+def test_strict_jobs_of_a_shape_that_no_worker_tested_run_alone(promise: str) -> None:
+    jobs = [strict(name, width=64, height=256) for name in "ab"]  # as many pixels as the tested square
+    found = etas(*jobs, devices=(promising(promise),))
+    assert [found[name] for name in "ab"] == [pytest.approx(n * (10 + ENDS)) for n in (1, 2)]
+
+
+def test_a_strict_job_that_runs_alone_runs_at_four_rows_whatever_fewer_cost() -> None:
+    fine = replace(PROFILE, steps=((2, 0.5), *PROFILE.steps), shallow_share=0.25)
+    device = (replace(DEVICE, profiles={"sd": fine}),)
+    shape = {"width": 64, "height": 256, "num_steps": 20}
+    assert etas(job("a", **shape), devices=device)["a"] == pytest.approx(20 * 0.5 + ENDS)
+    assert etas(strict("a", **shape), devices=device)["a"] == pytest.approx(20 * 1.0 + ENDS)
+    cached = etas(strict("a", step_cache=3, **shape), devices=device)["a"]
+    assert cached == pytest.approx(10 * 1.0 + 10 * 0.25 + ENDS)
+
+
+def test_nothing_is_said_of_a_strict_job_while_its_workers_would_draw_it_in_different_ways() -> None:
+    devices = (DEVICE, promising("within 1/255", boot_id="boot-2"))
+    found = etas(
+        strict("waits"),
+        strict("anywhere alone", width=64),
+        running("r1", strict=True),
+        running("r2", boot_id="boot-2", strict=True),
+        job("other"),
+        devices=devices,
+    )
+    assert found.keys() == {"anywhere alone", "r1", "r2", "other"}
+
+
+@pytest.mark.parametrize("promise", ["not repeatable", "a word of a later version"])
+def test_nothing_is_said_of_a_strict_job_on_a_worker_that_refuses_it_or_is_not_understood(
+    promise: str,
+) -> None:
+    found = etas(strict("a"), running("b", strict=True), job("c"), devices=(promising(promise),))
+    assert found.keys() == {"c"}
+
+
+def test_nothing_is_said_of_a_strict_job_of_a_tier_that_this_installation_does_not_know() -> None:
+    work = Workload((DEVICE,), (), (strict("a"), job("b")))
+    assert seconds_until_drawn(work, ["a", "b"], {}, {}).keys() == {"b"}
+
+
+def test_a_strict_job_keeps_nobody_from_a_worker_that_refuses_it() -> None:
+    refusing = promising("not repeatable", interactive_slots=1)
+    kept = promising("within 1/255", boot_id="boot-2", interactive_slots=1)
+    jobs = (strict("a"), strict("b"), job("c"), job("d"))
+    found = etas(*jobs, devices=(refusing, kept))
+    assert {name: found[name] for name in "cd"} == {
+        "c": pytest.approx(10 + ENDS),
+        "d": pytest.approx(2 * (10 + ENDS)),
+    }
+    assert etas(strict("a"), job("c"), devices=(refusing,)) == {"c": pytest.approx(10 + ENDS)}
