@@ -65,8 +65,10 @@ class SamplerStep:
         """The latents `(B, C, h, w)` after this step, and the history that the next one reads, or None.
 
         `history` `(B, C, h, w)` is what the last step returned so; only rows of multistep schedulers that
-        have taken a step need one, and what the other rows hold there means nothing.
+        have taken a step need one, and what the other rows hold there means nothing. Both lie in memory as
+        `latents` do, contiguous, whatever the model's output does.
         """
+        model_output = model_output.contiguous()  # a channels_last model's is not
         if self._groups[0].which is None:
             return _advance(self._groups[0], rows, model_output, latents, history)
         following, remembered = torch.empty_like(latents), None
@@ -116,7 +118,8 @@ def _advance(
 
 
 def _draw(rows: Sequence[Row], like: Tensor) -> Tensor:
-    noise = torch.empty_like(like, device="cpu")
+    # Contiguous: `normal_` draws other numbers into another layout, and that is the mates' business too.
+    noise = torch.empty(like.shape, dtype=like.dtype)
     for row, own in zip(rows, noise.unsqueeze(1).unbind(0), strict=True):
         row.draw_noise(own)
     return noise.to(like.device)

@@ -1,5 +1,6 @@
 """Tensors stay in one piece while a step batch stays the same, and follow whoever leaves it."""
 
+import pytest
 import torch
 
 from engine.company import Company
@@ -55,6 +56,20 @@ def test_history_follows_its_row_past_members_who_have_none() -> None:
     joined = Company.of([*other, multistep[1]])
     assert joined.history is not None
     assert torch.equal(joined.history[1], history[1])
+
+
+@pytest.mark.parametrize(
+    "spec", [SchedulerSpec("euler_ancestral"), SchedulerSpec("lcm"), SchedulerSpec("ddim", eta=1.0)], ids=str
+)
+def test_noise_is_the_same_however_the_model_lays_out_its_output(spec: SchedulerSpec) -> None:
+    """A channels_last model's latents would take its layout, until somebody else joined the step batch."""
+    table = tables_of("epsilon").table(spec, 6)
+    plain, other = Walker(table, 3), Walker(table, 3)
+    for _ in range(3):
+        walk([plain])
+        walk([other], torch.channels_last)
+        assert torch.equal(plain.latents, other.latents)
+        assert other.latents.is_contiguous()
 
 
 def test_a_failed_step_can_be_taken_again_by_the_same_company() -> None:

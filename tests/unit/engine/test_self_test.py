@@ -1,13 +1,16 @@
 """The start-up self-test promises what this machine does, no more."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
 
 from engine.buckets import MULTIPLES_OF_FOUR, at
 from engine.families.family import Conditions
+from engine.load import ModelSpec, _tested
 from engine.rehearsal import is_exact_in_company
-from engine.self_test import run_self_test
+from engine.self_test import Promise, run_self_test
 from engine.time_budget import TimeBudget
 from tests.unit.engine.fakes import FakeFamily, NeighbourDependent, SetClock, SizeDependent
 
@@ -31,6 +34,22 @@ class Leaking(FakeFamily):
 
     def decode(self, latents: Tensor) -> Tensor:
         return super().decode(latents) * (0.5 if self.step_sizes[-1] > 4 else 1.0)
+
+
+@dataclass
+class Blending(SizeDependent):
+    """Its decoder shows whether others were in the step batches since the last image, of whatever size."""
+
+    had_mates: bool = False
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        self.had_mates |= len(timesteps.unique()) > 1
+        return super().predict(latents, timesteps, conditions)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        pixels = super().decode(latents) * (0.5 if self.had_mates else 1.0)
+        self.had_mates = False
+        return pixels
 
 
 def test_rows_that_never_change_are_exact() -> None:
@@ -87,6 +106,26 @@ def test_what_happens_between_forward_passes_is_rehearsed_in_company() -> None:
     assert run_self_test(Leaking(), {4096: 8}).promise == "exact"
     assert not is_exact_in_company(Leaking(), {4096: 8})
     assert is_exact_in_company(FakeFamily(), {4096: 8, 16384: 4})
+
+
+def test_promise_within_a_bucket_is_rehearsed_with_strict_requests() -> None:
+    """They share step batches of 4 rows there, as the requests of a worker do; others promise nothing."""
+    promise: Promise = "exact within a bucket"
+    limits = {4096: 16}
+    rounding = SizeDependent(difference=0.1)
+    assert not is_exact_in_company(rounding, limits), "with requests that are not strict"
+    assert is_exact_in_company(rounding, limits, promise=promise)
+    assert not is_exact_in_company(Blending(), limits, promise=promise)
+
+
+@pytest.mark.parametrize(
+    ("family", "promise"), [(SizeDependent, "exact within a bucket"), (Blending, "within 1/255")]
+)
+def test_no_promise_about_company_is_given_without_a_rehearsal(
+    family: type[FakeFamily], promise: Promise
+) -> None:
+    assert run_self_test(family(), {4096: 16}).promise == "exact within a bucket"
+    assert _tested(ModelSpec("m", "nowhere"), family(), {4096: 16}, TimeBudget()).promise == promise
 
 
 def test_caps_below_the_smallest_bucket_stay() -> None:

@@ -94,13 +94,13 @@ class Walker:
         out.normal_(generator=self.generator)
 
 
-def walk(walkers: list[Walker]) -> None:
-    """One step of all of them in one batch."""
+def walk(walkers: list[Walker], layout: torch.memory_format = torch.contiguous_format) -> None:
+    """One step of all of them in one batch, the model's output laid out so in memory."""
     company = Company.of(walkers)
     latents = company.latents
     timesteps = torch.stack([one.table.timesteps[one.step_index] for one in walkers])
     step = company.sampler_step(walkers)
-    output = fake_output(step.scale(latents), timesteps.view(-1, 1, 1, 1))
+    output = fake_output(step.scale(latents), timesteps.view(-1, 1, 1, 1)).contiguous(memory_format=layout)
     before = [tensor.clone() for tensor in (output, latents)]
     following, history = step.advance(walkers, output, latents, company.history)
     assert torch.equal(before[0], output), "the model output was changed"
