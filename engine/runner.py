@@ -139,6 +139,8 @@ def translate(error: Exception) -> EngineError:
         return error
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in message:
         return OutOfMemory()
+    if "STATUS_ALLOC_FAILED" in message:  # cuBLAS, cuDNN and cuSPARSE ask for memory of their own
+        return OutOfMemory()
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in message:
         return OutOfMemory() if "out of memory" in message else DeviceLost(message.partition("\n")[0])
     return GenerationFailed(f"{type(error).__name__}: {message.partition(chr(10))[0]}")

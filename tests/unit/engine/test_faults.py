@@ -16,6 +16,7 @@ from engine.errors import (
     Canceled,
     DeadlineExceeded,
     DeviceLost,
+    EngineError,
     EngineStopped,
     GenerationFailed,
     NumericError,
@@ -24,6 +25,7 @@ from engine.errors import (
 from engine.models import Models
 from engine.policy import RECOVERY_STEPS
 from engine.request import GenerationRequest, SchedulerSpec
+from engine.runner import translate
 from tests.unit.engine.fakes import FakeFamily, SetClock
 from tests.unit.engine.fault_schedule import (
     LIMITS,
@@ -222,6 +224,26 @@ def test_engine_that_ends_for_a_reason_nobody_foresaw_charges_nobody(engine: Eng
     assert engine.fatal.wait(10)
     engine.stop()
     assert isinstance(handle.future.exception(timeout=10), DeviceLost)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", OutOfMemory),
+        ("CUDA error: out of memory", OutOfMemory),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", OutOfMemory),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", OutOfMemory),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", DeviceLost),
+        ("cuDNN error: CUDNN_STATUS_BAD_PARAM", GenerationFailed),
+    ],
+)
+def test_library_that_finds_no_memory_for_itself_is_out_of_memory(
+    message: str, kind: type[EngineError]
+) -> None:
+    """cuBLAS and cuDNN allocate beside torch, and say so in words of their own."""
+    is_torchs = message.startswith("CUDA out of memory")
+    error = torch.OutOfMemoryError(message) if is_torchs else RuntimeError(message)
+    assert type(translate(error)) is kind
 
 
 def test_long_tick_of_many_pieces_is_not_taken_for_hung(clock: SetClock) -> None:
