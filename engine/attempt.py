@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+import torch
+
 from engine.errors import DeviceLost, EngineError, OutOfMemory
 from engine.runner import translate
 
@@ -43,3 +45,20 @@ class Attempt:
         """The same, and once more if memory ran out: what was cached has been given back by then."""
         outcome = self(work, *args, **kwargs)
         return self(work, *args, **kwargs) if isinstance(outcome, OutOfMemory) else outcome
+
+
+def unless_out_of_memory(work: Callable[[], T], device: torch.device) -> T | OutOfMemory:
+    """What `work` gives, or that it did not fit: by then its tensors are gone and the cache is freed.
+
+    Whatever else fails is raised as it is.
+    """
+    try:
+        return work()
+    except Exception as error:
+        failure = translate(error)
+        if not isinstance(failure, OutOfMemory):
+            raise
+    failure.__traceback__ = failure.__context__ = None
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return failure

@@ -5,14 +5,19 @@ job of the worker would stand still meanwhile, and the watchdog could not tell i
 was not compiled by then runs as it was written: always, hence with the same bits each time.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
-from engine.buckets import at
+from engine.attempt import unless_out_of_memory
+from engine.buckets import BUCKET_STEP, at
+from engine.errors import OutOfMemory
 from engine.families.family import Conditions, Family
 from engine.time_budget import TimeBudget
+
+logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 """Width and height, pixels."""
@@ -40,17 +45,35 @@ def as_written() -> Iterator[None]:
 
 def compile_sizes(
     family: Family, sizes: Iterable[Size], row_limits: Mapping[int, int], budget: TimeBudget
-) -> bool:
-    """Compile every bucket of each of these sizes; whether the time lasted."""
+) -> dict[int, int]:
+    """Compile every bucket of each of these sizes while the time lasts; the row limits that fit."""
+    limits = dict(row_limits)
     for width, height in sizes:
-        max_rows = row_limits[min(limit for limit in row_limits if limit >= width * height)]
+        max_pixels = min(limit for limit in limits if limit >= width * height)
         pixels = family.pixels_per_latent
         buckets = at(family.buckets, height // pixels, width // pixels)
-        for rows in sorted({buckets.rows(num_rows) for num_rows in range(1, max_rows + 1)}):
+        fitted = BUCKET_STEP
+        for rows in sorted({buckets.rows(num_rows) for num_rows in range(1, limits[max_pixels] + 1)}):
             if budget.is_spent():
-                return False
-            _predict(family, width, height, rows)
-    return True
+                return limits
+            if not _fits(family, width, height, rows):
+                logger.warning(
+                    "%s: %d rows of %dx%d pixels do not fit, so its step batches are kept to %d",
+                    OutOfMemory.code, rows, width, height, fitted,
+                )  # fmt: skip
+                limits[max_pixels] = fitted
+                break
+            fitted = rows
+    return limits
+
+
+def _fits(family: Family, width: int, height: int, num_rows: int) -> bool:
+    """Whether so many rows do; raises what was wrong where they are no more than the smallest bucket."""
+    if num_rows <= BUCKET_STEP:
+        _predict(family, width, height, num_rows)
+        return True
+    outcome = unless_out_of_memory(lambda: _predict(family, width, height, num_rows), family.device)
+    return not isinstance(outcome, OutOfMemory)
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from engine.buckets import shared
+from engine.buckets import BUCKET_STEP, shared
 from engine.compilation import Size, as_written, compile_sizes, only_here
 from engine.engine import Engine
 from engine.errors import LoadError, OutOfMemory
@@ -150,11 +150,11 @@ def _tested(spec: ModelSpec, family: Family, row_limits: Mapping[int, int], budg
     result = run_self_test(family, row_limits, budget, is_compiled=is_compiled)
     results.append(result)
     promises = [one.promise for one in results]
-    family.buckets = shared(one.buckets for one in results)
-    if is_compiled and not compile_sizes(family, spec.sizes, result.row_limits, budget):
-        promises.append("within 1/255")
+    row_limits, family.buckets = result.row_limits, shared(one.buckets for one in results)
+    if is_compiled:
+        row_limits = compile_sizes(family, spec.sizes, row_limits, budget)
     if _speaks_of_company(_weakest(promises)) and not is_exact_in_company(
-        family, result.row_limits, budget, promise=_weakest(promises)
+        family, row_limits, budget, promise=_weakest(promises)
     ):
         promises.append("within 1/255")
     promise, seconds = _weakest(promises), budget.used_seconds - began_at
@@ -166,7 +166,7 @@ def _tested(spec: ModelSpec, family: Family, row_limits: Mapping[int, int], budg
         )  # fmt: skip
     else:
         logger.info("self-test of %r: %r, after %.1f s", spec.name, promise, seconds)
-    return SelfTest(promise, result.row_limits, family.buckets)
+    return SelfTest(promise, row_limits, family.buckets)
 
 
 def _speaks_of_company(promise: Promise) -> bool:
@@ -205,7 +205,7 @@ def _named(spec: ModelSpec) -> Iterator[None]:
         place = f"{spec.path!r}" + (f" at {spec.revision}" if spec.revision else "")
         said = " ".join(str(error).split())
         if isinstance(translate(error), OutOfMemory):
-            said = f"the device has too little memory: a smaller `max_step_batch_rows` takes less ({said})"
+            said = f"the device has too little memory, even for a step batch of {BUCKET_STEP} rows ({said})"
         raise LoadError(f"model {spec.name!r} from {place}: {said}") from error
 
 

@@ -5,6 +5,7 @@ Encoding and decoding always take one item, so they are only asked for the same 
 families, not generations: samplers and guidance are `engine.rehearsal`'s.
 """
 
+import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from engine.attempt import unless_out_of_memory
 from engine.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR, UNTESTED, Buckets, BucketsByShape
+from engine.errors import OutOfMemory
 from engine.families.family import CachingFamily, Conditions, Encoding, Family
 from engine.time_budget import TimeBudget
+
+logger = logging.getLogger(__name__)
 
 Promise = Literal["exact", "exact within a bucket", "within 1/255", "not repeatable"]
 PROMISES: tuple[Promise, ...] = ("exact", "exact within a bucket", "within 1/255", "not repeatable")
@@ -49,14 +54,15 @@ def run_self_test(
     tried, a square of each class of pixels; all other shapes run at multiples of 4. A cap is lowered to the
     largest bucket below which no multiple of 4 is missing, if that keeps at least half of its rows: one
     large size that differs is worth less than an exact engine. Otherwise the promise is weaker, and the
-    buckets are the multiples of 4.
+    buckets are the multiples of 4. Where memory runs out above 4 rows, the cap is the largest that fitted.
     When the budget is spent, or would not last for a row count like the one before, the promise is
     `within 1/255` and the rest is left out: but for the two runs of one item each, which strict needs.
     """
     budget = budget or TimeBudget()
     weakest, limits = 0, {}
     buckets: dict[tuple[int, int], Buckets] = {}
-    for max_pixels, max_rows in row_limits.items():
+    for max_pixels, configured_rows in row_limits.items():
+        max_rows = configured_rows
         side = max(8, int(max_pixels**0.5) // family.pixels_per_latent)
         side -= side % family.latents_per_patch
         if not all(map(_is_same, _alone(family, side), _alone(family, side))):
@@ -67,7 +73,9 @@ def run_self_test(
         sizes = _Sizes(family, side)
         largest = max(BUCKET_STEP, MULTIPLES_OF_FOUR.rows(max_rows))
         candidates = _candidates(largest, is_fine=not is_compiled and sizes.seconds <= fine_seconds)
-        found = _equal_in_time(sizes, candidates, budget)
+        found, num_rows_that_fit = _equal_in_time(sizes, candidates, budget)
+        if num_rows_that_fit is not None:
+            max_rows = limits[max_pixels] = min(max_rows, num_rows_that_fit)
         if not sizes.is_free_of_places:
             weakest = max(weakest, 2)
         if budget.is_spent():
@@ -101,17 +109,31 @@ def _largest_in_unison(found: Collection[int]) -> int:
     return max((num_rows for num_rows in found if num_rows < end), default=BUCKET_STEP)
 
 
-def _equal_in_time(sizes: "_Sizes", candidates: Sequence[int], budget: TimeBudget) -> set[int]:
-    """Those at which the probe has the reference's bits, as far as the budget lasts."""
-    found, seconds = set(), 0.0
+def _equal_in_time(
+    sizes: "_Sizes", candidates: Sequence[int], budget: TimeBudget
+) -> tuple[set[int], int | None]:
+    """Those at which the probe has the reference's bits, as far as budget and memory last.
+
+    The second value is the largest that fitted, where memory ran out, and else None.
+    """
+    found: set[int] = set()
+    seconds, fitted = 0.0, BUCKET_STEP
     for num_rows in candidates:
         if budget.is_spent(seconds):
             break
         began_at = budget.used_seconds
-        if sizes.is_equal(num_rows):
+        is_equal = sizes.try_rows(num_rows)
+        if isinstance(is_equal, OutOfMemory):
+            logger.warning(
+                "%s: %d rows of %s do not fit, so its step batches are kept to %d",
+                is_equal.code, num_rows, sizes, fitted,
+            )  # fmt: skip
+            return found, fitted
+        if is_equal:
             found.add(num_rows)
+        fitted = max(fitted, num_rows)
         seconds = budget.used_seconds - began_at
-    return found
+    return found, None
 
 
 class _Sizes:
@@ -126,7 +148,17 @@ class _Sizes:
         self._reference = outputs[0]
         self._note_places(outputs)
 
-    def is_equal(self, num_rows: int) -> bool:
+    def __str__(self) -> str:
+        pixels = self._side * self._family.pixels_per_latent
+        return f"{pixels}x{pixels} pixels"
+
+    def try_rows(self, num_rows: int) -> bool | OutOfMemory:
+        """`_is_equal`, or that so many do not fit; raises that where they are no more than a bucket."""
+        if num_rows <= BUCKET_STEP:
+            return self._is_equal(num_rows)
+        return unless_out_of_memory(lambda: self._is_equal(num_rows), self._family.device)
+
+    def _is_equal(self, num_rows: int) -> bool:
         """Whether the probe has the reference's bits among so many rows, wherever it stands."""
         if num_rows == BUCKET_STEP:
             return self.is_free_of_places

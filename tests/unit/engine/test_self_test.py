@@ -1,5 +1,6 @@
 """The start-up self-test promises what this machine does, no more."""
 
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.buckets import MULTIPLES_OF_FOUR, at
+from engine.compilation import compile_sizes
 from engine.families.family import Conditions
 from engine.load import ModelSpec, _tested
 from engine.rehearsal import is_exact_in_company
@@ -131,6 +133,60 @@ def test_no_promise_about_company_is_given_without_a_rehearsal(
 def test_caps_below_the_smallest_bucket_stay() -> None:
     assert run_self_test(FakeFamily(), {4096: 2}).row_limits == {4096: 2}
     assert torch.is_inference_mode_enabled() is False
+
+
+@dataclass
+class Holding(FakeFamily):
+    """Notes whether what did not fit was still held when the next forward pass began."""
+
+    lost: weakref.ref[Tensor] | None = None
+    was_held: bool = False
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        if self.lost is not None:
+            self.was_held |= self.lost() is not None
+        if len(latents) > self.max_rows:
+            self.lost = weakref.ref(latents)
+        return super().predict(latents, timesteps, conditions)
+
+
+@pytest.mark.parametrize(
+    ("fine_seconds", "cap", "sizes"), [(0.5, 10, tuple(range(1, 11))), (0.0, 8, (2, 4, 8))]
+)
+def test_cap_too_high_for_the_memory_is_lowered_to_what_fits(
+    caplog: pytest.LogCaptureFixture, fine_seconds: float, cap: int, sizes: tuple[int, ...]
+) -> None:
+    family = Holding(max_rows=10)
+    result = run_self_test(family, {4096: 64, 16384: 8}, fine_seconds=fine_seconds)
+    assert result.promise == "exact"
+    assert result.row_limits == {4096: cap, 16384: 8}
+    assert result.buckets[8, 8].sizes == sizes
+    assert family.lost is not None
+    assert not family.was_held
+    assert f"do not fit, so its step batches are kept to {cap}" in caplog.text
+
+
+def test_cap_is_lowered_to_what_fits_where_large_step_batches_differ_too() -> None:
+    result = run_self_test(SizeDependent(from_rows=8, max_rows=20), {4096: 64})
+    assert result.promise == "exact within a bucket"
+    assert result.row_limits == {4096: 20}
+
+
+def test_model_of_which_not_even_a_bucket_fits_cannot_be_tested() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        run_self_test(FakeFamily(max_rows=3), {4096: 64})
+
+
+def test_sizes_that_are_compiled_lower_the_cap_of_their_class_to_what_fits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    family = FakeFamily(max_rows=10)
+    limits = compile_sizes(family, [(64, 64), (32, 64), (128, 64)], {4096: 16, 16384: 8}, TimeBudget())
+    assert limits == {4096: 8, 16384: 8}
+    assert family.step_sizes == [4, 8, 12, 4, 8, 4, 8]
+    assert "out_of_memory: 12 rows of 64x64 pixels do not fit" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):
+        compile_sizes(FakeFamily(max_rows=3), [(64, 64)], {4096: 16}, TimeBudget())
 
 
 def slow(family: FakeFamily, clock: SetClock, seconds: float) -> FakeFamily:
