@@ -12,6 +12,7 @@ import torch
 
 from engine.errors import LoadError
 from engine.families.family import CachingFamily, Family
+from engine.offloading import offload_models
 from engine.small_step_batches import pad_small_linears
 
 Quantization = Literal["none", "int8", "fp8"]
@@ -28,7 +29,7 @@ class Optimization:
     quantization: Quantization = "none"  # of the denoiser's linear weights; activations keep their dtype
     vae_slicing: bool = False  # without effect while one image is decoded at a time
     vae_tiling: bool = False  # large images decoded in overlapping tiles, blended: other pixels
-    cpu_offload: Offload = "none"  # whole models, or layer by layer, in main memory until they are used
+    cpu_offload: Offload = "none"  # one whole model on the device at a time, or layer by layer
 
 
 AS_IT_IS = Optimization()
@@ -49,7 +50,7 @@ def optimized(pipeline: Any, optimization: Optimization, device: torch.device) -
         _quantize(denoiser, optimization.quantization)
     pad_small_linears(denoiser)
     if optimization.cpu_offload == "model":
-        pipeline.enable_model_cpu_offload(device=device)
+        offload_models(pipeline, device)
     elif optimization.cpu_offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
     else:

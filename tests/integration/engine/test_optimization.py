@@ -213,8 +213,9 @@ class Recorded:
         self.unet, self.vae = torch.nn.Conv2d(1, 1, 1), torch.nn.Conv2d(1, 1, 1)
         self.asked: list[str] = []
 
-    def enable_model_cpu_offload(self, device: torch.device) -> None:
-        self.asked.append(f"model {device}")
+    @property
+    def components(self) -> dict[str, torch.nn.Module]:
+        return {"unet": self.unet, "vae": self.vae}
 
     def enable_sequential_cpu_offload(self, device: torch.device) -> None:
         self.asked.append(f"sequential {device}")
@@ -225,7 +226,12 @@ def test_offloaded_model_is_not_moved_and_its_tensors_are_wanted_on_the_device(o
     pipeline, device = Recorded(), torch.device("cuda:0")
     wanted = Optimization(cpu_offload=offload)
     optimized(pipeline, wanted, device)
-    assert pipeline.asked == [f"{offload} cuda:0"]
+    if offload == "model":
+        hooks: list[Any] = [part._hf_hook for part in pipeline.components.values()]
+        assert all(hook.execution_device == device for hook in hooks)
+    else:
+        assert pipeline.asked == ["sequential cuda:0"]
+    assert all(part.weight.device.type == "cpu" for part in (pipeline.unet, pipeline.vae))
 
     class Loaded:
         device = torch.device("cpu")
