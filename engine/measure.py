@@ -59,16 +59,27 @@ def num_guided_rows(family: Family) -> int:
 def model_digest(family: Family) -> str:
     """Of every component: its class, configuration, way of running, and every tensor's kind and shape."""
     facts: list[Any] = [type(family).__name__]
-    for name, part in sorted(vars(family).items()):
-        if isinstance(part, torch.nn.Module):
-            config = _plain(getattr(part, "config", {}))
-            settings = {key: value for key, value in config.items() if not key.startswith("_")}  # no paths
-            tensors = [
-                (key, type(one).__name__, list(one.shape), str(one.dtype), one.stride())
-                for key, one in part.state_dict().items()
-            ]
-            facts.append([name, type(part).__name__, settings, _way_of_running(part), tensors])
+    for name, part in sorted(_components(family).items()):
+        config = _plain(getattr(part, "config", {}))
+        settings = {key: value for key, value in config.items() if not key.startswith("_")}  # no paths
+        tensors = [
+            (key, type(one).__name__, list(one.shape), str(one.dtype), one.stride())
+            for key, one in part.state_dict().items()
+        ]
+        facts.append([name, type(part).__name__, settings, _way_of_running(part), tensors])
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _components(family: Family) -> dict[str, torch.nn.Module]:
+    """By name: its own, and those that its pipeline alone holds, as text encoders mostly are."""
+    own = {name: part for name, part in vars(family).items() if isinstance(part, torch.nn.Module)}
+    pipeline = getattr(family, "_pipeline", None)
+    held = {} if pipeline is None else pipeline.components
+    return own | {
+        name: part
+        for name, part in held.items()
+        if isinstance(part, torch.nn.Module) and not any(part is one for one in own.values())
+    }
 
 
 def _way_of_running(part: torch.nn.Module) -> list[bool]:
