@@ -45,6 +45,7 @@ from storage.jobs import WorkerName
 from storage.submissions import NewJob
 from tasks.generate import Generate, GeneratePlan
 from tasks.holdings import Holdings
+from tasks.solo_marks import SoloMarks
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, MAX_ROWS, TIER = 128, 16, "sd"
@@ -163,6 +164,7 @@ def measure(
             blobs=_blobs(services, endpoint, len(lanes)),
             submit=counts.submit,
             holdings=Holdings(),
+            solo_marks=SoloMarks(db),
             worker=WorkerName("bench", "cpu:0@bench"),
             tiers=[TIER],
             plan=GeneratePlan(lease_seconds=HOUR_SECONDS),

@@ -21,6 +21,8 @@ from storage.states import CANCEL, CLAIM, EXPIRE, FAIL, FINISH, REAP, RELEASE, T
 from storage.tables import images
 
 MAX_CRASHES = 3
+HELD = "jobs.id = :job_id AND state = 'running' AND attempt = :attempt AND lease_token = CAST(:token AS uuid)"
+"""The guard of every write after a claim, for the parameters of a `Lease`."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,6 @@ def claim(
     return Claim(job_from_row(row), lease, row.seconds_left, row.embed_parameters)
 
 
-def mark_solo(db: Database, lease: Lease) -> bool:
-    """Note, before its first step, that a suspect runs alone: only then is a crash its own."""
-    statement = text(f"UPDATE jobs SET solo = true WHERE {_HELD} RETURNING id")
-    return bool(db.run(lambda connection: connection.execute(statement, asdict(lease)).all()))
-
-
 def finish(
     db: Database,
     lease: Lease,
@@ -95,7 +91,7 @@ def finish(
 
     def work(connection: Connection) -> bool:
         parameters = {**asdict(lease), "warnings": json.dumps(list(warnings)), "timings": json.dumps(timings)}
-        if not _move(connection, FINISH, values, _HELD, parameters):
+        if not _move(connection, FINISH, values, HELD, parameters):
             return False
         owner = {"job_id": lease.job_id, "attempt": lease.attempt}
         connection.execute(insert(images), [{**asdict(image), **owner} for image in stored])
@@ -112,7 +108,7 @@ def fail(db: Database, lease: Lease, *, code: str, detail: str, retryable: bool)
         error_retryable = CASE WHEN cancel_requested_at IS NULL THEN :retryable END,
         finished_at = clock_timestamp(), {_NO_LEASE}"""
     parameters = {**asdict(lease), "code": code, "detail": detail[:500], "retryable": retryable}
-    rows = db.run(lambda connection: _move(connection, FAIL, values, _HELD, parameters, detail=detail[:500]))
+    rows = db.run(lambda connection: _move(connection, FAIL, values, HELD, parameters, detail=detail[:500]))
     return rows[0].state if rows else None
 
 
@@ -149,7 +145,7 @@ def release(
         "max_attempts": max_attempts,
         "backoff_seconds": backoff_seconds,
     }
-    rows = db.run(lambda connection: _move(connection, RELEASE, values, _HELD, parameters, detail=code))
+    rows = db.run(lambda connection: _move(connection, RELEASE, values, HELD, parameters, detail=code))
     return rows[0].state if rows else None
 
 
@@ -231,9 +227,6 @@ def expire(db: Database, *, limit: int = 500) -> int:
     return len(db.run(lambda connection: _move(connection, EXPIRE, values, guard, {"limit": limit})))
 
 
-_HELD = (
-    "jobs.id = :job_id AND state = 'running' AND attempt = :attempt AND lease_token = CAST(:token AS uuid)"
-)
 _NO_LEASE = "lease_token = NULL, lease_boot_id = NULL, lease_expires_at = NULL"
 
 

@@ -105,7 +105,7 @@ jobs = Table(
     # `num_failures` counts transient errors, `num_crashes` processes that died while it ran alone.
     Column("num_failures", Integer, nullable=False),
     Column("num_crashes", Integer, nullable=False),
-    # A suspect was held by a process that died; `solo` marks that it now runs alone because of that.
+    # A suspect was held by a process that died; `solo` marks that an image of it runs alone now.
     Column("suspect", Boolean, nullable=False),
     Column("solo", Boolean, nullable=False),
     # Set while queued: how many bells were rung, the number of the last one, and when to look again.

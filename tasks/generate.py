@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -26,13 +27,14 @@ from storage.jobs import Claim, WorkerName
 from tasks.holdings import Handle, Holding, Holdings
 from tasks.image_file import content_type, encode_image
 from tasks.image_parameters import parameters_of
+from tasks.solo_marks import NotMarked, SoloMarks
 from tasks.timings import timings_of
 
 log = structlog.get_logger()
 
 MAX_SEED = 2**63
-STRICT_BACKOFF_SECONDS = 5.0
-"""Before a strict job looks for another worker than this, which cannot repeat itself."""
+ELSEWHERE_BACKOFF_SECONDS = 5.0
+"""Before a job looks for another worker than this, which cannot repeat itself, or reaches no database."""
 
 
 class GenerationHandle(Handle, Protocol):
@@ -71,6 +73,7 @@ class Generate:
         blobs: Blobs,
         submit: Submit,
         holdings: Holdings,
+        solo_marks: SoloMarks,
         worker: WorkerName,
         tiers: Sequence[str],
         plan: GeneratePlan,
@@ -79,6 +82,7 @@ class Generate:
         self._blobs = blobs
         self._submit = submit
         self._holdings = holdings
+        self._solo_marks = solo_marks
         self._worker = worker
         self._tiers = tiers
         self._plan = plan
@@ -116,8 +120,12 @@ class Generate:
         """Submit one generation for each image together, and wait for all; one failure stops the rest."""
         handles: list[GenerationHandle] = []
         try:
-            for request in requests_of(claim):
-                handles.append(self._submit(request, before_first_step=self._solo_mark(claim)))  # noqa: PERF401  # what was submitted must be canceled when a later one is refused
+            mark = self._solo_marks.of(claim) if claim.job.suspect else None
+            for index, request in enumerate(requests_of(claim)):
+                begin = partial(mark.begin, index) if mark else None
+                handles.append(self._submit(request, before_first_step=begin))
+                if mark:
+                    handles[index].future.add_done_callback(partial(mark.end, index))
         except BaseException:
             for handle in handles:
                 handle.cancel()
@@ -131,16 +139,6 @@ class Generate:
             wait(futures)
             raise _first_cause([future.exception() for future in futures])
         return [future.result() for future in futures]
-
-    def _solo_mark(self, claim: Claim) -> Callable[[], object] | None:
-        if not claim.job.suspect:
-            return None
-
-        def mark() -> None:
-            if not jobs.mark_solo(self._db, claim.lease):
-                raise EngineStopped("the lease was lost before the first step")
-
-        return mark
 
     def _store(
         self, claim: Claim, generated: Sequence[GeneratedImage]
@@ -201,10 +199,10 @@ class Generate:
         if getattr(error, "retryable", True):
             is_ours = isinstance(error, EngineStopped | StrictUnavailable)  # another worker can do it
             backoff_seconds = 2.0**claim.job.num_failures
-            if isinstance(error, EngineStopped):
+            if isinstance(error, StrictUnavailable | NotMarked):
+                backoff_seconds = ELSEWHERE_BACKOFF_SECONDS
+            elif isinstance(error, EngineStopped):
                 backoff_seconds = 0
-            elif isinstance(error, StrictUnavailable):
-                backoff_seconds = STRICT_BACKOFF_SECONDS
             self._write(
                 claim,
                 code,

@@ -36,6 +36,7 @@ from tasks.holdings import Holdings
 from tasks.learned_profiles import LearnedProfiles
 from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
 from tasks.queues import queues_of
+from tasks.solo_marks import MAX_WAIT_SECONDS, SoloMarks
 
 log = structlog.get_logger()
 
@@ -76,6 +77,8 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     heart_db = Database(
         settings.database_url.get_secret_value(), 1, statement_seconds=settings.heartbeat_seconds
     )
+    mark_seconds = min(MAX_WAIT_SECONDS, settings.watchdog_seconds / 6)  # a wait must not look like a hang
+    solo_db = Database(settings.database_url.get_secret_value(), 1, statement_seconds=mark_seconds)
     app = make_celery(
         settings.broker_url.get_secret_value(),
         settings.broker_key_prefix,
@@ -99,6 +102,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         blobs=_blobs(settings),
         submit=engine.submit,
         holdings=holdings,
+        solo_marks=SoloMarks(solo_db, wait_seconds=mark_seconds),
         worker=WorkerName(worker.boot_id, worker.id),
         tiers=options.tiers,
         plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),

@@ -37,9 +37,14 @@ class Wait:
 def waits_of_jobs(account_id: str, jobs: Iterable[Job]) -> dict[str, Wait]:
     """The waits of those of the account's jobs that wait, by job id."""
     found = list(jobs)
-    alone = [job.id for job in found if job.state is State.RUNNING and job.suspect and not job.solo]
+    alone = [job.id for job in found if _waits_to_run_alone(job)]
     queued = [job.id for job in found if job.state is State.QUEUED]
     return dict.fromkeys(alone, Wait(ALONE)) | _in_queue(account_id, queued)
+
+
+def _waits_to_run_alone(job: Job) -> bool:
+    """Whether it was claimed as a suspect and has not begun; `solo` ends with its images."""
+    return job.state is State.RUNNING and job.suspect and not job.solo and job.progress == 0
 
 
 def waits_of_batches(account_id: str, batches: Iterable[Batch]) -> dict[str, list[TierWait]]:

@@ -33,6 +33,7 @@ from tasks.heart import Heart
 from tasks.holdings import Holdings
 from tasks.learned_profiles import LearnedProfiles
 from tasks.profiles import ProfileFolder, measure_tier, worker_profiles
+from tasks.solo_marks import SoloMarks
 from tests.integration.web.conftest import Client
 from tests.unit.engine.fakes import FakeCachingFamily, SetClock
 from web.app import create_app
@@ -195,6 +196,7 @@ def make_system(
                 blobs=blobs,
                 submit=engine.submit,
                 holdings=holdings,
+                solo_marks=SoloMarks(database),
                 worker=WorkerName(boot_id, boot_id),
                 tiers=[name],
                 plan=GeneratePlan(),

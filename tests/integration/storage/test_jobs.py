@@ -13,6 +13,7 @@ from storage.database import Database
 from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
 from storage.job_views import Job, JobWarning, StoredImage, get, list_jobs
 from storage.jobs import Claim, Lease, WorkerName
+from storage.solo import mark_solo, unmark_solo
 from storage.states import State
 from storage.workers import Worker, expire_leases, heartbeat
 from tests.integration.storage.conftest import WORKER, MakeJob, new_job
@@ -170,7 +171,7 @@ def test_a_crash_makes_suspects_and_charges_only_the_one_that_ran_alone(
     for charge in (1, 2, 3):
         claimed = claim_job(culprit.id)
         assert claimed.job.suspect
-        assert jobs.mark_solo(database, claimed.lease)
+        assert mark_solo(database, claimed.lease)
         claim_job(mate.id)
         for job in (culprit, mate):
             let_leases_run_out(database, job)
@@ -179,6 +180,82 @@ def test_a_crash_makes_suspects_and_charges_only_the_one_that_ran_alone(
         assert reaped[mate.id] == "queued"
     assert get(database, culprit.account_id, culprit.id).error_code == "worker_lost"
     assert get(database, mate.account_id, mate.id).num_crashes == 0
+
+
+@pytest.fixture
+def claim_suspect(database: Database, make_job: MakeJob, claim_job: ClaimJob) -> ClaimJob:
+    """A job whose worker died, claimed again."""
+
+    def claim(**changes: object) -> Claim:
+        job = make_job()
+        claim_job(job.id)
+        let_leases_run_out(database, job)
+        jobs.reap(database)
+        return claim_job(job.id, **changes)
+
+    return claim
+
+
+def num_crashes(database: Database, claim: Claim) -> int:
+    """After a crash of the process that holds it."""
+    let_leases_run_out(database, claim.job)
+    jobs.reap(database)
+    return get(database, claim.job.account_id, claim.job.id).num_crashes
+
+
+def test_one_job_of_a_process_is_marked_at_a_time(database: Database, claim_suspect: ClaimJob) -> None:
+    """Who ran alone before is done: what the process dies of now is the doing of who runs alone now."""
+    before, after = (claim_suspect(worker=WorkerName("one", "one")) for _ in range(2))
+    elsewhere = claim_suspect(worker=WorkerName("two", "two"))
+    for claim in (elsewhere, before, after):
+        assert mark_solo(database, claim.lease)
+    assert [num_crashes(database, claim) for claim in (before, after, elsewhere)] == [0, 1, 1]
+
+
+def test_a_job_that_ran_alone_is_not_charged_for_what_comes_after(
+    database: Database, claim_suspect: ClaimJob
+) -> None:
+    claim = claim_suspect()
+    assert mark_solo(database, claim.lease)
+    assert unmark_solo(database, claim.lease, progress=0.5)
+    assert get(database, claim.job.account_id, claim.job.id).progress == 0.5
+    assert not unmark_solo(database, claim.lease, progress=0.5), "it is not marked any more"
+    assert num_crashes(database, claim) == 0
+
+
+def test_a_mark_is_written_by_its_holder_alone(
+    database: Database, claim_suspect: ClaimJob, claim_job: ClaimJob
+) -> None:
+    """A stale worker neither takes a charge off the next one, nor marks what is another's."""
+    stale = claim_suspect()
+    let_leases_run_out(database, stale.job)
+    jobs.reap(database)
+    fresh = claim_job(stale.job.id)
+    assert not mark_solo(database, stale.lease)
+    assert not get(database, fresh.job.account_id, fresh.job.id).solo
+    assert mark_solo(database, fresh.lease)
+    assert not unmark_solo(database, stale.lease, progress=1)
+    assert num_crashes(database, fresh) == 1
+
+
+def test_a_mark_that_waited_for_its_row_asks_again_whether_the_lease_is_held(
+    database: Database, claim_suspect: ClaimJob
+) -> None:
+    """The job was given back and claimed anew, by the same process, while the statement waited."""
+    stale = claim_suspect()
+    marked: list[bool] = []
+    thread = threading.Thread(target=lambda: marked.append(mark_solo(database, stale.lease)))
+    with database.transaction() as connection:
+        connection.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": stale.job.id})
+        thread.start()
+        waits = text("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%solo%'")
+        while not connection.execute(waits).all():
+            connection.execute(text("SELECT pg_stat_clear_snapshot()"))
+        change = text("UPDATE jobs SET lease_token = gen_random_uuid() WHERE id = :id")
+        connection.execute(change, {"id": stale.job.id})
+    thread.join(10)
+    assert marked == [False]
+    assert not get(database, stale.job.account_id, stale.job.id).solo
 
 
 def test_a_dead_process_loses_its_leases_at_once_and_others_keep_theirs(
@@ -273,7 +350,7 @@ def test_a_job_that_is_given_up_for_lost_leaves_its_delivery(
             break
         claimed = claim_job(job.id)
         if claimed.job.suspect:
-            jobs.mark_solo(database, claimed.lease)
+            mark_solo(database, claimed.lease)
         let_leases_run_out(database, job)
         jobs.reap(database)
     query = text("SELECT event FROM webhook_deliveries WHERE job_id = :id")

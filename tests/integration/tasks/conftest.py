@@ -22,6 +22,7 @@ from storage.jobs import WorkerName
 from storage.submissions import NewJob
 from tasks.generate import Generate, GeneratePlan
 from tasks.holdings import Holdings
+from tasks.solo_marks import SoloMarks
 
 from .receiver import Behave, Receiver
 
@@ -122,6 +123,7 @@ def generate(database: Database, blobs: Blobs, engine: FakeEngine, holdings: Hol
         blobs=blobs,
         submit=engine.submit,
         holdings=holdings,
+        solo_marks=SoloMarks(database),
         worker=WorkerName(secrets.token_hex(4), "cpu:0@test"),
         tiers=[tier],
         plan=GeneratePlan(lease_seconds=30, upload_seconds=2, max_attempts=2),

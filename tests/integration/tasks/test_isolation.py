@@ -18,6 +18,7 @@ from storage.workers import Worker
 from tasks.generate import Generate, GeneratePlan
 from tasks.heart import EXIT_HUNG, Heart
 from tasks.holdings import Holdings
+from tasks.solo_marks import SoloMarks
 from tasks.worker import EXIT_DEVICE_LOST, end_when_fatal
 from tests.integration.tasks.conftest import MakeJob
 from tests.unit.engine.fakes import FakeFamily, SetClock
@@ -71,6 +72,7 @@ def task(
         blobs=blobs,
         submit=real_engine.submit,
         holdings=holdings,
+        solo_marks=SoloMarks(database),
         worker=WorkerName(worker.boot_id, worker.id),
         tiers=(tier,),
         plan=GeneratePlan(),

@@ -15,6 +15,7 @@ from storage.database import Database
 from storage.jobs import WorkerName
 from tasks.generate import Generate, GeneratePlan
 from tasks.holdings import Holdings
+from tasks.solo_marks import SoloMarks
 from tests.integration.tasks.conftest import FakeEngine
 from tests.integration.web.conftest import Client, assert_problem
 
@@ -31,6 +32,7 @@ def generate(database: Database, blobs: Blobs, engine: FakeEngine) -> Generate:
         blobs=blobs,
         submit=engine.submit,
         holdings=Holdings(),
+        solo_marks=SoloMarks(database),
         worker=WorkerName(secrets.token_hex(4), "cpu:0@test"),
         tiers=["sd", "hd"],
         plan=GeneratePlan(),

@@ -17,6 +17,7 @@ from storage import accounts, batches, bells, jobs, submissions, workers
 from storage.database import Database
 from storage.job_views import JobWarning, StoredImage
 from storage.jobs import Claim, WorkerName
+from storage.solo import mark_solo, unmark_solo
 from storage.workers import Worker
 from tests.integration.storage.conftest import new_job
 from tests.integration.web.conftest import Client
@@ -244,8 +245,10 @@ def test_a_job_whose_worker_died_says_that_it_runs_alone_until_it_does(
     again = claim(database, job_id, tier, worker)
     assert client("GET", f"/v1/jobs/{job_id}").get_json()["state"] == "running"
     assert shown(client, job_id)[0] == "runs_alone"
-    assert jobs.mark_solo(database, again.lease)
+    assert mark_solo(database, again.lease)
     assert client("GET", f"/v1/jobs/{job_id}").get_json()["waiting_reason"] is None
+    assert unmark_solo(database, again.lease, progress=0.5)
+    assert client("GET", f"/v1/jobs/{job_id}").get_json()["waiting_reason"] is None, "it has run alone"
 
 
 def test_a_bell_that_idle_workers_do_not_hear_is_overdue(
