@@ -1,8 +1,8 @@
 """The engine: one thread that re-forms the step batch at every denoising step.
 
 `Engine.tick` is the whole system: take in, drop, admit, choose, step, decode. A generation is in exactly
-one of the lists `_waiting`, `_running` and `_denoised`, and only the engine thread touches them. The
-engine performs no I/O and knows no jobs, rows or queues; who runs is the policy's, tensors the runner's.
+one of the lists `_waiting`, `_running` and `_denoised`, and only the engine thread touches them. It performs
+no I/O of its own and knows no jobs, rows or queues; who runs is the policy's, tensors the runner's.
 """
 
 import logging

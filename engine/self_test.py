@@ -141,10 +141,11 @@ class _Sizes:
 
     def __init__(self, family: Family, side: int) -> None:
         self._family, self._side = family, side
+        self._encoding = _encode(family)  # once: a text encoder may be larger than the model
         self.is_free_of_places = True  # at the multiples of 4, which all promises but the last stand on
-        outputs = list(_probe_outputs(family, side, BUCKET_STEP))
-        outputs += _probe_outputs(family, side, BUCKET_STEP, neighbours=2)
-        self.seconds = _step_seconds(family, side)
+        outputs = list(_probe_outputs(family, self._encoding, side, BUCKET_STEP))
+        outputs += _probe_outputs(family, self._encoding, side, BUCKET_STEP, neighbours=2)
+        self.seconds = _step_seconds(family, self._encoding, side)
         self._reference = outputs[0]
         self._note_places(outputs)
 
@@ -162,7 +163,7 @@ class _Sizes:
         """Whether the probe has the reference's bits among so many rows, wherever it stands."""
         if num_rows == BUCKET_STEP:
             return self.is_free_of_places
-        outputs = list(_probe_outputs(self._family, self._side, num_rows))
+        outputs = list(_probe_outputs(self._family, self._encoding, self._side, num_rows))
         if num_rows % BUCKET_STEP == 0:
             self._note_places(outputs)
         return all(torch.equal(self._reference, output) for output in outputs)
@@ -173,9 +174,14 @@ class _Sizes:
 
 
 @torch.inference_mode()
-def _step_seconds(family: Family, side: int) -> float:
+def _encode(family: Family) -> Encoding:
+    return family.encode("a self-test")
+
+
+@torch.inference_mode()
+def _step_seconds(family: Family, encoding: Encoding, side: int) -> float:
     """Of one forward pass of 4 rows that is warm, until its output is there to be read."""
-    told = _told(family.encode("a self-test"))
+    told = _told(encoding)
     latents = _noise((BUCKET_STEP, family.latent_channels, side, side), seed=0, family=family)
     timesteps = torch.full((BUCKET_STEP,), 500.0, device=family.device)
     latents.cpu()
@@ -187,7 +193,7 @@ def _step_seconds(family: Family, side: int) -> float:
 @torch.inference_mode()
 def _alone(family: Family, side: int) -> list[Tensor]:
     """What one prompt, one forward pass and one image come to, the same request each time."""
-    encoding = family.encode("a self-test")
+    encoding = _encode(family)
     row = _noise((1, family.latent_channels, side, side), seed=0, family=family)
     rows = row.expand(BUCKET_STEP, -1, -1, -1)
     output = family.predict(rows, torch.full((BUCKET_STEP,), 500.0, device=family.device), _told(encoding))
@@ -204,9 +210,10 @@ def _told(encoding: Encoding, num_rows: int = BUCKET_STEP) -> Conditions:
 
 
 @torch.inference_mode()
-def _probe_outputs(family: Family, side: int, num_rows: int, neighbours: int = 1) -> Iterator[Tensor]:
+def _probe_outputs(
+    family: Family, encoding: Encoding, side: int, num_rows: int, neighbours: int = 1
+) -> Iterator[Tensor]:
     """The model output for one fixed row, wherever it stood; `neighbours` is the seed of the others."""
-    encoding = family.encode("a self-test")
     shape = (family.latent_channels, side, side)
     probe = _noise(shape, seed=0, family=family)
     seeds = [neighbours * 1000 + row for row in range(num_rows)]

@@ -41,6 +41,7 @@ class Database:
                 "keepalives_idle": 5,
                 "keepalives_interval": 2,
                 "keepalives_count": 3,
+                "tcp_user_timeout": 10_000,  # ms; keepalives do not watch what was sent and not answered
             },
         )
 

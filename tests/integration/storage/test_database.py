@@ -40,3 +40,11 @@ def test_a_bug_is_not_taken_for_an_outage(database: Database) -> None:
     with pytest.raises(Exception, match="no_such_table") as caught, database.transaction() as connection:
         connection.execute(text("SELECT * FROM no_such_table"))
     assert not isinstance(caught.value, Unavailable)
+
+
+def test_a_network_that_swallows_packets_is_given_up_within_seconds(database: Database) -> None:
+    """Keepalives are not sent while something sent before is not acknowledged; this limit is for that."""
+    with database.transaction() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        assert driver.info.dsn_parameters["tcp_user_timeout"] == "10000"
