@@ -23,14 +23,14 @@ class Amounts:
 
 
 WHOLE = Amounts(
-    saturating={128: 100, 192: 50},
-    arrivals={128: 240, 192: 90},
-    tuning={128: 100, 192: 50},
-    goodput=80,
-    fairness=150,
+    saturating={128: 70, 192: 40},
+    arrivals={128: 180, 192: 64},
+    tuning={128: 60, 192: 30},
+    goodput=50,
+    fairness=120,
     simulated=20_000,
     schedules=5,
-    captions=200,
+    captions=150,
     solo_repeats=2,
     segment_seconds=2.5,
     profile_seconds=10,

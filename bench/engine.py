@@ -45,8 +45,8 @@ OUTPUT = Path("bench-output") / "engine.json"
 PART_OUTPUT = Path("bench-output") / "part" / "engine.json"  # so that the file of a whole run stays whole
 LOAD = 0.7
 FAIRNESS_LOAD = 0.85
-SHARES = [0.03 * 1.06**place for place in range(66)]
-"""Of capacity, at which goodput is sought: to 6 % for every arm, from 0.03 to 1.32, where nobody gets."""
+SHARES = [0.03 * 1.06**place for place in range(63)]
+"""Of capacity, at which goodput is sought: to 6 % for every arm, from 0.03 to 1.11, where nobody gets."""
 
 
 def main() -> None:
