@@ -44,7 +44,7 @@ train: $(INSTALLED) ## train the tiny model again, in build/tiny (about two hour
 card: $(INSTALLED) ## measure the tiny model and write docs/model-card.md (a quarter of an hour on two cores)
 	@$(BIN)/python -m models.card models/tiny docs
 
-bench-engine: $(INSTALLED) ## measure the engine beside its bars, in bench-output/engine.json (51 minutes on two shared cores)
+bench-engine: $(INSTALLED) ## measure the engine beside its bars, in bench-output/engine.json (40 minutes on two shared cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
 
 clean: ## remove what make built, but no data
