@@ -58,8 +58,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some of its parts")
     parser.add_argument("--out", type=Path, help=f"{OUTPUT}; where not all of it is measured, {PART_OUTPUT}")
     arguments = parser.parse_args()
-    is_whole = not arguments.quick and set(arguments.only) == set(PARTS)
-    out = arguments.out or (OUTPUT if is_whole else PART_OUTPUT)
+    out = arguments.out or output_of(arguments.only, is_quick=arguments.quick)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     begun_at = time.monotonic()
@@ -75,6 +74,11 @@ def main() -> None:
         write(figures, out)
     print(f"  {_elapsed(begun_at)}: done")
     print(table(figures))
+
+
+def output_of(parts: Sequence[str], *, is_quick: bool) -> Path:
+    """Where the figures of these parts go, if nobody says."""
+    return PART_OUTPUT if is_quick or set(parts) != set(PARTS) else OUTPUT
 
 
 def _elapsed(begun_at: float) -> str:
@@ -105,7 +109,7 @@ def throughput(bench: Bench) -> Iterator[Figure]:
             [run.engine.share_of_bare for run in runs],
             0.97,
             0.99,
-            "about: gather, scatter, samplers and Python between two forward passes",
+            "as thought out: gather, scatter, samplers and Python between two forward passes",
         )
         padded = [_gain(run, "padded") for run in runs]
         limit = statistics.median(run.padded.most_gain for run in runs)
@@ -183,7 +187,7 @@ def fairness(bench: Bench) -> Iterator[Figure]:
     side = 128
     work, count = bench.work(side), bench.amounts.simulated
     found = simulator.fairness(work, num_requests=count, seeds=bench.seeds)
-    yield figure_of("fairness", found.samples, 1.1, 1.0, "what nobody passes", is_at_most=True)
+    yield figure_of("fairness", found.samples, 1.1, 1.0, "first come, first served itself", is_at_most=True)
     bare, solo = bench.bare(side), bench.solo(side)
     runs = []
     for seed in bench.seeds:

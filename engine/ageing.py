@@ -21,18 +21,19 @@ W = TypeVar("W", bound=Waiting)
 
 
 class AgeingTurns:
-    """Of one kind of work of which a turn may take but the first."""
+    """Of one kind of work: steps, admissions, decodings."""
 
     def __init__(self) -> None:
         self._num_turns = 0  # since the last one that was theirs
 
+    def is_theirs(self) -> bool:
+        """One more turn that both want: whether it is that of those who have waited."""
+        self._num_turns = (self._num_turns + 1) % AGEING_TURN
+        return not self._num_turns
+
     def order(self, ordered: list[W], aged: Sequence[W]) -> list[W]:
         """`ordered`, or in their turn the oldest of `aged` before all others."""
-        if not aged or len(aged) == len(ordered):
+        if not aged or len(aged) == len(ordered) or not self.is_theirs():
             return ordered
-        self._num_turns += 1
-        if self._num_turns < AGEING_TURN:
-            return ordered
-        self._num_turns = 0
         oldest = min(aged, key=lambda member: member.submitted_at)
         return [oldest, *(member for member in ordered if member is not oldest)]

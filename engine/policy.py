@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
-from engine.ageing import AGEING_TURN, AgeingTurns
+from engine.ageing import AgeingTurns
 from engine.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR
 from engine.candidate import BatchKey, Candidate
 from engine.due_times import DueTimes
@@ -63,8 +63,7 @@ class Policy:
         self._key_turns: dict[str, Turns[BatchKey]] = defaultdict(Turns)  # by lane
         self._account_turns: dict[str, Turns[str]] = defaultdict(Turns)  # by lane
         self._chosen: list[tuple[str, str, int]] = []  # lane, account, rows of each member chosen last
-        self._num_turns_since_ageing = 0
-        self._admission_turns, self._decoding_turns = AgeingTurns(), AgeingTurns()
+        self._step_turns, self._admission_turns, self._decoding_turns = (AgeingTurns() for _ in range(3))
 
     def admit(self, waiting: Sequence[C], running: Sequence[C], now: float) -> list[C]:
         """Those of `waiting` to encode before the next step: few, so that encoding never stalls it."""
@@ -164,18 +163,10 @@ class Policy:
     def _urgent(self, running: Sequence[C], now: float) -> list[C]:
         """The members that go before all others in this turn, of one lane: all of them if it is the only."""
         interactive = [member for member in running if member.lane == "interactive"]
-        if len(interactive) == len(running):
-            self._num_turns_since_ageing = 0
-            return interactive
         aged = [member for member in running if self._is_aged(member, now)]
-        if not interactive or not aged:
-            self._num_turns_since_ageing = 0
-            return interactive or list(running)
-        self._num_turns_since_ageing += 1
-        if self._num_turns_since_ageing < AGEING_TURN:
-            return interactive
-        self._num_turns_since_ageing = 0
-        return aged
+        if interactive and aged:
+            return aged if self._step_turns.is_theirs() else interactive
+        return interactive or list(running)
 
     def _in_turn(self, members: Sequence[C], now: float) -> list[C]:
         """`members` of one lane: keys that are ahead last, accounts that are ahead last, then by due time."""

@@ -2,7 +2,7 @@
 
 Pure arithmetic on what `storage.workloads` read. Devices take queued jobs into free slots in the order of
 their bells; on a device interactive work goes first, tiers and sizes take turns, and the oldest generations
-share a step up to the cap of its profile, but for strict ones, which keep the company that the promise of the
+share a step up to the cap of its profile, but for strict ones, which have the mates that the promise of the
 device leaves them. A generation's encoding and decoding are spread over its steps.
 It does not foresee new jobs, bulk's ageing, failures, or the seconds of files and uploads.
 """
@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 
 from storage.workloads import KnownJob, LiveDevice, Workload
 from web.foreseen import ForeseenGeneration, foresee, shared_step_seconds
-from web.promises import PINNED_ROWS, UNKEPT, company
+from web.promises import PINNED_ROWS, UNKEPT, mates_of
 
 
 def honest_tiers(workload: Workload) -> frozenset[str]:
@@ -45,18 +45,18 @@ def seconds_until_drawn(
         job_id
         for job_id in job_ids
         if job_id in jobs and jobs[job_id].tier in honest
-        if _has_one_company(jobs[job_id], workload, self_test_sides)
+        if _has_known_mates(jobs[job_id], workload, self_test_sides)
     }
     return _Play(workload, row_limits, self_test_sides).until(wanted) if wanted else {}
 
 
-def _has_one_company(job: KnownJob, workload: Workload, self_test_sides: Mapping[str, int]) -> bool:
+def _has_known_mates(job: KnownJob, workload: Workload, self_test_sides: Mapping[str, int]) -> bool:
     """Whether it is known with whom the job shares steps, whichever device may draw it."""
     if not job.strict:
         return True
     side = self_test_sides.get(job.tier)
     found = {
-        company(job, device.promise, side)
+        mates_of(job, device.promise, side)
         for device in workload.devices
         if job.tier in device.tiers and job.boot_id in (None, device.boot_id)
     }
@@ -95,7 +95,7 @@ class _Device:
         self.play_until(now)
         self.held[job.lane].append(job.id)
         # Where that is not known, nobody is told of the job, and those behind it of the worst.
-        found = company(job, self.facts.promise, self.self_test_sides.get(job.tier)) or "nobody"
+        found = mates_of(job, self.facts.promise, self.self_test_sides.get(job.tier)) or "nobody"
         self.generations += foresee(job, order, self.facts.profiles[job.tier], found)
 
     def play_until(self, now: float) -> None:
@@ -128,8 +128,8 @@ class _Device:
         job = members[0].job
         profile = self.facts.profiles[job.tier]
         max_rows = min(profile.max_rows, self.row_limits.get(job.tier, profile.max_rows))
-        if members[0].company != "anybody":
-            max_rows = PINNED_ROWS if members[0].company == "strict" else 1
+        if members[0].mates != "anybody":
+            max_rows = PINNED_ROWS if members[0].mates == "strict" else 1
         batch, num_rows = [members[0]], members[0].num_rows
         for one in members[1:]:
             if num_rows >= max_rows:

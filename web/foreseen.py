@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from storage.profiles import StoredProfile
 from storage.workloads import KnownJob
-from web.promises import PINNED_ROWS, Company
+from web.promises import PINNED_ROWS, Mates
 
 NUM_FIRST_FULL_STEPS = 4
 NUM_LAST_FULL_STEPS = 1
@@ -26,7 +26,7 @@ class ForeseenGeneration:
 
     job: KnownJob
     order: int  # of its job: the oldest first
-    company: Company
+    mates: Mates
     num_guided_rows: int
     num_unguided_steps: int  # its last ones
     full_share: float  # of the steps that are left
@@ -34,7 +34,7 @@ class ForeseenGeneration:
     rate: float = 0.0
 
     def __post_init__(self) -> None:
-        self.key = (self.job.tier, self.job.width, self.job.height, self.company)
+        self.key = (self.job.tier, self.job.width, self.job.height, self.mates)
         """Of what shares its forward passes."""
 
     @property
@@ -56,14 +56,14 @@ class ForeseenGeneration:
         return self.steps_left
 
 
-def foresee(job: KnownJob, order: int, profile: StoredProfile, company: Company) -> list[ForeseenGeneration]:
+def foresee(job: KnownJob, order: int, profile: StoredProfile, mates: Mates) -> list[ForeseenGeneration]:
     """What is left of the job's images, each as far as all of them are on average."""
     num_guided_steps = math.ceil(job.guidance_cutoff * job.num_steps) if job.is_guided else 0
     return [
         ForeseenGeneration(
             job=job,
             order=order,
-            company=company,
+            mates=mates,
             num_guided_rows=profile.num_guided_rows,
             num_unguided_steps=job.num_steps - num_guided_steps,
             full_share=_full_share(job),
@@ -80,7 +80,7 @@ def shared_step_seconds(profile: StoredProfile, batch: Sequence[ForeseenGenerati
     the rows of the members that are; where their full steps lie is taken to be chance. Who may not share
     with anybody runs at `PINNED_ROWS`, whatever smaller steps were measured.
     """
-    least_rows = 1 if batch[0].company == "anybody" else PINNED_ROWS
+    least_rows = 1 if batch[0].mates == "anybody" else PINNED_ROWS
     num_rows = sum(one.num_rows for one in batch)
     step_seconds = profile.step_seconds(max(num_rows, least_rows))
     share_without_deep = math.prod(1 - one.full_share for one in batch)

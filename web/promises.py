@@ -1,4 +1,4 @@
-"""What workers promise of equal images, and what company a strict job has under each of these words.
+"""What workers promise of equal images, and which mates a strict job may have under each of these words.
 
 The words and the rules are the engine's (`engine.self_test`, `engine.models`, `engine.policy`), which nothing
 here may import: a test holds the two together. It does not know which workers live.
@@ -21,15 +21,15 @@ UNKEPT = PROMISES[0]
 PINNED_ROWS = 4
 """The most rows of a step batch of strict generations that share it with each other alone."""
 
-Company = Literal["anybody", "strict", "nobody"]
-"""With whom a generation shares step batches: all of its size, strict ones up to `PINNED_ROWS`, none."""
+Mates = Literal["anybody", "strict", "nobody"]
+"""With whom a generation may share step batches: all of its size, strict ones up to `PINNED_ROWS`, none."""
 
 
-def company(job: KnownJob, promise: str, self_test_side: int | None) -> Company | None:
-    """The company that the job has on a worker of this promise; `None` where that cannot be told.
+def mates_of(job: KnownJob, promise: str, self_test_side: int | None) -> Mates | None:
+    """The mates that the job may have on a worker of this promise; `None` where that cannot be told.
 
     `self_test_side` is that of the square, in pixels, at which the worker tested itself for the job's tier:
-    a strict job of another shape is drawn alone, since nobody has seen what company does to that.
+    a strict job of another shape is drawn alone, since nobody has seen what mates do to that.
     """
     if not job.strict:
         return "anybody"

@@ -68,7 +68,9 @@ class SamplerStep:
         have taken a step need one, and what the other rows hold there means nothing. Both lie in memory as
         `latents` do, contiguous, whatever the model's output does.
         """
-        model_output = model_output.contiguous()  # a channels_last model's is not
+        # A channels_last model's is not, and what came of it would be neither: `normal_` draws other numbers
+        # into another layout, which mates of another update would turn back.
+        model_output = model_output.contiguous()
         if self._groups[0].which is None:
             return _advance(self._groups[0], rows, model_output, latents, history)
         following, remembered = torch.empty_like(latents), None
@@ -118,8 +120,7 @@ def _advance(
 
 
 def _draw(rows: Sequence[Row], like: Tensor) -> Tensor:
-    # Contiguous: `normal_` draws other numbers into another layout, and that is the mates' business too.
-    noise = torch.empty(like.shape, dtype=like.dtype)
+    noise = torch.empty_like(like, device="cpu")
     for row, own in zip(rows, noise.unsqueeze(1).unbind(0), strict=True):
         row.draw_noise(own)
     return noise.to(like.device)

@@ -312,7 +312,7 @@ def test_an_estimate_counts_what_cutoff_and_step_cache_leave_out(make_system: An
 
 
 @pytest.mark.parametrize("promise", ["within 1/255", "exact within a bucket"])
-def test_an_estimate_counts_the_company_that_strict_jobs_may_not_have(
+def test_an_estimate_counts_the_mates_that_strict_jobs_may_not_have(
     make_system: Any, promise: Promise
 ) -> None:
     system = make_system(is_measured=True, promise=promise)

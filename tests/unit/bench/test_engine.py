@@ -9,7 +9,7 @@ import pytest
 
 from bench.amounts import QUICK
 from bench.bare import BareModel, BarePrices
-from bench.engine import PARTS
+from bench.engine import OUTPUT, PARTS, output_of
 from bench.plots import markdown, plots
 from bench.shipped import Bench
 from engine.load import LoadedModels
@@ -57,6 +57,13 @@ def test_a_part_yields_the_figures_that_it_is_asked_for(bench: Bench, part: str,
     assert {one.figure for one in figures} == names
     assert all(one.low <= one.high and one.samples for one in figures)
     assert all(one.value > 0 for one in figures)
+    padded = [one.limit for one in figures if one.figure.startswith("vs_padded")]
+    assert all(limit is not None and limit > 1 for limit in padded), "rows that ended are run for nothing"
+
+
+def test_the_file_of_a_whole_run_is_written_by_whole_runs_alone() -> None:
+    assert output_of(list(PARTS), is_quick=False) == OUTPUT
+    assert OUTPUT not in (output_of(["fairness"], is_quick=False), output_of(list(PARTS), is_quick=True))
 
 
 def test_the_simulated_part_leaves_curves_that_can_be_drawn(bench: Bench) -> None:

@@ -17,14 +17,17 @@ from bench.simulated_arms import (
     with_deadlines,
 )
 from bench.simulator import (
+    FIGURES,
     Figure,
     fairness,
     goodput,
     in_time_share,
+    p95_gain,
     p95_slowdown,
     p99_slowdown,
     quantile,
     served,
+    slowdown_gain,
 )
 
 ARMS = [
@@ -142,6 +145,13 @@ def test_shortest_first_is_quicker_and_the_longest_pay_for_it() -> None:
     ours_trace, theirs = (served(Work(), arm, 0.85, 1, 6000) for arm in (ours, continuous_shortest))
     assert p95_slowdown(theirs) < p95_slowdown(ours_trace)
     assert p99_slowdown(theirs, 50) > p99_slowdown(ours_trace, 50)
+
+
+def test_a_figure_of_another_order_is_of_that_order() -> None:
+    work, how = Work(), {"seeds": (1,), "num_requests": 3000}
+    for name, of in (("shortest_slowdown_gain", slowdown_gain), ("fifo_p95_gain", p95_gain)):
+        arm = continuous_shortest if name.startswith("shortest") else continuous_fifo
+        assert FIGURES[name](work, **how) == of(work, **how, arm=arm) != of(work, **how)  # type: ignore[arg-type]
 
 
 def test_longest_class_pays_little_for_it() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from engine.buckets import MULTIPLES_OF_FOUR, at
 from engine.compilation import compile_sizes
-from engine.families.family import Conditions
+from engine.families.family import Conditions, Encoding
 from engine.load import ModelSpec, _tested
 from engine.rehearsal import is_exact_in_company
 from engine.self_test import Promise, run_self_test
@@ -241,3 +241,22 @@ def test_images_that_were_not_all_drawn_in_time_are_not_taken_for_exact() -> Non
     family = slow(FakeFamily(), clock, 10.0)
     assert not is_exact_in_company(family, {4096: 8}, TimeBudget(100.0, clock))
     assert clock.now == 1100.0
+
+
+def test_a_prompt_is_encoded_as_often_whatever_the_row_counts_that_are_tried() -> None:
+    """A text encoder may be larger than the model."""
+
+    def num_encoded(max_rows: int) -> int:
+        texts: list[str] = []
+        family = FakeFamily()
+        encode = family.encode
+
+        def noting(text: str, *, is_negative: bool = False) -> Encoding:
+            texts.append(text)
+            return encode(text, is_negative=is_negative)
+
+        family.encode = noting  # type: ignore[method-assign]
+        run_self_test(family, {64 * 64: max_rows})
+        return len(texts)
+
+    assert num_encoded(4) == num_encoded(16) <= 3

@@ -271,11 +271,11 @@ def strict(name: str, **changes: Any) -> KnownJob:
     return job(name, **{"strict": True, **changes})
 
 
-def test_strict_jobs_of_an_exact_worker_have_the_company_of_everybody() -> None:
+def test_strict_jobs_of_an_exact_worker_have_everybody_for_mates() -> None:
     assert etas(strict("a"), job("b"), strict("c"), job("d")) == etas(*(job(name) for name in "abcd"))
 
 
-def test_strict_jobs_run_one_image_after_the_other_where_company_shows() -> None:
+def test_strict_jobs_run_one_image_after_the_other_where_mates_show() -> None:
     device = (promising("within 1/255"),)
     found = etas(*(strict(name) for name in "abc"), devices=device)
     assert [found[name] for name in "abc"] == [pytest.approx(n * (10 + ENDS)) for n in (1, 2, 3)]

@@ -1,4 +1,4 @@
-"""What the web says of the company of strict jobs is what the engine does."""
+"""What the web says of the mates of strict jobs is what the engine does."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from engine.request import GenerationRequest
 from engine.self_test import Promise, run_self_test
 from storage.workloads import KnownJob
 from tests.unit.engine.fakes import FakeFamily, NeighbourDependent, SizeDependent
-from web.promises import PINNED_ROWS, company, self_test_sides
+from web.promises import PINNED_ROWS, mates_of, self_test_sides
 
 CLASSES = {"small": 128 * 128, "odd": 200 * 150, "large": 300 * 300}
 
@@ -54,7 +54,7 @@ def sizes() -> Iterator[tuple[str, int, int]]:
     ("family", "scheduler", "latents_per_patch"),
     [("stable_diffusion", "ddim", 1), ("flux", "flow_match_euler", 2)],
 )
-def test_a_strict_job_has_the_company_that_the_engine_gives_it(
+def test_a_strict_job_has_the_mates_that_the_engine_gives_it(
     fake: FakeFamily, promise: Promise, seen: set[str], family: str, scheduler: str, latents_per_patch: int
 ) -> None:
     fake.latents_per_patch = latents_per_patch
@@ -72,7 +72,7 @@ def test_a_strict_job_has_the_company_that_the_engine_gives_it(
     said = set()
     for tier, width, height in sizes():
         job = KnownJob("j", tier, "interactive", 1, 2, width, height, is_guided=True, strict=True)
-        kept, key = company(job, promise, sides[tier]), key_of(width, height, strict=True)
+        kept, key = mates_of(job, promise, sides[tier]), key_of(width, height, strict=True)
         said.add(kept)
         assert (key == key_of(width, height, strict=False)) == (kept == "anybody"), job
         if kept != "anybody":
