@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from local.postgres import Postgres
 from local.seaweedfs import BUCKET, REGION, SeaweedFS
 from local.state import State
 from local.supervisor import Service, Supervisor
 from local.valkey import Valkey
+
+Role = Literal["api", "worker", "sender", "sweeper", "flower"]
+"""Who connects to the data services: each role has credentials of its own."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Endpoints:
             "CALOTYPE_S3_REGION": self.s3_region,
             "CALOTYPE_BUCKET": self.bucket,
         }
+
+    def environment_of(self, role: Role) -> dict[str, str]:
+        """The same for a process of this role: what it needs, and nothing that it has no right to."""
+        del role  # every role still has the credentials of the owner
+        return self.environment
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from catalogue import Catalogue
 from local.devices import Device, find_devices, select_devices
-from local.endpoints import base_environment
+from local.endpoints import Endpoints, Role, base_environment
 from local.errors import LocalError
 from local.process import tail
 from local.state import State
@@ -67,13 +67,12 @@ class Plan:
     """The services of stage 1: web, workers, webhooks, sweeper and Flower over running data services."""
 
     def __init__(
-        self, state: State, settings: Settings, endpoints: Mapping[str, str], overrides: Mapping[str, str]
+        self, state: State, settings: Settings, endpoints: Endpoints, overrides: Mapping[str, str]
     ) -> None:
-        self._state, self._settings = state, settings
+        self._state, self._settings, self._endpoints = state, settings, endpoints
         self._environment = {
             **base_environment(),
             **overrides,
-            **endpoints,
             "CALOTYPE_PUBLIC_URL": self.url,
             "PYTHONPATH": str(ROOT),  # celery drops the current folder once it has imported its app
             "PYTHONUNBUFFERED": "1",
@@ -107,7 +106,7 @@ class Plan:
             answer = subprocess.run(
                 [_PYTHON, "-m", "alembic", "upgrade", "head"],
                 cwd=ROOT,
-                env=self._environment,
+                env={**self._environment, **self._endpoints.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -128,7 +127,7 @@ class Plan:
         command += ["--bind", f"127.0.0.1:{self._state.ports['web']}", "--graceful-timeout", "10"]
         more = {"CALOTYPE_METRICS_PORT": str(self._state.ports["metrics"])}
         answers = _answering(self._state.ports["web"], "/healthz")
-        return self._service("web", command, more=more, ready=answers, stop_seconds=15)
+        return self._service("web", "api", command, more=more, ready=answers, stop_seconds=15)
 
     def _worker(self, post: WorkerPost, expire_leases: Callable[[str], None]) -> Service:
         command = [_PYTHON, "-m", "cli", "worker", "--device", post.device.name]
@@ -136,7 +135,8 @@ class Plan:
 
         def environment() -> dict[str, str]:
             # A boot id of its own for every start: leases are expired by it, and a successor has none yet.
-            return {**self._environment, **post.device.environment, "CALOTYPE_BOOT_ID": str(uuid.uuid4())}
+            boot_id = {"CALOTYPE_BOOT_ID": str(uuid.uuid4())}
+            return {**self._environment_of("worker"), **post.device.environment, **boot_id}
 
         return Service(
             name=post.name,
@@ -157,6 +157,7 @@ class Plan:
         command = [_PYTHON, "-m", "cli", "worker", "--device", "none", "--ready-file", str(report_file)]
         return self._service(
             "webhooks",
+            "sender",
             command,
             ready=report_file.exists,
             before_start=lambda: report_file.unlink(missing_ok=True),
@@ -164,7 +165,7 @@ class Plan:
         )
 
     def _sweep(self) -> Service:
-        return self._service("sweep", [_PYTHON, "-m", "cli", "sweep"])
+        return self._service("sweep", "sweeper", [_PYTHON, "-m", "cli", "sweep"])
 
     def _flower(self) -> Service:
         command = [_PYTHON, "-m", "celery", "-A", "tasks.app:celery", "flower", "--read-only"]
@@ -174,11 +175,15 @@ class Plan:
             "FLOWER_COOKIE_SECRET": self._state.secrets["flower_cookie"],
         }
         answers = _answering(self._state.ports["flower"], "/", self.flower_auth)
-        return self._service("flower", command, more=more, ready=answers, stop_seconds=5)
+        return self._service("flower", "flower", command, more=more, ready=answers, stop_seconds=5)
+
+    def _environment_of(self, role: Role) -> dict[str, str]:
+        return {**self._environment, **self._endpoints.environment_of(role)}
 
     def _service(
         self,
         name: str,
+        role: Role,
         command: list[str],
         *,
         more: Mapping[str, str] | None = None,
@@ -186,7 +191,7 @@ class Plan:
         before_start: Callable[[], None] = lambda: None,
         stop_seconds: float = 10,
     ) -> Service:
-        environment = {**self._environment, **(more or {})}
+        environment = {**self._environment_of(role), **(more or {})}
         return Service(
             name=name,
             command=lambda: command,

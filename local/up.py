@@ -113,7 +113,7 @@ class _System:
         settings = _settings(overrides)
         # Our programs run elsewhere, where a relative path would mean another file.
         config = {"CALOTYPE_CONFIG": str(settings.config.absolute())}
-        self._plan = Plan(state, settings, self._endpoints.environment, {**overrides, **config})
+        self._plan = Plan(state, settings, self._endpoints, {**overrides, **config})
         self._ready_files = [state.subfolder("run") / READY_FILE.name]
         if ready_file is not None:
             self._ready_files.append(ready_file.absolute())
