@@ -15,7 +15,9 @@ def test_a_worker_that_spends_all_of_its_self_tests_budget_has_the_time_to_load_
     tmp_path: Path, seconds: float
 ) -> None:
     with State.open(tmp_path) as state:
-        services = Plan(state, Settings(self_test_seconds=seconds), addresses(state), {}).services(lambda _: None)
+        services = Plan(state, Settings(self_test_seconds=seconds), addresses(state), {}).services(
+            lambda _: None
+        )
     workers = [one for one in services if one.name.startswith("worker-")]
     assert workers
     assert {one.start_seconds for one in workers} == {ENGINE_START_SECONDS + seconds}
