@@ -72,6 +72,7 @@ class Settings(BaseSettings):
 
     config: Path = ROOT / "calotype.toml"
     profiles_dir: Path = ROOT / "profiles"
+    run_dir: Path | None = None
     database_url: SecretStr = SecretStr("")
     broker_url: SecretStr = SecretStr("")
     broker_key_prefix: str = "calotype:"

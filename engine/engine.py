@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -33,9 +34,16 @@ from engine.side_work import SideWork
 
 logger = logging.getLogger(__name__)
 
+OnDevice = Callable[[Sequence[str]], None]
+"""Called on the engine thread with the `job_id` of every generation that the device works on from now on:
+none at the end of a piece of work, but not after `DeviceLost`. It must be quick, and not raise."""
+
 
 class Engine:
-    """Runs requests on loaded models, in step batches. `start` it, or call `tick` yourself."""
+    """Runs requests on loaded models, in step batches. `start` it, or call `tick` yourself.
+
+    `on_device` learns what the device works on, so that somebody else can know it should the process die.
+    """
 
     def __init__(
         self,
@@ -45,6 +53,7 @@ class Engine:
         promise: Promise = "within 1/255",
         clock: Callable[[], float] = time.monotonic,
         step_seconds: Callable[[BatchKey, int], float | None] | None = None,
+        on_device: OnDevice = lambda _: None,
     ) -> None:
         self.promise: Promise = promise
         self.fatal = threading.Event()  # set when the process must exit; `fatal_error` says why
@@ -52,6 +61,7 @@ class Engine:
         self.ticked_at = clock()  # when the loop last turned: old, and not idle, means hung
         self.num_ticks = 0  # step batches begun
         self._clock = clock
+        self._note_on_device = on_device
         models = self._models = Models(families, row_limits, promise=promise)
         self._policy = Policy(models.max_rows, step_seconds=step_seconds, bucket_rows=models.bucket_rows)
         self._side_work = SideWork(clock)
@@ -191,7 +201,7 @@ class Engine:
         admitted = self._policy.admit(self._waiting, self._running, self._clock())
         for generation in self._side_work.to_encode(admitted):
             # A suspect's text is encoded when it begins: by then it is noted whose crash it would be.
-            failure = None if generation.is_solo else self._attempt.twice(self._runner.encode, generation)
+            failure = None if generation.is_solo else self._encode(generation)
             if failure is not None:
                 self._end(generation, self._waiting, failure)
                 continue
@@ -230,16 +240,21 @@ class Engine:
         if generation.before_first_step is not None:
             outcome = self._attempt(generation.before_first_step)
         if generation.is_solo and not isinstance(outcome, EngineError):
-            outcome = self._attempt.twice(self._runner.encode, generation)
+            outcome = self._encode(generation)
         if isinstance(outcome, EngineError):
             self._end(generation, self._running, outcome)
             return False
         return True
 
+    def _encode(self, generation: Generation) -> EngineError | None:
+        with self._on_device([generation]):
+            return self._attempt.twice(self._runner.encode, generation)
+
     def _step_or_split(self, members: Sequence[Generation]) -> bool:
         """Step `members`, after an error in parts, so that only who fails alone is charged; was it whole?"""
         attempt = self._attempt.twice if len(members) == 1 else self._attempt  # others may have filled memory
-        outcome = attempt(self._runner.step, members)
+        with self._on_device(members):
+            outcome = attempt(self._runner.step, members)
         if not isinstance(outcome, EngineError):
             for generation in members:
                 if generation in outcome:
@@ -266,12 +281,20 @@ class Engine:
             if (reason := generation.given_up(started_at)) is not None:
                 self._end(generation, self._denoised, reason)
                 continue
-            pixels = self._attempt.twice(self._runner.decode, generation)
+            with self._on_device([generation]):
+                pixels = self._attempt.twice(self._runner.decode, generation)
             generation.pay(self._clock() - started_at)
             if not isinstance(pixels, EngineError):
                 self._end(generation, self._denoised, generation.image(pixels, self._clock()))
             else:
                 self._end(generation, self._denoised, pixels)
+
+    @contextmanager
+    def _on_device(self, generations: Sequence[Generation]) -> Iterator[None]:
+        self._note_on_device([generation.request.job_id for generation in generations])
+        yield
+        # Not where the device was lost: then they are what it worked on last.
+        self._note_on_device(())
 
     def _note_time(self) -> None:
         self.ticked_at = self._clock()

@@ -77,7 +77,8 @@ class Plan:
             "PYTHONPATH": str(ROOT),  # celery drops the current folder once it has imported its app
             "PYTHONUNBUFFERED": "1",
         }
-        self.posts = worker_posts(settings.catalogue, state.subfolder("run"))
+        self.run_folder = state.subfolder("run")
+        self.posts = worker_posts(settings.catalogue, self.run_folder)
 
     @property
     def url(self) -> str:
@@ -116,9 +117,9 @@ class Plan:
         if answer.returncode != 0:
             raise LocalError(f"the migrations failed; the end of their log {log}:\n{tail(log)}")
 
-    def services(self, expire_leases: Callable[[str], None]) -> list[Service]:
-        """All of them; `expire_leases` is called with the boot id of a worker that has ended."""
-        workers = [self._worker(post, expire_leases) for post in self.posts]
+    def services(self, take_back_jobs: Callable[[str], None]) -> list[Service]:
+        """All of them; `take_back_jobs` is called with the boot id of a worker that has ended."""
+        workers = [self._worker(post, take_back_jobs) for post in self.posts]
         return [self._web(), *workers, self._webhooks(), self._sweep(), self._flower()]
 
     def _web(self) -> Service:
@@ -129,14 +130,14 @@ class Plan:
         answers = _answering(self._state.ports["web"], "/healthz")
         return self._service("web", "api", command, more=more, ready=answers, stop_seconds=15)
 
-    def _worker(self, post: WorkerPost, expire_leases: Callable[[str], None]) -> Service:
+    def _worker(self, post: WorkerPost, take_back_jobs: Callable[[str], None]) -> Service:
         command = [_PYTHON, "-m", "cli", "worker", "--device", post.device.name]
         command += ["--tiers", ",".join(post.tiers), "--ready-file", str(post.report_file)]
 
         def environment() -> dict[str, str]:
-            # A boot id of its own for every start: leases are expired by it, and a successor has none yet.
-            boot_id = {"CALOTYPE_BOOT_ID": str(uuid.uuid4())}
-            return {**self._environment_of("worker"), **post.device.environment, **boot_id}
+            # A boot id of its own for every start: by it the jobs of that life alone are taken back.
+            own = {"CALOTYPE_BOOT_ID": str(uuid.uuid4()), "CALOTYPE_RUN_DIR": str(self.run_folder)}
+            return {**self._environment_of("worker"), **post.device.environment, **own}
 
         return Service(
             name=post.name,
@@ -146,7 +147,7 @@ class Plan:
             stage=1,
             ready=lambda: post.report() is not None,
             before_start=post.clear,
-            on_exit=lambda end: expire_leases(end.environment["CALOTYPE_BOOT_ID"]),
+            on_exit=lambda end: take_back_jobs(end.environment["CALOTYPE_BOOT_ID"]),
             cores=post.device.cores,
             start_seconds=ENGINE_START_SECONDS + self._settings.self_test_seconds,
             stop_seconds=self._settings.drain_seconds + 10,

@@ -22,6 +22,7 @@ from local.supervisor import Step, Supervisor
 from settings import Settings
 from storage import accounts, workers
 from storage.database import Database
+from tasks.device_record import read_record, record_path
 
 __all__ = ["Embedded", "Endpoints", "embedded", "greeting", "run_up", "running"]
 
@@ -119,7 +120,7 @@ class _System:
             self._ready_files.append(ready_file.absolute())
         self.withdraw()
         self.supervisor = Supervisor(
-            [*services, *self._plan.services(self._expire_leases)],
+            [*services, *self._plan.services(self._take_back_jobs)],
             say,
             logs=state.logs,
             steps=[
@@ -186,11 +187,13 @@ class _System:
                 self._state.api_key = accounts.create_key(db, account, "calotype up").plaintext
                 self._state.save()
 
-    def _expire_leases(self, boot_id: str) -> None:
+    def _take_back_jobs(self, boot_id: str) -> None:
+        record = record_path(self._plan.run_folder, boot_id)
         with self._database() as db:
-            expired = workers.expire_leases(db, boot_id=boot_id)
-        if expired:
-            self._say(f"{expired} jobs of a worker that ended go back to their queues")
+            reaped = workers.declare_dead(db, boot_id=boot_id, on_device=read_record(record))
+        record.unlink(missing_ok=True)
+        if reaped:
+            self._say(f"{len(reaped)} jobs of a worker that ended go back to their queues")
 
     @contextmanager
     def _database(self) -> Iterator[Database]:

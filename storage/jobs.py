@@ -7,7 +7,7 @@ over what, or why.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -152,26 +152,44 @@ def release(
 def reap(db: Database, *, limit: int = 50) -> list[tuple[str, str]]:
     """Take back every job whose lease has run out: `(job id, new state)` of each.
 
-    One statement, never read-then-write. The holder died or is deaf: each of its jobs becomes a
-    suspect, and a job that ran alone is charged; the third charge ends it as `worker_lost`.
+    One statement, never read-then-write. The holder died or is deaf, and nobody says what its device worked
+    on: each of its jobs becomes a suspect, and a job that ran alone is charged; the third charge ends it as
+    `worker_lost`.
     """
-    crashes = "(num_crashes + CASE WHEN solo THEN 1 ELSE 0 END)"
-    lost = f"({crashes} >= {MAX_CRASHES})"
-    values = f"""state = CASE WHEN cancel_requested_at IS NOT NULL THEN 'canceled'
-                              WHEN {lost} THEN 'failed' ELSE 'queued' END,
-        num_crashes = {crashes}, suspect = true, solo = false,
-        error_code = CASE WHEN cancel_requested_at IS NULL AND {lost} THEN 'worker_lost' END,
-        error_detail = CASE WHEN cancel_requested_at IS NULL AND {lost}
-                            THEN 'the worker died while it ran this job alone' END,
-        error_retryable = CASE WHEN cancel_requested_at IS NULL AND {lost} THEN false END,
-        next_dispatch_at = CASE WHEN cancel_requested_at IS NULL AND NOT {lost} THEN clock_timestamp() END,
-        finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR {lost} THEN clock_timestamp() END,
-        ring_number = NULL, progress = 0, {_NO_LEASE}"""
     guard = """jobs.id IN (SELECT id FROM jobs
                            WHERE state = 'running' AND lease_expires_at < clock_timestamp()
                            ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED)"""
-    rows = db.run(lambda connection: _move(connection, REAP, values, guard, {"limit": limit}))
+    parameters = {"limit": limit, "is_suspect": True}
+    rows = db.run(
+        lambda connection: _move(connection, REAP, _TAKEN_BACK, guard, parameters, detail="its lease ran out")
+    )
     return [(row.id, row.state) for row in rows]
+
+
+def reap_process(
+    connection: Connection, boot_id: str, on_device: Collection[str] | None
+) -> list[tuple[str, str]]:
+    """Take back every job of a process that is known to be dead, at once: `(job id, new state)` of each.
+
+    `on_device` are the jobs that its device worked on as it died. They alone can have killed it: they become
+    suspects, and one that ran alone is charged. `None`: nobody knows, and it may have been any of them.
+    """
+    if on_device is None:
+        parts = [(True, "TRUE", "its process died, and nobody knows what its device worked on")]
+    else:
+        parts = [
+            (True, "id = ANY(:on_device)", "it was on the device when its process died"),
+            (False, "id <> ALL(:on_device)", "it was not on the device when its process died"),
+        ]
+    reaped = []
+    for is_suspect, which, detail in parts:
+        guard = f"""jobs.id IN (SELECT id FROM jobs
+                                WHERE state = 'running' AND lease_boot_id = :boot_id AND {which}
+                                ORDER BY id FOR UPDATE)"""
+        parameters = {"boot_id": boot_id, "is_suspect": is_suspect, "on_device": list(on_device or ())}
+        rows = _move(connection, REAP, _TAKEN_BACK, guard, parameters, detail=detail)
+        reaped += [(row.id, row.state) for row in rows]
+    return reaped
 
 
 def cancel(db: Database, account_id: str, job_id: str) -> Job:
@@ -228,6 +246,21 @@ def expire(db: Database, *, limit: int = 500) -> int:
 
 
 _NO_LEASE = "lease_token = NULL, lease_boot_id = NULL, lease_expires_at = NULL"
+
+_CRASHES = "(num_crashes + CASE WHEN solo AND :is_suspect THEN 1 ELSE 0 END)"
+_IS_LOST = f"({_CRASHES} >= {MAX_CRASHES})"
+_TAKEN_BACK = f"""state = CASE WHEN cancel_requested_at IS NOT NULL THEN 'canceled'
+                              WHEN {_IS_LOST} THEN 'failed' ELSE 'queued' END,
+        num_crashes = {_CRASHES}, suspect = suspect OR :is_suspect, solo = false,
+        error_code = CASE WHEN cancel_requested_at IS NULL AND {_IS_LOST} THEN 'worker_lost' END,
+        error_detail = CASE WHEN cancel_requested_at IS NULL AND {_IS_LOST}
+                            THEN 'the worker died while it ran this job alone' END,
+        error_retryable = CASE WHEN cancel_requested_at IS NULL AND {_IS_LOST} THEN false END,
+        next_dispatch_at = CASE WHEN cancel_requested_at IS NULL AND NOT {_IS_LOST}
+                                THEN clock_timestamp() END,
+        finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR {_IS_LOST} THEN clock_timestamp() END,
+        ring_number = NULL, progress = 0, {_NO_LEASE}"""
+"""Of a job whose process is gone; with `is_suspect`, that job may have been the cause."""
 
 
 def _move(

@@ -6,14 +6,14 @@ leases back, in one transaction. Whether the worker deserves one is for its call
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import Connection, func, select, text
 
 from storage.database import Database
-from storage.jobs import Lease
+from storage.jobs import Lease, reap_process
 from storage.tables import workers
 
 
@@ -144,20 +144,16 @@ def say_goodbye(db: Database, boot_id: str) -> None:
         connection.execute(statement, {"boot_id": boot_id})
 
 
-def expire_leases(db: Database, *, boot_id: str) -> int:
-    """End the leases of a process that is known to be dead, at once; how many. The reaper does the rest."""
-    statement = text(
-        """
-        UPDATE jobs SET lease_expires_at = clock_timestamp() - interval '1 second'
-         WHERE id IN (SELECT id FROM jobs WHERE state = 'running' AND lease_boot_id = :boot_id
-                       ORDER BY id FOR UPDATE)
-        RETURNING id
-        """
-    )
+def declare_dead(db: Database, *, boot_id: str, on_device: Collection[str] | None) -> list[tuple[str, str]]:
+    """Take back all jobs of a process that is known to be dead, and count on it no more.
 
-    def work(connection: Connection) -> int:
+    `on_device` are the jobs that its device worked on as it died, `None` where nobody knows; see
+    `storage.jobs.reap_process`. Gives `(job id, new state)` of each.
+    """
+
+    def work(connection: Connection) -> list[tuple[str, str]]:
         goodbye = text("UPDATE workers SET stopped_at = clock_timestamp() WHERE boot_id = :boot_id")
         connection.execute(goodbye, {"boot_id": boot_id})
-        return len(connection.execute(statement, {"boot_id": boot_id}).all())
+        return reap_process(connection, boot_id, on_device)
 
     return db.run(work)

@@ -9,8 +9,9 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -27,9 +28,10 @@ from storage.database import Database
 from storage.errors import StorageError, Unavailable
 from storage.jobs import WorkerName
 from storage.profiles import publish
-from storage.workers import Worker, expire_leases, say_goodbye
+from storage.workers import Worker, declare_dead, say_goodbye
 from tasks.app import make_celery
 from tasks.consumer import Consumer
+from tasks.device_record import DeviceRecord, dead_processes
 from tasks.generate import Generate, GeneratePlan
 from tasks.heart import Heart
 from tasks.holdings import Holdings
@@ -59,18 +61,26 @@ class WorkerOptions:
 def run_worker(settings: Settings, options: WorkerOptions) -> int:
     """Serve until SIGTERM; returns the exit code. Non-zero when the engine cannot be loaded."""
     settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
+    if settings.run_dir is not None:
+        # Beside the loading, which takes longer.
+        threading.Thread(
+            target=_take_back_jobs_of_the_dead, args=(settings, settings.run_dir), daemon=True, name="dead"
+        ).start()
     loaded = _load(settings, options)
     if loaded is None:
         return EXIT_NO_ENGINE
     tiers = [tier for tier in settings.catalogue.tiers if tier.name in options.tiers]
     profiles = worker_profiles(ProfileFolder(settings.profiles_dir), tiers, loaded)
+    boot_id = os.environ.get("CALOTYPE_BOOT_ID") or str(uuid.uuid4())
+    record = _device_record(settings.run_dir, boot_id)
     engine = Engine(
         loaded.families,
         profiles.engine.capped(loaded.row_limits),
         promise=loaded.promise,
         step_seconds=profiles.engine.step_seconds,
+        on_device=record.note if record else lambda _: None,
     )
-    worker = _describe(options, engine, profiles)
+    worker = _describe(options, boot_id, engine, profiles)
     db = Database(
         settings.database_url.get_secret_value(), options.interactive_slots + options.bulk_slots + 2
     )
@@ -95,7 +105,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         heartbeat_seconds=settings.heartbeat_seconds,
         lease_seconds=settings.lease_seconds,
         watchdog_seconds=settings.watchdog_seconds,
-        end_process=os._exit,
+        end_process=partial(_end_process, record),
     )
     generate = Generate(
         db=db,
@@ -107,7 +117,13 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         tiers=options.tiers,
         plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
     )
-    threading.Thread(target=end_when_fatal, args=(engine, db, worker), daemon=True, name="fatal").start()
+    threading.Thread(
+        target=end_when_fatal,
+        args=(engine, db, worker, partial(_end_process, record)),
+        kwargs={"on_device": lambda: record.job_ids if record else ()},
+        daemon=True,
+        name="fatal",
+    ).start()
     drain = threading.Thread(
         target=_drain, args=(engine, heart, options, settings.drain_seconds), name="drain", daemon=True
     )
@@ -188,8 +204,47 @@ def _model_path(settings: Settings, path: str) -> str:
     return str(beside_config) if beside_config.is_dir() else path
 
 
-def _describe(options: WorkerOptions, engine: Engine, profiles: WorkerProfiles) -> Worker:
-    boot_id = os.environ.get("CALOTYPE_BOOT_ID") or str(uuid.uuid4())
+def _take_back_jobs_of_the_dead(settings: Settings, run_folder: Path) -> None:
+    """Of processes that ended on this machine with nobody to tell: their leases need not run out."""
+    db = Database(settings.database_url.get_secret_value(), 1)
+    tries = Retrying(
+        retry=retry_if_exception_type(Unavailable), wait=wait_random_exponential(multiplier=0.5, max=30)
+    )
+
+    def take_back() -> None:
+        with dead_processes(run_folder) as dead:
+            for process in dead:
+                reaped = declare_dead(db, boot_id=process.boot_id, on_device=process.on_device)
+                if reaped:
+                    log.warning("jobs_of_dead_process_taken_back", boot_id=process.boot_id, count=len(reaped))
+
+    try:
+        tries(take_back)
+    except (StorageError, OSError):
+        log.exception("jobs_of_dead_processes_not_taken_back")
+    finally:
+        db.close()
+
+
+def _device_record(run_folder: Path | None, boot_id: str) -> DeviceRecord | None:
+    """Without one the worker works all the same; should it die, all of its jobs are suspects."""
+    if run_folder is None:
+        return None
+    try:
+        return DeviceRecord(run_folder, boot_id)
+    except OSError as error:
+        log.warning("no_device_record", folder=str(run_folder), error=str(error))
+        return None
+
+
+def _end_process(record: DeviceRecord | None, code: int) -> None:
+    """End by a fault that was noticed: where nothing was on the device, any job may have caused it."""
+    if record is not None:
+        record.withdraw_if_empty()
+    os._exit(code)
+
+
+def _describe(options: WorkerOptions, boot_id: str, engine: Engine, profiles: WorkerProfiles) -> Worker:
     host = socket.gethostname()
     return Worker(
         id=f"{options.device}@{host}/{boot_id[:8]}",
@@ -245,13 +300,21 @@ def _drain(engine: Engine, heart: Heart, options: WorkerOptions, seconds: float)
 
 
 def end_when_fatal(
-    engine: Engine, db: Database, worker: Worker, end_process: Callable[[int], object] = os._exit
+    engine: Engine,
+    db: Database,
+    worker: Worker,
+    end_process: Callable[[int], object],
+    *,
+    on_device: Callable[[], Collection[str]] = lambda: (),
 ) -> None:
-    """A device that is lost stays lost in this process: give its jobs up, as a crash would, and end."""
+    """A device that is lost stays lost in this process: give its jobs up, as a crash would, and end.
+
+    `on_device` gives the jobs that it was lost on; none means that nobody knows.
+    """
     engine.fatal.wait()
     log.error("device_lost", device=worker.device, error=str(engine.fatal_error))
     try:
-        expire_leases(db, boot_id=worker.boot_id)
+        declare_dead(db, boot_id=worker.boot_id, on_device=on_device() or None)
     finally:
         end_process(EXIT_DEVICE_LOST)
 

@@ -15,7 +15,7 @@ from storage.job_views import Job, JobWarning, StoredImage, get, list_jobs
 from storage.jobs import Claim, Lease, WorkerName
 from storage.solo import mark_solo, unmark_solo
 from storage.states import State
-from storage.workers import Worker, expire_leases, heartbeat
+from storage.workers import Worker, declare_dead, heartbeat
 from tests.integration.storage.conftest import WORKER, MakeJob, new_job
 
 ClaimJob = Callable[..., Claim]
@@ -264,8 +264,58 @@ def test_a_dead_process_loses_its_leases_at_once_and_others_keep_theirs(
     dead, alive = make_job(), make_job()
     claim_job(dead.id, worker=WorkerName("dead", "dead"))
     claim_job(alive.id, worker=WorkerName("alive", "alive"))
-    assert expire_leases(database, boot_id="dead") == 1
-    assert [job_id for job_id, _ in jobs.reap(database)] == [dead.id]
+    assert declare_dead(database, boot_id="dead", on_device=None) == [(dead.id, "queued")]
+    assert get(database, alive.account_id, alive.id).state is State.RUNNING
+
+
+def details(database: Database, job: Job) -> list[tuple[str, str]]:
+    """Who held it and what is said of that, for each time that it was reaped."""
+    query = text(
+        "SELECT worker, detail FROM job_events WHERE job_id = :id AND transition = 'reap' ORDER BY id"
+    )
+    with database.transaction() as connection:
+        return [(row.worker, row.detail) for row in connection.execute(query, {"id": job.id})]
+
+
+def test_S38_only_what_was_on_the_device_of_a_dead_process_is_suspected(
+    database: Database, make_job: MakeJob, claim_job: ClaimJob
+) -> None:
+    on_device, waiting = make_job(), make_job()
+    for job in (on_device, waiting):
+        claim_job(job.id, worker=WorkerName("dead", "cpu:0@here/dead"))
+    taken_back = declare_dead(database, boot_id="dead", on_device={on_device.id})
+    assert dict(taken_back) == {on_device.id: "queued", waiting.id: "queued"}
+    assert [get(database, job.account_id, job.id).suspect for job in (on_device, waiting)] == [True, False]
+    worker = "cpu:0@here/dead"
+    assert details(database, on_device) == [(worker, "it was on the device when its process died")]
+    assert details(database, waiting) == [(worker, "it was not on the device when its process died")]
+
+
+def test_S38_a_suspect_is_charged_only_where_it_was_on_the_device(
+    database: Database, make_job: MakeJob, claim_job: ClaimJob
+) -> None:
+    """Its process may die between two of its steps, by what other threads do."""
+    suspect = make_job()
+    claim_job(suspect.id, worker=WorkerName("first", "first"))
+    declare_dead(database, boot_id="first", on_device={suspect.id})
+    for on_device, num_crashes in ((set(), 0), ({suspect.id}, 1), (None, 2), (set(), 2)):
+        claimed = claim_job(suspect.id, worker=WorkerName("next", "next"))
+        assert mark_solo(database, claimed.lease)
+        declare_dead(database, boot_id="next", on_device=on_device)
+        after = get(database, suspect.account_id, suspect.id)
+        assert (after.suspect, after.solo, after.num_crashes) == (True, False, num_crashes)
+
+
+def test_S38_a_lease_that_runs_out_makes_a_suspect_of_its_job(
+    database: Database, make_job: MakeJob, claim_job: ClaimJob
+) -> None:
+    """Its host is lost, and with it what the device worked on."""
+    job = make_job()
+    claim_job(job.id)
+    let_leases_run_out(database, job)
+    jobs.reap(database)
+    assert get(database, job.account_id, job.id).suspect
+    assert [detail for _, detail in details(database, job)] == ["its lease ran out"]
 
 
 def test_a_heartbeat_brings_back_what_was_canceled_and_what_was_lost(

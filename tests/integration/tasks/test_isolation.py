@@ -187,6 +187,24 @@ def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_
     assert not holdings.all()
 
 
+def test_S38_only_the_jobs_that_a_device_was_lost_on_are_suspected(
+    database: Database,
+    real_engine: Engine,
+    worker: Worker,
+    ended: list[int],
+    make_job: MakeJob,
+) -> None:
+    lost, waiting = (make_job(width=64, height=64, prompt=prompt) for prompt in ("lose the device", "a star"))
+    for job in (lost, waiting):
+        name = WorkerName(worker.boot_id, worker.id)
+        assert jobs.claim(database, job.id, tiers=worker.tiers, worker=name, lease_seconds=30)
+    real_engine.fatal.set()
+    end_when_fatal(real_engine, database, worker, ended.append, on_device=lambda: [lost.id])
+    assert ended == [EXIT_DEVICE_LOST]
+    found = [get(database, job.account_id, job.id) for job in (lost, waiting)]
+    assert [(job.state, job.suspect) for job in found] == [(State.QUEUED, True), (State.QUEUED, False)]
+
+
 def test_process_without_its_device_ends_although_postgres_cannot_be_reached(
     real_engine: Engine, worker: Worker, ended: list[int]
 ) -> None:

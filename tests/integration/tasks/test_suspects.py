@@ -17,7 +17,7 @@ from storage.database import Database
 from storage.job_views import Job, get
 from storage.jobs import WorkerName
 from storage.states import State
-from storage.workers import expire_leases
+from storage.workers import declare_dead
 from tasks.generate import Generate, GeneratePlan
 from tasks.holdings import Holdings
 from tasks.solo_marks import NotMarked, SoloMarks
@@ -79,10 +79,9 @@ class Process:
             assert not thread.is_alive()
 
     def die(self) -> None:
-        """As soon as its device is lost: its leases end, and the sweeper takes its jobs back."""
+        """As soon as its device is lost: its jobs are taken back."""
         assert self.engine.fatal.wait(60)
-        expire_leases(self.database, boot_id=self.boot_id)
-        jobs.reap(self.database)
+        declare_dead(self.database, boot_id=self.boot_id, on_device=None)
 
 
 @pytest.fixture
@@ -116,8 +115,7 @@ def make_suspect(database: Database, make_job: MakeJob, tier: str) -> MakeJob:
         job = make_job(**{**SIZE, **changes})
         worker = WorkerName(f"dead-{tier}", "dead")
         assert jobs.claim(database, job.id, tiers=[tier], worker=worker, lease_seconds=30)
-        expire_leases(database, boot_id=worker.boot_id)
-        jobs.reap(database)
+        declare_dead(database, boot_id=worker.boot_id, on_device=None)
         return job
 
     return make

@@ -1,0 +1,99 @@
+"""What the engine says it has on the device, at each moment that could end the process."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from engine.engine import Engine
+from engine.errors import DeviceLost
+from engine.families.family import Encoding
+from engine.request import GenerationRequest
+from tests.unit.engine.fakes import FakeFamily
+
+Ask = Callable[..., GenerationRequest]
+
+
+class WatchedFamily(FakeFamily):
+    """Writes down, whenever the device is asked for something, what the engine says is on it."""
+
+    def __init__(self) -> None:
+        super().__init__(on_predict=lambda: self._see("step"))
+        self.on_device: Sequence[str] = ()
+        self.seen: list[tuple[str, tuple[str, ...]]] = []
+
+    def note(self, job_ids: Sequence[str]) -> None:
+        self.on_device = job_ids
+
+    def _see(self, work: str) -> None:
+        self.seen.append((work, tuple(self.on_device)))
+
+    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
+        self._see("encode")
+        return super().encode(text, is_negative=is_negative)
+
+    def decode(self, latents):  # type: ignore[no-untyped-def]
+        self._see("decode")
+        return super().decode(latents)
+
+
+@pytest.fixture
+def watched() -> WatchedFamily:
+    return WatchedFamily()
+
+
+@pytest.fixture
+def watched_engine(watched: WatchedFamily) -> Engine:
+    """Row cap 4: four generations without guidance."""
+    return Engine({"fake": watched}, {"fake": {64 * 64: 4}}, promise="exact", on_device=watched.note)
+
+
+def test_S38_the_engine_says_which_jobs_each_piece_of_work_is_for(
+    watched: WatchedFamily, watched_engine: Engine, ask: Ask
+) -> None:
+    handles = [
+        watched_engine.submit(ask(prompt=f"p{number}", job_id=name, num_inference_steps=1))
+        for number, name in enumerate(["a", "b", "b"])
+    ]
+    while not all(handle.future.done() for handle in handles):
+        assert tuple(watched.on_device) == (), "nothing is on the device between two ticks"
+        watched_engine.tick()
+    assert watched.seen == [
+        *[("encode", (name,)) for name in ("a", "b", "b")],
+        ("step", ("a", "b", "b")),
+        *[("decode", (name,)) for name in ("a", "b", "b")],
+    ]
+
+
+def test_S38_who_waits_is_not_on_the_device(watched: WatchedFamily, watched_engine: Engine, ask: Ask) -> None:
+    for number in range(6):
+        watched_engine.submit(ask(prompt="same", seed=number, job_id=str(number)))
+    watched_engine.tick()
+    steps = [job_ids for work, job_ids in watched.seen if work == "step"]
+    assert [len(job_ids) for job_ids in steps] == [4], "the other two wait for a place"
+
+
+def test_S38_a_suspect_is_on_the_device_alone_while_its_text_is_encoded(
+    watched: WatchedFamily, watched_engine: Engine, ask: Ask
+) -> None:
+    watched_engine.submit(ask(prompt="a suspect's", job_id="suspect", solo=True, num_inference_steps=1))
+    watched_engine.tick()
+    assert [job_ids for _, job_ids in watched.seen] == [("suspect",)] * 3
+
+
+def test_S38_the_jobs_that_lost_the_device_stay_noted(
+    watched: WatchedFamily, watched_engine: Engine, ask: Ask
+) -> None:
+    watched_engine.submit(ask(job_id="mate"))
+    watched_engine.submit(ask(prompt="lose the device", job_id="culprit"))
+    with pytest.raises(DeviceLost):
+        watched_engine.tick()
+    assert set(watched.on_device) == {"mate", "culprit"}
+
+
+def test_S38_an_error_of_one_row_leaves_nothing_noted(
+    watched: WatchedFamily, watched_engine: Engine, ask: Ask
+) -> None:
+    handle = watched_engine.submit(ask(prompt="explode", job_id="culprit"))
+    watched_engine.tick()
+    assert handle.future.done()
+    assert tuple(watched.on_device) == ()
