@@ -42,7 +42,7 @@ def show_config(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -
 
 @config.command("check")
 def check_config(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
-    """Read everything, then connect to Postgres, the broker and S3."""
+    """Read everything, then try out Postgres, the broker and S3."""
     from local.effective_settings import effective_settings
 
     settings, _ = effective_settings(data_dir)
@@ -146,8 +146,8 @@ def _ask_s3(settings: Settings) -> str:
         access_key=settings.s3_access_key.get_secret_value(),
         secret_key=settings.s3_secret_key.get_secret_value(),
         bucket=settings.bucket,
-    ).check()
-    return f"answers, and holds the bucket {settings.bucket!r}"
+    ).try_out()
+    return f"writes, reads, refuses to overwrite and deletes in the bucket {settings.bucket!r}"
 
 
 def _text(value: object) -> str:

@@ -264,7 +264,7 @@ def _clock_skew(state: State) -> float | None:
 
     from local.postgres import Postgres
 
-    db = Database(Postgres(state).url, 1, statement_seconds=5)
+    db = Database(Postgres(state).url, 1, transaction_seconds=5)
     try:
         with db.transaction() as connection:
             asked_at = time.time()

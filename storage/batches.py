@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from storage import jobs as transitions
-from storage.database import Database
+from storage.database import LONG_SECONDS, Database
 from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
 from storage.identifiers import new_id
 from storage.job_views import Job, list_jobs
@@ -86,7 +86,7 @@ def create(
         # Read back before the commit: once it is accepted, nothing may fail any more.
         return _with_counts(connection, [row])[0]
 
-    batch = db.run(work)
+    batch = db.run(work, seconds=LONG_SECONDS)
     if batch is not None:
         return batch, True
     earlier = made_before(db, account_id, idempotency_key, request_hash)
@@ -150,7 +150,7 @@ def cancel(db: Database, account_id: str, batch_id: str) -> Batch:
         transitions.cancel_batch(connection, batch_id)
         connection.execute(flag)
 
-    db.run(work)
+    db.run(work, seconds=LONG_SECONDS)
     return get(db, account_id, batch_id)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from storage.database import Database
+from storage.database import LONG_SECONDS, Database
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def forget_all(db: Database) -> int:
         """UPDATE jobs SET ring_number = NULL, next_dispatch_at = clock_timestamp()
             WHERE id IN (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id FOR UPDATE) RETURNING id"""
     )
-    return len(db.run(lambda connection: connection.execute(statement).all()))
+    return len(db.run(lambda connection: connection.execute(statement).all(), seconds=LONG_SECONDS))
 
 
 def waiting(db: Database) -> dict[tuple[str, str], int]:

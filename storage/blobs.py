@@ -6,23 +6,42 @@ read time for the address that clients see, and are never stored.
 
 import base64
 import hashlib
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, TypeVar
 
 import boto3
+import structlog
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
-from storage.errors import BlobConflict, BlobError, BlobUnavailable
+from storage.deadlines import BoundedCalls
+from storage.errors import BlobConflict, BlobError, BlobNotFound, BlobRefused, BlobUnavailable
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
+log = structlog.get_logger()
+
+Result = TypeVar("Result")
+
 PRECONDITION_FAILED = 412
+PROBE_KEY = ".calotype/probe"
+CONNECT_SECONDS, READ_SECONDS = 3, 10
+CALL_SECONDS = 15.0
+"""The longest that one call may take, however slowly its answer comes."""
+CHECK_SECONDS = 3.0
+REFUSED_SECONDS = 15.0
+"""How long an upload is tried again that the store refuses: then another worker may have a better key."""
+LOUD_SECONDS = 60.0
+MAX_SKEW_SECONDS = 60.0
+"""Of clocks, before it is worth saying. S3 itself refuses 15 minutes."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,9 @@ class Blobs:
         max_connections: int = 32,
     ) -> None:
         self.bucket = bucket
+        # botocore limits how long one byte may take to come, not how long an answer may.
+        self._calls = BoundedCalls(max_connections, "s3")
+        self._refused_at = -LOUD_SECONDS
 
         def client(url: str) -> "S3Client":
             made: S3Client = boto3.client(
@@ -60,9 +82,10 @@ class Blobs:
                 config=Config(
                     signature_version="s3v4",
                     s3={"addressing_style": "path"},
-                    retries={"mode": "standard", "max_attempts": 5},
-                    connect_timeout=3,
-                    read_timeout=30,
+                    retries={"total_max_attempts": 1},  # `put` tries again itself, within its budget
+                    connect_timeout=CONNECT_SECONDS,
+                    read_timeout=READ_SECONDS,
+                    tcp_keepalive=True,
                     max_pool_connections=max_connections,
                 ),
             )
@@ -75,44 +98,58 @@ class Blobs:
     def put(self, key: str, data: bytes, *, content_type: str, budget_seconds: float) -> Stored:
         """Write an object that must not exist yet (`If-None-Match: *`), with its checksum.
 
-        Tries again within the budget; a 412 on our own earlier try is recognised by size and digest.
-        Raises `BlobUnavailable` or `BlobConflict`.
+        Tries again within the budget, for `REFUSED_SECONDS` at most where the store refuses; a 412 on our
+        own earlier try is recognised by size and digest. Raises `BlobUnavailable`, `BlobRefused` or
+        `BlobConflict`.
         """
         digest = hashlib.sha256(data)
         stored = Stored(key, digest.hexdigest(), len(data))
+        began_at = time.monotonic()
+
+        def is_worth_another_try(error: BaseException) -> bool:
+            seconds = (
+                min(REFUSED_SECONDS, budget_seconds) if isinstance(error, BlobRefused) else budget_seconds
+            )
+            return isinstance(error, BlobUnavailable) and time.monotonic() - began_at < seconds
+
         tries = Retrying(
-            retry=retry_if_exception_type(BlobUnavailable),
-            wait=wait_random_exponential(multiplier=0.2, max=5),
-            stop=stop_after_delay(budget_seconds),
+            retry=retry_if_exception(is_worth_another_try),
+            wait=wait_random_exponential(multiplier=0.2, max=2),
             reraise=True,
         )
         for attempt in tries:
-            with attempt, _translated():
+            with attempt:
                 try:
-                    self._client.put_object(
-                        Bucket=self.bucket,
-                        Key=key,
-                        Body=data,
-                        ContentType=content_type,
-                        IfNoneMatch="*",
-                        ChecksumSHA256=base64.b64encode(digest.digest()).decode(),
-                        Metadata={"sha256": stored.sha256},
-                    )
-                except ClientError as error:
-                    if _status(error) != PRECONDITION_FAILED:
-                        raise
+                    self._put_once(key, data, content_type, digest.digest(), stored.sha256)
+                except _Exists:
                     if self._look(key) != stored:
-                        raise BlobConflict(f"another object holds the key {key!r}") from error
+                        raise BlobConflict(f"another object holds the key {key!r}") from None
         return stored
 
+    def _put_once(self, key: str, data: bytes, content_type: str, digest: bytes, sha256: str) -> None:
+        self._ask(
+            lambda: self._client.put_object(
+                Bucket=self.bucket,
+                Key=key,
+                Body=data,
+                ContentType=content_type,
+                IfNoneMatch="*",
+                ChecksumSHA256=base64.b64encode(digest).decode(),
+                Metadata={"sha256": sha256},
+            )
+        )
+
     def _look(self, key: str) -> Stored:
-        head = self._client.head_object(Bucket=self.bucket, Key=key)
+        head = self._ask(lambda: self._client.head_object(Bucket=self.bucket, Key=key))
         return Stored(key, head["Metadata"].get("sha256", ""), head["ContentLength"])
 
     def get(self, key: str) -> bytes:
         """The object's bytes; raises `BlobError`."""
-        with _translated():
-            return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        return self._ask(lambda: self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error. Raises `BlobError`."""
+        self._ask(lambda: self._client.delete_object(Bucket=self.bucket, Key=key))
 
     def presign(self, key: str, *, seconds: int, filename: str, content_type: str) -> str:
         """A GET link that works for `seconds` (SigV4 in the query); neither name is ever a client's."""
@@ -128,9 +165,38 @@ class Blobs:
         )
 
     def check(self) -> None:
-        """Raise `BlobError` unless the bucket answers."""
-        with _translated():
-            self._client.head_bucket(Bucket=self.bucket)
+        """Raise `BlobError` unless the store answers, knows our key and has the bucket.
+
+        It asks for an object that need not exist: a key that may not list is told `AccessDenied` then.
+        """
+        try:
+            self._ask(
+                lambda: self._client.get_object(Bucket=self.bucket, Key=PROBE_KEY)["Body"].close(),
+                seconds=CHECK_SECONDS,
+            )
+        except BlobRefused as error:
+            if error.reason != "AccessDenied":
+                raise
+        except BlobNotFound:
+            return
+
+    def try_out(self) -> None:
+        """Write an object, read it, see that it is not overwritten, delete it; raises `BlobError`."""
+        key, data = f".calotype/check-{secrets.token_hex(8)}", secrets.token_bytes(32)
+        self.put(key, data, content_type="application/octet-stream", budget_seconds=CHECK_SECONDS)
+        try:
+            if self.get(key) != data:
+                raise BlobRefused("the store gives back other bytes than it was given", reason="Corrupted")
+            other = hashlib.sha256(b"other")
+            try:
+                self._put_once(key, b"other", "application/octet-stream", other.digest(), other.hexdigest())
+            except _Exists:
+                return
+            raise BlobRefused(
+                "the store overwrites an object although If-None-Match: * forbids it", reason="Overwritten"
+            )
+        finally:
+            self.delete(key)
 
     def wait_until_ready(self, seconds: float) -> None:
         """Return once the bucket answers; raises the last `BlobError` when it does not in time."""
@@ -143,18 +209,73 @@ class Blobs:
                     raise
                 time.sleep(0.2)
 
+    def _ask(self, call: Callable[[], Result], *, seconds: float = CALL_SECONDS) -> Result:
+        try:
+            with _translated(self.bucket):
+                return self._calls.call(call, seconds)
+        except BlobRefused as error:
+            self._say_loudly(error)
+            raise
+        except BlobUnavailable:
+            # Idle connections to a store that went silent are as dead as the one that was just tried.
+            self._client.close()
+            raise
+
+    def _say_loudly(self, error: BlobRefused) -> None:
+        # Every upload says so until an administrator acts: once a minute is enough to be found.
+        now = time.monotonic()
+        if now - self._refused_at >= LOUD_SECONDS:
+            self._refused_at = now
+            log.error("storage_refused", reason=error.reason, error=str(error), bucket=self.bucket)
+
+
+class _Exists(Exception):
+    """An object lies under the key already."""
+
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(bucket: str) -> Iterator[None]:
     """botocore's errors as ours: what failed on the store's side, or on the way, can be tried again."""
     try:
         yield
     except ClientError as error:
-        if _status(error) >= 500 or _status(error) in (408, 429):
+        status, reason = _status(error), str(error.response.get("Error", {}).get("Code", ""))
+        if status == PRECONDITION_FAILED:
+            raise _Exists from error
+        if status == 404 and reason != "NoSuchBucket":
+            raise BlobNotFound(str(error)) from error
+        if (status >= 500 and status != 501) or status in (408, 409, 429):
             raise BlobUnavailable(str(error)) from error
-        raise BlobError(str(error)) from error
-    except BotoCoreError as error:
+        raise BlobRefused(_refusal(error, reason, bucket), reason=reason) from error
+    except (BotoCoreError, TimeoutError) as error:
         raise BlobUnavailable(str(error)) from error
+
+
+def _refusal(error: ClientError, reason: str, bucket: str) -> str:
+    """What the store said, and what an administrator can do about it."""
+    hints = {
+        "InvalidAccessKeyId": "it does not know the access key: was it rotated?",
+        "SignatureDoesNotMatch": "the secret key is wrong: was it rotated?",
+        "AccessDenied": "the key has no right to do this",
+        "NoSuchBucket": f"there is no bucket {bucket!r}",
+        "RequestTimeTooSkewed": "its clock and ours differ",
+        "NotImplemented": "it lacks what calotype needs: If-None-Match and SHA-256 checksums",
+    }
+    hint = f" ({hints[reason]})" if reason in hints else ""
+    skew_seconds = _skew_seconds(error)
+    if abs(skew_seconds) > MAX_SKEW_SECONDS:
+        side = "ahead of" if skew_seconds > 0 else "behind"
+        hint += f"; this machine's clock is {abs(skew_seconds):.0f} s {side} the store's"
+    return f"the store refuses: {error}{hint}"
+
+
+def _skew_seconds(error: ClientError) -> float:
+    """How far our clock is ahead of the store's, by the `Date` of its answer; 0 without one."""
+    date = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    try:
+        return (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def _status(error: ClientError) -> int:

@@ -1,20 +1,26 @@
 """The connection pool and the transaction. The only place where SQLAlchemy's engine is seen.
 
-Maps the driver's connection errors to `Unavailable` and repeats a unit of work that lost a deadlock.
-It does not know any table.
+Ends every transaction in time whatever Postgres or the network does (docs/adr/0014), maps the driver's
+connection errors to `Unavailable`, and repeats a unit of work that lost a deadlock. It does not know any
+table.
 """
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, create_engine, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+import psycopg2
+from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import NullPool
 
+from storage.deadlines import BoundedCalls, Deadline, SocketDeadlines, SocketHandle
 from storage.errors import Unavailable
+from storage.outage import Outage
 
 Result = TypeVar("Result")
 
@@ -23,51 +29,63 @@ READ_ONLY = "25006"
 AWAY_CLASSES = ("08", "53", "57", "58")
 """SQLSTATE classes of a server that is out of reach, full, stopping or broken (PostgreSQL, appendix A)."""
 MAX_TRIES = 5
+LONG_SECONDS = 30.0
+"""For a transaction over thousands of rows."""
+MAX_CONNECT_SECONDS = 5.0
+MAX_LOOK_SECONDS = 3.0
+SERVER_SHARE = 0.8
+"""Of the time that a transaction may take, for one statement: the server then cancels it before the
+connection has to be given up."""
+
+_deadlines = SocketDeadlines()
 
 
 class Database:
-    """A pool of at most `pool_size` connections to one Postgres; safe to share between threads."""
+    """A pool of at most `pool_size` connections to one Postgres; safe to share between threads.
 
-    def __init__(self, url: str, pool_size: int = 5, *, statement_seconds: float = 30) -> None:
-        self._engine = create_engine(
-            url.replace("postgresql://", "postgresql+psycopg2://", 1),
-            pool_size=pool_size,
-            max_overflow=0,
-            pool_timeout=10,
-            pool_pre_ping=True,
-            connect_args={
-                "connect_timeout": 5,
-                "options": f"-c statement_timeout={int(statement_seconds * 1000)} -c timezone=UTC",
-                "keepalives_idle": 5,
-                "keepalives_interval": 2,
-                "keepalives_count": 3,
-                "tcp_user_timeout": 10_000,  # ms; keepalives do not watch what was sent and not answered
-            },
+    A transaction ends within `transaction_seconds`, or it raises `Unavailable` and its connection is lost.
+    A caller waits at most `pool_seconds` for a free connection.
+    """
+
+    def __init__(
+        self, url: str, pool_size: int = 5, *, transaction_seconds: float = 10, pool_seconds: float = 10
+    ) -> None:
+        self._transaction_seconds = transaction_seconds
+        self._current = threading.local()
+        self._connects = BoundedCalls(pool_size + 2, "database-connect")
+        self._engine = self._make_engine(
+            url, min(MAX_CONNECT_SECONDS, transaction_seconds), pool_size=pool_size, pool_timeout=pool_seconds
         )
+        event.listen(self._engine, "checkout", self._check_out)
+        self._looking = self._make_engine(url, min(MAX_LOOK_SECONDS, transaction_seconds), poolclass=NullPool)
+        event.listen(self._looking, "checkout", self._check_out)
+        self._outage = Outage(self._look, on_end=self._engine.dispose)
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """One transaction: committed when the block ends well, rolled back when it raises."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except (OperationalError, InterfaceError, PoolTimeout) as error:
-            if sqlstate(error) in (DEADLOCK, SERIALIZATION):
-                raise
-            raise Unavailable(f"the database cannot be used: {type(error).__name__}") from error
-        except DBAPIError as error:
-            code = sqlstate(error) or ""
-            if code == READ_ONLY:
-                self._engine.dispose()  # a standby, or one that was: these connections stay read-only
-            if error.connection_invalidated or code == READ_ONLY or code[:2] in AWAY_CLASSES:
-                raise Unavailable(f"the database cannot be used (SQLSTATE {code or 'none'})") from error
-            raise
+    def transaction(self, *, seconds: float | None = None) -> Iterator[Connection]:
+        """One transaction: committed when the block ends well, rolled back when it raises.
 
-    def run(self, work: Callable[[Connection], Result]) -> Result:
+        `seconds` if this one may take longer than others.
+        """
+        self._outage.refuse()
+        with self._translated(), self._within(seconds or self._transaction_seconds) as deadline:
+            try:
+                with self._engine.begin() as connection:
+                    if seconds is not None:
+                        limit = text("SELECT set_config('statement_timeout', :milliseconds, true)")
+                        connection.execute(limit, {"milliseconds": _server_milliseconds(seconds)})
+                    yield connection
+            except (DBAPIError, PoolTimeout) as error:
+                if deadline.is_over and deadline.socket is not None:
+                    self._outage.begin("no answer in time")
+                    raise Unavailable("the database did not answer in time") from error
+                raise
+
+    def run(self, work: Callable[[Connection], Result], *, seconds: float | None = None) -> Result:
         """Run `work` in a transaction, again from the start when Postgres chose it as a deadlock's victim."""
         for attempt in range(MAX_TRIES):
             try:
-                with self.transaction() as connection:
+                with self.transaction(seconds=seconds) as connection:
                     return work(connection)
             except DBAPIError as error:
                 if sqlstate(error) not in (DEADLOCK, SERIALIZATION) or attempt == MAX_TRIES - 1:
@@ -82,7 +100,111 @@ class Database:
 
     def close(self) -> None:
         """Give every connection back."""
+        self._outage.close()
         self._engine.dispose()
+
+    def _make_engine(self, url: str, connect_seconds: float, **pool: Any) -> Any:
+        engine = create_engine(
+            url.replace("postgresql://", "postgresql+psycopg2://", 1),
+            connect_args={
+                "connect_timeout": max(2, int(connect_seconds)),  # libpq takes 1 for 2
+                "options": f"-c statement_timeout={_server_milliseconds(self._transaction_seconds)}"
+                " -c timezone=UTC",
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 10_000,  # ms; keepalives do not watch what was sent and not answered
+            },
+            **pool,
+        )
+
+        def connect(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+            # libpq looks names up without any limit; its own limit covers only what comes after.
+            try:
+                return self._connects.call(
+                    lambda: dialect.connect(*arguments, **options),
+                    connect_seconds + 1,
+                    on_late=lambda connection: connection.close(),
+                )
+            except TimeoutError as error:
+                raise psycopg2.OperationalError(f"connecting took too long: {error}") from error
+
+        event.listen(engine, "do_connect", connect)
+        event.listen(engine, "connect", _keep_socket)
+        event.listen(engine, "close", _close_socket)
+        return engine
+
+    @contextmanager
+    def _within(self, seconds: float) -> Iterator[Deadline]:
+        outer = getattr(self._current, "deadline", None)
+        deadline = self._current.deadline = _deadlines.arm(seconds)
+        try:
+            yield deadline
+        finally:
+            _deadlines.disarm(deadline)
+            self._current.deadline = outer
+
+    def _check_out(self, connection: Any, record: Any, _fairy: Any) -> None:
+        """Put the connection under the transaction's deadline, and see whether it is still there."""
+        deadline: Deadline = self._current.deadline
+        _deadlines.bind(deadline, record.info["socket"])
+        is_new, record.info["is_new"] = record.info["is_new"], False
+        if is_new:
+            return
+        try:
+            self._engine.dialect.do_ping(connection)
+        except psycopg2.Error as error:
+            if deadline.is_over:
+                raise
+            raise InvalidatePoolError from error  # SQLAlchemy then connects anew
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg2.Error as error:
+            # From `_check_out`, which SQLAlchemy does not wrap: the deadline is over.
+            self._outage.begin("no answer in time")
+            raise Unavailable("the database did not answer in time") from error
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            if sqlstate(error) in (DEADLOCK, SERIALIZATION):
+                raise
+            # A server that is full refuses new connections alone: those that we have go on.
+            if _could_not_connect(error) and not self._engine.pool.checkedout():
+                self._outage.begin("cannot be connected to")
+            raise Unavailable(f"the database cannot be used: {type(error).__name__}") from error
+        except DBAPIError as error:
+            code = sqlstate(error) or ""
+            if code == READ_ONLY:
+                self._engine.dispose()  # a standby, or one that was: these connections stay read-only
+            if error.connection_invalidated or code == READ_ONLY or code[:2] in AWAY_CLASSES:
+                raise Unavailable(f"the database cannot be used (SQLSTATE {code or 'none'})") from error
+            raise
+
+    def _look(self) -> None:
+        """Connect anew and ask; raises what the driver raises."""
+        with self._within(MAX_LOOK_SECONDS), self._looking.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+
+def _keep_socket(connection: Any, record: Any) -> None:
+    record.info["socket"] = SocketHandle(connection.fileno())
+    record.info["is_new"] = True
+
+
+def _close_socket(_connection: Any, record: Any) -> None:
+    kept = record.info.pop("socket", None)
+    if kept is not None:
+        kept.close()
+
+
+def _server_milliseconds(seconds: float) -> str:
+    return str(max(1, int(seconds * SERVER_SHARE * 1000)))
+
+
+def _could_not_connect(error: Exception) -> bool:
+    # An error of a statement names it; SQLAlchemy has none to name while it connects.
+    return isinstance(error, OperationalError) and error.statement is None and sqlstate(error) is None
 
 
 def sqlstate(error: Exception) -> str | None:

@@ -8,6 +8,8 @@ StorageError
  ├─ DeliveryIsPending     delivery_is_pending
  └─ BlobError             blob_error
      ├─ BlobUnavailable   storage_unavailable       retryable
+     │   └─ BlobRefused   storage_refused           retryable
+     ├─ BlobNotFound      blob_not_found
      └─ BlobConflict      blob_conflict
 """
 
@@ -61,6 +63,25 @@ class BlobUnavailable(BlobError):
 
     code = "storage_unavailable"
     retryable = True
+
+
+class BlobRefused(BlobUnavailable):
+    """The object store refuses this installation: its key, its clock, its bucket, or what it asks for.
+
+    Retryable, since an administrator can mend it while the job waits.
+    """
+
+    code = "storage_refused"
+
+    def __init__(self, detail: str, *, reason: str) -> None:
+        super().__init__(detail)
+        self.reason = reason  # the store's own code, such as `InvalidAccessKeyId`
+
+
+class BlobNotFound(BlobError):
+    """Nothing lies under this key."""
+
+    code = "blob_not_found"
 
 
 class BlobConflict(BlobError):

@@ -21,7 +21,7 @@ from engine.request import GeneratedImage, GenerationRequest, scheduler_named
 from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
-from storage.errors import StorageError, Unavailable
+from storage.errors import BlobUnavailable, StorageError, Unavailable
 from storage.job_views import Job, JobWarning, StoredImage
 from storage.jobs import Claim, WorkerName
 from tasks.holdings import Handle, Holding, Holdings
@@ -35,6 +35,9 @@ log = structlog.get_logger()
 MAX_SEED = 2**63
 ELSEWHERE_BACKOFF_SECONDS = 5.0
 """Before a job looks for another worker than this, which cannot repeat itself, or reaches no database."""
+
+STORE_BACKOFF_SECONDS = 30.0
+"""Before images are drawn again that could not be stored: the upload's own budget is over by then."""
 
 
 class GenerationHandle(Handle, Protocol):
@@ -197,10 +200,13 @@ class Generate:
             log.error("job_crashed", job_id=claim.job.id, exc_info=error)
             detail = f"{type(error).__name__} in the worker"
         if getattr(error, "retryable", True):
-            is_ours = isinstance(error, EngineStopped | StrictUnavailable)  # another worker can do it
+            # Another worker can do it, or anybody once the store is back: no fault of the job's.
+            is_ours = isinstance(error, EngineStopped | StrictUnavailable | BlobUnavailable)
             backoff_seconds = 2.0**claim.job.num_failures
             if isinstance(error, StrictUnavailable | NotMarked):
                 backoff_seconds = ELSEWHERE_BACKOFF_SECONDS
+            elif isinstance(error, BlobUnavailable):
+                backoff_seconds = STORE_BACKOFF_SECONDS
             elif isinstance(error, EngineStopped):
                 backoff_seconds = 0
             self._write(

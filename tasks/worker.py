@@ -85,10 +85,10 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         settings.database_url.get_secret_value(), options.interactive_slots + options.bulk_slots + 2
     )
     heart_db = Database(
-        settings.database_url.get_secret_value(), 1, statement_seconds=settings.heartbeat_seconds
+        settings.database_url.get_secret_value(), 1, transaction_seconds=settings.heartbeat_seconds
     )
     mark_seconds = min(MAX_WAIT_SECONDS, settings.watchdog_seconds / 6)  # a wait must not look like a hang
-    solo_db = Database(settings.database_url.get_secret_value(), 1, statement_seconds=mark_seconds)
+    solo_db = Database(settings.database_url.get_secret_value(), 1, transaction_seconds=mark_seconds)
     app = make_celery(
         settings.broker_url.get_secret_value(),
         settings.broker_key_prefix,

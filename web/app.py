@@ -22,6 +22,7 @@ from storage.workers import num_live_workers
 from storage.workloads import workload
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
+from tasks.prompt_dispatcher import PromptDispatcher
 from web import batches, docs, health, jobs, page, sign_in, tiers, webhook_deliveries
 from web.access_log import register_access_log
 from web.admission import Admission
@@ -29,6 +30,7 @@ from web.api_request import ApiRequest
 from web.auth import KeyRing
 from web.errors import Problem, answer_invalid, register_errors
 from web.forecast import Forecast
+from web.health import make_looks
 from web.html_errors import register_unknown_addresses
 from web.metrics import Metrics
 from web.security_headers import register_security_headers
@@ -38,6 +40,8 @@ from web.wiring import EXTENSION, Wiring
 
 VERSION = "0.1.0"
 MAX_CONNECTIONS = 10
+TRANSACTION_SECONDS, POOL_SECONDS = 5.0, 3.0
+"""So that a request is refused within 8 seconds when Postgres hangs, wherever it is just then."""
 DESCRIPTION = """Turns prompts into images. Errors are RFC 9457 `application/problem+json` with a stable
 `code`; every answer carries `X-Request-ID`."""
 
@@ -86,7 +90,12 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
 
 def _wire(settings: Settings) -> Wiring:
     pool_size = min(settings.web_threads + 2, MAX_CONNECTIONS)
-    db = Database(_plain(settings.database_url), pool_size)
+    db = Database(
+        _plain(settings.database_url),
+        pool_size,
+        transaction_seconds=TRANSACTION_SECONDS,
+        pool_seconds=POOL_SECONDS,
+    )
     blobs = Blobs(
         endpoint=settings.s3_endpoint,
         public_endpoint=settings.s3_public_endpoint,
@@ -97,7 +106,7 @@ def _wire(settings: Settings) -> Wiring:
     )
     tier_names = [tier.name for tier in settings.catalogue.tiers]
     celery = make_celery(_plain(settings.broker_url), settings.broker_key_prefix, tier_names)
-    dispatcher = Dispatcher(celery)
+    dispatcher = PromptDispatcher(Dispatcher(celery))
     waiter = Waiter(lambda ids: states_of(db, ids), max_waiters=max(1, settings.web_threads // 2))
     _let_waiters_go_on_term(waiter)
     metrics = Metrics()
@@ -114,11 +123,18 @@ def _wire(settings: Settings) -> Wiring:
         with celery.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=3)
 
+    looks = make_looks(
+        db=db,
+        check_broker=check_broker,
+        check_blobs=blobs.check,
+        tiers=tier_names,
+        worker_alive_seconds=settings.worker_alive_seconds,
+    )
     return Wiring(
         db=db,
         blobs=blobs,
         dispatcher=dispatcher,
-        check_broker=check_broker,
+        looks=looks,
         catalogue=settings.catalogue,
         admission=Admission(settings.catalogue, tier_for, settings.webhook_allowed_networks),
         keys=KeyRing(db, sessions),

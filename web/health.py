@@ -6,21 +6,21 @@ nobody sends stay in the outbox. Each of these makes the state `degraded`, still
 takes the last web process away for it.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-import structlog
 from flask import Response, jsonify
 from flask_openapi.blueprint import APIBlueprint
 from pydantic import BaseModel
 
+from storage.database import Database
 from storage.delivery_views import seconds_late
-from storage.errors import StorageError
+from storage.errors import BlobRefused
 from storage.workers import live_workers
 from web.errors import RETRY_AFTER_SECONDS, documented
+from web.looks import MAX_WAIT_SECONDS, Finding, Look
 from web.wiring import wired
-
-log = structlog.get_logger()
 
 
 class Check(BaseModel):
@@ -59,15 +59,18 @@ def show_liveness() -> Response:
 
 @blueprint.get("/readyz", summary="Can jobs be accepted", responses={200: Readiness, 503: Readiness})
 def show_readiness() -> Response:
-    """Looks at Postgres, the broker, S3, the workers and the webhooks; names each tier that nobody serves."""
-    wiring = wired()
-    checks = {
-        "postgres": _look("postgres", wiring.db.check),
-        "broker": _look("broker", wiring.check_broker),
-        "s3": _look("s3", wiring.blobs.check),
-    }
-    for name, look in (("workers", _workers), ("webhooks", _webhooks)):
-        checks[name] = look() if checks["postgres"].ok else Check(ok=False, detail="not known")
+    """What the last looks at Postgres, the broker, S3, the workers and the webhooks found.
+
+    Names each tier that nobody serves. Answers within a second, whatever hangs.
+    """
+    looks = wired().looks
+    for look in looks:
+        look.begin()
+    wait_until = time.monotonic() + MAX_WAIT_SECONDS
+    found = {look.name: look.finding(wait_until) for look in looks}
+    checks = {name: Check(ok=finding.ok, detail=finding.detail) for name, finding in found.items()}
+    if not checks["postgres"].ok:
+        checks |= {name: Check(ok=False, detail="not known") for name in ("workers", "webhooks")}
     state: Literal["ready", "degraded", "unavailable"] = (
         "unavailable"
         if not checks["postgres"].ok
@@ -80,37 +83,45 @@ def show_readiness() -> Response:
     return response
 
 
-def _look(name: str, check: Callable[[], None]) -> Check:
-    try:
-        check()
-    except Exception as error:
-        # Whatever a client library raises means the same here; addresses stay in the log.
-        log.warning("check_failed", check=name, error=str(error))
-        return Check(ok=False, detail=f"does not answer ({type(error).__name__})")
-    return Check(ok=True, detail="answers")
+def make_looks(
+    *,
+    db: Database,
+    check_broker: Callable[[], None],
+    check_blobs: Callable[[], None],
+    tiers: Sequence[str],
+    worker_alive_seconds: float,
+) -> tuple[Look, ...]:
+    """One look for each thing that readiness depends on."""
 
+    def postgres() -> Finding:
+        db.check()
+        return Finding(True, "answers")
 
-def _workers() -> Check:
-    wiring = wired()
-    try:
-        workers = live_workers(wiring.db, wiring.worker_alive_seconds)
-    except StorageError as error:
-        return Check(ok=False, detail=f"not known ({type(error).__name__})")
-    served = {tier for worker in workers for tier in worker.tiers}
-    idle = [tier.name for tier in wiring.catalogue.tiers if tier.name not in served]
-    if idle:
-        return Check(ok=False, detail=f"no live worker serves: {', '.join(idle)}")
-    return Check(ok=True, detail=f"{len(workers)} live, every tier is served")
+    def broker() -> Finding:
+        check_broker()
+        return Finding(True, "answers")
 
+    def s3() -> Finding:
+        try:
+            check_blobs()
+        except BlobRefused as error:
+            return Finding(False, f"refuses us ({error.reason})")
+        return Finding(True, "answers")
 
-def _webhooks() -> Check:
-    # Senders have no heartbeat, and need none: what is due and not being sent tells of every cause.
-    wiring = wired()
-    try:
-        late = seconds_late(wiring.db)
-    except StorageError as error:
-        return Check(ok=False, detail=f"not known ({type(error).__name__})")
-    if late > wiring.worker_alive_seconds:
-        detail = f"due since {late:.0f} s and not sent: does a worker with --device none run, and a sweeper?"
-        return Check(ok=False, detail=detail)
-    return Check(ok=True, detail="none is late")
+    def workers() -> Finding:
+        live = live_workers(db, worker_alive_seconds)
+        served = {tier for worker in live for tier in worker.tiers}
+        idle = [tier for tier in tiers if tier not in served]
+        if idle:
+            return Finding(False, f"no live worker serves: {', '.join(idle)}")
+        return Finding(True, f"{len(live)} live, every tier is served")
+
+    def webhooks() -> Finding:
+        # Senders have no heartbeat, and need none: what is due and not being sent tells of every cause.
+        late = seconds_late(db)
+        if late > worker_alive_seconds:
+            why = "does a worker with --device none run, and a sweeper?"
+            return Finding(False, f"due since {late:.0f} s and not sent: {why}")
+        return Finding(True, "none is late")
+
+    return tuple(Look(look.__name__, look) for look in (postgres, broker, s3, workers, webhooks))

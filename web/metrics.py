@@ -21,8 +21,13 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 class Bells(Protocol):
     """What counts the bells: a dispatcher."""
 
-    num_rung: int
-    num_failed: int
+    @property
+    def num_rung(self) -> int:
+        """Bells that the broker took."""
+
+    @property
+    def num_failed(self) -> int:
+        """Bells that it did not take."""
 
 
 class Metrics:

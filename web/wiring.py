@@ -1,6 +1,5 @@
 """What every route of one application shares, made once by `web.app` and found by the running request."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -8,10 +7,11 @@ from flask import current_app, request
 
 from storage.blobs import Blobs
 from storage.database import Database
-from tasks.dispatch import Dispatcher
+from tasks.prompt_dispatcher import PromptDispatcher
 from web.admission import Admission
 from web.auth import KeyRing
 from web.forecast import Forecast
+from web.looks import Look
 from web.metrics import Metrics
 from web.waiting import Waiter
 
@@ -27,8 +27,8 @@ class Wiring:
 
     db: Database
     blobs: Blobs
-    dispatcher: Dispatcher
-    check_broker: Callable[[], None]
+    dispatcher: PromptDispatcher
+    looks: tuple[Look, ...]
     catalogue: "Catalogue"
     admission: Admission
     keys: KeyRing

@@ -2,13 +2,20 @@
 
 import hashlib
 import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import httpx2
 import pytest
+from structlog.testing import capture_logs
 
 from local.endpoints import Embedded
 from storage.blobs import Blobs
-from storage.errors import BlobConflict, BlobError, BlobUnavailable
+from storage.errors import BlobConflict, BlobNotFound, BlobRefused, BlobUnavailable
+from tests.paused import paused
 
 
 def put(blobs: Blobs, key: str, data: bytes = b"picture") -> str:
@@ -49,7 +56,7 @@ def test_a_presigned_link_shows_one_image_and_nothing_else(blobs: Blobs, key: st
 
 
 def test_a_missing_object_is_a_blob_error(blobs: Blobs, key: str) -> None:
-    with pytest.raises(BlobError):
+    with pytest.raises(BlobNotFound):
         blobs.get(key)
 
 
@@ -64,3 +71,179 @@ def test_a_dead_store_is_retryable_and_named(services: Embedded, key: str) -> No
     )
     with pytest.raises(BlobUnavailable):
         dead.put(key, b"x", content_type="image/png", budget_seconds=0.1)
+
+
+def of(services: Embedded, **changes: Any) -> Blobs:
+    known = {
+        "endpoint": services.s3_endpoint,
+        "public_endpoint": "",
+        "region": "us-east-1",
+        "access_key": services.s3_access_key,
+        "secret_key": services.s3_secret_key,
+        "bucket": services.bucket,
+    }
+    return Blobs(**{**known, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "said"),
+    [
+        ({"access_key": "rotated"}, "InvalidAccessKeyId", "was it rotated"),
+        ({"secret_key": "rotated"}, "SignatureDoesNotMatch", "was it rotated"),
+    ],
+)
+def test_S32_a_store_that_refuses_our_key_can_be_tried_again_and_is_said_loudly(
+    services: Embedded, key: str, changes: dict[str, str], reason: str, said: str
+) -> None:
+    refused = of(services, **changes)
+    with capture_logs() as events:
+        with pytest.raises(BlobRefused, match=said) as caught:
+            refused.put(key, b"x", content_type="image/png", budget_seconds=1)
+        with pytest.raises(BlobRefused):
+            refused.check()
+    assert (caught.value.retryable, caught.value.reason) == (True, reason)
+    loud = [event for event in events if event["event"] == "storage_refused"]
+    assert [event["log_level"] for event in loud] == ["error"], "once a minute, however often it happens"
+    assert loud[0]["reason"] == reason
+
+
+def test_S32_a_key_that_is_right_again_within_the_budget_stores_the_image(
+    services: Embedded, key: str
+) -> None:
+    """As when keys are rotated at the store before they are here."""
+    blobs = of(services)
+    wrong = threading.Event()
+    wrong.set()
+
+    def spoil(request: Any, **_: Any) -> None:
+        if wrong.is_set():
+            request.headers["Authorization"] = request.headers["Authorization"][:-4] + b"beef"
+            wrong.clear()
+
+    blobs._client.meta.events.register_last("before-send.s3.PutObject", spoil)
+    blobs.put(key, b"x", content_type="image/png", budget_seconds=10)
+    assert not wrong.is_set()
+    assert blobs.get(key) == b"x"
+
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@pytest.fixture
+def make_store() -> Iterator[Callable[[Answer], str]]:
+    """Starts look-alikes of S3 that answer every request alike; gives back their addresses."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def make(answer: Answer) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                answer(self)
+
+            do_GET = do_HEAD = do_DELETE = do_PUT
+
+            def log_message(self, *_: Any) -> None:
+                return
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def refusing(status: int, code: str, date: str | None = None) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+        handler.send_response_only(status)
+        if date:
+            handler.send_header("Date", date)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def test_S32_a_clock_that_is_wrong_is_named_with_how_far_it_is(
+    services: Embedded, make_store: Callable[[Answer], str], key: str
+) -> None:
+    late = refusing(403, "RequestTimeTooSkewed", "Sat, 28 Nov 2020 12:00:00 GMT")
+    store = of(services, endpoint=make_store(late))
+    with pytest.raises(BlobRefused, match=r"this machine's clock is \d+ s ahead of the store's") as caught:
+        store.put(key, b"x", content_type="image/png", budget_seconds=0.1)
+    assert caught.value.reason == "RequestTimeTooSkewed"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument"), (404, "NoSuchBucket")]
+)
+def test_S31_a_store_that_lacks_what_we_need_fails_no_job_for_good(
+    services: Embedded, make_store: Callable[[Answer], str], key: str, status: int, code: str
+) -> None:
+    store = of(services, endpoint=make_store(refusing(status, code)))
+    with pytest.raises(BlobRefused, match=code):
+        store.put(key, b"x", content_type="image/png", budget_seconds=0.1)
+    with pytest.raises(BlobRefused, match=code):
+        store.try_out()
+
+
+def test_S31_a_store_is_tried_out_with_everything_that_is_asked_of_it(services: Embedded) -> None:
+    of(services).try_out()
+
+
+def test_S31_a_store_that_overwrites_is_found_out(services: Embedded) -> None:
+    kept: dict[str, bytes] = {}
+
+    class Overwrites(Blobs):
+        def get(self, key: str) -> bytes:
+            kept.setdefault("first", super().get(key))
+            return kept["first"]
+
+    blobs = Overwrites(
+        endpoint=services.s3_endpoint,
+        public_endpoint="",
+        region="us-east-1",
+        access_key=services.s3_access_key,
+        secret_key=services.s3_secret_key,
+        bucket=services.bucket,
+    )
+
+    def forget_the_condition(request: Any, **_: Any) -> None:
+        del request.headers["If-None-Match"]
+
+    blobs._client.meta.events.register_first("request-created.s3.PutObject", forget_the_condition)
+    with pytest.raises(BlobRefused, match="If-None-Match"):
+        blobs.try_out()
+
+
+def test_S1_a_hung_store_is_given_up_in_time_and_used_again(services: Embedded, key: str) -> None:
+    blobs = of(services)
+    blobs.check()
+    with paused(services.pid("s3")):
+        began_at = time.monotonic()
+        with pytest.raises(BlobUnavailable):
+            blobs.check()
+        assert time.monotonic() - began_at < 10
+    blobs.put(key, b"x", content_type="image/png", budget_seconds=20)
+    assert blobs.get(key) == b"x"
+
+
+def test_S1_an_answer_that_drips_is_given_up_as_well(
+    services: Embedded, make_store: Callable[[Answer], str]
+) -> None:
+    """Each byte comes in time, the answer never does."""
+    done = threading.Event()
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while not done.wait(0.1):
+            handler.wfile.write(b"x")
+
+    store = of(services, endpoint=make_store(drip))
+    with pytest.raises(BlobUnavailable):
+        store.check()
+    done.set()

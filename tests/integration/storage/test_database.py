@@ -1,12 +1,17 @@
 """The promise about a database that cannot be used: it is told apart from a bug, and recovered from."""
 
+import threading
+import time
+
 import pytest
 from sqlalchemy import text
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from local.endpoints import Embedded
 from storage import accounts
 from storage.database import Database
 from storage.errors import Unavailable
+from tests.paused import paused
 
 
 def test_a_read_only_server_is_unavailable_and_is_used_again_once_it_can_be_written(
@@ -23,7 +28,7 @@ def test_a_read_only_server_is_unavailable_and_is_used_again_once_it_can_be_writ
 
 
 def test_a_statement_that_takes_too_long_is_unavailable(migrated: Embedded) -> None:
-    db = Database(migrated.database_url, 1, statement_seconds=0.1)
+    db = Database(migrated.database_url, 1, transaction_seconds=0.1)
     with pytest.raises(Unavailable), db.transaction() as connection:
         connection.execute(text("SELECT pg_sleep(5)"))
     db.check()
@@ -48,3 +53,106 @@ def test_a_network_that_swallows_packets_is_given_up_within_seconds(database: Da
         driver = connection.connection.driver_connection
         assert driver is not None
         assert driver.info.dsn_parameters["tcp_user_timeout"] == "10000"
+
+
+def test_S3_a_hung_server_is_given_up_in_time_and_used_again_once_it_answers(services: Embedded) -> None:
+    db = Database(services.database_url, 2, transaction_seconds=1)
+    db.check()
+    with paused(services.pid("postgres")):
+        began_at = time.monotonic()
+        with pytest.raises(Unavailable):
+            db.check()
+        assert time.monotonic() - began_at < 5
+    # Nobody has to do anything for that.
+    Retrying(retry=retry_if_exception_type(Unavailable), wait=wait_fixed(0.1), stop=stop_after_delay(20))(
+        db.check
+    )
+    db.close()
+
+
+def test_S3_nobody_waits_for_a_server_that_somebody_waits_for_already(services: Embedded) -> None:
+    db = Database(services.database_url, 2, transaction_seconds=1)
+    db.check()
+    with paused(services.pid("postgres")):
+        with pytest.raises(Unavailable):
+            db.check()
+        began_at = time.monotonic()
+        for _ in range(100):
+            with pytest.raises(Unavailable, match="away"):
+                db.check()
+        assert time.monotonic() - began_at < 0.5
+    db.close()
+
+
+def test_S3_a_transaction_that_was_given_up_has_written_nothing(
+    migrated: Embedded, database: Database
+) -> None:
+    db = Database(migrated.database_url, 2, transaction_seconds=1)
+
+    def create_slowly() -> None:
+        with db.transaction() as connection:
+            connection.execute(
+                text("INSERT INTO accounts (id, name, webhook_secret) VALUES ('acc_late', 'late', 'whsec_')")
+            )
+            with paused(migrated.pid("postgres")):
+                connection.execute(text("SELECT 1"))
+
+    with pytest.raises(Unavailable):
+        create_slowly()
+    with database.transaction() as connection:
+        found = connection.execute(text("SELECT FROM accounts WHERE id = 'acc_late'")).one_or_none()
+    assert found is None
+    db.close()
+
+
+def test_S3_a_lock_that_is_not_given_back_is_not_taken_for_an_outage(
+    migrated: Embedded, database: Database, account: str
+) -> None:
+    db = Database(migrated.database_url, 2, transaction_seconds=1)
+    lock = text("SELECT FROM accounts WHERE id = :id FOR UPDATE")
+    with database.transaction() as holder:
+        holder.execute(lock, {"id": account})
+        with pytest.raises(Unavailable), db.transaction() as waiting:
+            waiting.execute(lock, {"id": account})
+        db.check()
+    db.close()
+
+
+def test_a_long_transaction_may_take_the_time_that_it_asks_for(migrated: Embedded) -> None:
+    db = Database(migrated.database_url, 1, transaction_seconds=0.5)
+    with db.transaction(seconds=10) as connection:
+        connection.execute(text("SELECT pg_sleep(1)"))
+    with db.transaction() as connection:
+        limit = connection.execute(text("SHOW statement_timeout")).scalar_one()
+    assert limit == "400ms", "the next one may not"
+    db.close()
+
+
+def test_a_full_server_does_not_cost_the_connections_that_are_there(migrated: Embedded) -> None:
+    db = Database(migrated.database_url, 2, transaction_seconds=5)
+    name = "full_for_a_test"
+    with db.transaction() as connection:
+        connection.execute(text(f"DROP ROLE IF EXISTS {name}"))
+        connection.execute(text(f"CREATE ROLE {name} LOGIN PASSWORD 'full' CONNECTION LIMIT 1"))
+    host = migrated.database_url.rpartition("@")[2]
+    full = Database(f"postgresql://{name}:full@{host}", 2, transaction_seconds=5)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with full.transaction() as connection:
+            connection.execute(text("SELECT 1"))
+            entered.set()
+            assert leave.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert entered.wait(30)
+    with pytest.raises(Unavailable):
+        full.check()
+    leave.set()
+    holder.join()
+    full.check()
+    full.close()
+    with db.transaction() as connection:
+        connection.execute(text(f"DROP ROLE {name}"))
+    db.close()

@@ -134,11 +134,11 @@ class FailsFirst(Database):
 
     has_failed = False
 
-    def run(self, work: Any) -> Any:
+    def run(self, work: Any, **limits: Any) -> Any:
         if not self.has_failed:
             self.has_failed = True
             raise ValueError("not foreseen")
-        return super().run(work)
+        return super().run(work, **limits)
 
 
 def test_what_nobody_foresaw_is_logged_and_the_next_turn_publishes(

@@ -304,7 +304,7 @@ def test_a_database_that_is_away_is_no_crash(ca_file: Path) -> None:
         def __init__(self) -> None:
             return
 
-        def transaction(self) -> Any:
+        def transaction(self, **_: Any) -> Any:
             raise Unavailable("away")
 
     client = WebhookClient(timeout_seconds=1, ca_file=ca_file)

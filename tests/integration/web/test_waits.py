@@ -157,7 +157,7 @@ def test_a_job_is_accepted_and_shown_even_when_why_it_waits_cannot_be_read(
     client: Client, settings: Settings, database: Database
 ) -> None:
     app = create_app(settings)
-    impatient = Database(settings.database_url.get_secret_value(), 2, statement_seconds=1.5)
+    impatient = Database(settings.database_url.get_secret_value(), 2, transaction_seconds=1.5)
     app.extensions[EXTENSION] = replace(app.extensions[EXTENSION], db=impatient)
     who = Client(app.test_client(), client.key)
     with database.transaction() as connection:

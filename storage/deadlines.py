@@ -1,0 +1,162 @@
+"""Deadlines for calls into libraries that offer none, or not for the whole call.
+
+Owns two ways to give up: `SocketDeadlines` shuts the socket under a call that blocks in C, and
+`BoundedCalls` runs a call on a thread of its own and stops waiting for it. It does not know what is called.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+class SocketHandle:
+    """A descriptor of our own for a socket that a library holds and closes whenever it likes.
+
+    The library's number may be another socket's a moment later; this one stays until `close`.
+    """
+
+    def __init__(self, fileno: int) -> None:
+        self._fileno = os.dup(fileno)
+        self._lock = threading.Lock()
+
+    def shut(self) -> None:
+        """End the connection for everybody who holds it."""
+        with self._lock:
+            if self._fileno < 0:
+                return
+            held = socket.socket(fileno=self._fileno)
+            try:
+                held.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # the other side ended it already
+            finally:
+                held.detach()
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        with self._lock:
+            fileno, self._fileno = self._fileno, -1
+        if fileno >= 0:
+            os.close(fileno)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Deadline:
+    """The end of one piece of work; `is_over` once its socket has been shut, or would have been."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.is_over = False
+        self.socket: SocketHandle | None = None
+
+
+class SocketDeadlines:
+    """Shuts the socket of whatever has not ended in time; one thread for all of them, started on demand.
+
+    A shut socket ends a blocked `recv`, `send` or `poll` at once, in any library and in any state of TLS.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._armed: set[Deadline] = set()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def arm(self, seconds: float) -> Deadline:
+        """Begin a deadline that is over in `seconds`, without a socket yet. End it with `disarm`."""
+        deadline = Deadline(self._clock() + seconds)
+        with self._changed:
+            self._armed.add(deadline)
+            # After a fork the parent's thread is not alive here.
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="socket-deadlines", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return deadline
+
+    def bind(self, deadline: Deadline, bound: SocketHandle) -> None:
+        """Let this socket be shut when the deadline is over; at once if it is already."""
+        with self._changed:
+            deadline.socket = bound
+            if deadline.is_over:
+                bound.shut()
+
+    def disarm(self, deadline: Deadline) -> None:
+        """The work has ended: from now on its socket stays open."""
+        with self._changed:
+            self._armed.discard(deadline)
+
+    def _run(self) -> None:
+        with self._changed:
+            while self._armed:
+                now = self._clock()
+                for deadline in [one for one in self._armed if one.at <= now]:
+                    deadline.is_over = True
+                    self._armed.discard(deadline)
+                    if deadline.socket is not None:
+                        deadline.socket.shut()
+                if self._armed:
+                    self._changed.wait(min(one.at for one in self._armed) - now)
+            self._thread = None  # under the lock: the next `arm` starts another
+
+
+class BoundedCalls:
+    """Runs calls on threads of their own, at most `max_calls` at once, those that were given up included."""
+
+    def __init__(self, max_calls: int, name: str) -> None:
+        self._free = threading.BoundedSemaphore(max_calls)
+        self._name = name
+
+    def call(
+        self,
+        function: Callable[[], Result],
+        seconds: float,
+        *,
+        on_late: Callable[[Result], object] | None = None,
+    ) -> Result:
+        """What `function` returns or raises; raises `TimeoutError` when it takes longer than `seconds`.
+
+        A call that was given up goes on until it ends by itself; `on_late` is handed its result then.
+        """
+        end = time.monotonic() + seconds
+        if not self._free.acquire(timeout=seconds):
+            raise TimeoutError(f"all threads of {self._name} wait for an answer")
+        outcome: Future[Result] = Future()
+        lock, is_late = threading.Lock(), False
+
+        def run() -> None:
+            try:
+                result = function()
+            except BaseException as error:
+                outcome.set_exception(error)
+            else:
+                with lock:
+                    outcome.set_result(result)
+                    late = is_late
+                if late and on_late is not None:
+                    on_late(result)
+            finally:
+                self._free.release()
+
+        try:
+            threading.Thread(target=run, name=self._name, daemon=True).start()
+        except RuntimeError:  # no thread can be started
+            self._free.release()
+            raise
+        try:
+            return outcome.result(max(0.0, end - time.monotonic()))
+        except TimeoutError:
+            with lock:
+                # It may have ended just now; a `TimeoutError` of its own is passed on as well.
+                if outcome.done():
+                    return outcome.result()
+                is_late = True
+            raise TimeoutError(f"no answer within {seconds:g} seconds") from None

@@ -1,0 +1,89 @@
+"""The promises about calls into libraries that know no deadline."""
+
+import socket
+import threading
+
+import pytest
+
+from storage.deadlines import BoundedCalls, SocketDeadlines, SocketHandle
+
+
+def test_a_read_that_blocks_ends_when_its_deadline_is_over() -> None:
+    deadlines, (ours, theirs) = SocketDeadlines(), socket.socketpair()
+    with ours, theirs:
+        deadline = deadlines.arm(0.05)
+        deadlines.bind(deadline, SocketHandle(ours.fileno()))
+        ours.settimeout(30)
+        assert ours.recv(1) == b""
+        assert deadline.is_over
+
+
+def test_a_socket_is_left_alone_once_its_work_has_ended() -> None:
+    deadlines, (ours, theirs) = SocketDeadlines(), socket.socketpair()
+    with ours, theirs:
+        ended, other = deadlines.arm(0.05), deadlines.arm(0.1)
+        deadlines.bind(ended, SocketHandle(ours.fileno()))
+        deadlines.disarm(ended)
+        witness, _peer = socket.socketpair()
+        with witness, _peer:
+            deadlines.bind(other, SocketHandle(witness.fileno()))
+            witness.settimeout(30)
+            assert witness.recv(1) == b"", "later deadlines have passed by now"
+        theirs.sendall(b"x")
+        assert ours.recv(1) == b"x"
+        assert not ended.is_over
+
+
+def test_a_socket_that_comes_too_late_is_shut_at_once() -> None:
+    deadlines, (ours, theirs) = SocketDeadlines(), socket.socketpair()
+    with ours, theirs:
+        deadline, other = deadlines.arm(0.01), deadlines.arm(0.02)
+        witness, _peer = socket.socketpair()
+        with witness, _peer:
+            deadlines.bind(other, SocketHandle(witness.fileno()))
+            witness.settimeout(30)
+            assert witness.recv(1) == b""
+        deadlines.bind(deadline, SocketHandle(ours.fileno()))
+        ours.settimeout(30)
+        assert ours.recv(1) == b""
+
+
+def test_the_result_and_the_error_of_a_call_in_time_are_the_calls_own() -> None:
+    calls = BoundedCalls(1, "test")
+    assert calls.call(lambda: 7, 30) == 7
+    with pytest.raises(ZeroDivisionError):
+        calls.call(lambda: 1 / 0, 30)
+
+
+def test_a_late_call_is_given_up_and_its_result_is_handed_on() -> None:
+    calls, go_on, late = BoundedCalls(1, "test"), threading.Event(), []
+    arrived = threading.Event()
+
+    def answer() -> int:
+        assert go_on.wait(30)
+        return 7
+
+    def keep(result: int) -> None:
+        late.append(result)
+        arrived.set()
+
+    with pytest.raises(TimeoutError):
+        calls.call(answer, 0.05, on_late=keep)
+    with pytest.raises(TimeoutError, match="all threads"):
+        calls.call(lambda: 8, 0.05)
+    go_on.set()
+    assert arrived.wait(30)
+    assert late == [7]
+    assert calls.call(lambda: 9, 30) == 9
+
+
+def test_a_handle_that_was_closed_shuts_nobody_elses_socket() -> None:
+    ours, theirs = socket.socketpair()
+    handle = SocketHandle(ours.fileno())
+    handle.close()
+    other, peer = socket.socketpair()  # may take the number that the handle had
+    with ours, theirs, other, peer:
+        handle.shut()
+        peer.sendall(b"x")
+        theirs.sendall(b"y")
+        assert (other.recv(1), ours.recv(1)) == (b"x", b"y")

@@ -1,0 +1,59 @@
+"""The promises about a database that is away: one looks for it, everybody else is told at once."""
+
+import threading
+
+import pytest
+
+from storage.errors import Unavailable
+from storage.outage import Outage
+
+
+class FakeServer:
+    """Answers once it is told to; counts who looks."""
+
+    def __init__(self) -> None:
+        self.is_back = threading.Event()
+        self.num_looks = 0
+        self.has_ended = threading.Event()
+
+    def look(self) -> None:
+        self.num_looks += 1
+        if not self.is_back.wait(0.01):
+            raise ConnectionRefusedError
+
+    def end(self) -> None:
+        self.has_ended.set()
+
+
+def test_nobody_is_refused_while_all_is_well() -> None:
+    server = FakeServer()
+    Outage(server.look, server.end).refuse()
+    assert server.num_looks == 0
+
+
+def test_everybody_is_refused_at_once_until_a_look_succeeds() -> None:
+    server = FakeServer()
+    outage = Outage(server.look, server.end)
+    for _ in range(10):
+        outage.begin("no answer")
+    with pytest.raises(Unavailable, match="no answer"):
+        outage.refuse()
+    server.is_back.set()
+    assert server.has_ended.wait(30)
+    for _ in range(1000):
+        try:
+            outage.refuse()
+            break
+        except Unavailable:
+            threading.Event().wait(0.01)
+    outage.refuse()
+    assert server.num_looks == 1, "ten failures are one outage"
+
+
+def test_a_closed_one_looks_no_more() -> None:
+    server = FakeServer()
+    outage = Outage(server.look, server.end)
+    outage.close()
+    outage.begin("no answer")
+    outage.refuse()
+    assert server.num_looks == 0
