@@ -59,7 +59,7 @@ def test_S38_what_was_on_the_device_is_known_after_a_kill(tmp_path: Path, record
     recorder.note()
     recorder.note("job_c", "job_d", "job_d")
     recorder.kill()
-    assert read_record(record_path(tmp_path, "killed")) == {"job_c", "job_d"}
+    assert read_record(record_path(tmp_path, "killed")) == frozenset({"job_c", "job_d"})
 
 
 def test_S38_only_the_dead_are_told_of_and_once(tmp_path: Path, recorder: Recorder) -> None:
