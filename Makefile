@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs train card bench-engine clean
+.PHONY: help install demo up test check lint types imports docs train card bench-engine bench-faults clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ card: $(INSTALLED) ## measure the tiny model and write docs/model-card.md (a qua
 
 bench-engine: $(INSTALLED) ## measure the engine beside its bars, in bench-output/engine.json (40 minutes on two shared cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
+
+bench-faults: $(INSTALLED) ## what clients see while Postgres, the broker or S3 fails, in bench-output/faults.json (20 minutes)
+	@$(BIN)/python -m bench.faults
 
 clean: ## remove what make built, but no data
 	@rm -rf $(VENV) build *.egg-info

@@ -9,12 +9,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from local.endpoints import Embedded, Endpoints, data_services, embedded, tidy
+from local.endpoints import Embedded, Endpoints, addresses, data_services, embedded, tidy
 from local.errors import LocalError
 from local.plan import Plan
 from local.state import READY_FILE, State, write_privately
@@ -27,6 +28,7 @@ from tasks.device_record import read_record, record_path
 __all__ = ["Embedded", "Endpoints", "embedded", "greeting", "run_up", "running"]
 
 _ACCOUNT = "local"
+ReachedAt = Callable[[Mapping[str, int]], Mapping[str, int]]
 
 
 def run_up(
@@ -66,10 +68,15 @@ def running(
     port: int | None = None,
     ready_file: Path | None = None,
     overrides: Mapping[str, str] | None = None,
+    reached_at: ReachedAt = dict,
 ) -> Iterator[dict[str, Any]]:
-    """Run everything while the body runs; yields what the ready file holds. Raises `LocalError`."""
+    """Run everything while the body runs; yields what the ready file holds. Raises `LocalError`.
+
+    `reached_at` is given the ports of this machine by name, and gives those at which our programs find
+    the data services: others where proxies stand between.
+    """
     with (
-        _system(data_dir, say, port, ready_file, overrides) as system,
+        _system(data_dir, say, port, ready_file, overrides, reached_at) as system,
         system.supervisor.background(),
     ):
         yield system.ready()
@@ -107,10 +114,12 @@ class _System:
         say: Callable[[str], None],
         ready_file: Path | None,
         overrides: Mapping[str, str],
+        reached_at: ReachedAt,
     ) -> None:
         self._state, self._say, self.announce, self.show_secrets = state, say, False, False
         self._started_at = _instant(time.time())
-        services, self._endpoints = data_services(state, say)
+        services, _ = data_services(state, say)
+        self._endpoints = addresses(replace(state, ports={**state.ports, **reached_at(state.ports)}))
         settings = _settings(overrides)
         # Our programs run elsewhere, where a relative path would mean another file.
         config = {"CALOTYPE_CONFIG": str(settings.config.absolute())}
@@ -211,11 +220,12 @@ def _system(
     port: int | None,
     ready_file: Path | None,
     overrides: Mapping[str, str] | None,
+    reached_at: ReachedAt = dict,
 ) -> Iterator[_System]:
     with State.open(data_dir) as state:
         state.settle_ports(say, {"web": port} if port else None)
         say(f"starting in {state.folder}")
-        system = _System(state, say, ready_file, overrides or {})
+        system = _System(state, say, ready_file, overrides or {}, reached_at)
         try:
             yield system
         finally:

@@ -1,0 +1,97 @@
+"""The whole system behind proxies that fail: what `calotype up` runs, with one worker on the processor.
+
+Owns how a part fails: its proxy does, or its own processes are halted. It does not know who looks on.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.fault_load import Client
+from bench.faulty_proxy import Fault, Proxies, proxied
+from client.api import Api
+from local.up import running
+
+ROOT = Path(__file__).resolve().parents[1]
+STOPPED = "stopped"
+"""The server's processes are halted by SIGSTOP: the kernel still takes connections and bytes for them."""
+SERVERS = {"postgres": "postgres", "broker": "valkey", "s3": "s3"}
+"""What `calotype up` calls the parts that `/readyz` names."""
+WORKERS = '\n[[workers]]\ndevice = "cpu:0"\ntiers = ["sd", "hd"]\ninteractive_slots = 12\nbulk_slots = 8\n'
+
+
+class System:
+    """Everything that `calotype up` runs, with a proxy before each data service."""
+
+    def __init__(self, ready: Mapping[str, Any], proxies: Proxies) -> None:
+        self._pids = {service["name"]: int(service["pid"]) for service in ready["services"]}
+        self._proxies = proxies
+        self.make_client: Callable[[], Client] = partial(Client, ready["url"], ready["api_key"])
+        self.make_api: Callable[[], Api] = partial(Api, ready["url"], ready["api_key"])
+
+    @contextmanager
+    def failing(self, part: str, fault: str) -> Iterator[None]:
+        """Have that part fail so while the body runs."""
+        server = SERVERS[part]
+        if fault == STOPPED:
+            with _stopped(self._pids[server]):
+                yield
+            return
+        self._proxies.suffer(server, Fault(fault))
+        try:
+            yield
+        finally:
+            self._proxies.suffer(server, Fault.NONE)
+
+
+@contextmanager
+def run_system(folder: Path, overrides: Mapping[str, str] | None = None) -> Iterator[System]:
+    """The system while the body runs, with one worker on the processor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    catalogue = (ROOT / "calotype.toml").read_text(encoding="utf-8").partition("\n[[workers]]")[0]
+    config = folder / "calotype.toml"
+    config.write_text(catalogue.replace("models/tiny", str(ROOT / "models" / "tiny")) + WORKERS)
+    with ExitStack() as stack:
+        started: list[Proxies] = []
+
+        def reached_at(ports: Mapping[str, int]) -> Mapping[str, int]:
+            servers = {name: ports[name] for name in SERVERS.values()}
+            started.append(stack.enter_context(proxied(servers)))
+            return started[0].ports
+
+        settings = {"CALOTYPE_CONFIG": str(config), **(overrides or {})}
+        with running(folder / "data", say=print, overrides=settings, reached_at=reached_at) as ready:
+            yield System(ready, started[0])
+
+
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    """Halt a process and all that it started; ours alone are handed in."""
+    halted: list[int] = []
+    try:
+        _halt(pid, halted)
+        yield
+    finally:
+        for child in reversed(halted):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGCONT)
+
+
+def _halt(pid: int, halted: list[int]) -> None:
+    os.kill(pid, signal.SIGSTOP)  # first, so that it starts no more
+    halted.append(pid)
+    for child in _children(pid):
+        with suppress(ProcessLookupError):
+            _halt(child, halted)
+
+
+def _children(pid: int) -> list[int]:
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]

@@ -1,0 +1,148 @@
+"""What clients see while Postgres, the broker or S3 fails: `make bench-faults` prints and writes it.
+
+    python -m bench.faults [--seconds 20] [--parts postgres …] [--faults hung …] [--out FILE]
+
+Owns the cells and their order, what counts as lost, and when all is well again. `bench.fault_system` is
+what fails, `bench.fault_load` the clients, `bench.fault_figures` what the cells show.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from bench.fault_figures import Cell, cell_of, failures, line, table, write
+from bench.fault_load import JOB, Client, Load
+from bench.fault_system import SERVERS, STOPPED, System, run_system
+from bench.faulty_proxy import Fault
+from client.api import Api
+
+OUTPUT = Path("bench-output") / "faults.json"
+PARTS = tuple(SERVERS)
+FAULTS = (Fault.DEAD, Fault.HUNG, STOPPED, Fault.SLOW, Fault.RESETS, Fault.HALF_OPEN)
+MAX_SECONDS_UNTIL_WELL, MAX_SECONDS_UNTIL_ENDED = 120.0, 180.0
+FRESH_SECONDS = 3.0
+
+
+def main() -> None:
+    """Measure, print and write; exit with 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="that each fault lasts")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--out", type=Path, default=OUTPUT)
+    asked = parser.parse_args()
+    cells: list[Cell] = []
+    waiting = [(part, fault) for part in asked.parts for fault in asked.faults]
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting:
+            with run_system(Path(folder) / str(len(waiting))) as system:
+                while waiting:
+                    cells.append(measure(system, *waiting.pop(0), asked.seconds))
+                    print(line(cells[-1]), flush=True)
+                    write(cells, asked.out)
+                    if cells[-1].well_seconds is None:
+                        break  # it will not be well for the next one either: start anew
+    print("\n".join(table(cells)))
+    missed = failures(cells)
+    print("\n".join(missed) or "no bar is missed")
+    sys.exit(bool(missed))
+
+
+def measure(system: System, part: str, fault: str, seconds: float) -> Cell:
+    """One cell: the load while the fault lasts, the way back, and what became of every submission."""
+    name = f"{part}-{fault}-{time.time_ns():x}"
+    with system.make_api() as api:
+        known = api.submit(JOB)["id"]
+        api.follow([known], timeout_seconds=MAX_SECONDS_UNTIL_ENDED, on_change=lambda _: None)
+        num_rows = _num_rows(api)
+        load = Load(system.make_client, name, known)
+        with system.failing(part, fault):
+            load.start()
+            time.sleep(seconds)
+            load.end()
+        fresh = Fresh(system.make_client(), name)
+        well_seconds = fresh.seconds_until_well()
+        load.join()  # clients that still waited when the fault ended have seen its end as well
+        ids = [*load.accepted.values(), *_submit_again(system.make_client(), {*load.keys, *fresh.keys})]
+        num_lost = _num_lost(api, sorted(set(ids)))
+        num_doubled = _num_rows(api) - num_rows - len({*load.keys, *fresh.keys})
+    return cell_of(
+        part,
+        fault,
+        seconds,
+        load.answers,
+        num_accepted=len(set(ids)),
+        num_lost=num_lost,
+        num_doubled=num_doubled,
+        well_seconds=well_seconds,
+    )
+
+
+class Fresh:
+    """Small jobs that are submitted after a fault, one a second, until one has come to its end."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self._name = name
+        self._job_ids: list[str] = []
+        self.keys: list[str] = []
+
+    def seconds_until_well(self) -> float | None:
+        """Until `/readyz` has said `ready` and a fresh job has succeeded; nothing if that takes too long."""
+        begun_at = time.monotonic()
+        is_ready = has_succeeded = False
+        while (seconds := time.monotonic() - begun_at) < MAX_SECONDS_UNTIL_WELL:
+            if is_ready and has_succeeded:
+                return seconds
+            if len(self.keys) <= seconds and not has_succeeded:
+                self._submit()
+            is_ready = is_ready or self._is_ready()
+            has_succeeded = has_succeeded or any(self._has_succeeded(job_id) for job_id in self._job_ids)
+            time.sleep(0.1)
+        return None
+
+    def _submit(self) -> None:
+        self.keys.append(f"{self._name}-fresh-{len(self.keys)}")
+        if job_id := self._client.submit(self.keys[-1], seconds=FRESH_SECONDS).job_id:
+            self._job_ids.append(job_id)
+
+    def _is_ready(self) -> bool:
+        answer = self._client.ask("readyz", "/readyz", seconds=FRESH_SECONDS)
+        return answer.status == 200 and answer.body["state"] == "ready"
+
+    def _has_succeeded(self, job_id: str) -> bool:
+        answer = self._client.ask("status", f"/v1/jobs/{job_id}", seconds=FRESH_SECONDS)
+        return answer.status == 200 and answer.body["state"] == "succeeded"
+
+
+def _submit_again(client: Client, keys: Iterable[str]) -> Iterator[str]:
+    """Every submission once more under its key, as a client does that had no answer; the jobs' ids."""
+    for key in keys:
+        deadline = time.monotonic() + MAX_SECONDS_UNTIL_WELL
+        while not (answer := client.submit(key)).job_id:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{key} is not accepted after the fault: {answer}")
+            time.sleep(0.5)
+        yield answer.job_id
+
+
+def _num_lost(api: Api, job_ids: list[str]) -> int:
+    """How many have not succeeded once all have ended, or have not ended in time."""
+    try:
+        jobs = api.follow(job_ids, timeout_seconds=MAX_SECONDS_UNTIL_ENDED, on_change=lambda _: None)
+    except TimeoutError:
+        jobs = [api.job(job_id) for job_id in job_ids]
+    return sum(job["state"] != "succeeded" for job in jobs)
+
+
+def _num_rows(api: Api) -> int:
+    return sum(1 for _ in api.jobs(limit=100))
+
+
+if __name__ == "__main__":
+    main()
