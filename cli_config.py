@@ -115,7 +115,7 @@ def _ask_postgres(settings: Settings) -> str:
     from storage.database import Database
 
     settings.require("database_url")
-    db = Database(settings.database_url.get_secret_value(), 1)
+    db = Database(**settings.database, pool_size=1)
     try:
         db.check()
     finally:
@@ -127,7 +127,7 @@ def _ask_broker(settings: Settings) -> str:
     from tasks.broker import Broker
 
     settings.require("broker_url")
-    broker = Broker(settings.broker_url.get_secret_value(), settings.broker_key_prefix)
+    broker = Broker(**settings.broker)
     try:
         broker.check()
     finally:
@@ -139,14 +139,7 @@ def _ask_s3(settings: Settings) -> str:
     from storage.blobs import Blobs
 
     settings.require("s3_endpoint", "s3_access_key", "s3_secret_key")
-    Blobs(
-        endpoint=settings.s3_endpoint,
-        public_endpoint=settings.s3_public_endpoint,
-        region=settings.s3_region,
-        access_key=settings.s3_access_key.get_secret_value(),
-        secret_key=settings.s3_secret_key.get_secret_value(),
-        bucket=settings.bucket,
-    ).try_out()
+    Blobs(**settings.object_store).try_out()
     return f"writes, reads, refuses to overwrite and deletes in the bucket {settings.bucket!r}"
 
 

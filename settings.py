@@ -62,6 +62,13 @@ def _check_address(value: str) -> str:
     return value
 
 
+def _check_file(value: Path | None) -> Path | None:
+    """Refuse a file that cannot be read, at the start rather than at the first connection."""
+    if value is not None and not os.access(value, os.R_OK):
+        raise ValueError(f"{value} is not a file that can be read")
+    return value
+
+
 Address = Annotated[str, AfterValidator(_check_address)]
 
 
@@ -83,6 +90,7 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
     bucket: str = "calotype"
     public_url: Address = ""
+    ca_file: Annotated[Path | None, AfterValidator(_check_file)] = None
 
     lease_seconds: Seconds = 30
     heartbeat_seconds: Seconds = 5
@@ -103,7 +111,6 @@ class Settings(BaseSettings):
     webhook_allowed_networks: Annotated[
         tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)
     ] = ()
-    webhook_ca_file: Path | None = None
     webhook_threads: Positive = 32
     webhooks_per_account: Positive = 4
 
@@ -136,6 +143,33 @@ class Settings(BaseSettings):
     def catalogue(self) -> Catalogue:
         """`calotype.toml`, read once a process."""
         return _catalogue(self.config)
+
+    @property
+    def database(self) -> dict[str, Any]:
+        """Keyword arguments of `storage.database.Database`: which one, and whom it must be."""
+        return {"url": self.database_url.get_secret_value(), "ca_file": self.ca_file}
+
+    @property
+    def broker(self) -> dict[str, Any]:
+        """Keyword arguments of `tasks.broker.Broker` and `tasks.app.make_celery`."""
+        return {
+            "url": self.broker_url.get_secret_value(),
+            "key_prefix": self.broker_key_prefix,
+            "ca_file": self.ca_file,
+        }
+
+    @property
+    def object_store(self) -> dict[str, Any]:
+        """Keyword arguments of `storage.blobs.Blobs`."""
+        return {
+            "endpoint": self.s3_endpoint,
+            "public_endpoint": self.s3_public_endpoint,
+            "region": self.s3_region,
+            "access_key": self.s3_access_key.get_secret_value(),
+            "secret_key": self.s3_secret_key.get_secret_value(),
+            "bucket": self.bucket,
+            "ca_file": self.ca_file,
+        }
 
     def require(self, *names: str) -> None:
         """Raise `SettingsError` naming the first of these settings that is empty."""

@@ -3,11 +3,14 @@
 Owns retries of what is safe to repeat, and nothing else; it knows only what the API documents.
 """
 
+import ipaddress
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -40,9 +43,18 @@ class Unreachable(Exception):
 class Api:
     """One account's view of one installation."""
 
-    def __init__(self, url: str, api_key: str, *, timeout_seconds: float = 90) -> None:
-        """Raises `ValueError` for an address or a key that cannot be sent."""
+    def __init__(
+        self, url: str, api_key: str, *, timeout_seconds: float = 90, ca_file: Path | None = None
+    ) -> None:
+        """Raises `ValueError` for an address or a key that cannot be sent.
+
+        Trusts the authorities in `ca_file` beside those of the system (`SSL_CERT_FILE`, `SSL_CERT_DIR`), and
+        goes through the proxies of the environment, but not to this machine.
+        """
         self.url = url.rstrip("/")
+        tls = ssl.create_default_context()
+        if ca_file is not None:
+            tls.load_verify_locations(ca_file)
         if not (api_key.isascii() and api_key.isprintable()):
             raise ValueError("the API key holds characters that no key has")
         try:
@@ -50,12 +62,15 @@ class Api:
                 base_url=self.url,
                 headers={"Authorization": f"Bearer {api_key}"},
                 timeout=timeout_seconds,
-                trust_env=False,
+                verify=tls,
+                trust_env=not _is_this_machine(self.url),
             )
         except httpx2.InvalidURL as error:
             raise ValueError(f"{url!r} is not an address: {error}") from error
         # A presigned link carries its own credentials: the key must not travel with it.
-        self._links = httpx2.Client(timeout=timeout_seconds, trust_env=False)
+        self._links = httpx2.Client(
+            timeout=timeout_seconds, verify=tls, trust_env=not _is_this_machine(self.url)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -130,7 +145,7 @@ class Api:
         try:
             response = self._links.get(url, follow_redirects=False)
         except httpx2.TransportError as error:
-            raise Unreachable(f"{url.partition('?')[0]}: {error}") from error
+            raise Unreachable(_why_unreachable(url.partition("?")[0], error)) from error
         if response.status_code != 200:
             raise ApiError(response.status_code, {"title": "the image link was refused or has expired"})
         return response.content
@@ -183,7 +198,7 @@ class Api:
         try:
             response = self._http.request(method, path, **options)
         except httpx2.TransportError as error:
-            raise Unreachable(f"{self.url}: {error}") from error
+            raise Unreachable(_why_unreachable(self.url, error)) from error
         try:
             body = response.json()
         except ValueError:
@@ -200,3 +215,20 @@ class Api:
             f"{self.url}: what answers there is no calotype ({response.status_code} {response.reason_phrase}"
             + (f" to {place})" if place else ")")
         )
+
+
+def _is_this_machine(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, or no address at all
+
+
+def _why_unreachable(url: str, error: httpx2.TransportError) -> str:
+    if "certificate" not in str(error).lower():
+        return f"{url}: {error}"
+    return (
+        f"{url}: its certificate is not trusted ({error}); if an authority of your own signed it, "
+        "name its certificate in CALOTYPE_CA_FILE or SSL_CERT_FILE"
+    )

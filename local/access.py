@@ -21,7 +21,7 @@ def connect(url: str, api_key: str, data_dir: Path) -> Api:
     if not api_key:
         raise LocalError("no API key: set CALOTYPE_API_KEY, or run `calotype up` first")
     try:
-        return Api(url, api_key)
+        return Api(url, api_key, ca_file=load_settings().ca_file)
     except ValueError as error:
         raise WrongUsage(str(error)) from error
 
@@ -29,8 +29,8 @@ def connect(url: str, api_key: str, data_dir: Path) -> Api:
 @contextmanager
 def open_database(data_dir: Path) -> Iterator[Database]:
     """The database of `CALOTYPE_DATABASE_URL`, or the one in `data_dir`."""
-    url = load_settings().database_url.get_secret_value() or Postgres(State.read(data_dir)).url
-    db = Database(url, 1)
+    known = load_settings().database
+    db = Database(**{**known, "url": known["url"] or Postgres(State.read(data_dir)).url}, pool_size=1)
     try:
         yield db
     finally:

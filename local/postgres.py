@@ -44,9 +44,9 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """Where SQLAlchemy and psql find it."""
+        """Where SQLAlchemy and psql find it: on loopback, without TLS whatever `CALOTYPE_CA_FILE` says."""
         password, port = self._state.secrets["postgres_password"], self._state.ports["postgres"]
-        return f"postgresql://{_USER}:{password}@127.0.0.1:{port}/{DATABASE}"
+        return f"postgresql://{_USER}:{password}@127.0.0.1:{port}/{DATABASE}?sslmode=disable"
 
     @property
     def folder(self) -> Path:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import boto3
@@ -54,7 +55,10 @@ class Stored:
 
 
 class Blobs:
-    """One bucket; safe to share between threads, as boto3's clients are."""
+    """One bucket; safe to share between threads, as boto3's clients are.
+
+    Over https the store shows a certificate of an authority in `ca_file`, or of one that botocore trusts.
+    """
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Blobs:
         secret_key: str,
         bucket: str,
         max_connections: int = 32,
+        ca_file: Path | None = None,
     ) -> None:
         self.bucket = bucket
         # botocore limits how long one byte may take to come, not how long an answer may.
@@ -79,6 +84,7 @@ class Blobs:
                 region_name=region,
                 aws_access_key_id=access_key,
                 aws_secret_access_key=secret_key,
+                verify=str(ca_file) if ca_file else None,
                 config=Config(
                     signature_version="s3v4",
                     s3={"addressing_style": "path"},

@@ -6,11 +6,14 @@ table.
 """
 
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import psycopg2
 from sqlalchemy import Connection, create_engine, event, text
@@ -44,12 +47,20 @@ class Database:
     """A pool of at most `pool_size` connections to one Postgres; safe to share between threads.
 
     A transaction ends within `transaction_seconds`, or it raises `Unavailable` and its connection is lost.
-    A caller waits at most `pool_seconds` for a free connection.
+    A caller waits at most `pool_seconds` for a free connection. With a `ca_file` the connection is encrypted,
+    and the server has to show a certificate of that authority for its name.
     """
 
     def __init__(
-        self, url: str, pool_size: int = 5, *, transaction_seconds: float = 10, pool_seconds: float = 10
+        self,
+        url: str,
+        pool_size: int = 5,
+        *,
+        transaction_seconds: float = 10,
+        pool_seconds: float = 10,
+        ca_file: Path | None = None,
     ) -> None:
+        self._tls = tls_options(url, ca_file)
         self._transaction_seconds = transaction_seconds
         self._current = threading.local()
         self._connects = BoundedCalls(pool_size + 2, "database-connect")
@@ -114,6 +125,7 @@ class Database:
                 "keepalives_interval": 2,
                 "keepalives_count": 3,
                 "tcp_user_timeout": 10_000,  # ms; keepalives do not watch what was sent and not answered
+                **self._tls,
             },
             **pool,
         )
@@ -185,6 +197,22 @@ class Database:
         """Connect anew and ask; raises what the driver raises."""
         with self._within(MAX_LOOK_SECONDS), self._looking.connect() as connection:
             connection.execute(text("SELECT 1"))
+
+
+def tls_options(url: str, ca_file: Path | None) -> dict[str, str]:
+    """libpq's options that verify the server, beside those in the URL, which come first.
+
+    By itself libpq (31.18, "SSL Support") encrypts where it can and verifies nothing.
+    """
+    said = parse_qs(urlsplit(url).query)
+    mode = said.get("sslmode", ["verify-full" if ca_file else "prefer"])[0]
+    if mode == "require" and ca_file:
+        mode = "verify-full"
+    options = {"sslmode": mode}
+    if mode.startswith("verify-") and "sslrootcert" not in said:
+        # libpq would look into ~/.postgresql; what the system trusts is in the file that Python reads too.
+        options["sslrootcert"] = str(ca_file or ssl.get_default_verify_paths().cafile or "system")
+    return options
 
 
 def _keep_socket(connection: Any, record: Any) -> None:

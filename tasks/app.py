@@ -6,18 +6,23 @@ registers the tasks in the process that runs them. Every setting has its reason 
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
 from kombu import Queue
 
 from settings import load_settings
+from tasks.broker_tls import tls_options
 from tasks.queues import CPU_QUEUE, queues_of
 
 
-def make_celery(broker_url: str, key_prefix: str, tiers: Iterable[str]) -> Celery:
-    """An application that knows one queue for each tier and lane; any other name is an error."""
-    app = Celery("calotype", broker=broker_url, set_as_current=False)
+def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Path | None = None) -> Celery:
+    """An application that knows one queue for each tier and lane; any other name is an error.
+
+    Over `rediss` the broker has to show a certificate of an authority in `ca_file`, or else of the system's.
+    """
+    app = Celery("calotype", broker=url, set_as_current=False)
     app.conf.update(
         task_queues=[Queue(name) for name in (*queues_of(tiers), CPU_QUEUE)],
         task_default_queue=CPU_QUEUE,
@@ -39,6 +44,7 @@ def make_celery(broker_url: str, key_prefix: str, tiers: Iterable[str]) -> Celer
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=3,
+        broker_use_ssl=tls_options(url, ca_file) or None,
         broker_transport_options={
             "global_keyprefix": key_prefix,
             "queue_order_strategy": "tasks.queue_order:InteractiveFirst",
@@ -61,7 +67,5 @@ def __getattr__(name: str) -> Any:
     settings = load_settings()
     settings.require("broker_url")
     tiers = [tier.name for tier in settings.catalogue.tiers]
-    globals()["celery"] = app = make_celery(
-        settings.broker_url.get_secret_value(), settings.broker_key_prefix, tiers
-    )
+    globals()["celery"] = app = make_celery(**settings.broker, tiers=tiers)
     return app

@@ -6,10 +6,12 @@ Redis: one list a queue, pushed on the left and popped on the right.
 
 import json
 import secrets
+from pathlib import Path
 
 import redis
 from redis.exceptions import RedisError
 
+from tasks.broker_tls import tls_options
 from tasks.dispatch import RING_NUMBER_HEADER
 
 
@@ -23,9 +25,13 @@ class BrokerDown(Exception):
 class Broker:
     """A look into the Redis or Valkey behind Celery."""
 
-    def __init__(self, url: str, key_prefix: str) -> None:
+    def __init__(self, url: str, key_prefix: str, *, ca_file: Path | None = None) -> None:
         self._redis: redis.Redis = redis.Redis.from_url(
-            url, socket_timeout=3, socket_connect_timeout=3, health_check_interval=10
+            url,
+            socket_timeout=3,
+            socket_connect_timeout=3,
+            health_check_interval=10,
+            **tls_options(url, ca_file),
         )
         self._prefix = key_prefix
 

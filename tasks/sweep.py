@@ -14,10 +14,9 @@ from tasks.sweeper import Sweeper, SweepPlan
 def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | None = None) -> None:
     """Sweep until `stop` is set; `alive_file` is touched after every turn, for a health check to look at."""
     settings.require("database_url", "broker_url")
-    broker_url, prefix = settings.broker_url.get_secret_value(), settings.broker_key_prefix
     tiers = [tier.name for tier in settings.catalogue.tiers]
-    db = Database(settings.database_url.get_secret_value(), 2)
-    broker = Broker(broker_url, prefix)
+    db = Database(**settings.database, pool_size=2)
+    broker = Broker(**settings.broker)
     plan = SweepPlan(
         sweep_seconds=settings.sweep_seconds,
         redispatch_seconds=settings.redispatch_seconds,
@@ -30,6 +29,7 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
         if alive_file is not None:
             alive_file.touch()
 
-    Sweeper(db, broker, Dispatcher(make_celery(broker_url, prefix, tiers)), tiers, plan).run(stop, after_turn)
+    dispatcher = Dispatcher(make_celery(**settings.broker, tiers=tiers))
+    Sweeper(db, broker, dispatcher, tiers, plan).run(stop, after_turn)
     broker.close()
     db.close()

@@ -29,13 +29,11 @@ MAX_CONNECTIONS = 8
 def run_webhook_worker(settings: Settings, ready_file: Path | None = None) -> int:
     """Deliver webhooks until SIGTERM, and let attempts in hand end; returns the exit code."""
     settings.require("database_url", "broker_url")
-    db = Database(
-        settings.database_url.get_secret_value(), min(settings.webhook_threads + 1, MAX_CONNECTIONS)
-    )
+    db = Database(**settings.database, pool_size=min(settings.webhook_threads + 1, MAX_CONNECTIONS))
     client = WebhookClient(
         timeout_seconds=settings.webhook_timeout_seconds,
         allowed_networks=settings.webhook_allowed_networks,
-        ca_file=settings.webhook_ca_file,
+        ca_file=settings.ca_file,
     )
     plan = DeliverPlan(
         retry_seconds=settings.webhook_retry_seconds,
@@ -43,11 +41,7 @@ def run_webhook_worker(settings: Settings, ready_file: Path | None = None) -> in
         lease_seconds=settings.webhook_timeout_seconds + settings.lease_seconds,
         public_url=settings.public_url,
     )
-    app = make_celery(
-        settings.broker_url.get_secret_value(),
-        settings.broker_key_prefix,
-        [tier.name for tier in settings.catalogue.tiers],
-    )
+    app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
     try:
         return _serve(app, Deliver(db, client, plan), settings.webhook_threads, ready_file)
     finally:

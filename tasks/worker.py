@@ -81,19 +81,11 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         on_device=record.note if record else lambda _: None,
     )
     worker = _describe(options, boot_id, engine, profiles)
-    db = Database(
-        settings.database_url.get_secret_value(), options.interactive_slots + options.bulk_slots + 2
-    )
-    heart_db = Database(
-        settings.database_url.get_secret_value(), 1, transaction_seconds=settings.heartbeat_seconds
-    )
+    db = Database(**settings.database, pool_size=options.interactive_slots + options.bulk_slots + 2)
+    heart_db = Database(**settings.database, pool_size=1, transaction_seconds=settings.heartbeat_seconds)
     mark_seconds = min(MAX_WAIT_SECONDS, settings.watchdog_seconds / 6)  # a wait must not look like a hang
-    solo_db = Database(settings.database_url.get_secret_value(), 1, transaction_seconds=mark_seconds)
-    app = make_celery(
-        settings.broker_url.get_secret_value(),
-        settings.broker_key_prefix,
-        [tier.name for tier in settings.catalogue.tiers],
-    )
+    solo_db = Database(**settings.database, pool_size=1, transaction_seconds=mark_seconds)
+    app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
     slots = {"interactive": options.interactive_slots, "bulk": options.bulk_slots}
     consumer = Consumer(app, options.tiers, slots)
     holdings = Holdings()
@@ -109,7 +101,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     )
     generate = Generate(
         db=db,
-        blobs=_blobs(settings),
+        blobs=Blobs(**settings.object_store),
         submit=engine.submit,
         holdings=holdings,
         solo_marks=SoloMarks(solo_db, wait_seconds=mark_seconds),
@@ -257,17 +249,6 @@ def _describe(options: WorkerOptions, boot_id: str, engine: Engine, profiles: Wo
         bulk_slots=options.bulk_slots,
         promise=engine.promise,
         fingerprints=profiles.fingerprints,
-    )
-
-
-def _blobs(settings: Settings) -> Blobs:
-    return Blobs(
-        endpoint=settings.s3_endpoint,
-        public_endpoint=settings.s3_public_endpoint,
-        region=settings.s3_region,
-        access_key=settings.s3_access_key.get_secret_value(),
-        secret_key=settings.s3_secret_key.get_secret_value(),
-        bucket=settings.bucket,
     )
 
 

@@ -91,21 +91,14 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
 def _wire(settings: Settings) -> Wiring:
     pool_size = min(settings.web_threads + 2, MAX_CONNECTIONS)
     db = Database(
-        _plain(settings.database_url),
-        pool_size,
+        **settings.database,
+        pool_size=pool_size,
         transaction_seconds=TRANSACTION_SECONDS,
         pool_seconds=POOL_SECONDS,
     )
-    blobs = Blobs(
-        endpoint=settings.s3_endpoint,
-        public_endpoint=settings.s3_public_endpoint,
-        region=settings.s3_region,
-        access_key=_plain(settings.s3_access_key),
-        secret_key=_plain(settings.s3_secret_key),
-        bucket=settings.bucket,
-    )
+    blobs = Blobs(**settings.object_store)
     tier_names = [tier.name for tier in settings.catalogue.tiers]
-    celery = make_celery(_plain(settings.broker_url), settings.broker_key_prefix, tier_names)
+    celery = make_celery(**settings.broker, tiers=tier_names)
     dispatcher = PromptDispatcher(Dispatcher(celery))
     waiter = Waiter(lambda ids: states_of(db, ids), max_waiters=max(1, settings.web_threads // 2))
     _let_waiters_go_on_term(waiter)

@@ -252,7 +252,7 @@ def fresh_database(services: Embedded) -> str:
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name}")
     connection.close()
-    return services.database_url.rpartition("/")[0] + "/" + name
+    return services.database_url.rpartition("/")[0] + f"/{name}?sslmode=disable"
 
 
 def answers(url: str) -> bool:

@@ -39,7 +39,7 @@ def environment(services: Embedded) -> dict[str, str]:
         **services.environment,
         # The Procfile says `python`, which must be the one with calotype's packages.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "CALOTYPE_DATABASE_URL": services.database_url.rpartition("/")[0] + "/" + name,
+        "CALOTYPE_DATABASE_URL": services.database_url.rpartition("/")[0] + f"/{name}?sslmode=disable",
         "CALOTYPE_BROKER_KEY_PREFIX": f"{name}:",
         "FLOWER_BASIC_AUTH": ":".join(FLOWER_AUTH),
     }

@@ -27,7 +27,7 @@ def empty_url(services: Embedded, monkeypatch: pytest.MonkeyPatch) -> str:
     with admin.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
     admin.dispose()
-    other_url = services.database_url.rpartition("/")[0] + f"/{name}"
+    other_url = services.database_url.rpartition("/")[0] + f"/{name}?sslmode=disable"
     monkeypatch.setenv("CALOTYPE_DATABASE_URL", other_url)
     return other_url
 

@@ -51,7 +51,7 @@ def start_worker(migrated: Embedded, prefix: str, ca_file: Path, tmp_path: Path)
             **migrated.environment,
             "CALOTYPE_BROKER_KEY_PREFIX": prefix,
             "CALOTYPE_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8, ::1/128",
-            "CALOTYPE_WEBHOOK_CA_FILE": str(ca_file),
+            "CALOTYPE_CA_FILE": str(ca_file),
             "CALOTYPE_WEBHOOK_RETRY_SECONDS": "0.1,0.1",
             "CALOTYPE_PUBLIC_URL": "https://images.example.com",
             **more,
