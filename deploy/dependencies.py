@@ -15,7 +15,7 @@ ENGINE = {
     "torch", "transformers",
 }  # fmt: skip
 WEB = {
-    "alembic", "flask", "flask-openapi", "flower", "gunicorn", "itsdangerous", "markupsafe",
+    "alembic", "flask", "flask-openapi", "flower", "gunicorn", "markupsafe",
     "prometheus-client", "secure",
 }  # fmt: skip
 LEFT_OUT = {"api": SERVERS | ENGINE, "worker": SERVERS | WEB}

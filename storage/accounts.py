@@ -5,12 +5,11 @@ Keys are 200 random bits, so a fast hash is enough: there is nothing to guess.
 
 import base64
 import hashlib
-import hmac
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, text, update
 
 from storage.database import Database
 from storage.errors import NotFound
@@ -141,38 +140,23 @@ def rotate_key(db: Database, key_id: str, *, keep_old: bool = False) -> NewKey:
 
 
 def authenticate(db: Database, plaintext: str) -> Principal | None:
-    """Whose key this is, or nothing; a revoked key is nobody's. Constant time in the secret."""
+    """Whose key this is, or nothing; a revoked key is nobody's.
+
+    One statement, and no memory of earlier ones: a revocation that has returned holds everywhere. It
+    compares digests, so its time tells nothing of the key.
+    """
     parts = plaintext.split("_")
     prefix = parts[1] if len(parts) == 3 and parts[0] == "calo" and plaintext.isascii() else ""
     if not prefix.isalnum():
         return None
-    query = select(api_keys).where(api_keys.c.prefix == prefix, api_keys.c.revoked_at.is_(None))
-    touch = (
-        update(api_keys)
-        .where(api_keys.c.prefix == prefix)
-        .where(
-            func.coalesce(
-                func.clock_timestamp() - api_keys.c.last_used_at
-                > func.make_interval(0, 0, 0, 0, 0, 0, LAST_USED_RESOLUTION_SECONDS),
-                True,
-            )
-        )
-        .values(last_used_at=func.clock_timestamp())
-    )
+    parameters = {
+        "prefix": prefix,
+        "digest": _digest(plaintext),
+        "resolution_seconds": LAST_USED_RESOLUTION_SECONDS,
+    }
     with db.transaction() as connection:
-        row = connection.execute(query).one_or_none()
-        if row is None or not hmac.compare_digest(row.digest, _digest(plaintext)):
-            return None
-        connection.execute(touch)
-    return Principal(row.account_id, row.id)
-
-
-def principal_of_key(db: Database, key_id: str) -> Principal | None:
-    """Whom a key of this id speaks for while it lives, or nothing; for who has shown the key before."""
-    query = select(api_keys.c.account_id).where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
-    with db.transaction() as connection:
-        account_id = connection.execute(query).scalar_one_or_none()
-    return None if account_id is None else Principal(account_id, key_id)
+        row = connection.execute(_AUTHENTICATE, parameters).one_or_none()
+    return None if row is None else Principal(row.account_id, row.id)
 
 
 def list_keys(db: Database, account_id: str | None = None) -> list[Key]:
@@ -223,3 +207,22 @@ def _new_webhook_secret() -> str:
 
 def _digest(plaintext: str) -> str:
     return hashlib.sha256(plaintext.encode()).hexdigest()
+
+
+# A request notes that its key was used, and never waits to do so.
+_AUTHENTICATE = text(
+    """
+    WITH found AS (
+        SELECT id, account_id FROM api_keys
+         WHERE prefix = :prefix AND digest = :digest AND revoked_at IS NULL
+    ), stale AS (
+        SELECT api_keys.id FROM api_keys JOIN found USING (id)
+         WHERE last_used_at IS NULL
+            OR last_used_at < statement_timestamp() - make_interval(secs => :resolution_seconds)
+           FOR NO KEY UPDATE OF api_keys SKIP LOCKED
+    ), touched AS (
+        UPDATE api_keys SET last_used_at = statement_timestamp() FROM stale WHERE api_keys.id = stale.id
+    )
+    SELECT id, account_id FROM found
+    """
+)

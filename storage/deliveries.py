@@ -206,15 +206,17 @@ def replay(db: Database, account_id: str, delivery_id: str) -> None:
 
 
 # Stable within a statement, unlike `clock_timestamp()`, so that an index can be asked.
-DUE = "state = 'pending' AND next_attempt_at <= statement_timestamp()"
+DUE = "state = 'pending' AND held_at IS NULL AND next_attempt_at <= statement_timestamp()"
 _SENDING = "lease_token IS NOT NULL AND next_attempt_at > statement_timestamp()"
 _RUNG = "rung_at > statement_timestamp() - make_interval(secs => :redispatch_seconds)"
-# Every account with something pending, found by leaps over the index instead of through all of its rows.
+# Every account with something pending that is not held, found by leaps over the index, not through its rows.
 WAITING = """waiting AS (
-        (SELECT account_id FROM webhook_deliveries WHERE state = 'pending' ORDER BY account_id LIMIT 1)
+        (SELECT account_id FROM webhook_deliveries WHERE state = 'pending' AND held_at IS NULL
+          ORDER BY account_id LIMIT 1)
         UNION ALL
         SELECT (SELECT next.account_id FROM webhook_deliveries AS next
-                 WHERE next.state = 'pending' AND next.account_id > waiting.account_id
+                 WHERE next.state = 'pending' AND next.held_at IS NULL
+                   AND next.account_id > waiting.account_id
                  ORDER BY next.account_id LIMIT 1)
           FROM waiting WHERE waiting.account_id IS NOT NULL)"""
 NUM_SENDING = f"""SELECT count(*) FROM webhook_deliveries AS other
@@ -238,11 +240,12 @@ _NEXT_ACCOUNT = text(
 _CLAIM = text(
     f"""
     WITH RECURSIVE receivers AS (
-        (SELECT receiver FROM webhook_deliveries WHERE account_id = :account_id AND state = 'pending'
+        (SELECT receiver FROM webhook_deliveries
+          WHERE account_id = :account_id AND state = 'pending' AND held_at IS NULL
           ORDER BY receiver LIMIT 1)
         UNION ALL
         SELECT (SELECT next.receiver FROM webhook_deliveries AS next
-                 WHERE next.account_id = :account_id AND next.state = 'pending'
+                 WHERE next.account_id = :account_id AND next.state = 'pending' AND next.held_at IS NULL
                    AND next.receiver > receivers.receiver
                  ORDER BY next.receiver LIMIT 1)
           FROM receivers WHERE receivers.receiver IS NOT NULL
@@ -275,7 +278,7 @@ _CLAIM = text(
         RETURNING webhook_deliveries.*
     ), lost AS (
         UPDATE webhook_attempts SET error_code = 'sender_lost' FROM claimed
-         WHERE delivery_id = claimed.id AND milliseconds IS NULL AND error_code IS NULL
+         WHERE delivery_id = claimed.id AND milliseconds IS NULL AND webhook_attempts.error_code IS NULL
     ), begun AS (
         INSERT INTO webhook_attempts (delivery_id, number) SELECT id, num_attempts FROM claimed
     )

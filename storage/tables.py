@@ -52,6 +52,17 @@ api_keys = Table(
     _instant("revoked_at"),
 )
 
+# The digest is that of the cookie's value, which is kept nowhere.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("key_id", Text, ForeignKey("api_keys.id"), nullable=False),
+    _instant("created_at", nullable=False),
+    _instant("expires_at", nullable=False),
+    _instant("ended_at"),
+)
+
 batches = Table(
     "batches",
     metadata,
@@ -178,6 +189,28 @@ webhook_deliveries = Table(
     _instant("rung_at"),
     # Host and port of the URL, which Postgres reads from it.
     Column("receiver", Text, FetchedValue(), nullable=False),
+    # Since when it waits for a receiver that fails: it is not due before that one answers.
+    _instant("held_at"),
+    # Why it failed: the code of its last attempt, or that its receiver stayed paused.
+    Column("error_code", Text),
+)
+
+# Only receivers that failed lately have a row.
+webhook_receivers = Table(
+    "webhook_receivers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("receiver", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("num_failures", Integer, nullable=False),  # in a row
+    Column("num_probes", Integer, nullable=False),  # that failed: the place in the back-off
+    _instant("failing_since"),
+    _instant("next_probe_at"),
+    _instant("paused_at"),
+    _instant("last_failed_at", nullable=False),
+    Column("last_error_code", Text, nullable=False),
+    Column("last_error_detail", Text),
 )
 
 webhook_attempts = Table(

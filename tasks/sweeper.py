@@ -1,8 +1,8 @@
 """The sweeper: heals what messages and dead workers leave behind, by looking at rows again and again.
 
-It expires, reaps, feeds the lanes, replaces lost bells and rings for webhooks that are due. Any number of
-sweepers may run: every step is a guarded statement. It is a plain loop, neither a Celery worker nor beat,
-since it must outlive the broker that it heals.
+It expires, reaps, feeds the lanes, replaces lost bells, rings for webhooks that are due and removes sessions
+whose time is over. Any number of sweepers may run: every step is a guarded statement. It is a plain loop,
+neither a Celery worker nor beat, since it must outlive the broker that it heals.
 """
 
 import threading
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from storage import bells, deliveries, jobs
+from storage import bells, deliveries, jobs, sessions
 from storage.database import Database
 from storage.errors import StorageError
 from storage.workers import live_workers
@@ -68,6 +68,7 @@ class Sweeper:
             self._feed,
             self._replace_lost,
             self._ring_deliveries,
+            self._remove_sessions,
         ):
             try:
                 part()
@@ -137,6 +138,9 @@ class Sweeper:
         )
         if not self._dispatcher.ring_deliveries(rung):
             deliveries.put_back(self._db, rung)
+
+    def _remove_sessions(self) -> None:
+        sessions.remove_expired(self._db)
 
     def _ring(self, rung: list[bells.Bell]) -> None:
         if not self._dispatcher.ring(rung):

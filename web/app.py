@@ -27,14 +27,12 @@ from web import batches, docs, health, jobs, page, sign_in, tiers, webhook_deliv
 from web.access_log import register_access_log
 from web.admission import Admission
 from web.api_request import ApiRequest
-from web.auth import KeyRing
 from web.errors import Problem, answer_invalid, register_errors
 from web.forecast import Forecast
 from web.health import make_looks
 from web.html_errors import register_unknown_addresses
 from web.metrics import Metrics
 from web.security_headers import register_security_headers
-from web.session import Sessions
 from web.waiting import Waiter
 from web.wiring import EXTENSION, Wiring
 
@@ -109,9 +107,6 @@ def _wire(settings: Settings) -> Wiring:
     metrics.watch_webhooks(lambda: num_pending(db), lambda: seconds_late(db))
     metrics.watch_workers(lambda: num_live_workers(db, settings.worker_alive_seconds), tier_names)
 
-    # The one secret that every web process has, and that is not in the database.
-    sessions = Sessions(db, _plain(settings.s3_secret_key))
-
     def check_broker() -> None:
         with celery.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=3)
@@ -130,7 +125,6 @@ def _wire(settings: Settings) -> Wiring:
         looks=looks,
         catalogue=settings.catalogue,
         admission=Admission(settings.catalogue, tier_for, settings.webhook_allowed_networks),
-        keys=KeyRing(db, sessions),
         waiter=waiter,
         metrics=metrics,
         forecast=Forecast(

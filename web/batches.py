@@ -73,7 +73,7 @@ blueprint = APIBlueprint(
 @blueprint.before_request
 def authenticate() -> None:
     """A key first; the rest of the request is read afterwards."""
-    require_key(wired().keys)
+    require_key(wired().db)
 
 
 @blueprint.post(

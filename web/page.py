@@ -21,6 +21,7 @@ from storage.errors import NotFound, Unavailable
 from storage.job_views import get, list_jobs
 from storage.states import TERMINAL
 from storage.submissions import NewJob
+from web import session
 from web.auth import account_of_session, principal_of_form
 from web.cursor import decode_cursor, encode_cursor
 from web.draw_form import DrawForm, limits
@@ -31,7 +32,6 @@ from web.refusals import FieldError, InvalidRequest
 from web.resources import JobResource, job_resource, job_resources
 from web.same_site import refuse_cross_site
 from web.schemas import JOB_ID, JobRequest
-from web.session import keep
 from web.tiers import tier_resources
 from web.wiring import is_https, url_of, wired
 
@@ -72,7 +72,7 @@ def in_utc(instant: datetime) -> str:
 def show_page() -> Response:
     """What runs here; with a session also the form and the account's latest jobs."""
     try:
-        account_id = account_of_session(wired().keys)
+        account_id = account_of_session(wired().db)
         return front_page(_blank_form(account_id), account_id)
     except Unavailable as error:
         log.warning("page_without_database", error=type(error).__name__)
@@ -87,7 +87,7 @@ def draw() -> AnyResponse:
     refuse_cross_site()
     wiring = wired()
     form = DrawForm.sent(request.form)
-    principal = principal_of_form(wiring.keys)
+    principal = principal_of_form(wiring.db)
     if principal is None:
         wrong = FieldError("api_key", "this API key is not known, or was revoked")
         return front_page(form.refused([wrong]), None, status=401)
@@ -103,14 +103,14 @@ def draw() -> AnyResponse:
         response: AnyResponse = front_page(form.refused(refused.errors), principal.account_id, status=422)
     else:
         response = redirect(next_page(f"/jobs/{job.id}"), 303)
-    keep(response, wiring.keys.sessions.begin(principal), secure=is_https())
+    session.begin(wiring.db, principal, response, secure=is_https())
     return response
 
 
 @blueprint.get("/jobs")
 def show_jobs() -> Response:
     """All of the account's jobs, a page at a time."""
-    account_id = account_of_session(wired().keys)
+    account_id = account_of_session(wired().db)
     if account_id is None:
         return front_page(DrawForm(), None, status=401, after="/jobs")
     return make_response(render_template("jobs.html", page=_jobs_of(account_id, request.args.get("cursor"))))
@@ -119,7 +119,7 @@ def show_jobs() -> Response:
 @blueprint.get("/jobs/<job_id>")
 def show_job(job_id: str) -> Response:
     """One job: its images, what was asked, what it took, what went wrong."""
-    account_id = account_of_session(wired().keys)
+    account_id = account_of_session(wired().db)
     if not re.fullmatch(JOB_ID, job_id):
         raise NotFound(f"no job {job_id!r}")
     if account_id is None:

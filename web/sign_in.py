@@ -3,13 +3,13 @@
 from flask import Blueprint, redirect
 from werkzeug.wrappers import Response as AnyResponse
 
+from web import session
 from web.auth import principal_of_form
 from web.draw_form import DrawForm
 from web.html_errors import register_html_errors
 from web.page import front_page, next_page
 from web.refusals import FieldError
 from web.same_site import refuse_cross_site
-from web.session import forget, keep
 from web.wiring import is_https, wired
 
 blueprint = Blueprint("session", __name__, template_folder="templates")
@@ -27,19 +27,19 @@ def begin_session() -> AnyResponse:
     """Check the key; a good one becomes a cookie, a wrong one a sentence beside the field."""
     refuse_cross_site()
     after = next_page("/")
-    principal = principal_of_form(wired().keys)
+    principal = principal_of_form(wired().db)
     if principal is None:
         wrong = FieldError("api_key", "this API key is not known, or was revoked")
         return front_page(DrawForm().refused([wrong]), None, status=401, after=after)
     response = redirect(after, 303)
-    keep(response, wired().keys.sessions.begin(principal), secure=is_https())
+    session.begin(wired().db, principal, response, secure=is_https())
     return response
 
 
 @blueprint.post("/session/end")
 def end_session() -> AnyResponse:
-    """Take the cookie back."""
+    """End the session, in every copy of its cookie; `503` when it could not be ended."""
     refuse_cross_site()
     response = redirect("/", 303)
-    forget(response, secure=is_https())
+    session.end(wired().db, response, secure=is_https())
     return response

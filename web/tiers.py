@@ -25,7 +25,7 @@ blueprint = APIBlueprint(
 @blueprint.before_request
 def authenticate() -> None:
     """A key first; the rest of the request is read afterwards."""
-    require_key(wired().keys)
+    require_key(wired().db)
 
 
 @blueprint.get("/tiers", summary="List tiers", responses={200: TierList})

@@ -9,7 +9,6 @@ from storage.blobs import Blobs
 from storage.database import Database
 from tasks.prompt_dispatcher import PromptDispatcher
 from web.admission import Admission
-from web.auth import KeyRing
 from web.forecast import Forecast
 from web.looks import Look
 from web.metrics import Metrics
@@ -31,7 +30,6 @@ class Wiring:
     looks: tuple[Look, ...]
     catalogue: "Catalogue"
     admission: Admission
-    keys: KeyRing
     waiter: Waiter
     metrics: Metrics
     forecast: Forecast

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from sqlalchemy import text
 
 from local.endpoints import Embedded
-from storage import jobs
+from storage import accounts, jobs, sessions
 from storage.database import Database
 from storage.job_views import get
 from storage.states import State
@@ -110,6 +111,15 @@ def test_a_bell_that_was_never_rung_is_rung_by_the_sweeper(bench: Bench, make_jo
     assert bench.depth("interactive") == 0
     bench.sweeper.sweep()
     assert bench.depth("interactive") == 1
+
+
+def test_S40_sessions_whose_time_is_over_are_removed(bench: Bench, database: Database, account: str) -> None:
+    key = accounts.create_key(database, account, "test")
+    sessions.begin(database, key.id, seconds=-1)
+    bench.sweeper.sweep()
+    with database.transaction() as connection:
+        query = text("SELECT count(*) FROM sessions WHERE key_id = :id")
+        assert connection.execute(query, {"id": key.id}).scalar_one() == 0
 
 
 def test_a_dead_broker_stops_neither_reaping_nor_expiry(

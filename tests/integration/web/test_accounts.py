@@ -6,11 +6,7 @@ import re
 import pytest
 from flask import Flask
 
-from storage import accounts
-from storage.database import Database
 from tests.integration.web.conftest import Client, Draw, assert_problem
-from web.auth import CACHE_SECONDS, KeyRing
-from web.session import Sessions
 
 UNKNOWN = {"job": "job_" + "0" * 26, "batch": "bat_" + "0" * 26}
 
@@ -77,14 +73,3 @@ def test_a_cursor_of_another_account_shows_nothing_of_it(client: Client, strange
 def test_what_cannot_be_an_id_is_not_found(client: Client, name: str) -> None:
     for path in (f"/v1/jobs/{name}", f"/v1/batches/{name}"):
         assert client("GET", path).status_code == 404
-
-
-def test_a_revoked_key_works_no_longer_than_the_cache_remembers(database: Database, account: str) -> None:
-    now = 0.0
-    key = accounts.create_key(database, account, "short")
-    keys = KeyRing(database, Sessions(database, "a secret"), clock=lambda: now)
-    assert keys.principal_of(key.plaintext) == accounts.Principal(account, key.id)
-    accounts.revoke_key(database, key.id)
-    now = CACHE_SECONDS + 0.01
-    assert CACHE_SECONDS <= 5
-    assert keys.principal_of(key.plaintext) is None

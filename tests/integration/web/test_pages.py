@@ -10,13 +10,12 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from settings import Settings
-from storage import accounts
 from storage.database import Database
 from storage.workers import Worker, heartbeat, say_goodbye
 from tests.integration.web.conftest import Client, Draw, assert_problem
 from web.app import create_app
 from web.page import JOBS_A_PAGE
-from web.session import COOKIE, SESSION_SECONDS, Sessions
+from web.session import COOKIE, SESSION_SECONDS
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 
@@ -183,40 +182,6 @@ def test_a_session_does_not_see_the_webhook_secret(signed_in: FlaskClient, clien
 def test_a_wrong_key_is_not_mended_by_a_session(signed_in: FlaskClient) -> None:
     answer = signed_in.get("/v1/jobs", headers={"Authorization": "Bearer calo_abcdefgh_wrong"})
     assert_problem(answer, 401, "unauthenticated")
-
-
-def test_a_revoked_key_ends_its_sessions_at_once(
-    signed_in: FlaskClient, client: Client, database: Database, account: str
-) -> None:
-    client.submit(prompt="a prompt of mine")
-    assert "a prompt of mine" in text(signed_in.get("/"))
-    for key in accounts.list_keys(database, account):
-        accounts.revoke_key(database, key.id)
-    assert "a prompt of mine" not in text(signed_in.get("/"))
-    assert signed_in.get("/jobs").status_code == 401
-    assert_problem(signed_in.get("/v1/jobs"), 401, "unauthenticated")
-
-
-def test_a_session_ends_by_itself_and_only_its_secret_makes_one(database: Database, api_key: str) -> None:
-    principal = accounts.authenticate(database, api_key)
-    assert principal is not None
-    now = 1_000_000.0
-    sessions = Sessions(database, "one", clock=lambda: now)
-    cookie = sessions.begin(principal)
-    assert sessions.principal_of(cookie) == principal
-    assert Sessions(database, "one", clock=lambda: now).principal_of(cookie) == principal
-    assert Sessions(database, "two", clock=lambda: now).principal_of(cookie) is None
-    for forged in ("", "x", ".", cookie[:-1], cookie[1:], cookie + "A", "é", "W10.x"):
-        assert sessions.principal_of(forged) is None, forged
-    now += SESSION_SECONDS + 1
-    assert sessions.principal_of(cookie) is None
-
-
-def test_signing_out_takes_the_cookie_back(signed_in: FlaskClient) -> None:
-    answer = signed_in.post("/session/end")
-    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
-    assert signed_in.get_cookie(COOKIE) is None
-    assert signed_in.get("/jobs").status_code == 401
 
 
 @pytest.mark.parametrize("path", ["/", "/session", "/session/end"])
