@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from engine.families.stable_diffusion import StableDiffusion
 from engine.families.stable_diffusion_3 import StableDiffusion3
 from engine.families.stable_diffusion_xl import StableDiffusionXL
 from engine.hub import Hub, names_in
+from engine.kept_self_tests import KeptSelfTest, SelfTestResults, Weights, self_test_key
 from engine.layout import INDEX, Layout, check_components, check_pipeline, files_to_load, read_layout
 from engine.optimization import AS_IT_IS, Optimization, optimized, settle
 from engine.rehearsal import is_exact_in_company
 from engine.runner import translate
 from engine.sampling import CoefficientTables
-from engine.self_test import PROMISES, Promise, SelfTest, run_self_test
+from engine.self_test import PROMISES, Promise, SelfTest, digest_of_one, run_self_test
 from engine.time_budget import TimeBudget
 
 FamilyClass = (
@@ -80,6 +82,7 @@ class LoadedModels:
     families: Mapping[str, Family]
     row_limits: Mapping[str, Mapping[int, int]]
     promise: Promise
+    self_test_seconds: float = 0.0  # what testing took in all
 
 
 def load_engine(
@@ -111,30 +114,67 @@ def load_models(
     num_threads: int | None = None,
     hub: Hub | None = None,
     self_test_seconds: float = math.inf,
+    results: SelfTestResults | None = None,
 ) -> LoadedModels:
     """Load `models` onto `device` (`cpu:N` or `cuda:N`) and run the self-test; raises `LoadError`.
 
     `row_limits` gives, for each model, the most rows of a step batch up to so many pixels
     (`{"tiny": {16384: 16, 36864: 8}}`); what has more pixels than the largest is refused.
     `self_test_seconds` are for all models together, and do not count what loading takes; a model for
-    which they do not last has the promise `within 1/255`, and the caps as given.
+    which they do not last has the promise `within 1/255`, and the caps as given. With `results` a model is
+    tested only where what is kept there does not hold, and what was found is kept there.
     """
     torch_device = _device(device)
     if torch_device.type == "cpu" and num_threads is not None:
         torch.set_num_threads(num_threads)
     families: dict[str, Family] = {}
+    weights: dict[str, Weights] = {}
     for spec in models:
         with _named(spec):
-            families[spec.name] = _load_family(spec, torch_device, hub or Hub())
+            families[spec.name], weights[spec.name] = _load_family(spec, torch_device, hub or Hub())
     limits, promises, budget = {}, [], TimeBudget(self_test_seconds)
     for spec in models:
         family = families[spec.name]
         with _named(spec), only_here(is_wanted=spec.optimization.compile):
             CoefficientTables(family.scheduler_config, family.flow_sigmas)  # refuses what no table can hold
-            result = _tested(spec, family, row_limits[spec.name], budget)
+            if results is None or spec.optimization.compile:  # the test is also what compiles it
+                result = _tested(spec, family, row_limits[spec.name], budget)
+            else:
+                result = _kept_or_tested(
+                    spec, family, weights[spec.name], row_limits[spec.name], budget, results
+                )
         limits[spec.name] = result.row_limits
         promises.append(result.promise)
-    return LoadedModels(families, limits, _weakest(promises))
+    return LoadedModels(families, limits, _weakest(promises), budget.used_seconds)
+
+
+def _kept_or_tested(
+    spec: ModelSpec,
+    family: Family,
+    weights: Weights,
+    row_limits: Mapping[int, int],
+    budget: TimeBudget,
+    results: SelfTestResults,
+) -> SelfTest:
+    """What an earlier start has found, where that holds; else what is found now, which is kept."""
+    key = self_test_key(family, weights, row_limits, spec.optimization, results.machine)
+    kept = results.read(spec.name, key, row_limits)
+    if kept is not None and kept.holds(family, row_limits, budget):
+        family.buckets = kept.result.buckets
+        logger.info("self-test of %r: %r, kept from %s", spec.name, kept.result.promise, kept.tested_at)
+        return kept.result
+    if kept is not None:
+        logger.warning("self-test of %r: what was kept from %s does not hold", spec.name, kept.tested_at)
+    left_seconds = budget.left_seconds
+    result = _tested(spec, family, row_limits, budget)
+    kept = KeptSelfTest(
+        result,
+        digest_of_one(family, row_limits),
+        tested_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        given_seconds=left_seconds if budget.is_spent() else None,
+    )
+    results.write(spec.name, key, kept)
+    return result
 
 
 def _tested(spec: ModelSpec, family: Family, row_limits: Mapping[int, int], budget: TimeBudget) -> SelfTest:
@@ -209,7 +249,7 @@ def _named(spec: ModelSpec) -> Iterator[None]:
         raise LoadError(f"model {spec.name!r} from {place}: {said}") from error
 
 
-def _load_family(spec: ModelSpec, device: torch.device, hub: Hub) -> Family:
+def _load_family(spec: ModelSpec, device: torch.device, hub: Hub) -> tuple[Family, Weights]:
     if spec.family not in FAMILIES:
         raise LoadError(f"there is no family {spec.family!r}")
     family = FAMILIES[spec.family]
@@ -225,10 +265,11 @@ def _load_family(spec: ModelSpec, device: torch.device, hub: Hub) -> Family:
     check_pipeline(layout, pipelines[spec.family], pipelines)
     pipeline_class = next(one for one in family.PIPELINES if one.__name__ == layout.pipeline)
     check_components(layout, _needed(family, pipeline_class))
-    files_to_load(layout, names_in(folder), spec.variant)
+    stats = {name: (folder / name).stat() for name in files_to_load(layout, names_in(folder), spec.variant)}
+    weights = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
     loaded = family(_read(family, pipeline_class, folder, layout, spec, device))
     settle(loaded, spec.optimization, device)
-    return loaded
+    return loaded, weights
 
 
 def _needed(family: FamilyClass, pipeline_class: Any) -> list[str]:

@@ -5,6 +5,7 @@ Encoding and decoding always take one item, so they are only asked for the same 
 families, not generations: samplers and guidance are `engine.rehearsal`'s.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -63,8 +64,7 @@ def run_self_test(
     buckets: dict[tuple[int, int], Buckets] = {}
     for max_pixels, configured_rows in row_limits.items():
         max_rows = configured_rows
-        side = max(8, int(max_pixels**0.5) // family.pixels_per_latent)
-        side -= side % family.latents_per_patch
+        side = latent_side(family, max_pixels)
         if not all(map(_is_same, _alone(family, side), _alone(family, side))):
             weakest = 3
         limits[max_pixels] = max_rows
@@ -94,6 +94,21 @@ def run_self_test(
     if weakest == 1:  # the shapes were tried nonetheless
         buckets = dict.fromkeys(buckets, MULTIPLES_OF_FOUR)
     return SelfTest(PROMISES[weakest], limits, buckets)
+
+
+def latent_side(family: Family, max_pixels: int) -> int:
+    """Of the square that stands for a class of pixels, in latents."""
+    side = max(8, int(max_pixels**0.5) // family.pixels_per_latent)
+    return side - side % family.latents_per_patch
+
+
+def digest_of_one(family: Family, row_limits: Mapping[int, int]) -> str:
+    """SHA-256 of the bits of one prompt, one forward pass and one image in each class of pixels."""
+    digest = hashlib.sha256()
+    for max_pixels in sorted(row_limits):
+        for tensor in _alone(family, latent_side(family, max_pixels)):
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _candidates(largest: int, *, is_fine: bool) -> list[int]:

@@ -19,6 +19,11 @@ class TimeBudget:
         """Since it was made."""
         return self._clock() - self._began_at
 
+    @property
+    def left_seconds(self) -> float:
+        """Until it is spent; never negative."""
+        return max(0.0, self.seconds - self.used_seconds)
+
     def is_spent(self, next_seconds: float = 0.0) -> bool:
         """Whether nothing is left, or less than the next part is thought to take; once so, it stays so."""
         self._is_spent |= self.used_seconds + next_seconds >= self.seconds

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from catalogue import Model
 from engine.engine import Engine
 from engine.errors import LoadError
+from engine.kept_self_tests import SelfTestResults
 from engine.load import LoadedModels, ModelSpec, load_models
 from engine.optimization import Optimization
 from settings import Settings
@@ -38,7 +40,9 @@ from tasks.holdings import Holdings
 from tasks.learned_profiles import LearnedProfiles
 from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
 from tasks.queues import queues_of
+from tasks.self_test_results import SelfTestFolder, machine_facts
 from tasks.solo_marks import MAX_WAIT_SECONDS, SoloMarks
+from tasks.start_times import StartTimes
 
 log = structlog.get_logger()
 
@@ -56,11 +60,14 @@ class WorkerOptions:
     bulk_slots: int
     num_threads: int | None = None
     ready_file: Path | None = None
+    test_again: bool = False  # whatever was kept of earlier self-tests
 
 
 def run_worker(settings: Settings, options: WorkerOptions) -> int:
     """Serve until SIGTERM; returns the exit code. Non-zero when the engine cannot be loaded."""
     settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
+    times = StartTimes()
+    times.took("import")
     if settings.run_dir is not None:
         # Beside the loading, which takes longer.
         threading.Thread(
@@ -69,6 +76,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     loaded = _load(settings, options)
     if loaded is None:
         return EXIT_NO_ENGINE
+    times.took("load", of_which=("self_test", loaded.self_test_seconds))
     tiers = [tier for tier in settings.catalogue.tiers if tier.name in options.tiers]
     profiles = worker_profiles(ProfileFolder(settings.profiles_dir), tiers, loaded)
     boot_id = os.environ.get("CALOTYPE_BOOT_ID") or str(uuid.uuid4())
@@ -132,7 +140,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         return consumer.run(
             worker.id.replace("/", "."),
             generate,
-            on_ready=lambda: _announce(options, engine),
+            on_ready=lambda: _announce(options, engine, times),
             on_shutdown=drain.start,
         )
     finally:
@@ -144,8 +152,13 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
 def _load(settings: Settings, options: WorkerOptions) -> LoadedModels | None:
     names = {tier.model for tier in settings.catalogue.tiers if tier.name in options.tiers}
     models = [model for model in settings.catalogue.models if model.name in names]
+    results = SelfTestFolder(
+        settings.profiles_dir / "self-tests", machine_facts(), test_again=options.test_again
+    )
     try:
-        return load_planned(settings, models, device=options.device, num_threads=options.num_threads)
+        return load_planned(
+            settings, models, device=options.device, num_threads=options.num_threads, results=results
+        )
     except LoadError as error:
         log.error("engine_not_loaded", code=error.code, error=str(error), device=options.device)
         return None
@@ -155,7 +168,12 @@ def _load(settings: Settings, options: WorkerOptions) -> LoadedModels | None:
 
 
 def load_planned(
-    settings: Settings, models: Sequence[Model], *, device: str, num_threads: int | None = None
+    settings: Settings,
+    models: Sequence[Model],
+    *,
+    device: str,
+    num_threads: int | None = None,
+    results: SelfTestResults | None = None,
 ) -> LoadedModels:
     """Load models as `calotype.toml` describes them; raises what `load_models` raises."""
     return load_models(
@@ -188,6 +206,7 @@ def load_planned(
         },
         num_threads=num_threads,
         self_test_seconds=settings.self_test_seconds,
+        results=results,
     )
 
 
@@ -300,8 +319,16 @@ def end_when_fatal(
         end_process(EXIT_DEVICE_LOST)
 
 
-def _announce(options: WorkerOptions, engine: Engine) -> None:
-    log.info("worker_ready", device=options.device, tiers=options.tiers, promise=engine.promise)
+def _announce(options: WorkerOptions, engine: Engine, times: StartTimes) -> None:
+    times.took("connect")
+    log.info(
+        "worker_ready",
+        device=options.device,
+        tiers=options.tiers,
+        promise=engine.promise,
+        start_seconds=times.seconds,
+        cpu_seconds=round(time.process_time(), 2),
+    )
     if options.ready_file is None:
         return
     facts = {

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from local.endpoints import Embedded
 from settings import ROOT
@@ -82,6 +83,36 @@ def wait_for(holds: Callable[[], object], seconds: float) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_S38_a_start_after_the_first_uses_what_was_tested_and_says_where_its_seconds_went(
+    migrated: Embedded, tmp_path: Path
+) -> None:
+    profiles = tmp_path / "profiles"
+    first, second = (ready_line(migrated, profiles, tmp_path / f"{n}.log") for n in (1, 2))
+    assert second["promise"] == first["promise"]
+    assert first["start_seconds"].keys() == second["start_seconds"].keys()
+    assert first["start_seconds"].keys() == {"import", "load", "self_test", "connect", "total"}
+    assert "begins" in (tmp_path / "1.log").read_text()
+    assert "begins" not in (tmp_path / "2.log").read_text()
+    assert "'exact', kept from" in (tmp_path / "2.log").read_text()
+
+
+def ready_line(migrated: Embedded, profiles: Path, log: Path) -> dict[str, Any]:
+    """What a worker says once it takes jobs; it is killed then, as a crash would."""
+    command = [sys.executable, "-m", "cli", "worker", "--device", "cpu:0"]
+    environment = {**os.environ, **migrated.environment, "CALOTYPE_PROFILES_DIR": str(profiles)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=output)
+    try:
+        wait_for(lambda: b"worker_ready" in log.read_bytes(), 120)
+    finally:
+        process.kill()
+        process.wait()
+    line: dict[str, Any] = next(
+        json.loads(line) for line in log.read_text().splitlines() if '"worker_ready"' in line
+    )
+    return line
 
 
 def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_nothing(
