@@ -111,6 +111,12 @@ class Settings(BaseSettings):
     webhook_allowed_networks: Annotated[
         tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)
     ] = ()
+    webhook_ports: Annotated[
+        tuple[Annotated[int, Field(ge=1, lt=65536)], ...],
+        NoDecode,
+        BeforeValidator(_split),
+        Field(min_length=1),
+    ] = (443, 8443)
     webhook_threads: Positive = 32
     webhooks_per_account: Positive = 4
 

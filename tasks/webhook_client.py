@@ -18,13 +18,14 @@ from urllib.parse import SplitResult, urlsplit
 
 import httpcore2
 
-from tasks.webhook_addresses import Network
+from tasks.webhook_addresses import DEFAULT_PORTS, Network
 from tasks.webhook_connection import (
     AddressRefused,
     Budget,
     HeaderTooLarge,
     NameNotFound,
     PinningBackend,
+    PortRefused,
     Resolve,
     TlsFailed,
     resolve_by_dns,
@@ -54,11 +55,13 @@ class WebhookClient:
         *,
         timeout_seconds: float,
         allowed_networks: Sequence[Network] = (),
+        ports: Sequence[int] = DEFAULT_PORTS,
         ca_file: Path | None = None,
         resolve: Resolve = resolve_by_dns,
     ) -> None:
         self._timeout_seconds = timeout_seconds
         self._allowed = tuple(allowed_networks)
+        self._ports = tuple(ports)
         self._resolve = resolve
         self._tls = ssl.create_default_context()
         if ca_file is not None:
@@ -81,7 +84,7 @@ class WebhookClient:
         parts = urlsplit(url)
         if parts.scheme != "https" or "@" in parts.netloc:
             raise AddressRefused("only plain https URLs are sent to")
-        backend = PinningBackend(self._resolve, self._allowed, budget)
+        backend = PinningBackend(self._resolve, self._allowed, self._ports, budget)
         sent = {"Host": parts.netloc, "Accept-Encoding": "identity", "Connection": "close", **headers}
         # A pool of its own for every attempt: no connection, cookie or fault is shared between receivers.
         with (
@@ -98,6 +101,7 @@ class WebhookClient:
 
 ATTEMPT_CODES: dict[type[Exception], str] = {
     AddressRefused: "address_refused",
+    PortRefused: "port_refused",
     NameNotFound: "name_not_found",
     UnicodeError: "name_not_found",
     TlsFailed: "tls_failed",

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpcore2
 
-from tasks.webhook_addresses import Network, is_open
+from tasks.webhook_addresses import Network, is_open, is_within, what_is_wrong_with_port
 
 Resolve = Callable[[str, int], Sequence[str]]
 
@@ -29,6 +29,10 @@ WRITE_BYTES = 8192
 
 class AddressRefused(Exception):
     """The name leads to an address that webhooks are not sent to."""
+
+
+class PortRefused(Exception):
+    """The URL names a port that webhooks are not sent to."""
 
 
 class NameNotFound(Exception):
@@ -66,8 +70,10 @@ class Budget:
 class PinningBackend(httpcore2.NetworkBackend):
     """Connects to the checked addresses of a name and to no other."""
 
-    def __init__(self, resolve: Resolve, allowed: Sequence[Network], budget: Budget) -> None:
-        self._resolve, self._allowed, self._budget = resolve, allowed, budget
+    def __init__(
+        self, resolve: Resolve, allowed: Sequence[Network], ports: Sequence[int], budget: Budget
+    ) -> None:
+        self._resolve, self._allowed, self._ports, self._budget = resolve, allowed, ports, budget
         self._sockets = httpcore2.SyncBackend()
 
     def connect_tcp(
@@ -94,11 +100,17 @@ class PinningBackend(httpcore2.NetworkBackend):
         raise NameNotFound(f"{host} has no address")
 
     def _checked(self, host: str, port: int) -> list[str]:
+        wrong_port = what_is_wrong_with_port(port, self._ports)
+        if wrong_port and not self._allowed:
+            raise PortRefused(wrong_port)
         addresses = list(dict.fromkeys(self._resolved(host, port)))
-        for address in addresses:
-            if not is_open(ipaddress.ip_address(address), self._allowed):
+        for text in addresses:
+            address = ipaddress.ip_address(text)
+            if not is_open(address, self._allowed):
                 # Not which one: the account may be looking for what is inside.
                 raise AddressRefused(f"{host} leads to a private or reserved address")
+            if wrong_port and not is_within(address, self._allowed):
+                raise PortRefused(wrong_port)
         return addresses[:MAX_ADDRESSES]
 
     def _resolved(self, host: str, port: int) -> Sequence[str]:

@@ -33,6 +33,7 @@ def run_webhook_worker(settings: Settings, ready_file: Path | None = None) -> in
     client = WebhookClient(
         timeout_seconds=settings.webhook_timeout_seconds,
         allowed_networks=settings.webhook_allowed_networks,
+        ports=settings.webhook_ports,
         ca_file=settings.ca_file,
     )
     plan = DeliverPlan(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.job_views import Job
 from storage.submissions import NewJob
-from tasks.webhook_addresses import Network
+from tasks.webhook_addresses import DEFAULT_PORTS, Network
 from web.refusals import FieldError, InvalidRequest, NotServed
 from web.schemas import JobRequest
 from web.webhook_url import check_webhook_url
@@ -28,10 +28,12 @@ class Admission:
         catalogue: "Catalogue",
         tier_for: "Callable[[Model, int, int], Tier | None]",
         webhook_networks: Sequence[Network] = (),
+        webhook_ports: Sequence[int] = DEFAULT_PORTS,
     ) -> None:
         self._catalogue = catalogue
         self._tier_for = tier_for
         self._webhook_networks = webhook_networks
+        self._webhook_ports = webhook_ports
 
     def admit(
         self,
@@ -109,7 +111,7 @@ class Admission:
         """What keeps this installation from ever sending to this URL, if anything does."""
         try:
             if url is not None:
-                check_webhook_url(url, self._webhook_networks)
+                check_webhook_url(url, self._webhook_networks, self._webhook_ports)
         except ValueError as error:
             return [FieldError("webhook_url", str(error))]
         return []

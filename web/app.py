@@ -124,7 +124,9 @@ def _wire(settings: Settings) -> Wiring:
         dispatcher=dispatcher,
         looks=looks,
         catalogue=settings.catalogue,
-        admission=Admission(settings.catalogue, tier_for, settings.webhook_allowed_networks),
+        admission=Admission(
+            settings.catalogue, tier_for, settings.webhook_allowed_networks, settings.webhook_ports
+        ),
         waiter=waiter,
         metrics=metrics,
         forecast=Forecast(

@@ -1,6 +1,6 @@
-"""Whether a webhook URL may be stored: https, a plain host, no address that is literally private.
+"""Whether a webhook URL may be stored: https, a plain host and port, no address that is literally private.
 
-Names are not resolved here; every resolved address is checked again when something is sent.
+Names are not resolved here; port and every resolved address are checked again when something is sent.
 """
 
 import ipaddress
@@ -8,9 +8,16 @@ import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from tasks.webhook_addresses import Network, is_open
+from tasks.webhook_addresses import (
+    DEFAULT_PORTS,
+    Network,
+    is_open,
+    is_within,
+    what_is_wrong_with_port,
+)
 
 MAX_CHARACTERS = 2048
+HTTPS_PORT = 443
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
 _LOCAL_NAMES = ("localhost", "local", "internal", "localdomain", "home.arpa")
 
@@ -35,17 +42,26 @@ def check_webhook_form(url: str) -> str:
     return url
 
 
-def check_webhook_url(url: str, allowed: Sequence[Network] = ()) -> str:
-    """The same, and its host may be sent to: public, or within the `allowed` networks."""
+def check_webhook_url(url: str, allowed: Sequence[Network] = (), ports: Sequence[int] = DEFAULT_PORTS) -> str:
+    """The same, and it may be sent to: a public host at one of `ports`, or any port of `allowed` networks.
+
+    Where networks are opened, a name may lead into one: its port is then checked with its addresses.
+    """
     check_webhook_form(url)
-    host = (urlsplit(url).hostname or "").rstrip(".")
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         _check_name(host, may_be_local=bool(allowed))
-        return url
-    if not is_open(address, allowed):
-        raise ValueError("names a private or reserved address; only public ones are accepted")
+        may_use_any_port = bool(allowed)
+    else:
+        if not is_open(address, allowed):
+            raise ValueError("names a private or reserved address; only public ones are accepted")
+        may_use_any_port = is_within(address, allowed)
+    wrong = what_is_wrong_with_port(parts.port or HTTPS_PORT, ports)
+    if wrong and not may_use_any_port:
+        raise ValueError(wrong)
     return url
 
 
