@@ -16,6 +16,7 @@ from storage.errors import NotFound
 from storage.identifiers import new_id
 from storage.tables import accounts, api_keys
 
+MAX_KEY_CHARACTERS = 128  # ours have 48
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LAST_USED_RESOLUTION_SECONDS = 60
 
@@ -145,6 +146,8 @@ def authenticate(db: Database, plaintext: str) -> Principal | None:
     One statement, and no memory of earlier ones: a revocation that has returned holds everywhere. It
     compares digests, so its time tells nothing of the key.
     """
+    if len(plaintext) > MAX_KEY_CHARACTERS:
+        return None
     parts = plaintext.split("_")
     prefix = parts[1] if len(parts) == 3 and parts[0] == "calo" and plaintext.isascii() else ""
     if not prefix.isalnum():

@@ -32,12 +32,14 @@ from web.forecast import Forecast
 from web.health import make_looks
 from web.html_errors import register_unknown_addresses
 from web.metrics import Metrics
+from web.request_limits import register_request_limits
 from web.security_headers import register_security_headers
 from web.waiting import Waiter
 from web.wiring import EXTENSION, Wiring
 
 VERSION = "0.1.0"
 MAX_CONNECTIONS = 10
+MAX_FORM_PARTS = 32  # the page that draws has 16 fields
 TRANSACTION_SECONDS, POOL_SECONDS = 5.0, 3.0
 """So that a request is refused within 8 seconds when Postgres hangs, wherever it is just then."""
 DESCRIPTION = """Turns prompts into images. Errors are RFC 9457 `application/problem+json` with a stable
@@ -60,11 +62,13 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     app.openapi_version = "3.1.0"
     app.request_class = ApiRequest
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.config["MAX_FORM_PARTS"] = MAX_FORM_PARTS
     app.json.sort_keys = False  # type: ignore[attr-defined]
     wiring = _wire(settings)
     app.extensions[EXTENSION] = wiring
 
     register_access_log(app, wiring.metrics)
+    register_request_limits(app)
     register_security_headers(app, images=settings.s3_public_endpoint or settings.s3_endpoint)
     register_errors(app)
     register_unknown_addresses(app)

@@ -22,7 +22,7 @@ from web.csv_rows import COLUMNS, CsvRow, parse_csv, refuse_rows
 from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.idempotency import digest_of, idempotency_key
-from web.refusals import BodyTooLarge, FieldError, InvalidRequest, UnsupportedMediaType
+from web.refusals import MAX_ERRORS, BodyTooLarge, FieldError, InvalidRequest, UnsupportedMediaType, quoted
 from web.resources import BatchList, BatchResource, batch_resource, batch_resources
 from web.schemas import BATCH_ID, BatchPath, JobRequest, PageQuery, field_errors
 from web.strict import strict_errors
@@ -168,8 +168,8 @@ def _uploaded() -> tuple[FileStorage, dict[str, str]]:
     """The file and the form's fields; raises a `Refusal` naming the part that is missing or wrong."""
     if request.mimetype != "multipart/form-data":
         raise UnsupportedMediaType(
-            f"Content-Type is {request.mimetype or 'missing'!r}: this route takes 'multipart/form-data' "
-            "with the CSV in the field 'file'",
+            f"Content-Type is {quoted(request.mimetype or 'missing')}: this route takes "
+            "'multipart/form-data' with the CSV in the field 'file'",
             headers={"Accept": "multipart/form-data"},
         )
     limit = wired().max_csv_bytes
@@ -200,8 +200,9 @@ def _filename(file: FileStorage) -> str:
 
 
 def _admit(rows: Iterable[CsvRow], defaults: dict[str, str]) -> list[NewJob]:
-    admitted = []
+    admitted: list[NewJob] = []
     errors: list[FieldError] = []
+    num_errors = 0
     for row in rows:
         found = list(row.errors)
         try:
@@ -214,10 +215,16 @@ def _admit(rows: Iterable[CsvRow], defaults: dict[str, str]) -> list[NewJob]:
             found = field_errors(error, known=COLUMNS)
         except InvalidRequest as error:
             found = error.errors
-        errors += [FieldError(item.field, item.detail, row.line) for item in found]
-    errors = errors or strict_errors(admitted)
+        if found:
+            admitted.clear()  # nothing will come of them
+            num_errors += len(found)
+            room = MAX_ERRORS - len(errors)
+            errors += [FieldError(item.field, item.detail, row.line) for item in found[:room]]
+    if not errors:
+        errors = strict_errors(admitted)
+        num_errors = len(errors)
     if errors:
-        raise refuse_rows(errors)
+        raise refuse_rows(errors, num_errors=num_errors)
     return admitted
 
 
@@ -228,7 +235,7 @@ def _get(batch_id: str) -> Batch:
 
 def _check_id(batch_id: str) -> None:
     if not re.fullmatch(BATCH_ID, batch_id):
-        raise NotFound(f"no batch {batch_id!r}")
+        raise NotFound(f"no batch {quoted(batch_id)}")
 
 
 def _shown(batch: Batch, status: int) -> Response:

@@ -10,6 +10,8 @@ from web.refusals import FieldError, InvalidRequest
 
 Position = tuple[datetime, str]
 
+MAX_CHARACTERS = 200
+
 
 def encode_cursor(created_at: datetime, row_id: str) -> str:
     """The position after this row."""
@@ -22,6 +24,8 @@ def decode_cursor(cursor: str | None) -> Position | None:
     if cursor is None:
         return None
     try:
+        if len(cursor) > MAX_CHARACTERS:
+            raise ValueError("longer than any cursor of ours")
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         instant, row_id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         created_at = datetime.fromisoformat(instant)

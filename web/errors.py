@@ -20,7 +20,7 @@ from storage.errors import (
     StorageError,
     Unavailable,
 )
-from web.refusals import MAX_ERRORS, FieldError, InvalidRequest, Refusal
+from web.refusals import MAX_DETAIL_CHARACTERS, MAX_ERRORS, FieldError, InvalidRequest, Refusal
 from web.schemas import field_errors
 
 log = structlog.get_logger()
@@ -70,19 +70,20 @@ def problem(
     detail: str,
     errors: list[FieldError] | None = None,
     headers: dict[str, str] | None = None,
+    num_errors: int | None = None,
 ) -> Response:
-    """An answer of `application/problem+json`."""
+    """An answer of `application/problem+json`, bounded whatever was found: at most `MAX_ERRORS` errors."""
     body: dict[str, Any] = {
         "type": f"urn:calotype:problem:{code}",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "code": code,
-        "detail": detail,
+        "detail": detail[:MAX_DETAIL_CHARACTERS],
         "request_id": g.get("request_id", ""),
     }
     if errors:
         body["errors"] = [error.as_json() for error in errors[:MAX_ERRORS]]
-        body["num_errors"] = len(errors)
+        body["num_errors"] = len(errors) if num_errors is None else num_errors
     response = jsonify(body)
     response.status_code = status
     response.content_type = PROBLEM
@@ -94,7 +95,7 @@ def problem(
 
 def answer_refusal(error: Refusal) -> Response:
     """A request that we turned down."""
-    return problem(error.status, error.code, error.detail, error.errors, error.headers)
+    return problem(error.status, error.code, error.detail, error.errors, error.headers, error.num_errors)
 
 
 def answer_storage_error(error: StorageError) -> Response:

@@ -20,7 +20,7 @@ from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.idempotency import digest_of, idempotency_key
 from web.preference import preferred_wait
-from web.refusals import ImageNotFound, InvalidRequest, JobIsNotFinal, NotServed
+from web.refusals import ImageNotFound, InvalidRequest, JobIsNotFinal, NotServed, quoted
 from web.resources import JobList, JobResource, job_resource, job_resources, signed_url
 from web.schemas import JOB_ID, ImagePath, JobListQuery, JobPath, JobRequest, WaitQuery
 from web.strict import strict_errors
@@ -195,7 +195,7 @@ def _get(job_id: str) -> Job:
 def _check_id(job_id: str) -> None:
     # What cannot be an id never reaches Postgres, and looks like a job that is not there.
     if not re.fullmatch(JOB_ID, job_id):
-        raise NotFound(f"no job {job_id!r}")
+        raise NotFound(f"no job {quoted(job_id)}")
 
 
 def _shown(job: Job, status: int, headers: dict[str, str] | None = None) -> Response:

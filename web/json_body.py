@@ -1,6 +1,7 @@
 """Reading a JSON body: size, type, encoding and shape, before anyone looks at its meaning.
 
-Python's parser accepts duplicate keys, NaN and any depth; this one does not. It knows no field.
+Python's parser accepts duplicate keys, NaN, any depth and any number of members; this one does not, and
+counts before it parses. It knows no field.
 """
 
 import json
@@ -11,19 +12,29 @@ from typing import Any, NoReturn
 from flask import Request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
-from web.refusals import BodyTooLarge, FieldError, InvalidRequest, MalformedBody, UnsupportedMediaType
+from web.refusals import (
+    MAX_QUOTED_CHARACTERS,
+    BodyTooLarge,
+    FieldError,
+    InvalidRequest,
+    MalformedBody,
+    UnsupportedMediaType,
+    quoted,
+)
 
 MAX_DEPTH = 16
-MAX_INTEGER_DIGITS = 4300
+MAX_MEMBERS = 256  # of all objects and arrays together; a job has 20 fields
+MAX_NUMBER_CHARACTERS = 400  # the largest of doubles has 309 digits
 # Possessive, and content with an unfinished string: it never looks at a character twice.
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.?)*+"?|[\[\]{}]', re.DOTALL)
+_STRING_OR_MARK = re.compile(r'"(?:[^"\\]++|\\.?)*+"?|[\[\]{},]', re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_json_bytes(request: Request) -> bytes:
     """The raw body, when it is small enough and says that it is JSON."""
     if request.mimetype != "application/json":
         raise UnsupportedMediaType(
-            f"Content-Type is {request.mimetype or 'missing'!r}: this route takes 'application/json'",
+            f"Content-Type is {quoted(request.mimetype or 'missing')}: this route takes 'application/json'",
             headers={"Accept": "application/json"},
         )
     charset = request.mimetype_params.get("charset", "utf-8").lower()
@@ -43,7 +54,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedBody(f"the body is not UTF-8: byte {error.start}") from error
-    _check_depth(text)
+    _check_shape(text)
     try:
         value = json.loads(
             text,
@@ -62,11 +73,15 @@ def parse_object(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _check_depth(text: str) -> None:
+def _check_shape(text: str) -> None:
     # By counting, since the parser itself would run out of stack.
-    depth = 0
-    for match in _STRING_OR_BRACKET.finditer(text):
-        if match[0] in "[{":
+    depth, num_members = 0, 1
+    for match in _STRING_OR_MARK.finditer(text):
+        if match[0] == ",":
+            num_members += 1
+            if num_members > MAX_MEMBERS:
+                raise MalformedBody(f"the body has more than {MAX_MEMBERS} members")
+        elif match[0] in "[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise MalformedBody(f"the body is nested deeper than {MAX_DEPTH} levels")
@@ -79,6 +94,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _finite(digits: str) -> float:
+    _check_length(digits)
     value = float(digits)
     if value in (float("inf"), float("-inf")):
         raise MalformedBody("a number is too large: numbers must be finite")
@@ -86,23 +102,29 @@ def _finite(digits: str) -> float:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MAX_INTEGER_DIGITS:
-        raise MalformedBody(f"a number has more than {MAX_INTEGER_DIGITS} digits")
+    _check_length(digits)
     return int(digits)
+
+
+def _check_length(digits: str) -> None:
+    if len(digits) > MAX_NUMBER_CHARACTERS:
+        raise MalformedBody(f"a number has more than {MAX_NUMBER_CHARACTERS} characters")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise MalformedBody(f"the key {twice[:100]!r} is given twice")
+        raise MalformedBody(f"the key {quoted(twice)} is given twice")
     return value
 
 
 def _refuse_surrogates(value: Any, pointer: str) -> None:
     if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise InvalidRequest.of([FieldError(pointer, "holds a lone surrogate, which is no character")])
+        if _SURROGATE.search(value):
+            raise InvalidRequest.of(
+                [FieldError(pointer[:MAX_QUOTED_CHARACTERS], "holds a lone surrogate, which is no character")]
+            )
     elif isinstance(value, dict):
         for key, item in value.items():
             _refuse_surrogates(key, pointer)

@@ -28,7 +28,7 @@ from web.draw_form import DrawForm, limits
 from web.errors import RETRY_AFTER_SECONDS
 from web.html_errors import register_html_errors
 from web.jobs import submit
-from web.refusals import FieldError, InvalidRequest
+from web.refusals import FieldError, InvalidRequest, quoted
 from web.resources import JobResource, job_resource, job_resources
 from web.same_site import refuse_cross_site
 from web.schemas import JOB_ID, JobRequest
@@ -121,7 +121,7 @@ def show_job(job_id: str) -> Response:
     """One job: its images, what was asked, what it took, what went wrong."""
     account_id = account_of_session(wired().db)
     if not re.fullmatch(JOB_ID, job_id):
-        raise NotFound(f"no job {job_id!r}")
+        raise NotFound(f"no job {quoted(job_id)}")
     if account_id is None:
         return front_page(DrawForm(), None, status=401, after=f"/jobs/{job_id}")
     job = job_resource(get(wired().db, account_id, job_id))

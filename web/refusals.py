@@ -19,6 +19,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_ERRORS = 100
+MAX_QUOTED_CHARACTERS = 100
+MAX_DETAIL_CHARACTERS = 1000
+
+
+def quoted(text: str) -> str:
+    """What a client sent, for a message: its beginning, in quotes and without control characters."""
+    return repr(text[:MAX_QUOTED_CHARACTERS])
 
 
 @dataclass(frozen=True)
@@ -40,17 +47,26 @@ class FieldError:
 
 
 class Refusal(Exception):
-    """Base of the tree: `status` is HTTP's, `code` is ours, `errors` name fields and limits."""
+    """Base of the tree: `status` is HTTP's, `code` is ours, `errors` name fields and limits.
+
+    `num_errors` is how many were found, where `errors` are the first of them.
+    """
 
     status = 400
     code = "bad_request"
 
     def __init__(
-        self, detail: str, errors: Iterable[FieldError] = (), *, headers: dict[str, str] | None = None
+        self,
+        detail: str,
+        errors: Iterable[FieldError] = (),
+        *,
+        num_errors: int | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.errors = list(errors)
+        self.num_errors = len(self.errors) if num_errors is None else num_errors
         self.headers = headers or {}
 
 

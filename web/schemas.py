@@ -3,13 +3,14 @@
 Limits that depend on a model or a tier are `web.admission`'s. It knows neither HTTP nor rows.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from web.refusals import FieldError
+from web.refusals import MAX_QUOTED_CHARACTERS, FieldError
 from web.webhook_url import check_webhook_form
 
 MAX_SEED = 2**63 - 1
@@ -21,18 +22,38 @@ DELIVERY_ID = r"^whd_[0-9a-f]{32}$"
 TIER_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
 
 
+MAX_TEXT_CHARACTERS = 131_072  # whatever the model's own limit: what is longer is not looked into
+MAX_MARKS_IN_A_ROW = 30  # UAX #15 §13, Stream-Safe Text: no script needs more
+_REFUSED_CHARACTER = re.compile("[\0-\x08\x0b-\x1f\ud800-\udfff]")
+
+
 def _clean(text: str) -> str:
     """NFC, without characters that no prompt means and that rows or encoders cannot hold."""
-    for character in text:
-        if character == "\0":
-            raise ValueError("holds a NUL character")
-        if character < " " and character not in "\n\t":
-            raise ValueError(
-                f"holds the control character U+{ord(character):04X}; only \\n and \\t are accepted"
-            )
-        if "\ud800" <= character <= "\udfff":
-            raise ValueError("holds a lone surrogate, which is no character")
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise ValueError(f"has more than {MAX_TEXT_CHARACTERS} characters")
+    if found := _REFUSED_CHARACTER.search(text):
+        raise ValueError(_what_is_wrong_with(found[0]))
+    if text.isascii():
+        return text
+    _check_marks(text)
     return unicodedata.normalize("NFC", text)
+
+
+def _what_is_wrong_with(character: str) -> str:
+    if character == "\0":
+        return "holds a NUL character"
+    if character < " ":
+        return f"holds the control character U+{ord(character):04X}; only \\n and \\t are accepted"
+    return "holds a lone surrogate, which is no character"
+
+
+def _check_marks(text: str) -> None:
+    # Normalization sorts the marks behind a letter, in a time that grows with the square of their number.
+    num_marks = 0
+    for character in text:
+        num_marks = num_marks + 1 if unicodedata.combining(character) else 0
+        if num_marks > MAX_MARKS_IN_A_ROW:
+            raise ValueError(f"has more than {MAX_MARKS_IN_A_ROW} combining marks in a row")
 
 
 def _not_blank(text: str) -> str:
@@ -187,7 +208,7 @@ def field_errors(error: ValidationError, *, known: Iterable[str] = JOB_FIELDS) -
 
 def _field_error(found: dict[str, Any], known: Iterable[str]) -> FieldError:
     parts = [str(part) for part in found["loc"]]
-    field = "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)[:200]
+    field = "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)[:MAX_QUOTED_CHARACTERS]
     match found["type"]:
         case "missing":
             detail = "is required"

@@ -14,6 +14,7 @@ from storage.errors import NotFound
 from web.auth import SECURITY, account_id, refuse_session, require_key
 from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
+from web.refusals import quoted
 from web.resources import Links
 from web.schemas import DELIVERY_ID, DeliveryListQuery, DeliveryPath
 from web.wiring import url_of, wired
@@ -158,7 +159,7 @@ def _shown(delivery_id: str, status: int) -> Response:
 
 def _check_id(delivery_id: str) -> None:
     if not re.fullmatch(DELIVERY_ID, delivery_id):
-        raise NotFound(f"no webhook delivery {delivery_id!r}")
+        raise NotFound(f"no webhook delivery {quoted(delivery_id)}")
 
 
 def _resource(delivery: Delivery) -> DeliveryResource:

@@ -4,6 +4,8 @@ import csv
 import io
 from typing import Any
 
+import pytest
+
 from storage import jobs
 from storage.database import Database
 from tests.integration.web.conftest import Client, Draw, assert_problem
@@ -119,3 +121,31 @@ def test_a_large_batch_is_read_in_pages(client: Client) -> None:
     batch = upload(client, b"prompt\n" + lines).get_json()
     rows = read(client, batch["links"]["results"])
     assert [row["prompt"] for row in rows] == [f"prompt {number}" for number in range(1200)]
+
+
+def test_S36_ten_thousand_wrong_rows_are_counted_and_the_first_are_shown(client: Client) -> None:
+    wrong = b"a,x,x,x\n" * 10_000
+    answer = upload(client, b"prompt,seed,width,height\n" + wrong)
+    body = answer.get_json()
+    assert (answer.status_code, len(body["errors"]), body["num_errors"]) == (422, 100, 30_000)
+    assert len(answer.get_data()) < 1_000_000
+
+
+@pytest.mark.parametrize("header", [b"prompt," * 20_000, b"a," * 200_000])
+def test_S36_a_header_of_many_columns_is_refused_by_the_limit(client: Client, header: bytes) -> None:
+    answer = upload(client, header + b"\na\n")
+    assert_problem(answer, 422, "invalid_csv")
+    assert answer.get_json()["detail"] == "line 1: the header has more than 64 columns"
+
+
+def test_S36_an_upload_of_many_parts_is_refused(client: Client) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nprompt\r\n'
+    answer = client("POST", "/v1/batches", data=part * 1000, content_type="multipart/form-data; boundary=x")
+    assert_problem(answer, 413, "body_too_large")
+
+
+def test_S36_what_is_no_key_or_session_of_ours_is_not_looked_into(client: Client) -> None:
+    key = {"Authorization": "Bearer calo_" + "a" * 4000}
+    assert_problem(client.http.get("/v1/jobs", headers=key), 401, "unauthenticated")
+    client.http.set_cookie("calotype_session", "a" * 4000)
+    assert_problem(client.http.get("/v1/jobs"), 401, "unauthenticated")

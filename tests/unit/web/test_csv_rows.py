@@ -65,7 +65,7 @@ def test_a_line_break_in_a_cell_is_one_character() -> None:
         (b"PK\x03\x04....", "ZIP"),
         (b'prompt\n"unfinished\n', "cannot be read as CSV"),
         (b'prompt\n"a"b\n', "cannot be read as CSV"),
-        (b"prompt\n" + b"a" * 200_000 + b"\n", "cannot be read as CSV"),
+        (b"prompt\n" + b"a" * 200_000 + b"\n", "line 2: the row has more than 131072 characters"),
         (b"prompt\n" + b"a\n" * 101, "more than 100 rows"),
     ],
 )
