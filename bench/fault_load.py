@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 
@@ -76,8 +76,10 @@ class Client:
         """Ask for one small image, once however often this is called with the same key."""
         return self.ask("submission", "/v1/jobs", job=JOB, key=key, seconds=seconds)
 
-    def close(self) -> None:
-        """Close the connections."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._http.close()
 
 
@@ -129,12 +131,12 @@ class Load:
         ]
 
     def _client(self, ask: Callable[[Client, int], Answer], every_seconds: float, begun_at: float) -> None:
-        client, turn = self._make_client(), 0
-        while not self._ended.wait(max(0.0, begun_at + turn * every_seconds - time.monotonic())):
-            self.answers.append(ask(client, turn))
-            # Turns that passed while it waited are left out.
-            turn = max(turn + 1, int((time.monotonic() - begun_at) / every_seconds))
-        client.close()
+        turn = 0
+        with self._make_client() as client:
+            while not self._ended.wait(max(0.0, begun_at + turn * every_seconds - time.monotonic())):
+                self.answers.append(ask(client, turn))
+                # Turns that passed while it waited are left out.
+                turn = max(turn + 1, int((time.monotonic() - begun_at) / every_seconds))
 
     def _submit(self, client: Client, key: str) -> Answer:
         self.keys.append(key)

@@ -7,14 +7,17 @@ registers the tasks in the process that runs them. Every setting has its reason 
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from celery import Celery
-from kombu import Queue
+from celery.app.amqp import AMQP
+from kombu import Connection, Queue
 
 from settings import load_settings
 from tasks.broker_tls import tls_options
 from tasks.queues import CPU_QUEUE, queues_of
+
+RECONNECT_SECONDS = 2.0
 
 
 def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Path | None = None) -> Celery:
@@ -22,7 +25,7 @@ def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Pat
 
     Over `rediss` the broker has to show a certificate of an authority in `ca_file`, or else of the system's.
     """
-    app = Celery("calotype", broker=url, set_as_current=False)
+    app = Celery("calotype", broker=url, set_as_current=False, amqp=_Amqp)
     app.conf.update(
         task_queues=[Queue(name) for name in (*queues_of(tiers), CPU_QUEUE)],
         task_default_queue=CPU_QUEUE,
@@ -49,15 +52,32 @@ def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Pat
             "global_keyprefix": key_prefix,
             "queue_order_strategy": "tasks.queue_order:InteractiveFirst",
             "visibility_timeout": 3600,
-            "socket_timeout": 10,
+            "socket_timeout": 5,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
-            "health_check_interval": 10,
+            "health_check_interval": 5,
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
         },
     )
     return app
+
+
+class _PromptConnection(Connection):
+    """A connection that is tried again every two seconds, however long the broker has been away.
+
+    kombu's own pauses grow to 30 seconds, and Celery has no setting for them: a worker would hear nothing for
+    that long after the broker has come back.
+    """
+
+    def ensure_connection(self, *arguments: Any, **options: Any) -> Self:
+        """As kombu's, with pauses that do not grow."""
+        pauses = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
+        return super().ensure_connection(*arguments, **{**pauses, **options})
+
+
+class _Amqp(AMQP):
+    Connection = _PromptConnection
 
 
 def __getattr__(name: str) -> Any:
