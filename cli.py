@@ -20,6 +20,7 @@ import typer
 
 from catalogue import SettingsError
 from cli_config import config, description
+from cli_database import database
 from cli_jobs import jobs
 from cli_keys import keys
 from cli_local import local
@@ -32,6 +33,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(local)
 app.add_typer(jobs)
 app.add_typer(keys, name="keys", help="API keys.")
+app.add_typer(database, name="database", help="The users of the database.")
 app.add_typer(config, name="config", help="Settings and calotype.toml.")
 app.add_typer(description)
 app.add_typer(profiling)

@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from sqlalchemy.exc import ProgrammingError
 
 from client.api import Api
 from local.errors import LocalError, WrongUsage
 from local.postgres import Postgres
 from local.state import State
 from settings import load_settings
-from storage.database import Database
+from storage.database import INSUFFICIENT_PRIVILEGE, Database, sqlstate
 
 
 def connect(url: str, api_key: str, data_dir: Path) -> Api:
@@ -28,10 +31,22 @@ def connect(url: str, api_key: str, data_dir: Path) -> Api:
 
 @contextmanager
 def open_database(data_dir: Path) -> Iterator[Database]:
-    """The database of `CALOTYPE_DATABASE_URL`, or the one in `data_dir`."""
+    """The database of `CALOTYPE_DATABASE_URL`, or the one in `data_dir`, as its owner.
+
+    Raises `LocalError` when the URL's user has no right to what is done: each process has a user of its own.
+    """
     known = load_settings().database
-    db = Database(**{**known, "url": known["url"] or Postgres(State.read(data_dir)).url}, pool_size=1)
+    url = known["url"] or Postgres(State.read(data_dir)).url
+    db = Database(**{**known, "url": url}, pool_size=1)
     try:
         yield db
+    except ProgrammingError as error:
+        if sqlstate(error) != INSUFFICIENT_PRIVILEGE:
+            raise
+        user = urlsplit(url).username
+        raise LocalError(
+            f"the database user {user} may not do that: set CALOTYPE_DATABASE_URL to the owner's, by which "
+            "the migrations ran"
+        ) from error
     finally:
         db.close()

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ from local.seaweedfs import BUCKET, REGION, SeaweedFS
 from local.state import State
 from local.supervisor import Service, Supervisor
 from local.valkey import Valkey
+from storage.roles import DatabaseRole
 
-Role = Literal["api", "worker", "sender", "sweeper", "flower"]
+Role = DatabaseRole | Literal["flower"]
 """Who connects to the data services: each role has credentials of its own."""
 
 
@@ -23,6 +24,8 @@ class Endpoints:
     """Where the data services answer, secrets included."""
 
     database_url: str
+    """As the owner of the tables."""
+    database_urls: Mapping[DatabaseRole, str]
     broker_url: str
     s3_endpoint: str
     s3_access_key: str
@@ -46,8 +49,12 @@ class Endpoints:
 
     def environment_of(self, role: Role) -> dict[str, str]:
         """The same for a process of this role: what it needs, and nothing that it has no right to."""
-        del role  # every role still has the credentials of the owner
-        return self.environment
+        environment = dict(self.environment)
+        if role == "flower":
+            del environment["CALOTYPE_DATABASE_URL"]
+        elif role != "api":  # which still needs the owner's rights
+            environment["CALOTYPE_DATABASE_URL"] = self.database_urls[role]
+        return environment
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ def addresses(state: State) -> Endpoints:
     """Where the data services of that state answer, or would if they ran."""
     return Endpoints(
         database_url=Postgres(state).url,
+        database_urls=Postgres(state).role_urls,
         broker_url=Valkey(state).url,
         s3_endpoint=SeaweedFS(state).url,
         s3_access_key=state.secrets["s3_access_key"],

@@ -20,6 +20,7 @@ import psycopg2
 from local.binaries import postgres_program, postgres_tree
 from local.errors import LocalError
 from local.state import State
+from storage.roles import ROLES, DatabaseRole
 
 DATABASE = "calotype"
 _USER = "calotype"
@@ -44,9 +45,16 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """Where SQLAlchemy and psql find it: on loopback, without TLS whatever `CALOTYPE_CA_FILE` says."""
-        password, port = self._state.secrets["postgres_password"], self._state.ports["postgres"]
-        return f"postgresql://{_USER}:{password}@127.0.0.1:{port}/{DATABASE}?sslmode=disable"
+        """Where SQLAlchemy and psql find it: on loopback, without TLS whatever `CALOTYPE_CA_FILE` says.
+
+        As the owner of every table.
+        """
+        return self._url(_USER, "postgres_password")
+
+    @property
+    def role_urls(self) -> dict[DatabaseRole, str]:
+        """The same for each kind of process, as a user of its own; `storage.roles.set_users` creates them."""
+        return {role: self._url(role, f"postgres_{role}_password") for role in ROLES}
 
     @property
     def folder(self) -> Path:
@@ -114,6 +122,10 @@ class Postgres:
         """Remove what lies outside the data folder."""
         if self.user and self._elsewhere.exists():
             shutil.rmtree(self._elsewhere)
+
+    def _url(self, user: str, secret: str) -> str:
+        password, port = self._state.secrets[secret], self._state.ports["postgres"]
+        return f"postgresql://{user}:{password}@127.0.0.1:{port}/{DATABASE}?sslmode=disable"
 
     @property
     def _home(self) -> Path:

@@ -24,6 +24,10 @@ READY_FILE = Path("run", "ready.json")
 """Where everything is, for as long as it runs."""
 _SECRETS: Mapping[str, int] = {
     "postgres_password": 24,
+    "postgres_api_password": 24,
+    "postgres_worker_password": 24,
+    "postgres_sender_password": 24,
+    "postgres_sweeper_password": 24,
     "valkey_password": 24,
     "s3_access_key": 10,
     "s3_secret_key": 24,

@@ -23,6 +23,7 @@ from local.supervisor import Step, Supervisor
 from settings import Settings
 from storage import accounts, workers
 from storage.database import Database
+from storage.roles import set_users
 from tasks.device_record import read_record, record_path
 
 __all__ = ["Embedded", "Endpoints", "embedded", "greeting", "run_up", "running"]
@@ -134,6 +135,7 @@ class _System:
             logs=state.logs,
             steps=[
                 Step("applying the migrations", self._plan.migrate, stage=1),
+                Step("setting the database's users", self._set_users, stage=1),
                 Step("checking the API key", self._create_key, stage=1),
             ],
             inherit=state.held,
@@ -187,6 +189,10 @@ class _System:
             last = "Ctrl-C drains and stops everything."
             for line in greeting(document, last, show_secrets=self.show_secrets):
                 self._say(line)
+
+    def _set_users(self) -> None:
+        with self._database() as db:
+            set_users(db, self._endpoints.database_urls)
 
     def _create_key(self) -> None:
         with self._database() as db:

@@ -1,13 +1,18 @@
 """Alembic's entry point: runs the migrations over `CALOTYPE_DATABASE_URL`, one at a time.
 
-An advisory lock makes it safe to start it from several hosts at once.
+An advisory lock makes it safe to start it from several hosts at once. The user of that URL owns the tables.
+Before them come the roles that the migrations name, and after the newest one every role's rights.
 """
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import create_engine, pool, text
 
 from settings import load_settings
 from storage.database import tls_options
+from storage.errors import RolesNotSet
+from storage.grants import grant_all
+from storage.roles import create_groups
 from storage.tables import metadata
 
 MIGRATION_LOCK = 0x63616C6F  # "calo"
@@ -22,8 +27,14 @@ def run() -> None:
     engine = create_engine(url, poolclass=pool.NullPool, connect_args={"connect_timeout": 10, **tls})
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+        try:
+            create_groups(connection)
+        except RolesNotSet as error:
+            raise CommandError(str(error)) from error
         context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
         context.run_migrations()
+        if context.get_context().get_current_revision() == context.script.get_current_head():
+            grant_all(connection)
     engine.dispose()
 
 

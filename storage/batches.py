@@ -46,6 +46,9 @@ class Batch:
         return "canceled" if self.counts.get(State.CANCELED, 0) == self.num_jobs else "failed"
 
 
+_COLUMNS = [batches.c[name] for name in ("id", "account_id", "filename", "num_jobs", "created_at")]
+
+
 def create(
     db: Database,
     account_id: str,
@@ -79,7 +82,7 @@ def create(
             .values(values)
             .on_conflict_do_nothing(index_elements=["account_id", "idempotency_key"])
         )
-        row = connection.execute(insert_once.returning(*batches.c)).one_or_none()
+        row = connection.execute(insert_once.returning(*_COLUMNS)).one_or_none()
         if row is None:
             return None
         insert_rows(connection, [replace(row, batch_id=batch_id) for row in rows], redispatch_seconds)
@@ -114,7 +117,7 @@ def made_before(
 
 def get(db: Database, account_id: str, batch_id: str) -> Batch:
     """The account's batch; raises `NotFound`, for another account's batch too."""
-    query = select(batches).where(batches.c.id == batch_id, batches.c.account_id == account_id)
+    query = select(*_COLUMNS).where(batches.c.id == batch_id, batches.c.account_id == account_id)
     with db.transaction() as connection:
         row = connection.execute(query).one_or_none()
         if row is None:
@@ -126,7 +129,7 @@ def list_batches(
     db: Database, account_id: str, *, limit: int = 50, before: tuple[datetime, str] | None = None
 ) -> list[Batch]:
     """The account's batches, newest first; `before` is the `(created_at, id)` of the last one seen."""
-    query = select(batches).where(batches.c.account_id == account_id)
+    query = select(*_COLUMNS).where(batches.c.account_id == account_id)
     if before is not None:
         query = query.where(tuple_(batches.c.created_at, batches.c.id) < before)
     query = query.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)

@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 
 DEADLOCK, SERIALIZATION = "40P01", "40001"
 READ_ONLY = "25006"
+INSUFFICIENT_PRIVILEGE = "42501"
 AWAY_CLASSES = ("08", "53", "57", "58")
 """SQLSTATE classes of a server that is out of reach, full, stopping or broken (PostgreSQL, appendix A)."""
 MAX_TRIES = 5

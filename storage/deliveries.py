@@ -139,7 +139,7 @@ def claim(db: Database, *, max_per_account: int, lease_seconds: float) -> Delive
 
 def _claim_of(connection: Connection, parameters: dict[str, object]) -> DeliveryClaim | None:
     # Claims of one account take turns, so that each counts what the one before it has begun.
-    connection.execute(text("SELECT FROM accounts WHERE id = :account_id FOR NO KEY UPDATE"), parameters)
+    connection.execute(_TAKE_TURN, parameters)
     row = connection.execute(_CLAIM, parameters).one_or_none()
     if row is None:
         return None
@@ -222,6 +222,8 @@ WAITING = """waiting AS (
 NUM_SENDING = f"""SELECT count(*) FROM webhook_deliveries AS other
           WHERE other.account_id = {{account}} AND other.state = 'pending'
             AND (lease_token IS NOT NULL OR rung_at IS NOT NULL) AND {_SENDING}"""
+# A lock on the account's row would ask for the right to change it. The first number says what is locked.
+_TAKE_TURN = text("SELECT pg_advisory_xact_lock(1, hashtext(:account_id))")
 _NEXT_ACCOUNT = text(
     f"""
     WITH RECURSIVE {WAITING}
@@ -275,7 +277,8 @@ _CLAIM = text(
           FROM picked
          WHERE webhook_deliveries.id = picked.id
            AND ({NUM_SENDING.format(account=":account_id")}) < :max_per_account
-        RETURNING webhook_deliveries.*
+        RETURNING webhook_deliveries.id, account_id, job_id, batch_id, event, url, num_attempts,
+                  num_failures, lease_token
     ), lost AS (
         UPDATE webhook_attempts SET error_code = 'sender_lost' FROM claimed
          WHERE delivery_id = claimed.id AND milliseconds IS NULL AND webhook_attempts.error_code IS NULL

@@ -6,6 +6,7 @@ StorageError
  ├─ IdempotencyMismatch   idempotency_key_reused
  ├─ JobIsFinal            job_is_final
  ├─ DeliveryIsPending     delivery_is_pending
+ ├─ RolesNotSet           roles_not_set
  └─ BlobError             blob_error
      ├─ BlobUnavailable   storage_unavailable       retryable
      │   └─ BlobRefused   storage_refused           retryable
@@ -50,6 +51,12 @@ class DeliveryIsPending(StorageError):
     """The webhook delivery has not ended: it will be sent without being asked for again."""
 
     code = "delivery_is_pending"
+
+
+class RolesNotSet(StorageError):
+    """The database's roles and users cannot be made as they must be; the message says by what they can."""
+
+    code = "roles_not_set"
 
 
 class BlobError(StorageError):

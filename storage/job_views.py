@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict
 
-from sqlalchemy import ColumnElement, Connection, Row, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, literal, select, tuple_
 
 from storage.database import Database
 from storage.errors import NotFound
@@ -96,6 +96,12 @@ class Job:
 JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name not in ("images",)]
 
 
+_WITHOUT_PROMPTS = [
+    literal("").label(column.name) if column.name in ("prompt", "negative_prompt") else column
+    for column in JOB_COLUMNS
+]
+
+
 def job_from_row(row: Row[Any], stored: Sequence[StoredImage] = ()) -> Job:
     """A `Job` from a row that holds at least `JOB_COLUMNS`."""
     values = {column.name: row._mapping[column.name] for column in JOB_COLUMNS}
@@ -110,10 +116,14 @@ def _warning(stored: JobWarning | str) -> JobWarning:
     return stored
 
 
-def get(db: Database, account_id: str, job_id: str) -> Job:
-    """The account's job; raises `NotFound`, for another account's job too."""
+def get(db: Database, account_id: str, job_id: str, *, with_prompts: bool = True) -> Job:
+    """The account's job; raises `NotFound`, for another account's job too.
+
+    Without its prompts they are empty: who only reports what became of a job has no right to read them.
+    """
+    columns = JOB_COLUMNS if with_prompts else _WITHOUT_PROMPTS
     with db.transaction() as connection:
-        query = select(*JOB_COLUMNS).where(jobs.c.id == job_id, jobs.c.account_id == account_id)
+        query = select(*columns).where(jobs.c.id == job_id, jobs.c.account_id == account_id)
         row = connection.execute(query).one_or_none()
         if row is None:
             raise NotFound(f"no job {job_id!r}")

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, insert, text
 from storage.database import Database
 from storage.deliveries import complete_batches
 from storage.errors import JobIsFinal
-from storage.job_views import Job, JobWarning, StoredImage, get, job_from_row
+from storage.job_views import JOB_COLUMNS, Job, JobWarning, StoredImage, get, job_from_row
 from storage.states import CANCEL, CLAIM, EXPIRE, FAIL, FINISH, REAP, RELEASE, TERMINAL, Transition
 from storage.tables import images
 
@@ -69,7 +69,7 @@ def claim(
         "worker": worker.name,
         "lease_seconds": lease_seconds,
     }
-    rows = db.run(lambda connection: _move(connection, CLAIM, values, guard, parameters))
+    rows = db.run(lambda connection: _move(connection, CLAIM, values, guard, parameters, returning=_CLAIMED))
     if not rows:
         return None
     row = rows[0]
@@ -245,6 +245,12 @@ def expire(db: Database, *, limit: int = 500) -> int:
     return len(db.run(lambda connection: _move(connection, EXPIRE, values, guard, {"limit": limit})))
 
 
+_OUTCOME = "jobs.id, account_id, state, attempt, worker, webhook_url, batch_id"
+_CLAIMED = f"""{", ".join(f"jobs.{column.name}" for column in JOB_COLUMNS)}, lease_token,
+        extract(epoch FROM deadline_at - clock_timestamp())::float8 AS seconds_left,
+        (SELECT embed_parameters FROM accounts WHERE accounts.id = jobs.account_id) AS embed_parameters"""
+"""Who claims needs all of the job; who ends it has no right to read its prompt."""
+
 _NO_LEASE = "lease_token = NULL, lease_boot_id = NULL, lease_expires_at = NULL"
 
 _CRASHES = "(num_crashes + CASE WHEN solo AND :is_suspect THEN 1 ELSE 0 END)"
@@ -271,12 +277,13 @@ def _move(
     parameters: dict[str, Any],
     *,
     detail: str | None = None,
+    returning: str = _OUTCOME,
 ) -> Sequence[Row[Any]]:
     """Perform one transition: the guarded UPDATE, its event and, at the end of a life, the outbox row."""
     statement = text(
         f"""
         WITH moved AS (
-            UPDATE jobs SET {values} WHERE jobs.state = :source AND {guard} RETURNING *
+            UPDATE jobs SET {values} WHERE jobs.state = :source AND {guard} RETURNING {returning}
         ), logged AS (
             INSERT INTO job_events (job_id, transition, state, attempt, worker, detail)
             SELECT id, :transition, state, attempt, worker, :event_detail FROM moved
@@ -286,9 +293,7 @@ def _move(
                    webhook_url, clock_timestamp()
               FROM moved WHERE webhook_url IS NOT NULL AND state = ANY(:terminal)
         )
-        SELECT moved.*, extract(epoch FROM deadline_at - clock_timestamp())::float8 AS seconds_left,
-               (SELECT embed_parameters FROM accounts WHERE id = moved.account_id) AS embed_parameters
-          FROM moved
+        SELECT moved.* FROM moved
         """
     )
     bound = {

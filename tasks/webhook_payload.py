@@ -30,7 +30,7 @@ def payload_of(db: Database, claimed: DeliveryClaim, public_url: str) -> bytes:
         batch = batches.get(db, claimed.account_id, claimed.batch_id)
         happened_at, data = batch.finished_at, _batch(batch, f"{root}/v1/batches/{batch.id}")
     else:
-        job = job_views.get(db, claimed.account_id, claimed.job_id or "")
+        job = job_views.get(db, claimed.account_id, claimed.job_id or "", with_prompts=False)
         happened_at, data = job.finished_at, _job(job, f"{root}/v1/jobs/{job.id}")
     message = {"type": claimed.event, "timestamp": happened_at, "data": data}
     return json.dumps(message, default=_as_json, ensure_ascii=False, separators=(",", ":")).encode()

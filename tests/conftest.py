@@ -15,6 +15,7 @@ from settings import ROOT, Settings
 from storage import accounts
 from storage.blobs import Blobs
 from storage.database import Database
+from storage.roles import DatabaseRole, set_users
 from storage.tables import webhook_attempts, webhook_deliveries
 
 
@@ -42,17 +43,29 @@ def alembic_config(services: Embedded) -> Iterator[Config]:
 
 @pytest.fixture(scope="session")
 def migrated(services: Embedded, alembic_config: Config) -> Embedded:
-    """The same services, with the schema at its newest version."""
+    """The same services, with the schema at its newest version and a user for each kind of process."""
     command.upgrade(alembic_config, "head")
+    db = Database(services.database_url, 1)
+    set_users(db, services.database_urls)
+    db.close()
     return services
 
 
 @pytest.fixture(scope="session")
 def database(migrated: Embedded) -> Iterator[Database]:
-    """A pool over the migrated database."""
+    """A pool over the migrated database, as the owner: for what a test makes and looks at."""
     db = Database(migrated.database_url, 20)
     yield db
     db.close()
+
+
+@pytest.fixture(scope="session")
+def databases(migrated: Embedded) -> Iterator[dict[DatabaseRole, Database]]:
+    """The same for what is tested: a pool under each role, so that a right that is missing fails a test."""
+    pools = {role: Database(url, 20) for role, url in migrated.database_urls.items()}
+    yield pools
+    for pool in pools.values():
+        pool.close()
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,9 @@ def test_a_worker_whose_engine_cannot_be_loaded_exits_non_zero_and_says_why(
     config = tmp_path / "calotype.toml"
     text = (ROOT / "calotype.toml").read_text()
     config.write_text(text.replace("models/tiny", str(tmp_path / "no-such-model")))
-    answer = run_worker({**migrated.environment, "CALOTYPE_CONFIG": str(config)}, "--device", "cpu:0")
+    answer = run_worker(
+        {**migrated.environment_of("worker"), "CALOTYPE_CONFIG": str(config)}, "--device", "cpu:0"
+    )
     assert answer.returncode == EXIT_NO_ENGINE
     assert "no-such-model" in answer.stderr
 
@@ -55,7 +57,7 @@ def test_a_worker_that_cannot_reach_the_hub_ends_with_71_and_one_line(
     assert 'path = "models/tiny"' in text
     config.write_text(text.replace('path = "models/tiny"', pinned))
     hub = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_CACHE": str(tmp_path / "cache")}
-    environment = {**migrated.environment, **hub, "CALOTYPE_CONFIG": str(config)}
+    environment = {**migrated.environment_of("worker"), **hub, "CALOTYPE_CONFIG": str(config)}
     answer = run_worker(environment, "--device", "cpu:0")
     assert answer.returncode == EXIT_NO_ENGINE
     lines = [json.loads(line) for line in answer.stderr.splitlines() if line.startswith("{")]
@@ -67,13 +69,13 @@ def test_a_worker_that_cannot_reach_the_hub_ends_with_71_and_one_line(
 
 
 def test_a_mistyped_tier_is_refused_by_name(migrated: Embedded) -> None:
-    answer = run_worker(migrated.environment, "--device", "cpu:0", "--tiers", "sd,uhd")
+    answer = run_worker(migrated.environment_of("worker"), "--device", "cpu:0", "--tiers", "sd,uhd")
     assert answer.returncode == EXIT_USAGE
     assert "uhd" in answer.stderr
 
 
 def test_a_device_that_is_not_there_is_refused_by_name(migrated: Embedded) -> None:
-    answer = run_worker(migrated.environment, "--device", "cuda:77")
+    answer = run_worker(migrated.environment_of("worker"), "--device", "cuda:77")
     assert answer.returncode == EXIT_USAGE
     assert "cuda:77" in answer.stderr
 
@@ -121,7 +123,7 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
     prefix = "drain-test:"
     environment = {
         **os.environ,
-        **migrated.environment,
+        **migrated.environment_of("worker"),
         "CALOTYPE_BROKER_KEY_PREFIX": prefix,
         "CALOTYPE_DRAIN_SECONDS": "0.2",
     }

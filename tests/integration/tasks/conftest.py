@@ -19,6 +19,7 @@ from storage.blobs import Blobs
 from storage.database import Database
 from storage.job_views import Job
 from storage.jobs import WorkerName
+from storage.roles import DatabaseRole
 from storage.submissions import NewJob
 from tasks.generate import Generate, GeneratePlan
 from tasks.holdings import Holdings
@@ -116,14 +117,22 @@ def holdings() -> Holdings:
 
 
 @pytest.fixture
-def generate(database: Database, blobs: Blobs, engine: FakeEngine, holdings: Holdings, tier: str) -> Generate:
+def worker_database(databases: dict[DatabaseRole, Database]) -> Database:
+    """The database as a worker may use it."""
+    return databases["worker"]
+
+
+@pytest.fixture
+def generate(
+    worker_database: Database, blobs: Blobs, engine: FakeEngine, holdings: Holdings, tier: str
+) -> Generate:
     """The task over real rows and real blobs, with the fake engine."""
     return Generate(
-        db=database,
+        db=worker_database,
         blobs=blobs,
         submit=engine.submit,
         holdings=holdings,
-        solo_marks=SoloMarks(database),
+        solo_marks=SoloMarks(worker_database),
         worker=WorkerName(secrets.token_hex(4), "cpu:0@test"),
         tiers=[tier],
         plan=GeneratePlan(lease_seconds=30, upload_seconds=2, max_attempts=2),

@@ -180,10 +180,10 @@ def worker(tier: str) -> Worker:
 
 
 @pytest.fixture
-def heart(database: Database, holdings: Holdings, engine: FakeEngine, worker: Worker) -> Heart:
+def heart(worker_database: Database, holdings: Holdings, engine: FakeEngine, worker: Worker) -> Heart:
     """A heart that the test beats by hand."""
     return Heart(
-        database,
+        worker_database,
         worker,
         holdings,
         engine,

@@ -65,14 +65,19 @@ def worker(tier: str) -> Worker:
 
 @pytest.fixture
 def task(
-    database: Database, blobs: Blobs, real_engine: Engine, holdings: Holdings, worker: Worker, tier: str
+    worker_database: Database,
+    blobs: Blobs,
+    real_engine: Engine,
+    holdings: Holdings,
+    worker: Worker,
+    tier: str,
 ) -> Generate:
     return Generate(
-        db=database,
+        db=worker_database,
         blobs=blobs,
         submit=real_engine.submit,
         holdings=holdings,
-        solo_marks=SoloMarks(database),
+        solo_marks=SoloMarks(worker_database),
         worker=WorkerName(worker.boot_id, worker.id),
         tiers=(tier,),
         plan=GeneratePlan(),
@@ -87,7 +92,7 @@ def ended() -> list[int]:
 
 @pytest.fixture
 def heart(
-    database: Database,
+    worker_database: Database,
     worker: Worker,
     holdings: Holdings,
     real_engine: Engine,
@@ -95,7 +100,7 @@ def heart(
     ended: list[int],
 ) -> Heart:
     return Heart(
-        database,
+        worker_database,
         worker,
         holdings,
         real_engine,
@@ -128,6 +133,7 @@ def test_cancellation_takes_effect_within_one_step_of_the_heartbeat_that_brings_
 
 def test_lost_device_gives_its_leases_up_before_the_process_ends(
     database: Database,
+    worker_database: Database,
     task: Generate,
     family: SteppedFamily,
     real_engine: Engine,
@@ -137,7 +143,7 @@ def test_lost_device_gives_its_leases_up_before_the_process_ends(
 ) -> None:
     job = make_job(width=64, height=64, prompt="lose the device")
     task_thread = threading.Thread(target=task, args=(job.id,))
-    fatal = threading.Thread(target=end_when_fatal, args=(real_engine, database, worker, ended.append))
+    fatal = threading.Thread(target=end_when_fatal, args=(real_engine, worker_database, worker, ended.append))
     task_thread.start()
     fatal.start()
     assert family.entered.acquire(timeout=60)
@@ -152,6 +158,7 @@ def test_lost_device_gives_its_leases_up_before_the_process_ends(
 
 def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_ends(
     database: Database,
+    worker_database: Database,
     task: Generate,
     family: SteppedFamily,
     real_engine: Engine,
@@ -171,7 +178,9 @@ def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_
         left.extend((job.state, job.suspect, job.num_failures) for job in found)
 
     threads = [threading.Thread(target=task, args=(job.id,)) for job in made]
-    threads.append(threading.Thread(target=end_when_fatal, args=(real_engine, database, worker, end_process)))
+    threads.append(
+        threading.Thread(target=end_when_fatal, args=(real_engine, worker_database, worker, end_process))
+    )
     for thread in threads:
         thread.start()
     assert family.entered.acquire(timeout=60)
@@ -189,6 +198,7 @@ def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_
 
 def test_S38_only_the_jobs_that_a_device_was_lost_on_are_suspected(
     database: Database,
+    worker_database: Database,
     real_engine: Engine,
     worker: Worker,
     ended: list[int],
@@ -199,7 +209,7 @@ def test_S38_only_the_jobs_that_a_device_was_lost_on_are_suspected(
         name = WorkerName(worker.boot_id, worker.id)
         assert jobs.claim(database, job.id, tiers=worker.tiers, worker=name, lease_seconds=30)
     real_engine.fatal.set()
-    end_when_fatal(real_engine, database, worker, ended.append, on_device=lambda: [lost.id])
+    end_when_fatal(real_engine, worker_database, worker, ended.append, on_device=lambda: [lost.id])
     assert ended == [EXIT_DEVICE_LOST]
     found = [get(database, job.account_id, job.id) for job in (lost, waiting)]
     assert [(job.state, job.suspect) for job in found] == [(State.QUEUED, True), (State.QUEUED, False)]

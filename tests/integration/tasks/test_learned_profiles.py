@@ -79,17 +79,17 @@ def see(costs: SeenCosts, key: BatchKey, seconds: float, *, num_rows: int = 4, t
 
 
 def test_nothing_is_published_before_jobs_have_run(
-    database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
+    worker_database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
 ) -> None:
-    learned, profiles = learner(database, costs, tiers, tmp_path)
+    learned, profiles = learner(worker_database, costs, tiers, tmp_path)
     assert learned.publish() == []
     assert published(profiles) == {}
 
 
 def test_a_tier_is_published_once_its_own_sizes_were_seen(
-    database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
+    worker_database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
 ) -> None:
-    learned, profiles = learner(database, costs, tiers, tmp_path)
+    learned, profiles = learner(worker_database, costs, tiers, tmp_path)
     see(costs, BatchKey("tiny", 8, 16), 0.5)
     learned.publish()
     (found,) = published(profiles).values()
@@ -103,9 +103,9 @@ def test_a_tier_is_published_once_its_own_sizes_were_seen(
 
 
 def test_what_has_hardly_moved_is_not_told_again(
-    database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
+    worker_database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
 ) -> None:
-    learned, profiles = learner(database, costs, tiers, tmp_path)
+    learned, profiles = learner(worker_database, costs, tiers, tmp_path)
     see(costs, SMALL, 1.0)
     assert len(learned.publish()) == 1
     see(costs, SMALL, 1.05, times=NUM_KEPT)
@@ -144,7 +144,7 @@ class FailsFirst(Database):
 def test_what_nobody_foresaw_is_logged_and_the_next_turn_publishes(
     migrated: Embedded, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
 ) -> None:
-    database = FailsFirst(migrated.database_url)
+    database = FailsFirst(migrated.database_urls["worker"])
     learned, profiles = learner(database, costs, tiers[:1], tmp_path)
     see(costs, SMALL, 1.0)
     with capture_logs() as events:
@@ -155,11 +155,11 @@ def test_what_nobody_foresaw_is_logged_and_the_next_turn_publishes(
 
 
 def test_a_tier_that_was_measured_is_not_learned(
-    database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path
+    worker_database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path
 ) -> None:
     measured = measure_tier(tiers[0], LOADED, scheduler="ddim", seconds=0)
     ProfileFolder(tmp_path).write(tiers[0].name, measured)
-    learned, _ = learner(database, costs, tiers, tmp_path)
+    learned, _ = learner(worker_database, costs, tiers, tmp_path)
     see(costs, SMALL, 1.0)
     see(costs, LARGE, 1.0)
     assert [one.tier for one in learned.publish()] == [tiers[1].name]

@@ -93,11 +93,12 @@ StartProcess = Callable[..., Process]
 
 
 @pytest.fixture
-def start_process(database: Database, slow_blobs: SlowBlobs, tier: str) -> Iterator[StartProcess]:
+def start_process(worker_database: Database, slow_blobs: SlowBlobs, tier: str) -> Iterator[StartProcess]:
     started: list[Process] = []
 
     def start(marks: SoloMarks | None = None) -> Process:
-        started.append(Process(database, slow_blobs, tier, marks or SoloMarks(database)))
+        own = marks or SoloMarks(worker_database)
+        started.append(Process(worker_database, slow_blobs, tier, own))
         return started[-1]
 
     yield start

@@ -11,6 +11,7 @@ from local.endpoints import Embedded
 from storage import accounts, jobs, sessions
 from storage.database import Database
 from storage.job_views import get
+from storage.roles import DatabaseRole
 from storage.states import State
 from storage.workers import Worker, heartbeat, say_goodbye
 from tasks.app import make_celery
@@ -43,11 +44,13 @@ class Bench:
 
 
 @pytest.fixture
-def bench(migrated: Embedded, database: Database, tier: str) -> Iterator[Bench]:
+def bench(
+    migrated: Embedded, database: Database, databases: dict[DatabaseRole, Database], tier: str
+) -> Iterator[Bench]:
     """Two bulk slots are alive in the tier."""
     worker = Worker("w-" + tier, "b-" + tier, "host", 1, "cpu:0", (tier,), 4, 2, "exact")
     heartbeat(database, worker, [], lease_seconds=30)
-    bench = Bench(migrated, database, tier, SweepPlan(redispatch_seconds=0.001, bells_per_slot=2))
+    bench = Bench(migrated, databases["sweeper"], tier, SweepPlan(redispatch_seconds=0.001, bells_per_slot=2))
     bench.sweeper.sweep()
     yield bench
     say_goodbye(database, worker.boot_id)

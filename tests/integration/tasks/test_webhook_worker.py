@@ -19,6 +19,7 @@ from settings import ROOT
 from storage import accounts, jobs
 from storage.database import Database
 from storage.delivery_views import Delivery, list_deliveries
+from storage.roles import DatabaseRole
 from tasks.app import make_celery
 from tasks.broker import Broker
 from tasks.dispatch import Dispatcher
@@ -48,7 +49,7 @@ def start_worker(migrated: Embedded, prefix: str, ca_file: Path, tmp_path: Path)
     def start(**more: str) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
-            **migrated.environment,
+            **migrated.environment_of("sender"),
             "CALOTYPE_BROKER_KEY_PREFIX": prefix,
             "CALOTYPE_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8, ::1/128",
             "CALOTYPE_CA_FILE": str(ca_file),
@@ -69,11 +70,12 @@ def start_worker(migrated: Embedded, prefix: str, ca_file: Path, tmp_path: Path)
 
 
 @pytest.fixture
-def sweeper(database: Database, migrated: Embedded, prefix: str) -> Iterator[None]:
+def sweeper(databases: dict[DatabaseRole, Database], migrated: Embedded, prefix: str) -> Iterator[None]:
     """A sweeper that looks ten times a second."""
     broker, stop = Broker(migrated.broker_url, prefix), threading.Event()
     plan = SweepPlan(sweep_seconds=0.1, redispatch_seconds=1)
-    loop = Sweeper(database, broker, Dispatcher(make_celery(migrated.broker_url, prefix, [])), [], plan)
+    dispatcher = Dispatcher(make_celery(migrated.broker_url, prefix, []))
+    loop = Sweeper(databases["sweeper"], broker, dispatcher, [], plan)
     thread = threading.Thread(target=loop.run, args=(stop,))
     thread.start()
     yield

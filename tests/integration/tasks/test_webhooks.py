@@ -20,6 +20,7 @@ from storage.database import Database
 from storage.delivery_views import Attempt, Delivery, get, list_deliveries
 from storage.errors import Unavailable
 from storage.job_views import JobWarning, StoredImage
+from storage.roles import DatabaseRole
 from tasks.webhook_client import WebhookClient
 from tasks.webhooks import Deliver, DeliverPlan
 
@@ -50,7 +51,7 @@ def notify(database: Database, make_job: MakeJob) -> Notify:
 
 
 @pytest.fixture
-def make_deliver(database: Database, ca_file: Path) -> Callable[..., Deliver]:
+def make_deliver(databases: dict[DatabaseRole, Database], ca_file: Path) -> Callable[..., Deliver]:
     def make(timeout_seconds: float = 20, **plan: Any) -> Deliver:
         client = WebhookClient(timeout_seconds=timeout_seconds, allowed_networks=LOOPBACK, ca_file=ca_file)
         defaults = {
@@ -59,7 +60,7 @@ def make_deliver(database: Database, ca_file: Path) -> Callable[..., Deliver]:
             "lease_seconds": 60,
             "public_url": PUBLIC_URL,
         }
-        return Deliver(database, client, DeliverPlan(**{**defaults, **plan}))
+        return Deliver(databases["sender"], client, DeliverPlan(**{**defaults, **plan}))
 
     return make
 

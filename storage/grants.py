@@ -1,0 +1,153 @@
+"""What each role may do with each table, column by column: the one list of rights.
+
+Every `alembic upgrade head` brings the database to it, so a migration that adds a column grants nothing
+itself. Which rows the API sees is row-level security, which the migrations define.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from storage.roles import GROUPS, DatabaseRole, group_of
+from storage.tables import metadata
+
+
+def _columns(names: str) -> tuple[str, ...]:
+    return tuple(names.split())
+
+
+@dataclass(frozen=True)
+class Grant:
+    """The columns of one table that a role may read, set in new rows, and change; whether it deletes rows."""
+
+    select: tuple[str, ...] = ()
+    insert: tuple[str, ...] = ()
+    update: tuple[str, ...] = ()
+    delete: bool = False
+
+    @property
+    def rights(self) -> dict[str, tuple[str, ...]]:
+        """The columns by what may be done with them, those with none left out."""
+        found = {"select": self.select, "insert": self.insert, "update": self.update}
+        return {right: columns for right, columns in found.items() if columns}
+
+
+_ASKED_FOR = _columns(
+    """model tier lane width height num_inference_steps guidance_scale guidance_cutoff step_cache scheduler
+       seed num_images strict output_format output_quality webhook_url batch_id batch_line retry_of"""
+)
+_PROMPTS = _columns("prompt negative_prompt")
+_LIFE = _columns(
+    """attempt num_failures num_crashes suspect solo dispatch_seq created_at deadline_at started_at
+       finished_at cancel_requested_at progress worker error_code error_retryable error_detail warnings
+       timings"""
+)
+_LEASE = _columns("lease_token lease_boot_id lease_expires_at")
+_ERROR = _columns("error_code error_retryable error_detail")
+_BELL = _columns("dispatch_seq ring_number dispatched_at next_dispatch_at")
+_IMAGE = _columns("job_id index seed object_key sha256 num_bytes width height")
+_PROFILE = tuple(column.name for column in metadata.tables["profiles"].columns)
+_WORKER = tuple(column.name for column in metadata.tables["workers"].columns)
+
+# Whoever ends a job writes its event, what its webhook and its batch's are about, and locks its batch. A lock
+# asks for the right to change some column of the row: this one decides nothing.
+_ENDING = {
+    "job_events": Grant(insert=_columns("job_id transition state attempt worker detail")),
+    "webhook_deliveries": Grant(
+        select=_columns("batch_id event"),
+        insert=_columns("id account_id job_id batch_id event url next_attempt_at"),
+    ),
+    "batches": Grant(select=_columns("id account_id webhook_url"), update=("cancel_requested_at",)),
+}
+
+GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
+    "worker": {
+        **_ENDING,
+        "jobs": Grant(
+            select=(
+                *("id", "account_id", "state", "request_hash", "next_dispatch_at"),
+                *(*_ASKED_FOR, *_PROMPTS, *_LIFE, *_LEASE),
+            ),
+            update=(
+                *_columns("state attempt worker solo progress started_at finished_at warnings timings"),
+                *_columns("num_failures num_crashes suspect ring_number next_dispatch_at"),
+                *(*_LEASE, *_ERROR),
+            ),
+        ),
+        "images": Grant(insert=(*_IMAGE, "attempt", "deleted_at")),
+        "accounts": Grant(select=_columns("id embed_parameters")),
+        "workers": Grant(select=_WORKER, insert=_WORKER, update=_columns("seen_at stopped_at")),
+        "profiles": Grant(
+            select=_PROFILE,
+            insert=tuple(name for name in _PROFILE if name != "published_at"),
+            update=tuple(name for name in _PROFILE if name not in ("tier", "fingerprint")),
+        ),
+    },
+    "sender": {
+        "webhook_deliveries": Grant(
+            select=_columns(
+                """id account_id job_id batch_id event url state num_attempts next_attempt_at num_failures
+                   lease_token rung_at receiver held_at"""
+            ),
+            update=_columns(
+                "state num_attempts next_attempt_at finished_at num_failures lease_token rung_at"
+            ),
+        ),
+        "webhook_attempts": Grant(
+            select=_columns("delivery_id number milliseconds error_code"),
+            insert=_columns("delivery_id number"),
+            update=_columns("milliseconds response_status error_code error_detail answer"),
+        ),
+        "accounts": Grant(
+            select=_columns("id webhook_secret previous_webhook_secret previous_webhook_secret_until")
+        ),
+        "jobs": Grant(select=("id", "account_id", "state", "request_hash", *_ASKED_FOR, *_LIFE)),
+        "images": Grant(select=(*_IMAGE, "deleted_at")),
+        "batches": Grant(select=_columns("id account_id filename num_jobs created_at")),
+    },
+    "sweeper": {
+        **_ENDING,
+        "jobs": Grant(
+            select=(
+                *_columns("id account_id state tier lane webhook_url batch_id attempt worker"),
+                *_columns("num_crashes suspect solo created_at deadline_at cancel_requested_at"),
+                *(*_LEASE, *_BELL),
+            ),
+            update=(
+                *_columns("state num_crashes suspect solo progress finished_at"),
+                *(*_LEASE, *_ERROR, *_BELL),
+            ),
+        ),
+        "webhook_deliveries": Grant(
+            select=_columns("id account_id batch_id event state next_attempt_at lease_token rung_at held_at"),
+            insert=_ENDING["webhook_deliveries"].insert,
+            update=("rung_at",),
+        ),
+        # It locks what it deletes, which asks for the right to change some column.
+        "sessions": Grant(select=_columns("digest expires_at"), update=("ended_at",), delete=True),
+        "workers": Grant(select=_WORKER),
+    },
+}
+SEQUENCES: Mapping[DatabaseRole, tuple[str, ...]] = {"sweeper": ("ring_numbers",)}
+
+
+def grant_all(connection: Connection) -> None:
+    """Give the groups these rights and no others; the schema must be at its newest version."""
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    groups = ", ".join(GROUPS)
+    tables = ", ".join(map(quote, metadata.tables))
+    connection.exec_driver_sql(f"REVOKE ALL ON {tables} FROM {groups}")
+    connection.exec_driver_sql(f"REVOKE ALL ON SEQUENCE ring_numbers FROM {groups}")
+    for role, tables_of_role in GRANTS.items():
+        for table, grant in tables_of_role.items():
+            place = f"ON {quote(table)} TO {group_of(role)}"
+            for right, columns in grant.rights.items():
+                connection.exec_driver_sql(f"GRANT {right} ({', '.join(map(quote, columns))}) {place}")
+            if grant.delete:
+                connection.exec_driver_sql(f"GRANT DELETE {place}")
+    for role, sequences in SEQUENCES.items():
+        for sequence in sequences:
+            connection.exec_driver_sql(f"GRANT USAGE ON SEQUENCE {sequence} TO {group_of(role)}")
+    schema = quote(connection.execute(text("SELECT current_schema()")).scalar_one())
+    connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {groups}")
