@@ -5,7 +5,7 @@ It does not know tensors, threads or errors: the engine asks at every step bound
 
 The rules, in the order in which they bind (docs/adr/0008-due-times-and-turns.md has the reasons):
 
-1. A `solo` generation that has begun runs with nothing beside it until it ends.
+1. A `solo` generation that has begun runs with nothing beside it until it ends; then others have as long.
 2. Interactive work goes before bulk work: a bulk generation not chosen is paused, its latents stay.
 3. Every `AGEING_TURN`-th step batch belongs to bulk work that has waited `bulk_patience_seconds`.
 4. In a lane, batch keys take turns, and so do accounts: who is more than a quantum ahead goes last.
@@ -62,6 +62,7 @@ class Policy:
         self._num_steps_lowered: dict[BatchKey, int] = {}  # since the cap was lowered or raised last
         self._key_turns: dict[str, Turns[BatchKey]] = defaultdict(Turns)  # by lane
         self._account_turns: dict[str, Turns[str]] = defaultdict(Turns)  # by lane
+        self._owed_seconds = 0.0  # to others, by the last solo generation
         self._chosen: list[tuple[str, str, int]] = []  # lane, account, rows of each member chosen last
         self._step_turns, self._admission_turns, self._decoding_turns = (AgeingTurns() for _ in range(3))
 
@@ -116,6 +117,7 @@ class Policy:
         num_rows = sum(rows for _, _, rows in self._chosen)
         if not num_rows:
             return
+        self._owed_seconds += seconds if self.reason_not_fuller == "solo" else -seconds
         if is_whole:
             self._due_times.see(key, num_rows, seconds, is_full=is_full)
         self._key_turns[self._chosen[0][0]].charge(key, seconds)
@@ -149,10 +151,13 @@ class Policy:
         alone = next((member for member in running if member.is_solo and member.has_begun), None)
         if alone is not None:
             return [alone], "solo"
+        if self._owed_seconds > 0:
+            running = [member for member in running if not member.is_solo] or running
         urgent = self._urgent(running, now)
         ordered = self._in_turn(urgent, now)
         leader = ordered[0]
         if leader.is_solo:
+            self._owed_seconds = 0.0
             return [leader], "solo"
         mates = [member for member in ordered if member.key == leader.key and not member.is_solo]
         fillers = self._fillers(running, mates, now) if len(urgent) < len(running) else []

@@ -34,18 +34,22 @@ def of_new_job(db: Database, job_id: str) -> Bell | None:
 
 
 def feed(db: Database, tier: str, lane: str, limit: int, *, redispatch_seconds: float) -> list[Bell]:
-    """Count bells for up to `limit` due rows that have none, fairly: accounts take turns, oldest first."""
+    """Count bells for up to `limit` due rows that have none, fairly: accounts take turns, oldest first.
+
+    None for suspects, which workers take up by themselves.
+    """
     picked = """
         SELECT next.id
           FROM (SELECT DISTINCT account_id FROM jobs
                  WHERE state = 'queued' AND tier = :tier AND lane = :lane AND ring_number IS NULL
-                   AND next_dispatch_at <= clock_timestamp()) AS waiting
+                   AND NOT suspect AND next_dispatch_at <= clock_timestamp()) AS waiting
          CROSS JOIN LATERAL (
                 SELECT oldest.id, oldest.created_at,
                        row_number() OVER (ORDER BY oldest.created_at, oldest.id) AS turn
                   FROM (SELECT id, created_at FROM jobs
                          WHERE state = 'queued' AND tier = :tier AND lane = :lane AND ring_number IS NULL
-                           AND account_id = waiting.account_id AND next_dispatch_at <= clock_timestamp()
+                           AND NOT suspect AND account_id = waiting.account_id
+                           AND next_dispatch_at <= clock_timestamp()
                          ORDER BY created_at, id LIMIT :limit) AS oldest) AS next
          ORDER BY next.turn, next.created_at LIMIT :limit"""
     parameters = {"tier": tier, "lane": lane, "limit": limit, "redispatch_seconds": redispatch_seconds}

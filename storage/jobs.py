@@ -53,10 +53,17 @@ class WorkerName:
 
 
 def claim(
-    db: Database, job_id: str, *, tiers: Sequence[str], worker: WorkerName, lease_seconds: float
+    db: Database,
+    job_id: str,
+    *,
+    tiers: Sequence[str],
+    worker: WorkerName,
+    lease_seconds: float,
+    takes_suspects: bool = True,
 ) -> Claim | None:
     """queued → running under a fresh lease, or nothing: not ours, not now, or not any more."""
     guard = """jobs.id = :id AND tier = ANY(:tiers) AND cancel_requested_at IS NULL
+           AND (:takes_suspects OR NOT suspect)
            AND (deadline_at IS NULL OR deadline_at > clock_timestamp())"""
     values = """state = 'running', attempt = attempt + 1, lease_token = gen_random_uuid(),
            lease_boot_id = :boot_id, worker = :worker, solo = false, progress = 0,
@@ -68,6 +75,7 @@ def claim(
         "boot_id": worker.boot_id,
         "worker": worker.name,
         "lease_seconds": lease_seconds,
+        "takes_suspects": takes_suspects,
     }
     rows = db.run(lambda connection: _move(connection, CLAIM, values, guard, parameters, returning=_CLAIMED))
     if not rows:

@@ -1,15 +1,29 @@
-"""The mark `solo` on the rows of suspects: which job's a crash would be.
+"""Suspects: which is taken up next, and the mark `solo` on a row, which says whose a crash would be.
 
-Owns that at most one job of a process bears it, and that only the holder of a lease writes it. It is no
+Owns that at most one job of a process bears the mark, and that only the holder of a lease writes it. It is no
 change of state: `storage.jobs.reap` reads it when a lease has run out, and a claim begins without it.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqlalchemy import text
 
 from storage.database import Database
 from storage.jobs import HELD, Lease
+
+
+def next_suspect(db: Database, tiers: Sequence[str]) -> str | None:
+    """The suspect of these tiers to be taken up next: interactive ones first, then by age."""
+    query = text(
+        """SELECT id FROM jobs
+            WHERE state = 'queued' AND suspect AND tier = ANY(:tiers)
+              AND next_dispatch_at <= clock_timestamp()
+              AND (deadline_at IS NULL OR deadline_at > clock_timestamp())
+            ORDER BY lane = 'bulk', created_at, id LIMIT 1"""
+    )
+    with db.transaction() as connection:
+        return connection.execute(query, {"tiers": list(tiers)}).scalar_one_or_none()
 
 
 def mark_solo(db: Database, lease: Lease) -> bool:

@@ -90,23 +90,27 @@ class Generate:
         self._tiers = tiers
         self._plan = plan
 
-    def __call__(self, job_id: str) -> None:
-        """Answer a bell. Whatever happens is in the row; nothing is raised."""
+    def __call__(self, job_id: str, *, takes_suspects: bool = True) -> None:
+        """Take a job up. Whatever happens is in the row; nothing is raised.
+
+        A bell takes no suspects: whoever rings it does not know how many the worker holds.
+        """
         try:
-            self._claim_and_run(job_id)
+            self._claim_and_run(job_id, takes_suspects)
         except StorageError as error:
             # The row is as it was, or its lease will run out: the sweeper finds it either way.
             log.warning("bell_not_answered", job_id=job_id, error=str(error))
         except BaseException:
             log.exception("task_failed", job_id=job_id)
 
-    def _claim_and_run(self, job_id: str) -> None:
+    def _claim_and_run(self, job_id: str, takes_suspects: bool) -> None:
         claim = jobs.claim(
             self._db,
             job_id,
             tiers=self._tiers,
             worker=self._worker,
             lease_seconds=self._plan.lease_seconds,
+            takes_suspects=takes_suspects,
         )
         if claim is None:
             log.info("bell_was_stale", job_id=job_id)

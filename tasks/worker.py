@@ -30,6 +30,7 @@ from storage.database import Database
 from storage.errors import StorageError, Unavailable
 from storage.jobs import WorkerName
 from storage.profiles import publish
+from storage.solo import next_suspect
 from storage.workers import Worker, declare_dead, say_goodbye
 from tasks.app import make_celery
 from tasks.consumer import Consumer
@@ -43,6 +44,7 @@ from tasks.queues import queues_of
 from tasks.self_test_results import SelfTestFolder, machine_facts
 from tasks.solo_marks import MAX_WAIT_SECONDS, SoloMarks
 from tasks.start_times import StartTimes
+from tasks.suspects import Suspects
 
 log = structlog.get_logger()
 
@@ -89,7 +91,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         on_device=record.note if record else lambda _: None,
     )
     worker = _describe(options, boot_id, engine, profiles)
-    db = Database(**settings.database, pool_size=options.interactive_slots + options.bulk_slots + 2)
+    db = Database(**settings.database, pool_size=options.interactive_slots + options.bulk_slots + 3)
     heart_db = Database(**settings.database, pool_size=1, transaction_seconds=settings.heartbeat_seconds)
     mark_seconds = min(MAX_WAIT_SECONDS, settings.watchdog_seconds / 6)  # a wait must not look like a hang
     solo_db = Database(**settings.database, pool_size=1, transaction_seconds=mark_seconds)
@@ -124,8 +126,14 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         daemon=True,
         name="fatal",
     ).start()
+    suspects = Suspects(
+        lambda: next_suspect(db, options.tiers), generate, look_seconds=settings.sweep_seconds
+    )
     drain = threading.Thread(
-        target=_drain, args=(engine, heart, options, settings.drain_seconds), name="drain", daemon=True
+        target=_drain,
+        args=(engine, heart, suspects, options, settings.drain_seconds),
+        name="drain",
+        daemon=True,
     )
     learned = LearnedProfiles(db, engine.seen_costs, tiers, loaded, profiles)
     threading.Thread(
@@ -136,16 +144,19 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     ).start()
     engine.start()
     heart.start()
+    suspects.start()
     try:
         return consumer.run(
             worker.id.replace("/", "."),
-            generate,
+            partial(generate, takes_suspects=False),
             on_ready=lambda: _announce(options, engine, times),
             on_shutdown=drain.start,
         )
     finally:
+        suspects.leave()
+        engine.stop()  # whoever still waits for an image gives its job back
+        suspects.stop()
         heart.stop()
-        engine.stop()
         say_goodbye(heart_db, worker.boot_id)
 
 
@@ -289,8 +300,9 @@ def _publish(db: Database, profiles: WorkerProfiles, learned: LearnedProfiles, e
     learned.run(every_seconds, threading.Event())  # for as long as the process lives
 
 
-def _drain(engine: Engine, heart: Heart, options: WorkerOptions, seconds: float) -> None:
+def _drain(engine: Engine, heart: Heart, suspects: Suspects, options: WorkerOptions, seconds: float) -> None:
     """Let what has begun come to its end; what does not in time goes back to its queue, uncharged."""
+    suspects.leave()
     heart.leave()  # from now on it hears no bell, so a job that waits must not be told that it will
     if options.ready_file is not None:
         options.ready_file.unlink(missing_ok=True)

@@ -68,7 +68,11 @@ def _bell_overdue(facts: QueueFacts, limits: Limits) -> str | None:
 
 
 def _runs_alone(facts: QueueFacts, _: Limits) -> str | None:
-    return "the worker that held it died; it is taken up again and will run alone" if facts.suspect else None
+    return (
+        "the worker that held it died; a worker that is free takes it up and runs it alone"
+        if facts.suspect
+        else None
+    )
 
 
 def _bulk_turn(facts: QueueFacts, _: Limits) -> str | None:
@@ -109,8 +113,8 @@ def _count(number: int | None, noun: str) -> str:
 RULES = {
     "no_live_worker": _no_live_worker,
     "retry_backoff": _retry_backoff,
+    "runs_alone": _runs_alone,  # before what is said of bells: none is rung for it
     "bell_overdue": _bell_overdue,
-    "runs_alone": _runs_alone,
     "bulk_turn": _bulk_turn,
     "bell_due": _bell_due,
     "all_slots_busy": _all_slots_busy,

@@ -211,6 +211,29 @@ def test_solo_generation_runs_alone_from_its_first_step_to_its_last() -> None:
     assert policy.admit([Member("waiting")], [Member("solo", is_solo=True, has_begun=True)], 0.0) == []
 
 
+def test_S38_others_have_the_device_for_as_long_as_the_suspect_before_them_had() -> None:
+    policy = Policy(lambda _: 8)
+    suspects = [Member(f"suspect-{i}", is_solo=True, num_steps_left=5) for i in range(3)]
+    others = [Member(f"other-{i}", submitted_at=1.0, num_steps_left=20) for i in range(3)]
+    batches = run(policy, [*suspects, *others], 30, now=1.0, step_seconds=lambda *_: 0.125)
+    assert [batch[0].name.partition("-")[0] for batch in batches] == (["suspect"] * 5 + ["other"] * 5) * 3
+
+
+def test_S38_a_newcomer_waits_for_one_suspect_however_many_there_are() -> None:
+    policy = Policy(lambda _: 8)
+    suspects = [Member(f"suspect-{i}", is_solo=True, num_steps_left=10) for i in range(8)]
+    run(policy, suspects, 25)
+    newcomer = Member("newcomer", submitted_at=2.5, num_steps_left=10)
+    batches = run(policy, [*suspects, newcomer], 15, now=2.5)
+    assert [newcomer in batch for batch in batches] == [False] * 5 + [True] * 10
+
+
+def test_S38_suspects_follow_each_other_while_nobody_else_is_there() -> None:
+    policy = Policy(lambda _: 8)
+    suspects = [Member(f"suspect-{i}", is_solo=True, num_steps_left=5) for i in range(3)]
+    assert all(len(batch) == 1 for batch in run(policy, suspects, 15))
+
+
 def test_cap_is_halved_when_memory_was_short() -> None:
     policy = Policy(lambda _: 16)
     policy.lower(SMALL, 12)
