@@ -9,17 +9,19 @@ from typing import Any
 
 from celery import Celery, signals
 
+from tasks.pings import Pings
 from tasks.queues import GENERATE, lane_of, queues_of
 from tasks.slots import Slots
 
 
 class Consumer:
-    """Consumes the queues of `tiers`, `slots` bells of each lane at a time."""
+    """Consumes the queues of `tiers`, `slots` bells of each lane at a time, and the worker's `pings`."""
 
-    def __init__(self, app: Celery, tiers: Sequence[str], slots: Mapping[str, int]) -> None:
+    def __init__(self, app: Celery, tiers: Sequence[str], slots: Mapping[str, int], pings: Pings) -> None:
         self._app = app
         self._queues = queues_of(tiers)
-        self._num_threads = sum(slots.values())
+        self._pings = pings
+        self._num_threads = sum(slots.values()) + 1  # a ping takes no slot
         self._slots = Slots(slots, on_full=self._pause, on_free=self._resume)
         self._paused: set[str] = set()
         self._taken: dict[str, str] = {}
@@ -51,6 +53,8 @@ class Consumer:
         def received(request: Any, **_: Any) -> None:
             # On Celery's loop, before it asks for the next message: a full lane is closed in time.
             # We send no ETA. Celery may refuse a message that has one, and tells nobody.
+            if self._pings.is_one(request):
+                return
             if request.eta is None and request.id not in self._taken:
                 lane = lane_of(request.delivery_info["routing_key"])
                 self._taken[request.id] = lane
@@ -72,7 +76,7 @@ class Consumer:
             hostname=name,
             pool="threads",
             concurrency=self._num_threads,
-            queues=self._queues,
+            queues=[*self._queues, self._pings.queue_name],
             without_gossip=True,
             without_mingle=True,
             quiet=True,

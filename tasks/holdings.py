@@ -60,22 +60,28 @@ class Holdings:
 
     def __init__(self) -> None:
         self._held: dict[str, Holding] = {}
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     @contextmanager
     def hold(self, lease: Lease) -> Iterator[Holding]:
         """Hold a job while the block runs."""
         holding = Holding(lease)
-        with self._lock:
+        with self._changed:
             self._held[lease.job_id] = holding
         try:
             yield holding
         finally:
-            with self._lock:
+            with self._changed:
                 if self._held.get(lease.job_id) is holding:
                     del self._held[lease.job_id]
+                self._changed.notify_all()
 
     def all(self) -> list[Holding]:
         """What is held at this moment."""
-        with self._lock:
+        with self._changed:
             return list(self._held.values())
+
+    def wait_until_empty(self, seconds: float) -> bool:
+        """Wait for so long until nothing is held; whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._held, seconds)

@@ -6,6 +6,7 @@ LANES = ("interactive", "bulk")
 CPU_QUEUE = "cpu"
 GENERATE = "calotype.generate"
 DELIVER = "calotype.deliver"
+PING = "calotype.ping"
 
 
 def queue_name(tier: str, lane: str) -> str:

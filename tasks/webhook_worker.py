@@ -7,6 +7,8 @@ receivers; it needs neither S3 nor torch.
 import json
 import os
 import socket
+import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from celery import Celery, signals
 from settings import Settings
 from storage.database import Database
 from tasks.app import make_celery
+from tasks.consumer_watchdog import EXIT_DEAF, ConsumerWatchdog
+from tasks.pings import Pings
 from tasks.queues import CPU_QUEUE, DELIVER
 from tasks.webhook_client import WebhookClient
 from tasks.webhooks import Deliver, DeliverPlan
@@ -43,15 +47,37 @@ def run_webhook_worker(settings: Settings, ready_file: Path | None = None) -> in
         public_url=settings.public_url,
     )
     app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
+    deliver = Deliver(db, client, plan)
+
+    def end_deaf() -> None:
+        deliver.stop()
+        threading.Event().wait(settings.webhook_timeout_seconds)  # attempts in hand come to their end
+        os._exit(EXIT_DEAF)
+
+    pings = Pings(app, str(uuid.uuid4()))
+    watchdog = ConsumerWatchdog(
+        pings.send,
+        lambda: pings.is_connected,
+        watchdog_seconds=settings.watchdog_seconds,
+        on_deaf=end_deaf,
+    )
+    pings.listen(watchdog.heard)
     try:
-        return _serve(app, Deliver(db, client, plan), settings.webhook_threads, ready_file)
+        return _serve(app, deliver, settings.webhook_threads, ready_file, pings, watchdog)
     finally:
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
         db.close()
 
 
-def _serve(app: Celery, deliver: Deliver, num_threads: int, ready_file: Path | None) -> int:
+def _serve(
+    app: Celery,
+    deliver: Deliver,
+    num_threads: int,
+    ready_file: Path | None,
+    pings: Pings,
+    watchdog: ConsumerWatchdog,
+) -> int:
     def task(self_: Any, *_: Any, **__: Any) -> None:
         # Whatever a message carries, it says no more than "look": the id in it is for people to read.
         del self_
@@ -61,8 +87,10 @@ def _serve(app: Celery, deliver: Deliver, num_threads: int, ready_file: Path | N
         log.info("worker_ready", device=DEVICE, queues=[CPU_QUEUE], threads=num_threads)
         if ready_file is not None:
             _announce(ready_file)
+        watchdog.start()
 
     def shutting_down(**_: Any) -> None:
+        watchdog.stop()
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
         deliver.stop()
@@ -78,7 +106,7 @@ def _serve(app: Celery, deliver: Deliver, num_threads: int, ready_file: Path | N
         hostname=f"{DEVICE}@{socket.gethostname()}.{os.getpid()}",
         pool="threads",
         concurrency=num_threads,
-        queues=[CPU_QUEUE],
+        queues=[CPU_QUEUE, pings.queue_name],
         without_gossip=True,
         without_mingle=True,
         quiet=True,

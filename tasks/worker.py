@@ -34,11 +34,13 @@ from storage.solo import next_suspect
 from storage.workers import Worker, declare_dead, say_goodbye
 from tasks.app import make_celery
 from tasks.consumer import Consumer
+from tasks.consumer_watchdog import EXIT_DEAF, ConsumerWatchdog
 from tasks.device_record import DeviceRecord, dead_processes
 from tasks.generate import Generate, GeneratePlan
 from tasks.heart import Heart
 from tasks.holdings import Holdings
 from tasks.learned_profiles import LearnedProfiles
+from tasks.pings import Pings
 from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
 from tasks.queues import queues_of
 from tasks.self_test_results import SelfTestFolder, machine_facts
@@ -97,7 +99,8 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     solo_db = Database(**settings.database, pool_size=1, transaction_seconds=mark_seconds)
     app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
     slots = {"interactive": options.interactive_slots, "bulk": options.bulk_slots}
-    consumer = Consumer(app, options.tiers, slots)
+    pings = Pings(app, boot_id)
+    consumer = Consumer(app, options.tiers, slots, pings)
     holdings = Holdings()
     heart = Heart(
         heart_db,
@@ -129,12 +132,23 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     suspects = Suspects(
         lambda: next_suspect(db, options.tiers), generate, look_seconds=settings.sweep_seconds
     )
-    drain = threading.Thread(
-        target=_drain,
-        args=(engine, heart, suspects, options, settings.drain_seconds),
-        name="drain",
-        daemon=True,
+    drain = partial(_drain, engine, heart, suspects, options, settings.drain_seconds)
+    watchdog = ConsumerWatchdog(
+        pings.send,
+        lambda: pings.is_connected,
+        watchdog_seconds=settings.watchdog_seconds,
+        on_deaf=lambda: _end_deaf(drain, holdings, settings.lease_seconds),
     )
+    pings.listen(watchdog.heard)
+
+    def ready() -> None:
+        _announce(options, engine, times)
+        watchdog.start()
+
+    def shutting_down() -> None:
+        watchdog.stop()
+        threading.Thread(target=drain, name="drain", daemon=True).start()
+
     learned = LearnedProfiles(db, engine.seen_costs, tiers, loaded, profiles)
     threading.Thread(
         target=_publish,
@@ -149,8 +163,8 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         return consumer.run(
             worker.id.replace("/", "."),
             partial(generate, takes_suspects=False),
-            on_ready=lambda: _announce(options, engine, times),
-            on_shutdown=drain.start,
+            on_ready=ready,
+            on_shutdown=shutting_down,
         )
     finally:
         suspects.leave()
@@ -228,7 +242,7 @@ def _model_path(settings: Settings, path: str) -> str:
 
 def _take_back_jobs_of_the_dead(settings: Settings, run_folder: Path) -> None:
     """Of processes that ended on this machine with nobody to tell: their leases need not run out."""
-    db = Database(settings.database_url.get_secret_value(), 1)
+    db = Database(**settings.database, pool_size=1)
     tries = Retrying(
         retry=retry_if_exception_type(Unavailable), wait=wait_random_exponential(multiplier=0.5, max=30)
     )
@@ -309,6 +323,16 @@ def _drain(engine: Engine, heart: Heart, suspects: Suspects, options: WorkerOpti
     if not engine.drain(seconds):
         log.warning("drain_took_too_long", seconds=seconds, generations=engine.num_generations)
     engine.stop()
+
+
+def _end_deaf(drain: Callable[[], None], holdings: Holdings, write_seconds: float) -> None:
+    """No bell is heard in this process any more: end what it holds as a drain does, and the process."""
+    try:
+        drain()
+        if not holdings.wait_until_empty(write_seconds):
+            log.warning("jobs_not_given_back", count=len(holdings.all()))
+    finally:
+        os._exit(EXIT_DEAF)  # the main thread may never return
 
 
 def end_when_fatal(

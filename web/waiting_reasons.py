@@ -69,7 +69,7 @@ def _bell_overdue(facts: QueueFacts, limits: Limits) -> str | None:
 
 def _runs_alone(facts: QueueFacts, _: Limits) -> str | None:
     return (
-        "the worker that held it died; a worker that is free takes it up and runs it alone"
+        "the worker that held it died; a worker that is free takes it up, and it will run alone"
         if facts.suspect
         else None
     )

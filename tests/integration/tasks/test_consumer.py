@@ -20,10 +20,13 @@ import sys, threading
 from pathlib import Path
 from tasks.app import make_celery
 from tasks.consumer import Consumer
+from tasks.pings import Pings
 
 url, prefix, folder = sys.argv[1:]
 folder = Path(folder)
-consumer = Consumer(make_celery(url, prefix, ["sd"]), ["sd"], {"interactive": 2, "bulk": 1})
+slots = {"interactive": 2, "bulk": 1}
+app = make_celery(url, prefix, ["sd"])
+consumer = Consumer(app, ["sd"], slots, Pings(app, "test"))
 
 def answer(job_id):
     if job_id.startswith("hold"):

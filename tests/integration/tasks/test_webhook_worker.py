@@ -22,6 +22,7 @@ from storage.delivery_views import Delivery, list_deliveries
 from storage.roles import DatabaseRole
 from tasks.app import make_celery
 from tasks.broker import Broker
+from tasks.consumer_watchdog import EXIT_DEAF
 from tasks.dispatch import Dispatcher
 from tasks.queues import CPU_QUEUE, DELIVER
 from tasks.sweeper import Sweeper, SweepPlan
@@ -196,3 +197,15 @@ def test_a_tier_is_not_served_without_a_device(migrated: Embedded) -> None:
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert (answer.returncode, "--tiers" in answer.stderr) == (2, True)
+
+
+def test_S39_a_sender_that_hears_nothing_ends(
+    migrated: Embedded, prefix: str, start_worker: StartWorker
+) -> None:
+    """It is told, over Celery's remote control, to consume none of its queues any more."""
+    worker = start_worker(CALOTYPE_WATCHDOG_SECONDS="1.5", CALOTYPE_WEBHOOK_TIMEOUT_SECONDS="1")
+    control = make_celery(migrated.broker_url, prefix, []).control
+    (queues,) = (control.inspect(timeout=5).active_queues() or {}).values()
+    for queue in queues:
+        control.cancel_consumer(queue["name"])
+    assert worker.wait(30) == EXIT_DEAF

@@ -8,6 +8,7 @@ import typer.main
 
 from cli import app
 from settings import ROOT
+from tasks.consumer_watchdog import EXIT_DEAF
 from tasks.heart import EXIT_HUNG
 from terminal import (
     EXIT_BROKEN_PIPE,
@@ -63,7 +64,7 @@ def test_every_exit_code_is_documented(read_table: ReadTable) -> None:
         r"^EXIT_\w+ = (\d+)", (ROOT / "tasks/worker.py").read_text(encoding="utf-8"), re.MULTILINE
     )
     ours = {EXIT_REFUSED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE}
-    assert documented == {0, *ours, EXIT_HUNG, *map(int, worker)}
+    assert documented == {0, *ours, EXIT_HUNG, EXIT_DEAF, *map(int, worker)}
 
 
 def test_the_options_before_the_command_are_documented() -> None:

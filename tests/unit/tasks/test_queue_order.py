@@ -10,6 +10,10 @@ def test_interactive_queues_come_before_bulk_queues_whatever_their_names() -> No
     assert [queue.rpartition(".")[2] for queue in order] == ["interactive"] * 2 + ["bulk"] * 2
 
 
+def test_S39_a_workers_own_queue_comes_before_all_work() -> None:
+    assert InteractiveFirst({*QUEUES, "worker.1234"}).consume(5)[0] == "worker.1234"
+
+
 def test_the_tiers_of_a_lane_take_turns() -> None:
     cycle = InteractiveFirst()
     cycle.update(QUEUES)

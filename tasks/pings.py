@@ -1,0 +1,83 @@
+"""Messages that a worker sends to itself, through the very connection by which it hears its work.
+
+Owns the queue of one worker and what is known of its consumer. It does not know what a ping that nobody hears
+means, nor what else the worker consumes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from celery import Celery, signals
+from celery.utils import uuid
+from kombu import Exchange, Queue
+
+from tasks.queues import PING
+
+log = structlog.get_logger()
+
+QUEUE_SECONDS = 600.0
+"""What a dead worker has left in its own queue is gone after so long."""
+
+
+class Pings:
+    """The pings of one worker. Its Celery worker must consume `queue_name` besides its other queues."""
+
+    def __init__(self, app: Celery, boot_id: str) -> None:
+        self._app = app
+        self.queue_name = f"worker.{boot_id}"
+        # The anonymous exchange needs no binding, which would stay in the broker for each life of a worker.
+        self._queue = Queue(self.queue_name, Exchange(""), routing_key=self.queue_name, expires=QUEUE_SECONDS)
+        self._consumer: Any = None
+        app.amqp.queues[self.queue_name] = self._queue
+
+    def listen(self, on_heard: Callable[[], None]) -> None:
+        """Call `on_heard` on Celery's loop for each ping that comes back; before the worker starts."""
+
+        def ready(sender: Any, **_: Any) -> None:
+            self._consumer = sender
+
+        def received(request: Any, **_: Any) -> None:
+            if self.is_one(request):
+                on_heard()
+
+        self._app.task(name=PING, send_events=False)(_do_nothing)
+        signals.worker_ready.connect(ready, weak=False)
+        signals.task_received.connect(received, weak=False)
+
+    def is_one(self, request: Any) -> bool:
+        """Whether a message that Celery received is a ping."""
+        return bool(request.delivery_info["routing_key"] == self.queue_name)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the consumer has subscribed to its queues, and is not between two connections."""
+        consumer = self._consumer
+        return bool(consumer and consumer.connection and consumer.task_consumer)
+
+    def send(self) -> bool:
+        """Send one, over a connection of its own; whether the broker took it."""
+        message = self._app.amqp.create_task_message(uuid(), PING)
+        connection = self._app.connection_for_write()
+        failures: tuple[type[BaseException], ...] = (
+            OSError, *connection.connection_errors, *connection.channel_errors,
+        )  # fmt: skip
+        try:
+            # A channel asked for by name: the default one would be tried for until the broker is back.
+            with connection, connection.channel() as channel:
+                connection.Producer(channel, serializer="json").publish(
+                    message.body,
+                    exchange="",
+                    routing_key=self.queue_name,
+                    headers=message.headers,
+                    declare=[self._queue],
+                    **message.properties,
+                )
+        except failures as error:
+            log.warning("ping_not_sent", error=type(error).__name__)
+            return False
+        return True
+
+
+def _do_nothing(*_: Any, **__: Any) -> None:
+    """The task of a ping, which has done its part as soon as it is received."""
