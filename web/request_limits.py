@@ -27,13 +27,17 @@ def register_request_limits(app: Flask) -> None:
 
 
 def _check_address(path: str, query: bytes) -> None:
-    if len(path) > MAX_PATH_BYTES or len(query) > MAX_QUERY_BYTES:
-        raise RequestURITooLarge(
-            f"the path has more than {MAX_PATH_BYTES} bytes or the query more than {MAX_QUERY_BYTES}"
-        )
+    if len(path) > MAX_PATH_BYTES:
+        raise RequestURITooLarge(f"the path has more than {MAX_PATH_BYTES} bytes")
+    # 422 as for any other fault of a query, which every route that takes one documents.
+    if len(query) > MAX_QUERY_BYTES:
+        raise _invalid_query(f"the query has more than {MAX_QUERY_BYTES} bytes")
     if query.count(b"&") >= MAX_PARAMETERS:
-        wrong = FieldError("", f"the query has more than {MAX_PARAMETERS} parameters", parameter=True)
-        raise InvalidRequest.of([wrong])
+        raise _invalid_query(f"the query has more than {MAX_PARAMETERS} parameters")
+
+
+def _invalid_query(detail: str) -> InvalidRequest:
+    return InvalidRequest.of([FieldError("", detail, parameter=True)])
 
 
 def _check_headers(values: list[str]) -> None:
