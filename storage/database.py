@@ -41,6 +41,10 @@ SERVER_SHARE = 0.8
 """Of the time that a transaction may take, for one statement: the server then cancels it before the
 connection has to be given up."""
 
+_SET_LIMITS = text(
+    "SELECT set_config('statement_timeout', :statement_timeout, true),"
+    " set_config('idle_in_transaction_session_timeout', :idle_in_transaction_session_timeout, true)"
+)
 _deadlines = SocketDeadlines()
 
 
@@ -84,8 +88,7 @@ class Database:
             try:
                 with self._engine.begin() as connection:
                     if seconds is not None:
-                        limit = text("SELECT set_config('statement_timeout', :milliseconds, true)")
-                        connection.execute(limit, {"milliseconds": _server_milliseconds(seconds)})
+                        connection.execute(_SET_LIMITS, _server_limits(seconds))
                     yield connection
             except (DBAPIError, PoolTimeout) as error:
                 if deadline.is_over and deadline.socket is not None:
@@ -116,12 +119,14 @@ class Database:
         self._engine.dispose()
 
     def _make_engine(self, url: str, connect_seconds: float, **pool: Any) -> Any:
+        limits = " ".join(
+            f"-c {name}={value}" for name, value in _server_limits(self._transaction_seconds).items()
+        )
         engine = create_engine(
             url.replace("postgresql://", "postgresql+psycopg2://", 1),
             connect_args={
                 "connect_timeout": max(2, int(connect_seconds)),  # libpq takes 1 for 2
-                "options": f"-c statement_timeout={_server_milliseconds(self._transaction_seconds)}"
-                " -c timezone=UTC",
+                "options": f"-c timezone=UTC {limits}",
                 "keepalives_idle": 5,
                 "keepalives_interval": 2,
                 "keepalives_count": 3,
@@ -227,8 +232,16 @@ def _close_socket(_connection: Any, record: Any) -> None:
         kept.close()
 
 
-def _server_milliseconds(seconds: float) -> str:
-    return str(max(1, int(seconds * SERVER_SHARE * 1000)))
+def _server_limits(seconds: float) -> dict[str, str]:
+    """What the server ends by itself of a transaction that may take so long, in milliseconds.
+
+    It may never learn that a connection is lost: without an end of its own the transaction would hold its
+    rows and its idempotency key against everybody for as long as the server keeps the connection.
+    """
+    return {
+        "statement_timeout": str(max(1, int(seconds * SERVER_SHARE * 1000))),
+        "idle_in_transaction_session_timeout": str(max(1, int(seconds * 1000))),
+    }
 
 
 def _could_not_connect(error: Exception) -> bool:

@@ -2,11 +2,13 @@
 
 import threading
 import time
+from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import text
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from bench.faulty_proxy import Fault, proxied
 from local.endpoints import Embedded
 from storage import accounts
 from storage.database import Database
@@ -116,6 +118,29 @@ def test_S3_a_lock_that_is_not_given_back_is_not_taken_for_an_outage(
             waiting.execute(lock, {"id": account})
         db.check()
     db.close()
+
+
+@pytest.mark.parametrize("seconds", [None, 1.5])
+def test_S3_what_a_lost_connection_held_is_soon_free_again(services: Embedded, seconds: float | None) -> None:
+    """The server never learns that the connection is lost: nothing is sent, and nothing is closed."""
+    address = urlsplit(services.database_url)
+    with proxied({"postgres": int(address.port or 0)}) as proxies:
+        url = services.database_url.replace(f":{address.port}/", f":{proxies.ports['postgres']}/")
+        lost, other = Database(url, 1, transaction_seconds=1), Database(services.database_url, 1)
+        lock = text("SELECT pg_advisory_xact_lock(4711)")
+
+        def lose_a_transaction() -> None:
+            with lost.transaction(seconds=seconds) as connection:
+                connection.execute(lock)
+                proxies.suffer("postgres", Fault.HALF_OPEN)
+                connection.execute(text("SELECT 1"))
+
+        with pytest.raises(Unavailable):
+            lose_a_transaction()
+        with other.transaction() as connection:
+            connection.execute(lock)
+        lost.close()
+        other.close()
 
 
 def test_a_long_transaction_may_take_the_time_that_it_asks_for(migrated: Embedded) -> None:
