@@ -19,6 +19,8 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -102,6 +104,7 @@ class Settings(BaseSettings):
     drain_seconds: Seconds = 60
     upload_seconds: Seconds = 120
     max_wait_seconds: Seconds = 60
+    orphan_seconds: Seconds = 86_400
     image_url_seconds: Annotated[int, Field(gt=0, le=900)] = 900
 
     webhook_timeout_seconds: Seconds = 15
@@ -129,6 +132,15 @@ class Settings(BaseSettings):
     metrics_port: Annotated[int, Field(ge=0, lt=65536)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
+
+    @field_validator("orphan_seconds")
+    @classmethod
+    def _check_orphan_seconds(cls, value: float, info: ValidationInfo) -> float:
+        """Refuse what an upload or a lease could come near."""
+        least = 10 * sum(info.data.get(name, 0) for name in ("lease_seconds", "upload_seconds"))
+        if value < least:
+            raise ValueError(f"it must be {least:g} at least, ten times a lease and an upload")
+        return value
 
     @classmethod
     def settings_customise_sources(

@@ -54,6 +54,22 @@ class Stored:
     num_bytes: int
 
 
+@dataclass(frozen=True)
+class Listed:
+    """An object in a listing; its age by the store's own clock."""
+
+    key: str
+    age_seconds: float
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some objects in the order of their keys; none only where the listing has ended."""
+
+    objects: list[Listed]
+    is_last: bool
+
+
 class Blobs:
     """One bucket; safe to share between threads, as boto3's clients are.
 
@@ -156,6 +172,18 @@ class Blobs:
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error. Raises `BlobError`."""
         self._ask(lambda: self._client.delete_object(Bucket=self.bucket, Key=key))
+
+    def list_page(self, *, after: str = "", max_keys: int = 1000) -> Page:
+        """The objects whose keys come next `after` that one, 1,000 at most; raises `BlobError`."""
+        answer = self._ask(
+            lambda: self._client.list_objects_v2(Bucket=self.bucket, StartAfter=after, MaxKeys=max_keys)
+        )
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        objects = [
+            Listed(one["Key"], (now - one["LastModified"]).total_seconds())
+            for one in answer.get("Contents", ())
+        ]
+        return Page(objects, is_last=not (answer["IsTruncated"] and objects))
 
     def presign(self, key: str, *, seconds: int, filename: str, content_type: str) -> str:
         """A GET link that works for `seconds` (SigV4 in the query); neither name is ever a client's."""

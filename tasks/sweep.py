@@ -3,19 +3,26 @@
 import threading
 from pathlib import Path
 
+import structlog
+
+from catalogue import SettingsError
 from settings import Settings
+from storage.blobs import Blobs
 from storage.database import Database
 from tasks.app import make_celery
 from tasks.broker import Broker
 from tasks.dispatch import Dispatcher
+from tasks.orphans import CollectionPlan, OrphanCollector
 from tasks.sweeper import Sweeper, SweepPlan
+
+log = structlog.get_logger()
 
 
 def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | None = None) -> None:
     """Sweep until `stop` is set; `alive_file` is touched after every turn, for a health check to look at."""
     settings.require("database_url", "broker_url")
     tiers = [tier.name for tier in settings.catalogue.tiers]
-    db = Database(**settings.database, pool_size=2)
+    db = Database(**settings.database, pool_size=3)
     broker = Broker(**settings.broker)
     plan = SweepPlan(
         sweep_seconds=settings.sweep_seconds,
@@ -29,7 +36,20 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
         if alive_file is not None:
             alive_file.touch()
 
+    _collect_orphans(settings, db, stop)
     dispatcher = Dispatcher(make_celery(**settings.broker, tiers=tiers))
     Sweeper(db, broker, dispatcher, tiers, plan).run(stop, after_turn)
     broker.close()
     db.close()
+
+
+def _collect_orphans(settings: Settings, db: Database, stop: threading.Event) -> None:
+    """In a thread of its own, so that a store that hangs holds up no sweep; not without a store."""
+    try:
+        settings.require("s3_endpoint", "s3_access_key", "s3_secret_key")
+    except SettingsError as error:
+        log.warning("orphans_not_collected", error=str(error))
+        return
+    plan = CollectionPlan(orphan_seconds=settings.orphan_seconds)
+    collector = OrphanCollector(db, Blobs(**settings.object_store), plan)
+    threading.Thread(target=collector.run, args=(stop,), daemon=True, name="orphans").start()

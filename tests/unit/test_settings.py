@@ -139,3 +139,9 @@ def test_a_folder_of_secrets_that_is_named_must_exist(
     monkeypatch.setenv("CALOTYPE_SECRETS_DIR", str(tmp_path / "no"))
     with pytest.raises(SettingsError, match="CALOTYPE_SECRETS_DIR"):
         load_settings()
+
+
+def test_S42_orphans_are_never_as_young_as_an_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALOTYPE_UPLOAD_SECONDS", "10000")
+    with pytest.raises(SettingsError, match=r"CALOTYPE_ORPHAN_SECONDS.*100300"):
+        load_settings()

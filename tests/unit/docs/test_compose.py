@@ -117,7 +117,6 @@ def test_secrets_stand_in_no_environment_and_each_service_gets_only_its_own() ->
         assert shown <= {"CALOTYPE_SECRETS_DIR", "POSTGRES_PASSWORD_FILE"}, name
         assert mounted(service), name
     assert set(mounted(SERVICES["migrate"]).values()) == {"calotype_database_url"}
-    assert not any("s3" in secret for secret in mounted(SERVICES["sweeper"]).values())
     assert not any("database" in secret for secret in mounted(SERVICES["flower"]).values())
     # Only a mounted file can enter a read-only root.
     assert all(entry.keys() == {"file"} for entry in COMPOSE["secrets"].values())
