@@ -52,7 +52,7 @@ class Endpoints:
         environment = dict(self.environment)
         if role == "flower":
             del environment["CALOTYPE_DATABASE_URL"]
-        elif role != "api":  # which still needs the owner's rights
+        else:
             environment["CALOTYPE_DATABASE_URL"] = self.database_urls[role]
         return environment
 

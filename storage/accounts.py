@@ -92,7 +92,7 @@ def embed_parameters(db: Database, account_id: str, wanted: bool) -> None:
 def webhook_secret(db: Database, account_id: str) -> str:
     """What the account's receivers verify signatures with; raises `NotFound`."""
     query = select(accounts.c.webhook_secret).where(accounts.c.id == account_id)
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         secret: str | None = connection.execute(query).scalar_one_or_none()
     if secret is None:
         raise NotFound(f"no account {account_id!r}")
@@ -112,7 +112,7 @@ def rotate_webhook_secret(db: Database, account_id: str, *, grace_seconds: float
             previous_webhook_secret_until=until,
         )
     )
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         connection.execute(statement)
     return new
 
@@ -144,7 +144,7 @@ def authenticate(db: Database, plaintext: str) -> Principal | None:
     """Whose key this is, or nothing; a revoked key is nobody's.
 
     One statement, and no memory of earlier ones: a revocation that has returned holds everywhere. It
-    compares digests, so its time tells nothing of the key.
+    compares digests, inside the database, so its time tells nothing of the key.
     """
     if len(plaintext) > MAX_KEY_CHARACTERS:
         return None
@@ -152,14 +152,11 @@ def authenticate(db: Database, plaintext: str) -> Principal | None:
     prefix = parts[1] if len(parts) == 3 and parts[0] == "calo" and plaintext.isascii() else ""
     if not prefix.isalnum():
         return None
-    parameters = {
-        "prefix": prefix,
-        "digest": _digest(plaintext),
-        "resolution_seconds": LAST_USED_RESOLUTION_SECONDS,
-    }
+    shown = {"prefix": prefix, "digest": _digest(plaintext), "seconds": LAST_USED_RESOLUTION_SECONDS}
+    query = text("SELECT account_id, key_id FROM use_key(:prefix, :digest, :seconds)")
     with db.transaction() as connection:
-        row = connection.execute(_AUTHENTICATE, parameters).one_or_none()
-    return None if row is None else Principal(row.account_id, row.id)
+        row = connection.execute(query, shown).one_or_none()
+    return None if row is None else Principal(row.account_id, row.key_id)
 
 
 def list_keys(db: Database, account_id: str | None = None) -> list[Key]:
@@ -210,22 +207,3 @@ def _new_webhook_secret() -> str:
 
 def _digest(plaintext: str) -> str:
     return hashlib.sha256(plaintext.encode()).hexdigest()
-
-
-# A request notes that its key was used, and never waits to do so.
-_AUTHENTICATE = text(
-    """
-    WITH found AS (
-        SELECT id, account_id FROM api_keys
-         WHERE prefix = :prefix AND digest = :digest AND revoked_at IS NULL
-    ), stale AS (
-        SELECT api_keys.id FROM api_keys JOIN found USING (id)
-         WHERE last_used_at IS NULL
-            OR last_used_at < statement_timestamp() - make_interval(secs => :resolution_seconds)
-           FOR NO KEY UPDATE OF api_keys SKIP LOCKED
-    ), touched AS (
-        UPDATE api_keys SET last_used_at = statement_timestamp() FROM stale WHERE api_keys.id = stale.id
-    )
-    SELECT id, account_id FROM found
-    """
-)

@@ -89,7 +89,7 @@ def create(
         # Read back before the commit: once it is accepted, nothing may fail any more.
         return _with_counts(connection, [row])[0]
 
-    batch = db.run(work, seconds=LONG_SECONDS)
+    batch = db.run(work, seconds=LONG_SECONDS, account_id=account_id)
     if batch is not None:
         return batch, True
     earlier = made_before(db, account_id, idempotency_key, request_hash)
@@ -106,7 +106,7 @@ def made_before(
     query = select(batches.c.id, batches.c.request_hash).where(
         batches.c.account_id == account_id, batches.c.idempotency_key == idempotency_key
     )
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         row = connection.execute(query).one_or_none()
     if row is None:
         return None
@@ -118,7 +118,7 @@ def made_before(
 def get(db: Database, account_id: str, batch_id: str) -> Batch:
     """The account's batch; raises `NotFound`, for another account's batch too."""
     query = select(*_COLUMNS).where(batches.c.id == batch_id, batches.c.account_id == account_id)
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         row = connection.execute(query).one_or_none()
         if row is None:
             raise NotFound(f"no batch {batch_id!r}")
@@ -133,7 +133,7 @@ def list_batches(
     if before is not None:
         query = query.where(tuple_(batches.c.created_at, batches.c.id) < before)
     query = query.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         return _with_counts(connection, connection.execute(query).all())
 
 
@@ -153,7 +153,7 @@ def cancel(db: Database, account_id: str, batch_id: str) -> Batch:
         transitions.cancel_batch(connection, batch_id)
         connection.execute(flag)
 
-    db.run(work, seconds=LONG_SECONDS)
+    db.run(work, seconds=LONG_SECONDS, account_id=account_id)
     return get(db, account_id, batch_id)
 
 

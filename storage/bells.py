@@ -22,13 +22,13 @@ class Bell:
     ring_number: int
 
 
-def of_new_job(db: Database, job_id: str) -> Bell | None:
+def of_new_job(db: Database, job_id: str, *, account_id: str | None = None) -> Bell | None:
     """The bell that `storage.submissions` has counted for a fresh interactive job, or nothing."""
     query = text(
         """SELECT id AS job_id, tier, lane, dispatch_seq, ring_number FROM jobs
             WHERE id = :id AND state = 'queued' AND ring_number IS NOT NULL"""
     )
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         row = connection.execute(query, {"id": job_id}).one_or_none()
         return None if row is None else Bell(**row._mapping)
 
@@ -95,13 +95,13 @@ def _count(db: Database, picked: str, guard: str, parameters: dict[str, object])
     return sorted((Bell(**row._mapping) for row in rows), key=lambda bell: bell.ring_number)
 
 
-def put_back(db: Database, job_id: str) -> None:
+def put_back(db: Database, job_id: str, *, account_id: str | None = None) -> None:
     """The bell could not be published: the row is due again, without one."""
     statement = text(
         """UPDATE jobs SET ring_number = NULL, next_dispatch_at = clock_timestamp()
             WHERE id = :id AND state = 'queued'"""
     )
-    db.run(lambda connection: connection.execute(statement, {"id": job_id}))
+    db.run(lambda connection: connection.execute(statement, {"id": job_id}), account_id=account_id)
 
 
 def forget_all(db: Database) -> int:
@@ -115,6 +115,8 @@ def forget_all(db: Database) -> int:
 
 def waiting(db: Database) -> dict[tuple[str, str], int]:
     """How many jobs are queued in each tier and lane: the depth that clients are told."""
-    query = text("SELECT tier, lane, count(*) AS depth FROM jobs WHERE state = 'queued' GROUP BY tier, lane")
+    query = text(
+        "SELECT tier, lane, count(*) AS depth FROM open_jobs WHERE state = 'queued' GROUP BY tier, lane"
+    )
     with db.transaction() as connection:
         return {(row.tier, row.lane): row.depth for row in connection.execute(query)}

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg2
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, create_engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool
@@ -41,10 +41,6 @@ SERVER_SHARE = 0.8
 """Of the time that a transaction may take, for one statement: the server then cancels it before the
 connection has to be given up."""
 
-_SET_LIMITS = text(
-    "SELECT set_config('statement_timeout', :statement_timeout, true),"
-    " set_config('idle_in_transaction_session_timeout', :idle_in_transaction_session_timeout, true)"
-)
 _deadlines = SocketDeadlines()
 
 
@@ -78,17 +74,18 @@ class Database:
         self._outage = Outage(self._look, on_end=self._engine.dispose)
 
     @contextmanager
-    def transaction(self, *, seconds: float | None = None) -> Iterator[Connection]:
+    def transaction(
+        self, *, seconds: float | None = None, account_id: str | None = None
+    ) -> Iterator[Connection]:
         """One transaction: committed when the block ends well, rolled back when it raises.
 
-        `seconds` if this one may take longer than others.
+        `seconds` if this one may take longer than others. The API sees no rows but those of `account_id`.
         """
         self._outage.refuse()
         with self._translated(), self._within(seconds or self._transaction_seconds) as deadline:
             try:
                 with self._engine.begin() as connection:
-                    if seconds is not None:
-                        connection.execute(_SET_LIMITS, _server_limits(seconds))
+                    _set_for_transaction(connection, seconds, account_id)
                     yield connection
             except (DBAPIError, PoolTimeout) as error:
                 if deadline.is_over and deadline.socket is not None:
@@ -96,11 +93,17 @@ class Database:
                     raise Unavailable("the database did not answer in time") from error
                 raise
 
-    def run(self, work: Callable[[Connection], Result], *, seconds: float | None = None) -> Result:
+    def run(
+        self,
+        work: Callable[[Connection], Result],
+        *,
+        seconds: float | None = None,
+        account_id: str | None = None,
+    ) -> Result:
         """Run `work` in a transaction, again from the start when Postgres chose it as a deadlock's victim."""
         for attempt in range(MAX_TRIES):
             try:
-                with self.transaction(seconds=seconds) as connection:
+                with self.transaction(seconds=seconds, account_id=account_id) as connection:
                     return work(connection)
             except DBAPIError as error:
                 if sqlstate(error) not in (DEADLOCK, SERIALIZATION) or attempt == MAX_TRIES - 1:
@@ -230,6 +233,14 @@ def _close_socket(_connection: Any, record: Any) -> None:
     kept = record.info.pop("socket", None)
     if kept is not None:
         kept.close()
+
+
+def _set_for_transaction(connection: Connection, seconds: float | None, account_id: str | None) -> None:
+    values = {} if seconds is None else _server_limits(seconds)
+    if account_id is not None:
+        values["calotype.account_id"] = account_id  # what the policies ask for
+    if values:
+        connection.execute(select(*(func.set_config(name, value, True) for name, value in values.items())))
 
 
 def _server_limits(seconds: float) -> dict[str, str]:

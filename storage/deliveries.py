@@ -201,7 +201,7 @@ def replay(db: Database, account_id: str, delivery_id: str) -> None:
             raise NotFound(f"no webhook delivery {delivery_id!r}")
         return False
 
-    if not db.run(work):
+    if not db.run(work, account_id=account_id):
         raise DeliveryIsPending(f"webhook delivery {delivery_id!r} is pending: it will be sent anyway")
 
 

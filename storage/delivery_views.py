@@ -7,7 +7,6 @@ from datetime import datetime
 from sqlalchemy import select, text, tuple_
 
 from storage.database import Database
-from storage.deliveries import DUE, NUM_SENDING, WAITING
 from storage.errors import NotFound
 from storage.tables import webhook_attempts, webhook_deliveries
 
@@ -56,7 +55,7 @@ def get(db: Database, account_id: str, delivery_id: str) -> tuple[Delivery, list
         .order_by(webhook_attempts.c.number.desc())
         .limit(MAX_ATTEMPTS_SHOWN)
     )
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         row = connection.execute(query).one_or_none()
         if row is None:
             raise NotFound(f"no webhook delivery {delivery_id!r}")
@@ -85,15 +84,14 @@ def list_deliveries(
     if before is not None:
         query = query.where(tuple_(table.created_at, table.id) < before)
     query = query.order_by(table.created_at.desc(), table.id.desc()).limit(limit)
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         return [Delivery(**row._mapping) for row in connection.execute(query)]
 
 
 def num_pending(db: Database) -> int:
     """How many deliveries have not ended, of all accounts."""
     with db.transaction() as connection:
-        query = text("SELECT count(*) FROM webhook_deliveries WHERE state = 'pending'")
-        return int(connection.execute(query).scalar_one())
+        return int(connection.execute(text("SELECT num_pending FROM webhook_backlog")).scalar_one())
 
 
 def seconds_late(db: Database) -> float:
@@ -102,20 +100,8 @@ def seconds_late(db: Database) -> float:
     An account with attempts under way waits for its receivers, not for us, and does not count.
     """
     with db.transaction() as connection:
-        return float(connection.execute(_SECONDS_LATE).scalar_one())
+        return float(connection.execute(text("SELECT seconds_late FROM webhook_backlog")).scalar_one())
 
 
-_SECONDS_LATE = text(
-    f"""
-    WITH RECURSIVE {WAITING}
-    SELECT coalesce(max(extract(epoch FROM statement_timestamp() - oldest.next_attempt_at)), 0)::float8
-      FROM waiting
-     CROSS JOIN LATERAL (SELECT next_attempt_at FROM webhook_deliveries
-                          WHERE account_id = waiting.account_id AND {DUE}
-                          ORDER BY next_attempt_at LIMIT 1) AS oldest
-     CROSS JOIN LATERAL ({NUM_SENDING.format(account="waiting.account_id")}) AS sending (num)
-     WHERE sending.num = 0
-    """
-)
 _DELIVERY = [webhook_deliveries.c[name] for name in Delivery.__dataclass_fields__]
 _ATTEMPT = [webhook_attempts.c[name] for name in Attempt.__dataclass_fields__]

@@ -48,20 +48,85 @@ _ERROR = _columns("error_code error_retryable error_detail")
 _BELL = _columns("dispatch_seq ring_number dispatched_at next_dispatch_at")
 _IMAGE = _columns("job_id index seed object_key sha256 num_bytes width height")
 _PROFILE = tuple(column.name for column in metadata.tables["profiles"].columns)
+VIEWS = {
+    "open_jobs": _columns(
+        """id state lane tier num_images width height num_inference_steps guidance_scale guidance_cutoff
+           step_cache strict ring_number started_at progress lease_boot_id"""
+    ),
+    "webhook_backlog": _columns("num_pending seconds_late"),
+    "receivers_by_state": _columns("state num_receivers"),
+}
+"""What may be known of all accounts' rows without their prompts, accounts and keys; their columns."""
+_RECEIVER = tuple(column.name for column in metadata.tables["webhook_receivers"].columns)
 _WORKER = tuple(column.name for column in metadata.tables["workers"].columns)
 
 # Whoever ends a job writes its event, what its webhook and its batch's are about, and locks its batch. A lock
 # asks for the right to change some column of the row: this one decides nothing.
+_EVENT = _columns("job_id transition state attempt worker detail")
+_DELIVERY = _columns("id account_id job_id batch_id event url next_attempt_at")
 _ENDING = {
-    "job_events": Grant(insert=_columns("job_id transition state attempt worker detail")),
-    "webhook_deliveries": Grant(
-        select=_columns("batch_id event"),
-        insert=_columns("id account_id job_id batch_id event url next_attempt_at"),
-    ),
+    "job_events": Grant(insert=_EVENT),
+    "webhook_deliveries": Grant(select=_columns("batch_id event"), insert=_DELIVERY),
     "batches": Grant(select=_columns("id account_id webhook_url"), update=("cancel_requested_at",)),
 }
 
 GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
+    "api": {
+        "accounts": Grant(
+            select=_columns("id webhook_secret"),
+            update=_columns("webhook_secret previous_webhook_secret previous_webhook_secret_until"),
+        ),
+        "jobs": Grant(
+            select=(
+                *("id", "account_id", "state", "idempotency_key", "request_hash"),
+                *(*_ASKED_FOR, *_PROMPTS, *_LIFE, *_BELL),
+            ),
+            insert=(
+                *("id", "account_id", "idempotency_key", "request_hash", "deadline_at"),
+                *(*_ASKED_FOR, *_PROMPTS, *_BELL),
+            ),
+            update=_columns("state finished_at cancel_requested_at ring_number next_dispatch_at"),
+        ),
+        "batches": Grant(
+            select=_columns(
+                "id account_id filename num_jobs idempotency_key request_hash created_at cancel_requested_at "
+                "webhook_url"
+            ),
+            insert=_columns(
+                "id account_id filename num_jobs idempotency_key request_hash created_at webhook_url"
+            ),
+            update=("cancel_requested_at",),
+        ),
+        "images": Grant(select=(*_IMAGE, "deleted_at")),
+        "job_events": Grant(select=_columns("id job_id transition detail"), insert=_EVENT),
+        "webhook_deliveries": Grant(
+            select=_columns(
+                "id account_id job_id batch_id event url state num_attempts next_attempt_at created_at "
+                "finished_at"
+            ),
+            insert=_DELIVERY,
+            update=_columns("state num_failures next_attempt_at finished_at"),
+        ),
+        "webhook_attempts": Grant(
+            select=_columns(
+                "delivery_id number started_at milliseconds response_status error_code error_detail answer"
+            )
+        ),
+        "webhook_receivers": Grant(
+            select=_RECEIVER,
+            update=_columns("state num_probes failing_since next_probe_at paused_at"),
+        ),
+        "sessions": Grant(
+            select=_columns("digest ended_at"),
+            insert=_columns("digest key_id expires_at"),
+            update=("ended_at",),
+        ),
+        "workers": Grant(select=_WORKER),
+        "profiles": Grant(select=_PROFILE),
+        "open_jobs": Grant(select=VIEWS["open_jobs"]),
+        "webhook_backlog": Grant(select=VIEWS["webhook_backlog"]),
+        "receivers_by_state": Grant(select=VIEWS["receivers_by_state"]),
+    },
     "worker": {
         **_ENDING,
         "jobs": Grant(
@@ -91,7 +156,19 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
                    lease_token rung_at receiver held_at"""
             ),
             update=_columns(
-                "state num_attempts next_attempt_at finished_at num_failures lease_token rung_at"
+                """state num_attempts next_attempt_at finished_at num_failures lease_token rung_at held_at
+                   error_code"""
+            ),
+        ),
+        "webhook_receivers": Grant(
+            select=_RECEIVER,
+            insert=_columns(
+                """account_id receiver state num_failures failing_since last_failed_at last_error_code
+                   last_error_detail"""
+            ),
+            update=_columns(
+                """state num_failures num_probes failing_since next_probe_at paused_at last_failed_at
+                   last_error_code last_error_detail"""
             ),
         ),
         "webhook_attempts": Grant(
@@ -120,23 +197,29 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             ),
         ),
         "webhook_deliveries": Grant(
-            select=_columns("id account_id batch_id event state next_attempt_at lease_token rung_at held_at"),
-            insert=_ENDING["webhook_deliveries"].insert,
-            update=("rung_at",),
+            select=_columns(
+                "id account_id batch_id event state next_attempt_at lease_token rung_at receiver held_at"
+            ),
+            insert=_DELIVERY,
+            update=_columns("state next_attempt_at finished_at rung_at held_at error_code"),
         ),
+        "webhook_receivers": Grant(select=_RECEIVER, update=_columns("state next_probe_at"), delete=True),
         # It locks what it deletes, which asks for the right to change some column.
         "sessions": Grant(select=_columns("digest expires_at"), update=("ended_at",), delete=True),
         "workers": Grant(select=_WORKER),
+        "images": Grant(select=("object_key",)),
     },
 }
-SEQUENCES: Mapping[DatabaseRole, tuple[str, ...]] = {"sweeper": ("ring_numbers",)}
+SEQUENCES: Mapping[DatabaseRole, tuple[str, ...]] = {"api": ("ring_numbers",), "sweeper": ("ring_numbers",)}
+FUNCTIONS: Mapping[DatabaseRole, tuple[str, ...]] = {"api": ("job_states", "use_key", "principal_of_session")}
+"""Each runs with the owner's rights."""
 
 
 def grant_all(connection: Connection) -> None:
     """Give the groups these rights and no others; the schema must be at its newest version."""
     quote = connection.dialect.identifier_preparer.quote_identifier
     groups = ", ".join(GROUPS)
-    tables = ", ".join(map(quote, metadata.tables))
+    tables = ", ".join(map(quote, (*metadata.tables, *VIEWS)))
     connection.exec_driver_sql(f"REVOKE ALL ON {tables} FROM {groups}")
     connection.exec_driver_sql(f"REVOKE ALL ON SEQUENCE ring_numbers FROM {groups}")
     for role, tables_of_role in GRANTS.items():
@@ -149,5 +232,8 @@ def grant_all(connection: Connection) -> None:
     for role, sequences in SEQUENCES.items():
         for sequence in sequences:
             connection.exec_driver_sql(f"GRANT USAGE ON SEQUENCE {sequence} TO {group_of(role)}")
+    for role, functions in FUNCTIONS.items():
+        for function in functions:
+            connection.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION {function} TO {group_of(role)}")
     schema = quote(connection.execute(text("SELECT current_schema()")).scalar_one())
     connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {groups}")

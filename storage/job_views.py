@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict
 
-from sqlalchemy import ColumnElement, Connection, Row, literal, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, literal, select, text, tuple_
 
 from storage.database import Database
 from storage.errors import NotFound
@@ -122,7 +122,7 @@ def get(db: Database, account_id: str, job_id: str, *, with_prompts: bool = True
     Without its prompts they are empty: who only reports what became of a job has no right to read them.
     """
     columns = JOB_COLUMNS if with_prompts else _WITHOUT_PROMPTS
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         query = select(*columns).where(jobs.c.id == job_id, jobs.c.account_id == account_id)
         row = connection.execute(query).one_or_none()
         if row is None:
@@ -158,17 +158,17 @@ def list_jobs(
     if after_line is not None:
         query, order = query.where(jobs.c.batch_line > after_line), [jobs.c.batch_line]
     query = query.order_by(*order).limit(limit)
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         rows = connection.execute(query).all()
         stored = _images_of(connection, [row.id for row in rows])
     return [job_from_row(row, stored.get(row.id, ())) for row in rows]
 
 
 def states_of(db: Database, job_ids: Iterable[str]) -> dict[str, State]:
-    """The state of each of these jobs, in one query: the web's waiters share it."""
+    """The state of each of these jobs, in one query: the web's waiters, of many accounts, share it."""
+    query = text("SELECT id, state FROM job_states(:ids)")
     with db.transaction() as connection:
-        rows = connection.execute(select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(list(job_ids))))
-        return {row.id: State(row.state) for row in rows}
+        return {row.id: State(row.state) for row in connection.execute(query, {"ids": list(job_ids)})}
 
 
 def _images_of(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[StoredImage]]:

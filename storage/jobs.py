@@ -219,7 +219,7 @@ def cancel(db: Database, account_id: str, job_id: str) -> Job:
             for _ in range(2)
         )
 
-    asked = db.run(work)
+    asked = db.run(work, account_id=account_id)
     job = get(db, account_id, job_id)
     if not asked:
         raise JobIsFinal(f"job {job_id!r} is {job.state} and cannot be canceled")

@@ -45,7 +45,7 @@ def queue_facts(
         "alive_seconds": alive_seconds,
         "limit": MAX_COUNTED + 1,
     }
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         rows = connection.execute(_FACTS, parameters)
         return {
             row.id: QueueFacts(**{name: row._mapping[name] for name in QueueFacts.__dataclass_fields__})
@@ -74,7 +74,7 @@ def next_jobs(db: Database, account_id: str, batch_ids: Sequence[str]) -> list[N
          ORDER BY batch_id, tier, suspect, num_failures, batch_line
         """
     )
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         rows = connection.execute(query, {"account_id": account_id, "ids": list(batch_ids)})
         return [NextJob(**row._mapping) for row in rows]
 
@@ -102,15 +102,15 @@ _FACTS = text(
           FROM serving GROUP BY tier, lane
     ), busy AS (
         SELECT serving.tier, serving.lane, count(*) AS num_busy
-          FROM serving JOIN jobs ON lease_boot_id = boot_id AND jobs.lane = serving.lane
-         WHERE jobs.state = 'running' GROUP BY serving.tier, serving.lane
+          FROM serving JOIN open_jobs ON lease_boot_id = boot_id AND open_jobs.lane = serving.lane
+         WHERE open_jobs.state = 'running' GROUP BY serving.tier, serving.lane
     ), bells AS (
         SELECT lanes.tier, lanes.lane, oldest.ring_number,
                row_number() OVER (PARTITION BY lanes.tier, lanes.lane
                                   ORDER BY oldest.ring_number) - 1 AS num_ahead
           FROM lanes
          CROSS JOIN LATERAL (
-                SELECT ring_number FROM jobs
+                SELECT ring_number FROM open_jobs
                  WHERE state = 'queued' AND ring_number IS NOT NULL
                    AND tier = lanes.tier AND lane = lanes.lane
                  ORDER BY ring_number LIMIT :limit) AS oldest

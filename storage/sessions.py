@@ -64,11 +64,4 @@ def _digest(session_id: str) -> str:
 
 
 _END = text("UPDATE sessions SET ended_at = clock_timestamp() WHERE digest = :digest AND ended_at IS NULL")
-_PRINCIPAL_OF = text(
-    """
-    SELECT api_keys.id AS key_id, api_keys.account_id
-      FROM sessions JOIN api_keys ON api_keys.id = sessions.key_id
-     WHERE sessions.digest = :digest AND sessions.ended_at IS NULL
-       AND sessions.expires_at > statement_timestamp() AND api_keys.revoked_at IS NULL
-    """
-)
+_PRINCIPAL_OF = text("SELECT account_id, key_id FROM principal_of_session(:digest)")

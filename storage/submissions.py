@@ -63,7 +63,7 @@ def create(db: Database, new: NewJob, *, redispatch_seconds: float) -> tuple[Job
         made = row.one_or_none()
         return None if made is None else job_from_row(made)
 
-    job = db.run(work)
+    job = db.run(work, account_id=new.account_id)
     if job is not None:
         return job, True
     earlier = made_before(db, new.account_id, new.idempotency_key, new.request_hash)
@@ -80,7 +80,7 @@ def made_before(
     query = select(*JOB_COLUMNS).where(
         jobs.c.account_id == account_id, jobs.c.idempotency_key == idempotency_key
     )
-    with db.transaction() as connection:
+    with db.transaction(account_id=account_id) as connection:
         row = connection.execute(query).one_or_none()
     if row is None:
         return None

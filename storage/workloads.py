@@ -118,22 +118,22 @@ _JOBS = text(
     WITH known AS (
         SELECT id, 0 AS place, NULL::bigint AS ring_number, lease_boot_id AS boot_id, progress,
                extract(epoch FROM clock_timestamp() - started_at)::float8 AS seconds_running
-          FROM jobs WHERE state = 'running' AND lease_boot_id = ANY(:boot_ids)
+          FROM open_jobs WHERE state = 'running' AND lease_boot_id = ANY(:boot_ids)
         UNION ALL
         SELECT oldest.id, row_number() OVER (PARTITION BY tiers.tier, lanes.lane ORDER BY ring_number),
                ring_number, NULL, 0, 0
           FROM unnest(CAST(:tiers AS text[])) AS tiers(tier)
          CROSS JOIN unnest(ARRAY['interactive', 'bulk']) AS lanes(lane)
          CROSS JOIN LATERAL (
-                SELECT id, ring_number FROM jobs
+                SELECT id, ring_number FROM open_jobs
                  WHERE state = 'queued' AND ring_number IS NOT NULL
                    AND tier = tiers.tier AND lane = lanes.lane
                  ORDER BY ring_number LIMIT :limit) AS oldest
     )
-    SELECT jobs.id, tier, lane, num_images, num_inference_steps AS num_steps, width, height,
+    SELECT open_jobs.id, tier, lane, num_images, num_inference_steps AS num_steps, width, height,
            guidance_scale > 1 AS is_guided, strict, guidance_cutoff, step_cache,
            known.progress, known.boot_id, known.seconds_running, known.place
-      FROM known JOIN jobs USING (id)
-     ORDER BY known.ring_number NULLS FIRST, jobs.started_at, jobs.id
+      FROM known JOIN open_jobs USING (id)
+     ORDER BY known.ring_number NULLS FIRST, open_jobs.started_at, open_jobs.id
     """
 )

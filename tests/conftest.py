@@ -83,8 +83,9 @@ def blobs(services: Embedded) -> Blobs:
 
 @pytest.fixture(scope="session")
 def settings(migrated: Embedded) -> Settings:
-    """Settings for these services, as the environment would give them, with a broker prefix of its own."""
-    names = {name.removeprefix("CALOTYPE_").lower(): value for name, value in migrated.environment.items()}
+    """Those of the API over these services, as its environment gives them, with its own broker prefix."""
+    environment = migrated.environment_of("api")
+    names = {name.removeprefix("CALOTYPE_").lower(): value for name, value in environment.items()}
     return Settings(**names, broker_key_prefix=f"test-{secrets.token_hex(4)}:")  # type: ignore[arg-type]
 
 

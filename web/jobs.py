@@ -169,9 +169,10 @@ def _accept(admit: Callable[[], NewJob], key: str | None, digest: str) -> Respon
 def _ring(job: Job) -> None:
     db = wired().db
     try:
-        bell = bells.of_new_job(db, job.id)
+        bell = bells.of_new_job(db, job.id, account_id=job.account_id)
         if bell is not None and not wired().dispatcher.ring([bell]):
-            bells.put_back(db, job.id)  # the row says the truth, and the sweeper rings as soon as it can
+            # The row says the truth, and the sweeper rings as soon as it can.
+            bells.put_back(db, job.id, account_id=job.account_id)
     except StorageError as error:
         log.warning("bell_not_noted", job_id=job.id, error=type(error).__name__)
 

@@ -67,7 +67,7 @@ def site(migrated: Embedded, chromium: str) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "gunicorn", "web.app:create_app()", "--worker-class", "gthread"]
     command += ["--threads", "8", "--bind", f"127.0.0.1:{port}", "--no-control-socket"]
-    environment = {**os.environ, **migrated.environment, "CALOTYPE_WEB_THREADS": "8"}
+    environment = {**os.environ, **migrated.environment_of("api"), "CALOTYPE_WEB_THREADS": "8"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
         _wait_for(url, process)
         yield url

@@ -107,7 +107,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, ca: trustme.CA) -> Iterator
     overrides = {
         "CALOTYPE_CONFIG": str(config),
         "CALOTYPE_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8, ::1/128",
-        "CALOTYPE_WEBHOOK_CA_FILE": str(folder / "ca.pem"),
+        "CALOTYPE_CA_FILE": str(folder / "ca.pem"),
     }
     with running(folder / "data", ready_file=ready_file, overrides=overrides) as ready:
         db = Database(ready["database_url"], 2)

@@ -27,7 +27,7 @@ def port() -> int:
 def server(migrated: Embedded, port: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "gunicorn", "web.app:create_app()", "--worker-class", "gthread"]
     command += ["--threads", "8", "--bind", f"127.0.0.1:{port}", "--no-control-socket"]
-    environment = {**os.environ, **migrated.environment, "CALOTYPE_WEB_THREADS": "8"}
+    environment = {**os.environ, **migrated.environment_of("api"), "CALOTYPE_WEB_THREADS": "8"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
         yield process
         process.kill()

@@ -118,6 +118,7 @@ def test_readiness_names_a_tier_that_nobody_serves(client: Client, database: Dat
     assert all(body["checks"][name]["ok"] for name in ("postgres", "broker", "s3"))
 
 
+@pytest.mark.usefixtures("outbox")
 def test_all_is_well_when_every_tier_is_served(client: Client, workers: list[Worker]) -> None:
     assert workers
     assert client("GET", "/readyz").get_json()["state"] == "ready"
