@@ -36,6 +36,8 @@ MAX_TRIES = 5
 LONG_SECONDS = 30.0
 """For a transaction over thousands of rows."""
 MAX_CONNECT_SECONDS = 5.0
+MIN_CONNECT_SECONDS = 1.0
+"""Also for who has waited long for a free connection: a server must not look away because others are slow."""
 MAX_LOOK_SECONDS = 3.0
 SERVER_SHARE = 0.8
 """Of the time that a transaction may take, for one statement: the server then cancels it before the
@@ -141,10 +143,11 @@ class Database:
 
         def connect(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
             # libpq looks names up without any limit; its own limit covers only what comes after.
+            left_seconds = self._current.deadline.at - time.monotonic()
             try:
                 return self._connects.call(
                     lambda: dialect.connect(*arguments, **options),
-                    connect_seconds + 1,
+                    max(MIN_CONNECT_SECONDS, min(connect_seconds + 1, left_seconds)),
                     on_late=lambda connection: connection.close(),
                 )
             except TimeoutError as error:

@@ -40,7 +40,7 @@ from web.wiring import EXTENSION, Wiring
 VERSION = "0.1.0"
 MAX_CONNECTIONS = 10
 MAX_FORM_PARTS = 32  # the page that draws has 16 fields
-TRANSACTION_SECONDS, POOL_SECONDS = 5.0, 3.0
+TRANSACTION_SECONDS, POOL_SECONDS = 5.0, 1.5
 """So that a request is refused within 8 seconds when Postgres hangs, wherever it is just then."""
 DESCRIPTION = """Turns prompts into images. Errors are RFC 9457 `application/problem+json` with a stable
 `code`; every answer carries `X-Request-ID`."""
