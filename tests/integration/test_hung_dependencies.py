@@ -13,8 +13,8 @@ from bench.fault_system import STOPPED, System, run_system
 from bench.faults import measure
 from bench.faulty_proxy import Fault
 
-HUNG_SECONDS, POSTGRES_HUNG_SECONDS = 3.0, 6.0
-MAX_MOMENT_SECONDS, MAX_READYZ_SECONDS, MAX_REFUSAL_SECONDS, MAX_SECONDS_UNTIL_WELL = 3.0, 4.0, 10.0, 30.0
+HUNG_SECONDS, POSTGRES_HUNG_SECONDS = 4.0, 6.0
+MAX_MOMENT_SECONDS, MAX_REFUSAL_SECONDS, MAX_SECONDS_UNTIL_WELL = 3.0, 10.0, 30.0
 """The bars of `bench.fault_figures`, with room for a machine that does other things too."""
 
 pytestmark = pytest.mark.timeout(120)
@@ -31,7 +31,7 @@ def assert_answered(cell: Cell, *, max_submission_seconds: float) -> None:
     longest = cell.longest
     assert all(one.num_requests > 0 and one.num_unanswered == 0 for one in longest.values()), longest
     assert longest["healthz"].seconds < MAX_MOMENT_SECONDS
-    assert longest["readyz"].seconds < MAX_READYZ_SECONDS
+    assert longest["readyz"].seconds < cell.fault_seconds - 0.5, "while it hangs, and not once it is back"
     assert longest["submission"].seconds < max_submission_seconds
     assert longest["status"].seconds < MAX_REFUSAL_SECONDS
 
