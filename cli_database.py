@@ -10,8 +10,12 @@ from terminal import DEFAULT_DATA_DIR, EXIT_USAGE, DataDir, fail, out
 if TYPE_CHECKING:
     from storage.roles import DatabaseRole
 
+_VARIABLE = "CALOTYPE_DATABASE_URL="
 database = typer.Typer(no_args_is_help=True)
-UrlFile = Annotated[Path | None, typer.Option(help="A file with the URL by which it connects.")]
+UrlFile = Annotated[
+    Path | None,
+    typer.Option(help="A file with the URL by which it connects, or with CALOTYPE_DATABASE_URL=URL."),
+]
 
 
 @database.callback()
@@ -34,7 +38,7 @@ def set_roles(
 
     files: dict[DatabaseRole, Path | None]
     files = {"api": api, "worker": worker, "sender": sender, "sweeper": sweeper}
-    urls = {role: file.read_text(encoding="utf-8").strip() for role, file in files.items() if file}
+    urls = {role: _url_in(file) for role, file in files.items() if file}
     if not urls:
         fail("give at least one of --api, --worker, --sender, --sweeper", code=EXIT_USAGE)
     with open_database(data_dir) as db:
@@ -43,3 +47,10 @@ def set_roles(
         except RolesNotSet as error:
             fail(str(error))
     out.print(f"set: {', '.join(urls)}", markup=False)
+
+
+def _url_in(file: Path) -> str:
+    """The URL in a file that holds it alone, or in one that systemd reads as an environment."""
+    text = file.read_text(encoding="utf-8")
+    line = next((line for line in text.splitlines() if line.startswith(_VARIABLE)), text)
+    return line.removeprefix(_VARIABLE).strip()

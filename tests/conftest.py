@@ -84,7 +84,7 @@ def blobs(services: Embedded) -> Blobs:
 @pytest.fixture(scope="session")
 def settings(migrated: Embedded) -> Settings:
     """Those of the API over these services, as its environment gives them, with its own broker prefix."""
-    environment = migrated.environment_of("api")
+    environment = {**migrated.environment, "CALOTYPE_DATABASE_URL": migrated.database_urls["api"]}
     names = {name.removeprefix("CALOTYPE_").lower(): value for name, value in environment.items()}
     return Settings(**names, broker_key_prefix=f"test-{secrets.token_hex(4)}:")  # type: ignore[arg-type]
 

@@ -26,15 +26,17 @@ def calotype(environment: dict[str, str], *arguments: str) -> "subprocess.Comple
     )
 
 
+@pytest.mark.parametrize("before", ["", "# of the worker alone\nCALOTYPE_DATABASE_URL="])
 def test_S35_users_are_made_from_the_files_that_the_processes_read(
-    migrated: Embedded, tmp_path: Path
+    migrated: Embedded, tmp_path: Path, before: str
 ) -> None:
     name = f"user_{secrets.token_hex(4)}"
     file = tmp_path / "database_url"
-    file.write_text(f"postgresql://{name}:secret@{migrated.database_url.partition('@')[2]}\n")
+    url = f"postgresql://{name}:secret@{migrated.database_url.partition('@')[2]}"
+    file.write_text(f"{before}{url}\n")
     answer = calotype(migrated.environment, "database", "roles", "--worker", str(file))
     assert (answer.returncode, answer.stdout) == (0, "set: worker\n")
-    connection = psycopg2.connect(file.read_text().strip())
+    connection = psycopg2.connect(url)
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_has_role(current_user, 'calotype_worker', 'member')")
         assert cursor.fetchone() == (True,)

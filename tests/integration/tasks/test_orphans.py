@@ -18,6 +18,7 @@ from storage.errors import BlobNotFound, BlobUnavailable
 from storage.job_views import StoredImage
 from storage.jobs import Claim, WorkerName
 from storage.orphans import orphans_among
+from storage.roles import DatabaseRole
 from tasks.generate import object_key
 from tasks.orphans import CollectionPlan, OrphanCollector
 from tasks.sweep import run_sweeper
@@ -83,43 +84,43 @@ def collect(database: Database, blobs: Blobs, plan: CollectionPlan = NOW) -> Non
 
 
 def test_S42_the_object_of_a_killed_attempt_is_deleted_and_that_of_the_next_stays(
-    database: Database, blobs: Blobs, claim: Callable[..., Claim]
+    database: Database, databases: dict[DatabaseRole, Database], blobs: Blobs, claim: Callable[..., Claim]
 ) -> None:
     killed = claim()
     orphan = upload(blobs, object_key(killed, 0))
     give_back(database, killed)
     following = claim(killed.job.id)
     kept = upload(blobs, object_key(following, 0))
-    collect(database, blobs, CollectionPlan(orphan_seconds=-60, page_keys=1))
+    collect(databases["sweeper"], blobs, CollectionPlan(orphan_seconds=-60, page_keys=1))
     assert not is_there(blobs, orphan)
     assert is_there(blobs, kept)  # it runs
     assert finish(database, following, kept)
-    collect(database, blobs)
+    collect(databases["sweeper"], blobs)
     assert is_there(blobs, kept)
 
 
 def test_S42_a_second_object_of_an_attempt_that_succeeded_is_an_orphan(
-    database: Database, blobs: Blobs, claim: Callable[..., Claim]
+    database: Database, databases: dict[DatabaseRole, Database], blobs: Blobs, claim: Callable[..., Claim]
 ) -> None:
     done = claim()
     keys = [upload(blobs, object_key(done, 0)) for _ in range(2)]
     assert finish(database, done, keys[0])
-    collect(database, blobs)
+    collect(databases["sweeper"], blobs)
     assert [is_there(blobs, key) for key in keys] == [True, False]
 
 
 def test_S42_an_orphan_is_not_deleted_before_its_time(
-    database: Database, blobs: Blobs, claim: Callable[..., Claim]
+    database: Database, databases: dict[DatabaseRole, Database], blobs: Blobs, claim: Callable[..., Claim]
 ) -> None:
     killed = claim()
     key = upload(blobs, object_key(killed, 0))
     give_back(database, killed)
-    collect(database, blobs, CollectionPlan(orphan_seconds=60))
+    collect(databases["sweeper"], blobs, CollectionPlan(orphan_seconds=60))
     assert is_there(blobs, key)
 
 
 def test_S42_what_is_not_ours_is_never_touched(
-    database: Database, blobs: Blobs, claim: Callable[..., Claim]
+    database: Database, databases: dict[DatabaseRole, Database], blobs: Blobs, claim: Callable[..., Claim]
 ) -> None:
     killed = claim()
     ours = object_key(killed, 0)
@@ -137,7 +138,7 @@ def test_S42_what_is_not_ours_is_never_touched(
     ]
     for key in foreign:
         upload(blobs, key)
-    collect(database, blobs)
+    collect(databases["sweeper"], blobs)
     assert [key for key in foreign if not is_there(blobs, key)] == []
     for key in foreign:
         blobs.delete(key)
