@@ -122,6 +122,8 @@ class Settings(BaseSettings):
     ] = (443, 8443)
     webhook_threads: Positive = 32
     webhooks_per_account: Positive = 4
+    webhook_pause_seconds: Seconds = 432_000
+    webhook_keep_seconds: Seconds = 432_000
 
     web_threads: Positive = 32
     bells_per_slot: Positive = 2

@@ -12,8 +12,19 @@ from sqlalchemy import Connection, text
 
 from storage.database import Database
 from storage.errors import DeliveryIsPending, NotFound
+from storage.receivers import (
+    DEFAULT_BACKOFF,
+    IS_HELD_BACK,
+    NOT_THE_RECEIVERS,
+    Backoff,
+    hold,
+    note_failure,
+    note_success,
+    resume_receiver,
+)
 
 CLAIM_TRIES = 3
+MAX_HOLDS = 20
 MAX_RECEIVERS = 100
 
 
@@ -29,9 +40,19 @@ class DeliveryClaim:
     url: str
     webhook_secret: str
     previous_webhook_secret: str | None
+    receiver: str
     num_attempts: int
     num_failures: int
     lease_token: str
+    is_probe: bool
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The delivery's state after an attempt, and its receiver's where that is known for its failures."""
+
+    state: str
+    receiver_state: str | None
 
 
 @dataclass(frozen=True)
@@ -123,10 +144,12 @@ def claim(db: Database, *, max_per_account: int, lease_seconds: float) -> Delive
 
     Accounts with the fewest attempts under way come first, and within one its receivers likewise; none has
     more than `max_per_account`, over all senders: a receiver that hangs holds no other account up, and its
-    own one's other receivers for one attempt at most.
+    own one's other receivers for one attempt at most. A receiver that fails gets one probe at a time; what
+    else is due for it is held.
     """
     parameters: dict[str, object] = {"max_per_account": max_per_account, "lease_seconds": lease_seconds}
-    for _ in range(CLAIM_TRIES):  # another sender may take the last one of the account that was chosen
+    num_tries = num_holds = 0
+    while num_tries < CLAIM_TRIES and num_holds < MAX_HOLDS:
         with db.transaction() as connection:
             account_id = connection.execute(_NEXT_ACCOUNT, parameters).scalar_one_or_none()
         if account_id is None:
@@ -134,6 +157,11 @@ def claim(db: Database, *, max_per_account: int, lease_seconds: float) -> Delive
         claimed = db.run(partial(_claim_of, parameters={**parameters, "account_id": account_id}))
         if claimed is not None:
             return claimed
+        # Its due deliveries may be held from now on; or another sender took the last one.
+        if hold(db, account_id):
+            num_holds += 1
+        else:
+            num_tries += 1
     return None
 
 
@@ -148,11 +176,18 @@ def _claim_of(connection: Connection, parameters: dict[str, object]) -> Delivery
 
 
 def record(
-    db: Database, claimed: DeliveryClaim, attempt: AttemptRecord, *, retry_seconds: float | None
-) -> str | None:
+    db: Database,
+    claimed: DeliveryClaim,
+    attempt: AttemptRecord,
+    *,
+    retry_seconds: float | None,
+    backoff: Backoff = DEFAULT_BACKOFF,
+    patience_seconds: float = 0,
+) -> Recorded | None:
     """End an attempt: `delivered`, `pending` until the next one in `retry_seconds`, or `failed` without.
 
-    The new state, or nothing when the lease was lost: another sender has it.
+    Its receiver's circuit moves in the same transaction, by `backoff` and not before `patience_seconds`
+    are over. Nothing when the lease was lost: another sender has it.
     """
     state = "delivered" if attempt.error_code is None else "failed" if retry_seconds is None else "pending"
     statement = text(
@@ -162,7 +197,8 @@ def record(
                    num_failures = num_failures + CASE WHEN :state = 'delivered' THEN 0 ELSE 1 END,
                    next_attempt_at = CASE WHEN :state = 'pending'
                        THEN clock_timestamp() + make_interval(secs => :retry_seconds) END,
-                   finished_at = CASE WHEN :state <> 'pending' THEN clock_timestamp() END
+                   finished_at = CASE WHEN :state <> 'pending' THEN clock_timestamp() END,
+                   error_code = CASE WHEN :state = 'failed' THEN :error_code END
              WHERE id = :id AND state = 'pending' AND lease_token = CAST(:token AS uuid)
             RETURNING id
         )
@@ -180,22 +216,55 @@ def record(
         "state": state,
         "retry_seconds": retry_seconds or 0.0,
     }
-    ended = db.run(lambda connection: connection.execute(statement, parameters).all())
-    return state if ended else None
+
+    def work(connection: Connection) -> Recorded | None:
+        if not connection.execute(statement, parameters).all():
+            return None
+        return Recorded(state, _note(connection, claimed, attempt, backoff, patience_seconds))
+
+    return db.run(work)
+
+
+def _note(
+    connection: Connection,
+    claimed: DeliveryClaim,
+    attempt: AttemptRecord,
+    backoff: Backoff,
+    patience_seconds: float,
+) -> str | None:
+    if attempt.error_code is None:
+        return note_success(connection, claimed.account_id, claimed.receiver)
+    if attempt.error_code in NOT_THE_RECEIVERS:
+        return None
+    return note_failure(
+        connection,
+        claimed.account_id,
+        claimed.receiver,
+        error_code=attempt.error_code,
+        error_detail=attempt.error_detail,
+        is_probe=claimed.is_probe,
+        backoff=backoff,
+        patience_seconds=patience_seconds,
+    )
 
 
 def replay(db: Database, account_id: str, delivery_id: str) -> None:
-    """Send it again, on a fresh schedule; raises `NotFound`, or `DeliveryIsPending` when it is under way."""
+    """Send it again, on a fresh schedule, and probe its receiver at once if that is paused or fails.
+
+    Raises `NotFound`, or `DeliveryIsPending` when it is under way.
+    """
     statement = text(
         """UPDATE webhook_deliveries SET state = 'pending', num_failures = 0, finished_at = NULL,
-                  next_attempt_at = clock_timestamp()
-            WHERE id = :id AND account_id = :account_id AND state <> 'pending' RETURNING id"""
+                  error_code = NULL, next_attempt_at = clock_timestamp()
+            WHERE id = :id AND account_id = :account_id AND state <> 'pending' RETURNING receiver"""
     )
     there = text("SELECT FROM webhook_deliveries WHERE id = :id AND account_id = :account_id")
     parameters = {"id": delivery_id, "account_id": account_id}
 
     def work(connection: Connection) -> bool:
-        if connection.execute(statement, parameters).all():
+        receiver = connection.execute(statement, parameters).scalar_one_or_none()
+        if receiver is not None:
+            resume_receiver(connection, account_id, receiver)
             return True
         if connection.execute(there, parameters).one_or_none() is None:
             raise NotFound(f"no webhook delivery {delivery_id!r}")
@@ -267,6 +336,9 @@ _CLAIM = text(
                               WHERE account_id = :account_id AND receiver = looked_at.receiver AND {DUE}
                               ORDER BY next_attempt_at, id LIMIT 1) AS oldest
           LEFT JOIN sending USING (receiver)
+         WHERE NOT EXISTS (SELECT FROM webhook_receivers
+                            WHERE account_id = :account_id AND receiver = looked_at.receiver
+                              AND {IS_HELD_BACK})
          ORDER BY coalesce(sending.num, 0), oldest.next_attempt_at, oldest.id LIMIT 1
     ), picked AS (
         SELECT id FROM webhook_deliveries WHERE id = (SELECT id FROM best) AND {DUE} FOR UPDATE
@@ -278,7 +350,14 @@ _CLAIM = text(
          WHERE webhook_deliveries.id = picked.id
            AND ({NUM_SENDING.format(account=":account_id")}) < :max_per_account
         RETURNING webhook_deliveries.id, account_id, job_id, batch_id, event, url, num_attempts,
-                  num_failures, lease_token
+                  num_failures, lease_token, receiver
+    ), probed AS (
+        UPDATE webhook_receivers
+           SET next_probe_at = clock_timestamp() + make_interval(secs => :lease_seconds)
+          FROM claimed
+         WHERE webhook_receivers.account_id = claimed.account_id
+           AND webhook_receivers.receiver = claimed.receiver AND webhook_receivers.state = 'failing'
+        RETURNING webhook_receivers.id
     ), lost AS (
         UPDATE webhook_attempts SET error_code = 'sender_lost' FROM claimed
          WHERE delivery_id = claimed.id AND milliseconds IS NULL AND webhook_attempts.error_code IS NULL
@@ -287,7 +366,8 @@ _CLAIM = text(
     )
     SELECT claimed.*, accounts.webhook_secret,
            CASE WHEN previous_webhook_secret_until > statement_timestamp() THEN previous_webhook_secret END
-               AS previous_webhook_secret
+               AS previous_webhook_secret,
+           EXISTS (SELECT FROM probed) AS is_probe
       FROM claimed JOIN accounts ON accounts.id = claimed.account_id
     """
 )

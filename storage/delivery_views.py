@@ -8,7 +8,7 @@ from sqlalchemy import select, text, tuple_
 
 from storage.database import Database
 from storage.errors import NotFound
-from storage.tables import webhook_attempts, webhook_deliveries
+from storage.tables import webhook_attempts, webhook_deliveries, webhook_receivers
 
 MAX_ATTEMPTS_SHOWN = 100
 """A replay adds a schedule of them, and nothing bounds replays."""
@@ -16,7 +16,10 @@ MAX_ATTEMPTS_SHOWN = 100
 
 @dataclass(frozen=True)
 class Delivery:
-    """One event on its way to one URL. `next_attempt_at` is not later than the end of an attempt in hand."""
+    """One event on its way to one URL. `next_attempt_at` is not later than the end of an attempt in hand.
+
+    Since `held_at` it waits for its receiver, whose `receiver_state` is there while it fails.
+    """
 
     id: str
     account_id: str
@@ -29,6 +32,9 @@ class Delivery:
     next_attempt_at: datetime | None
     created_at: datetime
     finished_at: datetime | None
+    held_at: datetime | None
+    error_code: str | None
+    receiver_state: str | None
 
 
 @dataclass(frozen=True)
@@ -103,5 +109,19 @@ def seconds_late(db: Database) -> float:
         return float(connection.execute(text("SELECT seconds_late FROM webhook_backlog")).scalar_one())
 
 
-_DELIVERY = [webhook_deliveries.c[name] for name in Delivery.__dataclass_fields__]
+_RECEIVER_STATE = (
+    select(webhook_receivers.c.state)
+    .where(
+        webhook_receivers.c.account_id == webhook_deliveries.c.account_id,
+        webhook_receivers.c.receiver == webhook_deliveries.c.receiver,
+        webhook_receivers.c.state != "doubted",
+        webhook_deliveries.c.state == "pending",
+    )
+    .scalar_subquery()
+    .label("receiver_state")
+)
+_DELIVERY = [
+    _RECEIVER_STATE if name == "receiver_state" else webhook_deliveries.c[name]
+    for name in Delivery.__dataclass_fields__
+]
 _ATTEMPT = [webhook_attempts.c[name] for name in Attempt.__dataclass_fields__]

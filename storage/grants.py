@@ -82,7 +82,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
                 *(*_ASKED_FOR, *_PROMPTS, *_LIFE, *_BELL),
             ),
             insert=(
-                *("id", "account_id", "idempotency_key", "request_hash", "deadline_at"),
+                *("id", "account_id", "idempotency_key", "request_hash", "deadline_at", "warnings"),
                 *(*_ASKED_FOR, *_PROMPTS, *_BELL),
             ),
             update=_columns("state finished_at cancel_requested_at ring_number next_dispatch_at"),
@@ -102,10 +102,10 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "webhook_deliveries": Grant(
             select=_columns(
                 "id account_id job_id batch_id event url state num_attempts next_attempt_at created_at "
-                "finished_at"
+                "finished_at receiver held_at error_code"
             ),
             insert=_DELIVERY,
-            update=_columns("state num_failures next_attempt_at finished_at"),
+            update=_columns("state num_failures next_attempt_at finished_at error_code"),
         ),
         "webhook_attempts": Grant(
             select=_columns(

@@ -95,7 +95,7 @@ def finish(
 ) -> bool:
     """running → succeeded with its images, in one transaction; `False` when the lease was lost."""
     values = f"""state = 'succeeded', finished_at = clock_timestamp(), progress = 1,
-        warnings = CAST(:warnings AS jsonb), timings = CAST(:timings AS jsonb), {_NO_LEASE}"""
+        warnings = warnings || CAST(:warnings AS jsonb), timings = CAST(:timings AS jsonb), {_NO_LEASE}"""
 
     def work(connection: Connection) -> bool:
         parameters = {**asdict(lease), "warnings": json.dumps(list(warnings)), "timings": json.dumps(timings)}

@@ -106,6 +106,14 @@ def _row(new: NewJob, redispatch_seconds: float) -> dict[str, object]:
 
 
 _FIELDS = [field.name for field in fields(NewJob)]
+# A job that names a receiver which nothing is sent to now says so from the start.
+_WARNINGS = """(
+    SELECT coalesce(jsonb_agg(jsonb_build_object(
+               'code', 'webhook_receiver_paused', 'field', 'webhook_url',
+               'detail', 'nothing is sent to ' || receiver || ' at present: it has failed for days')), '[]')
+      FROM webhook_receivers
+     WHERE account_id = :new_account_id AND state = 'paused'
+       AND receiver = webhook_receiver(CAST(:new_webhook_url AS text)))"""
 _INSERT = insert(jobs).values(
     {name: bindparam(f"new_{name}") for name in ("id", *_FIELDS) if name != "deadline_seconds"}
     | {
@@ -113,6 +121,7 @@ _INSERT = insert(jobs).values(
         "ring_number": text("CASE WHEN :rung THEN nextval('ring_numbers') END"),
         "dispatched_at": text("CASE WHEN :rung THEN clock_timestamp() END"),
         "next_dispatch_at": text("clock_timestamp() + make_interval(secs => :wait_seconds)"),
+        "warnings": text(_WARNINGS),
         "deadline_at": text("clock_timestamp() + make_interval(secs => :new_deadline_seconds)"),
     }
 )

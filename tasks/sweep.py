@@ -30,6 +30,7 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
         worker_alive_seconds=settings.worker_alive_seconds,
         bells_per_slot=settings.bells_per_slot,
         webhooks_per_account=settings.webhooks_per_account,
+        webhook_keep_seconds=settings.webhook_keep_seconds,
     )
 
     def after_turn() -> None:

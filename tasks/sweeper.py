@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from storage import bells, deliveries, jobs, sessions
+from storage import bells, deliveries, jobs, receivers, sessions
 from storage.database import Database
 from storage.errors import StorageError
 from storage.workers import live_workers
@@ -32,6 +32,7 @@ class SweepPlan:
     bells_per_slot: int = 2
     max_bells: int = 200
     webhooks_per_account: int = 4
+    webhook_keep_seconds: float = 5 * 86_400
 
 
 class Sweeper:
@@ -67,6 +68,7 @@ class Sweeper:
             self._notice_broker_loss,
             self._feed,
             self._replace_lost,
+            self._tend_receivers,
             self._ring_deliveries,
             self._remove_sessions,
         ):
@@ -124,6 +126,13 @@ class Sweeper:
                 if found:
                     log.warning("bells_replaced", tier=tier, lane=lane, count=len(found))
                 self._ring(found)
+
+    def _tend_receivers(self) -> None:
+        receivers.release(self._db)
+        receivers.wake(self._db)
+        for delivery_id in receivers.fail_held(self._db, keep_seconds=self._plan.webhook_keep_seconds):
+            log.warning("webhook_failed_unsent", delivery_id=delivery_id, error_code="receiver_paused")
+        receivers.forget(self._db, after_seconds=self._plan.webhook_keep_seconds)
 
     def _ring_deliveries(self) -> None:
         # A lost bell is rung again by age, unlike a job's: there are few of them, and the queue is bounded.

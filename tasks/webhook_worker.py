@@ -17,6 +17,7 @@ from celery import Celery, signals
 
 from settings import Settings
 from storage.database import Database
+from storage.receivers import Backoff
 from tasks.app import make_celery
 from tasks.consumer_watchdog import EXIT_DEAF, ConsumerWatchdog
 from tasks.pings import Pings
@@ -45,6 +46,7 @@ def run_webhook_worker(settings: Settings, ready_file: Path | None = None) -> in
         max_per_account=settings.webhooks_per_account,
         lease_seconds=settings.webhook_timeout_seconds + settings.lease_seconds,
         public_url=settings.public_url,
+        backoff=Backoff(pause_seconds=settings.webhook_pause_seconds),
     )
     app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
     deliver = Deliver(db, client, plan)

@@ -7,7 +7,7 @@ before the record, is followed by another attempt under the same `webhook-id`.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import structlog
@@ -15,8 +15,9 @@ from standardwebhooks import Webhook
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from storage.database import Database
-from storage.deliveries import AttemptRecord, DeliveryClaim, claim, record
+from storage.deliveries import AttemptRecord, DeliveryClaim, Recorded, claim, record
 from storage.errors import StorageError, Unavailable
+from storage.receivers import DEFAULT_BACKOFF, Backoff
 from tasks.webhook_client import Answer, WebhookClient
 from tasks.webhook_payload import payload_of
 
@@ -29,12 +30,14 @@ JITTER = 0.1
 
 @dataclass(frozen=True)
 class DeliverPlan:
-    """How often and how many at once. `retry_seconds` are the pauses after each failure, in order."""
+    """How often and how many at once. `retry_seconds` are the pauses after each failure, in order;
+    `backoff` is of a receiver that fails, whatever is to be delivered to it."""
 
     retry_seconds: tuple[float, ...]
     max_per_account: int
     lease_seconds: float
     public_url: str
+    backoff: Backoff = DEFAULT_BACKOFF
 
 
 class Deliver:
@@ -85,7 +88,7 @@ class Deliver:
             answer = Answer(milliseconds=0, error_code="internal_error")
         attempt = judge(answer)
         pause = self.pause_after(claimed, answer)
-        state = self._record(claimed, attempt, pause)
+        recorded = self._record(claimed, attempt, pause, _patience(answer))
         log.info(
             "webhook_attempted",
             delivery_id=claimed.id,
@@ -95,10 +98,19 @@ class Deliver:
             milliseconds=attempt.milliseconds,
             response_status=attempt.response_status,
             error_code=attempt.error_code,
-            state=state or "lease_lost",
+            state=recorded.state if recorded is not None else "lease_lost",
         )
+        if recorded is not None and recorded.receiver_state == "paused":
+            log.warning(
+                "webhook_receiver_paused",
+                account_id=claimed.account_id,
+                receiver=claimed.receiver,
+                error_code=attempt.error_code,
+            )
 
-    def _record(self, claimed: DeliveryClaim, attempt: AttemptRecord, pause: float | None) -> str | None:
+    def _record(
+        self, claimed: DeliveryClaim, attempt: AttemptRecord, pause: float | None, patience_seconds: float
+    ) -> Recorded | None:
         """An answer that is not written down is asked for again: a database that stutters gets a moment."""
         tries = Retrying(
             retry=retry_if_exception_type(Unavailable),
@@ -106,7 +118,20 @@ class Deliver:
             stop=stop_after_attempt(3),
             reraise=True,
         )
-        return tries(record, self._db, claimed, attempt, retry_seconds=pause)
+        return tries(
+            record,
+            self._db,
+            claimed,
+            attempt,
+            retry_seconds=pause,
+            backoff=self._jittered(),
+            patience_seconds=patience_seconds,
+        )
+
+    def _jittered(self) -> Backoff:
+        backoff = self._plan.backoff
+        first = backoff.first_probe_seconds * self._uniform(1 - JITTER, 1 + JITTER)
+        return replace(backoff, first_probe_seconds=first)
 
     def _send(self, claimed: DeliveryClaim) -> Answer:
         body = payload_of(self._db, claimed, self._plan.public_url)
@@ -135,9 +160,12 @@ class Deliver:
         if answer.status == GONE or claimed.num_failures >= len(pauses):
             return None
         pause = pauses[claimed.num_failures] * self._uniform(1 - JITTER, 1 + JITTER)
-        if answer.status in ASKS_FOR_PATIENCE and answer.retry_after_seconds is not None:
-            pause = max(pause, min(answer.retry_after_seconds, max(pauses)))
-        return pause
+        return max(pause, min(_patience(answer), max(pauses)))
+
+
+def _patience(answer: Answer) -> float:
+    """Seconds for which the receiver asks to be left alone."""
+    return (answer.retry_after_seconds or 0.0) if answer.status in ASKS_FOR_PATIENCE else 0.0
 
 
 def judge(answer: Answer) -> AttemptRecord:

@@ -16,7 +16,7 @@ from storage import accounts
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.roles import DatabaseRole, set_users
-from storage.tables import webhook_attempts, webhook_deliveries
+from storage.tables import webhook_attempts, webhook_deliveries, webhook_receivers
 
 
 def pytest_configure() -> None:
@@ -109,6 +109,7 @@ def outbox(database: Database) -> Iterator[None]:
         with database.transaction() as connection:
             connection.execute(delete(webhook_attempts))
             connection.execute(delete(webhook_deliveries))
+            connection.execute(delete(webhook_receivers))
 
     empty()
     yield

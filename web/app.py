@@ -18,12 +18,13 @@ from storage.blobs import Blobs
 from storage.database import Database
 from storage.delivery_views import num_pending, seconds_late
 from storage.job_views import states_of
+from storage.receivers import num_receivers
 from storage.workers import num_live_workers
 from storage.workloads import workload
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
 from tasks.prompt_dispatcher import PromptDispatcher
-from web import batches, docs, health, jobs, page, sign_in, tiers, webhook_deliveries
+from web import batches, docs, health, jobs, page, sign_in, tiers, webhook_deliveries, webhook_receivers
 from web.access_log import register_access_log
 from web.admission import Admission
 from web.api_request import ApiRequest
@@ -76,6 +77,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         jobs.blueprint,
         batches.blueprint,
         webhook_deliveries.blueprint,
+        webhook_receivers.blueprint,
         tiers.blueprint,
         health.blueprint,
     ):
@@ -109,6 +111,7 @@ def _wire(settings: Settings) -> Wiring:
     metrics.watch_waiters(lambda: waiter.num_waiters)
     metrics.watch_queues(lambda: waiting(db), tier_names)
     metrics.watch_webhooks(lambda: num_pending(db), lambda: seconds_late(db))
+    metrics.watch_receivers(lambda state: num_receivers(db, state))
     metrics.watch_workers(lambda: num_live_workers(db, settings.worker_alive_seconds), tier_names)
 
     def check_broker() -> None:

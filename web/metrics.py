@@ -94,6 +94,17 @@ class Metrics:
         ):
             self.registry.register(_RowCollector(name, documentation, [], partial(_alone, read)))
 
+    def watch_receivers(self, count: Callable[[str], float]) -> None:
+        """Export how many webhook receivers fail and how many are paused; read when Prometheus asks."""
+
+        def read() -> Iterator[tuple[list[str], float]]:
+            for state in ("failing", "paused"):
+                yield [state], count(state)
+
+        self.registry.register(
+            _RowCollector("calotype_webhook_receivers", "Webhook receivers that fail.", ["state"], read)
+        )
+
     def serve(self, port: int) -> None:
         """Answer `/metrics` on loopback; a port that is taken is logged, never fatal."""
         try:

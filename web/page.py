@@ -19,6 +19,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from storage.errors import NotFound, Unavailable
 from storage.job_views import get, list_jobs
+from storage.receivers import list_receivers
 from storage.states import TERMINAL
 from storage.submissions import NewJob
 from web import session
@@ -144,6 +145,7 @@ def front_page(form: DrawForm, account_id: str | None, *, status: int = 200, aft
         after=after,
         jobs_url=url_of("/v1/jobs"),
         page=_jobs_of(account_id, None) if account_id is not None else None,
+        paused=_paused_receivers(account_id) if account_id is not None else [],
     )
     return make_response(html, status)
 
@@ -170,6 +172,10 @@ def _jobs_of(account_id: str, cursor: str | None) -> JobPage:
         older = f"/jobs?cursor={encode_cursor(shown[-1].created_at, shown[-1].id)}"
     here = f"/jobs?cursor={cursor}" if cursor else "/jobs"
     return JobPage(job_resources(account_id, shown), here, older)
+
+
+def _paused_receivers(account_id: str) -> list[str]:
+    return [each.receiver for each in list_receivers(wired().db, account_id) if each.state == "paused"]
 
 
 def _command_for(job: JobResource) -> str:

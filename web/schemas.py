@@ -19,6 +19,7 @@ MAX_DEADLINE_SECONDS = 604_800  # a week
 JOB_ID = r"^job_[0-9a-z]{26}$"
 BATCH_ID = r"^bat_[0-9a-z]{26}$"
 DELIVERY_ID = r"^whd_[0-9a-f]{32}$"
+RECEIVER_ID = r"^whr_[0-9a-f]{32}$"
 TIER_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
 
 
@@ -149,6 +150,12 @@ class DeliveryPath(BaseModel):
     """A webhook delivery in the address."""
 
     delivery_id: str = Field(examples=["whd_5b0f6d6f0d5c4f6e9c1d2a3b4c5d6e7f"])
+
+
+class ReceiverPath(BaseModel):
+    """A webhook receiver in the address."""
+
+    receiver_id: str = Field(examples=["whr_5b0f6d6f0d5c4f6e9c1d2a3b4c5d6e7f"])
 
 
 class WaitQuery(BaseModel):

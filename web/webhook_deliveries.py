@@ -47,6 +47,13 @@ class DeliveryResource(BaseModel):
     next_attempt_at: datetime | None
     created_at: datetime
     finished_at: datetime | None
+    held_at: datetime | None = Field(description="Since when it waits for a receiver that fails.")
+    receiver_state: Literal["failing", "paused", "recovering"] | None = Field(
+        description="Of its receiver, while it is pending; null when nothing is wrong with it."
+    )
+    error_code: str | None = Field(
+        description="Why it failed: the code of its last attempt, or `receiver_paused`."
+    )
     links: Links
 
 

@@ -230,9 +230,8 @@ def test_only_what_has_ended_and_is_ones_own_is_replayed(
         deliveries.replay(database, account, delivery.id)
     claimed = deliveries.claim(database, max_per_account=4, lease_seconds=60)
     assert claimed is not None
-    assert (
-        deliveries.record(database, claimed, deliveries.AttemptRecord(1, 200), retry_seconds=1) == "delivered"
-    )
+    recorded = deliveries.record(database, claimed, deliveries.AttemptRecord(1, 200), retry_seconds=1)
+    assert recorded == deliveries.Recorded("delivered", None)
     stranger = accounts.create_account(database, "stranger")
     with pytest.raises(NotFound):
         deliveries.replay(database, stranger, delivery.id)

@@ -20,7 +20,7 @@ def deliver(factor: float = 1.0) -> Deliver:
 
 def claimed(num_failures: int) -> DeliveryClaim:
     return DeliveryClaim(
-        "whd", "acc", "job", None, "job.failed", "https://a", "s", None, 1, num_failures, "t"
+        "whd", "acc", "job", None, "job.failed", "https://a", "s", None, "a", 1, num_failures, "t", False
     )
 
 
