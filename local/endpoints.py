@@ -4,24 +4,21 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from local.postgres import Postgres
+from local.roles import ROLES, S3_ROLES, Role
 from local.seaweedfs import BUCKET, REGION, SeaweedFS
 from local.state import State
 from local.supervisor import Service, Supervisor
-from local.valkey import Valkey
+from local.valkey import KEY_PREFIX, Valkey
 from storage.roles import DatabaseRole
-
-Role = DatabaseRole | Literal["flower"]
-"""Who connects to the data services: each role has credentials of its own."""
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where the data services answer, secrets included."""
+    """Where the data services answer: with the owner's credentials, and with those of each role."""
 
     database_url: str
     """As the owner of the tables."""
@@ -32,10 +29,13 @@ class Endpoints:
     s3_secret_key: str
     s3_region: str = REGION
     bucket: str = BUCKET
+    broker_urls: Mapping[Role, str] = field(default_factory=dict)
+    s3_keys: Mapping[Role, tuple[str, str]] = field(default_factory=dict)
+    """Access key and secret key of each role that the object store knows."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same as `settings.Settings` reads it."""
+        """The owner's, as `settings.Settings` reads it: for migrations and tests."""
         return {
             "CALOTYPE_DATABASE_URL": self.database_url,
             "CALOTYPE_BROKER_URL": self.broker_url,
@@ -49,12 +49,15 @@ class Endpoints:
 
     def environment_of(self, role: Role) -> dict[str, str]:
         """The same for a process of this role: what it needs, and nothing that it has no right to."""
-        environment = dict(self.environment)
-        if role == "flower":
-            del environment["CALOTYPE_DATABASE_URL"]
-        else:
-            environment["CALOTYPE_DATABASE_URL"] = self.database_urls[role]
-        return environment
+        access_key, secret_key = self.s3_keys.get(role, ("", ""))  # empty: not the caller's either
+        return {
+            **self.environment,
+            "CALOTYPE_DATABASE_URL": "" if role == "flower" else self.database_urls[role],
+            "CALOTYPE_BROKER_URL": self.broker_urls[role],
+            "CALOTYPE_BROKER_KEY_PREFIX": KEY_PREFIX,
+            "CALOTYPE_S3_ACCESS_KEY": access_key,
+            "CALOTYPE_S3_SECRET_KEY": secret_key,
+        }
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,18 @@ def data_services(state: State, say: Callable[[str], None]) -> tuple[list[Servic
 
 def addresses(state: State) -> Endpoints:
     """Where the data services of that state answer, or would if they ran."""
+    secrets = state.secrets
     return Endpoints(
         database_url=Postgres(state).url,
         database_urls=Postgres(state).role_urls,
-        broker_url=Valkey(state).url,
+        broker_url=Valkey(state).url(),
         s3_endpoint=SeaweedFS(state).url,
-        s3_access_key=state.secrets["s3_access_key"],
-        s3_secret_key=state.secrets["s3_secret_key"],
+        s3_access_key=secrets["s3_access_key"],
+        s3_secret_key=secrets["s3_secret_key"],
+        broker_urls={role: Valkey(state).url(role) for role in ROLES},
+        s3_keys={
+            role: (secrets[f"s3_access_key_{role}"], secrets[f"s3_secret_key_{role}"]) for role in S3_ROLES
+        },
     )
 
 

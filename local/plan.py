@@ -12,9 +12,10 @@ from pathlib import Path
 
 from catalogue import Catalogue
 from local.devices import Device, find_devices, select_devices
-from local.endpoints import Endpoints, Role, base_environment
+from local.endpoints import Endpoints, base_environment
 from local.errors import LocalError
 from local.process import tail
+from local.roles import Role
 from local.state import State
 from local.supervisor import Service
 from settings import ROOT, Settings

@@ -1,7 +1,7 @@
 """The embedded S3, SeaweedFS' `weed mini`: its keys, its command line, its probe.
 
-Its master, volume and filer listen beside the S3 port and would serve anyone: `-disableHttp` and keys for
-their own tokens shut them.
+Its master, volume, filer and admin listen beside the S3 port and would serve anyone: mutual TLS under one
+certificate of their own shuts them (`deploy/seaweedfs_security.toml`).
 """
 
 import hashlib
@@ -14,27 +14,17 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from local.binaries import weed_program
+from local.key_pair import ensure_key_pair
 from local.ports import SEAWEEDFS_PORTS, stale_sockets
 from local.state import State, write_privately
 
 BUCKET = "calotype"
 REGION = "us-east-1"
 _PROBE = ".calotype/probe"
-_SECURITY = """\
-# Written by calotype at every start. Without these keys the side doors stand open.
-[jwt.signing]
-key = "{key}-volume-write"
-[jwt.signing.read]
-key = "{key}-volume-read"
-[jwt.filer_signing]
-key = "{key}-filer-write"
-[jwt.filer_signing.read]
-key = "{key}-filer-read"
-"""
 
 
 class SeaweedFS:
-    """One SeaweedFS on loopback, with one bucket and one pair of keys."""
+    """One SeaweedFS on loopback, with one bucket, an owner and a pair of keys for each role."""
 
     name = "s3"
     stop_signal = signal.SIGTERM
@@ -57,8 +47,11 @@ class SeaweedFS:
         return self._state.subfolder("s3")
 
     def prepare(self) -> None:
-        """Write the keys of its inner tokens; clear what a kill -9 or another version left behind."""
-        write_privately(self.cwd / "security.toml", _SECURITY.format(key=self._state.secrets["s3_jwt_key"]))
+        """Write who may do what, and by what its parts know each other; clear what an earlier run left."""
+        ensure_key_pair(self.cwd / "seaweedfs.crt", self.cwd / "seaweedfs.key", name="calotype object store")
+        # Relative: this folder is its working directory, and TOML would want a path escaped.
+        write_privately(self.cwd / "security.toml", self._state.filled("seaweedfs_security.toml", folder="."))
+        write_privately(self._identities, self._state.filled("seaweedfs_identity.json"))
         self._data.mkdir(mode=0o700, exist_ok=True)
         # It keeps the flags of its last run there and would take up those that we no longer pass.
         (self._data / "mini.options").unlink(missing_ok=True)
@@ -97,17 +90,13 @@ class SeaweedFS:
             "-admin.ui=false",
             "-webdav=false",
             "-disableHttp",
+            f"-s3.config={self._identities}",
             f"-bucket={BUCKET}",
         ]
 
     def environment(self) -> dict[str, str]:
-        """Our pair of keys, which becomes its one identity."""
-        return {
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(self.cwd),  # it also reads security.toml from its user's home
-            "AWS_ACCESS_KEY_ID": self._state.secrets["s3_access_key"],
-            "AWS_SECRET_ACCESS_KEY": self._state.secrets["s3_secret_key"],
-        }
+        """Nothing of the caller's: it would take an owner's keys, settings and secrets from there."""
+        return {"PATH": "/usr/bin:/bin", "HOME": str(self.cwd)}
 
     def ready(self) -> bool:
         """Whether it gives back the object of an earlier run, and takes and returns a new one.
@@ -127,6 +116,10 @@ class SeaweedFS:
     @property
     def _data(self) -> Path:
         return self.cwd / "data"
+
+    @property
+    def _identities(self) -> Path:
+        return self.cwd / "identities.json"
 
     def _request(self, method: str, body: bytes | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self._state.ports["s3"], timeout=2)

@@ -12,25 +12,32 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any, Self
 
 from local.errors import FolderInUse, LocalError, NothingThere, PortTaken
 from local.ports import PORT_NAMES, choose_ports, is_usable
 from local.process import is_alive
+from local.roles import ROLES, S3_ROLES
 
 STATE_FILE = "state.json"
 LOCK_FILE = "lock"
 READY_FILE = Path("run", "ready.json")
 """Where everything is, for as long as it runs."""
+_TEMPLATES = Path(__file__).resolve().parent.parent / "deploy"
 _SECRETS: Mapping[str, int] = {
+    # What has no role in its name is the owner's: of our probes and of tests.
     "postgres_password": 24,
     "postgres_api_password": 24,
     "postgres_worker_password": 24,
     "postgres_sender_password": 24,
     "postgres_sweeper_password": 24,
     "valkey_password": 24,
+    **{f"valkey_password_{role}": 24 for role in ROLES},
     "s3_access_key": 10,
     "s3_secret_key": 24,
+    **{f"s3_access_key_{role}": 10 for role in S3_ROLES},
+    **{f"s3_secret_key_{role}": 24 for role in S3_ROLES},
     "s3_jwt_key": 24,
     "flower_password": 18,
     "flower_cookie": 32,
@@ -105,6 +112,11 @@ class State:
                 self.ports |= choose_ports([name], others | {port})
                 say(f"port {port} of {name} is taken by another process: using {self.ports[name]} instead")
         self.save()
+
+    def filled(self, template: str, **more: str) -> str:
+        """A file of `deploy` with our secrets, and `more`, in place of each `${name}`."""
+        text = (_TEMPLATES / template).read_text(encoding="utf-8")
+        return Template(text).substitute(self.secrets, **more)
 
     def subfolder(self, name: str, mode: int = 0o700) -> Path:
         """A folder in the data folder, made if need be."""

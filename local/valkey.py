@@ -5,13 +5,13 @@ import socket
 from pathlib import Path
 
 from local.binaries import valkey_program
+from local.roles import Role
 from local.state import State, write_privately
 
 _CONFIGURATION = """\
 # Written by calotype at every start.
 bind 127.0.0.1
 port {port}
-requirepass {password}
 protected-mode yes
 dir {folder}
 daemonize no
@@ -20,10 +20,12 @@ appendfsync everysec
 save ""
 maxmemory-policy noeviction
 """
+KEY_PREFIX = "calotype:"
+"""Where the roles' keys and channels lie."""
 
 
 class Valkey:
-    """One Valkey server on loopback, with a password and an append-only file."""
+    """One Valkey server on loopback, with a user for each role and an append-only file."""
 
     name = "valkey"
     stop_signal = signal.SIGTERM
@@ -35,10 +37,11 @@ class Valkey:
         self._state = state
         self.cwd = state.folder
 
-    @property
-    def url(self) -> str:
-        """Where Celery finds it."""
-        return f"redis://:{self._state.secrets['valkey_password']}@127.0.0.1:{self._port}/0"
+    def url(self, role: Role | None = None) -> str:
+        """Where Celery finds it, as that role or as the owner."""
+        user = role or "owner"
+        password = self._state.secrets[f"valkey_password_{role}" if role else "valkey_password"]
+        return f"redis://{user}:{password}@127.0.0.1:{self._port}/0"
 
     @property
     def folder(self) -> Path:
@@ -46,13 +49,9 @@ class Valkey:
         return self._state.subfolder("valkey")
 
     def prepare(self) -> None:
-        """Write the configuration, the only place where its password can stand unseen."""
-        text = _CONFIGURATION.format(
-            port=self._port,
-            password=self._state.secrets["valkey_password"],
-            folder=_quoted(self.folder),
-        )
-        write_privately(self._configuration, text)
+        """Write the configuration, the only place where the passwords can stand unseen."""
+        text = _CONFIGURATION.format(port=self._port, folder=_quoted(self.folder))
+        write_privately(self._configuration, text + self._state.filled("valkey.acl"))
 
     def command(self) -> list[str]:
         """The server's command line; it holds no secret."""
@@ -67,7 +66,7 @@ class Valkey:
         password = self._state.secrets["valkey_password"]
         try:
             with socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:
-                connection.sendall(f"AUTH {password}\r\nPING\r\nQUIT\r\n".encode())
+                connection.sendall(f"AUTH owner {password}\r\nPING\r\nQUIT\r\n".encode())
                 answer = b""
                 while part := connection.recv(256):
                     answer += part

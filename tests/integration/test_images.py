@@ -24,6 +24,7 @@ import pytest
 from local.binaries import valkey_program, weed_program
 from local.endpoints import Embedded
 from local.ports import choose_ports
+from local.roles import ROLES
 from settings import ROOT
 from tests.unit.docs.deployment_files import mounted
 
@@ -143,12 +144,15 @@ def host(services: Embedded, images: dict[str, Image], tmp_path: Path) -> Iterat
     subprocess.run(["sh", str(ROOT / "deploy/make-secrets"), str(tmp_path / "made")], check=True)
     names = ["web", "flower", "valkey", "s3", "s3_master", "s3_volume", "s3_filer", "s3_admin"]
     host = Host(tmp_path, choose_ports(names), images)
-    broker = (tmp_path / "made" / "calotype_broker_url").read_text().strip()
-    broker = broker.replace("valkey:6379", f"127.0.0.1:{host.ports['valkey']}")
-    for name, text in (("database", fresh_database(services)), ("broker", broker)):
-        path = tmp_path / "made" / f"calotype_{name}_url"
-        path.chmod(0o600)
-        path.write_text(text + "\n")
+    made = tmp_path / "made"
+    addresses = {"calotype_database_url": fresh_database(services)}
+    for role in ROLES:
+        name = f"calotype_broker_url_{role}"
+        url = (made / name).read_text(encoding="utf-8").strip()
+        addresses[name] = url.replace("valkey:6379", f"127.0.0.1:{host.ports['valkey']}")
+    for name, text in addresses.items():
+        (made / name).chmod(0o600)
+        (made / name).write_text(text + "\n", encoding="utf-8")
     host.give_secrets(tmp_path / "made")
     parts = ("master", "volume", "filer", "admin")
     own_ports = [f"-{part}.port={host.ports[f's3_{part}']}" for part in parts]

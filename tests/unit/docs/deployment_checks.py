@@ -14,6 +14,7 @@ import typer.main
 
 from catalogue import WorkerPlan
 from cli import app
+from local.roles import ROLES
 from settings import OTHER_VARIABLES, ROOT, Settings
 
 from .deployment_files import HOME, Command, Deployment, mounted
@@ -200,8 +201,8 @@ def check_ports(deployment: Deployment) -> Iterable[str]:
         yield ".env.example: CALOTYPE_PUBLIC_URL is not where the API answers"
     if f":{s3}" not in deployment.variables_of(".env.example")["CALOTYPE_S3_PUBLIC_ENDPOINT"]:
         yield ".env.example: CALOTYPE_S3_PUBLIC_ENDPOINT is not where S3 answers"
-    addresses = {"calotype_database_url": "@postgres:5432/calotype", "calotype_broker_url": "@valkey:6379/0"}
-    for secret, address in addresses.items():
+    brokers = {f"calotype_broker_url_{role}": "@valkey:6379/0" for role in ROLES}
+    for secret, address in {"calotype_database_url": "@postgres:5432/calotype", **brokers}.items():
         if not deployment.made_secrets.get(secret, "").strip().endswith(address):
             yield f"deploy/make-secrets: {secret} does not lead to {address}"
     example = "deploy/systemd/calotype.env.example"

@@ -140,13 +140,15 @@ class Deployment:
     @property
     def made_secrets(self) -> dict[str, str]:
         """What `deploy/make-secrets` makes."""
-        return _made_by(self.text("deploy/make-secrets"))
+        script = self.root / "deploy" / "make-secrets"
+        return _made_by(script, script.read_text(encoding="utf-8"))
 
 
 @cache
-def _made_by(script: str) -> dict[str, str]:
+def _made_by(script: Path, text: str) -> dict[str, str]:
+    del text  # a changed script makes other secrets
     with TemporaryDirectory() as folder:
-        subprocess.run(["sh", "-c", script, "make-secrets", folder], check=True, capture_output=True)
+        subprocess.run(["sh", str(script), folder], check=True, capture_output=True)
         return {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir()}
 
 

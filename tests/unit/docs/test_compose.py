@@ -11,6 +11,7 @@ from jsonschema import Draft7Validator
 
 from catalogue import load_catalogue
 from local.plan import ENGINE_START_SECONDS
+from local.roles import S3_ROLES
 from local.seaweedfs import BUCKET
 from settings import ROOT, Settings
 
@@ -121,6 +122,24 @@ def test_secrets_stand_in_no_environment_and_each_service_gets_only_its_own() ->
     # Only a mounted file can enter a read-only root.
     assert all(entry.keys() == {"file"} for entry in COMPOSE["secrets"].values())
     assert "configs" not in COMPOSE
+
+
+def test_S35_a_service_holds_the_keys_of_its_role_and_nobody_those_of_the_owner() -> None:
+    role_of = {"worker-cpu": "worker", "worker-gpu": "worker", "worker-none": "sender"}
+    for name in OURS.keys() - {"migrate"}:
+        role = role_of.get(name, name)
+        by_role = {
+            path.rpartition("/")[2]: source
+            for path, source in mounted(SERVICES[name]).items()
+            if "broker" in source or "s3" in source
+        }
+        settings = ["calotype_broker_url"]
+        if role in S3_ROLES:
+            settings += ["calotype_s3_access_key", "calotype_s3_secret_key"]
+        assert by_role == {setting: f"{setting}_{role}" for setting in settings}, name
+    owners = {"valkey_password", "s3_access_key", "s3_secret_key", "seaweedfs.key"}
+    for name in OURS:
+        assert not owners & set(mounted(SERVICES[name]).values()), name
 
 
 def test_volumes_and_networks_are_declared() -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from local.roles import ROLES
 from settings import ROOT, Settings, load_settings
 
 from .deployment_checks import problems
-from .deployment_files import FILES, Deployment
+from .deployment_files import FILES, Deployment, mounted
 
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
 
@@ -36,8 +37,8 @@ CHANGES = [
     (COMPOSE, "test -n", "tset -n", "no program tset"),
     (COMPOSE, "CALOTYPE_LOG_LEVEL:", "CALOTYPE_LOGLEVEL:", "nobody reads CALOTYPE_LOGLEVEL"),
     (COMPOSE, "CALOTYPE_S3_ENDPOINT:", "CALOTYPE_S3_REGION:", "not given CALOTYPE_S3_ENDPOINT"),
-    (COMPOSE, "calotype_s3_access_key, calotype", "calotype", "not given CALOTYPE_S3_ACCESS_KEY"),
-    (COMPOSE, "calotype_broker_url:", "calotype_broker_uri:", "no secret calotype_broker_url"),
+    (COMPOSE, "target: calotype_s3_access_key", "target: access_key", "not given CALOTYPE_S3_ACCESS_KEY"),
+    (COMPOSE, "calotype_broker_url_api:", "calotype_broker_uri_api:", "no secret calotype_broker_url_api"),
     (COMPOSE, "POSTGRES_PASSWORD_FILE", "POSTGRES_PASSWORDFILE", "reads POSTGRES_PASSWORDFILE"),
     (COMPOSE, "WORKER_MEMORY:-8g", "WORKER_MEMORY:-4g", ".env.example offers"),
     (COMPOSE, "${WORKER_MEMORY:-8g}", "${WORKER_MEMORY}", "no default for"),
@@ -54,8 +55,8 @@ CHANGES = [
     (".dockerignore", "!storage\n", "", "keeps storage out"),
     (".dockerignore", "!storage\n", "!storage\n!store\n", "store is not there"),
     (".env.example", "WORKER_MEMORY=8g", "WORKERS_MEMORY=8g", ".env.example offers"),
-    ("deploy/make-secrets", "keep valkey.conf", "keep redis.conf", "makes no valkey.conf"),
-    ("deploy/make-secrets", "@valkey:6379/0", "@valkey:6380/0", "calotype_broker_url does not lead to"),
+    ("deploy/make-secrets", "write valkey.conf", "write redis.conf", "makes no valkey.conf"),
+    ("deploy/make-secrets", "@valkey:6379/0", "@valkey:6380/0", "calotype_broker_url_api does not lead to"),
     (UNITS + "calotype-sweeper.service", "cli sweep", "cli swipe", "no command calotype swipe"),
     (UNITS + "calotype-migrate.service", "upgrade head", "upgrade heads", "alembic is told"),
     (UNITS + "calotype-migrate.service", "do sleep", "do slep", "no program slep"),
@@ -126,19 +127,23 @@ def test_secrets_are_made_once_and_are_their_owners_alone(tmp_path: Path) -> Non
     assert folder.stat().st_mode & 0o777 == 0o700
     # Other users inside the containers read them, through mounts of the files alone.
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o444}
-    passwords = [text for name, text in made.items() if re.search(r"password$|_key$|_secret$", name)]
-    assert len(set(passwords)) == 7
+    passwords = [text for name, text in made.items() if re.search(r"password|_key|_secret$", name)]
+    assert len(set(passwords)) == len(passwords) == 18
     assert all(re.fullmatch(r"[0-9a-f]{40}", text) for text in passwords)
     assert made["postgres_password"] in made["calotype_database_url"]
-    assert made["valkey_password"] in made["valkey.conf"]
-    assert made["valkey_password"] in made["calotype_broker_url"]
+    for role in ROLES:
+        assert f"user {role} on >{made[f'valkey_password_{role}']} " in made["valkey.conf"]
+        assert f"//{role}:{made[f'valkey_password_{role}']}@" in made[f"calotype_broker_url_{role}"]
 
 
 def test_the_settings_read_the_secrets_that_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_secrets(tmp_path / "s")
     for name in [name for name in os.environ if name.startswith("CALOTYPE_")]:
         monkeypatch.delenv(name)  # the environment comes before files
-    monkeypatch.setenv("CALOTYPE_SECRETS_DIR", str(tmp_path / "s"))
+    (tmp_path / "mounted").mkdir()
+    for path, source in mounted(Deployment().services["api"]).items():
+        shutil.copy(tmp_path / "s" / source, tmp_path / "mounted" / Path(path).name)
+    monkeypatch.setenv("CALOTYPE_SECRETS_DIR", str(tmp_path / "mounted"))
     settings = load_settings()
     settings.require("database_url", "broker_url", "s3_access_key", "s3_secret_key")
     assert settings.broker_url.get_secret_value().endswith("@valkey:6379/0")

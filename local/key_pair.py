@@ -1,0 +1,60 @@
+"""A certificate that trusts itself alone, and its key: by them the parts of one server know each other.
+
+Owns making and renewing the two files. Knows no server and no authority: whoever holds the key is a part.
+"""
+
+import ipaddress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from local.state import write_privately
+
+VALID_DAYS = 3650
+RENEW_DAYS = 365
+"""A pair with less left than this is replaced at the next start."""
+
+
+def ensure_key_pair(certificate: Path, key: Path, *, name: str, now: datetime | None = None) -> None:
+    """Make both files unless they belong together and stay valid for a year; 0600, for 127.0.0.1."""
+    now = now or datetime.now(UTC)
+    if _is_good(certificate, key, now):
+        return
+    private = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))  # a clock that is set back a little finds it valid
+        .not_valid_after(now + timedelta(days=VALID_DAYS))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+            critical=False,
+        )
+        .sign(private, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    pem = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    write_privately(key, pem.decode())
+    write_privately(certificate, made.public_bytes(serialization.Encoding.PEM).decode())
+
+
+def _is_good(certificate: Path, key: Path, now: datetime) -> bool:
+    try:
+        shown = x509.load_pem_x509_certificate(certificate.read_bytes())
+        private = serialization.load_pem_private_key(key.read_bytes(), password=None)
+    except (OSError, ValueError):
+        return False
+    left = shown.not_valid_after_utc - now
+    return private.public_key() == shown.public_key() and left > timedelta(days=RENEW_DAYS)
