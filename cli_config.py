@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from local.roles import S3_ROLES, Role
 from settings import Settings, load_settings
 from terminal import (
     DEFAULT_DATA_DIR,
@@ -41,19 +43,28 @@ def show_config(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -
 
 
 @config.command("check")
-def check_config(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
-    """Read everything, then try out Postgres, the broker and S3."""
-    from local.effective_settings import effective_settings
+def check_config(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    role: Annotated[
+        Role | None, typer.Option(help="Whose environment this is: what it lacks, or has too much of, fails.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read everything, then try out Postgres, the broker and S3 with the keys of each role."""
+    from local.effective_settings import effective_settings, settings_by_role
 
     settings, _ = effective_settings(data_dir)
-    found: list[dict[str, Any]] = []
-    for name, look in (
-        ("calotype.toml", lambda: _ask_catalogue(settings)),
-        ("postgres", lambda: _ask_postgres(settings)),
-        ("broker", lambda: _ask_broker(settings)),
-        ("s3", lambda: _ask_s3(settings)),
-    ):
-        found.append({"name": name, **_asked(look)})
+    checks = [
+        ("calotype.toml", partial(_ask_catalogue, settings)),
+        ("postgres", partial(_ask_postgres, settings)),
+        ("broker", partial(_ask_broker, settings, role)),
+        ("s3", partial(_ask_s3, settings, role)),
+    ]
+    for each, theirs in {} if role else settings_by_role(data_dir).items():
+        checks.append((f"broker for {each}", partial(_ask_broker, theirs, each)))
+        if each in S3_ROLES:
+            checks.append((f"s3 for {each}", partial(_ask_s3, theirs, each)))
+    found = [{"name": name, **_asked(look)} for name, look in checks]
     if as_json:
         print_json(found)
     else:
@@ -123,24 +134,33 @@ def _ask_postgres(settings: Settings) -> str:
     return "answers"
 
 
-def _ask_broker(settings: Settings) -> str:
+def _ask_broker(settings: Settings, role: Role | None) -> str:
+    from local.rights import check_broker
     from tasks.broker import Broker
 
     settings.require("broker_url")
     broker = Broker(**settings.broker)
     try:
         broker.check()
+        return check_broker(broker, role) if role else "answers"
     finally:
         broker.close()
-    return "answers"
 
 
-def _ask_s3(settings: Settings) -> str:
+def _ask_s3(settings: Settings, role: Role | None) -> str:
+    from local.rights import check_s3
     from storage.blobs import Blobs
 
+    if role and role not in S3_ROLES:
+        return f"{role} needs no key"
     settings.require("s3_endpoint", "s3_access_key", "s3_secret_key")
-    Blobs(**settings.object_store).try_out()
-    return f"writes, reads, refuses to overwrite and deletes in the bucket {settings.bucket!r}"
+    blobs = Blobs(**settings.object_store)
+    if role:
+        return check_s3(blobs, role)
+    rights = sorted(blobs.try_out())
+    if not rights:
+        raise PermissionError(f"this key may do nothing in the bucket {settings.bucket!r}")
+    return f"the key may {', '.join(rights)} in the bucket {settings.bucket!r}, which refuses to overwrite"
 
 
 def _text(value: object) -> str:

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import BaseModel, SecretStr
 
 from catalogue import Catalogue
-from local.endpoints import Endpoints, addresses
+from local.endpoints import addresses
+from local.roles import ROLES, Role
 from local.state import STATE_FILE, State
 from settings import Settings, load_settings, origins
 
@@ -40,6 +41,14 @@ def effective_settings(data_dir: Path) -> tuple[Settings, dict[str, str]]:
     settings = load_settings(**embedded)
     here = f"`calotype up` in {data_dir.absolute()}"
     return settings, {**dict.fromkeys(embedded, here), **found}
+
+
+def settings_by_role(data_dir: Path) -> dict[Role, Settings]:
+    """What each process of `calotype up` in that folder is told; nothing where it has never run."""
+    if not (data_dir / STATE_FILE).exists():
+        return {}
+    given = addresses(State.read(data_dir))
+    return {role: load_settings(**_as_settings(given.environment_of(role))) for role in ROLES}
 
 
 def shown_settings(settings: Settings, found: Mapping[str, str]) -> Iterator[Shown]:
@@ -72,8 +81,11 @@ def _shown_entries(prefix: str, entries: BaseModel, file: str, *, skip: set[str]
 def _of_installation(data_dir: Path) -> dict[str, str]:
     if not (data_dir / STATE_FILE).exists():
         return {}
-    given: Endpoints = addresses(State.read(data_dir))
-    return {name.removeprefix("CALOTYPE_").lower(): value for name, value in given.environment.items()}
+    return _as_settings(addresses(State.read(data_dir)).environment)
+
+
+def _as_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name.removeprefix("CALOTYPE_").lower(): value for name, value in environment.items()}
 
 
 def _masked(value: object) -> object:

@@ -170,7 +170,7 @@ class Plan:
         return self._service("sweep", "sweeper", [_PYTHON, "-m", "cli", "sweep"])
 
     def _flower(self) -> Service:
-        command = [_PYTHON, "-m", "celery", "-A", "tasks.app:celery", "flower", "--read-only"]
+        command = [_PYTHON, "-m", "celery", "-A", "tasks.flower:celery", "flower", "--read-only"]
         command += ["--address=127.0.0.1", f"--port={self._state.ports['flower']}"]
         more = {
             "FLOWER_BASIC_AUTH": self.flower_auth,

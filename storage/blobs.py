@@ -6,7 +6,6 @@ read time for the address that clients see, and are never stored.
 
 import base64
 import hashlib
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ Result = TypeVar("Result")
 
 PRECONDITION_FAILED = 412
 PROBE_KEY = ".calotype/probe"
+CHECK_KEY, CHECK_BYTES = ".calotype/check", b"calotype config check"
 CONNECT_SECONDS, READ_SECONDS = 3, 10
 CALL_SECONDS = 15.0
 """The longest that one call may take, however slowly its answer comes."""
@@ -214,23 +214,50 @@ class Blobs:
         except BlobNotFound:
             return
 
-    def try_out(self) -> None:
-        """Write an object, read it, see that it is not overwritten, delete it; raises `BlobError`."""
-        key, data = f".calotype/check-{secrets.token_hex(8)}", secrets.token_bytes(32)
-        self.put(key, data, content_type="application/octet-stream", budget_seconds=CHECK_SECONDS)
+    def try_out(self) -> frozenset[str]:
+        """Which of `write`, `read`, `list` and `delete` our key may do, found out by doing it.
+
+        What it writes is gone afterwards if it may delete, and else lies under one key for ever. Raises
+        `BlobError` where the store does not answer, knows no such key, gives back other bytes, or
+        overwrites what must not exist.
+        """
+        may: dict[str, Callable[[], object]] = {
+            "write": lambda: self._client.put_object(Bucket=self.bucket, Key=CHECK_KEY, Body=CHECK_BYTES),
+            "read": lambda: self._client.get_object(Bucket=self.bucket, Key=CHECK_KEY)["Body"].read(),
+            "list": lambda: self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1),
+        }
+        rights = {name for name, call in may.items() if self._is_allowed(call)}
         try:
-            if self.get(key) != data:
+            if "write" in rights:
+                self._see_no_overwriting()
+            if rights >= {"write", "read"} and self.get(CHECK_KEY) != CHECK_BYTES:
                 raise BlobRefused("the store gives back other bytes than it was given", reason="Corrupted")
-            other = hashlib.sha256(b"other")
-            try:
-                self._put_once(key, b"other", "application/octet-stream", other.digest(), other.hexdigest())
-            except _Exists:
-                return
-            raise BlobRefused(
-                "the store overwrites an object although If-None-Match: * forbids it", reason="Overwritten"
-            )
         finally:
-            self.delete(key)
+            if self._is_allowed(lambda: self._client.delete_object(Bucket=self.bucket, Key=CHECK_KEY)):
+                rights.add("delete")
+        return frozenset(rights)
+
+    def _see_no_overwriting(self) -> None:
+        other = hashlib.sha256(b"other")
+        try:
+            self._put_once(CHECK_KEY, b"other", "application/octet-stream", other.digest(), other.hexdigest())
+        except _Exists:
+            return
+        raise BlobRefused(
+            "the store overwrites an object although If-None-Match: * forbids it", reason="Overwritten"
+        )
+
+    def _is_allowed(self, call: Callable[[], object]) -> bool:
+        try:
+            with _translated(self.bucket):
+                self._calls.call(call, CHECK_SECONDS)
+        except BlobRefused as error:
+            if error.reason != "AccessDenied":
+                raise
+            return False
+        except BlobNotFound:
+            pass
+        return True
 
     def wait_until_ready(self, seconds: float) -> None:
         """Return once the bucket answers; raises the last `BlobError` when it does not in time."""

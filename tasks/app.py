@@ -81,7 +81,7 @@ class _Amqp(AMQP):
 
 
 def __getattr__(name: str) -> Any:
-    # `celery -A tasks.app:celery flower` asks for it; the web, which only wants `make_celery`, does not.
+    # `tasks.flower` asks for it; the web, which only wants `make_celery`, does not.
     if name != "celery":
         raise AttributeError(name)
     settings = load_settings()

@@ -7,9 +7,10 @@ Redis: one list a queue, pushed on the left and popped on the right.
 import json
 import secrets
 from pathlib import Path
+from typing import Any
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from tasks.broker_tls import tls_options
 from tasks.dispatch import RING_NUMBER_HEADER
@@ -75,6 +76,33 @@ class Broker:
             self._redis.ping()
         except RedisError as error:
             raise BrokerDown(str(error)) from error
+
+    def may(self, command: str, *words: str) -> bool:
+        """Whether our user may say this; it is not done. Raises `BrokerDown`.
+
+        The broker checks a command when a transaction takes it in, and this transaction is discarded.
+        """
+        try:
+            # Not by a client's methods: they would take "QUEUED" for the answer and read it.
+            connection: Any = self._redis.connection_pool.get_connection()
+            try:
+                connection.send_command("MULTI")
+                connection.read_response()
+                connection.send_command(command, *words)
+                try:
+                    connection.read_response()
+                except NoPermissionError:
+                    return False
+                return True
+            finally:
+                connection.disconnect()
+                self._redis.connection_pool.release(connection)
+        except RedisError as error:
+            raise BrokerDown(str(error)) from error
+
+    def prefixed(self, name: str) -> str:
+        """The key or the channel of that name."""
+        return self._prefix + name
 
     def close(self) -> None:
         """Close the connections."""

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from client.api import ApiError
 from local.demo import run_demo
+from local.roles import ROLES, S3_ROLES
 from settings import ROOT
 from tests.e2e.conftest import System
 
@@ -133,11 +134,15 @@ def test_config_check_connects_to_everything_and_names_what_does_not_answer(syst
     without_url = {"CALOTYPE_DATABASE_URL": ""}
     good = calotype(system, "config", "check", "--json")
     assert good.returncode == 0, good.stdout
-    assert [part["name"] for part in json.loads(good.stdout)] == ["calotype.toml", "postgres", "broker", "s3"]
+    names = [part["name"] for part in json.loads(good.stdout)]
+    assert names[:4] == ["calotype.toml", "postgres", "broker", "s3"]
+    # S35: the keys of each role can do what they must, and nothing beyond.
+    assert {f"broker for {role}" for role in ROLES} <= set(names)
+    assert {f"s3 for {role}" for role in S3_ROLES} <= set(names)
     bad = calotype(system, "config", "check", **without_url, CALOTYPE_BROKER_URL="redis://127.0.0.1:9/0")
     states = [line.split()[:2] for line in bad.stdout.splitlines()]
     assert bad.returncode == 3
-    assert states[1:] == [["FAIL", "postgres:"], ["FAIL", "broker:"], ["ok", "s3:"]]
+    assert states[1:4] == [["FAIL", "postgres:"], ["FAIL", "broker:"], ["ok", "s3:"]]
 
 
 def test_the_doctor_sees_what_runs_and_finds_nothing_wrong_with_it(system: System) -> None:

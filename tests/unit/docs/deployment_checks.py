@@ -168,9 +168,9 @@ def _check_procfile_and_units(deployment: Deployment, known: set[str]) -> Iterab
     for name, line in deployment.procfile.items():
         for variable in set(re.findall(r"\$\{?(\w+)", line)) - known:
             yield f"Procfile: {name}: nobody sets {variable}"
-    example = deployment.variables_of("deploy/systemd/calotype.env.example")
-    for variable in example.keys() - known:
-        yield f"calotype.env.example: nobody reads {variable}"
+    for path in sorted((deployment.root / "deploy" / "systemd").glob("*.env.example")):
+        for variable in deployment.variables_of(f"deploy/systemd/{path.name}").keys() - known:
+            yield f"{path.name}: nobody reads {variable}"
     for name, unit in deployment.units.items():
         service = unit["Service"] if unit.has_section("Service") else {}
         given = {word.partition("=")[0] for word in service.get("Environment", "").split()}

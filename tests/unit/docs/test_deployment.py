@@ -33,7 +33,7 @@ CHANGES = [
     ("Procfile", "PORT:-8000", "PORT:-8001", "not {PORT:-8000}"),
     (COMPOSE, "--alive-file", "--alive-path", "no option --alive-path"),
     (COMPOSE, "--read-only", "--readonly", "no option --readonly"),
-    (COMPOSE, "tasks.app:celery", "tasks.app:celeri", "no application tasks.app:celeri"),
+    (COMPOSE, "tasks.flower:celery", "tasks.flower:celeri", "no application tasks.flower:celeri"),
     (COMPOSE, "test -n", "tset -n", "no program tset"),
     (COMPOSE, "CALOTYPE_LOG_LEVEL:", "CALOTYPE_LOGLEVEL:", "nobody reads CALOTYPE_LOGLEVEL"),
     (COMPOSE, "CALOTYPE_S3_ENDPOINT:", "CALOTYPE_S3_REGION:", "not given CALOTYPE_S3_ENDPOINT"),
@@ -63,7 +63,7 @@ CHANGES = [
     (UNITS + "calotype-api.service", "=32 PORT=8000", "=32", "PORT has no default"),
     (UNITS + "calotype-flower.service", "FLOWER_PORT", "FLOWER_PROT", "nobody reads FLOWER_PROT"),
     (UNITS + "calotype.target", "deploy-with-systemd", "deploy-by-systemd", "is not in the checkout"),
-    (UNITS + "calotype.env.example", "S3_SECRET_KEY", "S3_SECRETKEY", "reads CALOTYPE_S3_SECRETKEY"),
+    (UNITS + "calotype-api.env.example", "S3_SECRET_KEY", "S3_SECRETKEY", "reads CALOTYPE_S3_SECRETKEY"),
     ("docs/howto/deploy-with-compose.md", "keys create", "keys make", "no command calotype make"),
     ("docs/howto/deploy-with-systemd.md", "env.example", "env.sample", "is not in the checkout"),
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from local.roles import S3_ROLES
 from settings import ROOT
 
 from .deployment_files import HOME, Deployment
@@ -101,11 +102,26 @@ def test_every_service_is_confined_and_no_unit_loosens_it() -> None:
     }  # fmt: skip
     assert confined.items() <= dict(SHARED["Service"]).items()
     for name, unit in SERVICES.items():
-        assert not unit["Service"].keys() & SHARED["Service"].keys() - {"Environment"}, name
+        added = {"Environment", "EnvironmentFile"}
+        assert not unit["Service"].keys() & SHARED["Service"].keys() - added, name
         is_worker = name == "calotype-worker@.service"
         for device_hiding in ("PrivateDevices", "ProtectClock"):
             assert (device_hiding in unit["Service"]) == (not is_worker), "a worker must see its GPU"
         assert ("MemoryMax" in unit["Service"]) == (not is_worker), "its model decides"
+
+
+def test_S35_a_unit_reads_the_credentials_of_its_role_alone_and_each_file_has_an_example() -> None:
+    roles = {name: name for name in ("api", "sweeper", "flower")}
+    roles |= {"worker@": "worker", "webhooks": "sender", "migrate": "owner"}
+    for name, role in roles.items():
+        unit = SERVICES[f"calotype-{name}.service"]
+        assert unit["Service"]["EnvironmentFile"] == f"-/etc/calotype/calotype-{role}.env", name
+        example = Deployment().variables_of(f"deploy/systemd/calotype-{role}.env.example")
+        assert ("CALOTYPE_S3_SECRET_KEY" in example) == (role in S3_ROLES), role
+        assert ("CALOTYPE_DATABASE_URL" in example) == (role != "flower"), role
+    shared = Deployment().variables_of("deploy/systemd/calotype.env.example")
+    assert not [name for name in shared if any(word in name for word in ("KEY", "SECRET", "AUTH"))]
+    assert not shared.keys() & {"CALOTYPE_DATABASE_URL", "CALOTYPE_BROKER_URL"}
 
 
 def test_what_ends_is_started_again_and_belongs_to_the_target() -> None:

@@ -1,0 +1,71 @@
+"""What each role must be able to do at the broker and at S3, and what it must not: tried with its own keys.
+
+Owns what is expected of a role. Changes nothing that lasts: of the broker it only asks, and S3 keeps one
+object of a few bytes where the key may not delete it.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from local.errors import LocalError
+from local.roles import Role
+from storage.blobs import Blobs
+from tasks.broker import Broker
+
+ALL_RIGHTS = frozenset({"write", "read", "list", "delete"})
+S3_RIGHTS: Mapping[Role, frozenset[str]] = {
+    "api": frozenset({"write", "read"}),
+    "worker": frozenset({"write", "read"}),
+    "sweeper": frozenset({"read", "list", "delete"}),
+}
+# A word in braces is a key or a channel below the prefix.
+_RING, _COUNT, _HEAD = "LPUSH {cpu} x", "LLEN {cpu}", "LINDEX {cpu} -1"
+_TAKE, _TAKE_ANY = "BRPOP {cpu} 1", "BRPOP {check.bulk} 1"
+_LISTEN, _RUN_ID = "PSUBSCRIBE {/0.celeryev/*}", "INFO server"
+_BROKER_RIGHTS: Mapping[Role, tuple[str, ...]] = {
+    "api": (_RING, _COUNT),
+    "worker": (_RING, _COUNT, _TAKE, _TAKE_ANY),
+    "sender": (_RING, _COUNT, _TAKE),
+    "sweeper": (_RING, _COUNT, _HEAD, _RUN_ID),
+    "flower": (_COUNT, _LISTEN),
+}
+_TEMPTATIONS = ("FLUSHALL", "CONFIG GET *", "ACL LIST", _TAKE, _TAKE_ANY)
+
+
+def check_broker(broker: Broker, role: Role) -> str:
+    """What was found, in words; raises `LocalError` for a right that is missing or too many."""
+    needed = _BROKER_RIGHTS[role]
+    refused = [command for command in _TEMPTATIONS if command not in needed]
+    _compare(
+        role,
+        missing=[command for command in needed if not _may(broker, command)],
+        excess=[command for command in refused if _may(broker, command)],
+    )
+    return f"{role} may say {_listed(_names(needed))}, and not {_listed(_names(refused))}"
+
+
+def check_s3(blobs: Blobs, role: Role) -> str:
+    """The same for the object store."""
+    needed, found = S3_RIGHTS[role], blobs.try_out()
+    _compare(role, missing=sorted(needed - found), excess=sorted(found - needed))
+    may, may_not = _listed(sorted(found)), _listed(sorted(ALL_RIGHTS - found))
+    return f"{role} may {may} in the bucket {blobs.bucket!r}, and not {may_not}"
+
+
+def _may(broker: Broker, command: str) -> bool:
+    words = command.split()
+    return broker.may(*(broker.prefixed(word[1:-1]) if word.startswith("{") else word for word in words))
+
+
+def _compare(role: Role, *, missing: list[str], excess: list[str]) -> None:
+    faults = [f"may not {what}, which it needs" for what in missing]
+    faults += [f"may {what}, to which it has no right" for what in excess]
+    if faults:
+        raise LocalError(f"{role} " + "; ".join(faults))
+
+
+def _names(commands: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(command.split()[0] for command in commands))
+
+
+def _listed(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
