@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs train card bench-engine bench-faults clean
+.PHONY: help install demo up test check lint types imports docs train card bench-engine bench-faults bench-kills clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ bench-engine: $(INSTALLED) ## measure the engine beside its bars, in bench-outpu
 
 bench-faults: $(INSTALLED) ## what clients see while Postgres, the broker or S3 fails, in bench-output/faults.json (20 minutes)
 	@$(BIN)/python -m bench.faults
+
+bench-kills: $(INSTALLED) ## kill both workers in turn under load, in bench-output/kills.json (five minutes)
+	@$(BIN)/python -m bench.kills
 
 clean: ## remove what make built, but no data
 	@rm -rf $(VENV) build *.egg-info

@@ -5,7 +5,8 @@ It does not know tensors, threads or errors: the engine asks at every step bound
 
 The rules, in the order in which they bind (docs/adr/0008-due-times-and-turns.md has the reasons):
 
-1. A `solo` generation that has begun runs with nothing beside it until it ends; then others have as long.
+1. A `solo` generation goes first in its lane and, once it has begun, runs with nothing beside it to its end;
+   then others have the device for as long as it had.
 2. Interactive work goes before bulk work: a bulk generation not chosen is paused, its latents stay.
 3. Every `AGEING_TURN`-th step batch belongs to bulk work that has waited `bulk_patience_seconds`.
 4. In a lane, batch keys take turns, and so do accounts: who is more than a quantum ahead goes last.
@@ -155,7 +156,7 @@ class Policy:
             running = [member for member in running if not member.is_solo] or running
         urgent = self._urgent(running, now)
         ordered = self._in_turn(urgent, now)
-        leader = ordered[0]
+        leader = next((member for member in ordered if member.is_solo), ordered[0])
         if leader.is_solo:
             self._owed_seconds = 0.0
             return [leader], "solo"

@@ -21,11 +21,14 @@ QUEUE_SECONDS = 600.0
 
 
 class Pings:
-    """The pings of one worker. Its Celery worker must consume `queue_name` besides its other queues."""
+    """The pings of one worker. Its Celery worker must consume `queue_name` besides its other queues.
 
-    def __init__(self, app: Celery, boot_id: str) -> None:
+    The queue is named by the device and one life of one process, `cuda:0@<boot id>`.
+    """
+
+    def __init__(self, app: Celery, device: str, boot_id: str) -> None:
         self._app = app
-        self.queue_name = f"worker.{boot_id}"
+        self.queue_name = f"{device}@{boot_id}"
         # The anonymous exchange needs no binding, which would stay in the broker for each life of a worker.
         self._queue = Queue(self.queue_name, Exchange(""), routing_key=self.queue_name, expires=QUEUE_SECONDS)
         self._consumer: Any = None

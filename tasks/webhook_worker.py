@@ -56,7 +56,7 @@ def run_webhook_worker(settings: Settings, ready_file: Path | None = None) -> in
         threading.Event().wait(settings.webhook_timeout_seconds)  # attempts in hand come to their end
         os._exit(EXIT_DEAF)
 
-    pings = Pings(app, str(uuid.uuid4()))
+    pings = Pings(app, DEVICE, str(uuid.uuid4()))
     watchdog = ConsumerWatchdog(
         pings.send,
         lambda: pings.is_connected,

@@ -99,7 +99,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     solo_db = Database(**settings.database, pool_size=1, transaction_seconds=mark_seconds)
     app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
     slots = {"interactive": options.interactive_slots, "bulk": options.bulk_slots}
-    pings = Pings(app, boot_id)
+    pings = Pings(app, options.device, boot_id)
     consumer = Consumer(app, options.tiers, slots, pings)
     holdings = Holdings()
     heart = Heart(

@@ -26,7 +26,7 @@ url, prefix, folder = sys.argv[1:]
 folder = Path(folder)
 slots = {"interactive": 2, "bulk": 1}
 app = make_celery(url, prefix, ["sd"])
-consumer = Consumer(app, ["sd"], slots, Pings(app, "test"))
+consumer = Consumer(app, ["sd"], slots, Pings(app, "cpu:0", "test"))
 
 def answer(job_id):
     if job_id.startswith("hold"):

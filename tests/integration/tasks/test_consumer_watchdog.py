@@ -34,7 +34,7 @@ url, prefix, folder, name, watchdog_seconds = sys.argv[1:]
 folder = Path(folder)
 slots = {"interactive": 2, "bulk": 1}
 app = make_celery(url, prefix, ["sd"])
-pings = Pings(app, name)
+pings = Pings(app, "cpu:0", name)
 consumer = Consumer(app, ["sd"], slots, pings)
 watchdog = ConsumerWatchdog(
     pings.send, lambda: pings.is_connected,

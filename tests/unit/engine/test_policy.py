@@ -219,6 +219,19 @@ def test_S38_others_have_the_device_for_as_long_as_the_suspect_before_them_had()
     assert [batch[0].name.partition("-")[0] for batch in batches] == (["suspect"] * 5 + ["other"] * 5) * 3
 
 
+def test_S38_a_suspect_need_not_wait_until_it_is_the_next_to_be_due() -> None:
+    policy = Policy(lambda _: 8)
+    others = [Member(f"other-{i}", num_steps=50) for i in range(4)]
+    suspect = Member("suspect", is_solo=True, submitted_at=1.0)
+    assert policy.choose([*others, suspect], 1.0) == [suspect]
+
+
+def test_S38_a_bulk_suspect_goes_before_no_interactive_work() -> None:
+    policy = Policy(lambda _: 8)
+    other, suspect = Member("other", submitted_at=1.0), Member("suspect", is_solo=True, lane="bulk")
+    assert policy.choose([other, suspect], 1.0) == [other]
+
+
 def test_S38_a_newcomer_waits_for_one_suspect_however_many_there_are() -> None:
     policy = Policy(lambda _: 8)
     suspects = [Member(f"suspect-{i}", is_solo=True, num_steps_left=10) for i in range(8)]

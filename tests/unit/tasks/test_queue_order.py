@@ -11,7 +11,7 @@ def test_interactive_queues_come_before_bulk_queues_whatever_their_names() -> No
 
 
 def test_S39_a_workers_own_queue_comes_before_all_work() -> None:
-    assert InteractiveFirst({*QUEUES, "worker.1234"}).consume(5)[0] == "worker.1234"
+    assert InteractiveFirst({*QUEUES, "cpu:0@1234"}).consume(5)[0] == "cpu:0@1234"
 
 
 def test_the_tiers_of_a_lane_take_turns() -> None:

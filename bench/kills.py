@@ -1,0 +1,196 @@
+"""What it costs when both workers of a machine are killed in turn under load: `make bench-kills`.
+
+    python -m bench.kills [--jobs 240] [--rate 4] [--kills 8] [--every 12] [--out FILE]
+
+Runs what `calotype up` runs, with two workers on the processor, and sends SIGKILL to one after the other
+while requests of mixed steps come in an open loop; afterwards it asks for the same images again, undisturbed,
+and compares their SHA-256. `bench.kill_figures` says what the events show.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.kill_figures import Event, Outcome, failures, kills_of, table, write
+from bench.workload import DueRequest, mixed_requests, poisson
+from client.api import Api, Json
+from local.up import running
+from storage.database import Database
+
+OUTPUT = Path("bench-output") / "kills.json"
+ROOT = Path(__file__).resolve().parents[1]
+WORKERS = "".join(f'\n[[workers]]\ndevice = "cpu:{core}"\ntiers = ["sd", "hd"]\n' for core in (0, 1))
+SIDE, SEED = 128, 0
+MAX_SECONDS = 600.0
+"""For all jobs to end, once the killing is over."""
+
+
+def main() -> None:
+    """Measure, print and write; exit with 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=240)
+    parser.add_argument("--rate", type=float, default=4.0, help="requests a second; 0: all at once")
+    parser.add_argument("--kills", type=int, default=8)
+    parser.add_argument("--every", type=float, default=12.0, help="seconds between two kills")
+    parser.add_argument("--out", type=Path, default=OUTPUT)
+    asked = parser.parse_args()
+    requests = mixed_requests(asked.jobs, SIDE, SEED)
+    arrivals = (
+        poisson(requests, asked.rate, SEED) if asked.rate else [DueRequest(one, 0.0) for one in requests]
+    )
+    with tempfile.TemporaryDirectory() as folder, _system(Path(folder)) as (ready_file, ready):
+        db = Database(ready["database_url"], 1)
+        with Api(ready["url"], ready["api_key"]) as api:
+            killer = Killer(ready_file, asked.kills, asked.every)
+            killer.start()
+            job_ids = _submit(api, arrivals)
+            killer.join()
+            disturbed = _ended(api, job_ids)
+            undisturbed = _ended(api, _submit(api, [DueRequest(one, 0.0) for one in requests]))
+        kills = kills_of(
+            [
+                Outcome(one["state"], _images(one), _images(other))
+                for one, other in zip(disturbed, undisturbed, strict=True)
+            ],
+            _events(db, job_ids),
+            num_kills=killer.num_kills,
+            start_to_claim_seconds=_start_to_claim(db, killer.started_at),
+        )
+        db.close()
+    write(kills, asked.out)
+    print("\n".join(table(kills)))
+    missed = list(failures(kills))
+    print("\n".join(missed) or "no bar is missed")
+    sys.exit(bool(missed))
+
+
+class Killer:
+    """A thread that kills one worker after the other, each once it is there, so many times in all."""
+
+    def __init__(self, ready_file: Path, num_kills: int, every_seconds: float) -> None:
+        self.num_kills = num_kills
+        self._ready_file = ready_file
+        self._every_seconds = every_seconds
+        self._thread = threading.Thread(target=self._run, name="killer")
+        self._first: set[int] = set()
+        self._killed: set[int] = set()
+        self.started_at: dict[int, float] = {}
+        """Workers that were started after a kill, by process id: seconds since 1970."""
+
+    def start(self) -> None:
+        """Begin; the first one dies after one interval."""
+        self._first = set(self._pids().values())
+        self.started_at.clear()
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until it has killed as many as it was told, and for the workers that come back."""
+        self._thread.join()
+        deadline = time.monotonic() + MAX_SECONDS
+        while len(set(self._pids().values()) - self._killed) < 2 and time.monotonic() < deadline:
+            time.sleep(0.5)
+
+    def _run(self) -> None:
+        while len(self._killed) < self.num_kills:
+            time.sleep(self._every_seconds)
+            device = f"cpu:{len(self._killed) % 2}"
+            pid = self._pids().get(device)
+            if pid is None or pid in self._killed:
+                continue  # it is not back yet: its turn comes with the next
+            os.kill(pid, signal.SIGKILL)
+            self._killed.add(pid)
+            print(f"killed {device} ({pid})", flush=True)
+
+    def _pids(self) -> dict[str, int]:
+        pids = {
+            worker["device"]: int(worker["pid"])
+            for worker in json.loads(self._ready_file.read_text())["workers"]
+        }
+        for pid in set(pids.values()) - self._killed - self._first:
+            if pid not in self.started_at and psutil.pid_exists(pid):
+                self.started_at[pid] = psutil.Process(pid).create_time()
+        return pids
+
+
+@contextmanager
+def _system(folder: Path) -> Iterator[tuple[Path, Json]]:
+    catalogue = (ROOT / "calotype.toml").read_text(encoding="utf-8").partition("\n[[workers]]")[0]
+    config, ready_file = folder / "calotype.toml", folder / "ready.json"
+    config.write_text(catalogue.replace("models/tiny", str(ROOT / "models" / "tiny")) + WORKERS)
+    settings = {"CALOTYPE_CONFIG": str(config)}
+    with running(folder / "data", say=print, ready_file=ready_file, overrides=settings) as ready:
+        yield ready_file, ready
+
+
+def _submit(api: Api, arrivals: Sequence[DueRequest]) -> list[str]:
+    """Each when it is due; the jobs' ids."""
+    began_at, job_ids = time.monotonic(), []
+    for number, arrival in enumerate(arrivals):
+        time.sleep(max(0.0, began_at + arrival.seconds - time.monotonic()))
+        one = arrival.request
+        body = {
+            "prompt": one.prompt,
+            "width": one.width,
+            "height": one.height,
+            "num_inference_steps": one.num_inference_steps,
+            "guidance_scale": one.guidance_scale,
+            "seed": one.seed,
+        }
+        key = f"{number}-{began_at}"
+        job_ids.append(str(api.submit(body, idempotency_key=key)["id"]))
+    return job_ids
+
+
+def _ended(api: Api, job_ids: list[str]) -> list[Json]:
+    """The jobs once all have ended, or as they are after `MAX_SECONDS`."""
+    try:
+        return api.follow(job_ids, timeout_seconds=MAX_SECONDS, on_change=lambda _: None)
+    except TimeoutError:
+        return [api.job(job_id) for job_id in job_ids]
+
+
+def _images(job: Json) -> tuple[str, ...]:
+    return tuple(str(image["sha256"]) for image in job["images"])
+
+
+def _events(db: Database, job_ids: Sequence[str]) -> list[Event]:
+    rows = _rows(
+        db,
+        """SELECT job_id, transition, state, detail, extract(epoch FROM created_at)::float8 AS at
+             FROM job_events WHERE job_id = ANY(%s) ORDER BY id""",
+        list(job_ids),
+    )
+    return [Event(*row) for row in rows]
+
+
+def _start_to_claim(db: Database, started_at: dict[int, float]) -> list[float]:
+    rows = _rows(
+        db,
+        """SELECT workers.pid, extract(epoch FROM min(job_events.created_at))::float8
+             FROM workers JOIN job_events ON job_events.worker = workers.id AND transition = 'claim'
+            WHERE workers.pid = ANY(%s) GROUP BY workers.id, workers.pid""",
+        list(started_at),
+    )
+    return [at - started_at[pid] for pid, at in rows]
+
+
+def _rows(db: Database, statement: str, *parameters: Any) -> list[Any]:
+    with db.transaction() as connection:
+        return list(connection.exec_driver_sql(statement, parameters))
+
+
+if __name__ == "__main__":
+    main()
