@@ -30,8 +30,7 @@ COPY migrations migrations
 RUN chmod -R a+rX /app
 USER 10001
 EXPOSE 8000
-CMD ["python", "-m", "gunicorn", "web.app:create_app()", "--worker-class", "gthread", "--workers", "1", \
-     "--threads", "32", "--graceful-timeout", "10", "--no-control-socket", "--bind", "0.0.0.0:8000"]
+CMD ["python", "-m", "cli", "api", "--host=0.0.0.0", "--port=8000"]
 
 FROM base AS worker
 COPY requirements.lock ./

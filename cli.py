@@ -97,6 +97,17 @@ def show_version() -> None:
 
 
 @app.command()
+def api(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+) -> None:
+    """Serve the REST API and its pages until SIGTERM."""
+    from web.serve import run_api
+
+    run_api(load_settings(), host, port)
+
+
+@app.command()
 def worker(
     device: Annotated[str, typer.Option(help="cpu:N, cuda:N, or none: webhooks.")],
     tiers: Annotated[

@@ -126,6 +126,12 @@ class Settings(BaseSettings):
     webhook_keep_seconds: Seconds = 432_000
 
     web_threads: Positive = 32
+    max_waiters: Positive = 128
+    max_connections: Positive = 4096
+    header_seconds: Seconds = 10
+    body_seconds: Seconds = 30
+    answer_seconds: Seconds = 30
+    idle_seconds: Seconds = 75
     bells_per_slot: Positive = 2
     max_attempts: Positive = 5
     max_csv_bytes: Positive = 10_000_000

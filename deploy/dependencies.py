@@ -15,8 +15,8 @@ ENGINE = {
     "torch", "transformers",
 }  # fmt: skip
 WEB = {
-    "alembic", "flask", "flask-openapi", "flower", "gunicorn", "markupsafe",
-    "prometheus-client", "secure",
+    "alembic", "flask", "flask-openapi", "flower", "h11", "markupsafe", "prometheus-client", "secure",
+    "uvicorn",
 }  # fmt: skip
 LEFT_OUT = {"api": SERVERS | ENGINE, "worker": SERVERS | WEB}
 

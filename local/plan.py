@@ -124,9 +124,7 @@ class Plan:
         return [self._web(), *workers, self._webhooks(), self._sweep(), self._flower()]
 
     def _web(self) -> Service:
-        command = [_PYTHON, "-m", "gunicorn", "web.app:create_app()", "--worker-class", "gthread"]
-        command += ["--workers", "1", "--threads", str(self._settings.web_threads), "--no-control-socket"]
-        command += ["--bind", f"127.0.0.1:{self._state.ports['web']}", "--graceful-timeout", "10"]
+        command = [_PYTHON, "-m", "cli", "api", f"--port={self._state.ports['web']}"]
         more = {"CALOTYPE_METRICS_PORT": str(self._state.ports["metrics"])}
         answers = _answering(self._state.ports["web"], "/healthz")
         return self._service("web", "api", command, more=more, ready=answers, stop_seconds=15)

@@ -3,10 +3,6 @@
 It opens no connection: the process starts while Postgres, the broker or S3 are down, and `/readyz` says so.
 """
 
-import signal
-import threading
-from types import FrameType
-
 from flask_openapi.openapi import OpenAPI
 from pydantic import SecretStr
 
@@ -48,7 +44,7 @@ DESCRIPTION = """Turns prompts into images. Errors are RFC 9457 `application/pro
 
 
 def create_app(settings: Settings | None = None) -> OpenAPI:
-    """The application that gunicorn serves: `gunicorn 'web.app:create_app()'`."""
+    """The application that `web.serve` puts behind the front."""
     settings = settings or load_settings()
     settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
     configure_logs(settings.log_level, settings.log_format)
@@ -104,8 +100,7 @@ def _wire(settings: Settings) -> Wiring:
     tier_names = [tier.name for tier in settings.catalogue.tiers]
     celery = make_celery(**settings.broker, tiers=tier_names)
     dispatcher = PromptDispatcher(Dispatcher(celery))
-    waiter = Waiter(lambda ids: states_of(db, ids), max_waiters=max(1, settings.web_threads // 2))
-    _let_waiters_go_on_term(waiter)
+    waiter = Waiter(lambda ids: states_of(db, ids), max_waiters=settings.max_waiters)
     metrics = Metrics()
     metrics.watch_bells(dispatcher)
     metrics.watch_waiters(lambda: waiter.num_waiters)
@@ -148,23 +143,6 @@ def _wire(settings: Settings) -> Wiring:
         max_csv_bytes=settings.max_csv_bytes,
         max_csv_rows=settings.max_csv_rows,
     )
-
-
-def _let_waiters_go_on_term(waiter: Waiter) -> None:
-    """A server that drains on SIGTERM must not be kept by those who wait for a job.
-
-    gunicorn installs its handler before it loads the application, so ours goes in front of it.
-    """
-    drain = signal.getsignal(signal.SIGTERM)
-    if not callable(drain) or threading.current_thread() is not threading.main_thread():
-        return
-
-    def let_go_and_drain(number: int, frame: FrameType | None) -> None:
-        # In a thread: the one that was interrupted may hold the waiter's lock.
-        threading.Thread(target=waiter.stop, daemon=True).start()
-        drain(number, frame)
-
-    signal.signal(signal.SIGTERM, let_go_and_drain)
 
 
 def _plain(secret: SecretStr) -> str:

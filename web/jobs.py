@@ -18,6 +18,7 @@ from storage.submissions import NewJob, create, made_before
 from web.auth import SECURITY, account_id, require_key
 from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
+from web.front.wsgi import waiting_client
 from web.idempotency import digest_of, idempotency_key
 from web.preference import preferred_wait
 from web.refusals import ImageNotFound, InvalidRequest, JobIsNotFinal, NotServed, quoted
@@ -180,7 +181,10 @@ def _ring(job: Job) -> None:
 def _waited(job: Job, seconds: float) -> Job:
     """The job as it is after waiting, or as it was: too many wait already, or it cannot be read now."""
     wiring = wired()
-    if not wiring.waiter.wait(job.id, min(seconds, wiring.max_wait_seconds)):
+    client = waiting_client(request.environ)
+    with client.lent():
+        has_waited = wiring.waiter.wait(job.id, min(seconds, wiring.max_wait_seconds), client.hang_up)
+    if not has_waited:
         return job
     try:
         return get(wiring.db, job.account_id, job.id)

@@ -1,7 +1,7 @@
 """Prometheus metrics of one web process, on a loopback port of their own. Labels are few, never an id."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from typing import Protocol
 
@@ -16,6 +16,18 @@ log = structlog.get_logger()
 
 LOOPBACK = "127.0.0.1"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Threads(Protocol):
+    """What runs the requests."""
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a thread."""
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that wait for one."""
 
 
 class Bells(Protocol):
@@ -60,6 +72,18 @@ class Metrics:
         """Export how many threads wait for a job now."""
         gauge = Gauge("calotype_waiters_threads", "Threads that wait for a job.", registry=self.registry)
         gauge.set_function(count)
+
+    def watch_front(
+        self, connections: Sized, threads: Threads, num_cut: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """Export what the front holds now, and how many connections it cut, by the phase they were in."""
+        for name, documentation, read in (
+            ("calotype_connections", "Connections of clients.", lambda: len(connections)),
+            ("calotype_running_requests", "Requests that hold a thread.", lambda: threads.num_running),
+            ("calotype_queued_requests", "Requests that wait for a thread.", lambda: threads.num_queued),
+        ):
+            Gauge(name, documentation, registry=self.registry).set_function(read)
+        self.registry.register(_CutCollector(num_cut))
 
     def watch_queues(self, depth: Callable[[], Mapping[tuple[str, str], int]], tiers: list[str]) -> None:
         """Export how many jobs are queued; read from Postgres when Prometheus asks."""
@@ -128,6 +152,19 @@ class _BellCollector(Collector):
         yield CounterMetricFamily(
             "calotype_bells_failed", "Bells that stayed silent.", value=self._bells.num_failed
         )
+
+
+class _CutCollector(Collector):
+    def __init__(self, num_cut: Callable[[], Mapping[str, int]]) -> None:
+        self._num_cut = num_cut
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "calotype_connections_cut", "Connections ended since their clients were slow.", labels=["phase"]
+        )
+        for phase, count in self._num_cut().items():
+            family.add_metric([phase], count)
+        yield family
 
 
 class _RowCollector(Collector):

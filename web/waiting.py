@@ -1,11 +1,12 @@
 """Waiting for jobs to end without holding anything: one poller looks for all who wait.
 
-A waiter holds a thread and no database connection; at most `max_waiters` may wait at once, so that
-the other threads keep answering. It knows neither HTTP nor SQL: it is handed a function that reads states.
+A waiter holds a thread and no database connection; at most `max_waiters` may wait at once. It knows neither
+HTTP nor SQL: it is handed a function that reads states, and a future that is done once nobody waits any more.
 """
 
 import threading
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
 
 import structlog
 
@@ -43,14 +44,19 @@ class Waiter:
         with self._lock:
             return sum(map(len, self._waiting.values()))
 
-    def wait(self, job_id: str, seconds: float) -> bool:
-        """Return when the job has ended or the time is over; `False` at once when too many wait already."""
+    def wait(self, job_id: str, seconds: float, hang_up: "Future[None] | None" = None) -> bool:
+        """Return when the job has ended, the time is over or `hang_up` is done.
+
+        `False` at once when too many wait already.
+        """
         ended = threading.Event()
         with self._lock:
             if self._stopped or sum(map(len, self._waiting.values())) >= self._max_waiters:
                 return False
             self._waiting.setdefault(job_id, []).append(ended)
             self._ensure_poller()
+        if hang_up is not None:
+            hang_up.add_done_callback(lambda _: ended.set())
         try:
             ended.wait(seconds)
         finally:

@@ -2,26 +2,20 @@
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 
-import httpx2
 import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, sync_playwright
 
 from local.endpoints import Embedded
-from settings import ROOT
 from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.job_views import JobWarning, StoredImage
 from storage.workers import Worker, heartbeat, say_goodbye
+from tests.served import served
 
 WORKER = Worker("wrk_browser", "boot-browser", "host", 1, "cpu:0", ("sd", "hd"), 12, 8, "exact")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -59,31 +53,10 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def site(migrated: Embedded, chromium: str) -> Iterator[str]:
-    """The application under gunicorn; its address."""
+    """The application as it is served; its address."""
     assert chromium
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "gunicorn", "web.app:create_app()", "--worker-class", "gthread"]
-    command += ["--threads", "8", "--bind", f"127.0.0.1:{port}", "--no-control-socket"]
-    environment = {**os.environ, **migrated.environment_of("api"), "CALOTYPE_WEB_THREADS": "8"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
-        _wait_for(url, process)
-        yield url
-        process.terminate()
-
-
-def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            httpx2.get(f"{url}/healthz", trust_env=False).raise_for_status()
-            return
-        except httpx2.TransportError:
-            assert process.poll() is None, "the server has ended"
-            assert time.monotonic() < deadline, "the server does not answer"
-            threading.Event().wait(0.1)
+    with served(migrated.environment_of("api") | {"CALOTYPE_WEB_THREADS": "8"}) as server:
+        yield server.url
 
 
 class Hand:

@@ -45,13 +45,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
     [
         (
             "api",
-            ("web.app", "tasks.sweep", "tasks.app", "flower", "alembic", "gunicorn"),
+            ("web.app", "tasks.sweep", "tasks.app", "flower", "alembic", "web.serve"),
             ("torch", "diffusers", "transformers", "numpy", "PIL", "engine", "models", *DEVELOPERS),
         ),
         (
             "worker",
             ("tasks.worker", "torch", "diffusers", "transformers", "scipy", "accelerate"),
-            ("flask", "flower", "gunicorn", "web", "migrations", *DEVELOPERS),
+            ("flask", "flower", "uvicorn", "web", "migrations", *DEVELOPERS),
         ),
     ],
 )
@@ -97,6 +97,7 @@ class Host:
             "/data": f"{self.folder}/{service}",
             "0.0.0.0": "127.0.0.1",
             ":8000": f":{self.ports['web']}",
+            "=8000": f"={self.ports['web']}",
             ":8333": f":{self.ports['s3']}",
             "=8333": f"={self.ports['s3']}",
             ":5555": f":{self.ports['flower']}",

@@ -13,6 +13,7 @@ from settings import ROOT
 PACKAGES = ("bench", "client", "web", "tasks", "engine", "storage", "local", "migrations", "models")
 COMPOSITION_ROOTS = {
     "web/app.py",
+    "web/serve.py",
     "tasks/app.py",
     "tasks/worker.py",
     "tasks/webhook_worker.py",

@@ -131,8 +131,10 @@ def test_a_long_poll_ends_with_the_job(client: Client, draw: Draw) -> None:
     assert client("GET", f"/v1/jobs/{job_id}?wait=20").get_json()["state"] == "succeeded"
 
 
-def test_waiters_hold_no_connection_and_leave_half_of_the_threads(settings: Settings, api_key: str) -> None:
-    app = create_app(settings.model_copy(update={"web_threads": 32}))
+def test_waiters_hold_no_connection_and_beyond_their_limit_nobody_waits(
+    settings: Settings, api_key: str
+) -> None:
+    app = create_app(settings.model_copy(update={"max_waiters": 16}))
     client = Client(app.test_client(), api_key)
     wiring: Wiring = app.extensions[EXTENSION]
     job_id = client.submit().get_json()["id"]

@@ -28,7 +28,7 @@ IN_THE_IMAGES = {"test", "pg_isready", "valkey-cli", "wget"}
 """What health checks call in images; that the images of others hold them is from their documentation."""
 ON_THE_HOST = {"cp", "docker", "git", "honcho", "install", "make", "sh", "sleep", "systemctl"}
 NEEDS = {
-    "gunicorn": "web/app.py",
+    "api": "web/app.py",
     "none": "tasks/webhook_worker.py",  # as a device: before the word `worker`
     "worker": "tasks/worker.py",
     "sweep": "tasks/sweep.py",
@@ -81,10 +81,6 @@ def _check_module(module: str, *arguments: str) -> Iterable[str]:
     options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
     if module == "cli":
         yield from _check_cli(list(arguments))
-    elif module == "gunicorn":
-        from gunicorn.config import KNOWN_SETTINGS
-
-        yield from _unknown(options, {name for setting in KNOWN_SETTINGS for name in setting.cli or ()})
     elif module == "celery":
         from flower.options import options as known
 
@@ -183,8 +179,7 @@ def _check_procfile_and_units(deployment: Deployment, known: set[str]) -> Iterab
 def check_ports(deployment: Deployment) -> Iterable[str]:
     """A port is the same wherever it stands, and each published one is listened on."""
     services, text = deployment.services, deployment.text
-    (bind,) = deployment.stage("api", "CMD")[-1][-1:]
-    web = bind.rpartition(":")[2]
+    web = re.findall(r"--port=(\d+)", str(deployment.stage("api", "CMD")[-1]))[0]
     s3 = re.findall(r"-s3\.port=(\d+)", str(services["seaweedfs"]["command"]))[0]
     flower = re.findall(r"--port=(\d+)", str(services["flower"]["command"]))[0]
     for name, port in (("api", web), ("seaweedfs", s3), ("flower", flower)):

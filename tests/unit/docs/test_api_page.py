@@ -15,6 +15,7 @@ from storage.states import State
 from tasks.timings import timings_of
 from web import refusals
 from web.app import create_app
+from web.front import refusals as front_refusals
 from web.schemas import JobRequest
 from web.waiting_reasons import CODES, RULES
 
@@ -79,7 +80,8 @@ def test_every_code_of_a_refusal_is_documented(read_table: ReadTable) -> None:
     documented = {code for row in rows if row[0].isdigit() for code in re.findall(r"`(\w+)`", row[1])}
     # Only commands of the owner set roles.
     of_storage = _codes(storage_errors) - {storage_errors.RolesNotSet.code}
-    raised = _codes(refusals) - {refusals.Refusal.code} | of_storage | {"internal_error"}
+    of_web = _codes(refusals) - {refusals.Refusal.code} | _codes(front_refusals)
+    raised = of_web | of_storage | {"internal_error"}
     assert documented == raised
 
 

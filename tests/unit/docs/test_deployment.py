@@ -20,15 +20,16 @@ LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
 COMPOSE, UNITS = "docker-compose.yml", "deploy/systemd/"
 # Of each kind, in each file where it can stand: what is changed, into what, and what must be said of it.
 CHANGES = [
-    ("Procfile", "-m gunicorn", "-m gunikorn", "no module gunikorn"),
-    ("Procfile", "--graceful-timeout", "--gracefull-timeout", "no option --gracefull-timeout"),
-    ("Procfile", "web.app:create_app()", "web.app:make_app()", "no application web.app:make_app"),
+    ("Procfile", "-m alembic", "-m alembik", "no module alembik"),
+    ("Procfile", "cli api", "cli apis", "no command calotype apis"),
+    ("Procfile", "api --port", "api --prot", "no option --prot"),
+    ("Procfile", "tasks.flower:celery", "tasks.flower:celeri", "no application tasks.flower:celeri"),
     ("Procfile", "cli sweep", "cli sweeper", "no command calotype sweeper"),
     ("Procfile", "cpu:0", "cpu0", "no device cpu0"),
     ("Procfile", "cuda:0", "auto", "no device auto"),
     ("Procfile", "--device cpu:0", "", "--device is required"),
     ("Procfile", "upgrade head", "upgrade heads", "alembic is told"),
-    ("Procfile", "${CALOTYPE_WEB_THREADS", "${CALOTYPE_THREADS", "nobody reads CALOTYPE_THREADS"),
+    ("Procfile", "${FLOWER_PORT", "${FLOWER_PROT", "nobody reads FLOWER_PROT"),
     ("Procfile", "${PORT:-8000}", "${WEBPORT:-8000}", "nobody sets WEBPORT"),
     ("Procfile", "PORT:-8000", "PORT:-8001", "not {PORT:-8000}"),
     (COMPOSE, "--alive-file", "--alive-path", "no option --alive-path"),
@@ -51,7 +52,7 @@ CHANGES = [
     (COMPOSE, "./secrets/flower_password", "./secret/flower_password", "secret flower_password is"),
     ("Dockerfile", "COPY storage storage", "COPY store store", "copies store, which is not there"),
     ("Dockerfile", "EXPOSE 8000", "EXPOSE 80", "exposes"),
-    ("Dockerfile", '"--worker-class"', '"--workers-class"', "no option --workers-class"),
+    ("Dockerfile", '"--host=', '"--hots=', "no option --hots"),
     (".dockerignore", "!storage\n", "", "keeps storage out"),
     (".dockerignore", "!storage\n", "!storage\n!store\n", "store is not there"),
     (".env.example", "WORKER_MEMORY=8g", "WORKERS_MEMORY=8g", ".env.example offers"),
@@ -60,7 +61,7 @@ CHANGES = [
     (UNITS + "calotype-sweeper.service", "cli sweep", "cli swipe", "no command calotype swipe"),
     (UNITS + "calotype-migrate.service", "upgrade head", "upgrade heads", "alembic is told"),
     (UNITS + "calotype-migrate.service", "do sleep", "do slep", "no program slep"),
-    (UNITS + "calotype-api.service", "=32 PORT=8000", "=32", "PORT has no default"),
+    (UNITS + "calotype-api.service", "Environment=PORT=8000", "Environment=", "PORT has no default"),
     (UNITS + "calotype-flower.service", "FLOWER_PORT", "FLOWER_PROT", "nobody reads FLOWER_PROT"),
     (UNITS + "calotype.target", "deploy-with-systemd", "deploy-by-systemd", "is not in the checkout"),
     (UNITS + "calotype-api.env.example", "S3_SECRET_KEY", "S3_SECRETKEY", "reads CALOTYPE_S3_SECRETKEY"),
@@ -187,8 +188,8 @@ def test_the_web_and_flower_are_started_alike_everywhere() -> None:
 
 
 def flags(command: str) -> list[str]:
-    """The flags of gunicorn and Flower that decide how they behave; where they listen is each place's own."""
-    kept = r"--(?:worker-class|workers|graceful-timeout)\W+\w+|--no-control-socket|--read-only|--threads"
+    """The command and the flags that decide how it behaves; where it listens is each place's own."""
+    kept = r"-m\W+\w+\W+api|--(?!host|port|address)[a-z-]+"
     return sorted(re.sub(r"\W+", " ", flag) for flag in re.findall(kept, command))
 
 

@@ -1,0 +1,190 @@
+"""The front as an ASGI application (version 3): what a request passes before and after its view.
+
+A whole body first, then a thread; the answer is taken off the thread, and waits for its reader on the event
+loop. It knows neither routes nor rows: which WSGI application it serves, and whose uploads are welcome, it is
+told. Without `web.front.connection` below it, it runs under any ASGI server, and then cuts nobody off.
+"""
+
+import asyncio
+import contextvars
+import json
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
+
+import structlog
+
+from storage.identifiers import new_id
+from web.front.bodies import Bodies
+from web.front.exchange import ClientGone, Exchange, Receive, Scope, Send
+from web.front.held import Held
+from web.front.limits import Limits
+from web.front.refusals import Busy, Refused, own_headers, problem
+from web.front.threads import Threads
+from web.front.wsgi import Answer, Pieces, WaitingClient, WsgiApplication, answer_of, environ_of
+
+log = structlog.get_logger()
+
+MaxUpload = Callable[[str, str, str], int]
+"""From method, path and `Authorization` to the bytes that such a request may bring; called in a thread."""
+
+LIVENESS_PATH = "/healthz"
+
+
+class Front:
+    """Serves a WSGI application to any number of slow clients with few threads."""
+
+    def __init__(
+        self, app: WsgiApplication, limits: Limits, threads: Threads, max_upload: MaxUpload | None = None
+    ) -> None:
+        self._app = app
+        self._limits = limits
+        self._threads = threads
+        self._max_upload = max_upload
+        self._bodies = Bodies(limits, self._max_upload_of)
+        self._answers = Held(limits.max_held_answer_bytes)
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._is_stopping = False
+
+    @property
+    def num_cut(self) -> int:
+        """Connections that were cut to bound memory."""
+        return self._bodies.num_cut + self._answers.num_cut
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            raise NotImplementedError(f"{scope['type']} is not served")  # as a server asks for lifespan
+        exchange = Exchange(scope, receive, send, self._limits)
+        try:
+            exchange.check_header()
+            if scope["path"] == LIVENESS_PATH and scope["method"] in ("GET", "HEAD"):
+                await self._show_liveness(exchange)
+            else:
+                await self._serve(exchange)
+        except ClientGone:
+            pass
+        except Refused as refused:
+            await _refuse(exchange, refused)
+
+    def stop(self) -> None:
+        """End every stream now: the process is about to end. Called on the event loop."""
+        self._is_stopping = True
+        for task in self._streams:
+            task.cancel()
+
+    async def _show_liveness(self, exchange: Exchange) -> None:
+        if self._threads.stuck_seconds() > self._limits.stuck_seconds:
+            raise Busy(f"no thread has moved for {self._limits.stuck_seconds:.0f} s")
+        body = json.dumps({"state": "ok"}).encode()
+        headers = own_headers(b"application/json", body)
+        await exchange.begin(200, [*headers, (b"x-request-id", new_id("req").encode())])
+        await exchange.send(body, more=False)
+
+    async def _serve(self, exchange: Exchange) -> None:
+        body, length = await self._bodies.read(exchange)
+        client = WaitingClient(lent=self._threads.lent)
+        environ = environ_of(exchange.scope, body, length, client)
+        # A body that stays unread must not be read for the sake of its end.
+        watch = asyncio.create_task(_notice_hang_up(exchange, client)) if isinstance(body, bytes) else None
+        context = contextvars.Context()  # one for the request, whichever threads its pieces are made in
+        call = partial(
+            answer_of,
+            self._app,
+            environ,
+            max_whole_bytes=self._limits.max_whole_answer_bytes,
+            piece_bytes=self._limits.piece_bytes,
+        )
+        try:
+            answer = await self._threads.run(partial(context.run, call))
+            try:
+                await self._send_answer(exchange, answer, client, context)
+            finally:
+                await self._threads.run(partial(context.run, answer.close), begun=True)
+        finally:
+            client.hang_up.cancel()
+            if watch is not None:
+                watch.cancel()
+
+    async def _send_answer(
+        self, exchange: Exchange, answer: Answer, client: WaitingClient, context: contextvars.Context
+    ) -> None:
+        await exchange.begin(answer.status, answer.headers)
+        if isinstance(answer.body, bytes):
+            await self._send_whole(exchange, answer.body)
+        elif isinstance(answer.body, Pieces):
+            await self._send_pieces(exchange, answer.body, client, context)
+        else:
+            await self._send_stream(exchange, answer.body, client)
+
+    async def _send_whole(self, exchange: Exchange, body: bytes) -> None:
+        size = self._limits.piece_bytes
+        with self._answers.holding(exchange.connection.abort) as holding:
+            holding.grow(len(body))
+            for start in range(0, max(len(body), 1), size):
+                piece = body[start : start + size]
+                await exchange.send(piece, more=start + size < len(body))
+                holding.shrink(len(piece))
+
+    async def _send_pieces(
+        self, exchange: Exchange, pieces: Pieces, client: WaitingClient, context: contextvars.Context
+    ) -> None:
+        """A thread makes a piece and is free again while a slow reader takes it."""
+        piece: bytes | None = pieces.first
+        while piece is not None:
+            await exchange.send(piece, more=True)
+            if client.hang_up.done():
+                raise ClientGone
+            piece = await self._threads.run(partial(context.run, pieces.next_piece), begun=True)
+        await exchange.send(b"", more=False)
+
+    async def _send_stream(
+        self, exchange: Exchange, stream: AsyncIterator[bytes], client: WaitingClient
+    ) -> None:
+        """From the event loop; ends with the stream, the client, or this process."""
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        client.hang_up.add_done_callback(lambda _: loop.call_soon(task.cancel))
+        self._streams.add(task)
+        try:
+            async for piece in stream:
+                await exchange.send(piece, more=True)
+        except asyncio.CancelledError:
+            if not self._is_stopping and not client.hang_up.done():
+                raise
+            task.uncancel()
+        finally:
+            self._streams.discard(task)
+            if hasattr(stream, "aclose"):
+                await stream.aclose()
+        await exchange.send(b"", more=False)
+
+    async def _max_upload_of(self, exchange: Exchange) -> int:
+        if self._max_upload is None:
+            return self._limits.max_body_bytes
+        authorization = exchange.headers.get(b"authorization", b"").decode("latin-1")
+        ask = partial(self._max_upload, exchange.scope["method"], exchange.scope["path"], authorization)
+        return await self._threads.run(ask)
+
+
+async def _notice_hang_up(exchange: Exchange, client: WaitingClient) -> None:
+    try:
+        while True:
+            await exchange.receive()
+    except ClientGone:
+        if not client.hang_up.done():
+            client.hang_up.set_result(None)
+
+
+async def _refuse(exchange: Exchange, refused: Refused) -> None:
+    log.info("request_refused", status=refused.status, code=refused.code)
+    if exchange.has_begun:
+        await exchange.cut()
+        return
+    headers, body = problem(refused)
+    try:
+        await exchange.begin(refused.status, headers)
+        await exchange.send(body, more=False)
+    except ClientGone:
+        pass

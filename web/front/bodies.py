@@ -1,0 +1,73 @@
+"""Reading the bodies of requests before a thread is taken: how large, how slow, and how much at once.
+
+Anybody may send a small body; who wants to send more shows first that the upload is welcome, by a function
+that the front is handed. It knows no route and no key.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from web.front.exchange import Exchange
+from web.front.held import Held
+from web.front.limits import Limits
+from web.front.refusals import BodyTooSlow
+from web.front.wsgi import UnreadBody
+
+MaxUploadOf = Callable[[Exchange], Awaitable[int]]
+"""How many bytes the body of this request may have."""
+
+
+class Bodies:
+    """All bodies that one process is reading."""
+
+    def __init__(self, limits: Limits, max_upload_of: MaxUploadOf) -> None:
+        self._limits = limits
+        self._max_upload_of = max_upload_of
+        self._small = Held(limits.max_held_body_bytes)
+        self._uploads = Held(limits.max_held_upload_bytes)
+
+    @property
+    def num_cut(self) -> int:
+        """Connections that were cut to bound memory."""
+        return self._small.num_cut + self._uploads.num_cut
+
+    async def read(self, exchange: Exchange) -> tuple[bytes | UnreadBody, int | None]:
+        """The body and its length. One that is too large stays unread, for the view to refuse by its length.
+
+        Raises `BodyTooSlow` or `ClientGone`.
+        """
+        if not exchange.has_body:
+            return b"", None
+        length = exchange.content_length or 0
+        body = bytearray()
+        max_bytes, has_ended = self._limits.max_body_bytes, False
+        if length <= max_bytes:
+            seconds = self._limits.body_seconds
+            has_ended = await self._read_into(body, exchange, self._small, max_bytes, seconds)
+            if has_ended and len(body) <= max_bytes:
+                return bytes(body), len(body)
+        # It is an upload: what it says, or what came of it so far, is more than anybody may send.
+        max_bytes = await self._max_upload_of(exchange)
+        if not has_ended and max(length, len(body)) <= max_bytes:
+            seconds = self._limits.body_seconds + max_bytes / self._limits.upload_bytes_per_second
+            has_ended = await self._read_into(body, exchange, self._uploads, max_bytes, seconds)
+        if has_ended and len(body) <= max_bytes:
+            return bytes(body), len(body)
+        return UnreadBody(), max(length, len(body))
+
+    async def _read_into(
+        self, body: bytearray, exchange: Exchange, held: Held, max_bytes: int, seconds: float
+    ) -> bool:
+        """Read on until the body ends, which is the answer, or is larger than `max_bytes`."""
+        with held.holding(exchange.connection.abort) as holding:
+            holding.grow(len(body))
+            try:
+                async with asyncio.timeout(seconds):
+                    more = True
+                    while more and len(body) <= max_bytes:
+                        piece, more = await exchange.receive()
+                        body += piece
+                        holding.grow(len(piece))
+            except TimeoutError:
+                raise BodyTooSlow(f"the body was not whole within {seconds:.0f} s") from None
+        return not more

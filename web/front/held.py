@@ -1,0 +1,65 @@
+"""What is held in memory for slow clients, and who is cut when it becomes too much: the slowest of them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Holding:
+    """The bytes held for one client."""
+
+    def __init__(self, held: "Held", cut: Callable[[], None]) -> None:
+        self._held = held
+        self.cut = cut
+        self.num_bytes = 0
+
+    def grow(self, num_bytes: int) -> None:
+        """Hold more; whoever has held something for longest, maybe this one, is cut beyond the bound."""
+        self._held.add(self, num_bytes)
+
+    def shrink(self, num_bytes: int) -> None:
+        """Hold less: the client moved on, and is the last to be cut now."""
+        self._held.take(self, num_bytes)
+
+
+class Held:
+    """All that is held of one kind, at most `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._slowest_first: dict[Holding, None] = {}
+        self.num_bytes = 0
+        self.num_cut = 0
+
+    @contextmanager
+    def holding(self, cut: Callable[[], None]) -> Iterator[Holding]:
+        """A client's holding while the body runs; `cut` ends the client's connection."""
+        holding = Holding(self, cut)
+        try:
+            yield holding
+        finally:
+            self._forget(holding)
+
+    def add(self, holding: Holding, num_bytes: int) -> None:
+        """See `Holding.grow`."""
+        self._slowest_first.setdefault(holding)
+        holding.num_bytes += num_bytes
+        self.num_bytes += num_bytes
+        while self.num_bytes > self._max_bytes:
+            slowest = next(iter(self._slowest_first))
+            self._forget(slowest)
+            self.num_cut += 1
+            slowest.cut()
+
+    def take(self, holding: Holding, num_bytes: int) -> None:
+        """See `Holding.shrink`."""
+        if holding in self._slowest_first:
+            del self._slowest_first[holding]
+            self._slowest_first[holding] = None
+            holding.num_bytes -= num_bytes
+            self.num_bytes -= num_bytes
+
+    def _forget(self, holding: Holding) -> None:
+        if holding in self._slowest_first:
+            del self._slowest_first[holding]
+            self.num_bytes -= holding.num_bytes
+            holding.num_bytes = 0

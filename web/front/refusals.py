@@ -1,0 +1,81 @@
+"""Why the front turns a request away before any view sees it, each with its HTTP status and stable code.
+
+Refused
+ ├─ BadFraming      400 bad_request
+ ├─ BodyTooSlow     408 request_timeout
+ ├─ HeaderTooLarge  431 request_header_fields_too_large
+ └─ Busy            503 busy
+"""
+
+import json
+from http import HTTPStatus
+
+from storage.identifiers import new_id
+
+RETRY_AFTER_SECONDS = 2
+
+
+class Refused(Exception):
+    """Base of the tree."""
+
+    status = 400
+    code = "bad_request"
+    closes = True
+    """Whether the connection ends with the answer, since what follows on it cannot be told."""
+
+
+class BadFraming(Refused):
+    """Where this request ends and the next begins is ambiguous (RFC 9112, section 6.3)."""
+
+
+class BodyTooSlow(Refused):
+    """The body was not whole within its deadline."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class HeaderTooLarge(Refused):
+    """The header has too many bytes or fields (RFC 6585, section 5)."""
+
+    status = 431
+    code = "request_header_fields_too_large"
+
+
+class Busy(Refused):
+    """Every thread is taken and the queue is full."""
+
+    status = 503
+    code = "busy"
+    closes = False
+
+
+def own_headers(content_type: bytes, body: bytes) -> list[tuple[bytes, bytes]]:
+    """Of an answer that no view gives."""
+    return [
+        (b"content-type", content_type),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+
+
+def problem(refused: Refused) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of an RFC 9457 answer, in the shape of `web.errors`."""
+    request_id = new_id("req")
+    body = json.dumps(
+        {
+            "type": f"urn:calotype:problem:{refused.code}",
+            "title": HTTPStatus(refused.status).phrase,
+            "status": refused.status,
+            "code": refused.code,
+            "detail": str(refused),
+            "request_id": request_id,
+        }
+    ).encode()
+    headers = [*own_headers(b"application/problem+json", body), (b"x-request-id", request_id.encode())]
+    if refused.status == 503:
+        headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
+    if refused.closes:
+        headers.append((b"connection", b"close"))
+    return headers, body

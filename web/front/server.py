@@ -1,0 +1,75 @@
+"""The process that serves: uvicorn over our connections, until it is told to stop."""
+
+import resource
+import signal
+from collections.abc import Callable
+from functools import partial
+from socket import socket
+
+import uvicorn
+
+from web.front.application import Front
+from web.front.connection import Connection, Connections
+from web.front.limits import Limits
+
+MAX_FILES = 65_536
+BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM requests in progress get `drain_seconds`; streams end at once."""
+
+    def __init__(
+        self,
+        front: Front,
+        host: str,
+        port: int,
+        *,
+        limits: Limits,
+        connections: Connections,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._front = front
+        self._on_stop = on_stop
+        config = uvicorn.Config(
+            front,
+            host=host,
+            port=port,
+            http=partial(Connection, limits=limits, connections=connections),  # type: ignore[arg-type]
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            h11_max_incomplete_event_size=limits.max_header_bytes,
+            timeout_keep_alive=int(limits.idle_seconds) + 1,  # our own deadline comes first
+            timeout_graceful_shutdown=int(limits.drain_seconds),
+        )
+        super().__init__(config)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """uvicorn's call, on the event loop."""
+        self._on_stop()
+        self._front.stop()
+        await super().shutdown(sockets)
+
+
+def serve_until_told(server: Server) -> None:
+    """Serve until SIGTERM or SIGINT; returns when everybody has been answered, or the time for it is over."""
+    raise_file_limit()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again when it is done, and a server that has drained ends with 0.
+        signal.signal(number, lambda *_: None)
+    server.run()
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system grants: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,166 @@
+"""One call of a WSGI application (PEP 3333) whose request is whole, and its answer as a value.
+
+It knows no socket and no thread: `answer_of` is called in one, and gives back bytes, pieces, or a stream
+that the event loop sends.
+"""
+
+import io
+import sys
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from werkzeug.exceptions import ServiceUnavailable
+
+WsgiApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes] | AsyncIterable[bytes]]
+"""As PEP 3333 has it; besides, an answer may be asynchronous: the event loop sends it without a thread."""
+CLIENT = "calotype.client"
+"""The key in a WSGI environment under which a view finds its `WaitingClient`."""
+PIECE_SECONDS = 0.05
+"""How long small items of a stream are gathered into one piece."""
+LOOPBACK = frozenset({"127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class WaitingClient:
+    """What a view that waits may ask of the front."""
+
+    hang_up: "Future[None]" = field(default_factory=Future)
+    """Done once the client has gone, or the answer has."""
+    lent: Callable[[], AbstractContextManager[None]] = nullcontext
+    """While the body of this runs, the view's place among the threads is another's."""
+
+
+def waiting_client(environ: Mapping[str, Any]) -> WaitingClient:
+    """The client of this request; behind another server one that never hangs up."""
+    client: WaitingClient = environ.get(CLIENT) or WaitingClient()
+    return client
+
+
+@dataclass
+class Answer:
+    """What the application said. Whoever takes the body calls `close` afterwards, in a thread."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: "bytes | Pieces | AsyncIterator[bytes]"
+    close: Callable[[], None]
+
+
+class Pieces:
+    """A streamed answer: `next_piece` gathers what comes quickly, and is called in a thread."""
+
+    def __init__(self, first: bytes, items: Iterator[bytes], max_bytes: int) -> None:
+        self.first = first
+        self._items = items
+        self._max_bytes = max_bytes
+
+    def next_piece(self) -> bytes | None:
+        """Some bytes, or nothing at the end."""
+        piece, ended = gather(self._items, self._max_bytes)
+        return None if ended and not piece else piece
+
+
+class UnreadBody(io.RawIOBase):
+    """The body of a request that is too large to be read: its length has the view refuse it beforehand."""
+
+    def readable(self) -> bool:
+        """As files say it."""
+        return True
+
+    def readinto(self, _buffer: Any) -> int:
+        """Only where a key became known since the front asked."""
+        raise ServiceUnavailable("the key could not be checked before the body was read; try again")
+
+
+def environ_of(
+    scope: Mapping[str, Any], body: "bytes | UnreadBody", content_length: int | None, client: WaitingClient
+) -> dict[str, Any]:
+    """The environment of a request (PEP 3333); bytes stand for themselves as Latin-1.
+
+    A name with an underscore is dropped, as it would pass for one with a hyphen. `X-Forwarded-Proto` is
+    believed from a proxy on this machine, and no other header that names another than the peer is.
+    """
+    peer, server = scope.get("client") or ("", 0), scope.get("server") or ("", 0)
+    target = scope["raw_path"]
+    if not target.startswith(b"/"):  # absolute form: RFC 9112, section 3.2.2
+        target = urlsplit(target).path or b"/"
+    environ = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(target).decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "SERVER_NAME": server[0],
+        "SERVER_PORT": str(server[1]),
+        "REMOTE_ADDR": peer[0],
+        "REMOTE_PORT": str(peer[1]),
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(body) if isinstance(body, bytes) else body,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+        CLIENT: client,
+    }
+    for name, value in scope["headers"]:
+        _add_header(environ, name.decode("latin-1"), value.decode("latin-1"))
+    if content_length is not None:
+        environ["CONTENT_LENGTH"] = str(content_length)
+    if peer[0] in LOOPBACK and environ.get("HTTP_X_FORWARDED_PROTO") == "https":
+        environ["wsgi.url_scheme"] = "https"
+    return environ
+
+
+def _add_header(environ: dict[str, Any], name: str, value: str) -> None:
+    if "_" in name or name in ("content-length", "transfer-encoding"):
+        return
+    key = "CONTENT_TYPE" if name == "content-type" else "HTTP_" + name.upper().replace("-", "_")
+    separator = "; " if name == "cookie" else ","
+    environ[key] = environ[key] + separator + value if key in environ else value
+
+
+def answer_of(
+    app: WsgiApplication, environ: dict[str, Any], *, max_whole_bytes: int, piece_bytes: int
+) -> Answer:
+    """Call the application, and take its answer whole where its length is known and within the bound."""
+    said: list[Any] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], _error: Any = None) -> None:
+        said[:] = [int(status.split(" ", 1)[0]), headers]
+
+    result: Any = app(environ, start_response)
+    status, plain = said
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in plain]
+    close = getattr(result, "close", lambda: None)
+    if hasattr(result, "__aiter__"):
+        return Answer(status, headers, aiter(result), close)
+    try:
+        length = next((int(value) for name, value in headers if name == b"content-length"), None)
+        if length is not None and length <= max_whole_bytes:
+            return Answer(status, headers, b"".join(result), close)
+        items = iter(result)
+        first, ended = gather(items, piece_bytes)
+    except BaseException:
+        close()
+        raise
+    return Answer(status, headers, first if ended else Pieces(first, items, piece_bytes), close)
+
+
+def gather(items: Iterator[bytes], max_bytes: int) -> tuple[bytes, bool]:
+    """The next items as one piece, and whether they were the last."""
+    found: list[bytes] = []
+    num_bytes, until = 0, time.monotonic() + PIECE_SECONDS
+    while num_bytes < max_bytes and (not found or time.monotonic() < until):
+        item = next(items, None)
+        if item is None:
+            return b"".join(found), True
+        found.append(item)
+        num_bytes += len(item)
+    return b"".join(found), False

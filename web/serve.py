@@ -1,0 +1,51 @@
+"""The composition root of the API's process: settings in, serving until SIGTERM."""
+
+from settings import Settings
+from storage.accounts import authenticate
+from storage.errors import StorageError
+from web.app import create_app
+from web.batches import MULTIPART_BYTES
+from web.front.application import Front
+from web.front.connection import Connections
+from web.front.limits import Limits
+from web.front.server import Server, serve_until_told
+from web.front.threads import Threads
+from web.wiring import EXTENSION, Wiring
+
+UPLOADS = ("POST", "/v1/batches")
+
+
+def run_api(settings: Settings, host: str, port: int) -> None:
+    """Serve the API there; returns when it has drained after SIGTERM."""
+    app = create_app(settings)
+    wiring: Wiring = app.extensions[EXTENSION]
+    limits = Limits(
+        header_seconds=settings.header_seconds,
+        body_seconds=settings.body_seconds,
+        answer_seconds=settings.answer_seconds,
+        idle_seconds=settings.idle_seconds,
+        num_threads=settings.web_threads,
+        max_connections=settings.max_connections,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    threads = Threads(limits.num_threads, limits.max_queued)
+
+    def max_upload(method: str, path: str, authorization: str) -> int:
+        """A CSV may be large, but only from whoever shows a key."""
+        if (method, path) != UPLOADS or not _is_known(wiring, authorization):
+            return limits.max_body_bytes
+        return settings.max_csv_bytes + MULTIPART_BYTES
+
+    connections = Connections(limits.max_connections)
+    front = Front(app, limits, threads, max_upload)
+    wiring.metrics.watch_front(connections, threads, lambda: {**connections.num_cut, "memory": front.num_cut})
+    server = Server(front, host, port, limits=limits, connections=connections, on_stop=wiring.waiter.stop)
+    serve_until_told(server)
+
+
+def _is_known(wiring: Wiring, authorization: str) -> bool:
+    scheme, _, token = authorization.partition(" ")
+    try:
+        return scheme.lower() == "bearer" and authenticate(wiring.db, token.strip()) is not None
+    except StorageError:
+        return False  # the view asks again, and says what is wrong
