@@ -8,6 +8,7 @@ A candidate that is not installed is left out, and named: `--packages` is a fold
 with those that are no dependencies of ours.
 
     python -m bench.fronts --seconds 30 --packages build/fronts
+    python -m bench.fronts --port 8000 --pid PID --key KEY --loads "silent,half body,slow reader"
 """
 
 import argparse
@@ -17,30 +18,25 @@ import json
 import os
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
 
+from bench.front_probes import HEADINGS, Row, Server, ask_health, cuts, measure
 from bench.fronts_app import KEY
-from bench.slow_clients import KINDS, Target, seconds_until_cut, slow_clients
+from bench.slow_clients import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
-NUM_SUBMISSIONS = 20
-NUM_STREAMS = 400
-NUM_WAITERS = 100
-TIMEOUT_SECONDS = 10.0
-"""What an answer may take; one that does not come counts as this long."""
-BAR_SECONDS = 1.0
-MAX_PATIENCE_SECONDS = 120.0
-"""How long a lone slow client waits to be cut."""
+LARGE_PATH = "/docs/js/swagger-ui-bundle.js"
+"""The largest answer of the API that takes no key."""
 
 
 @dataclass(frozen=True)
@@ -81,53 +77,6 @@ CANDIDATES = (
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one candidate did under one load; `seconds` of those who asked `/healthz`, in order."""
-
-    candidate: str
-    load: str
-    p50: float
-    p99: float
-    longest: float
-    num_accepted: int
-    longest_submission: float
-    max_rss_mebibytes: float
-    more: str = ""
-
-    @property
-    def holds(self) -> bool:
-        """Whether a normal request stays below the bar and every submission is accepted."""
-        return self.p99 <= BAR_SECONDS and self.num_accepted == NUM_SUBMISSIONS
-
-    def __str__(self) -> str:
-        cells = [self.candidate, self.load, *(f"{value:.3f}" for value in (self.p50, self.p99, self.longest))]
-        cells += [f"{self.num_accepted}/{NUM_SUBMISSIONS}", f"{self.longest_submission:.2f}"]
-        cells += [f"{self.max_rss_mebibytes:.0f}", self.more, "yes" if self.holds else "**no**"]
-        return "| " + " | ".join(cells) + " |"
-
-
-HEADINGS = ("front", "load", "p50", "p99", "max", "accepted", "longest", "RSS MiB", "", "holds")
-
-
-class Server:
-    """A candidate that runs."""
-
-    def __init__(self, port: int, process: psutil.Process) -> None:
-        self.port = port
-        self._process = process
-
-    def rss_bytes(self) -> int:
-        """Of the process and its children, shared pages counted once for each."""
-        total = 0
-        for process in (self._process, *self._process.children(recursive=True)):
-            try:
-                total += process.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-        return total
-
-
 def main() -> None:
     """Measure, print a table, and write it to `bench-output/fronts.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -135,32 +84,42 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1000, help="slow connections of each kind")
     parser.add_argument("--only", default="", help="candidates whose name contains this")
     parser.add_argument("--loads", default="", help="kinds of slow clients, with commas; or `streams`")
+    parser.add_argument("--port", type=int, help="of a `calotype api` that runs, in place of the candidates")
+    parser.add_argument("--pid", type=int, help="its process; all but `streams` can be asked of it")
+    parser.add_argument("--key", help="an API key for it")
     parser.add_argument("--packages", type=Path, default=ROOT / "build" / "fronts")
     options = parser.parse_args()
     loads = options.loads.split(",") if options.loads else [*KINDS, "streams"]
-    rows: list[Row] = []
     headings = ("front, seconds until it cuts:", *KINDS) if loads == ["cuts"] else HEADINGS
     print("| " + " | ".join(headings) + " |\n" + "|---" * len(headings) + "|")
-    for candidate in CANDIDATES:
-        if options.only not in candidate.name:
-            continue
-        if reason := why_absent(candidate, options.packages):
-            print(f"| {candidate.name} | left out: {reason} |" + " |" * (len(HEADINGS) - 2), flush=True)
-            continue
-        if loads == ["cuts"]:
-            with started(candidate, options.packages) as server:
-                print(cuts(candidate, server), flush=True)
-            continue
+    rows: list[Row] = []
+    for start in starts(options):
         for load in loads:
-            with started(candidate, options.packages) as server:
-                row = measure(candidate, server, load, options.clients, options.seconds)
-            rows.append(row)
-            print(row, flush=True)
+            with start() as server:
+                if load == "cuts":
+                    print(cuts(server), flush=True)
+                    continue
+                rows.append(measure(server, load, options.clients, options.seconds))
+            print(rows[-1], flush=True)
     if not rows:
         return
     output = ROOT / "bench-output" / "fronts.json"
     output.parent.mkdir(exist_ok=True)
     output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+def starts(options: argparse.Namespace) -> Iterator[Callable[[], AbstractContextManager[Server]]]:
+    """What is measured, each started anew for each load: the API that runs already, or every candidate."""
+    if options.port:
+        api = Server("calotype api", options.port, options.pid, options.key, "/v1/jobs", LARGE_PATH)
+        yield lambda: nullcontext(api)
+        return
+    for candidate in CANDIDATES:
+        if options.only in candidate.name:
+            if reason := why_absent(candidate, options.packages):
+                print(f"| {candidate.name} | left out: {reason} |", flush=True)
+            else:
+                yield partial(started, candidate, options.packages)
 
 
 def why_absent(candidate: Candidate, packages: Path) -> str:
@@ -197,7 +156,7 @@ def started(candidate: Candidate, packages: Path) -> Iterator[Server]:
             ]
             try:
                 wait_until_answering(port, Path(folder) / "log")
-                yield Server(port, psutil.Process(processes[0].pid))
+                yield Server(candidate.name, port, processes[0].pid, KEY, "/submit", "/large")
             finally:
                 for process in processes:
                     kill_tree(process)
@@ -256,146 +215,6 @@ def wait_until_answering(port: int, log: Path) -> None:
         if time.monotonic() > deadline:
             raise SystemExit(f"it does not start:\n{log.read_text(errors='replace')[-2000:]}")
         time.sleep(0.1)
-
-
-def measure(candidate: Candidate, server: Server, load: str, num_clients: int, seconds: float) -> Row:
-    """One row of the table."""
-    if load == "streams":
-        return asyncio.run(_under_streams(candidate, server, seconds))
-    target = Target(server.port, large_path="/large", body_path="/submit")
-    with slow_clients(load, target, num_clients):
-        probes = asyncio.run(_probe(server, seconds))
-    return probes.row(candidate.name, load)
-
-
-def cuts(candidate: Candidate, server: Server) -> str:
-    """After how many seconds the server ends a lone connection of each kind, as a row of a table."""
-    target = Target(server.port, large_path="/large", body_path="/submit")
-    found = asyncio.run(seconds_until_cut(target, MAX_PATIENCE_SECONDS))
-    shown = ("never" if found[kind] is None else f"{found[kind]:.0f}" for kind in KINDS)
-    return "| " + " | ".join([candidate.name, *shown]) + " |"
-
-
-@dataclass
-class Probes:
-    """What the probes saw."""
-
-    health: list[float]
-    submissions: list[tuple[float, int]]
-    rss_bytes: list[int]
-
-    def row(self, candidate: str, load: str, more: str = "") -> Row:
-        """As a row of the table."""
-        ordered = sorted(self.health)
-        return Row(
-            candidate,
-            load,
-            p50=statistics.median(ordered),
-            p99=ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))],
-            longest=ordered[-1],
-            num_accepted=sum(status == 202 for _, status in self.submissions),
-            longest_submission=max(seconds for seconds, _ in self.submissions),
-            max_rss_mebibytes=max(self.rss_bytes) / 2**20,
-            more=more,
-        )
-
-
-async def _probe(server: Server, seconds: float) -> Probes:
-    """Ask `/healthz` twenty times a second, and submit twenty times, evenly spread."""
-    probes = Probes([], [], [])
-    until = time.monotonic() + seconds
-
-    async def health() -> None:
-        took, _ = await ask_health(server.port)
-        probes.health.append(took)
-        probes.rss_bytes.append(server.rss_bytes())
-
-    async def submission() -> None:
-        probes.submissions.append(await submit(server.port))
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(_repeat(group, health, until, 0.05))
-        group.create_task(_repeat(group, submission, until, seconds / NUM_SUBMISSIONS, NUM_SUBMISSIONS))
-    return probes
-
-
-async def _repeat(
-    group: asyncio.TaskGroup, begin: Callable[[], object], until: float, every: float, most: int = 1 << 30
-) -> None:
-    """Begin at a fixed rate, whatever the answers take: nobody who is slow slows the asking down."""
-    due = time.monotonic()
-    while time.monotonic() < until and most > 0:
-        group.create_task(begin())  # type: ignore[arg-type]
-        most, due = most - 1, due + every
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-
-
-async def ask_health(port: int) -> tuple[float, int]:
-    """Seconds and status of one `/healthz` on a connection of its own; status 0 for none."""
-    return await request(port, "GET /healthz HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
-
-
-async def submit(port: int) -> tuple[float, int]:
-    """Likewise of one submission."""
-    body = json.dumps({"prompt": "a red heart" * 20})
-    head = f"POST /submit HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nAuthorization: {KEY}\r\n"
-    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return await request(port, head + body)
-
-
-async def request(port: int, text: str) -> tuple[float, int]:
-    """Seconds and status of a request on a connection of its own."""
-    began = time.monotonic()
-    status = 0
-    try:
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(text.encode())
-            line = await reader.readline()
-            status = int(line.split()[1]) if line else 0
-            writer.transport.abort()
-    except (OSError, TimeoutError):
-        pass
-    return (time.monotonic() - began if status else TIMEOUT_SECONDS), status
-
-
-async def _under_streams(candidate: Candidate, server: Server, seconds: float) -> Row:
-    """400 event streams and 100 waits; how late events come tells whether anything holds them back."""
-    late: list[float] = []
-    ends: list[float] = []
-
-    async def stream() -> None:
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(b"GET /events HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n\r\n")
-            while line := await reader.readline():
-                if line.startswith(b"data: "):
-                    late.append(time.monotonic() - float(line[6:]))
-        except OSError:
-            return
-
-    async def wait() -> None:
-        began = time.monotonic()
-        text = f"GET /wait?seconds={seconds / 2} HTTP/1.1\r\nHost: bench\r\n\r\n"
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(text.encode())
-        if b" 200 " in await reader.readline():
-            ends.append(time.monotonic() - began - seconds / 2)
-        writer.close()
-
-    tasks = [asyncio.create_task(stream()) for _ in range(NUM_STREAMS)]
-    tasks += [asyncio.create_task(wait()) for _ in range(NUM_WAITERS)]
-    await asyncio.sleep(1)
-    late.clear()
-    probes = await _probe(server, seconds)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    expected = NUM_STREAMS * seconds
-    p99 = sorted(late)[int(len(late) * 0.99)] if late else TIMEOUT_SECONDS
-    more = f"{len(late) / expected:.0%} of events, p99 {p99:.3f} s late; {len(ends)} of {NUM_WAITERS} waits"
-    more += f" ended, {max(ends, default=TIMEOUT_SECONDS):.2f} s late at most"
-    return probes.row(candidate.name, "streams", more)
 
 
 if __name__ == "__main__":

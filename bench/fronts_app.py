@@ -22,7 +22,7 @@ SUBMISSION_SECONDS = 0.02
 """What a submission spends on its row: the thread waits, as it does for Postgres."""
 LARGE_ANSWER = b"0123456789abcdef" * 16_384
 EVENT_SECONDS = 1.0
-KEY = "Bearer calo_bench"
+KEY = "calo_bench"
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
@@ -40,7 +40,7 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> "Iter
             time.sleep(seconds)
         return _answer(start_response, "200 OK", b"{}")
     if path == "/submit":
-        if environ.get("HTTP_AUTHORIZATION") != KEY:
+        if environ.get("HTTP_AUTHORIZATION") != f"Bearer {KEY}":
             return _answer(start_response, "401 Unauthorized", b"{}")
         prompt = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
         time.sleep(SUBMISSION_SECONDS)
