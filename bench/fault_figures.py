@@ -2,7 +2,7 @@
 
 It measures nothing: cells go in, lines and JSON come out.
 
-    python -m bench.fault_figures bench-output/faults.json      (prints the table)
+    python -m bench.fault_figures bench-output/faults.json      (prints what the page shows)
 """
 
 import json
@@ -110,6 +110,15 @@ def _failures(cell: Cell) -> Iterator[str]:
         yield f"well after {_seconds(cell.well_seconds)}, bar {MAX_SECONDS_UNTIL_WELL:g} s"
 
 
+def report(cells: Sequence[Cell]) -> Iterator[str]:
+    """The table, and every bar that is missed."""
+    yield from table(cells)
+    missed = failures(cells)
+    yield ""
+    yield "Missed in this run:\n" if missed else "No bar was missed."
+    yield from (f"- {what}" for what in missed)
+
+
 def table(cells: Iterable[Cell]) -> Iterator[str]:
     """Markdown: a line a cell. Seconds stand with the number of requests behind them."""
     yield (
@@ -163,4 +172,4 @@ def read(path: Path) -> list[Cell]:
 
 
 if __name__ == "__main__":
-    print("\n".join(table(read(Path(sys.argv[1])))))
+    print("\n".join(report(read(Path(sys.argv[1])))))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bench.fault_figures import Cell, cell_of, failures, line, table, write
+from bench.fault_figures import Cell, cell_of, failures, line, report, write
 from bench.fault_load import JOB, Client, Load
 from bench.fault_system import SERVERS, STOPPED, System, run_system
 from bench.faulty_proxy import Fault
@@ -49,10 +49,8 @@ def main() -> None:
                     write(cells, asked.out)
                     if cells[-1].well_seconds is None:
                         break  # it will not be well for the next one either: start anew
-    print("\n".join(table(cells)))
-    missed = failures(cells)
-    print("\n".join(missed) or "no bar is missed")
-    sys.exit(bool(missed))
+    print("\n".join(report(cells)))
+    sys.exit(bool(failures(cells)))
 
 
 def measure(system: System, part: str, fault: str, seconds: float) -> Cell:
