@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import psycopg2
@@ -26,6 +27,7 @@ from local.endpoints import Embedded
 from local.ports import choose_ports
 from local.roles import ROLES
 from settings import ROOT
+from storage.roles import ROLES as DATABASE_ROLES
 from tests.unit.docs.deployment_files import mounted
 
 from .image_layout import STATED, Image, lay_out, packages
@@ -146,7 +148,15 @@ def host(services: Embedded, images: dict[str, Image], tmp_path: Path) -> Iterat
     names = ["web", "flower", "valkey", "s3", "s3_master", "s3_volume", "s3_filer", "s3_admin"]
     host = Host(tmp_path, choose_ports(names), images)
     made = tmp_path / "made"
-    addresses = {"calotype_database_url": fresh_database(services)}
+    owner = fresh_database(services)
+    addresses = {"calotype_database_url": owner}
+    for database_role in DATABASE_ROLES:
+        # Users are the whole cluster's, and others of these names are in use there.
+        password = (made / f"postgres_password_{database_role}").read_text(encoding="utf-8")
+        user = f"{urlsplit(owner).path[1:]}_{database_role}"
+        addresses[f"calotype_database_url_{database_role}"] = (
+            f"postgresql://{user}:{password}@{owner.partition('@')[2]}"
+        )
     for role in ROLES:
         name = f"calotype_broker_url_{role}"
         url = (made / name).read_text(encoding="utf-8").strip()

@@ -16,6 +16,7 @@ from catalogue import WorkerPlan
 from cli import app
 from local.roles import ROLES
 from settings import OTHER_VARIABLES, ROOT, Settings
+from storage.roles import ROLES as DATABASE_ROLES
 
 from .deployment_files import HOME, Command, Deployment, mounted
 
@@ -197,7 +198,9 @@ def check_ports(deployment: Deployment) -> Iterable[str]:
     if f":{s3}" not in deployment.variables_of(".env.example")["CALOTYPE_S3_PUBLIC_ENDPOINT"]:
         yield ".env.example: CALOTYPE_S3_PUBLIC_ENDPOINT is not where S3 answers"
     brokers = {f"calotype_broker_url_{role}": "@valkey:6379/0" for role in ROLES}
-    for secret, address in {"calotype_database_url": "@postgres:5432/calotype", **brokers}.items():
+    databases = {f"calotype_database_url_{role}": "@postgres:5432/calotype" for role in DATABASE_ROLES}
+    owner = {"calotype_database_url": "@postgres:5432/calotype"}
+    for secret, address in {**owner, **databases, **brokers}.items():
         if not deployment.made_secrets.get(secret, "").strip().endswith(address):
             yield f"deploy/make-secrets: {secret} does not lead to {address}"
     example = "deploy/systemd/calotype.env.example"

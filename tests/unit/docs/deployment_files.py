@@ -162,9 +162,9 @@ def mounted(service: dict[str, Any]) -> dict[str, str]:
 
 
 def _in_shell(place: str, words: list[str]) -> list[Command]:
-    if words[:2] != ["sh", "-c"]:
+    if words[:2] not in (["sh", "-c"], ["sh", "-ec"]):
         return [Command(place, words)]
-    lines = words[2].replace("$$", "$").strip().splitlines()
+    lines = re.sub(r"\\\n\s*", "", words[2].replace("$$", "$").strip()).splitlines()
     parts = [part.strip() for line in lines for part in line.split("; ") if not line.startswith("export ")]
     run = [re.sub(r"^(exec|until|do) ", "", part) for part in parts if part != "done"]
     return [Command(place, shlex.split(part)) for part in run]

@@ -14,6 +14,7 @@ from local.plan import ENGINE_START_SECONDS
 from local.roles import S3_ROLES
 from local.seaweedfs import BUCKET
 from settings import ROOT, Settings
+from storage.roles import ROLES as DATABASE_ROLES
 
 from .deployment_files import Deployment, mounted
 
@@ -117,7 +118,8 @@ def test_secrets_stand_in_no_environment_and_each_service_gets_only_its_own() ->
         shown = {key for key in service.get("environment", {}) if secretive.search(key)}
         assert shown <= {"CALOTYPE_SECRETS_DIR", "POSTGRES_PASSWORD_FILE"}, name
         assert mounted(service), name
-    assert set(mounted(SERVICES["migrate"]).values()) == {"calotype_database_url"}
+    users = {f"calotype_database_url_{role}" for role in DATABASE_ROLES}
+    assert set(mounted(SERVICES["migrate"]).values()) == {"calotype_database_url"} | users
     assert not any("database" in secret for secret in mounted(SERVICES["flower"]).values())
     # Only a mounted file can enter a read-only root.
     assert all(entry.keys() == {"file"} for entry in COMPOSE["secrets"].values())
@@ -131,9 +133,11 @@ def test_S35_a_service_holds_the_keys_of_its_role_and_nobody_those_of_the_owner(
         by_role = {
             path.rpartition("/")[2]: source
             for path, source in mounted(SERVICES[name]).items()
-            if "broker" in source or "s3" in source
+            if "database" in source or "broker" in source or "s3" in source
         }
         settings = ["calotype_broker_url"]
+        if role in DATABASE_ROLES:
+            settings += ["calotype_database_url"]
         if role in S3_ROLES:
             settings += ["calotype_s3_access_key", "calotype_s3_secret_key"]
         assert by_role == {setting: f"{setting}_{role}" for setting in settings}, name

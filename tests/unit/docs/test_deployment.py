@@ -11,6 +11,7 @@ import pytest
 
 from local.roles import ROLES
 from settings import ROOT, Settings, load_settings
+from storage.roles import ROLES as DATABASE_ROLES
 
 from .deployment_checks import problems
 from .deployment_files import FILES, Deployment, mounted
@@ -57,6 +58,7 @@ CHANGES = [
     (".dockerignore", "!storage\n", "!storage\n!store\n", "store is not there"),
     (".env.example", "WORKER_MEMORY=8g", "WORKERS_MEMORY=8g", ".env.example offers"),
     ("deploy/make-secrets", "write valkey.conf", "write redis.conf", "makes no valkey.conf"),
+    ("deploy/make-secrets", "@postgres:5432", "@postgres:5433", "calotype_database_url_api does not lead to"),
     ("deploy/make-secrets", "@valkey:6379/0", "@valkey:6380/0", "calotype_broker_url_api does not lead to"),
     (UNITS + "calotype-sweeper.service", "cli sweep", "cli swipe", "no command calotype swipe"),
     (UNITS + "calotype-migrate.service", "upgrade head", "upgrade heads", "alembic is told"),
@@ -129,9 +131,12 @@ def test_secrets_are_made_once_and_are_their_owners_alone(tmp_path: Path) -> Non
     # Other users inside the containers read them, through mounts of the files alone.
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o444}
     passwords = [text for name, text in made.items() if re.search(r"password|_key|_secret$", name)]
-    assert len(set(passwords)) == len(passwords) == 18
+    assert len(set(passwords)) == len(passwords) == 22
     assert all(re.fullmatch(r"[0-9a-f]{40}", text) for text in passwords)
     assert made["postgres_password"] in made["calotype_database_url"]
+    for user in DATABASE_ROLES:
+        url = made[f"calotype_database_url_{user}"]
+        assert f"//{user}:{made[f'postgres_password_{user}']}@" in url
     for role in ROLES:
         assert f"user {role} on >{made[f'valkey_password_{role}']} " in made["valkey.conf"]
         assert f"//{role}:{made[f'valkey_password_{role}']}@" in made[f"calotype_broker_url_{role}"]
