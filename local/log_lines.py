@@ -1,6 +1,6 @@
 """The logs of a data folder, read line by line and followed over restarts and rotations.
 
-Knows where the supervisor writes them and how it renames them, and nothing of what they say.
+Knows where the supervisor writes them and keeps older ones, and nothing of what they say.
 """
 
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from local.errors import LocalError
+from local.log_rotation import current_logs, kept_log
 
-_ROTATED = ".1"
 _MAX_LINE_BYTES = 65_536
 
 
@@ -23,6 +23,9 @@ class LogFile:
         self._file: BinaryIO | None = None
         self._rest = b""
         self._first = deque[str](maxlen=num_lines)
+        self._kept: os.stat_result | None = None
+        if num_lines:
+            self._first.extend(self._read_kept(0))  # the last lines may reach back over a rotation
         if self._reopen():
             self._first.extend(self._read())
         self._is_first = True
@@ -33,6 +36,9 @@ class LogFile:
         if self._is_first:
             self._is_first = False
             lines += self._first
+        if self._file is not None and self._was_emptied(self._file):
+            lines += self._read_kept(self._file.tell())
+            self._file.seek(0)
         lines += self._read()
         if self._has_moved() and self._reopen():
             lines += self._read()
@@ -49,10 +55,32 @@ class LogFile:
             return []
         if os.fstat(self._file.fileno()).st_size < self._file.tell():
             self._file.seek(0)  # it was emptied and is written anew
-        *whole, self._rest = (self._rest + self._file.read()).split(b"\n")
+        return self._split(self._file.read())
+
+    def _read_kept(self, position: int) -> list[str]:
+        """What was copied aside last, from there on."""
+        try:
+            with kept_log(self._path).open("rb") as file:
+                self._kept = os.fstat(file.fileno())
+                file.seek(position)
+                return self._split(file.read())
+        except OSError:
+            return []
+
+    def _split(self, written: bytes) -> list[str]:
+        *whole, self._rest = (self._rest + written).split(b"\n")
         if len(self._rest) > _MAX_LINE_BYTES:
             whole, self._rest = [*whole, self._rest], b""
         return [line.decode("utf-8", "replace") for line in whole]
+
+    def _was_emptied(self, file: BinaryIO) -> bool:
+        """Whether the log was copied aside since the last look, and emptied, which comes a moment later."""
+        try:
+            kept = kept_log(self._path).stat()
+        except OSError:
+            return False
+        is_new = self._kept is None or not os.path.samestat(kept, self._kept)
+        return is_new and os.fstat(file.fileno()).st_size < kept.st_size
 
     def _has_moved(self) -> bool:
         try:
@@ -68,13 +96,13 @@ class LogFile:
         except OSError:
             return False
         self.close()
-        self._file, self._rest = file, b""
+        self._file = file
         return True
 
 
 def log_names(folder: Path) -> list[str]:
     """The services that have written a log in this folder."""
-    return sorted(path.stem for path in folder.glob("*.log") if not path.stem.endswith(_ROTATED))
+    return [log.stem for log in current_logs(folder)]
 
 
 def read_logs(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 _LAUNCH = Path(__file__).with_name("launch.py")
-_MAX_LOG_BYTES = 16 * 2**20
 
 
 class Process:
@@ -100,6 +99,5 @@ def tail(log: Path, num_lines: int = 15) -> str:
 
 
 def _open_log(path: Path) -> BinaryIO:
-    if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
-        path.replace(path.with_suffix(".1.log"))
+    # For appending: whoever bounds the log empties it while the child goes on.
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb")

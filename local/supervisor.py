@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from local.errors import StartFailed
+from local.log_rotation import MAX_BYTES, rotate_logs
 from local.process import Process, tail
 
-_POLL_SECONDS = 0.05
+_POLL_SECONDS, _LOG_SECONDS = 0.05, 1.0
 _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS, _HEALTHY_SECONDS = 0.2, 10.0, 30.0
 
 
@@ -87,12 +88,14 @@ class Supervisor:
         steps: Sequence[Step] = (),
         inherit: Sequence[int] = (),
         on_change: Callable[[], None] = lambda: None,
+        max_log_bytes: int = MAX_BYTES,
     ) -> None:
         self._children = [_Child(service) for service in services]
         self._steps, self._inherit, self._logs = steps, inherit, logs
         self._say, self._on_change = say, on_change
         self._stopping, self._at_once, self.started = threading.Event(), threading.Event(), threading.Event()
         self._hooks: list[threading.Thread] = []
+        self._max_log_bytes, self._logs_due_at = max_log_bytes, 0.0
 
     def run(self) -> None:
         """Start everything, supervise until `stop`, stop everything. Raises `StartFailed`."""
@@ -193,6 +196,7 @@ class Supervisor:
 
     def _supervise(self, children: Sequence[_Child]) -> None:
         now = time.monotonic()
+        self._bound_logs(now)
         for child in children:
             if child.process is None:
                 if now >= child.restart_at:
@@ -205,6 +209,12 @@ class Supervisor:
                 self._check_restarted(child, now)
             elif now - child.started_at > _HEALTHY_SECONDS:
                 child.backoff_seconds = _FIRST_BACKOFF_SECONDS
+
+    def _bound_logs(self, now: float) -> None:
+        """Those of the children, and our own where it lies beside them."""
+        if now >= self._logs_due_at:
+            self._logs_due_at = now + _LOG_SECONDS
+            rotate_logs(self._logs, max_bytes=self._max_log_bytes)
 
     def _check_restarted(self, child: _Child, now: float) -> None:
         service = child.service
