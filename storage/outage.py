@@ -4,6 +4,7 @@ While it is away one thread looks, and everybody else is refused without waiting
 """
 
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -13,6 +14,8 @@ from storage.errors import Unavailable
 log = structlog.get_logger()
 
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 2.0
+LOUD_SECONDS = 60.0
+"""How often the log says why the database is still away: a password that was rotated, for one."""
 
 
 class Outage:
@@ -45,14 +48,16 @@ class Outage:
         self._is_closed.set()
 
     def _watch(self) -> None:
-        pause_seconds = FIRST_PAUSE_SECONDS
+        pause_seconds, loud_at = FIRST_PAUSE_SECONDS, time.monotonic()
         while not self._is_closed.wait(pause_seconds):
             try:
                 self._look()
                 break
             except Exception as error:
                 # Whatever a driver raises means the same here: not yet.
-                log.debug("database_still_away", error=type(error).__name__)
+                if time.monotonic() >= loud_at:
+                    loud_at = time.monotonic() + LOUD_SECONDS
+                    log.error("database_still_away", error=str(error).strip())
                 pause_seconds = min(pause_seconds * 2, MAX_PAUSE_SECONDS)
         self._on_end()
         with self._lock:

@@ -57,7 +57,7 @@ class Dispatcher:
             self._celery.send_task(**message)
         except (OperationalError, OSError) as error:
             self._rest_until = self._clock() + REST_SECONDS
-            log.warning("bell_not_rung", id=message["args"][0], error=type(error).__name__)
+            log.warning("bell_not_rung", id=message["args"][0], error=str(error))
             return False
         with self._lock:
             self.num_rung += 1

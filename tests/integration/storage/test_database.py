@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from bench.faulty_proxy import Fault, proxied
@@ -30,9 +31,9 @@ def test_a_read_only_server_is_unavailable_and_is_used_again_once_it_can_be_writ
 
 
 def test_a_statement_that_takes_too_long_is_unavailable(migrated: Embedded) -> None:
-    db = Database(migrated.database_url, 1, transaction_seconds=0.1)
+    db = Database(migrated.database_url, 1, transaction_seconds=3)
     with pytest.raises(Unavailable), db.transaction() as connection:
-        connection.execute(text("SELECT pg_sleep(5)"))
+        connection.execute(text("SELECT pg_sleep(30)"))
     db.check()
     db.close()
 
@@ -110,7 +111,7 @@ def test_S3_a_transaction_that_was_given_up_has_written_nothing(
 def test_S3_a_lock_that_is_not_given_back_is_not_taken_for_an_outage(
     migrated: Embedded, database: Database, account: str
 ) -> None:
-    db = Database(migrated.database_url, 2, transaction_seconds=1)
+    db = Database(migrated.database_url, 2, transaction_seconds=3)
     lock = text("SELECT FROM accounts WHERE id = :id FOR UPDATE")
     with database.transaction() as holder:
         holder.execute(lock, {"id": account})
@@ -181,3 +182,31 @@ def test_a_full_server_does_not_cost_the_connections_that_are_there(migrated: Em
     with db.transaction() as connection:
         connection.execute(text(f"DROP ROLE {name}"))
     db.close()
+
+
+def test_S32_a_password_that_was_rotated_is_said_loudly_and_used_once_it_is_right(
+    migrated: Embedded, database: Database
+) -> None:
+    name = "rotated_for_a_test"
+    with database.transaction() as connection:
+        connection.execute(text(f"DROP ROLE IF EXISTS {name}"))
+        connection.execute(text(f"CREATE ROLE {name} LOGIN PASSWORD 'new'"))
+    host = migrated.database_url.rpartition("@")[2]
+    db = Database(f"postgresql://{name}:old@{host}", 1)
+    with capture_logs() as events:
+        with pytest.raises(Unavailable):
+            db.check()
+        while not any(event["event"] == "database_still_away" for event in events):
+            time.sleep(0.05)
+    loud = next(event for event in events if event["event"] == "database_still_away")
+    assert loud["log_level"] == "error"
+    assert "password authentication failed" in loud["error"]
+    assert "old" not in loud["error"]
+    with database.transaction() as connection:
+        connection.execute(text(f"ALTER ROLE {name} PASSWORD 'old'"))
+    Retrying(retry=retry_if_exception_type(Unavailable), wait=wait_fixed(0.1), stop=stop_after_delay(20))(
+        db.check
+    )
+    db.close()
+    with database.transaction() as connection:
+        connection.execute(text(f"DROP ROLE {name}"))
