@@ -16,6 +16,7 @@ from storage.roles import create_groups
 from storage.tables import metadata
 
 MIGRATION_LOCK = 0x63616C6F  # "calo"
+LOCK_SECONDS = 10
 
 
 def run() -> None:
@@ -24,9 +25,12 @@ def run() -> None:
     settings.require("database_url")
     url = settings.database_url.get_secret_value().replace("postgresql://", "postgresql+psycopg2://", 1)
     tls = tls_options(url, settings.ca_file)
-    engine = create_engine(url, poolclass=pool.NullPool, connect_args={"connect_timeout": 10, **tls})
+    limits = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 5}  # s, ms, s
+    engine = create_engine(url, poolclass=pool.NullPool, connect_args={**limits, **tls})
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+        # All requests wait behind whoever waits for a table's lock: better to fail and be tried again.
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
         try:
             create_groups(connection)
         except RolesNotSet as error:

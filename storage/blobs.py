@@ -277,9 +277,10 @@ class Blobs:
         except BlobRefused as error:
             self._say_loudly(error)
             raise
-        except BlobUnavailable:
-            # Idle connections to a store that went silent are as dead as the one that was just tried.
-            self._client.close()
+        except BlobUnavailable as error:
+            if not isinstance(error.__cause__, ClientError):
+                # Idle connections to a store that went silent are as dead as the one that was just tried.
+                self._client.close()
             raise
 
     def _say_loudly(self, error: BlobRefused) -> None:

@@ -73,7 +73,19 @@ class Database:
         event.listen(self._engine, "checkout", self._check_out)
         self._looking = self._make_engine(url, min(MAX_LOOK_SECONDS, transaction_seconds), poolclass=NullPool)
         event.listen(self._looking, "checkout", self._check_out)
-        self._outage = Outage(self._look, on_end=self._engine.dispose)
+        self._outage = Outage(
+            self._look,
+            on_end=self._engine.dispose,
+            # Long transactions too: nobody waits out his own deadline for what another has found out.
+            on_confirmed=lambda: _deadlines.end_all(self),
+        )
+
+    def begin_request(self, seconds: float) -> None:
+        """Let all transactions of this thread take `seconds` together, until it begins another request.
+
+        One that asks for its own time is not held to it.
+        """
+        self._current.left_seconds = seconds
 
     @contextmanager
     def transaction(
@@ -84,7 +96,7 @@ class Database:
         `seconds` if this one may take longer than others. The API sees no rows but those of `account_id`.
         """
         self._outage.refuse()
-        with self._translated(), self._within(seconds or self._transaction_seconds) as deadline:
+        with self._translated(), self._within(seconds or self._left_seconds(), owner=self) as deadline:
             try:
                 with self._engine.begin() as connection:
                     _set_for_transaction(connection, seconds, account_id)
@@ -143,7 +155,8 @@ class Database:
 
         def connect(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
             # libpq looks names up without any limit; its own limit covers only what comes after.
-            left_seconds = self._current.deadline.at - time.monotonic()
+            began_at = time.monotonic()
+            left_seconds = self._current.deadline.at - began_at
             try:
                 return self._connects.call(
                     lambda: dialect.connect(*arguments, **options),
@@ -151,22 +164,34 @@ class Database:
                     on_late=lambda connection: connection.close(),
                 )
             except TimeoutError as error:
-                raise psycopg2.OperationalError(f"connecting took too long: {error}") from error
+                raise _ConnectTimedOut(f"connecting took too long: {error}") from error
+            except psycopg2.OperationalError as error:
+                if time.monotonic() - began_at >= float(options["connect_timeout"]) * 0.9:  # libpq's own limit
+                    raise _ConnectTimedOut(str(error)) from error
+                raise
 
         event.listen(engine, "do_connect", connect)
         event.listen(engine, "connect", _keep_socket)
         event.listen(engine, "close", _close_socket)
         return engine
 
+    def _left_seconds(self) -> float:
+        left: float = min(self._transaction_seconds, getattr(self._current, "left_seconds", LONG_SECONDS))
+        if left <= 0:
+            raise Unavailable("the database took too long to answer this request")
+        return left
+
     @contextmanager
-    def _within(self, seconds: float) -> Iterator[Deadline]:
-        outer = getattr(self._current, "deadline", None)
-        deadline = self._current.deadline = _deadlines.arm(seconds)
+    def _within(self, seconds: float, *, owner: object = None) -> Iterator[Deadline]:
+        outer, began_at = getattr(self._current, "deadline", None), time.monotonic()
+        deadline = self._current.deadline = _deadlines.arm(seconds, owner)
         try:
             yield deadline
         finally:
             _deadlines.disarm(deadline)
             self._current.deadline = outer
+            if hasattr(self._current, "left_seconds"):
+                self._current.left_seconds -= time.monotonic() - began_at
 
     def _check_out(self, connection: Any, record: Any, _fairy: Any) -> None:
         """Put the connection under the transaction's deadline, and see whether it is still there."""
@@ -193,8 +218,9 @@ class Database:
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             if sqlstate(error) in (DEADLOCK, SERIALIZATION):
                 raise
-            # A server that is full refuses new connections alone: those that we have go on.
-            if _could_not_connect(error) and not self._engine.pool.checkedout():
+            # A server that is full refuses new connections alone, and at once: those that we have go on.
+            is_silent = isinstance(getattr(error, "orig", None), _ConnectTimedOut)
+            if is_silent or (_could_not_connect(error) and not self._engine.pool.checkedout()):
                 self._outage.begin("cannot be connected to")
             raise Unavailable(f"the database cannot be used: {type(error).__name__}") from error
         except DBAPIError as error:
@@ -211,6 +237,10 @@ class Database:
             connection.execute(text("SELECT 1"))
 
 
+class _ConnectTimedOut(psycopg2.OperationalError):
+    """Nothing answered while we tried to connect."""
+
+
 def tls_options(url: str, ca_file: Path | None) -> dict[str, str]:
     """libpq's options that verify the server, beside those in the URL, which come first.
 
@@ -218,8 +248,8 @@ def tls_options(url: str, ca_file: Path | None) -> dict[str, str]:
     """
     said = parse_qs(urlsplit(url).query)
     mode = said.get("sslmode", ["verify-full" if ca_file else "prefer"])[0]
-    if mode == "require" and ca_file:
-        mode = "verify-full"
+    if mode == "require":
+        mode = "verify-full"  # of the system's authorities, where none was named
     options = {"sslmode": mode}
     if mode.startswith("verify-") and "sslrootcert" not in said:
         # libpq would look into ~/.postgresql; what the system trusts is in the file that Python reads too.

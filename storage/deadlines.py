@@ -52,8 +52,9 @@ class SocketHandle:
 class Deadline:
     """The end of one piece of work; `is_over` once its socket has been shut, or would have been."""
 
-    def __init__(self, at: float) -> None:
+    def __init__(self, at: float, owner: object = None) -> None:
         self.at = at
+        self.owner = owner
         self.is_over = False
         self.socket: SocketHandle | None = None
 
@@ -70,9 +71,9 @@ class SocketDeadlines:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def arm(self, seconds: float) -> Deadline:
+    def arm(self, seconds: float, owner: object = None) -> Deadline:
         """Begin a deadline that is over in `seconds`, without a socket yet. End it with `disarm`."""
-        deadline = Deadline(self._clock() + seconds)
+        deadline = Deadline(self._clock() + seconds, owner)
         with self._changed:
             self._armed.add(deadline)
             # After a fork the parent's thread is not alive here.
@@ -88,6 +89,14 @@ class SocketDeadlines:
             deadline.socket = bound
             if deadline.is_over:
                 bound.shut()
+
+    def end_all(self, owner: object) -> None:
+        """All deadlines of this owner are over now."""
+        with self._changed:
+            for deadline in self._armed:
+                if deadline.owner is owner:
+                    deadline.at = self._clock()
+            self._changed.notify()
 
     def disarm(self, deadline: Deadline) -> None:
         """The work has ended: from now on its socket stays open."""

@@ -19,11 +19,20 @@ LOUD_SECONDS = 60.0
 
 
 class Outage:
-    """Begins with `begin` and ends when `look` returns; `on_end` runs before anyone is let in again."""
+    """Begins with `begin` and ends when `look` returns.
 
-    def __init__(self, look: Callable[[], None], on_end: Callable[[], None]) -> None:
+    `on_confirmed` runs once the first look has failed, `on_end` before anyone is let in again.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[], None],
+        on_end: Callable[[], None],
+        on_confirmed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._look = look
         self._on_end = on_end
+        self._on_confirmed = on_confirmed
         self._lock = threading.Lock()
         self._reason: str | None = None
         self._is_closed = threading.Event()
@@ -41,14 +50,20 @@ class Outage:
                 return
             self._reason = reason
         log.warning("database_away", reason=reason)
-        threading.Thread(target=self._watch, name="database-outage", daemon=True).start()
+        try:
+            threading.Thread(target=self._watch, name="database-outage", daemon=True).start()
+        except RuntimeError:  # no thread can be started: everybody tries for himself then
+            with self._lock:
+                self._reason = None
+            raise
 
     def close(self) -> None:
         """Stop looking."""
         self._is_closed.set()
 
     def _watch(self) -> None:
-        pause_seconds, loud_at = FIRST_PAUSE_SECONDS, time.monotonic()
+        # At once: one late transaction need not mean that the database is away.
+        pause_seconds, loud_at, is_confirmed = 0.0, time.monotonic(), False
         while not self._is_closed.wait(pause_seconds):
             try:
                 self._look()
@@ -58,7 +73,12 @@ class Outage:
                 if time.monotonic() >= loud_at:
                     loud_at = time.monotonic() + LOUD_SECONDS
                     log.error("database_still_away", error=str(error).strip())
-                pause_seconds = min(pause_seconds * 2, MAX_PAUSE_SECONDS)
+                if not is_confirmed:
+                    is_confirmed = True
+                    self._on_confirmed()
+                pause_seconds = min(max(pause_seconds * 2, FIRST_PAUSE_SECONDS), MAX_PAUSE_SECONDS)
+        if self._is_closed.is_set():
+            return
         self._on_end()
         with self._lock:
             self._reason = None

@@ -61,7 +61,12 @@ class Sweeper:
             stop.wait(self._plan.sweep_seconds)
 
     def sweep(self) -> None:
-        """One turn. A part that fails is logged and tried again at the next turn."""
+        """One turn. A part that fails is logged and tried again at the next turn.
+
+        A broker that does not answer is waited for once a turn, so that it does not hold up reaping.
+        """
+        asks_broker = (self._notice_broker_loss, self._feed, self._replace_lost, self._ring_deliveries)
+        is_broker_down = False
         for part in (
             self._reap,
             self._expire,
@@ -72,9 +77,12 @@ class Sweeper:
             self._ring_deliveries,
             self._remove_sessions,
         ):
+            if is_broker_down and part in asks_broker:
+                continue
             try:
                 part()
             except (StorageError, BrokerDown) as error:
+                is_broker_down = is_broker_down or isinstance(error, BrokerDown)
                 log.warning("sweep_part_failed", part=part.__name__.strip("_"), error=str(error))
             except Exception:
                 # What one part trips over must not keep the others from healing.

@@ -37,8 +37,9 @@ from web.wiring import EXTENSION, Wiring
 VERSION = "0.1.0"
 MAX_CONNECTIONS = 10
 MAX_FORM_PARTS = 32  # the page that draws has 16 fields
-TRANSACTION_SECONDS, POOL_SECONDS = 5.0, 1.5
-"""So that a request is refused within 8 seconds when Postgres hangs, wherever it is just then."""
+TRANSACTION_SECONDS, POOL_SECONDS, REQUEST_SECONDS = 5.0, 1.5, 6.0
+"""For one transaction, for a free connection, for all transactions of a request: so that a request is refused
+within 8 seconds when Postgres hangs, wherever it is just then."""
 DESCRIPTION = """Turns prompts into images. Errors are RFC 9457 `application/problem+json` with a stable
 `code`; every answer carries `X-Request-ID`."""
 
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     app.extensions[EXTENSION] = wiring
 
     register_access_log(app, wiring.metrics)
+    app.before_request(lambda: wiring.db.begin_request(REQUEST_SECONDS))
     register_request_limits(app)
     register_security_headers(app, images=settings.s3_public_endpoint or settings.s3_endpoint)
     register_errors(app)

@@ -50,7 +50,12 @@ class Look:
             if self._begun_at is not None:
                 return
             self._begun_at, self._ended = self._clock(), threading.Event()
-        threading.Thread(target=self._run, name=f"look-{self.name}", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name=f"look-{self.name}", daemon=True).start()
+        except RuntimeError as error:  # no thread can be started: the next request tries again
+            log.warning("look_not_begun", look=self.name, error=str(error))
+            with self._lock:
+                self._begun_at = None
 
     def finding(self, wait_until: float) -> Finding:
         """The last finding, after waiting for a look that has just begun, until `wait_until` on the clock."""

@@ -210,3 +210,50 @@ def test_S32_a_password_that_was_rotated_is_said_loudly_and_used_once_it_is_righ
     db.close()
     with database.transaction() as connection:
         connection.execute(text(f"DROP ROLE {name}"))
+
+
+def test_S3_all_transactions_of_a_request_end_within_its_time(migrated: Embedded) -> None:
+    db = Database(migrated.database_url, 1, transaction_seconds=10)
+    db.begin_request(1.0)
+    db.check()
+    with db.transaction() as connection:
+        connection.execute(text("SELECT pg_sleep(0.9)"))
+    with pytest.raises(Unavailable), db.transaction() as connection:
+        connection.execute(text("SELECT pg_sleep(5)"))
+    with pytest.raises(Unavailable):
+        db.check()
+    db.begin_request(20.0)
+    Retrying(retry=retry_if_exception_type(Unavailable), wait=wait_fixed(0.1), stop=stop_after_delay(9))(
+        db.check
+    )
+    db.close()
+
+
+def test_S3_a_long_transaction_does_not_outlast_an_outage_that_others_have_found(migrated: Embedded) -> None:
+    db = Database(migrated.database_url, 2, transaction_seconds=1)
+    db.check()
+    ended_after: list[float] = []
+
+    def upload() -> None:
+        began_at = time.monotonic()
+        try:
+            with db.transaction(seconds=60) as connection:
+                entered.set()
+                assert hung.wait(30)
+                connection.execute(text("SELECT 1"))
+        except Unavailable:
+            pass
+        ended_after.append(time.monotonic() - began_at)
+
+    entered, hung = threading.Event(), threading.Event()
+    uploading = threading.Thread(target=upload)
+    uploading.start()
+    assert entered.wait(30)
+    with paused(migrated.pid("postgres")):
+        hung.set()
+        with pytest.raises(Unavailable):
+            db.check()
+        uploading.join(30)
+    assert ended_after
+    assert ended_after[0] < 20
+    db.close()

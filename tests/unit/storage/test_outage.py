@@ -57,3 +57,21 @@ def test_a_closed_one_looks_no_more() -> None:
     outage.begin("no answer")
     outage.refuse()
     assert server.num_looks == 0
+
+
+def test_an_outage_is_confirmed_by_the_first_look_that_fails() -> None:
+    server, confirmed = FakeServer(), threading.Event()
+    outage = Outage(server.look, server.end, on_confirmed=confirmed.set)
+    outage.begin("no answer")
+    assert confirmed.wait(30)
+    server.is_back.set()
+    assert server.has_ended.wait(30)
+
+
+def test_a_database_that_only_looked_late_is_confirmed_to_be_well() -> None:
+    server, confirmed = FakeServer(), threading.Event()
+    server.is_back.set()
+    outage = Outage(server.look, server.end, on_confirmed=confirmed.set)
+    outage.begin("one late transaction")
+    assert server.has_ended.wait(30)
+    assert not confirmed.is_set(), "other transactions go on"
