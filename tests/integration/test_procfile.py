@@ -26,7 +26,7 @@ FLOWER_AUTH = ("calotype", "flower-password")
 
 
 @pytest.fixture
-def environment(services: Embedded) -> dict[str, str]:
+def environment(services: Embedded, tmp_path: Path) -> dict[str, str]:
     """What a person would export: a database without a schema, and a prefix that names these processes."""
     name = f"procfile_{secrets.token_hex(4)}"
     connection = psycopg2.connect(services.database_url)
@@ -41,6 +41,7 @@ def environment(services: Embedded) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "CALOTYPE_DATABASE_URL": services.database_url.rpartition("/")[0] + f"/{name}?sslmode=disable",
         "CALOTYPE_BROKER_KEY_PREFIX": f"{name}:",
+        "CALOTYPE_RUN_DIR": str(tmp_path / "run"),
         "FLOWER_BASIC_AUTH": ":".join(FLOWER_AUTH),
     }
 

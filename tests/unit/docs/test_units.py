@@ -124,6 +124,21 @@ def test_S35_a_unit_reads_the_credentials_of_its_role_alone_and_each_file_has_an
     assert not shared.keys() & {"CALOTYPE_DATABASE_URL", "CALOTYPE_BROKER_URL"}
 
 
+def test_every_worker_keeps_what_its_device_works_on_and_what_its_self_test_found() -> None:
+    worker = SERVICES["calotype-worker@.service"]["Service"]
+    given = dict(word.split("=", 1) for word in worker["Environment"].split())
+    # Under ProtectSystem=strict a service writes in its own folders alone.
+    assert given == {
+        "CALOTYPE_RUN_DIR": f"%t/{worker['RuntimeDirectory']}",
+        "CALOTYPE_PROFILES_DIR": f"%S/{worker['StateDirectory']}/profiles",
+    }
+    assert worker["RuntimeDirectoryPreserve"] == "yes", "it outlives the worker, as the state does"
+    page = Deployment().text("docs/howto/deploy-with-systemd.md")
+    assert f"CALOTYPE_PROFILES_DIR=/var/lib/{worker['StateDirectory']}/profiles" in page, "`calotype profile`"
+    for process in ("worker-cpu", "worker-gpu"):
+        assert re.match(r"CALOTYPE_RUN_DIR=\S+ ", Deployment().procfile[process]), process
+
+
 def test_what_ends_is_started_again_and_belongs_to_the_target() -> None:
     assert SHARED["Unit"]["StartLimitIntervalSec"] == "0", "for ever"
     assert SHARED["Unit"]["PartOf"] == "calotype.target"
