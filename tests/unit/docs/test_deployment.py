@@ -5,13 +5,19 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from local.roles import ROLES
+from local.valkey import KEY_PREFIX
 from settings import ROOT, Settings, load_settings
 from storage.roles import ROLES as DATABASE_ROLES
+from tasks.app import make_celery
+from tasks.pings import Pings
+from tasks.queues import CPU_QUEUE
+from tasks.webhook_worker import DEVICE
 
 from .deployment_checks import problems
 from .deployment_files import FILES, Deployment, mounted
@@ -153,6 +159,20 @@ def test_the_settings_read_the_secrets_that_are_made(tmp_path: Path, monkeypatch
     settings = load_settings()
     settings.require("database_url", "broker_url", "s3_access_key", "s3_secret_key")
     assert settings.broker_url.get_secret_value().endswith("@valkey:6379/0")
+
+
+def test_S35_the_sender_pings_itself_in_its_own_queue_and_reaches_that_of_no_other_worker() -> None:
+    (line,) = re.findall(r"^user sender .*", Deployment().text("deploy/valkey.acl"), re.MULTILINE)
+    patterns = [
+        pattern
+        for pattern in re.findall(rf"(?<= ~){KEY_PREFIX}(\S+)", line.partition("(")[0])
+        if not re.match(rf"{CPU_QUEUE}\b|unacked|_kombu\.|\*\.reply\.celery\.pidbox", pattern)
+    ]
+    celery = make_celery("redis://127.0.0.1:1/0", KEY_PREFIX, [])
+    own, another = (Pings(celery, device, "boot").queue_name for device in (DEVICE, "cpu:0"))
+    assert len(patterns) == 1, "besides the queue of its work and what Celery itself needs"
+    assert fnmatch(own, patterns[0])
+    assert not fnmatch(another, patterns[0])
 
 
 def test_no_secret_is_committed_or_enters_a_build() -> None:
