@@ -120,7 +120,7 @@ def ready_line(migrated: Embedded, profiles: Path, log: Path) -> dict[str, Any]:
 def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_nothing(
     migrated: Embedded, database: Database, account: str, tmp_path: Path
 ) -> None:
-    prefix = "drain-test:"
+    prefix = "calotype:"  # the one that the worker's key is good for
     environment = {
         **os.environ,
         **migrated.environment_of("worker"),
