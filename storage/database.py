@@ -166,7 +166,9 @@ class Database:
             except TimeoutError as error:
                 raise _ConnectTimedOut(f"connecting took too long: {error}") from error
             except psycopg2.OperationalError as error:
-                if time.monotonic() - began_at >= float(options["connect_timeout"]) * 0.9:  # libpq's own limit
+                if (
+                    time.monotonic() - began_at >= float(options["connect_timeout"]) * 0.9
+                ):  # libpq's own limit
                     raise _ConnectTimedOut(str(error)) from error
                 raise
 

@@ -85,7 +85,15 @@ class ConsumerWatchdog:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._watchdog_seconds / PINGS):
-            if self.turn() and not self._stopping.is_set():
+            if self._is_deaf() and not self._stopping.is_set():
                 log.error("consumer_deaf", seconds=self._watchdog_seconds, connected=self._is_connected())
                 self._on_deaf()
                 return
+
+    def _is_deaf(self) -> bool:
+        try:
+            return self.turn()
+        except Exception:
+            # A ping that cannot be sent says nothing of the consumer, and the next may go out.
+            log.exception("ping_failed")
+            return False

@@ -58,6 +58,10 @@ class Suspects:
         except StorageError as error:
             log.warning("no_look_for_suspects", error=str(error))
             return False
+        except Exception:
+            # Without this thread suspects would wait for ever, in a worker that looks well.
+            log.exception("no_look_for_suspects")
+            return False
         if job_id is not None:
             self._take_up(job_id)
         return job_id is not None

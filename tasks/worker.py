@@ -27,7 +27,7 @@ from engine.optimization import Optimization
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
-from storage.errors import StorageError, Unavailable
+from storage.errors import Unavailable
 from storage.jobs import WorkerName
 from storage.profiles import publish
 from storage.solo import next_suspect
@@ -256,7 +256,7 @@ def _take_back_jobs_of_the_dead(settings: Settings, run_folder: Path) -> None:
 
     try:
         tries(take_back)
-    except (StorageError, OSError):
+    except Exception:
         log.exception("jobs_of_dead_processes_not_taken_back")
     finally:
         db.close()
@@ -309,7 +309,7 @@ def _publish(db: Database, profiles: WorkerProfiles, learned: LearnedProfiles, e
     )
     try:
         tries(publish, db, profiles.stored)
-    except StorageError:
+    except Exception:  # whatever it was, what is learned later can still be told
         log.exception("profiles_not_published")
     learned.run(every_seconds, threading.Event())  # for as long as the process lives
 

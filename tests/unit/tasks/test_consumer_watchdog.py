@@ -1,6 +1,9 @@
 """When the watchdog calls a consumer deaf, and when it must not, on a clock that is set by hand."""
 
+import threading
+
 import pytest
+import structlog
 
 from tasks.consumer_watchdog import RECONNECT_SECONDS, ConsumerWatchdog
 
@@ -87,3 +90,20 @@ def test_S39_a_broker_that_is_slow_to_take_a_ping_is_no_deaf_consumer(scene: Sce
     assert not scene.watchdog.turn()
     scene.now += 1
     assert not scene.watchdog.turn()
+
+
+def test_S39_a_ping_that_fails_in_an_unforeseen_way_does_not_end_the_watchdog() -> None:
+    num_pings, is_deaf = 0, threading.Event()
+
+    def ping() -> bool:
+        nonlocal num_pings
+        num_pings += 1
+        if num_pings == 1:
+            raise ZeroDivisionError
+        return True
+
+    watchdog = ConsumerWatchdog(ping, lambda: True, watchdog_seconds=0.01, on_deaf=is_deaf.set)
+    with structlog.testing.capture_logs() as said:
+        watchdog.start()
+        assert is_deaf.wait(30)
+    assert [line["event"] for line in said] == ["ping_failed", "consumer_deaf"]

@@ -1,0 +1,25 @@
+"""The thread that takes suspects up outlives whatever one look trips over."""
+
+import threading
+
+import structlog
+
+from tasks.suspects import Suspects
+
+
+def test_S39_a_look_that_fails_in_an_unforeseen_way_is_logged_and_the_next_one_takes_a_suspect_up() -> None:
+    taken, num_looks = threading.Event(), 0
+
+    def next_suspect() -> str | None:
+        nonlocal num_looks
+        num_looks += 1
+        if num_looks == 1:
+            raise ZeroDivisionError
+        return "job_1"
+
+    suspects = Suspects(next_suspect, lambda _: taken.set(), look_seconds=0.001)
+    with structlog.testing.capture_logs() as said:
+        suspects.start()
+        assert taken.wait(30)
+        suspects.stop()
+    assert [line["log_level"] for line in said] == ["error"]
