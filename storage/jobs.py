@@ -21,6 +21,8 @@ from storage.states import CANCEL, CLAIM, EXPIRE, FAIL, FINISH, REAP, RELEASE, T
 from storage.tables import images
 
 MAX_CRASHES = 3
+MAX_UNSUSPECTED_ATTEMPTS = 3
+"""A job whose process dies in this attempt or a later one is a suspect, whatever is known of that death."""
 HELD = "jobs.id = :job_id AND state = 'running' AND attempt = :attempt AND lease_token = CAST(:token AS uuid)"
 """The guard of every write after a claim, for the parameters of a `Lease`."""
 
@@ -167,7 +169,7 @@ def reap(db: Database, *, limit: int = 50) -> list[tuple[str, str]]:
     guard = """jobs.id IN (SELECT id FROM jobs
                            WHERE state = 'running' AND lease_expires_at < clock_timestamp()
                            ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED)"""
-    parameters = {"limit": limit, "is_suspect": True}
+    parameters = {"limit": limit, "is_suspect": True, "is_only_one": False}
     rows = db.run(
         lambda connection: _move(connection, REAP, _TAKEN_BACK, guard, parameters, detail="its lease ran out")
     )
@@ -179,8 +181,10 @@ def reap_process(
 ) -> list[tuple[str, str]]:
     """Take back every job of a process that is known to be dead, at once: `(job id, new state)` of each.
 
-    `on_device` are the jobs that its device worked on as it died. They alone can have killed it: they become
-    suspects, and one that ran alone is charged. `None`: nobody knows, and it may have been any of them.
+    `on_device` are the jobs that were on its device or became a file as it died. They become
+    suspects; one that was a suspect already is charged if it ran alone or was the only one of them. Any other
+    job becomes a suspect in its third attempt, since it may kill where no record is kept. `None`: nobody
+    knows what was on the device, and it may have been any job.
     """
     if on_device is None:
         parts = [(True, "TRUE", "its process died, and nobody knows what its device worked on")]
@@ -189,12 +193,18 @@ def reap_process(
             (True, "id = ANY(:on_device)", "it was on the device when its process died"),
             (False, "id <> ALL(:on_device)", "it was not on the device when its process died"),
         ]
+    is_only_one = on_device is not None and len(on_device) == 1
     reaped = []
     for is_suspect, which, detail in parts:
         guard = f"""jobs.id IN (SELECT id FROM jobs
                                 WHERE state = 'running' AND lease_boot_id = :boot_id AND {which}
                                 ORDER BY id FOR UPDATE)"""
-        parameters = {"boot_id": boot_id, "is_suspect": is_suspect, "on_device": list(on_device or ())}
+        parameters = {
+            "boot_id": boot_id,
+            "is_suspect": is_suspect,
+            "is_only_one": is_only_one,
+            "on_device": list(on_device or ()),
+        }
         rows = _move(connection, REAP, _TAKEN_BACK, guard, parameters, detail=detail)
         reaped += [(row.id, row.state) for row in rows]
     return reaped
@@ -261,11 +271,13 @@ _CLAIMED = f"""{", ".join(f"jobs.{column.name}" for column in JOB_COLUMNS)}, lea
 
 _NO_LEASE = "lease_token = NULL, lease_boot_id = NULL, lease_expires_at = NULL"
 
-_CRASHES = "(num_crashes + CASE WHEN solo AND :is_suspect THEN 1 ELSE 0 END)"
+_CRASHES = """(num_crashes + CASE WHEN :is_suspect AND (solo OR suspect AND :is_only_one)
+                                THEN 1 ELSE 0 END)"""
 _IS_LOST = f"({_CRASHES} >= {MAX_CRASHES})"
 _TAKEN_BACK = f"""state = CASE WHEN cancel_requested_at IS NOT NULL THEN 'canceled'
                               WHEN {_IS_LOST} THEN 'failed' ELSE 'queued' END,
-        num_crashes = {_CRASHES}, suspect = suspect OR :is_suspect, solo = false,
+        num_crashes = {_CRASHES}, solo = false,
+        suspect = suspect OR :is_suspect OR attempt >= {MAX_UNSUSPECTED_ATTEMPTS},
         error_code = CASE WHEN cancel_requested_at IS NULL AND {_IS_LOST} THEN 'worker_lost' END,
         error_detail = CASE WHEN cancel_requested_at IS NULL AND {_IS_LOST}
                             THEN 'the worker died while it ran this job alone' END,

@@ -1,13 +1,14 @@
-"""What the device works on, in a file that outlives the process: which jobs can have ended it.
+"""What native code works on, in a file that outlives the process: which jobs can have ended it.
 
 Owns one file for each life of a worker, its format, and the lock that tells the living from the dead. It
-does not know why a job is on the device, nor what becomes of the jobs of a dead process.
+does not know why a job is on the device or becomes a file, nor what becomes of the jobs of a dead process.
 """
 
 import fcntl
 import mmap
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ class DeadProcess:
 
 
 class DeviceRecord:
-    """The record of this process, written by one thread.
+    """The record of this process: `note` is for the engine's thread, `encoding` for any.
 
     It is mapped into memory, so that a note costs no system call, and what was noted is still in the kernel's
     page cache after a SIGKILL. The lock on the file ends with the process.
@@ -41,6 +42,8 @@ class DeviceRecord:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = record_path(folder, boot_id)
         self.job_ids: tuple[str, ...] = ()
+        self._encoding: list[str] = []
+        self._lock = threading.Lock()
         self._machine = _machine_boot_id()
         # Complete and locked before it has its name: nobody may take it for the record of a dead process.
         unfinished = self.path.with_suffix(".new")
@@ -53,8 +56,25 @@ class DeviceRecord:
 
     def note(self, job_ids: Sequence[str]) -> None:
         """From now on the device works on these jobs, or on none."""
-        self.job_ids = tuple(job_ids)
-        body = "\n".join((self._machine, *dict.fromkeys(job_ids))).encode()
+        with self._lock:
+            self.job_ids = tuple(job_ids)
+            self._write()
+
+    @contextmanager
+    def encoding(self, job_id: str) -> Iterator[None]:
+        """While the block runs, native code makes an image file of this job, beside what the device does."""
+        with self._lock:
+            self._encoding.append(job_id)
+            self._write()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._encoding.remove(job_id)
+                self._write()
+
+    def _write(self) -> None:
+        body = "\n".join((self._machine, *dict.fromkeys((*self.job_ids, *self._encoding)))).encode()
         header = _HEADER.pack(len(body), zlib.crc32(body))
         body = body[: _NUM_BYTES - _HEADER.size]  # what was cut off does not match its sum: nobody knows then
         # The header last: a process that dies in between leaves a record that does not match its sum either.
@@ -62,7 +82,7 @@ class DeviceRecord:
         self._memory[: _HEADER.size] = header
 
     def withdraw_if_empty(self) -> None:
-        """Take a record that names no job away: the process ends by a fault that any may have caused."""
+        """Take the record away if nothing is on the device: any job may have caused the fault."""
         if not self.job_ids:
             self.path.unlink(missing_ok=True)
 
@@ -78,7 +98,7 @@ def record_path(folder: Path, boot_id: str) -> Path:
 
 
 def read_record(path: Path) -> frozenset[str] | None:
-    """The jobs that the device worked on last, or nothing where there is no record that can be believed."""
+    """The jobs that were on the device or became a file last; nothing where no record can be believed."""
     try:
         data = path.read_bytes()
     except OSError:

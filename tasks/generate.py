@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -80,7 +81,9 @@ class Generate:
         worker: WorkerName,
         tiers: Sequence[str],
         plan: GeneratePlan,
+        encoding: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
+        """`encoding` is told the job whose image file is made while its block runs."""
         self._db = db
         self._blobs = blobs
         self._submit = submit
@@ -89,6 +92,7 @@ class Generate:
         self._worker = worker
         self._tiers = tiers
         self._plan = plan
+        self._encoding = encoding
 
     def __call__(self, job_id: str, *, takes_suspects: bool = True) -> None:
         """Take a job up. Whatever happens is in the row; nothing is raised.
@@ -154,12 +158,13 @@ class Generate:
         file_seconds = upload_seconds = 0.0
         for index, image in enumerate(generated):
             seed, started = seed_of(claim.job, index), time.monotonic()
-            data = encode_image(
-                image.pixels,
-                claim.job.output_format,
-                quality=claim.job.output_quality,
-                parameters=parameters_of(claim.job, seed) if claim.embed_parameters else None,
-            )
+            with self._encoding(claim.job.id):
+                data = encode_image(
+                    image.pixels,
+                    claim.job.output_format,
+                    quality=claim.job.output_quality,
+                    parameters=parameters_of(claim.job, seed) if claim.embed_parameters else None,
+                )
             encoded = time.monotonic()
             key = object_key(claim, index)
             blob = self._blobs.put(

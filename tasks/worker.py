@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -121,6 +122,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         worker=WorkerName(worker.boot_id, worker.id),
         tiers=options.tiers,
         plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
+        encoding=record.encoding if record else lambda _: nullcontext(),
     )
     threading.Thread(
         target=end_when_fatal,

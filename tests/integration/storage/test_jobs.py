@@ -306,6 +306,34 @@ def test_S38_a_suspect_is_charged_only_where_it_was_on_the_device(
         assert (after.suspect, after.solo, after.num_crashes) == (True, False, num_crashes)
 
 
+def test_S38_a_job_that_kills_its_process_off_the_device_is_suspected_at_the_third_death(
+    database: Database, make_job: MakeJob, claim_job: ClaimJob
+) -> None:
+    job = make_job()
+    for is_suspect in (False, False, True):
+        claim_job(job.id, worker=WorkerName("dead", "dead"))
+        declare_dead(database, boot_id="dead", on_device=set())
+        after = get(database, job.account_id, job.id)
+        assert (after.suspect, after.num_crashes) == (is_suspect, 0)
+
+
+def test_S38_a_suspect_is_charged_for_deaths_whose_record_names_it_alone(
+    database: Database, make_job: MakeJob, claim_job: ClaimJob
+) -> None:
+    """It kills as its image becomes a file, when it is not marked any more."""
+    job = make_job()
+    for on_device, state, num_crashes in (
+        ({job.id}, "queued", 0),
+        ({job.id, "another"}, "queued", 0),
+        ({job.id}, "queued", 1),
+        ({job.id}, "queued", 2),
+        ({job.id}, "failed", 3),
+    ):
+        claim_job(job.id, worker=WorkerName("dead", "dead"))
+        assert declare_dead(database, boot_id="dead", on_device=on_device) == [(job.id, state)]
+        assert get(database, job.account_id, job.id).num_crashes == num_crashes
+
+
 def test_S38_a_lease_that_runs_out_makes_a_suspect_of_its_job(
     database: Database, make_job: MakeJob, claim_job: ClaimJob
 ) -> None:

@@ -4,7 +4,8 @@ import hashlib
 import io
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -23,11 +24,13 @@ from storage import accounts, jobs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.job_views import JobWarning, get
+from storage.jobs import WorkerName
 from storage.states import State
 from storage.workers import Worker, live_workers
-from tasks.generate import Generate
+from tasks.generate import Generate, GeneratePlan
 from tasks.heart import Heart
 from tasks.holdings import Holdings
+from tasks.solo_marks import SoloMarks
 from tests.integration.tasks.conftest import FakeEngine, FakeHandle, MakeJob
 
 
@@ -87,6 +90,32 @@ def test_parameters_are_in_the_image_only_if_its_account_wants_them(
         "seed": "8",
         "job_id": second.id,
     }
+
+
+def test_S38_a_job_is_named_while_its_image_files_are_made(
+    worker_database: Database, blobs: Blobs, engine: FakeEngine, tier: str, make_job: MakeJob
+) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def encoding(job_id: str) -> Iterator[None]:
+        said.append(job_id)
+        yield
+
+    generate = Generate(
+        db=worker_database,
+        blobs=blobs,
+        submit=engine.submit,
+        holdings=Holdings(),
+        solo_marks=SoloMarks(worker_database),
+        worker=WorkerName("b", "w"),
+        tiers=[tier],
+        plan=GeneratePlan(),
+        encoding=encoding,
+    )
+    job = make_job(num_images=2)
+    generate(job.id)
+    assert said == [job.id, job.id]
 
 
 def png_text(data: bytes) -> dict[str, str]:

@@ -130,3 +130,15 @@ def test_S38_a_fault_outside_the_device_leaves_no_record(tmp_path: Path) -> None
         record.withdraw_if_empty()
         record.close()
     assert os.listdir(tmp_path) == ["busy.device"]
+
+
+def test_S38_a_record_names_what_becomes_a_file_beside_what_is_on_the_device(tmp_path: Path) -> None:
+    record = DeviceRecord(tmp_path, "b")
+    with record.encoding("file"):
+        record.note(["device"])
+        assert read_record(record.path) == frozenset({"device", "file"})
+        record.note(())
+        assert read_record(record.path) == frozenset({"file"})
+        assert record.job_ids == ()
+    assert read_record(record.path) == frozenset()
+    record.close()
