@@ -50,17 +50,19 @@ def check_config(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read everything, then try out Postgres, the broker and S3 with the keys of each role."""
+    """Read everything, then try out Postgres, the broker and S3 as each role."""
     from local.effective_settings import effective_settings, settings_by_role
 
     settings, _ = effective_settings(data_dir)
     checks = [
         ("calotype.toml", partial(_ask_catalogue, settings)),
-        ("postgres", partial(_ask_postgres, settings)),
+        ("postgres", partial(_ask_postgres, settings, role)),
         ("broker", partial(_ask_broker, settings, role)),
         ("s3", partial(_ask_s3, settings, role)),
     ]
     for each, theirs in {} if role else settings_by_role(data_dir).items():
+        if each != "flower":
+            checks.append((f"postgres for {each}", partial(_ask_postgres, theirs, each)))
         checks.append((f"broker for {each}", partial(_ask_broker, theirs, each)))
         if each in S3_ROLES:
             checks.append((f"s3 for {each}", partial(_ask_s3, theirs, each)))
@@ -122,16 +124,21 @@ def _ask_catalogue(settings: Settings) -> str:
     return f"{settings.config}: {len(catalogue.models)} models, {len(catalogue.tiers)} tiers"
 
 
-def _ask_postgres(settings: Settings) -> str:
+def _ask_postgres(settings: Settings, role: Role | None) -> str:
+    from local.rights import check_database
     from storage.database import Database
+    from storage.rights import is_unlimited
 
+    if role == "flower":
+        return f"{role} needs no database"
     settings.require("database_url")
     db = Database(**settings.database, pool_size=1)
     try:
-        db.check()
+        if role:
+            return check_database(db, role)
+        return "answers" + ("; this user is the tables' owner or a superuser" if db.run(is_unlimited) else "")
     finally:
         db.close()
-    return "answers"
 
 
 def _ask_broker(settings: Settings, role: Role | None) -> str:

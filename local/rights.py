@@ -1,7 +1,8 @@
-"""What each role must be able to do at the broker and at S3, and what it must not: tried with its own keys.
+"""What each role must be able to do at Postgres, the broker and S3, and what it must not: tried as that role.
 
-Owns what is expected of a role. Changes nothing that lasts: of the broker it only asks, and S3 keeps one
-object of a few bytes where the key may not delete it.
+Owns what is expected of a role at the broker and S3; `storage.grants` lists it for Postgres. Changes nothing
+that lasts: of Postgres and the broker it only asks, and S3 keeps one object of a few bytes where the key may
+not delete it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,9 @@ from collections.abc import Iterable, Mapping
 from local.errors import LocalError
 from local.roles import Role
 from storage.blobs import Blobs
+from storage.database import Database
+from storage.rights import in_words, is_unlimited, listed_rights, rights_of_user, undue_powers
+from storage.roles import DatabaseRole
 from tasks.broker import Broker
 
 ALL_RIGHTS = frozenset({"write", "read", "list", "delete"})
@@ -31,8 +35,20 @@ _BROKER_RIGHTS: Mapping[Role, tuple[str, ...]] = {
 _TEMPTATIONS = ("FLUSHALL", "CONFIG GET *", "ACL LIST", _TAKE, _TAKE_ANY)
 
 
-def check_broker(broker: Broker, role: Role) -> str:
+def check_database(db: Database, role: DatabaseRole) -> str:
     """What was found, in words; raises `LocalError` for a right that is missing or too many."""
+    with db.transaction() as connection:
+        powers = undue_powers(connection, role)
+        if is_unlimited(connection):
+            raise LocalError(f"{role} {'; '.join(powers)}")  # every other right would be one too many
+        found = rights_of_user(connection)
+    needed = listed_rights(role)
+    _compare(role, missing=in_words(needed - found), excess=in_words(found - needed), powers=powers)
+    return f"{role} has the rights of its role, and no others"
+
+
+def check_broker(broker: Broker, role: Role) -> str:
+    """The same for the broker."""
     needed = _BROKER_RIGHTS[role]
     refused = [command for command in _TEMPTATIONS if command not in needed]
     _compare(
@@ -56,8 +72,11 @@ def _may(broker: Broker, command: str) -> bool:
     return broker.may(*(broker.prefixed(word[1:-1]) if word.startswith("{") else word for word in words))
 
 
-def _compare(role: Role, *, missing: list[str], excess: list[str]) -> None:
-    faults = [f"may not {what}, which it needs" for what in missing]
+def _compare(
+    role: Role, *, missing: Iterable[str], excess: Iterable[str], powers: Iterable[str] = ()
+) -> None:
+    faults = list(powers)
+    faults += [f"may not {what}, which it needs" for what in missing]
     faults += [f"may {what}, to which it has no right" for what in excess]
     if faults:
         raise LocalError(f"{role} " + "; ".join(faults))

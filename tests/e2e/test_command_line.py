@@ -15,6 +15,7 @@ from client.api import ApiError
 from local.demo import run_demo
 from local.roles import ROLES, S3_ROLES
 from settings import ROOT
+from storage.roles import ROLES as DATABASE_ROLES
 from tests.e2e.conftest import System
 
 PROMPT = "a red heart on a white background"
@@ -137,6 +138,7 @@ def test_config_check_connects_to_everything_and_names_what_does_not_answer(syst
     names = [part["name"] for part in json.loads(good.stdout)]
     assert names[:4] == ["calotype.toml", "postgres", "broker", "s3"]
     # S35: the keys of each role can do what they must, and nothing beyond.
+    assert {f"postgres for {role}" for role in DATABASE_ROLES} <= set(names)
     assert {f"broker for {role}" for role in ROLES} <= set(names)
     assert {f"s3 for {role}" for role in S3_ROLES} <= set(names)
     bad = calotype(system, "config", "check", **without_url, CALOTYPE_BROKER_URL="redis://127.0.0.1:9/0")
