@@ -132,7 +132,9 @@ class Front:
         """A thread makes a piece and is free again while a slow reader takes it."""
         piece: bytes | None = pieces.first
         while piece is not None:
-            await exchange.send(piece, more=True)
+            with self._answers.holding(exchange.connection.abort) as holding:
+                holding.grow(len(piece))
+                await exchange.send(piece, more=True)
             if client.hang_up.done():
                 raise ClientGone
             piece = await self._threads.run(partial(context.run, pieces.next_piece), begun=True)

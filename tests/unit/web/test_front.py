@@ -243,6 +243,27 @@ async def test_S34_a_slow_reader_holds_no_thread() -> None:
     assert closed.is_set()
 
 
+@on_a_loop
+async def test_S34_beyond_what_pieces_may_take_together_the_slowest_reader_is_cut() -> None:
+    def in_pieces(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/csv")])
+        return (bytes(100) for _ in range(3))
+
+    front = front_of(in_pieces, replace(LIMITS, max_held_answer_bytes=150))
+    slow, quick = Client(), Client()
+    slow.reads.clear()
+    async with asyncio.timeout(SOON), asyncio.TaskGroup() as group:
+        group.create_task(slow.ask(front))
+        while not slow.body:
+            await asyncio.sleep(0)
+        await quick.ask(front)
+        assert slow.was_cut.is_set()
+        slow.reads.set()
+    assert quick.body == bytes(300)
+    assert not quick.was_cut.is_set()
+    assert front.num_cut == 1
+
+
 @pytest.mark.parametrize("ends", ["client", "process"])
 @on_a_loop
 async def test_S34_a_stream_holds_no_thread_and_ends_with_its_client_or_the_process(ends: str) -> None:
