@@ -1,7 +1,8 @@
 """The worker's heart: one UPDATE a beat renews every lease, and brings cancellations and losses back.
 
 It beats only while the engine ticks or is idle. A hung engine ends the process; a database that cannot
-be reached for a lease's length makes the worker drop its jobs, because others will have them by then.
+be reached for a lease's length makes the worker drop its jobs, because others may have them by then. Those
+that nobody has once it can be reached are given back.
 """
 
 import threading
@@ -13,6 +14,7 @@ import structlog
 
 from storage.database import Database
 from storage.errors import StorageError
+from storage.jobs import Lease, release
 from storage.workers import Worker, heartbeat
 from tasks.holdings import Holdings
 
@@ -59,6 +61,7 @@ class Heart:
         self._end_process = end_process
         self._clock = clock
         self._renewed_at = clock()
+        self._dropped: set[Lease] = set()
         self._is_leaving = False
         self._is_stopped = False
         self._wake = threading.Event()
@@ -115,6 +118,7 @@ class Heart:
             self._drop_what_is_overdue()
             return
         self._renewed_at = asked_at
+        self._give_dropped_back()
         for holding in held:
             if holding.lease.job_id in beat.lost:
                 holding.cancel(lost=True)
@@ -128,3 +132,21 @@ class Heart:
         if self._clock() - self._renewed_at > self._lease_seconds:
             for holding in self._holdings.all():
                 holding.cancel(lost=True)
+                self._dropped.add(holding.lease)
+
+    def _give_dropped_back(self) -> None:
+        """Uncharged: nobody died, so that none of them may become a suspect. The fence guards each."""
+        try:
+            for lease in tuple(self._dropped):
+                release(
+                    self._db,
+                    lease,
+                    code="lease_overdue",
+                    detail="the database was away for longer than a lease",
+                    charged=False,
+                    max_attempts=1,
+                    backoff_seconds=0,
+                )
+                self._dropped.discard(lease)
+        except StorageError as error:
+            log.warning("dropped_jobs_not_given_back", count=len(self._dropped), error=str(error))

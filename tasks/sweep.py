@@ -26,6 +26,7 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
     broker = Broker(**settings.broker)
     plan = SweepPlan(
         sweep_seconds=settings.sweep_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
         redispatch_seconds=settings.redispatch_seconds,
         worker_alive_seconds=settings.worker_alive_seconds,
         bells_per_slot=settings.bells_per_slot,

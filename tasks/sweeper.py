@@ -6,6 +6,7 @@ neither a Celery worker nor beat, since it must outlive the broker that it heals
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import structlog
 
 from storage import bells, deliveries, jobs, receivers, sessions
 from storage.database import Database
-from storage.errors import StorageError
+from storage.errors import StorageError, Unavailable
 from storage.workers import live_workers
 from tasks.broker import Broker, BrokerDown
 from tasks.dispatch import Dispatcher
@@ -21,12 +22,16 @@ from tasks.queues import CPU_QUEUE, LANES, queue_name
 
 log = structlog.get_logger()
 
+HEARTBEATS_BEFORE_REAPING = 2
+"""That Postgres must have answered for, after it did not: each worker has one of them at least."""
+
 
 @dataclass(frozen=True)
 class SweepPlan:
     """How often, and how much at once; seconds."""
 
     sweep_seconds: float = 1
+    heartbeat_seconds: float = 5
     redispatch_seconds: float = 15
     worker_alive_seconds: float = 20
     bells_per_slot: int = 2
@@ -45,12 +50,16 @@ class Sweeper:
         dispatcher: Dispatcher,
         tiers: Iterable[str],
         plan: SweepPlan,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db = db
         self._broker = broker
         self._dispatcher = dispatcher
         self._tiers = list(tiers)
         self._plan = plan
+        self._clock = clock
+        self._reap_from = clock()
         self._epoch: str | None = None
 
     def run(self, stop: threading.Event, after_turn: Callable[[], None] = lambda: None) -> None:
@@ -82,6 +91,9 @@ class Sweeper:
             try:
                 part()
             except (StorageError, BrokerDown) as error:
+                if isinstance(error, Unavailable):
+                    # Leases ran out while nobody could renew them: living workers renew them first.
+                    self._reap_from = self._clock() + HEARTBEATS_BEFORE_REAPING * self._plan.heartbeat_seconds
                 is_broker_down = is_broker_down or isinstance(error, BrokerDown)
                 log.warning("sweep_part_failed", part=part.__name__.strip("_"), error=str(error))
             except Exception:
@@ -89,6 +101,8 @@ class Sweeper:
                 log.exception("sweep_part_failed", part=part.__name__.strip("_"))
 
     def _reap(self) -> None:
+        if self._clock() < self._reap_from:
+            return
         # Leases that a supervisor ended by hand must not wait long: the look costs one small index.
         while reaped := jobs.reap(self._db):
             for job_id, state in reaped:

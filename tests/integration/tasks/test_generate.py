@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from engine.request import GenerationRequest, RequestWarning
 from storage import accounts, jobs
 from storage.blobs import Blobs
 from storage.database import Database
+from storage.errors import Unavailable
 from storage.job_views import JobWarning, get
 from storage.jobs import WorkerName
 from storage.states import State
@@ -409,3 +411,52 @@ def test_a_suspect_whose_lease_was_lost_does_not_begin(
     generate(job.id)
     assert begun == []
     assert get(database, job.account_id, job.id).state is State.QUEUED
+
+
+def test_S38_what_was_dropped_in_an_outage_is_given_back_uncharged_and_unsuspected(
+    database: Database,
+    worker_database: Database,
+    generate: Generate,
+    engine: FakeEngine,
+    holdings: Holdings,
+    worker: Worker,
+    make_job: MakeJob,
+) -> None:
+    class Away(Database):
+        """Postgres, which does not answer at first."""
+
+        is_away = True
+
+        def run(self, *args: Any, **options: Any) -> Any:
+            if self.is_away:
+                raise Unavailable("it is away")
+            return worker_database.run(*args, **options)
+
+    now, db = [0.0], Away("postgresql://nobody@127.0.0.1:1/none", 1)
+    heart = Heart(
+        db,
+        worker,
+        holdings,
+        engine,
+        heartbeat_seconds=5,
+        lease_seconds=30,
+        watchdog_seconds=60,
+        end_process=lambda code: pytest.fail(f"ended with {code}"),
+        clock=lambda: now[0],
+    )
+    job = make_job()
+    engine.behave = lambda _: None
+    thread = threading.Thread(target=generate, args=(job.id,))
+    thread.start()
+    assert engine.submitted.wait(60)
+    now[0] = 31.0
+    deadline = time.monotonic() + 60
+    while not engine.handles[0].future.done() and time.monotonic() < deadline:
+        heart.beat()
+    thread.join(60)
+    assert get(database, job.account_id, job.id).state is State.RUNNING
+    db.is_away = False
+    heart.beat()
+    after = get(database, job.account_id, job.id)
+    assert (after.state, after.suspect, after.num_failures) == (State.QUEUED, False, 0)
+    db.close()

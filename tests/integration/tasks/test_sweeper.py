@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -10,6 +11,7 @@ from sqlalchemy import text
 from local.endpoints import Embedded
 from storage import accounts, jobs, sessions
 from storage.database import Database
+from storage.errors import Unavailable
 from storage.job_views import get
 from storage.roles import DatabaseRole
 from storage.states import State
@@ -149,3 +151,35 @@ def test_a_bug_in_one_part_does_not_keep_the_others_from_healing(
     Sweeper(database, broker, bench.dispatcher, [bench.tier], SweepPlan()).sweep()
     assert bench.depth("bulk") == 1
     broker.close()
+
+
+def test_S38_after_an_outage_the_sweeper_reaps_once_workers_could_renew_their_leases(
+    bench: Bench, database: Database, databases: dict[DatabaseRole, Database], make_job: MakeJob
+) -> None:
+    class Away(Database):
+        """Postgres, which does not answer while it is told not to."""
+
+        is_away = False
+
+        def run(self, *args: Any, **options: Any) -> Any:
+            if self.is_away:
+                raise Unavailable("it is away")
+            return databases["sweeper"].run(*args, **options)
+
+        def transaction(self, *args: Any, **options: Any) -> Any:
+            return databases["sweeper"].transaction(*args, **options)
+
+    now = [100.0]
+    job, db = make_job(), Away("postgresql://nobody@127.0.0.1:1/none", 1)
+    plan = SweepPlan(heartbeat_seconds=5)
+    sweeper = Sweeper(db, bench.broker, bench.dispatcher, [bench.tier], plan, clock=lambda: now[0])
+    worker = jobs.WorkerName("b-" + bench.tier, "w")
+    assert jobs.claim(database, job.id, tiers=[bench.tier], worker=worker, lease_seconds=0)
+    db.is_away = True
+    sweeper.sweep()
+    db.is_away = False
+    for seconds, state in ((0.0, State.RUNNING), (9.9, State.RUNNING), (10.0, State.QUEUED)):
+        now[0] = 100 + seconds
+        sweeper.sweep()
+        assert get(database, job.account_id, job.id).state is state
+    db.close()
