@@ -1,7 +1,6 @@
 """The promises of `calotype worker --device none`, seen from outside, through its death too."""
 
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from local.endpoints import Embedded
+from local.valkey import KEY_PREFIX
 from settings import ROOT
 from storage import accounts, jobs
 from storage.database import Database
@@ -38,8 +38,8 @@ MakeReceiver = Callable[..., Receiver]
 
 @pytest.fixture
 def prefix() -> str:
-    """A place in the broker of this test's own."""
-    return f"webhooks-{secrets.token_hex(4)}:"
+    """The place in the broker that the sender's key is good for."""
+    return KEY_PREFIX
 
 
 @pytest.fixture
