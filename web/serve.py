@@ -8,7 +8,7 @@ from web.batches import MULTIPART_BYTES
 from web.front.application import Front
 from web.front.connection import Connections
 from web.front.limits import Limits
-from web.front.server import Server, serve_until_told
+from web.front.server import RESERVED_FILES, Server, raise_file_limit, serve_until_told
 from web.front.threads import Threads
 from web.wiring import EXTENSION, Wiring
 
@@ -25,7 +25,8 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         answer_seconds=settings.answer_seconds,
         idle_seconds=settings.idle_seconds,
         num_threads=settings.web_threads,
-        max_connections=settings.max_connections,
+        # Beyond what the system grants nobody could be cut for the next one: accepting would fail.
+        max_connections=max(1, min(settings.max_connections, raise_file_limit() - RESERVED_FILES)),
         max_body_bytes=settings.max_body_bytes,
     )
     threads = Threads(limits.num_threads, limits.max_queued)

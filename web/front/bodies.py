@@ -65,9 +65,12 @@ class Bodies:
                 async with asyncio.timeout(seconds):
                     more = True
                     while more and len(body) <= max_bytes:
+                        exchange.connection.note_waiting(True)
                         piece, more = await exchange.receive()
                         body += piece
                         holding.grow(len(piece))
             except TimeoutError:
                 raise BodyTooSlow(f"the body was not whole within {seconds:.0f} s") from None
+            finally:
+                exchange.connection.note_waiting(False)
         return not more

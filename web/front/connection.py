@@ -49,15 +49,15 @@ class Connections:
         return len(self._open)
 
     def add(self, connection: "Connection") -> None:
-        """One more; beyond the limit the one is cut that has sent no whole header for longest."""
+        """One more; beyond the limit the one is cut whose client has sent or taken nothing for longest."""
         self._open.add(connection)
         if len(self._open) > self._max_connections:
             next(iter(self._waiting), connection).cut()
 
-    def note(self, connection: "Connection", phase: Phase) -> None:
-        """Whoever we wait for is the last in their row."""
+    def note(self, connection: "Connection", *, is_waiting: bool) -> None:
+        """A connection that has just begun to wait for its client, or that has made progress, is the last."""
         self._waiting.pop(connection, None)
-        if phase in (Phase.HEADER, Phase.IDLE):
+        if is_waiting:
             self._waiting[connection] = None
 
     def remove(self, connection: "Connection") -> None:
@@ -91,6 +91,11 @@ class Connection(H11Protocol):
                     socket.SOL_SOCKET, socket.SO_LINGER, RESET
                 )
             self._transport.abort()
+
+    def note_waiting(self, is_waiting: bool) -> None:
+        """Whether the next step of a request is its client's: to send more, or to take what was sent."""
+        if self._phase is Phase.BUSY:
+            self._all.note(self, is_waiting=is_waiting)
 
     def cut(self) -> None:
         """End the connection since its client took too long."""
@@ -180,7 +185,7 @@ class Connection(H11Protocol):
         if phase is self._phase:
             return
         self._phase = phase
-        self._all.note(self, phase)
+        self._all.note(self, is_waiting=phase is not Phase.BUSY)
         self._stop_clock()
         seconds = {
             Phase.HEADER: self._limits.header_seconds,

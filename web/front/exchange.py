@@ -26,6 +26,9 @@ class Connection(Protocol):
     async def drained(self) -> None:
         """Return when everything that was sent has left this process."""
 
+    def note_waiting(self, is_waiting: bool) -> None:
+        """Whether the next step is the client's: to send more, or to take what was sent."""
+
     def abort(self) -> None:
         """End the connection now, whatever is still to be sent."""
 
@@ -35,6 +38,9 @@ class PlainConnection:
 
     async def drained(self) -> None:
         """At once: nobody can say."""
+
+    def note_waiting(self, is_waiting: bool) -> None:
+        """In vain."""
 
     def abort(self) -> None:
         """In vain."""
@@ -88,6 +94,7 @@ class Exchange:
 
     async def send(self, piece: bytes, *, more: bool) -> None:
         """Send a piece of the body; raises `ClientGone` if it has not left within its deadline."""
+        self.connection.note_waiting(True)
         try:
             async with asyncio.timeout(self._limits.answer_seconds):
                 await self._send({"type": "http.response.body", "body": piece, "more_body": more})
@@ -95,6 +102,7 @@ class Exchange:
         except TimeoutError:
             await self.cut()
             raise ClientGone from None
+        self.connection.note_waiting(False)
 
     async def cut(self) -> None:
         """End the connection, and let the server notice."""

@@ -14,6 +14,8 @@ from web.front.limits import Limits
 
 MAX_FILES = 65_536
 BACKLOG = 2048
+RESERVED_FILES = 128
+"""For everything that is no client's connection: Postgres, the broker, S3, files."""
 
 
 class Server(uvicorn.Server):
@@ -60,16 +62,16 @@ class Server(uvicorn.Server):
 
 def serve_until_told(server: Server) -> None:
     """Serve until SIGTERM or SIGINT; returns when everybody has been answered, or the time for it is over."""
-    raise_file_limit()
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again when it is done, and a server that has drained ends with 0.
         signal.signal(number, lambda *_: None)
     server.run()
 
 
-def raise_file_limit() -> None:
-    """As many open files as the system grants: each connection is one."""
+def raise_file_limit() -> int:
+    """As many open files as the system grants, and how many that is: each connection is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(soft, wanted)

@@ -77,6 +77,26 @@ def test_S34_beside_slow_clients_of_every_kind_the_api_answers_and_accepts(
     assert longest < 5
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_S34_when_slow_clients_have_taken_every_place_the_next_one_gets_it(
+    migrated: Embedded, api_key: str, kind: str
+) -> None:
+    with served(migrated.environment_of("api") | {"CALOTYPE_MAX_CONNECTIONS": "40"}) as server:
+        target = Target(server.port, large_path=LARGE_PATH, body_path="/v1/jobs")
+        with slow_clients(kind, target, 60):
+            for number in range(5):
+                answer = httpx2.get(f"{server.url}/healthz", trust_env=False, timeout=SOON)
+                assert answer.status_code == 200
+                answer = httpx2.post(
+                    f"{server.url}/v1/jobs",
+                    json={"prompt": f"heart {number}"},
+                    headers={"Authorization": f"Bearer {api_key}"},
+                    trust_env=False,
+                    timeout=SOON,
+                )
+                assert answer.status_code == 202
+
+
 def test_S34_a_client_of_each_kind_is_cut_when_its_time_is_over(migrated: Embedded) -> None:
     deadlines = {f"CALOTYPE_{name}_SECONDS": "1" for name in ("HEADER", "BODY", "ANSWER")}
     with served(migrated.environment_of("api") | deadlines | {"CALOTYPE_IDLE_SECONDS": "3"}) as server:

@@ -31,6 +31,7 @@ class Client:
     reads: asyncio.Event = field(default_factory=asyncio.Event)
     was_cut: asyncio.Event = field(default_factory=asyncio.Event)
     num_asked: int = 0
+    is_waiting: bool = False
 
     def __post_init__(self) -> None:
         self.reads.set()
@@ -47,6 +48,9 @@ class Client:
 
     async def drained(self) -> None:
         await self.reads.wait()
+
+    def note_waiting(self, is_waiting: bool) -> None:
+        self.is_waiting = is_waiting
 
     def abort(self) -> None:
         self.was_cut.set()
