@@ -1,20 +1,27 @@
 """Prometheus metrics of one web process, on a loopback port of their own. Labels are few, never an id."""
 
-import logging
+import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from typing import Protocol
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from storage.errors import StorageError
+from web.front.application import Front
+from web.front.connection import Connections
+from web.front.limits import Limits
+from web.front.server import Server
+from web.front.threads import Threads as FrontThreads
 
 log = structlog.get_logger()
 
 LOOPBACK = "127.0.0.1"
+MAX_METRICS_CONNECTIONS = 16
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -130,13 +137,27 @@ class Metrics:
         )
 
     def serve(self, port: int) -> None:
-        """Answer `/metrics` on loopback; a port that is taken is logged, never fatal."""
+        """Answer `/metrics` on loopback; a port that is taken is logged, never fatal.
+
+        By the front too, on a loop of its own: any program of this machine may connect, so connections are
+        few and have deadlines, and one answer is made at a time, since it reads Postgres.
+        """
         try:
-            start_http_server(port, addr=LOOPBACK, registry=self.registry)
+            listener = socket.create_server((LOOPBACK, port))
         except OSError as error:
             log.warning("metrics_not_served", port=port, error=str(error))
             return
-        logging.getLogger("wsgiref").setLevel(logging.WARNING)
+        limits = Limits(num_threads=1, max_queued=4, max_connections=MAX_METRICS_CONNECTIONS)
+        front = Front(
+            make_wsgi_app(self.registry),
+            limits,
+            FrontThreads(limits.num_threads, limits.max_queued),
+            lambda *_: limits.max_body_bytes,
+        )
+        connections = Connections(limits.max_connections)
+        server = Server(front, LOOPBACK, port, limits=limits, connections=connections)
+        serving = partial(server.run, sockets=[listener])
+        threading.Thread(target=serving, name="metrics", daemon=True).start()
 
 
 def _alone(read: Callable[[], float]) -> list[tuple[list[str], float]]:

@@ -97,6 +97,18 @@ def test_S34_when_slow_clients_have_taken_every_place_the_next_one_gets_it(
                 assert answer.status_code == 202
 
 
+def test_S34_the_port_of_metrics_is_bounded_too(
+    server: Served, metrics_port: int, num_waiters: Callable[[], float]
+) -> None:
+    process = psutil.Process(server.process.pid)
+    before = process.num_threads()
+    with ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(socket.create_connection(("127.0.0.1", metrics_port)))
+        assert num_waiters() == 0
+        assert process.num_threads() <= before + 8
+
+
 def test_S34_a_client_of_each_kind_is_cut_when_its_time_is_over(migrated: Embedded) -> None:
     deadlines = {f"CALOTYPE_{name}_SECONDS": "1" for name in ("HEADER", "BODY", "ANSWER")}
     with served(migrated.environment_of("api") | deadlines | {"CALOTYPE_IDLE_SECONDS": "3"}) as server:
