@@ -145,15 +145,16 @@ def test_what_is_canceled_or_late_is_not_decoded(
 def test_a_suspect_begins_when_no_image_of_others_is_left_to_decode(
     slow_engine: Engine, slow_family: FakeFamily, ask: Ask
 ) -> None:
+    slow_engine.submit(ask(seed=9, num_inference_steps=20))
     others = [slow_engine.submit(ask(seed=seed, num_inference_steps=1)) for seed in range(4)]
     left: list[int] = []
 
     def begin() -> None:
         left.append(sum(not other.future.done() for other in others))
 
-    suspect = slow_engine.submit(ask(solo=True, num_inference_steps=2), before_first_step=begin)
     slow_engine.tick()
     assert not all(other.future.done() for other in others), "one waits beside whoever runs"
+    suspect = slow_engine.submit(ask(solo=True, num_inference_steps=2), before_first_step=begin)
     while not suspect.future.done():
         slow_engine.tick()
     assert left == [0]
