@@ -93,7 +93,9 @@ def test_watch_follows_a_job_to_its_end_and_its_exit_code_is_how_it_ended(system
     good = json.loads(calotype(system, "submit", PROMPT, "--steps", "4", "--json").stdout)["id"]
     answer = calotype(system, "watch", good)
     assert (answer.returncode, answer.stdout) == (0, f"{good} succeeded\n")
-    long = system.api.submit({"prompt": PROMPT, "num_inference_steps": 150, "num_images": 4})["id"]
+    # Far longer than a heartbeat, with which its worker learns of the end.
+    shape = {"width": 192, "height": 192, "num_inference_steps": 150, "num_images": 4}
+    long = system.api.submit({"prompt": PROMPT, **shape})["id"]
     canceled = calotype(system, "cancel", long)
     assert canceled.returncode == 0, canceled.stderr
     answer = calotype(system, "watch", long, "--json")

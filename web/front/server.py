@@ -14,6 +14,13 @@ from web.front.limits import Limits
 
 MAX_FILES = 65_536
 BACKLOG = 2048
+"""Of connections that the kernel holds until they are accepted."""
+ACCEPT_SHARE = 8
+"""Of all places one turn of the event loop accepts at most this part.
+
+asyncio accepts as many at once as its `backlog` says, and reads from none of them before the turn after next:
+in a burst that is larger than all places, the first would be cut before their requests were looked at.
+"""
 RESERVED_FILES = 128
 """For everything that is no client's connection: Postgres, the broker, S3, files."""
 
@@ -46,12 +53,20 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            backlog=BACKLOG,
+            backlog=max(1, limits.max_connections // ACCEPT_SHARE),
             h11_max_incomplete_event_size=limits.max_header_bytes,
             timeout_keep_alive=int(limits.idle_seconds) + 1,  # our own deadline comes first
             timeout_graceful_shutdown=int(limits.drain_seconds),
         )
         super().__init__(config)
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """uvicorn's call, on the event loop."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for listening in server.sockets:
+                with listening.dup() as same:  # asyncio has told the kernel its own, small backlog
+                    same.listen(BACKLOG)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """uvicorn's call, on the event loop."""

@@ -97,6 +97,19 @@ def test_S34_when_slow_clients_have_taken_every_place_the_next_one_gets_it(
                 assert answer.status_code == 202
 
 
+def test_S34_a_request_is_read_before_later_connections_can_take_its_place(migrated: Embedded) -> None:
+    environment = migrated.environment_of("api") | {"CALOTYPE_MAX_CONNECTIONS": "40"}
+    with served(environment) as server, ExitStack() as stack:
+        # All at once, as after a moment in which the process got no processor.
+        psutil.Process(server.process.pid).suspend()
+        line = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), SOON))
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        for _ in range(200):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), SOON))
+        psutil.Process(server.process.pid).resume()
+        assert statuses(read_all(line)) == [200]
+
+
 def test_S34_the_port_of_metrics_is_bounded_too(
     server: Served, metrics_port: int, num_waiters: Callable[[], float]
 ) -> None:
