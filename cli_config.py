@@ -136,7 +136,8 @@ def _ask_postgres(settings: Settings, role: Role | None) -> str:
     try:
         if role:
             return check_database(db, role)
-        return "answers" + ("; this user is the tables' owner or a superuser" if db.run(is_unlimited) else "")
+        owner = "; this user is the tables' owner or a superuser" if db.run(is_unlimited) else ""
+        return f"answers, {db.protection()}{owner}"
     finally:
         db.close()
 

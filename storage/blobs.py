@@ -6,6 +6,7 @@ read time for the address that clients see, and are never stored.
 
 import base64
 import hashlib
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ Result = TypeVar("Result")
 
 PRECONDITION_FAILED = 412
 PROBE_KEY = ".calotype/probe"
-CHECK_KEY, CHECK_BYTES = ".calotype/check", b"calotype config check"
+CHECK_PREFIX, CHECK_BYTES = ".calotype/check-", b"calotype config check"
 CONNECT_SECONDS, READ_SECONDS = 3, 10
 CALL_SECONDS = 15.0
 """The longest that one call may take, however slowly its answer comes."""
@@ -124,8 +125,7 @@ class Blobs:
         own earlier try is recognised by size and digest. Raises `BlobUnavailable`, `BlobRefused` or
         `BlobConflict`.
         """
-        digest = hashlib.sha256(data)
-        stored = Stored(key, digest.hexdigest(), len(data))
+        stored = Stored(key, hashlib.sha256(data).hexdigest(), len(data))
         began_at = time.monotonic()
 
         def is_worth_another_try(error: BaseException) -> bool:
@@ -142,23 +142,21 @@ class Blobs:
         for attempt in tries:
             with attempt:
                 try:
-                    self._put_once(key, data, content_type, digest.digest(), stored.sha256)
+                    self._ask(lambda: self._send(key, data, content_type, stored.sha256))
                 except _Exists:
                     if self._look(key) != stored:
                         raise BlobConflict(f"another object holds the key {key!r}") from None
         return stored
 
-    def _put_once(self, key: str, data: bytes, content_type: str, digest: bytes, sha256: str) -> None:
-        self._ask(
-            lambda: self._client.put_object(
-                Bucket=self.bucket,
-                Key=key,
-                Body=data,
-                ContentType=content_type,
-                IfNoneMatch="*",
-                ChecksumSHA256=base64.b64encode(digest).decode(),
-                Metadata={"sha256": sha256},
-            )
+    def _send(self, key: str, data: bytes, content_type: str, sha256: str) -> None:
+        self._client.put_object(
+            Bucket=self.bucket,
+            Key=key,
+            Body=data,
+            ContentType=content_type,
+            IfNoneMatch="*",
+            ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(),
+            Metadata={"sha256": sha256},
         )
 
     def _look(self, key: str) -> Stored:
@@ -217,35 +215,38 @@ class Blobs:
     def try_out(self) -> frozenset[str]:
         """Which of `write`, `read`, `list` and `delete` our key may do, found out by doing it.
 
-        What it writes is gone afterwards if it may delete, and else lies under one key for ever. Raises
+        What it writes is gone afterwards if it may delete, and else is left for the sweeper. Raises
         `BlobError` where the store does not answer, knows no such key, gives back other bytes, or
         overwrites what must not exist.
         """
+        key = CHECK_PREFIX + secrets.token_hex(8)  # its own, whatever other checks are under way
         may: dict[str, Callable[[], object]] = {
-            "write": lambda: self._client.put_object(Bucket=self.bucket, Key=CHECK_KEY, Body=CHECK_BYTES),
-            "read": lambda: self._client.get_object(Bucket=self.bucket, Key=CHECK_KEY)["Body"].read(),
+            "write": lambda: self._send_check(key, CHECK_BYTES),
+            "read": lambda: self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read(),
             "list": lambda: self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1),
         }
         rights = {name for name, call in may.items() if self._is_allowed(call)}
         try:
             if "write" in rights:
-                self._see_no_overwriting()
-            if rights >= {"write", "read"} and self.get(CHECK_KEY) != CHECK_BYTES:
+                self._see_no_overwriting(key)
+            if rights >= {"write", "read"} and self.get(key) != CHECK_BYTES:
                 raise BlobRefused("the store gives back other bytes than it was given", reason="Corrupted")
         finally:
-            if self._is_allowed(lambda: self._client.delete_object(Bucket=self.bucket, Key=CHECK_KEY)):
+            if self._is_allowed(lambda: self._client.delete_object(Bucket=self.bucket, Key=key)):
                 rights.add("delete")
         return frozenset(rights)
 
-    def _see_no_overwriting(self) -> None:
-        other = hashlib.sha256(b"other")
+    def _see_no_overwriting(self, key: str) -> None:
         try:
-            self._put_once(CHECK_KEY, b"other", "application/octet-stream", other.digest(), other.hexdigest())
+            self._ask(lambda: self._send_check(key, b"other"))
         except _Exists:
             return
         raise BlobRefused(
             "the store overwrites an object although If-None-Match: * forbids it", reason="Overwritten"
         )
+
+    def _send_check(self, key: str, data: bytes) -> None:
+        self._send(key, data, "application/octet-stream", hashlib.sha256(data).hexdigest())
 
     def _is_allowed(self, call: Callable[[], object]) -> bool:
         try:

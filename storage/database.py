@@ -96,7 +96,10 @@ class Database:
         `seconds` if this one may take longer than others. The API sees no rows but those of `account_id`.
         """
         self._outage.refuse()
-        with self._translated(), self._within(seconds or self._left_seconds(), owner=self) as deadline:
+        # A long one is not the only one to find out that nothing answers: its own end is far.
+        remind = None if seconds is None else self._outage.suspect
+        limit = self._within(seconds or self._left_seconds(), owner=self, remind=remind)
+        with self._translated(), limit as deadline:
             try:
                 with self._engine.begin() as connection:
                     _set_for_transaction(connection, seconds, account_id)
@@ -129,6 +132,16 @@ class Database:
         """Raise `Unavailable` unless Postgres answers."""
         with self.transaction() as connection:
             connection.execute(text("SELECT 1"))
+
+    def protection(self) -> str:
+        """In words: whether the connection is encrypted, and the server's certificate verified."""
+        with self.transaction() as connection:
+            driver: Any = connection.connection.dbapi_connection
+            if not driver.info.ssl_in_use:
+                return "not encrypted"
+        mode = self._tls["sslmode"]
+        is_verified = mode.startswith("verify-")
+        return "encrypted, " + ("certificate verified" if is_verified else f"not verified (sslmode={mode})")
 
     def close(self) -> None:
         """Give every connection back."""
@@ -184,9 +197,11 @@ class Database:
         return left
 
     @contextmanager
-    def _within(self, seconds: float, *, owner: object = None) -> Iterator[Deadline]:
+    def _within(
+        self, seconds: float, *, owner: object = None, remind: Callable[[], None] | None = None
+    ) -> Iterator[Deadline]:
         outer, began_at = getattr(self._current, "deadline", None), time.monotonic()
-        deadline = self._current.deadline = _deadlines.arm(seconds, owner)
+        deadline = self._current.deadline = _deadlines.arm(seconds, owner, remind=remind)
         try:
             yield deadline
         finally:

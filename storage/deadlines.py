@@ -4,6 +4,7 @@ Owns two ways to give up: `SocketDeadlines` shuts the socket under a call that b
 `BoundedCalls` runs a call on a thread of its own and stops waiting for it. It does not know what is called.
 """
 
+import math
 import os
 import socket
 import threading
@@ -13,6 +14,8 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 Result = TypeVar("Result")
+
+REMIND_SECONDS = 3.0
 
 
 class SocketHandle:
@@ -52,9 +55,11 @@ class SocketHandle:
 class Deadline:
     """The end of one piece of work; `is_over` once its socket has been shut, or would have been."""
 
-    def __init__(self, at: float, owner: object = None) -> None:
+    def __init__(self, at: float, owner: object = None, remind: Callable[[], None] | None = None) -> None:
         self.at = at
         self.owner = owner
+        self.remind = remind
+        self.remind_at = math.inf
         self.is_over = False
         self.socket: SocketHandle | None = None
 
@@ -65,15 +70,26 @@ class SocketDeadlines:
     A shut socket ends a blocked `recv`, `send` or `poll` at once, in any library and in any state of TLS.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, remind_seconds: float = REMIND_SECONDS
+    ) -> None:
         self._clock = clock
+        self._remind_seconds = remind_seconds
         self._armed: set[Deadline] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def arm(self, seconds: float, owner: object = None) -> Deadline:
-        """Begin a deadline that is over in `seconds`, without a socket yet. End it with `disarm`."""
-        deadline = Deadline(self._clock() + seconds, owner)
+    def arm(
+        self, seconds: float, owner: object = None, *, remind: Callable[[], None] | None = None
+    ) -> Deadline:
+        """Begin a deadline that is over in `seconds`, without a socket yet. End it with `disarm`.
+
+        Until then `remind` is called every `remind_seconds`, on the deadlines' own thread: it must not wait.
+        """
+        now = self._clock()
+        deadline = Deadline(now + seconds, owner, remind)
+        if remind is not None:
+            deadline.remind_at = now + self._remind_seconds
         with self._changed:
             self._armed.add(deadline)
             # After a fork the parent's thread is not alive here.
@@ -112,8 +128,12 @@ class SocketDeadlines:
                     self._armed.discard(deadline)
                     if deadline.socket is not None:
                         deadline.socket.shut()
+                for deadline in [one for one in self._armed if one.remind_at <= now]:
+                    deadline.remind_at = now + self._remind_seconds
+                    if deadline.remind is not None:
+                        deadline.remind()
                 if self._armed:
-                    self._changed.wait(min(one.at for one in self._armed) - now)
+                    self._changed.wait(min(min(one.at, one.remind_at) for one in self._armed) - now)
             self._thread = None  # under the lock: the next `arm` starts another
 
 

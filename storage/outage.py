@@ -14,6 +14,8 @@ from storage.errors import Unavailable
 log = structlog.get_logger()
 
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 2.0
+SILENT_SECONDS = 1.0
+"""A look that fails sooner has had an answer."""
 LOUD_SECONDS = 60.0
 """How often the log says why the database is still away: a password that was rotated, for one."""
 
@@ -29,12 +31,16 @@ class Outage:
         look: Callable[[], None],
         on_end: Callable[[], None],
         on_confirmed: Callable[[], None] = lambda: None,
+        *,
+        silent_seconds: float = SILENT_SECONDS,
     ) -> None:
         self._look = look
         self._on_end = on_end
         self._on_confirmed = on_confirmed
+        self._silent_seconds = silent_seconds
         self._lock = threading.Lock()
         self._reason: str | None = None
+        self._is_suspected = False
         self._is_closed = threading.Event()
 
     def refuse(self) -> None:
@@ -43,15 +49,31 @@ class Outage:
         if reason is not None:
             raise Unavailable(f"the database is away ({reason})")
 
-    def begin(self, reason: str) -> None:
-        """The database did not answer: from now on one thread looks for it, and nobody else waits."""
+    def suspect(self) -> None:
+        """Work takes long: look in a thread, and begin an outage only if the look finds no answer."""
+        with self._lock:
+            if self._reason is not None or self._is_suspected or self._is_closed.is_set():
+                return
+            self._is_suspected = True
+        try:
+            threading.Thread(target=self._look_once, name="database-look", daemon=True).start()
+        except RuntimeError:  # no thread can be started: the work has its own end
+            self._is_suspected = False
+
+    def begin(self, reason: str, *, is_confirmed: bool = False) -> None:
+        """The database did not answer: from now on one thread looks for it, and nobody else waits.
+
+        `is_confirmed` if a look has failed already.
+        """
         with self._lock:
             if self._reason is not None or self._is_closed.is_set():
                 return
             self._reason = reason
         log.warning("database_away", reason=reason)
         try:
-            threading.Thread(target=self._watch, name="database-outage", daemon=True).start()
+            threading.Thread(
+                target=self._watch, args=(is_confirmed,), name="database-outage", daemon=True
+            ).start()
         except RuntimeError:  # no thread can be started: everybody tries for himself then
             with self._lock:
                 self._reason = None
@@ -61,9 +83,22 @@ class Outage:
         """Stop looking."""
         self._is_closed.set()
 
-    def _watch(self) -> None:
+    def _look_once(self) -> None:
+        began_at = time.monotonic()
+        try:
+            self._look()
+        except Exception:
+            # A server that refuses at once is full or stopping: whoever has a connection goes on.
+            if time.monotonic() - began_at > self._silent_seconds:
+                self.begin("no answer to a look", is_confirmed=True)
+        finally:
+            self._is_suspected = False
+
+    def _watch(self, is_confirmed: bool) -> None:
+        if is_confirmed:
+            self._on_confirmed()
         # At once: one late transaction need not mean that the database is away.
-        pause_seconds, loud_at, is_confirmed = 0.0, time.monotonic(), False
+        pause_seconds, loud_at = 0.0, time.monotonic()
         while not self._is_closed.wait(pause_seconds):
             try:
                 self._look()

@@ -5,12 +5,15 @@ registers the tasks in the process that runs them. Every setting has its reason 
 `docs/adr/0002-the-message-is-a-doorbell.md`.
 """
 
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 from celery import Celery
 from celery.app.amqp import AMQP
+from celery.app.events import Events
+from celery.events.dispatcher import EventDispatcher
 from kombu import Connection, Queue
 
 from settings import load_settings
@@ -18,6 +21,20 @@ from tasks.broker_tls import tls_options
 from tasks.queues import CPU_QUEUE, queues_of
 
 RECONNECT_SECONDS = 2.0
+LISTEN_SECONDS = 0.2
+"""How long one question for bells waits in the broker. A lane whose slots are free again is asked for in the
+next question only: meanwhile the engine may have nothing to do."""
+KEEPALIVE = {
+    option: value
+    for name, value in (
+        ("TCP_KEEPIDLE", 5),
+        ("TCP_KEEPINTVL", 2),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", 10_000),  # ms; keepalives do not watch what was sent and not acknowledged
+    )
+    if (option := getattr(socket, name, None)) is not None
+}
+"""As for Postgres: Linux would notice after two hours that a network has forgotten a connection."""
 
 
 def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Path | None = None) -> Celery:
@@ -25,7 +42,7 @@ def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Pat
 
     Over `rediss` the broker has to show a certificate of an authority in `ca_file`, or else of the system's.
     """
-    app = Celery("calotype", broker=url, set_as_current=False, amqp=_Amqp)
+    app = Celery("calotype", broker=url, set_as_current=False, amqp=_Amqp, events=_Events)
     app.conf.update(
         task_queues=[Queue(name) for name in (*queues_of(tiers), CPU_QUEUE)],
         task_default_queue=CPU_QUEUE,
@@ -55,6 +72,8 @@ def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Pat
             "socket_timeout": 5,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
+            "socket_keepalive_options": KEEPALIVE,
+            "polling_interval": LISTEN_SECONDS,
             "health_check_interval": 5,
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
@@ -78,6 +97,22 @@ class _PromptConnection(Connection):
 
 class _Amqp(AMQP):
     Connection = _PromptConnection
+
+
+class _PromptDispatcher(EventDispatcher):
+    """Tries an event once, on the loop that also hears bells.
+
+    Celery's heartbeat is tried until the broker is back. Meanwhile the loop would not find out that the
+    connection for bells is lost as well.
+    """
+
+    def send(self, *arguments: Any, **options: Any) -> Any:
+        """As Celery's, without trying again: what was not sent is buffered."""
+        return super().send(*arguments, **{**options, "retry": False})
+
+
+class _Events(Events):
+    dispatcher_cls = f"{__name__}:_PromptDispatcher"
 
 
 def __getattr__(name: str) -> Any:

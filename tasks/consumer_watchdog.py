@@ -17,9 +17,9 @@ EXIT_DEAF = 73
 PINGS = 4
 """In `watchdog_seconds`: one may be lost with the broker's memory."""
 
-RECONNECT_SECONDS = 45.0
-"""What a consumer may take besides, once the broker takes messages again: kombu rests for up to 30 seconds
-between two tries to connect (`kombu.Connection.ensure_connection`), and a try has its own time-outs."""
+RECONNECT_SECONDS = 20.0
+"""What a consumer may take besides, once the broker takes messages again: the end of a command (5 s), a pause
+(2 s) and a try to connect (3 s) of `tasks.app`, twice that for a machine that is busy."""
 
 
 class ConsumerWatchdog:

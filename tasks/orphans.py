@@ -1,4 +1,4 @@
-"""Collects orphans: objects of attempts that ended without a row that points to them.
+"""Collects orphans: objects of attempts that ended without a row that points to them, and of ended checks.
 
 It walks through the bucket page by page, in a thread of the sweeper's process that nothing waits for: a store
 that hangs holds up no sweep. Any number may walk. It knows the shape of our keys, and touches no other.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from storage.blobs import Blobs
+from storage.blobs import CHECK_PREFIX, Blobs
 from storage.database import Database
 from storage.errors import StorageError
 from storage.orphans import orphans_among
@@ -21,6 +21,8 @@ _KEY = re.compile(
     r"(?P<account>acc_\w+)/(?P<job>job_\w+)/a(?P<attempt>[1-9]\d{0,8})/\d+-[0-9a-f]{16}\.[a-z]+", re.ASCII
 )
 """As `tasks.generate.object_key` makes them."""
+_CHECK_KEY = re.compile(re.escape(CHECK_PREFIX) + "[0-9a-f]{16}", re.ASCII)
+"""As `Blobs.try_out` makes them: a key that may not delete leaves its own behind."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class OrphanCollector:
     def collect_page(self, stop: threading.Event | None = None) -> bool:
         """Look at the next page and delete its orphans; whether more follow. Raises `StorageError`."""
         page = self._blobs.list_page(after=self._last_key, max_keys=self._plan.page_keys)
+        old = [one.key for one in page.objects if one.age_seconds > self._plan.orphan_seconds]
         objects = [
-            (one.key, found["account"], found["job"], int(found["attempt"]))
-            for one in page.objects
-            if one.age_seconds > self._plan.orphan_seconds and (found := _KEY.fullmatch(one.key))
+            (key, found["account"], found["job"], int(found["attempt"]))
+            for key in old
+            if (found := _KEY.fullmatch(key))
         ]
-        for key in orphans_among(self._db, objects) if objects else ():
+        checks = [key for key in old if _CHECK_KEY.fullmatch(key)]
+        for key in checks + (orphans_among(self._db, objects) if objects else []):
             if stop is not None and stop.is_set():
                 return True
             self._blobs.delete(key)

@@ -76,13 +76,26 @@ def test_S29_postgres_is_verified_against_the_file_of_authorities(
     front = make_front(services.database_url, is_postgres=True)
     for mode in ("", "require", "verify-full"):
         good = Database(database_url(services, front, mode), 1, ca_file=ca_file)
-        good.check()
+        assert good.protection() == "encrypted, certificate verified"
         good.close()
         for wrong in (other_ca_file, None) if mode else (other_ca_file,):
             bad = Database(database_url(services, front, mode), 1, ca_file=wrong)
             with pytest.raises(Unavailable):
                 bad.check()
             bad.close()
+
+
+def test_S29_without_a_file_and_a_mode_postgres_is_said_not_to_be_verified(
+    services: Embedded, make_front: MakeFront
+) -> None:
+    front = make_front(services.database_url, is_postgres=True)
+    for url, found in (
+        (database_url(services, front), "encrypted, not verified (sslmode=prefer)"),
+        (services.database_url, "not encrypted"),
+    ):
+        database = Database(url, 1)
+        assert database.protection() == found
+        database.close()
 
 
 def test_S29_postgres_with_a_certificate_for_another_name_is_refused(

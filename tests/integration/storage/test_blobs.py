@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -193,6 +194,22 @@ def test_S31_a_store_that_lacks_what_we_need_fails_no_job_for_good(
 
 def test_S31_a_store_is_tried_out_with_everything_that_is_asked_of_it(services: Embedded) -> None:
     of(services).try_out()
+
+
+def test_S31_a_store_is_tried_out_by_the_very_write_that_an_image_needs(services: Embedded) -> None:
+    blobs, sent = of(services), []
+    blobs._client.meta.events.register_last(
+        "request-created.s3.PutObject", lambda request, **_: sent.append(dict(request.headers))
+    )
+    blobs.try_out()
+    assert len(sent) == 2
+    assert all({"If-None-Match", "x-amz-checksum-sha256"} <= set(headers) for headers in sent)
+
+
+def test_S31_two_checks_at_once_are_none_of_each_others_business(services: Embedded) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(of(services).try_out) for _ in range(8)]
+        assert {rights.result() for rights in found} == {frozenset({"write", "read", "list", "delete"})}
 
 
 def test_S31_a_store_that_overwrites_is_found_out(services: Embedded) -> None:

@@ -229,7 +229,10 @@ def test_S3_all_transactions_of_a_request_end_within_its_time(migrated: Embedded
     db.close()
 
 
-def test_S3_a_long_transaction_does_not_outlast_an_outage_that_others_have_found(migrated: Embedded) -> None:
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_S3_a_long_transaction_does_not_outlast_a_hang_that_others_or_a_look_can_find(
+    migrated: Embedded, is_alone: bool
+) -> None:
     db = Database(migrated.database_url, 2, transaction_seconds=1)
     db.check()
     ended_after: list[float] = []
@@ -251,9 +254,18 @@ def test_S3_a_long_transaction_does_not_outlast_an_outage_that_others_have_found
     assert entered.wait(30)
     with paused(migrated.pid("postgres")):
         hung.set()
-        with pytest.raises(Unavailable):
-            db.check()
+        if not is_alone:
+            with pytest.raises(Unavailable):
+                db.check()
         uploading.join(30)
     assert ended_after
     assert ended_after[0] < 20
+    db.close()
+
+
+def test_S3_a_long_transaction_that_is_looked_after_goes_on(migrated: Embedded) -> None:
+    db = Database(migrated.database_url, 2, transaction_seconds=1)
+    with db.transaction(seconds=60) as connection:
+        connection.execute(text("SELECT pg_sleep(4)"))
+        db.check()
     db.close()

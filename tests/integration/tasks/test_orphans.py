@@ -12,7 +12,7 @@ import structlog
 
 from settings import Settings
 from storage import jobs
-from storage.blobs import Blobs, Listed, Page
+from storage.blobs import CHECK_PREFIX, Blobs, Listed, Page
 from storage.database import Database
 from storage.errors import BlobNotFound, BlobUnavailable
 from storage.job_views import StoredImage
@@ -117,6 +117,16 @@ def test_S42_an_orphan_is_not_deleted_before_its_time(
     give_back(database, killed)
     collect(databases["sweeper"], blobs, CollectionPlan(orphan_seconds=60))
     assert is_there(blobs, key)
+
+
+def test_S42_what_a_check_of_the_store_left_is_collected(
+    databases: dict[DatabaseRole, Database], blobs: Blobs
+) -> None:
+    left = upload(blobs, f"{CHECK_PREFIX}0123456789abcdef")
+    foreign = upload(blobs, f"{CHECK_PREFIX}mine")
+    collect(databases["sweeper"], blobs)
+    assert [is_there(blobs, key) for key in (left, foreign)] == [False, True]
+    blobs.delete(foreign)
 
 
 def test_S42_what_is_not_ours_is_never_touched(

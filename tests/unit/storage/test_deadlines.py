@@ -1,5 +1,6 @@
 """The promises about calls into libraries that know no deadline."""
 
+import math
 import socket
 import threading
 
@@ -87,3 +88,15 @@ def test_a_handle_that_was_closed_shuts_nobody_elses_socket() -> None:
         peer.sendall(b"x")
         theirs.sendall(b"y")
         assert (other.recv(1), ours.recv(1)) == (b"x", b"y")
+
+
+def test_work_that_takes_long_is_reminded_of_until_it_ends() -> None:
+    deadlines, reminded = SocketDeadlines(remind_seconds=0.01), threading.Semaphore(0)
+    deadline = deadlines.arm(60, remind=reminded.release)
+    assert reminded.acquire(timeout=30)
+    assert reminded.acquire(timeout=30)
+    deadlines.disarm(deadline)
+    assert not deadline.is_over
+    quick = deadlines.arm(60)
+    assert quick.remind_at == math.inf
+    deadlines.disarm(quick)

@@ -75,3 +75,34 @@ def test_a_database_that_only_looked_late_is_confirmed_to_be_well() -> None:
     outage.begin("one late transaction")
     assert server.has_ended.wait(30)
     assert not confirmed.is_set(), "other transactions go on"
+
+
+def test_work_that_takes_long_begins_an_outage_only_where_nothing_answers() -> None:
+    server, confirmed = FakeServer(), threading.Event()
+    outage = Outage(server.look, server.end, on_confirmed=confirmed.set, silent_seconds=0.001)
+    outage.suspect()
+    assert confirmed.wait(30)
+    with pytest.raises(Unavailable, match="no answer to a look"):
+        outage.refuse()
+    server.is_back.set()
+    assert server.has_ended.wait(30)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_work_that_takes_long_at_a_server_that_answers_or_refuses_at_once_goes_on(answers: bool) -> None:
+    server, looked, confirmed = FakeServer(), threading.Event(), threading.Event()
+    if answers:
+        server.is_back.set()
+
+    def look() -> None:
+        try:
+            server.look()
+        finally:
+            looked.set()
+
+    outage = Outage(look, server.end, on_confirmed=confirmed.set, silent_seconds=30)
+    outage.suspect()
+    assert looked.wait(30)
+    outage.refuse()
+    assert not confirmed.wait(0.05)
+    assert not server.has_ended.is_set(), "nobody's connections are thrown away"

@@ -1,6 +1,7 @@
 """A worker tries a broker that is away again soon, however long it has been away."""
 
 import socket
+from typing import Any
 
 import pytest
 
@@ -26,3 +27,30 @@ def test_S2_pauses_between_tries_to_reach_the_broker_do_not_grow() -> None:
         with celery.connection_for_read() as connection, pytest.raises(EnoughSeen):
             connection.ensure_connection(note, callback=lambda: None)
     assert pauses == [RECONNECT_SECONDS, RECONNECT_SECONDS]
+
+
+class AwayProducer:
+    """What an event is sent by; the broker is away."""
+
+    retries: bool
+
+    def publish(self, *_: Any, retry: bool, **__: Any) -> None:
+        self.retries = retry
+        raise ConnectionRefusedError
+
+
+def test_S2_an_event_is_tried_once_and_kept_while_the_broker_is_away() -> None:
+    celery, producer = make_celery("redis://127.0.0.1:1/0", "test:", ["sd"]), AwayProducer()
+    events = celery.events.Dispatcher(celery.connection_for_write(), hostname="w", enabled=False)
+    events.enabled, events.producer = True, producer
+    # As Celery's heartbeat says it, on the loop that hears bells.
+    events.send("worker-heartbeat", retry=True)
+    assert not producer.retries
+    assert [event["type"] for event, _ in events._outbound_buffer] == ["worker-heartbeat"]
+
+
+def test_S2_a_connection_to_the_broker_that_a_network_forgot_is_noticed_by_the_kernel() -> None:
+    conf = make_celery("redis://127.0.0.1:1/0", "test:", ["sd"]).conf
+    options = conf.broker_transport_options["socket_keepalive_options"]
+    assert options[socket.TCP_KEEPIDLE] + options[socket.TCP_KEEPINTVL] * options[socket.TCP_KEEPCNT] < 15
+    assert options[socket.TCP_USER_TIMEOUT] < 15_000
