@@ -12,18 +12,14 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
-import structlog
-
 from storage.identifiers import new_id
 from web.front.bodies import Bodies
 from web.front.exchange import ClientGone, Exchange, Receive, Scope, Send
 from web.front.held import Held
 from web.front.limits import Limits
-from web.front.refusals import Busy, Refused, own_headers, problem
+from web.front.refusals import Busy, RefusalLog, Refused, own_headers, problem
 from web.front.threads import Threads
 from web.front.wsgi import Answer, Pieces, WaitingClient, WsgiApplication, answer_of, environ_of
-
-log = structlog.get_logger()
 
 MaxUpload = Callable[[str, str, str], int]
 """From method, path and `Authorization` to the bytes that such a request may bring; called in a thread."""
@@ -43,6 +39,7 @@ class Front:
         self._max_upload = max_upload
         self._bodies = Bodies(limits, self._max_upload_of)
         self._answers = Held(limits.max_held_answer_bytes)
+        self._refusals = RefusalLog()
         self._streams: set[asyncio.Task[Any]] = set()
         self._is_stopping = False
 
@@ -65,6 +62,7 @@ class Front:
         except ClientGone:
             pass
         except Refused as refused:
+            self._refusals.note(refused)
             await _refuse(exchange, refused)
 
     def stop(self) -> None:
@@ -180,7 +178,6 @@ async def _notice_hang_up(exchange: Exchange, client: WaitingClient) -> None:
 
 
 async def _refuse(exchange: Exchange, refused: Refused) -> None:
-    log.info("request_refused", status=refused.status, code=refused.code)
     if exchange.has_begun:
         await exchange.cut()
         return

@@ -78,9 +78,12 @@ class Connection(H11Protocol):
         self._phase = Phase.BUSY
         self._deadline: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
+        self._gentle: GentleTransport | None = None
 
     async def drained(self) -> None:
         """Return when everything that was sent has left this process, or the client has."""
+        if self._gentle is not None:
+            self._gentle.flush()
         await self.flow.drain()
 
     def abort(self) -> None:
@@ -110,7 +113,8 @@ class Connection(H11Protocol):
         self._transport = transport
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         transport.set_write_buffer_limits(high=0)  # so that `drained` means that nothing is left
-        super().connection_made(_GentleTransport(transport, self))  # type: ignore[arg-type]
+        self._gentle = GentleTransport(transport, self)
+        super().connection_made(self._gentle)  # type: ignore[arg-type]
         self._enter(Phase.HEADER)
         self._all.add(self)
 
@@ -206,16 +210,34 @@ class Connection(H11Protocol):
             self._deadline = None
 
 
-class _GentleTransport:
-    """What uvicorn writes to: closing it lets the client read what was sent."""
+class GentleTransport:
+    """What uvicorn writes to: closing it lets the client read what was sent.
+
+    uvicorn writes a header, a body and the end one by one. They leave together, with one call of the system.
+    """
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         self._transport = transport
         self._connection = connection
+        self._unsent: list[bytes] = []
         self._is_closing = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send this, at the end of this turn of the event loop at the latest."""
+        if not data:
+            return
+        if not self._unsent:
+            self._connection.loop.call_soon(self.flush)
+        self._unsent.append(data)
+
+    def flush(self) -> None:
+        """Send now what was written."""
+        if self._unsent and not self._transport.is_closing():
+            self._transport.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     def is_closing(self) -> bool:
         """Also while the client is still to read."""
@@ -223,5 +245,6 @@ class _GentleTransport:
 
     def close(self) -> None:
         """End the connection, gently."""
+        self.flush()
         self._is_closing = True
         self._connection.close_gently(self._transport)

@@ -24,7 +24,9 @@ class Limits:
 
     num_threads: int = 32
     max_queued: int = 128
-    """Requests that wait for a thread; beyond them the answer is 503."""
+    """Requests that wait for a thread; beyond them the answer is 503, unless the queue is quick."""
+    queue_seconds: float = 1
+    """A queue is quick while the first in it has waited less: then it may be longer."""
     max_connections: int = 4096
     """Beyond them whoever has kept us waiting longest is cut."""
 

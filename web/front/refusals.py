@@ -7,12 +7,19 @@ Refused
  └─ Busy            503 busy
 """
 
+import asyncio
 import json
+from collections import Counter
 from http import HTTPStatus
+
+import structlog
 
 from storage.identifiers import new_id
 
+log = structlog.get_logger()
+
 RETRY_AFTER_SECONDS = 2
+LOG_SECONDS = 1.0
 
 
 class Refused(Exception):
@@ -48,6 +55,27 @@ class Busy(Refused):
     status = 503
     code = "busy"
     closes = False
+
+
+class RefusalLog:
+    """Says how many requests were turned away, once a second for each reason. Used on the event loop.
+
+    A line for each would let whoever holds no key fill the log, and have the loop wait for the log's lock.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[int, str]] = Counter()
+
+    def note(self, refused: Refused) -> None:
+        """One more."""
+        if not self._counts:
+            asyncio.get_running_loop().call_later(LOG_SECONDS, self._say)
+        self._counts[refused.status, refused.code] += 1
+
+    def _say(self) -> None:
+        for (status, code), count in self._counts.items():
+            log.info("requests_refused", status=status, code=code, count=count)
+        self._counts.clear()
 
 
 def own_headers(content_type: bytes, body: bytes) -> list[tuple[bytes, bytes]]:

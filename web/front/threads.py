@@ -19,16 +19,25 @@ Work = Callable[[], None]
 
 
 class Threads:
-    """Started on demand and kept; daemons, so that one that hangs does not keep the process."""
+    """Started on demand and kept; daemons, so that one that hangs does not keep the process.
+
+    Beyond `max_queued` work is queued only while the first in the queue has waited less than `queue_seconds`.
+    """
 
     def __init__(
-        self, num_threads: int, max_queued: int, *, clock: Callable[[], float] = time.monotonic
+        self,
+        num_threads: int,
+        max_queued: int,
+        *,
+        queue_seconds: float = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._num_threads = num_threads
         self._max_queued = max_queued
+        self._queue_seconds = queue_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._queued: deque[Work] = deque()
+        self._queued: deque[tuple[float, Work]] = deque()  # with when each came
         self._ready: SimpleQueue[Work] = SimpleQueue()
         self._num_running = 0
         self._num_idle = 0
@@ -97,17 +106,22 @@ class Threads:
             if self._num_running < self._num_threads:
                 self._num_running += 1
                 self._hand_out(work)
-            elif begun or len(self._queued) < self._max_queued:
-                self._queued.append(work)
+            elif begun or self._has_room():
+                self._queued.append((self._clock(), work))
             else:
                 raise Busy("every thread is taken and the queue is full; try again")
+
+    def _has_room(self) -> bool:
+        # A burst of quick requests is long and soon over; what counts is how long they wait.
+        is_quick = bool(self._queued) and self._clock() - self._queued[0][0] < self._queue_seconds
+        return len(self._queued) < self._max_queued or is_quick
 
     def _give_place_up(self) -> None:
         self._moved_at = self._clock()
         self._num_running -= 1
         while self._queued and self._num_running < self._num_threads:
             self._num_running += 1
-            self._hand_out(self._queued.popleft())
+            self._hand_out(self._queued.popleft()[1])
 
     def _hand_out(self, work: Work) -> None:
         self._moved_at = self._clock()

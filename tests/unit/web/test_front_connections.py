@@ -1,8 +1,14 @@
 """S34: beyond so many connections one is cut: who has kept us waiting longest, and never one being served."""
 
+import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
-from web.front.connection import Connection, Connections
+from structlog.testing import capture_logs
+
+from tests.on_a_loop import on_a_loop
+from web.front.connection import Connection, Connections, GentleTransport
+from web.front.refusals import LOG_SECONDS, Busy, HeaderTooLarge, RefusalLog
 
 
 class Line:
@@ -39,3 +45,44 @@ def test_S34_where_all_are_being_served_the_newest_makes_room() -> None:
     assert [served.was_cut, newest.was_cut] == [False, True]
     connections.remove(newest)
     assert len(connections) == 1
+
+
+class Wire:
+    """Stands in for a connection's transport, and keeps what each call sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def is_closing(self) -> bool:
+        return False
+
+
+@on_a_loop
+async def test_a_header_and_its_body_leave_together_and_a_lone_header_at_once() -> None:
+    wire = Wire()
+    gentle = GentleTransport(cast("Any", wire), cast("Any", SimpleNamespace(loop=asyncio.get_running_loop())))
+    for part in (b"header", b"", b"body"):
+        gentle.write(part)
+    assert wire.sent == []
+    gentle.flush()
+    gentle.write(b"lone header")
+    await asyncio.sleep(0)
+    assert wire.sent == [b"headerbody", b"lone header"]
+
+
+@on_a_loop
+async def test_S34_a_thousand_refusals_are_one_line_of_the_log() -> None:
+    refusals = RefusalLog()
+    with capture_logs() as logs:
+        for _ in range(1000):
+            refusals.note(Busy("every thread is taken"))
+        refusals.note(HeaderTooLarge("too large"))
+        assert logs == []
+        await asyncio.sleep(LOG_SECONDS + 0.1)
+    assert [(line["code"], line["count"]) for line in logs] == [
+        ("busy", 1000),
+        ("request_header_fields_too_large", 1),
+    ]

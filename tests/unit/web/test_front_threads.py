@@ -49,6 +49,20 @@ async def test_S34_what_finds_no_place_waits_and_what_finds_no_room_to_wait_is_r
 
 
 @on_a_loop
+async def test_S34_a_queue_that_moves_may_be_long_and_one_that_does_not_is_full() -> None:
+    clock = Clock()
+    threads, go = Threads(1, 1, queue_seconds=1, clock=clock), threading.Event()
+    work = [held(threads, go) for _ in range(20)]
+    await until(lambda: (threads.num_running, threads.num_queued) == (1, 19))
+    clock.now += 1
+    with pytest.raises(Busy):
+        await threads.run(lambda: None)
+    go.set()
+    assert await asyncio.gather(*work) == [True] * 20
+    await until(lambda: threads.num_running == 0)
+
+
+@on_a_loop
 async def test_S34_who_only_waits_lends_its_place() -> None:
     threads, go = Threads(num_threads=1, max_queued=0), threading.Event()
 
