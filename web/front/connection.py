@@ -5,9 +5,12 @@ client can still read the answer. While a request is being answered the deadline
 """
 
 import asyncio
+import math
 import socket
 import struct
+import time
 from collections import Counter
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -23,6 +26,9 @@ SEND_BUFFER_BYTES = 65_536
 RESET = struct.pack("ii", 1, 0)
 """`SO_LINGER` of no time: what is unsent is dropped, where the kernel would go on sending it for hours."""
 
+GRACE_SECONDS = 1.0
+"""What a client has to go on before it is cut for another, as long as there is any room."""
+
 
 class Phase(Enum):
     """What a connection is doing."""
@@ -36,12 +42,20 @@ class Phase(Enum):
 
 
 class Connections:
-    """All connections of one process, at most `max_connections`."""
+    """All connections of one process, at most `max_connections`.
 
-    def __init__(self, max_connections: int) -> None:
+    From four fifths of them on, a new one has another cut: the one whose client has sent or taken nothing for
+    longest, unless that is less than `GRACE_SECONDS`. So a client has the time to send its request even while
+    all others are being worked for. Beyond the limit it is cut all the same.
+    """
+
+    def __init__(self, max_connections: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_connections = max_connections
+        self._num_roomy = max_connections - max_connections // 5
+        self._clock = clock
         self._open: set[Connection] = set()
-        self._waiting: dict[Connection, None] = {}
+        self._waiting: dict[Connection, float] = {}
+        """Since when, the longest first."""
         self.num_cut: Counter[str] = Counter()
         """By the phase in which they were."""
 
@@ -49,19 +63,23 @@ class Connections:
         return len(self._open)
 
     def add(self, connection: "Connection") -> None:
-        """One more; beyond the limit the one is cut whose client has sent or taken nothing for longest."""
+        """One more, in whose place another may be cut, or itself where nobody else waits for a client."""
         self._open.add(connection)
-        if len(self._open) > self._max_connections:
-            next(iter(self._waiting), connection).cut()
+        slowest, since = next(iter(self._waiting.items()), (connection, math.inf))
+        is_late = self._clock() - since >= GRACE_SECONDS
+        if len(self) > self._max_connections or (len(self) > self._num_roomy and is_late):
+            # Now: until its socket is closed the next new one would find the same.
+            self.remove(slowest)
+            slowest.cut()
 
     def note(self, connection: "Connection", *, is_waiting: bool) -> None:
         """A connection that has just begun to wait for its client, or that has made progress, is the last."""
         self._waiting.pop(connection, None)
-        if is_waiting:
-            self._waiting[connection] = None
+        if is_waiting and connection in self._open:
+            self._waiting[connection] = self._clock()
 
     def remove(self, connection: "Connection") -> None:
-        """It has ended."""
+        """It has ended, or is about to."""
         self._open.discard(connection)
         self._waiting.pop(connection, None)
 
@@ -115,8 +133,8 @@ class Connection(H11Protocol):
         transport.set_write_buffer_limits(high=0)  # so that `drained` means that nothing is left
         self._gentle = GentleTransport(transport, self)
         super().connection_made(self._gentle)  # type: ignore[arg-type]
-        self._enter(Phase.HEADER)
         self._all.add(self)
+        self._enter(Phase.HEADER)
 
     def data_received(self, data: bytes) -> None:
         """asyncio's call."""

@@ -28,7 +28,7 @@ class Limits:
     queue_seconds: float = 1
     """A queue is quick while the first in it has waited less: then it may be longer."""
     max_connections: int = 4096
-    """Beyond them whoever has kept us waiting longest is cut."""
+    """From four fifths of them on, who has kept us waiting longest is cut for the next (`Connections`)."""
 
     max_header_bytes: int = 32_768
     max_headers: int = 100

@@ -7,7 +7,7 @@ from typing import Any, cast
 from structlog.testing import capture_logs
 
 from tests.on_a_loop import on_a_loop
-from web.front.connection import Connection, Connections, GentleTransport
+from web.front.connection import GRACE_SECONDS, Connection, Connections, GentleTransport
 from web.front.refusals import LOG_SECONDS, Busy, HeaderTooLarge, RefusalLog
 
 
@@ -23,8 +23,8 @@ class Line:
 
 def opened(connections: Connections, *, is_waiting: bool = True) -> Any:
     line = cast("Connection", Line())
-    connections.note(line, is_waiting=is_waiting)
     connections.add(line)
+    connections.note(line, is_waiting=is_waiting)
     return line
 
 
@@ -45,6 +45,31 @@ def test_S34_where_all_are_being_served_the_newest_makes_room() -> None:
     assert [served.was_cut, newest.was_cut] == [False, True]
     connections.remove(newest)
     assert len(connections) == 1
+
+
+def test_S34_a_burst_of_new_ones_has_as_many_others_cut() -> None:
+    connections = Connections(max_connections=4)
+    first = [opened(connections) for _ in range(4)]
+    # All in one turn of the event loop: no socket is closed yet.
+    burst = [opened(connections) for _ in range(3)]
+    assert [line.was_cut for line in first] == [True, True, True, False]
+    assert not any(line.was_cut for line in burst)
+    assert len(connections) == 4
+
+
+def test_S34_a_new_one_has_a_moment_for_its_request_while_all_others_are_being_served() -> None:
+    now = [100.0]
+    connections = Connections(max_connections=10, clock=lambda: now[0])
+    served = [opened(connections, is_waiting=False) for _ in range(8)]
+    asking, next_one = opened(connections), opened(connections)
+    assert not asking.was_cut
+    assert len(connections) == 10
+    connections.note(asking, is_waiting=False)
+    connections.remove(served.pop())
+    now[0] += GRACE_SECONDS
+    opened(connections)
+    assert next_one.was_cut, "who has let a moment pass makes room before all of it is taken"
+    assert not any(line.was_cut for line in (asking, *served))
 
 
 class Wire:
