@@ -86,8 +86,16 @@ class Client:
 class Load:
     """All clients of one cell."""
 
-    def __init__(self, make_client: Callable[[], Client], name: str, known_job_id: str) -> None:
+    def __init__(
+        self,
+        make_client: Callable[[], Client],
+        name: str,
+        known_job_id: str,
+        *,
+        wave_seconds: float = WAVE_SECONDS,
+    ) -> None:
         self._make_client = make_client
+        self._wave_seconds = wave_seconds
         self._name = name
         self._known_job_id = known_job_id
         self._ended = threading.Event()
@@ -123,7 +131,7 @@ class Load:
             return lambda client, _: client.ask(kind, path, seconds=seconds)
 
         return [
-            *((submit(number), WAVE_SECONDS) for number in range(NUM_SUBMITTERS)),
+            *((submit(number), self._wave_seconds) for number in range(NUM_SUBMITTERS)),
             (ask("healthz", "/healthz"), PROBE_SECONDS),
             (ask("readyz", "/readyz"), PROBE_SECONDS),
             (ask("status", f"/v1/jobs/{self._known_job_id}"), PROBE_SECONDS),

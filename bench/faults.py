@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bench.fault_figures import Cell, cell_of, failures, line, report, write
-from bench.fault_load import JOB, Client, Load
+from bench.fault_load import JOB, WAVE_SECONDS, Client, Load
 from bench.fault_system import SERVERS, STOPPED, System, run_system
 from bench.faulty_proxy import Fault
 from client.api import Api
@@ -53,14 +53,19 @@ def main() -> None:
     sys.exit(bool(failures(cells)))
 
 
-def measure(system: System, part: str, fault: str, seconds: float) -> Cell:
-    """One cell: the load while the fault lasts, the way back, and what became of every submission."""
+def measure(
+    system: System, part: str, fault: str, seconds: float, *, wave_seconds: float = WAVE_SECONDS
+) -> Cell:
+    """One cell: the load while the fault lasts, the way back, and what became of every submission.
+
+    All clients submit at the same moment, every `wave_seconds`.
+    """
     name = f"{part}-{fault}-{time.time_ns():x}"
     with system.make_api() as api, system.make_client() as client:
         known = api.submit(JOB)["id"]
         api.follow([known], timeout_seconds=MAX_SECONDS_UNTIL_ENDED, on_change=lambda _: None)
         num_rows = _num_rows(api)
-        load = Load(system.make_client, name, known)
+        load = Load(system.make_client, name, known, wave_seconds=wave_seconds)
         load.start()
         time.sleep(HEAD_START_SECONDS)
         with system.failing(part, fault):
