@@ -225,8 +225,9 @@ class Blobs:
             "read": lambda: self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read(),
             "list": lambda: self._client.list_objects_v2(Bucket=self.bucket, MaxKeys=1),
         }
-        rights = {name for name, call in may.items() if self._is_allowed(call)}
+        rights: set[str] = set()
         try:
+            rights.update(name for name, call in may.items() if self._is_allowed(call))
             if "write" in rights:
                 self._see_no_overwriting(key)
             if rights >= {"write", "read"} and self.get(key) != CHECK_BYTES:

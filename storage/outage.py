@@ -60,20 +60,15 @@ class Outage:
         except RuntimeError:  # no thread can be started: the work has its own end
             self._is_suspected = False
 
-    def begin(self, reason: str, *, is_confirmed: bool = False) -> None:
-        """The database did not answer: from now on one thread looks for it, and nobody else waits.
-
-        `is_confirmed` if a look has failed already.
-        """
+    def begin(self, reason: str) -> None:
+        """The database did not answer: from now on one thread looks for it, and nobody else waits."""
         with self._lock:
             if self._reason is not None or self._is_closed.is_set():
                 return
             self._reason = reason
         log.warning("database_away", reason=reason)
         try:
-            threading.Thread(
-                target=self._watch, args=(is_confirmed,), name="database-outage", daemon=True
-            ).start()
+            threading.Thread(target=self._watch, name="database-outage", daemon=True).start()
         except RuntimeError:  # no thread can be started: everybody tries for himself then
             with self._lock:
                 self._reason = None
@@ -88,17 +83,16 @@ class Outage:
         try:
             self._look()
         except Exception:
-            # A server that refuses at once is full or stopping: whoever has a connection goes on.
+            # A server that refuses at once is full or stopping: whoever has a connection goes on. One look may
+            # have met a moment that is over: nobody's work is ended before a second has failed as well.
             if time.monotonic() - began_at > self._silent_seconds:
-                self.begin("no answer to a look", is_confirmed=True)
+                self.begin("no answer to a look")
         finally:
             self._is_suspected = False
 
-    def _watch(self, is_confirmed: bool) -> None:
-        if is_confirmed:
-            self._on_confirmed()
+    def _watch(self) -> None:
         # At once: one late transaction need not mean that the database is away.
-        pause_seconds, loud_at = 0.0, time.monotonic()
+        pause_seconds, loud_at, is_confirmed = 0.0, time.monotonic(), False
         while not self._is_closed.wait(pause_seconds):
             try:
                 self._look()

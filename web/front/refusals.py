@@ -73,9 +73,9 @@ class RefusalLog:
         self._counts[refused.status, refused.code] += 1
 
     def _say(self) -> None:
-        for (status, code), count in self._counts.items():
+        counts, self._counts = self._counts, Counter()
+        for (status, code), count in counts.items():
             log.info("requests_refused", status=status, code=code, count=count)
-        self._counts.clear()
 
 
 def own_headers(content_type: bytes, body: bytes) -> list[tuple[bytes, bytes]]:

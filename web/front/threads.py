@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -17,11 +18,24 @@ from web.front.refusals import Busy
 Result = TypeVar("Result")
 Work = Callable[[], None]
 
+QUICK_FACTOR = 8
+MAX_WAIT_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """Work in the queue, since when, and how to refuse it; what carries on an answer cannot be refused."""
+
+    since: float
+    work: Work
+    refuse: Work | None
+
 
 class Threads:
     """Started on demand and kept; daemons, so that one that hangs does not keep the process.
 
-    Beyond `max_queued` work is queued only while the first in the queue has waited less than `queue_seconds`.
+    Beyond `max_queued` work is queued only while the first in the queue has waited less than `queue_seconds`, and
+    up to `QUICK_FACTOR` times as much. What has waited for more than `max_wait_seconds` is refused.
     """
 
     def __init__(
@@ -30,14 +44,16 @@ class Threads:
         max_queued: int,
         *,
         queue_seconds: float = 0,
+        max_wait_seconds: float = MAX_WAIT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._num_threads = num_threads
         self._max_queued = max_queued
         self._queue_seconds = queue_seconds
+        self._max_wait_seconds = max_wait_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._queued: deque[tuple[float, Work]] = deque()  # with when each came
+        self._queued: deque[_Queued] = deque()
         self._ready: SimpleQueue[Work] = SimpleQueue()
         self._num_running = 0
         self._num_idle = 0
@@ -81,7 +97,11 @@ class Threads:
             else:
                 self._tell(loop, _succeed, future, result)
 
-        self._submit(work, begun=begun)
+        def refuse() -> None:
+            error = Busy(f"no thread was free for {self._max_wait_seconds:g} s; try again")
+            self._tell(loop, _fail, future, error)
+
+        self._submit(work, None if begun else refuse)
         return await future
 
     @contextmanager
@@ -101,27 +121,31 @@ class Threads:
                 self._num_running += 1
                 self._moved_at = self._clock()
 
-    def _submit(self, work: Work, *, begun: bool) -> None:
+    def _submit(self, work: Work, refuse: Work | None) -> None:
         with self._lock:
             if self._num_running < self._num_threads:
                 self._num_running += 1
                 self._hand_out(work)
-            elif begun or self._has_room():
-                self._queued.append((self._clock(), work))
+            elif refuse is None or self._has_room():
+                self._queued.append(_Queued(self._clock(), work, refuse))
             else:
                 raise Busy("every thread is taken and the queue is full; try again")
 
     def _has_room(self) -> bool:
         # A burst of quick requests is long and soon over; what counts is how long they wait.
-        is_quick = bool(self._queued) and self._clock() - self._queued[0][0] < self._queue_seconds
-        return len(self._queued) < self._max_queued or is_quick
+        is_quick = bool(self._queued) and self._clock() - self._queued[0].since < self._queue_seconds
+        return len(self._queued) < self._max_queued * (QUICK_FACTOR if is_quick else 1)
 
     def _give_place_up(self) -> None:
         self._moved_at = self._clock()
         self._num_running -= 1
         while self._queued and self._num_running < self._num_threads:
+            queued = self._queued.popleft()
+            if queued.refuse is not None and self._clock() - queued.since > self._max_wait_seconds:
+                queued.refuse()  # its client would wait for all of this and for its own work besides
+                continue
             self._num_running += 1
-            self._hand_out(self._queued.popleft()[1])
+            self._hand_out(queued.work)
 
     def _hand_out(self, work: Work) -> None:
         self._moved_at = self._clock()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.on_a_loop import on_a_loop
 from web.front.refusals import Busy
-from web.front.threads import Threads
+from web.front.threads import MAX_WAIT_SECONDS, QUICK_FACTOR, Threads
 
 SOON = 5.0
 
@@ -51,14 +51,41 @@ async def test_S34_what_finds_no_place_waits_and_what_finds_no_room_to_wait_is_r
 @on_a_loop
 async def test_S34_a_queue_that_moves_may_be_long_and_one_that_does_not_is_full() -> None:
     clock = Clock()
-    threads, go = Threads(1, 1, queue_seconds=1, clock=clock), threading.Event()
-    work = [held(threads, go) for _ in range(20)]
-    await until(lambda: (threads.num_running, threads.num_queued) == (1, 19))
+    threads, go = Threads(1, 3, queue_seconds=1, clock=clock), threading.Event()
+    most = 3 * QUICK_FACTOR
+    work = [held(threads, go) for _ in range(1 + most)]
+    await until(lambda: (threads.num_running, threads.num_queued) == (1, most))
+    with pytest.raises(Busy, match="full"):
+        await threads.run(lambda: None)
     clock.now += 1
-    with pytest.raises(Busy):
+    go.set()
+    assert await asyncio.gather(*work) == [True] * (1 + most)
+    go.clear()
+    work = [held(threads, go) for _ in range(4)]
+    await until(lambda: threads.num_queued == 3)
+    clock.now += 1
+    with pytest.raises(Busy, match="full"):
         await threads.run(lambda: None)
     go.set()
-    assert await asyncio.gather(*work) == [True] * 20
+    await asyncio.gather(*work)
+    await until(lambda: threads.num_running == 0)
+
+
+@on_a_loop
+async def test_S34_what_has_waited_too_long_is_refused_and_an_answer_that_has_begun_goes_on() -> None:
+    clock = Clock()
+    threads, go = Threads(1, 4, clock=clock), threading.Event()
+    first = held(threads, go)
+    await until(lambda: threads.num_running == 1)
+    late = asyncio.create_task(threads.run(lambda: "late"))
+    begun = asyncio.create_task(threads.run(lambda: "next piece", begun=True))
+    await until(lambda: threads.num_queued == 2)
+    clock.now += MAX_WAIT_SECONDS + 1
+    go.set()
+    assert await first
+    with pytest.raises(Busy, match="no thread was free"):
+        await late
+    assert await begun == "next piece"
     await until(lambda: threads.num_running == 0)
 
 
