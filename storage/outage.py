@@ -83,8 +83,8 @@ class Outage:
         try:
             self._look()
         except Exception:
-            # A server that refuses at once is full or stopping: whoever has a connection goes on. One look may
-            # have met a moment that is over: nobody's work is ended before a second has failed as well.
+            # A server that refuses at once is full or stopping: whoever has a connection goes on. One look
+            # may have met a moment that is over: nobody's work is ended before a second has failed as well.
             if time.monotonic() - began_at > self._silent_seconds:
                 self.begin("no answer to a look")
         finally:

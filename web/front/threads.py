@@ -34,8 +34,8 @@ class _Queued:
 class Threads:
     """Started on demand and kept; daemons, so that one that hangs does not keep the process.
 
-    Beyond `max_queued` work is queued only while the first in the queue has waited less than `queue_seconds`, and
-    up to `QUICK_FACTOR` times as much. What has waited for more than `max_wait_seconds` is refused.
+    Beyond `max_queued` work is queued only while the first in the queue has waited less than `queue_seconds`,
+    and up to `QUICK_FACTOR` times as much. What has waited for more than `max_wait_seconds` is refused.
     """
 
     def __init__(
