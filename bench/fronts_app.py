@@ -79,27 +79,18 @@ class Stream:
 def make_front() -> Front:
     """The ASGI application of the web, over these routes."""
     limits = Limits()
-    return Front(
-        application,
-        limits,
-        Threads(limits.num_threads, limits.max_queued, queue_seconds=limits.queue_seconds),
-    )
+    return Front(application, limits, Threads(limits))
+
+
+front = make_front()
 
 
 def serve(port: int) -> None:
     """The web's own way to serve, over these routes."""
     limits = Limits()
-    front = Front(
-        application,
-        limits,
-        Threads(limits.num_threads, limits.max_queued, queue_seconds=limits.queue_seconds),
-    )
-    serve_until_told(
-        Server(front, "127.0.0.1", port, limits=limits, connections=Connections(limits.max_connections))
-    )
+    connections = Connections(limits.max_connections)
+    serve_until_told(Server(front, "127.0.0.1", port, limits=limits, connections=connections))
 
-
-front = make_front()
 
 if __name__ == "__main__":
     serve(int(sys.argv[1]))

@@ -96,8 +96,8 @@ class Database:
         `seconds` if this one may take longer than others. The API sees no rows but those of `account_id`.
         """
         self._outage.refuse()
-        # A long one is not the only one to find out that nothing answers: its own end is far.
-        remind = None if seconds is None else self._outage.suspect
+        # The deadline of a long transaction is far: looks meanwhile tell whether the server still answers.
+        remind = None if seconds is None else self._outage.look_soon
         limit = self._within(seconds or self._left_seconds(), owner=self, remind=remind)
         with self._translated(), limit as deadline:
             try:

@@ -40,7 +40,7 @@ class Outage:
         self._silent_seconds = silent_seconds
         self._lock = threading.Lock()
         self._reason: str | None = None
-        self._is_suspected = False
+        self._is_looking = False
         self._is_closed = threading.Event()
 
     def refuse(self) -> None:
@@ -49,16 +49,16 @@ class Outage:
         if reason is not None:
             raise Unavailable(f"the database is away ({reason})")
 
-    def suspect(self) -> None:
-        """Work takes long: look in a thread, and begin an outage only if the look finds no answer."""
+    def look_soon(self) -> None:
+        """Look in a thread, since some work takes long; begin an outage only if the look gets no answer."""
         with self._lock:
-            if self._reason is not None or self._is_suspected or self._is_closed.is_set():
+            if self._reason is not None or self._is_looking or self._is_closed.is_set():
                 return
-            self._is_suspected = True
+            self._is_looking = True
         try:
             threading.Thread(target=self._look_once, name="database-look", daemon=True).start()
         except RuntimeError:  # no thread can be started: the work has its own end
-            self._is_suspected = False
+            self._is_looking = False
 
     def begin(self, reason: str) -> None:
         """The database did not answer: from now on one thread looks for it, and nobody else waits."""
@@ -88,7 +88,7 @@ class Outage:
             if time.monotonic() - began_at > self._silent_seconds:
                 self.begin("no answer to a look")
         finally:
-            self._is_suspected = False
+            self._is_looking = False
 
     def _watch(self) -> None:
         # At once: one late transaction need not mean that the database is away.

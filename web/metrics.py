@@ -151,7 +151,7 @@ class Metrics:
         front = Front(
             make_wsgi_app(self.registry),
             limits,
-            FrontThreads(limits.num_threads, limits.max_queued),
+            FrontThreads(limits),
             lambda *_: limits.max_body_bytes,
         )
         connections = Connections(limits.max_connections)

@@ -29,7 +29,7 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         max_connections=max(1, min(settings.max_connections, raise_file_limit() - RESERVED_FILES)),
         max_body_bytes=settings.max_body_bytes,
     )
-    threads = Threads(limits.num_threads, limits.max_queued, queue_seconds=limits.queue_seconds)
+    threads = Threads(limits)
 
     def max_upload(method: str, path: str, authorization: str) -> int:
         """A CSV may be large, but only from whoever shows a key."""

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from web.front.exchange import CONNECTION, Receive, Scope, Send
 from web.front.limits import Limits
-from web.front.refusals import BadFraming, HeaderTooLarge, problem
+from web.front.refusals import BadFraming, HeaderTooLarge, RefusalLog, problem
 
 SEND_BUFFER_BYTES = 65_536
 """In the kernel, which would else hold megabytes for whoever reads nothing; Linux doubles it."""
@@ -58,6 +58,7 @@ class Connections:
         """Since when, the longest first."""
         self.num_cut: Counter[str] = Counter()
         """By the phase in which they were."""
+        self.refusals = RefusalLog()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -165,6 +166,7 @@ class Connection(H11Protocol):
             and (len(self.conn.trailing_data[0]) > self._limits.max_header_bytes)
         )
         refused = HeaderTooLarge("the header is too large") if too_large else BadFraming(msg)
+        self._all.refusals.note(refused)
         headers, body = problem(refused)
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             events = (
@@ -245,7 +247,7 @@ class GentleTransport:
 
     def write(self, data: bytes) -> None:
         """Send this, at the end of this turn of the event loop at the latest."""
-        if not data:
+        if not data or self._is_closing:
             return
         if not self._unsent:
             self._connection.loop.call_soon(self.flush)
@@ -253,9 +255,9 @@ class GentleTransport:
 
     def flush(self) -> None:
         """Send now what was written."""
-        if self._unsent and not self._transport.is_closing():
-            self._transport.write(b"".join(self._unsent))
-        self._unsent.clear()
+        unsent, self._unsent = self._unsent, []
+        if unsent and not self._transport.is_closing():
+            self._transport.write(b"".join(unsent))
 
     def is_closing(self) -> bool:
         """Also while the client is still to read."""

@@ -25,8 +25,12 @@ class Limits:
     num_threads: int = 32
     max_queued: int = 128
     """Requests that wait for a thread; beyond them the answer is 503, unless the queue is quick."""
-    queue_seconds: float = 1
-    """A queue is quick while the first in it has waited less: then it may be longer."""
+    quick_seconds: float = 1
+    """A queue is quick while the first request in it has waited less."""
+    max_quick_queued: int = 1024
+    """Requests in a quick queue; beyond them the answer is 503."""
+    max_queue_seconds: float = 3
+    """A request that has waited longer is answered 503 when its turn comes."""
     max_connections: int = 4096
     """From four fifths of them on, who has kept us waiting longest is cut for the next (`Connections`)."""
 

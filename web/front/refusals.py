@@ -58,18 +58,19 @@ class Busy(Refused):
 
 
 class RefusalLog:
-    """Says how many requests were turned away, once a second for each reason. Used on the event loop.
+    """Logs how many requests were turned away, once a second for each reason. Used on the event loop.
 
     A line for each would let whoever holds no key fill the log, and have the loop wait for the log's lock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, log_seconds: float = LOG_SECONDS) -> None:
+        self._log_seconds = log_seconds
         self._counts: Counter[tuple[int, str]] = Counter()
 
     def note(self, refused: Refused) -> None:
         """One more."""
         if not self._counts:
-            asyncio.get_running_loop().call_later(LOG_SECONDS, self._say)
+            asyncio.get_running_loop().call_later(self._log_seconds, self._say)
         self._counts[refused.status, refused.code] += 1
 
     def _say(self) -> None:

@@ -50,6 +50,7 @@ class Server(uvicorn.Server):
             lifespan="off",
             interface="asgi3",
             log_config=None,
+            log_level="error",  # it warns of each request that is no HTTP; `RefusalLog` counts them
             access_log=False,
             server_header=False,
             proxy_headers=False,

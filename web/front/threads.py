@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
 
+from web.front.limits import Limits
 from web.front.refusals import Busy
 
 Result = TypeVar("Result")
 Work = Callable[[], None]
-
-QUICK_FACTOR = 8
-MAX_WAIT_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -32,25 +30,10 @@ class _Queued:
 
 
 class Threads:
-    """Started on demand and kept; daemons, so that one that hangs does not keep the process.
+    """Started on demand and kept; daemons, so that one that hangs does not keep the process."""
 
-    Beyond `max_queued` work is queued only while the first in the queue has waited less than `queue_seconds`,
-    and up to `QUICK_FACTOR` times as much. What has waited for more than `max_wait_seconds` is refused.
-    """
-
-    def __init__(
-        self,
-        num_threads: int,
-        max_queued: int,
-        *,
-        queue_seconds: float = 0,
-        max_wait_seconds: float = MAX_WAIT_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._num_threads = num_threads
-        self._max_queued = max_queued
-        self._queue_seconds = queue_seconds
-        self._max_wait_seconds = max_wait_seconds
+    def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
         self._clock = clock
         self._lock = threading.Lock()
         self._queued: deque[_Queued] = deque()
@@ -78,7 +61,7 @@ class Threads:
     def stuck_seconds(self) -> float:
         """How long all places have been taken while nothing began or ended; 0 while one is free."""
         with self._lock:
-            full = self._num_running >= self._num_threads
+            full = self._num_running >= self._limits.num_threads
             return self._clock() - self._moved_at if full else 0.0
 
     async def run(self, function: Callable[[], Result], *, begun: bool = False) -> Result:
@@ -98,7 +81,7 @@ class Threads:
                 self._tell(loop, _succeed, future, result)
 
         def refuse() -> None:
-            error = Busy(f"no thread was free for {self._max_wait_seconds:g} s; try again")
+            error = Busy(f"no thread was free within {self._limits.max_queue_seconds:g} s; try again")
             self._tell(loop, _fail, future, error)
 
         self._submit(work, None if begun else refuse)
@@ -123,7 +106,7 @@ class Threads:
 
     def _submit(self, work: Work, refuse: Work | None) -> None:
         with self._lock:
-            if self._num_running < self._num_threads:
+            if self._num_running < self._limits.num_threads:
                 self._num_running += 1
                 self._hand_out(work)
             elif refuse is None or self._has_room():
@@ -132,17 +115,19 @@ class Threads:
                 raise Busy("every thread is taken and the queue is full; try again")
 
     def _has_room(self) -> bool:
-        # A burst of quick requests is long and soon over; what counts is how long they wait.
-        is_quick = bool(self._queued) and self._clock() - self._queued[0].since < self._queue_seconds
-        return len(self._queued) < self._max_queued * (QUICK_FACTOR if is_quick else 1)
+        # A burst of quick requests makes a long queue that is soon empty.
+        is_quick = bool(self._queued) and self._clock() - self._queued[0].since < self._limits.quick_seconds
+        limit = self._limits.max_quick_queued if is_quick else self._limits.max_queued
+        return len(self._queued) < limit
 
     def _give_place_up(self) -> None:
         self._moved_at = self._clock()
         self._num_running -= 1
-        while self._queued and self._num_running < self._num_threads:
+        while self._queued and self._num_running < self._limits.num_threads:
             queued = self._queued.popleft()
-            if queued.refuse is not None and self._clock() - queued.since > self._max_wait_seconds:
-                queued.refuse()  # its client would wait for all of this and for its own work besides
+            seconds = self._clock() - queued.since
+            if queued.refuse is not None and seconds > self._limits.max_queue_seconds:
+                queued.refuse()  # its own work would come on top of what its client has waited
                 continue
             self._num_running += 1
             self._hand_out(queued.work)

@@ -193,7 +193,7 @@ def test_S31_a_store_that_lacks_what_we_need_fails_no_job_for_good(
 
 
 def test_S31_a_store_is_tried_out_with_everything_that_is_asked_of_it(services: Embedded) -> None:
-    of(services).try_out()
+    assert of(services).try_out() == {"write", "read", "list", "delete"}
 
 
 def test_S31_a_store_is_tried_out_by_the_very_write_that_an_image_needs(services: Embedded) -> None:

@@ -80,7 +80,7 @@ def test_a_database_that_only_looked_late_is_confirmed_to_be_well() -> None:
 def test_work_that_takes_long_begins_an_outage_only_where_nothing_answers() -> None:
     server, confirmed = FakeServer(), threading.Event()
     outage = Outage(server.look, server.end, on_confirmed=confirmed.set, silent_seconds=0.001)
-    outage.suspect()
+    outage.look_soon()
     assert confirmed.wait(30)
     with pytest.raises(Unavailable, match="no answer to a look"):
         outage.refuse()
@@ -101,7 +101,7 @@ def test_work_that_takes_long_at_a_server_that_answers_or_refuses_at_once_goes_o
             looked.set()
 
     outage = Outage(look, server.end, on_confirmed=confirmed.set, silent_seconds=30)
-    outage.suspect()
+    outage.look_soon()
     assert looked.wait(30)
     outage.refuse()
     assert not confirmed.wait(0.05)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.front_threads import threads_of
 from tests.on_a_loop import on_a_loop
 from web.front.application import Front
 from web.front.exchange import CONNECTION
@@ -107,7 +108,7 @@ def echo(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
 
 
 def front_of(app: Any, limits: Limits = LIMITS, threads: Threads | None = None, **named: Any) -> Front:
-    return Front(app, limits, threads or Threads(2, 2), **named)
+    return Front(app, limits, threads or threads_of(2, 2), **named)
 
 
 @on_a_loop
@@ -174,7 +175,7 @@ async def test_S34_beyond_a_full_queue_the_answer_is_that_we_are_busy() -> None:
         go.wait(SOON)
         return echo(environ, start)
 
-    threads = Threads(num_threads=1, max_queued=0)
+    threads = threads_of(1, 0)
     front, first, second = front_of(hold, threads=threads), Client(), Client()
     holding = asyncio.create_task(first.ask(front))
     while not threads.num_running:
@@ -191,7 +192,7 @@ async def test_S34_beyond_a_full_queue_the_answer_is_that_we_are_busy() -> None:
 @on_a_loop
 async def test_S34_health_is_answered_while_threads_are_taken_and_not_once_they_are_stuck() -> None:
     go, now = threading.Event(), [0.0]
-    threads = Threads(1, 4, clock=lambda: now[0])
+    threads = threads_of(1, 4, lambda: now[0])
     front = front_of(lambda *_: go.wait(SOON), threads=threads)
     holding = asyncio.create_task(threads.run(lambda: go.wait(SOON)))
     for seconds, status in ((30, 200), (40, 503)):
@@ -213,7 +214,7 @@ async def test_S34_a_reader_who_takes_nothing_in_time_is_cut() -> None:
 
     client = Client()
     client.reads.clear()
-    threads = Threads(1, 0)
+    threads = threads_of(1, 0)
     await client.ask(front_of(large, replace(LIMITS, answer_seconds=0.02), threads))
     assert client.was_cut.is_set()
     assert len(client.body) == LIMITS.piece_bytes
@@ -234,7 +235,7 @@ async def test_S34_a_slow_reader_holds_no_thread() -> None:
         start("200 OK", [])
         return Rows()
 
-    threads = Threads(1, 0)
+    threads = threads_of(1, 0)
     client = Client()
     client.reads.clear()
     reading = asyncio.create_task(client.ask(front_of(stream, threads=threads)))
@@ -285,7 +286,7 @@ async def test_S34_a_stream_holds_no_thread_and_ends_with_its_client_or_the_proc
         start("200 OK", [("Content-Type", "text/event-stream")])
         return events()
 
-    threads, client = Threads(1, 0), Client()
+    threads, client = threads_of(1, 0), Client()
     front = front_of(stream, threads=threads)
     asking = asyncio.create_task(client.ask(front))
     while len(client.answer) < 3:

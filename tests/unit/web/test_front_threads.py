@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.front_threads import threads_of
 from tests.on_a_loop import on_a_loop
+from web.front.limits import Limits
 from web.front.refusals import Busy
-from web.front.threads import MAX_WAIT_SECONDS, QUICK_FACTOR, Threads
+from web.front.threads import Threads
 
 SOON = 5.0
+LIMITS = Limits()
 
 
 class Clock:
@@ -36,7 +39,7 @@ def held(threads: Threads, go: threading.Event) -> "asyncio.Task[bool]":
 
 @on_a_loop
 async def test_S34_what_finds_no_place_waits_and_what_finds_no_room_to_wait_is_refused() -> None:
-    threads, go = Threads(num_threads=2, max_queued=1), threading.Event()
+    threads, go = threads_of(2, 1), threading.Event()
     work = [held(threads, go) for _ in range(3)]
     await until(lambda: (threads.num_running, threads.num_queued) == (2, 1))
     with pytest.raises(Busy):
@@ -51,8 +54,9 @@ async def test_S34_what_finds_no_place_waits_and_what_finds_no_room_to_wait_is_r
 @on_a_loop
 async def test_S34_a_queue_that_moves_may_be_long_and_one_that_does_not_is_full() -> None:
     clock = Clock()
-    threads, go = Threads(1, 3, queue_seconds=1, clock=clock), threading.Event()
-    most = 3 * QUICK_FACTOR
+    limits = Limits(num_threads=1, max_queued=3, quick_seconds=1, max_quick_queued=24)
+    threads, go = Threads(limits, clock=clock), threading.Event()
+    most = limits.max_quick_queued
     work = [held(threads, go) for _ in range(1 + most)]
     await until(lambda: (threads.num_running, threads.num_queued) == (1, most))
     with pytest.raises(Busy, match="full"):
@@ -74,13 +78,13 @@ async def test_S34_a_queue_that_moves_may_be_long_and_one_that_does_not_is_full(
 @on_a_loop
 async def test_S34_what_has_waited_too_long_is_refused_and_an_answer_that_has_begun_goes_on() -> None:
     clock = Clock()
-    threads, go = Threads(1, 4, clock=clock), threading.Event()
+    threads, go = threads_of(1, 4, clock), threading.Event()
     first = held(threads, go)
     await until(lambda: threads.num_running == 1)
     late = asyncio.create_task(threads.run(lambda: "late"))
     begun = asyncio.create_task(threads.run(lambda: "next piece", begun=True))
     await until(lambda: threads.num_queued == 2)
-    clock.now += MAX_WAIT_SECONDS + 1
+    clock.now += LIMITS.max_queue_seconds + 1
     go.set()
     assert await first
     with pytest.raises(Busy, match="no thread was free"):
@@ -91,7 +95,7 @@ async def test_S34_what_has_waited_too_long_is_refused_and_an_answer_that_has_be
 
 @on_a_loop
 async def test_S34_who_only_waits_lends_its_place() -> None:
-    threads, go = Threads(num_threads=1, max_queued=0), threading.Event()
+    threads, go = threads_of(1, 0), threading.Event()
 
     def wait() -> str:
         with threads.lent():
@@ -108,7 +112,7 @@ async def test_S34_who_only_waits_lends_its_place() -> None:
 
 @on_a_loop
 async def test_S34_an_error_is_its_callers() -> None:
-    threads = Threads(num_threads=1, max_queued=0)
+    threads = threads_of(1, 0)
     with pytest.raises(ZeroDivisionError):
         await threads.run(lambda: 1 / 0)
     await until(lambda: threads.num_running == 0)
@@ -118,7 +122,7 @@ async def test_S34_an_error_is_its_callers() -> None:
 @on_a_loop
 async def test_S34_only_threads_that_are_all_taken_and_do_not_move_are_stuck() -> None:
     clock = Clock()
-    threads, go, other = Threads(2, 4, clock=clock), threading.Event(), threading.Event()
+    threads, go, other = threads_of(2, 4, clock), threading.Event(), threading.Event()
     first = held(threads, go)
     await until(lambda: threads.num_running == 1)
     clock.now += 100
