@@ -4,11 +4,14 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from structlog.testing import capture_logs
 
 from tests.on_a_loop import on_a_loop
 from web.front.connection import GRACE_SECONDS, Connection, Connections, GentleTransport
+from web.front.limits import Limits
 from web.front.refusals import Busy, HeaderTooLarge, RefusalLog
+from web.front.server import Server
 
 
 class Line:
@@ -113,3 +116,30 @@ async def test_S34_a_thousand_refusals_are_one_line_of_the_log() -> None:
         ("busy", 1000),
         ("request_header_fields_too_large", 1),
     ]
+
+
+@on_a_loop
+async def test_S34_a_request_that_is_no_http_is_counted_and_not_logged_by_itself(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits, connections = Limits(), Connections(max_connections=4)
+    connections.refusals = RefusalLog(log_seconds=0)
+    server = Server(cast("Any", None), "127.0.0.1", 0, limits=limits, connections=connections)
+    config, state = server.config, server.server_state
+    config.load()
+    listener = await asyncio.get_running_loop().create_server(
+        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg, arg-type]
+        "127.0.0.1",
+        0,
+    )
+    with capture_logs() as logs:
+        reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        writer.write(b"nonsense\r\n\r\n")
+        async with asyncio.timeout(30):
+            assert b" 400 " in await reader.readline()
+            while not logs:
+                await asyncio.sleep(0)
+        writer.close()
+        listener.close()
+    assert [(line["code"], line["count"]) for line in logs] == [("bad_request", 1)]
+    assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
