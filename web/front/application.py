@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,8 @@ MaxUpload = Callable[[str, str, str], int]
 """From method, path and `Authorization` to the bytes that such a request may bring; called in a thread."""
 
 LIVENESS_PATH = "/healthz"
+READINESS_PATH = "/readyz"
+"""Has threads of its own: it says what hangs while all others wait for what hangs."""
 
 
 class Front:
@@ -36,6 +39,7 @@ class Front:
         self._app = app
         self._limits = limits
         self._threads = threads
+        self._readiness_threads = Threads(replace(limits, num_threads=limits.num_readiness_threads))
         self._max_upload = max_upload
         self._bodies = Bodies(limits, self._max_upload_of)
         self._answers = Held(limits.max_held_answer_bytes)
@@ -81,7 +85,8 @@ class Front:
 
     async def _serve(self, exchange: Exchange) -> None:
         body, length = await self._bodies.read(exchange)
-        client = WaitingClient(lent=self._threads.lent)
+        threads = self._readiness_threads if exchange.scope["path"] == READINESS_PATH else self._threads
+        client = WaitingClient(lent=threads.lent)
         environ = environ_of(exchange.scope, body, length, client)
         # A body that stays unread must not be read for the sake of its end.
         watch = asyncio.create_task(_notice_hang_up(exchange, client)) if isinstance(body, bytes) else None
@@ -94,11 +99,11 @@ class Front:
             piece_bytes=self._limits.piece_bytes,
         )
         try:
-            answer = await self._threads.run(partial(context.run, call))
+            answer = await threads.run(partial(context.run, call))
             try:
                 await self._send_answer(exchange, answer, client, context)
             finally:
-                await self._threads.run(partial(context.run, answer.close), begun=True)
+                await threads.run(partial(context.run, answer.close), begun=True)
         finally:
             client.hang_up.cancel()
             if watch is not None:

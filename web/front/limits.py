@@ -23,6 +23,8 @@ class Limits:
     """No thread has begun or ended anything for so long while all are taken: the process is not alive."""
 
     num_threads: int = 32
+    num_readiness_threads: int = 4
+    """Besides, for `/readyz` alone."""
     max_queued: int = 128
     """Requests that wait for a thread; beyond them the answer is 503, unless the queue is quick."""
     quick_seconds: float = 1

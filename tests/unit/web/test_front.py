@@ -190,6 +190,27 @@ async def test_S34_beyond_a_full_queue_the_answer_is_that_we_are_busy() -> None:
 
 
 @on_a_loop
+async def test_S3_readiness_is_answered_while_all_threads_wait_for_what_hangs() -> None:
+    go = threading.Event()
+
+    def hang(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/readyz":
+            go.wait(SOON)
+        return echo(environ, start)
+
+    threads = threads_of(1, 4)
+    front, waiting, ready = front_of(hang, threads=threads), Client(), Client()
+    asking = asyncio.create_task(waiting.ask(front))
+    while not threads.num_running:
+        await asyncio.sleep(0.002)
+    await ready.ask(front, "/readyz")
+    assert ready.status == 200
+    assert not waiting.answer
+    go.set()
+    await asking
+
+
+@on_a_loop
 async def test_S34_health_is_answered_while_threads_are_taken_and_not_once_they_are_stuck() -> None:
     go, now = threading.Event(), [0.0]
     threads = threads_of(1, 4, lambda: now[0])

@@ -128,7 +128,7 @@ async def test_S34_a_request_that_is_no_http_is_counted_and_not_logged_by_itself
     config, state = server.config, server.server_state
     config.load()
     listener = await asyncio.get_running_loop().create_server(
-        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg, arg-type]
+        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
         "127.0.0.1",
         0,
     )
