@@ -6,6 +6,7 @@ forecast read that clock. So what was said is compared with what then came, what
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -116,7 +117,8 @@ class System:
     learned: LearnedProfiles
     threads: ThreadPoolExecutor
     boot_id: str
-    answered: dict[str, "Future[None]"] = field(default_factory=dict)
+    bells: deque[str] = field(default_factory=deque)
+    answered: list["Future[None]"] = field(default_factory=list)
 
     def submit(self, **fields: Any) -> dict[str, Any]:
         """A job as its first answer shows it; its bell is answered as soon as a slot is free."""
@@ -126,17 +128,23 @@ class System:
         return job
 
     def ring(self, job_id: str) -> None:
-        """What the broker and Celery do, in the order of the bells."""
-        self.answered[job_id] = self.threads.submit(self.generate, job_id)
+        """What the broker does, in the order of the bells."""
+        self.bells.append(job_id)
 
     def settle(self) -> None:
-        """Wait until each slot holds a job that the engine has, or no job is left for it."""
+        """Answer bells while a slot is free, and wait until the engine has every job that holds a slot.
+
+        One at a time: two threads might hand their jobs to the engine the other way round.
+        """
         deadline = time.monotonic() + 60
         while True:
-            num_left = sum(not future.done() for future in self.answered.values())
-            if self.engine.num_generations == min(NUM_SLOTS, num_left):
-                return
             assert time.monotonic() < deadline
+            num_held = sum(not future.done() for future in self.answered)
+            if self.engine.num_generations != num_held:
+                continue
+            if num_held == NUM_SLOTS or not self.bells:
+                return
+            self.answered.append(self.threads.submit(self.generate, self.bells.popleft()))
 
     def turn(self, num_ticks: int) -> None:
         """Let the engine turn, and the worker's heart beat."""
