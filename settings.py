@@ -7,6 +7,8 @@ but pydantic.
 
 import difflib
 import os
+import re
+from collections.abc import Callable
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -52,6 +54,60 @@ def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+_QUOTES = ("'", '"')
+_POSTGRES = re.compile(r"(postgres|postgresql|pgsql)(\+\w+)?", re.ASCII)
+_BROKERS = {
+    "redis": "redis", "valkey": "redis", "redis+tcp": "redis",
+    "rediss": "rediss", "valkeys": "rediss", "redis+tls": "rediss", "redis+ssl": "rediss",
+}  # fmt: skip
+_DATABASE_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+_BROKER_FORM = "redis://:PASSWORD@HOST:PORT/0, or rediss:// with TLS"
+
+
+def _unquote(value: Any) -> Any:
+    """The text without the spaces around it, and without the quotes that some readers of .env files keep."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in _QUOTES:
+        text = text[1:-1].strip()
+    return text
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    """The URL as libpq and SQLAlchemy read it, from any spelling that platforms give it."""
+    return _spelled(value, _DATABASE_FORM, lambda name: "postgresql" if _POSTGRES.fullmatch(name) else None)
+
+
+def _broker_url(value: SecretStr) -> SecretStr:
+    """The URL as redis-py and kombu read it."""
+    return _spelled(value, _BROKER_FORM, _BROKERS.get)
+
+
+def _spelled(value: SecretStr, form: str, scheme_of: Callable[[str], str | None]) -> SecretStr:
+    """The same URL under the scheme that it means; what is wrong is told without any part of the URL."""
+    url = value.get_secret_value()
+    if not url:
+        return value
+    name, mark, rest = url.partition("://")
+    scheme = scheme_of(name.lower())
+    if not mark or scheme is None:
+        # Before "://" stands no password; anything else may hold one.
+        named = f"{name!r} is not known here: " if mark and re.fullmatch(r"[\w+.:-]{1,40}", name) else ""
+        raise ValueError(f"{named}it is to be written {form}")
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+        is_whole = parts.port != 0 and not parts.fragment and not re.search(r"\s", rest)
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise ValueError(
+            f"it is to be written {form}; in a name or a password / is %2F, # is %23, ? is %3F, % is %25 and "
+            "a space is %20"
+        )
+    return SecretStr(f"{scheme}://{rest}")
+
+
 def _check_address(value: str) -> str:
     """Refuse what no client could follow; nothing at all means that it is not set."""
     try:
@@ -61,6 +117,22 @@ def _check_address(value: str) -> str:
         is_address = False
     if value and not is_address:
         raise ValueError("it is not an address like http://HOST:PORT")
+    return value
+
+
+def _check_public_url(value: str) -> str:
+    """The address without a slash at its end; refuse what no link of ours can be put behind."""
+    value = _check_address(value).rstrip("/")
+    try:
+        url = urlsplit(value)
+    except ValueError:  # told by the check before
+        return value
+    segments = url.path.split("/")[1:]
+    if url.query or url.fragment or "@" in url.netloc or "?" in value or "#" in value:
+        raise ValueError("it is not an address like https://HOST/PREFIX: without user, query and fragment")
+    # Two slashes would make an address of another host out of each link.
+    if not all(re.fullmatch(r"[\w.~%-]+", part, re.ASCII) and part.strip(".") for part in segments):
+        raise ValueError("its path holds an empty part, a dot alone, or what a path must write as %XX")
     return value
 
 
@@ -82,8 +154,8 @@ class Settings(BaseSettings):
     config: Path = ROOT / "calotype.toml"
     profiles_dir: Path = ROOT / "profiles"
     run_dir: Path | None = None
-    database_url: SecretStr = SecretStr("")
-    broker_url: SecretStr = SecretStr("")
+    database_url: Annotated[SecretStr, AfterValidator(_database_url)] = SecretStr("")
+    broker_url: Annotated[SecretStr, AfterValidator(_broker_url)] = SecretStr("")
     broker_key_prefix: str = "calotype:"
     s3_endpoint: Address = ""
     s3_public_endpoint: Address = ""
@@ -91,7 +163,7 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr = SecretStr("")
     s3_region: str = "us-east-1"
     bucket: str = "calotype"
-    public_url: Address = ""
+    public_url: Annotated[str, AfterValidator(_check_public_url)] = ""
     ca_file: Annotated[Path | None, AfterValidator(_check_file)] = None
 
     lease_seconds: Seconds = 30
@@ -140,6 +212,12 @@ class Settings(BaseSettings):
     metrics_port: Annotated[int, Field(ge=0, lt=65536)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _unquote_values(cls, value: Any) -> Any:
+        """Whatever it sets: `docker run --env-file` hands the quotes of such a file on, for one."""
+        return _unquote(value)
 
     @field_validator("orphan_seconds")
     @classmethod

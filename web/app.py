@@ -25,6 +25,7 @@ from web.access_log import register_access_log
 from web.admission import Admission
 from web.api_request import ApiRequest
 from web.errors import Problem, answer_invalid, register_errors
+from web.faults import CheckedApi
 from web.forecast import Forecast
 from web.health import make_looks
 from web.html_errors import register_unknown_addresses
@@ -49,7 +50,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     settings = settings or load_settings()
     settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
     configure_logs(settings.log_level, settings.log_format)
-    app = OpenAPI(
+    app = CheckedApi(
         __name__,
         info={"title": "calotype", "version": VERSION, "description": DESCRIPTION},
         security_schemes={"api_key": {"type": "http", "scheme": "bearer"}},

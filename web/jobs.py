@@ -12,14 +12,14 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from storage import bells
 from storage import jobs as transitions
-from storage.errors import NotFound, StorageError, Unavailable
+from storage.errors import IdempotencyMismatch, NotFound, StorageError, Unavailable
 from storage.job_views import Job, get, list_jobs
 from storage.submissions import NewJob, create, made_before
 from web.auth import SECURITY, account_id, require_key
 from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.front.wsgi import waiting_client
-from web.idempotency import digest_of, idempotency_key
+from web.idempotency import digest_of, digest_of_meaning, idempotency_key
 from web.preference import preferred_wait
 from web.refusals import ImageNotFound, InvalidRequest, JobIsNotFinal, NotServed, quoted
 from web.resources import JobList, JobResource, job_resource, job_resources, signed_url
@@ -53,9 +53,10 @@ def create_job(body: JobRequest) -> Response:
 
     With an `Idempotency-Key` the same request again gives the same job, marked `Idempotent-Replayed: true`.
     """
-    key, digest = idempotency_key(), digest_of(request.get_data())
+    key, digest = idempotency_key(), digest_of_meaning(body)
     admit = partial(wired().admission.admit, body, account_id(), idempotency_key=key, request_hash=digest)
-    return _accept(admit, key, digest)
+    # Of jobs that were made when the digest was one of the body's bytes: the same bytes still find them.
+    return _accept(admit, key, digest, earlier_digest=digest_of(request.get_data()))
 
 
 @blueprint.get("", summary="List jobs", responses={200: JobList})
@@ -115,7 +116,7 @@ def retry_job(path: JobPath) -> Response:
 
 
 @blueprint.get(
-    "/<job_id>/images/<int:index>",
+    "/<job_id>/images/<index>",
     summary="Open an image",
     responses={302: {"description": "A freshly signed link."}, **documented(404)},
 )
@@ -130,12 +131,30 @@ def open_image(path: ImagePath) -> AnyResponse:
     return response
 
 
-def submit(admit: Callable[[], NewJob], account: str, key: str | None, digest: str) -> tuple[Job, bool]:
+def submit(
+    admit: Callable[[], NewJob],
+    account: str,
+    key: str | None,
+    digest: str,
+    *,
+    earlier_digest: str | None = None,
+) -> tuple[Job, bool]:
     """Commit first, ring afterwards; a bell that stays silent is the sweeper's, never the client's.
 
     `(job, False)` when its idempotency key made it before: what was accepted once is shown, whatever would
-    be refused by now. Else raises the refusal of `admit`, or `InvalidRequest`.
+    be refused by now. Else raises the refusal of `admit`, or `InvalidRequest`. `earlier_digest` is what an
+    earlier version kept of the same request.
     """
+    try:
+        return _submit(admit, account, key, digest)
+    except IdempotencyMismatch:
+        earlier = None if earlier_digest is None else made_before(wired().db, account, key, earlier_digest)
+        if earlier is None:
+            raise
+        return earlier, False
+
+
+def _submit(admit: Callable[[], NewJob], account: str, key: str | None, digest: str) -> tuple[Job, bool]:
     wiring = wired()
     try:
         new = admit()
@@ -154,8 +173,10 @@ def submit(admit: Callable[[], NewJob], account: str, key: str | None, digest: s
     return job, created
 
 
-def _accept(admit: Callable[[], NewJob], key: str | None, digest: str) -> Response:
-    job, created = submit(admit, account_id(), key, digest)
+def _accept(
+    admit: Callable[[], NewJob], key: str | None, digest: str, *, earlier_digest: str | None = None
+) -> Response:
+    job, created = submit(admit, account_id(), key, digest, earlier_digest=earlier_digest)
     headers = {"Location": url_of(f"/v1/jobs/{job.id}")}
     if not created:
         headers["Idempotent-Replayed"] = "true"

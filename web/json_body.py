@@ -1,12 +1,14 @@
 """Reading a JSON body: size, type, encoding and shape, before anyone looks at its meaning.
 
 Python's parser accepts duplicate keys, NaN, any depth and any number of members; this one does not, and
-counts before it parses. It knows no field.
+counts before it parses. JSON has one kind of number (RFC 8259, section 6): `128.0` is read as the whole
+number that it is. It knows no field.
 """
 
 import json
 import re
 from collections import Counter
+from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn
 
 from flask import Request
@@ -25,6 +27,7 @@ from web.refusals import (
 MAX_DEPTH = 16
 MAX_MEMBERS = 256  # of all objects and arrays together; a job has 20 fields
 MAX_NUMBER_CHARACTERS = 400  # the largest of doubles has 309 digits
+MAX_WHOLE = 2**53  # up to here every whole number is a double of its own
 # Possessive, and content with an unfinished string: it never looks at a character twice.
 _STRING_OR_MARK = re.compile(r'"(?:[^"\\]++|\\.?)*+"?|[\[\]{},]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -49,7 +52,10 @@ def read_json_bytes(request: Request) -> bytes:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object whose every string can be stored; raises `MalformedBody` or `InvalidRequest`."""
+    """A JSON object whose every key can be named; raises `MalformedBody` or `InvalidRequest`.
+
+    Its strings may hold lone surrogates, which the schemas refuse by field.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -94,11 +100,21 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _finite(digits: str) -> float:
+    """A number written with a point or an exponent: an `int` where it is whole, exactly as written."""
     _check_length(digits)
     value = float(digits)
     if value in (float("inf"), float("-inf")):
         raise MalformedBody("a number is too large: numbers must be finite")
+    if value.is_integer() and abs(value) <= MAX_WHOLE and _is_exactly(int(value), digits):
+        return int(value)
     return value
+
+
+def _is_exactly(value: int, digits: str) -> bool:
+    try:
+        return Decimal(digits) == value
+    except InvalidOperation:  # an exponent beyond all bounds
+        return False
 
 
 def _integer(digits: str) -> int:
@@ -120,14 +136,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_surrogates(value: Any, pointer: str) -> None:
-    if isinstance(value, str):
-        if _SURROGATE.search(value):
-            raise InvalidRequest.of(
-                [FieldError(pointer[:MAX_QUOTED_CHARACTERS], "holds a lone surrogate, which is no character")]
-            )
-    elif isinstance(value, dict):
+    """Refuse a lone surrogate in a key. In the text of a field the schema names it with all other faults."""
+    if isinstance(value, dict):
         for key, item in value.items():
-            _refuse_surrogates(key, pointer)
+            if _SURROGATE.search(key):
+                raise InvalidRequest.of(
+                    [FieldError(pointer[:MAX_QUOTED_CHARACTERS], "holds a key with a lone surrogate")]
+                )
             _refuse_surrogates(item, f"{pointer}/{key}" if pointer else key)
     elif isinstance(value, list):
         for index, item in enumerate(value):

@@ -95,7 +95,7 @@ def draw() -> AnyResponse:
     key, digest = form.idempotency_key, form.digest
 
     def admit() -> NewJob:
-        asked = form.job_request(wiring.catalogue)
+        asked = form.job_request(wiring.catalogue, wiring.admission)
         return wiring.admission.admit(asked, principal.account_id, idempotency_key=key, request_hash=digest)
 
     try:

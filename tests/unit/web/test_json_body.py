@@ -45,11 +45,25 @@ def test_only_an_object_is_a_request(body: bytes) -> None:
         parse_object(body)
 
 
-def test_a_lone_surrogate_is_refused_where_it_stands() -> None:
+def test_a_lone_surrogate_in_a_key_is_refused_where_it_stands() -> None:
     with pytest.raises(InvalidRequest) as refused:
-        parse_object(b'{"a": {"b": ["x", "\\ud800"]}}')
-    assert refused.value.errors[0].field == "a/b/1"
+        parse_object(b'{"a": {"b": [{"\\ud800": 1}]}}')
+    assert refused.value.errors[0].field == "a/b/0"
     assert parse_object(b'{"a": "\\ud83d\\ude00"}') == {"a": "😀"}
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("128.0", 128), ("1.28e2", 128), ("-3.0", -3), ("0.0", 0), ("9007199254740992.0", 2**53),
+        ("128.5", 128.5), ("1e-400", 0.0), ("1e-99999999999999999999", 0.0),
+        ("9007199254740993.0", 9007199254740992.0), ("1e16", 1e16),
+    ],
+)  # fmt: skip
+def test_S6_a_number_that_is_whole_is_whole_however_it_is_written(written: str, read: float) -> None:
+    """Above 2^53 a double stands for several whole numbers, and nobody knows which one was meant."""
+    (found,) = parse_object(f'{{"a": {written}}}'.encode()).values()
+    assert (type(found), found) == (type(read), read)
 
 
 def test_depth_is_counted_outside_strings() -> None:
