@@ -38,7 +38,7 @@ class Prefix:
     def add_to(self, environ: MutableMapping[str, Any]) -> None:
         """Say in a request's environment under which prefix its client sees us."""
         if self._path:
-            environ["PATH_INFO"] = self.stripped(environ.get("PATH_INFO", ""))
+            environ["PATH_INFO"] = self.stripped(environ.get("PATH_INFO") or "/")
             environ["SCRIPT_NAME"] = self._path
 
 

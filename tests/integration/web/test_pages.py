@@ -294,11 +294,12 @@ def test_what_is_wrong_stands_beside_its_field_and_what_was_typed_stays(
     assert NASTY not in html
 
 
-def test_every_wrong_field_is_named_at_once(browser: FlaskClient, api_key: str) -> None:
-    typed = {"api_key": api_key, "prompt": "a", "seed": "x", "num_images": "9"}
+def test_S10_every_wrong_field_of_the_form_is_named_at_once(browser: FlaskClient, api_key: str) -> None:
+    """What cannot be read, what no job may be, and what this model does not take."""
+    typed = {"api_key": api_key, "prompt": "a", "seed": "x", "num_images": "9", "num_inference_steps": "999"}
     html = text(browser.post("/", data=typed))
-    assert 'id="seed-error"' in html
-    assert 'id="num_images-error"' in html
+    for field in ("seed", "num_images", "num_inference_steps"):
+        assert f'id="{field}-error"' in html
 
 
 def test_a_form_that_is_too_large_is_refused_as_a_page(browser: FlaskClient, api_key: str) -> None:

@@ -241,6 +241,17 @@ def test_S12_a_prefix_that_begins_like_a_route_of_ours_is_stripped_by_the_proxy_
     assert 'href="/jobs/jobs"' in text(answer)
 
 
+def test_S12_the_prefix_itself_is_the_front_page(proxied: Browser) -> None:
+    for path in (PREFIX, PREFIX + "/"):
+        assert "What runs here" in text(proxied.get(path))
+
+
+def test_S12_no_header_of_a_request_changes_the_prefix(prefixed: Flask) -> None:
+    headers = {"X-Forwarded-Prefix": "//elsewhere.example", "X-Script-Name": "/x", "X-Forwarded-Host": "x"}
+    html = text(prefixed.test_client().get("/", headers=headers))
+    assert {link for _, link in Links(html).found if "elsewhere" in link or link.startswith("/x")} == set()
+
+
 @pytest.mark.parametrize("path", ["/images", "/images/of-oursX", "/images/of-ours.x/jobs"])
 def test_S12_what_only_begins_like_the_prefix_is_nothing_of_ours(prefixed: Flask, path: str) -> None:
     assert prefixed.test_client().get(path).status_code == 404
