@@ -13,7 +13,7 @@ from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -60,6 +60,18 @@ _BROKERS = {
     "redis": "redis", "valkey": "redis", "redis+tcp": "redis",
     "rediss": "rediss", "valkeys": "rediss", "redis+tls": "rediss", "redis+ssl": "rediss",
 }  # fmt: skip
+_LIBPQ_NAMES = frozenset({
+    "application_name", "channel_binding", "client_encoding", "connect_timeout", "dbname",
+    "fallback_application_name", "gssdelegation", "gssencmode", "gsslib", "host", "hostaddr",
+    "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "krbsrvname",
+    "load_balance_hosts", "max_protocol_version", "min_protocol_version", "options", "passfile",
+    "password", "port", "replication", "require_auth", "requirepeer", "requiressl", "scram_client_key",
+    "scram_server_key", "service", "ssl_max_protocol_version", "ssl_min_protocol_version", "sslcert",
+    "sslcertmode", "sslcompression", "sslcrl", "sslcrldir", "sslkey", "sslkeylogfile", "sslmode",
+    "sslnegotiation", "sslpassword", "sslrootcert", "sslsni", "target_session_attrs",
+    "tcp_user_timeout", "user",
+})  # fmt: skip
+"""What the query of a database URL may set (PostgreSQL 18, section 32.1.2)."""
 _DATABASE_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 _BROKER_FORM = "redis://:PASSWORD@HOST:PORT/0, or rediss:// with TLS"
 
@@ -76,7 +88,17 @@ def _unquote(value: Any) -> Any:
 
 def _database_url(value: SecretStr) -> SecretStr:
     """The URL as libpq and SQLAlchemy read it, from any spelling that platforms give it."""
-    return _spelled(value, _DATABASE_FORM, lambda name: "postgresql" if _POSTGRES.fullmatch(name) else None)
+    url = _spelled(value, _DATABASE_FORM, lambda name: "postgresql" if _POSTGRES.fullmatch(name) else None)
+    query = parse_qsl(urlsplit(url.get_secret_value()).query, keep_blank_values=True)
+    unknown = [name for name, _ in query if name not in _LIBPQ_NAMES]
+    if unknown:
+        # Such as `schema` and `pgbouncer`, which other programs read out of the same URL.
+        shown = ", ".join(name for name in unknown if re.fullmatch(r"[A-Za-z_]{1,40}", name)) or "a name"
+        raise ValueError(
+            f"its query sets what Postgres' own client does not know: {shown}; it is to be written "
+            f"{_DATABASE_FORM}, without that"
+        )
+    return url
 
 
 def _broker_url(value: SecretStr) -> SecretStr:

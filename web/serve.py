@@ -10,6 +10,7 @@ from web.front.connection import Connections
 from web.front.limits import Limits
 from web.front.server import RESERVED_FILES, Server, raise_file_limit, serve_until_told
 from web.front.threads import Threads
+from web.prefix import Prefix
 from web.wiring import EXTENSION, Wiring
 
 UPLOADS = ("POST", "/v1/batches")
@@ -30,10 +31,11 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         max_body_bytes=settings.max_body_bytes,
     )
     threads = Threads(limits)
+    prefix = Prefix(settings.public_url, app.url_map)
 
     def max_upload(method: str, path: str, authorization: str) -> int:
         """A CSV may be large, but only from whoever shows a key."""
-        if (method, path) != UPLOADS or not _is_known(wiring, authorization):
+        if (method, prefix.stripped(path)) != UPLOADS or not _is_known(wiring, authorization):
             return limits.max_body_bytes
         return settings.max_csv_bytes + MULTIPART_BYTES
 

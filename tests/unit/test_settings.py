@@ -196,6 +196,7 @@ def test_S33_every_spelling_of_a_broker_url_is_read(
         "jdbc:postgresql://h/d?user=u&password=hunter2", "mysql://u:hunter2@h/d", "sqlite:///hunter2.db",
         "host=h user=u password=hunter2", "u:hunter2@h:5432/d", "hunter2", "postgres:/u:hunter2@h/d",
         "postgresql://u:hun/ter2@h/d", "postgresql://u:p#hunter2@h/d", "postgresql://u:hunter2@h:port/d",
+        "postgresql://u:hunter2@h/d?schema=public&pgbouncer=true", "postgresql://u:p@h/d?x?y@hunter2=1",
         "postgresql://u:hunter2@h:99999/d", "postgresql://u:hunter2@[h/d", "postgresql://u:p hunter2@h/d",
     ],
 )  # fmt: skip
@@ -223,6 +224,13 @@ def test_S33_what_is_no_broker_url_is_told_likewise(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SettingsError, match=r"^CALOTYPE_BROKER_URL: .*redis://:PASSWORD@HOST") as caught:
         broker_url_from(monkeypatch, url)
     assert not any(piece in str(caught.value) for piece in ("hunter2", "ter2", "hun/"))
+
+
+def test_S33_what_another_program_reads_out_of_the_same_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="does not know: schema, pgbouncer;"):
+        database_url_from(monkeypatch, "postgres://u:p@h/d?schema=public&sslmode=require&pgbouncer=true")
+    url = "postgresql:///d?host=/run/postgresql&user=u&channel_binding=require&application_name="
+    assert database_url_from(monkeypatch, url) == url
 
 
 def test_S33_spaces_and_quotes_around_any_value_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
