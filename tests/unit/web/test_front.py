@@ -33,6 +33,7 @@ class Client:
     was_cut: asyncio.Event = field(default_factory=asyncio.Event)
     num_asked: int = 0
     is_waiting: bool = False
+    is_stopping: bool = False
 
     def __post_init__(self) -> None:
         self.reads.set()
@@ -58,6 +59,10 @@ class Client:
 
     def hang_up(self) -> None:
         self.was_cut.set()
+
+    @property
+    def is_open(self) -> bool:
+        return not self.was_cut.is_set()
 
     @property
     def status(self) -> int:
