@@ -62,6 +62,8 @@ def read_json_bytes(request: Request) -> bytes:
 
 def parse_object(data: bytes) -> dict[str, Any]:
     """A JSON object whose every string can be stored; raises `MalformedBody` or `InvalidRequest`."""
+    if not data:
+        raise MalformedBody("the body is empty, which is not JSON: an object is expected")
     text = _decoded(data)
     _check_shape(text)
     try:

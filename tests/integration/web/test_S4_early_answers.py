@@ -127,7 +127,7 @@ def test_S4_a_body_that_is_welcome_is_asked_for(server: Served, api_key: str) ->
 @pytest.mark.parametrize("num_bytes", SIZES[:2])
 def test_S4_the_port_of_metrics_answers_early_too(server: Served, metrics_port: int, num_bytes: int) -> None:
     assert server.process.poll() is None
-    for method, status in (("POST", 405), ("GET", 200)):
+    for method, status in (("POST", 405), ("GET", 200), ("HEAD", 200)):
         with closing(connect(metrics_port)) as line:
             assert ask(line, method, "/metrics", num_bytes, {})[0] == status
             assert ask(line, "GET", "/metrics", 0, {})[0] == 200
