@@ -18,7 +18,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from web.front.exchange import CONNECTION, Message, Receive, Scope, Send
+from web.front.exchange import CONNECTION, CUT_SHORT, Message, Receive, Scope, Send
 from web.front.limits import Limits
 from web.front.parser import LINE_ENDS, Parser
 from web.front.refusals import BadFraming, HeaderTooLarge, RefusalLog, Refused, UnknownCoding, problem
@@ -176,8 +176,7 @@ class Connection(H11Protocol):
         A client that has gone looks the same as one that has ended only its side and reads on. Views learn
         that it has gone, so that none goes on waiting; what they answer is sent all the same.
         """
-        is_asked = self._phase is Phase.BUSY and self.conn.their_state is not h11.SEND_BODY
-        if not is_asked or self._transport is None or not self._transport.can_write_eof():
+        if self._phase is not Phase.BUSY or self._transport is None or not self._transport.can_write_eof():
             return False
         self._is_half_closed = True
         self.cycle.message_event.set()
@@ -245,9 +244,11 @@ class Connection(H11Protocol):
         async def receive_or_leave() -> Message:
             """uvicorn's, and its end for a client that sends no more."""
             nonlocal is_whole
-            message = await receive() if not (is_whole and self._is_half_closed) else None
-            if message is None or (is_whole and self._is_half_closed):
+            if is_whole and self._is_half_closed:
                 return {"type": "http.disconnect"}
+            message = await receive()
+            if self._is_half_closed and (is_whole or message.get("more_body", False)):
+                return {"type": "http.disconnect", CUT_SHORT: not is_whole}
             is_whole = not message.get("more_body", False)
             return message
 

@@ -16,6 +16,9 @@ Send = Callable[[Message], Awaitable[None]]
 CONNECTION = "calotype.connection"
 """The key among a scope's extensions under which a `Connection` stands."""
 
+CUT_SHORT = "calotype.cut_short"
+"""The key in the message of a disconnect that tells of a client which may still read why it is refused."""
+
 
 class ClientGone(Exception):
     """Nobody is there to be answered."""
@@ -113,8 +116,10 @@ class Exchange:
             raise BadFraming("the target of the request is neither a path nor an http address")
 
     async def receive(self) -> tuple[bytes, bool]:
-        """The next bytes of the body, and whether there are more; raises `ClientGone`."""
+        """The next bytes of the body, and whether there are more; raises `ClientGone` or `BadFraming`."""
         message = await self._receive()
+        if message.get(CUT_SHORT):
+            raise BadFraming("the connection ended before the body did: it is shorter than its length")
         if message["type"] != "http.request":
             raise ClientGone
         piece, more = message.get("body", b""), message.get("more_body", False)

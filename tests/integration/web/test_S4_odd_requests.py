@@ -169,6 +169,29 @@ def test_S4_many_requests_sent_at_once_are_answered_in_order_and_to_who_sends_no
     assert statuses(found) == [200, 401, 404] * 20
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (head(b"POST /v1/jobs HTTP/1.1", b"Content-Length: 5") + b"hell", 400),
+        (head(b"POST /v1/jobs HTTP/1.1", b"Transfer-Encoding: chunked") + b"5\r\nhello\r\n", 400),
+        (head(b"POST /v1/jobs HTTP/1.1", b"Content-Length: 100000") + b"hello", 401),
+        (head(b"POST /v1/jobs HTTP/1.1", b"Content-Length: 5") + b"hello", 401),
+    ],
+)
+def test_S4_a_body_that_ends_too_early_is_told_so_to_who_still_reads(
+    server: Served, sent: bytes, status: int
+) -> None:
+    for pause in (0.0, 0.1):
+        with socket.create_connection(("127.0.0.1", server.port), SOON) as line:
+            line.sendall(sent)
+            threading.Event().wait(pause)
+            line.shutdown(socket.SHUT_WR)
+            found = b""
+            while piece := line.recv(65_536):
+                found += piece
+        assert statuses(found) == [status]
+
+
 def test_S4_a_process_that_stops_says_so_in_the_answers_that_are_under_way(
     migrated: Embedded, api_key: str
 ) -> None:
