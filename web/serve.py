@@ -43,10 +43,9 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         return settings.max_csv_bytes + MULTIPART_BYTES
 
     connections = Connections(limits.max_connections)
-    path_before = prefix_path(settings.public_url)  # which a proxy may have left in place
-    cross_origin = CrossOrigin(
-        settings.cors_origins, (*SHARED_PATHS, *(path_before + path for path in SHARED_PATHS))
-    )
+    below = prefix_path(settings.public_url)  # a prefix, which a proxy may have left in place
+    shared_paths = (*SHARED_PATHS, *(below + path for path in SHARED_PATHS))
+    cross_origin = CrossOrigin(settings.cors_origins, shared_paths)
     front = Front(app, limits, threads, max_upload, cross_origin)
     wiring.metrics.watch_front(connections, threads, lambda: {**connections.num_cut, "memory": front.num_cut})
     server = Server(front, host, port, limits=limits, connections=connections, on_stop=wiring.waiter.stop)

@@ -126,8 +126,11 @@ def test_S13_off_is_the_default_and_a_star_opens_to_everyone(migrated: Embedded)
             "GET, HEAD, OPTIONS, POST",
             {},
         )
-    with served(migrated.environment_of("api") | {"CALOTYPE_CORS_ORIGINS": "*"}) as opened:
+    # Below a prefix that the proxy may have taken away, or left.
+    settings = {"CALOTYPE_CORS_ORIGINS": "*", "CALOTYPE_PUBLIC_URL": "https://images.example.com/draw"}
+    with served(migrated.environment_of("api") | settings) as opened:
         for answer in (
+            httpx2.options(f"{opened.url}/draw/v1/jobs", headers={"Origin": THEIRS, **ASKS}, trust_env=False),
             httpx2.get(f"{opened.url}/v1/jobs", headers={"Origin": THEIRS}, trust_env=False),
             httpx2.options(f"{opened.url}/v1/jobs", headers={"Origin": THEIRS, **ASKS}, trust_env=False),
         ):
