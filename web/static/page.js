@@ -36,9 +36,12 @@ const send = async (form, button) => {
         (document.getElementById("prompt") ?? document.getElementById("main"))?.focus();
       }
     } else if (again) {
+      if (form.querySelector("details")?.open) again.querySelector("details").open = true;
       form.replaceWith(again);
       keep(document, { api_key: fields.get("api_key") });
-      (again.querySelector("[aria-invalid]") ?? again.querySelector("button")).focus();
+      const wrong = again.querySelector("[aria-invalid]") ?? again.querySelector("[role=alert]");
+      if (wrong.matches("[role=alert]")) wrong.tabIndex = -1; // so that the page can go to what it says
+      wrong.focus();
     } else {
       tell(form, page.querySelector("main [role=alert]")?.textContent);
     }
