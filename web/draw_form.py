@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from storage.job_views import Job
-from web.csv_rows import typed_cell
+from web.csv_cells import typed_cell
 from web.idempotency import digest_of
 from web.refusals import FieldError, InvalidRequest
 from web.schemas import MAX_NUM_IMAGES, MAX_SEED, JobRequest, field_errors
