@@ -155,9 +155,11 @@ def _earlier(line: int, tries: Tries) -> EarlierJob:
 
 
 def _is_same(asked: object, had: object) -> bool:
-    """A spreadsheet rounds what it shows, and writes what it shows."""
+    """A spreadsheet rounds what it shows, and writes what it shows; files lose their byte-order marks."""
     if isinstance(asked, float) and isinstance(had, float):
         return math.isclose(asked, had, rel_tol=1e-6)
+    if isinstance(asked, str) and isinstance(had, str):
+        return asked.replace("\ufeff", "") == had.replace("\ufeff", "")
     return asked == had
 
 

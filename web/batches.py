@@ -248,11 +248,15 @@ def _uploaded() -> tuple[FileStorage, dict[str, str]]:
     file = files.get("file")
     if file is None or len(files.getlist("file")) > 1:
         errors.append(FieldError("file", "exactly one CSV file is required in the multipart field 'file'"))
-    errors += wired().admission.webhook_errors(form.get("webhook_url"))
-    errors += [error for name in DIALECT if name in form for error in _dialect_errors(name, form[name])]
+    given = {name: form[name] for name in FORM_FIELDS if name in form}
+    for name in DIALECT:
+        if given.get(name) in ("", "auto"):
+            del given[name]  # as a form sends a choice that nobody made
+    errors += wired().admission.webhook_errors(given.get("webhook_url"))
+    errors += [error for name in DIALECT if name in given for error in _dialect_errors(name, given[name])]
     if errors or file is None:
         raise InvalidRequest.of(errors)
-    return file, {name: form[name] for name in FORM_FIELDS if name in form}
+    return file, given
 
 
 def _dialect_errors(name: str, value: str) -> list[FieldError]:

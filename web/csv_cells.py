@@ -67,17 +67,24 @@ def is_empty(cell: str) -> bool:
 
 
 def harmless(cell: object) -> object:
-    """A text cell that no spreadsheet reads as a formula; numbers and nothing stay as they are."""
-    if isinstance(cell, str) and cell.lstrip(_MARK).startswith(_FORMULA_STARTS):
+    """A text cell that no spreadsheet reads as a formula, nor we as an error of one.
+
+    Numbers and nothing stay as they are.
+    """
+    if isinstance(cell, str) and _is_marked(cell.lstrip(_MARK)):
         return _MARK + cell
     return "" if cell is None else cell
 
 
 def unmarked(cell: str) -> str:
     """The text that `harmless` was given."""
-    if cell.startswith(_MARK) and cell.lstrip(_MARK).startswith(_FORMULA_STARTS):
+    if cell.startswith(_MARK) and _is_marked(cell.lstrip(_MARK)):
         return cell.removeprefix(_MARK)
     return cell
+
+
+def _is_marked(text: str) -> bool:
+    return text.startswith(_FORMULA_STARTS) or _is_spreadsheet_error(text.strip())
 
 
 def _text(cell: str) -> str:
@@ -99,10 +106,11 @@ def _whole_number(text: str, delimiter: str) -> int:
 
 
 def _number(text: str, delimiter: str) -> float:
-    plain = _with_point(text, delimiter, is_whole=False)
+    is_percent = text.endswith("%")
+    plain = _with_point(text.removesuffix("%").rstrip(), delimiter, is_whole=False)
     if not _NUMBER.fullmatch(plain):
         raise ValueError("should be a number")
-    number = float(plain)
+    number = float(plain) / (100 if is_percent else 1)
     if not math.isfinite(number):
         raise ValueError("should be a finite number")
     return number
@@ -139,8 +147,12 @@ def _truth(text: str) -> bool:
     raise ValueError("should be true or false")
 
 
+def _is_spreadsheet_error(text: str) -> bool:
+    if not text.startswith(("#", "Err:")) or len(text) > MAX_NUMBER_CHARACTERS:
+        return False
+    return text.casefold() in _SPREADSHEET_ERRORS or bool(re.fullmatch(r"Err:[0-9]{3}|#{3,}", text))
+
+
 def _refuse_spreadsheet_errors(text: str) -> None:
-    if text.startswith(("#", "Err:")) and (
-        text.casefold() in _SPREADSHEET_ERRORS or re.fullmatch(r"Err:[0-9]{3}|#{3,}", text)
-    ):
+    if _is_spreadsheet_error(text):
         raise ValueError(f"holds the spreadsheet's error {text[:12]}: mend its formula, or widen its column")

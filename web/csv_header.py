@@ -81,11 +81,16 @@ def has_too_many_columns(line: str) -> bool:
     return any(line.rstrip(mark + " \n").count(mark) >= MAX_COLUMNS for mark in DELIMITERS.values())
 
 
-def dialect_of(line: str, given: str | None) -> Dialect:
-    """The delimiter that finds most of our titles in the header's first line; a comma where none does."""
+def dialect_of(line: str, given: str | None, named: str | None = None) -> Dialect:
+    """The delimiter that finds most of our titles in the header's first line; a comma where none does.
+
+    One that is named goes before, unless the file was saved with another one since and kept its first line.
+    """
     if given is not None:
         return Dialect(given, f"{given} " in line)
     num_found = {mark: sum(map(_is_ours, cells_of(line, mark))) for mark in DELIMITERS.values()}
+    if named is not None and (num_found[named] or not any(num_found.values())):
+        return Dialect(named, f"{named} " in line)
     best = max(num_found, key=lambda mark: (num_found[mark], line.count(mark)))
     if num_found[best] == 1 and not any(mark in line for mark in DELIMITERS.values()):
         return Dialect(NO_DELIMITER)

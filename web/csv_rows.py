@@ -27,6 +27,7 @@ from web.csv_text import BREAK_IN_A_CELL, Lines, encoding_of, refused
 from web.refusals import FieldError, InvalidCsv
 
 MAX_ROW_CHARACTERS = 131_072
+MAX_WARNINGS = 10
 MAX_LINES_PER_ROW = 10  # on average: empty lines and those of cells with several
 
 
@@ -123,7 +124,7 @@ def _begin(source: _RowLines, given: str | None) -> tuple[str, Dialect]:
     while (line := _first_text(source)) is not None:
         found = named_in(line.removesuffix("\n")) if source.first_line == 1 else None
         if found is None:
-            return line, dialect_of(line.removesuffix("\n"), given or named)
+            return line, dialect_of(line.removesuffix("\n"), given, named)
         named = found
         source.end_row()
     raise _no_row()
@@ -137,7 +138,7 @@ def _first_text(source: _RowLines) -> str | None:
         except csv.Error as found:
             line, error = source.row[-1], found
         if line is not None and has_too_many_columns(line):
-            raise refused(f"the header has more than {MAX_COLUMNS} columns", source.first_line)
+            raise _too_many_columns(source.first_line)
         if error is not None:
             raise refused(str(error), source.first_line) from error
         if line is None or not is_blank(line):
@@ -165,6 +166,9 @@ class _Reader:
         )
         self._columns: list[str] = []
         self._titles = [title.strip() for title in self._next() or []]
+        if any(self._titles[MAX_COLUMNS:]):
+            raise _too_many_columns(source.first_line)
+        del self._titles[MAX_COLUMNS:]  # empty ones
         self._columns, errors = columns_of(self._titles, source.first_line)
         if errors:
             raise refuse_rows(errors)
@@ -176,11 +180,8 @@ class _Reader:
         while (cells := self._next()) is not None:
             line = self._source.first_line
             if self._repeats_header(cells):
-                detail = (
-                    f"line {line} is the header again and was passed over: are there several files in one?"
-                )
-                self._warnings.append({"code": "header_repeated", "field": "", "detail": detail})
-            elif not all(map(is_empty, cells)):
+                self._warn_of_header(line)
+            elif not all(map(is_empty, filter(None, cells))):
                 num_rows += 1
                 if num_rows > self._max_rows:
                     raise refused(f"the file has more than {self._max_rows} rows", line)
@@ -218,17 +219,19 @@ class _Reader:
         return known or f"column {letters_of(place)}"
 
     def _repeats_header(self, cells: Sequence[str]) -> bool:
-        return [cell.strip() for cell in cells] == self._titles and not self._warned_enough()
+        if self._titles[:1] != [cell.strip() for cell in cells[:1]]:
+            return False
+        titles = [cell.strip() for cell in cells[:MAX_COLUMNS]]
+        return titles == self._titles and not any(cells[MAX_COLUMNS:])
 
-    def _warned_enough(self) -> bool:
-        return len(self._warnings) > MAX_COLUMNS
+    def _warn_of_header(self, line: int) -> None:
+        if len(self._warnings) < MAX_WARNINGS:
+            detail = f"line {line} is the header again and was passed over: are there several files in one?"
+            self._warnings.append({"code": "header_repeated", "field": "", "detail": detail})
 
     def _row(self, line: int, cells: Sequence[str]) -> CsvRow:
         # Excel leaves out empty cells at the end of a row, and some programs add some.
-        extra = [
-            place for place, cell in enumerate(cells) if place >= len(self._columns) and not is_empty(cell)
-        ]
-        if extra:
+        if not all(map(is_empty, filter(None, cells[len(self._columns) :]))):
             return CsvRow(line, {}, (FieldError("", self._too_many(cells), line),))
         typed: dict[str, Any] = {}
         errors = []
@@ -297,6 +300,10 @@ _SINGULAR = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a pipe"}
 
 def _line_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and 0 < len(text) < 10 and int(text) > 0 else None
+
+
+def _too_many_columns(line: int) -> InvalidCsv:
+    return refused(f"the header has more than {MAX_COLUMNS} columns", line)
 
 
 def _no_row() -> InvalidCsv:

@@ -24,6 +24,11 @@ _OTHER_FORMATS = {
     b"PK\x03\x04": "a ZIP archive or a spreadsheet document",
     b"\xd0\xcf\x11\xe0": "a spreadsheet document of Excel 97",
     b"%PDF": "a PDF",
+    b"{\\rtf": "an RTF document",
+    b"<!DOCTYPE": "a page of the web",
+    b"<!doctype": "a page of the web",
+    b"<html": "a page of the web",
+    b"<?xml": "XML",
 }
 # The longer ones first: UTF-32's begins with UTF-16's.
 _MARKS = (
@@ -117,7 +122,7 @@ def encoding_of(data: bytes, given: str | None = None) -> Encoding:
     """
     for start, name in _OTHER_FORMATS.items():
         if data.startswith(start):
-            raise refused(f"the file is {name}, not CSV", 1)
+            raise refused(f"the file is {name}, not CSV; save or download it as CSV", 1)
     evident = _marked(data) or _alternating(data)
     if given is not None:
         return _as_given(data, given, evident)

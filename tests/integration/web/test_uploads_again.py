@@ -158,6 +158,26 @@ def test_S22_only_the_job_id_is_needed(client: Client, draw: Draw, fail: Fail) -
     assert upload(client, f"job_id\n{ids}\n".encode()).get_json()["rows"] == counts(0, 2, 1, 1)
 
 
+def test_S22_a_prompt_that_a_file_cannot_hold_as_it_is_was_not_edited(client: Client, draw: Draw) -> None:
+    prompts = [
+        "\ufeffa mark",
+        "#N/A",
+        "=1+1",
+        "'=2",
+        " space ",
+        "two\nlines",
+        'a "quote"; and, all',
+        "e\u0301",
+    ]
+    ids = [client.submit(prompt=prompt, lane="bulk").get_json()["id"] for prompt in prompts]
+    for job_id in ids:
+        draw(job_id)
+    first = upload(client, ("job_id\n" + "\n".join(ids)).encode()).get_json()
+    for query in ("", "?delimiter=semicolon", "?delimiter=tab&bom=false"):
+        again = upload(client, report(client, first, query=query)).get_json()
+        assert again["rows"] == counts(succeeded=len(prompts))
+
+
 def test_S22_the_id_of_a_json_job_is_its_job_id_and_other_ids_are_passed_over(client: Client) -> None:
     job = client.submit(seed=5).get_json()
     client("DELETE", f"/v1/jobs/{job['id']}")
@@ -324,6 +344,9 @@ def test_S15_S16_delimiter_and_encoding_can_be_given(client: Client) -> None:
     assert (batch["read_as"], batch["warnings"]) == ("semicolons, Windows-1251", [])
     (job,) = client("GET", batch["links"]["jobs"]).get_json()["jobs"]
     assert job["prompt"] == "красное сердце, большое"
+    same = upload(client, data, encoding="windows-1251", delimiter="auto")
+    assert same.get_json()["read_as"] == "semicolons, Windows-1251"
+    assert upload(client, PROMPTS, encoding="", delimiter="").get_json()["read_as"] == "commas, UTF-8"
     problem = assert_problem(upload(client, data, encoding="zlib", delimiter="x"), 422, "invalid_request")
     assert [error["pointer"] for error in problem["errors"]] == ["#/delimiter", "#/encoding"]
 

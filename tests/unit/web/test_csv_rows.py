@@ -66,6 +66,8 @@ def test_a_line_break_in_a_cell_is_one_character() -> None:
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "PNG"),
         (gzip.compress(b"prompt\na\n"), "gzip"),
         (b"PK\x03\x04....", "ZIP"),
+        (b"{\\rtf1\\ansi prompt", "RTF"),
+        (b"<!DOCTYPE html><html>", "a page of the web"),
         (b'prompt\n"unfinished\n', "line 2, prompt: a quote is opened here and never closed"),
         (b'prompt\n"a"b\n', "cannot be read as CSV"),
         (b"prompt\n" + b"a" * 200_000 + b"\n", "line 2: the row has more than 131072 characters"),
@@ -139,6 +141,10 @@ def test_S15_a_file_of_one_column_has_no_delimiter() -> None:
 @pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;", "\ufeffsep=;", "sep=;;;"])
 def test_S15_a_first_line_names_the_delimiter_and_counts_as_a_line(first: str) -> None:
     assert rows(f"{first}\r\nprompt;seed\r\na,b;7\r\n") == [(3, {"prompt": "a,b", "seed": 7})]
+
+
+def test_S15_a_first_line_that_another_program_kept_is_overruled_by_the_titles() -> None:
+    assert rows('sep=;\nprompt,seed\n"a;b",7\n') == [(3, {"prompt": "a;b", "seed": 7})]
 
 
 def test_S15_what_is_given_goes_before_what_is_recognised() -> None:
@@ -307,6 +313,7 @@ def test_S18_lines_of_a_cell_before_the_mistake_are_counted() -> None:
         ("guidance_scale", "1e-05", 1e-05), ("guidance_cutoff", "0,125", 0.125),
         ("strict", "WAHR", True), ("strict", "Falsch", False), ("strict", "1", True),
         ("strict", "0.0", False), ("strict", "yes", True),
+        ("guidance_cutoff", "50%", 0.5), ("guidance_cutoff", "12,5 %", 0.125),
         ("output_format", "PNG", "png"), ("model", " tiny ", "tiny"),
     ],
 )  # fmt: skip
@@ -351,7 +358,26 @@ def test_S19_a_lone_cr_inside_a_cell_is_a_line_break(end: str, cell: str) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["=1+1", "'=1+1", "''=x", "-tis", "@home", "+1", "\ttab", "\n=x", "'tis", "it's", "＝1", "a", '"', ";"],  # noqa: RUF001
+    [
+        "=1+1",
+        "'=1+1",
+        "''=x",
+        "-tis",
+        "@home",
+        "+1",
+        "\ttab",
+        "\n=x",
+        "'tis",
+        "it's",
+        "#N/A",
+        "'#N/A",
+        "###",
+        "Err:502",
+        "\uff1d1",
+        "a",
+        '"',
+        ";",
+    ],
 )
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_S22_what_we_write_comes_back_as_it_was(text: str, delimiter: str) -> None:
