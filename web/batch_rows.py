@@ -23,7 +23,7 @@ from web.admission import PARAMETERS
 from web.auth import account_id
 from web.csv_header import COLUMNS
 from web.csv_rows import CsvRow, refuse_rows
-from web.refusals import MAX_ERRORS, FieldError, InvalidRequest, NotServed, quoted
+from web.refusals import MAX_ERRORS, FieldError, InvalidCsv, InvalidRequest, NotServed, quoted
 from web.schemas import JOB_ID, JobRequest, field_errors
 from web.strict import strict_errors
 from web.wiring import wired
@@ -53,14 +53,18 @@ def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
     first_lines: dict[int, int | None] = {}
     errors: list[FieldError] = []
     num_errors = 0
-    for row, tries in _with_tries(rows):
-        found = list(row.errors) or _add(work, row, tries, defaults)
-        first_lines[row.line] = row.first_line
-        if found:
-            work.jobs.clear()  # nothing will come of them
-            num_errors += len(found)
-            room = MAX_ERRORS - len(errors)
-            errors += [FieldError(item.field, item.detail, row.line) for item in found[:room]]
+    try:
+        for row, tries in _with_tries(rows):
+            found = list(row.errors) or _add(work, row, tries, defaults)
+            first_lines[row.line] = row.first_line
+            if found:
+                work.jobs.clear()  # nothing will come of them
+                num_errors += len(found)
+                room = MAX_ERRORS - len(errors)
+                errors += [FieldError(item.field, item.detail, row.line) for item in found[:room]]
+    except InvalidCsv as error:
+        # What was wrong before the line from which the file cannot be read is said too.
+        raise refuse_rows([*errors, *error.errors], num_errors=num_errors + error.num_errors) from error
     if not errors:
         errors = strict_errors(work.jobs)
         num_errors = len(errors)
@@ -109,7 +113,7 @@ def _add(
     """Put into `work` what the row asks for; or what is wrong with it."""
     try:
         if row.job_id is None:
-            work.jobs.append(_admitted({**defaults, **row.cells}, row.line))
+            work.jobs.append(_admitted(JobRequest.model_validate({**defaults, **row.cells}), row.line))
         elif row.job_id in tries:
             _add_again(work, row, tries[row.job_id])
         else:
@@ -132,17 +136,15 @@ def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
         _is_same(getattr(request, name), getattr(tries.first, name)) for name in PICTURE_FIELDS
     )
     if is_edited:
-        work.jobs.append(_admitted({**asked, **row.cells}, row.line))
+        work.jobs.append(_admitted(request, row.line))
     elif not _is_left(tries) or tries.counting_id in work.retried:
         work.earlier.append(_earlier(row.line, tries))
     else:
-        again = _admitted({**asked, **row.cells}, row.line)
-        work.jobs.append(replace(again, retry_of=tries.counting_id))
+        work.jobs.append(replace(_admitted(request, row.line), retry_of=tries.counting_id))
         work.retried.add(tries.counting_id)
 
 
-def _admitted(asked: Mapping[str, Any], line: int) -> NewJob:
-    request = JobRequest.model_validate(dict(asked))
+def _admitted(request: JobRequest, line: int) -> NewJob:
     return wired().admission.admit(request, account_id(), lane="bulk", batch_line=line)
 
 
@@ -172,8 +174,17 @@ def _with_tries(rows: Iterable[CsvRow]) -> Iterator[tuple[CsvRow, Mapping[str, T
 
 
 def _pages(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Some items at a time; those before a line that cannot be read come before its error."""
     remaining = iter(items)
-    while page := list(islice(remaining, ROWS_AT_ONCE)):
+    while True:
+        page: list[Item] = []
+        try:
+            page.extend(islice(remaining, ROWS_AT_ONCE))
+        except InvalidCsv:
+            yield page
+            raise
+        if not page:
+            return
         yield page
 
 

@@ -205,8 +205,8 @@ class _Reader:
             return refused(str(error), source.first_line)
         line, column = source.first_line + place.line, self._title(place.column)
         if place.goes_on_in is None:
-            because = f": {error}" if "characters" in str(error) else ""
-            return refused(f"a quote is opened here and never closed{because}", line, column)
+            because = f"not closed: {error}" if "characters" in str(error) else "never closed"
+            return refused(f"a quote is opened here and {because}", line, column)
         detail = (
             f"cannot be read as CSV: the quoted cell that begins here ends in line "
             f"{source.first_line + place.goes_on_in}, and text follows its quote; "
@@ -299,6 +299,7 @@ _SINGULAR = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a pipe"}
 
 
 def _line_number(text: str) -> int | None:
+    text = text.removesuffix(".0")  # pandas writes whole numbers so where one is missing
     return int(text) if text.isascii() and text.isdecimal() and 0 < len(text) < 10 and int(text) > 0 else None
 
 

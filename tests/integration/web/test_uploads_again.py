@@ -356,3 +356,10 @@ def test_S15_another_encoding_is_another_request(client: Client) -> None:
     assert upload(client, PROMPTS, headers).status_code == 202
     other = upload(client, PROMPTS, headers, encoding="utf-8")
     assert_problem(other, 422, "idempotency_key_reused")
+
+
+def test_S18_S20_what_is_wrong_before_a_quote_that_is_never_closed_is_named_too(client: Client) -> None:
+    data = b'prompt,seed\na,x\nb,y\n"c,3\n' + b"d,4\n" * 1000
+    problem = assert_problem(upload(client, data), 422, "invalid_csv")
+    found = [(error["line"], error["field"]) for error in problem["errors"]]
+    assert (found, problem["num_errors"]) == ([(2, "seed"), (3, "seed"), (4, "prompt")], 3)
