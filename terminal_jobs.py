@@ -3,12 +3,15 @@
 Owns the words beside an answer, too: why it waits, and what was warned of. It asks nobody for anything.
 """
 
-from client.api import Json
+from typing import Any
+
+from client.calotype import Batch, Job
 from terminal import note, out, print_json, printable
 
 
-def show_job(job: Json, as_json: bool) -> None:
+def show_job(found: Job, as_json: bool) -> None:
     """Every field of a job that says something, one a line."""
+    job = found.raw
     if as_json:
         print_json(job)
         return
@@ -34,32 +37,30 @@ def show_job(job: Json, as_json: bool) -> None:
             out.print(f"{name:14} {printable(said(value))}", markup=False, soft_wrap=True)
 
 
-def show_batch(batch: Json, as_json: bool) -> None:
+def show_batch(batch: Batch, as_json: bool) -> None:
     """A batch in one line: its state, and how many of its jobs are in which."""
     if as_json:
-        print_json(batch)
+        print_json(batch.raw)
         return
-    counts = ", ".join(f"{count} {state}" for state, count in batch["counts"].items() if count)
-    out.print(
-        f"{batch['id']} {batch['state']}, {batch['num_jobs']} jobs: {counts}", markup=False, soft_wrap=True
-    )
+    counts = ", ".join(f"{count} {state}" for state, count in batch.counts.items() if count)
+    out.print(f"{batch.id} {batch.state}, {batch.num_jobs} jobs: {counts}", markup=False, soft_wrap=True)
 
 
-def note_reasons(found: Json) -> None:
+def note_reasons(found: Job | Batch) -> None:
     """Beside the answer: why a job or a batch waits, and what was done otherwise than asked."""
-    reasons = [found.get("waiting_reason"), *found.get("waiting_reasons", [])]
+    reasons = [found.waiting_reason] if isinstance(found, Job) else found.waiting_reasons
     for reason in filter(None, reasons):
-        note(f"{found['id']} waits: {printable(reason['detail'])}")
-    for warning in found.get("warnings", []):
+        note(f"{found.id} waits: {printable(reason.detail)}")
+    for warning in found.raw.get("warnings", []):
         note(f"warning: {printable(said(warning))}")
 
 
-def state_of(job: Json) -> str:
+def state_of(job: Job) -> str:
     """The state, and how far a running job is."""
-    return f"running {100 * job['progress']:.0f} %" if job["state"] == "running" else str(job["state"])
+    return f"running {100 * job.progress:.0f} %" if job.state == "running" else job.state
 
 
-def said(value: object) -> str:
+def said(value: Any) -> str:
     """An error or a warning as `code: detail`, anything else as it is."""
     if not isinstance(value, dict):
         return str(value)
