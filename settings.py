@@ -38,9 +38,7 @@ ROOT = Path(__file__).resolve().parent
 Seconds = Annotated[float, Field(gt=0)]
 PREFIX = "CALOTYPE_"
 SECRETS_VARIABLE = "CALOTYPE_SECRETS_DIR"
-OTHER_VARIABLES = frozenset(
-    {"CALOTYPE_BOOT_ID", "CALOTYPE_URL", "CALOTYPE_API_KEY", "CALOTYPE_DATA_DIR", SECRETS_VARIABLE}
-)
+OTHER_VARIABLES = frozenset({"CALOTYPE_BOOT_ID", "CALOTYPE_URL", "CALOTYPE_API_KEY", SECRETS_VARIABLE})
 """Variables of ours that are no settings: a process' birth mark, options of the command line, and where
 files with settings lie."""
 SECRETS_FOLDER = Path("/run/secrets")
@@ -188,6 +186,8 @@ def _check_file(value: Path | None) -> Path | None:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+# A relative path is one of the folder in which the command was given, also for the processes that it starts.
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
 class Settings(BaseSettings):
@@ -195,9 +195,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
-    config: Path = ROOT / "calotype.toml"
-    profiles_dir: Path = ROOT / "profiles"
-    run_dir: Path | None = None
+    config: AbsolutePath = ROOT / "calotype.toml"
+    data_dir: AbsolutePath = ROOT / ".calotype"
+    profiles_dir: AbsolutePath = Field(default_factory=lambda known: known["data_dir"] / "profiles")
+    run_dir: AbsolutePath | None = None
     database_url: Annotated[SecretStr, AfterValidator(_database_url)] = SecretStr("")
     broker_url: Annotated[SecretStr, AfterValidator(_broker_url)] = SecretStr("")
     broker_key_prefix: str = "calotype:"
@@ -208,7 +209,7 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
     bucket: str = "calotype"
     public_url: Annotated[str, AfterValidator(_check_public_url)] = ""
-    ca_file: Annotated[Path | None, AfterValidator(_check_file)] = None
+    ca_file: Annotated[AbsolutePath | None, AfterValidator(_check_file)] = None
 
     lease_seconds: Seconds = 30
     heartbeat_seconds: Seconds = 5
@@ -269,6 +270,12 @@ class Settings(BaseSettings):
         """Whatever it sets: `docker run --env-file` hands the quotes of such a file on, for one."""
         return _unquote(value)
 
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _default_data_dir(cls, value: Any) -> Any:
+        """Take an empty variable for one that is not set, as the command line does."""
+        return value or cls.model_fields["data_dir"].default
+
     @field_validator("orphan_seconds")
     @classmethod
     def _check_orphan_seconds(cls, value: float, info: ValidationInfo) -> float:
@@ -325,6 +332,12 @@ class Settings(BaseSettings):
             "ca_file": self.ca_file,
         }
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """Every path that is set, by its variable, for a process that starts in another folder."""
+        found = {name: value for name, value in self if isinstance(value, Path)}
+        return {f"{PREFIX}{name}".upper(): str(path) for name, path in found.items()}
+
     def require(self, *names: str) -> None:
         """Raise `SettingsError` naming the first of these settings that is empty."""
         for name in names:
@@ -341,7 +354,7 @@ def _catalogue(path: Path) -> Catalogue:
 def secrets_folder() -> Path | None:
     """The folder of `CALOTYPE_SECRETS_DIR`, which must exist, or `/run/secrets` where it does."""
     named = os.environ.get(SECRETS_VARIABLE)
-    folder = Path(named) if named else SECRETS_FOLDER
+    folder = Path(named).absolute() if named else SECRETS_FOLDER
     # Some systems keep a /run/secrets of their own, which is for nobody else to look into.
     if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
         return folder

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from client.api import Api, ApiError, Unreachable
-from local.errors import LocalError
+from client.calotype import CalotypeError, Client
+from local.errors import LocalError, NothingThere
 from local.holder import find_holder
 from local.process import is_alive
 from local.state import READY_FILE, State
@@ -26,6 +26,22 @@ def read_ready(folder: Path) -> Document | None:
     except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) and "pid" in document else None
+
+
+def ready_of(data_dir: Path) -> Document:
+    """What the ready file of the `calotype up` that runs there holds, secrets included.
+
+    Raises `NothingThere` where none runs, and `LocalError` while it starts or stops.
+    """
+    folder = data_dir.absolute()
+    with find_holder(folder) as holder:
+        if holder is None:
+            raise NothingThere(f"nothing runs in {folder}: start it by `calotype up`")
+        pid = holder.pid
+    ready = read_ready(folder)
+    if ready is None or ready["pid"] != pid:
+        raise LocalError(f"process {pid} is starting or stopping in {folder}: see `calotype status`")
+    return ready
 
 
 def status_of(data_dir: Path) -> Document | None:
@@ -60,9 +76,11 @@ def _process(entry: Document) -> Document:
 def _tiers(ready: Document) -> tuple[list[Document] | None, str | None]:
     """Each tier with its queue, as the API tells them; or nothing, and why."""
     try:
-        with Api(ready["url"], ready["api_key"], timeout_seconds=_TIMEOUT_SECONDS) as api:
-            return api.tiers(), None
-    except (ApiError, Unreachable) as error:
+        with Client(
+            url=ready["url"], api_key=ready["api_key"], timeout_seconds=_TIMEOUT_SECONDS, max_retries=0
+        ) as client:
+            return [tier.raw for tier in client.tiers()], None
+    except CalotypeError as error:
         return None, f"the API does not tell its queues: {error}"
 
 
