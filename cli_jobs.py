@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from client.api import TERMINAL, Api, Json
+from client.api import TERMINAL, Api, ApiError, Json
 from terminal import (
     DEFAULT_DATA_DIR,
     EXIT_USAGE,
@@ -22,7 +22,7 @@ from terminal import (
     print_table,
     require_folder,
 )
-from terminal_jobs import note_reasons, said, show_batch, show_job, state_of
+from terminal_jobs import mistakes, note_reading, note_reasons, said, show_batch, show_job, state_of
 from terminal_progress import progress
 
 jobs = typer.Typer()
@@ -113,29 +113,45 @@ def submit(
 
 @jobs.command()
 def csv(
-    path: Path,
+    path: Annotated[Path | None, typer.Argument(help="A CSV of prompts, or a report of a batch.")] = None,
+    retry: Annotated[
+        str | None, typer.Option(help="Instead of PATH: the batch whose failed rows are run again.")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="comma, semicolon, tab or pipe; recognised if left out.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Such as windows-1251 or macintosh; recognised if left out.")
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Wait and save the images here.")
+        Path | None, typer.Option("-o", "--output", help="Wait and save the images and results here.")
     ] = None,
     url: Url = "",
     api_key: Key = "",
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a CSV of prompts as one batch; with -o, wait for it and save its images."""
-    if not path.is_file():
+    """Submit a CSV of prompts as one batch; with -o, wait for it and save its images.
+
+    A report of a batch continues: rows that succeeded are left alone, those that failed are run again.
+    """
+    if (path is None) == (retry is None):
+        fail("name either PATH or --retry BATCH", code=EXIT_USAGE)
+    if path is not None and not path.is_file():
         fail(f"{path} is not a file", code=EXIT_USAGE)
+    form = {"delimiter": delimiter, "encoding": encoding}
     with _connect(url, api_key, data_dir) as api:
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
-        batch = api.submit_csv(path)
+        if path is None:
+            batch = api.retry_batch(str(retry))
+        else:
+            batch = _submitted(api, path, {name: value for name, value in form.items() if value is not None})
+        if not as_json:
+            note_reading(batch)
         if output is not None:
             batch = _watched(api, batch["id"])
-            # Each page of jobs comes with fresh links, and is downloaded before the next is asked for.
-            for job in api.jobs(batch_id=batch["id"], state="succeeded"):
-                for image in filter(itemgetter("url"), job["images"]):  # one may have been deleted meanwhile
-                    name = f"{job['batch_line']:05d}-{image['index']}.{job.get('output_format', 'png')}"
-                    (output / name).write_bytes(api.download(image["url"]))
+            _save(api, batch["id"], output)
     if not as_json:
         note_reasons(batch)
     show_batch(batch, as_json)
@@ -247,6 +263,26 @@ def _connect(url: str, api_key: str, data_dir: Path) -> Api:
     return connect(url, api_key, data_dir)
 
 
+def _submitted(api: Api, path: Path, form: dict[str, str]) -> Json:
+    try:
+        return api.submit_csv(path, **form)
+    except ApiError as error:
+        if found := mistakes(error.problem):
+            fail("\n".join([f"{path.name} was refused, and nothing was created:", *found]))
+        raise
+
+
+def _save(api: Api, batch_id: str, folder: Path) -> None:
+    """Every image of the batch under its row's line, and its results."""
+    # Each page of jobs comes with fresh links, and is downloaded before the next is asked for.
+    for job in api.jobs(batch_id=batch_id, state="succeeded"):
+        for image in filter(itemgetter("url"), job["images"]):  # one may have been deleted meanwhile
+            name = f"{job['batch_line']:05d}-{image['index']}.{job.get('output_format', 'png')}"
+            (folder / name).write_bytes(api.download(image["url"]))
+    # By the batch's name: the results of an earlier one stay.
+    (folder / f"{batch_id}-results.csv").write_bytes(api.results_csv(batch_id))
+
+
 def _is_batch(name: str) -> bool:
     return name.startswith(_BATCH_PREFIX)
 
@@ -258,7 +294,8 @@ def _watched(api: Api, name: str) -> Json:
         for found in api.watch_batch(name) if _is_batch(name) else api.watch(name):
             if _is_batch(name):
                 num_ended = sum(found["counts"].get(state, 0) for state in TERMINAL)
-                show(num_ended / found["num_jobs"], found["state"])
+                # A report of which every row is done makes a batch without jobs.
+                show(num_ended / found["num_jobs"] if found["num_jobs"] else 1, found["state"])
             else:
                 # Its code alone: the detail counts seconds, and would be a new line each time.
                 why = found.get("waiting_reason")

@@ -158,6 +158,28 @@ def _check_public_url(value: str) -> str:
     return value
 
 
+def _check_origin(value: str) -> str:
+    """Refuse what no browser would send as `Origin`, with the way to write it."""
+    if value == "*":
+        return value
+    url = urlsplit(_check_address(value))
+    port = "" if url.port in (None, 443 if url.scheme == "https" else 80) else f":{url.port}"
+    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    origin = f"{url.scheme}://{host}{port}"
+    if not origin.isascii() or not set("@*").isdisjoint(url.netloc):
+        raise ValueError(f"{value} is not an origin: a whole name in ASCII (xn--...), without a user or *")
+    if value != origin:
+        raise ValueError(f"{value} is not an origin as browsers send it; did you mean {origin}?")
+    return value
+
+
+def _check_origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse `*` among others: the list would say less than it opens."""
+    if "*" in values and len(values) > 1:
+        raise ValueError("* stands for every origin and stands alone")
+    return values
+
+
 def _check_file(value: Path | None) -> Path | None:
     """Refuse a file that cannot be read, at the start rather than at the first connection."""
     if value is not None and not os.access(value, os.R_OK):
@@ -225,7 +247,13 @@ class Settings(BaseSettings):
     header_seconds: Seconds = 10
     body_seconds: Seconds = 30
     answer_seconds: Seconds = 30
-    idle_seconds: Seconds = 75
+    idle_seconds: Seconds = 150
+    cors_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_origin)], ...],
+        NoDecode,
+        BeforeValidator(_split),
+        AfterValidator(_check_origins),
+    ] = ()
     bells_per_slot: Positive = 2
     max_attempts: Positive = 5
     max_csv_bytes: Positive = 10_000_000

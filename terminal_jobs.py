@@ -54,6 +54,27 @@ def note_reasons(found: Json) -> None:
         note(f"warning: {printable(said(warning))}")
 
 
+def note_reading(batch: Json) -> None:
+    """Beside the answer: how the file of a batch was read, and what became of rows that are not new."""
+    if batch.get("read_as"):
+        note(f"read as {printable(batch['read_as'])}")
+    rows = batch.get("rows", {})
+    if sum(rows.values()) > rows.get("new", 0):
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in rows.items() if count)
+        note(f"rows: {counts}")
+
+
+def mistakes(problem: Json) -> list[str]:
+    """What is wrong with a CSV, a line for each cell, and how many mistakes are not listed."""
+    errors = [error for error in problem.get("errors", []) if "line" in error]
+    lines = []
+    for error in errors:
+        column = f", {error['field']}" if error.get("field") else ""
+        lines.append(f"  line {error['line']}{column}: {error['detail']}")
+    num_more = int(problem.get("num_errors") or 0) - len(errors)
+    return [*lines, f"  and {num_more} more"] if lines and num_more > 0 else lines
+
+
 def state_of(job: Json) -> str:
     """The state, and how far a running job is."""
     return f"running {100 * job['progress']:.0f} %" if job["state"] == "running" else str(job["state"])

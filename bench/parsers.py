@@ -13,6 +13,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import ValidationError
 from werkzeug.datastructures import MIMEAccept
@@ -42,9 +43,9 @@ class Case:
     max_bytes: int
 
 
-def read_csv(data: bytes) -> None:
+def read_csv(data: bytes, encoding: str | None = None) -> None:
     """Every row, and of each well-formed one the request that it means."""
-    for row in parse_csv(data, max_rows=MAX_ROWS):
+    for row in parse_csv(data, max_rows=MAX_ROWS, encoding=encoding):
         if not row.errors:
             _as_job(row.cells)
 
@@ -93,6 +94,7 @@ def of_text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
 
 
 CSV = cases_of("csv", read_csv, CSV_BYTES)
+GB18030 = cases_of("csv, gb18030", partial(read_csv, encoding="gb18030"), CSV_BYTES)
 MULTIPART = cases_of("multipart", read_multipart, CSV_BYTES)
 JSON = cases_of("json", read_json, BODY_BYTES)
 HEADER = "prompt,guidance_scale\na,"
@@ -106,7 +108,7 @@ CASES = (
     CSV("header prompt,prompt,...", b"prompt,", max_bytes=140_000),
     CSV("one header without an end", b"a"),
     CSV("empty lines", b"\n", before=b"prompt\n"),
-    CSV("commas", b"," * 1000 + b"\n", before=b"prompt\n"),
+    CSV("commas", b"," * 1000 + b"\n", before=b"prompt,seed\n"),
     CSV("one quoted cell of line breaks", b"\n", before=b'prompt\n"'),
     CSV("quotes", b'""', before=b'prompt\n"'),
     CSV("rows, each with an error", b"a red heart," + b"1" * 30 + b"x\n", before=b"prompt,seed\n"),
@@ -115,6 +117,22 @@ CASES = (
     CSV("combining marks", MARKS * 250 + b"\n", before=b"prompt\n"),
     CSV("a number without an end", b"1", before=HEADER.encode(), after=b"x\n", max_bytes=131_000),
     CSV("no UTF-8 at its end", b"a", before=b"prompt\n", after=b"\xff"),
+    CSV("Windows-1252", b"caf\xe9 " * 100 + b"\n", before=b"prompt\n"),
+    CSV("Windows-1252, one line", b"\xe9a", before=b"prompt\n"),
+    CSV("UTF-16", "grün ".encode("utf-16-le") * 100 + b"\n\0", before="\ufeffprompt\n".encode("utf-16-le")),
+    CSV("UTF-16 of surrogates", b"\x00\xd8", before="\ufeffprompt\n".encode("utf-16-le")),
+    CSV("marks in the middle", "\ufeff".encode(), before=b"prompt\n"),
+    CSV("CR", b"a\r", before=b"prompt\r"),
+    CSV("lone CR inside a cell", b"a\r", before=b"prompt\n"),
+    CSV("empty columns", b"," * 100_000 + b"\n", before=b"prompt"),
+    CSV("near titles", b"num_inference_stepz,", before=b"prompt,", max_bytes=1200),
+    CSV("the header again", b"prompt,seed\n"),
+    CSV("quotes, never closed", b'"a\n', before=b"prompt,seed\n"),
+    CSV("quoted cells of semicolons", b'";";', before=b"prompt;"),
+    CSV("spaces before quotes", b' "a",', before=b"prompt, seed\n"),
+    CSV("separators in numbers", b"a;1.000.000,0\n", before=b"prompt;guidance_scale\n"),
+    GB18030("two bytes a character", b"\xb0\xa1" * 200 + b"\n", before=b"prompt\n"),
+    GB18030("a byte that it lacks, at the end", b"\xb0\xa1", before=b"prompt\n", after=b"\xff"),
     MULTIPART("a file of line breaks", b"\r\n", before=FILE, after=END),
     MULTIPART("a file of carriage returns", b"\r", before=FILE, after=END),
     MULTIPART("almost boundaries", b"\r\n--", before=FILE, after=END),

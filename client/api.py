@@ -130,11 +130,20 @@ class Api:
         """`GET /v1/tiers`."""
         return list(self._json("GET", "/v1/tiers")["tiers"])
 
-    def submit_csv(self, path: Path, *, idempotency_key: str | None = None) -> Json:
-        """`POST /v1/batches`: the accepted batch."""
+    def submit_csv(self, path: Path, *, idempotency_key: str | None = None, **form: str) -> Json:
+        """`POST /v1/batches`: the accepted batch; `form` has `delimiter`, `encoding` and the like."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         files = {"file": (path.name, path.read_bytes(), "text/csv")}
-        return self._json("POST", "/v1/batches", files=files, headers=headers)
+        return self._json("POST", "/v1/batches", files=files, data=form, headers=headers)
+
+    def retry_batch(self, batch_id: str, *, idempotency_key: str | None = None) -> Json:
+        """`POST /v1/batches/{id}/retry`: the batch that runs again what came to nothing in this one."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._json("POST", f"/v1/batches/{batch_id}/retry", headers=headers)
+
+    def results_csv(self, batch_id: str) -> bytes:
+        """`GET /v1/batches/{id}/results.csv`, which can be submitted again."""
+        return self._answer("GET", f"/v1/batches/{batch_id}/results.csv").content
 
     def batch(self, batch_id: str) -> Json:
         """`GET /v1/batches/{id}`."""
@@ -194,27 +203,35 @@ class Api:
             # A server with too many waiters answers a long poll at once.
             time.sleep(max(0.0, began_at + poll_seconds - time.monotonic()))
 
-    def _json(self, method: str, path: str, **options: Any) -> Json:
+    def _answer(self, method: str, path: str, **options: Any) -> httpx2.Response:
         try:
             response = self._http.request(method, path, **options)
         except httpx2.TransportError as error:
             raise Unreachable(_why_unreachable(self.url, error)) from error
-        try:
-            body = response.json()
-        except ValueError:
-            body = None
-        if response.is_success and isinstance(body, dict):
-            return body
-        if isinstance(body, dict):
-            raise ApiError(response.status_code, body)
         if response.is_error:
-            raise ApiError(response.status_code, {"title": response.reason_phrase})
+            body = _object_in(response)
+            raise ApiError(response.status_code, body or {"title": response.reason_phrase})
+        return response
+
+    def _json(self, method: str, path: str, **options: Any) -> Json:
+        response = self._answer(method, path, **options)
+        body = _object_in(response)
+        if response.is_success and body is not None:
+            return body
         # A page, or a redirect of what stands before it, where the API would answer with an object.
         place = response.headers.get("Location")
         raise Unreachable(
             f"{self.url}: what answers there is no calotype ({response.status_code} {response.reason_phrase}"
             + (f" to {place})" if place else ")")
         )
+
+
+def _object_in(response: httpx2.Response) -> Json | None:
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def _is_this_machine(url: str) -> bool:

@@ -3,8 +3,9 @@
 Its state is derived from its jobs at every read, so it can never disagree with them.
 """
 
+import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,9 +14,11 @@ from sqlalchemy.dialects.postgresql import insert
 
 from storage import jobs as transitions
 from storage.database import LONG_SECONDS, Database
+from storage.deliveries import complete_batches
 from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
 from storage.identifiers import new_id
 from storage.job_views import Job, list_jobs
+from storage.retries import retried, take_turn
 from storage.states import TERMINAL, State
 from storage.submissions import NewJob, insert_rows
 from storage.tables import batches, jobs
@@ -23,7 +26,10 @@ from storage.tables import batches, jobs
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch and how many of its jobs are in each state."""
+    """A batch and how many of its jobs are in each state.
+
+    `reading` is how its file was read, as its maker wrote it down; its `rows` count what became of these.
+    """
 
     id: str
     account_id: str
@@ -32,6 +38,8 @@ class Batch:
     counts: dict[str, int]
     created_at: datetime
     finished_at: datetime | None
+    webhook_url: str | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -40,13 +48,23 @@ class Batch:
             return "running"
         succeeded = self.counts.get(State.SUCCEEDED, 0)
         if succeeded == self.num_jobs:
-            return "succeeded"
+            return "succeeded"  # so is a batch without jobs: all that its file asks for is done or under way
         if succeeded:
             return "partially_failed"
         return "canceled" if self.counts.get(State.CANCELED, 0) == self.num_jobs else "failed"
 
 
-_COLUMNS = [batches.c[name] for name in ("id", "account_id", "filename", "num_jobs", "created_at")]
+@dataclass(frozen=True)
+class EarlierJob:
+    """A row of a file that runs no job: an earlier one has succeeded, or has not ended."""
+
+    line: int
+    job_id: str
+    has_succeeded: bool
+
+
+_PLAIN_COLUMNS = [batches.c[name] for name in ("id", "account_id", "filename", "num_jobs", "created_at")]
+_COLUMNS = [*_PLAIN_COLUMNS, batches.c.webhook_url, batches.c.reading]
 
 
 def create(
@@ -56,22 +74,29 @@ def create(
     rows: Sequence[NewJob],
     *,
     redispatch_seconds: float,
+    earlier_jobs: Sequence[EarlierJob] = (),
+    reading: dict[str, Any] | None = None,
     webhook_url: str | None = None,
     idempotency_key: str | None = None,
     request_hash: str | None = None,
 ) -> tuple[Batch, bool]:
     """Insert a batch and all of its jobs in one transaction, or nothing.
 
-    `(batch, False)` when the idempotency key made it before; raises `IdempotencyMismatch`.
+    A row that retries a job which was retried meanwhile runs no job. `(batch, False)` when the idempotency
+    key made it before; raises `IdempotencyMismatch`.
     """
     batch_id = new_id("bat")
 
     def work(connection: Connection) -> Batch | None:
+        to_run, meanwhile = _without_retried(connection, account_id, rows)
+        earlier = [*earlier_jobs, *meanwhile]
         values = {
             "id": batch_id,
             "account_id": account_id,
             "filename": filename,
-            "num_jobs": len(rows),
+            "num_jobs": len(to_run),
+            "reading": {**(reading or {}), "rows": _row_counts(to_run, earlier)},
+            "earlier_jobs": [[one.line, one.job_id] for one in earlier],
             "webhook_url": webhook_url,
             "idempotency_key": idempotency_key,
             "request_hash": request_hash,
@@ -85,7 +110,10 @@ def create(
         row = connection.execute(insert_once.returning(*_COLUMNS)).one_or_none()
         if row is None:
             return None
-        insert_rows(connection, [replace(row, batch_id=batch_id) for row in rows], redispatch_seconds)
+        if to_run:
+            insert_rows(connection, [replace(row, batch_id=batch_id) for row in to_run], redispatch_seconds)
+        else:
+            complete_batches(connection, [batch_id])
         # Read back before the commit: once it is accepted, nothing may fail any more.
         return _with_counts(connection, [row])[0]
 
@@ -115,9 +143,13 @@ def made_before(
     return get(db, account_id, row.id)
 
 
-def get(db: Database, account_id: str, batch_id: str) -> Batch:
-    """The account's batch; raises `NotFound`, for another account's batch too."""
-    query = select(*_COLUMNS).where(batches.c.id == batch_id, batches.c.account_id == account_id)
+def get(db: Database, account_id: str, batch_id: str, *, with_reading: bool = True) -> Batch:
+    """The account's batch; raises `NotFound`, for another account's batch too.
+
+    Without its reading: who only reports what became of a batch has no right to it.
+    """
+    columns = _COLUMNS if with_reading else _PLAIN_COLUMNS
+    query = select(*columns).where(batches.c.id == batch_id, batches.c.account_id == account_id)
     with db.transaction(account_id=account_id) as connection:
         row = connection.execute(query).one_or_none()
         if row is None:
@@ -158,8 +190,19 @@ def cancel(db: Database, account_id: str, batch_id: str) -> Batch:
 
 
 def jobs_of(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:
-    """The batch's jobs in the order of the file, read in pages."""
+    """What every row of the file came to, in its order, read in pages.
+
+    These are the batch's own jobs and, where `earlier_jobs` has one for a row, that one under the row's line.
+    """
     get(db, account_id, batch_id)
+    query = select(batches.c.earlier_jobs).where(batches.c.id == batch_id, batches.c.account_id == account_id)
+    with db.transaction(account_id=account_id) as connection:
+        earlier = sorted((line, job_id) for line, job_id in connection.execute(query).scalar_one())
+    both = _own_jobs(db, account_id, batch_id), _earlier_jobs(db, account_id, earlier)
+    return heapq.merge(*both, key=lambda job: job.batch_line or 0)
+
+
+def _own_jobs(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:
     line = 0
     page_size = 500
     while True:
@@ -168,6 +211,44 @@ def jobs_of(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:
         if len(page) < page_size:
             return
         line = page[-1].batch_line or 0
+
+
+def _earlier_jobs(db: Database, account_id: str, rows: Sequence[tuple[int, str]]) -> Iterator[Job]:
+    page_size = 500
+    for start in range(0, len(rows), page_size):
+        page = rows[start : start + page_size]
+        found = list_jobs(db, account_id, ids=[job_id for _, job_id in page], limit=page_size)
+        by_id = {job.id: job for job in found}
+        yield from (replace(by_id[job_id], batch_line=line) for line, job_id in page)
+
+
+def _without_retried(
+    connection: Connection, account_id: str, rows: Sequence[NewJob]
+) -> tuple[list[NewJob], list[EarlierJob]]:
+    """The rows that still are to be run: two uploads of the same file at once do not run it twice."""
+    retries = [row.retry_of for row in rows if row.retry_of is not None]
+    if not retries:
+        return list(rows), []
+    take_turn(connection, account_id)
+    found = retried(connection, retries)
+    to_run = [row for row in rows if row.retry_of not in found]
+    meanwhile = [
+        EarlierJob(row.batch_line or 0, found[row.retry_of], has_succeeded=False)
+        for row in rows
+        if row.retry_of in found
+    ]
+    return to_run, meanwhile
+
+
+def _row_counts(to_run: Sequence[NewJob], earlier: Sequence[EarlierJob]) -> dict[str, int]:
+    num_retried = sum(row.retry_of is not None for row in to_run)
+    num_succeeded = sum(one.has_succeeded for one in earlier)
+    return {
+        "new": len(to_run) - num_retried,
+        "retried": num_retried,
+        "already_succeeded": num_succeeded,
+        "still_open": len(earlier) - num_succeeded,
+    }
 
 
 def _with_counts(connection: Connection, rows: Sequence[Row[Any]]) -> list[Batch]:
@@ -187,6 +268,7 @@ def _with_counts(connection: Connection, rows: Sequence[Row[Any]]) -> list[Batch
         batch = Batch(
             row.id, row.account_id, row.filename, row.num_jobs, counts.get(row.id, {}), row.created_at, None
         )
-        finished_at = None if batch.state == "running" else max(last[row.id])
-        found.append(replace(batch, finished_at=finished_at))
+        finished_at = None if batch.state == "running" else max(last.get(row.id, [row.created_at]))
+        beside = {name: row._mapping[name] for name in ("webhook_url", "reading") if name in row._mapping}
+        found.append(replace(batch, finished_at=finished_at, **beside))
     return found

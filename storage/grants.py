@@ -90,10 +90,11 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "batches": Grant(
             select=_columns(
                 "id account_id filename num_jobs idempotency_key request_hash created_at cancel_requested_at "
-                "webhook_url"
+                "webhook_url reading earlier_jobs"
             ),
             insert=_columns(
-                "id account_id filename num_jobs idempotency_key request_hash created_at webhook_url"
+                "id account_id filename num_jobs idempotency_key request_hash created_at webhook_url reading "
+                "earlier_jobs"
             ),
             update=("cancel_requested_at",),
         ),

@@ -138,6 +138,7 @@ def list_jobs(
     tier: str | None = None,
     lane: str | None = None,
     batch_id: str | None = None,
+    ids: Sequence[str] = (),
     limit: int = 50,
     before: tuple[datetime, str] | None = None,
     after_line: int | None = None,
@@ -152,6 +153,8 @@ def list_jobs(
             query = query.where(column == wanted)
     if states:
         query = query.where(jobs.c.state.in_(states))
+    if ids:
+        query = query.where(jobs.c.id.in_(ids))
     if before is not None:
         query = query.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
     order: list[ColumnElement[Any]] = [jobs.c.created_at.desc(), jobs.c.id.desc()]

@@ -20,6 +20,7 @@ class State(StrEnum):
 
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED})
+WITHOUT_IMAGE = TERMINAL - {State.SUCCEEDED}
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,10 @@ batches = Table(
     _instant("created_at", nullable=False),
     _instant("cancel_requested_at"),
     Column("webhook_url", Text),
+    # How its file was read, and what became of its rows.
+    Column("reading", JSONB, nullable=False, server_default="{}"),
+    # Rows that are done or under way already: line and job id of each.
+    Column("earlier_jobs", JSONB, nullable=False, server_default="[]"),
 )
 
 jobs = Table(

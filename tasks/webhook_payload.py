@@ -27,7 +27,7 @@ def payload_of(db: Database, claimed: DeliveryClaim, public_url: str) -> bytes:
     """The body of this delivery: JSON, UTF-8. Without a `public_url` its links are paths."""
     root = public_url.rstrip("/")
     if claimed.batch_id is not None:
-        batch = batches.get(db, claimed.account_id, claimed.batch_id)
+        batch = batches.get(db, claimed.account_id, claimed.batch_id, with_reading=False)
         happened_at, data = batch.finished_at, _batch(batch, f"{root}/v1/batches/{batch.id}")
     else:
         job = job_views.get(db, claimed.account_id, claimed.job_id or "", with_prompts=False)

@@ -41,6 +41,8 @@ from web.forecast import Forecast
 from web.health import make_looks
 from web.html_errors import register_unknown_addresses
 from web.metrics import Metrics
+from web.options import register_options
+from web.preference import register_preferences
 from web.prefix import Prefix, UnderPrefix
 from web.request_limits import register_request_limits
 from web.security_headers import register_security_headers
@@ -84,6 +86,8 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     register_access_log(app, wiring.metrics)
     app.before_request(lambda: wiring.db.begin_request(REQUEST_SECONDS))
     register_request_limits(app)
+    register_options(app)
+    register_preferences(app)
     register_security_headers(app, images=settings.s3_public_endpoint or settings.s3_endpoint)
     register_errors(app)
     register_unknown_addresses(app)

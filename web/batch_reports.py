@@ -1,37 +1,57 @@
-"""What a batch gives back as CSV: its results, and its rows that came to nothing."""
+"""What a batch gives back as CSV: its results, and its rows that came to nothing.
+
+Both can be uploaded again: every parameter is in them, and the job that each row speaks of.
+"""
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from storage.job_views import Job
-from storage.states import State
-from web.csv_rows import write_csv
+from storage.states import WITHOUT_IMAGE, State
+from web.batch_rows import asked_of
+from web.csv_header import COLUMNS, DELIMITERS
+from web.csv_writing import write_csv
 from web.resources import image_url
 
-RESULT_COLUMNS = ("line", "prompt", "state", "job_id", "seed", "images", "error", "warnings", "output_format")
-ERROR_COLUMNS = ("line", "prompt", "state", "job_id", "error_code", "retryable", "error")
-WITHOUT_IMAGE = frozenset({State.FAILED, State.EXPIRED, State.CANCELED})
+BEFORE = ("line", "prompt", "state", "job_id")
+PARAMETERS = tuple(
+    name for name in COLUMNS if name not in ("prompt", "preset")
+)  # a preset came to its values
+AFTER = ("images", "error_code", "retryable", "error", "warnings", "retry_of")
+REPORTED = (*BEFORE, *PARAMETERS, *AFTER)
 
 
-def result_lines(jobs: Iterable[Job]) -> Iterator[str]:
+class ReportQuery(BaseModel):
+    """How a report is written."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    bom: bool = Field(True, description="Begin with a byte-order mark, without which Excel misreads UTF-8.")
+    delimiter: Literal["comma", "semicolon", "tab"] = Field(
+        "comma",
+        description="`semicolon` for Excel where decimals have commas; they have them in the file too.",
+    )
+
+
+def result_lines(jobs: Iterable[Job], query: ReportQuery) -> Iterator[str]:
     """Every job as it is now; `images` holds this API's links, a space between two."""
-    return write_csv(RESULT_COLUMNS, map(_result, jobs))
+    return write_csv(REPORTED, map(_cells, jobs), delimiter=DELIMITERS[query.delimiter], marked=query.bom)
 
 
-def error_lines(jobs: Iterable[Job]) -> Iterator[str]:
+def error_lines(jobs: Iterable[Job], query: ReportQuery) -> Iterator[str]:
     """The jobs that ended without an image, and why."""
-    return write_csv(ERROR_COLUMNS, (_error(job) for job in jobs if job.state in WITHOUT_IMAGE))
+    return result_lines((job for job in jobs if job.state in WITHOUT_IMAGE), query)
 
 
-def _result(job: Job) -> tuple[object, ...]:
+def _cells(job: Job) -> list[object]:
     links = " ".join(image_url(job.id, image.index) for image in job.images if image.deleted_at is None)
     warnings = "; ".join(f"{warning['field']}: {warning['detail']}" for warning in job.warnings)
-    standing = (job.batch_line, job.prompt, job.state.value, job.id, job.seed)
-    return (*standing, links, _reason(job), warnings, job.output_format)
-
-
-def _error(job: Job) -> tuple[object, ...]:
-    retryable = "" if job.error_retryable is None else str(job.error_retryable).lower()
-    return (job.batch_line, job.prompt, job.state.value, job.id, job.error_code, retryable, _reason(job))
+    asked = asked_of(job)
+    before = (job.batch_line, job.prompt, job.state.value, job.id)
+    after = (links, job.error_code, job.error_retryable, _reason(job), warnings, job.retry_of)
+    return [*before, *(asked[name] for name in PARAMETERS), *after]
 
 
 def _reason(job: Job) -> str:

@@ -1,13 +1,16 @@
-"""`/v1/batches`: a CSV of prompts becomes many bulk jobs at once, or a report by line and none."""
+"""`/v1/batches`: a CSV of prompts becomes many bulk jobs at once, or a report by line and none.
+
+Owns the upload and the answers. How a file is read is `web.csv_rows`, what its rows come to `web.batch_rows`.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from flask import Response, jsonify, request, stream_with_context
 from flask_openapi.blueprint import APIBlueprint
-from pydantic import ValidationError
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
 
@@ -15,21 +18,23 @@ from storage import batches
 from storage.batches import Batch
 from storage.errors import NotFound
 from storage.job_views import Job
-from storage.submissions import NewJob
 from web.auth import SECURITY, account_id, require_key
-from web.batch_reports import error_lines, result_lines
-from web.csv_rows import COLUMNS, CsvRow, parse_csv, refuse_rows
+from web.batch_reports import ReportQuery, error_lines, result_lines
+from web.batch_rows import Work, work_again, work_of
+from web.csv_header import COLUMNS, DELIMITERS, known_delimiter
+from web.csv_rows import parse_csv
+from web.csv_text import known_encoding
 from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.idempotency import digest_of, idempotency_key
-from web.refusals import MAX_ERRORS, BodyTooLarge, FieldError, InvalidRequest, UnsupportedMediaType, quoted
+from web.refusals import BodyTooLarge, FieldError, InvalidRequest, UnsupportedMediaType, quoted
 from web.resources import BatchList, BatchResource, batch_resource, batch_resources
-from web.schemas import BATCH_ID, BatchPath, JobRequest, PageQuery, field_errors
-from web.strict import strict_errors
+from web.schemas import BATCH_ID, BatchPath, PageQuery
 from web.wiring import url_of, wired
 
 DEFAULTS = ("model",)  # for every row that leaves the column out
-FORM_FIELDS = (*DEFAULTS, "webhook_url")
+DIALECT = {"delimiter": known_delimiter, "encoding": known_encoding}
+FORM_FIELDS = (*DEFAULTS, "webhook_url", *DIALECT)
 MULTIPART_BYTES = 65_536  # what the envelope around the file may take
 MAX_FILENAME_CHARACTERS = 200
 
@@ -44,9 +49,21 @@ _UPLOAD = {
                     "file": {
                         "type": "string",
                         "contentMediaType": "text/csv",
-                        "description": "UTF-8, a header line, then one job a row. "
+                        "description": "A header line, then one job a row. "
                         f"Columns: {', '.join(COLUMNS)}; "
-                        "only `prompt` is required, an empty cell means the default.",
+                        "only `prompt` is required, an empty cell means the default. What `results.csv` and "
+                        "`errors.csv` have beside them may be there too: a row with a `job_id` continues "
+                        "that job.",
+                    },
+                    "delimiter": {
+                        "type": "string",
+                        "description": f"{', '.join(DELIMITERS)}, or the character itself; recognised if "
+                        "left out.",
+                    },
+                    "encoding": {
+                        "type": "string",
+                        "description": "Of the file, as `windows-1251` or `macintosh`; recognised if left "
+                        "out: a byte-order mark, then UTF-8, then what Excel writes.",
                     },
                     "model": {"type": "string", "description": "For rows that name none."},
                     "webhook_url": {
@@ -91,18 +108,59 @@ def create_batch() -> Response:
         raise BodyTooLarge(f"file: larger than {wiring.max_csv_bytes} bytes")
     key = idempotency_key()
     sent = [part.encode() for item in sorted(form.items()) for part in item]
-    defaults = {name: form[name] for name in DEFAULTS if name in form}
     digest = digest_of(data, *sent)
+
+    def read() -> tuple[Work, dict[str, Any]]:
+        dialect = {name: known(form[name]) for name, known in DIALECT.items() if name in form}
+        rows = parse_csv(data, max_rows=wiring.max_csv_rows, **dialect)
+        work = work_of(rows, {name: form[name] for name in DEFAULTS if name in form})
+        return work, {"read_as": rows.read_as, "warnings": rows.warnings}
+
+    return _accept(_filename(file), read, key, digest, form.get("webhook_url"))
+
+
+@blueprint.post(
+    "/<batch_id>/retry",
+    summary="Run what failed again",
+    responses={202: BatchResource, **documented(404, 409)},
+)
+def retry_batch(path: BatchPath) -> Response:
+    """A new batch of the jobs that failed, expired or were canceled, with their parameters and seeds.
+
+    A job that was retried before counts as its retry: one that has succeeded or has not ended is left alone.
+    With nothing left to run the new batch has no jobs. Its reports have every row of the old one.
+    """
+    batch = _get(path.batch_id)
+
+    def read() -> tuple[Work, dict[str, Any]]:
+        jobs = batches.jobs_of(wired().db, batch.account_id, batch.id)
+        return work_again(jobs), {"retry_of": batch.id}
+
+    key = idempotency_key(scope=f"retry {batch.id}")
+    return _accept(batch.filename, read, key, digest_of(), batch.webhook_url)
+
+
+def _accept(
+    filename: str,
+    read: Callable[[], tuple[Work, dict[str, Any]]],
+    key: str | None,
+    digest: str,
+    webhook_url: str | None,
+) -> Response:
+    wiring = wired()
     # Before its rows are looked at: what was accepted once is shown, whatever would be refused by now.
     batch, created = batches.made_before(wiring.db, account_id(), key, digest), False
     if batch is None:
+        work, reading = read()
         batch, created = batches.create(
             wiring.db,
             account_id(),
-            _filename(file),
-            _admit(parse_csv(data, max_rows=wiring.max_csv_rows), defaults),
+            filename,
+            work.jobs,
+            earlier_jobs=work.earlier,
+            reading=reading,
             redispatch_seconds=wiring.redispatch_seconds,
-            webhook_url=form.get("webhook_url"),
+            webhook_url=webhook_url,
             idempotency_key=key,
             request_hash=digest,
         )
@@ -153,15 +211,18 @@ _CSV: dict[str | int | HTTPStatus, Any] = {
 @blueprint.get(
     "/<batch_id>/results.csv", summary="Download the results", responses={**_CSV, **documented(404)}
 )
-def download_results(path: BatchPath) -> Response:
-    """Every row and what became of it so far; image links are this API's and do not rot."""
-    return _csv(_get(path.batch_id), "results", result_lines)
+def download_results(path: BatchPath, query: ReportQuery) -> Response:
+    """Every row, what it asked for and what became of it so far; image links are this API's and do not rot.
+
+    It can be uploaded again, which runs what came to nothing.
+    """
+    return _csv(_get(path.batch_id), "results", partial(result_lines, query=query))
 
 
 @blueprint.get("/<batch_id>/errors.csv", summary="Download the errors", responses={**_CSV, **documented(404)})
-def download_errors(path: BatchPath) -> Response:
-    """The rows that failed, expired or were canceled, and why."""
-    return _csv(_get(path.batch_id), "errors", error_lines)
+def download_errors(path: BatchPath, query: ReportQuery) -> Response:
+    """The rows that failed, expired or were canceled, and why. It can be uploaded again."""
+    return _csv(_get(path.batch_id), "errors", partial(error_lines, query=query))
 
 
 def _uploaded() -> tuple[FileStorage, dict[str, str]]:
@@ -187,45 +248,29 @@ def _uploaded() -> tuple[FileStorage, dict[str, str]]:
     file = files.get("file")
     if file is None or len(files.getlist("file")) > 1:
         errors.append(FieldError("file", "exactly one CSV file is required in the multipart field 'file'"))
-    errors += wired().admission.webhook_errors(form.get("webhook_url"))
+    given = {name: form[name] for name in FORM_FIELDS if name in form}
+    for name in DIALECT:
+        if given.get(name) in ("", "auto"):
+            del given[name]  # as a form sends a choice that nobody made
+    errors += wired().admission.webhook_errors(given.get("webhook_url"))
+    errors += [error for name in DIALECT if name in given for error in _dialect_errors(name, given[name])]
     if errors or file is None:
         raise InvalidRequest.of(errors)
-    return file, {name: form[name] for name in FORM_FIELDS if name in form}
+    return file, given
+
+
+def _dialect_errors(name: str, value: str) -> list[FieldError]:
+    try:
+        DIALECT[name](value)
+    except ValueError as error:
+        return [FieldError(name, str(error))]
+    return []
 
 
 def _filename(file: FileStorage) -> str:
     name = re.split(r"[/\\]", file.filename or "")[-1]
     clean = "".join(character for character in name if character.isprintable())
     return clean[:MAX_FILENAME_CHARACTERS] or "prompts.csv"
-
-
-def _admit(rows: Iterable[CsvRow], defaults: dict[str, str]) -> list[NewJob]:
-    admitted: list[NewJob] = []
-    errors: list[FieldError] = []
-    num_errors = 0
-    for row in rows:
-        found = list(row.errors)
-        try:
-            if not found:
-                wanted = JobRequest.model_validate({**defaults, **row.cells})
-                admitted.append(
-                    wired().admission.admit(wanted, account_id(), lane="bulk", batch_line=row.line)
-                )
-        except ValidationError as error:
-            found = field_errors(error, known=COLUMNS)
-        except InvalidRequest as error:
-            found = error.errors
-        if found:
-            admitted.clear()  # nothing will come of them
-            num_errors += len(found)
-            room = MAX_ERRORS - len(errors)
-            errors += [FieldError(item.field, item.detail, row.line) for item in found[:room]]
-    if not errors:
-        errors = strict_errors(admitted)
-        num_errors = len(errors)
-    if errors:
-        raise refuse_rows(errors, num_errors=num_errors)
-    return admitted
 
 
 def _get(batch_id: str) -> Batch:

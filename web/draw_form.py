@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from storage.job_views import Job
 from web.admission import Admission
-from web.csv_rows import typed_cell
+from web.csv_cells import typed_cell
 from web.idempotency import digest_of
 from web.refusals import FieldError
 from web.schemas import MAX_NUM_IMAGES, MAX_SEED, JobRequest

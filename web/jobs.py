@@ -20,7 +20,7 @@ from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.front.wsgi import waiting_client
 from web.idempotency import digest_of, digest_of_meaning, idempotency_key
-from web.preference import preferred_wait
+from web.preference import preferences, said_seconds
 from web.refusals import ImageNotFound, InvalidRequest, JobIsNotFinal, NotServed, quoted
 from web.resources import JobList, JobResource, job_resource, job_resources, signed_url
 from web.schemas import JOB_ID, ImagePath, JobListQuery, JobPath, JobRequest, WaitQuery
@@ -50,6 +50,8 @@ def authenticate() -> None:
 )
 def create_job(body: JobRequest) -> Response:
     """Accepts a job: `202`, or with `Prefer: wait=N` the finished job (`200`) if it ends in time.
+
+    `Preference-Applied` says how long it would have waited, and is left out where it could not wait.
 
     With an `Idempotency-Key` the same request again gives the same job, marked `Idempotent-Replayed: true`.
     """
@@ -81,11 +83,15 @@ def list_your_jobs(query: JobListQuery) -> Response:
 
 @blueprint.get("/<job_id>", summary="Show a job", responses={200: JobResource, **documented(404)})
 def get_job(path: JobPath, query: WaitQuery) -> Response:
-    """The job now, or with `?wait=N` as soon as it has ended, after N seconds at the latest."""
+    """The job now, or with `?wait=N` as soon as it has ended, after N seconds at the latest.
+
+    `Prefer: wait=N` asks for the same.
+    """
     job = _get(path.job_id)
-    if query.wait and not job.is_terminal:
-        job = _waited(job, query.wait)
-    return _shown(job, 200)
+    if query.wait is not None:
+        return _shown(_waited(job, query.wait) or job, 200)
+    headers: dict[str, str] = {}
+    return _shown(_waited_as_preferred(job, headers) or job, 200, headers)
 
 
 @blueprint.delete(
@@ -126,7 +132,7 @@ def open_image(path: ImagePath) -> AnyResponse:
     image = next((image for image in job.images if image.index == path.index), None)
     if image is None or image.deleted_at is not None:
         raise ImageNotFound(f"job {job.id!r} is {job.state} and has no image {path.index}")
-    response = redirect(signed_url(job, image), 302)
+    response = redirect(signed_url(job, image, for_head=request.method == "HEAD"), 302)
     response.headers["Cache-Control"] = "no-store"
     return response
 
@@ -180,12 +186,9 @@ def _accept(
     headers = {"Location": url_of(f"/v1/jobs/{job.id}")}
     if not created:
         headers["Idempotent-Replayed"] = "true"
-    wait = preferred_wait(request.headers.get("Prefer"))
-    if wait is not None:
-        headers["Preference-Applied"] = f"wait={wait}"
-        if not job.is_terminal:
-            job = _waited(job, wait)
-    return _shown(job, 200 if wait is not None and job.is_terminal else 202, headers)
+    waited = _waited_as_preferred(job, headers)
+    job = waited or job
+    return _shown(job, 200 if waited is not None and job.is_terminal else 202, headers)
 
 
 def _ring(job: Job) -> None:
@@ -199,14 +202,28 @@ def _ring(job: Job) -> None:
         log.warning("bell_not_noted", job_id=job.id, error=type(error).__name__)
 
 
-def _waited(job: Job, seconds: float) -> Job:
-    """The job as it is after waiting, or as it was: too many wait already, or it cannot be read now."""
+def _waited_as_preferred(job: Job, headers: dict[str, str]) -> Job | None:
+    """As `_waited`, for as long as the client's `Prefer` says; notes in `headers` what was applied."""
+    seconds = preferences(request.headers.get("Prefer")).wait_seconds
+    if seconds is None:
+        return None
+    waited = _waited(job, seconds)
+    if waited is not None:
+        headers["Preference-Applied"] = f"wait={said_seconds(min(seconds, wired().max_wait_seconds))}"
+    return waited
+
+
+def _waited(job: Job, seconds: float) -> Job | None:
+    """The job as soon as it has ended, or after these seconds; nothing where too many wait already."""
     wiring = wired()
+    seconds = min(seconds, wiring.max_wait_seconds)
+    if job.is_terminal or seconds <= 0:
+        return job
     client = waiting_client(request.environ)
     with client.lent():
-        has_waited = wiring.waiter.wait(job.id, min(seconds, wiring.max_wait_seconds), client.hang_up)
+        has_waited = wiring.waiter.wait(job.id, seconds, client.hang_up)
     if not has_waited:
-        return job
+        return None
     try:
         return get(wiring.db, job.account_id, job.id)
     except Unavailable:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from storage.batches import Batch
 from storage.job_views import Job, StoredImage
-from storage.states import TERMINAL, State
+from storage.states import TERMINAL, WITHOUT_IMAGE, State
 from web.waiting_reasons import WaitingReason
 from web.waits import TierWait, Wait, waits_of_batches, waits_of_jobs
 from web.wiring import url_of, wired
@@ -97,16 +97,40 @@ class JobList(BaseModel):
     next_cursor: str | None
 
 
+class RowCounts(BaseModel):
+    """What became of the rows of a file; those that name the job of an earlier batch are not all new."""
+
+    new: int = Field(0, description="Jobs of this batch that are no retries.")
+    retried: int = Field(0, description="Jobs of this batch that try again what came to nothing.")
+    already_succeeded: int = Field(0, description="Left alone: their images are there.")
+    still_open: int = Field(0, description="Left alone: their jobs have not ended.")
+
+
+class BatchWarning(BaseModel):
+    """What was assumed to read a file."""
+
+    code: str
+    field: str = Field(description="The field of the form that says it better; empty for none.")
+    detail: str
+
+
 class BatchResource(BaseModel):
     """A batch and how far it is."""
 
     id: str
     state: str = Field(description="running, succeeded, partially_failed, failed or canceled")
     filename: str
-    num_jobs: int
+    read_as: str | None = Field(
+        None,
+        description="Delimiter and encoding of its file, as `semicolons, Windows-1252`. Null for a retry.",
+    )
+    warnings: list[BatchWarning] = Field([], description="What was assumed to read its file.")
+    rows: RowCounts
+    num_jobs: int = Field(description="The jobs that it runs itself: new and retried rows.")
     counts: dict[str, int] = Field(description="Jobs by state; every state is listed.")
     percent: float = Field(description="Of its jobs that have ended, 0 to 100.")
     waiting_reasons: list[TierWait] = Field(description="Why its queued jobs wait; one entry a tier.")
+    retry_of: str | None = Field(None, description="The batch whose failed rows it runs again.")
     created_at: datetime
     finished_at: datetime | None
     links: Links
@@ -195,14 +219,15 @@ def image_url(job_id: str, index: int) -> str:
     return url_of(f"/v1/jobs/{job_id}/images/{index}")
 
 
-def signed_url(job: Job, image: StoredImage) -> str:
-    """A link that opens the image without a key, for a while."""
+def signed_url(job: Job, image: StoredImage, *, for_head: bool = False) -> str:
+    """A link that opens the image without a key, for a while, with `GET` or with `HEAD`."""
     wiring = wired()
     return wiring.blobs.presign(
         image.object_key,
         seconds=wiring.image_url_seconds,
         filename=f"{job.id}-{image.index}.{job.output_format}",
         content_type=f"image/{job.output_format}",  # the formats are named as their media types are
+        for_head=for_head,
     )
 
 
@@ -258,10 +283,14 @@ def _batch_resource(batch: Batch, waits: list[TierWait]) -> BatchResource:
         id=batch.id,
         state=batch.state,
         filename=batch.filename,
+        read_as=batch.reading.get("read_as"),
+        warnings=[BatchWarning(**warning) for warning in batch.reading.get("warnings", [])],
+        rows=RowCounts(**batch.reading.get("rows", {"new": batch.num_jobs})),
         num_jobs=batch.num_jobs,
         counts={state.value: batch.counts.get(state, 0) for state in State},
-        percent=round(100 * num_ended / batch.num_jobs, 1),
+        percent=round(100 * num_ended / batch.num_jobs, 1) if batch.num_jobs else 100,
         waiting_reasons=waits,
+        retry_of=batch.reading.get("retry_of"),
         created_at=batch.created_at,
         finished_at=batch.finished_at,
         links={
@@ -270,5 +299,6 @@ def _batch_resource(batch: Batch, waits: list[TierWait]) -> BatchResource:
             "results": here + "/results.csv",
             "errors": here + "/errors.csv",
             **({"cancel": here} if batch.state == "running" else {}),
+            **({"retry": here + "/retry"} if any(batch.counts.get(state) for state in WITHOUT_IMAGE) else {}),
         },
     )

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -20,6 +21,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from web.preference import DEFAULT_WAIT_SECONDS
 from web.refusals import MAX_QUOTED_CHARACTERS, FieldError
 from web.webhook_url import check_webhook_form
 
@@ -65,6 +67,11 @@ def _check_marks(text: str) -> None:
         num_marks = num_marks + 1 if unicodedata.combining(character) else 0
         if num_marks > MAX_MARKS_IN_A_ROW:
             raise ValueError(f"has more than {MAX_MARKS_IN_A_ROW} combining marks in a row")
+
+
+def _bare_wait(value: Any) -> Any:
+    """`?wait` without a number is `Prefer: wait` without one."""
+    return DEFAULT_WAIT_SECONDS if value == "" else value
 
 
 def _not_blank(text: str) -> str:
@@ -215,13 +222,10 @@ class WaitQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    wait: float = Field(
-        0,
-        ge=0,
-        le=3600,
-        allow_inf_nan=False,
+    wait: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_bare_wait)] | None = Field(
+        None,
         description="Answer as soon as the job ends, after this many seconds at the latest; "
-        "cut to the server's longest wait.",
+        f"cut to the server's longest wait. Without a number it is {DEFAULT_WAIT_SECONDS:g}.",
     )
 
 

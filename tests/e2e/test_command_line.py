@@ -59,11 +59,30 @@ def test_csv_saves_every_image_under_its_line(system: System, tmp_path: Path) ->
     path.write_text("prompt,num_inference_steps\n" + f"{PROMPT},2\n" * 3)
     answer = calotype(system, "csv", str(path), "-o", str(tmp_path / "out"), "--json")
     assert (answer.returncode, json.loads(answer.stdout)["state"]) == (0, "succeeded")
+    batch_id = json.loads(answer.stdout)["id"]
     assert sorted(image.name for image in (tmp_path / "out").iterdir()) == [
         "00002-0.png",
         "00003-0.png",
         "00004-0.png",
+        f"{batch_id}-results.csv",
     ]
+
+
+def test_S22_results_that_csv_saved_are_submitted_again_and_nothing_is_drawn_twice(
+    system: System, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "prompts.csv", tmp_path / "out"
+    path.write_text(f"prompt;num_inference_steps;seed\n{PROMPT};2;1\n{PROMPT};2;2\n")
+    first = calotype(system, "csv", str(path), "-o", str(out))
+    assert "read as semicolons, UTF-8" in first.stderr.splitlines()
+    (results,) = out.glob("*-results.csv")
+    again = calotype(system, "csv", str(results), "-o", str(out), "--json")
+    batch = json.loads(again.stdout)
+    assert (again.returncode, batch["state"], batch["num_jobs"]) == (0, "succeeded", 0)
+    assert batch["rows"]["already_succeeded"] == 2
+    assert (out / f"{batch['id']}-results.csv").read_bytes() == results.read_bytes()
+    retried = calotype(system, "csv", "--retry", batch["id"])
+    assert (retried.returncode, "rows: 2 already succeeded" in retried.stderr.splitlines()) == (0, True)
 
 
 def test_a_new_key_opens_the_door_and_a_revoked_one_does_not(system: System) -> None:

@@ -20,19 +20,20 @@ BATCH: dict[str, Any] = {"id": "bat_1", "num_jobs": 2, "waiting_reasons": []}
 
 
 @contextmanager
-def serving(**answers: Any) -> Iterator[tuple[str, ...]]:
+def serving(status: int = 200, **answers: Any) -> Iterator[tuple[str, ...]]:
     """The options that lead to a server with one answer for GET, one for POST; an image is any other path."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.answer(b"a png" if self.path == "/image" else json.dumps(answers["get"]).encode())
+            is_file = self.path == "/image" or self.path.endswith(".csv")
+            self.answer(b"a png" if is_file else json.dumps(answers["get"]).encode())
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.answer(json.dumps(answers["post"]).encode())
 
         def answer(self, body: bytes) -> None:
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -104,3 +105,46 @@ def test_an_image_is_not_drawn_for_a_place_that_cannot_hold_it(tmp_path: Path, c
     answer = in_a_pipe(command, "a", "-o", str(tmp_path), "--url", "http://127.0.0.1:9", "--api-key", "a")
     assert answer.returncode == 2
     assert "is a folder" in answer.stderr
+
+
+def test_S20_every_mistake_of_a_csv_is_named_by_line_and_column_and_the_rest_is_counted(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,seed\na,x\nb,y\nc,z\n")
+    errors = [{"line": line, "field": "seed", "detail": "should be a whole number"} for line in (2, 3, 4)]
+    errors.append({"line": 5, "field": "", "detail": "the row has 3 cells, the header 2"})
+    problem = {"title": "Unprocessable", "detail": "line 2, seed: ...", "errors": errors, "num_errors": 250}
+    with serving(status=422, post=problem) as options:
+        answer = in_a_pipe("csv", str(path), *options)
+    assert (answer.returncode, answer.stdout) == (EXIT_REFUSED, "")
+    assert answer.stderr.splitlines() == [
+        "calotype: prompts.csv was refused, and nothing was created:",
+        "  line 2, seed: should be a whole number",
+        "  line 3, seed: should be a whole number",
+        "  line 4, seed: should be a whole number",
+        "  line 5: the row has 3 cells, the header 2",
+        "  and 246 more",
+    ]
+
+
+def test_S15_csv_says_how_the_file_was_read_and_what_was_assumed(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt\na\n")
+    warnings = [{"code": "encoding_assumed", "field": "encoding", "detail": "line 2 has 'ä'"}]
+    rows = {"new": 1, "retried": 1, "already_succeeded": 3, "still_open": 0}
+    made = {**BATCH, "state": "running", "counts": {"queued": 2}, "warnings": warnings, "rows": rows}
+    with serving(post={**made, "read_as": "semicolons, Windows-1252"}) as options:
+        answer = in_a_pipe("csv", str(path), *options)
+    assert (answer.returncode, answer.stdout) == (0, "bat_1 running, 2 jobs: 2 queued\n")
+    assert answer.stderr.splitlines() == [
+        "read as semicolons, Windows-1252",
+        "rows: 1 new, 1 retried, 3 already succeeded",
+        "warning: encoding_assumed: line 2 has 'ä'",
+    ]
+
+
+@pytest.mark.parametrize("words", [(), ("a.csv", "--retry", "bat_1")])
+def test_S22_csv_takes_a_file_or_a_batch_to_retry(words: tuple[str, ...]) -> None:
+    answer = in_a_pipe("csv", *words, "--url", "http://127.0.0.1:9", "--api-key", "a")
+    assert (answer.returncode, answer.stderr) == (2, "calotype: name either PATH or --retry BATCH\n")

@@ -1,6 +1,7 @@
 """The promises about batches: all rows or none, and a state that its jobs add up to."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.integration.storage.conftest import new_job
 ClaimJob = Callable[..., Claim]
 
 
-def create(database: Database, account: str, count: int, **options: str) -> batches.Batch:
+def create(database: Database, account: str, count: int, **options: Any) -> batches.Batch:
     rows = [new_job(account, lane="bulk", batch_line=2 + number, seed=number) for number in range(count)]
     return batches.create(database, account, "p.csv", rows, redispatch_seconds=15, **options)[0]
 

@@ -21,7 +21,7 @@ def upload(client: Client, data: bytes = PROMPTS, headers: dict[str, str] | None
 def read(client: Client, url: str) -> list[dict[str, str]]:
     answer = client("GET", url)
     assert (answer.status_code, answer.mimetype) == (200, "text/csv")
-    return list(csv.DictReader(io.StringIO(answer.get_data(as_text=True))))
+    return list(csv.DictReader(io.StringIO(answer.get_data().decode("utf-8-sig"))))
 
 
 def test_a_csv_becomes_bulk_jobs(client: Client) -> None:

@@ -43,7 +43,7 @@ def test_a_csv_says_it_by_row(client: Client) -> None:
     batch = upload(client, "prompt,strict\na,true\nb,FALSE\nc,\n").get_json()
     jobs = client("GET", f"/v1/jobs?batch_id={batch['id']}").get_json()["jobs"]
     assert {job["prompt"]: job["strict"] for job in jobs} == {"a": True, "b": False, "c": False}
-    refused = upload(client, "prompt,strict\na,true\nb,1\n")
+    refused = upload(client, "prompt,strict\na,true\nb,2\n")
     assert_problem(refused, 422, "invalid_csv")
     error = refused.get_json()["errors"][0]
     assert (error["line"], error["field"], error["detail"]) == (3, "strict", "should be true or false")

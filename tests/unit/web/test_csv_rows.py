@@ -3,11 +3,16 @@
 import csv
 import gzip
 import io
+import re
 from typing import Any
 
 import pytest
 
-from web.csv_rows import COLUMNS, harmless, parse_csv, write_csv
+from web.csv_cells import harmless, typed_cell
+from web.csv_header import COLUMNS, known_delimiter
+from web.csv_rows import parse_csv
+from web.csv_text import known_encoding
+from web.csv_writing import write_csv
 from web.refusals import InvalidCsv
 
 
@@ -55,15 +60,15 @@ def test_a_line_break_in_a_cell_is_one_character() -> None:
         (b"prompt,seed\n,\n", "no row"),
         (b"seed\n1\n", "required in the header"),
         (b"prompt,colour\na,b\n", "colour"),
-        (b"prompt;seed\na;b\n", "prompt;seed"),
         (b"prompt,prompt\na,b\n", "twice"),
         (b"prompt\na\0b\n", "line 2: the file holds a NUL"),
-        (b"prompt\nok\n\xff\xfe\n", "line 3: the file is not UTF-8"),
-        ("prompt\nä\n".encode("utf-16"), "NUL"),
+        (b"prompt\nok\n\x81\n", "line 3: the file is not UTF-8"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "PNG"),
         (gzip.compress(b"prompt\na\n"), "gzip"),
         (b"PK\x03\x04....", "ZIP"),
-        (b'prompt\n"unfinished\n', "cannot be read as CSV"),
+        (b"{\\rtf1\\ansi prompt", "RTF"),
+        (b"<!DOCTYPE html><html>", "a page of the web"),
+        (b'prompt\n"unfinished\n', "line 2, prompt: a quote is opened here and never closed"),
         (b'prompt\n"a"b\n', "cannot be read as CSV"),
         (b"prompt\n" + b"a" * 200_000 + b"\n", "line 2: the row has more than 131072 characters"),
         (b"prompt\n" + b"a\n" * 101, "more than 100 rows"),
@@ -96,9 +101,9 @@ def test_a_cell_of_the_wrong_kind_is_reported_with_its_line(column: str, cell: s
     assert [(error.line, error.field) for error in row.errors] == [(2, column)]
 
 
-def test_a_row_of_the_wrong_width_is_reported() -> None:
-    found = parse_csv(b"prompt,seed\na,1,2\nb\nc,3\n", max_rows=5)
-    assert [len(row.errors) for row in found] == [1, 1, 0]
+def test_a_row_of_more_cells_than_the_header_is_reported() -> None:
+    found = parse_csv(b"prompt,seed\na,1,2\nb\nc,3,\n", max_rows=5)
+    assert [len(row.errors) for row in found] == [1, 0, 0]
 
 
 def test_a_batch_has_no_lane_of_its_own() -> None:
@@ -116,3 +121,281 @@ def test_what_is_written_can_be_read_again() -> None:
     cells = (3, 'a "quoted", one', "two\nlines", None, -1)
     text = "".join(write_csv(("a", "b", "c", "d", "e"), [cells]))
     assert list(csv.reader(io.StringIO(text)))[1] == ["3", 'a "quoted", one', "two\nlines", "", "-1"]
+
+
+@pytest.mark.parametrize(
+    ("mark", "words"), [(",", "commas"), (";", "semicolons"), ("\t", "tabs"), ("|", "pipes")]
+)
+def test_S15_the_delimiter_is_the_one_that_finds_our_titles(mark: str, words: str) -> None:
+    file = parse_csv(f"prompt{mark}seed\na{mark}7\n".encode(), max_rows=5)
+    assert (file.read_as, [row.cells for row in file]) == (f"{words}, UTF-8", [{"prompt": "a", "seed": 7}])
+
+
+def test_S15_a_file_of_one_column_has_no_delimiter() -> None:
+    file = parse_csv(b'prompt\na red, large heart; on | white\n"quoted, too"\n', max_rows=5)
+    found = [row.cells["prompt"] for row in file]
+    assert found == ["a red, large heart; on | white", "quoted, too"]
+    assert file.read_as == "one column, UTF-8"
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;", "\ufeffsep=;", "sep=;;;"])
+def test_S15_a_first_line_names_the_delimiter_and_counts_as_a_line(first: str) -> None:
+    assert rows(f"{first}\r\nprompt;seed\r\na,b;7\r\n") == [(3, {"prompt": "a,b", "seed": 7})]
+
+
+def test_S15_a_first_line_that_another_program_kept_is_overruled_by_the_titles() -> None:
+    assert rows('sep=;\nprompt,seed\n"a;b",7\n') == [(3, {"prompt": "a;b", "seed": 7})]
+
+
+def test_S15_what_is_given_goes_before_what_is_recognised() -> None:
+    file = parse_csv(b"sep=,\nprompt|seed\na;b|7\n", max_rows=5, delimiter="|", encoding="cp1251")
+    assert (file.read_as, next(file).cells) == ("pipes, Windows-1251", {"prompt": "a;b", "seed": 7})
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (";", ";"),
+        ("semicolon", ";"),
+        ("Tab", "\t"),
+        ("\t", "\t"),
+        ("\\t", "\t"),
+        ("pipe", "|"),
+        ("comma", ","),
+    ],
+)
+def test_S15_a_delimiter_is_named_by_word_or_as_itself(given: str, found: str) -> None:
+    assert known_delimiter(given) == found
+    with pytest.raises(ValueError, match="comma, semicolon, tab, pipe"):
+        known_delimiter("x")
+
+
+@pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("given", [None, "utf-16"])
+def test_S14_utf_16_is_read_with_and_without_its_mark(name: str, given: str | None) -> None:
+    data = "prompt\tseed\r\nein grüner Kreis 🟢\t7\r\n".encode(name)
+    (row,) = parse_csv(data, max_rows=5, encoding=given)
+    assert row.cells == {"prompt": "ein grüner Kreis 🟢", "seed": 7}
+
+
+def test_S14_utf_16_that_ends_in_half_a_character_is_named_by_its_line() -> None:
+    with pytest.raises(InvalidCsv, match="line 3: the file is not UTF-16 LE"):
+        rows("prompt\nä\nb".encode("utf-16") + b"\n")
+
+
+def test_S16_windows_1252_is_read_when_nothing_else_fits_and_shows_what_was_read() -> None:
+    file = parse_csv("prompt,seed\nok,1\nà côté… €,2\n".encode("cp1252"), max_rows=5)
+    assert [row.cells["prompt"] for row in file] == ["ok", "à côté… €"]
+    (warning,) = file.warnings
+    assert (warning["code"], warning["field"]) == ("encoding_assumed", "encoding")
+    assert "read as Windows-1252: line 3 has 'à côté… €,2'" in warning["detail"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "given", "text"),
+    [
+        ("mac-roman", "macintosh", "à côté"),
+        ("cp932", "Shift_JIS", "白い背景に赤いハート"),
+        ("gb18030", "GBK", "白色背景上的红心"),
+        ("cp1251", "windows-1251", "красное сердце"),
+        ("koi8-r", "KOI8-R", "красное сердце"),
+        ("cp949", "euc-kr", "흰 배경에 빨간 하트"),
+        ("cp1250", "windows-1250", "żółty księżyc"),
+        ("cp850", "IBM850", "à côté"),
+        ("iso8859-15", "latin9", "20 €"),
+    ],
+)
+def test_S16_an_encoding_that_nothing_tells_is_given(encoding: str, given: str, text: str) -> None:
+    file = parse_csv(f"prompt;seed\n{text};7\n".encode(encoding), max_rows=5, encoding=known_encoding(given))
+    assert ([row.cells["prompt"] for row in file], file.warnings) == ([text], [])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("cp1251", "красное сердце"), ("gb18030", "白色背景上的红心"), ("cp949", "흰 배경에 빨간 하트")],
+)
+def test_S16_what_would_be_drawn_as_nonsense_is_refused_with_the_way_out(encoding: str, text: str) -> None:
+    with pytest.raises(InvalidCsv, match=r"line 3: the file is not UTF-8.*windows-1251"):
+        rows(f"prompt,seed\nok,1\n{text},7\n".encode(encoding))
+
+
+def test_S16_utf_8_with_a_broken_byte_is_no_windows_1252() -> None:
+    with pytest.raises(InvalidCsv, match="line 3: the file is not UTF-8 from here on"):
+        rows("prompt\ngrün\nblau und gr".encode() + b"\xfcn\n")
+
+
+@pytest.mark.parametrize("name", ["utf-7", "rot13", "zlib", "idna", "no-such", "", "x" * 1000, "a\0b"])
+def test_S16_what_is_no_encoding_of_a_table_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a known encoding"):
+        known_encoding(name)
+
+
+def test_S16_an_encoding_that_contradicts_the_bytes_is_refused() -> None:
+    with pytest.raises(InvalidCsv, match="byte-order mark of UTF-8"):
+        list(parse_csv("\ufeffprompt\na\n".encode(), max_rows=5, encoding="cp1252"))
+    with pytest.raises(InvalidCsv, match="line 2: the file is not UTF-8, which 'encoding' says"):
+        list(parse_csv(b"prompt\n\xff\n", max_rows=5, encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Prompt,Num Inference Steps",
+        " prompt ,num-inference-steps,,",
+        "PROMPT,NUM_INFERENCE_STEPS,",
+        "\u00a0prompt\u00a0,numInferenceSteps, ,\t",
+        "\ufeff\u200bprompt,num inference steps",
+    ],
+)
+def test_S17_a_title_is_ours_however_it_is_spelled_and_empty_ones_are_passed_over(header: str) -> None:
+    assert rows(f"{header}\na,2,,\nb\n") == [
+        (2, {"prompt": "a", "num_inference_steps": 2}),
+        (3, {"prompt": "b"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (
+            "prompt,Steps",
+            "line 1, Steps: column B is not a known column (did you mean 'num_inference_steps'?)",
+        ),
+        ("prompt,widht", "line 1, widht: column B is not a known column (did you mean 'width'?)"),
+        ("seed,prompt,colour", "line 1, colour: column C is not a known column; there is: prompt, "),
+        ("prompt,seed,Prompt", "line 1, prompt: this column is there twice: A and C"),
+        ("Text;Breite", "line 1, prompt: the first line must name the columns"),
+        ("a red heart", "names none that is known: 'a red heart'"),
+        ("prompt,lane", "line 1, lane: column B is not a known column"),
+    ],
+)
+def test_S17_a_title_that_is_not_ours_is_named_with_its_place_and_the_nearest(
+    header: str, words: str
+) -> None:
+    with pytest.raises(InvalidCsv) as refused:
+        rows(f"{header}\na,b,c\n")
+    assert words in refused.value.detail
+
+
+def test_S17_a_cell_under_no_title_is_named_by_its_column() -> None:
+    (first, second) = parse_csv(b"prompt,,seed\na,,1\nb,x,2\n", max_rows=5)
+    assert (first.errors, [(error.line, error.field) for error in second.errors]) == ((), [(3, "column B")])
+
+
+def test_S17_thousands_of_empty_columns_are_no_columns() -> None:
+    empty = "," * 16_000
+    assert rows(f"prompt,seed{empty}\na,1{empty}\n") == [(2, {"prompt": "a", "seed": 1})]
+
+
+@pytest.mark.parametrize(
+    "rest", ["c,3\n" * 5000, 'c,"3"\n' * 5000, '"c",3\n' * 5000, '"c, d",3\n' * 5000, ""]
+)
+@pytest.mark.parametrize("opened", ['"b,2\n', 'b,"2\n'])
+def test_S18_a_quote_that_is_never_closed_is_named_where_it_is_opened(rest: str, opened: str) -> None:
+    with pytest.raises(InvalidCsv) as refused:
+        rows(f"prompt,seed\na,1\n{opened}{rest}", max_rows=10_000)
+    (error,) = refused.value.errors
+    assert (error.line, error.field) == (3, "seed" if opened[0] == "b" else "prompt")
+    assert "a quote is opened here" in error.detail or "the quoted cell that begins here" in error.detail
+
+
+def test_S18_lines_of_a_cell_before_the_mistake_are_counted() -> None:
+    with pytest.raises(InvalidCsv, match="line 4, negative_prompt: a quote is opened here and never closed"):
+        rows('prompt,negative_prompt\n"two\nlines\nthree","never\nclosed\n')
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "value"),
+    [
+        ("width", "2.0", 2), ("width", "128.00", 128), ("width", "2,0", 2), ("seed", "\u00a07\u00a0", 7),
+        ("seed", '="1234567890123456789"', 1234567890123456789), ("seed", "\u200b7\ufeff", 7),
+        ("seed", "4294967295.0", 4294967295), ("guidance_scale", "7,5", 7.5), ("guidance_scale", "7.2", 7.2),
+        ("guidance_scale", "1e-05", 1e-05), ("guidance_cutoff", "0,125", 0.125),
+        ("strict", "WAHR", True), ("strict", "Falsch", False), ("strict", "1", True),
+        ("strict", "0.0", False), ("strict", "yes", True),
+        ("guidance_cutoff", "50%", 0.5), ("guidance_cutoff", "12,5 %", 0.125),
+        ("output_format", "PNG", "png"), ("model", " tiny ", "tiny"),
+    ],
+)  # fmt: skip
+def test_S19_a_cell_is_read_as_spreadsheets_write_it(column: str, cell: str, value: object) -> None:
+    found = typed_cell(column, cell, ";")
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "delimiter", "words"),
+    [
+        ("seed", "1,000", ",", "thousands separator (',')"),
+        ("seed", "1.000", ";", "thousands separator ('.')"),
+        ("seed", "1 000 000", ",", "thousands separator (' ')"),
+        ("seed", "1'000", ",", "thousands separator"),
+        ("seed", "1\u202f000", ",", "thousands separator"),
+        ("deadline_seconds", "3.600", ";", "thousands separator ('.')"),
+        ("deadline_seconds", "3,600", ",", "thousands separator (',')"),
+        ("seed", "1.23457E+15", ",", "lost digits"),
+        ("seed", "1,23457E+15", ";", "lost digits"),
+        ("width", "#REF!", ",", "the spreadsheet's error #REF!"),
+        ("prompt", "#N/A", ",", "the spreadsheet's error #N/A"),
+        ("prompt", "#NAME?", ",", "the spreadsheet's error #NAME?"),
+        ("width", "####", ",", "widen its column"),
+        ("prompt", "Err:502", ",", "the spreadsheet's error Err:502"),
+        ("strict", "perhaps", ",", "should be true or false"),
+        ("width", "2.5", ",", "should be a whole number"),
+    ],
+)
+def test_S19_a_cell_that_lost_its_meaning_says_how(
+    column: str, cell: str, delimiter: str, words: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        typed_cell(column, cell, delimiter)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("cell", ["two\rlines", '"two\rlines"', '"two\r\nlines"'])
+def test_S19_a_lone_cr_inside_a_cell_is_a_line_break(end: str, cell: str) -> None:
+    assert rows(f"prompt,seed{end}{cell},7{end}b,8{end}")[0] == (2, {"prompt": "two\nlines", "seed": 7})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1+1",
+        "'=1+1",
+        "''=x",
+        "-tis",
+        "@home",
+        "+1",
+        "\ttab",
+        "\n=x",
+        "'tis",
+        "it's",
+        "#N/A",
+        "'#N/A",
+        "###",
+        "Err:502",
+        "\uff1d1",
+        "a",
+        '"',
+        ";",
+    ],
+)
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_S22_what_we_write_comes_back_as_it_was(text: str, delimiter: str) -> None:
+    cells = [(text, 7.25, True, 2**40), ("b", None, False, None)]
+    header = ("prompt", "guidance_scale", "strict", "seed")
+    written = "".join(write_csv(header, cells, delimiter=delimiter, marked=True))
+    assert written[0] == "\ufeff"
+    first, second = parse_csv(written.encode(), max_rows=5)
+    assert first.cells == {"prompt": text, "guidance_scale": 7.25, "strict": True, "seed": 2**40}
+    assert second.cells == {"prompt": "b", "strict": False}
+
+
+def test_a_header_in_the_middle_is_passed_over_and_said() -> None:
+    file = parse_csv("prompt,seed\na,1\n\ufeffprompt,seed\nb,2\n".encode(), max_rows=5)
+    assert [row.line for row in file] == [2, 4]
+    assert [warning["code"] for warning in file.warnings] == ["header_repeated"]
+
+
+def test_quotes_of_a_word_processor_are_named() -> None:
+    (row,) = parse_csv("prompt,seed\n“a, b”,1\n".encode(), max_rows=5)
+    assert "“ and ” are no quotes of CSV" in row.errors[0].detail

@@ -30,7 +30,9 @@ def test_an_object_is_read() -> None:
         (b"[" * 50_000 + b"]" * 50_000, "16 levels"),
         (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "16 levels"),
         (b"[" * 50_000, "16 levels"),
-        (b"\xef\xbb\xbf{}", "not JSON"),
+        (b"\xef\xbb\xbf", "not JSON"),
+        (b"{}\xef\xbb\xbf", "not JSON"),
+        (b"\xef\xbb\xbf{\xff}", "not UTF-8: byte 4"),
     ],
 )
 def test_what_is_not_json_is_malformed(body: bytes, words: str) -> None:
@@ -80,3 +82,15 @@ def test_no_body_makes_the_reader_slow(body: bytes) -> None:
     with pytest.raises((MalformedBody, InvalidRequest)):
         parse_object(body)
     assert time.perf_counter() - began < 1
+
+
+def test_S13_a_byte_order_mark_before_the_object_is_overlooked() -> None:
+    assert parse_object(b'\xef\xbb\xbf{"prompt": "\xc3\xa9"}') == {"prompt": "é"}
+
+
+@pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_S13_another_encoding_of_unicode_is_called_by_its_name(name: str) -> None:
+    with pytest.raises(MalformedBody) as refused:
+        parse_object('{"prompt": "a"}'.encode(name))
+    assert name[:6].upper() in refused.value.detail
+    assert "UTF-8" in refused.value.detail

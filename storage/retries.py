@@ -1,0 +1,66 @@
+"""The tries of one wish: a job, its retries, their retries; and which of them counts.
+
+It reads, and holds the lock by which two uploads that retry the same job take turns. It makes no job.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select, text
+
+from storage.database import Database
+from storage.job_views import JOB_COLUMNS, Job, job_from_row
+from storage.states import State
+from storage.tables import jobs
+
+
+@dataclass(frozen=True)
+class Tries:
+    """A job that somebody speaks of, and the one of its tries that counts: itself, or a retry.
+
+    That is one that succeeded, else one that has not ended, else the newest.
+    """
+
+    first: Job
+    counting_id: str
+    counting_state: State
+
+
+def tries_of(db: Database, account_id: str, job_ids: Iterable[str]) -> dict[str, Tries]:
+    """By job id; a job that is not the account's is left out. Images are not read."""
+    ids = list(job_ids)
+    if not ids:
+        return {}
+    firsts = select(*JOB_COLUMNS).where(jobs.c.id.in_(ids), jobs.c.account_id == account_id)
+    with db.transaction(account_id=account_id) as connection:
+        found = {row.id: job_from_row(row) for row in connection.execute(firsts)}
+        counting = connection.execute(_COUNTING, {"ids": list(found), "account_id": account_id}).all()
+    return {row.first_id: Tries(found[row.first_id], row.id, State(row.state)) for row in counting}
+
+
+def take_turn(connection: Connection, account_id: str) -> None:
+    """Until this transaction ends, let nobody else who takes turns retry a job of the account."""
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(2, hashtext(:account_id))"), {"account_id": account_id}
+    )
+
+
+def retried(connection: Connection, job_ids: Sequence[str]) -> dict[str, str]:
+    """Those of these jobs that have a retry by now: its id by theirs."""
+    query = select(jobs.c.retry_of, jobs.c.id).where(jobs.c.retry_of.in_(job_ids))
+    return {row.retry_of: row.id for row in connection.execute(query)}
+
+
+_COUNTING = text(
+    """
+    WITH RECURSIVE tries AS (
+        SELECT id AS first_id, id, state, created_at FROM jobs
+         WHERE id = ANY(:ids) AND account_id = :account_id
+        UNION
+        SELECT tries.first_id, jobs.id, jobs.state, jobs.created_at
+          FROM tries JOIN jobs ON jobs.retry_of = tries.id AND jobs.account_id = :account_id
+    )
+    SELECT DISTINCT ON (first_id) first_id, id, state FROM tries
+     ORDER BY first_id, state <> 'succeeded', state NOT IN ('queued', 'running'), created_at DESC, id DESC
+    """
+)

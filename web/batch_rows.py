@@ -1,0 +1,200 @@
+"""From the rows of an upload to what is to be done: new jobs, retries of old ones, and nothing.
+
+A row that names its old job in `job_id`, as our reports do, is left alone where that job or a retry of it has
+succeeded or has not ended; else it is tried again with its seed. A row whose parameters were edited is a new
+job. Owns these rules; what a job may ask for is `web.admission`'s.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from storage.batches import EarlierJob
+from storage.job_views import Job
+from storage.retries import Tries, tries_of
+from storage.states import WITHOUT_IMAGE, State
+from storage.submissions import NewJob
+from web.admission import PARAMETERS
+from web.auth import account_id
+from web.csv_header import COLUMNS
+from web.csv_rows import CsvRow, refuse_rows
+from web.refusals import MAX_ERRORS, FieldError, InvalidCsv, InvalidRequest, NotServed, quoted
+from web.schemas import JOB_ID, JobRequest, field_errors
+from web.strict import strict_errors
+from web.wiring import wired
+
+Item = TypeVar("Item")
+
+ROWS_AT_ONCE = 500
+PICTURE_FIELDS = tuple(name for name in COLUMNS if name not in ("preset", "deadline_seconds", "webhook_url"))
+"""What decides which picture a job makes, as its row keeps it."""
+
+
+@dataclass
+class Work:
+    """What an upload comes to."""
+
+    jobs: list[NewJob] = field(default_factory=list)
+    earlier: list[EarlierJob] = field(default_factory=list)
+    retried: set[str] = field(default_factory=set)
+
+
+def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
+    """All rows or none: raises `InvalidCsv` naming every row that cannot be, the first of them in words.
+
+    `defaults` are for rows that leave a column out and speak of no old job.
+    """
+    work = Work()
+    first_lines: dict[int, int | None] = {}
+    errors: list[FieldError] = []
+    num_errors = 0
+    try:
+        for row, tries in _with_tries(rows):
+            found = list(row.errors) or _add(work, row, tries, defaults)
+            first_lines[row.line] = row.first_line
+            if found:
+                work.jobs.clear()  # nothing will come of them
+                num_errors += len(found)
+                room = MAX_ERRORS - len(errors)
+                errors += [FieldError(item.field, item.detail, row.line) for item in found[:room]]
+    except InvalidCsv as error:
+        # What was wrong before the line from which the file cannot be read is said too.
+        raise refuse_rows([*errors, *error.errors], num_errors=num_errors + error.num_errors) from error
+    if not errors:
+        errors = strict_errors(work.jobs)
+        num_errors = len(errors)
+    if errors:
+        raise refuse_rows(errors, num_errors=num_errors)
+    return _under_first_lines(work, first_lines)
+
+
+def work_again(jobs: Iterable[Job]) -> Work:
+    """What is left to do of a batch: its jobs that ended without an image; raises `NotServed`."""
+    work = Work()
+    for page in _pages(jobs):
+        tries = tries_of(wired().db, account_id(), [job.id for job in page])
+        for job in page:
+            line, counting = job.batch_line or 0, tries[job.id]
+            if not _is_left(counting) or counting.counting_id in work.retried:
+                work.earlier.append(_earlier(line, counting))
+                continue
+            try:
+                again = wired().admission.readmit(job)
+            except NotServed as error:
+                raise NotServed(f"line {line}: {error.detail}") from error
+            work.jobs.append(replace(again, lane="bulk", batch_line=line, retry_of=counting.counting_id))
+            work.retried.add(counting.counting_id)
+    if errors := strict_errors(work.jobs):
+        raise refuse_rows(errors)
+    return work
+
+
+def asked_of(job: Job) -> dict[str, Any]:
+    """The request that would make this job again, every parameter named."""
+    asked = {name: getattr(job, name) for name in PICTURE_FIELDS}
+    return {**asked, "deadline_seconds": deadline_seconds(job), "webhook_url": job.webhook_url}
+
+
+def deadline_seconds(job: Job) -> float | None:
+    """How long after its acceptance the job's deadline is, as it was asked for."""
+    if job.deadline_at is None:
+        return None
+    return round((job.deadline_at - job.created_at).total_seconds(), 3)
+
+
+def _add(
+    work: Work, row: CsvRow, tries: Mapping[str, Tries], defaults: Mapping[str, str]
+) -> list[FieldError]:
+    """Put into `work` what the row asks for; or what is wrong with it."""
+    try:
+        if row.job_id is None:
+            work.jobs.append(_admitted(JobRequest.model_validate({**defaults, **row.cells}), row.line))
+        elif row.job_id in tries:
+            _add_again(work, row, tries[row.job_id])
+        else:
+            detail = f"there is no job {quoted(row.job_id)} of this account; leave it empty for a new one"
+            return [FieldError("job_id", detail)]
+    except ValidationError as error:
+        return field_errors(error, known=COLUMNS)
+    except InvalidRequest as error:
+        return error.errors
+    return []
+
+
+def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
+    asked = asked_of(tries.first)
+    if "preset" in row.cells:
+        # Fields that are given go before it, and these were not.
+        asked = {name: value for name, value in asked.items() if name not in PARAMETERS}
+    request = JobRequest.model_validate({**asked, **row.cells})
+    is_edited = "preset" in row.cells or not all(
+        _is_same(getattr(request, name), getattr(tries.first, name)) for name in PICTURE_FIELDS
+    )
+    if is_edited:
+        work.jobs.append(_admitted(request, row.line))
+    elif not _is_left(tries) or tries.counting_id in work.retried:
+        work.earlier.append(_earlier(row.line, tries))
+    else:
+        work.jobs.append(replace(_admitted(request, row.line), retry_of=tries.counting_id))
+        work.retried.add(tries.counting_id)
+
+
+def _admitted(request: JobRequest, line: int) -> NewJob:
+    return wired().admission.admit(request, account_id(), lane="bulk", batch_line=line)
+
+
+def _is_left(tries: Tries) -> bool:
+    return tries.counting_state in WITHOUT_IMAGE
+
+
+def _earlier(line: int, tries: Tries) -> EarlierJob:
+    return EarlierJob(line, tries.counting_id, tries.counting_state is State.SUCCEEDED)
+
+
+def _is_same(asked: object, had: object) -> bool:
+    """A spreadsheet rounds what it shows, and writes what it shows; files lose their byte-order marks."""
+    if isinstance(asked, float) and isinstance(had, float):
+        return math.isclose(asked, had, rel_tol=1e-6)
+    if isinstance(asked, str) and isinstance(had, str):
+        return asked.replace("\ufeff", "") == had.replace("\ufeff", "")
+    return asked == had
+
+
+def _with_tries(rows: Iterable[CsvRow]) -> Iterator[tuple[CsvRow, Mapping[str, Tries]]]:
+    """Each row, with the old jobs that it and those beside it speak of."""
+    for page in _pages(rows):
+        ids = {row.job_id for row in page if row.job_id is not None and re.fullmatch(JOB_ID, row.job_id)}
+        tries = tries_of(wired().db, account_id(), ids)
+        yield from ((row, tries) for row in page)
+
+
+def _pages(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Some items at a time; those before a line that cannot be read come before its error."""
+    remaining = iter(items)
+    while True:
+        page: list[Item] = []
+        try:
+            page.extend(islice(remaining, ROWS_AT_ONCE))
+        except InvalidCsv:
+            yield page
+            raise
+        if not page:
+            return
+        yield page
+
+
+def _under_first_lines(work: Work, first_lines: Mapping[int, int | None]) -> Work:
+    """The rows by their lines in the file that was uploaded first, if all of them name one."""
+    named = [line for line in first_lines.values() if line is not None]
+    if len(set(named)) < len(first_lines):
+        return work
+    line_of = {line: first or line for line, first in first_lines.items()}
+    return Work(
+        [replace(job, batch_line=line_of[job.batch_line or 0]) for job in work.jobs],
+        [replace(one, line=line_of[one.line]) for one in work.earlier],
+    )

@@ -1,0 +1,158 @@
+"""What the text of one cell means: numbers, truth values and text as people's spreadsheets write them.
+
+What could mean two things is refused and says so. It also marks text that a spreadsheet would run as a
+formula, and takes that mark off again. It knows no file and no row.
+"""
+
+import math
+import re
+
+INTEGERS = frozenset(
+    {"width", "height", "num_inference_steps", "step_cache", "seed", "num_images", "output_quality"}
+)
+NUMBERS = frozenset({"guidance_scale", "guidance_cutoff", "deadline_seconds"})
+PROMPTS = frozenset({"prompt", "negative_prompt"})
+MAX_NUMBER_CHARACTERS = 40
+
+# What spreadsheets show for TRUE and FALSE in the languages of their users, and what people type.
+_TRUE = {
+    "true", "wahr", "vrai", "verdadero", "vero", "verdadeiro", "waar", "prawda", "sant", "sann", "sand",
+    "tosi", "igaz", "pravda", "adevărat", "doğru", "истина", "true()", "yes", "y", "ja", "oui", "si", "sí",
+    "sì", "sim", "tak", "да", "on", "1", "1.0", "x", "✓",
+}  # fmt: skip
+_FALSE = {
+    "false", "falsch", "faux", "falso", "onwaar", "fałsz", "falskt", "usann", "falsk", "epätosi", "hamis",
+    "nepravda", "fals", "yanl\u0131ş", "ложь", "false()", "no", "n", "nein", "non", "nee", "não", "nao",
+    "nie", "нет", "off", "0", "0.0",
+}  # fmt: skip
+_SPREADSHEET_ERRORS = {
+    "#n/a", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!", "#spill!", "#calc!", "#nv",
+    "#bezug!", "#wert!", "#zahl!", "#valeur!", "#nom?", "#nombre!", "#error!", "#err",
+}  # fmt: skip
+_INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+_GROUPED = re.compile(r"[+-]?[0-9]{1,3}([,.'\u2019 \u00a0\u202f])[0-9]{3}(?:\1[0-9]{3})*(?:[.,][0-9]+)?")
+_SCIENTIFIC = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+)?[eE][+-]?[0-9]{1,4}")
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
+_WHOLE = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
+_COMMA_NUMBER = re.compile(r"[+-]?[0-9]*,[0-9]+(?:[eE][+-]?[0-9]{1,4})?")
+_AS_TEXT = re.compile(r'="(.{0,100})"')
+# What makes Excel or LibreOffice read a cell as a formula, full-width forms included.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
+_MARK = "'"
+
+
+def typed_cell(column: str, cell: str, delimiter: str = ",") -> str | int | float:
+    """The value that a field's text means; raises `ValueError` saying what it should be."""
+    if column in PROMPTS:
+        return _text(cell)
+    text = cell.strip().strip(_INVISIBLE).strip()
+    if column in INTEGERS | NUMBERS | {"strict"} and len(text) > MAX_NUMBER_CHARACTERS:
+        raise ValueError(f"has more than {MAX_NUMBER_CHARACTERS} characters")
+    _refuse_spreadsheet_errors(text)
+    if found := _AS_TEXT.fullmatch(text):
+        text = found[1].strip()
+    if column in INTEGERS:
+        return _whole_number(text, delimiter)
+    if column in NUMBERS:
+        return _number(text, delimiter)
+    if column == "strict":
+        return _truth(text)
+    text = unmarked(text)
+    return text.lower() if column == "output_format" else text
+
+
+def is_empty(cell: str) -> bool:
+    """Whether nothing can be seen in it."""
+    return not cell.strip().strip(_INVISIBLE).strip()
+
+
+def harmless(cell: object) -> object:
+    """A text cell that no spreadsheet reads as a formula, nor we as an error of one.
+
+    Numbers and nothing stay as they are.
+    """
+    if isinstance(cell, str) and _is_marked(cell.lstrip(_MARK)):
+        return _MARK + cell
+    return "" if cell is None else cell
+
+
+def unmarked(cell: str) -> str:
+    """The text that `harmless` was given."""
+    if cell.startswith(_MARK) and _is_marked(cell.lstrip(_MARK)):
+        return cell.removeprefix(_MARK)
+    return cell
+
+
+def _is_marked(text: str) -> bool:
+    return text.startswith(_FORMULA_STARTS) or _is_spreadsheet_error(text.strip())
+
+
+def _text(cell: str) -> str:
+    _refuse_spreadsheet_errors(cell.strip())
+    return unmarked(cell.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _whole_number(text: str, delimiter: str) -> int:
+    if _SCIENTIFIC.fullmatch(text):
+        raise ValueError(
+            "should be a whole number; a spreadsheet has shortened it and lost digits: format the column as "
+            "a number without decimals, or as text"
+        )
+    plain = _with_point(text, delimiter)
+    found = _WHOLE.fullmatch(plain)
+    if found is None:
+        raise ValueError("should be a whole number")
+    return int(found[1])
+
+
+def _number(text: str, delimiter: str) -> float:
+    is_percent = text.endswith("%")
+    plain = _with_point(text.removesuffix("%").rstrip(), delimiter, is_whole=False)
+    if not _NUMBER.fullmatch(plain):
+        raise ValueError("should be a number")
+    number = float(plain) / (100 if is_percent else 1)
+    if not math.isfinite(number):
+        raise ValueError("should be a finite number")
+    return number
+
+
+def _with_point(text: str, delimiter: str, *, is_whole: bool = True) -> str:
+    """The same number with a point, where its separators can mean only one thing.
+
+    Programs that part cells with semicolons do so since their decimals have commas.
+    """
+    grouped = _GROUPED.fullmatch(text)
+    if grouped and not _is_decimal(text, grouped[1], delimiter, is_whole):
+        raise ValueError(
+            f"has what may be a thousands separator ({grouped[1]!r}), and should be written without"
+        )
+    return text.replace(",", ".") if _COMMA_NUMBER.fullmatch(text) else text
+
+
+def _is_decimal(text: str, separator: str, delimiter: str, is_whole: bool) -> bool:
+    """Whether three digits after a mark are decimals: `1,500` may be one and a half, or fifteen hundred."""
+    if separator not in ".," or text.count(",") + text.count(".") > 1:
+        return False
+    if text.lstrip("+-").startswith("0"):
+        return True
+    if is_whole:
+        return False
+    return (separator == ",") == (delimiter == ";")
+
+
+def _truth(text: str) -> bool:
+    word = text.casefold()
+    if word in _TRUE or word in _FALSE:
+        return word in _TRUE
+    raise ValueError("should be true or false")
+
+
+def _is_spreadsheet_error(text: str) -> bool:
+    if not text.startswith(("#", "Err:")) or len(text) > MAX_NUMBER_CHARACTERS:
+        return False
+    return text.casefold() in _SPREADSHEET_ERRORS or bool(re.fullmatch(r"Err:[0-9]{3}|#{3,}", text))
+
+
+def _refuse_spreadsheet_errors(text: str) -> None:
+    if _is_spreadsheet_error(text):
+        raise ValueError(f"holds the spreadsheet's error {text[:12]}: mend its formula, or widen its column")

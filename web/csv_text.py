@@ -1,0 +1,266 @@
+"""The text of an uploaded CSV: the encoding of its bytes, and its lines, decoded as they are asked for.
+
+The encoding is given, or follows from a fixed rule that looks at the first bytes and at whether all of them
+are UTF-8 (docs/adr/0017). It knows no delimiter, no quote and no column.
+"""
+
+import codecs
+import io
+from dataclasses import dataclass
+
+from web.refusals import FieldError, InvalidCsv
+
+DECODED_BYTES = 65_536
+EVIDENCE_BYTES = 65_536
+MAX_NAME_CHARACTERS = 40
+MAX_SAMPLE_CHARACTERS = 60
+BREAK_IN_A_CELL = "\0"
+"""What a line break that ends no row becomes for the CSV reader; no file of ours holds a NUL."""
+
+_OTHER_FORMATS = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x1f\x8b": "gzip-compressed",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet document",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet document of Excel 97",
+    b"%PDF": "a PDF",
+    b"{\\rtf": "an RTF document",
+    b"<!DOCTYPE": "a page of the web",
+    b"<!doctype": "a page of the web",
+    b"<html": "a page of the web",
+    b"<?xml": "XML",
+}
+# The longer ones first: UTF-32's begins with UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+# Python's names, and ours for people.
+ENCODINGS = {
+    "utf-8": "UTF-8",
+    "utf-16-le": "UTF-16 LE",
+    "utf-16-be": "UTF-16 BE",
+    "utf-32-le": "UTF-32 LE",
+    "utf-32-be": "UTF-32 BE",
+    **{f"cp{number}": f"Windows-{number}" for number in range(1250, 1259)},
+    **{f"iso8859-{number}": f"ISO-8859-{number}" for number in range(2, 17) if number != 12},
+    **{f"cp{number}": f"IBM{number}" for number in (437, 850, 852, 858, 866)},
+    "mac-roman": "Mac OS Roman",
+    "mac-latin2": "Mac OS Central European",
+    "mac-cyrillic": "Mac OS Cyrillic",
+    "koi8-r": "KOI8-R",
+    "koi8-u": "KOI8-U",
+    "cp874": "Windows-874",
+    "cp932": "Shift_JIS",
+    "euc_jp": "EUC-JP",
+    "cp949": "EUC-KR",
+    "gb18030": "GB18030",
+    "big5hkscs": "Big5",
+}
+# Programs write the larger set under the smaller one's name, as the WHATWG's encoding standard has it.
+_SUPERSETS = {
+    "ascii": "utf-8",
+    "utf-8-sig": "utf-8",
+    "iso8859-1": "cp1252",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+}
+_SEVERAL = {"utf-16": ("utf-16-le", "utf-16-be"), "utf-32": ("utf-32-le", "utf-32-be")}
+_EXAMPLES = "utf-8, utf-16, windows-1252, windows-1251, iso-8859-15, macintosh, shift_jis, gb18030"
+_BEYOND_ASCII = bytes(range(0x80, 0x100))
+_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_MAX_UNLIKELY_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How bytes become text; `assumed` says what a person should look at, where nothing is sure."""
+
+    codec: str
+    assumed: str = ""
+
+    @property
+    def words(self) -> str:
+        """The name that people know: `UTF-8`, `Windows-1252`."""
+        return ENCODINGS[self.codec]
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """The first byte that an encoding does not have, or a NUL; and whether other letters came before it."""
+
+    position: int
+    line: int
+    is_nul: bool
+    after_other_letters: bool
+
+
+def known_encoding(name: str) -> str:
+    """Python's name of an encoding that a client names in any usual spelling; raises `ValueError`."""
+    try:
+        found = codecs.lookup(name[:MAX_NAME_CHARACTERS].strip()).name
+    except (LookupError, ValueError):
+        found = ""
+    found = _SUPERSETS.get(found, found)
+    if found not in ENCODINGS and found not in _SEVERAL:
+        raise ValueError(f"is not a known encoding; there is: {_EXAMPLES} and others of their kinds")
+    return found
+
+
+def encoding_of(data: bytes, given: str | None = None) -> Encoding:
+    """The encoding of a file, all of whose bytes it has, without a NUL among them.
+
+    `given` is a name from `known_encoding`. Raises `InvalidCsv` for the line of the first byte that is wrong.
+    """
+    for start, name in _OTHER_FORMATS.items():
+        if data.startswith(start):
+            raise refused(f"the file is {name}, not CSV; save or download it as CSV", 1)
+    evident = _marked(data) or _alternating(data)
+    if given is not None:
+        return _as_given(data, given, evident)
+    codec = evident or "utf-8"
+    fault = _first_fault(data, codec)
+    if fault is None:
+        return Encoding(codec)
+    if fault.is_nul:
+        raise refused("the file holds a NUL byte; CSV is text", fault.line)
+    if evident or fault.after_other_letters:
+        raise refused(
+            f"the file is not {ENCODINGS[codec]} from here on, and is before: "
+            "it is damaged, or two files in one",
+            fault.line,
+        )
+    return _assumed(data, fault)
+
+
+def refused(detail: str, line: int, field: str = "") -> InvalidCsv:
+    """The refusal of a whole file, for one thing in one line."""
+    place = f", {field}" if field else ""
+    return InvalidCsv(f"line {line}{place}: {detail}", [FieldError(field, detail, line)])
+
+
+class Lines:
+    """A file's lines without their ends, decoded as they are asked for and bounded before they are read.
+
+    A line ends with LF or CR LF, and with CR where the first one does, as on a classic Mac. Any other of
+    these characters is a break inside a cell, and is given as `BREAK_IN_A_CELL`. Byte-order marks and the
+    control-Z that ends a file on DOS are left out.
+    """
+
+    def __init__(self, data: bytes, encoding: Encoding, *, max_lines: int) -> None:
+        self.num_lines = 0
+        end = "\r" if _ends_lines_with_cr(data, encoding.codec) else "\n"
+        self._break = "\n" if end == "\r" else "\r"
+        self._text = io.TextIOWrapper(io.BytesIO(data), encoding=encoding.codec, newline=end)
+        self._max_lines = max_lines
+
+    def next(self, max_characters: int) -> str | None:
+        """The next line, or its first `max_characters` and one more; nothing at the end of the file."""
+        line = self._text.readline(max_characters + 1)
+        if not line:
+            return None
+        self.num_lines += 1
+        if self.num_lines > self._max_lines:
+            raise refused(f"the file has more than {self._max_lines} lines", self.num_lines)
+        if "\ufeff" in line:
+            line = line.replace("\ufeff", "")
+        return line.rstrip("\r\n\x1a").replace(self._break, BREAK_IN_A_CELL)
+
+
+def _marked(data: bytes) -> str | None:
+    return next((codec for mark, codec in _MARKS if data.startswith(mark)), None)
+
+
+def _alternating(data: bytes) -> str | None:
+    """UTF-16 without a mark: it begins with two ASCII characters, as every header that we know does."""
+    is_zero = [byte == 0 for byte in data[:4]]
+    if is_zero == [False, True, False, True]:
+        return "utf-16-le"
+    return "utf-16-be" if is_zero == [True, False, True, False] else None
+
+
+def _as_given(data: bytes, given: str, evident: str | None) -> Encoding:
+    candidates = _SEVERAL.get(given, (given,))
+    if evident and evident not in candidates and _marked(data):
+        raise refused(
+            f"the file begins with the byte-order mark of {ENCODINGS[evident]}, which 'encoding' contradicts",
+            1,
+        )
+    codec = next((codec for codec in candidates if codec == evident), candidates[0])
+    fault = _first_fault(data, codec)
+    if fault is not None:
+        what = "the file holds a NUL byte" if fault.is_nul else f"the file is not {ENCODINGS[codec]}"
+        raise refused(f"{what}, which 'encoding' says that it is", fault.line)
+    return Encoding(codec)
+
+
+def _assumed(data: bytes, first: _Fault) -> Encoding:
+    """What Excel writes where it writes no UTF-8: a code page, which nothing in the file names."""
+    codec = "mac-roman" if _ends_lines_with_cr(data, "utf-8") else "cp1252"
+    fault = _first_fault(data, codec)
+    if fault is not None or not _looks_western(data, first.position):
+        line = first.line if fault is None else fault.line
+        raise refused(
+            f"the file is not UTF-8, and hardly {ENCODINGS[codec]}: name its encoding in 'encoding' "
+            f"({_EXAMPLES}), or save it as UTF-8",
+            line,
+        )
+    start = _line_start(data, first.position)
+    sample = data[max(start, first.position - 24) : first.position + 36].decode(codec)
+    shown = sample.replace("\r", "\n").split("\n")[0][:MAX_SAMPLE_CHARACTERS]
+    return Encoding(
+        codec,
+        f"the file is not UTF-8 and was read as {ENCODINGS[codec]}: line {first.line} has {shown!r}. If that "
+        "is wrong, cancel the batch and name the encoding in 'encoding'",
+    )
+
+
+def _looks_western(data: bytes, position: int) -> bool:
+    """Whether letters are mostly ASCII where they are not all: Cyrillic or Japanese in a code page is not."""
+    start = _line_start(data, position)
+    lines = [line for line in data[start : start + EVIDENCE_BYTES].splitlines() if not line.isascii()]
+    num_others = sum(len(line) - len(line.translate(None, _BEYOND_ASCII)) for line in lines)
+    num_letters = sum(len(line) - len(line.translate(None, _LETTERS)) for line in lines)
+    return num_others <= num_letters + _MAX_UNLIKELY_BYTES
+
+
+def _line_start(data: bytes, position: int) -> int:
+    return max(data.rfind(b"\n", 0, position), data.rfind(b"\r", 0, position)) + 1
+
+
+def _ends_lines_with_cr(data: bytes, codec: str) -> bool:
+    text = codecs.getincrementaldecoder(codec)("replace").decode(data[:EVIDENCE_BYTES])
+    position = text.find("\r")
+    return position >= 0 and text.find("\n", 0, position + 2) < 0
+
+
+def _first_fault(data: bytes, codec: str) -> _Fault | None:
+    # A piece at a time: as one text, the file would take up to four times its bytes.
+    decoder = codecs.getincrementaldecoder(codec)()
+    num_lf = num_cr = 0
+    is_ascii = True
+    for start in range(0, len(data), DECODED_BYTES):
+        piece = data[start : start + DECODED_BYTES]
+        num_kept = len(decoder.getstate()[0])  # of a character that began in the piece before
+        position = None
+        try:
+            text = decoder.decode(piece, final=start + DECODED_BYTES >= len(data))
+        except UnicodeDecodeError as error:
+            position = start - num_kept + error.start
+            text = bytes(error.object[: error.start]).decode(codec)
+        is_nul = "\0" in text
+        if is_nul:
+            text = text[: text.index("\0")]
+        num_lf, num_cr = num_lf + text.count("\n"), num_cr + text.count("\r")
+        is_ascii = is_ascii and text.replace("\ufeff", "").isascii()
+        if is_nul or position is not None:
+            return _Fault(position or 0, 1 + (num_lf or num_cr), is_nul, not is_ascii)
+    return None
