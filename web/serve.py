@@ -34,11 +34,11 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         max_body_bytes=settings.max_body_bytes,
     )
     threads = Threads(limits)
-    prefix = Prefix(settings.public_url, app.url_map)
+    public_prefix = Prefix(settings.public_url, app.url_map)
 
     def max_upload(method: str, path: str, authorization: str) -> int:
         """A CSV may be large, but only from whoever shows a key."""
-        if (method, prefix.stripped(path)) != UPLOADS or not _is_known(wiring, authorization):
+        if (method, public_prefix.stripped(path)) != UPLOADS or not _is_known(wiring, authorization):
             return limits.max_body_bytes
         return settings.max_csv_bytes + MULTIPART_BYTES
 

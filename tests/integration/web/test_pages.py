@@ -266,7 +266,7 @@ def test_a_form_sent_twice_draws_once_and_an_edited_one_again(
         ("num_inference_steps", "151", "is above 150"),
         ("num_inference_steps", "many", "should be a whole number"),
         ("guidance_scale", "31", "is above 30"),
-        ("guidance_scale", "1,5", "should be a number"),
+        ("guidance_scale", "1.5.5", "should be a number"),
         ("guidance_cutoff", "2", "less than or equal to 1"),
         ("step_cache", "9", "is above 8"),
         ("seed", "-1", "greater than or equal to 0"),
