@@ -5,7 +5,7 @@ A file of which every row is done or under way makes a batch without jobs.
 
 from alembic import op
 
-revision = "0014_uploads_that_resume"
+revision = "0013_uploads_that_resume"
 down_revision = "0012_row_level_security"
 
 
