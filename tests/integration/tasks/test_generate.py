@@ -17,6 +17,7 @@ from engine.errors import (
     DeviceLost,
     EngineStopped,
     GenerationFailed,
+    GenerationImpossible,
     NumericError,
     StrictUnavailable,
 )
@@ -160,6 +161,7 @@ def test_a_bell_rung_many_times_runs_the_job_once(
     [
         (NumericError(), State.FAILED, 0),
         (GenerationFailed(), State.QUEUED, 1),
+        (GenerationImpossible(), State.FAILED, 0),
         (EngineStopped(), State.QUEUED, 0),
         (StrictUnavailable(), State.QUEUED, 0),
         (ZeroDivisionError(), State.QUEUED, 1),
