@@ -129,6 +129,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
     },
     "worker": {
         **_ENDING,
+        "job_events": Grant(select=_columns("id job_id transition created_at"), insert=_EVENT),
         "jobs": Grant(
             select=(
                 *("id", "account_id", "state", "request_hash", "next_dispatch_at"),
@@ -189,6 +190,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             select=(
                 *_columns("id account_id state tier lane webhook_url batch_id attempt worker"),
                 *_columns("num_crashes suspect solo created_at deadline_at cancel_requested_at"),
+                *_columns("num_inference_steps width height num_images"),  # which Flower shows
                 *(*_LEASE, *_BELL),
             ),
             update=(

@@ -29,6 +29,8 @@ from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import Unavailable
+from storage.job_views import last_event_before
+from storage.job_views import taken_away as jobs_taken_away
 from storage.jobs import WorkerName
 from storage.profiles import publish
 from storage.solo import next_suspect
@@ -40,6 +42,7 @@ from tasks.device_record import DeviceRecord, dead_processes
 from tasks.generate import Generate, GeneratePlan
 from tasks.heart import Heart
 from tasks.holdings import Holdings
+from tasks.job_observers import FlowerObserver
 from tasks.learned_profiles import LearnedProfiles
 from tasks.pings import Pings
 from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
@@ -48,6 +51,8 @@ from tasks.self_test_results import SelfTestFolder, machine_facts
 from tasks.solo_marks import MAX_WAIT_SECONDS, SoloMarks
 from tasks.start_times import StartTimes
 from tasks.suspects import Suspects
+from tasks.taken_away import LOOK_BACK_SECONDS, TakenAway
+from tasks.task_events import TaskEvents
 
 log = structlog.get_logger()
 
@@ -102,6 +107,8 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     slots = {"interactive": options.interactive_slots, "bulk": options.bulk_slots}
     pings = Pings(app, options.device, boot_id)
     consumer = Consumer(app, options.tiers, slots, pings)
+    task_events = TaskEvents()
+    task_events.listen()
     holdings = Holdings()
     heart = Heart(
         heart_db,
@@ -123,6 +130,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         tiers=options.tiers,
         plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
         encoding=record.encoding if record else lambda _: nullcontext(),
+        observers=[FlowerObserver(task_events.tell)],
     )
     threading.Thread(
         target=end_when_fatal,
@@ -133,6 +141,12 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     ).start()
     suspects = Suspects(
         lambda: next_suspect(db, options.tiers), generate, look_seconds=settings.sweep_seconds
+    )
+    taken_away = TakenAway(
+        partial(last_event_before, db, LOOK_BACK_SECONDS),
+        lambda after, limit: jobs_taken_away(db, options.tiers, after=after, limit=limit),
+        generate.look_up,
+        look_seconds=settings.sweep_seconds,
     )
     drain = partial(_drain, engine, heart, suspects, options, settings.drain_seconds)
     watchdog = ConsumerWatchdog(
@@ -146,6 +160,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     def ready() -> None:
         _announce(options, engine, times)
         watchdog.start()
+        taken_away.start()
 
     def shutting_down() -> None:
         watchdog.stop()
@@ -170,6 +185,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         )
     finally:
         suspects.leave()
+        taken_away.stop()
         engine.stop()  # whoever still waits for an image gives its job back
         suspects.stop()
         heart.stop()

@@ -147,27 +147,6 @@ def test_a_running_job_can_be_canceled(system: System) -> None:
     assert (job["state"], job["images"]) == ("canceled", [])
 
 
-def test_flower_shows_the_tasks_to_who_has_the_password_and_changes_nothing(system: System) -> None:
-    ready = system.ready
-    user, _, password = ready["flower_auth"].partition(":")
-    job_id = submit(system)
-    system.finish([job_id])
-    with httpx2.Client(base_url=ready["flower_url"], trust_env=False) as flower:
-        assert flower.get("/api/tasks").status_code == 401
-        flower.auth = (user, password)
-        tasks = system.wait_until(
-            lambda: (
-                job_id in (answer := flower.get("/api/tasks")).text
-                and [task for task in answer.json().values() if task["worker"] and job_id in task["args"]]
-            ),
-            30,
-            "Flower has heard of the task",
-        )
-        assert tasks[0]["name"] == "calotype.generate"
-        for act in (f"worker/shutdown/{tasks[0]['worker']}", f"task/revoke/{tasks[0]['uuid']}"):
-            assert flower.post(f"/api/{act}").status_code in (403, 405)
-
-
 def test_a_job_whose_worker_is_killed_ends_once_and_well(system: System) -> None:
     job_id = submit(system, num_inference_steps=50)
     job = system.wait_until(
