@@ -51,7 +51,7 @@ _PROFILE = tuple(column.name for column in metadata.tables["profiles"].columns)
 VIEWS = {
     "open_jobs": _columns(
         """id state lane tier num_images width height num_inference_steps guidance_scale guidance_cutoff
-           step_cache strict ring_number started_at progress lease_boot_id"""
+           step_cache strict ring_number started_at progress progress_at lease_boot_id"""
     ),
     "webhook_backlog": _columns("num_pending seconds_late"),
     "receivers_by_state": _columns("state num_receivers"),
@@ -136,7 +136,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
                 *(*_ASKED_FOR, *_PROMPTS, *_LIFE, *_LEASE),
             ),
             update=(
-                *_columns("state attempt worker solo progress started_at finished_at warnings timings"),
+                *_columns("state attempt worker solo progress progress_at started_at finished_at"),
+                *_columns("warnings timings"),
                 *_columns("num_failures num_crashes suspect ring_number next_dispatch_at"),
                 *(*_LEASE, *_ERROR),
             ),

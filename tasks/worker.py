@@ -34,7 +34,7 @@ from storage.job_views import taken_away as jobs_taken_away
 from storage.jobs import WorkerName
 from storage.profiles import publish
 from storage.solo import next_suspect
-from storage.workers import Worker, declare_dead, say_goodbye
+from storage.workers import Worker, declare_dead, say_goodbye, write_progress
 from tasks.app import make_celery
 from tasks.consumer import Consumer
 from tasks.consumer_watchdog import EXIT_DEAF, ConsumerWatchdog
@@ -46,6 +46,7 @@ from tasks.job_observers import FlowerObserver
 from tasks.learned_profiles import LearnedProfiles
 from tasks.pings import Pings
 from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
+from tasks.progress import ProgressWriter
 from tasks.queues import queues_of
 from tasks.self_test_results import SelfTestFolder, machine_facts
 from tasks.solo_marks import MAX_WAIT_SECONDS, SoloMarks
@@ -58,6 +59,8 @@ log = structlog.get_logger()
 
 EXIT_NO_ENGINE = 71
 EXIT_DEVICE_LOST = 72
+PROGRESS_SECONDS = 1.0
+"""What one write of progress may take."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,9 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     db = Database(**settings.database, pool_size=options.interactive_slots + options.bulk_slots + 3)
     heart_db = Database(**settings.database, pool_size=1, transaction_seconds=settings.heartbeat_seconds)
     mark_seconds = min(MAX_WAIT_SECONDS, settings.watchdog_seconds / 6)  # a wait must not look like a hang
+    progress_db = Database(
+        **settings.database, pool_size=1, transaction_seconds=PROGRESS_SECONDS, pool_seconds=PROGRESS_SECONDS
+    )
     solo_db = Database(**settings.database, pool_size=1, transaction_seconds=mark_seconds)
     app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
     slots = {"interactive": options.interactive_slots, "bulk": options.bulk_slots}
@@ -142,6 +148,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     suspects = Suspects(
         lambda: next_suspect(db, options.tiers), generate, look_seconds=settings.sweep_seconds
     )
+    progress = ProgressWriter(holdings, partial(write_progress, progress_db))
     taken_away = TakenAway(
         partial(last_event_before, db, LOOK_BACK_SECONDS),
         lambda after, limit: jobs_taken_away(db, options.tiers, after=after, limit=limit),
@@ -176,6 +183,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     engine.start()
     heart.start()
     suspects.start()
+    progress.start()
     try:
         return consumer.run(
             worker.id.replace("/", "."),
@@ -185,6 +193,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         )
     finally:
         suspects.leave()
+        progress.stop()
         taken_away.stop()
         engine.stop()  # whoever still waits for an image gives its job back
         suspects.stop()

@@ -181,3 +181,21 @@ def test_nothing_accepted_is_lost_when_the_broker_is_killed(system: System) -> N
         before + during,
     )
     assert [row[0] for row in claims] == [1] * 16, "each job ran once"
+
+
+def test_S24_progress_moves_while_a_job_runs_and_never_falls(system: System) -> None:
+    """A heartbeat, every five seconds, is not what brings it."""
+    job_id = submit(system, num_inference_steps=150, width=192, height=192, num_images=2)
+    seen: list[float] = []
+    while not ended(job := system.api.job(job_id)):
+        if job["state"] == "running":
+            seen.append(job["progress"])
+    seconds = system.rows(
+        "SELECT extract(epoch FROM finished_at - started_at)::float8 FROM jobs WHERE id = %s", job_id
+    )[0][0]
+    assert job["state"] == "succeeded"
+    assert seen == sorted(seen)
+    num_moves = len(set(seen)) - 1
+    assert num_moves > 2 + seconds / 5, "more often than by heartbeats"
+    assert num_moves <= 2 + 2 * seconds, "twice a second at most, and by heartbeats"
+    assert job["progress"] == 1
