@@ -90,6 +90,10 @@ class Consumer:
         worker.start()
         return int(worker.exitcode or 0)
 
+    def num_taken(self, lane: str) -> int:
+        """How many slots of the lane are taken now."""
+        return self._slots.taken(lane)
+
     def _give_back(self, request_id: str) -> None:
         with self._lock:
             lanes = self._taken.get(request_id)

@@ -21,8 +21,10 @@ from storage.deliveries import AttemptRecord, DeliveryClaim
 from storage.receivers import Backoff
 from tasks.app import make_celery
 from tasks.consumer_watchdog import EXIT_DEAF, ConsumerWatchdog
+from tasks.metrics_server import serve_metrics
 from tasks.pings import Pings
 from tasks.queues import CPU_QUEUE, DELIVER
+from tasks.sender_metrics import SenderMetrics
 from tasks.task_events import SilentRequest, TaskEvent, TaskEvents, Tell
 from tasks.webhook_client import WebhookClient
 from tasks.webhooks import Deliver, DeliverPlan, DeliveryObserver
@@ -33,7 +35,7 @@ DEVICE = "none"
 MAX_CONNECTIONS = 8
 
 
-def run_webhook_worker(settings: Settings, ready_file: Path | None = None) -> int:
+def run_webhook_worker(settings: Settings, ready_file: Path | None = None, *, metrics_port: int = 0) -> int:
     """Deliver webhooks until SIGTERM, and let attempts in hand end; returns the exit code."""
     settings.require("database_url", "broker_url")
     db = Database(**settings.database, pool_size=min(settings.webhook_threads + 1, MAX_CONNECTIONS))
@@ -53,7 +55,9 @@ def run_webhook_worker(settings: Settings, ready_file: Path | None = None) -> in
     app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
     task_events = TaskEvents()
     task_events.listen()
-    deliver = Deliver(db, client, plan, observers=[FlowerDeliveryObserver(task_events.tell)])
+    metrics = SenderMetrics()
+    deliver = Deliver(db, client, plan, observers=[FlowerDeliveryObserver(task_events.tell), metrics])
+    serve_metrics(metrics.registry, settings.metrics_host, metrics_port)
 
     def end_deaf() -> None:
         deliver.stop()

@@ -44,6 +44,7 @@ from tasks.heart import Heart
 from tasks.holdings import Holdings
 from tasks.job_observers import FlowerObserver
 from tasks.learned_profiles import LearnedProfiles
+from tasks.metrics_server import serve_metrics
 from tasks.pings import Pings
 from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
 from tasks.progress import ProgressWriter
@@ -54,6 +55,7 @@ from tasks.start_times import StartTimes
 from tasks.suspects import Suspects
 from tasks.taken_away import LOOK_BACK_SECONDS, TakenAway
 from tasks.task_events import TaskEvents
+from tasks.worker_metrics import WorkerMetrics
 
 log = structlog.get_logger()
 
@@ -74,6 +76,7 @@ class WorkerOptions:
     num_threads: int | None = None
     ready_file: Path | None = None
     test_again: bool = False  # whatever was kept of earlier self-tests
+    metrics_port: int = 0
 
 
 def run_worker(settings: Settings, options: WorkerOptions) -> int:
@@ -94,13 +97,16 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     profiles = worker_profiles(ProfileFolder(settings.profiles_dir), tiers, loaded)
     boot_id = os.environ.get("CALOTYPE_BOOT_ID") or str(uuid.uuid4())
     record = _device_record(settings.run_dir, boot_id)
+    metrics = WorkerMetrics(options.tiers)
     engine = Engine(
         loaded.families,
         profiles.engine.capped(loaded.row_limits),
         promise=loaded.promise,
         step_seconds=profiles.engine.step_seconds,
         on_device=record.note if record else lambda _: None,
+        on_step=metrics.stepped,
     )
+    metrics.watch_device(options.device, engine.device_memory_bytes)
     worker = _describe(options, boot_id, engine, profiles)
     db = Database(**settings.database, pool_size=options.interactive_slots + options.bulk_slots + 3)
     heart_db = Database(**settings.database, pool_size=1, transaction_seconds=settings.heartbeat_seconds)
@@ -113,6 +119,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     slots = {"interactive": options.interactive_slots, "bulk": options.bulk_slots}
     pings = Pings(app, options.device, boot_id)
     consumer = Consumer(app, options.tiers, slots, pings)
+    metrics.watch_slots(slots, consumer.num_taken)
     task_events = TaskEvents()
     task_events.listen()
     holdings = Holdings()
@@ -136,7 +143,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         tiers=options.tiers,
         plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
         encoding=record.encoding if record else lambda _: nullcontext(),
-        observers=[FlowerObserver(task_events.tell)],
+        observers=[FlowerObserver(task_events.tell), metrics],
     )
     threading.Thread(
         target=end_when_fatal,
@@ -180,6 +187,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         daemon=True,
         name="profiles",
     ).start()
+    serve_metrics(metrics.registry, settings.metrics_host, options.metrics_port)
     engine.start()
     heart.start()
     suspects.start()

@@ -19,6 +19,7 @@ from storage.workers import num_live_workers
 from storage.workloads import workload
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
+from tasks.metrics_server import serve_metrics
 from tasks.prompt_dispatcher import PromptDispatcher
 from web import batches, docs, health, jobs, page, sign_in, tiers, webhook_deliveries, webhook_receivers
 from web.access_log import register_access_log
@@ -85,8 +86,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     app.register_blueprint(sign_in.blueprint)
     docs.describe(app)
 
-    if settings.metrics_port:
-        wiring.metrics.serve(settings.metrics_port)
+    serve_metrics(wiring.metrics.registry, settings.metrics_host, settings.metrics_port)
     return app
 
 
