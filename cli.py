@@ -29,6 +29,8 @@ from client.calotype import CalotypeError, UnreachableError
 from settings import ROOT, Settings, load_settings
 from terminal import EXIT_UNREACHABLE, EXIT_USAGE, end_quietly, fail, print_text, without_style
 
+MAX_PORT = 65535
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(local)
 app.add_typer(jobs)
@@ -117,6 +119,12 @@ def worker(
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Test the device again, whatever is kept of earlier tests.")
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Default: CALOTYPE_METRICS_PORT plus the number of the device; 0: none."
+        ),
+    ] = None,
 ) -> None:
     """Serve tiers on one device until SIGTERM, or without one deliver webhooks."""
     from local.devices import pin_this_process
@@ -129,15 +137,18 @@ def worker(
 
         if tiers:
             fail("--tiers: without a device no tier is served", code=EXIT_USAGE)
-        raise typer.Exit(run_webhook_worker(settings, ready_file))
+        port = settings.metrics_port if metrics_port is None else metrics_port
+        raise typer.Exit(run_webhook_worker(settings, ready_file, metrics_port=port))
     options = worker_options(settings, device, tiers)
+    if metrics_port is None:
+        metrics_port = worker_metrics_port(settings.metrics_port, device)
     if "CALOTYPE_BOOT_ID" not in os.environ:
         pin_this_process(device)
     # After the environment is settled: torch reads it when it is imported.
     with _import_without_collector():
         from tasks.worker import WorkerOptions, run_worker
 
-    options |= {"ready_file": ready_file, "test_again": self_test}
+    options |= {"ready_file": ready_file, "test_again": self_test, "metrics_port": metrics_port}
     raise typer.Exit(run_worker(settings, WorkerOptions(device=device, **options)))
 
 
@@ -164,6 +175,17 @@ def worker_options(settings: Settings, device: str, tiers: str | None) -> dict[s
             known = ", ".join(tier.name for tier in settings.catalogue.tiers)
             raise WrongUsage(f"--tiers: there is no tier {tier!r}; there is: {known}")
     return {"tiers": wanted, "interactive_slots": plan.interactive_slots, "bulk_slots": plan.bulk_slots}
+
+
+def worker_metrics_port(first_port: int, device: str) -> int:
+    """Where this device's worker answers Prometheus: workers of one machine may share an environment."""
+    from local.errors import WrongUsage
+
+    number = device.partition(":")[2]
+    port = first_port + int(number) if first_port and number.isdecimal() else first_port
+    if port > MAX_PORT:
+        raise WrongUsage(f"CALOTYPE_METRICS_PORT: {first_port} leaves no port for {device}")
+    return port
 
 
 @app.command()

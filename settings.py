@@ -260,6 +260,7 @@ class Settings(BaseSettings):
     max_csv_bytes: Positive = 10_000_000
     max_csv_rows: Positive = 10_000
     max_body_bytes: Positive = 65_536
+    metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, lt=65536)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"

@@ -15,8 +15,7 @@ ENGINE = {
     "torch", "transformers",
 }  # fmt: skip
 WEB = {
-    "alembic", "flask", "flask-openapi", "flower", "h11", "markupsafe", "prometheus-client", "secure",
-    "uvicorn",
+    "alembic", "flask", "flask-openapi", "flower", "h11", "markupsafe", "secure", "uvicorn",
 }  # fmt: skip
 LEFT_OUT = {"api": SERVERS | ENGINE, "worker": SERVERS | WEB}
 

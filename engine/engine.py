@@ -38,6 +38,10 @@ OnDevice = Callable[[Sequence[str]], None]
 """Called on the engine thread with the `job_id` of every generation that the device works on from now on:
 none at the end of a piece of work, but not after `DeviceLost`. It must be quick, and not raise."""
 
+OnStep = Callable[[str, int, float, str | None], None]
+"""Called on the engine thread after each step batch: its model, rows and seconds, and why it was not fuller
+unless it was full. It must be quick, and not raise."""
+
 
 class Engine:
     """Runs requests on loaded models, in step batches. `start` it, or call `tick` yourself.
@@ -54,6 +58,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         step_seconds: Callable[[BatchKey, int], float | None] | None = None,
         on_device: OnDevice = lambda _: None,
+        on_step: OnStep = lambda *_: None,
     ) -> None:
         self.promise: Promise = promise
         self.fatal = threading.Event()  # set when the process must exit; `fatal_error` says why
@@ -62,6 +67,7 @@ class Engine:
         self.num_ticks = 0  # step batches begun
         self._clock = clock
         self._note_on_device = on_device
+        self._note_step = on_step
         models = self._models = Models(families, row_limits, promise=promise)
         self._policy = Policy(models.max_rows, step_seconds=step_seconds, bucket_rows=models.bucket_rows)
         self._side_work = SideWork(clock)
@@ -130,6 +136,11 @@ class Engine:
     def step_cache_bytes(self) -> int:
         """What the step caches of running generations hold."""
         return sum(generation.step_cache.num_bytes for generation in self._running)
+
+    def device_memory_bytes(self) -> int | None:
+        """What this process has reserved of its GPU's memory; `None` on a CPU."""
+        device = next(iter(self._models.families.values())).device
+        return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
 
     def start(self) -> None:
         """Start the engine thread."""
@@ -230,6 +241,9 @@ class Engine:
         for generation, rows in zip(chosen, num_rows, strict=True):
             share = rows / sum(num_rows)
             generation.pay((ended_at - started_at) * share, self._policy.reason_not_fuller)
+        self._note_step(
+            chosen[0].key.model, sum(num_rows), ended_at - started_at, self._policy.reason_not_fuller
+        )
         self._policy.stepped(chosen[0].key, ended_at - started_at, is_full=is_full, is_whole=is_whole)
         self._side_work.stepped(ended_at - started_at)
         for generation in chosen:

@@ -80,6 +80,7 @@ class Plan:
         }
         self.run_folder = state.subfolder("run")
         self.posts = worker_posts(settings.catalogue, self.run_folder)
+        state.add_ports(f"metrics_{post.name}" for post in self.posts)
 
     @property
     def url(self) -> str:
@@ -89,7 +90,14 @@ class Plan:
     @property
     def metrics_url(self) -> str:
         """Where Prometheus reads."""
-        return f"http://127.0.0.1:{self._state.ports['metrics']}/metrics"
+        return self.metrics_urls["web"]
+
+    @property
+    def metrics_urls(self) -> dict[str, str]:
+        """The same of each process of ours, by its name."""
+        names = {"web": "metrics", "webhooks": "metrics_webhooks", "sweep": "metrics_sweep"}
+        names |= {post.name: f"metrics_{post.name}" for post in self.posts}
+        return {name: f"http://127.0.0.1:{self._state.ports[port]}/metrics" for name, port in names.items()}
 
     @property
     def flower_url(self) -> str:
@@ -125,13 +133,14 @@ class Plan:
 
     def _web(self) -> Service:
         command = [_PYTHON, "-m", "cli", "api", f"--port={self._state.ports['web']}"]
-        more = {"CALOTYPE_METRICS_PORT": str(self._state.ports["metrics"])}
+        more = self._metrics_at("metrics")
         answers = _answering(self._state.ports["web"], "/healthz")
         return self._service("web", "api", command, more=more, ready=answers, stop_seconds=15)
 
     def _worker(self, post: WorkerPost, take_back_jobs: Callable[[str], None]) -> Service:
         command = [_PYTHON, "-m", "cli", "worker", "--device", post.device.name]
         command += ["--tiers", ",".join(post.tiers), "--ready-file", str(post.report_file)]
+        command.append(f"--metrics-port={self._state.ports[f'metrics_{post.name}']}")
 
         def environment() -> dict[str, str]:
             # A boot id of its own for every start: by it the jobs of that life alone are taken back.
@@ -159,13 +168,15 @@ class Plan:
             "webhooks",
             "sender",
             command,
+            more=self._metrics_at("metrics_webhooks"),
             ready=report_file.exists,
             before_start=lambda: report_file.unlink(missing_ok=True),
             stop_seconds=self._settings.webhook_timeout_seconds + 10,
         )
 
     def _sweep(self) -> Service:
-        return self._service("sweep", "sweeper", [_PYTHON, "-m", "cli", "sweep"])
+        more = self._metrics_at("metrics_sweep")
+        return self._service("sweep", "sweeper", [_PYTHON, "-m", "cli", "sweep"], more=more)
 
     def _flower(self) -> Service:
         command = [_PYTHON, "-m", "celery", "-A", "tasks.flower:celery", "flower", "--read-only"]
@@ -176,6 +187,9 @@ class Plan:
         }
         answers = _answering(self._state.ports["flower"], "/", self.flower_auth)
         return self._service("flower", "flower", command, more=more, ready=answers, stop_seconds=5)
+
+    def _metrics_at(self, port: str) -> dict[str, str]:
+        return {"CALOTYPE_METRICS_PORT": str(self._state.ports[port])}
 
     def _environment_of(self, role: Role) -> dict[str, str]:
         return {**self._environment, **self._endpoints.environment_of(role)}

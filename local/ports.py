@@ -12,7 +12,16 @@ from pathlib import Path
 
 GRPC_OFFSET = 10_000
 SEAWEEDFS_PORTS = ("s3", "s3_master", "s3_volume", "s3_filer", "s3_admin")
-PORT_NAMES = ("postgres", "valkey", *SEAWEEDFS_PORTS, "web", "metrics", "flower")
+PORT_NAMES = (
+    "postgres",
+    "valkey",
+    *SEAWEEDFS_PORTS,
+    "web",
+    "metrics",
+    "metrics_webhooks",
+    "metrics_sweep",
+    "flower",
+)
 
 # Port and port + 10000 both stay below 32768, where Linux begins to hand out ports to outgoing connections.
 _LOWEST, _HIGHEST = 12_000, 22_700

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,12 +105,18 @@ class State:
             if not is_usable(name, port):
                 raise PortTaken(f"port {port} for {name} is taken by another process: choose another one")
             self.ports[name] = port
-        for name in PORT_NAMES:
+        for name in list(self.ports):
             others = {port for other, port in self.ports.items() if other != name}
             port = self.ports[name]
             if port in others or not is_usable(name, port):
                 self.ports |= choose_ports([name], others | {port})
                 say(f"port {port} of {name} is taken by another process: using {self.ports[name]} instead")
+        self.save()
+
+    def add_ports(self, names: Iterable[str]) -> None:
+        """A port for each of these names as well, which depend on the catalogue; kept like the others."""
+        missing = [name for name in names if name not in self.ports]
+        self.ports |= choose_ports(missing, self.ports.values())
         self.save()
 
     def filled(self, template: str, **more: str) -> str:

@@ -147,8 +147,10 @@ class _System:
     def ready(self) -> dict[str, Any]:
         """Where everything is and which processes run now."""
         posts = {post.name: post for post in self._plan.posts}
+        metrics = self._plan.metrics_urls
         running = {
             name: {"name": name, "pid": pid, "started_at": _instant(self.supervisor.started_at(name))}
+            | ({"metrics_url": metrics[name]} if name in metrics else {})
             for name, pid in self.supervisor.pids().items()
         }
         return {

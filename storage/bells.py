@@ -13,20 +13,28 @@ from storage.database import LONG_SECONDS, Database
 
 @dataclass(frozen=True)
 class Bell:
-    """One wake-up for one job: what a message carries, and where it goes."""
+    """One wake-up for one job: what a message carries, where it goes, and what Flower shows of the job."""
 
     job_id: str
     tier: str
     lane: str
     dispatch_seq: int
     ring_number: int
+    num_steps: int
+    width: int
+    height: int
+    num_images: int
+
+
+_COLUMNS = """jobs.id AS job_id, tier, lane, dispatch_seq, ring_number, num_inference_steps AS num_steps,
+              width, height, num_images"""
 
 
 def of_new_job(db: Database, job_id: str, *, account_id: str | None = None) -> Bell | None:
     """The bell that `storage.submissions` has counted for a fresh interactive job, or nothing."""
     query = text(
-        """SELECT id AS job_id, tier, lane, dispatch_seq, ring_number FROM jobs
-            WHERE id = :id AND state = 'queued' AND ring_number IS NOT NULL"""
+        f"""SELECT {_COLUMNS} FROM jobs
+             WHERE id = :id AND state = 'queued' AND ring_number IS NOT NULL"""
     )
     with db.transaction(account_id=account_id) as connection:
         row = connection.execute(query, {"id": job_id}).one_or_none()
@@ -88,7 +96,7 @@ def _count(db: Database, picked: str, guard: str, parameters: dict[str, object])
           FROM numbered
          WHERE jobs.id = numbered.id AND jobs.state = 'queued'
            AND jobs.next_dispatch_at <= clock_timestamp() AND {guard}
-        RETURNING jobs.id AS job_id, tier, lane, dispatch_seq, ring_number
+        RETURNING {_COLUMNS}
         """
     )
     rows = db.run(lambda connection: connection.execute(statement, parameters).all())

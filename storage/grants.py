@@ -51,7 +51,7 @@ _PROFILE = tuple(column.name for column in metadata.tables["profiles"].columns)
 VIEWS = {
     "open_jobs": _columns(
         """id state lane tier num_images width height num_inference_steps guidance_scale guidance_cutoff
-           step_cache strict ring_number started_at progress lease_boot_id"""
+           step_cache strict ring_number started_at progress progress_at lease_boot_id"""
     ),
     "webhook_backlog": _columns("num_pending seconds_late"),
     "receivers_by_state": _columns("state num_receivers"),
@@ -130,13 +130,15 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
     },
     "worker": {
         **_ENDING,
+        "job_events": Grant(select=_columns("id job_id transition created_at"), insert=_EVENT),
         "jobs": Grant(
             select=(
                 *("id", "account_id", "state", "request_hash", "next_dispatch_at"),
                 *(*_ASKED_FOR, *_PROMPTS, *_LIFE, *_LEASE),
             ),
             update=(
-                *_columns("state attempt worker solo progress started_at finished_at warnings timings"),
+                *_columns("state attempt worker solo progress progress_at started_at finished_at"),
+                *_columns("warnings timings"),
                 *_columns("num_failures num_crashes suspect ring_number next_dispatch_at"),
                 *(*_LEASE, *_ERROR),
             ),
@@ -190,6 +192,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             select=(
                 *_columns("id account_id state tier lane webhook_url batch_id attempt worker"),
                 *_columns("num_crashes suspect solo created_at deadline_at cancel_requested_at"),
+                *_columns("num_inference_steps width height num_images"),  # which Flower shows
                 *(*_LEASE, *_BELL),
             ),
             update=(

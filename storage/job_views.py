@@ -3,8 +3,8 @@
 Every query that a client can cause takes the account. Nothing here changes a row.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -93,6 +93,21 @@ class Job:
         return self.state in TERMINAL
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job, for whom its owner and its prompt are no business of.
+
+    A job that went back to its queue has the error that sent it there. `seconds` is how long it ran.
+    """
+
+    state: State
+    error_code: str | None = None
+    error_detail: str | None = None
+    seconds: float | None = None
+    num_images: int = 0
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
 JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name not in ("images",)]
 
 
@@ -165,6 +180,51 @@ def list_jobs(
         rows = connection.execute(query).all()
         stored = _images_of(connection, [row.id for row in rows])
     return [job_from_row(row, stored.get(row.id, ())) for row in rows]
+
+
+def outcome_of(db: Database, job_id: str) -> Outcome | None:
+    """What a worker that could not claim this job finds; nothing when there is no such job.
+
+    A queued job whose deadline has passed is expired, whether or not the sweeper has said so.
+    """
+    query = text(
+        """SELECT CASE WHEN state = 'queued' AND deadline_at <= clock_timestamp() THEN 'expired'
+                       ELSE state END AS state,
+                  CASE WHEN state = 'queued' AND suspect THEN 'suspect' ELSE error_code END AS error_code,
+                  error_detail, num_images, timings,
+                  extract(epoch FROM finished_at - started_at)::float8 AS seconds
+             FROM jobs WHERE id = :id"""
+    )
+    with db.transaction() as connection:
+        row = connection.execute(query, {"id": job_id}).one_or_none()
+    return None if row is None else Outcome(**{**row._mapping, "state": State(row.state)})
+
+
+def last_event_before(db: Database, seconds: float) -> int:
+    """The number of the newest event of any job that is older than so many seconds; 0 if there is none."""
+    query = text(
+        """SELECT id FROM job_events WHERE created_at < clock_timestamp() - make_interval(secs => :seconds)
+            ORDER BY id DESC LIMIT 1"""
+    )
+    with db.transaction() as connection:
+        return connection.execute(query, {"seconds": seconds}).scalar_one_or_none() or 0
+
+
+def taken_away(db: Database, tiers: Sequence[str], *, after: int, limit: int) -> list[tuple[int, str]]:
+    """Events newer than `after` by which a job left its queue or its worker without a worker's doing.
+
+    It was canceled or expired in the queue, or its lease ran out. Each with its job's id; only jobs of these
+    tiers for which a message was sent.
+    """
+    query = text(
+        """SELECT job_events.id, job_id FROM job_events JOIN jobs ON jobs.id = job_id
+            WHERE job_events.id > :after AND transition IN ('cancel', 'expire', 'reap')
+              AND tier = ANY(:tiers) AND dispatch_seq > 0
+            ORDER BY job_events.id LIMIT :limit"""
+    )
+    with db.transaction() as connection:
+        rows = connection.execute(query, {"after": after, "tiers": list(tiers), "limit": limit})
+        return [(row.id, row.job_id) for row in rows]
 
 
 def states_of(db: Database, job_ids: Iterable[str]) -> dict[str, State]:

@@ -79,6 +79,26 @@ def next_jobs(db: Database, account_id: str, batch_ids: Sequence[str]) -> list[N
         return [NextJob(**row._mapping) for row in rows]
 
 
+def oldest_queued(db: Database) -> dict[tuple[str, str], float]:
+    """Seconds since the oldest queued job of each tier and lane was made; of all accounts.
+
+    Read from the two indexes of queued jobs: jobs that have ended cost nothing.
+    """
+    query = text(
+        """
+        SELECT tier, lane, extract(epoch FROM clock_timestamp() - min(created_at))::float8 AS seconds
+          FROM (SELECT tier, lane, min(created_at) AS created_at FROM jobs
+                 WHERE state = 'queued' AND ring_number IS NULL GROUP BY tier, lane
+                UNION ALL
+                SELECT tier, lane, min(created_at) FROM jobs
+                 WHERE state = 'queued' AND ring_number IS NOT NULL GROUP BY tier, lane) AS oldest
+         GROUP BY tier, lane
+        """
+    )
+    with db.transaction() as connection:
+        return {(row.tier, row.lane): row.seconds for row in connection.execute(query)}
+
+
 _FACTS = text(
     """
     WITH asked AS (

@@ -135,6 +135,7 @@ jobs = Table(
     _instant("finished_at"),
     _instant("cancel_requested_at"),
     Column("progress", Double, nullable=False),
+    _instant("progress_at"),  # when it was written between two heartbeats, which write it, too
     Column("worker", Text),
     Column("error_code", Text),
     Column("error_retryable", Boolean),

@@ -51,7 +51,7 @@ class KnownJob:
     step_cache: int = 1
     progress: float = 0.0  # as its worker said last
     boot_id: str | None = None
-    seconds_running: float = 0.0
+    seconds_since_progress: float = 0.0  # since its worker said so between heartbeats, or took it up
 
     @property
     def num_pixels(self) -> int:
@@ -117,7 +117,8 @@ _JOBS = text(
     """
     WITH known AS (
         SELECT id, 0 AS place, NULL::bigint AS ring_number, lease_boot_id AS boot_id, progress,
-               extract(epoch FROM clock_timestamp() - started_at)::float8 AS seconds_running
+               extract(epoch FROM clock_timestamp() - greatest(progress_at, started_at))::float8
+                   AS seconds_since_progress
           FROM open_jobs WHERE state = 'running' AND lease_boot_id = ANY(:boot_ids)
         UNION ALL
         SELECT oldest.id, row_number() OVER (PARTITION BY tiers.tier, lanes.lane ORDER BY ring_number),
@@ -132,7 +133,7 @@ _JOBS = text(
     )
     SELECT open_jobs.id, tier, lane, num_images, num_inference_steps AS num_steps, width, height,
            guidance_scale > 1 AS is_guided, strict, guidance_cutoff, step_cache,
-           known.progress, known.boot_id, known.seconds_running, known.place
+           known.progress, known.boot_id, known.seconds_since_progress, known.place
       FROM known JOIN open_jobs USING (id)
      ORDER BY known.ring_number NULLS FIRST, open_jobs.started_at, open_jobs.id
     """

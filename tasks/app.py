@@ -110,6 +110,14 @@ class _PromptDispatcher(EventDispatcher):
         """As Celery's, without trying again: what was not sent is buffered."""
         return super().send(*arguments, **{**options, "retry": False})
 
+    def extend_buffer(self, other: Any) -> None:
+        """As Celery's, with what `other` still gathers: the end of a job while the broker was away."""
+        super().extend_buffer(other)
+        gathered: dict[str, list[Any]] = vars(self)["_group_buffer"]
+        for group, events in other._group_buffer.items():
+            gathered[group].extend(events)
+            events.clear()
+
 
 class _Events(Events):
     dispatcher_cls = f"{__name__}:_PromptDispatcher"

@@ -4,6 +4,8 @@ Owns the Celery worker of this process and its signals. It knows neither rows no
 handed to `answer`, and the end of the process to `on_shutdown`.
 """
 
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from celery import Celery, signals
 from tasks.pings import Pings
 from tasks.queues import GENERATE, lane_of, queues_of
 from tasks.slots import Slots
+from tasks.task_events import SilentRequest
 
 
 class Consumer:
@@ -24,7 +27,9 @@ class Consumer:
         self._num_threads = sum(slots.values()) + 1  # a ping takes no slot
         self._slots = Slots(slots, on_full=self._pause, on_free=self._resume)
         self._paused: set[str] = set()
-        self._taken: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._taken: defaultdict[str, list[str]] = defaultdict(list)
+        """The lanes of the slots that each task took; a job that was dispatched twice takes two."""
         self._celery_consumer: Any = None
 
     def run(
@@ -55,9 +60,10 @@ class Consumer:
             # We send no ETA. Celery may refuse a message that has one, and tells nobody.
             if self._pings.is_one(request):
                 return
-            if request.eta is None and request.id not in self._taken:
+            if request.eta is None:
                 lane = lane_of(request.delivery_info["routing_key"])
-                self._taken[request.id] = lane
+                with self._lock:
+                    self._taken[request.id].append(lane)
                 self._slots.take(lane)
 
         def revoked(request: Any, **_: Any) -> None:
@@ -66,7 +72,7 @@ class Consumer:
         def shutting_down(**_: Any) -> None:
             on_shutdown()
 
-        self._app.task(name=GENERATE, bind=True)(task)
+        self._app.task(name=GENERATE, bind=True, Request=SilentRequest)(task)
         signals.setup_logging.connect(_keep_logging, weak=False)
         signals.worker_ready.connect(ready, weak=False)
         signals.task_revoked.connect(revoked, weak=False)
@@ -84,8 +90,16 @@ class Consumer:
         worker.start()
         return int(worker.exitcode or 0)
 
+    def num_taken(self, lane: str) -> int:
+        """How many slots of the lane are taken now."""
+        return self._slots.taken(lane)
+
     def _give_back(self, request_id: str) -> None:
-        lane = self._taken.pop(request_id, None)
+        with self._lock:
+            lanes = self._taken.get(request_id)
+            lane = lanes.pop() if lanes else None
+            if not lanes:
+                self._taken.pop(request_id, None)
         if lane is not None:
             self._slots.give_back(lane)
 

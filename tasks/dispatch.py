@@ -42,7 +42,7 @@ class Dispatcher:
 
     def ring_deliveries(self, delivery_ids: Sequence[str]) -> bool:
         """The same for webhook deliveries that are due."""
-        return self._ring([{"name": DELIVER, "args": [id_], "queue": CPU_QUEUE} for id_ in delivery_ids])
+        return self._ring([_delivery_message(id_) for id_ in delivery_ids])
 
     def _ring(self, messages: Sequence[Mapping[str, Any]]) -> bool:
         for position, message in enumerate(messages):
@@ -65,9 +65,22 @@ class Dispatcher:
 
 
 def _job_message(bell: Bell) -> dict[str, Any]:
+    shown = {
+        "tier": bell.tier,
+        "lane": bell.lane,
+        "steps": bell.num_steps,
+        "size": f"{bell.width}x{bell.height}",
+        "images": bell.num_images,
+    }
     return {
         "name": GENERATE,
+        "task_id": bell.job_id,  # however often it is dispatched: ADR 0018
         "args": [bell.job_id, bell.dispatch_seq],
+        "kwargsrepr": repr(shown),  # a header for Flower alone; the task gets no keyword arguments
         "queue": queue_name(bell.tier, bell.lane),
         "headers": {RING_NUMBER_HEADER: bell.ring_number},
     }
+
+
+def _delivery_message(delivery_id: str) -> dict[str, Any]:
+    return {"name": DELIVER, "task_id": delivery_id, "args": [delivery_id], "queue": CPU_QUEUE}

@@ -1,8 +1,8 @@
 """One job, from the bell to the finished row: claim, generate, encode, upload, finish.
 
 This is the task's straight line, and the one place where engine, rows and blobs meet. The outcome is
-written to Postgres before it returns, and nothing is ever raised to Celery: in the threads pool an
-escaped exception would leak the slot.
+written to Postgres before it returns, and then observers are told of it. Nothing is ever raised to Celery:
+in the threads pool an escaped exception would leak the slot.
 """
 
 import secrets
@@ -23,11 +23,13 @@ from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import BlobUnavailable, StorageError, Unavailable
-from storage.job_views import Job, JobWarning, StoredImage
+from storage.job_views import Job, JobWarning, Outcome, StoredImage, outcome_of
 from storage.jobs import Claim, WorkerName
+from storage.states import State
 from tasks.holdings import Handle, Holding, Holdings
 from tasks.image_file import content_type, encode_image
 from tasks.image_parameters import parameters_of
+from tasks.job_observers import JobObserver
 from tasks.solo_marks import NotMarked, SoloMarks
 from tasks.timings import timings_of
 
@@ -82,6 +84,7 @@ class Generate:
         tiers: Sequence[str],
         plan: GeneratePlan,
         encoding: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+        observers: Sequence[JobObserver] = (),
     ) -> None:
         """`encoding` is told the job whose image file is made while its block runs."""
         self._db = db
@@ -93,6 +96,7 @@ class Generate:
         self._tiers = tiers
         self._plan = plan
         self._encoding = encoding
+        self._observers = observers
 
     def __call__(self, job_id: str, *, takes_suspects: bool = True) -> None:
         """Take a job up. Whatever happens is in the row; nothing is raised.
@@ -107,6 +111,11 @@ class Generate:
         except BaseException:
             log.exception("task_failed", job_id=job_id)
 
+    def look_up(self, job_id: str) -> None:
+        """Tell the observers what the row of a job says that is not ours; raises `StorageError`."""
+        outcome = outcome_of(self._db, job_id)
+        self._observe(lambda observer: observer.found(job_id, outcome))
+
     def _claim_and_run(self, job_id: str, takes_suspects: bool) -> None:
         claim = jobs.claim(
             self._db,
@@ -118,12 +127,14 @@ class Generate:
         )
         if claim is None:
             log.info("bell_was_stale", job_id=job_id)
+            self.look_up(job_id)
             return
+        self._observe(lambda observer: observer.claimed(claim))
         with self._holdings.hold(claim.lease) as holding:
             try:
                 generated = self._generate(claim, holding)
                 stored, file_timings = self._store(claim, generated)
-                self._finish(claim, generated, stored, file_timings)
+                self._finish(claim, holding, generated, stored, file_timings)
             except BaseException as error:
                 self._settle(claim, holding, error)
 
@@ -182,6 +193,7 @@ class Generate:
     def _finish(
         self,
         claim: Claim,
+        holding: Holding,
         generated: Sequence[GeneratedImage],
         stored: Sequence[StoredImage],
         file_timings: dict[str, float],
@@ -190,16 +202,18 @@ class Generate:
         warnings = [JobWarning(code=one.code, field=one.field, detail=one.detail) for one in said]
         timings = {**timings_of(generated), **file_timings}
         timings = {name: round(value, 4) for name, value in timings.items()}
-        self._write(
-            claim,
-            "succeeded",
-            lambda: jobs.finish(self._db, claim.lease, stored=stored, warnings=warnings, timings=timings),
-        )
+
+        def finish() -> State | None:
+            is_ours = jobs.finish(self._db, claim.lease, stored=stored, warnings=warnings, timings=timings)
+            return State.SUCCEEDED if is_ours else None
+
+        self._write(claim, holding, finish, timings=timings)
 
     def _settle(self, claim: Claim, holding: Holding, error: BaseException) -> None:
         """Write down a failure: the error's class says whether another try can help."""
         if holding.lost:
             log.warning("lease_lost", job_id=claim.job.id, attempt=claim.lease.attempt)
+            self.look_up(claim.job.id)
             return
         if isinstance(error, DeviceLost):
             return  # the process ends and its leases with it: a crash, whose suspects run alone next
@@ -218,43 +232,55 @@ class Generate:
                 backoff_seconds = STORE_BACKOFF_SECONDS
             elif isinstance(error, EngineStopped):
                 backoff_seconds = 0
-            self._write(
-                claim,
-                code,
-                lambda: jobs.release(
-                    self._db,
-                    claim.lease,
-                    code=code,
-                    detail=detail,
-                    charged=not is_ours,
-                    max_attempts=self._plan.max_attempts,
-                    backoff_seconds=backoff_seconds,
-                ),
+            write = partial(
+                jobs.release,
+                self._db,
+                claim.lease,
+                code=code,
+                detail=detail,
+                charged=not is_ours,
+                max_attempts=self._plan.max_attempts,
+                backoff_seconds=backoff_seconds,
             )
         else:
-            self._write(
-                claim,
-                code,
-                lambda: jobs.fail(self._db, claim.lease, code=code, detail=detail, retryable=False),
-            )
+            write = partial(jobs.fail, self._db, claim.lease, code=code, detail=detail, retryable=False)
+        self._write(claim, holding, write, error_code=code, error_detail=detail)
 
-    def _write(self, claim: Claim, outcome: str, write: Callable[[], Any]) -> None:
-        """Write an outcome, for as long as a lease can last while the database is away."""
+    def _write(self, claim: Claim, holding: Holding, write: Callable[[], str | None], **facts: Any) -> None:
+        """Write an outcome, for as long as a lease can last while the database is away.
+
+        `write` gives the new state; `facts` are of the `Outcome` that is told where it was written.
+        """
         tries = Retrying(
             retry=retry_if_exception_type(Unavailable),
             wait=wait_random_exponential(multiplier=0.1, max=2),
             stop=stop_after_delay(self._plan.lease_seconds),
             reraise=True,
         )
-        written = tries(write)
+        state = tries(write)
         # No row back: either the answer to our own COMMIT was lost, or the lease is another's. The row
         # is right in both cases; our objects, if nobody points at them, are orphans to be collected.
         log.info(
-            "job_settled" if written else "lease_lost",
+            "job_settled" if state else "lease_lost",
             job_id=claim.job.id,
             attempt=claim.lease.attempt,
-            outcome=outcome,
+            outcome=facts.get("error_code", State.SUCCEEDED.value),
         )
+        if state is None:
+            self.look_up(claim.job.id)
+            return
+        outcome = Outcome(
+            state=State(state), seconds=holding.seconds, num_images=claim.job.num_images, **facts
+        )
+        self._observe(lambda observer: observer.settled(claim, outcome))
+
+    def _observe(self, tell: Callable[[JobObserver], None]) -> None:
+        for observer in self._observers:
+            try:
+                tell(observer)
+            except Exception:
+                # The row is written: whoever merely watches must not undo that.
+                log.exception("observer_failed")
 
 
 def requests_of(claim: Claim) -> list[GenerationRequest]:

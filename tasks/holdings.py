@@ -4,6 +4,7 @@ Task threads put jobs in and take them out; the heart reads them all at each bea
 """
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -28,9 +29,15 @@ class Holding:
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
         self.lost = False
+        self._since = time.monotonic()
         self._canceled = False
         self._handles: Sequence[Handle] = ()
         self._lock = threading.Lock()
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has been held."""
+        return time.monotonic() - self._since
 
     @property
     def progress(self) -> float:

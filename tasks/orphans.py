@@ -6,6 +6,7 @@ that hangs holds up no sweep. Any number may walk. It knows the shape of our key
 
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -39,10 +40,18 @@ class CollectionPlan:
 class OrphanCollector:
     """One walk through one bucket, again and again."""
 
-    def __init__(self, db: Database, blobs: Blobs, plan: CollectionPlan) -> None:
+    def __init__(
+        self,
+        db: Database,
+        blobs: Blobs,
+        plan: CollectionPlan,
+        *,
+        on_deleted: Callable[[], None] = lambda: None,
+    ) -> None:
         self._db = db
         self._blobs = blobs
         self._plan = plan
+        self._on_deleted = on_deleted
         self._last_key = ""  # so that a walk goes on where it was when the store or the database failed
         self._num_deleted = 0
 
@@ -76,6 +85,7 @@ class OrphanCollector:
                 return True
             self._blobs.delete(key)
             self._num_deleted += 1
+            self._on_deleted()
             log.info("orphan_deleted", object_key=key)
         if not page.is_last:
             self._last_key = page.objects[-1].key

@@ -9,11 +9,14 @@ from catalogue import SettingsError
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
+from storage.queue_facts import oldest_queued
 from tasks.app import make_celery
 from tasks.broker import Broker
 from tasks.dispatch import Dispatcher
+from tasks.metrics_server import serve_metrics
 from tasks.orphans import CollectionPlan, OrphanCollector
 from tasks.sweeper import Sweeper, SweepPlan
+from tasks.sweeper_metrics import SweeperMetrics
 
 log = structlog.get_logger()
 
@@ -22,7 +25,7 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
     """Sweep until `stop` is set; `alive_file` is touched after every turn, for a health check to look at."""
     settings.require("database_url", "broker_url")
     tiers = [tier.name for tier in settings.catalogue.tiers]
-    db = Database(**settings.database, pool_size=3)
+    db = Database(**settings.database, pool_size=3)  # the sweeps', the orphans' and the metrics'
     broker = Broker(**settings.broker)
     plan = SweepPlan(
         sweep_seconds=settings.sweep_seconds,
@@ -38,14 +41,20 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
         if alive_file is not None:
             alive_file.touch()
 
-    _collect_orphans(settings, db, stop)
+    metrics = SweeperMetrics()
+    _collect_orphans(settings, db, stop, metrics)
     dispatcher = Dispatcher(make_celery(**settings.broker, tiers=tiers))
-    Sweeper(db, broker, dispatcher, tiers, plan).run(stop, after_turn)
+    metrics.watch_bells(dispatcher)
+    metrics.watch_queues(lambda: oldest_queued(db), tiers)
+    serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port)
+    Sweeper(db, broker, dispatcher, tiers, plan, metrics=metrics).run(stop, after_turn)
     broker.close()
     db.close()
 
 
-def _collect_orphans(settings: Settings, db: Database, stop: threading.Event) -> None:
+def _collect_orphans(
+    settings: Settings, db: Database, stop: threading.Event, metrics: SweeperMetrics
+) -> None:
     """In a thread of its own, so that a store that hangs holds up no sweep; not without a store."""
     try:
         settings.require("s3_endpoint", "s3_access_key", "s3_secret_key")
@@ -53,5 +62,6 @@ def _collect_orphans(settings: Settings, db: Database, stop: threading.Event) ->
         log.warning("orphans_not_collected", error=str(error))
         return
     plan = CollectionPlan(orphan_seconds=settings.orphan_seconds)
-    collector = OrphanCollector(db, Blobs(**settings.object_store), plan)
+    blobs = Blobs(**settings.object_store)
+    collector = OrphanCollector(db, blobs, plan, on_deleted=metrics.orphans_deleted.inc)
     threading.Thread(target=collector.run, args=(stop,), daemon=True, name="orphans").start()

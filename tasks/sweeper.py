@@ -19,6 +19,7 @@ from storage.workers import live_workers
 from tasks.broker import Broker, BrokerDown
 from tasks.dispatch import Dispatcher
 from tasks.queues import CPU_QUEUE, LANES, queue_name
+from tasks.sweeper_metrics import SweeperMetrics
 
 log = structlog.get_logger()
 
@@ -52,6 +53,7 @@ class Sweeper:
         plan: SweepPlan,
         *,
         clock: Callable[[], float] = time.monotonic,
+        metrics: SweeperMetrics | None = None,
     ) -> None:
         self._db = db
         self._broker = broker
@@ -59,6 +61,7 @@ class Sweeper:
         self._tiers = list(tiers)
         self._plan = plan
         self._clock = clock
+        self._metrics = metrics or SweeperMetrics()
         self._reap_from = clock()
         self._epoch: str | None = None
 
@@ -95,10 +98,13 @@ class Sweeper:
                     # Leases ran out while nobody could renew them: living workers renew them first.
                     self._reap_from = self._clock() + HEARTBEATS_BEFORE_REAPING * self._plan.heartbeat_seconds
                 is_broker_down = is_broker_down or isinstance(error, BrokerDown)
+                self._metrics.failures.labels(part.__name__.strip("_")).inc()
                 log.warning("sweep_part_failed", part=part.__name__.strip("_"), error=str(error))
             except Exception:
                 # What one part trips over must not keep the others from healing.
+                self._metrics.failures.labels(part.__name__.strip("_")).inc()
                 log.exception("sweep_part_failed", part=part.__name__.strip("_"))
+        self._metrics.sweeps.inc()
 
     def _reap(self) -> None:
         if self._clock() < self._reap_from:
@@ -106,10 +112,12 @@ class Sweeper:
         # Leases that a supervisor ended by hand must not wait long: the look costs one small index.
         while reaped := jobs.reap(self._db):
             for job_id, state in reaped:
+                self._metrics.reaped.labels(state).inc()
                 log.warning("job_reaped", job_id=job_id, state=state)
 
     def _expire(self) -> None:
         if num_expired := jobs.expire(self._db):
+            self._metrics.expired.inc(num_expired)
             log.info("jobs_expired", count=num_expired)
 
     def _notice_broker_loss(self) -> None:
@@ -146,6 +154,7 @@ class Sweeper:
                     redispatch_seconds=self._plan.redispatch_seconds,
                 )
                 if found:
+                    self._metrics.bells_replaced.labels(tier, lane).inc(len(found))
                     log.warning("bells_replaced", tier=tier, lane=lane, count=len(found))
                 self._ring(found)
 

@@ -17,13 +17,17 @@ from celery import Celery, signals
 
 from settings import Settings
 from storage.database import Database
+from storage.deliveries import AttemptRecord, DeliveryClaim
 from storage.receivers import Backoff
 from tasks.app import make_celery
 from tasks.consumer_watchdog import EXIT_DEAF, ConsumerWatchdog
+from tasks.metrics_server import serve_metrics
 from tasks.pings import Pings
 from tasks.queues import CPU_QUEUE, DELIVER
+from tasks.sender_metrics import SenderMetrics
+from tasks.task_events import SilentRequest, TaskEvent, TaskEvents, Tell
 from tasks.webhook_client import WebhookClient
-from tasks.webhooks import Deliver, DeliverPlan
+from tasks.webhooks import Deliver, DeliverPlan, DeliveryObserver
 
 log = structlog.get_logger()
 
@@ -31,7 +35,7 @@ DEVICE = "none"
 MAX_CONNECTIONS = 8
 
 
-def run_webhook_worker(settings: Settings, ready_file: Path | None = None) -> int:
+def run_webhook_worker(settings: Settings, ready_file: Path | None = None, *, metrics_port: int = 0) -> int:
     """Deliver webhooks until SIGTERM, and let attempts in hand end; returns the exit code."""
     settings.require("database_url", "broker_url")
     db = Database(**settings.database, pool_size=min(settings.webhook_threads + 1, MAX_CONNECTIONS))
@@ -49,7 +53,11 @@ def run_webhook_worker(settings: Settings, ready_file: Path | None = None) -> in
         backoff=Backoff(pause_seconds=settings.webhook_pause_seconds),
     )
     app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
-    deliver = Deliver(db, client, plan)
+    task_events = TaskEvents()
+    task_events.listen()
+    metrics = SenderMetrics()
+    deliver = Deliver(db, client, plan, observers=[FlowerDeliveryObserver(task_events.tell), metrics])
+    serve_metrics(metrics.registry, settings.metrics_host, metrics_port)
 
     def end_deaf() -> None:
         deliver.stop()
@@ -100,7 +108,7 @@ def _serve(
     def keep_logging(**_: Any) -> None:
         """Connected to `setup_logging`, it keeps Celery from replacing this process' log handlers."""
 
-    app.task(name=DELIVER, bind=True)(task)
+    app.task(name=DELIVER, bind=True, Request=SilentRequest)(task)
     signals.setup_logging.connect(keep_logging, weak=False)
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_shutting_down.connect(shutting_down, weak=False)
@@ -122,3 +130,28 @@ def _announce(ready_file: Path) -> None:
     unfinished = ready_file.with_name(ready_file.name + ".tmp")
     unfinished.write_text(json.dumps(facts))
     unfinished.replace(ready_file)
+
+
+class FlowerDeliveryObserver(DeliveryObserver):
+    """Tells Flower of each delivery under its own id, whichever message woke this process."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def begun(self, claimed: DeliveryClaim) -> None:
+        """STARTED; also a delivery that had ended and is replayed, which only RETRY takes back."""
+        if claimed.num_attempts > 1:
+            self._tell(claimed.id, TaskEvent("task-retried", {"exception": None, "result": None}))
+        retries = claimed.num_attempts - 1
+        self._tell(claimed.id, TaskEvent("task-started", {"retries": retries, "exception": None}))
+
+    def attempted(self, claimed: DeliveryClaim, attempt: AttemptRecord, state: str | None) -> None:
+        """SUCCESS, FAILURE, or RETRY until the next attempt; neither the address nor what was answered."""
+        answer = "no answer" if attempt.response_status is None else f"answered {attempt.response_status}"
+        fields = {"result": None, "exception": None, "runtime": attempt.milliseconds / 1000}
+        if state == "delivered":
+            self._tell(claimed.id, TaskEvent("task-succeeded", {**fields, "result": answer}))
+        elif state is not None:
+            error = {"exception": f"{attempt.error_code}: {answer}"}
+            type_ = "task-failed" if state == "failed" else "task-retried"
+            self._tell(claimed.id, TaskEvent(type_, {**fields, **error}))

@@ -6,7 +6,7 @@ before the record, is followed by another attempt under the same `webhook-id`.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -40,6 +40,16 @@ class DeliverPlan:
     backoff: Backoff = DEFAULT_BACKOFF
 
 
+class DeliveryObserver:
+    """Called for each attempt, on the thread that makes it; it must not wait. This one does nothing."""
+
+    def begun(self, claimed: DeliveryClaim) -> None:
+        """An attempt is about to be made."""
+
+    def attempted(self, claimed: DeliveryClaim, attempt: AttemptRecord, state: str | None) -> None:
+        """It was made; `state` is the delivery's now, `None` where another sender has it."""
+
+
 class Deliver:
     """The body of the task `calotype.deliver`; safe to call from many threads."""
 
@@ -50,8 +60,10 @@ class Deliver:
         plan: DeliverPlan,
         *,
         uniform: Callable[[float, float], float] = random.uniform,
+        observers: Sequence[DeliveryObserver] = (),
     ) -> None:
         self._db, self._client, self._plan, self._uniform = db, client, plan, uniform
+        self._observers = observers
         self._stopping = False
 
     def __call__(self) -> int:
@@ -78,6 +90,7 @@ class Deliver:
         self._stopping = True
 
     def _attempt(self, claimed: DeliveryClaim) -> None:
+        self._observe(lambda observer: observer.begun(claimed))
         try:
             answer = self._send(claimed)
         except Unavailable:
@@ -89,6 +102,8 @@ class Deliver:
         attempt = judge(answer)
         pause = self.pause_after(claimed, answer)
         recorded = self._record(claimed, attempt, pause, _patience(answer))
+        state = recorded.state if recorded is not None else None
+        self._observe(lambda observer: observer.attempted(claimed, attempt, state))
         log.info(
             "webhook_attempted",
             delivery_id=claimed.id,
@@ -98,7 +113,7 @@ class Deliver:
             milliseconds=attempt.milliseconds,
             response_status=attempt.response_status,
             error_code=attempt.error_code,
-            state=recorded.state if recorded is not None else "lease_lost",
+            state=state or "lease_lost",
         )
         if recorded is not None and recorded.receiver_state == "paused":
             log.warning(
@@ -107,6 +122,14 @@ class Deliver:
                 receiver=claimed.receiver,
                 error_code=attempt.error_code,
             )
+
+    def _observe(self, tell: Callable[[DeliveryObserver], None]) -> None:
+        for observer in self._observers:
+            try:
+                tell(observer)
+            except Exception:
+                # The attempt is recorded: whoever merely watches must not undo that.
+                log.exception("observer_failed")
 
     def _record(
         self, claimed: DeliveryClaim, attempt: AttemptRecord, pause: float | None, patience_seconds: float

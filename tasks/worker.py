@@ -29,10 +29,12 @@ from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import Unavailable
+from storage.job_views import last_event_before
+from storage.job_views import taken_away as jobs_taken_away
 from storage.jobs import WorkerName
 from storage.profiles import publish
 from storage.solo import next_suspect
-from storage.workers import Worker, declare_dead, say_goodbye
+from storage.workers import Worker, declare_dead, say_goodbye, write_progress
 from tasks.app import make_celery
 from tasks.consumer import Consumer
 from tasks.consumer_watchdog import EXIT_DEAF, ConsumerWatchdog
@@ -40,19 +42,27 @@ from tasks.device_record import DeviceRecord, dead_processes
 from tasks.generate import Generate, GeneratePlan
 from tasks.heart import Heart
 from tasks.holdings import Holdings
+from tasks.job_observers import FlowerObserver
 from tasks.learned_profiles import LearnedProfiles
+from tasks.metrics_server import serve_metrics
 from tasks.pings import Pings
 from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
+from tasks.progress import ProgressWriter
 from tasks.queues import queues_of
 from tasks.self_test_results import SelfTestFolder, machine_facts
 from tasks.solo_marks import MAX_WAIT_SECONDS, SoloMarks
 from tasks.start_times import StartTimes
 from tasks.suspects import Suspects
+from tasks.taken_away import LOOK_BACK_SECONDS, TakenAway
+from tasks.task_events import TaskEvents
+from tasks.worker_metrics import WorkerMetrics
 
 log = structlog.get_logger()
 
 EXIT_NO_ENGINE = 71
 EXIT_DEVICE_LOST = 72
+PROGRESS_SECONDS = 1.0
+"""What one write of progress may take."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class WorkerOptions:
     num_threads: int | None = None
     ready_file: Path | None = None
     test_again: bool = False  # whatever was kept of earlier self-tests
+    metrics_port: int = 0
 
 
 def run_worker(settings: Settings, options: WorkerOptions) -> int:
@@ -86,22 +97,31 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     profiles = worker_profiles(ProfileFolder(settings.profiles_dir), tiers, loaded)
     boot_id = os.environ.get("CALOTYPE_BOOT_ID") or str(uuid.uuid4())
     record = _device_record(settings.run_dir, boot_id)
+    metrics = WorkerMetrics(options.tiers)
     engine = Engine(
         loaded.families,
         profiles.engine.capped(loaded.row_limits),
         promise=loaded.promise,
         step_seconds=profiles.engine.step_seconds,
         on_device=record.note if record else lambda _: None,
+        on_step=metrics.stepped,
     )
+    metrics.watch_device(options.device, engine.device_memory_bytes)
     worker = _describe(options, boot_id, engine, profiles)
     db = Database(**settings.database, pool_size=options.interactive_slots + options.bulk_slots + 3)
     heart_db = Database(**settings.database, pool_size=1, transaction_seconds=settings.heartbeat_seconds)
     mark_seconds = min(MAX_WAIT_SECONDS, settings.watchdog_seconds / 6)  # a wait must not look like a hang
+    progress_db = Database(
+        **settings.database, pool_size=1, transaction_seconds=PROGRESS_SECONDS, pool_seconds=PROGRESS_SECONDS
+    )
     solo_db = Database(**settings.database, pool_size=1, transaction_seconds=mark_seconds)
     app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
     slots = {"interactive": options.interactive_slots, "bulk": options.bulk_slots}
     pings = Pings(app, options.device, boot_id)
     consumer = Consumer(app, options.tiers, slots, pings)
+    metrics.watch_slots(slots, consumer.num_taken)
+    task_events = TaskEvents()
+    task_events.listen()
     holdings = Holdings()
     heart = Heart(
         heart_db,
@@ -123,6 +143,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         tiers=options.tiers,
         plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
         encoding=record.encoding if record else lambda _: nullcontext(),
+        observers=[FlowerObserver(task_events.tell), metrics],
     )
     threading.Thread(
         target=end_when_fatal,
@@ -133,6 +154,13 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     ).start()
     suspects = Suspects(
         lambda: next_suspect(db, options.tiers), generate, look_seconds=settings.sweep_seconds
+    )
+    progress = ProgressWriter(holdings, partial(write_progress, progress_db))
+    taken_away = TakenAway(
+        partial(last_event_before, db, LOOK_BACK_SECONDS),
+        lambda after, limit: jobs_taken_away(db, options.tiers, after=after, limit=limit),
+        generate.look_up,
+        look_seconds=settings.sweep_seconds,
     )
     drain = partial(_drain, engine, heart, suspects, options, settings.drain_seconds)
     watchdog = ConsumerWatchdog(
@@ -146,6 +174,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     def ready() -> None:
         _announce(options, engine, times)
         watchdog.start()
+        taken_away.start()
 
     def shutting_down() -> None:
         watchdog.stop()
@@ -158,9 +187,11 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         daemon=True,
         name="profiles",
     ).start()
+    serve_metrics(metrics.registry, settings.metrics_host, options.metrics_port)
     engine.start()
     heart.start()
     suspects.start()
+    progress.start()
     try:
         return consumer.run(
             worker.id.replace("/", "."),
@@ -170,6 +201,8 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         )
     finally:
         suspects.leave()
+        progress.stop()
+        taken_away.stop()
         engine.stop()  # whoever still waits for an image gives its job back
         suspects.stop()
         heart.stop()

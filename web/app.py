@@ -19,6 +19,7 @@ from storage.workers import num_live_workers
 from storage.workloads import workload
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
+from tasks.metrics_server import serve_metrics
 from tasks.prompt_dispatcher import PromptDispatcher
 from web import (
     batches,
@@ -108,8 +109,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     prefix = Prefix(settings.public_url, app.url_map)
     app.wsgi_app = UnderPrefix(app.wsgi_app, prefix)  # type: ignore[method-assign]
 
-    if settings.metrics_port:
-        wiring.metrics.serve(settings.metrics_port)
+    serve_metrics(wiring.metrics.registry, settings.metrics_host, settings.metrics_port)
     return app
 
 

@@ -105,10 +105,10 @@ class _Device:
         self.now = now
 
     def catch_up(self) -> None:
-        """Add the steps since the last heartbeat, which brought the progress of what runs."""
+        """Add the steps since progress was last written: by itself, or with a heartbeat."""
         self.settle()
         for one in self.generations:
-            seconds = min(self.facts.seconds_since_seen, one.job.seconds_running)
+            seconds = min(self.facts.seconds_since_seen, one.job.seconds_since_progress)
             one.steps_left = max(0.0, one.steps_left - one.rate * seconds)
 
     def settle(self) -> None:

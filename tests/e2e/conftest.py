@@ -119,6 +119,15 @@ class System:
             time.sleep(0.02)
         return found
 
+    def wait_for_workers(self, seconds: float = 120) -> None:
+        """Until both workers take jobs, as after a test that killed some."""
+
+        def are_ready() -> bool:
+            workers = self.ready["workers"]
+            return len(workers) == 2 and all(worker["queues"] for worker in workers)
+
+        self.wait_until(are_ready, seconds, "both workers take jobs")
+
     def finish(self, job_ids: list[str], seconds: float = 120) -> list[Json]:
         """The jobs once all have ended."""
         *_, jobs = self.api.client.follow(job_ids, timeout_seconds=seconds)

@@ -146,27 +146,6 @@ def test_a_running_job_can_be_canceled(system: System) -> None:
     assert (job["state"], job["images"]) == ("canceled", [])
 
 
-def test_flower_shows_the_tasks_to_who_has_the_password_and_changes_nothing(system: System) -> None:
-    ready = system.ready
-    user, _, password = ready["flower_auth"].partition(":")
-    job_id = submit(system)
-    system.finish([job_id])
-    with httpx2.Client(base_url=ready["flower_url"], trust_env=False) as flower:
-        assert flower.get("/api/tasks").status_code == 401
-        flower.auth = (user, password)
-        tasks = system.wait_until(
-            lambda: (
-                job_id in (answer := flower.get("/api/tasks")).text
-                and [task for task in answer.json().values() if task["worker"] and job_id in task["args"]]
-            ),
-            30,
-            "Flower has heard of the task",
-        )
-        assert tasks[0]["name"] == "calotype.generate"
-        for act in (f"worker/shutdown/{tasks[0]['worker']}", f"task/revoke/{tasks[0]['uuid']}"):
-            assert flower.post(f"/api/{act}").status_code in (403, 405)
-
-
 def test_a_job_whose_worker_is_killed_ends_once_and_well(system: System) -> None:
     job_id = submit(system, num_inference_steps=50)
     job = system.wait_until(
@@ -201,3 +180,21 @@ def test_nothing_accepted_is_lost_when_the_broker_is_killed(system: System) -> N
         before + during,
     )
     assert [row[0] for row in claims] == [1] * 16, "each job ran once"
+
+
+def test_S24_progress_moves_while_a_job_runs_and_never_falls(system: System) -> None:
+    """A heartbeat, every five seconds, is not what brings it."""
+    job_id = submit(system, num_inference_steps=150, width=192, height=192, num_images=2)
+    seen: list[float] = []
+    while not ended(job := system.api.job(job_id)):
+        if job["state"] == "running":
+            seen.append(job["progress"])
+    seconds = system.rows(
+        "SELECT extract(epoch FROM finished_at - started_at)::float8 FROM jobs WHERE id = %s", job_id
+    )[0][0]
+    assert job["state"] == "succeeded"
+    assert seen == sorted(seen)
+    num_moves = len(set(seen)) - 1
+    assert num_moves > 2 + seconds / 5, "more often than by heartbeats"
+    assert num_moves <= 2 + 2 * seconds, "twice a second at most, and by heartbeats"
+    assert job["progress"] == 1

@@ -137,7 +137,7 @@ def test_running_and_rung_jobs_are_told_in_their_order_and_those_without_a_bell_
     (running,) = [job for job in found.running if job.tier == tier]
     assert (running.id, running.boot_id, running.progress) == (first.id, worker.boot_id, 0.5)
     assert (running.num_steps, running.is_guided, running.num_images) == (7, False, 3)
-    assert 0 <= running.seconds_running < 20
+    assert 0 <= running.seconds_since_progress < 20
     assert [job.id for job in queued_in(found, tier)] == [early.id, late.id]
     assert [(job.width, job.height, job.strict) for job in queued_in(found, tier)] == [
         (64, 128, True),

@@ -23,7 +23,9 @@ from storage.roles import DatabaseRole
 from storage.submissions import NewJob
 from tasks.generate import Generate, GeneratePlan
 from tasks.holdings import Holdings
+from tasks.job_observers import FlowerObserver, JobObserver
 from tasks.solo_marks import SoloMarks
+from tasks.task_events import TaskEvent
 
 from .receiver import Behave, Receiver
 
@@ -123,8 +125,25 @@ def worker_database(databases: dict[DatabaseRole, Database]) -> Database:
 
 
 @pytest.fixture
+def told() -> list[tuple[str, TaskEvent]]:
+    """What Flower was told: the id of each task with its event."""
+    return []
+
+
+@pytest.fixture
+def observers(told: list[tuple[str, TaskEvent]]) -> list[JobObserver]:
+    """Who watches the task of `generate`: Flower, and whom a test adds."""
+    return [FlowerObserver(lambda task_id, event: told.append((task_id, event)))]
+
+
+@pytest.fixture
 def generate(
-    worker_database: Database, blobs: Blobs, engine: FakeEngine, holdings: Holdings, tier: str
+    worker_database: Database,
+    blobs: Blobs,
+    engine: FakeEngine,
+    holdings: Holdings,
+    tier: str,
+    observers: list[JobObserver],
 ) -> Generate:
     """The task over real rows and real blobs, with the fake engine."""
     return Generate(
@@ -136,6 +155,7 @@ def generate(
         worker=WorkerName(secrets.token_hex(4), "cpu:0@test"),
         tiers=[tier],
         plan=GeneratePlan(lease_seconds=30, upload_seconds=2, max_attempts=2),
+        observers=observers,
     )
 
 

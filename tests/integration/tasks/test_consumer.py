@@ -51,7 +51,7 @@ class Listener:
         self.process = subprocess.Popen(command, cwd=ROOT)
 
     def ring(self, job_id: str, lane: str) -> None:
-        assert self.dispatcher.ring([Bell(job_id, "sd", lane, 1, 1)])
+        assert self.dispatcher.ring([Bell(job_id, "sd", lane, 1, 1, 20, 128, 128, 1)])
 
     def heard(self, name: str, seconds: float = 20) -> bool:
         deadline = time.monotonic() + seconds
@@ -93,3 +93,28 @@ def test_a_full_lane_is_left_alone_and_the_other_is_heard(listener: Listener) ->
     assert not (listener.folder / "waits").exists()
     (listener.folder / "let-go").touch()
     assert listener.heard("waits")
+
+
+def test_S23_a_job_that_is_dispatched_twice_takes_two_slots_and_gives_both_back(listener: Listener) -> None:
+    """Its task has the same id both times."""
+    listener.ring("hold-1", "interactive")
+    listener.ring("hold-1", "interactive")
+    assert listener.heard("hold-1.held")
+    listener.ring("waits", "interactive")
+    listener.ring("now", "bulk")
+    assert listener.heard("now")
+    assert not (listener.folder / "waits").exists(), "both slots are taken"
+    (listener.folder / "let-go").touch()
+    assert listener.heard("waits")
+    for number in range(4):
+        listener.ring(f"later-{number}", "interactive")
+    assert all(listener.heard(f"later-{number}") for number in range(4))
+
+
+def test_S23_a_task_that_was_revoked_by_its_id_is_answered_when_its_job_is_dispatched_again(
+    listener: Listener,
+) -> None:
+    replies = listener.celery.control.revoke("again", reply=True, timeout=5)
+    assert "flagged as revoked" in str(replies)
+    listener.ring("again", "interactive")
+    assert listener.heard("again")

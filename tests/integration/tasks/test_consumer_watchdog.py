@@ -77,7 +77,7 @@ class Consumers:
         return process
 
     def ring(self, job_id: str) -> None:
-        assert self.dispatcher.ring([Bell(job_id, "sd", "interactive", 1, 1)])
+        assert self.dispatcher.ring([Bell(job_id, "sd", "interactive", 1, 1, 20, 128, 128, 1)])
 
     def heard(self, job_id: str, name: str) -> bool:
         wait_for((self.folder / f"{job_id}.{name}").exists, 60)

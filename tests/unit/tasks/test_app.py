@@ -54,3 +54,27 @@ def test_S2_a_connection_to_the_broker_that_a_network_forgot_is_noticed_by_the_k
     options = conf.broker_transport_options["socket_keepalive_options"]
     assert options[socket.TCP_KEEPIDLE] + options[socket.TCP_KEEPINTVL] * options[socket.TCP_KEEPCNT] < 15
     assert options[socket.TCP_USER_TIMEOUT] < 15_000
+
+
+class Recorder:
+    """Takes what a dispatcher publishes."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def publish(self, events: Any, **_: Any) -> None:
+        self.sent.append(events)
+
+
+def test_S23_what_was_gathered_while_the_broker_was_away_is_told_over_the_next_connection() -> None:
+    """Celery's own dispatcher hands on what it failed to send, but not what it still gathers."""
+    app = make_celery("memory://localhost", "x:", ["sd"])
+    with app.connection_for_write() as connection:
+        old, new = (app.events.Dispatcher(connection, buffer_group=["task"]) for _ in range(2))
+        old.send("task-failed", uuid="job_1")
+        old.close()
+        recorder = Recorder()
+        new.extend_buffer(old)
+        new.publisher = recorder
+        new.flush()
+    assert [[event["uuid"] for event in events] for events in recorder.sent] == [["job_1"]]

@@ -1,5 +1,6 @@
 """The promise about ringing: it never raises, and a dead broker costs next to nothing."""
 
+from ast import literal_eval
 from typing import Any
 
 from kombu.exceptions import OperationalError
@@ -12,25 +13,34 @@ class FakeCelery:
     """Takes messages, or refuses them as kombu does when the broker is down."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[list[Any], str]] = []
+        self.sent: list[dict[str, Any]] = []
         self.num_tries = 0
         self.down = False
 
-    def send_task(self, name: str, *, args: list[Any], queue: str, headers: dict[str, int]) -> None:  # noqa: ARG002
+    def send_task(self, **message: Any) -> None:
         self.num_tries += 1
         if self.down:
             raise OperationalError("connection refused")
-        self.sent.append((args, queue))
+        self.sent.append(message)
 
 
 def bell(number: int) -> Bell:
-    return Bell(f"job_{number}", "sd", "bulk", 1, number)
+    return Bell(f"job_{number}", "sd", "bulk", 1, number, 20, 128, 96, 2)
 
 
-def test_a_bell_carries_the_job_and_its_number_and_nothing_else() -> None:
+def test_S23_a_message_is_the_jobs_own_and_carries_its_id_and_its_number_and_what_flower_shows() -> None:
     celery = FakeCelery()
     assert Dispatcher(celery).ring([bell(1)])  # type: ignore[arg-type]
-    assert celery.sent == [(["job_1", 1], "sd.bulk")]
+    (message,) = celery.sent
+    assert (message["task_id"], message["args"], message["queue"]) == ("job_1", ["job_1", 1], "sd.bulk")
+    assert "kwargs" not in message
+    assert literal_eval(message["kwargsrepr"]) == {
+        "tier": "sd",
+        "lane": "bulk",
+        "steps": 20,
+        "size": "128x96",
+        "images": 2,
+    }
 
 
 def test_a_dead_broker_raises_nothing_and_is_left_alone_for_a_while() -> None:

@@ -17,14 +17,14 @@ class HangingCelery:
         self.sent: list[str] = []
         self.num_tries = 0
 
-    def send_task(self, name: str, *, args: list[str], queue: str, headers: dict[str, int]) -> None:  # noqa: ARG002
+    def send_task(self, *, args: list[str], **_message: object) -> None:
         self.num_tries += 1
         assert self.go_on.wait(30)
         self.sent.append(args[0])
 
 
 def bell(number: int) -> Bell:
-    return Bell(f"job_{number}", "sd", "interactive", 1, number)
+    return Bell(f"job_{number}", "sd", "interactive", 1, number, 20, 128, 128, 1)
 
 
 def test_S2_a_request_waits_for_a_hung_broker_a_moment_and_the_next_ones_not_at_all() -> None:

@@ -47,7 +47,7 @@ def job(name: str, **changes: Any) -> KnownJob:
 
 
 def running(name: str, progress: float = 0.0, **changes: Any) -> KnownJob:
-    return job(name, **{"boot_id": "boot-1", "progress": progress, "seconds_running": 1e6, **changes})
+    return job(name, **{"boot_id": "boot-1", "progress": progress, "seconds_since_progress": 1e6, **changes})
 
 
 def etas(
@@ -108,7 +108,7 @@ def test_a_running_job_takes_what_is_left_of_it() -> None:
 def test_progress_is_carried_on_from_the_last_heartbeat() -> None:
     old = (replace(DEVICE, seconds_since_seen=1.1),)
     assert etas(running("a", 0.5), devices=old)["a"] == pytest.approx(5.5 - 1.1)
-    assert etas(running("a", 0.5, seconds_running=0.3), devices=old)["a"] == pytest.approx(5.5 - 0.3)
+    assert etas(running("a", 0.5, seconds_since_progress=0.3), devices=old)["a"] == pytest.approx(5.5 - 0.3)
     assert etas(running("a", 0.95), devices=old)["a"] == 0.0
 
 

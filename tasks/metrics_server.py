@@ -1,0 +1,108 @@
+"""Answers Prometheus over HTTP/1.1, on a port and a thread of its own in each process.
+
+Any program that reaches the port may connect, so everything is bounded: connections, headers, seconds. One
+answer is made at a time, since some read Postgres. It knows no metric: a registry is handed to it.
+"""
+
+import asyncio
+import gzip
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+
+import structlog
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+log = structlog.get_logger()
+
+MAX_CONNECTIONS = 16
+"""Beyond them the one that has been there for longest is cut."""
+MAX_HEADER_BYTES = 8192
+HEADER_SECONDS = 5.0
+ANSWER_SECONDS = 30.0
+"""To make an answer and to have it read."""
+
+
+def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> None:
+    """Answer `GET /metrics` there for as long as the process lives; nowhere where `port` is 0.
+
+    A port that is taken is logged, never fatal.
+    """
+    if not port:
+        return
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        log.warning("metrics_not_served", host=host, port=port, error=str(error))
+        return
+    server = _Server(registry)
+    threading.Thread(target=lambda: asyncio.run(server.run(listener)), name="metrics", daemon=True).start()
+
+
+class _Server:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._connections: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._maker = ThreadPoolExecutor(1, "metrics-answer")
+
+    async def run(self, listener: socket.socket) -> None:
+        server = await asyncio.start_server(self._connected, sock=listener, limit=MAX_HEADER_BYTES)
+        await server.serve_forever()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            next(iter(self._connections)).cancel()
+        task = asyncio.current_task()
+        assert task is not None  # asyncio runs this as one
+        self._connections[task] = None
+        try:
+            async with asyncio.timeout(HEADER_SECONDS):
+                header = await reader.readuntil(b"\r\n\r\n")
+            async with asyncio.timeout(ANSWER_SECONDS):
+                writer.write(await self._answer(header.decode("latin-1")))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
+            pass  # too slow, too large or gone: nobody is there to be told
+        except asyncio.CancelledError:
+            pass  # cut for the next one; this task has nothing left to do
+        finally:
+            del self._connections[task]
+            writer.transport.abort()
+
+    async def _answer(self, header: str) -> bytes:
+        request_line, *lines = header.removesuffix("\r\n\r\n").split("\r\n")
+        words = request_line.split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            return _response(HTTPStatus.BAD_REQUEST)
+        method, target, _ = words
+        if target.partition("?")[0] != "/metrics":
+            return _response(HTTPStatus.NOT_FOUND)
+        if method not in ("GET", "HEAD"):
+            return _response(HTTPStatus.METHOD_NOT_ALLOWED, Allow="GET, HEAD")
+        fields = {name.strip().lower(): value for name, _, value in (line.partition(":") for line in lines)}
+        loop = asyncio.get_running_loop()
+        body, headers = await loop.run_in_executor(self._maker, self._exposition, fields)
+        return _response(HTTPStatus.OK, body, has_body=method == "GET", **headers)
+
+    def _exposition(self, fields: dict[str, str]) -> tuple[bytes, dict[str, str]]:
+        encode, content_type = choose_encoder(fields.get("accept", ""))
+        body, headers = encode(self._registry), {"Content-Type": content_type, "Vary": "Accept-Encoding"}
+        if "gzip" in fields.get("accept-encoding", ""):
+            body, headers["Content-Encoding"] = gzip.compress(body, 1), "gzip"
+        return body, headers
+
+
+def _response(
+    status: HTTPStatus, body: bytes | None = None, *, has_body: bool = True, **headers: str
+) -> bytes:
+    if body is None:
+        body = f"{status.phrase}; the metrics are at /metrics\n".encode()
+        headers["Content-Type"] = "text/plain; charset=utf-8"
+    headers |= {"Content-Length": str(len(body)), "Connection": "close"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n".encode("latin-1") + body * has_body

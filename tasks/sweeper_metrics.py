@@ -1,0 +1,59 @@
+"""What a sweeper tells Prometheus: what it healed, and for how long the oldest jobs have waited."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector
+
+from tasks.metric_collectors import BellCollector, Bells, RowCollector
+from tasks.queues import LANES
+
+
+class SweeperMetrics:
+    """The registry of one sweeper, and its counters."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.sweeps = Counter("calotype_sweeps", "Turns of the sweeper.", registry=registry)
+        self.failures = Counter(
+            "calotype_sweep_failures", "Parts of turns that failed.", ["part"], registry=registry
+        )
+        self.reaped = Counter(
+            "calotype_jobs_reaped",
+            "Jobs taken back since their lease ran out, by their state then.",
+            ["state"],
+            registry=registry,
+        )
+        self.expired = Counter(
+            "calotype_jobs_expired", "Jobs whose deadline passed in the queue.", registry=registry
+        )
+        self.bells_replaced = Counter(
+            "calotype_bells_replaced",
+            "Messages sent again since they were lost.",
+            ["tier", "lane"],
+            registry=registry,
+        )
+        self.orphans_deleted = Counter(
+            "calotype_orphans_deleted", "Objects deleted that no row pointed to.", registry=registry
+        )
+
+    def watch_bells(self, bells: Bells) -> None:
+        """Export how many messages were sent and how many could not be."""
+        self.registry.register(BellCollector(bells))
+
+    def watch_queues(
+        self, oldest_seconds: Callable[[], Mapping[tuple[str, str], float]], tiers: list[str]
+    ) -> None:
+        """Export the age of the oldest queued job; read from Postgres when Prometheus asks."""
+
+        def read() -> Iterator[tuple[list[str], float]]:
+            found = oldest_seconds()
+            for tier in tiers:
+                for lane in LANES:
+                    yield [tier, lane], found.get((tier, lane), 0.0)
+
+        self.registry.register(
+            RowCollector(
+                "calotype_queue_age_seconds", "Age of the oldest job that waits.", ["tier", "lane"], read
+            )
+        )
