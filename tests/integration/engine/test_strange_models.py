@@ -35,7 +35,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 from engine.engine import Engine
-from engine.errors import GenerationImpossible, LoadError, PromptInvalid, RequestInvalid
+from engine.errors import GenerationFailed, GenerationImpossible, LoadError, PromptInvalid, RequestInvalid
 from engine.hub import Hub
 from engine.load import ModelSpec, load_engine
 from engine.request import GeneratedImage, GenerationRequest, scheduler_named
@@ -563,6 +563,14 @@ def test_E7_an_error_about_a_request_is_final_and_one_of_the_device_is_not(
         with pytest.raises(GenerationImpossible, match="must match the size of tensor") as raised:
             draw(engine)
         assert not raised.value.retryable
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+
+        family._unet.forward = fail
+        with pytest.raises(GenerationFailed, match="cuDNN error") as failed:
+            draw(engine)
+        assert failed.value.retryable
     finally:
         family._unet.forward = plain
 
