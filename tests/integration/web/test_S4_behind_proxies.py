@@ -74,8 +74,9 @@ def test_S4_a_thousand_requests_through_a_proxy_with_pauses_and_no_bad_gateway(
     wanted = [request for request in mixed(api_key) if request.status != 431]
     parts = [wanted[number::NUM_CLIENTS] for number in range(NUM_CLIENTS)]
 
-    def ask(part: list[Request]) -> list[tuple[int, int, str, int]]:
-        chance, wrong = random.Random(len(part)), []
+    def ask(part: list[Request]) -> list[tuple[int, str, Request]]:
+        wrong: list[tuple[int, str, Request]] = []
+        chance = random.Random(len(part))
         pauses = set(range(0, len(part), len(part) // 12))
         with behind.client() as client:
             for number, request in enumerate(part):
@@ -85,7 +86,7 @@ def test_S4_a_thousand_requests_through_a_proxy_with_pauses_and_no_bad_gateway(
                     request.method, request.path, headers=request.headers, content=request.body()
                 )
                 if answer.status_code != request.status:
-                    wrong.append((answer.status_code, request.status, request.path, request.size))
+                    wrong.append((answer.status_code, answer.text[:200], request))
         return wrong
 
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
