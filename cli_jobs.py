@@ -148,7 +148,7 @@ def csv(
             note_reading(batch)
         if output is not None:
             batch = _watched_batch(client, batch.id)
-            _save(client, batch, output)
+            _save(client, batch.id, output)
     if not as_json:
         note_reasons(batch)
     show_batch(batch, as_json)
@@ -267,15 +267,15 @@ def _submitted(client: Client, path: Path, delimiter: str | None, encoding: str 
         raise
 
 
-def _save(client: Client, batch: Batch, folder: Path) -> None:
+def _save(client: Client, batch_id: str, folder: Path) -> None:
     """Every image of the batch under its row's line, and its results."""
-    for job in client.jobs(batch_id=batch.id, state="succeeded"):
+    for job in client.jobs(batch_id=batch_id, state="succeeded"):
         for image in job.images:
             if image.url:  # one may have been deleted meanwhile
                 name = f"{job.batch_line:05d}-{image.index}.{job.output_format}"
                 client.download(job, folder / name, index=image.index)
     # By the batch's name: the results of an earlier one stay.
-    (folder / f"{batch.id}-results.csv").write_bytes(client.results_csv(batch))
+    (folder / f"{batch_id}-results.csv").write_bytes(client.results_csv(batch_id))
 
 
 def _is_batch(name: str) -> bool:

@@ -5,7 +5,7 @@ Owns the words beside an answer, too: why it waits, and what was warned of. It a
 
 from typing import Any
 
-from client.calotype import Batch, InvalidRequestError, Job
+from client.calotype import ApiError, Batch, Job
 from terminal import note, out, print_json, printable
 
 
@@ -64,13 +64,9 @@ def note_reading(batch: Batch) -> None:
         note(f"rows: {counts}")
 
 
-def mistakes(error: InvalidRequestError) -> list[str]:
+def mistakes(error: ApiError) -> list[str]:
     """What is wrong with a CSV, a line for each cell, and how many mistakes are not listed."""
-    lines = []
-    for fault in error.errors:
-        if fault.line is not None:
-            column = f", {fault.field}" if fault.field else ""
-            lines.append(f"  line {fault.line}{column}: {fault.detail}")
+    lines = [f"  {fault}" for fault in error.errors if fault.line is not None]
     num_more = error.num_errors - len(lines)
     return [*lines, f"  and {num_more} more"] if lines and num_more > 0 else lines
 

@@ -161,26 +161,14 @@ class AsyncClient:
     ) -> Batch:
         """Upload a CSV of prompts, a path or its bytes, as one batch; `wait_batch` and `results` go on.
 
-        The server recognises `delimiter` (comma, semicolon, tab, pipe) and `encoding` unless they are given,
-        and says in `read_as` what it took. A report of an earlier batch continues it: rows that succeeded are
-        left alone, those that failed are run again.
+        `delimiter` (`semicolon`) and `encoding` (`windows-1251`) are recognised if left out; the batch's
+        `read_as` and `warnings` say how. What `results_csv` gave continues: what succeeded is left alone.
         Raises `InvalidRequestError` whose `errors` name line and column, and then nothing was accepted.
         """
         name, content = await asyncio.to_thread(read_csv, file, filename)
-        form = {
-            "model": model,
-            "webhook_url": webhook_url,
-            "delimiter": delimiter,
-            "encoding": encoding,
-        }
+        form = {"model": model, "webhook_url": webhook_url, "delimiter": delimiter, "encoding": encoding}
         return await self._run(
             steps.sent(calls.upload_csv(name, content, form, idempotency_key=idempotency_key), self._conduct)
-        )
-
-    async def retry_batch(self, batch: Batch | str, *, idempotency_key: str | None = None) -> Batch:
-        """A new batch that runs again what came to nothing in this one: failed, expired and canceled jobs."""
-        return await self._run(
-            steps.sent(calls.retry_batch(_id(batch), idempotency_key=idempotency_key), self._conduct)
         )
 
     async def get_batch(self, batch_id: str) -> Batch:
@@ -199,6 +187,15 @@ class AsyncClient:
         """Cancel what has not ended of a batch. Raises `ConflictError` if all has."""
         return await self._run(steps.sent(calls.cancel_batch(_id(batch)), self._conduct))
 
+    async def retry_batch(self, batch: Batch | str, *, idempotency_key: str | None = None) -> Batch:
+        """A new batch of the jobs of one that failed, expired or were canceled, with their seeds."""
+        call = calls.retry_batch(_id(batch), idempotency_key=idempotency_key)
+        return await self._run(steps.sent(call, self._conduct))
+
+    async def results_csv(self, batch: Batch | str) -> bytes:
+        """`results.csv` as it is: for a spreadsheet, and for `csv` once more."""
+        return await self._run(steps.sent(calls.get_results_file(_id(batch)), self._conduct))
+
     async def results(self, batch: Batch | str) -> list[dict[str, str]]:
         """`results.csv`: each row of the CSV and what became of it so far, by column."""
         return await self._run(steps.sent(calls.get_report(_id(batch), "results"), self._conduct))
@@ -206,10 +203,6 @@ class AsyncClient:
     async def errors(self, batch: Batch | str) -> list[dict[str, str]]:
         """`errors.csv`: the rows that ended without an image and why, by column."""
         return await self._run(steps.sent(calls.get_report(_id(batch), "errors"), self._conduct))
-
-    async def results_csv(self, batch: Batch | str) -> bytes:
-        """`results.csv` as the file that it is, which can be uploaded again."""
-        return await self._run(steps.sent(calls.get_report_file(_id(batch), "results"), self._conduct))
 
     async def tiers(self) -> list[Tier]:
         """The classes of sizes, and how long their queues are."""

@@ -99,12 +99,6 @@ def upload_csv(
     )
 
 
-def retry_batch(batch_id: str, *, idempotency_key: str | None) -> Call[Batch]:
-    """`POST /v1/batches/{id}/retry`."""
-    path = f"/v1/batches/{_part(batch_id)}/retry"
-    return Call("POST", path, _as(batch_of), is_repeatable=True, headers=_once(idempotency_key))
-
-
 def get_batch(batch_id: str) -> Call[Batch]:
     """`GET /v1/batches/{id}`."""
     return _get(f"/v1/batches/{_part(batch_id)}", _as(batch_of))
@@ -115,14 +109,20 @@ def cancel_batch(batch_id: str) -> Call[Batch]:
     return Call("DELETE", f"/v1/batches/{_part(batch_id)}", _as(batch_of), is_repeatable=False)
 
 
+def retry_batch(batch_id: str, *, idempotency_key: str | None) -> Call[Batch]:
+    """`POST /v1/batches/{id}/retry`."""
+    path = f"/v1/batches/{_part(batch_id)}/retry"
+    return Call("POST", path, _as(batch_of), is_repeatable=True, headers=_once(idempotency_key))
+
+
+def get_results_file(batch_id: str) -> Call[bytes]:
+    """`GET /v1/batches/{id}/results.csv` as it is."""
+    return _get(f"/v1/batches/{_part(batch_id)}/results.csv", lambda response: response.content)
+
+
 def get_report(batch_id: str, name: str) -> Call[list[dict[str, str]]]:
     """`GET /v1/batches/{id}/results.csv` or `errors.csv`: a dictionary a row, by column."""
     return _get(f"/v1/batches/{_part(batch_id)}/{name}.csv", _rows)
-
-
-def get_report_file(batch_id: str, name: str) -> Call[bytes]:
-    """The same report as the file that it is."""
-    return _get(f"/v1/batches/{_part(batch_id)}/{name}.csv", lambda response: response.content)
 
 
 def list_tiers() -> Call[list[Tier]]:

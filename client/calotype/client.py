@@ -165,26 +165,14 @@ class Client:
     ) -> Batch:
         """Upload a CSV of prompts, a path or its bytes, as one batch; `wait_batch` and `results` go on.
 
-        The server recognises `delimiter` (comma, semicolon, tab, pipe) and `encoding` unless they are given,
-        and says in `read_as` what it took. A report of an earlier batch continues it: rows that succeeded are
-        left alone, those that failed are run again.
+        `delimiter` (`semicolon`) and `encoding` (`windows-1251`) are recognised if left out; the batch's
+        `read_as` and `warnings` say how. What `results_csv` gave continues: what succeeded is left alone.
         Raises `InvalidRequestError` whose `errors` name line and column, and then nothing was accepted.
         """
         name, content = read_csv(file, filename)
-        form = {
-            "model": model,
-            "webhook_url": webhook_url,
-            "delimiter": delimiter,
-            "encoding": encoding,
-        }
+        form = {"model": model, "webhook_url": webhook_url, "delimiter": delimiter, "encoding": encoding}
         return self._run(
             steps.sent(calls.upload_csv(name, content, form, idempotency_key=idempotency_key), self._conduct)
-        )
-
-    def retry_batch(self, batch: Batch | str, *, idempotency_key: str | None = None) -> Batch:
-        """A new batch that runs again what came to nothing in this one: failed, expired and canceled jobs."""
-        return self._run(
-            steps.sent(calls.retry_batch(_id(batch), idempotency_key=idempotency_key), self._conduct)
         )
 
     def get_batch(self, batch_id: str) -> Batch:
@@ -203,6 +191,15 @@ class Client:
         """Cancel what has not ended of a batch. Raises `ConflictError` if all has."""
         return self._run(steps.sent(calls.cancel_batch(_id(batch)), self._conduct))
 
+    def retry_batch(self, batch: Batch | str, *, idempotency_key: str | None = None) -> Batch:
+        """A new batch of the jobs of one that failed, expired or were canceled, with their seeds."""
+        call = calls.retry_batch(_id(batch), idempotency_key=idempotency_key)
+        return self._run(steps.sent(call, self._conduct))
+
+    def results_csv(self, batch: Batch | str) -> bytes:
+        """`results.csv` as it is: for a spreadsheet, and for `csv` once more."""
+        return self._run(steps.sent(calls.get_results_file(_id(batch)), self._conduct))
+
     def results(self, batch: Batch | str) -> list[dict[str, str]]:
         """`results.csv`: each row of the CSV and what became of it so far, by column."""
         return self._run(steps.sent(calls.get_report(_id(batch), "results"), self._conduct))
@@ -210,10 +207,6 @@ class Client:
     def errors(self, batch: Batch | str) -> list[dict[str, str]]:
         """`errors.csv`: the rows that ended without an image and why, by column."""
         return self._run(steps.sent(calls.get_report(_id(batch), "errors"), self._conduct))
-
-    def results_csv(self, batch: Batch | str) -> bytes:
-        """`results.csv` as the file that it is, which can be uploaded again."""
-        return self._run(steps.sent(calls.get_report_file(_id(batch), "results"), self._conduct))
 
     def tiers(self) -> list[Tier]:
         """The classes of sizes, and how long their queues are."""

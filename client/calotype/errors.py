@@ -69,7 +69,8 @@ class Fault:
     line: int | None = None
 
     def __str__(self) -> str:
-        place = self.field if self.line is None else f"line {self.line}, {self.field}"
+        places = [self.field] if self.line is None else [f"line {self.line}", self.field]
+        place = ", ".join(filter(None, places))
         return f"{place}: {self.detail}" if place else self.detail
 
 
@@ -91,8 +92,9 @@ class ApiError(CalotypeError):
         num_errors = problem.get("num_errors")
         self.num_errors = num_errors if isinstance(num_errors, int) else len(self.errors)
         """How many faults there are; `errors` holds at most the first hundred."""
-        # One fault is its own summary.
-        more = [str(fault) for fault in self.errors if fault.detail not in self.detail]
+        # The first is the summary; others may be the same mistake in other lines.
+        is_told = bool(self.errors) and self.errors[0].detail in self.detail
+        more = [str(fault) for fault in self.errors[is_told:]]
         super().__init__("; ".join([f"{status} {self.detail}".strip(), *more]))
 
     @property

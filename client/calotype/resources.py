@@ -116,21 +116,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Batch:
-    """A CSV and how far its jobs are; `raw` is the whole answer.
-
-    `read_as` says which delimiter and encoding the server recognised, and `rows` what became of the rows:
-    how many are new, and how many continue an earlier batch.
-    """
+    """A CSV and how far its jobs are; `raw` is the whole answer."""
 
     id: str
     state: str
     filename: str = ""
+    read_as: str | None = None
+    warnings: tuple[JobWarning, ...] = ()
+    rows: Mapping[str, int] = field(default_factory=dict, hash=False)
     num_jobs: int = 0
     counts: Mapping[str, int] = field(default_factory=dict, hash=False)
     percent: float = 0.0
-    read_as: str | None = None
-    rows: Mapping[str, int] = field(default_factory=dict, hash=False)
     waiting_reasons: tuple[WaitingReason, ...] = ()
+    retry_of: str | None = None
     created_at: datetime | None = None
     finished_at: datetime | None = None
     links: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -196,6 +194,7 @@ def batch_of(document: Json) -> Batch:
         Batch,
         document,
         waiting_reasons=tuple(_filled(WaitingReason, reason) for reason in reasons),
+        warnings=tuple(_filled(JobWarning, warning) for warning in document.get("warnings") or ()),
         **_instants(document, "created_at", "finished_at"),
         raw=document,
     )
