@@ -60,9 +60,9 @@ bench-fronts: $(INSTALLED) ## measure HTTP fronts beside 1,000 slow clients of e
 	@$(BIN)/python -m bench.fronts --packages build/fronts --loads cuts
 
 clean: ## remove what make built, but no data
-	@rm -rf $(VENV) build *.egg-info
+	@rm -rf $(VENV) build
 
-$(INSTALLED): requirements.lock requirements-quantization.lock pyproject.toml
+$(INSTALLED): requirements.lock requirements-quantization.lock pyproject.toml deploy/command.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "calotype needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "python3 has no venv module; on Debian: apt install python3-venv"; exit 1; }
 	@echo "==> $(VENV) from requirements.lock (once; a few minutes)"
@@ -70,7 +70,9 @@ $(INSTALLED): requirements.lock requirements-quantization.lock pyproject.toml
 	@{ $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock 2>&1; echo $$? > $(VENV)/status; } \
 	  | tee $(VENV)/pip.log | awk '/^(Collecting|Installing)/ { print "    " substr($$0, 1, 100); fflush() }'
 	@test "$$(cat $(VENV)/status)" = 0 || { tail -n 20 $(VENV)/pip.log; echo "pip failed; all that it said is in $(VENV)/pip.log"; exit 1; }
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@# What earlier versions installed. The server runs from its tree now, through this command.
+	@$(BIN)/python -m pip uninstall --quiet --yes calotype 2> $(VENV)/pip.log
+	@$(BIN)/python deploy/command.py > $(BIN)/calotype && chmod 755 $(BIN)/calotype
 	@# For one test, and beside the rest: diffusers imports torchao wherever it is, at some seconds a start.
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(VENV)/quantization \
 	  -r requirements-quantization.lock || echo "    no torchao for this platform: its tests will be skipped"

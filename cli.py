@@ -25,7 +25,7 @@ from cli_jobs import jobs
 from cli_keys import keys
 from cli_local import local
 from cli_profile import profiling
-from client.api import ApiError, Unreachable
+from client.calotype import CalotypeError, UnreachableError
 from settings import ROOT, Settings, load_settings
 from terminal import EXIT_UNREACHABLE, EXIT_USAGE, end_quietly, fail, print_text, without_style
 
@@ -53,10 +53,10 @@ def main() -> None:
         fail(str(error), code=EXIT_UNREACHABLE)
     except WrongUsage as error:
         fail(str(error), code=EXIT_USAGE)
-    except (SettingsError, LocalError, ApiError) as error:
-        fail(str(error))
-    except (Unreachable, Unavailable) as error:
+    except (UnreachableError, Unavailable) as error:
         fail(f"nothing answers: {error}", code=EXIT_UNREACHABLE)
+    except (SettingsError, LocalError, CalotypeError) as error:
+        fail(str(error))
     except BrokenPipeError:
         end_quietly()
     except OSError as error:

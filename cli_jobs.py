@@ -2,13 +2,12 @@
 
 from enum import StrEnum
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client.api import TERMINAL, Api, ApiError, Json
+from client.calotype import TERMINAL_STATES, Batch, Client, InvalidRequestError, Job
 from terminal import (
     DEFAULT_DATA_DIR,
     EXIT_USAGE,
@@ -22,7 +21,7 @@ from terminal import (
     print_table,
     require_folder,
 )
-from terminal_jobs import mistakes, note_reading, note_reasons, said, show_batch, show_job, state_of
+from terminal_jobs import mistakes, note_reading, note_reasons, show_batch, show_job, state_of
 from terminal_progress import progress
 
 jobs = typer.Typer()
@@ -78,8 +77,7 @@ def submit(
     """Submit one job; with -o, wait for it and save its image."""
     if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
         fail("PROMPT is not UTF-8", code=EXIT_USAGE)
-    request = {
-        "prompt": prompt,
+    parameters = {
         "width": width,
         "height": height,
         "num_inference_steps": steps,
@@ -95,18 +93,18 @@ def submit(
     }
     if output is not None:
         require_folder("-o", output)
-    with _connect(url, api_key, data_dir) as api:
-        job = api.submit({name: value for name, value in request.items() if value is not None})
+    with _connect(url, api_key, data_dir) as client:
+        job = client.submit(prompt, **parameters)  # type: ignore[arg-type]  # the server checks what is given
         if output is not None:
-            job = _watched(api, job["id"])
-            if job["state"] == "succeeded":
-                output.write_bytes(api.download(job["images"][0]["url"]))
+            job = _watched(client, job.id)
+            if job.state == "succeeded":
+                client.download(job, output)
     if as_json:
-        print_json(job)
+        print_json(job.raw)
     else:
         note_reasons(job)
-        saved = f" → {output}" if output and job["state"] == "succeeded" else ""
-        out.print(f"{job['id']} {job['state']}{saved}", markup=False, soft_wrap=True)
+        saved = f" → {output}" if output and job.state == "succeeded" else ""
+        out.print(f"{job.id} {job.state}{saved}", markup=False, soft_wrap=True)
     if output is not None:
         _end_unless_succeeded(job)
 
@@ -139,23 +137,22 @@ def csv(
         fail("name either PATH or --retry BATCH", code=EXIT_USAGE)
     if path is not None and not path.is_file():
         fail(f"{path} is not a file", code=EXIT_USAGE)
-    form = {"delimiter": delimiter, "encoding": encoding}
-    with _connect(url, api_key, data_dir) as api:
+    with _connect(url, api_key, data_dir) as client:
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
         if path is None:
-            batch = api.retry_batch(str(retry))
+            batch = client.retry_batch(str(retry))
         else:
-            batch = _submitted(api, path, {name: value for name, value in form.items() if value is not None})
+            batch = _submitted(client, path, delimiter, encoding)
         if not as_json:
             note_reading(batch)
         if output is not None:
-            batch = _watched(api, batch["id"])
-            _save(api, batch["id"], output)
+            batch = _watched_batch(client, batch.id)
+            _save(client, batch.id, output)
     if not as_json:
         note_reasons(batch)
     show_batch(batch, as_json)
-    if batch["state"] != "running":
+    if batch.has_ended:
         _end_unless_succeeded(batch)
 
 
@@ -173,21 +170,18 @@ def get(
     """Show one job or one batch as it is now."""
     if output is not None:
         require_folder("-o", output)
-    with _connect(url, api_key, data_dir) as api:
+    with _connect(url, api_key, data_dir) as client:
         if _is_batch(job_or_batch):
             if output is not None:
                 fail("-o: saves the image of a job; `calotype csv -o` saves those of a batch", EXIT_USAGE)
-            show_batch(api.batch(job_or_batch), as_json)
+            show_batch(client.get_batch(job_or_batch), as_json)
             return
-        job = api.job(job_or_batch)
+        job = client.get(job_or_batch)
         if output is not None:
-            link = next((image["url"] for image in job["images"] if image["url"]), None)
-            if link is None:
-                fail(
-                    f"job {job['id']} is {job['state']} and has no image"
-                    + (" any more" if job["images"] else "")
-                )
-            output.write_bytes(api.download(link))
+            image = next((image for image in job.images if image.url), None)
+            if image is None:
+                fail(f"job {job.id} is {job.state} and has no image" + (" any more" if job.images else ""))
+            client.download(job, output, index=image.index)
     show_job(job, as_json)
 
 
@@ -203,19 +197,16 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List your jobs, newest first."""
-    filters = {"state": state and state.value, "tier": tier, "batch_id": batch, "limit": min(limit, 100)}
-    with _connect(url, api_key, data_dir) as api:
-        wanted = {name: value for name, value in filters.items() if value is not None}
-        found = list(islice(api.jobs(**wanted), limit))
+    with _connect(url, api_key, data_dir) as client:
+        page_size = min(limit, 100)
+        jobs = client.jobs(state=state and state.value, tier=tier, batch_id=batch, page_size=page_size)
+        found = list(islice(jobs, limit))
     if as_json:
-        print_json(found)
+        print_json([job.raw for job in found])
         return
     print_table(
         ("id", "state", "tier", "lane", "created", "prompt"),
-        [
-            (job["id"], state_of(job), job["tier"], job["lane"], job["created_at"], job["prompt"])
-            for job in found
-        ],
+        [(job.id, state_of(job), job.tier, job.lane, job.raw["created_at"], job.prompt) for job in found],
     )
 
 
@@ -228,13 +219,15 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Follow a job or a batch to its end; the exit code says whether it succeeded."""
-    with _connect(url, api_key, data_dir) as api:
-        ended = _watched(api, job_or_batch)
+    ended: Job | Batch
+    with _connect(url, api_key, data_dir) as client:
+        is_batch = _is_batch(job_or_batch)
+        ended = _watched_batch(client, job_or_batch) if is_batch else _watched(client, job_or_batch)
     if as_json:
-        print_json(ended)
+        print_json(ended.raw)
     else:
         note_reasons(ended)
-        out.print(f"{ended['id']} {ended['state']}", markup=False, soft_wrap=True)
+        out.print(f"{ended.id} {ended.state}", markup=False, soft_wrap=True)
     _end_unless_succeeded(ended)
 
 
@@ -247,64 +240,70 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel a job, or what has not ended of a batch."""
-    with _connect(url, api_key, data_dir) as api:
-        left = api.cancel_batch(job_or_batch) if _is_batch(job_or_batch) else api.cancel(job_or_batch)
+    left: Job | Batch
+    with _connect(url, api_key, data_dir) as client:
+        is_batch = _is_batch(job_or_batch)
+        left = client.cancel_batch(job_or_batch) if is_batch else client.cancel(job_or_batch)
     if as_json:
-        print_json(left)
+        print_json(left.raw)
         return
-    later = "; what runs ends at its next step" if left["state"] == "running" else ""
-    out.print(f"{left['id']} {left['state']}{later}", markup=False, soft_wrap=True)
+    later = "; what runs ends at its next step" if left.state == "running" else ""
+    out.print(f"{left.id} {left.state}{later}", markup=False, soft_wrap=True)
 
 
-def _connect(url: str, api_key: str, data_dir: Path) -> Api:
+def _connect(url: str, api_key: str, data_dir: Path) -> Client:
     # Here and not above: it brings the database's library along, and `--help` needs none.
     from local.access import connect
 
     return connect(url, api_key, data_dir)
 
 
-def _submitted(api: Api, path: Path, form: dict[str, str]) -> Json:
+def _submitted(client: Client, path: Path, delimiter: str | None, encoding: str | None) -> Batch:
     try:
-        return api.submit_csv(path, **form)
-    except ApiError as error:
-        if found := mistakes(error.problem):
+        return client.csv(path, delimiter=delimiter, encoding=encoding)
+    except InvalidRequestError as error:
+        if found := mistakes(error):
             fail("\n".join([f"{path.name} was refused, and nothing was created:", *found]))
         raise
 
 
-def _save(api: Api, batch_id: str, folder: Path) -> None:
+def _save(client: Client, batch_id: str, folder: Path) -> None:
     """Every image of the batch under its row's line, and its results."""
-    # Each page of jobs comes with fresh links, and is downloaded before the next is asked for.
-    for job in api.jobs(batch_id=batch_id, state="succeeded"):
-        for image in filter(itemgetter("url"), job["images"]):  # one may have been deleted meanwhile
-            name = f"{job['batch_line']:05d}-{image['index']}.{job.get('output_format', 'png')}"
-            (folder / name).write_bytes(api.download(image["url"]))
+    for job in client.jobs(batch_id=batch_id, state="succeeded"):
+        for image in job.images:
+            if image.url:  # one may have been deleted meanwhile
+                name = f"{job.batch_line:05d}-{image.index}.{job.output_format}"
+                client.download(job, folder / name, index=image.index)
     # By the batch's name: the results of an earlier one stay.
-    (folder / f"{batch_id}-results.csv").write_bytes(api.results_csv(batch_id))
+    (folder / f"{batch_id}-results.csv").write_bytes(client.results_csv(batch_id))
 
 
 def _is_batch(name: str) -> bool:
     return name.startswith(_BATCH_PREFIX)
 
 
-def _watched(api: Api, name: str) -> Json:
-    """The job or the batch once it has ended, shown while it goes on."""
-    found: Json = {}
-    with progress(name) as show:
-        for found in api.watch_batch(name) if _is_batch(name) else api.watch(name):
-            if _is_batch(name):
-                num_ended = sum(found["counts"].get(state, 0) for state in TERMINAL)
-                # A report of which every row is done makes a batch without jobs.
-                show(num_ended / found["num_jobs"] if found["num_jobs"] else 1, found["state"])
-            else:
-                # Its code alone: the detail counts seconds, and would be a new line each time.
-                why = found.get("waiting_reason")
-                show(found["progress"], f"{found['state']} ({why['code']})" if why else found["state"])
+def _watched(client: Client, job_id: str) -> Job:
+    """The job once it has ended, shown while it goes on."""
+    with progress(job_id) as show:
+        for found in client.watch(job_id):
+            # Its code alone: the detail counts seconds, and would be a new line each time.
+            why = found.waiting_reason
+            show(found.progress, f"{found.state} ({why.code})" if why else found.state)
     return found
 
 
-def _end_unless_succeeded(ended: Json) -> None:
-    if ended["state"] == "succeeded":
+def _watched_batch(client: Client, batch_id: str) -> Batch:
+    """The batch once all of its jobs have ended, shown while it goes on."""
+    with progress(batch_id) as show:
+        for found in client.watch_batch(batch_id):
+            num_ended = sum(found.counts.get(state, 0) for state in TERMINAL_STATES)
+            # A report of which every row is done makes a batch without jobs.
+            show(num_ended / found.num_jobs if found.num_jobs else 1, found.state)
+    return found
+
+
+def _end_unless_succeeded(ended: Job | Batch) -> None:
+    if ended.state == "succeeded":
         return
-    because = f": {said(ended['error'])}" if ended.get("error") else ""
-    fail(f"{ended['id']} is {ended['state']}{because}")
+    error = ended.error if isinstance(ended, Job) else None
+    fail(f"{ended.id} is {ended.state}" + (f": {error}" if error else ""))

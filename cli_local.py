@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client.api import ApiError, Unreachable
+from client.calotype import CalotypeError
 from settings import ROOT
 from terminal import (
     DEFAULT_DATA_DIR,
@@ -153,7 +153,7 @@ def demo(
     try:
         with running(data_dir, say=say) as ready:
             run_demo(ready, csv, output, out)
-    except (DemoFailed, TimeoutError, ApiError, Unreachable, OSError) as error:
+    except (DemoFailed, CalotypeError, OSError) as error:
         fail(f"the demo failed: {error}; the logs are in {data_dir / 'logs'}")
 
 

@@ -3,12 +3,15 @@
 Owns the words beside an answer, too: why it waits, and what was warned of. It asks nobody for anything.
 """
 
-from client.api import Json
+from typing import Any
+
+from client.calotype import ApiError, Batch, Job
 from terminal import note, out, print_json, printable
 
 
-def show_job(job: Json, as_json: bool) -> None:
+def show_job(found: Job, as_json: bool) -> None:
     """Every field of a job that says something, one a line."""
+    job = found.raw
     if as_json:
         print_json(job)
         return
@@ -34,53 +37,46 @@ def show_job(job: Json, as_json: bool) -> None:
             out.print(f"{name:14} {printable(said(value))}", markup=False, soft_wrap=True)
 
 
-def show_batch(batch: Json, as_json: bool) -> None:
+def show_batch(batch: Batch, as_json: bool) -> None:
     """A batch in one line: its state, and how many of its jobs are in which."""
     if as_json:
-        print_json(batch)
+        print_json(batch.raw)
         return
-    counts = ", ".join(f"{count} {state}" for state, count in batch["counts"].items() if count)
-    out.print(
-        f"{batch['id']} {batch['state']}, {batch['num_jobs']} jobs: {counts}", markup=False, soft_wrap=True
-    )
+    counts = ", ".join(f"{count} {state}" for state, count in batch.counts.items() if count)
+    out.print(f"{batch.id} {batch.state}, {batch.num_jobs} jobs: {counts}", markup=False, soft_wrap=True)
 
 
-def note_reasons(found: Json) -> None:
+def note_reasons(found: Job | Batch) -> None:
     """Beside the answer: why a job or a batch waits, and what was done otherwise than asked."""
-    reasons = [found.get("waiting_reason"), *found.get("waiting_reasons", [])]
+    reasons = [found.waiting_reason] if isinstance(found, Job) else found.waiting_reasons
     for reason in filter(None, reasons):
-        note(f"{found['id']} waits: {printable(reason['detail'])}")
-    for warning in found.get("warnings", []):
+        note(f"{found.id} waits: {printable(reason.detail)}")
+    for warning in found.raw.get("warnings", []):
         note(f"warning: {printable(said(warning))}")
 
 
-def note_reading(batch: Json) -> None:
+def note_reading(batch: Batch) -> None:
     """Beside the answer: how the file of a batch was read, and what became of rows that are not new."""
-    if batch.get("read_as"):
-        note(f"read as {printable(batch['read_as'])}")
-    rows = batch.get("rows", {})
-    if sum(rows.values()) > rows.get("new", 0):
-        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in rows.items() if count)
+    if batch.read_as:
+        note(f"read as {printable(batch.read_as)}")
+    if sum(batch.rows.values()) > batch.rows.get("new", 0):
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in batch.rows.items() if count)
         note(f"rows: {counts}")
 
 
-def mistakes(problem: Json) -> list[str]:
+def mistakes(error: ApiError) -> list[str]:
     """What is wrong with a CSV, a line for each cell, and how many mistakes are not listed."""
-    errors = [error for error in problem.get("errors", []) if "line" in error]
-    lines = []
-    for error in errors:
-        column = f", {error['field']}" if error.get("field") else ""
-        lines.append(f"  line {error['line']}{column}: {error['detail']}")
-    num_more = int(problem.get("num_errors") or 0) - len(errors)
+    lines = [f"  {fault}" for fault in error.errors if fault.line is not None]
+    num_more = error.num_errors - len(lines)
     return [*lines, f"  and {num_more} more"] if lines and num_more > 0 else lines
 
 
-def state_of(job: Json) -> str:
+def state_of(job: Job) -> str:
     """The state, and how far a running job is."""
-    return f"running {100 * job['progress']:.0f} %" if job["state"] == "running" else str(job["state"])
+    return f"running {100 * job.progress:.0f} %" if job.state == "running" else job.state
 
 
-def said(value: object) -> str:
+def said(value: Any) -> str:
     """An error or a warning as `code: detail`, anything else as it is."""
     if not isinstance(value, dict):
         return str(value)

@@ -17,7 +17,7 @@ PROBE_SECONDS = 0.2
 NUM_IMPATIENT, IMPATIENT_SECONDS = 8, 3.0
 MAX_WAIT_SECONDS = 40.0
 """How long a client waits for an answer; one that is still out by then counts as this long."""
-JOB = {"prompt": "a red heart", "width": 64, "height": 64, "num_inference_steps": 2}
+JOB: dict[str, Any] = {"prompt": "a red heart", "width": 64, "height": 64, "num_inference_steps": 2}
 
 
 @dataclass(frozen=True)

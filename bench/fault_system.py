@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.fault_load import Client
 from bench.faulty_proxy import Fault, Proxies, proxied
-from client.api import Api
+from client import calotype
 from local.up import running
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,9 @@ class System:
         self._pids = {service["name"]: int(service["pid"]) for service in ready["services"]}
         self._proxies = proxies
         self.make_client: Callable[[], Client] = partial(Client, ready["url"], ready["api_key"])
-        self.make_api: Callable[[], Api] = partial(Api, ready["url"], ready["api_key"])
+        self.make_service: Callable[[], calotype.Client] = partial(
+            calotype.Client, url=ready["url"], api_key=ready["api_key"]
+        )
 
     @contextmanager
     def failing(self, part: str, fault: str) -> Iterator[None]:

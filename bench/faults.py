@@ -17,7 +17,7 @@ from bench.fault_figures import Cell, cell_of, failures, line, report, write
 from bench.fault_load import JOB, WAVE_SECONDS, Client, Load
 from bench.fault_system import SERVERS, STOPPED, System, run_system
 from bench.faulty_proxy import Fault
-from client.api import Api
+from client import calotype
 
 OUTPUT = Path("bench-output") / "faults.json"
 PARTS = tuple(SERVERS)
@@ -61,10 +61,10 @@ def measure(
     All clients submit at the same moment, every `wave_seconds`.
     """
     name = f"{part}-{fault}-{time.time_ns():x}"
-    with system.make_api() as api, system.make_client() as client:
-        known = api.submit(JOB)["id"]
-        api.follow([known], timeout_seconds=MAX_SECONDS_UNTIL_ENDED, on_change=lambda _: None)
-        num_rows = _num_rows(api)
+    with system.make_service() as service, system.make_client() as client:
+        known = service.submit(**JOB).id
+        service.wait(known, timeout_seconds=MAX_SECONDS_UNTIL_ENDED)
+        num_rows = _num_rows(service)
         load = Load(system.make_client, name, known, wave_seconds=wave_seconds)
         load.start()
         time.sleep(HEAD_START_SECONDS)
@@ -75,8 +75,8 @@ def measure(
         well_seconds = fresh.seconds_until_well()
         load.join()  # clients that still waited when the fault ended have seen its end as well
         ids = [*load.accepted.values(), *_submit_again(client, {*load.keys, *fresh.keys})]
-        num_lost = _num_lost(api, sorted(set(ids)))
-        num_doubled = _num_rows(api) - num_rows - len({*load.keys, *fresh.keys})
+        num_lost = _num_lost(service, sorted(set(ids)))
+        num_doubled = _num_rows(service) - num_rows - len({*load.keys, *fresh.keys})
     return cell_of(
         part,
         fault,
@@ -136,17 +136,19 @@ def _submit_again(client: Client, keys: Iterable[str]) -> Iterator[str]:
             yield job_id
 
 
-def _num_lost(api: Api, job_ids: list[str]) -> int:
+def _num_lost(service: calotype.Client, job_ids: list[str]) -> int:
     """How many have not succeeded once all have ended, or have not ended in time."""
+    jobs: list[calotype.Job] = []
     try:
-        jobs = api.follow(job_ids, timeout_seconds=MAX_SECONDS_UNTIL_ENDED, on_change=lambda _: None)
-    except TimeoutError:
-        jobs = [api.job(job_id) for job_id in job_ids]
-    return sum(job["state"] != "succeeded" for job in jobs)
+        for found in service.follow(job_ids, timeout_seconds=MAX_SECONDS_UNTIL_ENDED):
+            jobs = found
+    except calotype.WaitTimeoutError:
+        pass  # counted as they were last seen
+    return sum(job.state != "succeeded" for job in jobs)
 
 
-def _num_rows(api: Api) -> int:
-    return sum(1 for _ in api.jobs(limit=100))
+def _num_rows(service: calotype.Client) -> int:
+    return sum(1 for _ in service.jobs())
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import psutil
 
 from bench.kill_figures import Event, Outcome, failures, kills_of, table, write
 from bench.workload import DueRequest, mixed_requests, poisson
-from client.api import Api, Json
+from client.calotype import Client, Job, WaitTimeoutError
 from local.up import running
 from storage.database import Database
 
@@ -53,16 +53,16 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder, _system(Path(folder)) as (ready_file, ready):
         db = Database(ready["database_url"], 1)
-        with Api(ready["url"], ready["api_key"]) as api:
+        with Client(url=ready["url"], api_key=ready["api_key"], timeout_seconds=90) as client:
             killer = Killer(ready_file, asked.kills, asked.every)
             killer.start()
-            job_ids = _submit(api, arrivals)
+            job_ids = _submit(client, arrivals)
             killer.join()
-            disturbed = _ended(api, job_ids)
-            undisturbed = _ended(api, _submit(api, [DueRequest(one, 0.0) for one in requests]))
+            disturbed = _ended(client, job_ids)
+            undisturbed = _ended(client, _submit(client, [DueRequest(one, 0.0) for one in requests]))
         kills = kills_of(
             [
-                Outcome(one["state"], _images(one), _images(other))
+                Outcome(one.state, _images(one), _images(other))
                 for one, other in zip(disturbed, undisturbed, strict=True)
             ],
             _events(db, job_ids),
@@ -126,7 +126,7 @@ class Killer:
 
 
 @contextmanager
-def _system(folder: Path) -> Iterator[tuple[Path, Json]]:
+def _system(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     catalogue = (ROOT / "calotype.toml").read_text(encoding="utf-8").partition("\n[[workers]]")[0]
     config, ready_file = folder / "calotype.toml", folder / "ready.json"
     config.write_text(catalogue.replace("models/tiny", str(ROOT / "models" / "tiny")) + WORKERS)
@@ -135,35 +135,38 @@ def _system(folder: Path) -> Iterator[tuple[Path, Json]]:
         yield ready_file, ready
 
 
-def _submit(api: Api, arrivals: Sequence[DueRequest]) -> list[str]:
+def _submit(client: Client, arrivals: Sequence[DueRequest]) -> list[str]:
     """Each when it is due; the jobs' ids."""
     began_at, job_ids = time.monotonic(), []
     for number, arrival in enumerate(arrivals):
         time.sleep(max(0.0, began_at + arrival.seconds - time.monotonic()))
         one = arrival.request
-        body = {
-            "prompt": one.prompt,
-            "width": one.width,
-            "height": one.height,
-            "num_inference_steps": one.num_inference_steps,
-            "guidance_scale": one.guidance_scale,
-            "seed": one.seed,
-        }
-        key = f"{number}-{began_at}"
-        job_ids.append(str(api.submit(body, idempotency_key=key)["id"]))
+        job = client.submit(
+            one.prompt,
+            width=one.width,
+            height=one.height,
+            num_inference_steps=one.num_inference_steps,
+            guidance_scale=one.guidance_scale,
+            seed=one.seed,
+            idempotency_key=f"{number}-{began_at}",
+        )
+        job_ids.append(job.id)
     return job_ids
 
 
-def _ended(api: Api, job_ids: list[str]) -> list[Json]:
+def _ended(client: Client, job_ids: list[str]) -> list[Job]:
     """The jobs once all have ended, or as they are after `MAX_SECONDS`."""
+    jobs: list[Job] = []
     try:
-        return api.follow(job_ids, timeout_seconds=MAX_SECONDS, on_change=lambda _: None)
-    except TimeoutError:
-        return [api.job(job_id) for job_id in job_ids]
+        for found in client.follow(job_ids, timeout_seconds=MAX_SECONDS):
+            jobs = found
+    except WaitTimeoutError:
+        pass  # as they were last seen
+    return jobs
 
 
-def _images(job: Json) -> tuple[str, ...]:
-    return tuple(str(image["sha256"]) for image in job["images"])
+def _images(job: Job) -> tuple[str, ...]:
+    return tuple(image.sha256 for image in job.images)
 
 
 def _events(db: Database, job_ids: Sequence[str]) -> list[Event]:

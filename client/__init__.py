@@ -1,1 +1,4 @@
-"""calotype over HTTP, as its users see it: the command line, the demo and the benchmarks speak through it."""
+"""The folder of the distribution `calotype`, which users install (`pip install ./client`).
+
+The server runs from its tree and imports the same files as `client.calotype`, so that there is one client.
+"""

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.exc import ProgrammingError
 
-from client.api import Api
+from client.calotype import Client, ConfigurationError
 from local.errors import LocalError, WrongUsage
 from local.postgres import Postgres
 from local.state import State
@@ -15,7 +15,7 @@ from settings import load_settings
 from storage.database import INSUFFICIENT_PRIVILEGE, Database, sqlstate
 
 
-def connect(url: str, api_key: str, data_dir: Path) -> Api:
+def connect(url: str, api_key: str, data_dir: Path) -> Client:
     """A client of the installation at `url`, or of the one in `data_dir` where either is not told."""
     if not (url and api_key):
         state = State.read(data_dir)
@@ -24,8 +24,8 @@ def connect(url: str, api_key: str, data_dir: Path) -> Api:
     if not api_key:
         raise LocalError("no API key: set CALOTYPE_API_KEY, or run `calotype up` first")
     try:
-        return Api(url, api_key, ca_file=load_settings().ca_file)
-    except ValueError as error:
+        return Client(url=url, api_key=api_key, ca_file=load_settings().ca_file)
+    except ConfigurationError as error:
         raise WrongUsage(str(error)) from error
 
 

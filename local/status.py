@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from client.api import Api, ApiError, Unreachable
+from client.calotype import CalotypeError, Client
 from local.errors import LocalError
 from local.holder import find_holder
 from local.process import is_alive
@@ -60,9 +60,11 @@ def _process(entry: Document) -> Document:
 def _tiers(ready: Document) -> tuple[list[Document] | None, str | None]:
     """Each tier with its queue, as the API tells them; or nothing, and why."""
     try:
-        with Api(ready["url"], ready["api_key"], timeout_seconds=_TIMEOUT_SECONDS) as api:
-            return api.tiers(), None
-    except (ApiError, Unreachable) as error:
+        with Client(
+            url=ready["url"], api_key=ready["api_key"], timeout_seconds=_TIMEOUT_SECONDS, max_retries=0
+        ) as client:
+            return [tier.raw for tier in client.tiers()], None
+    except CalotypeError as error:
         return None, f"the API does not tell its queues: {error}"
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import trustme
 
-from client.api import TERMINAL, Api, Json
+from client.calotype import TERMINAL_STATES, Client
 from local.up import running
 from settings import ROOT
 from storage.database import Database
@@ -48,6 +49,44 @@ tiers = ["sd", "hd"]
 """
 
 
+Json = dict[str, Any]
+
+
+class Api:
+    """The client's answers as the JSON that the server sent, which is what these tests look at."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def submit(self, request: Json) -> Json:
+        """`POST /v1/jobs`."""
+        return self.client.submit(**request).raw
+
+    def job(self, job_id: str) -> Json:
+        """`GET /v1/jobs/{id}`."""
+        return self.client.get(job_id).raw
+
+    def cancel(self, job_id: str) -> Json:
+        """`DELETE /v1/jobs/{id}`."""
+        return self.client.cancel(job_id).raw
+
+    def submit_csv(self, path: Path) -> Json:
+        """`POST /v1/batches`."""
+        return self.client.csv(path).raw
+
+    def batch(self, batch_id: str) -> Json:
+        """`GET /v1/batches/{id}`."""
+        return self.client.get_batch(batch_id).raw
+
+    def cancel_batch(self, batch_id: str) -> Json:
+        """`DELETE /v1/batches/{id}`."""
+        return self.client.cancel_batch(batch_id).raw
+
+    def download(self, url: str) -> bytes:
+        """The bytes behind a presigned link."""
+        return httpx2.get(url, timeout=30).raise_for_status().content
+
+
 @dataclass
 class System:
     """A running system; `ready` is read anew, since restarts rewrite it."""
@@ -82,7 +121,8 @@ class System:
 
     def finish(self, job_ids: list[str], seconds: float = 120) -> list[Json]:
         """The jobs once all have ended."""
-        return self.api.follow(job_ids, timeout_seconds=seconds, on_change=lambda _: None)
+        *_, jobs = self.api.client.follow(job_ids, timeout_seconds=seconds)
+        return [job.raw for job in jobs]
 
     def rows(self, statement: str, *parameters: Any) -> list[Any]:
         """Straight from Postgres."""
@@ -111,11 +151,11 @@ def system(tmp_path_factory: pytest.TempPathFactory, ca: trustme.CA) -> Iterator
     }
     with running(folder / "data", ready_file=ready_file, overrides=overrides) as ready:
         db = Database(ready["database_url"], 2)
-        with Api(ready["url"], ready["api_key"]) as api:
-            yield System(api, db, ready_file)
+        with Client(url=ready["url"], api_key=ready["api_key"]) as client:
+            yield System(Api(client), db, ready_file)
         db.close()
 
 
 def ended(job: Json) -> bool:
     """Whether a job is in a final state."""
-    return job["state"] in TERMINAL
+    return job["state"] in TERMINAL_STATES

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from client.api import ApiError
+from client.calotype import ApiError
 from local.demo import run_demo
 from local.roles import ROLES, S3_ROLES
 from settings import ROOT

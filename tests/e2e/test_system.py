@@ -9,8 +9,7 @@ import httpx2
 import psutil
 from PIL import Image
 
-from client.api import Json
-from tests.e2e.conftest import System, ended
+from tests.e2e.conftest import Json, System, ended
 
 PROMPT = "a red heart on a white background"
 
@@ -132,7 +131,7 @@ def test_an_interactive_job_starts_within_two_step_batches_while_every_worker_is
     system.wait_until(lambda: system.rows(running, batch["id"])[0][0] >= 16, 60, "every bulk slot is taken")
     jobs = system.finish([submit(system, seed=n) for n in range(4)])
     assert max(job["timings"]["num_ticks_waited"] for job in jobs) <= 2
-    system.api._json("DELETE", f"/v1/batches/{batch['id']}")
+    system.api.cancel_batch(batch["id"])
     system.wait_until(lambda: system.api.batch(batch["id"])["state"] != "running", 30, "the rest is canceled")
     assert system.rows("SELECT count(*) FROM jobs WHERE batch_id = %s AND state = 'canceled'", batch["id"])[
         0

@@ -12,7 +12,7 @@ import pytest
 import trustme
 from kombu.exceptions import OperationalError
 
-from client.api import Api, ApiError, Unreachable
+from client.calotype import CalotypeError, Client, UnreachableError
 from local.endpoints import Embedded
 from settings import ROOT, Settings
 from storage.blobs import Blobs
@@ -169,20 +169,29 @@ def command_line(url: str, **environment: str) -> "subprocess.CompletedProcess[s
     )
 
 
+def refusal(url: str, ca_file: Path | None = None) -> str:
+    """What the client says of an address where S3 answers, or nobody."""
+    with Client(url=url, api_key="calo_a_b", ca_file=ca_file, max_retries=0) as client:
+        with pytest.raises(CalotypeError) as answered:
+            client.tiers()
+        return str(answered.value)
+
+
 def test_S30_the_client_trusts_the_file_of_authorities_and_the_systems(
     services: Embedded, make_front: MakeFront, ca_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"https://127.0.0.1:{make_front(services.s3_endpoint).port}"
-    with Api(url, "calo_a_b") as api, pytest.raises(Unreachable, match="CALOTYPE_CA_FILE"):
-        api.tiers()
+    with Client(url=url, api_key="calo_a_b") as client:
+        with pytest.raises(UnreachableError, match="CALOTYPE_CA_FILE") as failed:
+            client.tiers()
+        assert not failed.value.retryable
     # S3 answers as S3 does; it is the certificate that is asked about here.
-    with Api(url, "calo_a_b", ca_file=ca_file) as api, pytest.raises((ApiError, Unreachable)) as answered:
-        api.tiers()
-    assert "certificate" not in str(answered.value)
+    assert "certificate" not in refusal(url, ca_file)
+    monkeypatch.setenv("CALOTYPE_CA_FILE", str(ca_file))
+    assert "certificate" not in refusal(url)
+    monkeypatch.delenv("CALOTYPE_CA_FILE")
     monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
-    with Api(url, "calo_a_b") as api, pytest.raises((ApiError, Unreachable)) as answered:
-        api.tiers()
-    assert "certificate" not in str(answered.value)
+    assert "certificate" not in refusal(url)
 
 
 def test_S30_the_command_line_says_that_it_is_the_certificate(
@@ -198,13 +207,10 @@ def test_S30_a_proxy_of_the_environment_is_used_but_not_to_this_machine(
     services: Embedded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", services.s3_endpoint)
-    with Api("http://api.example.com", "calo_a_b") as api, pytest.raises((ApiError, Unreachable)) as answered:
-        api.tiers()
-    assert "api.example.com: [Errno" not in str(answered.value), "the proxy was asked, not the name server"
+    asked = refusal("http://api.example.com")
+    assert "api.example.com: [Errno" not in asked, "the proxy was asked, not the name server"
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    with Api(services.s3_endpoint, "calo_a_b") as api, pytest.raises((ApiError, Unreachable)) as answered:
-        api.tiers()
-    assert "refused" not in str(answered.value)
+    assert "refused" not in refusal(services.s3_endpoint)
 
 
 def test_S29_a_file_of_authorities_that_cannot_be_read_is_named_at_the_start(tmp_path: Path) -> None:

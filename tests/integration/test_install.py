@@ -1,16 +1,25 @@
-"""The promise of the installation: what failed is not taken for done."""
+"""The promises of the installation: what failed is not taken for done, and the server is no distribution."""
 
+import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from settings import ROOT
+
+command = runpy.run_path(str(ROOT / "deploy" / "command.py"))["command"]
+SENTENCE = runpy.run_path(str(ROOT / "deploy" / "refuse_install.py"))["SENTENCE"]
 
 
 def test_a_failed_pip_fails_the_installation_and_is_tried_again(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "requirements-quantization.lock"):
         shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(ROOT / "deploy" / "command.py", tmp_path / "deploy")
     (tmp_path / "requirements.lock").write_text("this is no requirement\n")
     for _ in range(2):
         answer = subprocess.run(
@@ -24,3 +33,56 @@ def test_a_failed_pip_fails_the_installation_and_is_tried_again(tmp_path: Path) 
         assert answer.returncode != 0
         assert "pip failed" in answer.stdout
         assert not (tmp_path / ".venv" / "installed").exists()
+
+
+@pytest.mark.parametrize("words", [["wheel", "."], ["install", "."], ["install", "-e", "."]], ids=" ".join)
+def test_S27_pip_is_told_in_one_sentence_what_to_do_instead(words: list[str], tmp_path: Path) -> None:
+    before = set(ROOT.iterdir())
+    target = ["--wheel-dir", str(tmp_path)] if words[0] == "wheel" else ["--target", str(tmp_path)]
+    answer = subprocess.run(
+        [sys.executable, "-m", "pip", *words, "--no-deps", "--no-color", *target],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "400"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert answer.returncode != 0
+    said = [line.strip() for line in (answer.stdout + answer.stderr).splitlines()]
+    assert SENTENCE in said
+    assert "Traceback" not in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert set(ROOT.iterdir()) == before
+
+
+def test_S27_make_install_writes_the_command_of_this_tree() -> None:
+    """Where this interpreter is that of `make install`; another one has no command of ours."""
+    if Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip(f"{sys.prefix} is not {ROOT}/.venv")
+    written = Path(sys.prefix) / "bin" / "calotype"
+    assert written.read_text(encoding="utf-8") == command(Path(sys.executable), ROOT)
+    assert len(written.read_text(encoding="utf-8").splitlines()) == 3
+    assert os.access(written, os.X_OK)
+
+
+def test_S27_the_command_runs_a_tree_whose_path_is_hard_to_quote(tmp_path: Path) -> None:
+    tree = tmp_path / 'a tree\'s "$HOME" `x`'
+    tree.mkdir()
+    (tree / "cli.py").write_text("import sys, ours\nprint(ours.NAME, sys.argv[1:])\n")
+    (tree / "ours.py").write_text("NAME = 'tree'\n")
+    (tmp_path / "ours.py").write_text("NAME = 'current folder'\n")
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "ours.py").write_text("NAME = 'PYTHONPATH'\n")
+    script = tmp_path / "calotype"
+    script.write_text(command(Path(sys.executable), tree))
+    for more in ({}, {"PYTHONPATH": str(tmp_path / "path")}, {"PYTHONSAFEPATH": "1"}):
+        answer = subprocess.run(
+            ["sh", str(script), "a b", "*"],
+            cwd=tmp_path,
+            env={**os.environ, **more},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert answer.stdout == "tree ['a b', '*']\n", answer.stderr

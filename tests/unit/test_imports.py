@@ -53,10 +53,9 @@ def test_settings_and_catalogue_know_nothing_of_ours() -> None:
     assert "settings" not in imports_at_run_time(ROOT / "catalogue.py")
 
 
-def test_every_file_beside_the_packages_is_installed_and_checked() -> None:
+def test_every_file_beside_the_packages_is_checked() -> None:
     files = {path.name for path in ROOT.glob("*.py")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert files == {f"{name}.py" for name in project["tool"]["setuptools"]["py-modules"]}
     assert files <= set(project["tool"]["mypy"]["files"])
 
 

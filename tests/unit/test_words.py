@@ -1,11 +1,12 @@
 """Words that two packages must share although neither may import the other."""
 
 from cli_jobs import JobState
-from client import api
+from client.calotype import TERMINAL_STATES, JobParameters
 from engine.self_test import PROMISES as ENGINE_PROMISES
 from storage.states import State
 from web.promises import PROMISES as WEB_PROMISES
 from web.promises import UNKEPT
+from web.schemas import JobRequest
 
 
 def test_the_web_ranks_the_engines_promises_weakest_first() -> None:
@@ -14,8 +15,12 @@ def test_the_web_ranks_the_engines_promises_weakest_first() -> None:
 
 
 def test_the_client_and_storage_agree_on_what_is_final() -> None:
-    assert {State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED} == api.TERMINAL
+    assert {State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED} == TERMINAL_STATES
 
 
 def test_the_command_line_and_storage_agree_on_the_states() -> None:
     assert {state.value for state in JobState} == {state.value for state in State}
+
+
+def test_the_client_and_the_api_agree_on_the_parameters_of_a_job() -> None:
+    assert JobParameters.__annotations__.keys() | {"prompt"} == JobRequest.model_fields.keys()

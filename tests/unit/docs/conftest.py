@@ -21,7 +21,7 @@ def read_table() -> ReadTable:
 @pytest.fixture(scope="session")
 def pages() -> list[Path]:
     """Every Markdown page of the repository."""
-    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+    return [*sorted(ROOT.glob("*.md")), ROOT / "client" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def _rows(page: str, heading: str) -> Rows:

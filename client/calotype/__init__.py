@@ -1,0 +1,78 @@
+"""The Python client of calotype, a self-hosted text-to-image service.
+
+from calotype import Client
+
+with Client() as client:  # CALOTYPE_URL and CALOTYPE_API_KEY
+    job = client.wait(client.submit("a red heart on a white background"))
+    client.download(job, "heart.png")
+"""
+
+__version__ = "0.1.0"
+
+from .async_client import AsyncClient
+from .client import Client
+from .errors import (
+    ApiError,
+    CalotypeError,
+    ConfigurationError,
+    ConflictError,
+    DownloadError,
+    Fault,
+    InvalidRequestError,
+    JobNotSucceededError,
+    NotFoundError,
+    RateLimitError,
+    ServerError,
+    UnauthenticatedError,
+    UnexpectedAnswerError,
+    UnreachableError,
+    WaitTimeoutError,
+    WebhookError,
+)
+from .parameters import JobParameters
+from .resources import (
+    TERMINAL_STATES,
+    Batch,
+    Image,
+    Job,
+    JobError,
+    JobWarning,
+    Model,
+    Tier,
+    WaitingReason,
+)
+from .webhooks import WebhookEvent, verify_webhook
+
+__all__ = [
+    "TERMINAL_STATES",
+    "ApiError",
+    "AsyncClient",
+    "Batch",
+    "CalotypeError",
+    "Client",
+    "ConfigurationError",
+    "ConflictError",
+    "DownloadError",
+    "Fault",
+    "Image",
+    "InvalidRequestError",
+    "Job",
+    "JobError",
+    "JobNotSucceededError",
+    "JobParameters",
+    "JobWarning",
+    "Model",
+    "NotFoundError",
+    "RateLimitError",
+    "ServerError",
+    "Tier",
+    "UnauthenticatedError",
+    "UnexpectedAnswerError",
+    "UnreachableError",
+    "WaitTimeoutError",
+    "WaitingReason",
+    "WebhookError",
+    "WebhookEvent",
+    "__version__",
+    "verify_webhook",
+]

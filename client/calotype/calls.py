@@ -1,0 +1,163 @@
+"""The routes of the API: one function a route, which builds the request and says how its answer is read.
+
+Pure: nothing here sends anything. A call may be repeated after a lost answer if its method is GET or if it
+carries an `Idempotency-Key`, by which the server knows a repetition (docs/reference/api.md).
+"""
+
+import csv
+import io
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx2
+
+from .answers import json_object, link_of
+from .resources import Batch, Job, JobPage, Json, Model, Tier, batch_of, job_of, job_page_of, list_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request, and what its answer means; `wait_seconds` is how long the server may hold it."""
+
+    method: str
+    path: str
+    read: Callable[[httpx2.Response], T]
+    is_repeatable: bool
+    params: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    json: Json | None = None
+    data: Mapping[str, str] | None = None
+    files: Mapping[str, tuple[str, bytes, str]] | None = None
+    wait_seconds: float = 0.0
+
+
+def submit(
+    prompt: str, parameters: Mapping[str, Any], *, idempotency_key: str | None, wait_seconds: int
+) -> Call[Job]:
+    """`POST /v1/jobs`. None means left out."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return Call(
+        "POST",
+        "/v1/jobs",
+        _as(job_of),
+        is_repeatable=True,
+        json={"prompt": prompt, **given},
+        headers=_once(idempotency_key) | ({"Prefer": f"wait={wait_seconds}"} if wait_seconds else {}),
+        wait_seconds=wait_seconds,
+    )
+
+
+def retry(job_id: str, *, idempotency_key: str | None) -> Call[Job]:
+    """`POST /v1/jobs/{id}/retry`."""
+    headers = _once(idempotency_key)
+    return Call("POST", f"/v1/jobs/{_part(job_id)}/retry", _as(job_of), is_repeatable=True, headers=headers)
+
+
+def get_job(job_id: str, *, wait_seconds: float = 0) -> Call[Job]:
+    """`GET /v1/jobs/{id}`; with a wait, as soon as the job has ended."""
+    return _get(
+        f"/v1/jobs/{_part(job_id)}",
+        _as(job_of),
+        {"wait": f"{wait_seconds:g}"} if wait_seconds else {},
+        wait_seconds=wait_seconds,
+    )
+
+
+def list_jobs(filters: Mapping[str, Any], cursor: str | None) -> Call[JobPage]:
+    """`GET /v1/jobs`: one page."""
+    wanted = {name: value for name, value in {**filters, "cursor": cursor}.items() if value is not None}
+    return _get("/v1/jobs", _as(job_page_of), wanted)
+
+
+def cancel_job(job_id: str) -> Call[Job]:
+    """`DELETE /v1/jobs/{id}`. A second one is answered with 409, so it is not repeated."""
+    return Call("DELETE", f"/v1/jobs/{_part(job_id)}", _as(job_of), is_repeatable=False)
+
+
+def find_image(job_id: str, index: int) -> Call[str]:
+    """`GET /v1/jobs/{id}/images/{index}`: the presigned link that it redirects to."""
+    return _get(f"/v1/jobs/{_part(job_id)}/images/{index}", link_of)
+
+
+def upload_csv(
+    filename: str, content: bytes, form: Mapping[str, str | None], *, idempotency_key: str | None
+) -> Call[Batch]:
+    """`POST /v1/batches`."""
+    return Call(
+        "POST",
+        "/v1/batches",
+        _as(batch_of),
+        is_repeatable=True,
+        headers=_once(idempotency_key),
+        data={name: value for name, value in form.items() if value is not None},
+        files={"file": (filename, content, "text/csv")},
+    )
+
+
+def get_batch(batch_id: str) -> Call[Batch]:
+    """`GET /v1/batches/{id}`."""
+    return _get(f"/v1/batches/{_part(batch_id)}", _as(batch_of))
+
+
+def cancel_batch(batch_id: str) -> Call[Batch]:
+    """`DELETE /v1/batches/{id}`, not repeated for the reason given at `cancel_job`."""
+    return Call("DELETE", f"/v1/batches/{_part(batch_id)}", _as(batch_of), is_repeatable=False)
+
+
+def retry_batch(batch_id: str, *, idempotency_key: str | None) -> Call[Batch]:
+    """`POST /v1/batches/{id}/retry`."""
+    path = f"/v1/batches/{_part(batch_id)}/retry"
+    return Call("POST", path, _as(batch_of), is_repeatable=True, headers=_once(idempotency_key))
+
+
+def get_results_file(batch_id: str) -> Call[bytes]:
+    """`GET /v1/batches/{id}/results.csv` as it is."""
+    return _get(f"/v1/batches/{_part(batch_id)}/results.csv", lambda response: response.content)
+
+
+def get_report(batch_id: str, name: str) -> Call[list[dict[str, str]]]:
+    """`GET /v1/batches/{id}/results.csv` or `errors.csv`: a dictionary a row, by column."""
+    return _get(f"/v1/batches/{_part(batch_id)}/{name}.csv", _rows)
+
+
+def list_tiers() -> Call[list[Tier]]:
+    """`GET /v1/tiers`."""
+    return _get("/v1/tiers", _as(list_of("tiers", Tier)))
+
+
+def list_models() -> Call[list[Model]]:
+    """`GET /v1/models`."""
+    return _get("/v1/models", _as(list_of("models", Model)))
+
+
+def _get(
+    path: str,
+    read: Callable[[httpx2.Response], T],
+    params: Mapping[str, str | int | Sequence[str]] | None = None,
+    *,
+    wait_seconds: float = 0,
+) -> Call[T]:
+    return Call("GET", path, read, is_repeatable=True, params=params or {}, wait_seconds=wait_seconds)
+
+
+def _as(read: Callable[[Json], T]) -> Callable[[httpx2.Response], T]:
+    return lambda response: read(json_object(response))
+
+
+def _rows(response: httpx2.Response) -> list[dict[str, str]]:
+    text = response.content.decode("utf-8-sig")
+    return [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
+
+
+def _once(idempotency_key: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+
+
+def _part(name: str) -> str:
+    """An id as one part of a path, whatever is in it."""
+    return quote(name, safe="")

@@ -1,0 +1,115 @@
+"""Where the service is and how to speak to it: arguments, then the environment, checked before any request.
+
+Owns the rule that the API key travels to the API alone. It opens no connection.
+"""
+
+import ipaddress
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from .calls import Call
+from .errors import ConfigurationError
+
+URL_VARIABLE, KEY_VARIABLE, CA_VARIABLE = "CALOTYPE_URL", "CALOTYPE_API_KEY", "CALOTYPE_CA_FILE"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One account's way to one installation."""
+
+    url: str
+    api_key: str
+    timeout_seconds: float
+    tls: ssl.SSLContext
+    user_agent: str
+
+    @property
+    def api_options(self) -> dict[str, Any]:
+        """Of the `httpx2` client that speaks to the API. It follows no redirect: the key stays here."""
+        headers = {"Authorization": f"Bearer {self.api_key}", "User-Agent": self.user_agent}
+        return {**self._options, "base_url": self.url, "headers": headers}
+
+    @property
+    def link_options(self) -> dict[str, Any]:
+        """Of the `httpx2` client that opens presigned links, which carry credentials of their own."""
+        return {**self._options, "headers": {"User-Agent": self.user_agent}, "follow_redirects": True}
+
+    def request_options(self, call: Call[Any]) -> dict[str, Any]:
+        """Keyword arguments of `request` for this call; an answer that may be held is waited for."""
+        seconds = self.timeout_seconds
+        return {
+            "params": dict(call.params),
+            "headers": dict(call.headers),
+            "json": call.json,
+            "data": call.data,
+            "files": call.files,
+            "timeout": httpx2.Timeout(seconds, read=seconds + call.wait_seconds),
+        }
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        # Proxies of the environment count, but never for this machine.
+        return {
+            "timeout": self.timeout_seconds,
+            "verify": self.tls,
+            "trust_env": not _is_this_machine(self.url),
+        }
+
+
+def connection_to(
+    url: str | None, api_key: str | None, *, timeout_seconds: float, ca_file: str | Path | None, version: str
+) -> Connection:
+    """The connection that is meant. Raises `ConfigurationError` naming what is missing or cannot be used."""
+    url = (url or os.environ.get(URL_VARIABLE, "")).strip().rstrip("/")
+    api_key = (api_key or os.environ.get(KEY_VARIABLE, "")).strip()
+    if not url:
+        raise ConfigurationError(f"no address: set {URL_VARIABLE}, or give `url`")
+    if not api_key:
+        raise ConfigurationError(f"no API key: set {KEY_VARIABLE}, or give `api_key`")
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise ConfigurationError("the API key holds characters that no key has")
+    _check_url(url)
+    return Connection(
+        url,
+        api_key,
+        timeout_seconds,
+        _tls(ca_file or os.environ.get(CA_VARIABLE) or None),
+        f"calotype/{version}",
+    )
+
+
+def _check_url(url: str) -> None:
+    try:
+        httpx2.URL(url)
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise ConfigurationError(f"{url!r} is not an address: {error}") from error
+    if not is_address:
+        raise ConfigurationError(f"{url!r} is not an address like https://HOST or http://HOST:PORT")
+
+
+def _tls(ca_file: str | Path | None) -> ssl.SSLContext:
+    """The system's authorities, or those of SSL_CERT_FILE or SSL_CERT_DIR; `ca_file`'s beside them."""
+    try:
+        context = httpx2.create_ssl_context()
+        if ca_file is not None:
+            context.load_verify_locations(ca_file)
+    except (OSError, ssl.SSLError) as error:
+        place = ca_file or os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+        raise ConfigurationError(f"{place} is not a file of certificates: {error}") from error
+    return context
+
+
+def _is_this_machine(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name

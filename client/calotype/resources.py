@@ -1,0 +1,228 @@
+"""What the API answers, as frozen dataclasses: jobs, images, batches, tiers, models.
+
+A field that a later server adds changes nothing here and is found in `raw`; a field that an older server
+does not send has its default. Knows no HTTP.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any, TypeVar
+
+from .errors import JobNotSucceededError
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+TERMINAL_STATES = frozenset({"succeeded", "failed", "canceled", "expired"})
+"""The states of a job that never change again."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image; `url` works without a key until `expires_at`, and is None once the image is deleted."""
+
+    index: int
+    url: str | None = None
+    width: int = 0
+    height: int = 0
+    sha256: str = ""
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class JobError:
+    """Why a job failed; `retryable` if another try can help."""
+
+    code: str
+    retryable: bool = False
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}" if self.detail else self.code
+
+
+@dataclass(frozen=True)
+class JobWarning:
+    """Something that was not done as asked; `field` names the parameter."""
+
+    code: str
+    field: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class WaitingReason:
+    """Why a job waits; `tier` and `num_jobs` are given for a batch alone."""
+
+    code: str
+    detail: str = ""
+    tier: str = ""
+    num_jobs: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the server showed it last; `raw` is the whole answer."""
+
+    id: str
+    state: str
+    progress: float = 0.0
+    prompt: str = ""
+    negative_prompt: str = ""
+    model: str = ""
+    tier: str = ""
+    lane: str = ""
+    width: int = 0
+    height: int = 0
+    num_inference_steps: int = 0
+    guidance_scale: float = 0.0
+    guidance_cutoff: float = 1.0
+    step_cache: int = 1
+    scheduler: str = ""
+    seed: int = 0
+    num_images: int = 1
+    strict: bool = False
+    output_format: str = "png"
+    output_quality: int | None = None
+    attempt: int = 0
+    eta_seconds: float | None = None
+    queue_position: int | None = None
+    waiting_reason: WaitingReason | None = None
+    images: tuple[Image, ...] = ()
+    error: JobError | None = None
+    warnings: tuple[JobWarning, ...] = ()
+    worker: str | None = None
+    batch_id: str | None = None
+    batch_line: int | None = None
+    retry_of: str | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    timings: Mapping[str, float] = field(default_factory=dict, hash=False)
+    links: Mapping[str, str] = field(default_factory=dict, hash=False)
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the state is final."""
+        return self.state in TERMINAL_STATES or self.finished_at is not None
+
+    def raise_unless_succeeded(self) -> None:
+        """Raise `JobNotSucceededError`, with the job's own error code, in every other state."""
+        if self.state != "succeeded":
+            raise JobNotSucceededError(self)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A CSV and how far its jobs are; `raw` is the whole answer."""
+
+    id: str
+    state: str
+    filename: str = ""
+    read_as: str | None = None
+    warnings: tuple[JobWarning, ...] = ()
+    rows: Mapping[str, int] = field(default_factory=dict, hash=False)
+    num_jobs: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict, hash=False)
+    percent: float = 0.0
+    waiting_reasons: tuple[WaitingReason, ...] = ()
+    retry_of: str | None = None
+    created_at: datetime | None = None
+    finished_at: datetime | None = None
+    links: Mapping[str, str] = field(default_factory=dict, hash=False)
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every job of it has ended."""
+        return self.state != "running"
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A class of sizes that one model serves; `raw` is the whole answer."""
+
+    name: str
+    model: str = ""
+    max_pixels: int = 0
+    default_width: int = 0
+    default_height: int = 0
+    queue_depth: Mapping[str, int] = field(default_factory=dict, hash=False)
+    num_live_workers: int = 0
+    can_serve: bool = False
+    promise: str | None = None
+    eta_seconds: float | None = None
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that this server offers; its limits are in `raw`."""
+
+    name: str
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """One page of a list of jobs."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None
+
+
+def job_of(document: Json) -> Job:
+    """A job from its JSON. Raises `TypeError`, `ValueError` or `KeyError` for what is none."""
+    return _filled(
+        Job,
+        document,
+        waiting_reason=_one(WaitingReason, document.get("waiting_reason")),
+        images=tuple(_image_of(image) for image in document.get("images") or ()),
+        error=_one(JobError, document.get("error")),
+        warnings=tuple(_filled(JobWarning, warning) for warning in document.get("warnings") or ()),
+        **_instants(document, "created_at", "started_at", "finished_at"),
+        raw=document,
+    )
+
+
+def batch_of(document: Json) -> Batch:
+    """A batch from its JSON; raises as `job_of` does."""
+    reasons = document.get("waiting_reasons") or ()
+    return _filled(
+        Batch,
+        document,
+        waiting_reasons=tuple(_filled(WaitingReason, reason) for reason in reasons),
+        warnings=tuple(_filled(JobWarning, warning) for warning in document.get("warnings") or ()),
+        **_instants(document, "created_at", "finished_at"),
+        raw=document,
+    )
+
+
+def job_page_of(document: Json) -> JobPage:
+    """A page of jobs from its JSON; raises as `job_of` does."""
+    return JobPage(tuple(map(job_of, document["jobs"])), document.get("next_cursor"))
+
+
+def list_of(name: str, kind: Callable[..., T]) -> Callable[[Json], list[T]]:
+    """A reader of `{name: [...]}` where each item becomes a `kind` with its `raw`."""
+    return lambda document: [_filled(kind, item, raw=item) for item in document[name]]
+
+
+def _image_of(document: Json) -> Image:
+    return _filled(Image, document, **_instants(document, "expires_at"))
+
+
+def _filled(kind: Callable[..., T], document: Json, **values: Any) -> T:
+    """A dataclass from the fields that it knows; `values` count before the document."""
+    names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]  # every kind here is a dataclass
+    return kind(**{name: document[name] for name in names if name in document} | values)
+
+
+def _one(kind: Callable[..., T], document: Json | None) -> T | None:
+    return None if document is None else _filled(kind, document)
+
+
+def _instants(document: Json, *names: str) -> dict[str, datetime | None]:
+    return {name: datetime.fromisoformat(text) if (text := document.get(name)) else None for name in names}
