@@ -46,6 +46,6 @@ COPY local local
 COPY models/tiny models/tiny
 # A named volume takes its owner from the folder that it is mounted on.
 RUN chmod -R a+rX /app && install -d -o 10001 profiles run
-ENV CALOTYPE_RUN_DIR=/app/run
+ENV CALOTYPE_RUN_DIR=/app/run CALOTYPE_PROFILES_DIR=/app/profiles
 USER 10001
 CMD ["python", "-m", "cli", "worker", "--device", "cpu:0"]

@@ -12,7 +12,7 @@ help: ## list the targets
 install: $(INSTALLED) ## build .venv from requirements.lock
 
 demo: $(INSTALLED) ## start everything, draw 26 images over HTTP, check them, stop everything
-	@$(BIN)/calotype demo
+	@$(BIN)/calotype demo -o demo-output
 
 up: $(INSTALLED) ## run the whole system until Ctrl-C
 	@$(BIN)/calotype up

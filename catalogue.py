@@ -245,9 +245,10 @@ def what_is_wrong(error: ValidationError, call: Callable[[str], str]) -> str:
     """Each entry that is wrong and why, on one line; without what was given, which may be a secret."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     places = [_place(part["loc"]) for part in found]
+    messages = [part["msg"].removeprefix("Value error, ") for part in found]
     return "; ".join(
-        f"{call(place)}: {part['msg']}" if place else part["msg"]
-        for place, part in zip(places, found, strict=True)
+        f"{call(place)}: {message}" if place else message
+        for place, message in zip(places, messages, strict=True)
     )
 
 

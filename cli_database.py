@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from settings import load_settings
 from terminal import DEFAULT_DATA_DIR, EXIT_USAGE, DataDir, fail, out
 
 if TYPE_CHECKING:
@@ -53,4 +54,4 @@ def _url_in(file: Path) -> str:
     """The URL in a file that holds it alone, or in one that systemd reads as an environment."""
     text = file.read_text(encoding="utf-8")
     line = next((line for line in text.splitlines() if line.startswith(_VARIABLE)), text)
-    return line.removeprefix(_VARIABLE).strip()
+    return load_settings(database_url=line.removeprefix(_VARIABLE)).database_url.get_secret_value()

@@ -1,15 +1,18 @@
 """The commands about one machine: start, look, stop, and say what is wrong with it."""
 
+import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from client.calotype import CalotypeError
-from settings import ROOT
+from settings import ROOT, load_settings
 from terminal import (
     DEFAULT_DATA_DIR,
     EXIT_REFUSED,
@@ -22,6 +25,7 @@ from terminal import (
     out,
     print_json,
     print_table,
+    print_text,
     printable,
     require_folder,
     say,
@@ -30,6 +34,23 @@ from terminal import (
 local = typer.Typer()
 
 _FOLLOW_SECONDS = 0.2
+
+
+class Shell(StrEnum):
+    """What `env --shell` takes."""
+
+    SH = "sh"
+    FISH = "fish"
+    POWERSHELL = "powershell"
+
+
+ASSIGNMENTS: dict[Shell, Callable[[str, str], str]] = {
+    Shell.SH: lambda name, value: f"export {name}={shlex.quote(value)}",
+    Shell.FISH: lambda name, value: (
+        f"set -gx {name} '" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    ),
+    Shell.POWERSHELL: lambda name, value: f"$env:{name} = '" + value.replace("'", "''") + "'",
+}
 
 
 @local.command()
@@ -86,6 +107,21 @@ def status(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> Non
         raise typer.Exit(EXIT_UNREACHABLE)
 
 
+@local.command("env")
+def print_environment(
+    shell: Annotated[
+        Shell, typer.Option(help="Whose words to use; sh is also that of bash and zsh.")
+    ] = Shell.SH,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Print lines that set CALOTYPE_URL and CALOTYPE_API_KEY to what runs in --data-dir."""
+    from local.status import ready_of
+
+    ready = ready_of(data_dir)
+    for name, value in (("CALOTYPE_URL", ready["url"]), ("CALOTYPE_API_KEY", ready["api_key"])):
+        print_text(ASSIGNMENTS[shell](name, value) + "\n")
+
+
 @local.command()
 def logs(
     service: Annotated[list[str] | None, typer.Argument(help="Only these; `status` names them.")] = None,
@@ -139,13 +175,19 @@ def doctor(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> Non
 @local.command()
 def demo(
     csv: Annotated[Path, typer.Option(help="The prompts.")] = ROOT / "examples" / "prompts.csv",
-    output: Annotated[Path, typer.Option("-o", "--output")] = ROOT / "demo-output",
-    data_dir: DataDir = DEFAULT_DATA_DIR / "demo",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Default: `output` in its data folder.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Default: `demo` in CALOTYPE_DATA_DIR, beside what `up` keeps there.")
+    ] = None,
 ) -> None:
     """Start everything, draw a CSV of prompts over HTTP, check every image, stop everything."""
     from local.demo import DemoFailed, run_demo
     from local.up import running
 
+    data_dir = data_dir or load_settings().data_dir / "demo"
+    output = output or data_dir / "output"
     if not csv.is_file():
         fail(f"--csv: {csv} is not a file", EXIT_USAGE)
     # So that a SIGTERM stops what was started, as Ctrl-C does.

@@ -17,7 +17,18 @@ import typer
 
 from catalogue import Tier
 from settings import ROOT, Settings, load_settings
-from terminal import EXIT_REFUSED, EXIT_USAGE, AsJson, fail, note, print_json, print_table, say
+from terminal import (
+    DEFAULT_DATA_DIR,
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    AsJson,
+    DataDir,
+    fail,
+    note,
+    print_json,
+    print_table,
+    say,
+)
 
 if TYPE_CHECKING:
     from engine.load import LoadedModels
@@ -33,10 +44,11 @@ def profile(
         str | None, typer.Option(help="Only cpu:N or cuda:N; default: one of each kind in calotype.toml.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="For each tier on each device.")] = 10,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
     """Measure seconds per step against rows, for every tier and device, and keep it for the workers."""
-    settings = load_settings()
+    settings = load_settings(data_dir=data_dir)
     wanted = [_tier(settings, name) for name in tier or []]
     if device is not None:
         found = _measure_here(settings, device, wanted or list(_tiers_of(settings, device)), seconds)
@@ -75,9 +87,10 @@ def _measure_all(settings: Settings, wanted: Sequence[Tier], seconds: float) -> 
         seen |= {(kind, name) for name in tiers}
         if not tiers:
             continue
-        command = [sys.executable, "-m", "cli", "profile", "--device", post.device.name, "--json"]
+        command = [sys.executable, str(ROOT / "cli.py"), "profile", "--device", post.device.name, "--json"]
         command += ["--seconds", str(seconds), *(part for name in tiers for part in ("--tier", name))]
-        answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        command += ["--data-dir", str(settings.data_dir)]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if answer.returncode:
             fail(f"{post.device.name} could not be measured", code=answer.returncode)
         found += json.loads(answer.stdout)

@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from settings import ROOT
+from settings import Settings
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-DEFAULT_DATA_DIR = ROOT / ".calotype"
+DEFAULT_DATA_DIR = Path(Settings.model_fields["data_dir"].default)
 
 DataDir = Annotated[
     Path, typer.Option("--data-dir", help="Where everything is kept.", envvar="CALOTYPE_DATA_DIR")

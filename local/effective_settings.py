@@ -38,9 +38,10 @@ def effective_settings(data_dir: Path) -> tuple[Settings, dict[str, str]]:
     """
     found = origins()
     embedded = {name: value for name, value in _of_installation(data_dir).items() if name not in found}
-    settings = load_settings(**embedded)
+    settings = load_settings(**embedded, data_dir=data_dir)
     here = f"`calotype up` in {data_dir.absolute()}"
-    return settings, {**dict.fromkeys(embedded, here), **found}
+    given = {} if settings.data_dir == load_settings().data_dir else {"data_dir": "--data-dir"}
+    return settings, {**dict.fromkeys(embedded, here), **found, **given}
 
 
 def settings_by_role(data_dir: Path) -> dict[Role, Settings]:

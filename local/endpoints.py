@@ -13,7 +13,13 @@ from local.seaweedfs import BUCKET, REGION, SeaweedFS
 from local.state import State
 from local.supervisor import Service, Supervisor
 from local.valkey import KEY_PREFIX, Valkey
+from settings import SECRETS_VARIABLE
 from storage.roles import DatabaseRole
+
+_PATH_VARIABLES = (
+    "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", SECRETS_VARIABLE,
+)  # fmt: skip
+"""What libraries of ours read as a path, and what names the folder of secrets."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +151,13 @@ def remove(state: State) -> None:
 
 
 def base_environment() -> dict[str, str]:
-    """This process' environment without what would silently change a child of ours."""
+    """This process' environment without what would silently change a child of ours.
+
+    Our programs start in the tree, where a relative path would mean another place: it becomes absolute.
+    """
     foreign = ("FLOWER_", "CELERY_", "GUNICORN_", "PG")
-    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return kept | {name: str(Path(kept[name]).absolute()) for name in _PATH_VARIABLES if kept.get(name)}
 
 
 def _nothing() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from client.calotype import CalotypeError, Client
-from local.errors import LocalError
+from local.errors import LocalError, NothingThere
 from local.holder import find_holder
 from local.process import is_alive
 from local.state import READY_FILE, State
@@ -26,6 +26,22 @@ def read_ready(folder: Path) -> Document | None:
     except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) and "pid" in document else None
+
+
+def ready_of(data_dir: Path) -> Document:
+    """What the ready file of the `calotype up` that runs there holds, secrets included.
+
+    Raises `NothingThere` where none runs, and `LocalError` while it starts or stops.
+    """
+    folder = data_dir.absolute()
+    with find_holder(folder) as holder:
+        if holder is None:
+            raise NothingThere(f"nothing runs in {folder}: start it by `calotype up`")
+        pid = holder.pid
+    ready = read_ready(folder)
+    if ready is None or ready["pid"] != pid:
+        raise LocalError(f"process {pid} is starting or stopping in {folder}: see `calotype status`")
+    return ready
 
 
 def status_of(data_dir: Path) -> Document | None:

@@ -5,7 +5,9 @@ Owns the order (data services, migrations, the key, our programs), the ready fil
 
 import json
 import os
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +22,7 @@ from local.errors import LocalError
 from local.plan import Plan
 from local.state import READY_FILE, State, write_privately
 from local.supervisor import Step, Supervisor
-from settings import Settings
+from settings import ROOT, Settings, load_settings
 from storage import accounts, workers
 from storage.database import Database
 from storage.roles import set_users
@@ -90,16 +92,18 @@ def greeting(ready: Mapping[str, Any], last: str, *, show_secrets: bool) -> list
     """
     example = '{"prompt": "a red heart on a white background"}'
     place = f"see {Path(ready['data_dir']) / READY_FILE}"
-    key = ready["api_key"] if show_secrets else "$CALOTYPE_API_KEY"
     return [
         "",
         f"  API      {ready['url']}    (documentation: {ready['url']}/docs)",
-        f"  key      {key if show_secrets else place}",
+        f"  key      {ready['api_key'] if show_secrets else place}",
         f"  Flower   {ready['flower_url']}    ({ready['flower_auth'] if show_secrets else place})",
         f"  metrics  {ready['metrics_url']}",
         f"  logs     {ready['logs']}",
         "",
-        f'  curl -sS {ready["url"]}/v1/jobs -H "Authorization: Bearer {key}" \\',
+        "In another terminal:",
+        "",
+        f'  eval "$({_command()} env --data-dir {shlex.quote(ready["data_dir"])})"',
+        '  curl -sS "$CALOTYPE_URL/v1/jobs" -H "Authorization: Bearer $CALOTYPE_API_KEY" \\',
         f"    -H 'Content-Type: application/json' -H 'Prefer: wait=60' -d '{example}'",
         "",
         last,
@@ -121,10 +125,8 @@ class _System:
         self._started_at = _instant(time.time())
         services, _ = data_services(state, say)
         self._endpoints = addresses(replace(state, ports={**state.ports, **reached_at(state.ports)}))
-        settings = _settings(overrides)
-        # Our programs run elsewhere, where a relative path would mean another file.
-        config = {"CALOTYPE_CONFIG": str(settings.config.absolute())}
-        self._plan = Plan(state, settings, self._endpoints, {**overrides, **config})
+        settings = _settings(overrides, state.folder)
+        self._plan = Plan(state, settings, self._endpoints, {**overrides, **settings.paths})
         self._ready_files = [state.subfolder("run") / READY_FILE.name]
         if ready_file is not None:
             self._ready_files.append(ready_file.absolute())
@@ -267,8 +269,13 @@ def _instant(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def _settings(overrides: Mapping[str, str]) -> Settings:
-    values: dict[str, Any] = {
-        name.removeprefix("CALOTYPE_").lower(): value for name, value in overrides.items()
-    }
-    return Settings(**values)
+def _command() -> str:
+    """How a person calls this program from any folder: what `make install` wrote, or the tree's own file."""
+    written = Path(sys.prefix) / "bin" / "calotype"
+    words = [str(written)] if written.exists() else [sys.executable, str(ROOT / "cli.py")]
+    return shlex.join(words)
+
+
+def _settings(overrides: Mapping[str, str], folder: Path) -> Settings:
+    values = {name.removeprefix("CALOTYPE_").lower(): value for name, value in overrides.items()}
+    return load_settings(**values, data_dir=folder)

@@ -183,10 +183,15 @@ class Blobs:
         ]
         return Page(objects, is_last=not (answer["IsTruncated"] and objects))
 
-    def presign(self, key: str, *, seconds: int, filename: str, content_type: str) -> str:
-        """A GET link that works for `seconds` (SigV4 in the query); neither name is ever a client's."""
+    def presign(
+        self, key: str, *, seconds: int, filename: str, content_type: str, for_head: bool = False
+    ) -> str:
+        """A link that works for `seconds` (SigV4 in the query); neither name is ever a client's.
+
+        The method is part of a signature: a link is for `GET`, or for `HEAD`.
+        """
         return self._signer.generate_presigned_url(
-            "get_object",
+            "head_object" if for_head else "get_object",
             Params={
                 "Bucket": self.bucket,
                 "Key": key,

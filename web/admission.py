@@ -1,17 +1,19 @@
-"""From a well-formed request to a row that some tier can serve, or a refusal that names the limit.
+"""From the fields of a request to a row that some tier can serve, or a refusal that names every fault.
 
 Owns the limits that depend on a model and its tiers. It opens no connection and knows no HTTP.
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from storage.job_views import Job
 from storage.submissions import NewJob
 from tasks.webhook_addresses import DEFAULT_PORTS, Network
 from web.refusals import FieldError, InvalidRequest, NotServed
-from web.schemas import JobRequest
+from web.schemas import JOB_FIELDS, JobRequest, field_errors
 from web.webhook_url import check_webhook_url
 
 if TYPE_CHECKING:
@@ -35,6 +37,45 @@ class Admission:
         self._webhook_networks = webhook_networks
         self._webhook_ports = webhook_ports
 
+    def read(
+        self,
+        fields: Mapping[str, Any],
+        *,
+        found: Sequence[FieldError] = (),
+        known: Iterable[str] = JOB_FIELDS,
+    ) -> JobRequest:
+        """The request that these fields make; raises `InvalidRequest` naming every fault of them at once.
+
+        `found` is what was already wrong with fields that could not be read and are left out here; `known`
+        are the names that an unknown field is told.
+        """
+        request, errors = self._examined(fields, found, known)
+        if errors:
+            raise InvalidRequest.of(errors)
+        return request
+
+    def errors_of(self, fields: Mapping[str, Any]) -> list[FieldError]:
+        """Every fault of these fields: of each by itself, and of the limits of the model."""
+        return self._examined(fields, (), JOB_FIELDS)[1]
+
+    def _examined(
+        self, fields: Mapping[str, Any], found: Sequence[FieldError], known: Iterable[str]
+    ) -> tuple[JobRequest, list[FieldError]]:
+        """The request, as far as it can be read, and what is wrong."""
+        unread = {error.field for error in found}
+        errors = list(found)
+        try:
+            request = JobRequest.model_validate(fields)
+        except ValidationError as error:
+            of_schema = field_errors(error, known=known)
+            errors += [each for each in of_schema if each.field not in unread]
+            faulty = {str(part["loc"][0]) for part in error.errors() if part["loc"]}
+            unread |= faulty
+            rest = {name: value for name, value in fields.items() if name not in faulty}
+            # The limits of the fields that can be read are looked at without those that cannot.
+            request = JobRequest.model_validate({"prompt": "-", **rest})
+        return request, errors + self._limit_errors(request, unread)
+
     def admit(
         self,
         request: JobRequest,
@@ -46,41 +87,14 @@ class Admission:
         request_hash: str | None = None,
     ) -> NewJob:
         """The row of this request; raises `InvalidRequest` naming every field that breaks a limit."""
-        model = self._catalogue.model(request.model)
-        if model is None:
-            names = ", ".join(model.name for model in self._catalogue.models)
-            raise InvalidRequest.of([FieldError("model", f"there is no such model; there is: {names}")])
-        smallest = model.tiers[0]
-        width = smallest.default_width if request.width is None else request.width
-        height = smallest.default_height if request.height is None else request.height
-        preset = None if request.preset is None else model.preset(request.preset)
-        named = {} if preset is None else preset.model_dump(exclude={"name"}, exclude_none=True)
-        asked = {**_defaults(model), **named, **_given(request)}
-        num_steps, guidance = asked["num_inference_steps"], asked["guidance_scale"]
-        scheduler = asked["scheduler"]
-
-        errors = [
-            *_preset_errors(model, request),
-            *_text_errors(model, request),
-            *_side_errors(model, width, height),
-        ]
-        errors += self.webhook_errors(request.webhook_url)
-        if num_steps > model.max_num_inference_steps:
-            errors.append(FieldError("num_inference_steps", f"is above {model.max_num_inference_steps}"))
-        if guidance > model.max_guidance_scale:
-            errors.append(FieldError("guidance_scale", f"is above {model.max_guidance_scale:g}"))
-        if asked["step_cache"] > model.max_step_cache:
-            errors.append(FieldError("step_cache", _step_cache_detail(model)))
-        if scheduler not in model.schedulers:
-            known = ", ".join(model.schedulers)
-            errors.append(FieldError("scheduler", f"is not one of this model's schedulers: {known}"))
-        if request.output_format == "png" and request.output_quality is not None:
-            errors.append(FieldError("output_quality", "has no meaning for a png, which is lossless"))
-        tier = self._tier_for(model, width, height)
-        if tier is None:
-            errors.append(FieldError("width", _pixels_detail(model, width, height)))
-        if errors or tier is None:
+        errors = self._limit_errors(request)
+        if errors:
             raise InvalidRequest.of(errors)
+        model = self._catalogue.model(request.model)
+        assert model is not None
+        width, height = _size(model, request)
+        tier = self._tier_for(model, width, height)
+        assert tier is not None
         return NewJob(
             account_id=account_id,
             model=model.name,
@@ -90,11 +104,7 @@ class Admission:
             negative_prompt=request.negative_prompt,
             width=width,
             height=height,
-            num_inference_steps=num_steps,
-            guidance_scale=guidance,
-            guidance_cutoff=asked["guidance_cutoff"],
-            step_cache=asked["step_cache"],
-            scheduler=scheduler,
+            **_asked(model, request),
             seed=secrets.randbelow(MAX_DRAWN_SEED) if request.seed is None else request.seed,
             num_images=request.num_images,
             strict=request.strict,
@@ -106,6 +116,36 @@ class Admission:
             idempotency_key=idempotency_key,
             request_hash=request_hash,
         )
+
+    def _limit_errors(self, request: JobRequest, unread: Collection[str] = ()) -> list[FieldError]:
+        """What breaks a limit; nothing is said of `unread` fields, nor of what depends on them."""
+        errors = self.webhook_errors(request.webhook_url)
+        is_png = request.output_format == "png" and "output_format" not in unread
+        if is_png and request.output_quality is not None:
+            errors.append(FieldError("output_quality", "has no meaning for a png, which is lossless"))
+        if "model" in unread:
+            return errors
+        model = self._catalogue.model(request.model)
+        if model is None:
+            names = ", ".join(model.name for model in self._catalogue.models)
+            return [FieldError("model", f"there is no such model; there is: {names}"), *errors]
+        of_model = [
+            *_preset_errors(model, request),
+            *_text_errors(model, request),
+            *_side_errors(model, *_size(model, request)),
+            *_parameter_errors(model, _asked(model, request)),
+        ]
+        return [
+            *(error for error in of_model if error.field not in unread),
+            *errors,
+            *([] if {"width", "height"} & set(unread) else self._pixel_errors(model, request)),
+        ]
+
+    def _pixel_errors(self, model: "Model", request: JobRequest) -> list[FieldError]:
+        width, height = _size(model, request)
+        if self._tier_for(model, width, height) is not None:
+            return []
+        return [FieldError("width", _pixels_detail(model, width, height))]
 
     def webhook_errors(self, url: str | None) -> list[FieldError]:
         """What keeps this installation from ever sending to this URL, if anything does."""
@@ -160,6 +200,20 @@ PARAMETERS = ("num_inference_steps", "guidance_scale", "guidance_cutoff", "step_
 """What a preset may set."""
 
 
+def _size(model: "Model", request: JobRequest) -> tuple[int, int]:
+    smallest = model.tiers[0]
+    width = smallest.default_width if request.width is None else request.width
+    height = smallest.default_height if request.height is None else request.height
+    return width, height
+
+
+def _asked(model: "Model", request: JobRequest) -> dict[str, Any]:
+    """What the request gives, before what its preset sets, before what the model takes by itself."""
+    preset = None if request.preset is None else model.preset(request.preset)
+    named = {} if preset is None else preset.model_dump(exclude={"name"}, exclude_none=True)
+    return {**_defaults(model), **named, **_given(request)}
+
+
 def _defaults(model: "Model") -> dict[str, Any]:
     return {
         "num_inference_steps": model.default_num_inference_steps,
@@ -173,6 +227,20 @@ def _defaults(model: "Model") -> dict[str, Any]:
 def _given(request: JobRequest) -> dict[str, Any]:
     found = {name: getattr(request, name) for name in PARAMETERS}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _parameter_errors(model: "Model", asked: Mapping[str, Any]) -> list[FieldError]:
+    errors = []
+    if asked["num_inference_steps"] > model.max_num_inference_steps:
+        errors.append(FieldError("num_inference_steps", f"is above {model.max_num_inference_steps}"))
+    if asked["guidance_scale"] > model.max_guidance_scale:
+        errors.append(FieldError("guidance_scale", f"is above {model.max_guidance_scale:g}"))
+    if asked["step_cache"] > model.max_step_cache:
+        errors.append(FieldError("step_cache", _step_cache_detail(model)))
+    if asked["scheduler"] not in model.schedulers:
+        known = ", ".join(model.schedulers)
+        errors.append(FieldError("scheduler", f"is not one of this model's schedulers: {known}"))
+    return errors
 
 
 def _preset_errors(model: "Model", request: JobRequest) -> list[FieldError]:

@@ -1,10 +1,12 @@
-"""Flask's request as this API reads it: JSON strictly, and uploads in memory."""
+"""Flask's request as this API reads it: JSON strictly, uploads in memory, compressed bodies as plain ones."""
 
 import io
 from typing import IO, Any
 
 from flask import Request
+from werkzeug.utils import cached_property
 
+from web.content_coding import coding_of, decoded
 from web.json_body import parse_object, read_json_bytes
 
 
@@ -16,6 +18,16 @@ class ApiRequest(Request):
         if not hasattr(self, "_json_object"):
             self._json_object = parse_object(read_json_bytes(self))
         return self._json_object
+
+    @cached_property
+    def stream(self) -> IO[bytes]:
+        """The plain body, from which werkzeug reads data and forms; raises a `Refusal`."""
+        coding = coding_of(self.headers.get("Content-Encoding"))
+        sent: IO[bytes] = super().stream
+        if coding is None:
+            return sent
+        assert self.max_content_length is not None  # `web.app` sets it
+        return io.BytesIO(decoded(sent.read(), coding, self.max_content_length))
 
     def _get_file_stream(
         self,

@@ -20,19 +20,35 @@ from storage.workloads import workload
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
 from tasks.prompt_dispatcher import PromptDispatcher
-from web import batches, docs, health, jobs, page, sign_in, tiers, webhook_deliveries, webhook_receivers
+from web import (
+    batches,
+    docs,
+    health,
+    job_page,
+    jobs,
+    page,
+    sign_in,
+    tiers,
+    webhook_deliveries,
+    webhook_receivers,
+)
 from web.access_log import register_access_log
 from web.admission import Admission
 from web.api_request import ApiRequest
 from web.errors import Problem, answer_invalid, register_errors
+from web.faults import CheckedApi
 from web.forecast import Forecast
 from web.health import make_looks
 from web.html_errors import register_unknown_addresses
 from web.metrics import Metrics
+from web.options import register_options
+from web.preference import register_preferences
+from web.prefix import Prefix, UnderPrefix
 from web.request_limits import register_request_limits
 from web.security_headers import register_security_headers
+from web.session import form_token
 from web.waiting import Waiter
-from web.wiring import EXTENSION, Wiring
+from web.wiring import EXTENSION, Wiring, path_of
 
 VERSION = "0.1.0"
 MAX_CONNECTIONS = 10
@@ -49,7 +65,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     settings = settings or load_settings()
     settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
     configure_logs(settings.log_level, settings.log_format)
-    app = OpenAPI(
+    app = CheckedApi(
         __name__,
         info={"title": "calotype", "version": VERSION, "description": DESCRIPTION},
         security_schemes={"api_key": {"type": "http", "scheme": "bearer"}},
@@ -64,10 +80,14 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     wiring = _wire(settings)
     app.extensions[EXTENSION] = wiring
+    app.add_template_global(path_of)
+    app.add_template_global(form_token)
 
     register_access_log(app, wiring.metrics)
     app.before_request(lambda: wiring.db.begin_request(REQUEST_SECONDS))
     register_request_limits(app)
+    register_options(app)
+    register_preferences(app)
     register_security_headers(app, images=settings.s3_public_endpoint or settings.s3_endpoint)
     register_errors(app)
     register_unknown_addresses(app)
@@ -82,8 +102,11 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         app.register_api(api)
     app.register_blueprint(docs.blueprint)
     app.register_blueprint(page.blueprint)
+    app.register_blueprint(job_page.blueprint)
     app.register_blueprint(sign_in.blueprint)
     docs.describe(app)
+    prefix = Prefix(settings.public_url, app.url_map)
+    app.wsgi_app = UnderPrefix(app.wsgi_app, prefix)  # type: ignore[method-assign]
 
     if settings.metrics_port:
         wiring.metrics.serve(settings.metrics_port)

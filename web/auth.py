@@ -1,4 +1,6 @@
-"""Who is asking: the key of a request, or a session that only reads, before anything else is looked at.
+"""Who is asking: the key of a request, or a session, before anything else is looked at.
+
+The API takes a session for reading alone; the pages' own forms draw with it (docs/adr/0016).
 
 The database is asked every time: what was revoked or signed out before a request came opens nothing.
 """
@@ -13,7 +15,7 @@ from storage.database import Database
 from web.refusals import Unauthenticated
 from web.session import COOKIE
 
-READING = frozenset({"GET", "HEAD"})  # what a session may do
+READING = frozenset({"GET", "HEAD"})  # what a session may do in the API
 
 
 def require_key(db: Database) -> None:
@@ -40,12 +42,17 @@ def refuse_session() -> None:
 
 def account_of_session(db: Database) -> str | None:
     """The account of the browser's session, noted as the request's principal; nothing without one."""
+    principal = principal_of_session(db)
+    return None if principal is None else principal.account_id
+
+
+def principal_of_session(db: Database) -> Principal | None:
+    """Whom the browser's session speaks for, noted as the request's principal; nothing without one."""
     cookie = request.cookies.get(COOKIE)
     principal = sessions.principal_of(db, cookie) if cookie else None
-    if principal is None:
-        return None
-    g.principal = principal
-    return principal.account_id
+    if principal is not None:
+        g.principal = principal
+    return principal
 
 
 def principal_of_form(db: Database) -> Principal | None:

@@ -11,6 +11,7 @@ from flask_openapi.openapi import OpenAPI
 from markupsafe import Markup, escape
 
 from web.api_reference import reference_of
+from web.wiring import url_of
 
 SWAGGER = str(files("flask_openapi_swagger") / "templates" / "swagger")
 
@@ -19,8 +20,8 @@ blueprint = Blueprint("docs", __name__, template_folder="templates")
 
 @blueprint.get("/openapi.json")
 def show_openapi() -> Response:
-    """The OpenAPI 3.1 document."""
-    return jsonify(cast("OpenAPI", current_app).spec_json)
+    """The OpenAPI 3.1 document, with the address at which clients reach this installation."""
+    return jsonify({**cast("OpenAPI", current_app).spec_json, "servers": [{"url": url_of("")}]})
 
 
 @blueprint.get("/docs")

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from storage.job_views import Job
+from web.admission import Admission
 from web.csv_cells import typed_cell
 from web.idempotency import digest_of
-from web.refusals import FieldError, InvalidRequest
-from web.schemas import MAX_NUM_IMAGES, MAX_SEED, JobRequest, field_errors
+from web.refusals import FieldError
+from web.schemas import MAX_NUM_IMAGES, MAX_SEED, JobRequest
 
 if TYPE_CHECKING:
     from catalogue import Catalogue, Model
@@ -77,8 +76,8 @@ class DrawForm:
         """
         return f"page {self.once}\n{self.digest}"
 
-    def job_request(self, catalogue: "Catalogue") -> JobRequest:
-        """What the form asks for; raises `InvalidRequest` naming every field that cannot be read."""
+    def job_request(self, catalogue: "Catalogue", admission: Admission) -> JobRequest:
+        """What the form asks for; raises `InvalidRequest` naming every field that is wrong."""
         asked: dict[str, object] = {"prompt": self.values.get("prompt", "")}
         errors = []
         for name in ("negative_prompt", "scheduler", "output_format", *NUMBERS):
@@ -96,13 +95,7 @@ class DrawForm:
         else:
             sides = {"width": tier.default_width, "height": tier.default_height}
             asked = {"model": tier.model, **sides, **asked}
-        try:
-            request = JobRequest.model_validate(asked)
-        except ValidationError as error:
-            errors += field_errors(error)
-        if errors:
-            raise InvalidRequest.of(errors)
-        return request
+        return admission.read(asked, found=errors)
 
 
 def limits(catalogue: "Catalogue") -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Every answer that is not a success: one table from exception to status and code, one body (RFC 9457)."""
 
-from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -20,8 +19,9 @@ from storage.errors import (
     StorageError,
     Unavailable,
 )
+from web.faults import completed
 from web.refusals import MAX_DETAIL_CHARACTERS, MAX_ERRORS, FieldError, InvalidRequest, Refusal
-from web.schemas import field_errors
+from web.schemas import field_errors, parameter_errors
 
 log = structlog.get_logger()
 
@@ -94,7 +94,9 @@ def problem(
 
 
 def answer_refusal(error: Refusal) -> Response:
-    """A request that we turned down."""
+    """A request that we turned down; one whose contents are wrong is told of all that is wrong."""
+    if isinstance(error, InvalidRequest):
+        error = completed(error)
     return problem(error.status, error.code, error.detail, error.errors, error.headers, error.num_errors)
 
 
@@ -129,12 +131,12 @@ def answer_anything_else(error: Exception) -> Response:
 def answer_invalid(error: ValidationError) -> Response:
     """pydantic's findings about a body, a path or a query, for flask-openapi."""
     if error.title.endswith("Path"):
-        return problem(404, "not_found", "there is nothing at this address")
+        faults = parameter_errors(error, known=())
+        named = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
+        return problem(404, "not_found", f"there is nothing at this address: {named}", faults)
     if error.title.endswith("Query"):
-        found = [replace(item, parameter=True) for item in field_errors(error, known=())]
-    else:
-        found = field_errors(error)
-    return answer_refusal(InvalidRequest.of(found))
+        return answer_refusal(InvalidRequest.of(parameter_errors(error, known=())))
+    return answer_refusal(InvalidRequest.of(field_errors(error)))
 
 
 def register_errors(app: Flask) -> None:

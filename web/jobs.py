@@ -12,15 +12,15 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from storage import bells
 from storage import jobs as transitions
-from storage.errors import NotFound, StorageError, Unavailable
+from storage.errors import IdempotencyMismatch, NotFound, StorageError, Unavailable
 from storage.job_views import Job, get, list_jobs
 from storage.submissions import NewJob, create, made_before
 from web.auth import SECURITY, account_id, require_key
 from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.front.wsgi import waiting_client
-from web.idempotency import digest_of, idempotency_key
-from web.preference import preferred_wait
+from web.idempotency import digest_of, digest_of_meaning, idempotency_key
+from web.preference import preferences, said_seconds
 from web.refusals import ImageNotFound, InvalidRequest, JobIsNotFinal, NotServed, quoted
 from web.resources import JobList, JobResource, job_resource, job_resources, signed_url
 from web.schemas import JOB_ID, ImagePath, JobListQuery, JobPath, JobRequest, WaitQuery
@@ -51,11 +51,14 @@ def authenticate() -> None:
 def create_job(body: JobRequest) -> Response:
     """Accepts a job: `202`, or with `Prefer: wait=N` the finished job (`200`) if it ends in time.
 
+    `Preference-Applied` says how long it would have waited, and is left out where it could not wait.
+
     With an `Idempotency-Key` the same request again gives the same job, marked `Idempotent-Replayed: true`.
     """
-    key, digest = idempotency_key(), digest_of(request.get_data())
+    key, digest = idempotency_key(), digest_of_meaning(body)
     admit = partial(wired().admission.admit, body, account_id(), idempotency_key=key, request_hash=digest)
-    return _accept(admit, key, digest)
+    # Of jobs that were made when the digest was one of the body's bytes: the same bytes still find them.
+    return _accept(admit, key, digest, earlier_digest=digest_of(request.get_data()))
 
 
 @blueprint.get("", summary="List jobs", responses={200: JobList})
@@ -80,11 +83,15 @@ def list_your_jobs(query: JobListQuery) -> Response:
 
 @blueprint.get("/<job_id>", summary="Show a job", responses={200: JobResource, **documented(404)})
 def get_job(path: JobPath, query: WaitQuery) -> Response:
-    """The job now, or with `?wait=N` as soon as it has ended, after N seconds at the latest."""
+    """The job now, or with `?wait=N` as soon as it has ended, after N seconds at the latest.
+
+    `Prefer: wait=N` asks for the same.
+    """
     job = _get(path.job_id)
-    if query.wait and not job.is_terminal:
-        job = _waited(job, query.wait)
-    return _shown(job, 200)
+    if query.wait is not None:
+        return _shown(_waited(job, query.wait) or job, 200)
+    headers: dict[str, str] = {}
+    return _shown(_waited_as_preferred(job, headers) or job, 200, headers)
 
 
 @blueprint.delete(
@@ -115,7 +122,7 @@ def retry_job(path: JobPath) -> Response:
 
 
 @blueprint.get(
-    "/<job_id>/images/<int:index>",
+    "/<job_id>/images/<index>",
     summary="Open an image",
     responses={302: {"description": "A freshly signed link."}, **documented(404)},
 )
@@ -125,17 +132,35 @@ def open_image(path: ImagePath) -> AnyResponse:
     image = next((image for image in job.images if image.index == path.index), None)
     if image is None or image.deleted_at is not None:
         raise ImageNotFound(f"job {job.id!r} is {job.state} and has no image {path.index}")
-    response = redirect(signed_url(job, image), 302)
+    response = redirect(signed_url(job, image, for_head=request.method == "HEAD"), 302)
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
-def submit(admit: Callable[[], NewJob], account: str, key: str | None, digest: str) -> tuple[Job, bool]:
+def submit(
+    admit: Callable[[], NewJob],
+    account: str,
+    key: str | None,
+    digest: str,
+    *,
+    earlier_digest: str | None = None,
+) -> tuple[Job, bool]:
     """Commit first, ring afterwards; a bell that stays silent is the sweeper's, never the client's.
 
     `(job, False)` when its idempotency key made it before: what was accepted once is shown, whatever would
-    be refused by now. Else raises the refusal of `admit`, or `InvalidRequest`.
+    be refused by now. Else raises the refusal of `admit`, or `InvalidRequest`. `earlier_digest` is what an
+    earlier version kept of the same request.
     """
+    try:
+        return _submit(admit, account, key, digest)
+    except IdempotencyMismatch:
+        earlier = None if earlier_digest is None else made_before(wired().db, account, key, earlier_digest)
+        if earlier is None:
+            raise
+        return earlier, False
+
+
+def _submit(admit: Callable[[], NewJob], account: str, key: str | None, digest: str) -> tuple[Job, bool]:
     wiring = wired()
     try:
         new = admit()
@@ -154,17 +179,16 @@ def submit(admit: Callable[[], NewJob], account: str, key: str | None, digest: s
     return job, created
 
 
-def _accept(admit: Callable[[], NewJob], key: str | None, digest: str) -> Response:
-    job, created = submit(admit, account_id(), key, digest)
+def _accept(
+    admit: Callable[[], NewJob], key: str | None, digest: str, *, earlier_digest: str | None = None
+) -> Response:
+    job, created = submit(admit, account_id(), key, digest, earlier_digest=earlier_digest)
     headers = {"Location": url_of(f"/v1/jobs/{job.id}")}
     if not created:
         headers["Idempotent-Replayed"] = "true"
-    wait = preferred_wait(request.headers.get("Prefer"))
-    if wait is not None:
-        headers["Preference-Applied"] = f"wait={wait}"
-        if not job.is_terminal:
-            job = _waited(job, wait)
-    return _shown(job, 200 if wait is not None and job.is_terminal else 202, headers)
+    waited = _waited_as_preferred(job, headers)
+    job = waited or job
+    return _shown(job, 200 if waited is not None and job.is_terminal else 202, headers)
 
 
 def _ring(job: Job) -> None:
@@ -178,14 +202,28 @@ def _ring(job: Job) -> None:
         log.warning("bell_not_noted", job_id=job.id, error=type(error).__name__)
 
 
-def _waited(job: Job, seconds: float) -> Job:
-    """The job as it is after waiting, or as it was: too many wait already, or it cannot be read now."""
+def _waited_as_preferred(job: Job, headers: dict[str, str]) -> Job | None:
+    """As `_waited`, for as long as the client's `Prefer` says; notes in `headers` what was applied."""
+    seconds = preferences(request.headers.get("Prefer")).wait_seconds
+    if seconds is None:
+        return None
+    waited = _waited(job, seconds)
+    if waited is not None:
+        headers["Preference-Applied"] = f"wait={said_seconds(min(seconds, wired().max_wait_seconds))}"
+    return waited
+
+
+def _waited(job: Job, seconds: float) -> Job | None:
+    """The job as soon as it has ended, or after these seconds; nothing where too many wait already."""
     wiring = wired()
+    seconds = min(seconds, wiring.max_wait_seconds)
+    if job.is_terminal or seconds <= 0:
+        return job
     client = waiting_client(request.environ)
     with client.lent():
-        has_waited = wiring.waiter.wait(job.id, min(seconds, wiring.max_wait_seconds), client.hang_up)
+        has_waited = wiring.waiter.wait(job.id, seconds, client.hang_up)
     if not has_waited:
-        return job
+        return None
     try:
         return get(wiring.db, job.account_id, job.id)
     except Unavailable:

@@ -1,12 +1,15 @@
 """Reading a JSON body: size, type, encoding and shape, before anyone looks at its meaning.
 
 Python's parser accepts duplicate keys, NaN, any depth and any number of members; this one does not, and
-counts before it parses. It knows no field.
+counts before it parses. JSON has one kind of number (RFC 8259, section 6): `128.0` is read as the whole
+number that it is. It knows no field.
 """
 
+import codecs
 import json
 import re
 from collections import Counter
+from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn
 
 from flask import Request
@@ -25,21 +28,33 @@ from web.refusals import (
 MAX_DEPTH = 16
 MAX_MEMBERS = 256  # of all objects and arrays together; a job has 20 fields
 MAX_NUMBER_CHARACTERS = 400  # the largest of doubles has 309 digits
+MAX_WHOLE = 2**53  # up to here every whole number is a double of its own
 # Possessive, and content with an unfinished string: it never looks at a character twice.
 _STRING_OR_MARK = re.compile(r'"(?:[^"\\]++|\\.?)*+"?|[\[\]{},]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_JSON_TYPE = re.compile(
+    r"application/([a-z0-9!#$&^_.+-]+\+)?json"
+)  # RFC 6839, section 3.1: what ends in +json is JSON
+_CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+_OTHER_ENCODINGS = (
+    ("UTF-32", (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)),
+    ("UTF-16", (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)),
+)
 
 
 def read_json_bytes(request: Request) -> bytes:
     """The raw body, when it is small enough and says that it is JSON."""
-    if request.mimetype != "application/json":
+    if not _JSON_TYPE.fullmatch(request.mimetype):
         raise UnsupportedMediaType(
             f"Content-Type is {quoted(request.mimetype or 'missing')}: this route takes 'application/json'",
             headers={"Accept": "application/json"},
         )
     charset = request.mimetype_params.get("charset", "utf-8").lower()
-    if charset not in ("utf-8", "utf8"):
-        raise UnsupportedMediaType("charset: JSON is UTF-8", headers={"Accept": "application/json"})
+    if charset not in _CHARSETS:
+        raise UnsupportedMediaType(
+            f"charset is {quoted(charset)}: JSON is sent as UTF-8 (RFC 8259, section 8.1)",
+            headers={"Accept": "application/json"},
+        )
     try:
         return request.get_data(cache=True)
     except RequestEntityTooLarge as error:
@@ -49,11 +64,13 @@ def read_json_bytes(request: Request) -> bytes:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object whose every string can be stored; raises `MalformedBody` or `InvalidRequest`."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise MalformedBody(f"the body is not UTF-8: byte {error.start}") from error
+    """A JSON object whose every key can be named; raises `MalformedBody` or `InvalidRequest`.
+
+    Its strings may hold lone surrogates, which the schemas refuse by field.
+    """
+    if not data:
+        raise MalformedBody("the body is empty, which is not JSON: an object is expected")
+    text = _decoded(data)
     _check_shape(text)
     try:
         value = json.loads(
@@ -71,6 +88,21 @@ def parse_object(data: bytes) -> dict[str, Any]:
         raise InvalidRequest.of([FieldError("", "a JSON object is expected")])
     _refuse_surrogates(value, "")
     return value
+
+
+def _decoded(data: bytes) -> str:
+    """UTF-8, with or without a byte-order mark."""
+    other = next((name for name, marks in _OTHER_ENCODINGS if data.startswith(marks)), None)
+    # In UTF-16 and UTF-32 each of the first characters of JSON, which are ASCII, has zero bytes beside it.
+    if other is None and b"\0" in data[:2]:
+        other = "UTF-16 or UTF-32"
+    if other is not None:
+        raise MalformedBody(f"the body is {other}: JSON is sent as UTF-8 (RFC 8259, section 8.1)")
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = error.start + (len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0)
+        raise MalformedBody(f"the body is not UTF-8: byte {at}") from error
 
 
 def _check_shape(text: str) -> None:
@@ -94,11 +126,21 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _finite(digits: str) -> float:
+    """A number written with a point or an exponent: an `int` where it is whole, exactly as written."""
     _check_length(digits)
     value = float(digits)
     if value in (float("inf"), float("-inf")):
         raise MalformedBody("a number is too large: numbers must be finite")
+    if value.is_integer() and abs(value) <= MAX_WHOLE and _is_exactly(int(value), digits):
+        return int(value)
     return value
+
+
+def _is_exactly(value: int, digits: str) -> bool:
+    try:
+        return Decimal(digits) == value
+    except InvalidOperation:  # an exponent beyond all bounds
+        return False
 
 
 def _integer(digits: str) -> int:
@@ -120,14 +162,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_surrogates(value: Any, pointer: str) -> None:
-    if isinstance(value, str):
-        if _SURROGATE.search(value):
-            raise InvalidRequest.of(
-                [FieldError(pointer[:MAX_QUOTED_CHARACTERS], "holds a lone surrogate, which is no character")]
-            )
-    elif isinstance(value, dict):
+    """Refuse a lone surrogate in a key. In the text of a field the schema names it with all other faults."""
+    if isinstance(value, dict):
         for key, item in value.items():
-            _refuse_surrogates(key, pointer)
+            if _SURROGATE.search(key):
+                raise InvalidRequest.of(
+                    [FieldError(pointer[:MAX_QUOTED_CHARACTERS], "holds a key with a lone surrogate")]
+                )
             _refuse_surrogates(item, f"{pointer}/{key}" if pointer else key)
     elif isinstance(value, list):
         for index, item in enumerate(value):

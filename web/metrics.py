@@ -4,7 +4,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
@@ -17,6 +17,7 @@ from web.front.connection import Connections
 from web.front.limits import Limits
 from web.front.server import Server
 from web.front.threads import Threads as FrontThreads
+from web.front.wsgi import WsgiApplication
 
 log = structlog.get_logger()
 
@@ -149,7 +150,7 @@ class Metrics:
             return
         limits = Limits(num_threads=1, max_queued=4, max_connections=MAX_METRICS_CONNECTIONS)
         front = Front(
-            make_wsgi_app(self.registry),
+            _with_head(make_wsgi_app(self.registry)),
             limits,
             FrontThreads(limits),
             lambda *_: limits.max_body_bytes,
@@ -158,6 +159,16 @@ class Metrics:
         server = Server(front, LOOPBACK, port, limits=limits, connections=connections)
         serving = partial(server.run, sockets=[listener])
         threading.Thread(target=serving, name="metrics", daemon=True).start()
+
+
+def _with_head(app: WsgiApplication) -> WsgiApplication:
+    """The application with a `HEAD` wherever it has a `GET`; the front sends no body after it."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        method = environ["REQUEST_METHOD"]
+        return app({**environ, "REQUEST_METHOD": "GET" if method == "HEAD" else method}, start_response)
+
+    return answer
 
 
 def _alone(read: Callable[[], float]) -> list[tuple[list[str], float]]:

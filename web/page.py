@@ -1,49 +1,48 @@
-"""`/`, `/jobs` and `/jobs/{id}`: the pages, written on the server from what the API answers too.
+"""`/` and `/jobs`: the pages, written on the server from what the API answers too.
 
-A session lets them be read, and nothing more: who draws sends the key along with the form, where a
-browser's password manager fills it in. So neither another site's page nor a stolen cookie can make an
-account work, and no form needs a token. A page with a form never loads itself again, since that would
-lose what is being typed; one that only shows does, without scripts, while something is unfinished.
+A session lets them be read, and draws: its forms carry a token that belongs to it (`web.session`), so that no
+other site's page can make an account work. Without a session the form takes the key and begins one. A page
+with a form never loads itself again, since that would lose what is being typed; one that only shows does,
+without scripts, while something is unfinished.
 """
 
-import json
 import re
-import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import get_args
+from urllib.parse import urlencode
 
 import structlog
 from flask import Blueprint, Response, make_response, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from storage.errors import NotFound, Unavailable
+from storage.errors import Unavailable
 from storage.job_views import get, list_jobs
 from storage.receivers import list_receivers
 from storage.states import TERMINAL
 from storage.submissions import NewJob
 from web import session
-from web.auth import account_of_session, principal_of_form
+from web.auth import account_of_session, principal_of_form, principal_of_session
 from web.cursor import decode_cursor, encode_cursor
 from web.draw_form import DrawForm, limits
 from web.errors import RETRY_AFTER_SECONDS
 from web.html_errors import register_html_errors
 from web.jobs import submit
-from web.refusals import FieldError, InvalidRequest, quoted
-from web.resources import JobResource, job_resource, job_resources
+from web.refusals import FieldError, InvalidRequest
+from web.resources import JobResource, job_resources
 from web.same_site import refuse_cross_site
 from web.schemas import JOB_ID, JobRequest
 from web.tiers import tier_resources
-from web.wiring import is_https, url_of, wired
+from web.wiring import path_of, url_of, wired
 
 log = structlog.get_logger()
 
 JOBS_A_PAGE = 12
 _OUR_PAGES = re.compile(rf"/(jobs(/{JOB_ID[1:-1]})?)?")
-_SAME_IN_REQUEST = (
-    "prompt", "negative_prompt", "model", "width", "height", "num_inference_steps", "guidance_scale",
-    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "output_format", "output_quality",
-)  # fmt: skip
+STALE_FORM = (
+    "this form belongs to another session, since you have signed in again meanwhile. Nothing was done; the "
+    "form now belongs to this session: look it through and send it again"
+)
 
 blueprint = Blueprint("page", __name__, template_folder="templates")
 register_html_errors(blueprint)
@@ -51,11 +50,15 @@ register_html_errors(blueprint)
 
 @dataclass(frozen=True)
 class JobPage:
-    """One page of an account's jobs, newest first; `here` and `older` are addresses."""
+    """One page of an account's jobs, newest first; `here` and `older` are addresses.
+
+    `drawn` is the job that the reader's form has just made.
+    """
 
     jobs: list[JobResource]
     here: str
     older: str | None
+    drawn: str | None
 
     @property
     def num_unfinished(self) -> int:
@@ -84,28 +87,43 @@ def show_page() -> Response:
 
 @blueprint.post("/")
 def draw() -> AnyResponse:
-    """Submit what the form says, with the key that came in it; the cookie counts for nothing here."""
+    """Submit what the form says, for the session whose token or the account whose key came in it."""
     refuse_cross_site()
     wiring = wired()
     form = DrawForm.sent(request.form)
-    principal = principal_of_form(wiring.db)
+    by_key = bool(request.form.get("api_key", "").strip())
+    principal = principal_of_form(wiring.db) if by_key else principal_of_session(wiring.db)
     if principal is None:
-        wrong = FieldError("api_key", "this API key is not known, or was revoked")
-        return front_page(form.refused([wrong]), None, status=401)
+        return front_page(form.refused([FieldError("api_key", _why_nobody(by_key))]), None, status=401)
+    if not by_key and not session.is_form_token(request.form.get(session.TOKEN_FIELD, "")):
+        return front_page(form.refused([FieldError("", STALE_FORM)]), principal.account_id, status=403)
     key, digest = form.idempotency_key, form.digest
 
     def admit() -> NewJob:
-        asked = form.job_request(wiring.catalogue)
+        asked = form.job_request(wiring.catalogue, wiring.admission)
         return wiring.admission.admit(asked, principal.account_id, idempotency_key=key, request_hash=digest)
 
+    refused: InvalidRequest | None = None
     try:
         job, _ = submit(admit, principal.account_id, key, digest)
-    except InvalidRequest as refused:
-        response: AnyResponse = front_page(form.refused(refused.errors), principal.account_id, status=422)
-    else:
-        response = redirect(next_page(f"/jobs/{job.id}"), 303)
-    session.begin(wiring.db, principal, response, secure=is_https())
-    return response
+    except InvalidRequest as error:
+        refused = error
+    if by_key:
+        session.begin(wiring.db, principal)
+    if refused is not None:
+        return front_page(form.refused(refused.errors), principal.account_id, status=422)
+    # Where the answer begins: at the new job, wherever that is on the page.
+    if next_page("") == "/":
+        return redirect(path_of(f"/?drawn={job.id}#{job.id}"), 303)
+    return redirect(path_of(f"/jobs/{job.id}#job"), 303)
+
+
+def _why_nobody(by_key: bool) -> str:
+    if by_key:
+        return "this API key is not known, or was revoked"
+    if session.COOKIE in request.cookies:
+        return "the session is over: give the key again; what you typed is kept"
+    return "an API key is required; what you typed is kept"
 
 
 @blueprint.get("/jobs")
@@ -115,20 +133,6 @@ def show_jobs() -> Response:
     if account_id is None:
         return front_page(DrawForm(), None, status=401, after="/jobs")
     return make_response(render_template("jobs.html", page=_jobs_of(account_id, request.args.get("cursor"))))
-
-
-@blueprint.get("/jobs/<job_id>")
-def show_job(job_id: str) -> Response:
-    """One job: its images, what was asked, what it took, what went wrong."""
-    account_id = account_of_session(wired().db)
-    if not re.fullmatch(JOB_ID, job_id):
-        raise NotFound(f"no job {quoted(job_id)}")
-    if account_id is None:
-        return front_page(DrawForm(), None, status=401, after=f"/jobs/{job_id}")
-    job = job_resource(get(wired().db, account_id, job_id))
-    return make_response(
-        render_template("job.html", job=job, command=_command_for(job), live=job.state not in TERMINAL)
-    )
 
 
 def front_page(form: DrawForm, account_id: str | None, *, status: int = 200, after: str = "/") -> Response:
@@ -151,7 +155,7 @@ def front_page(form: DrawForm, account_id: str | None, *, status: int = 200, aft
 
 
 def next_page(otherwise: str) -> str:
-    """Where the sent form wants to go: a page of ours, or `otherwise`."""
+    """Where the sent form wants to go, without our prefix: a page of ours, or `otherwise`."""
     wish = request.form.get("next", "")
     return wish if _OUR_PAGES.fullmatch(wish) and wish else otherwise
 
@@ -169,20 +173,13 @@ def _jobs_of(account_id: str, cursor: str | None) -> JobPage:
     shown = found[:JOBS_A_PAGE]
     older = None
     if len(found) > JOBS_A_PAGE:
-        older = f"/jobs?cursor={encode_cursor(shown[-1].created_at, shown[-1].id)}"
-    here = f"/jobs?cursor={cursor}" if cursor else "/jobs"
-    return JobPage(job_resources(account_id, shown), here, older)
+        older = path_of(f"/jobs?cursor={encode_cursor(shown[-1].created_at, shown[-1].id)}")
+    drawn = request.args.get("drawn", "")
+    asked = {"cursor": cursor, "drawn": drawn if re.fullmatch(JOB_ID, drawn) else None}
+    query = urlencode({name: value for name, value in asked.items() if value})
+    here = path_of("/jobs") + (f"?{query}" if query else "")
+    return JobPage(job_resources(account_id, shown), here, older, asked["drawn"])
 
 
 def _paused_receivers(account_id: str) -> list[str]:
     return [each.receiver for each in list_receivers(wired().db, account_id) if each.state == "paused"]
-
-
-def _command_for(job: JobResource) -> str:
-    """The same job again from a shell, quoted for it."""
-    asked = {name: getattr(job, name) for name in _SAME_IN_REQUEST}
-    body = json.dumps({name: value for name, value in asked.items() if value is not None}, ensure_ascii=False)
-    return (
-        f'curl {shlex.quote(url_of("/v1/jobs"))} -H "Authorization: Bearer $CALOTYPE_API_KEY" \\\n'
-        f'  -H "Content-Type: application/json" -H "Prefer: wait=60" \\\n  -d {shlex.quote(body)}'
-    )

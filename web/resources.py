@@ -219,14 +219,15 @@ def image_url(job_id: str, index: int) -> str:
     return url_of(f"/v1/jobs/{job_id}/images/{index}")
 
 
-def signed_url(job: Job, image: StoredImage) -> str:
-    """A link that opens the image without a key, for a while."""
+def signed_url(job: Job, image: StoredImage, *, for_head: bool = False) -> str:
+    """A link that opens the image without a key, for a while, with `GET` or with `HEAD`."""
     wiring = wired()
     return wiring.blobs.presign(
         image.object_key,
         seconds=wiring.image_url_seconds,
         filename=f"{job.id}-{image.index}.{job.output_format}",
         content_type=f"image/{job.output_format}",  # the formats are named as their media types are
+        for_head=for_head,
     )
 
 

@@ -8,8 +8,20 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from web.preference import DEFAULT_WAIT_SECONDS
 from web.refusals import MAX_QUOTED_CHARACTERS, FieldError
 from web.webhook_url import check_webhook_form
 
@@ -57,6 +69,11 @@ def _check_marks(text: str) -> None:
             raise ValueError(f"has more than {MAX_MARKS_IN_A_ROW} combining marks in a row")
 
 
+def _bare_wait(value: Any) -> Any:
+    """`?wait` without a number is `Prefer: wait` without one."""
+    return DEFAULT_WAIT_SECONDS if value == "" else value
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("is blank; at least 1 character that can be seen is required")
@@ -67,10 +84,52 @@ Text = Annotated[str, AfterValidator(_clean)]
 Side = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
-class JobRequest(BaseModel):
-    """One job. What is left out is chosen by the model; `GET /v1/models` lists its limits."""
+class Body(BaseModel):
+    """A JSON body. `null` for an optional field means that the field is not given.
+
+    Typed clients send `null` for what their user left out, so this holds for every optional field of every
+    body, in the OpenAPI document too.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        # A name that is not known stays, and is refused: its sender meant something by it.
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value for name, value in data.items() if value is not None or name not in cls.model_fields
+        }
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The schema in which every property that is not required may be null."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        required = schema.get("required", [])
+        for name, found in schema.get("properties", {}).items():
+            if name not in required:
+                schema["properties"][name] = _nullable(found)
+        return schema
+
+
+_ANNOTATIONS = frozenset({"title", "description", "default", "examples", "deprecated"})
+
+
+def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """The same schema, which lets `null` through as well."""
+    if any(part.get("type") == "null" for part in schema.get("anyOf", [])):
+        return schema
+    kind = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
+    notes = {key: value for key, value in schema.items() if key in _ANNOTATIONS}
+    return {"anyOf": [kind, {"type": "null"}], **notes}
+
+
+class JobRequest(Body):
+    """One job. What is left out is chosen by the model; `GET /v1/models` lists its limits."""
 
     prompt: Annotated[Text, AfterValidator(_not_blank)] = Field(
         min_length=1, description="What to draw.", examples=["a red heart on a white background"]
@@ -163,13 +222,10 @@ class WaitQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    wait: float = Field(
-        0,
-        ge=0,
-        le=3600,
-        allow_inf_nan=False,
+    wait: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_bare_wait)] | None = Field(
+        None,
         description="Answer as soon as the job ends, after this many seconds at the latest; "
-        "cut to the server's longest wait.",
+        f"cut to the server's longest wait. Without a number it is {DEFAULT_WAIT_SECONDS:g}.",
     )
 
 
@@ -208,24 +264,46 @@ JOB_FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
 
 def field_errors(error: ValidationError, *, known: Iterable[str] = JOB_FIELDS) -> list[FieldError]:
     """pydantic's findings in our words: the field, and the limit that it breaks; never the value."""
-    return [
-        _field_error(dict(found), known) for found in error.errors(include_url=False, include_input=False)
+    found = error.errors(include_url=False)
+    return [FieldError(_pointer(part["loc"]), _detail(dict(part), known)) for part in found]
+
+
+def parameter_errors(error: ValidationError, known: Iterable[str]) -> list[FieldError]:
+    """The same for parameters of a query or a path: each by its name, and each detail once.
+
+    A parameter that is given several times has one name; the place in the list is no part of it.
+    """
+    found = [
+        FieldError(str(part["loc"][0])[:MAX_QUOTED_CHARACTERS], _detail(dict(part), known), parameter=True)
+        for part in error.errors(include_url=False)
     ]
+    return list(dict.fromkeys(found))
 
 
-def _field_error(found: dict[str, Any], known: Iterable[str]) -> FieldError:
-    parts = [str(part) for part in found["loc"]]
-    field = "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)[:MAX_QUOTED_CHARACTERS]
+def _pointer(location: tuple[int | str, ...]) -> str:
+    parts = (str(part).replace("~", "~0").replace("/", "~1") for part in location)
+    return "/".join(parts)[:MAX_QUOTED_CHARACTERS]
+
+
+def _detail(found: dict[str, Any], known: Iterable[str]) -> str:
+    """Which limit is broken. What was sent decides about the words and is no part of them."""
     match found["type"]:
         case "missing":
-            detail = "is required"
+            return "is required"
         case "extra_forbidden":
             names = ", ".join(known)
-            detail = f"is not known; there is: {names}" if names else "is not known"
+            return f"is not known; there is: {names}" if names else "is not known; there is none"
         case "value_error":
-            detail = str(found["msg"]).removeprefix("Value error, ")
+            return str(found["msg"]).removeprefix("Value error, ")
         case "string_unicode":
-            detail = "holds a lone surrogate, which is no character"
-        case _:
-            detail = str(found["msg"]).replace("Input should", "should")
-    return FieldError(field, detail)
+            return "holds a lone surrogate, which is no character"
+        case "int_type" | "int_from_float" if isinstance(found["input"], float):
+            if found["input"].is_integer():
+                return "should be a valid integer; above 2^53 written without a point and an exponent"
+            return "should be a valid integer, without a fraction"
+        case "too_long":
+            return f"should have at most {found['ctx']['max_length']} values"
+    return _SUBJECT.sub("should", str(found["msg"]))
+
+
+_SUBJECT = re.compile("^(Input|String) should")

@@ -26,7 +26,7 @@ SWAGGER = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-PAGES = frozenset({"page", "session"})  # blueprints whose answers may belong to an account
+PAGES = frozenset({"page", "job_page", "session"})  # blueprints whose answers may belong to an account
 
 
 def register_security_headers(app: Flask, *, images: str) -> None:

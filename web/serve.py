@@ -7,12 +7,16 @@ from web.app import create_app
 from web.batches import MULTIPART_BYTES
 from web.front.application import Front
 from web.front.connection import Connections
+from web.front.cross_origin import CrossOrigin
 from web.front.limits import Limits
 from web.front.server import RESERVED_FILES, Server, raise_file_limit, serve_until_told
 from web.front.threads import Threads
+from web.prefix import Prefix, prefix_path
 from web.wiring import EXTENSION, Wiring
 
 UPLOADS = ("POST", "/v1/batches")
+SHARED_PATHS = ("/v1/", "/healthz", "/readyz", "/openapi.json")
+"""What pages of other origins may read, where a setting names them: no page of ours, and no session."""
 
 
 def run_api(settings: Settings, host: str, port: int) -> None:
@@ -30,15 +34,19 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         max_body_bytes=settings.max_body_bytes,
     )
     threads = Threads(limits)
+    prefix = Prefix(settings.public_url, app.url_map)
 
     def max_upload(method: str, path: str, authorization: str) -> int:
         """A CSV may be large, but only from whoever shows a key."""
-        if (method, path) != UPLOADS or not _is_known(wiring, authorization):
+        if (method, prefix.stripped(path)) != UPLOADS or not _is_known(wiring, authorization):
             return limits.max_body_bytes
         return settings.max_csv_bytes + MULTIPART_BYTES
 
     connections = Connections(limits.max_connections)
-    front = Front(app, limits, threads, max_upload)
+    below = prefix_path(settings.public_url)  # a prefix, which a proxy may have left in place
+    shared_paths = (*SHARED_PATHS, *(below + path for path in SHARED_PATHS))
+    cross_origin = CrossOrigin(settings.cors_origins, shared_paths)
+    front = Front(app, limits, threads, max_upload, cross_origin)
     wiring.metrics.watch_front(connections, threads, lambda: {**connections.num_cut, "memory": front.num_cut})
     server = Server(front, host, port, limits=limits, connections=connections, on_stop=wiring.waiter.stop)
     serve_until_told(server)

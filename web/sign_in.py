@@ -1,4 +1,4 @@
-"""`/session`: a key given once lets a browser read for a while; `/session/end` takes that back."""
+"""`/session`: a key given once lets a browser read and draw for a while; `/session/end` takes that back."""
 
 from flask import Blueprint, redirect
 from werkzeug.wrappers import Response as AnyResponse
@@ -10,7 +10,7 @@ from web.html_errors import register_html_errors
 from web.page import front_page, next_page
 from web.refusals import FieldError
 from web.same_site import refuse_cross_site
-from web.wiring import is_https, wired
+from web.wiring import path_of, wired
 
 blueprint = Blueprint("session", __name__, template_folder="templates")
 register_html_errors(blueprint)
@@ -19,7 +19,7 @@ register_html_errors(blueprint)
 @blueprint.get("/session")
 def lead_home() -> AnyResponse:
     """Here a browser stands after a wrong key; asked for by itself it is the page."""
-    return redirect("/", 303)
+    return redirect(path_of("/"), 303)
 
 
 @blueprint.post("/session")
@@ -31,15 +31,17 @@ def begin_session() -> AnyResponse:
     if principal is None:
         wrong = FieldError("api_key", "this API key is not known, or was revoked")
         return front_page(DrawForm().refused([wrong]), None, status=401, after=after)
-    response = redirect(after, 303)
-    session.begin(wired().db, principal, response, secure=is_https())
-    return response
+    session.begin(wired().db, principal)
+    return redirect(path_of(after), 303)
 
 
 @blueprint.post("/session/end")
 def end_session() -> AnyResponse:
-    """End the session, in every copy of its cookie; `503` when it could not be ended."""
+    """End the session, in every copy of its cookie; `503` when it could not be ended.
+
+    It asks for no token: who signed in anew in another tab must be able to sign out in this one.
+    """
     refuse_cross_site()
-    response = redirect("/", 303)
-    session.end(wired().db, response, secure=is_https())
+    response = redirect(path_of("/"), 303)
+    session.end(wired().db, response)
     return response

@@ -18,7 +18,7 @@ blueprint = APIBlueprint(
     url_prefix="/v1",
     abp_tags=[{"name": "catalogue", "description": "What is served here."}],
     abp_security=SECURITY,
-    abp_responses=documented(401, 500, 503),
+    abp_responses=documented(401, 422, 500, 503),
 )
 
 

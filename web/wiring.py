@@ -12,6 +12,7 @@ from web.admission import Admission
 from web.forecast import Forecast
 from web.looks import Look
 from web.metrics import Metrics
+from web.prefix import prefix_path
 from web.waiting import Waiter
 
 if TYPE_CHECKING:
@@ -56,3 +57,8 @@ def is_https() -> bool:
 def url_of(path: str) -> str:
     """An absolute address of ours, as clients reach us: `public_url`, or the way this request came."""
     return (wired().public_url or request.root_url).rstrip("/") + path
+
+
+def path_of(path: str) -> str:
+    """The same without scheme and host, for the links of our pages: behind the prefix, if there is one."""
+    return prefix_path(wired().public_url) + path

@@ -90,6 +90,20 @@ def test_up_runs_in_the_background_until_down_has_stopped_all_of_it(data_dir: Pa
     other = calotype(data_dir, "up", "--detach", "--port", "1")
     assert (other.returncode, "calotype down" in other.stderr) == (1, True)
 
+    assert "calotype" in answer.stdout, "how to set the variables"
+    num_keys = len(json.loads(calotype(data_dir, "keys", "list", "--json").stdout))
+    for changes in ({}, {"CALOTYPE_URL": "http://elsewhere", "CALOTYPE_API_KEY": "calo_x_y"}):
+        told = calotype(data_dir, "env", **changes)
+        assert (told.returncode, told.stderr) == (0, "")
+        shown = subprocess.run(
+            ["sh", "-euc", told.stdout + 'echo "$CALOTYPE_URL $CALOTYPE_API_KEY"'],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert shown == f"{ready['url']} {ready['api_key']}\n"
+    assert len(json.loads(calotype(data_dir, "keys", "list", "--json").stdout)) == num_keys
+
     path = tmp_path / "heart.png"
     prompt = "a green circle on a black background"
     job = calotype(data_dir, "submit", prompt, "--steps", "4", "-o", str(path))
@@ -107,3 +121,6 @@ def test_up_runs_in_the_background_until_down_has_stopped_all_of_it(data_dir: Pa
     assert [pid for pid in pids if lives(pid)] == []
     assert calotype(data_dir, "status").returncode == 3
     assert calotype(data_dir, "down").returncode == 0
+    told = calotype(data_dir, "env")
+    assert (told.returncode, told.stdout) == (3, "")
+    assert told.stderr == f"calotype: nothing runs in {data_dir}: start it by `calotype up`\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cli_local import ASSIGNMENTS, Shell
 from settings import ROOT, Settings
 from terminal import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
 from web.app import VERSION
@@ -295,3 +296,14 @@ def test_ctrl_c_ends_any_other_command_with_its_code() -> None:
                 assert process.wait(timeout=60) == EXIT_INTERRUPTED
                 assert process.stderr is not None
                 assert "Traceback" not in process.stderr.read()
+
+
+def test_what_env_prints_is_quoted_for_each_shell() -> None:
+    value = 'it\'s $HOME `x` "y" \\ *'
+    line = ASSIGNMENTS[Shell.SH]("NAME", value)
+    for shell in ("sh", "bash"):
+        script = f'{line}; printf %s "$NAME"; sh -c \'printf %s "$NAME"\''
+        answer = subprocess.run([shell, "-euc", script], capture_output=True, text=True, check=True)
+        assert answer.stdout == value * 2
+    assert ASSIGNMENTS[Shell.FISH]("NAME", value) == ("set -gx NAME 'it\\'s $HOME `x` \"y\" \\\\ *'")
+    assert ASSIGNMENTS[Shell.POWERSHELL]("NAME", value) == "$env:NAME = 'it''s $HOME `x` \"y\" \\ *'"

@@ -145,3 +145,134 @@ def test_S42_orphans_are_never_as_young_as_an_upload(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CALOTYPE_UPLOAD_SECONDS", "10000")
     with pytest.raises(SettingsError, match=r"CALOTYPE_ORPHAN_SECONDS.*100300"):
         load_settings()
+
+
+def database_url_from(monkeypatch: pytest.MonkeyPatch, value: str) -> str:
+    monkeypatch.setenv("CALOTYPE_DATABASE_URL", value)
+    return load_settings().database_url.get_secret_value()
+
+
+def broker_url_from(monkeypatch: pytest.MonkeyPatch, value: str) -> str:
+    monkeypatch.setenv("CALOTYPE_BROKER_URL", value)
+    return load_settings().broker_url.get_secret_value()
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "postgres",
+        "postgresql",
+        "POSTGRES",
+        "pgsql",
+        "postgresql+psycopg2",
+        "postgresql+psycopg",
+        "postgres+asyncpg",
+    ],
+)
+@pytest.mark.parametrize("around", ["{}", " {}\n", '"{}"', "'{}' ", "\t{}\r\n"])
+def test_S33_every_spelling_of_a_database_url_is_read(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, around: str
+) -> None:
+    rest = "://u:p%40ss@h:5432/d?sslmode=require"
+    assert database_url_from(monkeypatch, around.format(scheme + rest)) == "postgresql" + rest
+
+
+@pytest.mark.parametrize(
+    ("scheme", "read"),
+    [
+        ("redis", "redis"), ("Redis", "redis"), ("valkey", "redis"), ("redis+tcp", "redis"),
+        ("rediss", "rediss"), ("valkeys", "rediss"), ("redis+tls", "rediss"), ("redis+ssl", "rediss"),
+    ],
+)  # fmt: skip
+def test_S33_every_spelling_of_a_broker_url_is_read(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, read: str
+) -> None:
+    assert broker_url_from(monkeypatch, f" '{scheme}://:pw@h:6379/0'\n") == f"{read}://:pw@h:6379/0"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "jdbc:postgresql://h/d?user=u&password=hunter2", "mysql://u:hunter2@h/d", "sqlite:///hunter2.db",
+        "host=h user=u password=hunter2", "u:hunter2@h:5432/d", "hunter2", "postgres:/u:hunter2@h/d",
+        "postgresql://u:hun/ter2@h/d", "postgresql://u:p#hunter2@h/d", "postgresql://u:hunter2@h:port/d",
+        "postgresql://u:hunter2@h/d?schema=public&pgbouncer=true", "postgresql://u:p@h/d?x?y@hunter2=1",
+        "postgresql://u:hunter2@h:99999/d", "postgresql://u:hunter2@[h/d", "postgresql://u:p hunter2@h/d",
+    ],
+)  # fmt: skip
+def test_S33_what_is_no_database_url_is_told_by_its_setting_and_the_right_spelling_without_the_password(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    with pytest.raises(
+        SettingsError, match=r"^CALOTYPE_DATABASE_URL: .*postgresql://USER:PASSWORD@HOST"
+    ) as caught:
+        database_url_from(monkeypatch, url)
+    assert not any(piece in str(caught.value) for piece in ("hunter2", "ter2", "hun/"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://u:hunter2@h//",
+        "localhost:6379",
+        "hunter2@h:6379/0",
+        "redis://:hun/ter2@h:6379/0",
+        "redis:6379",
+    ],
+)
+def test_S33_what_is_no_broker_url_is_told_likewise(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^CALOTYPE_BROKER_URL: .*redis://:PASSWORD@HOST") as caught:
+        broker_url_from(monkeypatch, url)
+    assert not any(piece in str(caught.value) for piece in ("hunter2", "ter2", "hun/"))
+
+
+def test_S33_what_another_program_reads_out_of_the_same_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="does not know: schema, pgbouncer;"):
+        database_url_from(monkeypatch, "postgres://u:p@h/d?schema=public&sslmode=require&pgbouncer=true")
+    url = "postgresql:///d?host=/run/postgresql&user=u&channel_binding=require&application_name="
+    assert database_url_from(monkeypatch, url) == url
+
+
+def test_S33_spaces_and_quotes_around_any_value_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "LEASE_SECONDS": '"45"', "WEBHOOK_PORTS": "'443, 8443' ", "S3_ENDPOINT": ' "http://h:8333"\n',
+        "S3_SECRET_KEY": "'secret'", "LOG_LEVEL": " debug ", "BUCKET": "it's",
+    }  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(f"CALOTYPE_{name}", value)
+    settings = load_settings()
+    assert (settings.lease_seconds, settings.webhook_ports) == (45, (443, 8443))
+    assert (settings.s3_endpoint, settings.s3_secret_key.get_secret_value()) == ("http://h:8333", "secret")
+    assert (settings.log_level, settings.bucket) == ("debug", "it's")
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("https://h/prefix/", "https://h/prefix"),
+        ("https://h/", "https://h"),
+        ("http://h:8/a/b.c", "http://h:8/a/b.c"),
+    ],
+)
+def test_S12_a_public_url_may_have_a_prefix(monkeypatch: pytest.MonkeyPatch, value: str, read: str) -> None:
+    monkeypatch.setenv("CALOTYPE_PUBLIC_URL", value)
+    assert load_settings().public_url == read
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://h//elsewhere.example",
+        "https://h/a/../b",
+        "https://h/a?b",
+        "https://h/a#",
+        "https://u@h/a",
+        "https://h/a b",
+    ],
+)
+def test_S12_a_public_url_that_would_lead_links_astray_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("CALOTYPE_PUBLIC_URL", value)
+    with pytest.raises(SettingsError, match=r"^CALOTYPE_PUBLIC_URL: "):
+        load_settings()

@@ -2,8 +2,10 @@
 
 from cli_jobs import JobState
 from client.calotype import TERMINAL_STATES, JobParameters
+from client.calotype import __version__ as client_version
 from engine.self_test import PROMISES as ENGINE_PROMISES
 from storage.states import State
+from web.app import VERSION
 from web.promises import PROMISES as WEB_PROMISES
 from web.promises import UNKEPT
 from web.schemas import JobRequest
@@ -12,6 +14,10 @@ from web.schemas import JobRequest
 def test_the_web_ranks_the_engines_promises_weakest_first() -> None:
     assert ENGINE_PROMISES[::-1] == WEB_PROMISES
     assert ENGINE_PROMISES[-1] == UNKEPT
+
+
+def test_the_client_and_the_server_have_one_version() -> None:
+    assert client_version == VERSION
 
 
 def test_the_client_and_storage_agree_on_what_is_final() -> None:

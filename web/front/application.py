@@ -15,7 +15,8 @@ from typing import Any
 
 from storage.identifiers import new_id
 from web.front.bodies import Bodies
-from web.front.exchange import ClientGone, Exchange, Receive, Scope, Send
+from web.front.cross_origin import CrossOrigin
+from web.front.exchange import ClientGone, Exchange, Header, Receive, Scope, Send
 from web.front.held import Held
 from web.front.limits import Limits
 from web.front.refusals import Busy, RefusalLog, Refused, own_headers, problem
@@ -34,13 +35,19 @@ class Front:
     """Serves a WSGI application to any number of slow clients with few threads."""
 
     def __init__(
-        self, app: WsgiApplication, limits: Limits, threads: Threads, max_upload: MaxUpload | None = None
+        self,
+        app: WsgiApplication,
+        limits: Limits,
+        threads: Threads,
+        max_upload: MaxUpload | None = None,
+        cross_origin: CrossOrigin | None = None,
     ) -> None:
         self._app = app
         self._limits = limits
         self._threads = threads
         self._readiness_threads = Threads(replace(limits, num_threads=limits.num_readiness_threads))
         self._max_upload = max_upload
+        self._cross_origin = cross_origin or CrossOrigin()
         self._bodies = Bodies(limits, self._max_upload_of)
         self._answers = Held(limits.max_held_answer_bytes)
         self._refusals = RefusalLog()
@@ -57,9 +64,13 @@ class Front:
         if scope["type"] != "http":
             raise NotImplementedError(f"{scope['type']} is not served")  # as a server asks for lifespan
         exchange = Exchange(scope, receive, send, self._limits)
+        exchange.more_headers = self._cross_origin.headers(exchange)
         try:
             exchange.check_header()
-            if scope["path"] == LIVENESS_PATH and scope["method"] in ("GET", "HEAD"):
+            preflight = self._cross_origin.preflight(exchange)
+            if preflight or exchange.scope["raw_path"] == b"*":
+                await _answer_empty(exchange, preflight)
+            elif exchange.scope["path"] == LIVENESS_PATH and exchange.scope["method"] in ("GET", "HEAD"):
                 await self._show_liveness(exchange)
             else:
                 await self._serve(exchange)
@@ -138,7 +149,7 @@ class Front:
             with self._answers.holding(exchange.connection.abort) as holding:
                 holding.grow(len(piece))
                 await exchange.send(piece, more=True)
-            if client.hang_up.done():
+            if client.hang_up.done() and not exchange.connection.is_open:
                 raise ClientGone
             piece = await self._threads.run(partial(context.run, pieces.next_piece), begun=True)
         await exchange.send(b"", more=False)
@@ -180,6 +191,12 @@ async def _notice_hang_up(exchange: Exchange, client: WaitingClient) -> None:
     except ClientGone:
         if not client.hang_up.done():
             client.hang_up.set_result(None)
+
+
+async def _answer_empty(exchange: Exchange, headers: list[Header]) -> None:
+    """An `OPTIONS` that no view sees: a preflight, or of the whole server (RFC 9110, section 9.3.7)."""
+    await exchange.begin(204, [*headers, (b"x-request-id", new_id("req").encode())])
+    await exchange.send(b"", more=False)
 
 
 async def _refuse(exchange: Exchange, refused: Refused) -> None:

@@ -12,19 +12,23 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from enum import Enum
+from http import HTTPStatus
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from web.front.exchange import CONNECTION, Receive, Scope, Send
+from web.front.exchange import CONNECTION, CUT_SHORT, Message, Receive, Scope, Send
 from web.front.limits import Limits
-from web.front.refusals import BadFraming, HeaderTooLarge, RefusalLog, problem
+from web.front.parser import LINE_ENDS, Parser
+from web.front.refusals import BadFraming, HeaderTooLarge, RefusalLog, Refused, UnknownCoding, problem
 
 SEND_BUFFER_BYTES = 65_536
 """In the kernel, which would else hold megabytes for whoever reads nothing; Linux doubles it."""
 RESET = struct.pack("ii", 1, 0)
 """`SO_LINGER` of no time: what is unsent is dropped, where the kernel would go on sending it for hours."""
+
+MAX_FAULT_CHARACTERS = 200
 
 GRACE_SECONDS = 1.0
 """What a client has to go on before it is cut for another, as long as there is any room."""
@@ -36,9 +40,10 @@ class Phase(Enum):
     HEADER = "header"
     BUSY = "busy"
     LINGER = "linger"
-    """The answer was sent before the body was read: what comes of it is thrown away."""
+    """The answer was sent before the body was read: what comes of it is thrown away, and then it goes on."""
     IDLE = "idle"
     CLOSING = "closing"
+    """The last answer was sent: what comes is thrown away until the client ends the connection too."""
 
 
 class Connections:
@@ -94,10 +99,25 @@ class Connection(H11Protocol):
         self._all = connections
         self._application = self.app
         self.app = self._call
+        self.conn: Parser = Parser(limits.max_header_bytes)
         self._phase = Phase.BUSY
         self._deadline: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._gentle: GentleTransport | None = None
+        self._is_half_closed = False
+        self._is_stopping = False
+        self._lingers_since = self._heard_at = 0.0
+        self._num_dropped = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer could still arrive."""
+        return self._phase is not Phase.CLOSING
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the process is about to end, so that this answer is the connection's last."""
+        return self._is_stopping
 
     async def drained(self) -> None:
         """Return when everything that was sent has left this process, or the client has."""
@@ -139,12 +159,28 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """asyncio's call."""
+        if self._phase in (Phase.LINGER, Phase.CLOSING):
+            self._note_dropped(len(data))
         if self._phase is Phase.CLOSING:
             return
         if self._phase is Phase.IDLE:
+            if not data.strip(LINE_ENDS):
+                return  # no request begins with that: see `Parser`
             self._enter(Phase.HEADER)
         super().data_received(data)
         self._settle()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """asyncio's call: the client sends no more. Whether the connection stays open for an answer.
+
+        A client that has gone looks the same as one that has ended only its side and reads on. Views learn
+        that it has gone, so that none goes on waiting; what they answer is sent all the same.
+        """
+        if self._phase is not Phase.BUSY or self._transport is None or not self._transport.can_write_eof():
+            return False
+        self._is_half_closed = True
+        self.cycle.message_event.set()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's call."""
@@ -158,41 +194,76 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._settle()
 
+    def shutdown(self) -> None:
+        """uvicorn's call: the process is about to end."""
+        self._is_stopping = True
+        super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         """uvicorn's call: what came is no HTTP, or its header is too large."""
-        too_large = (
-            self._phase is Phase.HEADER
-            and self.conn.our_state is h11.IDLE
-            and (len(self.conn.trailing_data[0]) > self._limits.max_header_bytes)
-        )
-        refused = HeaderTooLarge("the header is too large") if too_large else BadFraming(msg)
+        refused = self._fault(msg)
         self._all.refusals.note(refused)
         headers, body = problem(refused)
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             events = (
-                h11.Response(status_code=refused.status, headers=headers),
+                h11.Response(
+                    status_code=refused.status,
+                    headers=headers,
+                    reason=HTTPStatus(refused.status).phrase.encode(),
+                ),
                 h11.Data(data=body),
                 h11.EndOfMessage(),
             )
             for event in events:
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # its view has been answered for
+            self.cycle.message_event.set()
 
     def close_gently(self, transport: asyncio.Transport) -> None:
-        """End the connection so that the client can read what was sent (RFC 9112, section 9.6)."""
+        """End the connection so that the client can read what was sent (RFC 9112, section 9.6).
+
+        A socket that is closed over unread bytes, or to which more bytes come, resets the connection, and an
+        answer that was not read yet may be lost. So our side ends first, and what comes is thrown away.
+        """
         if self._phase is Phase.CLOSING:
             return
         self._enter(Phase.CLOSING)
-        if self.conn.their_state in (h11.DONE, h11.IDLE, h11.CLOSED, h11.MUST_CLOSE):
+        # A pool notices that an idle connection has ended when it needs the next one: do not wait for that.
+        is_idle = self._is_stopping and self.conn.is_between_requests
+        if self._is_half_closed or is_idle:
             transport.close()
         elif not transport.is_closing() and transport.can_write_eof():
-            # A socket that is closed over unread bytes resets the connection, and the answer is lost.
             transport.resume_reading()
             transport.write_eof()
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_whole = False
+
+        async def receive_or_leave() -> Message:
+            """uvicorn's, and its end for a client that sends no more."""
+            nonlocal is_whole
+            if is_whole and self._is_half_closed:
+                return {"type": "http.disconnect"}
+            message = await receive()
+            if self._is_half_closed and (is_whole or message.get("more_body", False)):
+                return {"type": "http.disconnect", CUT_SHORT: not is_whole}
+            is_whole = not message.get("more_body", False)
+            return message
+
         with_us = {**scope, "extensions": {CONNECTION: self}}
-        await self._application(with_us, receive, send)
+        await self._application(with_us, receive_or_leave, send)
+
+    def _fault(self, otherwise: str) -> Refused:
+        """Why what came could not be read."""
+        fault = self.conn.fault
+        if fault is None:
+            return BadFraming(otherwise)
+        if fault.error_status_hint == 431 and self.conn.our_state is h11.IDLE:
+            return HeaderTooLarge(f"the header has more than {self._limits.max_header_bytes} bytes")
+        detail = f"no request that can be read: {str(fault)[:MAX_FAULT_CHARACTERS]}"
+        return UnknownCoding(detail) if fault.error_status_hint == 501 else BadFraming(detail)
 
     def _settle(self) -> None:
         """Enter the phase that uvicorn's and h11's states amount to."""
@@ -200,6 +271,8 @@ class Connection(H11Protocol):
             return
         if self.cycle is not None and not self.cycle.response_complete:
             self._enter(Phase.BUSY)
+        elif self._is_half_closed:
+            self.transport.close()
         elif self.conn.their_state is h11.SEND_BODY:
             self._enter(Phase.LINGER)
         elif self._phase is not Phase.HEADER:
@@ -208,21 +281,39 @@ class Connection(H11Protocol):
     def _enter(self, phase: Phase) -> None:
         if phase is self._phase:
             return
+        is_new = self._phase is not Phase.LINGER
         self._phase = phase
         self._all.note(self, is_waiting=phase is not Phase.BUSY)
         self._stop_clock()
-        seconds = {
-            Phase.HEADER: self._limits.header_seconds,
-            Phase.IDLE: self._limits.idle_seconds,
-            Phase.LINGER: self._limits.linger_seconds,
-            Phase.CLOSING: self._closing_seconds(),
-        }.get(phase)
-        if seconds is not None:
+        if phase in (Phase.LINGER, Phase.CLOSING):
+            if is_new:
+                self._num_dropped = 0
+            self._lingers_since = self._heard_at = self.loop.time()
+            self._watch_lingering()
+        elif phase is not Phase.BUSY:
+            is_idle = phase is Phase.IDLE
+            seconds = self._limits.idle_seconds if is_idle else self._limits.header_seconds
             self._deadline = self.loop.call_later(seconds, self.cut)
 
-    def _closing_seconds(self) -> float:
-        is_unsent = self._transport is not None and self._transport.get_write_buffer_size() > 0
-        return self._limits.answer_seconds if is_unsent else self._limits.linger_seconds
+    def _note_dropped(self, num_bytes: int) -> None:
+        self._heard_at = self.loop.time()
+        self._num_dropped += num_bytes
+        if self._num_dropped > self._limits.max_dropped_bytes:
+            self.cut()
+
+    def _watch_lingering(self) -> None:
+        """Cut the connection once its client is silent for too long, or too slow; else look again later."""
+        until = self._lingers_until()
+        if self.loop.time() >= until:
+            self.cut()
+        else:
+            self._deadline = self.loop.call_at(until, self._watch_lingering)
+
+    def _lingers_until(self) -> float:
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            return self._lingers_since + self._limits.answer_seconds
+        seconds = self._limits.body_seconds + self._num_dropped / self._limits.upload_bytes_per_second
+        return min(self._heard_at + self._limits.linger_seconds, self._lingers_since + seconds)
 
     def _stop_clock(self) -> None:
         if self._deadline is not None:

@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from web.front.limits import Limits
-from web.front.refusals import BadFraming, HeaderTooLarge
+from web.front.refusals import BadFraming, HeaderTooLarge, UnknownMethod, UnknownVersion
 
 Scope = Mapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -15,6 +16,9 @@ Send = Callable[[Message], Awaitable[None]]
 CONNECTION = "calotype.connection"
 """The key among a scope's extensions under which a `Connection` stands."""
 
+CUT_SHORT = "calotype.cut_short"
+"""The key in the message of a disconnect that tells of a client which may still read why it is refused."""
+
 
 class ClientGone(Exception):
     """Nobody is there to be answered."""
@@ -22,6 +26,14 @@ class ClientGone(Exception):
 
 class Connection(Protocol):
     """What a server may offer beyond ASGI."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer could still arrive at a client that sends no more."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the process is about to end, so that this answer is the connection's last."""
 
     async def drained(self) -> None:
         """Return when everything that was sent has left this process."""
@@ -36,6 +48,9 @@ class Connection(Protocol):
 class PlainConnection:
     """Of a server that offers nothing: nobody is cut off."""
 
+    is_open = False
+    is_stopping = False
+
     async def drained(self) -> None:
         """At once: nobody can say."""
 
@@ -46,17 +61,24 @@ class PlainConnection:
         """In vain."""
 
 
+Header = tuple[bytes, bytes]
+
+
 class Exchange:
     """What the front knows of one request, and how it answers."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
-        self.scope = scope
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.scope = _with_plain_target(scope)
+        self.headers: dict[bytes, bytes] = dict(self.scope["headers"])
         self.connection: Connection = (scope.get("extensions") or {}).get(CONNECTION) or PlainConnection()
+        self.more_headers: list[Header] = []
+        """Of every answer to this request, whoever gives it."""
         self.has_begun = False
         self._receive = receive
         self._send = send
         self._limits = limits
+        self._is_read = not self.has_body
+        self._num_read = 0
 
     @property
     def content_length(self) -> int | None:
@@ -70,7 +92,7 @@ class Exchange:
         return b"content-length" in self.headers or b"transfer-encoding" in self.headers
 
     def check_header(self) -> None:
-        """Raises `HeaderTooLarge` or `BadFraming`."""
+        """Raises `HeaderTooLarge`, `BadFraming`, `UnknownMethod` or `UnknownVersion`."""
         fields = self.scope["headers"]
         num_bytes = len(self.scope["raw_path"]) + len(self.scope["query_string"])
         num_bytes += sum(len(name) + len(value) + 4 for name, value in fields)
@@ -79,18 +101,39 @@ class Exchange:
             raise HeaderTooLarge(f"the header has more than {most}")
         if b"transfer-encoding" in self.headers and b"content-length" in self.headers:
             raise BadFraming("Content-Length and Transfer-Encoding exclude each other")
+        if b"transfer-encoding" in self.headers and self.scope["http_version"] == "1.0":
+            raise BadFraming("HTTP/1.0 has no Transfer-Encoding")
+        if not self.scope["http_version"].startswith("1."):
+            raise UnknownVersion(f"HTTP/{self.scope['http_version']} is not spoken here, HTTP/1.1 is")
+        method = self.scope["method"]
+        if method != method.upper():
+            # h11 and werkzeug would disagree about whether a "head" has a body.
+            raise UnknownMethod("names of methods are in upper case (RFC 9110, section 9.1)")
+        if not self.scope["raw_path"].startswith(b"/") and (method, self.scope["raw_path"]) != (
+            "OPTIONS",
+            b"*",
+        ):
+            raise BadFraming("the target of the request is neither a path nor an http address")
 
     async def receive(self) -> tuple[bytes, bool]:
-        """The next bytes of the body, and whether there are more; raises `ClientGone`."""
+        """The next bytes of the body, and whether there are more; raises `ClientGone` or `BadFraming`."""
         message = await self._receive()
+        if message.get(CUT_SHORT):
+            raise BadFraming("the connection ended before the body did: it is shorter than its length")
         if message["type"] != "http.request":
             raise ClientGone
-        return message.get("body", b""), message.get("more_body", False)
+        piece, more = message.get("body", b""), message.get("more_body", False)
+        self._num_read += len(piece)
+        self._is_read = not more
+        return piece, more
 
-    async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def begin(self, status: int, headers: list[Header]) -> None:
         """Send the status and the header."""
         self.has_begun = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        said = [*headers, *self.more_headers]
+        if self._ends_connection() and (b"connection", b"close") not in said:
+            said.append((b"connection", b"close"))
+        await self._send({"type": "http.response.start", "status": status, "headers": said})
 
     async def send(self, piece: bytes, *, more: bool) -> None:
         """Send a piece of the body; raises `ClientGone` if it has not left within its deadline."""
@@ -108,3 +151,35 @@ class Exchange:
         """End the connection, and let the server notice."""
         self.connection.abort()
         await asyncio.sleep(0)
+
+    def _ends_connection(self) -> bool:
+        """Whether no other request can follow on this connection, which the answer must then say.
+
+        An answer may come before the body was read. Where little of it is left the rest is read and dropped,
+        and the connection goes on. A client that asked first (`Expect`) may send the body or not.
+        """
+        if self.connection.is_stopping:
+            return True
+        if self._is_read:
+            return False
+        if self.content_length is None or b"expect" in self.headers:
+            return True
+        return self.content_length - self._num_read > self._limits.max_drained_bytes
+
+
+def _with_plain_target(scope: Scope) -> Scope:
+    """The scope of a request whose target is a whole address, as if it had come with the path alone.
+
+    The host of the address goes before the header `Host` (RFC 9112, section 3.2.2).
+    """
+    target: bytes = scope["raw_path"]
+    if not target.lower().startswith((b"http://", b"https://")):
+        return scope
+    host, _, path = target.partition(b"//")[2].partition(b"/")
+    headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    return {
+        **scope,
+        "raw_path": b"/" + path,
+        "path": unquote("/" + path.decode("ascii")),
+        "headers": [(b"host", host), *headers],
+    }

@@ -13,10 +13,11 @@ class Limits:
     """For a whole body; an upload gets what it takes at `upload_bytes_per_second` on top."""
     answer_seconds: float = 30
     """For each piece of an answer to leave this process."""
-    idle_seconds: float = 75
-    """Between two requests of a connection; longer than the 60 s that proxies usually keep theirs."""
-    linger_seconds: float = 2
-    """How long a body that nobody reads is still thrown away, so that the client can read our answer."""
+    idle_seconds: float = 150
+    """Between two requests of a connection; longer than proxies keep theirs (nginx 60 s, Caddy 120 s)."""
+    linger_seconds: float = 5
+    """The longest silence while the rest of a body that nobody reads is thrown away. In all it may take as
+    long as an upload of as many bytes: `body_seconds`, and what `upload_bytes_per_second` comes to."""
     drain_seconds: float = 10
     """What requests in progress get once the process is told to stop."""
     stuck_seconds: float = 60
@@ -41,6 +42,11 @@ class Limits:
     max_body_bytes: int = 65_536
     """What anybody may send, with or without a key."""
     upload_bytes_per_second: int = 65_536
+    max_drained_bytes: int = 16_777_216
+    """The most that is left of an unread body for its connection to go on; with more, or with an unknown
+    number of bytes, the answer says `Connection: close`."""
+    max_dropped_bytes: int = 1_073_741_824
+    """Of an unread body in all; a client that sends more is cut."""
     max_held_body_bytes: int = 33_554_432
     """Of all small bodies that are being read; beyond it the oldest of them is cut."""
     max_held_upload_bytes: int = 67_108_864

@@ -4,7 +4,10 @@ Refused
  ├─ BadFraming      400 bad_request
  ├─ BodyTooSlow     408 request_timeout
  ├─ HeaderTooLarge  431 request_header_fields_too_large
- └─ Busy            503 busy
+ ├─ UnknownMethod   501 not_implemented
+ ├─ UnknownCoding   501 not_implemented
+ ├─ Busy            503 busy
+ └─ UnknownVersion  505 http_version_not_supported
 """
 
 import asyncio
@@ -47,6 +50,28 @@ class HeaderTooLarge(Refused):
 
     status = 431
     code = "request_header_fields_too_large"
+
+
+class UnknownMethod(Refused):
+    """No method of HTTP is written like this (RFC 9110, sections 9.1 and 15.6.2)."""
+
+    status = 501
+    code = "not_implemented"
+    closes = False
+
+
+class UnknownCoding(Refused):
+    """The body is in a transfer coding other than chunked (RFC 9112, section 6.1)."""
+
+    status = 501
+    code = "not_implemented"
+
+
+class UnknownVersion(Refused):
+    """The major version of HTTP is not 1 (RFC 9110, section 15.6.6)."""
+
+    status = 505
+    code = "http_version_not_supported"
 
 
 class Busy(Refused):

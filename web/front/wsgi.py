@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -86,13 +86,10 @@ def environ_of(
     believed from a proxy on this machine, and no other header that names another than the peer is.
     """
     peer, server = scope.get("client") or ("", 0), scope.get("server") or ("", 0)
-    target = scope["raw_path"]
-    if not target.startswith(b"/"):  # absolute form: RFC 9112, section 3.2.2
-        target = urlsplit(target).path or b"/"
     environ = {
         "REQUEST_METHOD": scope["method"],
         "SCRIPT_NAME": "",
-        "PATH_INFO": unquote_to_bytes(target).decode("latin-1"),
+        "PATH_INFO": unquote_to_bytes(scope["raw_path"]).decode("latin-1"),
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
         "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
         "SERVER_NAME": server[0],

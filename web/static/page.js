@@ -1,6 +1,6 @@
 // What the pages do better with scripts; every page works without. Written here rather than taken from a
-// library: two things are wanted, forms that keep the page (and so the key that was typed), and jobs that
-// are looked at again while some are unfinished.
+// library: two things are wanted, forms that keep the page (and what was typed), and jobs that are looked at
+// again while some are unfinished.
 
 const PAUSE_MS = 1000;
 
@@ -17,26 +17,31 @@ const keep = (root, values) => {
 const send = async (form, button) => {
   const fields = new URLSearchParams(new FormData(form));
   if (form.id === "draw") fields.set("next", "/");
-  const key = { api_key: fields.get("api_key") };
   button.disabled = true;
   try {
     const answer = await fetch(form.action, { method: "POST", body: fields });
     const page = await read(answer);
     const again = page.getElementById(form.id);
     if (answer.ok) {
-      const typed = form.id === "draw" ? { ...key, ...Object.fromEntries(fields) } : key;
-      delete typed.once;
+      const focused = document.activeElement?.id;
       document.title = page.title;
       document.body.replaceWith(page.body);
-      keep(document, typed);
-      document.querySelector("#draw details")?.toggleAttribute("open", form.querySelector("details")?.open ?? false);
-      history.replaceState(null, "", answer.url);
-      (document.getElementById("prompt") ?? document.getElementById("main"))?.focus();
-      document.getElementById("news").textContent = form.id === "draw" ? "Accepted." : "";
+      if (form.id === "draw") {
+        const { once, token, api_key, ...typed } = Object.fromEntries(fields);
+        keep(document, typed);
+        document.querySelector("#draw details")?.toggleAttribute("open", form.querySelector("details").open);
+        lead(new URL(answer.url).searchParams.get("drawn"), focused, form.getAttribute("action"));
+      } else {
+        history.replaceState(null, "", answer.url);
+        (document.getElementById("prompt") ?? document.getElementById("main"))?.focus();
+      }
     } else if (again) {
+      if (form.querySelector("details")?.open) again.querySelector("details").open = true;
       form.replaceWith(again);
-      keep(document, key);
-      again.querySelector("[aria-invalid]")?.focus();
+      keep(document, { api_key: fields.get("api_key") });
+      const wrong = again.querySelector("[aria-invalid]") ?? again.querySelector("[role=alert]");
+      if (wrong.matches("[role=alert]")) wrong.tabIndex = -1; // so that the page can go to what it says
+      wrong.focus();
     } else {
       tell(form, page.querySelector("main [role=alert]")?.textContent);
     }
@@ -45,6 +50,25 @@ const send = async (form, button) => {
   } finally {
     button.disabled = false;
   }
+};
+
+// To the new job: it is said, and the page goes to its card. On a wide screen, where the form stands beside the
+// jobs, who sees the card stays where they were, so that the next prompt can be typed at once.
+const lead = (id, focused, here) => {
+  const card = document.getElementById(id);
+  history.replaceState(null, "", card ? `${here}#${id}` : here);
+  const place = card?.getBoundingClientRect();
+  const inSight = card && place.top >= 0 && place.bottom <= innerHeight;
+  if (card && !(inSight && matchMedia("(min-width: 60rem)").matches)) {
+    card.scrollIntoView();
+    card.focus({ preventScroll: true });
+  } else {
+    (document.getElementById(focused) ?? document.getElementById("main")).focus({ preventScroll: true });
+  }
+  // A moment later: what is there as the page changes is not always read out.
+  setTimeout(() => {
+    document.getElementById("news").textContent = "Accepted. The new job is the first of the latest jobs.";
+  }, 100);
 };
 
 const tell = (form, text) => {
@@ -67,7 +91,7 @@ document.addEventListener("keydown", (event) => {
 
 // Takes what is new and keeps what is the same, so that no image is loaded twice.
 const renew = (shown, fresh) => {
-  const focused = shown.contains(document.activeElement) && document.activeElement.getAttribute("href");
+  const focused = shown.contains(document.activeElement) ? document.activeElement : null;
   for (const item of fresh.querySelectorAll("[data-item]")) {
     const same = document.getElementById(item.id);
     if (same?.outerHTML === item.outerHTML) item.replaceWith(same);
@@ -75,7 +99,9 @@ const renew = (shown, fresh) => {
   const news = fresh.dataset.news;
   if (news !== shown.dataset.news) document.getElementById("news").textContent = news;
   shown.replaceWith(fresh);
-  if (focused) fresh.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
+  const href = focused?.getAttribute("href");
+  const same = focused?.id ? document.getElementById(focused.id) : href && fresh.querySelector(`a[href="${CSS.escape(href)}"]`);
+  same?.focus({ preventScroll: true });
 };
 
 const look = async () => {

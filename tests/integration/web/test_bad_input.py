@@ -23,7 +23,7 @@ def num_jobs(database: Database, account: str) -> int:
 @pytest.mark.parametrize(
     ("fields", "pointer", "words"),
     [
-        ({"prompt": None}, "#/prompt", "string"),
+        ({"prompt": None}, "#/prompt", "required"),
         ({"prompt": "a\0b"}, "#/prompt", "NUL"),
         ({"prompt": "\ud800"}, "#/prompt", "surrogate"),
         ({"prompt": "a" * 10_000}, "#/prompt", "2000"),

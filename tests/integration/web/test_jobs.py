@@ -288,7 +288,7 @@ def test_a_query_that_means_nothing_is_refused(client: Client, query: str) -> No
     assert problem["errors"][0]["parameter"].split("/")[0] in query
 
 
-@pytest.mark.parametrize("wait", ["-1", "nan", "inf", "x", "3601"])
+@pytest.mark.parametrize("wait", ["-1", "nan", "inf", "x"])
 def test_a_wait_that_means_nothing_is_refused(client: Client, wait: str) -> None:
     problem = assert_problem(client("GET", f"/v1/jobs/job_x?wait={wait}"), 422, "invalid_request")
     assert problem["errors"][0]["parameter"] == "wait"

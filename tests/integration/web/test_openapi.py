@@ -26,8 +26,8 @@ CHECKS = [
     response_schema_conformance,
 ]
 UNDOCUMENTED = {
-    "/", "/jobs", "/jobs/<job_id>", "/session", "/session/end", "/docs", "/docs/try", "/docs/<path:asset>",
-    "/openapi.json", "/static/<path:filename>",
+    "/", "/jobs", "/jobs/<job_id>", "/jobs/<job_id>/cancel", "/jobs/<job_id>/retry", "/session",
+    "/session/end", "/docs", "/docs/try", "/docs/<path:asset>", "/openapi.json", "/static/<path:filename>",
 }  # fmt: skip
 
 

@@ -55,7 +55,6 @@ def test_the_environment_counts_before_a_file_of_secrets(
         ("database_url", f"postgresql://me:{PASSWORD}@db:5432/x", "postgresql://me:********@db:5432/x"),
         ("database_url", f"postgresql://db/x?password={PASSWORD}", "postgresql://db/x?********"),
         ("broker_url", f"redis://:{PASSWORD}@[::1]:6379/0", "redis://:********@[::1]:6379/0"),
-        ("broker_url", f"{PASSWORD}", "********"),
         ("broker_url", f"redis://{PASSWORD}@h/0", "redis://********@h/0"),
         ("s3_secret_key", PASSWORD, "********"),
         ("s3_endpoint", f"http://me:{PASSWORD}@s3:8333", "http://me:********@s3:8333"),

@@ -2,10 +2,12 @@
 
 import pytest
 
-from catalogue import Catalogue, load_catalogue
+from catalogue import Catalogue, load_catalogue, tier_for
 from settings import Settings
+from web.admission import Admission
 from web.draw_form import DrawForm, limits
 from web.refusals import InvalidRequest
+from web.schemas import JobRequest
 
 
 @pytest.fixture(scope="module")
@@ -13,27 +15,36 @@ def two_models() -> Catalogue:
     shipped = load_catalogue(Settings().config)
     tier = shipped.models[0].tiers[1].model_copy(update={"name": "wide", "model": "other"})
     other = shipped.models[0].model_copy(
-        update={"name": "other", "tiers": (tier,), "max_num_inference_steps": 8, "max_prompt_characters": 77}
+        update={
+            "name": "other",
+            "tiers": (tier,),
+            "default_num_inference_steps": 4,
+            "max_num_inference_steps": 8,
+            "max_prompt_characters": 77,
+        }
     )
     return shipped.model_copy(update={"models": (*shipped.models, other)})
 
 
+def request_of(form: DrawForm, catalogue: Catalogue) -> JobRequest:
+    return form.job_request(catalogue, Admission(catalogue, tier_for))
+
+
 def test_a_size_brings_its_model_along(two_models: Catalogue) -> None:
-    request = DrawForm.sent({"prompt": "a", "tier": "wide"}).job_request(two_models)
+    request = request_of(DrawForm.sent({"prompt": "a", "tier": "wide"}), two_models)
     assert (request.model, request.width, request.height) == ("other", 192, 192)
-    request = DrawForm.sent({"prompt": "a"}).job_request(two_models)
+    request = request_of(DrawForm.sent({"prompt": "a"}), two_models)
     assert (request.model, request.width) == ("tiny", 128)
 
 
 def test_an_exact_size_goes_before_the_chosen_one(two_models: Catalogue) -> None:
-    request = DrawForm.sent({"prompt": "a", "tier": "sd", "width": " 96 "}).job_request(two_models)
+    request = request_of(DrawForm.sent({"prompt": "a", "tier": "sd", "width": " 96 "}), two_models)
     assert (request.width, request.height) == (96, 128)
 
 
 def test_limits_are_told_for_each_model(two_models: Catalogue) -> None:
     assert (
-        limits(two_models)["num_inference_steps"]
-        == "tiny: 1 to 150; 20 if empty · other: 1 to 8; 20 if empty"
+        limits(two_models)["num_inference_steps"] == "tiny: 1 to 150; 20 if empty · other: 1 to 8; 4 if empty"
     )
     assert limits(Settings().catalogue)["prompt"] == "at most 2000 characters"
 
@@ -41,14 +52,14 @@ def test_limits_are_told_for_each_model(two_models: Catalogue) -> None:
 def test_every_field_that_cannot_be_read_is_named(two_models: Catalogue) -> None:
     form = DrawForm.sent({"prompt": "", "seed": "1e3", "width": "9" * 5000, "tier": "none"})
     with pytest.raises(InvalidRequest) as refused:
-        form.job_request(two_models)
+        request_of(form, two_models)
     assert {error.field for error in refused.value.errors} == {"prompt", "seed", "width", "tier"}
     assert form.refused(refused.value.errors).errors.keys() == {"prompt", "seed", "width", "tier"}
 
 
 def test_what_is_no_field_of_ours_is_passed_over(two_models: Catalogue) -> None:
     form = DrawForm.sent({"prompt": "a", "lane": "bulk", "webhook_url": "https://elsewhere.example/"})
-    request = form.job_request(two_models)
+    request = request_of(form, two_models)
     assert (request.lane, request.webhook_url) == ("interactive", None)
 
 

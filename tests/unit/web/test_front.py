@@ -12,9 +12,11 @@ import pytest
 from tests.front_threads import threads_of
 from tests.on_a_loop import on_a_loop
 from web.front.application import Front
+from web.front.cross_origin import CrossOrigin
 from web.front.exchange import CONNECTION
 from web.front.held import Held
 from web.front.limits import Limits
+from web.front.refusals import Busy
 from web.front.threads import Threads
 from web.front.wsgi import CLIENT
 
@@ -33,6 +35,7 @@ class Client:
     was_cut: asyncio.Event = field(default_factory=asyncio.Event)
     num_asked: int = 0
     is_waiting: bool = False
+    is_stopping: bool = False
 
     def __post_init__(self) -> None:
         self.reads.set()
@@ -58,6 +61,10 @@ class Client:
 
     def hang_up(self) -> None:
         self.was_cut.set()
+
+    @property
+    def is_open(self) -> bool:
+        return not self.was_cut.is_set()
 
     @property
     def status(self) -> int:
@@ -370,3 +377,85 @@ def test_S34_who_moves_on_is_no_longer_the_slowest() -> None:
         first.grow(20)
         assert (cut, held.num_bytes) == (["second"], 60)
     assert (held.num_bytes, held.num_cut) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("headers", "ends"),
+    [
+        ({"content_length": "9000"}, False),
+        ({"content_length": "16777216"}, False),
+        ({"content_length": "16777217"}, True),
+        ({"content_length": "9000", "expect": "100-continue"}, True),
+        ({"transfer_encoding": "chunked"}, True),
+        ({"content_length": "10"}, False),
+        ({"content_length": "10", "expect": "100-continue"}, False),
+        ({}, False),
+    ],
+)
+@on_a_loop
+async def test_S4_an_answer_says_whether_the_rest_of_the_body_will_be_read(
+    headers: dict[str, str], ends: bool
+) -> None:
+    sent = [piece(b"a" * 10)] if headers.get("content_length") == "10" else [piece(b"a" * 1100, True)]
+    client = Client(sent if headers else [])
+    await client.ask(front_of(echo), method="POST", **headers)
+    assert (client.headers.get(b"connection") == b"close") == ends
+
+
+@on_a_loop
+async def test_S4_whoever_is_told_that_we_are_busy_is_told_whether_the_connection_goes_on() -> None:
+    def max_upload(*_: str) -> int:
+        raise Busy("every thread is taken")
+
+    for headers, ends in (({"content_length": "9000"}, False), ({"transfer_encoding": "chunked"}, True)):
+        client = Client([piece(b"a" * 1100, True)])
+        await client.ask(front_of(echo, max_upload=max_upload), method="POST", **headers)
+        assert client.status == 503
+        assert (client.headers.get(b"connection") == b"close") == ends
+
+
+@on_a_loop
+async def test_S4_while_the_process_stops_every_answer_is_the_last_of_its_connection() -> None:
+    client = Client(is_stopping=True)
+    await client.ask(front_of(echo))
+    assert (client.status, client.headers[b"connection"]) == (200, b"close")
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "host"),
+    [
+        ("http://host:80/v1/jobs", "/v1/jobs", "host:80"),
+        ("HTTPS://host/v1/%C3%A9", "/v1/\u00e9", "host"),
+        ("http://host", "/", "host"),
+        ("/v1/jobs", "/v1/jobs", "said"),
+    ],
+)
+@on_a_loop
+async def test_S4_a_target_that_is_a_whole_address_names_path_and_host(
+    target: str, path: str, host: str
+) -> None:
+    def show(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        body = f"{environ['HTTP_HOST']} {environ['PATH_INFO']}".encode("latin-1")
+        start("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+
+    client = Client()
+    await client.ask(front_of(show), target, host="said")
+    assert client.body.decode() == f"{host} {path}"
+
+
+@on_a_loop
+async def test_S13_a_client_that_waits_for_a_place_in_vain_can_read_so_from_another_origin() -> None:
+    go = threading.Event()
+    threads = threads_of(1, 0)
+    shared = CrossOrigin(["https://app.example.com"], ("/v1/",))
+    front = front_of(lambda *_: go.wait(SOON), threads=threads, cross_origin=shared)
+    holding = asyncio.create_task(threads.run(lambda: go.wait(SOON)))
+    while not threads.num_running:
+        await asyncio.sleep(0.002)
+    client = Client()
+    await client.ask(front, "/v1/jobs", origin="https://app.example.com")
+    assert client.status == 503
+    assert client.headers[b"access-control-allow-origin"] == b"https://app.example.com"
+    go.set()
+    await holding

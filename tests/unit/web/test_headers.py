@@ -1,5 +1,6 @@
 """Cursors, preferences and idempotency keys mean what they say, and nothing when they say nothing."""
 
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -7,7 +8,7 @@ from flask import Flask
 
 from web.cursor import decode_cursor, encode_cursor
 from web.idempotency import digest_of, idempotency_key
-from web.preference import preferred_wait
+from web.preference import preferences, said_seconds
 from web.refusals import InvalidRequest
 
 AN_ID = "job_" + "0" * 26
@@ -19,17 +20,54 @@ AN_ID = "job_" + "0" * 26
         (None, None),
         ("", None),
         ("wait=10", 10),
+        ("wait=0", 0),
+        ("wait=007", 7),
+        ("wait=5.5", 5.5),
+        ("wait=9999", 9999),
+        ("wait", 30),
+        ("wait=", 30),
+        ('wait=""', 30),
+        ("Wait ; foo=bar", 30),
         ("respond-async, wait=5", 5),
+        ("wait=5,respond-async", 5),
         ('Wait="7"', 7),
+        ('WAIT="\\7"', 7),
         ("wait = 3; foo=bar", 3),
-        ("wait", None),
+        ('wait=3; foo="a, wait=4; b"', 3),
+        ('foo="a, wait=4", wait=3', 3),
+        (", ,wait=2,,", 2),
+        ("wait=1, wait=2", 1),
+        ("return=minimal, handling=lenient, wait=6", 6),
         ("wait=-1", None),
+        ("wait=+1", None),
         ("wait=soon", None),
+        ("wait=1e3", None),
+        ("wait=inf", None),
+        ("wait=nan", None),
+        ("wait=5 s", None),
+        ("wait=5=6", None),
+        ("waiting=5", None),
+        ('foo="wait=5', None),
         ("respond-async", None),
+        ("\u00e9=5", None),
     ],
 )
-def test_a_preference_that_cannot_be_read_is_none(header: str | None, seconds: int | None) -> None:
-    assert preferred_wait(header) == seconds
+def test_S7_a_preference_is_read_in_every_form_and_one_that_cannot_be_read_is_none(
+    header: str | None, seconds: float | None
+) -> None:
+    assert preferences(header).wait_seconds == seconds
+    assert preferences(header).respond_async == ("respond-async" in (header or ""))
+
+
+@pytest.mark.parametrize("part", ['"', '"\\', '\\"', ",", "a=", 'a="b"', "wait,", ";", " ", '"",'])
+def test_S7_no_header_makes_its_reader_slow(part: str) -> None:
+    began = time.perf_counter()
+    preferences(part * (65_536 // len(part)))
+    assert time.perf_counter() - began < 1
+
+
+def test_S7_what_was_applied_is_said_as_it_would_be_asked_for() -> None:
+    assert [said_seconds(value) for value in (60.0, 5.5, 0.0, 7, 1 / 3)] == ["60", "5.5", "0", "7", "0.333"]
 
 
 def test_a_cursor_comes_back_as_it_was() -> None:
