@@ -85,7 +85,7 @@ class Theirs:
 
     def __init__(self, name: SchedulerName, seed: int, shape: tuple[int, ...]) -> None:
         self._is_scaled = name != "flow_match_euler"  # its pipelines do not call `scale_model_input`
-        config = config_of(name)
+        config = scheduler_for(name).config
         self._schedulers, self.latents = [], []
         self._extra: list[dict[str, torch.Generator]] = []
         for index, num_steps in enumerate(STEPS):
@@ -112,7 +112,7 @@ class Ours:
     """The same requests as generations, a table each."""
 
     def __init__(self, name: SchedulerName, seed: int, shape: tuple[int, ...]) -> None:
-        tables = CoefficientTables(config_of(name), "own" if name == "flow_match_euler" else None)
+        tables = CoefficientTables(scheduler_for(name), "own" if name == "flow_match_euler" else None)
         key = BatchKey("m", shape[2], shape[3], is_pinned=False)
         self.generations = []
         for index, num_steps in enumerate(STEPS):
@@ -157,9 +157,11 @@ class Least:
         advance(self._update, outputs, self._latents, self._columns, self._noise, self._latents)
 
 
-def config_of(name: SchedulerName) -> Any:
-    """The configuration of a model that the sampler fits."""
-    return (FlowMatchEulerDiscreteScheduler if name == "flow_match_euler" else DDIMScheduler)().config
+def scheduler_for(name: SchedulerName) -> Any:
+    """What a model came with that the sampler fits; nothing is left to the defaults of another class."""
+    if name == "flow_match_euler":
+        return FlowMatchEulerDiscreteScheduler()
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
 
 
 def measure(name: SchedulerName, seed: int, shape: tuple[int, ...] = SHIPPED, num_repeats: int = 20) -> Cost:

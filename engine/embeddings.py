@@ -69,5 +69,5 @@ def _bytes_of(key: Key, encoding: Encoding) -> int:
     """With the whole storage behind a tensor, which a view of it keeps alive."""
     tensors = (encoding.prompt_embeds, encoding.pooled_embeds, encoding.attention_mask)
     stored = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-    texts = (key[0], key[3], encoding.warning or "")
+    texts = (key[0], key[3], *encoding.warnings)
     return ENTRY_BYTES + stored + sum(sys.getsizeof(text) for text in texts)

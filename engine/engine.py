@@ -90,16 +90,21 @@ class Engine:
     ) -> Handle:
         """Hand a request over; raises `RequestInvalid`, `StrictUnavailable` or `EngineStopped`.
 
-        All else comes by the future. `before_first_step` runs once on the engine thread; if it fails, the
-        generation does not start.
+        All else comes by the future, save what nobody foresaw about a request. `before_first_step` runs once
+        on the engine thread; if it fails, the generation does not start.
         """
-        generation = self._models.generation(
-            request,
-            submitted_at=self._clock(),
-            num_ticks=self.num_ticks,
-            on_progress=on_progress,
-            before_first_step=before_first_step,
-        )
+        try:
+            generation = self._models.generation(
+                request,
+                submitted_at=self._clock(),
+                num_ticks=self.num_ticks,
+                on_progress=on_progress,
+                before_first_step=before_first_step,
+            )
+        except EngineError:
+            raise
+        except Exception as error:  # the request alone decides here, so it would fail again
+            raise translate(error) from error
         generation.future.set_running_or_notify_cancel()  # only `Handle.cancel` cancels, at a step boundary
         with self._changed:
             if not self._is_accepting:

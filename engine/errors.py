@@ -9,6 +9,7 @@
     ├── NumericError            numeric_error        final
     ├── StrictUnavailable       strict_unavailable   retryable   (elsewhere, perhaps)
     ├── GenerationFailed        generation_failed    retryable
+    │   └── GenerationImpossible generation_impossible final
     ├── OutOfMemory             out_of_memory        retryable
     ├── EngineStopped           engine_stopped       retryable
     └── DeviceLost              device_lost          retryable   (the process must end)
@@ -81,6 +82,13 @@ class GenerationFailed(EngineError):
     """The model failed on this generation when it ran alone."""
 
     code = "generation_failed"
+
+
+class GenerationImpossible(GenerationFailed):
+    """The model cannot draw this request; the same request would end the same way."""
+
+    code = "generation_impossible"
+    retryable = False
 
 
 class OutOfMemory(EngineError):

@@ -9,7 +9,7 @@ import errno
 import logging
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import httpx2
@@ -72,7 +72,7 @@ class Hub:
         else:
             folder = Path(cached).parent
             try:
-                files_to_load(read_layout(Path(cached), left_out), names_in(folder), variant)
+                files_to_load(read_layout(Path(cached), left_out), names_in(folder), variant, text_in(folder))
                 return folder
             except LoadError as error:
                 missing = str(error)
@@ -98,7 +98,12 @@ class Hub:
             if INDEX not in sizes:
                 raise LoadError(f"there is no {INDEX}, so it is not in diffusers' layout")
             index = self._fetch(repository, revision, INDEX)
-            files = files_to_load(read_layout(index, left_out), sizes, variant)
+            files = files_to_load(
+                read_layout(index, left_out),
+                sizes,
+                variant,
+                lambda name: self._fetch(repository, revision, name).read_text(encoding="utf-8"),
+            )
             num_bytes = sum(sizes[name] for name in files if not self._has(repository, revision, name))
             self._check_space(num_bytes)
             logger.info(
@@ -161,6 +166,11 @@ class Hub:
                 f" where it can, run {command}, and bring its cache here"
             )
         return f"{type(error).__name__}: {error}"
+
+
+def text_in(folder: Path) -> Callable[[str], str]:
+    """What reads one of the files under `folder`; a file that is no UTF-8 text is a `ValueError`."""
+    return lambda name: (folder / name).read_text(encoding="utf-8")
 
 
 def names_in(folder: Path) -> list[str]:

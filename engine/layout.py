@@ -6,8 +6,8 @@ It works on a folder's names and on a hub listing alike, and knows neither torch
 
 import json
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.errors import LoadError
@@ -19,6 +19,14 @@ VOCABULARIES = (
     {"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spiece.model"}, {"tokenizer.model"},
 )  # fmt: skip
 PLAIN_SUFFIXES = (".json", ".txt", ".model")
+SINGLE_OR_SHARD = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<one>\w+))?(?:-\d+-of-(?P<shards>\d+))?"
+    r"(?:\.(?P<other>\w+))?\.safetensors"
+)
+SHARD_INDEX = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<one>\w+))?\.safetensors(?:\.(?P<two>(?!index)\w+))?"
+    r"\.index(?:\.(?P<three>\w+))?\.json"
+)
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5")
 
 
@@ -29,6 +37,11 @@ class Layout:
     pipeline: str
     components: tuple[str, ...]
     absent: tuple[str, ...]  # those that the pipeline could have and this model has not
+    classes: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # of each component: library, class
+
+
+ReadText = Callable[[str], str]
+"""The text of one of the names, for the small files that say which others are read."""
 
 
 def read_layout(index: Path, left_out: Collection[str]) -> Layout:
@@ -41,15 +54,21 @@ def read_layout(index: Path, left_out: Collection[str]) -> Layout:
             if isinstance(value, list) and len(value) == 2 and name not in left_out
         }
         pipeline = str(document["_class_name"])
+    except KeyError as error:
+        raise LoadError(
+            f"{INDEX} names no pipeline (it has no {error}), so it is not one of diffusers'"
+        ) from error
     except FileNotFoundError as error:
         raise LoadError(f"there is no {INDEX}, so it is not in diffusers' layout") from error
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise LoadError(f"{INDEX} is not one of diffusers' ({type(error).__name__}: {error})") from error
     for name, (library, _) in entries.items():
         if library is not None and library not in LIBRARIES:
             raise LoadError(f"its {name} needs code of its own ({library!r}), and no code is loaded")
-    present = tuple(name for name, (library, _) in entries.items() if library is not None)
-    return Layout(pipeline, present, tuple(name for name in entries if name not in present))
+    present = {
+        name: (str(library), str(kind)) for name, (library, kind) in entries.items() if library is not None
+    }
+    return Layout(pipeline, tuple(present), tuple(name for name in entries if name not in present), present)
 
 
 def check_pipeline(
@@ -70,15 +89,19 @@ def check_components(layout: Layout, needed: Collection[str]) -> None:
         raise LoadError(f"it has no {' and no '.join(missing)}, which its family needs")
 
 
-def files_to_load(layout: Layout, names: Collection[str], variant: str | None) -> list[str]:
-    """Those of `names` that are read; raises `LoadError` saying what is missing."""
+def files_to_load(layout: Layout, names: Collection[str], variant: str | None, read: ReadText) -> list[str]:
+    """Those of `names` that are read; raises `LoadError` saying what is missing.
+
+    `read` is asked for the index of weights that lie in shards: it says which of them belong together.
+    """
     files = [INDEX]
     for component in layout.components:
         inside = sorted(name for name in names if name.rpartition("/")[0] == component)
         _check_plain(component, {name.rpartition("/")[2] for name in inside})
         files += [name for name in inside if name.endswith(PLAIN_SUFFIXES)]
         if not component.startswith(WITHOUT_WEIGHTS):
-            files += _weights(component, inside, variant)
+            library, _ = layout.classes.get(component, ("diffusers", ""))
+            files += _weights(component, inside, variant, read, prefers_single=library == "transformers")
     return files
 
 
@@ -93,27 +116,62 @@ def _check_plain(component: str, names: Collection[str]) -> None:
         raise LoadError(f"its {component} has no configuration ({configuration})")
 
 
-def _weights(component: str, inside: list[str], variant: str | None) -> list[str]:
-    """The weights of one component: the variant if it has that, else the plain ones, all shards or none."""
-    by_variant: dict[str | None, list[str]] = {}
+def _weights(
+    component: str, inside: list[str], variant: str | None, read: ReadText, *, prefers_single: bool
+) -> list[str]:
+    """The weights of one component: the variant if it has that, else the plain ones, all shards or none.
+
+    Where one file lies beside shards of the same weights, transformers reads the file, diffusers the shards.
+    """
+    singles: dict[str | None, str] = {}
+    shards: dict[str | None, list[str]] = {}
+    indices: dict[str | None, str] = {}
     for name in inside:
-        found = re.fullmatch(
-            r"(?:diffusion_pytorch_model|model)(?:\.(?P<one>\w+))?(?:-\d+-of-(?P<shards>\d+))?"
-            r"(?:\.(?P<other>\w+))?\.safetensors",
-            name.rpartition("/")[2],
-        )
-        if found:
-            by_variant.setdefault(found["one"] or found["other"], []).append(name)
-    for choice in (variant, None):
-        if files := by_variant.get(choice):
-            shards = re.search(r"-of-(\d+)", files[0])
-            if shards and len(files) != int(shards[1]):
-                raise LoadError(f"its {component} is incomplete: {len(files)} of {int(shards[1])} shards")
-            return files
-    if by_variant:
-        known = ", ".join(sorted(str(name) for name in by_variant))
+        base = name.rpartition("/")[2]
+        if found := SINGLE_OR_SHARD.fullmatch(base):
+            own = found["one"] or found["other"]
+            if found["shards"]:
+                shards.setdefault(own, []).append(name)
+            else:
+                singles[own] = name
+        elif found := SHARD_INDEX.fullmatch(base):
+            indices[found["one"] or found["two"] or found["three"]] = name
+    for choice in dict.fromkeys((variant, None)):
+        if choice in singles and (prefers_single or choice not in indices):
+            return [singles[choice]]
+        if choice in indices:
+            return _named_by_index(component, indices[choice], inside, read)
+        if choice in shards:
+            raise LoadError(_without_index(component, shards[choice]))
+    if by_variant := {*singles, *shards}:
+        known = ", ".join(sorted(map(str, by_variant)))
         raise LoadError(f"its {component} comes only as variant {known}: set `variant`")
     pickles = [name for name in inside if name.endswith(PICKLES)]
     if pickles:
         raise LoadError(f"weights are read as safetensors only, and its {component} has only {pickles[0]}")
     raise LoadError(f"its {component} has no safetensors")
+
+
+def _named_by_index(component: str, index: str, inside: list[str], read: ReadText) -> list[str]:
+    """The shards that their index names, and no other that lies beside them."""
+    try:
+        wanted = sorted({f"{component}/{name}" for name in json.loads(read(index))["weight_map"].values()})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise LoadError(f"its {component}: {index} is no index of shards ({type(error).__name__})") from error
+    missing = [name for name in wanted if name not in inside]
+    if missing:
+        there = f"{len(wanted) - len(missing)} of {len(wanted)} shards"
+        raise LoadError(f"its {component} is incomplete: {there}, {index} names {missing[0]} too")
+    if not wanted:
+        raise LoadError(f"its {component} is incomplete: {index} names no shards")
+    return wanted
+
+
+def _without_index(component: str, shards: list[str]) -> str:
+    found = re.search(r"-of-(\d+)", shards[0])
+    total = int(found[1]) if found else 0
+    if len(shards) < total:
+        return f"its {component} is incomplete: {len(shards)} of {total} shards, and no index that names them"
+    return (
+        f"its {component} is incomplete: it lies in shards, and there is no index (…safetensors.index.json)"
+    )

@@ -7,20 +7,23 @@ Owns the choice of family and dtype and the thread count. The caller owns the pr
 import inspect
 import logging
 import math
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from safetensors import SafetensorError
 
 from engine.buckets import BUCKET_STEP, shared
 from engine.compilation import Size, as_written, compile_sizes, only_here
 from engine.engine import Engine
-from engine.errors import LoadError, OutOfMemory
+from engine.errors import EngineError, LoadError, OutOfMemory
 from engine.families.family import Family
 from engine.families.flux import Flux
 from engine.families.pixart import PixArt
@@ -28,13 +31,16 @@ from engine.families.sana import Sana
 from engine.families.stable_diffusion import StableDiffusion
 from engine.families.stable_diffusion_3 import StableDiffusion3
 from engine.families.stable_diffusion_xl import StableDiffusionXL
-from engine.hub import Hub, names_in
+from engine.first_image import check_first_image, square
+from engine.hub import Hub, names_in, text_in
 from engine.kept_self_tests import KeptSelfTest, SelfTestResults, Weights, self_test_key
 from engine.layout import INDEX, Layout, check_components, check_pipeline, files_to_load, read_layout
+from engine.loaded_pipeline import make_ready
 from engine.optimization import AS_IT_IS, Optimization, optimized, settle
 from engine.rehearsal import is_exact_in_company
+from engine.request import SchedulerSpec, scheduler_named
 from engine.runner import translate
-from engine.sampling import CoefficientTables
+from engine.sampling import CoefficientTables, schedulers_of
 from engine.self_test import PROMISES, Promise, SelfTest, digest_of_one, run_self_test
 from engine.time_budget import TimeBudget
 
@@ -72,7 +78,12 @@ class ModelSpec:
     variant: str | None = None  # which of several sets of weights, `fp16` for one
     dtype: str = "auto"  # one of `DTYPES`; auto: full precision on CPU, half on CUDA
     optimization: Optimization = AS_IT_IS
-    sizes: tuple[Size, ...] = ()  # compiled besides the squares of `row_limits`, where it is compiled
+    # What requests may ask for, which is tried at load: empty or None is whatever the model can do.
+    sizes: tuple[Size, ...] = ()  # the tiers' defaults, compiled besides the squares of `row_limits`
+    schedulers: tuple[str, ...] = ()  # by the names that users know, the default first
+    default_num_inference_steps: int = 2
+    max_num_inference_steps: int = 150
+    max_side: int | None = None  # pixels
 
 
 @dataclass(frozen=True)
@@ -127,25 +138,74 @@ def load_models(
     torch_device = _device(device)
     if torch_device.type == "cpu" and num_threads is not None:
         torch.set_num_threads(num_threads)
-    families: dict[str, Family] = {}
-    weights: dict[str, Weights] = {}
+    read: dict[str, _Loaded] = {}
     for spec in models:
         with _named(spec):
-            families[spec.name], weights[spec.name] = _load_family(spec, torch_device, hub or Hub())
+            read[spec.name] = _load_family(spec, torch_device, hub or Hub())
+            _check_offer(spec, read[spec.name].family, row_limits[spec.name])
     limits, promises, budget = {}, [], TimeBudget(self_test_seconds)
     for spec in models:
-        family = families[spec.name]
+        family, weights = read[spec.name].family, read[spec.name].weights
         with _named(spec), only_here(is_wanted=spec.optimization.compile):
-            CoefficientTables(family.scheduler_config, family.flow_sigmas)  # refuses what no table can hold
+            _draw_first_image(spec, read[spec.name], row_limits[spec.name])
             if results is None or spec.optimization.compile:  # the test is also what compiles it
                 result = _tested(spec, family, row_limits[spec.name], budget)
             else:
-                result = _kept_or_tested(
-                    spec, family, weights[spec.name], row_limits[spec.name], budget, results
-                )
+                result = _kept_or_tested(spec, family, weights, row_limits[spec.name], budget, results)
         limits[spec.name] = result.row_limits
         promises.append(result.promise)
+    families = {name: one.family for name, one in read.items()}
     return LoadedModels(families, limits, _weakest(promises), budget.used_seconds)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model in memory, not tested yet."""
+
+    family: Family
+    weights: Weights
+    components: Mapping[str, Any]  # the pipeline's, by its names for them
+
+
+def _check_offer(spec: ModelSpec, family: Family, row_limits: Mapping[int, int]) -> None:
+    """Raise `LoadError` for what requests would be told they may ask for and the model cannot do."""
+    tables = CoefficientTables(family.scheduler, family.flow_sigmas)
+    for name in spec.schedulers:
+        default, most = spec.default_num_inference_steps, spec.max_num_inference_steps
+        tables.check_offer(name, scheduler_named(name), default, most)
+    if not (spec.schedulers or schedulers_of(family.scheduler, family.flow_sigmas)):
+        raise LoadError(f"no scheduler here can draw with its {type(family.scheduler).__name__}")
+    limit = family.max_side
+    if limit is None:
+        return
+    ends = f"the longest side that the model has positions for is {limit} pixels"
+    if spec.max_side is not None and spec.max_side > limit:
+        raise LoadError(f"max_side: {spec.max_side} is too large, {ends}: set max_side = {limit}")
+    sizes = [*spec.sizes, *(square(family, max_pixels) for max_pixels in row_limits)]
+    for width, height in sizes:
+        if max(width, height) > limit:
+            raise LoadError(
+                f"tiers: an image of {width}x{height} cannot be drawn, {ends}: set a smaller tier"
+            )
+
+
+def _draw_first_image(spec: ModelSpec, read: _Loaded, row_limits: Mapping[int, int]) -> None:
+    """Raise `LoadError` unless the model draws; as written, so that nothing is compiled for it alone."""
+    family, smallest = read.family, min(row_limits)
+    fitting = [size for size in spec.sizes if size[0] * size[1] <= smallest]
+    if spec.schedulers:
+        scheduler = scheduler_named(spec.schedulers[0])
+    else:
+        scheduler = SchedulerSpec(schedulers_of(family.scheduler, family.flow_sigmas)[0])
+    with as_written() if spec.optimization.compile else nullcontext():
+        check_first_image(
+            family,
+            row_limits,
+            read.components,
+            scheduler=scheduler,
+            size=fitting[0] if fitting else square(family, smallest),
+            default_steps=spec.default_num_inference_steps,
+        )
 
 
 def _kept_or_tested(
@@ -241,15 +301,21 @@ def _named(spec: ModelSpec) -> Iterator[None]:
     """What keeps a model from loading, as one line that names the model; what does not fit is told so."""
     try:
         yield
-    except (LoadError, OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:
         place = f"{spec.path!r}" + (f" at {spec.revision}" if spec.revision else "")
         said = " ".join(str(error).split())
+        if not isinstance(error, EXPLAINED):  # from deep inside a library, and so hardly a sentence
+            logger.debug("model %r", spec.name, exc_info=True)
+            said = f"{type(error).__name__}: {said}"
         if isinstance(translate(error), OutOfMemory):
             said = f"the device has too little memory, even for a step batch of {BUCKET_STEP} rows ({said})"
         raise LoadError(f"model {spec.name!r} from {place}: {said}") from error
 
 
-def _load_family(spec: ModelSpec, device: torch.device, hub: Hub) -> tuple[Family, Weights]:
+EXPLAINED = (EngineError, OSError, RuntimeError, ValueError, ImportError, SafetensorError)
+
+
+def _load_family(spec: ModelSpec, device: torch.device, hub: Hub) -> _Loaded:
     if spec.family not in FAMILIES:
         raise LoadError(f"there is no family {spec.family!r}")
     family = FAMILIES[spec.family]
@@ -265,11 +331,25 @@ def _load_family(spec: ModelSpec, device: torch.device, hub: Hub) -> tuple[Famil
     check_pipeline(layout, pipelines[spec.family], pipelines)
     pipeline_class = next(one for one in family.PIPELINES if one.__name__ == layout.pipeline)
     check_components(layout, _needed(family, pipeline_class))
-    stats = {name: (folder / name).stat() for name in files_to_load(layout, names_in(folder), spec.variant)}
+    _check_classes(layout)
+    files = files_to_load(layout, names_in(folder), spec.variant, text_in(folder))
+    stats = {name: (folder / name).stat() for name in files}
     weights = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
-    loaded = family(_read(family, pipeline_class, folder, layout, spec, device))
+    pipeline = _read(family, pipeline_class, folder, layout, spec, device)
+    loaded = family(pipeline)
     settle(loaded, spec.optimization, device)
-    return loaded, weights
+    return _Loaded(loaded, weights, pipeline.components)
+
+
+def _check_classes(layout: Layout) -> None:
+    """Raise `LoadError` for a component of a class that the installed libraries do not have."""
+    for name, (library, class_name) in layout.classes.items():
+        module = diffusers if library == "diffusers" else transformers
+        if not hasattr(module, class_name):
+            raise LoadError(
+                f"its {name} is a {class_name}, which {library} {module.__version__} does not have:"
+                f" choose a revision that was made for it, or install a {library} that has it"
+            )
 
 
 def _needed(family: FamilyClass, pipeline_class: Any) -> list[str]:
@@ -300,6 +380,19 @@ def _read(
             **dict.fromkeys(absent),
             **family.LEFT_OUT,
         )
-    except (AttributeError, KeyError, TypeError) as error:  # out of the libraries, from a strange value
-        raise LoadError(f"its configuration cannot be read ({type(error).__name__}: {error})") from error
-    return optimized(pipeline, spec.optimization, device)
+    except Exception as error:  # out of the libraries, from a strange value or a broken file
+        if isinstance(translate(error), OutOfMemory):
+            raise
+        what = "configuration" if isinstance(error, AttributeError | KeyError | TypeError) else "files"
+        said = f"{type(error).__name__}: {error}"
+        raise LoadError(f"{_component_in(error, layout)}{what} cannot be read ({said})") from error
+    return optimized(make_ready(pipeline), spec.optimization, device)
+
+
+def _component_in(error: Exception, layout: Layout) -> str:
+    """Whose fault it is, by the frame of diffusers' `load_sub_model` that the error came through."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = str(frame.f_locals.get("name"))
+        if frame.f_code.co_name == "load_sub_model" and name in layout.classes:
+            return f"its {name} ({layout.classes[name][1]}): its "
+    return "its "

@@ -26,8 +26,7 @@ class Models:
         self.row_limits = row_limits
         self._promise = promise
         self._tables = {
-            name: CoefficientTables(family.scheduler_config, family.flow_sigmas)
-            for name, family in families.items()
+            name: CoefficientTables(family.scheduler, family.flow_sigmas) for name, family in families.items()
         }
 
     def generation(self, request: GenerationRequest, **state: Any) -> Generation:
@@ -52,6 +51,8 @@ class Models:
         multiple = pixels * family.latents_per_patch
         if request.width % multiple or request.height % multiple:
             raise RequestInvalid(f"{size} is not in steps of {multiple}")
+        if family.max_side is not None and max(request.width, request.height) > family.max_side:
+            raise RequestInvalid(f"{size} is above {family.max_side}, the longest side of this model")
         max_pixels = max(self.row_limits[request.model])
         if request.width * request.height > max_pixels:
             raise RequestInvalid(f"{size} is above {max_pixels} pixels")

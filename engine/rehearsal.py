@@ -5,16 +5,13 @@ joins and whatever else runs between two forward passes are covered too. It know
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
-from typing import get_args
 
 from engine.engine import Engine
-from engine.errors import RequestInvalid
 from engine.families.family import Family, can_cache_steps
 from engine.handle import Handle
-from engine.request import GenerationRequest, SchedulerName, SchedulerSpec
-from engine.sampling import CoefficientTables
+from engine.request import GenerationRequest, SchedulerSpec
+from engine.sampling import schedulers_of
 from engine.self_test import Promise
 from engine.time_budget import TimeBudget
 
@@ -46,7 +43,7 @@ def _requests(family: Family, max_pixels: int) -> list[GenerationRequest]:
     multiple = family.pixels_per_latent * family.latents_per_patch
     side = int(max_pixels**0.5) // multiple * multiple
     plain = GenerationRequest("rehearsed", "a rehearsal", side, side, 2, 4.0, seed=1)
-    names = _schedulers(family)
+    names = schedulers_of(family.scheduler, family.flow_sigmas)
     names *= -(-MIN_REQUESTS // len(names))
     return [
         replace(
@@ -60,16 +57,6 @@ def _requests(family: Family, max_pixels: int) -> list[GenerationRequest]:
         )
         for index, name in enumerate(names)
     ]
-
-
-def _schedulers(family: Family) -> list[SchedulerName]:
-    tables = CoefficientTables(family.scheduler_config, family.flow_sigmas)
-    found: list[SchedulerName] = []
-    for name in get_args(SchedulerName):
-        with suppress(RequestInvalid):
-            tables.table(SchedulerSpec(name), 2)
-            found.append(name)
-    return found
 
 
 def _drawn(

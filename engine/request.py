@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Lane = Literal["interactive", "bulk"]
-WarningCode = Literal["prompt_cut", "negative_prompt_unused"]
+WarningCode = Literal["prompt_cut", "notation_unread", "negative_prompt_unused"]
 SchedulerName = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm", "flow_match_euler"]
 Spacing = Literal["leading", "trailing", "linspace"]
 

@@ -5,8 +5,10 @@ bucket's number of rows, text encoding and decoding each take one item at a time
 changes when its whole step has succeeded, so a failed step batch can be run again in parts.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,11 +17,20 @@ from torch import Tensor
 from engine.buckets import at
 from engine.company import Company
 from engine.embeddings import Embeddings
-from engine.errors import DeviceLost, EngineError, GenerationFailed, NumericError, OutOfMemory
-from engine.families.family import Conditions, Family
+from engine.errors import (
+    DeviceLost,
+    EngineError,
+    GenerationFailed,
+    GenerationImpossible,
+    NumericError,
+    OutOfMemory,
+    PromptInvalid,
+)
+from engine.families.family import Conditions, Encoding, Family
 from engine.forward import ForwardPass
 from engine.generation import Generation
-from engine.request import RequestWarning
+from engine.prompt_notation import notation_in
+from engine.request import GenerationRequest, RequestWarning
 from engine.sampling import guide
 from engine.seen_costs import SeenCosts
 
@@ -47,18 +58,15 @@ class Runner:
         started_at = self._clock()
         request, family = generation.request, self._families[generation.key.model]
         generation.generator.manual_seed(request.seed)  # encoding may be tried twice
-        generation.encoding = self._embeddings.encode(
-            request.model, request.prompt, is_negative=False, account=request.account
-        )
-        named = {"prompt": generation.encoding}
+        generation.encoding = self._encode(request, "prompt")
+        read = {"prompt": generation.encoding}
         if generation.is_guided:
-            generation.negative_encoding = self._embeddings.encode(
-                request.model, request.negative_prompt, is_negative=True, account=request.account
-            )
-            named["negative_prompt"] = generation.negative_encoding
-        warnings = [
-            RequestWarning("prompt_cut", name, one.warning) for name, one in named.items() if one.warning
-        ]
+            read["negative_prompt"] = generation.negative_encoding = self._encode(request, "negative_prompt")
+        warnings = []
+        for name, encoding in read.items():
+            warnings += [RequestWarning("prompt_cut", name, sentence) for sentence in encoding.warnings]
+            if sentence := notation_in(getattr(request, name)):
+                warnings.append(RequestWarning("notation_unread", name, sentence))
         if request.negative_prompt and not generation.is_guided:
             unused = "it has no effect without guidance"
             warnings.append(RequestWarning("negative_prompt_unused", "negative_prompt", unused))
@@ -68,6 +76,17 @@ class Runner:
         Company([generation], noise.to(family.device) * generation.table.init_noise_sigma)
         generation.encoding_seconds = self._clock() - started_at
         self.seen_costs.saw_encoding(generation.key, generation.encoding_seconds)
+
+    def _encode(self, request: GenerationRequest, name: Literal["prompt", "negative_prompt"]) -> Encoding:
+        try:
+            return self._embeddings.encode(
+                request.model,
+                getattr(request, name),
+                is_negative=name == "negative_prompt",
+                account=request.account,
+            )
+        except PromptInvalid as error:
+            raise PromptInvalid(f"{name}: {error}") from error
 
     def step(self, members: Sequence[Generation]) -> list[Generation]:
         """Take every member one step further, in one forward pass; those returned are no longer finite."""
@@ -132,6 +151,24 @@ class Runner:
             torch.cuda.empty_cache()
 
 
+IMPOSSIBLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+"""Errors of Python code about what it was given: the same request would raise them again."""
+ABOUT_ARGUMENTS = re.compile(
+    r"(?i)\b(?:sizes? of tensor|shapes?|dimensions?|dtype|out of (?:range|bounds)|must match|expected"
+    r"|not implemented)"
+)
+"""What a `RuntimeError` of torch says when it is about its arguments and not about the device."""
+ABOUT_DEVICE = re.compile(r"(?i)CUDA|cudnn|cublas|STATUS_|HIP |miopen|triton|nccl|memory|driver|kernel")
+
+
 def translate(error: Exception) -> EngineError:
     """The engine's word for an exception out of torch or a model; the only place that reads messages."""
     message = str(error)
@@ -143,7 +180,13 @@ def translate(error: Exception) -> EngineError:
         return OutOfMemory()
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in message:
         return OutOfMemory() if "out of memory" in message else DeviceLost(message.partition("\n")[0])
-    return GenerationFailed(f"{type(error).__name__}: {message.partition(chr(10))[0]}")
+    is_final = isinstance(error, IMPOSSIBLE) or (
+        isinstance(error, RuntimeError)
+        and ABOUT_ARGUMENTS.search(message)
+        and not ABOUT_DEVICE.search(message)
+    )
+    failed = GenerationImpossible if is_final else GenerationFailed
+    return failed(f"{type(error).__name__}: {message.partition(chr(10))[0]}")
 
 
 def _count_rows(members: Sequence[Generation]) -> tuple[int, float]:

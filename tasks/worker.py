@@ -222,6 +222,10 @@ def load_planned(
                     cpu_offload=model.cpu_offload,
                 ),
                 sizes=tuple((tier.default_width, tier.default_height) for tier in model.tiers),
+                schedulers=model.schedulers,
+                default_num_inference_steps=model.default_num_inference_steps,
+                max_num_inference_steps=model.max_num_inference_steps,
+                max_side=model.max_side,
             )
             for model in models
         ],

@@ -1,6 +1,6 @@
 """The small interface between the runner and a kind of model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -20,7 +20,7 @@ class Encoding:
 
     prompt_embeds: Tensor  # (1, tokens, width)
     pooled_embeds: Tensor = field(default_factory=lambda: torch.zeros(1, 0))  # (1, width), or none: width 0
-    warning: str | None = None  # a sentence about the text, without its name: `families.truncation` writes it
+    warnings: tuple[str, ...] = ()  # sentences about the text, without its name, by `families.truncation`
     attention_mask: Tensor = field(default_factory=lambda: torch.zeros(1, 0))  # (1, tokens), or none: width 0
 
 
@@ -49,11 +49,12 @@ class Family(Protocol):
 
     device: torch.device
     dtype: torch.dtype  # of the latents; mostly that of the weights too
-    scheduler_config: Mapping[str, Any]
+    scheduler: Any  # diffusers' own, that the model came with: read, and never stepped
     flow_sigmas: FlowSigmas | None  # None: not trained by flow matching
     latent_channels: int
     pixels_per_latent: int  # along one side
     latents_per_patch: int  # along one side: 1, or what a transformer folds into one token
+    max_side: int | None  # pixels; None: the model has no limit of its own
     buckets: BucketsByShape  # set by who has tested it
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:

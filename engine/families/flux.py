@@ -13,9 +13,10 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from engine.buckets import UNTESTED, BucketsByShape
+from engine.families.autoencoder import Autoencoder
 from engine.families.family import Conditions, Encoding
 from engine.families.flux_walk import FluxWalk
-from engine.families.truncation import truncation
+from engine.families.truncation import Reader, unread
 from engine.sampling import FlowSigmas
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -30,6 +31,7 @@ class Flux:
     LEFT_OUT: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None}
     CAN_LACK: ClassVar[tuple[str, ...]] = ()
     buckets: BucketsByShape = UNTESTED
+    max_side: int | None = None
     flow_sigmas: FlowSigmas | None = "even"
     latents_per_patch = 2
 
@@ -38,9 +40,14 @@ class Flux:
             getattr(pipeline, name).eval().requires_grad_(False)
         self._pipeline = pipeline
         self._transformer, self._vae = pipeline.transformer, pipeline.vae
+        self._autoencoder = Autoencoder(self._vae, takes_shift=True)
         self._takes_guidance: bool = self._transformer.config.guidance_embeds
         self._max_tokens = MAX_T5_TOKENS if self._takes_guidance else MAX_T5_TOKENS_SCHNELL
-        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        self._readers = (
+            Reader(pipeline.tokenizer, pipeline.tokenizer_max_length, "CLIP"),
+            Reader(pipeline.tokenizer_2, self._max_tokens, "T5"),
+        )
+        self.scheduler: Any = pipeline.scheduler
         self.device: torch.device = self._transformer.device
         self.dtype: torch.dtype = self._transformer.dtype
         self.latent_channels: int = self._transformer.config.in_channels // 4
@@ -57,8 +64,7 @@ class Flux:
         embeds, pooled, _ = self._pipeline.encode_prompt(
             text, device=self.device, max_sequence_length=self._max_tokens
         )
-        warning = truncation(self._pipeline.tokenizer_2, text, self._max_tokens)
-        return Encoding(embeds.to(self.dtype), pooled.to(self.dtype), warning)
+        return Encoding(embeds.to(self.dtype), pooled.to(self.dtype), unread(text, self._readers))
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The transformer's output, a velocity, `(R, C, h, w)`."""
@@ -95,10 +101,7 @@ class Flux:
 
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""
-        config = self._vae.config
-        latents = latents / config.scaling_factor + config.shift_factor
-        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
-        return pixels
+        return self._autoencoder.decode(latents)
 
 
 def _pack(latents: Tensor) -> Tensor:

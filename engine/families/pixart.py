@@ -13,9 +13,10 @@ from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 from torch import Tensor
 
 from engine.buckets import UNTESTED, BucketsByShape
+from engine.families.autoencoder import Autoencoder
 from engine.families.family import Conditions, Encoding
 from engine.families.pixart_walk import PixArtWalk
-from engine.families.truncation import truncation
+from engine.families.truncation import Reader, unread
 from engine.sampling import FlowSigmas
 
 MAX_T5_TOKENS_ALPHA = 120  # what the pipelines pad to
@@ -29,6 +30,7 @@ class PixArt:
     LEFT_OUT: ClassVar[Mapping[str, Any]] = {}
     CAN_LACK: ClassVar[tuple[str, ...]] = ()
     buckets: BucketsByShape = UNTESTED
+    max_side: int | None = None
     flow_sigmas: FlowSigmas | None = None
 
     def __init__(self, pipeline: Any) -> None:
@@ -36,9 +38,10 @@ class PixArt:
             getattr(pipeline, name).eval().requires_grad_(False)
         self._pipeline = pipeline
         self._transformer, self._vae = pipeline.transformer, pipeline.vae
+        self._autoencoder = Autoencoder(self._vae)
         is_sigma = isinstance(pipeline, PixArtSigmaPipeline)
         self._max_tokens = MAX_T5_TOKENS_SIGMA if is_sigma else MAX_T5_TOKENS_ALPHA
-        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        self.scheduler: Any = pipeline.scheduler
         self.device: torch.device = self._transformer.device
         self.dtype: torch.dtype = self._transformer.dtype
         self.latent_channels: int = self._transformer.config.in_channels
@@ -59,8 +62,8 @@ class PixArt:
             device=self.device,
             max_sequence_length=self._max_tokens,
         )
-        warning = truncation(self._pipeline.tokenizer, text.lower().strip(), self._max_tokens)
-        return Encoding(embeds.to(self.dtype), warning=warning, attention_mask=mask)
+        warnings = unread(text.lower().strip(), [Reader(self._pipeline.tokenizer, self._max_tokens)])
+        return Encoding(embeds.to(self.dtype), warnings=warnings, attention_mask=mask)
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The transformer's epsilon `(R, C, h, w)`; the variances that it learned besides are dropped."""
@@ -104,5 +107,4 @@ class PixArt:
 
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""
-        pixels: Tensor = self._vae.decode(latents / self._vae.config.scaling_factor, return_dict=False)[0]
-        return pixels
+        return self._autoencoder.decode(latents)

@@ -14,9 +14,10 @@ from diffusers import SanaPipeline
 from torch import Tensor
 
 from engine.buckets import UNTESTED, BucketsByShape
+from engine.families.autoencoder import Autoencoder
 from engine.families.family import Conditions, Encoding
 from engine.families.sana_walk import SanaWalk
-from engine.families.truncation import truncation
+from engine.families.truncation import Reader, unread
 from engine.sampling import FlowSigmas
 
 MAX_GEMMA_TOKENS = 300
@@ -33,6 +34,7 @@ class Sana:
     LEFT_OUT: ClassVar[Mapping[str, Any]] = {}
     CAN_LACK: ClassVar[tuple[str, ...]] = ()
     buckets: BucketsByShape = UNTESTED
+    max_side: int | None = None
     flow_sigmas: FlowSigmas | None = "own"
     dtype = torch.float32
 
@@ -41,7 +43,8 @@ class Sana:
             getattr(pipeline, name).eval().requires_grad_(False)
         self._pipeline = pipeline
         self._transformer, self._vae = pipeline.transformer, pipeline.vae
-        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        self._autoencoder = Autoencoder(self._vae)
+        self.scheduler: Any = pipeline.scheduler
         self.device: torch.device = self._transformer.device
         self.latent_channels: int = self._transformer.config.in_channels
         self.pixels_per_latent: int = pipeline.vae_scale_factor
@@ -65,14 +68,14 @@ class Sana:
             max_sequence_length=MAX_GEMMA_TOKENS,
             complex_human_instruction=None if is_negative else INSTRUCTION,
         )
-        warning = self._warning(text.lower().strip(), "" if is_negative else "\n".join(INSTRUCTION))
-        return Encoding(embeds.to(self._transformer.dtype), warning=warning, attention_mask=mask)
+        warnings = self._warnings(text.lower().strip(), "" if is_negative else "\n".join(INSTRUCTION))
+        return Encoding(embeds.to(self._transformer.dtype), warnings=warnings, attention_mask=mask)
 
-    def _warning(self, text: str, instruction: str) -> str | None:
+    def _warnings(self, text: str, instruction: str) -> tuple[str, ...]:
         tokenizer, limit = self._pipeline.tokenizer, MAX_GEMMA_TOKENS
         if instruction:
             limit += len(tokenizer.encode(instruction)) - 2  # as the pipeline counts
-        return truncation(tokenizer, text, limit, instruction)
+        return unread(text, [Reader(tokenizer, limit, instruction=instruction)])
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The transformer's output, a velocity, `(R, C, h, w)`, fp32."""
@@ -104,6 +107,4 @@ class Sana:
 
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""
-        latents = latents.to(self._vae.dtype) / self._vae.config.scaling_factor
-        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
-        return pixels
+        return self._autoencoder.decode(latents)

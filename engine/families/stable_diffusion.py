@@ -12,9 +12,10 @@ from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline
 from torch import Tensor
 
 from engine.buckets import UNTESTED, BucketsByShape
+from engine.families.autoencoder import Autoencoder
 from engine.families.family import Conditions, Encoding
 from engine.families.guidance_input import embed_guidance
-from engine.families.truncation import truncation
+from engine.families.truncation import Reader, unread
 from engine.families.unet_walk import UNetWalk
 from engine.sampling import FlowSigmas
 
@@ -31,6 +32,7 @@ class StableDiffusion:
     }
     CAN_LACK: ClassVar[tuple[str, ...]] = ()
     buckets: BucketsByShape = UNTESTED
+    max_side: int | None = None
     flow_sigmas: FlowSigmas | None = None
     latents_per_patch = 1
 
@@ -39,8 +41,9 @@ class StableDiffusion:
         self._text_encoder = pipeline.text_encoder.eval().requires_grad_(False)
         self._unet = pipeline.unet.eval().requires_grad_(False)
         self._vae = pipeline.vae.eval().requires_grad_(False)
-        # The pipeline has corrected outdated entries (steps_offset, clip_sample) by now.
-        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        self._autoencoder = Autoencoder(self._vae)
+        # The pipeline has corrected an outdated steps_offset by now.
+        self.scheduler: Any = pipeline.scheduler
         self._guidance_width: int | None = self._unet.config.time_cond_proj_dim
         self.device: torch.device = self._unet.device
         self.dtype: torch.dtype = self._unet.dtype
@@ -65,7 +68,7 @@ class StableDiffusion:
         uses_mask = getattr(self._text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(self.device) if uses_mask else None
         embeds = self._text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
-        return Encoding(embeds.to(self.dtype), warning=truncation(self._tokenizer, text, limit))
+        return Encoding(embeds.to(self.dtype), warnings=unread(text, [Reader(self._tokenizer, limit)]))
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The UNet's output, epsilon or v, `(R, C, h, w)`."""
@@ -105,5 +108,4 @@ class StableDiffusion:
 
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""
-        pixels: Tensor = self._vae.decode(latents / self._vae.config.scaling_factor, return_dict=False)[0]
-        return pixels
+        return self._autoencoder.decode(latents)

@@ -12,9 +12,10 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from engine.buckets import UNTESTED, BucketsByShape
+from engine.families.autoencoder import Autoencoder
 from engine.families.family import Conditions, Encoding
 from engine.families.stable_diffusion_3_walk import StableDiffusion3Walk
-from engine.families.truncation import truncation
+from engine.families.truncation import Reader, unread
 from engine.sampling import FlowSigmas
 
 MAX_T5_TOKENS = 256
@@ -35,12 +36,24 @@ class StableDiffusion3:
                 getattr(pipeline, name).eval().requires_grad_(False)
         self._pipeline = pipeline
         self._transformer, self._vae = pipeline.transformer, pipeline.vae
-        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        self._autoencoder = Autoencoder(self._vae, takes_shift=True)
+        self._readers = [
+            Reader(one, pipeline.tokenizer_max_length, "CLIP")
+            for one in (pipeline.tokenizer, pipeline.tokenizer_2)
+        ]
+        if pipeline.text_encoder_3 is not None:
+            self._readers.append(Reader(pipeline.tokenizer_3, MAX_T5_TOKENS, "T5"))
+        self.scheduler: Any = pipeline.scheduler
         self.device: torch.device = self._transformer.device
         self.dtype: torch.dtype = self._transformer.dtype
         self.latent_channels: int = self._transformer.config.in_channels
         self.pixels_per_latent: int = pipeline.vae_scale_factor
         self.latents_per_patch: int = self._transformer.config.patch_size
+        # Its positions are cut out of a table of fixed size: a longer side is an error of the transformer's.
+        max_patches = self._transformer.config.pos_embed_max_size
+        self.max_side: int | None = (
+            max_patches * self.latents_per_patch * self.pixels_per_latent if max_patches else None
+        )
         self._walk = StableDiffusion3Walk(self._transformer)
         self.can_cache_steps: bool = StableDiffusion3Walk.can_walk(self._transformer)
 
@@ -51,7 +64,7 @@ class StableDiffusion3:
     def encode(self, text: str, *, is_negative: bool = False) -> Encoding:  # noqa: ARG002  both read alike
         """The encoders' embeddings one behind the other `(1, tokens, width)`, and pooled `(1, width)`.
 
-        T5 reads more than CLIP, so the warning is about T5's end, or CLIP's where there is no T5.
+        CLIP reads less than T5, so a text may have a warning for each.
         """
         embeds, _, pooled, _ = self._pipeline.encode_prompt(
             text,
@@ -61,11 +74,7 @@ class StableDiffusion3:
             do_classifier_free_guidance=False,
             max_sequence_length=MAX_T5_TOKENS,
         )
-        if self._pipeline.text_encoder_3 is None:
-            warning = truncation(self._pipeline.tokenizer, text, self._pipeline.tokenizer_max_length)
-        else:
-            warning = truncation(self._pipeline.tokenizer_3, text, MAX_T5_TOKENS)
-        return Encoding(embeds.to(self.dtype), pooled.to(self.dtype), warning)
+        return Encoding(embeds.to(self.dtype), pooled.to(self.dtype), unread(text, self._readers))
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The transformer's output, a velocity, `(R, C, h, w)`."""
@@ -97,7 +106,4 @@ class StableDiffusion3:
 
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""
-        config = self._vae.config
-        latents = latents / config.scaling_factor + config.shift_factor
-        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
-        return pixels
+        return self._autoencoder.decode(latents)

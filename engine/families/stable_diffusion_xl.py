@@ -12,9 +12,10 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from engine.buckets import UNTESTED, BucketsByShape
+from engine.families.autoencoder import Autoencoder
 from engine.families.family import Conditions, Encoding
 from engine.families.guidance_input import embed_guidance
-from engine.families.truncation import truncation
+from engine.families.truncation import Reader, unread
 from engine.families.unet_walk import UNetWalk
 from engine.sampling import FlowSigmas
 
@@ -31,6 +32,7 @@ class StableDiffusionXL:
     }
     CAN_LACK: ClassVar[tuple[str, ...]] = ()
     buckets: BucketsByShape = UNTESTED
+    max_side: int | None = None
     flow_sigmas: FlowSigmas | None = None
     latents_per_patch = 1
 
@@ -39,11 +41,8 @@ class StableDiffusionXL:
             getattr(pipeline, name).eval().requires_grad_(False)
         self._pipeline = pipeline
         self._unet, self._vae = pipeline.unet, pipeline.vae
-        if self._vae.config.force_upcast:
-            # In fp16 its activations overflow to black images. bf16 would not, and diffusers leaves it, but
-            # has too few digits for smooth colours; decoding is a small part of the work.
-            self._vae.to(torch.float32)
-        self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
+        self._autoencoder = Autoencoder(self._vae, takes_statistics=True)
+        self.scheduler: Any = pipeline.scheduler
         self._guidance_width: int | None = self._unet.config.time_cond_proj_dim
         self.device: torch.device = self._unet.device
         self.dtype: torch.dtype = self._unet.dtype
@@ -69,9 +68,9 @@ class StableDiffusionXL:
         )
         if is_negative and not text and self._pipeline.config.force_zeros_for_empty_prompt:
             embeds, pooled = torch.zeros_like(embeds), torch.zeros_like(pooled)
-        tokenizer = self._pipeline.tokenizer
-        warning = truncation(tokenizer, text, tokenizer.model_max_length)
-        return Encoding(embeds.to(self.dtype), pooled.to(self.dtype), warning)
+        tokenizers = (self._pipeline.tokenizer, self._pipeline.tokenizer_2)
+        readers = [Reader(tokenizer, tokenizer.model_max_length) for tokenizer in tokenizers]
+        return Encoding(embeds.to(self.dtype), pooled.to(self.dtype), unread(text, readers))
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The UNet's output, epsilon or v, `(R, C, h, w)`, told that nothing was scaled or cropped."""
@@ -118,14 +117,4 @@ class StableDiffusionXL:
 
     def decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's pixels `(1, 3, H, W)` in [-1, 1]."""
-        config, latents = self._vae.config, latents.to(self._vae.dtype)
-        if config.latents_mean is not None and config.latents_std is not None:
-            mean, std = (
-                torch.tensor(values, dtype=latents.dtype, device=latents.device).view(1, -1, 1, 1)
-                for values in (config.latents_mean, config.latents_std)
-            )
-            latents = latents * std / config.scaling_factor + mean
-        else:
-            latents = latents / config.scaling_factor
-        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
-        return pixels
+        return self._autoencoder.decode(latents)

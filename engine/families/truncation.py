@@ -1,26 +1,52 @@
 """What a text loses at a text encoder's limit, in words: how much is read, and which words are not.
 
-Every family's encoder has such a limit and none of them complains. Knows a tokenizer, and no model.
+Every family's encoders have such a limit and none of them complains. Knows tokenizers, and no model.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 MAX_SHOWN_CHARACTERS = 120
 
 
-def truncation(tokenizer: Any, text: str, limit: int, instruction: str = "") -> str | None:
-    """A sentence for the owner of the text, or nothing when its tokens are at most `limit`.
+@dataclass(frozen=True)
+class Reader:
+    """A text encoder's tokenizer, and how many tokens it reads.
 
     The limit counts the encoder's own start and end, and the `instruction` that it reads before the text;
-    the sentence counts neither. Of what is dropped, it shows the beginning.
+    sentences count neither.
     """
+
+    tokenizer: Any
+    limit: int
+    name: str = ""  # where a model has several encoders, whose limits differ
+    instruction: str = ""
+
+
+def unread(text: str, readers: Sequence[Reader]) -> tuple[str, ...]:
+    """A sentence for the owner of the text about each reader that does not read all of it.
+
+    Of what is dropped, a sentence shows the beginning. Readers of one name say one sentence.
+    """
+    sentences: dict[str, str] = {}
+    for reader in sorted(readers, key=lambda reader: reader.limit):
+        if reader.name not in sentences and (sentence := _sentence(reader, text)):
+            sentences[reader.name] = sentence
+    return tuple(sentences.values())
+
+
+def _sentence(reader: Reader, text: str) -> str | None:
+    tokenizer, limit, instruction = reader.tokenizer, reader.limit, reader.instruction
     num_tokens = len(tokenizer(instruction + text, truncation=False, verbose=False).input_ids)
     if num_tokens <= limit:
         return None
     own = len(tokenizer(instruction, truncation=False, verbose=False).input_ids)
-    sentence = f"it has {num_tokens - own} tokens and the text encoder reads the first {limit - own}"
+    encoder = f"text encoder {reader.name}" if reader.name else "text encoder"
+    sentence = f"it has {num_tokens - own} tokens and the {encoder} reads the first {limit - own}"
     dropped = _dropped(tokenizer, instruction + text, limit)
-    return f'{sentence}: "{dropped}" was not used' if dropped else sentence
+    by = f" by {reader.name}" if reader.name else ""
+    return f'{sentence}: "{dropped}" was not used{by}' if dropped else sentence
 
 
 def _dropped(tokenizer: Any, text: str, limit: int) -> str:

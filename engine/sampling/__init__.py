@@ -7,7 +7,7 @@ formulas. Nothing here knows models, prompts or who runs.
 
 from engine.sampling.step import Row, SamplerStep
 from engine.sampling.table import CoefficientTable, Update
-from engine.sampling.tables import CoefficientTables, FlowSigmas
+from engine.sampling.tables import CoefficientTables, FlowSigmas, schedulers_of
 from engine.sampling.update import advance, guide, scale_model_input
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "advance",
     "guide",
     "scale_model_input",
+    "schedulers_of",
 ]

@@ -15,8 +15,12 @@ from engine.sampling.table import CoefficientTable, Update
 
 
 def expand_ddim(scheduler: Any, num_inference_steps: int, eta: float) -> CoefficientTable:
-    """DDIM, formulas (12) and (16) of Song et al. 2020 (2010.02502), as in `DDIMScheduler.step`."""
-    scheduler.set_timesteps(num_inference_steps)
+    """DDIM, formulas (12) and (16) of Song et al. 2020 (2010.02502), as in `DDIMScheduler.step`.
+
+    As there, a step goes down by the whole part of `num_train_timesteps / num_inference_steps`. Where the
+    spacing rounds that up, the last step ends at the model's timestep 0 and not behind it.
+    """
+    set_whole(scheduler, num_inference_steps)
     stride = scheduler.config.num_train_timesteps // num_inference_steps
     rows = []
     for timestep in scheduler.timesteps:
@@ -30,14 +34,15 @@ def expand_ddim(scheduler: Any, num_inference_steps: int, eta: float) -> Coeffic
         std_dev_t = eta * variance**0.5
         direction = (1 - alpha_prod_t_prev - std_dev_t**2) ** 0.5
         rows.append([alpha_prod_t**0.5, -(beta_prod_t**0.5), alpha_prod_t_prev**0.5, direction, std_dev_t])
-    update = Update("ddim", scheduler.config.prediction_type, _clip(scheduler), is_stochastic=eta > 0)
+    update = Update("ddim", scheduler.config.prediction_type, is_stochastic=eta > 0)
     return _table(scheduler, [update] * len(rows), rows)
 
 
 def expand_euler(scheduler: Any, num_inference_steps: int) -> CoefficientTable:
     """Euler, Algorithm 2 of Karras et al. 2022 (2206.00364), no churn, as `EulerDiscreteScheduler.step`."""
     scheduler.set_timesteps(num_inference_steps)
-    rows = [[*_of_sigma(sigma), following - sigma] for sigma, following in pairwise(scheduler.sigmas)]
+    sigmas = scheduler.sigmas[: len(scheduler.timesteps) + 1]  # `interpolation_type: log_linear` has one more
+    rows = [[*_of_sigma(sigma), following - sigma] for sigma, following in pairwise(sigmas)]
     update = Update("euler", scheduler.config.prediction_type, is_input_scaled=True)
     return _table(scheduler, [update] * len(rows), rows)
 
@@ -89,7 +94,7 @@ def expand_lcm(scheduler: Any, num_inference_steps: int) -> CoefficientTable:
 
     Every step but the last draws noise.
     """
-    scheduler.set_timesteps(num_inference_steps)
+    set_whole(scheduler, num_inference_steps)
     timesteps, rows = scheduler.timesteps, []
     for timestep, following in zip(timesteps, [*timesteps[1:], timesteps[-1]], strict=True):
         alpha_prod_t = scheduler.alphas_cumprod[timestep]
@@ -98,7 +103,7 @@ def expand_lcm(scheduler: Any, num_inference_steps: int) -> CoefficientTable:
         now = [alpha_prod_t.sqrt(), -(1 - alpha_prod_t).sqrt(), c_out, c_skip]
         rows.append([*now, alpha_prod_t_prev.sqrt(), (1 - alpha_prod_t_prev).sqrt()])
     kinds = [
-        Update("lcm", scheduler.config.prediction_type, _clip(scheduler), is_stochastic=is_stochastic)
+        Update("lcm", scheduler.config.prediction_type, is_stochastic=is_stochastic)
         for is_stochastic in (True, False)
     ]
     return _table(scheduler, [kinds[0]] * (len(rows) - 1) + [kinds[1]], rows)
@@ -124,16 +129,28 @@ def expand_flow_match_euler(
     return _table(scheduler, [Update("flow_match_euler", "flow")] * len(rows), rows)
 
 
+def set_whole(scheduler: Any, num_inference_steps: int) -> None:
+    """Set the timesteps, which are indices of `alphas_cumprod`; raises `ValueError` where one is beyond it.
+
+    diffusers adds `steps_offset` to them and does not look whether the sum is still within the model.
+    """
+    scheduler.set_timesteps(num_inference_steps)
+    first, last = int(scheduler.timesteps.max()), scheduler.config.num_train_timesteps - 1
+    if first > last:
+        raise ValueError(
+            f"its first timestep would be {first}, and the model's is {last}:"
+            f" spacing {scheduler.config.timestep_spacing!r}, steps_offset {scheduler.config.steps_offset}"
+        )
+
+
 def _of_sigma(sigma: Tensor) -> list[Tensor]:
     """The model input's divisor, sigma twice, and a v-prediction's two: its factor, its sample's divisor."""
     return [(sigma**2 + 1) ** 0.5, sigma, -sigma, -sigma / (sigma**2 + 1) ** 0.5, sigma**2 + 1]
 
 
-def _clip(scheduler: Any) -> float | None:
-    return scheduler.config.clip_sample_range if scheduler.config.clip_sample else None
-
-
 def _table(scheduler: Any, updates: list[Update], rows: list[list[Tensor]]) -> CoefficientTable:
+    if len(rows) != len(scheduler.timesteps):
+        raise ValueError(f"{len(rows)} steps for {len(scheduler.timesteps)} timesteps")
     return CoefficientTable(
         updates=tuple(updates),
         timesteps=scheduler.timesteps.float(),

@@ -15,7 +15,6 @@ class Update:
 
     scheduler: str
     prediction_type: str
-    clip: float | None = None  # |predicted x_0| at most; ddim and lcm
     is_stochastic: bool = False  # draws noise at this step
     is_input_scaled: bool = False  # the model sees latents / divisor, the first coefficient
     order: int = 1  # 2: also reads the history, the x_0 that was predicted one step before

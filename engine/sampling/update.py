@@ -114,8 +114,6 @@ def _advance_ddim(
         torch.sub(latents, epsilon, out=epsilon).div_(minus_root_beta).neg_()
     else:
         epsilon = _scaled(root_alpha, model_output).sub_(_scaled(minus_root_beta, latents))
-    if update.clip is not None:
-        original.clamp_(-update.clip, update.clip)
     following = _scale(original, root_alpha_prev).add_(_scaled(direction, epsilon))
     return following if noise is None else following.add_(_scaled(std_dev, noise))
 
@@ -126,8 +124,6 @@ def _advance_lcm(
     """`LCMScheduler.step`; without noise it is the last one."""
     root_alpha, minus_root_beta, c_out, c_skip, root_alpha_prev, root_beta_prev = columns
     original = _predict_original(update, model_output, latents, root_alpha, minus_root_beta)
-    if update.clip is not None:
-        original.clamp_(-update.clip, update.clip)
     denoised = _scale(original, c_out).add_(_scaled(c_skip, latents))
     if noise is None:
         return denoised

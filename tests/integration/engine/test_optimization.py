@@ -14,6 +14,7 @@ import torch
 
 from engine.engine import Engine
 from engine.errors import LoadError
+from engine.families.family import Conditions
 from engine.load import ModelSpec, load_engine
 from engine.optimization import Optimization, optimized, settle
 from engine.request import GenerationRequest, SchedulerSpec
@@ -148,6 +149,15 @@ def test_quantization_without_its_package_is_refused_by_name(folders: dict[str, 
         load(folders["stable_diffusion"], optimization=Optimization(quantization="int8"))
 
 
+@torch.inference_mode()
+def predicted(engine: Engine, width: int, seed: int) -> torch.Tensor:
+    """A forward pass of the smallest bucket."""
+    family, generator = engine._models.families["m"], torch.Generator().manual_seed(seed)
+    latents = torch.randn(4, 4, 8, width // 8, generator=generator)
+    conditions = Conditions.of([family.encode("a red heart")] * 4, torch.ones(4))
+    return family.predict(latents, torch.full((4,), 500.0), conditions)
+
+
 def num_compiled() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
@@ -173,14 +183,19 @@ def test_compiled_blocks_keep_the_image_and_the_promise(
 def test_what_no_tier_names_runs_uncompiled_so_that_no_job_waits_for_a_compiler(
     folders: dict[str, Path], compiled: tuple[Engine, int], width: int, is_compiled: bool
 ) -> None:
-    """The bits tell: a size either has the plain model's or, where it was compiled at start, others."""
+    """The bits tell: a size either has the plain model's or, where it was compiled at start, others.
+
+    Those of several forward passes: in an image of 256 values most of the differences are rounded away.
+    """
     engine, num_at_start = compiled
     sized = replace(REQUEST, width=width)
     mates = [replace(sized, seed=seed, num_inference_steps=5) for seed in (8, 9)]
     image = drawn(engine, sized)[0]
     assert num_compiled() == num_at_start
-    plain = drawn(load(folders["stable_diffusion"], rows=4), sized)[0]
-    assert np.array_equal(image, plain) != is_compiled
+    plain = load(folders["stable_diffusion"], rows=4)
+    same = [torch.equal(predicted(engine, width, seed), predicted(plain, width, seed)) for seed in range(4)]
+    assert all(same) != is_compiled
+    assert num_compiled() == num_at_start
     assert np.array_equal(drawn(engine, *mates, sized)[-1], image)
 
 

@@ -1,6 +1,6 @@
 """A model of arithmetic instead of weights, that fails on command, and a clock that is set by hand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,13 +25,12 @@ class FakeFamily:
 
     device = torch.device("cpu")
     dtype = torch.float32
-    scheduler_config: Mapping[str, Any] = field(
-        default_factory=lambda: DDIMScheduler(clip_sample=False).config
-    )
+    scheduler: Any = field(default_factory=DDIMScheduler)
     flow_sigmas: FlowSigmas | None = None
     latent_channels = 4
     pixels_per_latent = 8
     latents_per_patch = 1
+    max_side: int | None = None
     buckets: BucketsByShape = field(default_factory=lambda: UNTESTED)
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:

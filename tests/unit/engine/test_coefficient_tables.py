@@ -15,11 +15,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def diffusion(**config: Any) -> CoefficientTables:
-    return CoefficientTables(DDIMScheduler(**config).config)
+    return CoefficientTables(DDIMScheduler(**config))
 
 
 def flow(**config: Any) -> CoefficientTables:
-    return CoefficientTables(FlowMatchEulerDiscreteScheduler(**config).config, "own")
+    return CoefficientTables(FlowMatchEulerDiscreteScheduler(**config), "own")
 
 
 def test_table_is_expanded_once_for_a_scheduler_and_a_number_of_steps() -> None:
@@ -42,13 +42,13 @@ def test_what_no_scheduler_can_do_is_refused() -> None:
     with pytest.raises(RequestInvalid, match="predicts the sample"):
         diffusion(prediction_type="sample").table(SchedulerSpec("euler_ancestral"), 4)
     with pytest.raises(LoadError, match="prediction_type"):
-        CoefficientTables({"prediction_type": "flow_prediction"})
+        diffusion(prediction_type="image")
     with pytest.raises(LoadError, match="thresholding"):
         diffusion(thresholding=True)
 
 
 def test_a_scheduler_of_another_kind_of_model_is_refused() -> None:
-    even = CoefficientTables(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config, "even")
+    even = CoefficientTables(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "even")
     for name in SCHEDULERS.keys() - {"flow_match_euler"}:
         with pytest.raises(RequestInvalid, match="is not for this kind"):
             even.table(scheduler_named(name), 4)

@@ -13,6 +13,18 @@ PLAIN = ["model_index.json", "unet/config.json", "tokenizer/vocab.json", "tokeni
 WEIGHTS = "unet/diffusion_pytorch_model"
 
 
+def chosen(names: list[str], variant: str | None, **indices: list[str]) -> list[str]:
+    """What is read of these names, where each index names these shards of the folder."""
+
+    def read(name: str) -> str:
+        ending = (
+            name.removeprefix(f"{WEIGHTS}.safetensors.index").removesuffix(".json").lstrip(".") or "plain"
+        )
+        return json.dumps({"weight_map": {str(n): shard for n, shard in enumerate(indices[ending])}})
+
+    return files_to_load(LAYOUT, names, variant, read)
+
+
 def index(folder: Path, **entries: object) -> Path:
     path = folder / "model_index.json"
     path.write_text(json.dumps({"_class_name": "SomePipeline", "_diffusers_version": "0", **entries}))
@@ -29,15 +41,15 @@ def test_only_what_is_read_is_chosen() -> None:
     ]
     nested = ["unet/deep/model.safetensors", "unet/openvino_model.xml", "other/model.safetensors"]
     names = [*PLAIN, f"{WEIGHTS}.safetensors", *rest, *nested]
-    assert sorted(files_to_load(LAYOUT, names, None)) == sorted([*PLAIN, f"{WEIGHTS}.safetensors"])
+    assert sorted(chosen(names, None)) == sorted([*PLAIN, f"{WEIGHTS}.safetensors"])
 
 
 def test_a_variant_is_chosen_where_there_is_one() -> None:
     names = [*PLAIN, f"{WEIGHTS}.safetensors"]
-    assert f"{WEIGHTS}.safetensors" in files_to_load(LAYOUT, names, "fp16")
-    chosen = files_to_load(LAYOUT, [*names, f"{WEIGHTS}.fp16.safetensors"], "fp16")
-    assert f"{WEIGHTS}.fp16.safetensors" in chosen
-    assert f"{WEIGHTS}.safetensors" not in chosen
+    assert f"{WEIGHTS}.safetensors" in chosen(names, "fp16")
+    found = chosen([*names, f"{WEIGHTS}.fp16.safetensors"], "fp16")
+    assert f"{WEIGHTS}.fp16.safetensors" in found
+    assert f"{WEIGHTS}.safetensors" not in found
 
 
 @pytest.mark.parametrize(
@@ -52,18 +64,20 @@ def test_a_variant_is_chosen_where_there_is_one() -> None:
 )
 def test_weights_that_are_missing_are_named(weights: list[str], complaint: str) -> None:
     with pytest.raises(LoadError, match=complaint):
-        files_to_load(LAYOUT, [*PLAIN, *(f"{WEIGHTS}{ending}" for ending in weights)], None)
+        chosen([*PLAIN, *(f"{WEIGHTS}{ending}" for ending in weights)], None)
 
 
 def test_a_component_without_configuration_is_named() -> None:
     names = ["model_index.json", "unet/config.json", f"{WEIGHTS}.safetensors"]
     with pytest.raises(LoadError, match="its tokenizer has no vocabulary"):
-        files_to_load(LAYOUT, names, None)
+        chosen(names, None)
 
 
 def test_sharded_weights_are_taken_whole() -> None:
     shards = [f"{WEIGHTS}.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    assert files_to_load(LAYOUT, [*PLAIN, *shards], "fp16")[-4:-2] == shards
+    names = [*PLAIN, *shards, f"{WEIGHTS}.safetensors.index.fp16.json"]
+    found = chosen(names, "fp16", fp16=[shard.rpartition("/")[2] for shard in shards])
+    assert sorted(found) == sorted(names)
 
 
 def test_an_index_is_read_without_what_is_left_out(tmp_path: Path) -> None:
@@ -74,7 +88,9 @@ def test_an_index_is_read_without_what_is_left_out(tmp_path: Path) -> None:
         text_encoder_3=[None, None],
         force_zeros_for_empty_prompt=True,
     )
-    assert read_layout(path, {"safety_checker"}) == Layout("SomePipeline", ("unet",), ("text_encoder_3",))
+    assert read_layout(path, {"safety_checker"}) == Layout(
+        "SomePipeline", ("unet",), ("text_encoder_3",), {"unet": ("diffusers", "UNet2DConditionModel")}
+    )
 
 
 def test_a_model_that_brings_code_is_refused(tmp_path: Path) -> None:

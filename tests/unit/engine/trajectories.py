@@ -39,6 +39,7 @@ def diffusers_scheduler(config: Any, spec: SchedulerSpec, **changes: Any) -> Any
     """What a user of diffusers would put into a pipeline whose own scheduler has this configuration."""
     changes |= {"timestep_spacing": spec.spacing} if spec.spacing else {}
     changes |= {"use_karras_sigmas": True} if spec.karras else {}
+    changes |= {"clip_sample": False} if spec.name in ("ddim", "lcm") else {}
     return CLASSES[spec.name].from_config(config, **changes)
 
 
