@@ -8,6 +8,7 @@ job. Owns these rules; what a job may ask for is `web.admission`'s.
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from web.auth import account_id
 from web.csv_header import COLUMNS
 from web.csv_rows import CsvRow, refuse_rows
 from web.refusals import MAX_ERRORS, FieldError, InvalidCsv, InvalidRequest, NotServed, quoted
-from web.schemas import JOB_ID, JobRequest, field_errors
+from web.schemas import JOB_ID, JobRequest
 from web.strict import strict_errors
 from web.wiring import wired
 
@@ -55,7 +56,7 @@ def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
     num_errors = 0
     try:
         for row, tries in _with_tries(rows):
-            found = list(row.errors) or _add(work, row, tries, defaults)
+            found = _add(work, row, tries, defaults)
             first_lines[row.line] = row.first_line
             if found:
                 work.jobs.clear()  # nothing will come of them
@@ -110,17 +111,17 @@ def deadline_seconds(job: Job) -> float | None:
 def _add(
     work: Work, row: CsvRow, tries: Mapping[str, Tries], defaults: Mapping[str, str]
 ) -> list[FieldError]:
-    """Put into `work` what the row asks for; or what is wrong with it."""
+    """Put into `work` what the row asks for; or everything that is wrong with it."""
+    if row.errors and not row.cells:
+        return list(row.errors)  # there is nothing else to look at
     try:
         if row.job_id is None:
-            work.jobs.append(_admitted(JobRequest.model_validate({**defaults, **row.cells}), row.line))
+            work.jobs.append(_admitted(_read({**defaults, **row.cells}, row), row.line))
         elif row.job_id in tries:
             _add_again(work, row, tries[row.job_id])
         else:
             detail = f"there is no job {quoted(row.job_id)} of this account; leave it empty for a new one"
-            return [FieldError("job_id", detail)]
-    except ValidationError as error:
-        return field_errors(error, known=COLUMNS)
+            return [*row.errors, FieldError("job_id", detail)]
     except InvalidRequest as error:
         return error.errors
     return []
@@ -131,7 +132,7 @@ def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
     if "preset" in row.cells:
         # Fields that are given go before it, and these were not.
         asked = {name: value for name, value in asked.items() if name not in PARAMETERS}
-    request = JobRequest.model_validate({**asked, **row.cells})
+    request = _read_again({**asked, **row.cells}, row)
     is_edited = "preset" in row.cells or not all(
         _is_same(getattr(request, name), getattr(tries.first, name)) for name in PICTURE_FIELDS
     )
@@ -142,6 +143,19 @@ def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
     else:
         work.jobs.append(replace(_admitted(request, row.line), retry_of=tries.counting_id))
         work.retried.add(tries.counting_id)
+
+
+def _read_again(asked: Mapping[str, Any], row: CsvRow) -> JobRequest:
+    """Without the limits of its model, which may have gone: a job that is left alone needs none."""
+    if not row.errors:
+        with suppress(ValidationError):
+            return JobRequest.model_validate(dict(asked))
+    return _read(asked, row)
+
+
+def _read(asked: Mapping[str, Any], row: CsvRow) -> JobRequest:
+    """Raises `InvalidRequest` for everything that is wrong with the row's cells."""
+    return wired().admission.read(asked, found=row.errors, known=COLUMNS)
 
 
 def _admitted(request: JobRequest, line: int) -> NewJob:

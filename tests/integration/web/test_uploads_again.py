@@ -363,3 +363,12 @@ def test_S18_S20_what_is_wrong_before_a_quote_that_is_never_closed_is_named_too(
     problem = assert_problem(upload(client, data), 422, "invalid_csv")
     found = [(error["line"], error["field"]) for error in problem["errors"]]
     assert (found, problem["num_errors"]) == ([(2, "seed"), (3, "seed"), (4, "prompt")], 3)
+
+
+def test_S10_S20_everything_that_is_wrong_with_a_row_is_named(client: Client) -> None:
+    data = b"prompt,seed,width,scheduler\na,x,999,ddim\nb,1,128,pndm\n,y,,\nc,1,2,3,4\n"
+    problem = assert_problem(upload(client, data), 422, "invalid_csv")
+    found = [(error["line"], error["field"]) for error in problem["errors"]]
+    assert set(found) == {
+        (2, "seed"), (2, "width"), (3, "scheduler"), (4, "seed"), (4, "prompt"), (5, ""),
+    }  # fmt: skip
