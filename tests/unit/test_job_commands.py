@@ -1,5 +1,6 @@
 """The promises of the commands about jobs, against a server that answers as it is told."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -25,6 +26,12 @@ def serving(status: int = 200, **answers: Any) -> Iterator[tuple[str, ...]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path.endswith("/images/0"):
+                self.send_response(302)
+                self.send_header("Location", "/image")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             is_file = self.path == "/image" or self.path.endswith(".csv")
             self.answer(b"a png" if is_file else json.dumps(answers["get"]).encode())
 
@@ -44,7 +51,8 @@ def serving(status: int = 200, **answers: Any) -> Iterator[tuple[str, ...]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        image = {"images": [{"index": 0, "url": f"{url}/image"}]}
+        digest = hashlib.sha256(b"a png").hexdigest()
+        image = {"images": [{"index": 0, "url": f"{url}/image", "sha256": digest}]}
         answers = {name: {**image, **answer} for name, answer in answers.items()}
         yield "--url", url, "--api-key", "a"
         server.shutdown()
