@@ -23,6 +23,8 @@ MAX_HEADER_BYTES = 8192
 HEADER_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
 """To make an answer and to have it read."""
+LINGER_SECONDS = 5.0
+"""How long a client that still sends may take to see that it was answered."""
 
 
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> None:
@@ -64,8 +66,11 @@ class _Server:
             async with asyncio.timeout(ANSWER_SECONDS):
                 writer.write(await self._answer(header.decode("latin-1")))
                 await writer.drain()
-                writer.close()
-                await writer.wait_closed()
+                writer.write_eof()
+            # A reset for what was never read would take the answer away from a client that still sends.
+            async with asyncio.timeout(LINGER_SECONDS):
+                while await reader.read(MAX_HEADER_BYTES):
+                    pass
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
             pass  # too slow, too large or gone: nobody is there to be told
         except asyncio.CancelledError:
