@@ -58,10 +58,13 @@ def proxied(prefix: str, *, strips: bool = True) -> Iterator[Proxied]:
             for name, value in answer.getheaders():
                 if name.lower() not in HOP_BY_HOP | {"content-length", "date", "server"}:
                     self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
             upstream.close()
+            self.send_header("Content-Length", str(len(data)))
+            try:
+                self.end_headers()
+                self.wfile.write(data)
+            except ConnectionError:  # a browser that goes to another page takes no more of this one
+                self.close_connection = True
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
