@@ -59,7 +59,9 @@ def command(python: Path) -> Path:
 
 
 def run(*words: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # Other tests name services in this process' environment: with them a sweeper would run for ever.
+    ours = ("PYTHONPATH", "CALOTYPE_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return subprocess.run(
         words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
