@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import structlog
+from pydantic import SecretStr
 
+from local.endpoints import Embedded
 from settings import Settings
 from storage import jobs
 from storage.blobs import CHECK_PREFIX, Blobs, Listed, Page
@@ -202,9 +204,15 @@ def test_S42_a_walk_goes_on_where_the_store_failed(database: Database) -> None:
     assert store.asked_after == ["", "other/0", "other/0", "other/0", "other/1"]
 
 
-def test_S42_a_store_that_hangs_holds_up_no_sweep(settings: Settings, tmp_path: Path) -> None:
+@pytest.fixture
+def of_the_sweeper(settings: Settings, migrated: Embedded) -> Settings:
+    """With the rights of its role: each refusal would be a traceback of seconds."""
+    return settings.model_copy(update={"database_url": SecretStr(migrated.database_urls["sweeper"])})
+
+
+def test_S42_a_store_that_hangs_holds_up_no_sweep(of_the_sweeper: Settings, tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        hung = settings.model_copy(
+        hung = of_the_sweeper.model_copy(
             update={"s3_endpoint": f"http://127.0.0.1:{silent.getsockname()[1]}", "sweep_seconds": 0.01}
         )
         assert num_sweeps(hung, tmp_path / "alive") >= 3
@@ -212,8 +220,8 @@ def test_S42_a_store_that_hangs_holds_up_no_sweep(settings: Settings, tmp_path: 
         silent.accept()[0].close()  # it was asked
 
 
-def test_S42_a_sweeper_without_a_store_says_so_and_sweeps(settings: Settings, tmp_path: Path) -> None:
-    without = settings.model_copy(update={"s3_endpoint": "", "sweep_seconds": 0.01})
+def test_S42_a_sweeper_without_a_store_says_so_and_sweeps(of_the_sweeper: Settings, tmp_path: Path) -> None:
+    without = of_the_sweeper.model_copy(update={"s3_endpoint": "", "sweep_seconds": 0.01})
     with structlog.testing.capture_logs() as said:
         assert num_sweeps(without, tmp_path / "alive") >= 3
     # An earlier test's thread may still be waiting for its store, and say so.
