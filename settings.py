@@ -115,6 +115,10 @@ def _spelled(value: SecretStr, form: str, scheme_of: Callable[[str], str | None]
         # Before "://" stands no password; anything else may hold one.
         named = f"{name!r} is not known here: " if mark and re.fullmatch(r"[\w+.:-]{1,40}", name) else ""
         raise ValueError(f"{named}it is to be written {form}")
+    place, slash, path = rest.partition("/")
+    userinfo, at, host = place.rpartition("@")
+    # The last @ ends the password. SQLAlchemy takes the first: the others are written as it reads them.
+    rest = userinfo.replace("@", "%40") + at + host + slash + path
     try:
         parts = urlsplit(f"{scheme}://{rest}")
         is_whole = parts.port != 0 and not parts.fragment and not re.search(r"\s", rest)

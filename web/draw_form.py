@@ -40,10 +40,9 @@ class DrawForm:
     @classmethod
     def sent(cls, fields: Mapping[str, str]) -> "DrawForm":
         """As a browser sent it; what is no field of ours is passed over."""
-        once = fields.get("once", "")
         # A browser sends a line break of a text field as CR LF.
         values = {name: fields.get(name, "").replace("\r\n", "\n") for name in FIELDS}
-        return cls(values, {}, once if _ONCE.fullmatch(once) else secrets.token_hex(16), was_sent=True)
+        return cls(values, {}, once_of(fields), was_sent=True)
 
     @classmethod
     def of_job(cls, job: Job, catalogue: "Catalogue") -> "DrawForm":
@@ -96,6 +95,12 @@ class DrawForm:
             sides = {"width": tier.default_width, "height": tier.default_height}
             asked = {"model": tier.model, **sides, **asked}
         return admission.read(asked, found=errors)
+
+
+def once_of(fields: Mapping[str, str]) -> str:
+    """The mark by which a form that is sent twice is known; a new one where what came is no mark of ours."""
+    once = fields.get("once", "")
+    return once if _ONCE.fullmatch(once) else secrets.token_hex(16)
 
 
 def limits(catalogue: "Catalogue") -> dict[str, str]:

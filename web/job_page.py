@@ -20,7 +20,7 @@ from storage.job_views import Job, get
 from storage.states import TERMINAL, State
 from web import session
 from web.auth import account_of_session
-from web.draw_form import DrawForm
+from web.draw_form import DrawForm, once_of
 from web.html_errors import register_html_errors
 from web.idempotency import digest_of
 from web.jobs import submit
@@ -73,7 +73,7 @@ def retry_job(job_id: str) -> AnyResponse:
         if not job.is_terminal:
             return job.id
         # The line break keeps it apart from every key that a client of the API can send.
-        key, digest = f"page retry {request.form.get('once', '')[:64]}\n{job.id}", digest_of()
+        key, digest = f"page retry {once_of(request.form)}\n{job.id}", digest_of()
         admit = partial(wired().admission.readmit, job, idempotency_key=key, request_hash=digest)
         return submit(admit, job.account_id, key, digest)[0].id
 

@@ -30,7 +30,7 @@ class Prefix:
         self._may_come_in = bool(self._path) and self._path.split("/")[1] not in ours
 
     def stripped(self, path: str) -> str:
-        """The decoded path of a request without the prefix, if it came with it."""
+        """The path of a request without the prefix, if it came with it; decoded as PEP 3333 has it."""
         if self._may_come_in and (path + "/").startswith(self._path + "/"):
             return path[len(self._path) :] or "/"
         return path

@@ -1,5 +1,7 @@
 """The composition root of the API's process: settings in, serving until SIGTERM."""
 
+from urllib.parse import unquote
+
 from settings import Settings
 from storage.accounts import authenticate
 from storage.errors import StorageError
@@ -38,18 +40,24 @@ def run_api(settings: Settings, host: str, port: int) -> None:
 
     def max_upload(method: str, path: str, authorization: str) -> int:
         """A CSV may be large, but only from whoever shows a key."""
-        if (method, public_prefix.stripped(path)) != UPLOADS or not _is_known(wiring, authorization):
+        address = method, public_prefix.stripped(_as_bytes(path))
+        if address != UPLOADS or not _is_known(wiring, authorization):
             return limits.max_body_bytes
         return settings.max_csv_bytes + MULTIPART_BYTES
 
     connections = Connections(limits.max_connections)
-    below = prefix_path(settings.public_url)  # a prefix, which a proxy may have left in place
+    below = unquote(prefix_path(settings.public_url))  # a prefix, which a proxy may have left in place
     shared_paths = (*SHARED_PATHS, *(below + path for path in SHARED_PATHS))
     cross_origin = CrossOrigin(settings.cors_origins, shared_paths)
     front = Front(app, limits, threads, max_upload, cross_origin)
     wiring.metrics.watch_front(connections, threads, lambda: {**connections.num_cut, "memory": front.num_cut})
     server = Server(front, host, port, limits=limits, connections=connections, on_stop=wiring.waiter.stop)
     serve_until_told(server)
+
+
+def _as_bytes(path: str) -> str:
+    """A path of ASGI, which is decoded as UTF-8, with a character for each byte, as WSGI has it."""
+    return path.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def _is_known(wiring: Wiring, authorization: str) -> bool:

@@ -226,6 +226,11 @@ def test_S33_what_is_no_broker_url_is_told_likewise(monkeypatch: pytest.MonkeyPa
     assert not any(piece in str(caught.value) for piece in ("hunter2", "ter2", "hun/"))
 
 
+def test_S33_an_at_sign_of_a_password_is_not_where_the_host_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = database_url_from(monkeypatch, "postgres://u@corp:p@ss@h:5432/d?options=-c%20a@b")
+    assert url == "postgresql://u%40corp:p%40ss@h:5432/d?options=-c%20a@b"
+
+
 def test_S33_what_another_program_reads_out_of_the_same_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="does not know: schema, pgbouncer;"):
         database_url_from(monkeypatch, "postgres://u:p@h/d?schema=public&sslmode=require&pgbouncer=true")

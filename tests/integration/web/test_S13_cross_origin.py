@@ -138,6 +138,22 @@ def test_S13_off_is_the_default_and_a_star_opens_to_everyone(migrated: Embedded)
             assert "allow-credentials" not in said(answer)
 
 
+def test_S12_S13_a_prefix_of_letters_beyond_ascii_opens_the_same_paths(
+    migrated: Embedded, api_key: str
+) -> None:
+    settings = {"CALOTYPE_CORS_ORIGINS": "*", "CALOTYPE_PUBLIC_URL": "https://h.example.com/b%C3%BCcher"}
+    with served(migrated.environment_of("api") | settings) as opened:
+        large = "prompt\n" + "a red heart\n" * 10_001  # beyond what anything but an upload may bring
+        answer = httpx2.post(
+            f"{opened.url}/b%C3%BCcher/v1/batches",
+            files={"file": ("large.csv", large)},
+            headers={"Authorization": f"Bearer {api_key}", "Origin": THEIRS},
+            trust_env=False,
+        )
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_csv")  # read, and one row too many
+    assert said(answer)["allow-origin"] == "*"
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

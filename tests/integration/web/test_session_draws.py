@@ -256,6 +256,13 @@ def test_S25_a_job_that_came_to_nothing_is_tried_again_once(browser: FlaskClient
     assert num_jobs(client) == 2
 
 
+def test_S25_a_mark_that_is_none_of_ours_is_replaced(browser: FlaskClient, client: Client) -> None:
+    job_id = client.submit(prompt="again").get_json()["id"]
+    act(browser, job_id, "cancel", token=token_of(browser))
+    answer = act(browser, job_id, "retry", token=token_of(browser), once="\0")
+    assert (answer.status_code, num_jobs(client)) == (303, 2)
+
+
 def test_S25_a_job_that_succeeded_or_runs_is_not_tried_again(
     browser: FlaskClient, client: Client, draw: Draw
 ) -> None:
