@@ -150,8 +150,9 @@ def refused(detail: str, line: int, field: str = "") -> InvalidCsv:
 class Lines:
     """A file's lines without their ends, decoded as they are asked for and bounded before they are read.
 
-    A line ends with LF or CR LF, and with CR where the first one does, as on a classic Mac. Any other of
-    these characters is a break inside a cell, and is given as `BREAK_IN_A_CELL`. Byte-order marks and the
+    A line ends with LF, CR LF or CR CR LF (Windows writes this for CR LF in text mode), and with CR where
+    the first one does, as on a classic Mac. Any other of these characters is a break inside a cell, and is
+    given as `BREAK_IN_A_CELL`. Byte-order marks and the
     control-Z that ends a file on DOS are left out.
     """
 
@@ -238,8 +239,8 @@ def _line_start(data: bytes, position: int) -> int:
 
 def _ends_lines_with_cr(data: bytes, codec: str) -> bool:
     text = codecs.getincrementaldecoder(codec)("replace").decode(data[:EVIDENCE_BYTES])
-    position = text.find("\r")
-    return position >= 0 and text.find("\n", 0, position + 2) < 0
+    before, mark, rest = text.partition("\r")
+    return bool(mark) and "\n" not in before and not rest.lstrip("\r").startswith("\n")
 
 
 def _first_fault(data: bytes, codec: str) -> _Fault | None:

@@ -350,6 +350,20 @@ def test_S19_a_cell_that_lost_its_meaning_says_how(
         typed_cell(column, cell, delimiter)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
+def test_S19_cr_cr_lf_is_one_line_end(encoding: str) -> None:
+    end = "\r\r\n"
+    text = (
+        f'prompt,negative_prompt{end}"a red heart","blue"{end}a star,x{end}"grün, two\r\nlines",{end}b,{end}'
+    )
+    assert rows(text.encode(encoding)) == [
+        (2, {"prompt": "a red heart", "negative_prompt": "blue"}),
+        (3, {"prompt": "a star", "negative_prompt": "x"}),
+        (4, {"prompt": "grün, two\nlines"}),
+        (6, {"prompt": "b"}),
+    ]
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("cell", ["two\rlines", '"two\rlines"', '"two\r\nlines"'])
 def test_S19_a_lone_cr_inside_a_cell_is_a_line_break(end: str, cell: str) -> None:
