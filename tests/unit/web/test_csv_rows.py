@@ -184,11 +184,11 @@ def test_S14_utf_16_that_ends_in_half_a_character_is_named_by_its_line() -> None
 
 
 def test_S16_windows_1252_is_read_when_nothing_else_fits_and_shows_what_was_read() -> None:
-    file = parse_csv("prompt,seed\nok,1\nà côté… €,2\n".encode("cp1252"), max_rows=5)
-    assert [row.cells["prompt"] for row in file] == ["ok", "à côté… €"]
+    file = parse_csv("prompt,seed\nok,1\nà côté de… €,2\n".encode("cp1252"), max_rows=5)
+    assert [row.cells["prompt"] for row in file] == ["ok", "à côté de… €"]
     (warning,) = file.warnings
     assert (warning["code"], warning["field"]) == ("encoding_assumed", "encoding")
-    assert "read as Windows-1252: line 3 has 'à côté… €,2'" in warning["detail"]
+    assert "read as Windows-1252: line 3 has 'à côté de… €,2'" in warning["detail"]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +217,60 @@ def test_S16_an_encoding_that_nothing_tells_is_given(encoding: str, given: str, 
 def test_S16_what_would_be_drawn_as_nonsense_is_refused_with_the_way_out(encoding: str, text: str) -> None:
     with pytest.raises(InvalidCsv, match=r"line 3: the file is not UTF-8.*windows-1251"):
         rows(f"prompt,seed\nok,1\n{text},7\n".encode(encoding))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "line"),
+    [
+        ("cp1251", "кот\nпёс", 2),  # noqa: RUF001
+        ("cp1253", "γάτα", 2),
+        ("cp932", "猫\n犬", 3),
+        ("cp932", "あ", 2),
+        ("gb18030", "红心", 2),
+        ("cp1251", "a red heart\ncafe no 5\nкот", 4),  # noqa: RUF001
+        ("cp1251", "a red heart on a white background кот", 2),
+    ],
+)
+def test_S16_a_short_line_in_another_code_page_is_refused_too(encoding: str, text: str, line: int) -> None:
+    with pytest.raises(InvalidCsv, match=rf"line {line}: the file is not UTF-8.*'encoding'"):
+        rows(f"prompt\n{text}\n".encode(encoding))
+
+
+def test_S16_a_line_in_another_code_page_after_western_ones_is_named() -> None:
+    with pytest.raises(InvalidCsv, match=r"line 3: the file is not UTF-8.*'encoding'"):
+        rows("prompt\nein grüner Kreis\n".encode("cp1252") + "кот\n".encode("cp1251"))
+
+
+@pytest.mark.parametrize("western", ["grün", "“CAFÉ” on a sign", "« café\u00a0»"])
+@pytest.mark.parametrize(
+    "other",
+    ["café über", "żółty", "šest", "a cat’s eye", "5 € coin", "кот, a cat", "a 猫 sign"],  # noqa: RUF001
+)
+@pytest.mark.parametrize("end", ["\n", ", "])
+def test_S16_utf_8_beside_other_bytes_is_refused_in_either_order(western: str, other: str, end: str) -> None:
+    first, second = western.encode("cp1252"), other.encode()
+    if end == "\n" or other not in ("šest", "a 猫 sign"):
+        with pytest.raises(InvalidCsv, match=r"line [23]: the file is not UTF-8.*'encoding'"):
+            rows(b"prompt\n" + first + end.encode() + second + b"\n")
+    with pytest.raises(InvalidCsv, match=r"line [23]: the file is not UTF-8.*'encoding'"):
+        rows(b"prompt\n" + second + end.encode() + first + b"\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ein Schild „CAFÉ“ über Ö und Ä",
+        "« café\u00a0» à côté",
+        "¿Dónde está el niño?",
+        "rødgrød på Ærø, smörgås",
+        "“VOILÀ…” l’été",  # noqa: RUF001
+        "20 € – größer als 5°",  # noqa: RUF001
+    ],
+)
+@pytest.mark.parametrize(("encoding", "end"), [("cp1252", "\r\n"), ("mac-roman", "\r")])
+def test_S16_western_text_with_its_usual_marks_is_read(text: str, encoding: str, end: str) -> None:
+    found = rows(f"prompt{end}{text}{end}l’école rouge{end}".encode(encoding))  # noqa: RUF001
+    assert found == [(2, {"prompt": text}), (3, {"prompt": "l’école rouge"})]  # noqa: RUF001
 
 
 def test_S16_utf_8_with_a_broken_byte_is_no_windows_1252() -> None:
