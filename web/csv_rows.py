@@ -22,6 +22,7 @@ from web.csv_header import (
     is_blank,
     letters_of,
     named_in,
+    report_columns_in,
 )
 from web.csv_text import BREAK_IN_A_CELL, Lines, encoding_of, refused
 from web.refusals import FieldError, InvalidCsv
@@ -172,6 +173,7 @@ class _Reader:
         self._columns, errors = columns_of(self._titles, source.first_line)
         if errors:
             raise refuse_rows(errors)
+        self._unknown_without_jobs = report_columns_in(self._titles, source.first_line)
         source.end_row()
 
     def rows(self) -> Iterator[CsvRow]:
@@ -185,10 +187,15 @@ class _Reader:
                 num_rows += 1
                 if num_rows > self._max_rows:
                     raise refused(f"the file has more than {self._max_rows} rows", line)
-                yield self._row(line, cells)
+                row = self._row(line, cells)
+                if row.job_id:
+                    self._unknown_without_jobs = []
+                yield row
             self._source.end_row()
         if num_rows == 0:
             raise _no_row()
+        if self._unknown_without_jobs:
+            raise refuse_rows(self._unknown_without_jobs)
 
     def _next(self) -> list[str] | None:
         try:

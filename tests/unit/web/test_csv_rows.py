@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from web.csv_cells import harmless, typed_cell
-from web.csv_header import COLUMNS, known_delimiter
+from web.csv_header import COLUMNS, REPORT_COLUMNS, known_delimiter
 from web.csv_rows import parse_csv
 from web.csv_text import known_encoding
 from web.csv_writing import write_csv
 from web.refusals import InvalidCsv
+from web.resources import JobResource
 
 
 def rows(text: str | bytes, max_rows: int = 100) -> list[tuple[int, dict[str, Any]]]:
@@ -329,6 +330,39 @@ def test_S17_a_title_that_is_not_ours_is_named_with_its_place_and_the_nearest(
     with pytest.raises(InvalidCsv) as refused:
         rows(f"{header}\na,b,c\n")
     assert words in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("title", "near"),
+    [
+        ("images", " (did you mean 'num_images'?)"),
+        *((title, "") for title in ("state", "error", "links", "worker", "tier")),
+        ("progress", ""),
+        ("ID", ""),
+    ],
+)
+def test_S17_a_title_of_reports_is_unknown_in_a_file_that_names_no_job(title: str, near: str) -> None:
+    with pytest.raises(InvalidCsv) as refused:
+        rows(f"prompt,{title}\na red heart,4\n")
+    assert f"line 1, {title}: column B is not a known column{near}" in refused.value.detail
+
+
+@pytest.mark.parametrize("ids", [("", ""), ("7", "8")])
+def test_S17_a_column_of_ids_that_are_no_jobs_makes_no_report(ids: tuple[str, str]) -> None:
+    with pytest.raises(InvalidCsv) as refused:
+        rows(f"id,prompt,images\n{ids[0]},a red heart,4\n{ids[1]},a star,4\n")
+    assert [error.field for error in refused.value.errors] == ["id", "images"]
+
+
+@pytest.mark.parametrize("title", ["job_id", "id"])
+def test_S17_every_column_of_a_job_and_of_a_report_is_known_beside_the_id_of_a_job(title: str) -> None:
+    others = {*JobResource.model_fields, *REPORT_COLUMNS} - {*COLUMNS, "id", "job_id"}
+    header = ",".join(["prompt", title, *sorted(others)])
+    file = list(parse_csv(f"{header}\na star,\na red heart,job_1,x\n".encode(), max_rows=5))
+    assert [(row.cells, row.job_id) for row in file] == [
+        ({"prompt": "a star"}, None),
+        ({"prompt": "a red heart"}, "job_1"),
+    ]
 
 
 def test_S17_a_cell_under_no_title_is_named_by_its_column() -> None:
