@@ -438,6 +438,35 @@ def test_S19_a_cell_that_lost_its_meaning_says_how(
         typed_cell(column, cell, delimiter)
 
 
+@pytest.mark.parametrize("missing", ["NA", "NULL", "\\N", " NA "])
+def test_S19_what_r_and_sql_write_for_a_missing_value_is_empty_but_in_prompts(missing: str) -> None:
+    others = [column for column in COLUMNS if column not in ("prompt", "negative_prompt")]
+    header = ",".join(["prompt", "negative_prompt", *others])
+    cells = ",".join([missing] * (2 + len(others)))
+    assert rows(f"{header}\n{cells}\n") == [(2, {"prompt": missing, "negative_prompt": missing})]
+
+
+@pytest.mark.parametrize("missing", ["NA", "NULL", "\\N"])
+def test_S19_a_missing_job_id_names_no_job(missing: str) -> None:
+    (row,) = parse_csv(f"prompt,job_id,line\na star,{missing},{missing}\n".encode(), max_rows=5)
+    assert (row.cells, row.job_id, row.first_line) == ({"prompt": "a star"}, None, None)
+
+
+@pytest.mark.parametrize("cell", ["na", "NaN", "N/A", "None", "NANA"])
+def test_S19_other_words_in_a_column_of_numbers_are_refused(cell: str) -> None:
+    (row,) = parse_csv(f"prompt,seed\na,{cell}\n".encode(), max_rows=5)
+    assert [(error.line, error.field) for error in row.errors] == [(2, "seed")]
+
+
+@pytest.mark.parametrize(
+    "first", ["#TYPE System.Management.Automation.PSCustomObject", '"#TYPE Selected.System.Object"']
+)
+def test_S15_the_first_line_of_powershell_is_passed_over_and_said(first: str) -> None:
+    file = parse_csv(f'{first}\r\n"prompt";"seed"\r\n"a";"7"\r\n'.encode(), max_rows=5)
+    assert [(row.line, row.cells) for row in file] == [(3, {"prompt": "a", "seed": 7})]
+    assert [warning["code"] for warning in file.warnings] == ["type_line_skipped"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
 def test_S19_cr_cr_lf_is_one_line_end(encoding: str) -> None:
     end = "\r\r\n"
