@@ -29,6 +29,7 @@ _SPREADSHEET_ERRORS = {
     "#n/a", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!", "#spill!", "#calc!", "#nv",
     "#bezug!", "#wert!", "#zahl!", "#valeur!", "#nom?", "#nombre!", "#error!", "#err",
 }  # fmt: skip
+_MISSING = {"NA", "NULL", "\\N"}
 _INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 _GROUPED = re.compile(r"[+-]?[0-9]{1,3}([,.'\u2019 \u00a0\u202f])[0-9]{3}(?:\1[0-9]{3})*(?:[.,][0-9]+)?")
 _SCIENTIFIC = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+)?[eE][+-]?[0-9]{1,4}")
@@ -64,6 +65,11 @@ def typed_cell(column: str, cell: str, delimiter: str = ",") -> str | int | floa
 def is_empty(cell: str) -> bool:
     """Whether nothing can be seen in it."""
     return not cell.strip().strip(_INVISIBLE).strip()
+
+
+def is_missing(column: str, cell: str) -> bool:
+    """Whether R (`NA`) or SQL (`NULL`, `\\N`) wrote that there is no value; in prompts these are text."""
+    return column not in PROMPTS and cell.strip() in _MISSING
 
 
 def harmless(cell: object) -> object:

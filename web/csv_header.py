@@ -20,8 +20,13 @@ REPORT_COLUMNS = (
     "line", "state", "job_id", "images", "error_code", "retryable", "error", "warnings", "retry_of",
     "id", "batch_id", "batch_line", "progress", "attempt", "worker", "eta_seconds", "queue_position",
     "waiting_reason", "created_at", "started_at", "finished_at", "timings", "links",
+    "tier", "lane",
 )  # fmt: skip
-"""What `results.csv`, `errors.csv` and the JSON of a job have beside what was asked for."""
+"""What `results.csv`, `errors.csv` and the JSON of a job have beside what was asked for.
+
+They are known only in a file that names jobs: elsewhere, `images` is somebody's word for `num_images`.
+"""
+_ONLY_IN_REPORTS = frozenset(REPORT_COLUMNS) - {"job_id", "id", "line"}
 MAX_COLUMNS = 64
 MAX_TITLE_CHARACTERS = 100
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
@@ -113,7 +118,7 @@ def columns_of(titles: Sequence[str], line: int) -> tuple[list[str], list[FieldE
     if not any(column in COLUMNS or column in ("job_id", "id") for column in known):
         return [], [_no_header(titles, line)]
     for place, (title, column) in enumerate(zip(titles, columns, strict=True)):
-        if column is None:
+        if column is None or (column in _ONLY_IN_REPORTS and not {"job_id", "id"} & set(known)):
             errors.append(FieldError(title.strip()[:MAX_TITLE_CHARACTERS], _unknown(title, place), line))
     errors += [
         FieldError(column, f"this column is there twice: {_places(columns, column)}", line)
@@ -123,6 +128,18 @@ def columns_of(titles: Sequence[str], line: int) -> tuple[list[str], list[FieldE
     if not {"prompt", "job_id", "id"} & set(known):
         errors.append(FieldError("prompt", "this column is required in the header, the first line", line))
     return [column or UNTITLED for column in columns], errors
+
+
+def report_columns_in(titles: Sequence[str], line: int) -> list[FieldError]:
+    """What is wrong with a header that has an `id` and no `job_id`, if no row's `id` is that of a job."""
+    columns = [_name(title) for title in titles]
+    if "job_id" in columns or "id" not in columns:
+        return []
+    return [
+        FieldError(title.strip()[:MAX_TITLE_CHARACTERS], _unknown(title, place), line)
+        for place, (title, column) in enumerate(zip(titles, columns, strict=True))
+        if column in _ONLY_IN_REPORTS or column == "id"
+    ]
 
 
 def letters_of(place: int) -> str:

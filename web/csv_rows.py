@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from web.csv_cells import is_empty, typed_cell
+from web.csv_cells import is_empty, is_missing, typed_cell
 from web.csv_header import (
     COLUMNS,
     MAX_COLUMNS,
@@ -22,6 +22,7 @@ from web.csv_header import (
     is_blank,
     letters_of,
     named_in,
+    report_columns_in,
 )
 from web.csv_text import BREAK_IN_A_CELL, Lines, encoding_of, refused
 from web.refusals import FieldError, InvalidCsv
@@ -74,10 +75,10 @@ def parse_csv(
     """
     found = encoding_of(data, encoding)
     source = _RowLines(Lines(data, found, max_lines=max_rows * MAX_LINES_PER_ROW))
-    header_line, dialect = _begin(source, delimiter)
     warnings = (
         [{"code": "encoding_assumed", "field": "encoding", "detail": found.assumed}] if found.assumed else []
     )
+    header_line, dialect = _begin(source, delimiter, warnings)
     reader = _Reader(source, header_line, dialect, warnings, max_rows)
     return CsvFile(f"{dialect.words}, {found.words}", warnings, reader.rows())
 
@@ -118,10 +119,15 @@ class _RowLines:
         self._characters_left = MAX_ROW_CHARACTERS
 
 
-def _begin(source: _RowLines, given: str | None) -> tuple[str, Dialect]:
+def _begin(source: _RowLines, given: str | None, warnings: list[dict[str, str]]) -> tuple[str, Dialect]:
     """The header's first line and what parts its cells; raises `InvalidCsv` for a file without one."""
     named = None
     while (line := _first_text(source)) is not None:
+        if source.first_line == 1 and line.lstrip('"').startswith("#TYPE "):
+            detail = "line 1 is the #TYPE line that PowerShell writes, and was passed over"
+            warnings.append({"code": "type_line_skipped", "field": "", "detail": detail})
+            source.end_row()
+            continue
         found = named_in(line.removesuffix("\n")) if source.first_line == 1 else None
         if found is None:
             return line, dialect_of(line.removesuffix("\n"), given, named)
@@ -172,6 +178,7 @@ class _Reader:
         self._columns, errors = columns_of(self._titles, source.first_line)
         if errors:
             raise refuse_rows(errors)
+        self._unknown_without_jobs = report_columns_in(self._titles, source.first_line)
         source.end_row()
 
     def rows(self) -> Iterator[CsvRow]:
@@ -185,10 +192,15 @@ class _Reader:
                 num_rows += 1
                 if num_rows > self._max_rows:
                     raise refused(f"the file has more than {self._max_rows} rows", line)
-                yield self._row(line, cells)
+                row = self._row(line, cells)
+                if row.job_id:
+                    self._unknown_without_jobs = []
+                yield row
             self._source.end_row()
         if num_rows == 0:
             raise _no_row()
+        if self._unknown_without_jobs:
+            raise refuse_rows(self._unknown_without_jobs)
 
     def _next(self) -> list[str] | None:
         try:
@@ -236,7 +248,7 @@ class _Reader:
         typed: dict[str, Any] = {}
         errors = []
         for place, (column, cell) in enumerate(zip(self._columns, cells, strict=False)):
-            if is_empty(cell) and column != "prompt":
+            if (is_empty(cell) and column != "prompt") or is_missing(column, cell):
                 continue  # left out: the default
             try:
                 if column in COLUMNS:
@@ -245,7 +257,10 @@ class _Reader:
                     self._check_untitled(place, cell)
             except ValueError as error:
                 errors.append(FieldError(column or f"column {letters_of(place)}", str(error), line))
-        said = dict(zip(self._columns, (cell.strip() for cell in cells), strict=False))
+        said = {
+            column: "" if is_missing(column, cell) else cell.strip()
+            for column, cell in zip(self._columns, cells, strict=False)
+        }
         job_id = said.get("job_id") or (said.get("id", "") if said.get("id", "").startswith("job_") else "")
         if job_id and not typed.get("prompt", "").strip():
             typed.pop("prompt", None)

@@ -6,6 +6,7 @@ are UTF-8 (docs/adr/0017). It knows no delimiter, no quote and no column.
 
 import codecs
 import io
+import re
 from dataclasses import dataclass
 
 from web.refusals import FieldError, InvalidCsv
@@ -77,7 +78,13 @@ _SEVERAL = {"utf-16": ("utf-16-le", "utf-16-be"), "utf-32": ("utf-32-le", "utf-3
 _EXAMPLES = "utf-8, utf-16, windows-1252, windows-1251, iso-8859-15, macintosh, shift_jis, gb18030"
 _BEYOND_ASCII = bytes(range(0x80, 0x100))
 _LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_MAX_UNLIKELY_BYTES = 8
+# What Western text has beside its letters, and what therefore says nothing about the encoding.
+_USUAL_MARKS = "«»‹›“”‘’„…–—•€£§©®™°²³½×ºª¿¡\u00a0"  # noqa: RUF001
+# Western letters, punctuation, Cyrillic and CJK in UTF-8: what Windows-1252 shows as `Ã©`, `â€™`, `ÐºÐ¾`.
+_UTF_8 = re.compile(
+    rb"[\xc2\xc3][\x80-\xbf]|\xe2\x80[\x90-\xbf]|\xe2\x82\xac"
+    rb"|(?:[\xc4-\xdf][\x80-\xbf]){2}|(?:[\xe3-\xed][\x80-\xbf]{2}){2}"
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def encoding_of(data: bytes, given: str | None = None) -> Encoding:
     if evident or fault.after_other_letters:
         raise refused(
             f"the file is not {ENCODINGS[codec]} from here on, and is before: "
-            "it is damaged, or two files in one",
+            "it is damaged, or two files in one; if it is in one encoding, name that in 'encoding'",
             fault.line,
         )
     return _assumed(data, fault)
@@ -150,8 +157,9 @@ def refused(detail: str, line: int, field: str = "") -> InvalidCsv:
 class Lines:
     """A file's lines without their ends, decoded as they are asked for and bounded before they are read.
 
-    A line ends with LF or CR LF, and with CR where the first one does, as on a classic Mac. Any other of
-    these characters is a break inside a cell, and is given as `BREAK_IN_A_CELL`. Byte-order marks and the
+    A line ends with LF, CR LF or CR CR LF (Windows writes this for CR LF in text mode), and with CR where
+    the first one does, as on a classic Mac. Any other of these characters is a break inside a cell, and is
+    given as `BREAK_IN_A_CELL`. Byte-order marks and the
     control-Z that ends a file on DOS are left out.
     """
 
@@ -206,8 +214,10 @@ def _assumed(data: bytes, first: _Fault) -> Encoding:
     """What Excel writes where it writes no UTF-8: a code page, which nothing in the file names."""
     codec = "mac-roman" if _ends_lines_with_cr(data, "utf-8") else "cp1252"
     fault = _first_fault(data, codec)
-    if fault is not None or not _looks_western(data, first.position):
-        line = first.line if fault is None else fault.line
+    unlikely = _unlikely_at(data, first.position, codec)
+    if fault is not None or unlikely is not None:
+        lines = [fault.line] if fault is not None else []
+        line = min([*lines, *([_line_number_at(data, unlikely)] if unlikely is not None else [])])
         raise refused(
             f"the file is not UTF-8, and hardly {ENCODINGS[codec]}: name its encoding in 'encoding' "
             f"({_EXAMPLES}), or save it as UTF-8",
@@ -223,13 +233,49 @@ def _assumed(data: bytes, first: _Fault) -> Encoding:
     )
 
 
-def _looks_western(data: bytes, position: int) -> bool:
-    """Whether letters are mostly ASCII where they are not all: Cyrillic or Japanese in a code page is not."""
+def _unlikely_at(data: bytes, position: int, codec: str) -> int | None:
+    """Where a file is hardly Western text of one code page, from the line of its first other letter on.
+
+    Words without an ASCII letter and UTF-8 are looked for everywhere, lines in `EVIDENCE_BYTES`.
+    """
     start = _line_start(data, position)
-    lines = [line for line in data[start : start + EVIDENCE_BYTES].splitlines() if not line.isascii()]
-    num_others = sum(len(line) - len(line.translate(None, _BEYOND_ASCII)) for line in lines)
-    num_letters = sum(len(line) - len(line.translate(None, _LETTERS)) for line in lines)
-    return num_others <= num_letters + _MAX_UNLIKELY_BYTES
+    places = [_UTF_8.search(data), _words_beyond_ascii(codec).search(data)]
+    found = [place.start() for place in places if place]
+    marks = _USUAL_MARKS.encode(codec, "ignore")
+    for line in re.finditer(rb"[^\r\n]+", data[start : start + EVIDENCE_BYTES]):
+        text = line[0]
+        if not text.isascii() and (_is_mostly_beyond_ascii(text, marks) or _is_utf_8(text, codec)):
+            found.append(start + line.start())
+            break
+    return min(found, default=None)
+
+
+def _words_beyond_ascii(codec: str) -> re.Pattern[bytes]:
+    """A word of three letters or more, none of them ASCII: Cyrillic or Greek in a code page."""
+    letters = bytes(byte for byte in _BEYOND_ASCII if bytes([byte]).decode(codec, "replace").isalpha())
+    beyond = re.escape(letters)
+    return re.compile(rb"(?<![A-Za-z%b])[%b]{3,}+(?![A-Za-z])" % (beyond, beyond))
+
+
+def _is_mostly_beyond_ascii(line: bytes, marks: bytes) -> bool:
+    num_letters = len(line) - len(line.translate(None, _LETTERS))
+    others = line.translate(None, marks)
+    return len(others) - len(others.translate(None, _BEYOND_ASCII)) > num_letters
+
+
+def _is_utf_8(line: bytes, codec: str) -> bool:
+    """Whether a line is whole UTF-8 by more than chance: on a Mac, `’é` is a letter of UTF-8."""
+    if codec == "mac-roman":
+        return False
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _line_number_at(data: bytes, position: int) -> int:
+    return 1 + (data.count(b"\n", 0, position) or data.count(b"\r", 0, position))
 
 
 def _line_start(data: bytes, position: int) -> int:
@@ -238,8 +284,8 @@ def _line_start(data: bytes, position: int) -> int:
 
 def _ends_lines_with_cr(data: bytes, codec: str) -> bool:
     text = codecs.getincrementaldecoder(codec)("replace").decode(data[:EVIDENCE_BYTES])
-    position = text.find("\r")
-    return position >= 0 and text.find("\n", 0, position + 2) < 0
+    before, mark, rest = text.partition("\r")
+    return bool(mark) and "\n" not in before and not rest.lstrip("\r").startswith("\n")
 
 
 def _first_fault(data: bytes, codec: str) -> _Fault | None:

@@ -158,6 +158,25 @@ def test_S22_only_the_job_id_is_needed(client: Client, draw: Draw, fail: Fail) -
     assert upload(client, f"job_id\n{ids}\n".encode()).get_json()["rows"] == counts(0, 2, 1, 1)
 
 
+def test_S22_added_and_edited_rows_are_new_each_time_unless_their_key_is_the_same(
+    client: Client, draw: Draw, fail: Fail
+) -> None:
+    _, rows = half_done(client, draw, fail)
+    edited = rows[0] | {"seed": "77"}
+    added = dict.fromkeys(rows[0], "") | {"prompt": "a star"}
+    data, key = written([edited, added]), {"Idempotency-Key": "rows-of-today"}
+    first, second, keyed, again = [upload(client, data, sent).get_json() for sent in ({}, {}, key, key)]
+    assert [batch["rows"] for batch in (first, second, keyed)] == [counts(new=2)] * 3
+    assert len({batch["id"] for batch in (first, second, keyed)}) == 3
+    assert again["id"] == keyed["id"]
+
+
+def test_S22_the_original_file_sent_again_is_drawn_again_and_its_report_continues(client: Client) -> None:
+    first, second = [upload(client, PROMPTS).get_json() for _ in range(2)]
+    assert [first["rows"]["new"], second["rows"]["new"]] == [4, 4]
+    assert upload(client, report(client, second)).get_json()["rows"] == counts(still_open=4)
+
+
 def test_S22_a_prompt_that_a_file_cannot_hold_as_it_is_was_not_edited(client: Client, draw: Draw) -> None:
     prompts = [
         "\ufeffa mark",

@@ -43,6 +43,7 @@ READ_AS = {
     "pandas-tab": "tabs, UTF-8",
     "python-excel": "commas, UTF-8",
     "python-excel-tab": "tabs, UTF-8",
+    "python-excel-text-mode": "commas, UTF-8",
     "python-unix": "commas, UTF-8",
     "utf-16-be": "tabs, UTF-16 BE",
     "utf-16-without-mark": "tabs, UTF-16 LE",

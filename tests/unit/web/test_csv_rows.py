@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from web.csv_cells import harmless, typed_cell
-from web.csv_header import COLUMNS, known_delimiter
+from web.csv_header import COLUMNS, REPORT_COLUMNS, known_delimiter
 from web.csv_rows import parse_csv
 from web.csv_text import known_encoding
 from web.csv_writing import write_csv
 from web.refusals import InvalidCsv
+from web.resources import JobResource
 
 
 def rows(text: str | bytes, max_rows: int = 100) -> list[tuple[int, dict[str, Any]]]:
@@ -184,11 +185,11 @@ def test_S14_utf_16_that_ends_in_half_a_character_is_named_by_its_line() -> None
 
 
 def test_S16_windows_1252_is_read_when_nothing_else_fits_and_shows_what_was_read() -> None:
-    file = parse_csv("prompt,seed\nok,1\nà côté… €,2\n".encode("cp1252"), max_rows=5)
-    assert [row.cells["prompt"] for row in file] == ["ok", "à côté… €"]
+    file = parse_csv("prompt,seed\nok,1\nà côté de… €,2\n".encode("cp1252"), max_rows=5)
+    assert [row.cells["prompt"] for row in file] == ["ok", "à côté de… €"]
     (warning,) = file.warnings
     assert (warning["code"], warning["field"]) == ("encoding_assumed", "encoding")
-    assert "read as Windows-1252: line 3 has 'à côté… €,2'" in warning["detail"]
+    assert "read as Windows-1252: line 3 has 'à côté de… €,2'" in warning["detail"]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +218,60 @@ def test_S16_an_encoding_that_nothing_tells_is_given(encoding: str, given: str, 
 def test_S16_what_would_be_drawn_as_nonsense_is_refused_with_the_way_out(encoding: str, text: str) -> None:
     with pytest.raises(InvalidCsv, match=r"line 3: the file is not UTF-8.*windows-1251"):
         rows(f"prompt,seed\nok,1\n{text},7\n".encode(encoding))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "line"),
+    [
+        ("cp1251", "кот\nпёс", 2),  # noqa: RUF001
+        ("cp1253", "γάτα", 2),
+        ("cp932", "猫\n犬", 3),
+        ("cp932", "あ", 2),
+        ("gb18030", "红心", 2),
+        ("cp1251", "a red heart\ncafe no 5\nкот", 4),  # noqa: RUF001
+        ("cp1251", "a red heart on a white background кот", 2),
+    ],
+)
+def test_S16_a_short_line_in_another_code_page_is_refused_too(encoding: str, text: str, line: int) -> None:
+    with pytest.raises(InvalidCsv, match=rf"line {line}: the file is not UTF-8.*'encoding'"):
+        rows(f"prompt\n{text}\n".encode(encoding))
+
+
+def test_S16_a_line_in_another_code_page_after_western_ones_is_named() -> None:
+    with pytest.raises(InvalidCsv, match=r"line 3: the file is not UTF-8.*'encoding'"):
+        rows("prompt\nein grüner Kreis\n".encode("cp1252") + "кот\n".encode("cp1251"))
+
+
+@pytest.mark.parametrize("western", ["grün", "“CAFÉ” on a sign", "« café\u00a0»"])
+@pytest.mark.parametrize(
+    "other",
+    ["café über", "żółty", "šest", "a cat’s eye", "5 € coin", "кот, a cat", "a 猫 sign"],  # noqa: RUF001
+)
+@pytest.mark.parametrize("end", ["\n", ", "])
+def test_S16_utf_8_beside_other_bytes_is_refused_in_either_order(western: str, other: str, end: str) -> None:
+    first, second = western.encode("cp1252"), other.encode()
+    if end == "\n" or other not in ("šest", "a 猫 sign"):
+        with pytest.raises(InvalidCsv, match=r"line [23]: the file is not UTF-8.*'encoding'"):
+            rows(b"prompt\n" + first + end.encode() + second + b"\n")
+    with pytest.raises(InvalidCsv, match=r"line [23]: the file is not UTF-8.*'encoding'"):
+        rows(b"prompt\n" + second + end.encode() + first + b"\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ein Schild „CAFÉ“ über Ö und Ä",
+        "« café\u00a0» à côté",
+        "¿Dónde está el niño?",
+        "rødgrød på Ærø, smörgås",
+        "“VOILÀ…” l’été",  # noqa: RUF001
+        "20 € – größer als 5°",  # noqa: RUF001
+    ],
+)
+@pytest.mark.parametrize(("encoding", "end"), [("cp1252", "\r\n"), ("mac-roman", "\r")])
+def test_S16_western_text_with_its_usual_marks_is_read(text: str, encoding: str, end: str) -> None:
+    found = rows(f"prompt{end}{text}{end}l’école rouge{end}".encode(encoding))  # noqa: RUF001
+    assert found == [(2, {"prompt": text}), (3, {"prompt": "l’école rouge"})]  # noqa: RUF001
 
 
 def test_S16_utf_8_with_a_broken_byte_is_no_windows_1252() -> None:
@@ -275,6 +330,39 @@ def test_S17_a_title_that_is_not_ours_is_named_with_its_place_and_the_nearest(
     with pytest.raises(InvalidCsv) as refused:
         rows(f"{header}\na,b,c\n")
     assert words in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("title", "near"),
+    [
+        ("images", " (did you mean 'num_images'?)"),
+        *((title, "") for title in ("state", "error", "links", "worker", "tier")),
+        ("progress", ""),
+        ("ID", ""),
+    ],
+)
+def test_S17_a_title_of_reports_is_unknown_in_a_file_that_names_no_job(title: str, near: str) -> None:
+    with pytest.raises(InvalidCsv) as refused:
+        rows(f"prompt,{title}\na red heart,4\n")
+    assert f"line 1, {title}: column B is not a known column{near}" in refused.value.detail
+
+
+@pytest.mark.parametrize("ids", [("", ""), ("7", "8")])
+def test_S17_a_column_of_ids_that_are_no_jobs_makes_no_report(ids: tuple[str, str]) -> None:
+    with pytest.raises(InvalidCsv) as refused:
+        rows(f"id,prompt,images\n{ids[0]},a red heart,4\n{ids[1]},a star,4\n")
+    assert [error.field for error in refused.value.errors] == ["id", "images"]
+
+
+@pytest.mark.parametrize("title", ["job_id", "id"])
+def test_S17_every_column_of_a_job_and_of_a_report_is_known_beside_the_id_of_a_job(title: str) -> None:
+    others = {*JobResource.model_fields, *REPORT_COLUMNS} - {*COLUMNS, "id", "job_id"}
+    header = ",".join(["prompt", title, *sorted(others)])
+    file = list(parse_csv(f"{header}\na star,\na red heart,job_1,x\n".encode(), max_rows=5))
+    assert [(row.cells, row.job_id) for row in file] == [
+        ({"prompt": "a star"}, None),
+        ({"prompt": "a red heart"}, "job_1"),
+    ]
 
 
 def test_S17_a_cell_under_no_title_is_named_by_its_column() -> None:
@@ -348,6 +436,49 @@ def test_S19_a_cell_that_lost_its_meaning_says_how(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         typed_cell(column, cell, delimiter)
+
+
+@pytest.mark.parametrize("missing", ["NA", "NULL", "\\N", " NA "])
+def test_S19_what_r_and_sql_write_for_a_missing_value_is_empty_but_in_prompts(missing: str) -> None:
+    others = [column for column in COLUMNS if column not in ("prompt", "negative_prompt")]
+    header = ",".join(["prompt", "negative_prompt", *others])
+    cells = ",".join([missing] * (2 + len(others)))
+    assert rows(f"{header}\n{cells}\n") == [(2, {"prompt": missing, "negative_prompt": missing})]
+
+
+@pytest.mark.parametrize("missing", ["NA", "NULL", "\\N"])
+def test_S19_a_missing_job_id_names_no_job(missing: str) -> None:
+    (row,) = parse_csv(f"prompt,job_id,line\na star,{missing},{missing}\n".encode(), max_rows=5)
+    assert (row.cells, row.job_id, row.first_line) == ({"prompt": "a star"}, None, None)
+
+
+@pytest.mark.parametrize("cell", ["na", "NaN", "N/A", "None", "NANA"])
+def test_S19_other_words_in_a_column_of_numbers_are_refused(cell: str) -> None:
+    (row,) = parse_csv(f"prompt,seed\na,{cell}\n".encode(), max_rows=5)
+    assert [(error.line, error.field) for error in row.errors] == [(2, "seed")]
+
+
+@pytest.mark.parametrize(
+    "first", ["#TYPE System.Management.Automation.PSCustomObject", '"#TYPE Selected.System.Object"']
+)
+def test_S15_the_first_line_of_powershell_is_passed_over_and_said(first: str) -> None:
+    file = parse_csv(f'{first}\r\n"prompt";"seed"\r\n"a";"7"\r\n'.encode(), max_rows=5)
+    assert [(row.line, row.cells) for row in file] == [(3, {"prompt": "a", "seed": 7})]
+    assert [warning["code"] for warning in file.warnings] == ["type_line_skipped"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
+def test_S19_cr_cr_lf_is_one_line_end(encoding: str) -> None:
+    end = "\r\r\n"
+    text = (
+        f'prompt,negative_prompt{end}"a red heart","blue"{end}a star,x{end}"grün, two\r\nlines",{end}b,{end}'
+    )
+    assert rows(text.encode(encoding)) == [
+        (2, {"prompt": "a red heart", "negative_prompt": "blue"}),
+        (3, {"prompt": "a star", "negative_prompt": "x"}),
+        (4, {"prompt": "grün, two\nlines"}),
+        (6, {"prompt": "b"}),
+    ]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
