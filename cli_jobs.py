@@ -1,13 +1,14 @@
 """The commands about jobs and batches. They speak HTTP alone, as any client could."""
 
 from enum import StrEnum
-from itertools import islice
+from hashlib import sha256
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client.calotype import TERMINAL_STATES, Batch, Client, InvalidRequestError, Job
+from client.calotype import TERMINAL_STATES, Batch, Client, Image, InvalidRequestError, Job
 from terminal import (
     DEFAULT_DATA_DIR,
     EXIT_USAGE,
@@ -16,6 +17,7 @@ from terminal import (
     Key,
     Url,
     fail,
+    note,
     out,
     print_json,
     print_table,
@@ -270,12 +272,31 @@ def _submitted(client: Client, path: Path, delimiter: str | None, encoding: str 
 def _save(client: Client, batch_id: str, folder: Path) -> None:
     """Every image of the batch under its row's line, and its results."""
     for job in client.jobs(batch_id=batch_id, state="succeeded"):
-        for image in job.images:
-            if image.url:  # one may have been deleted meanwhile
-                name = f"{job.batch_line:05d}-{image.index}.{job.output_format}"
-                client.download(job, folder / name, index=image.index)
+        _save_images(client, job, job.batch_line or 0, folder)
     # By the batch's name: the results of an earlier one stay.
     (folder / f"{batch_id}-results.csv").write_bytes(client.results_csv(batch_id))
+
+
+def _save_images(client: Client, job: Job, line: int, folder: Path) -> None:
+    for image in job.images:
+        if image.url:  # one may have been deleted meanwhile
+            path = _free_path(folder, f"{line:05d}-{image.index}", job, image)
+            if path is not None:
+                client.download(job, path, index=image.index)
+
+
+def _free_path(folder: Path, name: str, job: Job, image: Image) -> Path | None:
+    """The row's name, or the job's beside it where another image has that; None if the image is there."""
+    again = (f"{name}-{job.id}-{number}" for number in count(2))
+    for stem in chain((name, f"{name}-{job.id}"), again):
+        path = folder / f"{stem}.{job.output_format}"
+        if not path.exists():
+            if stem != name:
+                note(f"{name}.{job.output_format} is another image: {path.name} is that of job {job.id}")
+            return path
+        if path.is_file() and sha256(path.read_bytes()).hexdigest() == image.sha256:
+            return None
+    raise AssertionError  # there is always another number
 
 
 def _is_batch(name: str) -> bool:

@@ -4,7 +4,7 @@ Its state is derived from its jobs at every read, so it can never disagree with 
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -200,6 +200,15 @@ def jobs_of(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:
         earlier = sorted((line, job_id) for line, job_id in connection.execute(query).scalar_one())
     both = _own_jobs(db, account_id, batch_id), _earlier_jobs(db, account_id, earlier)
     return heapq.merge(*both, key=lambda job: job.batch_line or 0)
+
+
+def highest_line(db: Database, account_id: str, batch_ids: Iterable[str]) -> int:
+    """The highest line of any job of these batches; 0 without one."""
+    query = select(func.max(jobs.c.batch_line)).where(
+        jobs.c.account_id == account_id, jobs.c.batch_id.in_(list(batch_ids))
+    )
+    with db.transaction(account_id=account_id) as connection:
+        return connection.execute(query).scalar_one() or 0
 
 
 def _own_jobs(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from storage import batches
 from storage.batches import EarlierJob
 from storage.job_views import Job
 from storage.retries import Tries, tries_of
@@ -43,6 +44,8 @@ class Work:
     jobs: list[NewJob] = field(default_factory=list)
     earlier: list[EarlierJob] = field(default_factory=list)
     retried: set[str] = field(default_factory=set)
+    continued: set[str | None] = field(default_factory=set)
+    """The batches of the old jobs that its rows name; None for jobs of no batch."""
 
 
 def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
@@ -128,6 +131,7 @@ def _add(
 
 
 def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
+    work.continued.add(tries.first.batch_id)
     asked = asked_of(tries.first)
     if "preset" in row.cells:
         # Fields that are given go before it, and these were not.
@@ -203,12 +207,21 @@ def _pages(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _under_first_lines(work: Work, first_lines: Mapping[int, int | None]) -> Work:
-    """The rows by their lines in the file that was uploaded first, if all of them name one."""
-    named = [line for line in first_lines.values() if line is not None]
-    if len(set(named)) < len(first_lines):
-        return work
-    line_of = {line: first or line for line, first in first_lines.items()}
-    return Work(
-        [replace(job, batch_line=line_of[job.batch_line or 0]) for job in work.jobs],
-        [replace(one, line=line_of[one.line]) for one in work.earlier],
-    )
+    """The rows by their lines in the file that was uploaded first, which no two rows share.
+
+    A row that names no such line, or one that a row before it has, gets a number above all of these and
+    above every line of the batches that the file continues: images are saved by it.
+    """
+    row_of: dict[int, int] = {}
+    for line, first in first_lines.items():
+        if first is not None:
+            row_of.setdefault(first, line)
+    if not row_of or (not work.continued and len(row_of) < len(first_lines)):
+        return work  # a column of this name in a file that is no report
+    line_of = {line: first for first, line in row_of.items()}
+    highest = max(max(row_of), batches.highest_line(wired().db, account_id(), filter(None, work.continued)))
+    others = (line for line in first_lines if line not in line_of)
+    line_of.update({line: number for number, line in enumerate(list(others), highest + 1)})
+    work.jobs = [replace(job, batch_line=line_of[job.batch_line or 0]) for job in work.jobs]
+    work.earlier = [replace(one, line=line_of[one.line]) for one in work.earlier]
+    return work

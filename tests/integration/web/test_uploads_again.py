@@ -152,6 +152,22 @@ def test_S22_edited_rows_are_new_jobs_and_emptied_cells_keep_what_was(
     assert made["=1+1"]["retry_of"] == rows[1]["job_id"]
 
 
+def test_S22_a_row_without_a_line_of_its_own_gets_one_above_all_others(
+    client: Client, draw: Draw, fail: Fail
+) -> None:
+    batch, _ = half_done(client, draw, fail)
+    errors = rows_of(report(client, batch, "errors"))
+    assert [row["line"] for row in errors] == ["3", "4"]
+    new = dict.fromkeys(errors[0], "")
+    file = [{**new, "prompt": "no line"}, errors[1], {**new, "prompt": "a taken line", "line": "4"}]
+    again = upload(client, written(file)).get_json()
+    made = client("GET", again["links"]["jobs"]).get_json()["jobs"]
+    # The file's first line has no number, and line 5 is another row's of the batch that it continues.
+    assert {job["prompt"]: job["batch_line"] for job in made} == {
+        "no line": 6, "a blue star": 4, "a taken line": 7,
+    }  # fmt: skip
+
+
 def test_S22_only_the_job_id_is_needed(client: Client, draw: Draw, fail: Fail) -> None:
     _, rows = half_done(client, draw, fail)
     ids = "\n".join(row["job_id"] for row in rows)
