@@ -1,5 +1,6 @@
 """The commands about jobs and batches. They speak HTTP alone, as any client could."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from hashlib import sha256
 from itertools import chain, count, islice
@@ -23,7 +24,7 @@ from terminal import (
     print_table,
     require_folder,
 )
-from terminal_jobs import mistakes, note_reading, note_reasons, show_batch, show_job, state_of
+from terminal_jobs import mistakes, note_reading, note_reasons, note_waiting, show_batch, show_job, state_of
 from terminal_progress import progress
 
 jobs = typer.Typer()
@@ -139,6 +140,7 @@ def csv(
         fail("name either PATH or --retry BATCH", code=EXIT_USAGE)
     if path is not None and not path.is_file():
         fail(f"{path} is not a file", code=EXIT_USAGE)
+    earlier: list[tuple[int, Job]] = []
     with _connect(url, api_key, data_dir) as client:
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
@@ -150,12 +152,14 @@ def csv(
             note_reading(batch)
         if output is not None:
             batch = _watched_batch(client, batch.id)
-            _save(client, batch.id, output)
+            earlier = _watched_earlier(client, batch)
+            _save(client, batch.id, earlier, output)
     if not as_json:
-        note_reasons(batch)
+        note_waiting(batch)
     show_batch(batch, as_json)
     if batch.has_ended:
         _end_unless_succeeded(batch)
+    _end_unless_all_succeeded([job for _, job in earlier])
 
 
 @jobs.command()
@@ -269,10 +273,12 @@ def _submitted(client: Client, path: Path, delimiter: str | None, encoding: str 
         raise
 
 
-def _save(client: Client, batch_id: str, folder: Path) -> None:
-    """Every image of the batch under its row's line, and its results."""
+def _save(client: Client, batch_id: str, earlier: Sequence[tuple[int, Job]], folder: Path) -> None:
+    """Every image of the file under its row's line, and its results."""
     for job in client.jobs(batch_id=batch_id, state="succeeded"):
         _save_images(client, job, job.batch_line or 0, folder)
+    for line, job in earlier:
+        _save_images(client, job, line, folder)
     # By the batch's name: the results of an earlier one stay.
     (folder / f"{batch_id}-results.csv").write_bytes(client.results_csv(batch_id))
 
@@ -321,6 +327,30 @@ def _watched_batch(client: Client, batch_id: str) -> Batch:
             # A report of which every row is done makes a batch without jobs.
             show(num_ended / found.num_jobs if found.num_jobs else 1, found.state)
     return found
+
+
+def _watched_earlier(client: Client, batch: Batch) -> list[tuple[int, Job]]:
+    """The jobs of earlier batches that the file's rows continue, by line, once all of them have ended.
+
+    The batch's own state and counts leave them out.
+    """
+    if not (batch.rows.get("already_succeeded") or batch.rows.get("still_open")):
+        return []
+    own = {job.id for job in client.jobs(batch_id=batch.id)} if batch.num_jobs else set()
+    rows = [(int(row["line"]), row["job_id"]) for row in client.results(batch) if row["job_id"] not in own]
+    jobs: list[Job] = []
+    with progress(batch.id) as show:
+        for jobs in client.follow(dict.fromkeys(job_id for _, job_id in rows)):
+            show(sum(job.has_ended for job in jobs) / len(jobs), "jobs of earlier batches")
+    by_id = {job.id: job for job in jobs}
+    return [(line, by_id[job_id]) for line, job_id in rows]
+
+
+def _end_unless_all_succeeded(jobs: Sequence[Job]) -> None:
+    others = [job for job in jobs if job.state != "succeeded"]
+    if others:
+        more = f", and {len(others) - 1} more have no image" if len(others) > 1 else ""
+        fail(f"{others[0].id} of an earlier batch is {others[0].state}{more}")
 
 
 def _end_unless_succeeded(ended: Job | Batch) -> None:
