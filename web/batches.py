@@ -36,6 +36,10 @@ DEFAULTS = ("model",)  # for every row that leaves the column out
 DIALECT = {"delimiter": known_delimiter, "encoding": known_encoding}
 FORM_FIELDS = (*DEFAULTS, "webhook_url", *DIALECT)
 MULTIPART_BYTES = 65_536  # what the envelope around the file may take
+REPORT_ROW_BYTES = 2048
+"""What a report may have more of a row than the file that made it: its columns, and letters as UTF-8."""
+REPORT_MARK = b"job_id"
+HEADER_BYTES = 65_536
 MAX_FILENAME_CHARACTERS = 200
 
 _UPLOAD = {
@@ -104,8 +108,11 @@ def create_batch() -> Response:
     file, form = _uploaded()
     data = file.read()
     wiring = wired()
-    if len(data) > wiring.max_csv_bytes:
-        raise BodyTooLarge(f"file: larger than {wiring.max_csv_bytes} bytes")
+    limit = max_report_bytes(wiring.max_csv_bytes, wiring.max_csv_rows)
+    if not _is_report(data):
+        limit = wiring.max_csv_bytes
+    if len(data) > limit:
+        raise BodyTooLarge(f"file: larger than {limit} bytes")
     key = idempotency_key()
     sent = [part.encode() for item in sorted(form.items()) for part in item]
     digest = digest_of(data, *sent)
@@ -225,6 +232,16 @@ def download_errors(path: BatchPath, query: ReportQuery) -> Response:
     return _csv(_get(path.batch_id), "errors", partial(error_lines, query=query))
 
 
+def max_report_bytes(max_csv_bytes: int, max_csv_rows: int) -> int:
+    """The largest upload: a report of the largest file that is accepted, which can be uploaded again."""
+    return max_csv_bytes + max_csv_rows * REPORT_ROW_BYTES
+
+
+def _is_report(data: bytes) -> bool:
+    """Whether its first lines name the column of a report, in any encoding that a spreadsheet writes."""
+    return REPORT_MARK in data[:HEADER_BYTES].replace(b"\0", b"").lower()
+
+
 def _uploaded() -> tuple[FileStorage, dict[str, str]]:
     """The file and the form's fields; raises a `Refusal` naming the part that is missing or wrong."""
     if request.mimetype != "multipart/form-data":
@@ -233,7 +250,7 @@ def _uploaded() -> tuple[FileStorage, dict[str, str]]:
             "'multipart/form-data' with the CSV in the field 'file'",
             headers={"Accept": "multipart/form-data"},
         )
-    limit = wired().max_csv_bytes
+    limit = max_report_bytes(wired().max_csv_bytes, wired().max_csv_rows)
     request.max_content_length = limit + MULTIPART_BYTES
     try:
         files, form = request.files, request.form

@@ -4,16 +4,20 @@ import csv
 import io
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from flask import Flask
 from sqlalchemy import update
 
 from storage import jobs
 from storage.database import Database
 from storage.tables import jobs as job_table
 from tests.integration.web.conftest import Client, Draw, assert_problem
+from web.batches import max_report_bytes
+from web.wiring import EXTENSION, Wiring
 
 PROMPTS = (
     "prompt,seed,guidance_scale\na red heart… à côté,7,4.5\n=1+1,8,\na blue star,,\n'quoted',9,\n".encode()
@@ -34,6 +38,15 @@ def fail(database: Database) -> Fail:
         jobs.fail(database, claim.lease, code="out_of_memory", detail="too large", retryable=True)
 
     return end
+
+
+@pytest.fixture
+def small_uploads(app: Flask) -> Iterator[int]:
+    """The API takes a CSV of so many bytes and ten rows."""
+    usual: Wiring = app.extensions[EXTENSION]
+    app.extensions[EXTENSION] = replace(usual, max_csv_bytes=400, max_csv_rows=10)
+    yield 400
+    app.extensions[EXTENSION] = usual
 
 
 def upload(client: Client, data: bytes, headers: dict[str, str] | None = None, **form: str) -> Any:
@@ -166,6 +179,25 @@ def test_S22_a_row_without_a_line_of_its_own_gets_one_above_all_others(
     assert {job["prompt"]: job["batch_line"] for job in made} == {
         "no line": 6, "a blue star": 4, "a taken line": 7,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("excel", [False, True])
+def test_S22_a_report_of_the_largest_file_that_is_accepted_is_taken_back(
+    client: Client, small_uploads: int, excel: bool
+) -> None:
+    data = b"prompt\n" + b"\xfc" * 50 + b"a" * 50 + b"\n" + b"b" * (small_uploads - 109) + b"\n"
+    assert len(data) == small_uploads
+    batch = upload(client, data, encoding="windows-1252").get_json()
+    again = report(client, batch)
+    assert len(again) > small_uploads
+    if excel:
+        again = again.decode("utf-8-sig").encode("utf-16")
+    assert upload(client, again).get_json()["rows"] == counts(still_open=2)
+    problem = assert_problem(upload(client, data + b"c"), 413, "body_too_large")
+    assert f"larger than {small_uploads} bytes" in problem["detail"]
+    most = max_report_bytes(small_uploads, 10)
+    problem = assert_problem(upload(client, again + b" " * most), 413, "body_too_large")
+    assert f"larger than {most} bytes" in problem["detail"]
 
 
 def test_S22_only_the_job_id_is_needed(client: Client, draw: Draw, fail: Fail) -> None:
