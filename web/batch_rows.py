@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from storage import batches
 from storage.batches import EarlierJob
+from storage.identifiers import new_id
 from storage.job_views import Job
 from storage.retries import Tries, tries_of
 from storage.states import WITHOUT_IMAGE, State
@@ -43,7 +44,8 @@ class Work:
 
     jobs: list[NewJob] = field(default_factory=list)
     earlier: list[EarlierJob] = field(default_factory=list)
-    retried: set[str] = field(default_factory=set)
+    retried: dict[str, str] = field(default_factory=dict)
+    """The id of the job that retries another, by that one's."""
     continued: set[str | None] = field(default_factory=set)
     """The batches of the old jobs that its rows name; None for jobs of no batch."""
 
@@ -85,14 +87,13 @@ def work_again(jobs: Iterable[Job]) -> Work:
         for job in page:
             line, counting = job.batch_line or 0, tries[job.id]
             if not _is_left(counting) or counting.counting_id in work.retried:
-                work.earlier.append(_earlier(line, counting))
+                work.earlier.append(_earlier(work, line, counting))
                 continue
             try:
                 again = wired().admission.readmit(job)
             except NotServed as error:
                 raise NotServed(f"line {line}: {error.detail}") from error
-            work.jobs.append(replace(again, lane="bulk", batch_line=line, retry_of=counting.counting_id))
-            work.retried.add(counting.counting_id)
+            _add_retry(work, replace(again, lane="bulk", batch_line=line), counting)
     if errors := strict_errors(work.jobs):
         raise refuse_rows(errors)
     return work
@@ -108,7 +109,9 @@ def deadline_seconds(job: Job) -> float | None:
     """How long after its acceptance the job's deadline is, as it was asked for."""
     if job.deadline_at is None:
         return None
-    return round((job.deadline_at - job.created_at).total_seconds(), 3)
+    seconds = (job.deadline_at - job.created_at).total_seconds()
+    # Never 0, which no job may ask for. PostgreSQL keeps microseconds, and may have rounded to none.
+    return round(seconds, 3) or round(seconds, 6) or 1e-6
 
 
 def _add(
@@ -143,10 +146,16 @@ def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
     if is_edited:
         work.jobs.append(_admitted(request, row.line))
     elif not _is_left(tries) or tries.counting_id in work.retried:
-        work.earlier.append(_earlier(row.line, tries))
+        work.earlier.append(_earlier(work, row.line, tries))
     else:
-        work.jobs.append(replace(_admitted(request, row.line), retry_of=tries.counting_id))
-        work.retried.add(tries.counting_id)
+        _add_retry(work, _admitted(request, row.line), tries)
+
+
+def _add_retry(work: Work, job: NewJob, tries: Tries) -> None:
+    """The job is named at once: another row of the file may continue the same old one."""
+    job_id = new_id("job")
+    work.jobs.append(replace(job, id=job_id, retry_of=tries.counting_id))
+    work.retried[tries.counting_id] = job_id
 
 
 def _read_again(asked: Mapping[str, Any], row: CsvRow) -> JobRequest:
@@ -170,8 +179,9 @@ def _is_left(tries: Tries) -> bool:
     return tries.counting_state in WITHOUT_IMAGE
 
 
-def _earlier(line: int, tries: Tries) -> EarlierJob:
-    return EarlierJob(line, tries.counting_id, tries.counting_state is State.SUCCEEDED)
+def _earlier(work: Work, line: int, tries: Tries) -> EarlierJob:
+    job_id = work.retried.get(tries.counting_id, tries.counting_id)
+    return EarlierJob(line, job_id, tries.counting_state is State.SUCCEEDED)
 
 
 def _is_same(asked: object, had: object) -> bool:
