@@ -64,24 +64,24 @@ def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
             found = _add(work, row, tries, defaults)
             first_lines[row.line] = row.first_line
             if found:
-                work.jobs.clear()  # nothing will come of them
                 num_errors += len(found)
                 room = MAX_ERRORS - len(errors)
                 errors += [FieldError(item.field, item.detail, row.line) for item in found[:room]]
     except InvalidCsv as error:
         # What was wrong before the line from which the file cannot be read is said too.
         raise refuse_rows([*errors, *error.errors], num_errors=num_errors + error.num_errors) from error
-    if not errors:
-        errors = strict_errors(work.jobs)
-        num_errors = len(errors)
+    strict = strict_errors(work.jobs)
+    errors = sorted([*errors, *strict], key=lambda error: error.line or 0)
     if errors:
-        raise refuse_rows(errors, num_errors=num_errors)
+        raise refuse_rows(errors, num_errors=num_errors + len(strict))
     return _under_first_lines(work, first_lines)
 
 
 def work_again(jobs: Iterable[Job]) -> Work:
-    """What is left to do of a batch: its jobs that ended without an image; raises `NotServed`."""
+    """What is left to do of a batch: its jobs that ended without an image; raises `NotServed` by line."""
     work = Work()
+    errors: list[FieldError] = []
+    num_errors = 0
     for page in _pages(jobs):
         tries = tries_of(wired().db, account_id(), [job.id for job in page])
         for job in page:
@@ -92,8 +92,14 @@ def work_again(jobs: Iterable[Job]) -> Work:
             try:
                 again = wired().admission.readmit(job)
             except NotServed as error:
-                raise NotServed(f"line {line}: {error.detail}") from error
+                num_errors += 1
+                errors += [FieldError("model", error.detail, line)][: MAX_ERRORS - len(errors)]
+                continue
             _add_retry(work, replace(again, lane="bulk", batch_line=line), counting)
+    if errors:
+        more = f" (and {num_errors - 1} more)" if num_errors > 1 else ""
+        detail = f"line {errors[0].line}: {errors[0].detail}{more}"
+        raise NotServed(detail, errors, num_errors=num_errors)
     if errors := strict_errors(work.jobs):
         raise refuse_rows(errors)
     return work

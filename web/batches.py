@@ -27,7 +27,7 @@ from web.csv_text import known_encoding
 from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.idempotency import digest_of, idempotency_key
-from web.refusals import BodyTooLarge, FieldError, InvalidRequest, UnsupportedMediaType, quoted
+from web.refusals import BodyTooLarge, FieldError, InvalidCsv, InvalidRequest, UnsupportedMediaType, quoted
 from web.resources import BatchList, BatchResource, batch_resource, batch_resources
 from web.schemas import BATCH_ID, BatchPath, PageQuery
 from web.wiring import url_of, wired
@@ -105,7 +105,7 @@ def authenticate() -> None:
 )
 def create_batch() -> Response:
     """Checks every row first: one bad row, and nothing is created and every bad line is reported."""
-    file, form = _uploaded()
+    file, form, faults = _uploaded()
     data = file.read()
     wiring = wired()
     limit = max_report_bytes(wiring.max_csv_bytes, wiring.max_csv_rows)
@@ -119,8 +119,15 @@ def create_batch() -> Response:
 
     def read() -> tuple[Work, dict[str, Any]]:
         dialect = {name: known(form[name]) for name, known in DIALECT.items() if name in form}
-        rows = parse_csv(data, max_rows=wiring.max_csv_rows, **dialect)
-        work = work_of(rows, {name: form[name] for name in DEFAULTS if name in form})
+        try:
+            rows = parse_csv(data, max_rows=wiring.max_csv_rows, **dialect)
+            work = work_of(rows, {name: form[name] for name in DEFAULTS if name in form})
+        except InvalidCsv as error:
+            error.errors[:0] = faults
+            error.num_errors += len(faults)
+            raise
+        if faults:
+            raise InvalidRequest.of(faults)
         return work, {"read_as": rows.read_as, "warnings": rows.warnings}
 
     return _accept(_filename(file), read, key, digest, form.get("webhook_url"))
@@ -242,8 +249,11 @@ def _is_report(data: bytes) -> bool:
     return REPORT_MARK in data[:HEADER_BYTES].replace(b"\0", b"").lower()
 
 
-def _uploaded() -> tuple[FileStorage, dict[str, str]]:
-    """The file and the form's fields; raises a `Refusal` naming the part that is missing or wrong."""
+def _uploaded() -> tuple[FileStorage, dict[str, str], list[FieldError]]:
+    """The file, the form's fields, and what is wrong with those that do not decide how the file is read.
+
+    Raises a `Refusal` naming every part that is missing or wrong if the file cannot be read for one of them.
+    """
     if request.mimetype != "multipart/form-data":
         raise UnsupportedMediaType(
             f"Content-Type is {quoted(request.mimetype or 'missing')}: this route takes "
@@ -257,23 +267,25 @@ def _uploaded() -> tuple[FileStorage, dict[str, str]]:
     except RequestEntityTooLarge as error:
         raise BodyTooLarge(f"file: the upload is larger than {limit} bytes") from error
     names = [name or "" for name in (*files.keys(), *form.keys())]  # a part may have none at all
-    errors = [
+    faults = [
         FieldError(name[:100], f"is not a known field; there is: file, {', '.join(FORM_FIELDS)}")
         for name in names
         if name != "file" and name not in FORM_FIELDS
     ]
+    errors = []
     file = files.get("file")
     if file is None or len(files.getlist("file")) > 1:
         errors.append(FieldError("file", "exactly one CSV file is required in the multipart field 'file'"))
-    given = {name: form[name] for name in FORM_FIELDS if name in form}
+    # A form sends a choice that nobody made as an empty text.
+    given = {name: form[name] for name in FORM_FIELDS if form.get(name)}
     for name in DIALECT:
-        if given.get(name) in ("", "auto"):
-            del given[name]  # as a form sends a choice that nobody made
-    errors += wired().admission.webhook_errors(given.get("webhook_url"))
+        if given.get(name) == "auto":
+            del given[name]
+    faults += wired().admission.webhook_errors(given.get("webhook_url"))
     errors += [error for name in DIALECT if name in given for error in _dialect_errors(name, given[name])]
     if errors or file is None:
-        raise InvalidRequest.of(errors)
-    return file, given
+        raise InvalidRequest.of([*faults, *errors])
+    return file, given, faults
 
 
 def _dialect_errors(name: str, value: str) -> list[FieldError]:

@@ -362,16 +362,22 @@ def test_S22_a_batch_without_jobs_tells_its_webhook_at_once(client: Client, draw
 def test_S22_a_model_that_is_served_no_more_is_refused_by_line(
     client: Client, draw: Draw, fail: Fail, database: Database
 ) -> None:
-    batch = upload(client, b"prompt\na\nb\n").get_json()
+    batch = upload(client, b"prompt\na\nb\nc\n").get_json()
     with database.transaction() as connection:
         connection.execute(update(job_table).where(job_table.c.batch_id == batch["id"]).values(model="gone"))
     rows = rows_of(report(client, batch))
     draw(rows[0]["job_id"])
     fail(rows[1]["job_id"])
+    fail(rows[2]["job_id"])
     problem = assert_problem(upload(client, report(client, batch)), 422, "invalid_csv")
-    assert [(error["line"], error["field"]) for error in problem["errors"]] == [(3, "model")]
+    lines = [(3, "model"), (4, "model")]
+    assert [(error["line"], error["field"]) for error in problem["errors"]] == lines
     problem = assert_problem(client("POST", f"/v1/batches/{batch['id']}/retry"), 409, "not_served")
     assert problem["detail"].startswith("line 3: ")
+    assert ([(error["line"], error["field"]) for error in problem["errors"]], problem["num_errors"]) == (
+        lines,
+        2,
+    )
 
 
 def test_S21_results_begin_with_a_byte_order_mark_unless_told_otherwise(client: Client) -> None:
@@ -440,3 +446,30 @@ def test_S10_S20_everything_that_is_wrong_with_a_row_is_named(client: Client) ->
     assert set(found) == {
         (2, "seed"), (2, "width"), (3, "scheduler"), (4, "seed"), (4, "prompt"), (5, ""),
     }  # fmt: skip
+
+
+def test_S22_empty_fields_of_a_form_are_not_given(client: Client) -> None:
+    answer = upload(client, b"prompt\na\n", model="", webhook_url="", delimiter="", encoding="")
+    assert answer.status_code == 202, answer.get_json()
+
+
+def test_S20_what_is_wrong_beside_the_file_is_named_with_its_rows(client: Client) -> None:
+    data = b"prompt,seed\na,x\nb,y\n"
+    problem = assert_problem(upload(client, data, webhook_url="http://x", colour="red"), 422, "invalid_csv")
+    places = [error.get("line", error.get("pointer")) for error in problem["errors"]]
+    assert (places, problem["num_errors"]) == (["#/colour", "#/webhook_url", 2, 3], 4)
+    assert problem["detail"].startswith("line 2, seed: ")
+    torn = data + b'"c\n'
+    problem = assert_problem(upload(client, torn, webhook_url="http://x"), 422, "invalid_csv")
+    assert [error.get("line", error.get("pointer")) for error in problem["errors"]] == [
+        "#/webhook_url", 2, 3, 4,
+    ]  # fmt: skip
+    headless = assert_problem(upload(client, b"seed\n1\n", webhook_url="http://x"), 422, "invalid_csv")
+    assert [error.get("line", error.get("pointer")) for error in headless["errors"]] == ["#/webhook_url", 1]
+    alone = upload(client, b"prompt\na\n", webhook_url="http://x")
+    assert assert_problem(alone, 422, "invalid_request")["errors"][0]["pointer"] == "#/webhook_url"
+    unread = assert_problem(
+        upload(client, data, webhook_url="http://x", encoding="y"), 422, "invalid_request"
+    )
+    assert [error["pointer"] for error in unread["errors"]] == ["#/webhook_url", "#/encoding"]
+    assert client("GET", "/v1/batches").get_json()["batches"] == []
