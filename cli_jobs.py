@@ -1,13 +1,15 @@
 """The commands about jobs and batches. They speak HTTP alone, as any client could."""
 
+from collections.abc import Sequence
 from enum import StrEnum
-from itertools import islice
+from hashlib import sha256
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client.calotype import TERMINAL_STATES, Batch, Client, InvalidRequestError, Job
+from client.calotype import TERMINAL_STATES, Batch, Client, Image, InvalidRequestError, Job
 from terminal import (
     DEFAULT_DATA_DIR,
     EXIT_USAGE,
@@ -16,12 +18,13 @@ from terminal import (
     Key,
     Url,
     fail,
+    note,
     out,
     print_json,
     print_table,
     require_folder,
 )
-from terminal_jobs import mistakes, note_reading, note_reasons, show_batch, show_job, state_of
+from terminal_jobs import mistakes, note_reading, note_reasons, note_waiting, show_batch, show_job, state_of
 from terminal_progress import progress
 
 jobs = typer.Typer()
@@ -137,6 +140,7 @@ def csv(
         fail("name either PATH or --retry BATCH", code=EXIT_USAGE)
     if path is not None and not path.is_file():
         fail(f"{path} is not a file", code=EXIT_USAGE)
+    earlier: list[tuple[int, Job]] = []
     with _connect(url, api_key, data_dir) as client:
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
@@ -148,12 +152,14 @@ def csv(
             note_reading(batch)
         if output is not None:
             batch = _watched_batch(client, batch.id)
-            _save(client, batch.id, output)
+            earlier = _watched_earlier(client, batch)
+            _save(client, batch.id, earlier, output)
     if not as_json:
-        note_reasons(batch)
+        note_waiting(batch)
     show_batch(batch, as_json)
     if batch.has_ended:
         _end_unless_succeeded(batch)
+    _end_unless_all_succeeded([job for _, job in earlier])
 
 
 @jobs.command()
@@ -267,15 +273,36 @@ def _submitted(client: Client, path: Path, delimiter: str | None, encoding: str 
         raise
 
 
-def _save(client: Client, batch_id: str, folder: Path) -> None:
-    """Every image of the batch under its row's line, and its results."""
+def _save(client: Client, batch_id: str, earlier: Sequence[tuple[int, Job]], folder: Path) -> None:
+    """Every image of the file under its row's line, and its results."""
     for job in client.jobs(batch_id=batch_id, state="succeeded"):
-        for image in job.images:
-            if image.url:  # one may have been deleted meanwhile
-                name = f"{job.batch_line:05d}-{image.index}.{job.output_format}"
-                client.download(job, folder / name, index=image.index)
+        _save_images(client, job, job.batch_line or 0, folder)
+    for line, job in earlier:
+        _save_images(client, job, line, folder)
     # By the batch's name: the results of an earlier one stay.
     (folder / f"{batch_id}-results.csv").write_bytes(client.results_csv(batch_id))
+
+
+def _save_images(client: Client, job: Job, line: int, folder: Path) -> None:
+    for image in job.images:
+        if image.url:  # one may have been deleted meanwhile
+            path = _free_path(folder, f"{line:05d}-{image.index}", job, image)
+            if path is not None:
+                client.download(job, path, index=image.index)
+
+
+def _free_path(folder: Path, name: str, job: Job, image: Image) -> Path | None:
+    """The row's name, or the job's beside it where another image has that; None if the image is there."""
+    again = (f"{name}-{job.id}-{number}" for number in count(2))
+    for stem in chain((name, f"{name}-{job.id}"), again):
+        path = folder / f"{stem}.{job.output_format}"
+        if not path.exists():
+            if stem != name:
+                note(f"{name}.{job.output_format} is another image: {path.name} is that of job {job.id}")
+            return path
+        if path.is_file() and sha256(path.read_bytes()).hexdigest() == image.sha256:
+            return None
+    raise AssertionError  # there is always another number
 
 
 def _is_batch(name: str) -> bool:
@@ -300,6 +327,30 @@ def _watched_batch(client: Client, batch_id: str) -> Batch:
             # A report of which every row is done makes a batch without jobs.
             show(num_ended / found.num_jobs if found.num_jobs else 1, found.state)
     return found
+
+
+def _watched_earlier(client: Client, batch: Batch) -> list[tuple[int, Job]]:
+    """The jobs of earlier batches that the file's rows continue, by line, once all of them have ended.
+
+    The batch's own state and counts leave them out.
+    """
+    if not (batch.rows.get("already_succeeded") or batch.rows.get("still_open")):
+        return []
+    own = {job.id for job in client.jobs(batch_id=batch.id)} if batch.num_jobs else set()
+    rows = [(int(row["line"]), row["job_id"]) for row in client.results(batch) if row["job_id"] not in own]
+    jobs: list[Job] = []
+    with progress(batch.id) as show:
+        for jobs in client.follow(dict.fromkeys(job_id for _, job_id in rows)):
+            show(sum(job.has_ended for job in jobs) / len(jobs), "jobs of earlier batches")
+    by_id = {job.id: job for job in jobs}
+    return [(line, by_id[job_id]) for line, job_id in rows]
+
+
+def _end_unless_all_succeeded(jobs: Sequence[Job]) -> None:
+    others = [job for job in jobs if job.state != "succeeded"]
+    if others:
+        more = f", and {len(others) - 1} more have no image" if len(others) > 1 else ""
+        fail(f"{others[0].id} of an earlier batch is {others[0].state}{more}")
 
 
 def _end_unless_succeeded(ended: Job | Batch) -> None:

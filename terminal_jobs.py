@@ -48,20 +48,30 @@ def show_batch(batch: Batch, as_json: bool) -> None:
 
 def note_reasons(found: Job | Batch) -> None:
     """Beside the answer: why a job or a batch waits, and what was done otherwise than asked."""
+    note_waiting(found)
+    _note_warnings(found)
+
+
+def note_waiting(found: Job | Batch) -> None:
+    """Beside the answer: why a job or a batch waits."""
     reasons = [found.waiting_reason] if isinstance(found, Job) else found.waiting_reasons
     for reason in filter(None, reasons):
         note(f"{found.id} waits: {printable(reason.detail)}")
-    for warning in found.raw.get("warnings", []):
-        note(f"warning: {printable(said(warning))}")
 
 
 def note_reading(batch: Batch) -> None:
-    """Beside the answer: how the file of a batch was read, and what became of rows that are not new."""
+    """Beside the answer: how the file of a batch was read, what became of old rows, and what is doubtful."""
     if batch.read_as:
         note(f"read as {printable(batch.read_as)}")
     if sum(batch.rows.values()) > batch.rows.get("new", 0):
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in batch.rows.items() if count)
         note(f"rows: {counts}")
+    _note_warnings(batch)
+
+
+def _note_warnings(found: Job | Batch) -> None:
+    for warning in found.raw.get("warnings", []):
+        note(f"warning: {printable(said(warning))}")
 
 
 def mistakes(error: ApiError) -> list[str]:

@@ -4,7 +4,7 @@ Its state is derived from its jobs at every read, so it can never disagree with 
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -56,7 +56,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class EarlierJob:
-    """A row of a file that runs no job: an earlier one has succeeded, or has not ended."""
+    """A row of a file that runs no job: an earlier one, or another row's, has succeeded or has not ended."""
 
     line: int
     job_id: str
@@ -89,7 +89,9 @@ def create(
 
     def work(connection: Connection) -> Batch | None:
         to_run, meanwhile = _without_retried(connection, account_id, rows)
-        earlier = [*earlier_jobs, *meanwhile]
+        instead = {row.id: found.job_id for row, found in meanwhile}
+        again = [replace(one, job_id=instead.get(one.job_id, one.job_id)) for one in earlier_jobs]
+        earlier = [*again, *(found for _, found in meanwhile)]
         values = {
             "id": batch_id,
             "account_id": account_id,
@@ -202,6 +204,15 @@ def jobs_of(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:
     return heapq.merge(*both, key=lambda job: job.batch_line or 0)
 
 
+def highest_line(db: Database, account_id: str, batch_ids: Iterable[str]) -> int:
+    """The highest line of any job of these batches; 0 without one."""
+    query = select(func.max(jobs.c.batch_line)).where(
+        jobs.c.account_id == account_id, jobs.c.batch_id.in_(list(batch_ids))
+    )
+    with db.transaction(account_id=account_id) as connection:
+        return connection.execute(query).scalar_one() or 0
+
+
 def _own_jobs(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:
     line = 0
     page_size = 500
@@ -224,8 +235,11 @@ def _earlier_jobs(db: Database, account_id: str, rows: Sequence[tuple[int, str]]
 
 def _without_retried(
     connection: Connection, account_id: str, rows: Sequence[NewJob]
-) -> tuple[list[NewJob], list[EarlierJob]]:
-    """The rows that still are to be run: two uploads of the same file at once do not run it twice."""
+) -> tuple[list[NewJob], list[tuple[NewJob, EarlierJob]]]:
+    """The rows that still are to be run, and the others each with the retry that another upload made.
+
+    Two uploads of the same file at once do not run it twice.
+    """
     retries = [row.retry_of for row in rows if row.retry_of is not None]
     if not retries:
         return list(rows), []
@@ -233,7 +247,7 @@ def _without_retried(
     found = retried(connection, retries)
     to_run = [row for row in rows if row.retry_of not in found]
     meanwhile = [
-        EarlierJob(row.batch_line or 0, found[row.retry_of], has_succeeded=False)
+        (row, EarlierJob(row.batch_line or 0, found[row.retry_of], has_succeeded=False))
         for row in rows
         if row.retry_of in found
     ]

@@ -46,6 +46,7 @@ class NewJob:
     batch_id: str | None = None
     batch_line: int | None = None
     retry_of: str | None = None
+    id: str | None = None  # drawn when it is inserted, unless somebody has to know it before
 
 
 def create(db: Database, new: NewJob, *, redispatch_seconds: float) -> tuple[Job, bool]:
@@ -99,13 +100,13 @@ def _row(new: NewJob, redispatch_seconds: float) -> dict[str, object]:
     for the sweeper."""
     rung = new.lane == "interactive"
     return {f"new_{name}": getattr(new, name) for name in _FIELDS} | {
-        "new_id": new_id("job"),
+        "new_id": new.id or new_id("job"),
         "rung": rung,
         "wait_seconds": redispatch_seconds if rung else 0.0,
     }
 
 
-_FIELDS = [field.name for field in fields(NewJob)]
+_FIELDS = [field.name for field in fields(NewJob) if field.name != "id"]
 # A job that names a receiver which nothing is sent to now says so from the start.
 _WARNINGS = """(
     SELECT coalesce(jsonb_agg(jsonb_build_object(

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from storage import batches
 from storage.batches import EarlierJob
+from storage.identifiers import new_id
 from storage.job_views import Job
 from storage.retries import Tries, tries_of
 from storage.states import WITHOUT_IMAGE, State
@@ -42,7 +44,10 @@ class Work:
 
     jobs: list[NewJob] = field(default_factory=list)
     earlier: list[EarlierJob] = field(default_factory=list)
-    retried: set[str] = field(default_factory=set)
+    retried: dict[str, str] = field(default_factory=dict)
+    """The id of the job that retries another, by that one's."""
+    continued: set[str | None] = field(default_factory=set)
+    """The batches of the old jobs that its rows name; None for jobs of no batch."""
 
 
 def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
@@ -59,37 +64,42 @@ def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
             found = _add(work, row, tries, defaults)
             first_lines[row.line] = row.first_line
             if found:
-                work.jobs.clear()  # nothing will come of them
                 num_errors += len(found)
                 room = MAX_ERRORS - len(errors)
                 errors += [FieldError(item.field, item.detail, row.line) for item in found[:room]]
     except InvalidCsv as error:
         # What was wrong before the line from which the file cannot be read is said too.
         raise refuse_rows([*errors, *error.errors], num_errors=num_errors + error.num_errors) from error
-    if not errors:
-        errors = strict_errors(work.jobs)
-        num_errors = len(errors)
+    strict = strict_errors(work.jobs)
+    errors = sorted([*errors, *strict], key=lambda error: error.line or 0)
     if errors:
-        raise refuse_rows(errors, num_errors=num_errors)
+        raise refuse_rows(errors, num_errors=num_errors + len(strict))
     return _under_first_lines(work, first_lines)
 
 
 def work_again(jobs: Iterable[Job]) -> Work:
-    """What is left to do of a batch: its jobs that ended without an image; raises `NotServed`."""
+    """What is left to do of a batch: its jobs that ended without an image; raises `NotServed` by line."""
     work = Work()
+    errors: list[FieldError] = []
+    num_errors = 0
     for page in _pages(jobs):
         tries = tries_of(wired().db, account_id(), [job.id for job in page])
         for job in page:
             line, counting = job.batch_line or 0, tries[job.id]
             if not _is_left(counting) or counting.counting_id in work.retried:
-                work.earlier.append(_earlier(line, counting))
+                work.earlier.append(_earlier(work, line, counting))
                 continue
             try:
                 again = wired().admission.readmit(job)
             except NotServed as error:
-                raise NotServed(f"line {line}: {error.detail}") from error
-            work.jobs.append(replace(again, lane="bulk", batch_line=line, retry_of=counting.counting_id))
-            work.retried.add(counting.counting_id)
+                num_errors += 1
+                errors += [FieldError("model", error.detail, line)][: MAX_ERRORS - len(errors)]
+                continue
+            _add_retry(work, replace(again, lane="bulk", batch_line=line), counting)
+    if errors:
+        more = f" (and {num_errors - 1} more)" if num_errors > 1 else ""
+        detail = f"line {errors[0].line}: {errors[0].detail}{more}"
+        raise NotServed(detail, errors, num_errors=num_errors)
     if errors := strict_errors(work.jobs):
         raise refuse_rows(errors)
     return work
@@ -105,7 +115,9 @@ def deadline_seconds(job: Job) -> float | None:
     """How long after its acceptance the job's deadline is, as it was asked for."""
     if job.deadline_at is None:
         return None
-    return round((job.deadline_at - job.created_at).total_seconds(), 3)
+    seconds = (job.deadline_at - job.created_at).total_seconds()
+    # Never 0, which no job may ask for. PostgreSQL keeps microseconds, and may have rounded to none.
+    return round(seconds, 3) or round(seconds, 6) or 1e-6
 
 
 def _add(
@@ -128,6 +140,7 @@ def _add(
 
 
 def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
+    work.continued.add(tries.first.batch_id)
     asked = asked_of(tries.first)
     if "preset" in row.cells:
         # Fields that are given go before it, and these were not.
@@ -139,10 +152,16 @@ def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
     if is_edited:
         work.jobs.append(_admitted(request, row.line))
     elif not _is_left(tries) or tries.counting_id in work.retried:
-        work.earlier.append(_earlier(row.line, tries))
+        work.earlier.append(_earlier(work, row.line, tries))
     else:
-        work.jobs.append(replace(_admitted(request, row.line), retry_of=tries.counting_id))
-        work.retried.add(tries.counting_id)
+        _add_retry(work, _admitted(request, row.line), tries)
+
+
+def _add_retry(work: Work, job: NewJob, tries: Tries) -> None:
+    """The job is named at once: another row of the file may continue the same old one."""
+    job_id = new_id("job")
+    work.jobs.append(replace(job, id=job_id, retry_of=tries.counting_id))
+    work.retried[tries.counting_id] = job_id
 
 
 def _read_again(asked: Mapping[str, Any], row: CsvRow) -> JobRequest:
@@ -166,8 +185,9 @@ def _is_left(tries: Tries) -> bool:
     return tries.counting_state in WITHOUT_IMAGE
 
 
-def _earlier(line: int, tries: Tries) -> EarlierJob:
-    return EarlierJob(line, tries.counting_id, tries.counting_state is State.SUCCEEDED)
+def _earlier(work: Work, line: int, tries: Tries) -> EarlierJob:
+    job_id = work.retried.get(tries.counting_id, tries.counting_id)
+    return EarlierJob(line, job_id, tries.counting_state is State.SUCCEEDED)
 
 
 def _is_same(asked: object, had: object) -> bool:
@@ -203,12 +223,21 @@ def _pages(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _under_first_lines(work: Work, first_lines: Mapping[int, int | None]) -> Work:
-    """The rows by their lines in the file that was uploaded first, if all of them name one."""
-    named = [line for line in first_lines.values() if line is not None]
-    if len(set(named)) < len(first_lines):
-        return work
-    line_of = {line: first or line for line, first in first_lines.items()}
-    return Work(
-        [replace(job, batch_line=line_of[job.batch_line or 0]) for job in work.jobs],
-        [replace(one, line=line_of[one.line]) for one in work.earlier],
-    )
+    """The rows by their lines in the file that was uploaded first, which no two rows share.
+
+    A row that names no such line, or one that a row before it has, gets a number above all of these and
+    above every line of the batches that the file continues: images are saved by it.
+    """
+    row_of: dict[int, int] = {}
+    for line, first in first_lines.items():
+        if first is not None:
+            row_of.setdefault(first, line)
+    if not row_of or (not work.continued and len(row_of) < len(first_lines)):
+        return work  # a column of this name in a file that is no report
+    line_of = {line: first for first, line in row_of.items()}
+    highest = max(max(row_of), batches.highest_line(wired().db, account_id(), filter(None, work.continued)))
+    others = (line for line in first_lines if line not in line_of)
+    line_of.update({line: number for number, line in enumerate(list(others), highest + 1)})
+    work.jobs = [replace(job, batch_line=line_of[job.batch_line or 0]) for job in work.jobs]
+    work.earlier = [replace(one, line=line_of[one.line]) for one in work.earlier]
+    return work

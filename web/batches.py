@@ -27,7 +27,7 @@ from web.csv_text import known_encoding
 from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.idempotency import digest_of, idempotency_key
-from web.refusals import BodyTooLarge, FieldError, InvalidRequest, UnsupportedMediaType, quoted
+from web.refusals import BodyTooLarge, FieldError, InvalidCsv, InvalidRequest, UnsupportedMediaType, quoted
 from web.resources import BatchList, BatchResource, batch_resource, batch_resources
 from web.schemas import BATCH_ID, BatchPath, PageQuery
 from web.wiring import url_of, wired
@@ -36,6 +36,10 @@ DEFAULTS = ("model",)  # for every row that leaves the column out
 DIALECT = {"delimiter": known_delimiter, "encoding": known_encoding}
 FORM_FIELDS = (*DEFAULTS, "webhook_url", *DIALECT)
 MULTIPART_BYTES = 65_536  # what the envelope around the file may take
+REPORT_ROW_BYTES = 2048
+"""What a report may have more of a row than the file that made it: its columns, and letters as UTF-8."""
+REPORT_MARK = b"job_id"
+HEADER_BYTES = 65_536
 MAX_FILENAME_CHARACTERS = 200
 
 _UPLOAD = {
@@ -101,19 +105,29 @@ def authenticate() -> None:
 )
 def create_batch() -> Response:
     """Checks every row first: one bad row, and nothing is created and every bad line is reported."""
-    file, form = _uploaded()
+    file, form, faults = _uploaded()
     data = file.read()
     wiring = wired()
-    if len(data) > wiring.max_csv_bytes:
-        raise BodyTooLarge(f"file: larger than {wiring.max_csv_bytes} bytes")
+    limit = max_report_bytes(wiring.max_csv_bytes, wiring.max_csv_rows)
+    if not _is_report(data):
+        limit = wiring.max_csv_bytes
+    if len(data) > limit:
+        raise BodyTooLarge(f"file: larger than {limit} bytes")
     key = idempotency_key()
     sent = [part.encode() for item in sorted(form.items()) for part in item]
     digest = digest_of(data, *sent)
 
     def read() -> tuple[Work, dict[str, Any]]:
         dialect = {name: known(form[name]) for name, known in DIALECT.items() if name in form}
-        rows = parse_csv(data, max_rows=wiring.max_csv_rows, **dialect)
-        work = work_of(rows, {name: form[name] for name in DEFAULTS if name in form})
+        try:
+            rows = parse_csv(data, max_rows=wiring.max_csv_rows, **dialect)
+            work = work_of(rows, {name: form[name] for name in DEFAULTS if name in form})
+        except InvalidCsv as error:
+            error.errors[:0] = faults
+            error.num_errors += len(faults)
+            raise
+        if faults:
+            raise InvalidRequest.of(faults)
         return work, {"read_as": rows.read_as, "warnings": rows.warnings}
 
     return _accept(_filename(file), read, key, digest, form.get("webhook_url"))
@@ -225,38 +239,53 @@ def download_errors(path: BatchPath, query: ReportQuery) -> Response:
     return _csv(_get(path.batch_id), "errors", partial(error_lines, query=query))
 
 
-def _uploaded() -> tuple[FileStorage, dict[str, str]]:
-    """The file and the form's fields; raises a `Refusal` naming the part that is missing or wrong."""
+def max_report_bytes(max_csv_bytes: int, max_csv_rows: int) -> int:
+    """The largest upload: a report of the largest file that is accepted, which can be uploaded again."""
+    return max_csv_bytes + max_csv_rows * REPORT_ROW_BYTES
+
+
+def _is_report(data: bytes) -> bool:
+    """Whether its first lines name the column of a report, in any encoding that a spreadsheet writes."""
+    return REPORT_MARK in data[:HEADER_BYTES].replace(b"\0", b"").lower()
+
+
+def _uploaded() -> tuple[FileStorage, dict[str, str], list[FieldError]]:
+    """The file, the form's fields, and what is wrong with those that do not decide how the file is read.
+
+    Raises a `Refusal` naming every part that is missing or wrong if the file cannot be read for one of them.
+    """
     if request.mimetype != "multipart/form-data":
         raise UnsupportedMediaType(
             f"Content-Type is {quoted(request.mimetype or 'missing')}: this route takes "
             "'multipart/form-data' with the CSV in the field 'file'",
             headers={"Accept": "multipart/form-data"},
         )
-    limit = wired().max_csv_bytes
+    limit = max_report_bytes(wired().max_csv_bytes, wired().max_csv_rows)
     request.max_content_length = limit + MULTIPART_BYTES
     try:
         files, form = request.files, request.form
     except RequestEntityTooLarge as error:
         raise BodyTooLarge(f"file: the upload is larger than {limit} bytes") from error
     names = [name or "" for name in (*files.keys(), *form.keys())]  # a part may have none at all
-    errors = [
+    faults = [
         FieldError(name[:100], f"is not a known field; there is: file, {', '.join(FORM_FIELDS)}")
         for name in names
         if name != "file" and name not in FORM_FIELDS
     ]
+    errors = []
     file = files.get("file")
     if file is None or len(files.getlist("file")) > 1:
         errors.append(FieldError("file", "exactly one CSV file is required in the multipart field 'file'"))
-    given = {name: form[name] for name in FORM_FIELDS if name in form}
+    # A form sends a choice that nobody made as an empty text.
+    given = {name: form[name] for name in FORM_FIELDS if form.get(name)}
     for name in DIALECT:
-        if given.get(name) in ("", "auto"):
-            del given[name]  # as a form sends a choice that nobody made
-    errors += wired().admission.webhook_errors(given.get("webhook_url"))
+        if given.get(name) == "auto":
+            del given[name]
+    faults += wired().admission.webhook_errors(given.get("webhook_url"))
     errors += [error for name in DIALECT if name in given for error in _dialect_errors(name, given[name])]
     if errors or file is None:
-        raise InvalidRequest.of(errors)
-    return file, given
+        raise InvalidRequest.of([*faults, *errors])
+    return file, given, faults
 
 
 def _dialect_errors(name: str, value: str) -> list[FieldError]:

@@ -103,7 +103,11 @@ class RowCounts(BaseModel):
     new: int = Field(0, description="Jobs of this batch that are no retries.")
     retried: int = Field(0, description="Jobs of this batch that try again what came to nothing.")
     already_succeeded: int = Field(0, description="Left alone: their images are there.")
-    still_open: int = Field(0, description="Left alone: their jobs have not ended.")
+    still_open: int = Field(
+        0,
+        description="Left alone: their jobs had not ended when the file was taken. The batch's state, "
+        "counts, percent and webhook leave these jobs out; `results.csv` shows what they came to.",
+    )
 
 
 class BatchWarning(BaseModel):

@@ -6,7 +6,7 @@ from settings import Settings
 from storage.accounts import authenticate
 from storage.errors import StorageError
 from web.app import create_app
-from web.batches import MULTIPART_BYTES
+from web.batches import MULTIPART_BYTES, max_report_bytes
 from web.front.application import Front
 from web.front.connection import Connections
 from web.front.cross_origin import CrossOrigin
@@ -43,7 +43,7 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         address = method, public_prefix.stripped(_as_bytes(path))
         if address != UPLOADS or not _is_known(wiring, authorization):
             return limits.max_body_bytes
-        return settings.max_csv_bytes + MULTIPART_BYTES
+        return max_report_bytes(settings.max_csv_bytes, settings.max_csv_rows) + MULTIPART_BYTES
 
     connections = Connections(limits.max_connections)
     below = unquote(prefix_path(settings.public_url))  # a prefix, which a proxy may have left in place

@@ -81,6 +81,11 @@ def test_S22_results_that_csv_saved_are_submitted_again_and_nothing_is_drawn_twi
     assert (again.returncode, batch["state"], batch["num_jobs"]) == (0, "succeeded", 0)
     assert batch["rows"]["already_succeeded"] == 2
     assert (out / f"{batch['id']}-results.csv").read_bytes() == results.read_bytes()
+    elsewhere = tmp_path / "elsewhere"
+    assert calotype(system, "csv", str(results), "-o", str(elsewhere)).returncode == 0
+    images = {image.name: image.read_bytes() for image in out.glob("*.png")}
+    assert sorted(images) == ["00002-0.png", "00003-0.png"]
+    assert {image.name: image.read_bytes() for image in elsewhere.glob("*.png")} == images
     retried = calotype(system, "csv", "--retry", batch["id"])
     assert (retried.returncode, "rows: 2 already succeeded" in retried.stderr.splitlines()) == (0, True)
 

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,11 +19,14 @@ CUT = {"code": "prompt_cut", "field": "prompt", "detail": "the end was not used:
 WAITS = {"code": "no_live_worker", "detail": "no live worker serves tier 'hd'"}
 DRAWN: dict[str, Any] = {"id": "job_1", "state": "succeeded", "progress": 1, "warnings": [CUT]}
 BATCH: dict[str, Any] = {"id": "bat_1", "num_jobs": 2, "waiting_reasons": []}
+IMAGE = {"index": 0, "url": "http://127.0.0.1/image", "sha256": hashlib.sha256(b"a png").hexdigest()}
 
 
 @contextmanager
-def serving(status: int = 200, **answers: Any) -> Iterator[tuple[str, ...]]:
-    """The options that lead to a server with one answer for GET, one for POST; an image is any other path."""
+def serving(
+    status: int = 200, paths: Mapping[str, Any] = MappingProxyType({}), **answers: Any
+) -> Iterator[tuple[str, ...]]:
+    """The options that lead to a server with one answer for GET, one for POST; `paths` go before them."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -31,6 +35,12 @@ def serving(status: int = 200, **answers: Any) -> Iterator[tuple[str, ...]]:
                 self.send_header("Location", "/image")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+                return
+            if (path := self.path.split("?")[0]) in paths:
+                found = paths[path]
+                if isinstance(found, list):  # in turn, and the last one from then on
+                    found = found.pop(0) if len(found) > 1 else found[0]
+                self.answer(found if isinstance(found, bytes) else json.dumps(found).encode())
                 return
             is_file = self.path == "/image" or self.path.endswith(".csv")
             self.answer(b"a png" if is_file else json.dumps(answers["get"]).encode())
@@ -156,3 +166,63 @@ def test_S15_csv_says_how_the_file_was_read_and_what_was_assumed(tmp_path: Path)
 def test_S22_csv_takes_a_file_or_a_batch_to_retry(words: tuple[str, ...]) -> None:
     answer = in_a_pipe("csv", *words, "--url", "http://127.0.0.1:9", "--api-key", "a")
     assert (answer.returncode, answer.stderr) == (2, "calotype: name either PATH or --retry BATCH\n")
+
+
+def test_S22_csv_never_replaces_another_image_of_the_folder(tmp_path: Path) -> None:
+    path, out = tmp_path / "a.csv", tmp_path / "out"
+    path.write_text("prompt\na\n")
+    out.mkdir()
+    (out / "00002-0.png").write_bytes(b"another png")
+    job = {"id": "job_1", "state": "succeeded", "batch_line": 2, "output_format": "png", "images": [IMAGE]}
+    ended = {**BATCH, "state": "succeeded", "counts": {"succeeded": 1}, "jobs": [job], "next_cursor": None}
+    said = []
+    for _ in range(2):
+        with serving(get=ended, post=ended) as options:
+            answer = in_a_pipe("csv", str(path), "-o", str(out), *options)
+        assert answer.returncode == 0, answer.stderr
+        said.append("is another image: 00002-0-job_1.png is that of job job_1" in answer.stderr)
+    saved = {file.name: file.read_bytes() for file in out.glob("*.png")}
+    assert saved == {"00002-0.png": b"another png", "00002-0-job_1.png": b"a png"}
+    assert said == [True, False]
+
+
+@pytest.mark.parametrize("end", ["succeeded", "canceled"])
+def test_S22_csv_waits_for_the_earlier_jobs_of_its_rows_and_saves_their_images(
+    tmp_path: Path, end: str
+) -> None:
+    path, out = tmp_path / "a.csv", tmp_path / "out"
+    path.write_text("job_id\njob_7\njob_8\n")
+    rows = {"new": 0, "retried": 0, "already_succeeded": 1, "still_open": 1}
+    ended = {**BATCH, "num_jobs": 0, "state": "succeeded", "counts": {}, "rows": rows}
+    ended |= {"jobs": [], "next_cursor": None}
+    job = {"output_format": "png", "warnings": []}
+    drawn = {**job, "state": "succeeded", "images": [IMAGE]}
+    last = {**job, "id": "job_8", "state": end, "images": [IMAGE] if end == "succeeded" else []}
+    paths = {
+        "/v1/batches/bat_1/results.csv": b"line,job_id\r\n2,job_7\r\n5,job_8\r\n",
+        "/v1/jobs/job_7": {**drawn, "id": "job_7"},
+        "/v1/jobs/job_8": [{**job, "id": "job_8", "state": "running", "images": []}, last],
+    }
+    with serving(get=ended, post=ended, paths=paths) as options:
+        answer = in_a_pipe("csv", str(path), "-o", str(out), *options)
+    saved = sorted(file.name for file in out.glob("*.png"))
+    if end == "succeeded":
+        assert (answer.returncode, saved) == (0, ["00002-0.png", "00005-0.png"]), answer.stderr
+    else:
+        assert (answer.returncode, saved) == (EXIT_REFUSED, ["00002-0.png"])
+        assert answer.stderr.splitlines()[-1] == "calotype: job_8 of an earlier batch is canceled"
+
+
+def test_S15_csv_says_what_is_doubtful_before_it_waits_and_says_it_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt\na\n")
+    warnings = [{"code": "encoding_assumed", "field": "encoding", "detail": "line 2 has 'ä'"}]
+    made = {**BATCH, "warnings": warnings, "jobs": [], "next_cursor": None, "read_as": "commas, Windows-1252"}
+    ended = {**made, "state": "succeeded", "counts": {"succeeded": 2}}
+    with serving(get=ended, post={**made, "state": "running", "counts": {"queued": 2}}) as options:
+        answer = in_a_pipe("csv", str(path), "-o", str(tmp_path / "out"), *options)
+    assert answer.stderr.splitlines() == [
+        "read as commas, Windows-1252",
+        "warning: encoding_assumed: line 2 has 'ä'",
+        "bat_1 succeeded, 100 %",
+    ]

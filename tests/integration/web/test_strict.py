@@ -68,6 +68,16 @@ def test_it_is_refused_while_no_live_worker_repeats_itself(client: Client, promi
     )
 
 
+def test_S20_strict_rows_are_named_with_all_other_mistakes(client: Client, promised) -> None:  # type: ignore[no-untyped-def]
+    promised("not repeatable")
+    rows = "prompt,strict,width,height,seed\na,true,192,192,\nb,,,,x\nc,true,192,192,\n"
+    problem = assert_problem(upload(client, rows), 422, "invalid_csv")
+    assert [(error["line"], error["field"]) for error in problem["errors"]] == [
+        (2, "strict"), (3, "seed"), (4, "strict"),
+    ]  # fmt: skip
+    assert (problem["num_errors"], problem["detail"][:14]) == (3, "line 2, strict")
+
+
 def test_what_was_accepted_once_is_shown_again_whoever_lives_now(client: Client, promised) -> None:  # type: ignore[no-untyped-def]
     body = {"strict": True, "width": 192, "height": 192}
     key = {"Idempotency-Key": "strict-once"}

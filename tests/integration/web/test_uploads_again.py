@@ -4,16 +4,20 @@ import csv
 import io
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from flask import Flask
 from sqlalchemy import update
 
 from storage import jobs
 from storage.database import Database
 from storage.tables import jobs as job_table
 from tests.integration.web.conftest import Client, Draw, assert_problem
+from web.batches import max_report_bytes
+from web.wiring import EXTENSION, Wiring
 
 PROMPTS = (
     "prompt,seed,guidance_scale\na red heart… à côté,7,4.5\n=1+1,8,\na blue star,,\n'quoted',9,\n".encode()
@@ -34,6 +38,15 @@ def fail(database: Database) -> Fail:
         jobs.fail(database, claim.lease, code="out_of_memory", detail="too large", retryable=True)
 
     return end
+
+
+@pytest.fixture
+def small_uploads(app: Flask) -> Iterator[int]:
+    """The API takes a CSV of so many bytes and ten rows."""
+    usual: Wiring = app.extensions[EXTENSION]
+    app.extensions[EXTENSION] = replace(usual, max_csv_bytes=400, max_csv_rows=10)
+    yield 400
+    app.extensions[EXTENSION] = usual
 
 
 def upload(client: Client, data: bytes, headers: dict[str, str] | None = None, **form: str) -> Any:
@@ -152,6 +165,41 @@ def test_S22_edited_rows_are_new_jobs_and_emptied_cells_keep_what_was(
     assert made["=1+1"]["retry_of"] == rows[1]["job_id"]
 
 
+def test_S22_a_row_without_a_line_of_its_own_gets_one_above_all_others(
+    client: Client, draw: Draw, fail: Fail
+) -> None:
+    batch, _ = half_done(client, draw, fail)
+    errors = rows_of(report(client, batch, "errors"))
+    assert [row["line"] for row in errors] == ["3", "4"]
+    new = dict.fromkeys(errors[0], "")
+    file = [{**new, "prompt": "no line"}, errors[1], {**new, "prompt": "a taken line", "line": "4"}]
+    again = upload(client, written(file)).get_json()
+    made = client("GET", again["links"]["jobs"]).get_json()["jobs"]
+    # The file's first line has no number, and line 5 is another row's of the batch that it continues.
+    assert {job["prompt"]: job["batch_line"] for job in made} == {
+        "no line": 6, "a blue star": 4, "a taken line": 7,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("excel", [False, True])
+def test_S22_a_report_of_the_largest_file_that_is_accepted_is_taken_back(
+    client: Client, small_uploads: int, excel: bool
+) -> None:
+    data = b"prompt\n" + b"\xfc" * 50 + b"a" * 50 + b"\n" + b"b" * (small_uploads - 109) + b"\n"
+    assert len(data) == small_uploads
+    batch = upload(client, data, encoding="windows-1252").get_json()
+    again = report(client, batch)
+    assert len(again) > small_uploads
+    if excel:
+        again = again.decode("utf-8-sig").encode("utf-16")
+    assert upload(client, again).get_json()["rows"] == counts(still_open=2)
+    problem = assert_problem(upload(client, data + b"c"), 413, "body_too_large")
+    assert f"larger than {small_uploads} bytes" in problem["detail"]
+    most = max_report_bytes(small_uploads, 10)
+    problem = assert_problem(upload(client, again + b" " * most), 413, "body_too_large")
+    assert f"larger than {most} bytes" in problem["detail"]
+
+
 def test_S22_only_the_job_id_is_needed(client: Client, draw: Draw, fail: Fail) -> None:
     _, rows = half_done(client, draw, fail)
     ids = "\n".join(row["job_id"] for row in rows)
@@ -230,12 +278,30 @@ def test_S22_a_row_that_is_there_twice_is_tried_once(client: Client, draw: Draw,
     _, rows = half_done(client, draw, fail)
     again = upload(client, written([rows[1], rows[1], rows[1]])).get_json()
     assert again["rows"] == counts(retried=1, still_open=2)
-    assert len(rows_of(report(client, again))) == 3
+    shown = rows_of(report(client, again))
+    assert len(shown) == 3
+    # All of them show the try that was begun for the first of them, and not the one that came to nothing.
+    draw(shown[0]["job_id"])
+    assert [row["state"] for row in rows_of(report(client, again))] == ["succeeded"] * 3
+    assert report(client, again, "errors").count(b"\n") == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0004, 0.0000001, 0.25, 3600])
+def test_S22_a_short_deadline_is_reported_as_one_that_can_be_sent_again(
+    client: Client, seconds: float
+) -> None:
+    batch = upload(client, f"prompt,deadline_seconds\na,{seconds:.7f}\n".encode()).get_json()
+    (row,) = rows_of(report(client, batch))
+    assert float(row["deadline_seconds"]) == max(seconds, 1e-6)
+    client("DELETE", f"/v1/jobs/{row['job_id']}")
+    for query in ("", "?delimiter=semicolon"):
+        again = upload(client, report(client, batch, query=query))
+        assert again.status_code == 202, again.get_json()
 
 
 def test_S22_two_uploads_at_once_try_each_row_once(client: Client, draw: Draw, fail: Fail) -> None:
     batch, rows = half_done(client, draw, fail)
-    errors = report(client, batch, "errors")
+    errors = written([row for row in rows_of(report(client, batch, "errors")) for _ in range(2)])
     answers: list[Any] = []
     start = threading.Barrier(6)
 
@@ -250,6 +316,8 @@ def test_S22_two_uploads_at_once_try_each_row_once(client: Client, draw: Draw, f
     for thread in threads:
         thread.join()
     assert sorted(answer["rows"]["retried"] for answer in answers) == [0, 0, 0, 0, 0, 2]
+    shown = [[row["job_id"] for row in rows_of(report(client, answer))] for answer in answers]
+    assert shown == [shown[0]] * 6
     made = client("GET", "/v1/jobs?limit=100").get_json()["jobs"]
     assert sorted(job["retry_of"] for job in made if job["retry_of"]) == sorted(
         row["job_id"] for row in rows[1:3]
@@ -313,16 +381,22 @@ def test_S22_a_batch_without_jobs_tells_its_webhook_at_once(client: Client, draw
 def test_S22_a_model_that_is_served_no_more_is_refused_by_line(
     client: Client, draw: Draw, fail: Fail, database: Database
 ) -> None:
-    batch = upload(client, b"prompt\na\nb\n").get_json()
+    batch = upload(client, b"prompt\na\nb\nc\n").get_json()
     with database.transaction() as connection:
         connection.execute(update(job_table).where(job_table.c.batch_id == batch["id"]).values(model="gone"))
     rows = rows_of(report(client, batch))
     draw(rows[0]["job_id"])
     fail(rows[1]["job_id"])
+    fail(rows[2]["job_id"])
     problem = assert_problem(upload(client, report(client, batch)), 422, "invalid_csv")
-    assert [(error["line"], error["field"]) for error in problem["errors"]] == [(3, "model")]
+    lines = [(3, "model"), (4, "model")]
+    assert [(error["line"], error["field"]) for error in problem["errors"]] == lines
     problem = assert_problem(client("POST", f"/v1/batches/{batch['id']}/retry"), 409, "not_served")
     assert problem["detail"].startswith("line 3: ")
+    assert ([(error["line"], error["field"]) for error in problem["errors"]], problem["num_errors"]) == (
+        lines,
+        2,
+    )
 
 
 def test_S21_results_begin_with_a_byte_order_mark_unless_told_otherwise(client: Client) -> None:
@@ -391,3 +465,30 @@ def test_S10_S20_everything_that_is_wrong_with_a_row_is_named(client: Client) ->
     assert set(found) == {
         (2, "seed"), (2, "width"), (3, "scheduler"), (4, "seed"), (4, "prompt"), (5, ""),
     }  # fmt: skip
+
+
+def test_S22_empty_fields_of_a_form_are_not_given(client: Client) -> None:
+    answer = upload(client, b"prompt\na\n", model="", webhook_url="", delimiter="", encoding="")
+    assert answer.status_code == 202, answer.get_json()
+
+
+def test_S20_what_is_wrong_beside_the_file_is_named_with_its_rows(client: Client) -> None:
+    data = b"prompt,seed\na,x\nb,y\n"
+    problem = assert_problem(upload(client, data, webhook_url="http://x", colour="red"), 422, "invalid_csv")
+    places = [error.get("line", error.get("pointer")) for error in problem["errors"]]
+    assert (places, problem["num_errors"]) == (["#/colour", "#/webhook_url", 2, 3], 4)
+    assert problem["detail"].startswith("line 2, seed: ")
+    torn = data + b'"c\n'
+    problem = assert_problem(upload(client, torn, webhook_url="http://x"), 422, "invalid_csv")
+    assert [error.get("line", error.get("pointer")) for error in problem["errors"]] == [
+        "#/webhook_url", 2, 3, 4,
+    ]  # fmt: skip
+    headless = assert_problem(upload(client, b"seed\n1\n", webhook_url="http://x"), 422, "invalid_csv")
+    assert [error.get("line", error.get("pointer")) for error in headless["errors"]] == ["#/webhook_url", 1]
+    alone = upload(client, b"prompt\na\n", webhook_url="http://x")
+    assert assert_problem(alone, 422, "invalid_request")["errors"][0]["pointer"] == "#/webhook_url"
+    unread = assert_problem(
+        upload(client, data, webhook_url="http://x", encoding="y"), 422, "invalid_request"
+    )
+    assert [error["pointer"] for error in unread["errors"]] == ["#/webhook_url", "#/encoding"]
+    assert client("GET", "/v1/batches").get_json()["batches"] == []
