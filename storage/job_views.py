@@ -210,20 +210,29 @@ def last_event_before(db: Database, seconds: float) -> int:
         return connection.execute(query, {"seconds": seconds}).scalar_one_or_none() or 0
 
 
+def newest_event(db: Database) -> int:
+    """The number of the newest event of any job; 0 if there is none."""
+    with db.transaction() as connection:
+        return connection.execute(text("SELECT max(id) FROM job_events")).scalar_one() or 0
+
+
+TAKEN_AWAY = text(
+    """SELECT job_events.id, job_id FROM job_events JOIN jobs ON jobs.id = job_id
+        WHERE job_events.id > :after AND transition IN ('cancel', 'expire', 'reap')
+          AND tier = ANY(:tiers) AND dispatch_seq > 0
+        ORDER BY job_events.id LIMIT :limit"""
+)
+"""The query of `taken_away`, which the index `events_that_end_jobs` serves."""
+
+
 def taken_away(db: Database, tiers: Sequence[str], *, after: int, limit: int) -> list[tuple[int, str]]:
     """Events newer than `after` by which a job left its queue or its worker without a worker's doing.
 
     It was canceled or expired in the queue, or its lease ran out. Each with its job's id; only jobs of these
     tiers for which a message was sent.
     """
-    query = text(
-        """SELECT job_events.id, job_id FROM job_events JOIN jobs ON jobs.id = job_id
-            WHERE job_events.id > :after AND transition IN ('cancel', 'expire', 'reap')
-              AND tier = ANY(:tiers) AND dispatch_seq > 0
-            ORDER BY job_events.id LIMIT :limit"""
-    )
     with db.transaction() as connection:
-        rows = connection.execute(query, {"after": after, "tiers": list(tiers), "limit": limit})
+        rows = connection.execute(TAKEN_AWAY, {"after": after, "tiers": list(tiers), "limit": limit})
         return [(row.id, row.job_id) for row in rows]
 
 

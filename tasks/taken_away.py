@@ -28,13 +28,15 @@ MAX_FOUND = 100
 class TakenAway:
     """Calls `look_up` with the id of each such job, once.
 
-    `first()` gives the event after which it begins. `find(after, limit)` gives the events with higher
-    numbers, the lowest first, each with its job's id.
+    `first()` gives the event after which it begins, `newest()` the newest event of any kind.
+    `find(after, limit)` gives the wanted events with higher numbers, the lowest first, each with its job's
+    id.
     """
 
     def __init__(
         self,
         first: Callable[[], int],
+        newest: Callable[[], int],
         find: Callable[[int, int], Sequence[tuple[int, str]]],
         look_up: Callable[[str], None],
         *,
@@ -42,6 +44,7 @@ class TakenAway:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._first = first
+        self._newest = newest
         self._find = find
         self._look_up = look_up
         self._look_seconds = look_seconds
@@ -64,6 +67,7 @@ class TakenAway:
         """Look once; raises `StorageError`."""
         if self._after is None:
             self._after = self._first()
+        newest = self._newest()
         now = self._clock()
         found = self._find(self._after, MAX_FOUND)
         for number, job_id in found:
@@ -74,8 +78,9 @@ class TakenAway:
             # So many that looking twice would never come to an end.
             self._after = found[-1][0]
             self._seen.clear()
-        elif found:
-            self._seen.append((now, found[-1][0]))
+        else:
+            # Also where nothing was found, or each look would read all other events since the last one found.
+            self._seen.append((now, newest))
         while self._seen and self._seen[0][0] <= now - LATE_SECONDS:
             self._after = self._seen.popleft()[1]
         self._told = {number: at for number, at in self._told.items() if number > self._after}

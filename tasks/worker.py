@@ -29,7 +29,7 @@ from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import Unavailable
-from storage.job_views import last_event_before
+from storage.job_views import last_event_before, newest_event
 from storage.job_views import taken_away as jobs_taken_away
 from storage.jobs import WorkerName
 from storage.profiles import publish
@@ -158,6 +158,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     progress = ProgressWriter(holdings, partial(write_progress, progress_db))
     taken_away = TakenAway(
         partial(last_event_before, db, LOOK_BACK_SECONDS),
+        partial(newest_event, db),
         lambda after, limit: jobs_taken_away(db, options.tiers, after=after, limit=limit),
         generate.look_up,
         look_seconds=settings.sweep_seconds,
