@@ -236,6 +236,33 @@ def taken_away(db: Database, tiers: Sequence[str], *, after: int, limit: int) ->
         return [(row.id, row.job_id) for row in rows]
 
 
+@dataclass(frozen=True)
+class BadEnd:
+    """A job that failed, or that was taken back from a worker: then `transition` is `reap`.
+
+    `state` is the job's state then; `error_code` is there where it failed.
+    """
+
+    transition: str
+    tier: str
+    state: str
+    error_code: str | None
+
+
+def bad_ends(db: Database, *, after: int, limit: int) -> list[tuple[int, BadEnd]]:
+    """Events newer than `after` by which a job failed or was taken back, whoever wrote them."""
+    query = text(
+        """SELECT job_events.id, transition, tier, job_events.state,
+                  CASE WHEN job_events.state = 'failed' THEN error_code END AS error_code
+             FROM job_events JOIN jobs ON jobs.id = job_id
+            WHERE job_events.id > :after AND transition IN ('fail', 'reap')
+            ORDER BY job_events.id LIMIT :limit"""
+    )
+    with db.transaction() as connection:
+        rows = connection.execute(query, {"after": after, "limit": limit})
+        return [(row.id, BadEnd(row.transition, row.tier, row.state, row.error_code)) for row in rows]
+
+
 def states_of(db: Database, job_ids: Iterable[str]) -> dict[str, State]:
     """The state of each of these jobs, in one query: the web's waiters, of many accounts, share it."""
     query = text("SELECT id, state FROM job_states(:ids)")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
+from storage.job_views import BadEnd
 from tasks.metric_collectors import BellCollector, Bells, RowCollector
 from tasks.queues import LANES
 
@@ -20,8 +21,14 @@ class SweeperMetrics:
         )
         self.reaped = Counter(
             "calotype_jobs_reaped",
-            "Jobs taken back since their lease ran out, by their state then.",
+            "Jobs taken back from a worker that died or went silent, by their state then.",
             ["state"],
+            registry=registry,
+        )
+        self.failed = Counter(
+            "calotype_jobs_failed",
+            "Jobs that failed, by the code of their error.",
+            ["tier", "code"],
             registry=registry,
         )
         self.expired = Counter(
@@ -36,6 +43,13 @@ class SweeperMetrics:
         self.orphans_deleted = Counter(
             "calotype_orphans_deleted", "Objects deleted that no row pointed to.", registry=registry
         )
+
+    def ended_badly(self, end: BadEnd) -> None:
+        """Count a job that failed, was taken back from its worker, or both."""
+        if end.transition == "reap":
+            self.reaped.labels(end.state).inc()
+        if end.error_code is not None:
+            self.failed.labels(end.tier, end.error_code).inc()
 
     def watch_bells(self, bells: Bells) -> None:
         """Export how many messages were sent and how many could not be."""

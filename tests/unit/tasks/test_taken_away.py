@@ -3,7 +3,8 @@
 import pytest
 
 from storage.errors import Unavailable
-from tasks.taken_away import LATE_SECONDS, MAX_FOUND, TakenAway
+from tasks.event_cursor import LATE_SECONDS, MAX_FOUND, EventCursor
+from tasks.taken_away import TakenAway
 
 
 class Events:
@@ -16,14 +17,13 @@ class Events:
         self.is_away = False
         self.num_others = 0  # the newest event of another kind
         self.asked_after: list[int] = []
-        self.taken_away = TakenAway(
+        cursor = EventCursor(
             lambda: max(self.jobs, default=0),
             lambda: max(self.num_others, *self.jobs),
             self.find,
-            self.look_up,
-            look_seconds=1,
             clock=lambda: self.now,
         )
+        self.taken_away = TakenAway(cursor, self.look_up, look_seconds=1)
 
     def find(self, after: int, limit: int) -> list[tuple[int, str]]:
         self.asked_after.append(after)
