@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
 from storage.job_views import BadEnd
+from storage.states import State
 from tasks.metric_collectors import BellCollector, Bells, RowCollector
 from tasks.queues import LANES
 
@@ -44,6 +45,10 @@ class SweeperMetrics:
             "calotype_orphans_deleted", "Objects deleted that no row pointed to.", registry=registry
         )
 
+        # `increase()` misses the first event of a counter that was not there before it.
+        for state in (State.QUEUED, State.FAILED, State.CANCELED):
+            self.reaped.labels(state.value)
+
     def ended_badly(self, end: BadEnd) -> None:
         """Count a job that failed, was taken back from its worker, or both."""
         if end.transition == "reap":
@@ -59,6 +64,9 @@ class SweeperMetrics:
         self, oldest_seconds: Callable[[], Mapping[tuple[str, str], float]], tiers: list[str]
     ) -> None:
         """Export the age of the oldest queued job; read from Postgres when Prometheus asks."""
+
+        for tier in tiers:
+            self.failed.labels(tier, "worker_lost")
 
         def read() -> Iterator[tuple[list[str], float]]:
             found = oldest_seconds()
