@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry
 from tasks.sender_metrics import SenderMetrics
 from tasks.sweeper_metrics import SweeperMetrics
 from tasks.webhook_client import ATTEMPT_CODES
+from tasks.worker_metrics import WorkerMetrics
 
 
 def values(registry: CollectorRegistry, name: str, label: str) -> set[str]:
@@ -29,3 +30,9 @@ def test_deaths_of_workers_begin_with_zero() -> None:
     metrics.watch_queues(dict, ["sd"])
     assert values(metrics.registry, "calotype_jobs_reaped_total", "state") == {"queued", "failed", "canceled"}
     assert "worker_lost" in values(metrics.registry, "calotype_jobs_failed_total", "code")
+
+
+def test_failures_of_a_worker_begin_with_zero() -> None:
+    codes = values(WorkerMetrics(["sd"]).registry, "calotype_job_failures_total", "code")
+    assert codes >= {"out_of_memory", "generation_impossible", "invalid_prompt", "storage_unavailable"}
+    assert codes >= {"internal_error", "blob_conflict"}
