@@ -178,7 +178,10 @@ def worker_options(settings: Settings, device: str, tiers: str | None) -> dict[s
 
 
 def worker_metrics_port(first_port: int, device: str) -> int:
-    """Where this device's worker answers Prometheus: workers of one machine may share an environment."""
+    """Where this device's worker answers Prometheus: workers of one machine may share an environment.
+
+    `cpu:0` and `cuda:0` get the same port: a machine that runs both sets one for each.
+    """
     from local.errors import WrongUsage
 
     number = device.partition(":")[2]

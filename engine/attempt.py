@@ -12,6 +12,7 @@ import torch
 
 from engine.errors import DeviceLost, EngineError, OutOfMemory
 from engine.runner import translate
+from engine.traceback_places import places_of
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -31,7 +32,9 @@ class Attempt:
             return work(*args, **kwargs)
         except Exception as error:
             failure = translate(error)
-            logger.warning("%s: %s", failure.code, failure, exc_info=not isinstance(error, EngineError))
+            # No message: a library's may quote a prompt, and so may ours of a prompt that is invalid.
+            where = "" if isinstance(error, EngineError) else f"\n{places_of(error)}"
+            logger.warning("%s: %s%s", failure.code, type(error).__name__, where)
         finally:
             self._after_each()
         failure.__traceback__ = failure.__context__ = None

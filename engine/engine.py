@@ -31,6 +31,7 @@ from engine.request import GeneratedImage, GenerationRequest
 from engine.runner import Runner, translate
 from engine.self_test import Promise
 from engine.side_work import SideWork
+from engine.traceback_places import places_of
 
 logger = logging.getLogger(__name__)
 
@@ -174,10 +175,13 @@ class Engine:
             while self._wait_for_work():
                 self.tick()
         except Exception as error:  # the only broad one: nobody may wait for a dead thread
-            logger.exception("the engine thread ended")
+            # A message may quote a prompt.
+            logger.error("the engine thread ended\n%s", places_of(error))
             failure = translate(error)
             # What nobody foresaw is nobody's in particular: it ends like a lost device, as a crash.
-            self.fatal_error = failure if isinstance(failure, DeviceLost) else DeviceLost(str(failure))
+            self.fatal_error = (
+                failure if isinstance(failure, DeviceLost) else DeviceLost(type(error).__name__)
+            )
         self._fail_all(self.fatal_error or EngineStopped())
         if self.fatal_error is not None:
             self.fatal.set()

@@ -188,12 +188,13 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
     },
     "sweeper": {
         **_ENDING,
+        "job_events": Grant(select=_columns("id job_id transition state"), insert=_EVENT),
         "jobs": Grant(
             select=(
                 *_columns("id account_id state tier lane webhook_url batch_id attempt worker"),
                 *_columns("num_crashes suspect solo created_at deadline_at cancel_requested_at"),
                 *_columns("num_inference_steps width height num_images"),  # which Flower shows
-                *(*_LEASE, *_BELL),
+                *("error_code", *_LEASE, *_BELL),
             ),
             update=(
                 *_columns("state num_crashes suspect solo progress finished_at"),

@@ -210,21 +210,57 @@ def last_event_before(db: Database, seconds: float) -> int:
         return connection.execute(query, {"seconds": seconds}).scalar_one_or_none() or 0
 
 
+def newest_event(db: Database) -> int:
+    """The number of the newest event of any job; 0 if there is none."""
+    with db.transaction() as connection:
+        return connection.execute(text("SELECT max(id) FROM job_events")).scalar_one() or 0
+
+
+TAKEN_AWAY = text(
+    """SELECT job_events.id, job_id FROM job_events JOIN jobs ON jobs.id = job_id
+        WHERE job_events.id > :after AND transition IN ('cancel', 'expire', 'reap')
+          AND tier = ANY(:tiers) AND dispatch_seq > 0
+        ORDER BY job_events.id LIMIT :limit"""
+)
+"""The query of `taken_away`, which the index `events_that_end_jobs` serves."""
+
+
 def taken_away(db: Database, tiers: Sequence[str], *, after: int, limit: int) -> list[tuple[int, str]]:
     """Events newer than `after` by which a job left its queue or its worker without a worker's doing.
 
     It was canceled or expired in the queue, or its lease ran out. Each with its job's id; only jobs of these
     tiers for which a message was sent.
     """
+    with db.transaction() as connection:
+        rows = connection.execute(TAKEN_AWAY, {"after": after, "tiers": list(tiers), "limit": limit})
+        return [(row.id, row.job_id) for row in rows]
+
+
+@dataclass(frozen=True)
+class BadEnd:
+    """A job that failed, or that was taken back from a worker: then `transition` is `reap`.
+
+    `state` is the job's state then; `error_code` is there where it failed.
+    """
+
+    transition: str
+    tier: str
+    state: str
+    error_code: str | None
+
+
+def bad_ends(db: Database, *, after: int, limit: int) -> list[tuple[int, BadEnd]]:
+    """Events newer than `after` by which a job failed or was taken back, whoever wrote them."""
     query = text(
-        """SELECT job_events.id, job_id FROM job_events JOIN jobs ON jobs.id = job_id
-            WHERE job_events.id > :after AND transition IN ('cancel', 'expire', 'reap')
-              AND tier = ANY(:tiers) AND dispatch_seq > 0
+        """SELECT job_events.id, transition, tier, job_events.state,
+                  CASE WHEN job_events.state = 'failed' THEN error_code END AS error_code
+             FROM job_events JOIN jobs ON jobs.id = job_id
+            WHERE job_events.id > :after AND transition IN ('fail', 'reap')
             ORDER BY job_events.id LIMIT :limit"""
     )
     with db.transaction() as connection:
-        rows = connection.execute(query, {"after": after, "tiers": list(tiers), "limit": limit})
-        return [(row.id, row.job_id) for row in rows]
+        rows = connection.execute(query, {"after": after, "limit": limit})
+        return [(row.id, BadEnd(row.transition, row.tier, row.state, row.error_code)) for row in rows]
 
 
 def states_of(db: Database, job_ids: Iterable[str]) -> dict[str, State]:

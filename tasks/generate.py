@@ -19,6 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from engine.errors import Canceled, DeviceLost, EngineStopped, StrictUnavailable
 from engine.request import GeneratedImage, GenerationRequest, scheduler_named
+from engine.traceback_places import places_of
 from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
@@ -108,8 +109,8 @@ class Generate:
         except StorageError as error:
             # The row is as it was, or its lease will run out: the sweeper finds it either way.
             log.warning("bell_not_answered", job_id=job_id, error=str(error))
-        except BaseException:
-            log.exception("task_failed", job_id=job_id)
+        except BaseException as error:
+            log.error("task_failed", job_id=job_id, traceback=places_of(error))
 
     def look_up(self, job_id: str) -> None:
         """Tell the observers what the row of a job says that is not ours; raises `StorageError`."""
@@ -220,7 +221,7 @@ class Generate:
         code = getattr(error, "code", "internal_error")
         detail = str(error) or type(error).__name__
         if code == "internal_error":
-            log.error("job_crashed", job_id=claim.job.id, exc_info=error)
+            log.error("job_crashed", job_id=claim.job.id, traceback=places_of(error))
             detail = f"{type(error).__name__} in the worker"
         if getattr(error, "retryable", True):
             # Another worker can do it, or anybody once the store is back: no fault of the job's.

@@ -47,7 +47,7 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> None:
 class _Server:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._connections: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._connections: dict[asyncio.Task[None], asyncio.WriteTransport] = {}  # the oldest first
         self._maker = ThreadPoolExecutor(1, "metrics-answer")
 
     async def run(self, listener: socket.socket) -> None:
@@ -56,10 +56,10 @@ class _Server:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= MAX_CONNECTIONS:
-            next(iter(self._connections)).cancel()
+            self._cut_oldest()
         task = asyncio.current_task()
         assert task is not None  # asyncio runs this as one
-        self._connections[task] = None
+        self._connections[task] = writer.transport
         try:
             async with asyncio.timeout(HEADER_SECONDS):
                 header = await reader.readuntil(b"\r\n\r\n")
@@ -76,8 +76,14 @@ class _Server:
         except asyncio.CancelledError:
             pass  # cut for the next one; this task has nothing left to do
         finally:
-            del self._connections[task]
+            self._connections.pop(task, None)
             writer.transport.abort()
+
+    def _cut_oldest(self) -> None:
+        # At once: many may connect before a cancelled task runs, and each would cut the same one.
+        task = next(iter(self._connections))
+        self._connections.pop(task).abort()
+        task.cancel()
 
     async def _answer(self, header: str) -> bytes:
         request_line, *lines = header.removesuffix("\r\n\r\n").split("\r\n")

@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from storage.deliveries import AttemptRecord, DeliveryClaim
+from tasks.webhook_client import ATTEMPT_CODES
 from tasks.webhooks import DeliveryObserver
 
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30)
@@ -29,6 +30,11 @@ class SenderMetrics(DeliveryObserver):
             buckets=BUCKETS,
             registry=registry,
         )
+        # `increase()` misses the first event of a counter that was not there before it.
+        for state in ("delivered", "pending", "failed", "lost"):
+            self._attempts.labels(state)
+        for code in {*ATTEMPT_CODES.values(), "http_status", "redirect", "gone", "internal_error"}:
+            self._failures.labels(code)
 
     def attempted(self, claimed: DeliveryClaim, attempt: AttemptRecord, state: str | None) -> None:  # noqa: ARG002
         """Count it."""

@@ -15,9 +15,11 @@ import structlog
 from storage import bells, deliveries, jobs, receivers, sessions
 from storage.database import Database
 from storage.errors import StorageError, Unavailable
+from storage.job_views import bad_ends, newest_event
 from storage.workers import live_workers
 from tasks.broker import Broker, BrokerDown
 from tasks.dispatch import Dispatcher
+from tasks.event_cursor import EventCursor
 from tasks.queues import CPU_QUEUE, LANES, queue_name
 from tasks.sweeper_metrics import SweeperMetrics
 
@@ -64,6 +66,12 @@ class Sweeper:
         self._metrics = metrics or SweeperMetrics()
         self._reap_from = clock()
         self._epoch: str | None = None
+        self._bad_ends = EventCursor(
+            lambda: newest_event(db),
+            lambda: newest_event(db),
+            lambda after, limit: bad_ends(db, after=after, limit=limit),
+            clock=clock,
+        )
 
     def run(self, stop: threading.Event, after_turn: Callable[[], None] = lambda: None) -> None:
         """Sweep until `stop` is set."""
@@ -82,6 +90,7 @@ class Sweeper:
         for part in (
             self._reap,
             self._expire,
+            self._count_bad_ends,
             self._notice_broker_loss,
             self._feed,
             self._replace_lost,
@@ -112,13 +121,16 @@ class Sweeper:
         # Leases that a supervisor ended by hand must not wait long: the look costs one small index.
         while reaped := jobs.reap(self._db):
             for job_id, state in reaped:
-                self._metrics.reaped.labels(state).inc()
                 log.warning("job_reaped", job_id=job_id, state=state)
 
     def _expire(self) -> None:
         if num_expired := jobs.expire(self._db):
             self._metrics.expired.inc(num_expired)
             log.info("jobs_expired", count=num_expired)
+
+    def _count_bad_ends(self) -> None:
+        # From the events, since jobs are also taken back by workers and supervisors, and fail in workers.
+        self._bad_ends.turn(self._metrics.ended_badly)
 
     def _notice_broker_loss(self) -> None:
         epoch, made = self._broker.epoch()

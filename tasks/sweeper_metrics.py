@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
+from storage.job_views import BadEnd
+from storage.states import State
 from tasks.metric_collectors import BellCollector, Bells, RowCollector
 from tasks.queues import LANES
 
@@ -20,8 +22,14 @@ class SweeperMetrics:
         )
         self.reaped = Counter(
             "calotype_jobs_reaped",
-            "Jobs taken back since their lease ran out, by their state then.",
+            "Jobs taken back from a worker that died or went silent, by their state then.",
             ["state"],
+            registry=registry,
+        )
+        self.failed = Counter(
+            "calotype_jobs_failed",
+            "Jobs that failed, by the code of their error.",
+            ["tier", "code"],
             registry=registry,
         )
         self.expired = Counter(
@@ -37,6 +45,17 @@ class SweeperMetrics:
             "calotype_orphans_deleted", "Objects deleted that no row pointed to.", registry=registry
         )
 
+        # `increase()` misses the first event of a counter that was not there before it.
+        for state in (State.QUEUED, State.FAILED, State.CANCELED):
+            self.reaped.labels(state.value)
+
+    def ended_badly(self, end: BadEnd) -> None:
+        """Count a job that failed, was taken back from its worker, or both."""
+        if end.transition == "reap":
+            self.reaped.labels(end.state).inc()
+        if end.error_code is not None:
+            self.failed.labels(end.tier, end.error_code).inc()
+
     def watch_bells(self, bells: Bells) -> None:
         """Export how many messages were sent and how many could not be."""
         self.registry.register(BellCollector(bells))
@@ -45,6 +64,9 @@ class SweeperMetrics:
         self, oldest_seconds: Callable[[], Mapping[tuple[str, str], float]], tiers: list[str]
     ) -> None:
         """Export the age of the oldest queued job; read from Postgres when Prometheus asks."""
+
+        for tier in tiers:
+            self.failed.labels(tier, "worker_lost")
 
         def read() -> Iterator[tuple[list[str], float]]:
             found = oldest_seconds()

@@ -20,7 +20,6 @@ OWN_WORDS = frozenset(
         "deadline_exceeded",
         "engine_stopped",
         "internal_error",
-        "invalid_prompt",
         "invalid_request",
         "lease_overdue",
         "numeric_error",
@@ -29,8 +28,8 @@ OWN_WORDS = frozenset(
         "worker_lost",
     }
 )
-"""Error codes whose details we wrote ourselves. Any other detail may quote a library, and with it a prompt, a
-path or a link: it is not shown."""
+"""Error codes whose details we wrote ourselves and quote nothing in. Any other detail is not shown: it may
+quote a library, and with it a prompt, a path or a link; that of `invalid_prompt` quotes the prompt."""
 
 
 @dataclass(frozen=True)

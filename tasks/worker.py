@@ -29,7 +29,7 @@ from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import Unavailable
-from storage.job_views import last_event_before
+from storage.job_views import last_event_before, newest_event
 from storage.job_views import taken_away as jobs_taken_away
 from storage.jobs import WorkerName
 from storage.profiles import publish
@@ -39,6 +39,7 @@ from tasks.app import make_celery
 from tasks.consumer import Consumer
 from tasks.consumer_watchdog import EXIT_DEAF, ConsumerWatchdog
 from tasks.device_record import DeviceRecord, dead_processes
+from tasks.event_cursor import EventCursor
 from tasks.generate import Generate, GeneratePlan
 from tasks.heart import Heart
 from tasks.holdings import Holdings
@@ -157,8 +158,11 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     )
     progress = ProgressWriter(holdings, partial(write_progress, progress_db))
     taken_away = TakenAway(
-        partial(last_event_before, db, LOOK_BACK_SECONDS),
-        lambda after, limit: jobs_taken_away(db, options.tiers, after=after, limit=limit),
+        EventCursor(
+            partial(last_event_before, db, LOOK_BACK_SECONDS),
+            partial(newest_event, db),
+            lambda after, limit: jobs_taken_away(db, options.tiers, after=after, limit=limit),
+        ),
         generate.look_up,
         look_seconds=settings.sweep_seconds,
     )

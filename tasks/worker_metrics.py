@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from engine.errors import EngineError
+from storage.errors import StorageError
 from storage.job_views import Outcome
 from storage.jobs import Claim
 from storage.states import State
@@ -84,6 +86,8 @@ class WorkerMetrics(JobObserver):
         for tier in tiers:
             self._images.labels(tier)
             self._device_seconds.labels(tier)
+            for code in ("internal_error", *_codes_below(EngineError), *_codes_below(StorageError)):
+                self._failures.labels(tier, code)
             for lane in LANES:
                 for state in (State.SUCCEEDED, State.FAILED, State.CANCELED, State.QUEUED):
                     self._settled.labels(tier, lane, state.value)
@@ -132,3 +136,8 @@ class WorkerMetrics(JobObserver):
                 self._stages.labels(job.tier, job.lane, stage).observe(outcome.timings[name])
         elif outcome.state is not State.CANCELED:
             self._failures.labels(job.tier, outcome.error_code).inc()
+
+
+def _codes_below(kind: type[EngineError] | type[StorageError]) -> set[str]:
+    """The code of an error class and of all that derive from it."""
+    return {kind.code}.union(*(_codes_below(one) for one in kind.__subclasses__()))

@@ -13,14 +13,16 @@ from storage import accounts, jobs, sessions
 from storage.database import Database
 from storage.errors import Unavailable
 from storage.job_views import get
+from storage.jobs import WorkerName
 from storage.roles import DatabaseRole
 from storage.states import State
-from storage.workers import Worker, heartbeat, say_goodbye
+from storage.workers import Worker, declare_dead, heartbeat, say_goodbye
 from tasks.app import make_celery
 from tasks.broker import Broker
 from tasks.dispatch import Dispatcher
 from tasks.queues import CPU_QUEUE
 from tasks.sweeper import Sweeper, SweepPlan
+from tasks.sweeper_metrics import SweeperMetrics
 from tests.integration.tasks.conftest import MakeJob
 
 
@@ -35,10 +37,14 @@ class Bench:
         self.redis = redis.Redis.from_url(services.broker_url)
         celery = make_celery(services.broker_url, self.prefix, [tier])
         self.dispatcher = Dispatcher(celery)
-        self.sweeper = Sweeper(database, self.broker, self.dispatcher, [tier], plan)
+        self.metrics = SweeperMetrics()
+        self.sweeper = Sweeper(database, self.broker, self.dispatcher, [tier], plan, metrics=self.metrics)
 
     def depth(self, lane: str) -> int:
         return self.broker.depth(f"{self.tier}.{lane}")
+
+    def counted(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0
 
     def wipe(self) -> None:
         for key in self.redis.scan_iter(self.prefix + "*"):
@@ -183,3 +189,29 @@ def test_S38_after_an_outage_the_sweeper_reaps_once_workers_could_renew_their_le
         sweeper.sweep()
         assert get(database, job.account_id, job.id).state is state
     db.close()
+
+
+def test_jobs_that_others_took_back_or_failed_are_counted(
+    bench: Bench,
+    database: Database,
+    databases: dict[DatabaseRole, Database],
+    make_job: MakeJob,
+    tier: str,
+) -> None:
+    lost, failed = make_job(), make_job()
+    name = WorkerName("b-dead", "w-dead")
+    num_deaths = 0
+    while get(database, lost.account_id, lost.id).state != "failed":
+        claimed = jobs.claim(databases["worker"], lost.id, tiers=[tier], worker=name, lease_seconds=60)
+        assert claimed is not None
+        declare_dead(databases["worker"], boot_id="b-dead", on_device=[lost.id])
+        num_deaths += 1
+    claimed = jobs.claim(databases["worker"], failed.id, tiers=[tier], worker=name, lease_seconds=60)
+    assert claimed is not None
+    jobs.fail(databases["worker"], claimed.lease, code="numeric_error", detail="x", retryable=False)
+    for _ in range(3):  # each is counted once
+        bench.sweeper.sweep()
+    assert bench.counted("calotype_jobs_reaped_total", state="queued") == num_deaths - 1
+    assert bench.counted("calotype_jobs_reaped_total", state="failed") == 1
+    assert bench.counted("calotype_jobs_failed_total", tier=tier, code="worker_lost") == 1
+    assert bench.counted("calotype_jobs_failed_total", tier=tier, code="numeric_error") == 1

@@ -1,6 +1,7 @@
 """S23: whatever becomes of a job, its task says so under the job's id, from the row that is written."""
 
 import pytest
+from sqlalchemy import text
 
 from engine.errors import (
     Canceled,
@@ -12,7 +13,7 @@ from engine.errors import (
 )
 from storage import jobs
 from storage.database import Database
-from storage.job_views import Outcome, get, last_event_before, taken_away
+from storage.job_views import TAKEN_AWAY, Outcome, get, last_event_before, newest_event, taken_away
 from storage.jobs import Claim, WorkerName, claim
 from tasks.generate import Generate
 from tasks.job_observers import JobObserver
@@ -188,3 +189,28 @@ def test_S23_jobs_that_no_worker_ended_are_found_for_their_tier_if_a_message_was
     assert [job_id for _, job_id in events] == [canceled.id, expired.id, reaped.id]
     assert taken_away(worker_database, [tier], after=events[0][0], limit=1) == [events[1]]
     assert taken_away(worker_database, ["another"], after=before, limit=10) == []
+
+
+def test_S23_a_look_for_them_reads_no_other_events(database: Database, make_job: MakeJob, tier: str) -> None:
+    job, canceled = make_job(), make_job()
+    before = newest_event(database)
+    jobs.cancel(database, canceled.account_id, canceled.id)
+    with database.transaction() as connection:
+        connection.execute(
+            text(
+                """INSERT INTO job_events (job_id, transition, state, attempt)
+                   SELECT :id, 'claim', 'running', 1 FROM generate_series(1, 20000)"""
+            ),
+            {"id": job.id},
+        )
+        connection.execute(text("ANALYZE job_events"))
+        query = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {TAKEN_AWAY.text}")
+        plan = connection.execute(query, {"after": before, "tiers": [tier], "limit": 100}).scalar_one()
+        connection.rollback()
+    nodes, open_nodes = [], [plan[0]["Plan"]]
+    while open_nodes:
+        nodes.append(open_nodes.pop())
+        open_nodes += nodes[-1].get("Plans", [])
+    (events,) = [node for node in nodes if node.get("Relation Name") == "job_events"]
+    assert events["Index Name"] == "events_that_end_jobs"
+    assert events["Actual Rows"] + events.get("Rows Removed by Filter", 0) == 1

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import psutil
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 from structlog.testing import capture_logs
@@ -93,6 +94,27 @@ def test_whoever_keeps_silent_is_cut_for_the_next(port: int, connection: http.cl
         connection.request("GET", "/metrics")
         assert connection.getresponse().status == 200
         assert all(is_closed(client) for client in silent[:MAX_CONNECTIONS])
+
+
+def num_open(port: int) -> int:
+    """How many connections to this port the process' server has open."""
+    local = [connection for connection in psutil.Process().net_connections("tcp4") if connection.laddr]
+    return sum(one.status == "ESTABLISHED" and one.laddr.port == port for one in local)
+
+
+def test_of_many_that_connect_at_once_only_so_many_stay(
+    port: int, connection: http.client.HTTPConnection
+) -> None:
+    with ExitStack() as stack:
+        silent = []
+        for _ in range(200):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+            silent.append(client)
+        connection.request("GET", "/metrics")
+        assert connection.getresponse().status == 200
+        assert num_open(port) <= MAX_CONNECTIONS
 
 
 def test_a_port_that_is_taken_is_said_and_ends_nothing(port: int) -> None:

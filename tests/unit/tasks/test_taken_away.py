@@ -3,7 +3,8 @@
 import pytest
 
 from storage.errors import Unavailable
-from tasks.taken_away import LATE_SECONDS, MAX_FOUND, TakenAway
+from tasks.event_cursor import LATE_SECONDS, MAX_FOUND, EventCursor
+from tasks.taken_away import TakenAway
 
 
 class Events:
@@ -14,11 +15,18 @@ class Events:
         self.looked_up: list[str] = []
         self.now = 0.0
         self.is_away = False
-        self.taken_away = TakenAway(
-            lambda: max(self.jobs, default=0), self.find, self.look_up, look_seconds=1, clock=lambda: self.now
+        self.num_others = 0  # the newest event of another kind
+        self.asked_after: list[int] = []
+        cursor = EventCursor(
+            lambda: max(self.jobs, default=0),
+            lambda: max(self.num_others, *self.jobs),
+            self.find,
+            clock=lambda: self.now,
         )
+        self.taken_away = TakenAway(cursor, self.look_up, look_seconds=1)
 
     def find(self, after: int, limit: int) -> list[tuple[int, str]]:
+        self.asked_after.append(after)
         return sorted((number, job) for number, job in self.jobs.items() if number > after)[:limit]
 
     def look_up(self, job_id: str) -> None:
@@ -74,3 +82,15 @@ def test_S23_what_could_not_be_looked_up_is_looked_up_again(events: Events) -> N
     events.turn()
     events.turn()
     assert events.looked_up == ["a"]
+
+
+def test_S23_events_of_other_kinds_are_left_behind_too(events: Events) -> None:
+    for number in range(100, 2000, 100):
+        events.num_others = number
+        events.turn()
+        assert number - events.asked_after[-1] <= 100 * (LATE_SECONDS + 2)
+    events.jobs[2000] = "a"
+    events.turn()
+    events.jobs[1999] = "late"
+    events.turn()
+    assert events.looked_up == ["a", "late"]

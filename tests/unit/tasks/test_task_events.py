@@ -85,6 +85,7 @@ def test_S23_a_second_message_of_a_job_that_runs_elsewhere_says_nothing() -> Non
         ("generation_failed", "ValueError: a red heart /home/me/x.bin", "generation_failed: ValueError"),
         ("generation_failed", "/home/me: a red heart", "generation_failed"),
         ("storage_unavailable", "http://store/acc_1/job_1/0.png?X-Amz-Signature=1", "storage_unavailable"),
+        ("invalid_prompt", "prompt: its token '<my-cat>' is not among the 8 that ...", "invalid_prompt"),
         (None, None, "queued"),
     ],
 )
