@@ -137,7 +137,7 @@ class AsyncClient:
 
         The file is written whole or not at all, after its SHA-256 was compared with the server's. The key
         is not sent to the object store that the API redirects to. Raises `JobNotSucceededError`, and
-        `NotFoundError` if there is no such image.
+        `NotFoundError` if there is no such image, and `OSError` if the file cannot be written.
         """
         found, data = await self._run(steps.downloaded(job, index, self._conduct))
         path = image_path(to, found, index)
@@ -163,7 +163,8 @@ class AsyncClient:
 
         `delimiter` (`semicolon`) and `encoding` (`windows-1251`) are recognised if left out; the batch's
         `read_as` and `warnings` say how. What `results_csv` gave continues: what succeeded is left alone.
-        Raises `InvalidRequestError` whose `errors` name line and column, and then nothing was accepted.
+        Raises `InvalidRequestError` whose `errors` name line and column, and then nothing was accepted,
+        and `OSError` if the file cannot be read.
         """
         name, content = await asyncio.to_thread(read_csv, file, filename)
         form = {"model": model, "webhook_url": webhook_url, "delimiter": delimiter, "encoding": encoding}

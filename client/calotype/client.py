@@ -141,7 +141,7 @@ class Client:
 
         The file is written whole or not at all, after its SHA-256 was compared with the server's. The key
         is not sent to the object store that the API redirects to. Raises `JobNotSucceededError`, and
-        `NotFoundError` if there is no such image.
+        `NotFoundError` if there is no such image, and `OSError` if the file cannot be written.
         """
         found, data = self._run(steps.downloaded(job, index, self._conduct))
         path = image_path(to, found, index)
@@ -167,7 +167,8 @@ class Client:
 
         `delimiter` (`semicolon`) and `encoding` (`windows-1251`) are recognised if left out; the batch's
         `read_as` and `warnings` say how. What `results_csv` gave continues: what succeeded is left alone.
-        Raises `InvalidRequestError` whose `errors` name line and column, and then nothing was accepted.
+        Raises `InvalidRequestError` whose `errors` name line and column, and then nothing was accepted,
+        and `OSError` if the file cannot be read.
         """
         name, content = read_csv(file, filename)
         form = {"model": model, "webhook_url": webhook_url, "delimiter": delimiter, "encoding": encoding}
