@@ -17,6 +17,7 @@ from . import __version__, calls, steps
 from .connection import connection_to
 from .files import image_path, read_csv, write_whole
 from .parameters import JobParameters
+from .presigned import hide_query
 from .resources import Batch, Job, Model, Tier
 from .steps import Conduct, Fetch, Found, Outcome, Send, Sleep, Step, Steps
 from .webhooks import verify_webhook
@@ -51,7 +52,7 @@ class Client:
         )
         self._conduct = Conduct(self._connection.url, max_retries)
         self._api = httpx2.Client(**self._connection.api_options)
-        self._links = httpx2.Client(**self._connection.link_options)
+        self._links = httpx2.Client(**self._connection.link_options, event_hooks={"request": [hide_query]})
 
     def __enter__(self) -> Self:
         return self
