@@ -70,8 +70,9 @@ $(INSTALLED): requirements.lock requirements-quantization.lock pyproject.toml de
 	@{ $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock 2>&1; echo $$? > $(VENV)/status; } \
 	  | tee $(VENV)/pip.log | awk '/^(Collecting|Installing)/ { print "    " substr($$0, 1, 100); fflush() }'
 	@test "$$(cat $(VENV)/status)" = 0 || { tail -n 20 $(VENV)/pip.log; echo "pip failed; all that it said is in $(VENV)/pip.log"; exit 1; }
-	@# What earlier versions installed. The server runs from its tree now, through this command.
-	@$(BIN)/python -m pip uninstall --quiet --yes calotype 2> $(VENV)/pip.log
+	@# The server that earlier versions installed, known by its command; the client has the same name and stays.
+	@if $(BIN)/python -I -c 'import sys; from importlib.metadata import distributions as found; sys.exit(not any(p.value == "cli:main" for d in found(name="calotype") for p in d.entry_points))'; \
+	  then $(BIN)/python -m pip uninstall --quiet --yes calotype 2> $(VENV)/pip.log; fi
 	@$(BIN)/python deploy/command.py > $(BIN)/calotype && chmod 755 $(BIN)/calotype
 	@# For one test, and beside the rest: diffusers imports torchao wherever it is, at some seconds a start.
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(VENV)/quantization \

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from engine.engine import Engine
-from engine.errors import EngineError, GenerationFailed, LoadError, NumericError, OutOfMemory
+from engine.errors import (
+    EngineError,
+    GenerationFailed,
+    GenerationImpossible,
+    LoadError,
+    NumericError,
+    OutOfMemory,
+)
 from engine.families.family import Conditions, Encoding, Family
 from engine.request import GenerationRequest, SchedulerSpec
 from engine.runner import translate
@@ -23,6 +30,7 @@ GUIDANCE_SCALE = 4.0
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DENOISERS = ("unet", "transformer")
 DECODERS = ("vae",)
+REMEDY = "the components do not fit together, take those that were published together"
 
 
 def check_first_image(
@@ -39,6 +47,7 @@ def check_first_image(
     A few steps are enough for most; an image that is no number after these is drawn again with as many as a
     request has by default, since few steps leave latents that an autoencoder was not made for.
     """
+    _check_channels(components)
     named = _Named(family, components)
     for num_steps in sorted({min(NUM_STEPS, default_steps), default_steps}):
         error = _error_of(named, row_limits, scheduler, size, num_steps)
@@ -49,7 +58,32 @@ def check_first_image(
     if isinstance(error, OutOfMemory | LoadError):
         raise error
     if error is not None:
-        raise LoadError(f"it draws no image: {error}") from error
+        is_told = isinstance(error, _Misfit) or not isinstance(error, GenerationFailed | GenerationImpossible)
+        why = str(error) if is_told or not named.names else _misfit(named, str(error))
+        raise LoadError(f"it draws no image: {why}") from error
+
+
+def _check_channels(components: Mapping[str, Any]) -> None:
+    """Raise `LoadError` where a UNet takes or gives other channels than the autoencoder's latents have."""
+    unet, vae = components.get("unet"), components.get("vae")
+    expected = getattr(getattr(vae, "config", None), "latent_channels", None)
+    if unet is None or expected is None:
+        return
+    for entry in ("in_channels", "out_channels"):
+        there = getattr(unet.config, entry, expected)
+        if there != expected:
+            raise LoadError(
+                f"its unet ({type(unet).__name__}) has {there} {entry}"
+                f" and its vae ({type(vae).__name__}) {expected} channels: {REMEDY}"
+            )
+
+
+def _misfit(named: "_Named", said: str) -> str:
+    return f"its {named} fails ({said}): {REMEDY}"
+
+
+class _Misfit(GenerationFailed):
+    """A failure whose message names the component."""
 
 
 def _error_of(
@@ -131,10 +165,7 @@ class _Named:
             if isinstance(translate(error), OutOfMemory):
                 raise
             said = " ".join(str(error).split())
-            raise GenerationFailed(
-                f"its {self} fails ({type(error).__name__}: {said}): the components do not fit together,"
-                " take those that were published together"
-            ) from error
+            raise _Misfit(_misfit(self, f"{type(error).__name__}: {said}")) from error
 
 
 def square(family: Family, max_pixels: int) -> tuple[int, int]:

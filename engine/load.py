@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from engine.buckets import BUCKET_STEP, shared
 from engine.compilation import Size, as_written, compile_sizes, only_here
 from engine.engine import Engine
-from engine.errors import EngineError, LoadError, OutOfMemory
+from engine.errors import EngineError, LoadError, OutOfMemory, RequestInvalid
 from engine.families.family import Family
 from engine.families.flux import Flux
 from engine.families.pixart import PixArt
@@ -174,7 +174,12 @@ def _check_offer(spec: ModelSpec, family: Family, row_limits: Mapping[int, int])
         default, most = spec.default_num_inference_steps, spec.max_num_inference_steps
         tables.check_offer(name, scheduler_named(name), default, most)
     if not (spec.schedulers or schedulers_of(family.scheduler, family.flow_sigmas)):
-        raise LoadError(f"no scheduler here can draw with its {type(family.scheduler).__name__}")
+        refused = f"no scheduler here can draw with its {type(family.scheduler).__name__}"
+        try:
+            tables.table(SchedulerSpec("euler" if family.flow_sigmas is None else "flow_match_euler"), 2)
+        except RequestInvalid as error:
+            raise LoadError(f"{refused}: {error}") from error
+        raise LoadError(refused)
     limit = family.max_side
     if limit is None:
         return

@@ -8,10 +8,26 @@ Each pattern takes time linear in the prompt.
 import re
 
 _NUMBER = r"[+-]?(?:\d{0,2}\.\d{1,6}|[0-2]\.?)"  # a whole number above 2 is hardly a weight
+_DECIMAL = r"[+-]?\d{0,2}\.\d{1,6}"
 _FREE = r"(?<!\\)"  # behind a backslash, a bracket means itself in those programs too
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     # A weight behind a colon, but no time, ratio, scale or verse: `(16:9)`, `(at 10:30)`, `(1:1.85)`.
-    ("a weight", re.compile(rf"{_FREE}\([^()]*(?:[^\d\s()]\s*:\s*{_NUMBER}|\d{{2}}:[01]?\.\d{{1,6}})\s*\)")),
+    # In brackets, before a bracket whose partner is further away, and in one that nobody closed.
+    (
+        "a weight",
+        re.compile(
+            rf"{_FREE}\([^()]*(?:[^\d\s()]\s*:\s*{_NUMBER}|\d{{2}}:[01]?\.\d{{1,6}})\s*\)"
+            rf"|[^\s(:,]{{0,20}}(?:[^\d\s(:,]\s*:\s*{_DECIMAL}|\)\s*:\s*{_NUMBER}|\d{{2}}:[01]?\.\d{{1,6}})\s*\)"
+            rf"|{_FREE}\([^()]*[^\d\s()]\s*:\s*{_DECIMAL}\s*$"
+        ),
+    ),
+    # Midjourney's, but no address of IPv6.
+    (
+        "a weight",
+        re.compile(
+            r"[^\W\d_]{0,20}(?:[^\W\d_]|\))(?:::-?|\s{1,2}::(?:-|(?=\d{0,3}\.)))(?:\d{1,3}(?:\.\d{1,6})?|\.\d{1,6})(?=[\s,.;)]|$)"
+        ),
+    ),
     ("a weight", re.compile(rf"{_FREE}\({_FREE}\([^()]*\)\)")),
     ("a weight", re.compile(rf"{_FREE}\{{{_FREE}\{{[^{{}}]*\}}\}}")),
     ("a weight", re.compile(rf"{_FREE}\[(?!\s*\])[^\[\]]*\](?<!\\\])")),

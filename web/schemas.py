@@ -140,7 +140,11 @@ class JobRequest(Body):
     )
     width: Side | None = Field(None, description="Pixels; the smallest tier's default if left out.")
     height: Side | None = Field(None, description="Pixels; the smallest tier's default if left out.")
-    num_inference_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Denoising steps.")
+    num_inference_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Denoising steps. "
+        "With `ddim`, a number that does not divide 1000 may leave a little noise.",
+    )
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         None, description="How closely to follow the prompt; 1 or less means without guidance."
     )

@@ -26,6 +26,7 @@ from .errors import (
     UnauthenticatedError,
     UnexpectedAnswerError,
     UnreachableError,
+    UnsendableError,
     WaitTimeoutError,
     WebhookError,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "UnauthenticatedError",
     "UnexpectedAnswerError",
     "UnreachableError",
+    "UnsendableError",
     "WaitTimeoutError",
     "WaitingReason",
     "WebhookError",

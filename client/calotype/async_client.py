@@ -16,6 +16,7 @@ from . import __version__, calls, steps
 from .connection import connection_to
 from .files import image_path, read_csv, write_whole
 from .parameters import JobParameters
+from .presigned import hide_query_async
 from .resources import Batch, Job, Model, Tier
 from .steps import Conduct, Fetch, Found, Outcome, Send, Sleep, Step, Steps
 from .webhooks import verify_webhook
@@ -45,7 +46,9 @@ class AsyncClient:
         )
         self._conduct = Conduct(self._connection.url, max_retries)
         self._api = httpx2.AsyncClient(**self._connection.api_options)
-        self._links = httpx2.AsyncClient(**self._connection.link_options)
+        self._links = httpx2.AsyncClient(
+            **self._connection.link_options, event_hooks={"request": [hide_query_async]}
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -137,7 +140,7 @@ class AsyncClient:
 
         The file is written whole or not at all, after its SHA-256 was compared with the server's. The key
         is not sent to the object store that the API redirects to. Raises `JobNotSucceededError`, and
-        `NotFoundError` if there is no such image.
+        `NotFoundError` if there is no such image, and `OSError` if the file cannot be written.
         """
         found, data = await self._run(steps.downloaded(job, index, self._conduct))
         path = image_path(to, found, index)
@@ -163,7 +166,8 @@ class AsyncClient:
 
         `delimiter` (`semicolon`) and `encoding` (`windows-1251`) are recognised if left out; the batch's
         `read_as` and `warnings` say how. What `results_csv` gave continues: what succeeded is left alone.
-        Raises `InvalidRequestError` whose `errors` name line and column, and then nothing was accepted.
+        Raises `InvalidRequestError` whose `errors` name line and column, and then nothing was accepted,
+        and `OSError` if the file cannot be read.
         """
         name, content = await asyncio.to_thread(read_csv, file, filename)
         form = {"model": model, "webhook_url": webhook_url, "delimiter": delimiter, "encoding": encoding}

@@ -16,6 +16,7 @@ import httpx2
 
 from .answers import json_object, link_of
 from .resources import Batch, Job, JobPage, Json, Model, Tier, batch_of, job_of, job_page_of, list_of
+from .values import as_utf8, header, json_fields, texts
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ def submit(
         "/v1/jobs",
         _as(job_of),
         is_repeatable=True,
-        json={"prompt": prompt, **given},
+        json=json_fields({"prompt": prompt, **given}),
         headers=_once(idempotency_key) | ({"Prefer": f"wait={wait_seconds}"} if wait_seconds else {}),
         wait_seconds=wait_seconds,
     )
@@ -71,7 +72,7 @@ def get_job(job_id: str, *, wait_seconds: float = 0) -> Call[Job]:
 def list_jobs(filters: Mapping[str, Any], cursor: str | None) -> Call[JobPage]:
     """`GET /v1/jobs`: one page."""
     wanted = {name: value for name, value in {**filters, "cursor": cursor}.items() if value is not None}
-    return _get("/v1/jobs", _as(job_page_of), wanted)
+    return _get("/v1/jobs", _as(job_page_of), texts(wanted))
 
 
 def cancel_job(job_id: str) -> Call[Job]:
@@ -88,13 +89,14 @@ def upload_csv(
     filename: str, content: bytes, form: Mapping[str, str | None], *, idempotency_key: str | None
 ) -> Call[Batch]:
     """`POST /v1/batches`."""
+    as_utf8("filename", filename)
     return Call(
         "POST",
         "/v1/batches",
         _as(batch_of),
         is_repeatable=True,
         headers=_once(idempotency_key),
-        data={name: value for name, value in form.items() if value is not None},
+        data=texts({name: value for name, value in form.items() if value is not None}),
         files={"file": (filename, content, "text/csv")},
     )
 
@@ -155,9 +157,9 @@ def _rows(response: httpx2.Response) -> list[dict[str, str]]:
 
 
 def _once(idempotency_key: str | None) -> dict[str, str]:
-    return {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    return {"Idempotency-Key": header("idempotency_key", idempotency_key or str(uuid.uuid4()))}
 
 
 def _part(name: str) -> str:
     """An id as one part of a path, whatever is in it."""
-    return quote(name, safe="")
+    return quote(as_utf8("id", name), safe="")

@@ -17,6 +17,7 @@ from . import __version__, calls, steps
 from .connection import connection_to
 from .files import image_path, read_csv, write_whole
 from .parameters import JobParameters
+from .presigned import hide_query
 from .resources import Batch, Job, Model, Tier
 from .steps import Conduct, Fetch, Found, Outcome, Send, Sleep, Step, Steps
 from .webhooks import verify_webhook
@@ -51,7 +52,7 @@ class Client:
         )
         self._conduct = Conduct(self._connection.url, max_retries)
         self._api = httpx2.Client(**self._connection.api_options)
-        self._links = httpx2.Client(**self._connection.link_options)
+        self._links = httpx2.Client(**self._connection.link_options, event_hooks={"request": [hide_query]})
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +142,7 @@ class Client:
 
         The file is written whole or not at all, after its SHA-256 was compared with the server's. The key
         is not sent to the object store that the API redirects to. Raises `JobNotSucceededError`, and
-        `NotFoundError` if there is no such image.
+        `NotFoundError` if there is no such image, and `OSError` if the file cannot be written.
         """
         found, data = self._run(steps.downloaded(job, index, self._conduct))
         path = image_path(to, found, index)
@@ -167,7 +168,8 @@ class Client:
 
         `delimiter` (`semicolon`) and `encoding` (`windows-1251`) are recognised if left out; the batch's
         `read_as` and `warnings` say how. What `results_csv` gave continues: what succeeded is left alone.
-        Raises `InvalidRequestError` whose `errors` name line and column, and then nothing was accepted.
+        Raises `InvalidRequestError` whose `errors` name line and column, and then nothing was accepted,
+        and `OSError` if the file cannot be read.
         """
         name, content = read_csv(file, filename)
         form = {"model": model, "webhook_url": webhook_url, "delimiter": delimiter, "encoding": encoding}

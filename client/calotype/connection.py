@@ -85,14 +85,22 @@ def connection_to(
 
 
 def _check_url(url: str) -> None:
+    """Raise `ConfigurationError` unless paths can be appended to `url`; no message shows a password of it."""
+    rule = "an address is https://HOST or http://HOST:PORT, and a path if need be"
+    if "@" in url:
+        # httpx2 would send the user as Basic credentials in place of the key.
+        raise ConfigurationError(f"the address holds a user or an '@': {rule}; the key is given by itself")
+    for sign, means in (("?", "a query or ends in '?'"), ("#", "a fragment or ends in '#'")):
+        if sign in url:
+            raise ConfigurationError(f"the address {url.partition(sign)[0]!r} has {means}: {rule}")
     try:
         httpx2.URL(url)
         parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
     except (httpx2.InvalidURL, ValueError) as error:
         raise ConfigurationError(f"{url!r} is not an address: {error}") from error
     if not is_address:
-        raise ConfigurationError(f"{url!r} is not an address like https://HOST or http://HOST:PORT")
+        raise ConfigurationError(f"{url!r} is not an address: {rule}")
 
 
 def _tls(ca_file: str | Path | None) -> ssl.SSLContext:

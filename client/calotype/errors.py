@@ -2,6 +2,7 @@
 
 CalotypeError
  ├─ ConfigurationError          no address or key, or one that cannot be used
+ ├─ UnsendableError             no request can carry this value: field
  ├─ UnreachableError            nothing answers, or the connection was lost
  │   └─ UnexpectedAnswerError   something that is no calotype answers there
  ├─ ApiError                    the server refused: status, code, errors by field, request id
@@ -39,6 +40,17 @@ class ConfigurationError(CalotypeError, ValueError):
     """No address or API key was given, or one that cannot be used."""
 
     code = "configuration"
+
+
+class UnsendableError(CalotypeError, ValueError):
+    """A value that no request can carry; `field` names it, and nothing was sent."""
+
+    code = "unsendable"
+
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(f"{field}: {detail}")
+        self.field = field
+        self.detail = detail
 
 
 class UnreachableError(CalotypeError):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import WebhookError
+from .errors import ConfigurationError, WebhookError
 
 TOLERANCE_SECONDS = 300
 _PREFIX = "whsec_"
@@ -45,9 +45,10 @@ def verify_webhook(
     `secrets` is one `whsec_` secret or several while one is being replaced. The message is good if any of
     its `v1` signatures is of any of them, and its timestamp is within `tolerance_seconds` of `now`, which is
     this machine's clock if left out. The `code` of the error is `missing_header`, `invalid_header`,
-    `timestamp_too_old`, `timestamp_too_new`, `no_matching_signature` or `invalid_body`.
+    `timestamp_too_old`, `timestamp_too_new`, `no_matching_signature` or `invalid_body`. Raises
+    `ConfigurationError` for a secret that is none.
     """
-    data = body.encode() if isinstance(body, str) else bytes(body)
+    data = _bytes(body)
     given = {name.lower(): value for name, value in headers.items()}
     message_id, timestamp, signatures = (
         _header(given, name) for name in ("webhook-id", "webhook-timestamp", "webhook-signature")
@@ -60,10 +61,21 @@ def verify_webhook(
     return _event(message_id, signed_at, data)
 
 
+def _bytes(body: bytes | str) -> bytes:
+    try:
+        return body.encode() if isinstance(body, str) else bytes(body)
+    except UnicodeEncodeError as error:
+        raise WebhookError("invalid_body", "the body holds what UTF-8 cannot hold") from error
+
+
 def _header(given: Mapping[str, str], name: str) -> str:
     value = given.get(name)
     if not value:
         raise WebhookError("missing_header", f"the header {name} is missing")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise WebhookError("invalid_header", f"the header {name} holds what UTF-8 cannot hold") from error
     return value
 
 
@@ -85,7 +97,7 @@ def _key(secret: str) -> bytes:
     except (binascii.Error, ValueError):
         key = b""
     if not key:
-        raise ValueError("a webhook secret is 'whsec_' and base64")
+        raise ConfigurationError("a webhook secret is 'whsec_' and base64")
     return key
 
 
@@ -103,7 +115,7 @@ def _is_signed(content: bytes, signatures: str, keys: Iterable[bytes]) -> bool:
 def _event(message_id: str, signed_at: int, data: bytes) -> WebhookEvent:
     try:
         message = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict) or not isinstance(message.get("data"), dict):
         raise WebhookError("invalid_body", "the body is signed, and is no JSON object with `data`")

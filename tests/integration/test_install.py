@@ -86,3 +86,44 @@ def test_S27_the_command_runs_a_tree_whose_path_is_hard_to_quote(tmp_path: Path)
             check=False,
         )
         assert answer.stdout == "tree ['a b', '*']\n", answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("entry_points", "is_kept"),
+    [("", True), ("[console_scripts]\ncalotype = cli:main\n", False)],
+    ids=["the client", "the server of an earlier version"],
+)
+def test_make_install_removes_the_earlier_server_and_leaves_the_client(
+    entry_points: str, is_kept: bool, tmp_path: Path
+) -> None:
+    """Both are distributions of the name `calotype`; the locks are empty, so that nothing is downloaded."""
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(ROOT / "deploy" / "command.py", tmp_path / "deploy")
+    for name in ("requirements.lock", "requirements-quantization.lock"):
+        (tmp_path / name).write_text("# nothing\n")
+    # What setuptools leaves in a tree that was installed in place says nothing of what is installed.
+    _describe(tmp_path / "calotype.egg-info" / "PKG-INFO", "[console_scripts]\ncalotype = cli:main\n")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
+    site = next((tmp_path / ".venv" / "lib").glob("python3*/site-packages"))
+    _describe(site / "calotype-0.1.0.dist-info" / "METADATA", entry_points)
+    (site / "calotype-0.1.0.dist-info" / "RECORD").write_text(
+        "".join(f"calotype-0.1.0.dist-info/{name},,\n" for name in ("METADATA", "RECORD", "entry_points.txt"))
+    )
+    answer = subprocess.run(
+        ["make", "install", f"PYTHON={sys.executable}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert (site / "calotype-0.1.0.dist-info" / "METADATA").exists() == is_kept
+
+
+def _describe(metadata: Path, entry_points: str) -> None:
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: calotype\nVersion: 0.1.0\n")
+    (metadata.parent / "entry_points.txt").write_text(entry_points)

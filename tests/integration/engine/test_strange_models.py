@@ -30,6 +30,7 @@ from diffusers import (
     PNDMScheduler,
     SCMScheduler,
     TCDScheduler,
+    UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
 from safetensors.torch import load_file, save_file
@@ -487,8 +488,47 @@ def test_E6_components_that_do_not_fit_together_are_named(copy: Callable[[str], 
     shutil.rmtree(folder / "vae")
     shutil.copytree(copy("stable_diffusion_3") / "vae", folder / "vae")
     line = refusal(folder, "stable_diffusion")
-    assert "its vae (AutoencoderKL) fails (RuntimeError: " in line
+    assert "its vae (AutoencoderKL) 16 channels" in line
     assert "take those that were published together" in line
+    folder = copy("stable_diffusion")
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    give(folder, "unet", UNet2DConditionModel.from_config(config, cross_attention_dim=24))
+    line = refusal(folder, "stable_diffusion")
+    assert "its unet (UNet2DConditionModel) fails (RuntimeError: " in line
+    assert "take those that were published together" in line
+
+
+@pytest.mark.parametrize("entry", ["in_channels", "out_channels"])
+def test_E6_a_denoiser_of_other_channels_than_the_autoencoder_is_named(
+    copy: Callable[[str], Path], entry: str
+) -> None:
+    """As those for inpainting, which take 9 channels, and those that learn a variance, which give 8."""
+    folder = copy("stable_diffusion")
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    give(folder, "unet", UNet2DConditionModel.from_config(config, **{entry: 9}))
+    line = refusal(folder, "stable_diffusion")
+    assert line.startswith("its unet (UNet2DConditionModel) has ")
+    assert "9" in line
+    assert "its vae (AutoencoderKL) 4" in line
+    assert "take those that were published together" in line
+
+
+def test_E6_a_tokenizer_without_places_is_named_with_the_remedy(copy: Callable[[str], Path]) -> None:
+    folder = copy("stable_diffusion")
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=0)
+    line = refusal(folder, "stable_diffusion")
+    assert "its text_encoder (CLIPTextModel) " in line
+    assert "take those that were published together" in line
+
+
+def test_E2_no_scheduler_that_can_draw_is_refused_with_the_reason(copy: Callable[[str], Path]) -> None:
+    folder = copy("stable_diffusion_3")
+    change(folder / "scheduler" / "scheduler_config.json", shift=0)
+    line = refusal(folder, "stable_diffusion_3")
+    start = "no scheduler here can draw with its FlowMatchEulerDiscreteScheduler: "
+    assert line.startswith(start)
+    assert "is not one of" not in line
+    assert "not for this kind of model" not in line
 
 
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "scheduler"])

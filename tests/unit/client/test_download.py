@@ -118,3 +118,31 @@ def test_the_asynchronous_client_does_the_same(serve: Serve, tmp_path: Path) -> 
 
     assert asyncio.run(download()).read_bytes() == IMAGE
     assert store.headers("Authorization") == [None, None]
+
+
+def test_the_log_of_httpx2_shows_no_signature_of_a_link(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor where the store redirects to; the query itself is sent."""
+    caplog.set_level("INFO")
+
+    def served() -> tuple[Server, Server]:
+        store = serve(Answer(302, headers={"Location": "/elsewhere?signature=def"}), Answer(body=IMAGE))
+        return store, serve(DONE, leads_to(store))
+
+    async def fetched(server: Server) -> bytes:
+        async with AsyncClient(url=server.url, api_key="calo_secret") as client:
+            return await client.image("job_1")
+
+    store, server = served()
+    with client_of(server) as client:
+        assert client.image("job_1") == IMAGE
+    other_store, other_server = served()
+    assert asyncio.run(fetched(other_server)) == IMAGE
+    for one in (store, other_store):
+        assert [asked.path for asked in one.asked] == [
+            "/bucket/image?signature=abc",
+            "/elsewhere?signature=def",
+        ]
+    assert caplog.text.count("/bucket/image") == caplog.text.count("/elsewhere") == 2
+    assert "signature" not in caplog.text
