@@ -34,6 +34,7 @@ from web.wiring import wired
 Item = TypeVar("Item")
 
 ROWS_AT_ONCE = 500
+MAX_SHOWN_LINES = 20
 PICTURE_FIELDS = tuple(name for name in COLUMNS if name not in ("preset", "deadline_seconds", "webhook_url"))
 """What decides which picture a job makes, as its row keeps it."""
 
@@ -48,6 +49,23 @@ class Work:
     """The id of the job that retries another, by that one's."""
     continued: set[str | None] = field(default_factory=set)
     """The batches of the old jobs that its rows name; None for jobs of no batch."""
+    edited_lines: list[int] = field(default_factory=list)
+    """Of rows that name an old job and ask for another picture."""
+
+    @property
+    def warnings(self) -> list[dict[str, str]]:
+        """What its maker should know before anything is drawn."""
+        if not self.edited_lines:
+            return []
+        shown = ", ".join(map(str, self.edited_lines[:MAX_SHOWN_LINES]))
+        num_more = len(self.edited_lines) - MAX_SHOWN_LINES
+        more = f" and {num_more} more" if num_more > 0 else ""
+        lines = "line" if len(self.edited_lines) == 1 else "lines"
+        detail = (
+            f"{lines} {shown}{more}: the parameters are not those of the job "
+            "that is named, so the row is a new job; cancel the batch if a spreadsheet has changed them"
+        )
+        return [{"code": "rows_edited", "field": "job_id", "detail": detail}]
 
 
 def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
@@ -151,6 +169,7 @@ def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
     )
     if is_edited:
         work.jobs.append(_admitted(request, row.line))
+        work.edited_lines.append(row.line)
     elif not _is_left(tries) or tries.counting_id in work.retried:
         work.earlier.append(_earlier(work, row.line, tries))
     else:

@@ -128,7 +128,7 @@ def create_batch() -> Response:
             raise
         if faults:
             raise InvalidRequest.of(faults)
-        return work, {"read_as": rows.read_as, "warnings": rows.warnings}
+        return work, {"read_as": rows.read_as, "warnings": [*rows.warnings, *work.warnings]}
 
     return _accept(_filename(file), read, key, digest, form.get("webhook_url"))
 

@@ -40,6 +40,13 @@ _AS_TEXT = re.compile(r'="(.{0,100})"')
 # What makes Excel or LibreOffice read a cell as a formula, full-width forms included.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 _MARK = "'"
+_MAX_RETYPED_CHARACTERS = 40
+_WORDS_OF_VALUES = re.compile(
+    r"(?:am|pm|e|true|false|eur|usd|gbp|chf|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?"
+    r"|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)",
+    re.IGNORECASE,
+)
+"""The words beside the digits of what a spreadsheet takes for a number, a date, a time, money or a truth."""
 
 
 def typed_cell(column: str, cell: str, delimiter: str = ",") -> str | int | float:
@@ -73,8 +80,9 @@ def is_missing(column: str, cell: str) -> bool:
 
 
 def harmless(cell: object) -> object:
-    """A text cell that no spreadsheet reads as a formula, nor we as an error of one.
+    """A text cell that every spreadsheet keeps as it is, and that we take for no error of one.
 
+    Without its mark it might be run as a formula, or come back as another text: `007` as 7, `3/4` as a date.
     Numbers and nothing stay as they are.
     """
     if isinstance(cell, str) and _is_marked(cell.lstrip(_MARK)):
@@ -90,7 +98,17 @@ def unmarked(cell: str) -> str:
 
 
 def _is_marked(text: str) -> bool:
-    return text.startswith(_FORMULA_STARTS) or _is_spreadsheet_error(text.strip())
+    return text.startswith(_FORMULA_STARTS) or _is_spreadsheet_error(text.strip()) or _is_retyped(text)
+
+
+def _is_retyped(text: str) -> bool:
+    """Whether a spreadsheet takes the text for a value, and writes that in a way of its own."""
+    if len(text) > _MAX_RETYPED_CHARACTERS:
+        return False
+    words = re.findall(r"[^\W\d_]+", text)
+    has_digits = any(character.isdigit() for character in text)
+    is_truth = text.strip().lower() in ("true", "false")
+    return is_truth or (has_digits and all(_WORDS_OF_VALUES.fullmatch(word) for word in words))
 
 
 def _text(cell: str) -> str:

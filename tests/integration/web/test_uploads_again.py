@@ -158,6 +158,8 @@ def test_S22_edited_rows_are_new_jobs_and_emptied_cells_keep_what_was(
     rows.append({**dict.fromkeys(rows[0], ""), "prompt": "one more"})
     again = upload(client, written(rows)).get_json()
     assert again["rows"] == counts(new=2, retried=2, still_open=1)
+    (warning,) = again["warnings"]
+    assert (warning["code"], warning["detail"].partition(":")[0]) == ("rows_edited", "line 2")
     made = {job["prompt"]: job for job in client("GET", again["links"]["jobs"]).get_json()["jobs"]}
     assert made.keys() == {"a green heart", "=1+1", "a blue star", "one more"}
     assert [made[name]["retry_of"] for name in ("a green heart", "one more")] == [None, None]

@@ -118,6 +118,37 @@ def test_no_cell_is_written_as_a_formula(start: str) -> None:
     assert harmless(start + "cmd|'/c calc'!A0") == "'" + start + "cmd|'/c calc'!A0"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "007",
+        "3/4",
+        "12:30",
+        "1e5",
+        "$4",
+        "50%",
+        "1,5",
+        "(2)",
+        "March 1",
+        "1-Jan-26",
+        "9:15 pm",
+        "TRUE",
+        "'007",
+    ],
+)
+def test_S22_a_prompt_that_a_spreadsheet_would_retype_comes_back_as_it_was(text: str) -> None:
+    written = "".join(write_csv(("prompt",), [(text,)]))
+    assert list(csv.reader(io.StringIO(written)))[1] == ["'" + text]
+    assert [cells["prompt"] for _, cells in rows(written)] == [text]
+
+
+@pytest.mark.parametrize(
+    "text", ["a red heart", "3 red hearts", "a 2x4 grid", "May", "'quoted'", "true love"]
+)
+def test_S22_a_prompt_that_no_spreadsheet_retypes_has_no_mark(text: str) -> None:
+    assert harmless(text) == text
+
+
 def test_what_is_written_can_be_read_again() -> None:
     cells = (3, 'a "quoted", one', "two\nlines", None, -1)
     text = "".join(write_csv(("a", "b", "c", "d", "e"), [cells]))
