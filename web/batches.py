@@ -113,7 +113,11 @@ def create_batch() -> Response:
         limit = wiring.max_csv_bytes
     if len(data) > limit:
         raise BodyTooLarge(f"file: larger than {limit} bytes")
-    key = idempotency_key()
+    key = None
+    try:
+        key = idempotency_key()
+    except InvalidRequest as refused:
+        faults = [*faults, *refused.errors]
     sent = [part.encode() for item in sorted(form.items()) for part in item]
     digest = digest_of(data, *sent)
 

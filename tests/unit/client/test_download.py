@@ -124,7 +124,7 @@ def test_the_log_of_httpx2_shows_no_signature_of_a_link(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor where the store redirects to; the query itself is sent."""
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="httpx2")
 
     def served() -> tuple[Server, Server]:
         store = serve(Answer(302, headers={"Location": "/elsewhere?signature=def"}), Answer(body=IMAGE))
