@@ -41,11 +41,11 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
         if alive_file is not None:
             alive_file.touch()
 
-    metrics = SweeperMetrics()
+    metrics = SweeperMetrics(tiers)
     _collect_orphans(settings, db, stop, metrics)
     dispatcher = Dispatcher(make_celery(**settings.broker, tiers=tiers))
     metrics.watch_bells(dispatcher)
-    metrics.watch_queues(lambda: oldest_queued(db), tiers)
+    metrics.watch_queues(lambda: oldest_queued(db))
     serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port)
     Sweeper(db, broker, dispatcher, tiers, plan, metrics=metrics).run(stop, after_turn)
     broker.close()

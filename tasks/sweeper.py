@@ -73,6 +73,19 @@ class Sweeper:
             clock=clock,
         )
 
+        self._parts = (
+            self._reap,
+            self._expire,
+            self._count_bad_ends,
+            self._notice_broker_loss,
+            self._feed,
+            self._replace_lost,
+            self._tend_receivers,
+            self._ring_deliveries,
+            self._remove_sessions,
+        )
+        self._metrics.begin_failures(map(_name, self._parts))
+
     def run(self, stop: threading.Event, after_turn: Callable[[], None] = lambda: None) -> None:
         """Sweep until `stop` is set."""
         while not stop.is_set():
@@ -87,17 +100,7 @@ class Sweeper:
         """
         asks_broker = (self._notice_broker_loss, self._feed, self._replace_lost, self._ring_deliveries)
         is_broker_down = False
-        for part in (
-            self._reap,
-            self._expire,
-            self._count_bad_ends,
-            self._notice_broker_loss,
-            self._feed,
-            self._replace_lost,
-            self._tend_receivers,
-            self._ring_deliveries,
-            self._remove_sessions,
-        ):
+        for part in self._parts:
             if is_broker_down and part in asks_broker:
                 continue
             try:
@@ -107,12 +110,12 @@ class Sweeper:
                     # Leases ran out while nobody could renew them: living workers renew them first.
                     self._reap_from = self._clock() + HEARTBEATS_BEFORE_REAPING * self._plan.heartbeat_seconds
                 is_broker_down = is_broker_down or isinstance(error, BrokerDown)
-                self._metrics.failures.labels(part.__name__.strip("_")).inc()
-                log.warning("sweep_part_failed", part=part.__name__.strip("_"), error=str(error))
+                self._metrics.failures.labels(_name(part)).inc()
+                log.warning("sweep_part_failed", part=_name(part), error=str(error))
             except Exception:
                 # What one part trips over must not keep the others from healing.
-                self._metrics.failures.labels(part.__name__.strip("_")).inc()
-                log.exception("sweep_part_failed", part=part.__name__.strip("_"))
+                self._metrics.failures.labels(_name(part)).inc()
+                log.exception("sweep_part_failed", part=_name(part))
         self._metrics.sweeps.inc()
 
     def _reap(self) -> None:
@@ -205,3 +208,7 @@ class Sweeper:
             for tier in worker.tiers:
                 slots[tier] = slots.get(tier, 0) + worker.bulk_slots
         return slots
+
+
+def _name(part: Callable[[], None]) -> str:
+    return part.__name__.strip("_")

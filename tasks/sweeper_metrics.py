@@ -1,6 +1,6 @@
 """What a sweeper tells Prometheus: what it healed, and for how long the oldest jobs have waited."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
@@ -13,7 +13,8 @@ from tasks.queues import LANES
 class SweeperMetrics:
     """The registry of one sweeper, and its counters."""
 
-    def __init__(self) -> None:
+    def __init__(self, tiers: Iterable[str] = ()) -> None:
+        self._tiers = list(tiers)
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.sweeps = Counter("calotype_sweeps", "Turns of the sweeper.", registry=registry)
@@ -48,6 +49,15 @@ class SweeperMetrics:
         # `increase()` misses the first event of a counter that was not there before it.
         for state in (State.QUEUED, State.FAILED, State.CANCELED):
             self.reaped.labels(state.value)
+        for tier in self._tiers:
+            self.failed.labels(tier, "worker_lost")
+            for lane in LANES:
+                self.bells_replaced.labels(tier, lane)
+
+    def begin_failures(self, parts: Iterable[str]) -> None:
+        """Count the failures of these parts of a turn from zero."""
+        for part in parts:
+            self.failures.labels(part)
 
     def ended_badly(self, end: BadEnd) -> None:
         """Count a job that failed, was taken back from its worker, or both."""
@@ -60,17 +70,12 @@ class SweeperMetrics:
         """Export how many messages were sent and how many could not be."""
         self.registry.register(BellCollector(bells))
 
-    def watch_queues(
-        self, oldest_seconds: Callable[[], Mapping[tuple[str, str], float]], tiers: list[str]
-    ) -> None:
+    def watch_queues(self, oldest_seconds: Callable[[], Mapping[tuple[str, str], float]]) -> None:
         """Export the age of the oldest queued job; read from Postgres when Prometheus asks."""
-
-        for tier in tiers:
-            self.failed.labels(tier, "worker_lost")
 
         def read() -> Iterator[tuple[list[str], float]]:
             found = oldest_seconds()
-            for tier in tiers:
+            for tier in self._tiers:
                 for lane in LANES:
                     yield [tier, lane], found.get((tier, lane), 0.0)
 

@@ -122,7 +122,7 @@ def create_batch() -> Response:
     digest = digest_of(data, *sent)
 
     def read() -> tuple[Work, dict[str, Any]]:
-        dialect = {name: known(form[name]) for name, known in DIALECT.items() if name in form}
+        dialect = {name: form[name] for name in DIALECT if name in form}
         try:
             rows = parse_csv(data, max_rows=wiring.max_csv_rows, **dialect)
             work = work_of(rows, {name: form[name] for name in DEFAULTS if name in form})
@@ -282,22 +282,17 @@ def _uploaded() -> tuple[FileStorage, dict[str, str], list[FieldError]]:
         errors.append(FieldError("file", "exactly one CSV file is required in the multipart field 'file'"))
     # A form sends a choice that nobody made as an empty text.
     given = {name: form[name] for name in FORM_FIELDS if form.get(name)}
-    for name in DIALECT:
-        if given.get(name) == "auto":
-            del given[name]
+    for name, known in DIALECT.items():
+        said = given.pop(name, "auto")
+        try:
+            if said != "auto":
+                given[name] = known(said)  # so that a repetition is known by what it means
+        except ValueError as error:
+            errors.append(FieldError(name, str(error)))
     faults += wired().admission.webhook_errors(given.get("webhook_url"))
-    errors += [error for name in DIALECT if name in given for error in _dialect_errors(name, given[name])]
     if errors or file is None:
         raise InvalidRequest.of([*faults, *errors])
     return file, given, faults
-
-
-def _dialect_errors(name: str, value: str) -> list[FieldError]:
-    try:
-        DIALECT[name](value)
-    except ValueError as error:
-        return [FieldError(name, str(error))]
-    return []
 
 
 def _filename(file: FileStorage) -> str:

@@ -221,6 +221,14 @@ def test_S22_added_and_edited_rows_are_new_each_time_unless_their_key_is_the_sam
     assert again["id"] == keyed["id"]
 
 
+def test_S9_a_delimiter_by_word_and_by_itself_are_the_same_request(client: Client) -> None:
+    key = {"Idempotency-Key": "two-spellings"}
+    data = b"prompt;seed\na red heart;1\n"
+    forms = [{"delimiter": "semicolon", "encoding": "UTF8"}, {"delimiter": ";", "encoding": "utf-8"}]
+    first, again = [upload(client, data, key, **form).get_json() for form in forms]
+    assert first["id"] == again["id"]
+
+
 def test_S22_the_original_file_sent_again_is_drawn_again_and_its_report_continues(client: Client) -> None:
     first, second = [upload(client, PROMPTS).get_json() for _ in range(2)]
     assert [first["rows"]["new"], second["rows"]["new"]] == [4, 4]

@@ -55,7 +55,7 @@ def sender() -> CollectorRegistry:
 def sweeper() -> CollectorRegistry:
     metrics = SweeperMetrics()
     metrics.watch_bells(Nothing())
-    metrics.watch_queues(dict, [])
+    metrics.watch_queues(dict)
     return metrics.registry
 
 
