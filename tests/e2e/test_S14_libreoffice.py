@@ -1,4 +1,7 @@
-"""LibreOffice itself writes the files, on this machine: skipped where it is not installed."""
+"""LibreOffice itself writes the files, on this machine: skipped where it is not installed.
+
+`make test-libreoffice` asks for it; its files of one day are among the fixtures, which every run reads.
+"""
 
 import shutil
 from pathlib import Path
