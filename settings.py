@@ -272,7 +272,7 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _unquote_values(cls, value: Any) -> Any:
-        """Whatever it sets: `docker run --env-file` hands the quotes of such a file on, for one."""
+        """Drop quotes and spaces around every value: `docker run --env-file`, for one, passes quotes on."""
         return _unquote(value)
 
     @field_validator("data_dir", mode="before")

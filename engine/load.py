@@ -395,7 +395,7 @@ def _read(
 
 
 def _component_in(error: Exception, layout: Layout) -> str:
-    """Whose fault it is, by the frame of diffusers' `load_sub_model` that the error came through."""
+    """Name the component that failed, from the frame of diffusers' `load_sub_model` in the traceback."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         name = str(frame.f_locals.get("name"))
         if frame.f_code.co_name == "load_sub_model" and name in layout.classes:

@@ -19,7 +19,7 @@ UPCAST_IN_BFLOAT16 = ("StableDiffusionXLPipeline",)
 
 
 def make_ready(pipeline: Any) -> Any:
-    """The same pipeline, ready to draw; called before its components move or are compiled."""
+    """Make the pipeline ready to draw and return it; call this before its components move or are compiled."""
     _upcast(pipeline)
     for tokenizer, encoder in _text_encoders(pipeline):
         _limit_to_positions(tokenizer, encoder)

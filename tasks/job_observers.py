@@ -1,4 +1,4 @@
-"""Who else hears what becomes of the jobs that a worker takes up, besides their rows.
+"""Observers that a worker tells what becomes of its jobs, beside the rows themselves.
 
 Owns what an observer is, and the one that tells Flower. It writes nothing, and decides nothing about jobs.
 """

@@ -1,4 +1,4 @@
-"""Who is asking: the key of a request, or a session, before anything else is looked at.
+"""Authentication: the account of a request, from its key or its session, before anything else is read.
 
 The API takes a session for reading alone; the pages' own forms draw with it (docs/adr/0016).
 

@@ -50,7 +50,7 @@ class Work:
     continued: set[str | None] = field(default_factory=set)
     """The batches of the old jobs that its rows name; None for jobs of no batch."""
     edited_lines: list[int] = field(default_factory=list)
-    """Of rows that name an old job and ask for another picture."""
+    """The lines of rows that name an old job and ask for another picture."""
 
     @property
     def warnings(self) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ _GZIP, _ZLIB = 31, 15  # zlib's window bits, which say the format too
 _FORMATS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _ZLIB}
 ACCEPTED = "gzip, deflate"
 MAX_MEMBERS = 64
-"""Of one gzip body (RFC 1952, section 2.2); each costs a decoder."""
+"""The most members that one gzip body may have (RFC 1952, section 2.2); each costs a decoder."""
 
 
 def coding_of(header: str | None) -> str | None:

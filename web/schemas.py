@@ -120,7 +120,7 @@ _ANNOTATIONS = frozenset({"title", "description", "default", "examples", "deprec
 
 
 def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
-    """The same schema, which lets `null` through as well."""
+    """Return the schema with `null` allowed as well."""
     if any(part.get("type") == "null" for part in schema.get("anyOf", [])):
         return schema
     kind = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}

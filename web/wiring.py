@@ -60,5 +60,5 @@ def url_of(path: str) -> str:
 
 
 def path_of(path: str) -> str:
-    """The same without scheme and host, for the links of our pages: behind the prefix, if there is one."""
+    """Return the path of an address of ours without scheme and host, behind the prefix if there is one."""
     return prefix_path(wired().public_url) + path

@@ -31,13 +31,13 @@ class Connection:
 
     @property
     def api_options(self) -> dict[str, Any]:
-        """Of the `httpx2` client that speaks to the API. It follows no redirect: the key stays here."""
+        """Options of the `httpx2` client for the API. It follows no redirect, so that the key stays here."""
         headers = {"Authorization": f"Bearer {self.api_key}", "User-Agent": self.user_agent}
         return {**self._options, "base_url": self.url, "headers": headers}
 
     @property
     def link_options(self) -> dict[str, Any]:
-        """Of the `httpx2` client that opens presigned links, which carry credentials of their own."""
+        """Options of the `httpx2` client that opens presigned links, which carry credentials of their own."""
         return {**self._options, "headers": {"User-Agent": self.user_agent}, "follow_redirects": True}
 
     def request_options(self, call: Call[Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from .errors import UnsendableError
 
 
 def json_fields(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The same fields with numbers of other libraries, as numpy's, as Python's own."""
+    """Return the fields with numbers of other libraries, such as numpy's, turned into Python's own."""
     sendable = {}
     for name, value in given.items():
         try:

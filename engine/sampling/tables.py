@@ -33,7 +33,7 @@ Made = TypeVar("Made")
 OTHER_SIGMAS = dict.fromkeys(
     ("use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas"), False
 )
-"""Of these entries diffusers takes one at most, so whoever sets one clears the rest."""
+"""diffusers accepts at most one of these entries, so code that sets one clears the others."""
 DETERMINISTIC = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 

@@ -72,7 +72,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(self.scope["headers"])
         self.connection: Connection = (scope.get("extensions") or {}).get(CONNECTION) or PlainConnection()
         self.more_headers: list[Header] = []
-        """Of every answer to this request, whoever gives it."""
+        """Headers that every answer to this request carries, whichever part gives it."""
         self.has_begun = False
         self._receive = receive
         self._send = send

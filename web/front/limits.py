@@ -46,7 +46,7 @@ class Limits:
     """The most that is left of an unread body for its connection to go on; with more, or with an unknown
     number of bytes, the answer says `Connection: close`."""
     max_dropped_bytes: int = 1_073_741_824
-    """Of an unread body in all; a client that sends more is cut."""
+    """The most bytes of an unread body that are dropped; a client that sends more is cut."""
     max_held_body_bytes: int = 33_554_432
     """Of all small bodies that are being read; beyond it the oldest of them is cut."""
     max_held_upload_bytes: int = 67_108_864
