@@ -2,6 +2,7 @@
 
 import gzip
 import time
+import tracemalloc
 import zlib
 
 import pytest
@@ -76,3 +77,18 @@ def test_S13_a_bomb_costs_no_more_than_its_refusal() -> None:
     with pytest.raises(MalformedBody):
         decoded(gzip.compress(b"") * 3000, "gzip", 65_536)
     assert time.perf_counter() - began < 0.5
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_S13_a_bomb_is_not_unfolded_before_it_is_refused(coding: str) -> None:
+    large = bytes(50_000_000)
+    bomb = gzip.compress(large) if coding == "gzip" else zlib.compress(large)
+    del large
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestEntityTooLarge):
+            decoded(bomb, coding, 1000)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 1_000_000
