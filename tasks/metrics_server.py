@@ -18,7 +18,10 @@ from prometheus_client.exposition import choose_encoder
 log = structlog.get_logger()
 
 MAX_CONNECTIONS = 16
-"""Beyond them the one that has been there for longest is cut."""
+"""Beyond them the oldest that has asked nothing is cut, or the oldest."""
+BACKLOG = 1024
+"""Connections that may wait to be accepted. Where it overflows, a client's SYN is dropped and comes again a
+second later, behind clients that came after it."""
 MAX_HEADER_BYTES = 8192
 HEADER_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
@@ -48,21 +51,25 @@ class _Server:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._connections: dict[asyncio.Task[None], asyncio.WriteTransport] = {}  # the oldest first
+        self._asked: set[asyncio.Task[None]] = set()  # those whose request is complete
         self._maker = ThreadPoolExecutor(1, "metrics-answer")
 
     async def run(self, listener: socket.socket) -> None:
-        server = await asyncio.start_server(self._connected, sock=listener, limit=MAX_HEADER_BYTES)
+        server = await asyncio.start_server(
+            self._connected, sock=listener, limit=MAX_HEADER_BYTES, backlog=BACKLOG
+        )
         await server.serve_forever()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= MAX_CONNECTIONS:
-            self._cut_oldest()
+            self._cut_one()
         task = asyncio.current_task()
         assert task is not None  # asyncio runs this as one
         self._connections[task] = writer.transport
         try:
             async with asyncio.timeout(HEADER_SECONDS):
                 header = await reader.readuntil(b"\r\n\r\n")
+            self._asked.add(task)
             async with asyncio.timeout(ANSWER_SECONDS):
                 writer.write(await self._answer(header.decode("latin-1")))
                 await writer.drain()
@@ -77,11 +84,12 @@ class _Server:
             pass  # cut for the next one; this task has nothing left to do
         finally:
             self._connections.pop(task, None)
+            self._asked.discard(task)
             writer.transport.abort()
 
-    def _cut_oldest(self) -> None:
+    def _cut_one(self) -> None:
         # At once: many may connect before a cancelled task runs, and each would cut the same one.
-        task = next(iter(self._connections))
+        task = min(self._connections, key=self._asked.__contains__)
         self._connections.pop(task).abort()
         task.cancel()
 

@@ -3,12 +3,15 @@
 import gzip
 import http.client
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import psutil
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 from structlog.testing import capture_logs
 
 from local.ports import choose_ports
@@ -94,6 +97,36 @@ def test_whoever_keeps_silent_is_cut_for_the_next(port: int, connection: http.cl
         connection.request("GET", "/metrics")
         assert connection.getresponse().status == 200
         assert all(is_closed(client) for client in silent[:MAX_CONNECTIONS])
+
+
+def test_an_answer_that_takes_long_is_not_cut_for_those_who_keep_silent() -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Slow(Collector):
+        def collect(self) -> Iterator[Metric]:
+            asked.set()
+            assert go_on.wait(30)
+            yield CounterMetricFamily("calotype_tests", "Of this test.", 3)
+
+        def describe(self) -> list[Metric]:
+            return []  # else registering it would collect
+
+    registry = CollectorRegistry()
+    registry.register(Slow())
+    port = choose_ports(["metrics"])["metrics"]
+    serve_metrics(registry, "127.0.0.1", port)
+    with ExitStack() as stack:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        stack.callback(connection.close)
+        connection.request("GET", "/metrics")
+        assert asked.wait(30)
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            for _ in range(3 * MAX_CONNECTIONS)
+        ]
+        assert all(is_closed(client) for client in silent[:MAX_CONNECTIONS])
+        go_on.set()
+        assert connection.getresponse().status == 200
 
 
 def num_open(port: int) -> int:
