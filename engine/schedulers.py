@@ -116,10 +116,17 @@ class Schedulers:
             scheduler = self._made(spec)
             if _looks_up(scheduler) and self.kind != "unknown":
                 for num_steps in range(1, min(max_steps, self._max_steps(spec)) + 1):
-                    with refusing(num_steps):
+                    with refusing(f"num_inference_steps: {num_steps} cannot be had of this scheduler"):
                         set_whole(scheduler, num_steps)
             for num_steps in sorted({1, default_steps, max_steps}):
                 self.make(spec, num_steps)
+
+    def num_forward_passes(self, spec: SchedulerSpec, num_inference_steps: int) -> int:
+        """How often a request calls the denoiser: some schedulers do so twice a step, others once more.
+
+        Raises what `make` raises.
+        """
+        return self._check(spec, num_inference_steps, None)
 
     def takes(self, spec: SchedulerSpec) -> frozenset[str]:
         """What `set_timesteps` of this scheduler takes besides a number of steps: of `HANDED`."""
@@ -128,12 +135,14 @@ class Schedulers:
     def _class_of(self, spec: SchedulerSpec) -> Any:
         return type(self._own) if spec.name == "default" else SAMPLERS[self.kind][spec.name].scheduler_class
 
-    def _tried(self, spec: SchedulerSpec, num_inference_steps: int, image_seq_len: int | None) -> None:
+    def _tried(self, spec: SchedulerSpec, num_inference_steps: int, image_seq_len: int | None) -> int:
+        """The number of forward passes; raises `RequestInvalid`."""
         self._check_spec(spec, num_inference_steps)
-        with refusing(num_inference_steps):
+        with refusing(f"scheduler: {spec.name} cannot be made for this model"):
             scheduler = self._made(spec)
-            if self.kind == "unknown":
-                return  # only its pipeline knows how it is set up and stepped
+        if self.kind == "unknown":
+            return num_inference_steps  # only its pipeline knows how it is set up and stepped
+        with refusing(f"num_inference_steps: {num_inference_steps} cannot be had of this scheduler"):
             self._set_timesteps(scheduler, num_inference_steps, image_seq_len)
             is_finite = walk_is_finite(scheduler, spec.eta)
         if not is_finite:  # eta 1 where the terminal SNR is zero, for one
@@ -141,6 +150,7 @@ class Schedulers:
                 f"scheduler: {spec.name}, eta {spec.eta}, has no finite steps on this model"
                 f" at {num_inference_steps} steps"
             )
+        return len(scheduler.timesteps)
 
     def _check_spec(self, spec: SchedulerSpec, num_inference_steps: int) -> None:
         name, is_flow = spec.name, self.kind == "flow"
@@ -186,15 +196,23 @@ class Schedulers:
         return min(limit, distilled)
 
     def _set_timesteps(self, scheduler: Any, num_inference_steps: int, image_seq_len: int | None) -> None:
-        """As `retrieve_timesteps` of diffusers' pipelines does."""
-        changes = {"mu": shift_of(self._config, image_seq_len)} if self._is_shifted else {}
+        """As `retrieve_timesteps` of diffusers' pipelines does, with what this model's pipeline gives it."""
+        given: dict[str, Any] = {}
+        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
         if "sigmas" in self._handed:
-            even = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-            scheduler.set_timesteps(sigmas=even, **changes)
-        elif _looks_up(scheduler):
+            given["sigmas"] = sigmas
+        if "timesteps" in self._handed:
+            last = self._config.get("num_train_timesteps", 1000) - 1
+            whole = np.linspace(last, 0, num_inference_steps).round().astype(np.int64)
+            given["timesteps"] = (last + 1) * sigmas if self.kind == "flow" else whole
+        if not given and _looks_up(scheduler):
             set_whole(scheduler, num_inference_steps)
-        else:
-            scheduler.set_timesteps(num_inference_steps, **changes)
+            return
+        if not given:
+            given["num_inference_steps"] = num_inference_steps
+        if self._is_shifted or "mu" in self._handed:
+            given["mu"] = shift_of(self._config, image_seq_len)
+        scheduler.set_timesteps(**given)
 
     def _made(self, spec: SchedulerSpec) -> Any:
         if spec.name == "default":
@@ -220,7 +238,7 @@ class Schedulers:
         """What the model's own scheduler says, the defaults of its class included.
 
         The spacing alone is left to the other class where the configuration leaves it open, as diffusers
-        does: DDIM's stride fits no spacing but its class's default, `leading`.
+        does: DDIM's stride does not fit `linspace`, which is the default of Euler and the solvers.
         """
         open_entries = {"timestep_spacing"} & set(self._config.get("_use_default_values", ()))
         return {
@@ -294,17 +312,15 @@ def shift_of(config: Mapping[str, Any], image_seq_len: int | None) -> float:
 
 
 @contextmanager
-def refusing(num_inference_steps: int) -> Iterator[None]:
-    """Turn what diffusers' schedulers raise into `RequestInvalid` that names the number of steps."""
+def refusing(complaint: str) -> Iterator[None]:
+    """Turn what diffusers' schedulers raise into `RequestInvalid`; `complaint` begins with the field."""
     try:
         yield
     except RequestInvalid:
         raise
     except DETERMINISTIC as error:
         said = " ".join(str(error).split())
-        raise RequestInvalid(
-            f"num_inference_steps: {num_inference_steps} cannot be had of this scheduler ({said})"
-        ) from error
+        raise RequestInvalid(f"{complaint} ({said})") from error
 
 
 @contextmanager
@@ -360,7 +376,8 @@ def prepared(scheduler: Any) -> Any:
 
     And it begins with the first of its timesteps where the second is equal. Without a begin index diffusers
     looks the first timestep up and takes the second of two equal ones: many Karras sigmas, which are rounded
-    to whole timesteps, would end in an IndexError at the last step.
+    to whole timesteps, would end in an IndexError at the last step. Solvers have `scale_noise` too, which
+    pipelines for flow matching call to begin with an image.
     """
     own_class: Any = type(scheduler)
     scheduler.__class__ = _prepared_class(own_class)
@@ -380,5 +397,15 @@ def _prepared_class(scheduler_class: Any) -> Any:
         if hasattr(self, "set_begin_index") and len(timesteps) > 1 and timesteps[0] == timesteps[1]:
             self.set_begin_index(0)
 
-    members = {"set_timesteps": set_timesteps, "handed": frozenset()}
+    members: dict[str, Any] = {"set_timesteps": set_timesteps, "handed": frozenset()}
+    if hasattr(scheduler_class, "add_noise") and not hasattr(scheduler_class, "scale_noise"):
+        members["scale_noise"] = _scale_noise
     return type(scheduler_class.__name__, (scheduler_class,), members)
+
+
+def _scale_noise(
+    self: Any, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """As flow-matching schedulers have it: a solver's `add_noise` is the same sum of image and noise."""
+    noisy: torch.Tensor = self.add_noise(sample, noise, timestep)
+    return noisy

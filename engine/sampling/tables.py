@@ -79,7 +79,7 @@ class CoefficientTables:
 
     def _expand(self, spec: SchedulerSpec, num_inference_steps: int, num_patches: int) -> CoefficientTable:
         scheduler = self._schedulers.make(spec, num_inference_steps, num_patches)
-        with refusing(num_inference_steps):
+        with refusing(f"num_inference_steps: {num_inference_steps} cannot be had of this scheduler"):
             table = self._expanded(scheduler, spec, num_inference_steps, num_patches)
         is_finite = bool(torch.isfinite(table.coefficients).all())
         prediction_type = self._config.get("prediction_type", "epsilon")

@@ -32,7 +32,7 @@ from diffusers import (
 )
 
 from engine.errors import LoadError, RequestInvalid
-from engine.request import SCHEDULERS, SchedulerSpec, scheduler_named
+from engine.request import SchedulerSpec, scheduler_named
 from engine.scheduler_classes import CLASSES, SAMPLERS
 from engine.schedulers import FOR_PIXELS, SchedulerOverrides, Schedulers
 from tests.unit.engine.gaussian import DEVIATION, MEAN, draw
@@ -292,12 +292,16 @@ def test_noise_is_drawn_from_the_calls_generator_alone(own: Any, spec: Scheduler
     assert not torch.equal(images[0], images[2])
 
 
-@pytest.mark.parametrize("name", [name for name, spec in SCHEDULERS.items() if spec.karras])
-@pytest.mark.parametrize("num_steps", [150, 400])
-def test_rounded_karras_sigmas_do_not_lose_the_last_step(name: str, num_steps: int) -> None:
-    """Two equal timesteps at the beginning: without a begin index, diffusers begins with the second."""
-    scheduler = Schedulers(DDIMScheduler(**BETAS)).make(scheduler_named(name), num_steps)
+@pytest.mark.parametrize("name", ["dpmpp_2m_karras", "dpmpp_2m_sde_karras", "unipc_karras"])
+@pytest.mark.parametrize("num_steps", [50, 150])
+def test_karras_sigmas_that_round_to_equal_timesteps_do_not_lose_the_last_step(
+    name: str, num_steps: int
+) -> None:
+    """Without a begin index, diffusers begins with the second of two equal timesteps."""
+    own = DDIMScheduler(**V, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    scheduler = Schedulers(own).make(scheduler_named(name), num_steps)
     images = draw(scheduler, num_steps)
+    assert scheduler.timesteps[0] == scheduler.timesteps[1]
     assert float(images.mean()) == pytest.approx(MEAN, abs=0.2)
 
 
@@ -317,6 +321,40 @@ def test_a_pipeline_that_gives_its_own_sigmas_has_only_schedulers_that_take_them
     assert made.handed == frozenset()
     made.set_timesteps(sigmas=[1.0, 0.5], mu=0.7)
     assert made.handed == {"sigmas", "mu"}
+
+
+def test_only_classes_that_take_what_the_pipeline_gives_are_offered() -> None:
+    """As Flux's pipeline gives sigmas and a shift for [schnell], and CogView 4's timesteps beside sigmas."""
+    names = Schedulers(FlowMatchEulerDiscreteScheduler(), handed=["sigmas", "mu"]).names()
+    assert names == ["default", "unipc", "flow_match_euler", "flow_match_lcm"]
+    shifted = Schedulers(FlowMatchEulerDiscreteScheduler(), handed=["mu"])
+    assert "dpmpp_2m" not in shifted.names()  # its class asserts that the model is shifted by resolution
+    both = Schedulers(FLOW_MODEL, handed=["sigmas", "timesteps"])
+    assert both.names() == ["default", "flow_match_euler", "flow_match_lcm"]
+    whole = Schedulers(DDIMScheduler(**BETAS), handed=["timesteps"])
+    assert {"ddpm", "euler", "dpmpp_2m", "lcm"} <= set(whole.names())
+    assert not {"ddim", "euler_ancestral", "unipc", "euler_karras"} & set(whole.names())
+
+
+def test_the_forward_passes_of_a_request_are_counted_by_its_scheduler() -> None:
+    schedulers = Schedulers(DDIMScheduler(**BETAS, timestep_spacing="leading"))
+    counts = {
+        name: schedulers.num_forward_passes(scheduler_named(name), 20)
+        for name in ("ddim", "heun", "pndm", "unipc")
+    }
+    assert counts == {"ddim": 20, "heun": 39, "pndm": 21, "unipc": 20}
+
+
+@pytest.mark.parametrize("name", ["flow_match_euler", "flow_match_heun", "dpmpp_2m", "unipc"])
+def test_every_scheduler_of_a_flow_can_begin_with_an_image(name: str) -> None:
+    """`scale_noise` is (1 - sigma) image + sigma noise, at the step that the pipeline begins with."""
+    made = Schedulers(FLOW_MODEL).make(scheduler_named(name), 8)
+    made.set_timesteps(8)
+    made.set_begin_index(2)
+    image, noise = torch.randn(2, 1, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    noisy = made.scale_noise(image, made.timesteps[2:3], noise)
+    sigma = made.sigmas[2]
+    assert torch.allclose(noisy, (1 - sigma) * image + sigma * noise, atol=1e-6)
 
 
 # What is refused by field, and at load
