@@ -73,6 +73,22 @@ class Preset(_Frozen):
     scheduler: str | None = None
 
 
+class SchedulerOverrides(_Frozen):
+    """Entries of the model's own scheduler that replace what its folder says; `None` leaves one as it is."""
+
+    spacing: Literal["leading", "trailing", "linspace"] | None = None
+    shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    use_karras_sigmas: bool | None = None
+    rescale_betas_zero_snr: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise ValueError("rescale_betas_zero_snr goes with prediction_type 'v_prediction' or 'sample'")
+        return self
+
+
 class Model(_Frozen):
     """Diffusion weights and what the web must know of them without loading torch."""
 
@@ -90,6 +106,7 @@ class Model(_Frozen):
     local_files_only: bool = True
     family: Family = "stable_diffusion"
     schedulers: Annotated[tuple[str, ...], Field(min_length=1)]
+    scheduler: SchedulerOverrides = SchedulerOverrides()
     default_num_inference_steps: Positive = 20
     max_num_inference_steps: Positive = 150
     default_guidance_scale: Annotated[float, Field(ge=0)] = 4.0

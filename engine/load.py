@@ -41,6 +41,7 @@ from engine.rehearsal import is_exact_in_company
 from engine.request import SchedulerSpec, scheduler_named
 from engine.runner import translate
 from engine.sampling import CoefficientTables, schedulers_of
+from engine.schedulers import AS_PUBLISHED, SchedulerOverrides, overridden
 from engine.self_test import PROMISES, Promise, SelfTest, digest_of_one, run_self_test
 from engine.time_budget import TimeBudget
 
@@ -81,6 +82,7 @@ class ModelSpec:
     # What requests may ask for, which is tried at load: empty or None is whatever the model can do.
     sizes: tuple[Size, ...] = ()  # the tiers' defaults, compiled besides the squares of `row_limits`
     schedulers: tuple[str, ...] = ()  # by the names that users know, the default first
+    scheduler: SchedulerOverrides = AS_PUBLISHED  # of the model's own scheduler
     default_num_inference_steps: int = 2
     max_num_inference_steps: int = 150
     max_side: int | None = None  # pixels
@@ -391,6 +393,8 @@ def _read(
         what = "configuration" if isinstance(error, AttributeError | KeyError | TypeError) else "files"
         said = f"{type(error).__name__}: {error}"
         raise LoadError(f"{_component_in(error, layout)}{what} cannot be read ({said})") from error
+    if spec.scheduler != AS_PUBLISHED:
+        pipeline.scheduler = overridden(pipeline.scheduler, spec.scheduler)
     return optimized(make_ready(pipeline), spec.optimization, device)
 
 

@@ -17,10 +17,46 @@ if TYPE_CHECKING:
 
 Lane = Literal["interactive", "bulk"]
 WarningCode = Literal["prompt_cut", "notation_unread", "negative_prompt_unused"]
-SchedulerName = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm", "flow_match_euler"]
+SchedulerName = Literal[
+    "default",  # the model's own, of whatever class
+    "ddim",
+    "ddpm",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "unipc",
+    "deis",
+    "pndm",
+    "lcm",
+    "tcd",
+    "flow_match_euler",
+    "flow_match_heun",
+    "flow_match_lcm",
+    "edm_euler",
+    "edm_dpmpp_2m",
+]
 Spacing = Literal["leading", "trailing", "linspace"]
 
 MAX_SEED = 2**63 - 1
+WITH_KARRAS: tuple[SchedulerName, ...] = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis")
+WITH_ETA = ("ddim", "tcd")
+WITH_SHIFT = ("flow_match_euler", "flow_match_heun", "flow_match_lcm", "dpmpp_2m", "unipc")
+WITH_SPACING = (
+    "ddim",
+    "ddpm",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "unipc",
+    "deis",
+    "pndm",
+)
+"""Which schedulers have these fields of a `SchedulerSpec`."""
 MAX_STEP_CACHE = 8
 
 
@@ -29,31 +65,26 @@ class SchedulerSpec:
     """diffusers' noise scheduler, as a request names it; what is `None` is the model's own."""
 
     name: SchedulerName = "ddim"
-    karras: bool = False  # Karras et al. 2022 sigmas; euler and dpmpp_2m only
-    eta: float = 0.0  # share of fresh noise per step; ddim only
+    karras: bool = False  # sigmas of Karras et al. 2022
+    eta: float = 0.0  # share of fresh noise per step
     spacing: Spacing | None = None
     shift: float | None = None  # of the noise towards the start; models trained by flow matching only
 
     def __post_init__(self) -> None:
         names = get_args(SchedulerName)
         _require(self.name in names, "scheduler", f"{self.name!r} is not one of {', '.join(names)}")
-        has_karras = self.name in ("euler", "dpmpp_2m")
+        has_karras = self.name in WITH_KARRAS
         _require(not self.karras or has_karras, "karras", f"{self.name} has no Karras sigmas")
         _require(0 <= self.eta <= 1, "eta", f"{self.eta} is not in 0..1")
-        _require(not self.eta or self.name == "ddim", "eta", f"{self.name} has no eta")
+        _require(not self.eta or self.name in WITH_ETA, "eta", f"{self.name} has no eta")
         spacings = (None, *get_args(Spacing))
         _require(
             self.spacing in spacings, "spacing", f"{self.spacing!r} is not leading, trailing or linspace"
         )
-        has_spacing = self.name not in ("flow_match_euler", "lcm")
+        has_spacing = self.name in WITH_SPACING
         _require(has_spacing or self.spacing is None, "spacing", f"{self.name} has no spacing")
-        _require(self.shift is None or self.is_for_flow, "shift", f"{self.name} has no shift")
+        _require(self.shift is None or self.name in WITH_SHIFT, "shift", f"{self.name} has no shift")
         _require(self.shift is None or 0 < self.shift <= 100, "shift", f"{self.shift} is not in 0..100")
-
-    @property
-    def is_for_flow(self) -> bool:
-        """Whether a model that was trained by flow matching can be sampled by it."""
-        return self.name in ("flow_match_euler", "dpmpp_2m")
 
 
 @dataclass(frozen=True)
@@ -156,8 +187,7 @@ def _require(holds: bool, field: str, complaint: str) -> None:
 
 SCHEDULERS: Mapping[str, SchedulerSpec] = {
     **{name: SchedulerSpec(name) for name in get_args(SchedulerName)},
-    "euler_karras": SchedulerSpec("euler", karras=True),
-    "dpmpp_2m_karras": SchedulerSpec("dpmpp_2m", karras=True),
+    **{f"{name}_karras": SchedulerSpec(name, karras=True) for name in WITH_KARRAS},
 }
 """By the names that users know: those of the schedulers, and of the ways to ask for one."""
 
