@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 from engine.parked_call import Merger, ParkedCall, SharedTensors, split
@@ -88,10 +90,27 @@ def test_what_is_the_same_at_the_next_step_is_not_copied_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "made", [lambda x: (x,), lambda x: {"sample": x}, lambda x: [x, (x, 3)], lambda x: (list(x.split(1)),)]
+    "made", [lambda x: (x,), lambda x: {"sample": x}, lambda x: [x, (x, 3)], lambda x: ([x, x, x, x],)]
 )
 def test_each_call_gets_its_rows_of_the_output_and_no_padding(made: Any) -> None:
     output = torch.arange(4.0).view(4, 1)
     parts = split(made(output), [1, 2], 4)
     expected = [made(output[:1]), made(output[1:3])]
     assert repr(parts) == repr(expected)
+
+
+def test_each_call_gets_its_entries_of_a_list_where_it_gave_a_list() -> None:
+    images = [torch.full((1, size), float(size)) for size in (1, 2, 3, 4)]
+    parts = split((images,), [1, 2], 4, is_listed=True)
+    assert repr(parts) == repr([(images[:1],), (images[1:3],)])
+
+
+def test_each_call_gets_its_rows_of_the_distribution_of_an_encoded_image() -> None:
+    parameters = torch.randn(3, 8, 2, 2)
+    whole = AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(parameters))
+    parts = split(whole, [1, 2], 3)
+    for part, rows in zip(parts, (slice(0, 1), slice(1, 3)), strict=True):
+        alone = DiagonalGaussianDistribution(parameters[rows])
+        drawn = [one.sample(torch.Generator().manual_seed(1)) for one in (part.latent_dist, alone)]
+        assert torch.equal(*drawn)
+        assert torch.equal(part.latent_dist.mode(), alone.mode())
