@@ -7,10 +7,12 @@ calls. It does not know which calls share a forward pass, nor how the arguments 
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import greenlet
+import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch.nn import Module
 
@@ -42,6 +44,7 @@ class PipelineCall:
         self._arguments = arguments
         self._on_end = on_end
         self._shared_tensors = SharedTensors()
+        self._noise = _first_noise(arguments.get("generator"))
         self._pipeline = self._own(pipeline, scheduler)
         self._greenlet = greenlet.greenlet(self._run)
 
@@ -60,7 +63,8 @@ class PipelineCall:
         """Give the call the output of its forward pass; returns when it is parked again or has ended."""
         self.parked = None
         self._greenlet.parent = greenlet.getcurrent()
-        self._greenlet.switch(output)
+        with self._own_noise():
+            self._greenlet.switch(output)
         if self._greenlet.dead:
             self._let_go()
 
@@ -79,6 +83,17 @@ class PipelineCall:
             self._greenlet.parent = greenlet.getcurrent()
             self._greenlet.throw(Ended)
         self._let_go()
+
+    @contextmanager
+    def _own_noise(self) -> Iterator[None]:
+        """Give torch's global generator to this call: some pipelines draw from it what they encode."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self._noise)
+        try:
+            yield
+        finally:
+            self._noise = torch.get_rng_state()
+            torch.set_rng_state(outside)
 
     def _run(self, _: Any) -> None:
         try:
@@ -122,6 +137,14 @@ class PipelineCall:
             return stepped
 
         scheduler.step = counted
+
+
+def _first_noise(generator: Any) -> torch.Tensor:
+    """The state of torch's global generator at the seed of the request's own generator."""
+    first = generator[0] if isinstance(generator, list) and generator else generator
+    if not isinstance(first, torch.Generator):
+        return torch.get_rng_state()
+    return torch.Generator("cpu").manual_seed(first.initial_seed()).get_state()
 
 
 class Ended(BaseException):
