@@ -69,7 +69,7 @@ class Exchange:
 
 def is_denoiser(name: str) -> bool:
     """Whether a component of this name runs at every denoising step."""
-    return not name.startswith(SIDE_MODULES)
+    return not name.removeprefix("prior_").startswith(SIDE_MODULES)
 
 
 def _is_finite(output: Any) -> bool:

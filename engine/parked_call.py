@@ -21,8 +21,9 @@ tensor that all rows share, or any other value. Calls whose last two kinds are e
 PER_ROW_NUMBERS = frozenset({"timestep", "timesteps", "timestep_ratio", "time", "t", "sigma", "guidance"})
 """Arguments that diffusers' models take as one number or as a vector `(R,)`."""
 
-READ_FROM_ROW_0 = ("_ids", "_shapes", "_seq_lens")
-"""Endings of arguments whose first row some models use for all rows (FLUX.2's ids, Qwen-Image's shapes)."""
+READ_FROM_ROW_0 = ("_ids", "_shapes", "_seq_lens", "_pos")
+"""Endings of arguments whose first row some models use for all rows (FLUX.2's ids, Qwen-Image's shapes), or
+that have no rows at all, though a single frame looks like one (Kandinsky 5's positions)."""
 
 BRANCHES = (dict, list, tuple)
 

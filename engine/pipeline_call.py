@@ -13,6 +13,7 @@ from typing import Any
 
 import greenlet
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import ConfigMixin
 from torch.nn import Module
 
@@ -112,18 +113,34 @@ class PipelineCall:
         self._on_end()
 
     def _own(self, pipeline: Any, scheduler: Any) -> Any:
-        own = copy.copy(pipeline)
-        for name, value in vars(pipeline).items():
-            if isinstance(value, Module):
-                vars(own)[name] = StandIn(value, name, self)
-            elif name == "scheduler" and scheduler is not None:
-                vars(own)[name] = scheduler
-            elif isinstance(value, ConfigMixin):  # schedulers, guiders, image processors: they keep state
-                vars(own)[name] = copy.deepcopy(value)
-        vars(own).pop("_num_timesteps", None)  # of an earlier call of the pipeline itself
-        if own_scheduler := vars(own).get("scheduler"):
+        parts: dict[int, Any] = {
+            id(value): StandIn(value, name, self)
+            for name, value in vars(pipeline).items()
+            if isinstance(value, Module)
+        }
+        if scheduler is not None:
+            parts[id(pipeline.scheduler)] = scheduler
+        own = self._copied(pipeline, parts)
+        own_scheduler = vars(own).get("scheduler")
+        if own_scheduler is not None:  # a scheduler may have a length, so that its truth says nothing
             own_scheduler.num_inference_steps = None
             self._count_steps(own_scheduler)
+        return own
+
+    def _copied(self, pipeline: Any, parts: dict[int, Any]) -> Any:
+        """A shallow copy of a pipeline whose parts are this call's own; `parts` has them by the original's id.
+
+        A combined pipeline holds the same parts again, in pipelines of its own.
+        """
+        own = copy.copy(pipeline)
+        for name, value in vars(pipeline).items():
+            if id(value) in parts:
+                vars(own)[name] = parts[id(value)]
+            elif isinstance(value, DiffusionPipeline):
+                vars(own)[name] = self._copied(value, parts)
+            elif isinstance(value, ConfigMixin):  # schedulers, guiders, image processors: they keep state
+                vars(own)[name] = parts[id(value)] = copy.deepcopy(value)
+        vars(own).pop("_num_timesteps", None)  # of an earlier call of the pipeline itself
         own.set_progress_bar_config(disable=True)
         return own
 

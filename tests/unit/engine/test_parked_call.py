@@ -61,6 +61,12 @@ def test_calls_that_differ_in_what_all_rows_share_do_not_share_a_pass(other: dic
     assert parked(**arguments).signature != parked(**{**arguments, **other}).signature
 
 
+def test_positions_of_a_single_frame_are_no_row() -> None:
+    calls = [parked(x=latents(seed), visual_rope_pos=[torch.arange(1), torch.arange(4)]) for seed in (1, 2)]
+    assert calls[0].signature == calls[1].signature
+    assert [one.tolist() for one in Merger().merge(calls, 2)["visual_rope_pos"]] == [[0], [0, 1, 2, 3]]
+
+
 def test_lists_of_images_share_a_pass_whatever_their_sizes() -> None:
     first = parked(x=[torch.zeros(4, 1, 8, 8)], t=torch.tensor([0.5]), texts=[torch.zeros(3, 16)])
     second = parked(x=[torch.ones(4, 1, 8, 12)], t=torch.tensor([0.1]), texts=[torch.ones(9, 16)])
