@@ -50,7 +50,8 @@ class Exchange:
         if is_denoiser(name):
             num_rows = self._bucket_rows(num_rows)
         output = self._forward(name, self._merger.merge(parked, num_rows))
-        parts = [output] if counts == [num_rows] else split(output, counts, num_rows)
+        is_listed = "list" in parked[0].kinds
+        parts = [output] if counts == [num_rows] else split(output, counts, num_rows, is_listed=is_listed)
         finite = [not is_denoiser(name) or _is_finite(part) for part in parts]
         for call, part, is_finite in zip(calls, parts, finite, strict=True):
             if is_finite:
@@ -68,7 +69,7 @@ class Exchange:
 
 def is_denoiser(name: str) -> bool:
     """Whether a component of this name runs at every denoising step."""
-    return not name.startswith(SIDE_MODULES)
+    return not name.removeprefix("prior_").startswith(SIDE_MODULES)
 
 
 def _is_finite(output: Any) -> bool:

@@ -4,12 +4,15 @@ A `ParkedCall` finds which of its arguments have a row for each image. `merge` m
 signatures are equal, and `split` gives each its part of the output. Neither knows pipelines or the engine.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 Kind = Literal["rows", "list", "shared", "value"]
 """What an argument's leaf is: a tensor `(R, ...)` with a row for each of R images, a list of R entries, a
@@ -18,8 +21,9 @@ tensor that all rows share, or any other value. Calls whose last two kinds are e
 PER_ROW_NUMBERS = frozenset({"timestep", "timesteps", "timestep_ratio", "time", "t", "sigma", "guidance"})
 """Arguments that diffusers' models take as one number or as a vector `(R,)`."""
 
-READ_FROM_ROW_0 = ("_ids", "_shapes", "_seq_lens")
-"""Endings of arguments whose first row some models use for all rows (FLUX.2's ids, Qwen-Image's shapes)."""
+READ_FROM_ROW_0 = ("_ids", "_shapes", "_seq_lens", "_pos")
+"""Endings of arguments whose first row some models use for all rows (FLUX.2's ids, Qwen-Image's shapes), or
+that have no rows at all, though a single frame looks like one (Kandinsky 5's positions)."""
 
 BRANCHES = (dict, list, tuple)
 
@@ -142,13 +146,16 @@ class Merger:
         return merged
 
 
-def split(output: Any, row_counts: Sequence[int], num_rows: int) -> list[Any]:
+def split(output: Any, row_counts: Sequence[int], num_rows: int, *, is_listed: bool = False) -> list[Any]:
     """The parts of a module's `output` for calls of so many rows each; it has `num_rows`, padding included.
 
-    Tensors and lists that have an entry for each row are cut; anything else is the same in every part.
+    Tensors that have an entry for each row are cut, also those that an object such as the distribution of an
+    encoded image holds; anything else is the same in every part. `is_listed` says that the calls gave a list
+    with an entry for each row, so that a list of the output has one too; else its entries are a ControlNet's
+    blocks, of which there may be as many as rows.
     """
     leaves: list[Any] = []
-    spec = _taken_apart(output, num_rows, leaves)
+    spec = _taken_apart(output, num_rows if is_listed else None, leaves)
     parts, start = [], 0
     for count in row_counts:
         rows = slice(start, start + count)
@@ -157,15 +164,34 @@ def split(output: Any, row_counts: Sequence[int], num_rows: int) -> list[Any]:
     return parts
 
 
-def _taken_apart(value: Any, num_rows: int, leaves: list[Any]) -> Any:
-    if isinstance(value, BRANCHES) and not (isinstance(value, list) and _has_rows(value, num_rows)):
+def _taken_apart(value: Any, list_length: int | None, leaves: list[Any]) -> Any:
+    is_row_list = isinstance(value, list) and list_length is not None and _has_rows(value, list_length)
+    if isinstance(value, BRANCHES) and not is_row_list:
         if isinstance(value, dict):  # diffusers' and transformers' outputs are dicts as well
             return type(value), tuple(
-                (key, _taken_apart(one, num_rows, leaves)) for key, one in value.items()
+                (key, _taken_apart(one, list_length, leaves)) for key, one in value.items()
             )
-        return type(value), tuple(_taken_apart(one, num_rows, leaves) for one in value)
+        return type(value), tuple(_taken_apart(one, list_length, leaves) for one in value)
+    if held := _held_tensors(value):
+        return HoldsTensors(value), tuple(
+            (name, _taken_apart(held[name], list_length, leaves)) for name in held
+        )
     leaves.append(value)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldsTensors:
+    """In a spec: an object of which each part has a copy, with its own rows of the tensors."""
+
+    object: Any
+
+
+def _held_tensors(value: Any) -> dict[str, Tensor]:
+    """The tensors among the attributes of a plain object."""
+    if isinstance(value, Tensor | Module | type) or not hasattr(value, "__dict__"):
+        return {}
+    return {name: one for name, one in vars(value).items() if isinstance(one, Tensor)}
 
 
 def _has_rows(leaf: Any, num_rows: int) -> bool:
@@ -178,6 +204,10 @@ def _built(spec: Any, leaves: Iterator[Any]) -> Any:
     if spec is None:
         return next(leaves)
     made, members = spec
+    if isinstance(made, HoldsTensors):
+        own = copy.copy(made.object)
+        vars(own).update({name: _built(member, leaves) for name, member in members})
+        return own
     if issubclass(made, dict):
         named = {key: _built(member, leaves) for key, member in members}
         return named if made is dict else made(**named)

@@ -7,10 +7,13 @@ calls. It does not know which calls share a forward pass, nor how the arguments 
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import greenlet
+import torch
+from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import ConfigMixin
 from torch.nn import Module
 
@@ -42,6 +45,7 @@ class PipelineCall:
         self._arguments = arguments
         self._on_end = on_end
         self._shared_tensors = SharedTensors()
+        self._noise = _first_noise(arguments.get("generator"))
         self._pipeline = self._own(pipeline, scheduler)
         self._greenlet = greenlet.greenlet(self._run)
 
@@ -60,7 +64,8 @@ class PipelineCall:
         """Give the call the output of its forward pass; returns when it is parked again or has ended."""
         self.parked = None
         self._greenlet.parent = greenlet.getcurrent()
-        self._greenlet.switch(output)
+        with self._own_noise():
+            self._greenlet.switch(output)
         if self._greenlet.dead:
             self._let_go()
 
@@ -80,6 +85,17 @@ class PipelineCall:
             self._greenlet.throw(Ended)
         self._let_go()
 
+    @contextmanager
+    def _own_noise(self) -> Iterator[None]:
+        """Give torch's global generator to this call: some pipelines draw from it what they encode."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self._noise)
+        try:
+            yield
+        finally:
+            self._noise = torch.get_rng_state()
+            torch.set_rng_state(outside)
+
     def _run(self, _: Any) -> None:
         try:
             self.result = self._pipeline(**self._arguments)
@@ -97,18 +113,34 @@ class PipelineCall:
         self._on_end()
 
     def _own(self, pipeline: Any, scheduler: Any) -> Any:
-        own = copy.copy(pipeline)
-        for name, value in vars(pipeline).items():
-            if isinstance(value, Module):
-                vars(own)[name] = StandIn(value, name, self)
-            elif name == "scheduler" and scheduler is not None:
-                vars(own)[name] = scheduler
-            elif isinstance(value, ConfigMixin):  # schedulers, guiders, image processors: they keep state
-                vars(own)[name] = copy.deepcopy(value)
-        vars(own).pop("_num_timesteps", None)  # of an earlier call of the pipeline itself
-        if own_scheduler := vars(own).get("scheduler"):
+        parts: dict[int, Any] = {
+            id(value): StandIn(value, name, self)
+            for name, value in vars(pipeline).items()
+            if isinstance(value, Module)
+        }
+        if scheduler is not None:
+            parts[id(pipeline.scheduler)] = scheduler
+        own = self._copied(pipeline, parts)
+        own_scheduler = vars(own).get("scheduler")
+        if own_scheduler is not None:  # a scheduler may have a length, so that its truth says nothing
             own_scheduler.num_inference_steps = None
             self._count_steps(own_scheduler)
+        return own
+
+    def _copied(self, pipeline: Any, parts: dict[int, Any]) -> Any:
+        """A shallow copy of a pipeline whose parts are this call's own; `parts` has them by the original's id.
+
+        A combined pipeline holds the same parts again, in pipelines of its own.
+        """
+        own = copy.copy(pipeline)
+        for name, value in vars(pipeline).items():
+            if id(value) in parts:
+                vars(own)[name] = parts[id(value)]
+            elif isinstance(value, DiffusionPipeline):
+                vars(own)[name] = self._copied(value, parts)
+            elif isinstance(value, ConfigMixin):  # schedulers, guiders, image processors: they keep state
+                vars(own)[name] = parts[id(value)] = copy.deepcopy(value)
+        vars(own).pop("_num_timesteps", None)  # of an earlier call of the pipeline itself
         own.set_progress_bar_config(disable=True)
         return own
 
@@ -122,6 +154,14 @@ class PipelineCall:
             return stepped
 
         scheduler.step = counted
+
+
+def _first_noise(generator: Any) -> torch.Tensor:
+    """The state of torch's global generator at the seed of the request's own generator."""
+    first = generator[0] if isinstance(generator, list) and generator else generator
+    if not isinstance(first, torch.Generator):
+        return torch.get_rng_state()
+    return torch.Generator("cpu").manual_seed(first.initial_seed()).get_state()
 
 
 class Ended(BaseException):

@@ -142,6 +142,28 @@ def test_a_call_whose_numbers_are_not_finite_is_named_and_harms_nobody(pipeline:
     assert np.abs(drawn(sound) - alone).max() <= 0.01 / 255
 
 
+def test_what_a_call_draws_from_torch_itself_follows_its_seed_and_nobody_else(pipeline: Any) -> None:
+    def with_own_noise(number: int) -> dict[str, Any]:
+        return asked(number) | {"callback_on_step_end": _add_noise}
+
+    alone = []
+    for number in (1, 3):
+        torch.manual_seed(number)
+        alone.append(pipeline(**with_own_noise(number)).images[0])
+    exchange = Exchange(pipeline)
+    before = torch.get_rng_state()
+    calls = [exchange.begin(**with_own_noise(number)) for number in (1, 3)]
+    while any(call.parked is not None for call in calls):
+        advance(exchange, calls)
+    assert torch.equal(torch.get_rng_state(), before)
+    for call, image in zip(calls, alone, strict=True):
+        assert np.abs(drawn(call) - image).max() <= 0.01 / 255
+
+
+def _add_noise(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {"latents": tensors["latents"] + 0.1 * torch.randn(tensors["latents"].shape)}
+
+
 def test_what_the_pipeline_refuses_is_the_error_of_that_call(pipeline: Any) -> None:
     call = Exchange(pipeline).begin(**{**asked(1), "width": 63})
     assert call.parked is None

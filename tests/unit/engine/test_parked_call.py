@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 from engine.parked_call import Merger, ParkedCall, SharedTensors, split
@@ -59,6 +61,12 @@ def test_calls_that_differ_in_what_all_rows_share_do_not_share_a_pass(other: dic
     assert parked(**arguments).signature != parked(**{**arguments, **other}).signature
 
 
+def test_positions_of_a_single_frame_are_no_row() -> None:
+    calls = [parked(x=latents(seed), visual_rope_pos=[torch.arange(1), torch.arange(4)]) for seed in (1, 2)]
+    assert calls[0].signature == calls[1].signature
+    assert [one.tolist() for one in Merger().merge(calls, 2)["visual_rope_pos"]] == [[0], [0, 1, 2, 3]]
+
+
 def test_lists_of_images_share_a_pass_whatever_their_sizes() -> None:
     first = parked(x=[torch.zeros(4, 1, 8, 8)], t=torch.tensor([0.5]), texts=[torch.zeros(3, 16)])
     second = parked(x=[torch.ones(4, 1, 8, 12)], t=torch.tensor([0.1]), texts=[torch.ones(9, 16)])
@@ -88,10 +96,27 @@ def test_what_is_the_same_at_the_next_step_is_not_copied_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "made", [lambda x: (x,), lambda x: {"sample": x}, lambda x: [x, (x, 3)], lambda x: (list(x.split(1)),)]
+    "made", [lambda x: (x,), lambda x: {"sample": x}, lambda x: [x, (x, 3)], lambda x: ([x, x, x, x],)]
 )
 def test_each_call_gets_its_rows_of_the_output_and_no_padding(made: Any) -> None:
     output = torch.arange(4.0).view(4, 1)
     parts = split(made(output), [1, 2], 4)
     expected = [made(output[:1]), made(output[1:3])]
     assert repr(parts) == repr(expected)
+
+
+def test_each_call_gets_its_entries_of_a_list_where_it_gave_a_list() -> None:
+    images = [torch.full((1, size), float(size)) for size in (1, 2, 3, 4)]
+    parts = split((images,), [1, 2], 4, is_listed=True)
+    assert repr(parts) == repr([(images[:1],), (images[1:3],)])
+
+
+def test_each_call_gets_its_rows_of_the_distribution_of_an_encoded_image() -> None:
+    parameters = torch.randn(3, 8, 2, 2)
+    whole = AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(parameters))
+    parts = split(whole, [1, 2], 3)
+    for part, rows in zip(parts, (slice(0, 1), slice(1, 3)), strict=True):
+        alone = DiagonalGaussianDistribution(parameters[rows])
+        drawn = [one.sample(torch.Generator().manual_seed(1)) for one in (part.latent_dist, alone)]
+        assert torch.equal(*drawn)
+        assert torch.equal(part.latent_dist.mode(), alone.mode())
