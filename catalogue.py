@@ -13,7 +13,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
-Family = Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"]
+Family = Literal[
+    "stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux", "diffusers"
+]
 DIFFUSION_SCHEDULERS = (
     "ddim",
     "euler",
@@ -22,6 +24,13 @@ DIFFUSION_SCHEDULERS = (
     "dpmpp_2m",
     "dpmpp_2m_karras",
     "lcm",
+)
+ALL_SCHEDULERS = (
+    "default",
+    *("ddim", "ddpm", "euler", "euler_karras", "euler_ancestral", "heun", "heun_karras"),
+    *("dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_2s"),
+    *("unipc", "unipc_karras", "deis", "deis_karras", "pndm", "lcm", "tcd"),
+    *("flow_match_euler", "flow_match_heun", "flow_match_lcm", "edm_euler", "edm_dpmpp_2m"),
 )
 MAX_LCM_STEPS = 50
 """Steps that a model's consistency distillation had, of which a request's are a choice."""
@@ -32,8 +41,12 @@ FAMILIES: dict[Family, tuple[tuple[str, ...], int]] = {
     "pixart": (DIFFUSION_SCHEDULERS, 16),
     "sana": (("flow_match_euler", "dpmpp_2m"), 32),
     "flux": (("flow_match_euler",), 16),
+    "diffusers": (ALL_SCHEDULERS, 8),
 }
-"""Each family's schedulers, and what its sides are multiples of; a test holds the engine to them."""
+"""Each family's schedulers, and what its sides are multiples of; a test holds the engine to them.
+
+Which of them a pipeline of `diffusers` takes, and whether its sides need more, shows when it is loaded.
+"""
 
 STEP_CACHE_FAMILIES: frozenset[Family] = frozenset(
     {"stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"}

@@ -27,7 +27,7 @@ from diffusers import (
 from torch import Tensor
 
 from engine.company import Company
-from engine.generation import Generation
+from engine.native_generation import NativeGeneration
 from engine.policy import BatchKey
 from engine.request import GenerationRequest, SchedulerName, SchedulerSpec
 from engine.sampling import EXPANDED, CoefficientTables, advance, scale_model_input
@@ -118,13 +118,13 @@ class Ours:
         for index, num_steps in enumerate(STEPS):
             request = GenerationRequest("m", "", 512, 512, num_steps, 1.0, seed + index)
             table = tables.table(SchedulerSpec(name), num_steps)
-            generation = Generation(request, key, table, is_guided=False, submitted_at=0.0, num_ticks=0)
+            generation = NativeGeneration(request, key, table, is_guided=False, submitted_at=0.0, num_ticks=0)
             noise = torch.randn(shape, generator=generation.generator)
             Company([generation], noise * table.init_noise_sigma)
             self.generations.append(generation)
         self.is_stochastic = self.generations[0].table.updates[0].is_stochastic
 
-    def step(self, members: Sequence[Generation], outputs: Tensor) -> None:
+    def step(self, members: Sequence[NativeGeneration], outputs: Tensor) -> None:
         """One step of all of them as `Runner.step` takes it: formed, scaled, advanced, committed."""
         company = Company.of(members)
         step = company.sampler_step(members)

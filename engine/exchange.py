@@ -5,13 +5,13 @@ one forward pass for many parked calls and lets each go on. All of it happens on
 `torch.inference_mode`. It does not choose which calls run, and knows neither requests nor deadlines.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.parked_call import Merger, split
+from engine.parked_call import Merger, ParkedCall, split
 from engine.pipeline_call import PipelineCall
 
 SIDE_MODULES = ("text_encoder", "image_encoder", "image_embedder", "vae", "vqvae", "vqgan", "movq", "safety_")
@@ -19,14 +19,10 @@ SIDE_MODULES = ("text_encoder", "image_encoder", "image_embedder", "vae", "vqvae
 
 
 class Exchange:
-    """Runs calls of `pipeline` together; neither the pipeline nor its modules are changed.
+    """Runs calls of `pipeline` together; neither the pipeline nor its modules are changed."""
 
-    `bucket_rows` says at how many rows a denoiser runs so many rows.
-    """
-
-    def __init__(self, pipeline: Any, bucket_rows: Callable[[int], int] = lambda num_rows: num_rows) -> None:
+    def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
-        self._bucket_rows = bucket_rows
         self._merger = Merger()
 
     def begin(self, scheduler: Any = None, /, **arguments: Any) -> PipelineCall:
@@ -38,30 +34,41 @@ class Exchange:
         call.go_on()
         return call
 
-    def run(self, calls: Sequence[PipelineCall]) -> list[PipelineCall]:
+    def run(self, calls: Sequence[PipelineCall], num_rows: int | None = None) -> list[PipelineCall]:
         """Make one forward pass for parked calls of equal signature; each goes on until it parks or ends.
 
-        Returns those whose part of the output is not finite: they stay parked. If the pass raises, all stay
-        parked, and can be run again in parts.
+        The pass has `num_rows` rows: those of the calls, and padding. Returns the calls whose part of a
+        denoiser's output is not finite: they stay parked. If the pass raises, all stay parked, and can be
+        run again in parts.
         """
         parked = [call.parked for call in calls if call.parked is not None]
-        counts = [one.num_rows for one in parked]
-        name, num_rows = parked[0].name, sum(counts)
-        if is_denoiser(name):
-            num_rows = self._bucket_rows(num_rows)
-        output = self._forward(name, self._merger.merge(parked, num_rows))
-        is_listed = "list" in parked[0].kinds
-        parts = [output] if counts == [num_rows] else split(output, counts, num_rows, is_listed=is_listed)
-        finite = [not is_denoiser(name) or _is_finite(part) for part in parts]
+        parts = self.outputs(parked, num_rows)
+        finite = [not is_denoiser(parked[0].name) or _is_finite(part) for part in parts]
         for call, part, is_finite in zip(calls, parts, finite, strict=True):
             if is_finite:
                 self._go_on(call, part)
         return [call for call, is_finite in zip(calls, finite, strict=True) if not is_finite]
 
+    def outputs(self, parked: Sequence[ParkedCall], num_rows: int | None = None) -> list[Any]:
+        """What one forward pass gives each of these calls, which stay parked."""
+        counts = [one.num_rows for one in parked]
+        total = sum(counts) if num_rows is None else num_rows
+        output = self._forward(parked[0].name, self._merger.merge(parked, total))
+        is_listed = "list" in parked[0].kinds
+        return [output] if counts == [total] else split(output, counts, total, is_listed=is_listed)
+
+    def free(self) -> None:
+        """Let go of the tensors that are kept between two passes."""
+        self._merger.forget()
+
     def _forward(self, name: str, arguments: dict[str, Any]) -> Any:
         component, _, method = name.partition(".")
         module = getattr(self._pipeline, component)
-        return (getattr(module, method) if method else module)(**arguments)
+        if not method:
+            return module(**arguments)
+        # An autoencoder that computes in full precision is given latents of the denoiser's precision.
+        arguments = {name: _as_floating(value, module.dtype) for name, value in arguments.items()}
+        return getattr(module, method)(**arguments)
 
     def _go_on(self, call: PipelineCall, output: Any) -> None:
         call.go_on(output)
@@ -70,6 +77,10 @@ class Exchange:
 def is_denoiser(name: str) -> bool:
     """Whether a component of this name runs at every denoising step."""
     return not name.removeprefix("prior_").startswith(SIDE_MODULES)
+
+
+def _as_floating(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _is_finite(output: Any) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Lane = Literal["interactive", "bulk"]
-WarningCode = Literal["prompt_cut", "notation_unread", "negative_prompt_unused"]
+WarningCode = Literal["prompt_cut", "notation_unread", "negative_prompt_unused", "not_batched"]
 SchedulerName = Literal[
     "default",  # the model's own, of whatever class
     "ddim",
