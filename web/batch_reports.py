@@ -49,7 +49,7 @@ def _cells(job: Job) -> list[object]:
     links = " ".join(image_url(job.id, image.index) for image in job.images if image.deleted_at is None)
     warnings = "; ".join(f"{warning['field']}: {warning['detail']}" for warning in job.warnings)
     asked = asked_of(job)
-    before = (job.batch_line, job.prompt, job.state.value, job.id)
+    before = (job.batch_line, job.parameters.prompt, job.state.value, job.id)
     after = (links, job.error_code, job.error_retryable, _reason(job), warnings, job.retry_of)
     return [*before, *(asked[name] for name in PARAMETERS), *after]
 

@@ -10,21 +10,20 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from catalogue.parameters import MAX_NUM_IMAGES, MAX_SEED, PARAMETERS, TEXTS
 from storage.job_views import Job
 from web.admission import Admission
 from web.csv_cells import typed_cell
 from web.idempotency import digest_of
 from web.refusals import FieldError
-from web.schemas import MAX_NUM_IMAGES, MAX_SEED, JobRequest
+from web.schemas import JobRequest
 
 if TYPE_CHECKING:
-    from catalogue import Catalogue, Model
+    from catalogue.catalogue import Catalogue, Model
 
-NUMBERS = (
-    "width", "height", "num_inference_steps", "guidance_scale", "guidance_cutoff", "step_cache", "seed",
-    "num_images",
-)  # fmt: skip
-FIELDS = ("prompt", "negative_prompt", "tier", *NUMBERS, "scheduler", "output_format")
+_NOT_ASKED = ("strict", "output_quality")
+_PARAMETERS = tuple(name for name in PARAMETERS if name not in _NOT_ASKED)
+FIELDS = ("tier", *_PARAMETERS)
 _ONCE = re.compile(r"[0-9a-f]{32}")
 
 
@@ -47,9 +46,9 @@ class DrawForm:
     @classmethod
     def of_job(cls, job: Job, catalogue: "Catalogue") -> "DrawForm":
         """Filled with an old job's parameters, its seed included."""
-        values = {name: str(getattr(job, name)) for name in FIELDS}
-        tier = catalogue.tier(job.tier)
-        if tier is not None and (job.width, job.height) == (tier.default_width, tier.default_height):
+        same, tier = job.parameters, catalogue.tier(job.tier)
+        values = {"tier": job.tier, **{name: str(getattr(same, name)) for name in _PARAMETERS}}
+        if tier is not None and (same.width, same.height) == (tier.default_width, tier.default_height):
             values |= {"width": "", "height": ""}
         return cls(values)
 
@@ -77,14 +76,14 @@ class DrawForm:
 
     def job_request(self, catalogue: "Catalogue", admission: Admission) -> JobRequest:
         """What the form asks for; raises `InvalidRequest` naming every field that is wrong."""
-        asked: dict[str, object] = {"prompt": self.values.get("prompt", "")}
+        asked: dict[str, object] = {}
         errors = []
-        for name in ("negative_prompt", "scheduler", "output_format", *NUMBERS):
+        for name in _PARAMETERS:
             text = self.values.get(name, "")
-            if not text.strip():
+            if not text.strip() and not PARAMETERS[name].is_required:
                 continue  # left empty: the model's default
             try:
-                asked[name] = typed_cell(name, text)
+                asked[name] = text if name in TEXTS else typed_cell(name, text)
             except ValueError as error:
                 errors.append(FieldError(name, str(error)))
         tier = catalogue.tier(self.values.get("tier", "")) if self.values.get("tier") else catalogue.tiers[0]

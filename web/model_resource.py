@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, Field
 
 if TYPE_CHECKING:
-    from catalogue import Model
+    from catalogue.catalogue import Model
 
 
 class PresetResource(BaseModel):

@@ -55,8 +55,8 @@ def test_a_bell_becomes_images_that_belong_to_their_job(
         paint = hashlib.sha256(f"{job.id}|{image.seed}".encode()).digest()[:30]
         assert np.asarray(Image.open(io.BytesIO(data)))[0, :10].tobytes() == paint
     assert done.timings["mean_step_batch"] == 2.0
-    assert done.timings["device_seconds"] == 0.5 * done.num_images
-    assert done.timings["steps_cap"] == done.num_inference_steps * done.num_images
+    assert done.timings["device_seconds"] == 0.5 * done.parameters.num_images
+    assert done.timings["steps_cap"] == done.parameters.num_inference_steps * done.parameters.num_images
 
 
 def test_what_a_job_leaves_out_reaches_the_engine(

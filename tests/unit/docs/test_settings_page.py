@@ -9,7 +9,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from catalogue import FAMILIES, Catalogue, Model, Preset, Tier, WorkerPlan
+from catalogue.catalogue import FAMILIES, Catalogue, Model, Preset, Tier, WorkerPlan
 from cli import app
 from settings import ROOT, Settings
 

@@ -8,9 +8,11 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from catalogue.parameters import MAX_STEP_CACHE
 
 Positive = Annotated[int, Field(gt=0)]
 Family = Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"]
@@ -38,9 +40,7 @@ FAMILIES: dict[Family, tuple[tuple[str, ...], int]] = {
 STEP_CACHE_FAMILIES: frozenset[Family] = frozenset(
     {"stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"}
 )
-MAX_STEP_CACHE = 8
-"""Which families can leave out the deep part of a step, and how many steps at most one full step serves;
-a test holds the engine to both."""
+"""Which families can leave out the deep part of a step; a test holds the engine to them."""
 
 
 class SettingsError(Exception):
@@ -170,6 +170,18 @@ class Model(_Frozen):
         """
         can_cache = self.family in STEP_CACHE_FAMILIES and self.cpu_offload == "none"
         return MAX_STEP_CACHE if can_cache else 1
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The parameters that this model chooses where a request leaves them out."""
+        smallest = self.tiers[0]
+        return {
+            "width": smallest.default_width,
+            "height": smallest.default_height,
+            "num_inference_steps": self.default_num_inference_steps,
+            "guidance_scale": self.default_guidance_scale,
+            "scheduler": self.schedulers[0],
+        }
 
     def preset(self, name: str) -> Preset | None:
         """The preset of that name, or nothing."""
