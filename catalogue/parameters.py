@@ -5,7 +5,7 @@ is run (its model, tier, lane, deadline or webhook) is not a parameter; limits t
 `catalogue.catalogue`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from sys import float_info
 from typing import Annotated, Any, Literal, cast, get_type_hints
@@ -21,8 +21,8 @@ MAX_PIXELS_A_SIDE = 2**31 - 1
 OUTPUT_FORMATS = ("png", "webp", "jpeg")
 
 Value = bool | int | float | str
-ParameterType = Literal["int", "float", "bool", "string", "choice", "text"]
-"""A string is a name on one line; a text is a prompt, which may have several."""
+ParameterType = Literal["int", "float", "bool", "string", "choice", "text", "object"]
+"""A string is a name; a text is a prompt; an object holds the parameters of one model."""
 
 
 class Parameter(BaseModel):
@@ -36,14 +36,6 @@ class Parameter(BaseModel):
     max: int | float | None = None
     choices: tuple[str, ...] = ()
     unit: str = ""
-    examples: tuple[str, ...] = ()
-    is_required: bool = False
-    in_presets: bool = False
-    """Whether a preset may set it."""
-    changes_pixels: bool = True
-    """Whether an image depends on it, and not only its file or the number of images."""
-    note_of_value: str = ""
-    """Describes the value of a job, where a job's value needs other words than a request's."""
 
     def fault_of(self, value: object) -> str | None:
         """What is wrong with a value, naming the limit and not the value; nothing if it is right."""
@@ -60,6 +52,8 @@ class Parameter(BaseModel):
                 return f"is not one of: {', '.join(self.choices)}"
             case "string" | "text" if not isinstance(value, str):
                 return "is not a string"
+            case "object" if not isinstance(value, Mapping):
+                return "is not an object"
             case "int" | "float":
                 return self._bound_broken_by(cast("float", value))
         return None
@@ -72,6 +66,41 @@ class Parameter(BaseModel):
         return None
 
 
+class KnownParameter(Parameter):
+    """A parameter that every model has."""
+
+    examples: tuple[str, ...] = ()
+    is_required: bool = False
+    in_presets: bool = False
+    """Whether a preset may set it."""
+    changes_pixels: bool = True
+    """Whether an image depends on it, and not only its file or the number of images."""
+    note_of_value: str = ""
+    """Describes the value of a job, where a job's value needs other words than a request's."""
+
+
+class PipelineValues(Mapping[str, Value]):
+    """Values of a model's own parameters by name; frozen, so that what carries them can be hashed."""
+
+    def __init__(self, values: Mapping[str, Value] | Iterable[tuple[str, Value]] = ()) -> None:
+        self._values = dict(sorted(dict(values).items()))
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        return f"PipelineValues({self._values})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
     """Everything that a request says about its images, as it is drawn: no value is left to choose.
@@ -81,17 +110,17 @@ class Parameters:
 
     prompt: Annotated[
         str,
-        Parameter(
+        KnownParameter(
             type="text",
             description="What to draw.",
             examples=("a red heart on a white background",),
             is_required=True,
         ),
     ]
-    negative_prompt: Annotated[str, Parameter(type="text", description="What to avoid.")] = ""
+    negative_prompt: Annotated[str, KnownParameter(type="text", description="What to avoid.")] = ""
     width: Annotated[
         int,
-        Parameter(
+        KnownParameter(
             type="int",
             min=1,
             max=MAX_PIXELS_A_SIDE,
@@ -101,7 +130,7 @@ class Parameters:
     ]
     height: Annotated[
         int,
-        Parameter(
+        KnownParameter(
             type="int",
             min=1,
             max=MAX_PIXELS_A_SIDE,
@@ -111,7 +140,7 @@ class Parameters:
     ]
     num_inference_steps: Annotated[
         int,
-        Parameter(
+        KnownParameter(
             type="int",
             min=1,
             in_presets=True,
@@ -121,7 +150,7 @@ class Parameters:
     ]
     guidance_scale: Annotated[
         float,
-        Parameter(
+        KnownParameter(
             type="float",
             min=0,
             in_presets=True,
@@ -130,7 +159,7 @@ class Parameters:
     ]
     guidance_cutoff: Annotated[
         float,
-        Parameter(
+        KnownParameter(
             type="float",
             min=0,
             max=1,
@@ -141,7 +170,7 @@ class Parameters:
     ] = 1.0
     step_cache: Annotated[
         int,
-        Parameter(
+        KnownParameter(
             type="int",
             min=1,
             in_presets=True,
@@ -151,7 +180,7 @@ class Parameters:
     ] = 1
     scheduler: Annotated[
         str,
-        Parameter(
+        KnownParameter(
             type="string",
             in_presets=True,
             description="One of the model's schedulers; its first if left out.",
@@ -159,7 +188,7 @@ class Parameters:
     ]
     seed: Annotated[
         int,
-        Parameter(
+        KnownParameter(
             type="int",
             min=0,
             max=MAX_SEED,
@@ -168,7 +197,7 @@ class Parameters:
     ]
     num_images: Annotated[
         int,
-        Parameter(
+        KnownParameter(
             type="int",
             min=1,
             max=MAX_NUM_IMAGES,
@@ -178,7 +207,7 @@ class Parameters:
     ] = 1
     output_format: Annotated[
         str,
-        Parameter(
+        KnownParameter(
             type="choice",
             choices=OUTPUT_FORMATS,
             changes_pixels=False,
@@ -188,7 +217,7 @@ class Parameters:
     ] = "png"
     output_quality: Annotated[
         int | None,
-        Parameter(
+        KnownParameter(
             type="int",
             min=1,
             max=100,
@@ -199,29 +228,43 @@ class Parameters:
     ] = None
     strict: Annotated[
         bool,
-        Parameter(
+        KnownParameter(
             type="bool",
             changes_pixels=False,
             description="The bytes that it would have alone, whatever its worker promises; it may take "
             "longer.",
         ),
     ] = False
+    pipeline_parameters: Annotated[
+        Mapping[str, Value],
+        KnownParameter(
+            type="object",
+            in_presets=True,
+            description="Parameters that this model alone has, by name: `GET /v1/models` lists them under "
+            "`parameters`, with their types, limits and defaults.",
+        ),
+    ] = PipelineValues()
+
+    def __post_init__(self) -> None:
+        # Whatever mapping it was given, it is frozen here.
+        object.__setattr__(self, "pipeline_parameters", PipelineValues(self.pipeline_parameters))
 
     def values(self) -> dict[str, Any]:
         """Every parameter by its name."""
-        return {name: getattr(self, name) for name in PARAMETERS}
+        own = {name: getattr(self, name) for name in PARAMETERS}
+        return own | {"pipeline_parameters": dict(self.pipeline_parameters)}
 
     def seed_of(self, index: int) -> int:
         """The seed of image `index`: (seed + index) mod 2^63."""
         return (self.seed + index) % (MAX_SEED + 1)
 
 
-def _declared() -> dict[str, Parameter]:
+def _declared() -> dict[str, KnownParameter]:
     hints = get_type_hints(Parameters, include_extras=True)
     return {field.name: hints[field.name].__metadata__[0] for field in fields(Parameters)}
 
 
-PARAMETERS: Mapping[str, Parameter] = _declared()
+PARAMETERS: Mapping[str, KnownParameter] = _declared()
 """What is declared of each field of `Parameters`, in their order."""
 DEFAULTS: Mapping[str, Any] = {
     field.name: field.default for field in fields(Parameters) if field.default is not MISSING
@@ -231,3 +274,5 @@ MAY_BE_NONE = frozenset(name for name, value in DEFAULTS.items() if value is Non
 PRESET_PARAMETERS = tuple(name for name, parameter in PARAMETERS.items() if parameter.in_presets)
 TEXTS = tuple(name for name, parameter in PARAMETERS.items() if parameter.type == "text")
 """The prompts."""
+PRIVATE = (*TEXTS, "pipeline_parameters")
+"""What may hold a person's words, which webhooks and those who send them never see."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from catalogue.parameters import PARAMETERS, TEXTS
+from catalogue.parameters import PARAMETERS, PRIVATE
 from storage.roles import GROUPS, DatabaseRole, group_of
 from storage.tables import metadata
 
@@ -36,10 +36,10 @@ class Grant:
 
 _ASKED_FOR = (
     *("model", "tier", "lane"),
-    *(name for name in PARAMETERS if name not in TEXTS),
+    *(name for name in PARAMETERS if name not in PRIVATE),
     *("webhook_url", "batch_id", "batch_line", "retry_of"),
 )
-_PROMPTS = TEXTS
+_PROMPTS = PRIVATE
 _LIFE = _columns(
     """attempt num_failures num_crashes suspect solo dispatch_seq created_at deadline_at started_at
        finished_at cancel_requested_at progress worker error_code error_retryable error_detail warnings

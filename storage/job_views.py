@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from sqlalchemy import ColumnElement, Connection, Row, literal, select, text, tuple_
 
-from catalogue.parameters import PARAMETERS, TEXTS, Parameters
+from catalogue.parameters import PARAMETERS, PRIVATE, Parameters
 from storage.database import Database
 from storage.errors import NotFound
 from storage.states import TERMINAL, State
@@ -98,9 +98,11 @@ class Outcome:
 
 _PARAMETER_COLUMNS = [jobs.c[name] for name in PARAMETERS]
 _OTHER_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name not in ("parameters", "images")]
+_NOTHING = {name: {} if PARAMETERS[name].type == "object" else "" for name in PRIVATE}
 JOB_COLUMNS = [*_OTHER_COLUMNS, *_PARAMETER_COLUMNS]
 _WITHOUT_PROMPTS = [
-    literal("").label(column.name) if column.name in TEXTS else column for column in JOB_COLUMNS
+    literal(_NOTHING[column.name], column.type).label(column.name) if column.name in PRIVATE else column
+    for column in JOB_COLUMNS
 ]
 
 

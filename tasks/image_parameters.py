@@ -10,5 +10,7 @@ from storage.job_views import Job
 def parameters_of(job: Job, seed: int) -> dict[str, str]:
     """By the API's names: a job of these, with `num_images` 1, gives this very image again."""
     values = {**job.parameters.values(), "seed": seed}
-    same = {name: str(values[name]) for name, parameter in PARAMETERS.items() if parameter.changes_pixels}
-    return {"software": "calotype", "model": job.model, **same, "job_id": job.id}
+    same = {name: values[name] for name, parameter in PARAMETERS.items() if parameter.changes_pixels}
+    same |= same.pop("pipeline_parameters")
+    words = {name: str(value) for name, value in same.items()}
+    return {"software": "calotype", "model": job.model, **words, "job_id": job.id}

@@ -8,7 +8,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from catalogue.parameters import PARAMETERS, TEXTS
+from catalogue.parameters import PARAMETERS, PRIVATE
 from storage import batches, job_views
 from storage.batches import Batch
 from storage.database import Database
@@ -17,7 +17,7 @@ from storage.job_views import Job
 from storage.states import State
 
 _OF_JOB = ("id", "state", "tier", "model", "lane")
-_PARAMETERS = tuple(name for name in PARAMETERS if name not in (*TEXTS, "strict"))
+_PARAMETERS = tuple(name for name in PARAMETERS if name not in (*PRIVATE, "strict"))
 _LIFE_OF_JOB = (
     "batch_id", "batch_line", "retry_of", "attempt", "created_at", "started_at", "finished_at",
 )  # fmt: skip

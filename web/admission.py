@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from catalogue.parameters import PARAMETERS, TEXTS, Parameters
+from catalogue.pipeline_parameters import value_faults
 from storage.job_views import Job
 from storage.submissions import NewJob
 from tasks.webhook_addresses import DEFAULT_PORTS, Network
 from web.refusals import FieldError, InvalidRequest, NotServed
-from web.schemas import JOB_FIELDS, JobRequest, field_errors
+from web.schemas import JOB_FIELDS, JobRequest, field_errors, pointer
 from web.webhook_url import check_webhook_url
 
 if TYPE_CHECKING:
     from catalogue.catalogue import Catalogue, Model, Tier
 
+_OWN = "pipeline_parameters"
 MAX_DRAWN_SEED = 2**32  # JSON clients lose precision past 2^53
 
 
@@ -124,6 +126,7 @@ class Admission:
             *_text_errors(model, parameters),
             *_side_errors(model, parameters),
             *_parameter_errors(model, parameters),
+            *_pipeline_errors(model, parameters),
         ]
         return [
             *(error for error in of_model if error.field not in unread),
@@ -157,6 +160,8 @@ class Admission:
             )
         if same.step_cache > model.max_step_cache:
             raise NotServed(f"model {job.model!r} no longer has a step cache")
+        for name, fault in value_faults(model.parameters, same.pipeline_parameters, model.name):
+            raise NotServed(f"model {job.model!r} no longer takes {name} of this job: its value {fault}")
         deadline = (job.deadline_at - job.created_at).total_seconds() if job.deadline_at else None
         return NewJob(
             account_id=job.account_id,
@@ -177,7 +182,18 @@ def _parameters(model: "Model", request: JobRequest) -> Parameters:
     preset = None if request.preset is None else model.preset(request.preset)
     named = {} if preset is None else preset.model_dump(exclude={"name"}, exclude_none=True)
     drawn = {"seed": secrets.randbelow(MAX_DRAWN_SEED)}
-    return Parameters(**{**drawn, **model.defaults, **named, **_given(request)})
+    given = _given(request)
+    found = {**drawn, **model.defaults, **named, **given}
+    own = {name: value for one in (model.defaults, named, given) for name, value in one.get(_OWN, {}).items()}
+    return Parameters(**{**found, _OWN: _as_declared(model, own)})
+
+
+def _as_declared(model: "Model", values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with whole numbers as floats where these are declared, as far as they are right."""
+    floats = {
+        one.name for one in model.parameters if one.type == "float" and not one.fault_of(values.get(one.name))
+    }
+    return {name: float(value) if name in floats else value for name, value in values.items()}
 
 
 def _given(request: JobRequest) -> dict[str, Any]:
@@ -204,6 +220,13 @@ def _parameter_errors(model: "Model", asked: Parameters) -> list[FieldError]:
         known = ", ".join(model.schedulers)
         errors.append(FieldError("scheduler", f"is not one of this model's schedulers: {known}"))
     return errors
+
+
+def _pipeline_errors(model: "Model", asked: Parameters) -> list[FieldError]:
+    return [
+        FieldError(pointer((_OWN, name)), fault)
+        for name, fault in value_faults(model.parameters, asked.pipeline_parameters, model.name)
+    ]
 
 
 def _preset_errors(model: "Model", request: JobRequest) -> list[FieldError]:

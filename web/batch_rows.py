@@ -33,6 +33,7 @@ from web.wiring import wired
 
 Item = TypeVar("Item")
 
+_OWN = "pipeline_parameters"
 ROWS_AT_ONCE = 500
 MAX_SHOWN_LINES = 20
 PICTURE_FIELDS = ("model", *PARAMETERS)
@@ -157,7 +158,8 @@ def _add(
             detail = f"there is no job {quoted(row.job_id)} of this account; leave it empty for a new one"
             return [*row.errors, FieldError("job_id", detail)]
     except InvalidRequest as error:
-        return error.errors
+        # A model's own parameter has a column of its name.
+        return [replace(found, field=found.field.removeprefix(f"{_OWN}/")) for found in error.errors]
     return []
 
 
@@ -167,7 +169,8 @@ def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
     if "preset" in row.cells:
         # Fields that are given go before it, and these were not.
         asked = {name: value for name, value in asked.items() if name not in PRESET_PARAMETERS}
-    request = _read_again({**asked, **row.cells}, row)
+    own = {**asked.get(_OWN, {}), **row.cells.get(_OWN, {})}
+    request = _read_again({**asked, **row.cells, _OWN: own}, row)
     is_edited = "preset" in row.cells or not all(
         _is_same(getattr(request, name), had[name]) for name in PICTURE_FIELDS
     )
@@ -217,6 +220,8 @@ def _is_same(asked: object, had: object) -> bool:
     """A spreadsheet rounds what it shows, and writes what it shows; files lose their byte-order marks."""
     if isinstance(asked, float) and isinstance(had, float):
         return math.isclose(asked, had, rel_tol=1e-6)
+    if isinstance(asked, Mapping) and isinstance(had, Mapping):
+        return asked.keys() == had.keys() and all(_is_same(asked[name], had[name]) for name in asked)
     if isinstance(asked, str) and isinstance(had, str):
         return asked.replace("\ufeff", "") == had.replace("\ufeff", "")
     return asked == had

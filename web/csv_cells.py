@@ -52,9 +52,14 @@ _WORDS_OF_VALUES = re.compile(
 """The words beside the digits of what a spreadsheet takes for a number, a date, a time, money or a truth."""
 
 
-def typed_cell(column: str, cell: str, delimiter: str = ",") -> str | int | float:
-    """The value that a field's text means; raises `ValueError` saying what it should be."""
-    kind = TYPES.get(column, "string")
+def typed_cell(
+    column: str, cell: str, delimiter: str = ",", kind: ParameterType | None = None
+) -> str | int | float:
+    """The value that a field's text means; raises `ValueError` saying what it should be.
+
+    `kind` is the type of a column that is no column of ours.
+    """
+    kind = kind or TYPES.get(column, "string")
     if kind == "text":
         return _text(cell)
     text = cell.strip().strip(_INVISIBLE).strip()
@@ -70,7 +75,7 @@ def typed_cell(column: str, cell: str, delimiter: str = ",") -> str | int | floa
     if kind == "bool":
         return _truth(text)
     text = unmarked(text)
-    return text.lower() if kind == "choice" else text
+    return text.lower() if column == "output_format" else text
 
 
 def is_empty(cell: str) -> bool:

@@ -108,7 +108,8 @@ def _shown(job: Job, *, status: int = 200, refusal: str | None = None) -> Respon
 def _command_for(job: Job) -> str:
     """The same job again from a shell, quoted for it."""
     asked = {"model": job.model, **job.parameters.values()}
-    body = json.dumps({name: value for name, value in asked.items() if value is not None}, ensure_ascii=False)
+    given = {name: value for name, value in asked.items() if value not in (None, {})}
+    body = json.dumps(given, ensure_ascii=False)
     return (
         f'curl {shlex.quote(url_of("/v1/jobs"))} -H "Authorization: Bearer $CALOTYPE_API_KEY" \\\n'
         f'  -H "Content-Type: application/json" -H "Prefer: wait=60" \\\n  -d {shlex.quote(body)}'

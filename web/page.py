@@ -24,7 +24,7 @@ from storage.submissions import NewJob
 from web import session
 from web.auth import account_of_session, principal_of_form, principal_of_session
 from web.cursor import decode_cursor, encode_cursor
-from web.draw_form import DrawForm, limits
+from web.draw_form import DrawForm, limits, other_fields
 from web.errors import RETRY_AFTER_SECONDS
 from web.html_errors import register_html_errors
 from web.jobs import submit
@@ -143,6 +143,7 @@ def front_page(form: DrawForm, account_id: str | None, *, status: int = 200, aft
         tiers=tier_resources(),
         catalogue=catalogue,
         limits=limits(catalogue),
+        other_fields=other_fields(catalogue),
         schedulers=list(dict.fromkeys(name for model in catalogue.models for name in model.schedulers)),
         output_formats=OUTPUT_FORMATS,
         form=form,

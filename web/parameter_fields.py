@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, create_model
 
-from catalogue.parameters import DEFAULTS, PARAMETERS, Parameter
-from web.text import Text, VisibleText
+from catalogue.parameters import DEFAULTS, PARAMETERS, KnownParameter
+from catalogue.pipeline_parameters import MAX_DECLARED
+from web.text import Text, VisibleText, cleaned
 
 M = TypeVar("M", bound=BaseModel)
-FieldOf = Callable[[str, Parameter], tuple[Any, Any]]  # a type, and what pydantic's `Field` makes
+FieldOf = Callable[[str, KnownParameter], tuple[Any, Any]]  # a type, and what pydantic's `Field` makes
 
 
 def with_parameters(
@@ -40,8 +41,10 @@ def with_parameters(
     return extended
 
 
-def as_given(name: str, parameter: Parameter) -> tuple[Any, Any]:
+def as_given(name: str, parameter: KnownParameter) -> tuple[Any, Any]:
     """The field of a request. One that is left out and could come from a preset or the model is None."""
+    if parameter.type == "object":
+        return _limited(parameter), Field(default_factory=dict, description=parameter.description)
     default = None if parameter.in_presets else DEFAULTS.get(name)
     kind = _limited(parameter)
     examples = list(parameter.examples) or None
@@ -52,7 +55,7 @@ def as_given(name: str, parameter: Parameter) -> tuple[Any, Any]:
     return kind, Field(default, description=parameter.description, examples=examples)
 
 
-def as_answered(name: str, parameter: Parameter) -> tuple[Any, Any]:
+def as_answered(name: str, parameter: KnownParameter) -> tuple[Any, Any]:
     """The field of a job as clients see it."""
     kind = _TYPES[parameter.type]
     if DEFAULTS.get(name, 0) is None:
@@ -67,10 +70,11 @@ _TYPES: Mapping[str, Any] = {
     "string": str,
     "choice": str,
     "text": str,
+    "object": dict[str, bool | int | float | str],
 }
 
 
-def _limited(parameter: Parameter) -> Any:
+def _limited(parameter: KnownParameter) -> Any:
     """The type with its limits."""
     match parameter.type:
         case "int":
@@ -81,6 +85,29 @@ def _limited(parameter: Parameter) -> Any:
             return Literal[parameter.choices]
         case "string":
             return Annotated[str, Field(min_length=1)]
+        case "object":
+            return Annotated[dict[str, _OwnValue], AfterValidator(_bounded), WithJsonSchema(_OBJECT)]
         case "text":
             return VisibleText if parameter.is_required else Text
     return _TYPES[parameter.type]
+
+
+def _cleaned_if_text(value: Any) -> Any:
+    return cleaned(value) if isinstance(value, str) else value
+
+
+def _bounded(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are given; `null` for one is the same as leaving it out."""
+    if len(values) > MAX_DECLARED:
+        raise ValueError(f"has more than {MAX_DECLARED} entries")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+_OwnValue = Annotated[Any, AfterValidator(_cleaned_if_text)]  # its type is the model's to check
+_OBJECT = {
+    "type": "object",
+    "additionalProperties": {
+        "anyOf": [{"type": kind} for kind in ("boolean", "integer", "number", "string", "null")]
+    },
+    "maxProperties": MAX_DECLARED,
+}

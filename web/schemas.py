@@ -183,7 +183,7 @@ JOB_FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
 def field_errors(error: ValidationError, *, known: Iterable[str] = JOB_FIELDS) -> list[FieldError]:
     """pydantic's findings in our words: the field, and the limit that it breaks; never the value."""
     found = error.errors(include_url=False)
-    return [FieldError(_pointer(part["loc"]), _detail(dict(part), known)) for part in found]
+    return [FieldError(pointer(part["loc"]), _detail(dict(part), known)) for part in found]
 
 
 def parameter_errors(error: ValidationError, known: Iterable[str]) -> list[FieldError]:
@@ -198,7 +198,8 @@ def parameter_errors(error: ValidationError, known: Iterable[str]) -> list[Field
     return list(dict.fromkeys(found))
 
 
-def _pointer(location: tuple[int | str, ...]) -> str:
+def pointer(location: tuple[int | str, ...]) -> str:
+    """The place of a field in a body, as a JSON Pointer (RFC 6901) without the first slash, cut."""
     parts = (str(part).replace("~", "~0").replace("/", "~1") for part in location)
     return "/".join(parts)[:MAX_QUOTED_CHARACTERS]
 

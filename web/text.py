@@ -11,7 +11,7 @@ MAX_MARKS_IN_A_ROW = 30  # UAX #15 §13, Stream-Safe Text: no script needs more
 _REFUSED_CHARACTER = re.compile("[\0-\x08\x0b-\x1f\ud800-\udfff]")
 
 
-def _clean(text: str) -> str:
+def cleaned(text: str) -> str:
     """NFC, without characters that no prompt means and that rows or encoders cannot hold."""
     if len(text) > MAX_TEXT_CHARACTERS:
         raise ValueError(f"has more than {MAX_TEXT_CHARACTERS} characters")
@@ -46,5 +46,5 @@ def _not_blank(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_clean)]
+Text = Annotated[str, AfterValidator(cleaned)]
 VisibleText = Annotated[Text, AfterValidator(_not_blank)]

@@ -67,6 +67,20 @@ def test_what_a_job_leaves_out_reaches_the_engine(
     assert (handle.request.guidance_cutoff, handle.request.step_cache) == (0.5, 3)
 
 
+def test_a_models_own_parameters_reach_the_engine_and_the_image(
+    database: Database, blobs: Blobs, generate: Generate, engine: FakeEngine, make_job: MakeJob
+) -> None:
+    own = {"clip_skip": 2, "true_cfg_scale": 4.5, "zero_init": True, "mode": "Sharp"}
+    job = make_job(pipeline_parameters=own)
+    accounts.embed_parameters(database, job.account_id, True)
+    generate(job.id)
+    (handle,) = engine.handles
+    assert handle.request.parameters.pipeline_parameters == own
+    (image,) = get(database, job.account_id, job.id).images
+    told = png_text(blobs.get(image.object_key))
+    assert {name: told[name] for name in own} == {name: str(value) for name, value in own.items()}
+
+
 def test_parameters_are_in_the_image_only_if_its_account_wants_them(
     database: Database, blobs: Blobs, generate: Generate, make_job: MakeJob
 ) -> None:

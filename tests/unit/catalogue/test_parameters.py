@@ -15,7 +15,7 @@ from settings import ROOT
 TREE = ("catalogue", "client", "engine", "migrations", "storage", "tasks", "web", "calotype.toml")
 DECLARED = """
     clip_skip: Annotated[
-        int, Parameter(type="int", min=0, max=4, description="Layers of the text encoder to leave out.")
+        int, KnownParameter(type="int", min=0, max=4, description="Layers of the text encoder to leave out.")
     ] = 0
 
     def values("""

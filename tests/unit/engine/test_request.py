@@ -38,6 +38,15 @@ def test_a_scheduler_without_a_name_is_kept_as_it_was_given() -> None:
     assert replace(request, scheduler=SchedulerSpec("lcm")).scheduler == SchedulerSpec("lcm")
 
 
+def test_a_models_own_parameters_are_frozen_and_part_of_what_makes_requests_equal() -> None:
+    own: dict[str, Any] = {"b": 2.5, "a": True}
+    request = GenerationRequest(**GOOD, pipeline_parameters=own)
+    same = GenerationRequest(**GOOD, pipeline_parameters={"a": True, "b": 2.5})
+    own["a"] = False
+    assert (request, hash(request)) == (same, hash(same))
+    assert request != GenerationRequest(**GOOD)
+
+
 @pytest.mark.parametrize("prompt", ["nul \0 byte", "lone \ud800 surrogate", None, 7])
 def test_text_that_no_tokenizer_reads_is_refused(prompt: Any) -> None:
     with pytest.raises(PromptInvalid, match=r"^prompt: "):
