@@ -21,6 +21,7 @@ COPY requirements.lock ./
 COPY --from=dependencies /app/api.txt ./
 RUN pip install --no-cache-dir --constraint requirements.lock --requirement api.txt
 COPY *.py calotype.toml pyproject.toml ./
+COPY catalogue catalogue
 COPY client client
 COPY web web
 COPY tasks tasks
@@ -38,6 +39,7 @@ COPY --from=dependencies /app/worker.txt ./
 # torch's wheel carries the CUDA libraries; the host brings the driver alone.
 RUN pip install --no-cache-dir --constraint requirements.lock --requirement worker.txt
 COPY *.py calotype.toml pyproject.toml ./
+COPY catalogue catalogue
 COPY client client
 COPY tasks tasks
 COPY engine engine

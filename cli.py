@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from catalogue import SettingsError
+from catalogue.catalogue import SettingsError
 from cli_config import config, description
 from cli_database import database
 from cli_jobs import jobs

@@ -1,5 +1,7 @@
 """The commands about jobs and batches. They speak HTTP alone, as any client could."""
 
+import json
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from hashlib import sha256
@@ -72,6 +74,10 @@ def submit(
         FileFormat | None, typer.Option("--format", help="output_format; png if left out.")
     ] = None,
     quality: Annotated[int | None, typer.Option(help="output_quality, 1 to 100; not of a png.")] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the model's own; may be repeated."),
+    ] = None,
     url: Url = "",
     api_key: Key = "",
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -93,6 +99,7 @@ def submit(
         "negative_prompt": negative,
         "output_format": file_format and file_format.value,
         "output_quality": quality,
+        "pipeline_parameters": _own_values(own or []) or None,
     }
     if output is not None:
         require_folder("-o", output)
@@ -255,6 +262,28 @@ def cancel(
         return
     later = "; what runs ends at its next step" if left.state == "running" else ""
     out.print(f"{left.id} {left.state}{later}", markup=False, soft_wrap=True)
+
+
+def _own_values(given: Sequence[str]) -> dict[str, bool | int | float | str]:
+    """What `--set` said: a value is JSON, and a text where it is none."""
+    values: dict[str, bool | int | float | str] = {}
+    for entry in given:
+        name, is_given, text = entry.partition("=")
+        if not is_given or not name.strip():
+            fail(f"--set: {entry[:100]!r} is not NAME=VALUE", code=EXIT_USAGE)
+        if name.strip() in values:
+            fail(f"--set: {name.strip()[:100]!r} is given twice", code=EXIT_USAGE)
+        values[name.strip()] = _scalar(text.strip())
+    return values
+
+
+def _scalar(text: str) -> bool | int | float | str:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    return value if isinstance(value, bool | int | float | str) and is_finite else text
 
 
 def _connect(url: str, api_key: str, data_dir: Path) -> Client:

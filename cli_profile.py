@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from catalogue import Tier
+from catalogue.catalogue import Tier
 from settings import ROOT, Settings, load_settings
 from terminal import (
     DEFAULT_DATA_DIR,

@@ -32,7 +32,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from catalogue import Catalogue, Positive, SettingsError, load_catalogue, what_is_wrong
+from catalogue.catalogue import Catalogue, Positive, SettingsError, load_catalogue, what_is_wrong
 
 ROOT = Path(__file__).resolve().parent
 Seconds = Annotated[float, Field(gt=0)]

@@ -233,14 +233,7 @@ def _job(account: str, lane: str, request: GenerationRequest) -> NewJob:
         model=MODEL,
         tier=TIER,
         lane=lane,
-        prompt=request.prompt,
-        negative_prompt="",
-        width=request.width,
-        height=request.height,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        scheduler="ddim",
-        seed=request.seed,
+        parameters=request.parameters,
     )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 
+from catalogue.parameters import Parameters
 from local.endpoints import Embedded, embedded
 from storage import accounts, bells, submissions
 from storage.database import Database
@@ -103,14 +104,15 @@ class Bench:
             model="tiny",
             tier="sd",
             lane="interactive",
-            prompt="a red heart",
-            negative_prompt="",
-            width=128,
-            height=128,
-            num_inference_steps=150,
-            guidance_scale=4.0,
-            scheduler="ddim",
-            seed=1,
+            parameters=Parameters(
+                prompt="a red heart",
+                width=128,
+                height=128,
+                num_inference_steps=150,
+                guidance_scale=4.0,
+                scheduler="ddim",
+                seed=1,
+            ),
         )
         job, _ = submissions.create(self._db, new, redispatch_seconds=15)
         bell = bells.of_new_job(self._db, job.id)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from catalogue.parameters import MAX_STEP_CACHE
 from engine.buckets import at
 from engine.errors import LoadError, OutOfMemory
 from engine.families.family import Family, can_cache_steps
@@ -23,7 +24,7 @@ from engine.models import Models
 from engine.native_generation import NativeGeneration
 from engine.pipeline_model import PipelineModel
 from engine.profile import Profile, ProfileKey, StepCost
-from engine.request import MAX_STEP_CACHE, GenerationRequest, scheduler_named
+from engine.request import GenerationRequest, scheduler_named
 from engine.runner import Runner, translate
 from engine.step_cache import NUM_FIRST_FULL_STEPS
 

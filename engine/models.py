@@ -52,6 +52,8 @@ class Models:
         """The same, of a family that is written here."""
         key = self._key(request)
         family = self.families[request.model]
+        for name in request.parameters.pipeline_parameters:
+            raise RequestInvalid(f"pipeline_parameters/{name}: model {request.model!r} cannot use it")
         if request.step_cache > 1 and not can_cache_steps(family):
             raise RequestInvalid(f"step_cache: {request.model!r} has no step cache; only 1 is accepted")
         num_patches = key.latent_height * key.latent_width // family.latents_per_patch**2

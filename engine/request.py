@@ -5,9 +5,10 @@ Owns the fields and the checks that need no model. It does not know which models
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from catalogue.parameters import MAX_STEP_CACHE, MAY_BE_NONE, PARAMETERS, Parameters
 from engine.errors import PromptInvalid, RequestInvalid
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ SchedulerName = Literal[
 ]
 Spacing = Literal["leading", "trailing", "linspace"]
 
-MAX_SEED = 2**63 - 1
 WITH_KARRAS: tuple[SchedulerName, ...] = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis")
 WITH_ETA = ("ddim", "tcd")
 WITH_SHIFT = ("flow_match_euler", "flow_match_heun", "flow_match_lcm", "dpmpp_2m", "unipc")
@@ -57,7 +57,6 @@ WITH_SPACING = (
     "pndm",
 )
 """Which schedulers have these fields of a `SchedulerSpec`."""
-MAX_STEP_CACHE = 8
 
 
 @dataclass(frozen=True)
@@ -87,50 +86,95 @@ class SchedulerSpec:
         _require(self.shift is None or 0 < self.shift <= 100, "shift", f"{self.shift} is not in 0..100")
 
 
-@dataclass(frozen=True)
+_BY_PLACE = (
+    "prompt", "width", "height", "num_inference_steps", "guidance_scale", "seed", "negative_prompt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, init=False)
 class GenerationRequest:
-    """One image, wholly described: equal requests give equal bytes on one kind of device."""
+    """One image, wholly described: equal requests give equal bytes on one kind of device.
+
+    `spec` is the scheduler where the catalogue has no name for it. A parameter may also be given by its own
+    name, here and to `dataclasses.replace`, and the first ones by place; `scheduler` then is a
+    `SchedulerSpec`.
+    """
 
     model: str
-    prompt: str
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    seed: int
-    negative_prompt: str = ""
-    guidance_cutoff: float = 1.0  # share of the steps that are guided; the rest cost one row, not two
-    step_cache: int = 1  # every how many steps the whole model runs: 1 is every one, without a cache
-    scheduler: SchedulerSpec = field(default_factory=SchedulerSpec)
+    parameters: Parameters
+    if TYPE_CHECKING:
+        # Parameters that can be read, and given, by their own names; a new one is read from `parameters`.
+        prompt: str
+        negative_prompt: str
+        width: int
+        height: int
+        num_inference_steps: int
+        guidance_scale: float
+        guidance_cutoff: float  # share of the steps that are guided; the rest cost one row, not two
+        step_cache: int  # every how many steps the whole model runs: 1 is every one, without a cache
+        scheduler: SchedulerSpec
+        seed: int
+        strict: bool  # the bytes of its solo run, whatever the promise: fewer mates or none, so slower
+    spec: SchedulerSpec | None = None
     seconds_left: float | None = None  # until the deadline, counted from `submit`
     lane: Lane = "interactive"
-    strict: bool = False  # the bytes of its solo run, whatever the promise: fewer mates or none, so slower
     job_id: str = ""  # an opaque label for logs
     account: str = ""  # an opaque label of whose it is: none sees what another cached, all take turns
     solo: bool = False  # suspected of a crash: nothing else runs between its first and its last step
 
-    def __post_init__(self) -> None:
-        _check_text("prompt", self.prompt)
-        _check_text("negative_prompt", self.negative_prompt)
-        for name in ("width", "height", "num_inference_steps"):
-            value = getattr(self, name)
-            _require(type(value) is int and value > 0, name, f"{value!r} is not a positive whole number")
-        _require(
-            type(self.seed) is int and 0 <= self.seed <= MAX_SEED,
-            "seed",
-            f"{self.seed!r} is not in 0..2^63-1",
-        )
-        scale, cutoff = self.guidance_scale, self.guidance_cutoff
-        _require(
-            math.isfinite(scale) and scale >= 0, "guidance_scale", f"{scale} is not a finite number from 0"
-        )
-        _require(0 <= cutoff <= 1, "guidance_cutoff", f"{cutoff} is not in 0..1")
+    def __init__(
+        self,
+        model: str,
+        *by_place: Any,
+        parameters: Parameters | None = None,
+        spec: SchedulerSpec | None = None,
+        seconds_left: float | None = None,
+        lane: Lane = "interactive",
+        job_id: str = "",
+        account: str = "",
+        solo: bool = False,
+        **by_name: Any,
+    ) -> None:
+        changes = {**dict(zip(_BY_PLACE[: len(by_place)], by_place, strict=True)), **by_name}
+        if scheduler := changes.get("scheduler"):
+            name = next((name for name, known in SCHEDULERS.items() if known == scheduler), None)
+            changes["scheduler"] = name or scheduler.name
+            spec = None if name else scheduler
+        if parameters is None:
+            parameters = Parameters(**{"scheduler": SchedulerSpec().name, **changes})
+        else:
+            parameters = replace(parameters, **changes)
+        given = (model, parameters, spec, seconds_left, lane, job_id, account, solo)
+        for entry, value in zip(fields(self), given, strict=True):
+            object.__setattr__(self, entry.name, value)
+        self._check()
+
+    if not TYPE_CHECKING:
+
+        @property
+        def scheduler(self):
+            """diffusers' noise scheduler."""
+            return self.spec or scheduler_named(self.parameters.scheduler)
+
+        def __getattr__(self, name):
+            if name not in PARAMETERS:
+                raise AttributeError(f"a request has no {name!r}")
+            return getattr(self.parameters, name)
+
+    def _check(self) -> None:
         interval = self.step_cache
         _require(
             type(interval) is int and 1 <= interval <= MAX_STEP_CACHE,
             "step_cache",
             f"{interval!r} is not in 1..{MAX_STEP_CACHE}",
         )
+        for name, parameter in PARAMETERS.items():
+            value = getattr(self.parameters, name)
+            if parameter.type == "text":
+                _check_text(name, value)
+            elif value is not None or name not in MAY_BE_NONE:
+                fault = parameter.fault_of(value)
+                _require(fault is None, name, f"{value!r} {fault}")
         _require(self.lane in get_args(Lane), "lane", f"{self.lane!r} is not interactive or bulk")
         left = self.seconds_left
         _require(left is None or math.isfinite(left), "seconds_left", f"{left} is not finite")

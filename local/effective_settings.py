@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, SecretStr
 
-from catalogue import Catalogue
+from catalogue.catalogue import Catalogue
 from local.endpoints import addresses
 from local.roles import ROLES, Role
 from local.state import STATE_FILE, State

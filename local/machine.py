@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from catalogue import SettingsError
+from catalogue.catalogue import SettingsError
 from local.binaries import postgres_program, postgres_tree, valkey_program, weed_program
 from local.errors import LocalError
 from local.holder import find_holder

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from catalogue import Catalogue
+from catalogue.catalogue import Catalogue
 from local.devices import Device, find_devices, select_devices
 from local.endpoints import Endpoints, base_environment
 from local.errors import LocalError

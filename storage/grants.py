@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from catalogue.parameters import PARAMETERS, PRIVATE
 from storage.roles import GROUPS, DatabaseRole, group_of
 from storage.tables import metadata
 
@@ -33,11 +34,12 @@ class Grant:
         return {right: columns for right, columns in found.items() if columns}
 
 
-_ASKED_FOR = _columns(
-    """model tier lane width height num_inference_steps guidance_scale guidance_cutoff step_cache scheduler
-       seed num_images strict output_format output_quality webhook_url batch_id batch_line retry_of"""
+_ASKED_FOR = (
+    *("model", "tier", "lane"),
+    *(name for name in PARAMETERS if name not in PRIVATE),
+    *("webhook_url", "batch_id", "batch_line", "retry_of"),
 )
-_PROMPTS = _columns("prompt negative_prompt")
+_PROMPTS = PRIVATE
 _LIFE = _columns(
     """attempt num_failures num_crashes suspect solo dispatch_seq created_at deadline_at started_at
        finished_at cancel_requested_at progress worker error_code error_retryable error_detail warnings

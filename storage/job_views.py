@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from sqlalchemy import ColumnElement, Connection, Row, literal, select, text, tuple_
 
+from catalogue.parameters import PARAMETERS, PRIVATE, Parameters
 from storage.database import Database
 from storage.errors import NotFound
 from storage.states import TERMINAL, State
@@ -48,20 +49,7 @@ class Job:
     lane: str
     tier: str
     model: str
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_cutoff: float
-    step_cache: int
-    scheduler: str
-    seed: int
-    num_images: int
-    strict: bool
-    output_format: str
-    output_quality: int | None
+    parameters: Parameters
     webhook_url: str | None
     batch_id: str | None
     batch_line: int | None
@@ -108,20 +96,22 @@ class Outcome:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
-JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name not in ("images",)]
-
-
+_PARAMETER_COLUMNS = [jobs.c[name] for name in PARAMETERS]
+_OTHER_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name not in ("parameters", "images")]
+_NOTHING = {name: {} if PARAMETERS[name].type == "object" else "" for name in PRIVATE}
+JOB_COLUMNS = [*_OTHER_COLUMNS, *_PARAMETER_COLUMNS]
 _WITHOUT_PROMPTS = [
-    literal("").label(column.name) if column.name in ("prompt", "negative_prompt") else column
+    literal(_NOTHING[column.name], column.type).label(column.name) if column.name in PRIVATE else column
     for column in JOB_COLUMNS
 ]
 
 
 def job_from_row(row: Row[Any], stored: Sequence[StoredImage] = ()) -> Job:
     """A `Job` from a row that holds at least `JOB_COLUMNS`."""
-    values = {column.name: row._mapping[column.name] for column in JOB_COLUMNS}
+    parameters = Parameters(**{column.name: row._mapping[column.name] for column in _PARAMETER_COLUMNS})
+    values = {column.name: row._mapping[column.name] for column in _OTHER_COLUMNS}
     values |= {"state": State(values["state"]), "warnings": tuple(map(_warning, values["warnings"]))}
-    return Job(**values, images=tuple(stored))
+    return Job(**values, parameters=parameters, images=tuple(stored))
 
 
 def _warning(stored: JobWarning | str) -> JobWarning:

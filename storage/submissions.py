@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from sqlalchemy import Connection, bindparam, select, text
 from sqlalchemy.dialects.postgresql import insert
 
+from catalogue.parameters import PARAMETERS, Parameters
 from storage.database import Database
 from storage.errors import IdempotencyMismatch
 from storage.identifiers import new_id
@@ -19,26 +20,13 @@ from storage.tables import jobs
 
 @dataclass(frozen=True)
 class NewJob:
-    """A validated request, ready to become a row; field names are the columns'."""
+    """A validated request, ready to become a row; its fields and parameters are named as the columns are."""
 
     account_id: str
     model: str
     tier: str
     lane: str
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    scheduler: str
-    seed: int
-    guidance_cutoff: float = 1.0
-    step_cache: int = 1
-    num_images: int = 1
-    strict: bool = False
-    output_format: str = "png"
-    output_quality: int | None = None
+    parameters: Parameters
     deadline_seconds: float | None = None
     webhook_url: str | None = None
     idempotency_key: str | None = None
@@ -99,14 +87,15 @@ def _row(new: NewJob, redispatch_seconds: float) -> dict[str, object]:
     """An interactive row counts as rung: its caller rings after the commit. A bulk row is due at once,
     for the sweeper."""
     rung = new.lane == "interactive"
-    return {f"new_{name}": getattr(new, name) for name in _FIELDS} | {
+    values = {name: getattr(new, name) for name in _FIELDS} | new.parameters.values()
+    return {f"new_{name}": value for name, value in values.items()} | {
         "new_id": new.id or new_id("job"),
         "rung": rung,
         "wait_seconds": redispatch_seconds if rung else 0.0,
     }
 
 
-_FIELDS = [field.name for field in fields(NewJob) if field.name != "id"]
+_FIELDS = [field.name for field in fields(NewJob) if field.name not in ("id", "parameters")]
 # A job that names a receiver which nothing is sent to now says so from the start.
 _WARNINGS = """(
     SELECT coalesce(jsonb_agg(jsonb_build_object(
@@ -116,7 +105,7 @@ _WARNINGS = """(
      WHERE account_id = :new_account_id AND state = 'paused'
        AND receiver = webhook_receiver(CAST(:new_webhook_url AS text)))"""
 _INSERT = insert(jobs).values(
-    {name: bindparam(f"new_{name}") for name in ("id", *_FIELDS) if name != "deadline_seconds"}
+    {name: bindparam(f"new_{name}") for name in ("id", *_FIELDS, *PARAMETERS) if name != "deadline_seconds"}
     | {
         "dispatch_seq": text("CAST(:rung AS boolean)::int"),
         "ring_number": text("CASE WHEN :rung THEN nextval('ring_numbers') END"),

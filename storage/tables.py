@@ -105,6 +105,8 @@ jobs = Table(
     Column("strict", Boolean, nullable=False),
     Column("output_format", Text, nullable=False),
     Column("output_quality", Integer),  # absent: a format's own; a PNG has none
+    # An object: the parameters of this model's own pipeline.
+    Column("pipeline_parameters", JSONB, nullable=False, server_default="{}"),
     Column("webhook_url", Text),
     # Where it came from.
     Column("batch_id", Text, ForeignKey("batches.id")),

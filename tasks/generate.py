@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,13 +18,13 @@ import structlog
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from engine.errors import Canceled, DeviceLost, EngineStopped, StrictUnavailable
-from engine.request import GeneratedImage, GenerationRequest, scheduler_named
+from engine.request import GeneratedImage, GenerationRequest
 from engine.traceback_places import places_of
 from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import BlobUnavailable, StorageError, Unavailable
-from storage.job_views import Job, JobWarning, Outcome, StoredImage, outcome_of
+from storage.job_views import JobWarning, Outcome, StoredImage, outcome_of
 from storage.jobs import Claim, WorkerName
 from storage.states import State
 from tasks.holdings import Handle, Holding, Holdings
@@ -36,7 +36,6 @@ from tasks.timings import timings_of
 
 log = structlog.get_logger()
 
-MAX_SEED = 2**63
 ELSEWHERE_BACKOFF_SECONDS = 5.0
 """Before a job looks for another worker than this, which cannot repeat itself, or reaches no database."""
 
@@ -169,12 +168,12 @@ class Generate:
         stored = []
         file_seconds = upload_seconds = 0.0
         for index, image in enumerate(generated):
-            seed, started = seed_of(claim.job, index), time.monotonic()
+            seed, started = claim.job.parameters.seed_of(index), time.monotonic()
             with self._encoding(claim.job.id):
                 data = encode_image(
                     image.pixels,
-                    claim.job.output_format,
-                    quality=claim.job.output_quality,
+                    claim.job.parameters.output_format,
+                    quality=claim.job.parameters.output_quality,
                     parameters=parameters_of(claim.job, seed) if claim.embed_parameters else None,
                 )
             encoded = time.monotonic()
@@ -182,7 +181,7 @@ class Generate:
             blob = self._blobs.put(
                 key,
                 data,
-                content_type=content_type(claim.job.output_format),
+                content_type=content_type(claim.job.parameters.output_format),
                 budget_seconds=self._plan.upload_seconds,
             )
             file_seconds += encoded - started
@@ -271,7 +270,7 @@ class Generate:
             self.look_up(claim.job.id)
             return
         outcome = Outcome(
-            state=State(state), seconds=holding.seconds, num_images=claim.job.num_images, **facts
+            state=State(state), seconds=holding.seconds, num_images=claim.job.parameters.num_images, **facts
         )
         self._observe(lambda observer: observer.settled(claim, outcome))
 
@@ -290,36 +289,21 @@ def requests_of(claim: Claim) -> list[GenerationRequest]:
     return [
         GenerationRequest(
             model=job.model,
-            prompt=job.prompt,
-            negative_prompt=job.negative_prompt,
-            width=job.width,
-            height=job.height,
-            num_inference_steps=job.num_inference_steps,
-            guidance_scale=job.guidance_scale,
-            guidance_cutoff=job.guidance_cutoff,
-            step_cache=job.step_cache,
-            scheduler=scheduler_named(job.scheduler),
-            seed=seed_of(job, index),
+            parameters=replace(job.parameters, seed=job.parameters.seed_of(index), num_images=1),
             seconds_left=claim.seconds_left,
             lane="bulk" if job.lane == "bulk" else "interactive",
-            strict=job.strict,
             job_id=job.id,
             account=job.account_id,
             solo=job.suspect,
         )
-        for index in range(job.num_images)
+        for index in range(job.parameters.num_images)
     ]
-
-
-def seed_of(job: Job, index: int) -> int:
-    """The seed of image `index`: (seed + index) mod 2^63."""
-    return (job.seed + index) % MAX_SEED
 
 
 def object_key(claim: Claim, index: int) -> str:
     """A key that no other attempt, worker or account can have chosen."""
     job, tail = claim.job, secrets.token_hex(8)
-    return f"{job.account_id}/{job.id}/a{claim.lease.attempt}/{index}-{tail}.{job.output_format}"
+    return f"{job.account_id}/{job.id}/a{claim.lease.attempt}/{index}-{tail}.{job.parameters.output_format}"
 
 
 def _first_cause(errors: Sequence[BaseException | None]) -> BaseException:

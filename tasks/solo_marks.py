@@ -62,7 +62,7 @@ class SoloMark:
     def __init__(self, marks: SoloMarks, claim: Claim) -> None:
         self._marks = marks
         self._lease = claim.lease
-        self._num_images = claim.job.num_images
+        self._num_images = claim.job.parameters.num_images
         self._num_ended = 0
         self._begun: int | None = None
         self._refusal: EngineStopped | None = None

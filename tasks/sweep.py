@@ -5,7 +5,7 @@ from pathlib import Path
 
 import structlog
 
-from catalogue import SettingsError
+from catalogue.catalogue import SettingsError
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database

@@ -8,6 +8,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from catalogue.parameters import PARAMETERS, PRIVATE
 from storage import batches, job_views
 from storage.batches import Batch
 from storage.database import Database
@@ -15,9 +16,9 @@ from storage.deliveries import DeliveryClaim
 from storage.job_views import Job
 from storage.states import State
 
-_OF_JOB = (
-    "id", "state", "tier", "model", "lane", "width", "height", "num_inference_steps", "guidance_scale",
-    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "output_format", "output_quality",
+_OF_JOB = ("id", "state", "tier", "model", "lane")
+_PARAMETERS = tuple(name for name in PARAMETERS if name not in (*PRIVATE, "strict"))
+_LIFE_OF_JOB = (
     "batch_id", "batch_line", "retry_of", "attempt", "created_at", "started_at", "finished_at",
 )  # fmt: skip
 _OF_BATCH = ("id", "state", "filename", "num_jobs", "created_at", "finished_at")
@@ -51,7 +52,11 @@ def _job(job: Job, here: str) -> dict[str, Any]:
         for image in job.images
         if image.deleted_at is None
     ]
-    same = {name: getattr(job, name) for name in _OF_JOB}
+    same = {
+        **{name: getattr(job, name) for name in _OF_JOB},
+        **{name: getattr(job.parameters, name) for name in _PARAMETERS},
+        **{name: getattr(job, name) for name in _LIFE_OF_JOB},
+    }
     # Without its words: those of a prompt that was cut are the prompt's own.
     warnings = [{"code": warning["code"], "field": warning["field"]} for warning in job.warnings]
     return {**same, "warnings": warnings, "images": images, "error": error, "links": {"self": here}}

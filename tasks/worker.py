@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
-from catalogue import Model
+from catalogue.catalogue import Model
 from engine.engine import Engine
 from engine.errors import LoadError
 from engine.kept_self_tests import SelfTestResults

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from catalogue.parameters import PARAMETERS, TEXTS, Parameters
+from catalogue.pipeline_parameters import value_faults
 from storage.job_views import Job
 from storage.submissions import NewJob
 from tasks.webhook_addresses import DEFAULT_PORTS, Network
 from web.refusals import FieldError, InvalidRequest, NotServed
-from web.schemas import JOB_FIELDS, JobRequest, field_errors
+from web.schemas import JOB_FIELDS, JobRequest, field_errors, pointer
 from web.webhook_url import check_webhook_url
 
 if TYPE_CHECKING:
-    from catalogue import Catalogue, Model, Tier
+    from catalogue.catalogue import Catalogue, Model, Tier
 
+_OWN = "pipeline_parameters"
 MAX_DRAWN_SEED = 2**32  # JSON clients lose precision past 2^53
 
 
@@ -92,24 +95,15 @@ class Admission:
             raise InvalidRequest.of(errors)
         model = self._catalogue.model(request.model)
         assert model is not None
-        width, height = _size(model, request)
-        tier = self._tier_for(model, width, height)
+        parameters = _parameters(model, request)
+        tier = self._tier_for(model, parameters.width, parameters.height)
         assert tier is not None
         return NewJob(
             account_id=account_id,
             model=model.name,
             tier=tier.name,
             lane=lane or request.lane,
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            width=width,
-            height=height,
-            **_asked(model, request),
-            seed=secrets.randbelow(MAX_DRAWN_SEED) if request.seed is None else request.seed,
-            num_images=request.num_images,
-            strict=request.strict,
-            output_format=request.output_format,
-            output_quality=request.output_quality,
+            parameters=parameters,
             deadline_seconds=request.deadline_seconds,
             webhook_url=request.webhook_url,
             batch_line=batch_line,
@@ -119,33 +113,31 @@ class Admission:
 
     def _limit_errors(self, request: JobRequest, unread: Collection[str] = ()) -> list[FieldError]:
         """What breaks a limit; nothing is said of `unread` fields, nor of what depends on them."""
-        errors = self.webhook_errors(request.webhook_url)
-        is_png = request.output_format == "png" and "output_format" not in unread
-        if is_png and request.output_quality is not None:
-            errors.append(FieldError("output_quality", "has no meaning for a png, which is lossless"))
+        errors = [*self.webhook_errors(request.webhook_url), *_file_errors(_given(request), unread)]
         if "model" in unread:
             return errors
         model = self._catalogue.model(request.model)
         if model is None:
             names = ", ".join(model.name for model in self._catalogue.models)
             return [FieldError("model", f"there is no such model; there is: {names}"), *errors]
+        parameters = _parameters(model, request)
         of_model = [
             *_preset_errors(model, request),
-            *_text_errors(model, request),
-            *_side_errors(model, *_size(model, request)),
-            *_parameter_errors(model, _asked(model, request)),
+            *_text_errors(model, parameters),
+            *_side_errors(model, parameters),
+            *_parameter_errors(model, parameters),
+            *_pipeline_errors(model, parameters),
         ]
         return [
             *(error for error in of_model if error.field not in unread),
             *errors,
-            *([] if {"width", "height"} & set(unread) else self._pixel_errors(model, request)),
+            *([] if {"width", "height"} & set(unread) else self._pixel_errors(model, parameters)),
         ]
 
-    def _pixel_errors(self, model: "Model", request: JobRequest) -> list[FieldError]:
-        width, height = _size(model, request)
-        if self._tier_for(model, width, height) is not None:
+    def _pixel_errors(self, model: "Model", parameters: Parameters) -> list[FieldError]:
+        if self._tier_for(model, parameters.width, parameters.height) is not None:
             return []
-        return [FieldError("width", _pixels_detail(model, width, height))]
+        return [FieldError("width", _pixels_detail(model, parameters.width, parameters.height))]
 
     def webhook_errors(self, url: str | None) -> list[FieldError]:
         """What keeps this installation from ever sending to this URL, if anything does."""
@@ -160,34 +152,23 @@ class Admission:
         self, job: Job, *, idempotency_key: str | None = None, request_hash: str | None = None
     ) -> NewJob:
         """The same job again, seed included; raises `NotServed` when nothing serves it any more."""
-        model = self._catalogue.model(job.model)
-        tier = self._tier_for(model, job.width, job.height) if model else None
-        if model is None or tier is None or job.scheduler not in model.schedulers:
+        model, same = self._catalogue.model(job.model), job.parameters
+        tier = self._tier_for(model, same.width, same.height) if model else None
+        if model is None or tier is None or same.scheduler not in model.schedulers:
             raise NotServed(
-                f"model {job.model!r} no longer serves {job.width} x {job.height} by {job.scheduler!r}"
+                f"model {job.model!r} no longer serves {same.width} x {same.height} by {same.scheduler!r}"
             )
-        if job.step_cache > model.max_step_cache:
+        if same.step_cache > model.max_step_cache:
             raise NotServed(f"model {job.model!r} no longer has a step cache")
+        for name, fault in value_faults(model.parameters, same.pipeline_parameters, model.name):
+            raise NotServed(f"model {job.model!r} no longer takes {name} of this job: its value {fault}")
         deadline = (job.deadline_at - job.created_at).total_seconds() if job.deadline_at else None
         return NewJob(
             account_id=job.account_id,
             model=job.model,
             tier=tier.name,
             lane=job.lane,
-            prompt=job.prompt,
-            negative_prompt=job.negative_prompt,
-            width=job.width,
-            height=job.height,
-            num_inference_steps=job.num_inference_steps,
-            guidance_scale=job.guidance_scale,
-            guidance_cutoff=job.guidance_cutoff,
-            step_cache=job.step_cache,
-            scheduler=job.scheduler,
-            seed=job.seed,
-            num_images=job.num_images,
-            strict=job.strict,
-            output_format=job.output_format,
-            output_quality=job.output_quality,
+            parameters=same,
             deadline_seconds=deadline,
             webhook_url=job.webhook_url,
             retry_of=job.id,
@@ -196,32 +177,23 @@ class Admission:
         )
 
 
-PARAMETERS = ("num_inference_steps", "guidance_scale", "guidance_cutoff", "step_cache", "scheduler")
-"""What a preset may set."""
-
-
-def _size(model: "Model", request: JobRequest) -> tuple[int, int]:
-    smallest = model.tiers[0]
-    width = smallest.default_width if request.width is None else request.width
-    height = smallest.default_height if request.height is None else request.height
-    return width, height
-
-
-def _asked(model: "Model", request: JobRequest) -> dict[str, Any]:
-    """What the request gives, before what its preset sets, before what the model takes by itself."""
+def _parameters(model: "Model", request: JobRequest) -> Parameters:
+    """What the request gives, before what its preset sets, before what the model chooses by itself."""
     preset = None if request.preset is None else model.preset(request.preset)
     named = {} if preset is None else preset.model_dump(exclude={"name"}, exclude_none=True)
-    return {**_defaults(model), **named, **_given(request)}
+    drawn = {"seed": secrets.randbelow(MAX_DRAWN_SEED)}
+    given = _given(request)
+    found = {**drawn, **model.defaults, **named, **given}
+    own = {name: value for one in (model.defaults, named, given) for name, value in one.get(_OWN, {}).items()}
+    return Parameters(**{**found, _OWN: _as_declared(model, own)})
 
 
-def _defaults(model: "Model") -> dict[str, Any]:
-    return {
-        "num_inference_steps": model.default_num_inference_steps,
-        "guidance_scale": model.default_guidance_scale,
-        "guidance_cutoff": 1.0,
-        "step_cache": 1,
-        "scheduler": model.schedulers[0],
+def _as_declared(model: "Model", values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with whole numbers as floats where these are declared, as far as they are right."""
+    floats = {
+        one.name for one in model.parameters if one.type == "float" and not one.fault_of(values.get(one.name))
     }
+    return {name: float(value) if name in floats else value for name, value in values.items()}
 
 
 def _given(request: JobRequest) -> dict[str, Any]:
@@ -229,18 +201,32 @@ def _given(request: JobRequest) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _parameter_errors(model: "Model", asked: Mapping[str, Any]) -> list[FieldError]:
+def _file_errors(given: Mapping[str, Any], unread: Collection[str]) -> list[FieldError]:
+    is_png = given["output_format"] == "png" and "output_format" not in unread
+    if not is_png or given.get("output_quality") is None:
+        return []
+    return [FieldError("output_quality", "has no meaning for a png, which is lossless")]
+
+
+def _parameter_errors(model: "Model", asked: Parameters) -> list[FieldError]:
     errors = []
-    if asked["num_inference_steps"] > model.max_num_inference_steps:
+    if asked.num_inference_steps > model.max_num_inference_steps:
         errors.append(FieldError("num_inference_steps", f"is above {model.max_num_inference_steps}"))
-    if asked["guidance_scale"] > model.max_guidance_scale:
+    if asked.guidance_scale > model.max_guidance_scale:
         errors.append(FieldError("guidance_scale", f"is above {model.max_guidance_scale:g}"))
-    if asked["step_cache"] > model.max_step_cache:
+    if asked.step_cache > model.max_step_cache:
         errors.append(FieldError("step_cache", _step_cache_detail(model)))
-    if asked["scheduler"] not in model.schedulers:
+    if asked.scheduler not in model.schedulers:
         known = ", ".join(model.schedulers)
         errors.append(FieldError("scheduler", f"is not one of this model's schedulers: {known}"))
     return errors
+
+
+def _pipeline_errors(model: "Model", asked: Parameters) -> list[FieldError]:
+    return [
+        FieldError(pointer((_OWN, name)), fault)
+        for name, fault in value_faults(model.parameters, asked.pipeline_parameters, model.name)
+    ]
 
 
 def _preset_errors(model: "Model", request: JobRequest) -> list[FieldError]:
@@ -257,9 +243,9 @@ def _step_cache_detail(model: "Model") -> str:
     return f"is above {model.max_step_cache}"
 
 
-def _text_errors(model: "Model", request: JobRequest) -> list[FieldError]:
+def _text_errors(model: "Model", asked: Parameters) -> list[FieldError]:
     limit = model.max_prompt_characters
-    texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    texts = {name: getattr(asked, name) for name in TEXTS}
     return [
         FieldError(field, f"has {len(text)} characters; at most {limit} are accepted")
         for field, text in texts.items()
@@ -267,9 +253,9 @@ def _text_errors(model: "Model", request: JobRequest) -> list[FieldError]:
     ]
 
 
-def _side_errors(model: "Model", width: int, height: int) -> list[FieldError]:
+def _side_errors(model: "Model", asked: Parameters) -> list[FieldError]:
     errors = []
-    for field, side in (("width", width), ("height", height)):
+    for field, side in (("width", asked.width), ("height", asked.height)):
         if not model.min_side <= side <= model.max_side:
             errors.append(FieldError(field, f"must be from {model.min_side} to {model.max_side} pixels"))
         if side % model.side_multiple:

@@ -6,7 +6,7 @@ It opens no connection: the process starts while Postgres, the broker or S3 are 
 from flask_openapi.openapi import OpenAPI
 from pydantic import SecretStr
 
-from catalogue import tier_for
+from catalogue.catalogue import tier_for
 from logs import configure_logs
 from settings import Settings, load_settings
 from storage.bells import waiting

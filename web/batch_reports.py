@@ -3,7 +3,7 @@
 Both can be uploaded again: every parameter is in them, and the job that each row speaks of.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +14,7 @@ from web.batch_rows import asked_of
 from web.csv_header import COLUMNS, DELIMITERS
 from web.csv_writing import write_csv
 from web.resources import image_url
+from web.wiring import wired
 
 BEFORE = ("line", "prompt", "state", "job_id")
 PARAMETERS = tuple(
@@ -21,6 +22,7 @@ PARAMETERS = tuple(
 )  # a preset came to its values
 AFTER = ("images", "error_code", "retryable", "error", "warnings", "retry_of")
 REPORTED = (*BEFORE, *PARAMETERS, *AFTER)
+"""The columns of every report; those of the models' own parameters stand before the last of these."""
 
 
 class ReportQuery(BaseModel):
@@ -37,7 +39,10 @@ class ReportQuery(BaseModel):
 
 def result_lines(jobs: Iterable[Job], query: ReportQuery) -> Iterator[str]:
     """Every job as it is now; `images` holds this API's links, a space between two."""
-    return write_csv(REPORTED, map(_cells, jobs), delimiter=DELIMITERS[query.delimiter], marked=query.bom)
+    own = tuple(wired().catalogue.pipeline_types)
+    rows = (_cells(job, own) for job in jobs)
+    titles = (*BEFORE, *PARAMETERS, *own, *AFTER)
+    return write_csv(titles, rows, delimiter=DELIMITERS[query.delimiter], marked=query.bom)
 
 
 def error_lines(jobs: Iterable[Job], query: ReportQuery) -> Iterator[str]:
@@ -45,13 +50,14 @@ def error_lines(jobs: Iterable[Job], query: ReportQuery) -> Iterator[str]:
     return result_lines((job for job in jobs if job.state in WITHOUT_IMAGE), query)
 
 
-def _cells(job: Job) -> list[object]:
+def _cells(job: Job, own: Sequence[str]) -> list[object]:
     links = " ".join(image_url(job.id, image.index) for image in job.images if image.deleted_at is None)
     warnings = "; ".join(f"{warning['field']}: {warning['detail']}" for warning in job.warnings)
     asked = asked_of(job)
-    before = (job.batch_line, job.prompt, job.state.value, job.id)
+    before = (job.batch_line, job.parameters.prompt, job.state.value, job.id)
     after = (links, job.error_code, job.error_retryable, _reason(job), warnings, job.retry_of)
-    return [*before, *(asked[name] for name in PARAMETERS), *after]
+    values = (job.parameters.pipeline_parameters.get(name) for name in own)
+    return [*before, *(asked[name] for name in PARAMETERS), *values, *after]
 
 
 def _reason(job: Job) -> str:

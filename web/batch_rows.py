@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from catalogue.parameters import PARAMETERS, PRESET_PARAMETERS
 from storage import batches
 from storage.batches import EarlierJob
 from storage.identifiers import new_id
@@ -22,7 +23,6 @@ from storage.job_views import Job
 from storage.retries import Tries, tries_of
 from storage.states import WITHOUT_IMAGE, State
 from storage.submissions import NewJob
-from web.admission import PARAMETERS
 from web.auth import account_id
 from web.csv_header import COLUMNS
 from web.csv_rows import CsvRow, refuse_rows
@@ -33,9 +33,10 @@ from web.wiring import wired
 
 Item = TypeVar("Item")
 
+_OWN = "pipeline_parameters"
 ROWS_AT_ONCE = 500
 MAX_SHOWN_LINES = 20
-PICTURE_FIELDS = tuple(name for name in COLUMNS if name not in ("preset", "deadline_seconds", "webhook_url"))
+PICTURE_FIELDS = ("model", *PARAMETERS)
 """What decides which picture a job makes, as its row keeps it."""
 
 
@@ -125,8 +126,12 @@ def work_again(jobs: Iterable[Job]) -> Work:
 
 def asked_of(job: Job) -> dict[str, Any]:
     """The request that would make this job again, every parameter named."""
-    asked = {name: getattr(job, name) for name in PICTURE_FIELDS}
-    return {**asked, "deadline_seconds": deadline_seconds(job), "webhook_url": job.webhook_url}
+    return {
+        "model": job.model,
+        **job.parameters.values(),
+        "deadline_seconds": deadline_seconds(job),
+        "webhook_url": job.webhook_url,
+    }
 
 
 def deadline_seconds(job: Job) -> float | None:
@@ -153,19 +158,21 @@ def _add(
             detail = f"there is no job {quoted(row.job_id)} of this account; leave it empty for a new one"
             return [*row.errors, FieldError("job_id", detail)]
     except InvalidRequest as error:
-        return error.errors
+        # A model's own parameter has a column of its name.
+        return [replace(found, field=found.field.removeprefix(f"{_OWN}/")) for found in error.errors]
     return []
 
 
 def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
     work.continued.add(tries.first.batch_id)
-    asked = asked_of(tries.first)
+    asked = had = asked_of(tries.first)
     if "preset" in row.cells:
         # Fields that are given go before it, and these were not.
-        asked = {name: value for name, value in asked.items() if name not in PARAMETERS}
-    request = _read_again({**asked, **row.cells}, row)
+        asked = {name: value for name, value in asked.items() if name not in PRESET_PARAMETERS}
+    own = {**asked.get(_OWN, {}), **row.cells.get(_OWN, {})}
+    request = _read_again({**asked, **row.cells, _OWN: own}, row)
     is_edited = "preset" in row.cells or not all(
-        _is_same(getattr(request, name), getattr(tries.first, name)) for name in PICTURE_FIELDS
+        _is_same(getattr(request, name), had[name]) for name in PICTURE_FIELDS
     )
     if is_edited:
         work.jobs.append(_admitted(request, row.line))
@@ -213,6 +220,8 @@ def _is_same(asked: object, had: object) -> bool:
     """A spreadsheet rounds what it shows, and writes what it shows; files lose their byte-order marks."""
     if isinstance(asked, float) and isinstance(had, float):
         return math.isclose(asked, had, rel_tol=1e-6)
+    if isinstance(asked, Mapping) and isinstance(had, Mapping):
+        return asked.keys() == had.keys() and all(_is_same(asked[name], had[name]) for name in asked)
     if isinstance(asked, str) and isinstance(had, str):
         return asked.replace("\ufeff", "") == had.replace("\ufeff", "")
     return asked == had

@@ -122,9 +122,10 @@ def create_batch() -> Response:
     digest = digest_of(data, *sent)
 
     def read() -> tuple[Work, dict[str, Any]]:
-        dialect = {name: form[name] for name in DIALECT if name in form}
+        own = wiring.catalogue.pipeline_types
+        dialect = {name: form.get(name) for name in DIALECT}
         try:
-            rows = parse_csv(data, max_rows=wiring.max_csv_rows, **dialect)
+            rows = parse_csv(data, max_rows=wiring.max_csv_rows, own=own, **dialect)
             work = work_of(rows, {name: form[name] for name in DEFAULTS if name in form})
         except InvalidCsv as error:
             error.errors[:0] = faults

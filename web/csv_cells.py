@@ -6,12 +6,15 @@ formula, and takes that mark off again. It knows no file and no row.
 
 import math
 import re
+from collections.abc import Mapping
 
-INTEGERS = frozenset(
-    {"width", "height", "num_inference_steps", "step_cache", "seed", "num_images", "output_quality"}
-)
-NUMBERS = frozenset({"guidance_scale", "guidance_cutoff", "deadline_seconds"})
-PROMPTS = frozenset({"prompt", "negative_prompt"})
+from catalogue.parameters import PARAMETERS, TEXTS, ParameterType
+
+TYPES: Mapping[str, ParameterType] = {
+    **{name: parameter.type for name, parameter in PARAMETERS.items()},
+    "deadline_seconds": "float",
+}
+"""The type of each column; one that is not here holds a name."""
 MAX_NUMBER_CHARACTERS = 40
 
 # What spreadsheets show for TRUE and FALSE in the languages of their users, and what people type.
@@ -49,21 +52,27 @@ _WORDS_OF_VALUES = re.compile(
 """The words beside the digits of what a spreadsheet takes for a number, a date, a time, money or a truth."""
 
 
-def typed_cell(column: str, cell: str, delimiter: str = ",") -> str | int | float:
-    """The value that a field's text means; raises `ValueError` saying what it should be."""
-    if column in PROMPTS:
+def typed_cell(
+    column: str, cell: str, delimiter: str = ",", kind: ParameterType | None = None
+) -> str | int | float:
+    """The value that a field's text means; raises `ValueError` saying what it should be.
+
+    `kind` is the type of a column that is no column of ours.
+    """
+    kind = kind or TYPES.get(column, "string")
+    if kind == "text":
         return _text(cell)
     text = cell.strip().strip(_INVISIBLE).strip()
-    if column in INTEGERS | NUMBERS | {"strict"} and len(text) > MAX_NUMBER_CHARACTERS:
+    if kind in ("int", "float", "bool") and len(text) > MAX_NUMBER_CHARACTERS:
         raise ValueError(f"has more than {MAX_NUMBER_CHARACTERS} characters")
     _refuse_spreadsheet_errors(text)
     if found := _AS_TEXT.fullmatch(text):
         text = found[1].strip()
-    if column in INTEGERS:
+    if kind == "int":
         return _whole_number(text, delimiter)
-    if column in NUMBERS:
+    if kind == "float":
         return _number(text, delimiter)
-    if column == "strict":
+    if kind == "bool":
         return _truth(text)
     text = unmarked(text)
     return text.lower() if column == "output_format" else text
@@ -76,7 +85,7 @@ def is_empty(cell: str) -> bool:
 
 def is_missing(column: str, cell: str) -> bool:
     """Whether R (`NA`) or SQL (`NULL`, `\\N`) wrote that there is no value; in prompts these are text."""
-    return column not in PROMPTS and cell.strip() in _MISSING
+    return column not in TEXTS and cell.strip() in _MISSING
 
 
 def harmless(cell: object) -> object:

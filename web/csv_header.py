@@ -7,7 +7,7 @@ with its place. It reads no row.
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -15,12 +15,13 @@ from web.csv_text import BREAK_IN_A_CELL
 from web.refusals import FieldError
 from web.schemas import JOB_FIELDS
 
-COLUMNS = tuple(name for name in JOB_FIELDS if name != "lane")  # a batch is always bulk
+COLUMNS = tuple(name for name in JOB_FIELDS if name not in ("lane", "pipeline_parameters"))
+"""A batch is always bulk, and each parameter of a model has a column of its own name."""
 REPORT_COLUMNS = (
     "line", "state", "job_id", "images", "error_code", "retryable", "error", "warnings", "retry_of",
     "id", "batch_id", "batch_line", "progress", "attempt", "worker", "eta_seconds", "queue_position",
     "waiting_reason", "created_at", "started_at", "finished_at", "timings", "links",
-    "tier", "lane",
+    "tier", "lane", "pipeline_parameters",
 )  # fmt: skip
 """What `results.csv`, `errors.csv` and the JSON of a job have beside what was asked for.
 
@@ -86,14 +87,55 @@ def has_too_many_columns(line: str) -> bool:
     return any(line.rstrip(mark + " \n").count(mark) >= MAX_COLUMNS for mark in DELIMITERS.values())
 
 
-def dialect_of(line: str, given: str | None, named: str | None = None) -> Dialect:
+class Titles:
+    """What a header may name: our own columns, and the parameters that models declare (`own`)."""
+
+    def __init__(self, own: Iterable[str] = ()) -> None:
+        self.own = frozenset(own)
+        self.columns = (*COLUMNS, *own)
+        # The second is how pandas writes an object's entry.
+        self._names = {
+            **{_key(name): name for name in self.own},
+            **{_key(f"pipeline_parameters.{name}"): name for name in self.own},
+            **_OURS,
+        }
+
+    def name_of(self, title: str) -> str | None:
+        """Our name of a column, `UNTITLED` for one without a title; nothing: the title is not known."""
+        if not title.strip(_BLANK).strip() or _PANDAS_UNTITLED.fullmatch(title.strip()):
+            return UNTITLED
+        return title.strip() if title.strip() in self.own else self._names.get(_key(title))
+
+    def is_known(self, title: str) -> bool:
+        """Whether the title is that of a column."""
+        return _key(title) in self._names
+
+    def unknown(self, title: str, place: int) -> str:
+        """What is wrong with a title that is not known."""
+        there_is = ", ".join(self.columns)
+        return (
+            f"column {letters_of(place)} is not a known column{self.perhaps([title])}; there is: {there_is}"
+        )
+
+    def perhaps(self, titles: Iterable[str]) -> str:
+        """A question for the column that one of these titles is near to, if any is."""
+        near = next(filter(None, map(self._nearest, titles)), None)
+        return f" (did you mean {near!r}?)" if near else ""
+
+    def _nearest(self, title: str) -> str | None:
+        known = [_key(name) for name in self.columns]
+        found = get_close_matches(_key(title), [*known, *_USUAL], n=1, cutoff=0.7)
+        return _USUAL.get(found[0], self._names.get(found[0])) if found else None
+
+
+def dialect_of(line: str, titles: Titles, given: str | None, named: str | None = None) -> Dialect:
     """The delimiter that finds most of our titles in the header's first line; a comma where none does.
 
     One that is named goes before, unless the file was saved with another one since and kept its first line.
     """
     if given is not None:
         return Dialect(given, f"{given} " in line)
-    num_found = {mark: sum(map(_is_ours, cells_of(line, mark))) for mark in DELIMITERS.values()}
+    num_found = {mark: sum(map(titles.is_known, cells_of(line, mark))) for mark in DELIMITERS.values()}
     if named is not None and (num_found[named] or not any(num_found.values())):
         return Dialect(named, f"{named} " in line)
     best = max(num_found, key=lambda mark: (num_found[mark], line.count(mark)))
@@ -110,16 +152,18 @@ def cells_of(line: str, delimiter: str) -> list[str]:
         return []
 
 
-def columns_of(titles: Sequence[str], line: int) -> tuple[list[str], list[FieldError]]:
+def columns_of(titles: Sequence[str], known_titles: Titles, line: int) -> tuple[list[str], list[FieldError]]:
     """Our name of each column, `UNTITLED` for one without a title; and what is wrong with the header."""
-    columns = [_name(title) for title in titles]
+    columns = [known_titles.name_of(title) for title in titles]
     errors: list[FieldError] = []
     known = [column for column in columns if column]
-    if not any(column in COLUMNS or column in ("job_id", "id") for column in known):
-        return [], [_no_header(titles, line)]
+    if not any(column in (*known_titles.columns, "job_id", "id") for column in known):
+        return [], [_no_header(titles, known_titles, line)]
     for place, (title, column) in enumerate(zip(titles, columns, strict=True)):
         if column is None or (column in _ONLY_IN_REPORTS and not {"job_id", "id"} & set(known)):
-            errors.append(FieldError(title.strip()[:MAX_TITLE_CHARACTERS], _unknown(title, place), line))
+            errors.append(
+                FieldError(title.strip()[:MAX_TITLE_CHARACTERS], known_titles.unknown(title, place), line)
+            )
     errors += [
         FieldError(column, f"this column is there twice: {_places(columns, column)}", line)
         for column, num_times in sorted(Counter(known).items())
@@ -130,13 +174,13 @@ def columns_of(titles: Sequence[str], line: int) -> tuple[list[str], list[FieldE
     return [column or UNTITLED for column in columns], errors
 
 
-def report_columns_in(titles: Sequence[str], line: int) -> list[FieldError]:
+def report_columns_in(titles: Sequence[str], known_titles: Titles, line: int) -> list[FieldError]:
     """What is wrong with a header that has an `id` and no `job_id`, if no row's `id` is that of a job."""
-    columns = [_name(title) for title in titles]
+    columns = [known_titles.name_of(title) for title in titles]
     if "job_id" in columns or "id" not in columns:
         return []
     return [
-        FieldError(title.strip()[:MAX_TITLE_CHARACTERS], _unknown(title, place), line)
+        FieldError(title.strip()[:MAX_TITLE_CHARACTERS], known_titles.unknown(title, place), line)
         for place, (title, column) in enumerate(zip(titles, columns, strict=True))
         if column in _ONLY_IN_REPORTS or column == "id"
     ]
@@ -156,36 +200,12 @@ def _key(title: str) -> str:
     return re.sub(r"[^a-z0-9]", "", title[:MAX_TITLE_CHARACTERS].lower())
 
 
-def _name(title: str) -> str | None:
-    """Ours, `UNTITLED`, or nothing: the title is not one of ours."""
-    if not title.strip(_BLANK).strip() or _PANDAS_UNTITLED.fullmatch(title.strip()):
-        return UNTITLED
-    return _OURS.get(_key(title))
-
-
-def _is_ours(title: str) -> bool:
-    return _key(title) in _OURS
-
-
-def _unknown(title: str, place: int) -> str:
-    near = _nearest(title)
-    perhaps = f" (did you mean {near!r}?)" if near else ""
-    return f"column {letters_of(place)} is not a known column{perhaps}; there is: {', '.join(COLUMNS)}"
-
-
-def _nearest(title: str) -> str | None:
-    key = _key(title)
-    found = get_close_matches(key, [*map(_key, COLUMNS), *_USUAL], n=1, cutoff=0.7)
-    return _USUAL.get(found[0], _OURS.get(found[0])) if found else None
-
-
 def _places(columns: Sequence[str | None], column: str) -> str:
     return " and ".join(letters_of(place) for place, name in enumerate(columns) if name == column)
 
 
-def _no_header(titles: Sequence[str], line: int) -> FieldError:
+def _no_header(titles: Sequence[str], known_titles: Titles, line: int) -> FieldError:
     shown = ", ".join(repr(title.strip()[:30]) for title in titles[:3])
     detail = f"the first line must name the columns, and names none that is known: {shown}"
-    near = next(filter(None, map(_nearest, titles)), None)
-    perhaps = f" (did you mean {near!r}?)" if near else ""
-    return FieldError("prompt", f"{detail}{perhaps}; there is: {', '.join(COLUMNS)}", line)
+    there_is = ", ".join(known_titles.columns)
+    return FieldError("prompt", f"{detail}{known_titles.perhaps(titles)}; there is: {there_is}", line)

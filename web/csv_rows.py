@@ -5,17 +5,19 @@ rows of Postgres, no limits of a model.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from catalogue.parameters import ParameterType
 from web.csv_cells import is_empty, is_missing, typed_cell
 from web.csv_header import (
     COLUMNS,
     MAX_COLUMNS,
     UNTITLED,
     Dialect,
+    Titles,
     columns_of,
     dialect_of,
     has_too_many_columns,
@@ -66,20 +68,27 @@ class CsvFile:
 
 
 def parse_csv(
-    data: bytes, *, max_rows: int, delimiter: str | None = None, encoding: str | None = None
+    data: bytes,
+    *,
+    max_rows: int,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    own: Mapping[str, ParameterType] | None = None,
 ) -> CsvFile:
     """A file with a header; a row with wrong cells carries its errors.
 
-    `delimiter` is a character and `encoding` a name from `known_encoding`, where they are given. Raises
-    `InvalidCsv` when the file as a whole cannot be read, also after its first rows.
+    `delimiter` is a character and `encoding` a name from `known_encoding`, where they are given. `own` are
+    the parameters that models declare, with their types; each is a column. Raises `InvalidCsv` when the file
+    as a whole cannot be read, also after its first rows.
     """
     found = encoding_of(data, encoding)
     source = _RowLines(Lines(data, found, max_lines=max_rows * MAX_LINES_PER_ROW))
     warnings = (
         [{"code": "encoding_assumed", "field": "encoding", "detail": found.assumed}] if found.assumed else []
     )
-    header_line, dialect = _begin(source, delimiter, warnings)
-    reader = _Reader(source, header_line, dialect, warnings, max_rows)
+    titles = Titles(own or ())
+    header_line, dialect = _begin(source, titles, delimiter, warnings)
+    reader = _Reader(source, header_line, dialect, titles, own or {}, warnings, max_rows)
     return CsvFile(f"{dialect.words}, {found.words}", warnings, reader.rows())
 
 
@@ -119,7 +128,9 @@ class _RowLines:
         self._characters_left = MAX_ROW_CHARACTERS
 
 
-def _begin(source: _RowLines, given: str | None, warnings: list[dict[str, str]]) -> tuple[str, Dialect]:
+def _begin(
+    source: _RowLines, titles: Titles, given: str | None, warnings: list[dict[str, str]]
+) -> tuple[str, Dialect]:
     """The header's first line and what parts its cells; raises `InvalidCsv` for a file without one."""
     named = None
     while (line := _first_text(source)) is not None:
@@ -130,7 +141,7 @@ def _begin(source: _RowLines, given: str | None, warnings: list[dict[str, str]])
             continue
         found = named_in(line.removesuffix("\n")) if source.first_line == 1 else None
         if found is None:
-            return line, dialect_of(line.removesuffix("\n"), given, named)
+            return line, dialect_of(line.removesuffix("\n"), titles, given, named)
         named = found
         source.end_row()
     raise _no_row()
@@ -160,10 +171,13 @@ class _Reader:
         source: _RowLines,
         header_line: str,
         dialect: Dialect,
+        titles: Titles,
+        own: Mapping[str, ParameterType],
         warnings: list[dict[str, str]],
         max_rows: int,
     ) -> None:
         self._source, self._dialect, self._warnings, self._max_rows = source, dialect, warnings, max_rows
+        self._own = own
         self._cells = csv.reader(
             chain([header_line], source),
             delimiter=dialect.delimiter,
@@ -175,10 +189,10 @@ class _Reader:
         if any(self._titles[MAX_COLUMNS:]):
             raise _too_many_columns(source.first_line)
         del self._titles[MAX_COLUMNS:]  # empty ones
-        self._columns, errors = columns_of(self._titles, source.first_line)
+        self._columns, errors = columns_of(self._titles, titles, source.first_line)
         if errors:
             raise refuse_rows(errors)
-        self._unknown_without_jobs = report_columns_in(self._titles, source.first_line)
+        self._unknown_without_jobs = report_columns_in(self._titles, titles, source.first_line)
         source.end_row()
 
     def rows(self) -> Iterator[CsvRow]:
@@ -253,6 +267,9 @@ class _Reader:
             try:
                 if column in COLUMNS:
                     typed[column] = typed_cell(column, cell, self._dialect.delimiter)
+                elif column in self._own:
+                    values = typed.setdefault("pipeline_parameters", {})
+                    values[column] = typed_cell(column, cell, self._dialect.delimiter, self._own[column])
                 elif column == UNTITLED:
                     self._check_untitled(place, cell)
             except ValueError as error:

@@ -6,25 +6,35 @@ It knows neither HTTP nor rows; the key that comes with the form is its caller's
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from catalogue.parameters import DEFAULTS, MAX_NUM_IMAGES, MAX_SEED, PARAMETERS, TEXTS, Parameter
 from storage.job_views import Job
 from web.admission import Admission
 from web.csv_cells import typed_cell
 from web.idempotency import digest_of
 from web.refusals import FieldError
-from web.schemas import MAX_NUM_IMAGES, MAX_SEED, JobRequest
+from web.schemas import JobRequest
 
 if TYPE_CHECKING:
-    from catalogue import Catalogue, Model
+    from catalogue.catalogue import Catalogue, Model
+    from catalogue.pipeline_parameters import PipelineParameter
 
-NUMBERS = (
-    "width", "height", "num_inference_steps", "guidance_scale", "guidance_cutoff", "step_cache", "seed",
-    "num_images",
-)  # fmt: skip
-FIELDS = ("prompt", "negative_prompt", "tier", *NUMBERS, "scheduler", "output_format")
+_OWN = "pipeline_parameters"
+_OWN_FIELD = re.compile(rf"{_OWN}/[a-z][a-z0-9_]{{0,63}}")
+"""The field of a model's own parameter, named as the API names its faults."""
+_NOT_ASKED = ("strict", "output_quality", _OWN)
+_PARAMETERS = tuple(name for name in PARAMETERS if name not in _NOT_ASKED)
+FIELDS = ("tier", *_PARAMETERS)
+PLACED = frozenset(
+    {
+        *("prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale"),
+        *("guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "output_format"),
+    }
+)
+"""The parameters that the page gives a place and a label of their own."""
 _ONCE = re.compile(r"[0-9a-f]{32}")
 
 
@@ -41,23 +51,26 @@ class DrawForm:
     def sent(cls, fields: Mapping[str, str]) -> "DrawForm":
         """As a browser sent it; what is no field of ours is passed over."""
         # A browser sends a line break of a text field as CR LF.
-        values = {name: fields.get(name, "").replace("\r\n", "\n") for name in FIELDS}
+        names = (*FIELDS, *filter(_OWN_FIELD.fullmatch, fields))
+        values = {name: fields.get(name, "").replace("\r\n", "\n") for name in names}
         return cls(values, {}, once_of(fields), was_sent=True)
 
     @classmethod
     def of_job(cls, job: Job, catalogue: "Catalogue") -> "DrawForm":
         """Filled with an old job's parameters, its seed included."""
-        values = {name: str(getattr(job, name)) for name in FIELDS}
-        tier = catalogue.tier(job.tier)
-        if tier is not None and (job.width, job.height) == (tier.default_width, tier.default_height):
+        same, tier = job.parameters, catalogue.tier(job.tier)
+        values = {"tier": job.tier, **{name: str(getattr(same, name)) for name in _PARAMETERS}}
+        if tier is not None and (same.width, same.height) == (tier.default_width, tier.default_height):
             values |= {"width": "", "height": ""}
+        values |= {f"{_OWN}/{name}": _shown(value) for name, value in same.pipeline_parameters.items()}
         return cls(values)
 
     def refused(self, errors: Iterable[FieldError]) -> "DrawForm":
         """The same with what is wrong beside each field; what belongs to none stands under `""`."""
         found: dict[str, list[str]] = {}
         for error in errors:
-            place = error.field if error.field in (*FIELDS, "api_key") else ""
+            is_ours = error.field in (*FIELDS, "api_key") or _OWN_FIELD.fullmatch(error.field)
+            place = error.field if is_ours else ""
             detail = error.detail if place or not error.field else f"{error.field}: {error.detail}"
             found.setdefault(place, []).append(detail)
         return DrawForm(self.values, found, self.once, self.was_sent)
@@ -65,7 +78,8 @@ class DrawForm:
     @property
     def digest(self) -> str:
         """Over everything that was typed."""
-        return digest_of(*(self.values.get(name, "").encode() for name in FIELDS))
+        own = (f"{name}\n{text}" for name, text in sorted(self.values.items()) if name not in FIELDS)
+        return digest_of(*(text.encode() for text in (*(self.values.get(name, "") for name in FIELDS), *own)))
 
     @property
     def idempotency_key(self) -> str:
@@ -77,16 +91,24 @@ class DrawForm:
 
     def job_request(self, catalogue: "Catalogue", admission: Admission) -> JobRequest:
         """What the form asks for; raises `InvalidRequest` naming every field that is wrong."""
-        asked: dict[str, object] = {"prompt": self.values.get("prompt", "")}
+        asked: dict[str, object] = {}
         errors = []
-        for name in ("negative_prompt", "scheduler", "output_format", *NUMBERS):
+        for name in _PARAMETERS:
             text = self.values.get(name, "")
-            if not text.strip():
+            if not text.strip() and not PARAMETERS[name].is_required:
                 continue  # left empty: the model's default
             try:
-                asked[name] = typed_cell(name, text)
+                asked[name] = text if name in TEXTS else typed_cell(name, text)
             except ValueError as error:
                 errors.append(FieldError(name, str(error)))
+        asked[_OWN] = own = {}
+        for name, kind in catalogue.pipeline_types.items():
+            text = self.values.get(f"{_OWN}/{name}", "")
+            if text.strip():
+                try:
+                    own[name] = text if kind == "string" else typed_cell(name, text, kind=kind)
+                except ValueError as error:
+                    errors.append(FieldError(f"{_OWN}/{name}", str(error)))
         tier = catalogue.tier(self.values.get("tier", "")) if self.values.get("tier") else catalogue.tiers[0]
         if tier is None:
             names = ", ".join(tier.name for tier in catalogue.tiers)
@@ -95,6 +117,64 @@ class DrawForm:
             sides = {"width": tier.default_width, "height": tier.default_height}
             asked = {"model": tier.model, **sides, **asked}
         return admission.read(asked, found=errors)
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class FormField:
+    """A field that the page has no place of its own for; `options` are all that may be chosen, if few."""
+
+    name: str
+    label: str
+    hint: str
+    is_number: bool
+    options: tuple[str, ...]
+
+
+def other_fields(catalogue: "Catalogue") -> list[FormField]:
+    """The parameters without a place of their own, and those that some model alone declares."""
+    known = [
+        _field(name, name, [parameter], [_rule(parameter, DEFAULTS.get(name))])
+        for name, parameter in PARAMETERS.items()
+        if name in _PARAMETERS and name not in PLACED
+    ]
+    declared: dict[str, list[tuple[str, PipelineParameter]]] = {}
+    for model in catalogue.models:
+        for parameter in model.parameters:
+            declared.setdefault(parameter.name, []).append((model.name, parameter))
+    own = [
+        _field(
+            f"{_OWN}/{name}",
+            name,
+            [parameter for _, parameter in found],
+            [f"{model}: {_rule(parameter, parameter.default)}" for model, parameter in found],
+        )
+        for name, found in declared.items()
+    ]
+    return [*known, *own]
+
+
+def _field(name: str, label: str, declared: Sequence[Parameter], rules: Sequence[str]) -> FormField:
+    kind = declared[0].type
+    options: tuple[str, ...] = ("true", "false") if kind == "bool" else ()
+    if kind == "choice":
+        options = tuple(dict.fromkeys(choice for parameter in declared for choice in parameter.choices))
+    return FormField(name, label, " · ".join(rules), kind in ("int", "float"), options)
+
+
+def _rule(parameter: Parameter, default: object) -> str:
+    least, most = (None if bound is None else f"{bound:g}" for bound in (parameter.min, parameter.max))
+    unit = " characters" if parameter.type == "string" else f" {parameter.unit}".rstrip()
+    bounds = ""
+    if least is not None and most is not None:
+        bounds = f"{least} to {most}{unit}"
+    elif least is not None or most is not None:
+        bounds = f"from {least}{unit}" if most is None else f"up to {most}{unit}"
+    if_empty = "the pipeline's own" if default is None else _shown(default)
+    return "; ".join(filter(None, (parameter.description, bounds, f"{if_empty} if empty")))
 
 
 def once_of(fields: Mapping[str, str]) -> str:

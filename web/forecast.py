@@ -21,7 +21,7 @@ from web.eta import seconds_until_drawn
 from web.promises import self_test_sides
 
 if TYPE_CHECKING:
-    from catalogue import Catalogue
+    from catalogue.catalogue import Catalogue
 
 log = structlog.get_logger()
 

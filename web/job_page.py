@@ -26,17 +26,13 @@ from web.idempotency import digest_of
 from web.jobs import submit
 from web.page import STALE_FORM, front_page
 from web.refusals import quoted
-from web.resources import JobResource, job_resource
+from web.resources import job_resource
 from web.same_site import refuse_cross_site
 from web.schemas import JOB_ID
 from web.wiring import path_of, url_of, wired
 
 CAN_BE_TRIED_AGAIN = TERMINAL - {State.SUCCEEDED}
 """The states in which a job came to nothing."""
-_SAME_IN_REQUEST = (
-    "prompt", "negative_prompt", "model", "width", "height", "num_inference_steps", "guidance_scale",
-    "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "output_format", "output_quality",
-)  # fmt: skip
 
 blueprint = Blueprint("job_page", __name__, template_folder="templates")
 register_html_errors(blueprint)
@@ -99,7 +95,7 @@ def _shown(job: Job, *, status: int = 200, refusal: str | None = None) -> Respon
     html = render_template(
         "job.html",
         job=shown,
-        command=_command_for(shown),
+        command=_command_for(job),
         live=None if job.is_terminal else path_of(f"/jobs/{job.id}"),
         refusal=refusal,
         is_canceling=job.cancel_requested_at is not None,
@@ -109,10 +105,11 @@ def _shown(job: Job, *, status: int = 200, refusal: str | None = None) -> Respon
     return make_response(html, status)
 
 
-def _command_for(job: JobResource) -> str:
+def _command_for(job: Job) -> str:
     """The same job again from a shell, quoted for it."""
-    asked = {name: getattr(job, name) for name in _SAME_IN_REQUEST}
-    body = json.dumps({name: value for name, value in asked.items() if value is not None}, ensure_ascii=False)
+    asked = {"model": job.model, **job.parameters.values()}
+    given = {name: value for name, value in asked.items() if value not in (None, {})}
+    body = json.dumps(given, ensure_ascii=False)
     return (
         f'curl {shlex.quote(url_of("/v1/jobs"))} -H "Authorization: Bearer $CALOTYPE_API_KEY" \\\n'
         f'  -H "Content-Type: application/json" -H "Prefer: wait=60" \\\n  -d {shlex.quote(body)}'

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, Field
 
 if TYPE_CHECKING:
-    from catalogue import Model
+    from catalogue.catalogue import Model
 
 
 class PresetResource(BaseModel):
@@ -20,6 +20,20 @@ class PresetResource(BaseModel):
     guidance_cutoff: float | None
     step_cache: int | None
     scheduler: str | None
+    pipeline_parameters: dict[str, bool | int | float | str]
+
+
+class ModelParameterResource(BaseModel):
+    """A parameter that this model alone has; a request gives it in `pipeline_parameters`."""
+
+    name: str
+    type: str = Field(description="int, float, bool, string or choice")
+    default: bool | int | float | str | None = Field(description="Null: the pipeline's own.")
+    min: int | float | None = Field(description="The least number, or of a string the least characters.")
+    max: int | float | None = Field(description="The greatest number, or of a string the most characters.")
+    choices: list[str]
+    unit: str
+    description: str
 
 
 class ModelResource(BaseModel):
@@ -34,6 +48,9 @@ class ModelResource(BaseModel):
     max_guidance_scale: float
     max_step_cache: int = Field(description="1 where the model has no step cache.")
     presets: list[PresetResource] = Field(description="What a request may ask for by name.")
+    parameters: list[ModelParameterResource] = Field(
+        description="What a request may give in `pipeline_parameters`."
+    )
     min_side: int
     max_side: int
     side_multiple: int
@@ -50,11 +67,12 @@ class ModelList(BaseModel):
 
 def model_resource(model: "Model", *, default: bool) -> ModelResource:
     """A model as the catalogue has it."""
-    same = ModelResource.model_fields.keys() - {"default", "tiers", "schedulers", "presets"}
+    same = ModelResource.model_fields.keys() - {"default", "tiers", "schedulers", "presets", "parameters"}
     return ModelResource(
         **{name: getattr(model, name) for name in same},
         default=default,
         schedulers=list(model.schedulers),
         presets=[PresetResource(**preset.model_dump()) for preset in model.presets],
+        parameters=[ModelParameterResource(**parameter.model_dump()) for parameter in model.parameters],
         tiers=[tier.name for tier in model.tiers],
     )

@@ -9,13 +9,13 @@ without scripts, while something is unfinished.
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import get_args
 from urllib.parse import urlencode
 
 import structlog
 from flask import Blueprint, Response, make_response, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
+from catalogue.parameters import OUTPUT_FORMATS
 from storage.errors import Unavailable
 from storage.job_views import get, list_jobs
 from storage.receivers import list_receivers
@@ -24,14 +24,14 @@ from storage.submissions import NewJob
 from web import session
 from web.auth import account_of_session, principal_of_form, principal_of_session
 from web.cursor import decode_cursor, encode_cursor
-from web.draw_form import DrawForm, limits
+from web.draw_form import DrawForm, limits, other_fields
 from web.errors import RETRY_AFTER_SECONDS
 from web.html_errors import register_html_errors
 from web.jobs import submit
 from web.refusals import FieldError, InvalidRequest
 from web.resources import JobResource, job_resources
 from web.same_site import refuse_cross_site
-from web.schemas import JOB_ID, JobRequest
+from web.schemas import JOB_ID
 from web.tiers import tier_resources
 from web.wiring import path_of, url_of, wired
 
@@ -143,8 +143,9 @@ def front_page(form: DrawForm, account_id: str | None, *, status: int = 200, aft
         tiers=tier_resources(),
         catalogue=catalogue,
         limits=limits(catalogue),
+        other_fields=other_fields(catalogue),
         schedulers=list(dict.fromkeys(name for model in catalogue.models for name in model.schedulers)),
-        output_formats=get_args(JobRequest.model_fields["output_format"].annotation),
+        output_formats=OUTPUT_FORMATS,
         form=form,
         after=after,
         jobs_url=url_of("/v1/jobs"),

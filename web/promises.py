@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from storage.workloads import KnownJob
 
 if TYPE_CHECKING:
-    from catalogue import Catalogue
+    from catalogue.catalogue import Catalogue
 
 PROMISES = ("not repeatable", "within 1/255", "exact within a bucket", "exact")
 """Weakest first. What a worker says that is not listed is weaker than all."""

@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, Field
 
+from catalogue.parameters import PARAMETERS
 from storage.batches import Batch
 from storage.job_views import Job, StoredImage
 from storage.states import TERMINAL, WITHOUT_IMAGE, State
+from web.parameter_fields import as_answered, with_parameters
 from web.waiting_reasons import WaitingReason
 from web.waits import TierWait, Wait, waits_of_batches, waits_of_jobs
 from web.wiring import url_of, wired
@@ -45,6 +47,15 @@ class JobWarningResource(BaseModel):
     detail: str
 
 
+@with_parameters(
+    as_answered,
+    before={
+        "prompt": (
+            "id", "state", "eta_seconds", "queue_position", "waiting_reason", "progress", "attempt", "tier",
+            "model", "lane",
+        )
+    },
+)  # fmt: skip
 class JobResource(BaseModel):
     """A job as clients see it."""
 
@@ -62,20 +73,6 @@ class JobResource(BaseModel):
     tier: str
     model: str
     lane: str
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_cutoff: float
-    step_cache: int
-    scheduler: str
-    seed: int
-    num_images: int
-    strict: bool
-    output_format: str = Field(description="png, webp or jpeg")
-    output_quality: int | None = Field(description="Null for the format's own.")
     images: list[ImageResource]
     error: JobError | None
     warnings: list[JobWarningResource]
@@ -193,6 +190,7 @@ def job_resources(account_id: str, jobs: Sequence[Job]) -> list[JobResource]:
 def _job_resource(job: Job, wait: Wait | None, eta_seconds: float | None) -> JobResource:
     return JobResource(
         **{name: getattr(job, name) for name in _SAME_IN_ROW_AND_RESOURCE},
+        **job.parameters.values(),
         images=[_image(job, image) for image in job.images],
         error=_error(job),
         warnings=[JobWarningResource(**warning) for warning in job.warnings],
@@ -215,7 +213,9 @@ def _timings(job: Job) -> dict[str, float]:
 _MADE_HERE = {
     "images", "error", "warnings", "links", "eta_seconds", "queue_position", "waiting_reason", "timings",
 }  # fmt: skip
-_SAME_IN_ROW_AND_RESOURCE = [name for name in JobResource.model_fields if name not in _MADE_HERE]
+_SAME_IN_ROW_AND_RESOURCE = [
+    name for name in JobResource.model_fields if name not in _MADE_HERE and name not in PARAMETERS
+]
 
 
 def image_url(job_id: str, index: int) -> str:
@@ -229,8 +229,9 @@ def signed_url(job: Job, image: StoredImage, *, for_head: bool = False) -> str:
     return wiring.blobs.presign(
         image.object_key,
         seconds=wiring.image_url_seconds,
-        filename=f"{job.id}-{image.index}.{job.output_format}",
-        content_type=f"image/{job.output_format}",  # the formats are named as their media types are
+        filename=f"{job.id}-{image.index}.{job.parameters.output_format}",
+        # The formats are named as their media types are.
+        content_type=f"image/{job.parameters.output_format}",
         for_head=for_head,
     )
 

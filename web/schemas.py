@@ -4,7 +4,6 @@ Limits that depend on a model or a tier are `web.admission`'s. It knows neither 
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -21,12 +20,11 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from web.parameter_fields import as_given, with_parameters
 from web.preference import DEFAULT_WAIT_SECONDS
 from web.refusals import MAX_QUOTED_CHARACTERS, FieldError
 from web.webhook_url import check_webhook_form
 
-MAX_SEED = 2**63 - 1
-MAX_NUM_IMAGES = 4
 MAX_DEADLINE_SECONDS = 604_800  # a week
 JOB_ID = r"^job_[0-9a-z]{26}$"
 BATCH_ID = r"^bat_[0-9a-z]{26}$"
@@ -35,53 +33,9 @@ RECEIVER_ID = r"^whr_[0-9a-f]{32}$"
 TIER_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
 
 
-MAX_TEXT_CHARACTERS = 131_072  # whatever the model's own limit: what is longer is not looked into
-MAX_MARKS_IN_A_ROW = 30  # UAX #15 §13, Stream-Safe Text: no script needs more
-_REFUSED_CHARACTER = re.compile("[\0-\x08\x0b-\x1f\ud800-\udfff]")
-
-
-def _clean(text: str) -> str:
-    """NFC, without characters that no prompt means and that rows or encoders cannot hold."""
-    if len(text) > MAX_TEXT_CHARACTERS:
-        raise ValueError(f"has more than {MAX_TEXT_CHARACTERS} characters")
-    if found := _REFUSED_CHARACTER.search(text):
-        raise ValueError(_what_is_wrong_with(found[0]))
-    if text.isascii():
-        return text
-    _check_marks(text)
-    return unicodedata.normalize("NFC", text)
-
-
-def _what_is_wrong_with(character: str) -> str:
-    if character == "\0":
-        return "holds a NUL character"
-    if character < " ":
-        return f"holds the control character U+{ord(character):04X}; only \\n and \\t are accepted"
-    return "holds a lone surrogate, which is no character"
-
-
-def _check_marks(text: str) -> None:
-    # Normalization sorts the marks behind a letter, in a time that grows with the square of their number.
-    num_marks = 0
-    for character in text:
-        num_marks = num_marks + 1 if unicodedata.combining(character) else 0
-        if num_marks > MAX_MARKS_IN_A_ROW:
-            raise ValueError(f"has more than {MAX_MARKS_IN_A_ROW} combining marks in a row")
-
-
 def _bare_wait(value: Any) -> Any:
     """`?wait` without a number is `Prefer: wait` without one."""
     return DEFAULT_WAIT_SECONDS if value == "" else value
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is blank; at least 1 character that can be seen is required")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_clean)]
-Side = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class Body(BaseModel):
@@ -128,60 +82,20 @@ def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
     return {"anyOf": [kind, {"type": "null"}], **notes}
 
 
+@with_parameters(as_given, before={"width": ("model",), "scheduler": ("preset",), "strict": ("lane",)})
 class JobRequest(Body):
     """One job. What is left out is chosen by the model; `GET /v1/models` lists its limits."""
 
-    prompt: Annotated[Text, AfterValidator(_not_blank)] = Field(
-        min_length=1, description="What to draw.", examples=["a red heart on a white background"]
-    )
-    negative_prompt: Text = Field("", description="What to avoid.")
     model: str | None = Field(
         None, min_length=1, description="One of `GET /v1/models`; the default model if left out."
-    )
-    width: Side | None = Field(None, description="Pixels; the smallest tier's default if left out.")
-    height: Side | None = Field(None, description="Pixels; the smallest tier's default if left out.")
-    num_inference_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Denoising steps. "
-        "With `ddim`, a number that does not divide 1000 may leave a little noise.",
-    )
-    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        None, description="How closely to follow the prompt; 1 or less means without guidance."
-    )
-    guidance_cutoff: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
-        None,
-        description="Share of the steps, from the first on, that are guided; the rest cost half. "
-        "1 if left out.",
-    )
-    step_cache: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Every how many steps the whole model runs, up to the model's `max_step_cache`; the "
-        "steps between reuse most of it. 1, which is off, if left out.",
     )
     preset: str | None = Field(
         None,
         min_length=1,
         description="One of the model's presets: parameters by name. Fields that are given go before it.",
     )
-    scheduler: str | None = Field(
-        None, min_length=1, description="One of the model's schedulers; its first if left out."
-    )
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
-        None, description="The same seed gives the same image. Drawn below 2^32 if left out."
-    )
-    num_images: int = Field(1, ge=1, le=MAX_NUM_IMAGES, description="Image i uses seed + i.")
-    output_format: Literal["png", "webp", "jpeg"] = Field(
-        "png", description="A PNG is lossless, and so is a WebP without `output_quality`."
-    )
-    output_quality: Annotated[int, Field(ge=1, le=100)] | None = Field(
-        None, description="Of a JPEG (90 if left out) or of a lossy WebP; a PNG has none."
-    )
     lane: Literal["interactive", "bulk"] = Field(
         "interactive", description="Bulk work waits for interactive."
-    )
-    strict: bool = Field(
-        False,
-        description="The bytes that it would have alone, whatever its worker promises; it may take longer.",
     )
     deadline_seconds: Annotated[float, Field(gt=0, le=MAX_DEADLINE_SECONDS, allow_inf_nan=False)] | None = (
         Field(None, description="From acceptance; a job that has not begun by then expires.")
@@ -269,7 +183,7 @@ JOB_FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
 def field_errors(error: ValidationError, *, known: Iterable[str] = JOB_FIELDS) -> list[FieldError]:
     """pydantic's findings in our words: the field, and the limit that it breaks; never the value."""
     found = error.errors(include_url=False)
-    return [FieldError(_pointer(part["loc"]), _detail(dict(part), known)) for part in found]
+    return [FieldError(pointer(part["loc"]), _detail(dict(part), known)) for part in found]
 
 
 def parameter_errors(error: ValidationError, known: Iterable[str]) -> list[FieldError]:
@@ -284,7 +198,8 @@ def parameter_errors(error: ValidationError, known: Iterable[str]) -> list[Field
     return list(dict.fromkeys(found))
 
 
-def _pointer(location: tuple[int | str, ...]) -> str:
+def pointer(location: tuple[int | str, ...]) -> str:
+    """The place of a field in a body, as a JSON Pointer (RFC 6901) without the first slash, cut."""
     parts = (str(part).replace("~", "~0").replace("/", "~1") for part in location)
     return "/".join(parts)[:MAX_QUOTED_CHARACTERS]
 

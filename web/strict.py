@@ -14,7 +14,7 @@ from web.wiring import wired
 
 def strict_errors(new_jobs: Sequence[NewJob]) -> list[FieldError]:
     """What is wrong with the strict ones among these; where none is strict, nothing is looked up."""
-    if not any(job.strict for job in new_jobs):
+    if not any(job.parameters.strict for job in new_jobs):
         return []
     wiring = wired()
     kept: dict[str, bool] = {}
@@ -24,5 +24,5 @@ def strict_errors(new_jobs: Sequence[NewJob]) -> list[FieldError]:
     return [
         FieldError("strict", f"no live worker of {job.tier!r} gives the same numbers twice", job.batch_line)
         for job in new_jobs
-        if job.strict and not kept.get(job.tier, True)
+        if job.parameters.strict and not kept.get(job.tier, True)
     ]

@@ -16,7 +16,7 @@ from web.prefix import prefix_path
 from web.waiting import Waiter
 
 if TYPE_CHECKING:
-    from catalogue import Catalogue
+    from catalogue.catalogue import Catalogue
 
 EXTENSION = "calotype"
 

@@ -4,6 +4,7 @@ Owns their names and types; the limits of each are the server's (`GET /v1/models
 server is sent all the same: a type checker refuses it, the client does not.
 """
 
+from collections.abc import Mapping
 from typing import Literal, TypedDict
 
 
@@ -28,3 +29,4 @@ class JobParameters(TypedDict, total=False):
     strict: bool | None
     deadline_seconds: float | None
     webhook_url: str | None
+    pipeline_parameters: Mapping[str, bool | int | float | str] | None

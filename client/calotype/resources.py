@@ -85,6 +85,7 @@ class Job:
     strict: bool = False
     output_format: str = "png"
     output_quality: int | None = None
+    pipeline_parameters: Mapping[str, bool | int | float | str] = field(default_factory=dict, hash=False)
     attempt: int = 0
     eta_seconds: float | None = None
     queue_position: int | None = None

@@ -87,12 +87,13 @@ class Hand:
         """Store an image for each that was asked, and end the job."""
         claim = self._claims[job_id]
         stored = []
-        for index in range(claim.job.num_images):
+        asked = claim.job.parameters
+        for index in range(asked.num_images):
             key = f"browser/{job_id}/{index}.png"
-            data = _picture(claim.job.width, claim.job.height, index)
+            data = _picture(asked.width, asked.height, index)
             put = self._blobs.put(key, data, content_type="image/png", budget_seconds=10)
-            size = (claim.job.width, claim.job.height)
-            stored.append(StoredImage(index, claim.job.seed + index, key, put.sha256, put.num_bytes, *size))
+            size = (asked.width, asked.height)
+            stored.append(StoredImage(index, asked.seed + index, key, put.sha256, put.num_bytes, *size))
         timings = {"denoising_seconds": 1.25, "decoding_seconds": 0.05, "mean_step_batch": 3.5}
         assert jobs.finish(self._db, claim.lease, stored=stored, warnings=warnings, timings=timings)
 

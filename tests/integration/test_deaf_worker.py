@@ -14,10 +14,10 @@ from storage import bells, submissions
 from storage.database import Database
 from storage.job_views import get
 from storage.states import State
-from storage.submissions import NewJob
 from tasks.app import make_celery
 from tasks.consumer_watchdog import EXIT_DEAF
 from tasks.dispatch import Dispatcher
+from tests.fixtures.new_jobs import new_job
 
 PREFIX = "deaf-test:"
 
@@ -38,20 +38,7 @@ def test_S39_a_worker_that_hears_nothing_ends_its_jobs_and_itself(
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=output)
     try:
         wait_for(ready_file.exists, 120)
-        new = NewJob(
-            account_id=account,
-            model="tiny",
-            tier="sd",
-            lane="interactive",
-            prompt="a red heart",
-            negative_prompt="",
-            width=128,
-            height=128,
-            num_inference_steps=50,
-            guidance_scale=4.0,
-            scheduler="ddim",
-            seed=1,
-        )
+        new = new_job(account, num_inference_steps=50)
         job, _ = submissions.create(database, new, redispatch_seconds=15)
         bell = bells.of_new_job(database, job.id)
         assert bell is not None

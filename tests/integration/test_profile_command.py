@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from catalogue import load_catalogue
+from catalogue.catalogue import load_catalogue
 from cli_profile import measure_tiers, show
 from engine.families.family import Conditions
 from engine.load import LoadedModels

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 
-from catalogue import Model, load_catalogue
+from catalogue.catalogue import Model, load_catalogue
 from engine.engine import Engine
 from engine.load import ModelSpec, load_engine
 from engine.request import GenerationRequest, scheduler_named

@@ -16,11 +16,11 @@ from storage import bells, submissions
 from storage.database import Database
 from storage.job_views import get
 from storage.states import State
-from storage.submissions import NewJob
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
 from tasks.worker import EXIT_NO_ENGINE
 from terminal import EXIT_USAGE
+from tests.fixtures.new_jobs import new_job
 
 
 def run_worker(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -134,21 +134,7 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=output)
     try:
         wait_for(ready_file.exists, 120)
-        new = NewJob(
-            account_id=account,
-            model="tiny",
-            tier="hd",
-            lane="interactive",
-            prompt="a red heart",
-            negative_prompt="",
-            width=192,
-            height=192,
-            num_inference_steps=150,
-            guidance_scale=4.0,
-            scheduler="ddim",
-            seed=1,
-            num_images=4,
-        )
+        new = new_job(account, tier="hd", width=192, height=192, num_inference_steps=150, num_images=4)
         job, _ = submissions.create(database, new, redispatch_seconds=15)
         bell = bells.of_new_job(database, job.id)
         assert bell is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from catalogue import FAMILIES, Model, load_catalogue
+from catalogue.catalogue import FAMILIES, Model, load_catalogue
 from engine.layout import Layout, files_to_load
 from settings import ROOT
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from terminal import EXIT_REFUSED
+from terminal import EXIT_REFUSED, EXIT_USAGE
 from tests.unit.test_command_line import in_a_pipe
 
 CUT = {"code": "prompt_cut", "field": "prompt", "detail": "the end was not used: 'a bird'"}
@@ -24,9 +24,15 @@ IMAGE = {"index": 0, "url": "http://127.0.0.1/image", "sha256": hashlib.sha256(b
 
 @contextmanager
 def serving(
-    status: int = 200, paths: Mapping[str, Any] = MappingProxyType({}), **answers: Any
+    status: int = 200,
+    paths: Mapping[str, Any] = MappingProxyType({}),
+    posted: list[Any] | None = None,
+    **answers: Any,
 ) -> Iterator[tuple[str, ...]]:
-    """The options that lead to a server with one answer for GET, one for POST; `paths` go before them."""
+    """The options that lead to a server with one answer for GET, one for POST; `paths` go before them.
+
+    `posted` takes the JSON bodies that come.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -46,7 +52,9 @@ def serving(
             self.answer(b"a png" if is_file else json.dumps(answers["get"]).encode())
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if posted is not None:
+                posted.append(json.loads(body))
             self.answer(json.dumps(answers["post"]).encode())
 
         def answer(self, body: bytes) -> None:
@@ -226,3 +234,50 @@ def test_S15_csv_says_what_is_doubtful_before_it_waits_and_says_it_once(tmp_path
         "warning: encoding_assumed: line 2 has 'ä'",
         "bat_1 succeeded, 100 %",
     ]
+
+
+def test_a_models_own_parameters_are_set_by_name_with_the_type_that_they_look_like() -> None:
+    posted: list[Any] = []
+    given = {
+        "clip_skip": "2",
+        "true_cfg_scale": "4.5",
+        "zero_init": "true",
+        "mode": "Sharp",
+        "style": '"7"',
+        "formula": "a=b",
+        "odd": "NaN",
+        "list": "[1]",
+    }
+    options = [option for name, value in given.items() for option in ("--set", f"{name}={value}")]
+    with serving(post=DRAWN, posted=posted) as server:
+        assert in_a_pipe("submit", "a red heart", *options, *server).returncode == 0
+        assert in_a_pipe("submit", "a red heart", *server).returncode == 0
+    assert posted[0]["pipeline_parameters"] == {
+        "clip_skip": 2,
+        "true_cfg_scale": 4.5,
+        "zero_init": True,
+        "mode": "Sharp",
+        "style": "7",
+        "formula": "a=b",
+        "odd": "NaN",
+        "list": "[1]",
+    }
+    assert "pipeline_parameters" not in posted[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--set", "clip_skip"), "--set: 'clip_skip' is not NAME=VALUE"),
+        (("--set", "=2"), "--set: '=2' is not NAME=VALUE"),
+        (("--set", "a=1", "--set", "a=2"), "--set: 'a' is given twice"),
+    ],
+)
+def test_a_set_that_is_no_name_and_value_is_refused_before_anything_is_sent(
+    options: tuple[str, ...], said: str
+) -> None:
+    posted: list[Any] = []
+    with serving(post=DRAWN, posted=posted) as server:
+        ended = in_a_pipe("submit", "a red heart", *options, *server)
+    assert (ended.returncode, posted) == (EXIT_USAGE, [])
+    assert said in ended.stderr

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from catalogue import Catalogue, SettingsError, load_catalogue, tier_for
+from catalogue.catalogue import Catalogue, SettingsError, load_catalogue, tier_for
 from settings import ROOT, Settings, load_settings
 
 GOOD = (ROOT / "calotype.toml").read_text()

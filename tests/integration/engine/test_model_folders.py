@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from catalogue import FAMILIES as SETTINGS_FAMILIES
+from catalogue.catalogue import FAMILIES as SETTINGS_FAMILIES
 from engine.errors import LoadError, RequestInvalid
 from engine.hub import Hub
 from engine.load import ANY, FAMILIES, ModelSpec, load_engine

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from catalogue import load_catalogue
+from catalogue.catalogue import load_catalogue
 from engine.engine import Engine
 from engine.errors import Canceled, LoadError
 from engine.families.family import can_cache_steps

@@ -8,18 +8,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-import catalogue
+from catalogue.catalogue import STEP_CACHE_FAMILIES
 from engine.families.family import Conditions, can_cache_steps
 from engine.families.unet_walk import UNetWalk
 from engine.load import FAMILIES
-from engine.request import MAX_STEP_CACHE
 from tests.integration.engine.tiny_families import build
 
 
 def test_the_catalogue_offers_a_step_cache_to_the_families_that_have_one() -> None:
-    assert catalogue.MAX_STEP_CACHE == MAX_STEP_CACHE
     offered = {name for name, family in FAMILIES.items() if hasattr(family, "predict_partly")}
-    assert offered == catalogue.STEP_CACHE_FAMILIES
+    assert offered == STEP_CACHE_FAMILIES
 
 
 BLOCKS = {

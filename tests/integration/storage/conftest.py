@@ -9,29 +9,10 @@ from storage import submissions
 from storage.database import Database
 from storage.job_views import Job
 from storage.jobs import Claim, WorkerName, claim
-from storage.submissions import NewJob
+from tests.fixtures.new_jobs import new_job
 
 MakeJob = Callable[..., Job]
 WORKER = WorkerName(boot_id="boot-1", name="cpu:0@test")
-
-
-def new_job(account: str, **changes: Any) -> NewJob:
-    """A plain request of this account."""
-    fields: dict[str, Any] = {
-        "account_id": account,
-        "model": "tiny",
-        "tier": "sd",
-        "lane": "interactive",
-        "prompt": "a red heart",
-        "negative_prompt": "",
-        "width": 128,
-        "height": 128,
-        "num_inference_steps": 4,
-        "guidance_scale": 4.0,
-        "scheduler": "ddim",
-        "seed": 1,
-    }
-    return NewJob(**{**fields, **changes})
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from storage.database import Database
 from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
 from storage.job_views import StoredImage, list_jobs
 from storage.jobs import Claim
-from tests.integration.storage.conftest import new_job
+from tests.fixtures.new_jobs import new_job
 
 ClaimJob = Callable[..., Claim]
 
@@ -32,7 +32,7 @@ def test_a_batch_is_created_with_all_of_its_jobs_in_the_order_of_its_file(
     assert (batch.state, batch.num_jobs, batch.counts) == ("running", 1200, {"queued": 1200})
     found = list(batches.jobs_of(database, account, batch.id))
     assert [job.batch_line for job in found] == list(range(2, 1202))
-    assert [job.seed for job in found] == list(range(1200))
+    assert [job.parameters.seed for job in found] == list(range(1200))
 
 
 def test_a_bad_row_creates_nothing_at_all(database: Database, account: str) -> None:

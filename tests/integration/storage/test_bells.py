@@ -8,7 +8,8 @@ from sqlalchemy import text
 from storage import accounts, bells, submissions
 from storage.database import Database
 from storage.jobs import cancel
-from tests.integration.storage.conftest import MakeJob, new_job
+from tests.fixtures.new_jobs import new_job
+from tests.integration.storage.conftest import MakeJob
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from storage.errors import DeliveryIsPending, NotFound
 from storage.job_views import StoredImage, list_jobs
 from storage.jobs import Claim
 from storage.submissions import create
+from tests.fixtures.new_jobs import new_job
 
-from .conftest import MakeJob, new_job
+from .conftest import MakeJob
 
 URL = "https://hooks.example.com/"
 ROUNDS = 12

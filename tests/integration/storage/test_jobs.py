@@ -16,7 +16,8 @@ from storage.jobs import Claim, Lease, WorkerName
 from storage.solo import mark_solo, unmark_solo
 from storage.states import State
 from storage.workers import Worker, declare_dead, heartbeat
-from tests.integration.storage.conftest import WORKER, MakeJob, new_job
+from tests.fixtures.new_jobs import new_job
+from tests.integration.storage.conftest import WORKER, MakeJob
 
 ClaimJob = Callable[..., Claim]
 

@@ -15,7 +15,7 @@ from storage.database import Database
 from storage.job_views import get
 from storage.tables import metadata
 from storage.workers import Worker, heartbeat
-from tests.integration.storage.conftest import new_job
+from tests.fixtures.new_jobs import new_job
 
 
 @pytest.fixture

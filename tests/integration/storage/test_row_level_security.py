@@ -15,7 +15,8 @@ from storage.jobs import Claim
 from storage.roles import DatabaseRole
 from storage.states import State
 from storage.submissions import insert_rows
-from tests.integration.storage.conftest import MakeJob, new_job
+from tests.fixtures.new_jobs import new_job
+from tests.integration.storage.conftest import MakeJob
 
 ClaimJob = Callable[..., Claim]
 OF_ALL_ACCOUNTS = {"workers", "profiles", "sessions", *VIEWS}

@@ -20,12 +20,12 @@ from storage.database import Database
 from storage.job_views import Job
 from storage.jobs import WorkerName
 from storage.roles import DatabaseRole
-from storage.submissions import NewJob
 from tasks.generate import Generate, GeneratePlan
 from tasks.holdings import Holdings
 from tasks.job_observers import FlowerObserver, JobObserver
 from tasks.solo_marks import SoloMarks
 from tasks.task_events import TaskEvent
+from tests.fixtures.new_jobs import new_job
 
 from .receiver import Behave, Receiver
 
@@ -43,21 +43,7 @@ def make_job(database: Database, account: str, tier: str) -> MakeJob:
     """Creates a queued job of the test's account and tier."""
 
     def make(*, redispatch_seconds: float = 15, **changes: object) -> Job:
-        fields: dict[str, object] = {
-            "account_id": account,
-            "model": "tiny",
-            "tier": tier,
-            "lane": "interactive",
-            "prompt": "a red heart",
-            "negative_prompt": "",
-            "width": 16,
-            "height": 8,
-            "num_inference_steps": 4,
-            "guidance_scale": 4.0,
-            "scheduler": "ddim",
-            "seed": 1,
-        }
-        new = NewJob(**{**fields, **changes})  # type: ignore[arg-type]
+        new = new_job(account, **{"tier": tier, "width": 16, "height": 8, **changes})
         return submissions.create(database, new, redispatch_seconds=redispatch_seconds)[0]
 
     return make

@@ -55,8 +55,8 @@ def test_a_bell_becomes_images_that_belong_to_their_job(
         paint = hashlib.sha256(f"{job.id}|{image.seed}".encode()).digest()[:30]
         assert np.asarray(Image.open(io.BytesIO(data)))[0, :10].tobytes() == paint
     assert done.timings["mean_step_batch"] == 2.0
-    assert done.timings["device_seconds"] == 0.5 * done.num_images
-    assert done.timings["steps_cap"] == done.num_inference_steps * done.num_images
+    assert done.timings["device_seconds"] == 0.5 * done.parameters.num_images
+    assert done.timings["steps_cap"] == done.parameters.num_inference_steps * done.parameters.num_images
 
 
 def test_what_a_job_leaves_out_reaches_the_engine(
@@ -65,6 +65,20 @@ def test_what_a_job_leaves_out_reaches_the_engine(
     generate(make_job(guidance_cutoff=0.5, step_cache=3).id)
     (handle,) = engine.handles
     assert (handle.request.guidance_cutoff, handle.request.step_cache) == (0.5, 3)
+
+
+def test_a_models_own_parameters_reach_the_engine_and_the_image(
+    database: Database, blobs: Blobs, generate: Generate, engine: FakeEngine, make_job: MakeJob
+) -> None:
+    own = {"clip_skip": 2, "true_cfg_scale": 4.5, "zero_init": True, "mode": "Sharp"}
+    job = make_job(pipeline_parameters=own)
+    accounts.embed_parameters(database, job.account_id, True)
+    generate(job.id)
+    (handle,) = engine.handles
+    assert handle.request.parameters.pipeline_parameters == own
+    (image,) = get(database, job.account_id, job.id).images
+    told = png_text(blobs.get(image.object_key))
+    assert {name: told[name] for name in own} == {name: str(value) for name, value in own.items()}
 
 
 def test_parameters_are_in_the_image_only_if_its_account_wants_them(

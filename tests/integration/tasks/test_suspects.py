@@ -160,7 +160,7 @@ def test_a_suspect_is_not_charged_for_what_runs_between_its_images(
         process.run(culprit)  # interactive: its turn comes as soon as the first image lets go
         _wait_for(lambda: process.engine.num_generations == 3)
     process.die()
-    assert process.num_steps == suspect.num_inference_steps + 1
+    assert process.num_steps == suspect.parameters.num_inference_steps + 1
     assert (now(database, suspect).num_crashes, now(database, culprit).num_crashes) == (0, 0)
 
 
@@ -171,14 +171,14 @@ def test_a_suspect_is_charged_for_the_crash_of_any_of_its_images(
     process = start_process()
 
     def lose_the_device_at_the_second_image(num_steps: int) -> None:
-        if num_steps > suspect.num_inference_steps:
+        if num_steps > suspect.parameters.num_inference_steps:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     process.on_predict = lose_the_device_at_the_second_image
     process.engine.start()
     process.run(suspect)
     process.die()
-    assert process.num_steps == suspect.num_inference_steps + 1
+    assert process.num_steps == suspect.parameters.num_inference_steps + 1
     assert now(database, suspect).num_crashes == 1
 
 
@@ -232,7 +232,7 @@ def test_the_engine_waits_for_a_mark_no_longer_than_it_is_told(
     process.join()
     after = now(database, suspect)
     assert (after.state, after.num_failures, after.num_crashes) == (State.QUEUED, 0, 0)
-    assert process.num_steps == other.num_inference_steps
+    assert process.num_steps == other.parameters.num_inference_steps
 
 
 def test_a_mark_that_cannot_be_taken_off_holds_nobody_up(
@@ -242,10 +242,10 @@ def test_a_mark_that_cannot_be_taken_off_holds_nobody_up(
     process = start_process(SoloMarks(database, wait_seconds=0.3))
     slow_blobs.may_store.set()
     with database.transaction() as connection:
-        with _step_held(process, suspect.num_inference_steps):
+        with _step_held(process, suspect.parameters.num_inference_steps):
             process.engine.start()
             process.run(suspect)
-            _wait_for(lambda: process.num_steps == suspect.num_inference_steps)
+            _wait_for(lambda: process.num_steps == suspect.parameters.num_inference_steps)
             connection.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": suspect.id})
         _wait_for(lambda: process.engine.num_generations == 0)
     process.join()

@@ -67,7 +67,7 @@ def draw(database: Database, blobs: Blobs) -> Draw:
         assert claim is not None
         key = f"test/{job_id}/0.png"
         stored = blobs.put(key, PNG, content_type="image/png", budget_seconds=10)
-        image = StoredImage(0, claim.job.seed, key, stored.sha256, stored.num_bytes, 128, 128)
+        image = StoredImage(0, claim.job.parameters.seed, key, stored.sha256, stored.num_bytes, 128, 128)
         assert jobs.finish(database, claim.lease, stored=[image], warnings=[], timings={"denoise": 1.5})
 
     return finish

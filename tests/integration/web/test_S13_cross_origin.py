@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from catalogue import SettingsError
+from catalogue.catalogue import SettingsError
 from local.endpoints import Embedded
 from settings import Settings, load_settings
 from tests.served import Served, served

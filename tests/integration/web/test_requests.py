@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from storage.database import Database
-from storage.submissions import NewJob, create
+from storage.submissions import create
+from tests.fixtures.new_jobs import new_job
 from tests.integration.web.conftest import Client, Draw, assert_problem
 from web.idempotency import digest_of
 from web.schemas import JobRequest
@@ -154,10 +155,9 @@ def test_S9_a_job_that_was_made_under_the_earlier_digest_is_found_by_the_same_by
     client: Client, database: Database, account: str
 ) -> None:
     body = SAME[0].encode()
-    new = NewJob(
-        account_id=account, model="tiny", tier="sd", lane="interactive", prompt="caf\u00e9",
-        negative_prompt="", width=128, height=128, num_inference_steps=20, guidance_scale=2.0,
-        scheduler="ddim", seed=1, idempotency_key=KEY["Idempotency-Key"], request_hash=digest_of(body),
+    new = new_job(
+        account, prompt="caf\u00e9", num_inference_steps=20, guidance_scale=2.0,
+        idempotency_key=KEY["Idempotency-Key"], request_hash=digest_of(body),
     )  # fmt: skip
     made, _ = create(database, new, redispatch_seconds=15)
     again = send(client, SAME[0], **KEY)

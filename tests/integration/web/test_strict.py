@@ -33,7 +33,7 @@ def upload(client: Client, text: str, **headers: str):  # type: ignore[no-untype
 def test_strict_is_stored_shown_and_kept_by_a_retry(client: Client, database: Database, account: str) -> None:
     job = client.submit(strict=True).get_json()
     assert job["strict"] is True
-    assert get(database, account, job["id"]).strict
+    assert get(database, account, job["id"]).parameters.strict
     assert client.submit().get_json()["strict"] is False
     client("DELETE", f"/v1/jobs/{job['id']}")
     assert client("POST", f"/v1/jobs/{job['id']}/retry").get_json()["strict"] is True

@@ -20,7 +20,7 @@ from storage.job_views import JobWarning, StoredImage
 from storage.jobs import Claim, WorkerName
 from storage.solo import mark_solo, unmark_solo
 from storage.workers import Worker
-from tests.integration.storage.conftest import new_job
+from tests.fixtures.new_jobs import new_job
 from tests.integration.web.conftest import Client
 from web.app import create_app
 from web.waiting_reasons import CODES

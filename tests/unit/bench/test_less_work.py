@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.less_work import Quality, captions, presets, psnr, requests
-from catalogue import load_catalogue
+from catalogue.catalogue import load_catalogue
 from settings import ROOT
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer.main
 
-from catalogue import WorkerPlan
+from catalogue.catalogue import WorkerPlan
 from cli import app
 from local.roles import ROLES
 from settings import OTHER_VARIABLES, ROOT, Settings

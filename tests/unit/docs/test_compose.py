@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
-from catalogue import load_catalogue
+from catalogue.catalogue import load_catalogue
 from local.plan import ENGINE_START_SECONDS
 from local.roles import S3_ROLES
 from local.seaweedfs import BUCKET

@@ -1,5 +1,6 @@
 """What a request may hold; the web checks too, but the engine trusts nobody."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,30 @@ GOOD: dict[str, Any] = {
 
 def test_good_request_is_accepted_and_hashable() -> None:
     assert hash(GenerationRequest(**GOOD)) == hash(GenerationRequest(**GOOD))
+
+
+def test_a_parameter_given_by_its_name_is_one_of_the_parameters() -> None:
+    request = replace(GenerationRequest(**GOOD), seed=3, scheduler=SchedulerSpec("euler", karras=True))
+    assert (request.parameters.seed, request.parameters.scheduler) == (3, "euler_karras")
+    assert request == GenerationRequest("tiny", parameters=request.parameters)
+    assert request.scheduler == SchedulerSpec("euler", karras=True)
+
+
+def test_a_scheduler_without_a_name_is_kept_as_it_was_given() -> None:
+    noisy = SchedulerSpec("ddim", eta=0.5)
+    request = GenerationRequest(**GOOD, scheduler=noisy)
+    assert (request.scheduler, request.parameters.scheduler) == (noisy, "ddim")
+    assert replace(request, seed=3).scheduler == noisy
+    assert replace(request, scheduler=SchedulerSpec("lcm")).scheduler == SchedulerSpec("lcm")
+
+
+def test_a_models_own_parameters_are_frozen_and_part_of_what_makes_requests_equal() -> None:
+    own: dict[str, Any] = {"b": 2.5, "a": True}
+    request = GenerationRequest(**GOOD, pipeline_parameters=own)
+    same = GenerationRequest(**GOOD, pipeline_parameters={"a": True, "b": 2.5})
+    own["a"] = False
+    assert (request, hash(request)) == (same, hash(same))
+    assert request != GenerationRequest(**GOOD)
 
 
 @pytest.mark.parametrize("prompt", ["nul \0 byte", "lone \ud800 surrogate", None, 7])

@@ -188,6 +188,11 @@ def test_features_leave_a_devices_memory_for_main_memory() -> None:
     assert cache.num_bytes == 8 * 4
 
 
+def test_a_native_family_refuses_a_parameter_of_a_pipeline_by_name(engine: Engine, ask: Ask) -> None:
+    with pytest.raises(RequestInvalid, match=r"^pipeline_parameters/clip_skip: model 'fake' cannot use it$"):
+        engine.submit(ask(pipeline_parameters={"clip_skip": 2}))
+
+
 def test_a_family_without_a_step_cache_refuses_it_by_name(engine: Engine, ask: Ask) -> None:
     with pytest.raises(RequestInvalid, match=r"^step_cache: 'fake' has no step cache; only 1 is accepted$"):
         engine.submit(ask(step_cache=2))

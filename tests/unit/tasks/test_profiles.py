@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from catalogue import load_catalogue
+from catalogue.catalogue import load_catalogue
 from engine.load import LoadedModels
 from engine.profile import Profile
 from settings import ROOT

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from catalogue import Catalogue, tier_for
+from catalogue.catalogue import Catalogue, tier_for
+from catalogue.parameters import Parameters
 from settings import Settings
 from storage.submissions import NewJob
 from web.admission import Admission
@@ -27,29 +28,35 @@ def admit(catalogue: Catalogue, **fields: Any) -> NewJob:
     return Admission(catalogue, tier_for).admit(request, "acc_test")
 
 
+def drawn_by(catalogue: Catalogue, **fields: Any) -> Parameters:
+    return admit(catalogue, **fields).parameters
+
+
 def test_what_is_left_out_is_the_models_choice(catalogue: Catalogue) -> None:
     new = admit(catalogue)
-    assert (new.model, new.tier, new.width, new.height) == ("tiny", "sd", 128, 128)
-    assert (new.num_inference_steps, new.guidance_scale, new.scheduler) == (20, 2.0, "ddim")
-    assert (new.lane, new.num_images, new.deadline_seconds, new.webhook_url) == ("interactive", 1, None, None)
+    drawn = new.parameters
+    assert (new.model, new.tier, drawn.width, drawn.height) == ("tiny", "sd", 128, 128)
+    assert (drawn.num_inference_steps, drawn.guidance_scale, drawn.scheduler) == (20, 2.0, "ddim")
+    assert (new.lane, drawn.num_images) == ("interactive", 1)
+    assert (new.deadline_seconds, new.webhook_url) == (None, None)
 
 
 def test_a_drawn_seed_is_one_that_every_json_client_keeps(catalogue: Catalogue) -> None:
-    seeds = {admit(catalogue).seed for _ in range(50)}
+    seeds = {drawn_by(catalogue).seed for _ in range(50)}
     assert len(seeds) == 50
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
 def test_a_file_is_a_png_unless_another_is_asked_for(catalogue: Catalogue) -> None:
-    assert (admit(catalogue).output_format, admit(catalogue).output_quality) == ("png", None)
-    lossy = admit(catalogue, output_format="webp", output_quality=1)
+    assert (drawn_by(catalogue).output_format, drawn_by(catalogue).output_quality) == ("png", None)
+    lossy = drawn_by(catalogue, output_format="webp", output_quality=1)
     assert (lossy.output_format, lossy.output_quality) == ("webp", 1)
-    assert admit(catalogue, output_format="webp").output_quality is None
+    assert drawn_by(catalogue, output_format="webp").output_quality is None
 
 
 @pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1])
 def test_every_seed_in_range_is_kept(catalogue: Catalogue, seed: int) -> None:
-    assert admit(catalogue, seed=seed).seed == seed
+    assert drawn_by(catalogue, seed=seed).seed == seed
 
 
 @pytest.mark.parametrize(("side", "tier"), [(64, "sd"), (128, "sd"), (136, "hd"), (192, "hd")])
@@ -58,7 +65,7 @@ def test_a_size_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue, si
 
 
 def test_a_prompt_is_stored_in_one_form(catalogue: Catalogue) -> None:
-    assert admit(catalogue, prompt="cafe\u0301\n\tnoir").prompt == "caf\u00e9\n\tnoir"
+    assert drawn_by(catalogue, prompt="cafe\u0301\n\tnoir").prompt == "caf\u00e9\n\tnoir"
 
 
 BAD = [
@@ -151,7 +158,7 @@ def test_a_refusal_does_not_repeat_what_was_sent(catalogue: Catalogue) -> None:
 
 
 def test_a_preset_sets_what_the_request_leaves_out_and_nothing_else(catalogue: Catalogue) -> None:
-    plain, thrifty = admit(catalogue, seed=1), admit(catalogue, seed=1, preset="thrifty")
+    plain, thrifty = drawn_by(catalogue, seed=1), drawn_by(catalogue, seed=1, preset="thrifty")
     assert (plain.guidance_cutoff, plain.step_cache) == (1.0, 1)
     assert (thrifty.num_inference_steps, thrifty.guidance_cutoff, thrifty.step_cache) == (20, 0.5, 3)
     assert (thrifty.guidance_scale, thrifty.scheduler) == (plain.guidance_scale, plain.scheduler)
@@ -160,8 +167,8 @@ def test_a_preset_sets_what_the_request_leaves_out_and_nothing_else(catalogue: C
 def test_a_field_that_is_given_goes_before_the_preset(catalogue: Catalogue) -> None:
     """Also one that says what would be the default, and zero, which is no less given than another number."""
     asked = {"step_cache": 1, "guidance_cutoff": 0.0, "guidance_scale": 0.0, "num_inference_steps": 7}
-    new = admit(catalogue, preset="thrifty", **asked)
-    assert {name: getattr(new, name) for name in asked} == asked
+    drawn = drawn_by(catalogue, preset="thrifty", **asked)
+    assert {name: getattr(drawn, name) for name in asked} == asked
 
 
 def without_step_cache(catalogue: Catalogue) -> Catalogue:

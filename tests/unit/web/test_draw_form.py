@@ -1,13 +1,14 @@
 """The form means one request of the API, for however many models there are."""
 
+from typing import Any
+
 import pytest
 
-from catalogue import Catalogue, load_catalogue, tier_for
+from catalogue.catalogue import Catalogue, load_catalogue, tier_for
 from settings import Settings
 from web.admission import Admission
 from web.draw_form import DrawForm, limits
 from web.refusals import InvalidRequest
-from web.schemas import JobRequest
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def two_models() -> Catalogue:
     return shipped.model_copy(update={"models": (*shipped.models, other)})
 
 
-def request_of(form: DrawForm, catalogue: Catalogue) -> JobRequest:
+def request_of(form: DrawForm, catalogue: Catalogue) -> Any:
     return form.job_request(catalogue, Admission(catalogue, tier_for))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine.request import MAX_STEP_CACHE
+from catalogue.parameters import MAX_STEP_CACHE
 from engine.step_cache import StepCache
 from storage.profiles import StoredProfile
 from storage.workloads import KnownJob, LiveDevice, Workload

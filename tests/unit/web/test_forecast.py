@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from catalogue import load_catalogue
+from catalogue.catalogue import load_catalogue
 from settings import ROOT
 from storage.errors import Unavailable
 from storage.states import State

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from catalogue import FAMILIES, Catalogue
+from catalogue.catalogue import FAMILIES, Catalogue
 from engine.models import Models
 from engine.policy import BatchKey, Policy
 from engine.request import GenerationRequest

@@ -6,11 +6,15 @@ without torch, and which tier a size belongs to. It reads one file and knows no 
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from catalogue.parameters import MAX_STEP_CACHE, ParameterType, Value
+from catalogue.pipeline_parameters import MAX_DECLARED, PipelineParameter, value_faults
 
 Positive = Annotated[int, Field(gt=0)]
 Family = Literal[
@@ -51,9 +55,10 @@ Which of them a pipeline of `diffusers` takes, and whether its sides need more, 
 STEP_CACHE_FAMILIES: frozenset[Family] = frozenset(
     {"stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"}
 )
-MAX_STEP_CACHE = 8
-"""Which families can leave out the deep part of a step, and how many steps at most one full step serves;
-a test holds the engine to both."""
+"""Which families can leave out the deep part of a step; a test holds the engine to them."""
+
+
+_NAMED_TABLES = ("presets", "parameters")
 
 
 class SettingsError(Exception):
@@ -84,6 +89,7 @@ class Preset(_Frozen):
     guidance_cutoff: Annotated[float, Field(ge=0, le=1)] | None = None
     step_cache: Positive | None = None
     scheduler: str | None = None
+    pipeline_parameters: dict[str, Value] = {}
 
 
 class SchedulerOverrides(_Frozen):
@@ -129,14 +135,17 @@ class Model(_Frozen):
     side_multiple: Positive = 8
     max_prompt_characters: Positive = 2000
     presets: tuple[Preset, ...] = ()
+    parameters: Annotated[tuple[PipelineParameter, ...], Field(max_length=MAX_DECLARED)] = ()
     tiers: tuple[Tier, ...]
 
     @model_validator(mode="before")
     @classmethod
-    def _name_presets(cls, data: dict[str, object]) -> dict[str, object]:
-        presets = data.get("presets")
-        if isinstance(presets, dict):
-            data = {**data, "presets": [{"name": name, **preset} for name, preset in presets.items()]}
+    def _name_tables(cls, data: dict[str, object]) -> dict[str, object]:
+        for entry in _NAMED_TABLES:
+            tables = data.get(entry)
+            if isinstance(tables, dict):
+                named = [{"name": name, **_table(entry, name, table)} for name, table in tables.items()]
+                data = {**data, entry: named}
         return data
 
     @model_validator(mode="before")
@@ -186,6 +195,8 @@ class Model(_Frozen):
             value, limit = getattr(preset, field), getattr(self, f"max_{field}")
             if value is not None and value > limit:
                 raise ValueError(f"{named}: {field} is above {limit:g}")
+        for name, fault in value_faults(self.parameters, preset.pipeline_parameters, self.name):
+            raise ValueError(f"{named}: pipeline_parameters.{name} {fault}")
 
     @property
     def family_multiple(self) -> int:
@@ -200,6 +211,23 @@ class Model(_Frozen):
         """
         can_cache = self.family in STEP_CACHE_FAMILIES and self.cpu_offload == "none"
         return MAX_STEP_CACHE if can_cache else 1
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The parameters that this model chooses where a request leaves them out."""
+        smallest = self.tiers[0]
+        return {
+            "width": smallest.default_width,
+            "height": smallest.default_height,
+            "num_inference_steps": self.default_num_inference_steps,
+            "guidance_scale": self.default_guidance_scale,
+            "scheduler": self.schedulers[0],
+            "pipeline_parameters": {
+                parameter.name: parameter.default
+                for parameter in self.parameters
+                if parameter.default is not None
+            },
+        }
 
     def preset(self, name: str) -> Preset | None:
         """The preset of that name, or nothing."""
@@ -234,11 +262,28 @@ class Catalogue(_Frozen):
             raise ValueError("a tier belongs to exactly one model: a tier name is used twice")
         if self.default_model not in [model.name for model in self.models]:
             raise ValueError(f"default_model {self.default_model!r} is not one of [models]")
+        self._check_parameters()
         for plan in self.workers:
             for tier in plan.tiers:
                 if tier not in names:
                     raise ValueError(f"[[workers]] names tier {tier!r}; there is: {', '.join(names)}")
         return self
+
+    def _check_parameters(self) -> None:
+        types: dict[str, tuple[str, str]] = {}
+        for model in self.models:
+            for parameter in model.parameters:
+                first, known = types.setdefault(parameter.name, (model.name, parameter.type))
+                if parameter.type != known:
+                    raise ValueError(
+                        f"models.{model.name}.parameters.{parameter.name}: type is {parameter.type!r}, and "
+                        f"{known!r} for model {first!r}: a column of a CSV can have one type only"
+                    )
+
+    @property
+    def pipeline_types(self) -> dict[str, ParameterType]:
+        """The type of each parameter that some model declares, by its name."""
+        return {parameter.name: parameter.type for model in self.models for parameter in model.parameters}
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
@@ -261,14 +306,28 @@ def tier_for(model: Model, width: int, height: int) -> Tier | None:
 
 def load_catalogue(path: Path) -> Catalogue:
     """Read and check `calotype.toml`; raises `SettingsError` naming the entry that is wrong."""
+    document: dict[str, Any] = {}
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-        models = [{"name": name, **model} for name, model in document.pop("models", {}).items()]
+        models = [{"name": name, **model} for name, model in document.get("models", {}).items()]
         return Catalogue.model_validate({**document, "models": models})
     except ValidationError as error:
-        raise SettingsError(f"{path}: {what_is_wrong(error, str)}") from error
+        named = partial(_with_names, document)
+        raise SettingsError(f"{path}: {what_is_wrong(error, named)}") from error
     except (OSError, ValueError, TypeError) as error:
         raise SettingsError(f"{path}: {error}") from error
+
+
+def _with_names(document: Mapping[str, Any], place: str) -> str:
+    """The place of an entry by the names of its tables: `models.tiny` and not `models.0`."""
+    entry, *parts = place.split(".")
+    if entry != "models" or not parts:
+        return place
+    models = document["models"]
+    parts[0] = name = list(models)[int(parts[0])]
+    if len(parts) > 2 and parts[1] in _NAMED_TABLES and isinstance(models[name][parts[1]], dict):
+        parts[2] = list(models[name][parts[1]])[int(parts[2])]
+    return ".".join([entry, *parts])
 
 
 def what_is_wrong(error: ValidationError, call: Callable[[str], str]) -> str:
@@ -280,6 +339,12 @@ def what_is_wrong(error: ValidationError, call: Callable[[str], str]) -> str:
         f"{call(place)}: {message}" if place else message
         for place, message in zip(places, messages, strict=True)
     )
+
+
+def _table(entry: str, name: str, table: object) -> dict[str, object]:
+    if not isinstance(table, dict):
+        raise ValueError(f"{entry}.{name} is not a table")
+    return table
 
 
 def _place(location: tuple[int | str, ...]) -> str:

@@ -1,0 +1,278 @@
+"""What a request may say about its images, declared once: `Parameters`, and the limits of each parameter.
+
+Everything that carries, checks, stores or shows a parameter reads its name, type and limits here. How a job
+is run (its model, tier, lane, deadline or webhook) is not a parameter; limits that depend on a model are in
+`catalogue.catalogue`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from sys import float_info
+from typing import Annotated, Any, Literal, cast, get_type_hints
+
+from pydantic import BaseModel, ConfigDict
+
+MAX_SEED = 2**63 - 1
+MAX_FLOAT = float_info.max
+MAX_STEP_CACHE = 8
+"""How many steps at most one full step serves."""
+MAX_NUM_IMAGES = 4
+MAX_PIXELS_A_SIDE = 2**31 - 1
+OUTPUT_FORMATS = ("png", "webp", "jpeg")
+
+Value = bool | int | float | str
+ParameterType = Literal["int", "float", "bool", "string", "choice", "text", "object"]
+"""A string is a name; a text is a prompt; an object holds the parameters of one model."""
+
+
+class Parameter(BaseModel):
+    """The type of one parameter, its limits, its unit and what it is for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: ParameterType
+    description: str
+    min: int | float | None = None
+    max: int | float | None = None
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+
+    def fault_of(self, value: object) -> str | None:
+        """What is wrong with a value, naming the limit and not the value; nothing if it is right."""
+        match self.type:
+            case "int" if type(value) is not int:
+                return "is not a whole number"
+            case "float" if (
+                type(value) not in (int, float) or not -MAX_FLOAT <= cast("float", value) <= MAX_FLOAT
+            ):
+                return "is not a finite number"
+            case "bool" if type(value) is not bool:
+                return "is not true or false"
+            case "choice" if value not in self.choices:
+                return f"is not one of: {', '.join(self.choices)}"
+            case "string" | "text" if not isinstance(value, str):
+                return "is not a string"
+            case "object" if not isinstance(value, Mapping):
+                return "is not an object"
+            case "int" | "float":
+                return self._bound_broken_by(cast("float", value))
+        return None
+
+    def _bound_broken_by(self, number: float) -> str | None:
+        if self.min is not None and number < self.min:
+            return f"is below {self.min}"
+        if self.max is not None and number > self.max:
+            return f"is above {self.max}"
+        return None
+
+
+class KnownParameter(Parameter):
+    """A parameter that every model has."""
+
+    examples: tuple[str, ...] = ()
+    is_required: bool = False
+    in_presets: bool = False
+    """Whether a preset may set it."""
+    changes_pixels: bool = True
+    """Whether an image depends on it, and not only its file or the number of images."""
+    note_of_value: str = ""
+    """Describes the value of a job, where a job's value needs other words than a request's."""
+
+
+class PipelineValues(Mapping[str, Value]):
+    """Values of a model's own parameters by name; frozen, so that what carries them can be hashed."""
+
+    def __init__(self, values: Mapping[str, Value] | Iterable[tuple[str, Value]] = ()) -> None:
+        self._values = dict(sorted(dict(values).items()))
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        return f"PipelineValues({self._values})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Everything that a request says about its images, as it is drawn: no value is left to choose.
+
+    A field without a default is the model's choice where a request leaves it out; a seed is drawn.
+    """
+
+    prompt: Annotated[
+        str,
+        KnownParameter(
+            type="text",
+            description="What to draw.",
+            examples=("a red heart on a white background",),
+            is_required=True,
+        ),
+    ]
+    negative_prompt: Annotated[str, KnownParameter(type="text", description="What to avoid.")] = ""
+    width: Annotated[
+        int,
+        KnownParameter(
+            type="int",
+            min=1,
+            max=MAX_PIXELS_A_SIDE,
+            unit="pixels",
+            description="Pixels; the smallest tier's default if left out.",
+        ),
+    ]
+    height: Annotated[
+        int,
+        KnownParameter(
+            type="int",
+            min=1,
+            max=MAX_PIXELS_A_SIDE,
+            unit="pixels",
+            description="Pixels; the smallest tier's default if left out.",
+        ),
+    ]
+    num_inference_steps: Annotated[
+        int,
+        KnownParameter(
+            type="int",
+            min=1,
+            in_presets=True,
+            description="Denoising steps. "
+            "With `ddim`, a number that does not divide 1000 may leave a little noise.",
+        ),
+    ]
+    guidance_scale: Annotated[
+        float,
+        KnownParameter(
+            type="float",
+            min=0,
+            in_presets=True,
+            description="How closely to follow the prompt; 1 or less means without guidance.",
+        ),
+    ]
+    guidance_cutoff: Annotated[
+        float,
+        KnownParameter(
+            type="float",
+            min=0,
+            max=1,
+            in_presets=True,
+            description="Share of the steps, from the first on, that are guided; the rest cost half. "
+            "1 if left out.",
+        ),
+    ] = 1.0
+    step_cache: Annotated[
+        int,
+        KnownParameter(
+            type="int",
+            min=1,
+            in_presets=True,
+            description="Every how many steps the whole model runs, up to the model's `max_step_cache`; the "
+            "steps between reuse most of it. 1, which is off, if left out.",
+        ),
+    ] = 1
+    scheduler: Annotated[
+        str,
+        KnownParameter(
+            type="string",
+            in_presets=True,
+            description="One of the model's schedulers; its first if left out.",
+        ),
+    ]
+    seed: Annotated[
+        int,
+        KnownParameter(
+            type="int",
+            min=0,
+            max=MAX_SEED,
+            description="The same seed gives the same image. Drawn below 2^32 if left out.",
+        ),
+    ]
+    num_images: Annotated[
+        int,
+        KnownParameter(
+            type="int",
+            min=1,
+            max=MAX_NUM_IMAGES,
+            changes_pixels=False,
+            description="Image i uses seed + i.",
+        ),
+    ] = 1
+    output_format: Annotated[
+        str,
+        KnownParameter(
+            type="choice",
+            choices=OUTPUT_FORMATS,
+            changes_pixels=False,
+            description="A PNG is lossless, and so is a WebP without `output_quality`.",
+            note_of_value="png, webp or jpeg",
+        ),
+    ] = "png"
+    output_quality: Annotated[
+        int | None,
+        KnownParameter(
+            type="int",
+            min=1,
+            max=100,
+            changes_pixels=False,
+            description="Of a JPEG (90 if left out) or of a lossy WebP; a PNG has none.",
+            note_of_value="Null for the format's own.",
+        ),
+    ] = None
+    strict: Annotated[
+        bool,
+        KnownParameter(
+            type="bool",
+            changes_pixels=False,
+            description="The bytes that it would have alone, whatever its worker promises; it may take "
+            "longer.",
+        ),
+    ] = False
+    pipeline_parameters: Annotated[
+        Mapping[str, Value],
+        KnownParameter(
+            type="object",
+            in_presets=True,
+            description="Parameters that this model alone has, by name: `GET /v1/models` lists them under "
+            "`parameters`, with their types, limits and defaults.",
+        ),
+    ] = PipelineValues()
+
+    def __post_init__(self) -> None:
+        # Whatever mapping it was given, it is frozen here.
+        object.__setattr__(self, "pipeline_parameters", PipelineValues(self.pipeline_parameters))
+
+    def values(self) -> dict[str, Any]:
+        """Every parameter by its name."""
+        own = {name: getattr(self, name) for name in PARAMETERS}
+        return own | {"pipeline_parameters": dict(self.pipeline_parameters)}
+
+    def seed_of(self, index: int) -> int:
+        """The seed of image `index`: (seed + index) mod 2^63."""
+        return (self.seed + index) % (MAX_SEED + 1)
+
+
+def _declared() -> dict[str, KnownParameter]:
+    hints = get_type_hints(Parameters, include_extras=True)
+    return {field.name: hints[field.name].__metadata__[0] for field in fields(Parameters)}
+
+
+PARAMETERS: Mapping[str, KnownParameter] = _declared()
+"""What is declared of each field of `Parameters`, in their order."""
+DEFAULTS: Mapping[str, Any] = {
+    field.name: field.default for field in fields(Parameters) if field.default is not MISSING
+}
+"""The parameters that no model chooses, where a request leaves them out."""
+MAY_BE_NONE = frozenset(name for name, value in DEFAULTS.items() if value is None)
+PRESET_PARAMETERS = tuple(name for name, parameter in PARAMETERS.items() if parameter.in_presets)
+TEXTS = tuple(name for name, parameter in PARAMETERS.items() if parameter.type == "text")
+"""The prompts."""
+PRIVATE = (*TEXTS, "pipeline_parameters")
+"""What may hold a person's words, which webhooks and those who send them never see."""

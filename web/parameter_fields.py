@@ -1,0 +1,113 @@
+"""The declared parameters as fields of pydantic models: as a request may give them, and as a job has them.
+
+Owns how a declaration (`catalogue.parameters`) becomes a type, limits and a line of OpenAPI. It does not know
+which parameters there are.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, create_model
+
+from catalogue.parameters import DEFAULTS, PARAMETERS, KnownParameter
+from catalogue.pipeline_parameters import MAX_DECLARED
+from web.text import Text, VisibleText, cleaned
+
+M = TypeVar("M", bound=BaseModel)
+FieldOf = Callable[[str, KnownParameter], tuple[Any, Any]]  # a type, and what pydantic's `Field` makes
+
+
+def with_parameters(
+    field_of: FieldOf, *, before: Mapping[str, tuple[str, ...]]
+) -> Callable[[type[M]], type[M]]:
+    """Add every parameter to a model, in the declared order.
+
+    `before` says which fields of the model itself stand before which parameter; the others follow them.
+    """
+
+    def extended(model: type[M]) -> type[M]:
+        own = {name: (field.annotation, field) for name, field in model.model_fields.items()}
+        declared = {name: field_of(name, parameter) for name, parameter in PARAMETERS.items()}
+        order = dict.fromkeys(chain.from_iterable((*before.get(name, ()), name) for name in declared))
+        every = {**declared, **own}
+        rest = [name for name in own if name not in order]
+        fields: dict[str, Any] = {name: every[name] for name in (*order, *rest)}
+        (base,) = model.__bases__
+        return create_model(
+            model.__name__, __base__=base, __doc__=model.__doc__, __module__=model.__module__, **fields
+        )
+
+    return extended
+
+
+def as_given(name: str, parameter: KnownParameter) -> tuple[Any, Any]:
+    """The field of a request. One that is left out and could come from a preset or the model is None."""
+    if parameter.type == "object":
+        return _limited(parameter), Field(default_factory=dict, description=parameter.description)
+    default = None if parameter.in_presets else DEFAULTS.get(name)
+    kind = _limited(parameter)
+    examples = list(parameter.examples) or None
+    if parameter.is_required:
+        return kind, Field(description=parameter.description, examples=examples, min_length=1)
+    if default is None:
+        kind = kind | None
+    return kind, Field(default, description=parameter.description, examples=examples)
+
+
+def as_answered(name: str, parameter: KnownParameter) -> tuple[Any, Any]:
+    """The field of a job as clients see it."""
+    kind = _TYPES[parameter.type]
+    if DEFAULTS.get(name, 0) is None:
+        kind = kind | None
+    return kind, Field(description=parameter.note_of_value or None)
+
+
+_TYPES: Mapping[str, Any] = {
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "string": str,
+    "choice": str,
+    "text": str,
+    "object": dict[str, bool | int | float | str],
+}
+
+
+def _limited(parameter: KnownParameter) -> Any:
+    """The type with its limits."""
+    match parameter.type:
+        case "int":
+            return Annotated[int, Field(ge=parameter.min, le=parameter.max)]
+        case "float":
+            return Annotated[float, Field(ge=parameter.min, le=parameter.max, allow_inf_nan=False)]
+        case "choice":
+            return Literal[parameter.choices]
+        case "string":
+            return Annotated[str, Field(min_length=1)]
+        case "object":
+            return Annotated[dict[str, _OwnValue], AfterValidator(_bounded), WithJsonSchema(_OBJECT)]
+        case "text":
+            return VisibleText if parameter.is_required else Text
+    return _TYPES[parameter.type]
+
+
+def _cleaned_if_text(value: Any) -> Any:
+    return cleaned(value) if isinstance(value, str) else value
+
+
+def _bounded(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are given; `null` for one is the same as leaving it out."""
+    if len(values) > MAX_DECLARED:
+        raise ValueError(f"has more than {MAX_DECLARED} entries")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+_OwnValue = Annotated[Any, AfterValidator(_cleaned_if_text)]  # its type is the model's to check
+_OBJECT = {
+    "type": "object",
+    "additionalProperties": {
+        "anyOf": [{"type": kind} for kind in ("boolean", "integer", "number", "string", "null")]
+    },
+    "maxProperties": MAX_DECLARED,
+}
