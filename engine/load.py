@@ -90,6 +90,7 @@ class ModelSpec:
     default_num_inference_steps: int = 2
     max_num_inference_steps: int = 150
     max_side: int | None = None  # pixels
+    pipeline_parameters: tuple[str, ...] = ()  # by name: arguments of its pipeline's call
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,11 @@ def _tested_pipeline(
 
 def _check_offer(spec: ModelSpec, family: Any, row_limits: Mapping[int, int]) -> None:
     """Raise `LoadError` for what requests would be told they may ask for and the model cannot do."""
+    for name in spec.pipeline_parameters:
+        if not (isinstance(family, PipelineModel) and family.takes(name)):
+            raise LoadError(
+                f"parameters.{name}: its pipeline has no such parameter; only the family {ANY!r} can have any"
+            )
     if isinstance(family, PipelineModel):
         family.learn_schedulers(*square(family, min(row_limits)))
         for name in spec.schedulers:

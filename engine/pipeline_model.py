@@ -135,6 +135,9 @@ class PipelineModel:
             raise RequestInvalid(
                 f"guidance_cutoff: {request.model!r} is guided to the end; only 1 is accepted"
             )
+        for name in request.parameters.pipeline_parameters:
+            if not self.takes(name):
+                raise RequestInvalid(f"pipeline_parameters/{name}: a {self.class_name} has no such parameter")
         if request.step_cache > 1:
             raise RequestInvalid(f"step_cache: {request.model!r} has no step cache; only 1 is accepted")
 
@@ -145,7 +148,7 @@ class PipelineModel:
         return self.exchange.begin(scheduler, **self._arguments(request))
 
     def _arguments(self, request: GenerationRequest) -> dict[str, Any]:
-        arguments = {
+        arguments: dict[str, Any] = {
             "prompt": request.prompt,
             "width": request.width,
             "height": request.height,
@@ -154,6 +157,7 @@ class PipelineModel:
             "generator": torch.Generator("cpu").manual_seed(request.seed),
             "output_type": "np",
             "use_resolution_binning": False,  # else an image is drawn at another size, and resized
+            **request.parameters.pipeline_parameters,
             self._guidance_parameter: request.guidance_scale if request.guidance_cutoff else 1.0,
         }
         if request.guidance_cutoff < 1:

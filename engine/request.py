@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from catalogue.parameters import MAX_STEP_CACHE, MAY_BE_NONE, PARAMETERS, Parameters
+from catalogue.parameters import MAX_STEP_CACHE, MAY_BE_NONE, PARAMETERS, Parameters, Value
 from engine.errors import PromptInvalid, RequestInvalid
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class GenerationRequest:
         scheduler: SchedulerSpec
         seed: int
         strict: bool  # the bytes of its solo run, whatever the promise: fewer mates or none, so slower
+        pipeline_parameters: Mapping[str, Value]  # arguments of the pipeline's call, in its own names
     spec: SchedulerSpec | None = None
     seconds_left: float | None = None  # until the deadline, counted from `submit`
     lane: Lane = "interactive"

@@ -3,6 +3,7 @@
 import inspect
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def asked(kind: str, number: int, **changes: Any) -> GenerationRequest:
     return GenerationRequest(kind, f"a red heart {number}", SIDE, SIDE, **{**plain, **changes})
 
 
-def theirs(pipeline: Any, request: GenerationRequest) -> np.ndarray:
+def theirs(pipeline: Any, request: GenerationRequest, **changes: Any) -> np.ndarray:
     """What diffusers' own pipeline draws of the request, uint8 `(H, W, 3)`."""
     for module in pipeline.components.values():
         if isinstance(module, torch.nn.Module):
@@ -81,6 +82,7 @@ def theirs(pipeline: Any, request: GenerationRequest) -> np.ndarray:
         generator=torch.Generator("cpu").manual_seed(request.seed),
         output_type="pil",
         **({"use_resolution_binning": False} if has_bins else {}),
+        **changes,
     ).images[0]
     return np.asarray(image)
 
@@ -174,6 +176,25 @@ def test_what_the_pipeline_has_no_parameter_for_is_refused_by_name(engine: Engin
     for kind, field, change in (("pixart", "guidance_cutoff", 0.5), ("flux", "step_cache", 2)):
         with pytest.raises(RequestInvalid, match=field):
             engine.submit(asked(kind, 1, **{field: change}))
+
+
+def test_parameters_of_the_pipeline_alone_reach_its_call(engine: Engine, pipelines: dict[str, Any]) -> None:
+    plain = asked("stable_diffusion_xl", 1)
+    own = replace(plain, pipeline_parameters={"guidance_rescale": 0.7, "clip_skip": 1})
+    handles = [engine.submit(one) for one in (plain, own)]
+    finish(engine)
+    expected = theirs(pipelines["stable_diffusion_xl"], own, guidance_rescale=0.7, clip_skip=1)
+    assert np.abs(pixels(handles[1]).astype(int) - expected.astype(int)).max() <= 1
+    assert not np.array_equal(pixels(handles[0]), pixels(handles[1]))
+
+
+def test_a_parameter_that_the_pipeline_has_not_is_refused_by_name(
+    engine: Engine, folders: dict[str, Path]
+) -> None:
+    with pytest.raises(RequestInvalid, match="pipeline_parameters/true_cfg_scale"):
+        engine.submit(asked("sana", 1, pipeline_parameters={"true_cfg_scale": 2.0}))
+    with pytest.raises(LoadError, match=r"parameters\.true_cfg_scale"):
+        load(folders, "sana", pipeline_parameters=("true_cfg_scale",))
 
 
 @pytest.mark.parametrize(
