@@ -1,8 +1,9 @@
 """The promises of the exchange, on diffusers' own pipelines: what a call draws, and what it leaves behind."""
 
+import copy
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from engine.exchange import Exchange, is_denoiser
+from engine.offloading import offload_models
 from engine.pipeline_call import PipelineCall
 from tests.integration.engine.reference import MODELS
 
@@ -195,3 +197,38 @@ def test_a_pipeline_takes_a_stand_in_for_the_module_itself(pipeline: Any) -> Non
     assert stand_in.dtype == pipeline.unet.dtype
     assert call._pipeline.device == pipeline.device
     call.end()
+
+
+def _compile_in_place(pipeline: Any) -> None:
+    pipeline.unet.compile(backend="eager")
+
+
+def _compile_blocks(pipeline: Any) -> None:
+    pipeline.unet.compile_repeated_blocks(backend="eager")
+
+
+def _wrap_in_compiled(pipeline: Any) -> None:
+    pipeline.unet = torch.compile(pipeline.unet, backend="eager")
+
+
+def _offload(pipeline: Any) -> None:
+    offload_models(pipeline, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("change", [_compile_in_place, _compile_blocks, _wrap_in_compiled, _offload])
+def test_modules_with_layers_around_their_forward_park_and_draw_the_same(
+    pipelines: dict[str, StableDiffusionPipeline], change: Callable[[Any], None]
+) -> None:
+    plain = pipelines[MODELS[0]]
+    alone = [plain(**asked(number)).images[0] for number in range(2)]
+    changed = copy.deepcopy(plain)
+    change(changed)
+    exchange = Exchange(changed)
+    calls = [to_first_step(exchange, number) for number in range(2)]
+    num_shared = 0
+    while any(call.parked is not None for call in calls):
+        num_shared += sum(call.parked is not None for call in calls) == 2
+        advance(exchange, calls)
+    assert num_shared
+    for call, image in zip(calls, alone, strict=True):
+        assert np.abs(drawn(call) - image).max() <= 0.01 / 255
