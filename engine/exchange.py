@@ -5,7 +5,7 @@ one forward pass for many parked calls and lets each go on. All of it happens on
 `torch.inference_mode`. It does not choose which calls run, and knows neither requests nor deadlines.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from engine.pipeline_call import PipelineCall
 
 SIDE_MODULES = ("text_encoder", "image_encoder", "image_embedder", "vae", "vqvae", "vqgan", "movq", "safety_")
 """Beginnings of the names of components that run once in a call, before or after the denoising steps."""
+
+Forward = Callable[[dict[str, Any]], Any]
+"""The output of a module for the merged arguments of its calls."""
 
 
 class Exchange:
@@ -34,26 +37,32 @@ class Exchange:
         call.go_on()
         return call
 
-    def run(self, calls: Sequence[PipelineCall], num_rows: int | None = None) -> list[PipelineCall]:
+    def run(
+        self, calls: Sequence[PipelineCall], num_rows: int | None = None, forward: Forward | None = None
+    ) -> list[PipelineCall]:
         """Make one forward pass for parked calls of equal signature; each goes on until it parks or ends.
 
-        The pass has `num_rows` rows: those of the calls, and padding. Returns the calls whose part of a
+        The pass has `num_rows` rows: those of the calls, in their order, and padding. `forward` takes the
+        place of the module. Returns the calls whose part of a
         denoiser's output is not finite: they stay parked. If the pass raises, all stay parked, and can be
         run again in parts.
         """
         parked = [call.parked for call in calls if call.parked is not None]
-        parts = self.outputs(parked, num_rows)
+        parts = self.outputs(parked, num_rows, forward)
         finite = [not is_denoiser(parked[0].name) or _is_finite(part) for part in parts]
         for call, part, is_finite in zip(calls, parts, finite, strict=True):
             if is_finite:
                 self._go_on(call, part)
         return [call for call, is_finite in zip(calls, finite, strict=True) if not is_finite]
 
-    def outputs(self, parked: Sequence[ParkedCall], num_rows: int | None = None) -> list[Any]:
+    def outputs(
+        self, parked: Sequence[ParkedCall], num_rows: int | None = None, forward: Forward | None = None
+    ) -> list[Any]:
         """What one forward pass gives each of these calls, which stay parked."""
         counts = [one.num_rows for one in parked]
         total = sum(counts) if num_rows is None else num_rows
-        output = self._forward(parked[0].name, self._merger.merge(parked, total))
+        arguments = self._merger.merge(parked, total)
+        output = forward(arguments) if forward else self._forward(parked[0].name, arguments)
         is_listed = "list" in parked[0].kinds
         return [output] if counts == [total] else split(output, counts, total, is_listed=is_listed)
 

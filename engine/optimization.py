@@ -71,6 +71,8 @@ def settle(family: Any, optimization: Optimization, device: torch.device) -> Non
     family.device = device
     if isinstance(family, CachingFamily):
         family.can_cache_steps = False  # it walks from block to block, and only whole models are fetched
+    elif hasattr(family, "walk"):
+        family.walk = None
 
 
 def _check(pipeline: Any, optimization: Optimization, device: torch.device) -> None:

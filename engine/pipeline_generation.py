@@ -9,6 +9,7 @@ from engine.pipeline_call import PipelineCall
 from engine.pipeline_model import PipelineModel
 from engine.policy import BatchKey
 from engine.request import GenerationRequest
+from engine.step_cache import StepCache
 
 
 class PipelineGeneration(Generation):
@@ -23,6 +24,7 @@ class PipelineGeneration(Generation):
         self._num_rows = 2 if model.needs_guidance_row(request.guidance_scale) else 1
         self._num_steps = request.num_inference_steps
         self._step_index = 0
+        self.step_cache = StepCache(request.step_cache, self._num_steps)
 
     @property
     def call(self) -> PipelineCall:
@@ -39,7 +41,11 @@ class PipelineGeneration(Generation):
     def note_call(self) -> None:
         """Read off its call how far it is, how many steps it has and how many rows the next one has."""
         self._step_index = self.call.num_steps_done
-        self._num_steps = self.call.num_steps or self._num_steps
+        num_steps = self.call.num_steps or self._num_steps
+        if num_steps != self._num_steps:
+            self._num_steps, self.step_cache = num_steps, StepCache(self.request.step_cache, num_steps)
+        if self.step_cache.is_used:
+            self.step_cache.drop_unneeded(self._step_index, is_guided=True)
         if self.call.parked is not None:
             self._num_rows = self.call.parked.num_rows
             self._key = self._key._replace(signature=self._model.signature_number(self.call.parked))
@@ -72,13 +78,20 @@ class PipelineGeneration(Generation):
 
     @property
     def num_full_steps_left(self) -> int:
-        """`Generation`'s: all of them."""
-        return self.num_steps_left
+        """`Generation`'s, in forward passes."""
+        if not self.step_cache.is_used:
+            return self.num_steps_left
+        return self.step_cache.num_full_from(self._step_index)
 
     @property
     def is_full_step(self) -> bool:
         """`Generation`'s."""
-        return True
+        return self.step_cache.is_full(self._step_index)
+
+    @property
+    def step_cache_bytes(self) -> int:
+        """`Generation`'s."""
+        return self.step_cache.num_bytes
 
     @property
     def num_rows(self) -> int:
@@ -93,7 +106,8 @@ class PipelineGeneration(Generation):
         return self._call.parked is None or not is_denoiser(self._call.parked.name)
 
     def drop_tensors(self) -> None:
-        """`Generation`'s: its call, and with it all that the pipeline's own code holds."""
+        """`Generation`'s: its call, with all that the pipeline's own code holds, and its step cache."""
+        self.step_cache.clear()
         if self._call is not None:
             self._call.end()
             self._call = None

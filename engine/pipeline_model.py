@@ -20,6 +20,7 @@ from engine.pipeline_call import PipelineCall
 from engine.request import GenerationRequest, SchedulerSpec
 from engine.scheduler_classes import HANDED
 from engine.schedulers import Schedulers
+from engine.walks import walk_of
 
 PIXELS_PER_LATENT = 8  # along one side, where the pipeline does not say
 LONGEST_READ_FIRST = 1024
@@ -79,6 +80,7 @@ class PipelineModel:
     runs_alone = False  # a call's image depends on the calls beside it
     num_guided_rows = 2  # of a forward pass at a scale above 1
     can_cut_guidance = False  # rows leave a call that is told so between two of its steps
+    can_cache_steps = False  # rows can leave out the deep part of the denoiser
 
     def __init__(self, pipeline: Any) -> None:
         modules = {name: one for name, one in pipeline.components.items() if isinstance(one, Module)}
@@ -86,6 +88,7 @@ class PipelineModel:
             module.eval().requires_grad_(False)
         self._pipeline = pipeline
         self._denoiser: Any = next(module for name, module in modules.items() if is_denoiser(name))
+        self.walk: Any = walk_of(self._denoiser)
         self._parameters = inspect.signature(pipeline.__call__).parameters
         self.scheduler: Any = pipeline.scheduler
         self.schedulers = Schedulers(self.scheduler)
@@ -138,7 +141,7 @@ class PipelineModel:
         for name in request.parameters.pipeline_parameters:
             if not self.takes(name):
                 raise RequestInvalid(f"pipeline_parameters/{name}: a {self.class_name} has no such parameter")
-        if request.step_cache > 1:
+        if request.step_cache > 1 and not self.can_cache_steps:
             raise RequestInvalid(f"step_cache: {request.model!r} has no step cache; only 1 is accepted")
 
     def begin(self, request: GenerationRequest) -> PipelineCall:

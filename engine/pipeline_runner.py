@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from engine.buckets import at
+from engine.cached_pass import CachedPass
 from engine.errors import EngineError, GenerationImpossible, NumericError
 from engine.exchange import is_denoiser
 from engine.families.truncation import unread
@@ -76,12 +77,17 @@ class PipelineRunner:
     def step(self, members: Sequence[PipelineGeneration]) -> dict[PipelineGeneration, EngineError]:
         """Make the forward pass that all members wait for; returns those that failed after it, and why."""
         started_at = self._clock()
+        members = sorted(members, key=lambda member: not member.is_full_step)  # stable: whole steps first
         key, num_rows = members[0].key, sum(member.num_rows for member in members)
+        num_full = sum(member.num_rows for member in members if member.is_full_step)
         model = self._models[key.model]
         buckets = at(model.buckets, key.latent_height, key.latent_width)
         # What depends on its company may depend on padding as well.
-        bucket = num_rows if model.runs_alone else buckets.rows(num_rows)
-        not_finite = model.exchange.run([member.call for member in members], bucket)
+        bucket_rows = (lambda rows: rows) if model.runs_alone else buckets.rows
+        bucket = bucket_rows(num_rows)
+        has_cache = any(member.step_cache.is_used for member in members)
+        through = CachedPass(members, model.walk, bucket_rows) if has_cache else None
+        not_finite = model.exchange.run([member.call for member in members], bucket, through)
         failures: dict[PipelineGeneration, EngineError] = {}
         for member in members:
             member.commit_step(len(members))
@@ -91,7 +97,8 @@ class PipelineRunner:
                 failures[member] = translate(member.call.error)
             elif (failure := self._go_on(member)) is not None:
                 failures[member] = failure
-        self.seen_costs.saw_step(key, bucket, self._clock() - started_at)
+        full_share = num_full / num_rows
+        self.seen_costs.saw_step(key, bucket, self._clock() - started_at, full_share=full_share)
         return failures
 
     def _go_on(self, member: PipelineGeneration) -> EngineError | None:
@@ -131,8 +138,13 @@ class PipelineRunner:
         self.seen_costs.saw_decoding(generation.key, self._clock() - started_at)
         return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
-    def free(self, running: Sequence[PipelineGeneration] = ()) -> None:  # noqa: ARG002  # these need theirs
-        """Give device memory back after an out-of-memory error: merged tensors that are kept."""
+    def free(self, running: Sequence[PipelineGeneration] = ()) -> None:
+        """Give device memory back after an out-of-memory error: what merging and step caches keep.
+
+        What is `running` needs the latter again, to the bit, so that goes to main memory meanwhile.
+        """
+        for generation in running:
+            generation.step_cache.leave_device()
         for model in self._models.values():
             model.exchange.free()
         if any(model.device.type == "cuda" for model in self._models.values()):

@@ -10,22 +10,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.attempt import unless_out_of_memory
 from engine.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR, Buckets
 from engine.engine import Engine
-from engine.errors import EngineError, LoadError, NumericError, OutOfMemory
+from engine.errors import EngineError, LoadError, NumericError, OutOfMemory, RequestInvalid
 from engine.exchange import is_denoiser
 from engine.first_image import square
 from engine.handle import Handle
+from engine.parked_call import ParkedCall
+from engine.pipeline_call import PipelineCall
 from engine.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
 from engine.runner import IMPOSSIBLE
 from engine.self_test import PROMISES, SelfTest, largest_in_unison
+from engine.step_cache import NUM_FIRST_FULL_STEPS
 from engine.time_budget import TimeBudget
+from engine.walks import fitting
 
 DETERMINISTIC = (*IMPOSSIBLE, RuntimeError)
 logger = logging.getLogger(__name__)
@@ -59,6 +65,12 @@ def find_promise(
         requests = [_request(number, square(model, max_pixels), scheduler) for number in range(len(SCALES))]
         in_class = {max_pixels: row_limits[max_pixels]}
         model.runs_alone = True
+        if max_pixels == min(row_limits):
+            model.can_cache_steps = model.walk is not None
+            cached = _drawn(model, in_class, [_cached(requests[0])])[0]
+            model.can_cache_steps = model.can_cache_steps and not isinstance(cached, EngineError)
+        if model.can_cache_steps:
+            requests.append(_cached(requests[0]))
         bare = _drawn(model, in_class, requests)
         is_repeatable = is_repeatable and _difference(bare[:1], _drawn(model, in_class, requests[:1])) == 0
         model.runs_alone = False
@@ -72,7 +84,9 @@ def find_promise(
         if _difference(alone, together):
             weakest = 2
             continue
-        found = _exact_row_counts(model, requests[1], row_limits[max_pixels])
+        found = set.intersection(
+            *(_exact_row_counts(model, request, row_limits[max_pixels]) for request in requests[:2])
+        )
         side = square(model, max_pixels)[0] // model.pixels_per_latent
         model.buckets = {**model.buckets, (side, side): Buckets(tuple(sorted(found)))}
         num_exact_rows = largest_in_unison(found)
@@ -128,6 +142,11 @@ def _request(number: int, size: tuple[int, int], scheduler: SchedulerSpec) -> Ge
     )
 
 
+def _cached(request: GenerationRequest) -> GenerationRequest:
+    """The same with a step cache, and with as many steps as make one of them shallow."""
+    return replace(request, step_cache=2, num_inference_steps=NUM_FIRST_FULL_STEPS + 3)
+
+
 def _drawn(
     model: PipelineModel, row_limits: Mapping[int, int], requests: Sequence[GenerationRequest]
 ) -> list[np.ndarray | EngineError]:
@@ -136,7 +155,10 @@ def _drawn(
     engine = Engine({MODEL: model}, {MODEL: row_limits}, promise="exact", clock=lambda: 0.0)
     handles: list[Handle] = []
     for request in requests:
-        handles.append(engine.submit(replace(request, strict=False)))
+        try:
+            handles.append(engine.submit(request))
+        except RequestInvalid as error:
+            return [error] * len(requests)
         engine.tick()
     while not engine.is_idle:
         engine.tick()
@@ -188,27 +210,76 @@ def _find_rows_of_guidance(model: PipelineModel, request: GenerationRequest) -> 
 def _exact_row_counts(model: PipelineModel, request: GenerationRequest, max_rows: int) -> set[int]:
     """The row counts, up to 4 and multiples of it, at which a row of this request has the bits of 4 rows.
 
-    A row is tried in every place. Row counts that do not fit into memory are not among them.
+    The row stands in several places, among rows of other prompts and seeds that are some steps further. Row
+    counts that do not fit into memory are not among them.
     """
-    call = model.begin(request)
+    request = replace(request, num_inference_steps=2 * len(PROMPTS))
+    others = [replace(request, prompt=text, seed=seed) for seed, text in enumerate(PROMPTS, start=10)]
+    calls = [model.begin(one) for one in (request, *others)]
     try:
-        while call.parked is not None and not is_denoiser(call.parked.name):
-            model.exchange.run([call])
-        if call.parked is None:
-            return {BUCKET_STEP}
-        parked, found = call.parked, {BUCKET_STEP}
-        (reference,) = model.exchange.outputs([parked], BUCKET_STEP)
+        for num_steps, call in enumerate(calls):
+            _advance(model, call, num_steps)
+        parked = [call.parked for call in calls if call.parked is not None]
+        parked = [one for one in parked if one.signature == parked[0].signature]
+        references = [_outputs(model, [one], BUCKET_STEP)[0] for one in parked]
+        found = {*range(1, parked[0].num_rows), BUCKET_STEP}  # fewer rows than it has are not its to judge
         multiples = range(2 * BUCKET_STEP, max_rows + 1, BUCKET_STEP)
-        for num_rows in (*range(parked.num_rows, BUCKET_STEP), *multiples):
-            members = [parked] * (num_rows // parked.num_rows)
-            outputs = unless_out_of_memory(partial(model.exchange.outputs, members, num_rows), model.device)
-            if isinstance(outputs, OutOfMemory):
+        for num_rows in (*range(parked[0].num_rows, BUCKET_STEP), *multiples):
+            is_equal = unless_out_of_memory(
+                partial(_are_equal, model, parked, references, num_rows), model.device
+            )
+            if isinstance(is_equal, OutOfMemory):
                 break
-            if all(_is_equal(reference, output) for output in outputs):
+            if is_equal:
                 found.add(num_rows)
         return found
     finally:
-        call.end()
+        for call in calls:
+            call.end()
+
+
+def _advance(model: PipelineModel, call: PipelineCall, num_steps: int) -> None:
+    """Run a call to its first step, and so many further; never to its end."""
+    while call.parked is not None and not is_denoiser(call.parked.name):
+        model.exchange.run([call])
+    for _ in range(num_steps):
+        if call.num_steps is not None and call.num_steps_done < call.num_steps - 1:
+            model.exchange.run([call])
+
+
+def _are_equal(
+    model: PipelineModel, parked: Sequence[ParkedCall], references: Sequence[Any], num_rows: int
+) -> bool:
+    """Whether each of the calls gets its reference among so many rows, in more than one place.
+
+    Several calls are tried, since two orders of a sum can give one row the same bits by chance.
+    """
+    num_members = num_rows // parked[0].num_rows
+    shifts = range(len(parked)) if num_members < BUCKET_STEP else (0, 2)
+    for shift in shifts:
+        numbers = [(shift + number) % len(parked) for number in range(num_members)]
+        outputs = _outputs(model, [parked[number] for number in numbers], num_rows)
+        if not all(
+            _is_equal(references[number], output) for number, output in zip(numbers, outputs, strict=True)
+        ):
+            return False
+    return True
+
+
+def _outputs(model: PipelineModel, members: Sequence[ParkedCall], num_rows: int) -> list[Any]:
+    """What must be equal wherever a row stands; with a step cache, also a shallow step and its features."""
+    outputs: list[Any] = model.exchange.outputs(members, num_rows)
+    if not model.can_cache_steps:
+        return outputs
+
+    def walked(arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+        named = fitting(model.walk, arguments)
+        full, features = model.walk.predict(**named, num_deep_rows=num_rows, features=None)
+        shallow, _ = model.walk.predict(**named, num_deep_rows=0, features=features)
+        return full, features, shallow
+
+    partly = model.exchange.outputs(members, num_rows, walked)
+    return [(whole, *parts) for whole, parts in zip(outputs, partly, strict=True)]
 
 
 def _is_equal(one: object, other: object) -> bool:

@@ -48,4 +48,4 @@ class Runners:
     def free(self, running: Sequence[Generation]) -> None:
         """Give device memory back after an out-of-memory error; what is `running` loses nothing."""
         self._native.free([one for one in running if isinstance(one, NativeGeneration)])
-        self._pipeline.free()
+        self._pipeline.free([one for one in running if isinstance(one, PipelineGeneration)])

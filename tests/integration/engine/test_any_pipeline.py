@@ -173,9 +173,39 @@ def test_progress_counts_steps_whatever_the_pipeline_calls_between_them(engine: 
 
 
 def test_what_the_pipeline_has_no_parameter_for_is_refused_by_name(engine: Engine) -> None:
-    for kind, field, change in (("pixart", "guidance_cutoff", 0.5), ("flux", "step_cache", 2)):
+    for kind, field, change in (("pixart", "guidance_cutoff", 0.5), ("sana", "guidance_cutoff", 0.5)):
         with pytest.raises(RequestInvalid, match=field):
             engine.submit(asked(kind, 1, **{field: change}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_caches_of_mixed_requests_leave_every_image_its_bytes(engine: Engine, kind: str) -> None:
+    requests = [
+        asked(kind, number, num_inference_steps=12 - number, step_cache=(3, 1, 2, 8)[number])
+        for number in range(4)
+    ]
+    alone = []
+    for request in requests:
+        handle = engine.submit(request)
+        finish(engine)
+        alone.append(pixels(handle).tobytes())
+    plain = engine.submit(replace(requests[0], step_cache=1))
+    finish(engine)
+    assert pixels(plain).tobytes() != alone[0], "a shortcut that changes nothing proves nothing"
+    handles = []
+    for request in requests:
+        handles.append(engine.submit(request))
+        engine.tick()
+    finish(engine)
+    assert [pixels(handle).tobytes() for handle in handles] == alone
+    assert engine.step_cache_bytes == 0
+
+
+def test_a_step_cache_and_a_guidance_that_is_cut_off_go_together(engine: Engine) -> None:
+    request = asked("stable_diffusion_xl", 1, num_inference_steps=12, step_cache=3, guidance_cutoff=0.5)
+    image = engine.submit(request)
+    finish(engine)
+    assert np.ptp(pixels(image)) > 0
 
 
 def test_parameters_of_the_pipeline_alone_reach_its_call(engine: Engine, pipelines: dict[str, Any]) -> None:
