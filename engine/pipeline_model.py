@@ -115,6 +115,11 @@ class PipelineModel:
         """The pipeline's class."""
         return type(self._pipeline).__name__
 
+    @property
+    def denoiser_name(self) -> str:
+        """The class of its denoiser."""
+        return type(self._denoiser).__name__
+
     def takes(self, parameter: str) -> bool:
         """Whether the pipeline's call has this parameter."""
         return parameter in self._parameters

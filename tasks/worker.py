@@ -265,6 +265,7 @@ def load_planned(
                 default_num_inference_steps=model.default_num_inference_steps,
                 max_num_inference_steps=model.max_num_inference_steps,
                 max_side=model.max_side,
+                step_cache=model.step_cache,
                 pipeline_parameters=tuple(parameter.name for parameter in model.parameters),
             )
             for model in models
