@@ -34,7 +34,8 @@ from diffusers import (
 from engine.errors import LoadError, RequestInvalid
 from engine.request import SchedulerSpec, scheduler_named
 from engine.scheduler_classes import CLASSES, SAMPLERS
-from engine.schedulers import FOR_PIXELS, SchedulerOverrides, Schedulers
+from engine.scheduler_overrides import SchedulerOverrides
+from engine.schedulers import FOR_PIXELS, Schedulers
 from tests.unit.engine.gaussian import DEVIATION, MEAN, draw
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.
@@ -290,6 +291,33 @@ def test_noise_is_drawn_from_the_calls_generator_alone(own: Any, spec: Scheduler
         images.append(draw(schedulers.make(spec, 8), 8, seed=seed, eta=spec.eta))
     assert torch.equal(images[0], images[1])
     assert not torch.equal(images[0], images[2])
+
+
+@pytest.mark.parametrize("seed", [None, 0, 5])
+def test_noise_does_not_depend_on_others_where_a_pipeline_gives_no_generator(seed: int | None) -> None:
+    """As those for flow matching, which call `step` without one."""
+    images = []
+    for around in (1, 2):
+        torch.manual_seed(around)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        made = Schedulers(FLOW_MODEL).make(scheduler_named("flow_match_lcm"), 4, generator=generator)
+        made.set_timesteps(4)
+        latents = torch.ones(1, 4, 2, 2)
+        for timestep in made.timesteps:
+            latents = made.step(torch.sin(latents), timestep, latents, return_dict=False)[0]
+        images.append(latents)
+    assert torch.equal(*images)
+
+
+def test_entries_that_a_pipeline_has_corrected_stay_corrected() -> None:
+    """Stable Diffusion's sets `steps_offset` and `clip_sample` where a folder leaves them open."""
+    own = DDIMScheduler(**BETAS)
+    own._internal_dict = type(own.config)({**own.config, "steps_offset": 1})
+    assert "steps_offset" in own.config["_use_default_values"]
+    for overrides in (SchedulerOverrides(), SchedulerOverrides(prediction_type="v_prediction")):
+        schedulers = Schedulers(own, overrides)
+        for name in ("default", "ddim", "euler", "dpmpp_2m"):
+            assert schedulers.make(scheduler_named(name), 4).config.steps_offset == 1, name
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m_karras", "dpmpp_2m_sde_karras", "unipc_karras"])
