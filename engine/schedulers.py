@@ -40,8 +40,6 @@ FOR_PIXELS = {"clip_sample": False, "thresholding": False}
 NEEDED = ("rescale_betas_zero_snr", "use_dynamic_shifting", "invert_sigmas", "shift_terminal")
 """Entries that a model was made for: a class that does not know one of them cannot draw with such a model."""
 MAX_CHECKED = 256
-SEED_OF_NOBODY = 2**63 + 1
-"""Beyond the seeds of requests: noise that is drawn with it does not repeat that of the first latents."""
 
 
 class Schedulers:
@@ -224,7 +222,7 @@ class Schedulers:
 
 
 def check_consistent(scheduler: Any) -> None:
-    """Raise `LoadError` for a scheduler whose entries contradict each other or the promise of a seed."""
+    """Raise `LoadError` for a scheduler whose entries contradict each other."""
     name, config = type(scheduler).__name__, scheduler.config
     if config.get("rescale_betas_zero_snr") and config.get("prediction_type") == "epsilon":
         raise LoadError(
@@ -232,8 +230,6 @@ def check_consistent(scheduler: Any) -> None:
             " noise alone, and who predicts that knows nothing of the image (it is divided by zero): one of"
             " the two entries is wrong"
         )
-    if config.get("stochastic_sampling"):
-        raise LoadError(f"stochastic_sampling: a {name} that draws noise at every step is not supported")
 
 
 def shift_of(config: Mapping[str, Any], image_seq_len: int | None) -> float:
@@ -308,11 +304,11 @@ def _looks_up(scheduler: Any) -> bool:
 def prepared(scheduler: Any) -> Any:
     """The same scheduler for one pipeline call, which notes in `handed` what its `set_timesteps` is given.
 
-    Its steps draw from `noise_generator` where they are given no generator, and never from torch's own, whose
-    numbers depend on what else is drawn. And it begins with the first of its timesteps where the second is
-    equal. Without a begin index diffusers looks the first timestep up and takes the second of two equal ones:
-    many Karras sigmas, which are rounded to whole timesteps, would end in an IndexError at the last step.
-    Solvers have `scale_noise` too, which pipelines for flow matching call to begin with an image.
+    Its steps draw from `noise_generator` where the pipeline gives them none; without one, from torch's own.
+    And it begins with the first of its timesteps where the second is equal. Without a begin index diffusers
+    looks the first timestep up and takes the second of two equal ones: many Karras sigmas, which are rounded
+    to whole timesteps, would end in an IndexError at the last step. Solvers have `scale_noise` too, which
+    pipelines for flow matching call to begin with an image.
     """
     own_class: Any = type(scheduler)
     scheduler.__class__ = _prepared_class(own_class)
@@ -337,8 +333,6 @@ def _prepared_class(scheduler_class: Any) -> Any:
     @wraps(scheduler_class.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if has_noise and kwargs.get("generator") is None:
-            if self.noise_generator is None:
-                self.noise_generator = torch.Generator("cpu").manual_seed(SEED_OF_NOBODY)
             kwargs["generator"] = self.noise_generator
         return scheduler_class.step(self, *args, **kwargs)
 

@@ -293,20 +293,22 @@ def test_noise_is_drawn_from_the_calls_generator_alone(own: Any, spec: Scheduler
     assert not torch.equal(images[0], images[2])
 
 
-@pytest.mark.parametrize("seed", [None, 0, 5])
-def test_noise_does_not_depend_on_others_where_a_pipeline_gives_no_generator(seed: int | None) -> None:
+@pytest.mark.parametrize("name", ["flow_match_lcm", "default"])
+def test_noise_is_the_requests_where_a_pipeline_gives_no_generator(name: str) -> None:
     """As those for flow matching, which call `step` without one."""
     images = []
-    for around in (1, 2):
+    for around, seed in ((1, 0), (2, 0), (1, 3)):
         torch.manual_seed(around)
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        made = Schedulers(FLOW_MODEL).make(scheduler_named("flow_match_lcm"), 4, generator=generator)
+        generator = torch.Generator().manual_seed(seed)
+        schedulers = Schedulers(FlowMatchLCMScheduler(shift=3.0))
+        made = schedulers.make(scheduler_named(name), 4, generator=generator)
         made.set_timesteps(4)
         latents = torch.ones(1, 4, 2, 2)
         for timestep in made.timesteps:
             latents = made.step(torch.sin(latents), timestep, latents, return_dict=False)[0]
         images.append(latents)
-    assert torch.equal(*images)
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
 
 
 def test_entries_that_a_pipeline_has_corrected_stay_corrected() -> None:
@@ -437,11 +439,6 @@ def test_E8_a_model_without_a_signal_at_its_first_timestep_is_refused_where_that
     schedulers = Schedulers(DDIMScheduler(trained_betas=[*betas[:-1], 1.0], timestep_spacing="trailing"))
     with pytest.raises(LoadError, match=r"ddim, eta 0\.0, has no finite steps on this model at 1 steps"):
         schedulers.check_offer("ddim", scheduler_named("ddim"), 4, 8)
-
-
-def test_noise_that_no_seed_decides_is_refused() -> None:
-    with pytest.raises(LoadError, match="stochastic_sampling"):
-        Schedulers(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
 
 
 # Overrides
