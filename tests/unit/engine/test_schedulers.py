@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import re
 from typing import Any
 
 import diffusers
@@ -30,9 +31,11 @@ from diffusers import (
     TCDScheduler,
     UniPCMultistepScheduler,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.errors import LoadError, RequestInvalid
-from engine.request import SchedulerSpec, scheduler_named
+from engine.request import SCHEDULERS, SchedulerSpec, scheduler_named
 from engine.scheduler_classes import CLASSES, SAMPLERS
 from engine.scheduler_overrides import SchedulerOverrides
 from engine.schedulers import FOR_PIXELS, Schedulers
@@ -388,6 +391,60 @@ def test_every_scheduler_of_a_flow_can_begin_with_an_image(name: str) -> None:
 
 
 # What is refused by field, and at load
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    own_class=st.sampled_from(OWN),
+    entries=st.fixed_dictionaries(
+        {},
+        optional={
+            "timestep_spacing": st.sampled_from(["leading", "trailing", "linspace"]),
+            "steps_offset": st.integers(0, 3),
+            "prediction_type": st.sampled_from(["epsilon", "v_prediction", "sample"]),
+            "beta_schedule": st.sampled_from(["linear", "scaled_linear"]),
+            "num_train_timesteps": st.sampled_from([50, 1000]),
+            "clip_sample": st.booleans(),
+            "thresholding": st.booleans(),
+            "set_alpha_to_one": st.booleans(),
+            "rescale_betas_zero_snr": st.booleans(),
+            "use_karras_sigmas": st.booleans(),
+            "use_exponential_sigmas": st.booleans(),
+            "use_beta_sigmas": st.booleans(),
+            "interpolation_type": st.sampled_from(["linear", "log_linear"]),
+            "final_sigmas_type": st.sampled_from(["zero", "sigma_min"]),
+            "shift": st.sampled_from([0.5, 1.0, 3.0]),
+            "shift_terminal": st.sampled_from([None, 0.02]),
+            "invert_sigmas": st.booleans(),
+            "use_dynamic_shifting": st.booleans(),
+        },
+    ),
+    num_steps=st.integers(1, 50),
+)
+def test_whatever_a_folder_says_a_scheduler_draws_finite_numbers_or_is_refused_by_field(
+    own_class: Any, entries: dict[str, Any], num_steps: int
+) -> None:
+    known = inspect.signature(own_class.__init__).parameters
+    try:
+        own = own_class(**{key: value for key, value in entries.items() if key in known})
+    except (TypeError, ValueError):
+        return  # no such folder loads
+    try:
+        schedulers = Schedulers(own)
+    except LoadError as error:
+        assert "has rescale_betas_zero_snr with" in str(error)  # noqa: PT017
+        return
+    for name in SCHEDULERS:
+        try:
+            made = schedulers.make(scheduler_named(name), num_steps)
+        except RequestInvalid as error:
+            assert re.match(r"(scheduler|num_inference_steps|shift): ", str(error))  # noqa: PT017
+            continue
+        for key in ("beta_schedule", "num_train_timesteps", "prediction_type", "rescale_betas_zero_snr"):
+            if key in made.config and key in known and not made.config.get("use_flow_sigmas"):
+                assert made.config[key] == own.config[key], name
+        if not own.config.get("use_dynamic_shifting"):
+            assert torch.isfinite(wave(made, num_steps)).all(), name
 
 
 def test_E4_steps_beyond_the_models_timesteps_are_refused_by_field_and_at_load() -> None:
