@@ -43,7 +43,7 @@ from engine.rehearsal import is_exact_in_company
 from engine.request import SchedulerSpec, scheduler_named
 from engine.runner import translate
 from engine.sampling import CoefficientTables, schedulers_of
-from engine.schedulers import AS_PUBLISHED, SchedulerOverrides, overridden
+from engine.scheduler_overrides import AS_PUBLISHED, SchedulerOverrides, overridden
 from engine.self_test import PROMISES, Promise, SelfTest, digest_of_one, run_self_test
 from engine.time_budget import TimeBudget
 

@@ -42,7 +42,6 @@ class PipelineCall:
         self.result: Any = None
         self.error: Exception | None = None
         self.num_steps_done = 0
-        self.handed: set[str] = set()  # what the pipeline gave to `set_timesteps` by name
         self._arguments = arguments
         self._on_end = on_end
         self._shared_tensors = SharedTensors()
@@ -125,7 +124,7 @@ class PipelineCall:
         own_scheduler = vars(own).get("scheduler")
         if own_scheduler is not None:  # a scheduler may have a length, so that its truth says nothing
             own_scheduler.num_inference_steps = None
-            self._watch(own_scheduler)
+            self._count_steps(own_scheduler)
         return own
 
     def _copied(self, pipeline: Any, parts: dict[int, Any]) -> Any:
@@ -145,21 +144,16 @@ class PipelineCall:
         own.set_progress_bar_config(disable=True)
         return own
 
-    def _watch(self, scheduler: Any) -> None:
-        set_timesteps, step = scheduler.set_timesteps, scheduler.step
+    def _count_steps(self, scheduler: Any) -> None:
+        step = scheduler.step
 
-        @functools.wraps(set_timesteps)  # pipelines read the parameters of both
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            self.handed |= {name for name, value in kwargs.items() if value is not None}
-            return set_timesteps(*args, **kwargs)
-
-        @functools.wraps(step)
+        @functools.wraps(step)  # pipelines read the parameters of `step`
         def counted(*args: Any, **kwargs: Any) -> Any:
             stepped = step(*args, **kwargs)
             self.num_steps_done += 1
             return stepped
 
-        scheduler.set_timesteps, scheduler.step = watched, counted
+        scheduler.step = counted
 
 
 def _first_noise(generator: Any) -> torch.Tensor:
