@@ -19,7 +19,8 @@ DEFAULTS = {"clip_skip": 1, "mode": "plain"}
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    return catalogue_with(tmp_path_factory.mktemp("catalogue"), PARAMETERS)
+    unbounded = '[models.tiny.parameters.any_number]\ntype = "int"\n'
+    return catalogue_with(tmp_path_factory.mktemp("catalogue"), PARAMETERS + unbounded)
 
 
 def asked_of(catalogue: Catalogue, given: Any, **fields: Any) -> dict[str, Any]:
@@ -58,6 +59,8 @@ def test_a_text_is_kept_in_one_form(catalogue: Catalogue) -> None:
         ({"clip_skip": True}, "clip_skip", "is not a whole number"),
         ({"clip_skip": [2]}, "clip_skip", "is not a whole number"),
         ({"clip_skip": 2**70}, "clip_skip", "is above 4"),
+        ({"any_number": 2**53 + 1}, "any_number", "is above 9007199254740992"),
+        ({"any_number": -(10**4000)}, "any_number", "is below -9007199254740992"),
         ({"true_cfg_scale": "4"}, "true_cfg_scale", "is not a finite number"),
         ({"true_cfg_scale": float("nan")}, "true_cfg_scale", "is not a finite number"),
         ({"true_cfg_scale": 10**400}, "true_cfg_scale", "is not a finite number"),
