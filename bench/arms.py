@@ -19,9 +19,9 @@ from bench.clock import WorkClock
 from bench.workload import DueRequest
 from engine.engine import Engine
 from engine.errors import DeadlineExceeded
-from engine.generation import Generation
 from engine.load import LoadedModels
 from engine.models import Models
+from engine.native_generation import NativeGeneration
 from engine.policy import BatchKey
 from engine.request import GenerationRequest
 from engine.runner import Runner
@@ -169,10 +169,10 @@ class Dynamic:
             self._runner.decode(member)
             yield index
 
-    def _generation(self, request: GenerationRequest) -> Generation:
-        return self._models.generation(request, submitted_at=0.0, num_ticks=0)
+    def _generation(self, request: GenerationRequest) -> NativeGeneration:
+        return self._models.native_generation(request, submitted_at=0.0, num_ticks=0)
 
-    def _rider(self, request: GenerationRequest, longest: int) -> Generation | None:
+    def _rider(self, request: GenerationRequest, longest: int) -> NativeGeneration | None:
         """Who sits in the rows of a member that has ended while its batch has not."""
         if request.num_inference_steps == longest:
             return None

@@ -13,7 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, get_args
+from typing import Any, ParamSpec
 
 import torch
 from diffusers import (
@@ -27,10 +27,10 @@ from diffusers import (
 from torch import Tensor
 
 from engine.company import Company
-from engine.generation import Generation
+from engine.native_generation import NativeGeneration
 from engine.policy import BatchKey
 from engine.request import GenerationRequest, SchedulerName, SchedulerSpec
-from engine.sampling import CoefficientTables, advance, scale_model_input
+from engine.sampling import EXPANDED, CoefficientTables, advance, scale_model_input
 
 P = ParamSpec("P")
 SHIPPED = (1, 4, 16, 16)  # the shipped model at 128 pixels
@@ -118,13 +118,13 @@ class Ours:
         for index, num_steps in enumerate(STEPS):
             request = GenerationRequest("m", "", 512, 512, num_steps, 1.0, seed + index)
             table = tables.table(SchedulerSpec(name), num_steps)
-            generation = Generation(request, key, table, is_guided=False, submitted_at=0.0, num_ticks=0)
+            generation = NativeGeneration(request, key, table, is_guided=False, submitted_at=0.0, num_ticks=0)
             noise = torch.randn(shape, generator=generation.generator)
             Company([generation], noise * table.init_noise_sigma)
             self.generations.append(generation)
         self.is_stochastic = self.generations[0].table.updates[0].is_stochastic
 
-    def step(self, members: Sequence[Generation], outputs: Tensor) -> None:
+    def step(self, members: Sequence[NativeGeneration], outputs: Tensor) -> None:
         """One step of all of them as `Runner.step` takes it: formed, scaled, advanced, committed."""
         company = Company.of(members)
         step = company.sampler_step(members)
@@ -207,14 +207,14 @@ def measure_all(
     """Sampler -> a cost for each seed; on one thread, in turns over the seeds."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    costs: dict[str, list[Cost]] = {name: [] for name in get_args(SchedulerName)}
+    costs: dict[str, list[Cost]] = {name: [] for name in EXPANDED}
     try:
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", DeprecationWarning
             )  # diffusers converts a tensor as numpy 2 dislikes
             for seed in seeds:
-                for name in get_args(SchedulerName):
+                for name in EXPANDED:
                     costs[name].append(measure(name, seed, shape, num_repeats))
     finally:
         torch.set_num_threads(before)

@@ -17,7 +17,9 @@ from catalogue.parameters import MAX_STEP_CACHE, ParameterType, Value
 from catalogue.pipeline_parameters import MAX_DECLARED, PipelineParameter, value_faults
 
 Positive = Annotated[int, Field(gt=0)]
-Family = Literal["stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"]
+Family = Literal[
+    "stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux", "diffusers"
+]
 DIFFUSION_SCHEDULERS = (
     "ddim",
     "euler",
@@ -26,6 +28,13 @@ DIFFUSION_SCHEDULERS = (
     "dpmpp_2m",
     "dpmpp_2m_karras",
     "lcm",
+)
+ALL_SCHEDULERS = (
+    "default",
+    *("ddim", "ddpm", "euler", "euler_karras", "euler_ancestral", "heun", "heun_karras"),
+    *("dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_2s"),
+    *("unipc", "unipc_karras", "deis", "deis_karras", "pndm", "lcm", "tcd"),
+    *("flow_match_euler", "flow_match_heun", "flow_match_lcm", "edm_euler", "edm_dpmpp_2m"),
 )
 MAX_LCM_STEPS = 50
 """Steps that a model's consistency distillation had, of which a request's are a choice."""
@@ -36,8 +45,12 @@ FAMILIES: dict[Family, tuple[tuple[str, ...], int]] = {
     "pixart": (DIFFUSION_SCHEDULERS, 16),
     "sana": (("flow_match_euler", "dpmpp_2m"), 32),
     "flux": (("flow_match_euler",), 16),
+    "diffusers": (ALL_SCHEDULERS, 8),
 }
-"""Each family's schedulers, and what its sides are multiples of; a test holds the engine to them."""
+"""Each family's schedulers, and what its sides are multiples of; a test holds the engine to them.
+
+Which of them a pipeline of `diffusers` takes, and whether its sides need more, shows when it is loaded.
+"""
 
 STEP_CACHE_FAMILIES: frozenset[Family] = frozenset(
     {"stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"}
@@ -79,6 +92,22 @@ class Preset(_Frozen):
     pipeline_parameters: dict[str, Value] = {}
 
 
+class SchedulerOverrides(_Frozen):
+    """Entries of the model's own scheduler that replace what its folder says; `None` leaves one as it is."""
+
+    spacing: Literal["leading", "trailing", "linspace"] | None = None
+    shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    use_karras_sigmas: bool | None = None
+    rescale_betas_zero_snr: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise ValueError("rescale_betas_zero_snr goes with prediction_type 'v_prediction' or 'sample'")
+        return self
+
+
 class Model(_Frozen):
     """Diffusion weights and what the web must know of them without loading torch."""
 
@@ -95,7 +124,9 @@ class Model(_Frozen):
     cpu_offload: Literal["none", "model", "sequential"] = "none"
     local_files_only: bool = True
     family: Family = "stable_diffusion"
+    step_cache: bool = False
     schedulers: Annotated[tuple[str, ...], Field(min_length=1)]
+    scheduler: SchedulerOverrides = SchedulerOverrides()
     default_num_inference_steps: Positive = 20
     max_num_inference_steps: Positive = 150
     default_guidance_scale: Annotated[float, Field(ge=0)] = 4.0
@@ -137,6 +168,8 @@ class Model(_Frozen):
             )
         if self.cpu_offload == "sequential" and (self.compile or self.quantization != "none"):
             raise ValueError("cpu_offload: 'sequential' goes with neither compile nor quantization")
+        if self.step_cache and self.cpu_offload != "none":
+            raise ValueError("step_cache: a model with cpu_offload has none")
         schedulers, side_multiple = FAMILIES[self.family]
         for scheduler in self.schedulers:
             if scheduler not in schedulers:
@@ -177,10 +210,11 @@ class Model(_Frozen):
     def max_step_cache(self) -> int:
         """The largest `step_cache` of a request: 1, which is none, where the model has no step cache.
 
-        A model with `cpu_offload` has none: only whole models are fetched, and a step cache runs parts.
+        A model with `cpu_offload` has none: only whole models are fetched, and a step cache runs parts. A
+        pipeline of `diffusers` has one where its entry says so, which its worker holds to be true.
         """
-        can_cache = self.family in STEP_CACHE_FAMILIES and self.cpu_offload == "none"
-        return MAX_STEP_CACHE if can_cache else 1
+        has_one = self.step_cache or self.family in STEP_CACHE_FAMILIES
+        return MAX_STEP_CACHE if has_one and self.cpu_offload == "none" else 1
 
     @property
     def defaults(self) -> dict[str, Any]:

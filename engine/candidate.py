@@ -14,6 +14,7 @@ class BatchKey(NamedTuple):
     latent_width: int
     is_pinned: bool = False  # strict, where the promise is not exact: `PINNED_ROWS` only
     is_alone: bool = False  # strict, where places and neighbours show too: one generation a step batch
+    signature: int = 0  # of the forward pass that a pipeline's call waits for; 0: it has not begun
 
 
 class Candidate(Protocol):

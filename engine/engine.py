@@ -19,16 +19,17 @@ from engine.errors import (
     DeviceLost,
     EngineError,
     EngineStopped,
-    NumericError,
     OutOfMemory,
 )
 from engine.families.family import Family
 from engine.generation import Generation, Progress
 from engine.handle import Handle
 from engine.models import Models
+from engine.pipeline_model import PipelineModel
 from engine.policy import BatchKey, Policy
 from engine.request import GeneratedImage, GenerationRequest
-from engine.runner import Runner, translate
+from engine.runner import translate
+from engine.runners import Runners
 from engine.self_test import Promise
 from engine.side_work import SideWork
 from engine.traceback_places import places_of
@@ -52,7 +53,7 @@ class Engine:
 
     def __init__(
         self,
-        families: Mapping[str, Family],
+        families: Mapping[str, Family | PipelineModel],
         row_limits: Mapping[str, Mapping[int, int]],
         *,
         promise: Promise = "within 1/255",
@@ -72,10 +73,10 @@ class Engine:
         models = self._models = Models(families, row_limits, promise=promise)
         self._policy = Policy(models.max_rows, step_seconds=step_seconds, bucket_rows=models.bucket_rows)
         self._side_work = SideWork(clock)
-        self._runner = Runner(families, clock)
-        self.seen_costs = self._runner.seen_costs
+        self._runners = Runners(families, clock)
+        self.seen_costs = self._runners.seen_costs
         # A tick of many pieces of work that each come to an end is long, and not hung.
-        self._attempt = Attempt(free=lambda: self._runner.free(self._running), after_each=self._note_time)
+        self._attempt = Attempt(free=lambda: self._runners.free(self._running), after_each=self._note_time)
         self._inbox: deque[Generation] = deque()
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
@@ -136,7 +137,7 @@ class Engine:
     @property
     def step_cache_bytes(self) -> int:
         """What the step caches of running generations hold."""
-        return sum(generation.step_cache.num_bytes for generation in self._running)
+        return sum(generation.step_cache_bytes for generation in self._running)
 
     def device_memory_bytes(self) -> int | None:
         """What this process has reserved of its GPU's memory; `None` on a CPU."""
@@ -271,17 +272,17 @@ class Engine:
 
     def _encode(self, generation: Generation) -> EngineError | None:
         with self._on_device([generation]):
-            return self._attempt.twice(self._runner.encode, generation)
+            return self._attempt.twice(self._runners.of(generation).encode, generation)
 
     def _step_or_split(self, members: Sequence[Generation]) -> bool:
         """Step `members`, after an error in parts, so that only who fails alone is charged; was it whole?"""
         attempt = self._attempt.twice if len(members) == 1 else self._attempt  # others may have filled memory
         with self._on_device(members):
-            outcome = attempt(self._runner.step, members)
+            outcome = attempt(self._runners.of(members[0]).step, members)
         if not isinstance(outcome, EngineError):
             for generation in members:
                 if generation in outcome:
-                    self._end(generation, self._running, NumericError())
+                    self._end(generation, self._running, outcome[generation])
                 else:
                     generation.report()
             return True
@@ -305,7 +306,7 @@ class Engine:
                 self._end(generation, self._denoised, reason)
                 continue
             with self._on_device([generation]):
-                pixels = self._attempt.twice(self._runner.decode, generation)
+                pixels = self._attempt.twice(self._runners.of(generation).decode, generation)
             generation.pay(self._clock() - started_at)
             if not isinstance(pixels, EngineError):
                 self._end(generation, self._denoised, generation.image(pixels, self._clock()))

@@ -168,8 +168,8 @@ class _Named:
             raise _Misfit(_misfit(self, f"{type(error).__name__}: {said}")) from error
 
 
-def square(family: Family, max_pixels: int) -> tuple[int, int]:
-    """The largest square of a class of pixels that the family can draw."""
+def square(family: Any, max_pixels: int) -> tuple[int, int]:
+    """The largest square of a class of pixels that the family, or the pipeline, can draw."""
     multiple = family.pixels_per_latent * family.latents_per_patch
     side = max(multiple, math.isqrt(max_pixels) // multiple * multiple)
     return side, side

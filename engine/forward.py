@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from engine.families.family import CachingFamily, Conditions, Encoding, Family
-from engine.generation import Generation
+from engine.native_generation import NativeGeneration
 
 
 class ForwardPass:
     """Of one step batch: a conditional row for every member, an unconditional one for every guided one."""
 
-    def __init__(self, members: Sequence[Generation], bucket_rows: Callable[[int], int]) -> None:
+    def __init__(self, members: Sequence[NativeGeneration], bucket_rows: Callable[[int], int]) -> None:
         self._members = members
         self._bucket_rows = bucket_rows
         self.guided = [index for index, member in enumerate(members) if member.is_guided]

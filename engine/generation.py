@@ -1,25 +1,21 @@
-"""One request in flight: the owner of all its state, latents and noise included.
+"""One request in flight: how long it waited, what it cost, and who is told of it.
 
-Runner and policy keep nothing about a generation; the engine's lists say where it is. Only the engine
-thread writes here, but for the cancel flag.
+What it holds on the device is its subclasses': a `NativeGeneration` has latents, a `PipelineGeneration` a
+suspended call. Runner and policy keep nothing about a generation; the engine's lists say where it is. Only
+the engine thread writes here, but for the cancel flag.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from engine.company import Company
 from engine.errors import Canceled, DeadlineExceeded, EngineError
-from engine.families.family import Encoding
 from engine.policy import BatchKey, Reason
 from engine.request import GeneratedImage, GenerationRequest, RequestWarning, Timings
-from engine.sampling import CoefficientTable
-from engine.step_cache import StepCache
 
 logger = logging.getLogger(__name__)
 
@@ -27,43 +23,24 @@ Progress = Callable[[int, int], None]
 """Called as `on_progress(steps done, steps)` on the engine thread after each step: it must be quick."""
 
 
-class Generation:
+class Generation(ABC):
     """A `GenerationRequest` between `submit` and its image."""
 
     def __init__(
         self,
         request: GenerationRequest,
-        key: BatchKey,
-        table: CoefficientTable,
         *,
-        is_guided: bool,
         submitted_at: float,
         num_ticks: int,
         on_progress: Progress | None = None,
         before_first_step: Callable[[], object] | None = None,
     ) -> None:
         self.request = request
-        self.key = key
-        self.table = table
         self.future: Future[GeneratedImage] = Future()
         self.on_progress = on_progress
         self.before_first_step = before_first_step
         self.is_cancel_requested = False
         self.warnings: tuple[RequestWarning, ...] = ()
-
-        self.step_index = 0
-        self.generator = torch.Generator("cpu").manual_seed(
-            request.seed
-        )  # CPU: seeds mean the same everywhere
-        self._noise: Tensor | None = None
-
-        # Set by the runner when it encodes, and the first two by each company that it joins.
-        self.company: Company
-        self.place: int
-        self.encoding: Encoding
-        self.negative_encoding: Encoding  # of a guided generation only
-
-        self.step_cache = StepCache(request.step_cache, table.num_steps)
 
         self.submitted_at = submitted_at
         left = request.seconds_left
@@ -72,11 +49,55 @@ class Generation:
         self._num_ticks_waited = 0
         self._begun_at: float | None = None
         self._denoised_at = 0.0
-        self._num_mates = 0  # members of all its step batches, itself included
+        self._num_passes = 0  # step batches that it ran in
+        self._num_mates = 0  # members of all of them, itself included
         self.encoding_seconds = 0.0
         self._device_seconds = 0.0
         self._not_fuller: Counter[Reason] = Counter()
-        self._num_guided_steps = request.guidance_cutoff * table.num_steps if is_guided else 0
+
+    @property
+    @abstractmethod
+    def key(self) -> BatchKey:
+        """What it may share its next forward pass with."""
+
+    @property
+    @abstractmethod
+    def step_index(self) -> int:
+        """Steps done."""
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int:
+        """Steps in all."""
+
+    @property
+    @abstractmethod
+    def num_full_steps_left(self) -> int:
+        """Those of the steps still to run that run the whole model."""
+
+    @property
+    @abstractmethod
+    def is_full_step(self) -> bool:
+        """Whether its next step runs the whole model."""
+
+    @property
+    @abstractmethod
+    def num_rows(self) -> int:
+        """Rows of its next step."""
+
+    @property
+    @abstractmethod
+    def is_denoised(self) -> bool:
+        """Whether its last step is done and it waits to be decoded."""
+
+    @property
+    def step_cache_bytes(self) -> int:
+        """What its step cache holds."""
+        return 0
+
+    @abstractmethod
+    def drop_tensors(self) -> None:
+        """Let go of all that is large, at the end: a caller may hold its handle for long after that."""
 
     @property
     def lane(self) -> str:
@@ -99,39 +120,9 @@ class Generation:
         return self._begun_at is not None
 
     @property
-    def is_denoised(self) -> bool:
-        """Whether its last step is done and its latents wait to be decoded."""
-        return self.step_index >= self.table.num_steps
-
-    @property
-    def num_steps(self) -> int:
-        """Steps in all."""
-        return self.table.num_steps
-
-    @property
     def num_steps_left(self) -> int:
         """Steps still to run."""
-        return self.table.num_steps - self.step_index
-
-    @property
-    def num_full_steps_left(self) -> int:
-        """Those of them that run the whole model."""
-        return self.step_cache.num_full_from(self.step_index)
-
-    @property
-    def is_full_step(self) -> bool:
-        """Whether its next step runs the whole model."""
-        return self.step_cache.is_full(self.step_index)
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether its next step needs an unconditional row besides the conditional one."""
-        return self.step_index < self._num_guided_steps
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of its next step."""
-        return 2 if self.is_guided else 1
+        return self.num_steps - self.step_index
 
     def given_up(self, now: float) -> EngineError | None:
         """Why nobody waits for it any more, if so."""
@@ -147,35 +138,17 @@ class Generation:
             self._begun_at = now
             self._num_ticks_waited = num_ticks - self._num_ticks_at_submit
 
-    @property
-    def latents(self) -> Tensor:
-        """Its own, `(1, C, h, w)`."""
-        return self.company.latents_of(self)
-
-    def draw_noise(self, out: Tensor) -> None:
-        """This step's noise into `out` `(1, C, h, w)`, on the CPU, from the request's own generator.
-
-        The same if asked again before `commit_step`, since a step that fails is taken again in parts.
-        """
-        if self._noise is None:
-            self._noise = out.normal_(generator=self.generator)
-        else:
-            out.copy_(self._noise)
-
     def commit_step(self, num_members: int) -> None:
-        """Move on by one step that ran in a step batch of `num_members` generations."""
-        self._noise = None
-        self.step_index += 1
+        """Take note of a forward pass that it ran in with `num_members` generations, itself included."""
+        self._num_passes += 1
         self._num_mates += num_members
-        if self.step_cache.is_used:
-            self.step_cache.drop_unneeded(self.step_index, is_guided=self.is_guided)
 
     def report(self) -> None:
         """Tell its progress; whoever fails to listen is not told again."""
         if self.on_progress is None:
             return
         try:
-            self.on_progress(self.step_index, self.table.num_steps)
+            self.on_progress(self.step_index, self.num_steps)
         except Exception:
             logger.warning("on_progress of %r failed: dropped", self.request.job_id, exc_info=True)
             self.on_progress = None
@@ -189,13 +162,6 @@ class Generation:
     def end_steps(self, now: float) -> None:
         """Take note that its last step is done."""
         self._denoised_at = now
-
-    def drop_tensors(self) -> None:
-        """Let go of all that is large, at the end: a caller may hold its handle for long after that."""
-        self.step_cache.clear()
-        for name, value in list(vars(self).items()):
-            if isinstance(value, Tensor | Encoding | Company):
-                delattr(self, name)
 
     def timings(self, now: float) -> Timings:
         """Where the time went, for an image that became ready `now`."""
@@ -212,7 +178,7 @@ class Generation:
     @property
     def mean_step_batch(self) -> float:
         """The mean number of generations in the step batches that it ran in."""
-        return self._num_mates / max(1, self.step_index)
+        return self._num_mates / max(1, self._num_passes)
 
     def image(self, pixels: np.ndarray, now: float) -> GeneratedImage:
         """The outcome: its decoded pixels, uint8 `(H, W, 3)`, that became ready `now`."""
@@ -222,5 +188,5 @@ class Generation:
             timings=self.timings(now),
             mean_step_batch=self.mean_step_batch,
             not_fuller={str(reason): count for reason, count in self._not_fuller.items()},
-            num_steps=self.table.num_steps,
+            num_steps=self.num_steps,
         )

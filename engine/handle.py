@@ -22,7 +22,7 @@ class Handle:
     @property
     def progress(self) -> float:
         """Steps done over steps, 0..1."""
-        return self._generation.step_index / self._generation.table.num_steps
+        return self._generation.step_index / self._generation.num_steps
 
     def cancel(self) -> None:
         """End it with `Canceled` at the next step boundary; without effect once it has its image."""

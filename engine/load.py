@@ -8,7 +8,7 @@ import inspect
 import logging
 import math
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,10 +37,13 @@ from engine.kept_self_tests import KeptSelfTest, SelfTestResults, Weights, self_
 from engine.layout import INDEX, Layout, check_components, check_pipeline, files_to_load, read_layout
 from engine.loaded_pipeline import make_ready
 from engine.optimization import AS_IT_IS, Optimization, optimized, settle
+from engine.pipeline_model import LEFT_OUT, PipelineModel, not_given
+from engine.pipeline_self_test import check_image, find_promise
 from engine.rehearsal import is_exact_in_company
 from engine.request import SchedulerSpec, scheduler_named
 from engine.runner import translate
 from engine.sampling import CoefficientTables, schedulers_of
+from engine.schedulers import AS_PUBLISHED, SchedulerOverrides, overridden
 from engine.self_test import PROMISES, Promise, SelfTest, digest_of_one, run_self_test
 from engine.time_budget import TimeBudget
 
@@ -60,6 +63,8 @@ FAMILIES: Mapping[str, FamilyClass] = {
     "sana": Sana,
     "flux": Flux,
 }
+ANY = "diffusers"
+"""The family of whatever else diffusers has a pipeline for."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 logger = logging.getLogger(__name__)
 # diffusers logs the end of a prompt that it cuts; we say so to the caller and log nobody's prompts.
@@ -81,16 +86,19 @@ class ModelSpec:
     # What requests may ask for, which is tried at load: empty or None is whatever the model can do.
     sizes: tuple[Size, ...] = ()  # the tiers' defaults, compiled besides the squares of `row_limits`
     schedulers: tuple[str, ...] = ()  # by the names that users know, the default first
+    scheduler: SchedulerOverrides = AS_PUBLISHED  # of the model's own scheduler
     default_num_inference_steps: int = 2
     max_num_inference_steps: int = 150
     max_side: int | None = None  # pixels
+    step_cache: bool = False  # whether requests are told that they may ask for one; natives always are
+    pipeline_parameters: tuple[str, ...] = ()  # by name: arguments of its pipeline's call
 
 
 @dataclass(frozen=True)
 class LoadedModels:
     """What an `Engine` is made of: families by name, row caps by model and pixels, what they promise."""
 
-    families: Mapping[str, Family]
+    families: Mapping[str, Any]  # `Family` or `PipelineModel`
     row_limits: Mapping[str, Mapping[int, int]]
     promise: Promise
     self_test_seconds: float = 0.0  # what testing took in all
@@ -143,10 +151,17 @@ def load_models(
         with _named(spec):
             read[spec.name] = _load_family(spec, torch_device, hub or Hub())
             _check_offer(spec, read[spec.name].family, row_limits[spec.name])
-    limits, promises, budget = {}, [], TimeBudget(self_test_seconds)
+    limits: dict[str, Mapping[int, int]] = {}
+    promises: list[Promise] = []
+    budget = TimeBudget(self_test_seconds)
     for spec in models:
         family, weights = read[spec.name].family, read[spec.name].weights
         with _named(spec), only_here(is_wanted=spec.optimization.compile):
+            if isinstance(family, PipelineModel):
+                result = _tested_pipeline(spec, family, row_limits[spec.name], budget)
+                limits[spec.name] = result.row_limits
+                promises.append(result.promise)
+                continue
             _draw_first_image(spec, read[spec.name], row_limits[spec.name])
             if results is None or spec.optimization.compile:  # the test is also what compiles it
                 result = _tested(spec, family, row_limits[spec.name], budget)
@@ -162,13 +177,47 @@ def load_models(
 class _Loaded:
     """A model in memory, not tested yet."""
 
-    family: Family
+    family: Any  # a `Family` or a `PipelineModel`
     weights: Weights
     components: Mapping[str, Any]  # the pipeline's, by its names for them
 
 
-def _check_offer(spec: ModelSpec, family: Family, row_limits: Mapping[int, int]) -> None:
+def _tested_pipeline(
+    spec: ModelSpec, model: PipelineModel, row_limits: Mapping[int, int], budget: TimeBudget
+) -> SelfTest:
+    """What a diffusers pipeline promises; raises `LoadError` where it draws no image."""
+    smallest = min(row_limits)
+    fitting = [size for size in spec.sizes if size[0] * size[1] <= smallest]
+    scheduler = scheduler_named(spec.schedulers[0] if spec.schedulers else "default")
+    check_image(
+        model,
+        row_limits,
+        scheduler=scheduler,
+        size=fitting[0] if fitting else square(model, smallest),
+        default_steps=spec.default_num_inference_steps,
+    )
+    result = find_promise(model, row_limits, scheduler, budget)
+    if spec.step_cache and not model.can_cache_steps:
+        raise LoadError(
+            f"step_cache: a {model.class_name} with its {model.denoiser_name} has none: set it to false"
+        )
+    logger.info("self-test of %r: %r, after %.1f s", spec.name, result.promise, budget.used_seconds)
+    return result
+
+
+def _check_offer(spec: ModelSpec, family: Any, row_limits: Mapping[int, int]) -> None:
     """Raise `LoadError` for what requests would be told they may ask for and the model cannot do."""
+    for name in spec.pipeline_parameters:
+        if not (isinstance(family, PipelineModel) and family.takes(name)):
+            raise LoadError(
+                f"parameters.{name}: its pipeline has no such parameter; only the family {ANY!r} can have any"
+            )
+    if isinstance(family, PipelineModel):
+        family.learn_schedulers(*square(family, min(row_limits)))
+        for name in spec.schedulers:
+            default, most = spec.default_num_inference_steps, spec.max_num_inference_steps
+            family.schedulers.check_offer(name, scheduler_named(name), default, most)
+        return
     tables = CoefficientTables(family.scheduler, family.flow_sigmas)
     for name in spec.schedulers:
         default, most = spec.default_num_inference_steps, spec.max_num_inference_steps
@@ -321,29 +370,46 @@ EXPLAINED = (EngineError, OSError, RuntimeError, ValueError, ImportError, Safete
 
 
 def _load_family(spec: ModelSpec, device: torch.device, hub: Hub) -> _Loaded:
-    if spec.family not in FAMILIES:
+    if spec.family not in (*FAMILIES, ANY):
         raise LoadError(f"there is no family {spec.family!r}")
-    family = FAMILIES[spec.family]
+    family = FAMILIES.get(spec.family)
+    left_out = LEFT_OUT if family is None else family.LEFT_OUT
     folder = hub.folder(
         spec.path,
         revision=spec.revision,
         variant=spec.variant,
         local_files_only=spec.local_files_only,
-        left_out=family.LEFT_OUT,
+        left_out=left_out,
     )
-    layout = read_layout(folder / INDEX, family.LEFT_OUT)
-    pipelines = {name: [each.__name__ for each in one.PIPELINES] for name, one in FAMILIES.items()}
-    check_pipeline(layout, pipelines[spec.family], pipelines)
-    pipeline_class = next(one for one in family.PIPELINES if one.__name__ == layout.pipeline)
-    check_components(layout, _needed(family, pipeline_class))
+    layout = read_layout(folder / INDEX, left_out)
+    pipeline_class = _pipeline_class(spec, layout)
+    if family is None:
+        left_out = not_given(pipeline_class)
+    can_lack = pipeline_class._optional_components if family is None else family.CAN_LACK
+    check_components(layout, _needed(pipeline_class, {*left_out, *can_lack}))
     _check_classes(layout)
     files = files_to_load(layout, names_in(folder), spec.variant, text_in(folder))
     stats = {name: (folder / name).stat() for name in files}
     weights = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
-    pipeline = _read(family, pipeline_class, folder, layout, spec, device)
-    loaded = family(pipeline)
+    absent = [name for name in (*layout.absent, *can_lack) if name not in layout.components]
+    pipeline = _read(pipeline_class, folder, layout, spec, device, {**dict.fromkeys(absent), **left_out})
+    loaded = PipelineModel(pipeline) if family is None else family(pipeline)
     settle(loaded, spec.optimization, device)
     return _Loaded(loaded, weights, pipeline.components)
+
+
+def _pipeline_class(spec: ModelSpec, layout: Layout) -> Any:
+    """diffusers' class that the model is for; raises `LoadError` where the family does not read it."""
+    if spec.family == ANY:
+        if not hasattr(diffusers, layout.pipeline):
+            raise LoadError(
+                f"it is a {layout.pipeline}, which diffusers {diffusers.__version__} does not have:"
+                " install a diffusers that has it"
+            )
+        return getattr(diffusers, layout.pipeline)
+    pipelines = {name: [each.__name__ for each in one.PIPELINES] for name, one in FAMILIES.items()}
+    check_pipeline(layout, pipelines[spec.family], pipelines)
+    return next(one for one in FAMILIES[spec.family].PIPELINES if one.__name__ == layout.pipeline)
 
 
 def _check_classes(layout: Layout) -> None:
@@ -357,22 +423,24 @@ def _check_classes(layout: Layout) -> None:
             )
 
 
-def _needed(family: FamilyClass, pipeline_class: Any) -> list[str]:
+def _needed(pipeline_class: Any, spared: Collection[str]) -> list[str]:
     """The components that the pipeline cannot be built without."""
     parameters = inspect.signature(pipeline_class.__init__).parameters.values()
-    spared = {"self", *family.LEFT_OUT, *family.CAN_LACK}
-    return [one.name for one in parameters if one.default is one.empty and one.name not in spared]
+    return [
+        one.name
+        for one in parameters
+        if one.default is one.empty and one.name != "self" and one.name not in spared
+    ]
 
 
 def _read(
-    family: FamilyClass,
     pipeline_class: Any,
     folder: Path,
     layout: Layout,
     spec: ModelSpec,
     device: torch.device,
+    given: Mapping[str, Any],
 ) -> Any:
-    absent = [name for name in (*layout.absent, *family.CAN_LACK) if name not in layout.components]
     try:
         # safetensors only, and no code comes with a model, whoever made it.
         pipeline = pipeline_class.from_pretrained(
@@ -382,8 +450,7 @@ def _read(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            **dict.fromkeys(absent),
-            **family.LEFT_OUT,
+            **given,
         )
     except Exception as error:  # out of the libraries, from a strange value or a broken file
         if isinstance(translate(error), OutOfMemory):
@@ -391,6 +458,8 @@ def _read(
         what = "configuration" if isinstance(error, AttributeError | KeyError | TypeError) else "files"
         said = f"{type(error).__name__}: {error}"
         raise LoadError(f"{_component_in(error, layout)}{what} cannot be read ({said})") from error
+    if spec.scheduler != AS_PUBLISHED:
+        pipeline.scheduler = overridden(pipeline.scheduler, spec.scheduler)
     return optimized(make_ready(pipeline), spec.optimization, device)
 
 

@@ -34,11 +34,11 @@ def _upcast(pipeline: Any) -> None:
 
     `StableDiffusionXLPipeline` of diffusers does so in its own call; a VAE overflows in any other as well.
     """
-    vae = pipeline.vae
+    vae = getattr(pipeline, "vae", None)
     dtypes = [torch.float16]
     if type(pipeline).__name__ in UPCAST_IN_BFLOAT16:
         dtypes.append(torch.bfloat16)
-    if getattr(vae.config, "force_upcast", False) and vae.dtype in dtypes:
+    if vae is not None and getattr(vae.config, "force_upcast", False) and vae.dtype in dtypes:
         vae.to(torch.float32)
 
 

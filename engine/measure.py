@@ -18,10 +18,11 @@ import torch
 
 from catalogue.parameters import MAX_STEP_CACHE
 from engine.buckets import at
-from engine.errors import OutOfMemory
+from engine.errors import LoadError, OutOfMemory
 from engine.families.family import Family, can_cache_steps
-from engine.generation import Generation
 from engine.models import Models
+from engine.native_generation import NativeGeneration
+from engine.pipeline_model import PipelineModel
 from engine.profile import Profile, ProfileKey, StepCost
 from engine.request import GenerationRequest, scheduler_named
 from engine.runner import Runner, translate
@@ -110,6 +111,8 @@ class Measurement:
         scheduler: str = "ddim",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        if isinstance(family, PipelineModel):
+            raise LoadError("calotype profile cannot measure a model of the family 'diffusers' yet")
         self._family = family
         self._width, self._height, self._scheduler = width, height, scheduler
         self._clock = clock
@@ -164,12 +167,12 @@ class Measurement:
 
     def _warm_sets(
         self, max_rows: int, memory: dict[int, int | None]
-    ) -> tuple[dict[int, list[Generation]], int | None]:
+    ) -> tuple[dict[int, list[NativeGeneration]], int | None]:
         """Generations for each bucket that fits, each set one step on; and the bucket that did not fit.
 
         A bucket fits if it does so beside step caches too; `memory` gets its peak there.
         """
-        sets: dict[int, list[Generation]] = {}
+        sets: dict[int, list[NativeGeneration]] = {}
         for rows in self._buckets(max_rows):
             try:
                 sets[rows] = self._members(rows)
@@ -215,7 +218,7 @@ class Measurement:
         buckets = at(self._family.buckets, self._height // pixels, self._width // pixels)
         yield from sorted({buckets.rows(num_rows) for num_rows in range(1, max_rows + 1)})
 
-    def _members(self, num_rows: int, step_cache: int = 1) -> list[Generation]:
+    def _members(self, num_rows: int, step_cache: int = 1) -> list[NativeGeneration]:
         num_guided, num_others = divmod(num_rows, self._num_guided_rows)
         scales = [GUIDANCE_SCALE] * num_guided + [1.0] * num_others
         members = [self._generation(seed, scale, step_cache) for seed, scale in enumerate(scales)]
@@ -223,7 +226,7 @@ class Measurement:
             self._runner.encode(member)
         return members
 
-    def _generation(self, seed: int, guidance_scale: float, step_cache: int) -> Generation:
+    def _generation(self, seed: int, guidance_scale: float, step_cache: int) -> NativeGeneration:
         request = GenerationRequest(
             model="",
             prompt=PROMPT,
@@ -235,15 +238,15 @@ class Measurement:
             seed=seed,
             step_cache=step_cache,
         )
-        return self._models.generation(request, submitted_at=0.0, num_ticks=0)
+        return self._models.native_generation(request, submitted_at=0.0, num_ticks=0)
 
-    def _step(self, members: list[Generation]) -> tuple[float, int | None]:
+    def _step(self, members: list[NativeGeneration]) -> tuple[float, int | None]:
         return self._timed(lambda: self._runner.step(members))
 
     def _encode(self) -> float:
         return self._timed(lambda: self._family.encode(PROMPT))[0]
 
-    def _decode(self, generation: Generation) -> tuple[float, int | None]:
+    def _decode(self, generation: NativeGeneration) -> tuple[float, int | None]:
         return self._timed(lambda: self._runner.decode(generation))
 
     def _timed(self, work: Callable[[], object]) -> tuple[float, int | None]:

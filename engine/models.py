@@ -10,6 +10,9 @@ from engine.buckets import Buckets, at
 from engine.errors import RequestInvalid, StrictUnavailable
 from engine.families.family import Family, can_cache_steps
 from engine.generation import Generation
+from engine.native_generation import NativeGeneration
+from engine.pipeline_generation import PipelineGeneration
+from engine.pipeline_model import PipelineModel
 from engine.policy import BatchKey
 from engine.request import GenerationRequest
 from engine.sampling import CoefficientTables
@@ -20,13 +23,19 @@ class Models:
     """Families by name; `row_limits` gives each one's most rows of a step batch up to so many pixels."""
 
     def __init__(
-        self, families: Mapping[str, Family], row_limits: Mapping[str, Mapping[int, int]], *, promise: Promise
+        self,
+        families: Mapping[str, Family | PipelineModel],
+        row_limits: Mapping[str, Mapping[int, int]],
+        *,
+        promise: Promise,
     ) -> None:
-        self.families = families
+        self.families: Mapping[str, Any] = families  # of both kinds, which share what is asked of them here
         self.row_limits = row_limits
         self._promise = promise
         self._tables = {
-            name: CoefficientTables(family.scheduler, family.flow_sigmas) for name, family in families.items()
+            name: CoefficientTables(family.scheduler, family.flow_sigmas)
+            for name, family in families.items()
+            if not isinstance(family, PipelineModel)
         }
 
     def generation(self, request: GenerationRequest, **state: Any) -> Generation:
@@ -34,6 +43,13 @@ class Models:
 
         Raises `StrictUnavailable` for a strict request on a device that cannot repeat itself.
         """
+        model = self.families.get(request.model)
+        if isinstance(model, PipelineModel):
+            return PipelineGeneration(request, self._key(request), model, **state)
+        return self.native_generation(request, **state)
+
+    def native_generation(self, request: GenerationRequest, **state: Any) -> NativeGeneration:
+        """The same, of a family that is written here."""
         key = self._key(request)
         family = self.families[request.model]
         for name in request.parameters.pipeline_parameters:
@@ -43,7 +59,7 @@ class Models:
         num_patches = key.latent_height * key.latent_width // family.latents_per_patch**2
         table = self._tables[request.model].table(request.scheduler, request.num_inference_steps, num_patches)
         is_guided = family.needs_guidance_row(request.guidance_scale)
-        return Generation(request, key, table, is_guided=is_guided, **state)
+        return NativeGeneration(request, key, table, is_guided=is_guided, **state)
 
     def _key(self, request: GenerationRequest) -> BatchKey:
         family = self.families.get(request.model)

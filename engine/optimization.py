@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 
 from engine.errors import LoadError
-from engine.families.family import CachingFamily, Family
+from engine.exchange import is_denoiser
+from engine.families.family import CachingFamily
 from engine.offloading import offload_models
 from engine.small_step_batches import pad_small_linears
 
@@ -63,13 +64,15 @@ def optimized(pipeline: Any, optimization: Optimization, device: torch.device) -
     return pipeline
 
 
-def settle(family: Family, optimization: Optimization, device: torch.device) -> None:
+def settle(family: Any, optimization: Optimization, device: torch.device) -> None:
     """Tell a family whose weights lie elsewhere between two uses where its tensors are wanted."""
     if optimization.cpu_offload == "none":
         return
     family.device = device
     if isinstance(family, CachingFamily):
         family.can_cache_steps = False  # it walks from block to block, and only whole models are fetched
+    elif hasattr(family, "walk"):
+        family.walk = None
 
 
 def _check(pipeline: Any, optimization: Optimization, device: torch.device) -> None:
@@ -93,7 +96,9 @@ def _check(pipeline: Any, optimization: Optimization, device: torch.device) -> N
 
 
 def _denoiser(pipeline: Any) -> Any:
-    return pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    modules = {name: one for name, one in pipeline.components.items() if isinstance(one, torch.nn.Module)}
+    named = [modules[name] for name in ("unet", "transformer") if name in modules]
+    return next(iter([*named, *(one for name, one in modules.items() if is_denoiser(name))]))
 
 
 def _quantize(denoiser: Any, quantization: Quantization) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from catalogue.parameters import MAX_STEP_CACHE, MAY_BE_NONE, PARAMETERS, Parameters
+from catalogue.parameters import MAX_STEP_CACHE, MAY_BE_NONE, PARAMETERS, Parameters, Value
 from engine.errors import PromptInvalid, RequestInvalid
 
 if TYPE_CHECKING:
@@ -17,9 +17,46 @@ if TYPE_CHECKING:
     import numpy as np
 
 Lane = Literal["interactive", "bulk"]
-WarningCode = Literal["prompt_cut", "notation_unread", "negative_prompt_unused"]
-SchedulerName = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm", "flow_match_euler"]
+WarningCode = Literal["prompt_cut", "notation_unread", "negative_prompt_unused", "not_batched"]
+SchedulerName = Literal[
+    "default",  # the model's own, of whatever class
+    "ddim",
+    "ddpm",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "unipc",
+    "deis",
+    "pndm",
+    "lcm",
+    "tcd",
+    "flow_match_euler",
+    "flow_match_heun",
+    "flow_match_lcm",
+    "edm_euler",
+    "edm_dpmpp_2m",
+]
 Spacing = Literal["leading", "trailing", "linspace"]
+
+WITH_KARRAS: tuple[SchedulerName, ...] = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis")
+WITH_ETA = ("ddim", "tcd")
+WITH_SHIFT = ("flow_match_euler", "flow_match_heun", "flow_match_lcm", "dpmpp_2m", "unipc")
+WITH_SPACING = (
+    "ddim",
+    "ddpm",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "unipc",
+    "deis",
+    "pndm",
+)
+"""Which schedulers have these fields of a `SchedulerSpec`."""
 
 
 @dataclass(frozen=True)
@@ -27,31 +64,26 @@ class SchedulerSpec:
     """diffusers' noise scheduler, as a request names it; what is `None` is the model's own."""
 
     name: SchedulerName = "ddim"
-    karras: bool = False  # Karras et al. 2022 sigmas; euler and dpmpp_2m only
-    eta: float = 0.0  # share of fresh noise per step; ddim only
+    karras: bool = False  # sigmas of Karras et al. 2022
+    eta: float = 0.0  # share of fresh noise per step
     spacing: Spacing | None = None
     shift: float | None = None  # of the noise towards the start; models trained by flow matching only
 
     def __post_init__(self) -> None:
         names = get_args(SchedulerName)
         _require(self.name in names, "scheduler", f"{self.name!r} is not one of {', '.join(names)}")
-        has_karras = self.name in ("euler", "dpmpp_2m")
+        has_karras = self.name in WITH_KARRAS
         _require(not self.karras or has_karras, "karras", f"{self.name} has no Karras sigmas")
         _require(0 <= self.eta <= 1, "eta", f"{self.eta} is not in 0..1")
-        _require(not self.eta or self.name == "ddim", "eta", f"{self.name} has no eta")
+        _require(not self.eta or self.name in WITH_ETA, "eta", f"{self.name} has no eta")
         spacings = (None, *get_args(Spacing))
         _require(
             self.spacing in spacings, "spacing", f"{self.spacing!r} is not leading, trailing or linspace"
         )
-        has_spacing = self.name not in ("flow_match_euler", "lcm")
+        has_spacing = self.name in WITH_SPACING
         _require(has_spacing or self.spacing is None, "spacing", f"{self.name} has no spacing")
-        _require(self.shift is None or self.is_for_flow, "shift", f"{self.name} has no shift")
+        _require(self.shift is None or self.name in WITH_SHIFT, "shift", f"{self.name} has no shift")
         _require(self.shift is None or 0 < self.shift <= 100, "shift", f"{self.shift} is not in 0..100")
-
-    @property
-    def is_for_flow(self) -> bool:
-        """Whether a model that was trained by flow matching can be sampled by it."""
-        return self.name in ("flow_match_euler", "dpmpp_2m")
 
 
 _BY_PLACE = (
@@ -83,6 +115,7 @@ class GenerationRequest:
         scheduler: SchedulerSpec
         seed: int
         strict: bool  # the bytes of its solo run, whatever the promise: fewer mates or none, so slower
+        pipeline_parameters: Mapping[str, Value]  # arguments of the pipeline's call, in its own names
     spec: SchedulerSpec | None = None
     seconds_left: float | None = None  # until the deadline, counted from `submit`
     lane: Lane = "interactive"
@@ -199,8 +232,7 @@ def _require(holds: bool, field: str, complaint: str) -> None:
 
 SCHEDULERS: Mapping[str, SchedulerSpec] = {
     **{name: SchedulerSpec(name) for name in get_args(SchedulerName)},
-    "euler_karras": SchedulerSpec("euler", karras=True),
-    "dpmpp_2m_karras": SchedulerSpec("dpmpp_2m", karras=True),
+    **{f"{name}_karras": SchedulerSpec(name, karras=True) for name in WITH_KARRAS},
 }
 """By the names that users know: those of the schedulers, and of the ways to ask for one."""
 

@@ -28,7 +28,7 @@ from engine.errors import (
 )
 from engine.families.family import Conditions, Encoding, Family
 from engine.forward import ForwardPass
-from engine.generation import Generation
+from engine.native_generation import NativeGeneration
 from engine.prompt_notation import notation_in
 from engine.request import GenerationRequest, RequestWarning
 from engine.sampling import guide
@@ -53,7 +53,7 @@ class Runner:
         self._embeddings = Embeddings(families)
         self.seen_costs = SeenCosts()
 
-    def encode(self, generation: Generation) -> None:
+    def encode(self, generation: NativeGeneration) -> None:
         """Give a generation its embeddings and its first latents, the same as diffusers' pipeline would."""
         started_at = self._clock()
         request, family = generation.request, self._families[generation.key.model]
@@ -88,7 +88,7 @@ class Runner:
         except PromptInvalid as error:
             raise PromptInvalid(f"{name}: {error}") from error
 
-    def step(self, members: Sequence[Generation]) -> list[Generation]:
+    def step(self, members: Sequence[NativeGeneration]) -> dict[NativeGeneration, EngineError]:
         """Take every member one step further, in one forward pass; those returned are no longer finite."""
         started_at = self._clock()
         num_rows, full_share = _count_rows(members)  # before: a step may end its members' guidance
@@ -102,9 +102,11 @@ class Runner:
             member.commit_step(len(members))
         bucket = self._bucket_of(members[0])(num_rows)
         self.seen_costs.saw_step(members[0].key, bucket, self._clock() - started_at, full_share=full_share)
-        return [member for member, finite in zip(members, is_finite, strict=True) if not finite]
+        return {
+            member: NumericError() for member, finite in zip(members, is_finite, strict=True) if not finite
+        }
 
-    def _predict(self, members: Sequence[Generation], latents: Tensor, model_input: Tensor) -> Tensor:
+    def _predict(self, members: Sequence[NativeGeneration], latents: Tensor, model_input: Tensor) -> Tensor:
         """The guided model output `(B, C, h, w)`; `model_input` is the latents as the samplers scale them."""
         family = self._families[members[0].key.model]
         forward = ForwardPass(members, self._bucket_of(members[0]))
@@ -122,13 +124,13 @@ class Runner:
         result[which] = guide(conditional[which], unconditional, scales[which])
         return result
 
-    def _bucket_of(self, member: Generation) -> Callable[[int], int]:
+    def _bucket_of(self, member: NativeGeneration) -> Callable[[int], int]:
         """At how many rows so many of this member's model and shape run."""
         key = member.key
         buckets = at(self._families[key.model].buckets, key.latent_height, key.latent_width)
         return self._bucket_rows or buckets.rows
 
-    def decode(self, generation: Generation) -> np.ndarray:
+    def decode(self, generation: NativeGeneration) -> np.ndarray:
         """The image, uint8 `(H, W, 3)`, rounded as diffusers' `VaeImageProcessor` rounds."""
         started_at = self._clock()
         pixels = self._families[generation.key.model].decode(generation.latents)
@@ -139,7 +141,7 @@ class Runner:
         self.seen_costs.saw_decoding(generation.key, self._clock() - started_at)
         return (image * 255).round().astype(np.uint8)
 
-    def free(self, running: Sequence[Generation] = ()) -> None:
+    def free(self, running: Sequence[NativeGeneration] = ()) -> None:
         """Give device memory back after an out-of-memory error: kept embeddings, and step caches' features.
 
         What is `running` needs its features again, to the bit, so these go to main memory meanwhile.
@@ -189,7 +191,7 @@ def translate(error: Exception) -> EngineError:
     return failed(f"{type(error).__name__}: {message.partition(chr(10))[0]}")
 
 
-def _count_rows(members: Sequence[Generation]) -> tuple[int, float]:
+def _count_rows(members: Sequence[NativeGeneration]) -> tuple[int, float]:
     """Rows of the members' next step, and the share of them that run the whole model."""
     full = [member for member in members if member.step_cache.is_full(member.step_index)]
     num_rows = sum(member.num_rows for member in members)

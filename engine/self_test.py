@@ -81,7 +81,7 @@ def run_self_test(
         if budget.is_spent():
             continue
         buckets[side, side] = Buckets(tuple(sorted(found)))
-        num_exact_rows = _largest_in_unison(found)
+        num_exact_rows = largest_in_unison(found)
         if num_exact_rows < max_rows:
             if 2 * num_exact_rows >= max_rows:
                 limits[max_pixels] = num_exact_rows
@@ -116,7 +116,7 @@ def _candidates(largest: int, *, is_fine: bool) -> list[int]:
     return [rows for rows in range(1, largest + 1) if is_fine or rows == 2 or rows % BUCKET_STEP == 0]
 
 
-def _largest_in_unison(found: Collection[int]) -> int:
+def largest_in_unison(found: Collection[int]) -> int:
     """The largest of `found` below which no multiple of 4 is missing: shapes not tried run at these alone."""
     end = BUCKET_STEP
     while end in found:

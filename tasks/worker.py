@@ -25,6 +25,7 @@ from engine.errors import LoadError
 from engine.kept_self_tests import SelfTestResults
 from engine.load import LoadedModels, ModelSpec, load_models
 from engine.optimization import Optimization
+from engine.schedulers import SchedulerOverrides
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
@@ -260,9 +261,12 @@ def load_planned(
                 ),
                 sizes=tuple((tier.default_width, tier.default_height) for tier in model.tiers),
                 schedulers=model.schedulers,
+                scheduler=SchedulerOverrides(**model.scheduler.model_dump()),
                 default_num_inference_steps=model.default_num_inference_steps,
                 max_num_inference_steps=model.max_num_inference_steps,
                 max_side=model.max_side,
+                step_cache=model.step_cache,
+                pipeline_parameters=tuple(parameter.name for parameter in model.parameters),
             )
             for model in models
         ],

@@ -7,10 +7,11 @@ formulas. Nothing here knows models, prompts or who runs.
 
 from engine.sampling.step import Row, SamplerStep
 from engine.sampling.table import CoefficientTable, Update
-from engine.sampling.tables import CoefficientTables, FlowSigmas, schedulers_of
+from engine.sampling.tables import EXPANDED, CoefficientTables, FlowSigmas, schedulers_of
 from engine.sampling.update import advance, guide, scale_model_input
 
 __all__ = [
+    "EXPANDED",
     "CoefficientTable",
     "CoefficientTables",
     "FlowSigmas",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.sampling.table import CoefficientTable, Update
+from engine.schedulers import set_whole, shift_of
 
 
 def expand_ddim(scheduler: Any, num_inference_steps: int, eta: float) -> CoefficientTable:
@@ -116,31 +117,11 @@ def expand_flow_match_euler(
 
     `sigmas` are those that a pipeline hands over instead of the scheduler's own; more patches, more shift.
     """
-    changes = {}
-    if scheduler.config.use_dynamic_shifting:
-        config = scheduler.config
-        slope = (config.max_shift - config.base_shift) / (
-            config.max_image_seq_len - config.base_image_seq_len
-        )
-        intercept = config.base_shift - slope * config.base_image_seq_len
-        changes["mu"] = num_patches * slope + intercept
+    is_shifted = scheduler.config.use_dynamic_shifting
+    changes = {"mu": shift_of(scheduler.config, num_patches)} if is_shifted else {}
     scheduler.set_timesteps(num_inference_steps, sigmas=sigmas, **changes)
     rows = [[following - sigma] for sigma, following in pairwise(scheduler.sigmas)]
     return _table(scheduler, [Update("flow_match_euler", "flow")] * len(rows), rows)
-
-
-def set_whole(scheduler: Any, num_inference_steps: int) -> None:
-    """Set the timesteps, which are indices of `alphas_cumprod`; raises `ValueError` where one is beyond it.
-
-    diffusers adds `steps_offset` to them and does not look whether the sum is still within the model.
-    """
-    scheduler.set_timesteps(num_inference_steps)
-    first, last = int(scheduler.timesteps.max()), scheduler.config.num_train_timesteps - 1
-    if first > last:
-        raise ValueError(
-            f"its first timestep would be {first}, and the model's is {last}:"
-            f" spacing {scheduler.config.timestep_spacing!r}, steps_offset {scheduler.config.steps_offset}"
-        )
 
 
 def _of_sigma(sigma: Tensor) -> list[Tensor]:

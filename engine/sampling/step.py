@@ -18,7 +18,10 @@ class Row(Protocol):
     """One request's place in its trajectory."""
 
     table: CoefficientTable
-    step_index: int
+
+    @property
+    def step_index(self) -> int:
+        """Steps done."""
 
     def draw_noise(self, out: Tensor) -> None:
         """This step's noise into `out` `(1, C, h, w)`, on the CPU, from the request's own generator.

@@ -10,6 +10,12 @@ from settings import ROOT, Settings, load_settings
 GOOD = (ROOT / "calotype.toml").read_text()
 
 
+def override(entries: str) -> tuple[str, str]:
+    """A change of the file: entries of the model's own scheduler."""
+    tier = "[models.tiny.tiers.sd]"
+    return tier, f"[models.tiny.scheduler]\n{entries}\n\n{tier}"
+
+
 @pytest.fixture
 def catalogue() -> Catalogue:
     return load_catalogue(ROOT / "calotype.toml")
@@ -61,6 +67,17 @@ def test_a_request_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue)
         (("steps = 4\n", "steps = 151\n"), "preset 'fast': num_inference_steps is above 150"),
         (("steps = 4\n", "guidance_scale = 31\n"), "preset"),
         (("presets.fast]", "presets.Fast]"), "name"),
+        (override("spacing = 'even'"), r"scheduler\.spacing: Input should be 'leading', 'trailing' or"),
+        (override("shift = 0"), r"scheduler\.shift: Input should be greater than 0"),
+        (override("shift = 101"), r"scheduler\.shift: Input should be less than or equal to 100"),
+        (override("shift = nan"), r"scheduler\.shift: Input should be"),
+        (override("prediction_type = 'x'"), r"scheduler\.prediction_type: Input should be 'epsilon', "),
+        (override("use_karras_sigmas = 3"), r"scheduler\.use_karras_sigmas: Input should be a valid bool"),
+        (override("beta_start = 0.1"), r"scheduler\.beta_start: Extra inputs are not permitted"),
+        (
+            override("rescale_betas_zero_snr = true\nprediction_type = 'epsilon'"),
+            "scheduler: rescale_betas_zero_snr goes with prediction_type 'v_prediction' or 'sample'",
+        ),
         (("[models.tiny]", "[models.tiny"), "calotype.toml"),
     ],
 )

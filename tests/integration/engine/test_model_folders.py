@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from catalogue.catalogue import FAMILIES as SETTINGS_FAMILIES
 from engine.errors import LoadError, RequestInvalid
 from engine.hub import Hub
-from engine.load import FAMILIES, ModelSpec, load_engine
+from engine.load import ANY, FAMILIES, ModelSpec, load_engine
 from engine.request import SCHEDULERS, GenerationRequest, scheduler_named
 from tests.integration.engine.tiny_families import build
 
@@ -98,7 +98,8 @@ def test_a_pinned_revision_is_read_from_the_hubs_cache(
 
 
 def test_settings_know_the_families_of_the_engine() -> None:
-    assert set(SETTINGS_FAMILIES) == set(FAMILIES)
+    assert set(SETTINGS_FAMILIES) == {*FAMILIES, ANY}
+    assert set(SETTINGS_FAMILIES["diffusers"][0]) == set(SCHEDULERS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

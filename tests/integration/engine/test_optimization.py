@@ -116,7 +116,7 @@ def test_quantized_weights_keep_the_image_and_the_promise(
     engine = load(folders["shipped"], optimization=Optimization(quantization=quantization))
     weight = next(
         module.weight
-        for module in engine._models.families["m"]._unet.modules()  # type: ignore[attr-defined]
+        for module in engine._models.families["m"]._unet.modules()
         if isinstance(module, torch.nn.Linear)
     )
     assert type(weight) is not torch.nn.Parameter
@@ -155,7 +155,8 @@ def predicted(engine: Engine, width: int, seed: int) -> torch.Tensor:
     family, generator = engine._models.families["m"], torch.Generator().manual_seed(seed)
     latents = torch.randn(4, 4, 8, width // 8, generator=generator)
     conditions = Conditions.of([family.encode("a red heart")] * 4, torch.ones(4))
-    return family.predict(latents, torch.full((4,), 500.0), conditions)
+    output: torch.Tensor = family.predict(latents, torch.full((4,), 500.0), conditions)
+    return output
 
 
 def num_compiled() -> int:

@@ -41,6 +41,7 @@ from engine.hub import Hub
 from engine.load import ModelSpec, load_engine
 from engine.request import GeneratedImage, GenerationRequest, scheduler_named
 from engine.sampling import schedulers_of
+from engine.schedulers import SchedulerOverrides
 from tests.integration.engine.tiny_families import build
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.
@@ -274,6 +275,46 @@ def test_E2_a_prediction_type_that_nobody_knows_is_named(copy: Callable[[str], P
     change(folder / "scheduler" / "scheduler_config.json", prediction_type="trigflow")
     line = refusal(folder, "stable_diffusion")
     assert "prediction_type 'trigflow' of its EulerDiscreteScheduler is not supported" in line
+
+
+# Overrides: a folder from the hub cannot be edited
+
+
+def test_a_catalogues_override_draws_what_the_folder_with_that_entry_draws(
+    copy: Callable[[str], Path],
+) -> None:
+    right, wrong = copy("stable_diffusion"), copy("stable_diffusion")
+    entries: dict[str, Any] = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    give(right, "scheduler", DDIMScheduler(**BETAS, **entries, timestep_spacing="trailing"))
+    give(wrong, "scheduler", DDIMScheduler(**BETAS))
+    overrides = SchedulerOverrides(**entries, spacing="trailing")
+    mended, plain = load(wrong, "stable_diffusion", scheduler=overrides), load(wrong, "stable_diffusion")
+    reference = load(right, "stable_diffusion")
+    for name in ("ddim", "euler", "dpmpp_2m"):
+        image = draw(reference, scheduler=name)
+        assert mean_difference(draw(mended, scheduler=name), image) == 0, name
+        assert mean_difference(draw(plain, scheduler=name), image) > 5, name
+
+
+def test_a_catalogues_shift_is_that_of_every_request(copy: Callable[[str], Path]) -> None:
+    folder = copy("stable_diffusion_3")
+    mended = load(folder, "stable_diffusion_3", scheduler=SchedulerOverrides(shift=1.0))
+    plain = draw(load(folder, "stable_diffusion_3"))
+    change(folder / "scheduler" / "scheduler_config.json", shift=1.0)
+    reference = draw(load(folder, "stable_diffusion_3"))
+    assert mean_difference(draw(mended), reference) == 0
+    assert mean_difference(plain, reference) > 0
+
+
+def test_an_override_that_does_not_fit_is_refused_at_load_by_field(copy: Callable[[str], Path]) -> None:
+    diffusion, flow = copy("stable_diffusion"), copy("stable_diffusion_3")
+    line = refusal(diffusion, "stable_diffusion", scheduler=SchedulerOverrides(shift=3.0))
+    assert line.startswith("scheduler.shift: its ")
+    line = refusal(flow, "stable_diffusion_3", scheduler=SchedulerOverrides(spacing="trailing"))
+    assert line.startswith("scheduler.spacing: its FlowMatchEulerDiscreteScheduler does not read it")
+    overrides = SchedulerOverrides(rescale_betas_zero_snr=True, prediction_type="epsilon")
+    line = refusal(diffusion, "stable_diffusion", scheduler=overrides)
+    assert "has rescale_betas_zero_snr with prediction_type 'epsilon'" in line
 
 
 # E3: half precision

@@ -1,18 +1,17 @@
 """The benchmark of the samplers compares like with like, and its mean is over all of them."""
 
-from typing import get_args
-
 import pytest
 import torch
 
 from bench.samplers import Cost, geometric_means, least, measure, spread
 from engine.request import SchedulerName
+from engine.sampling import EXPANDED
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-@pytest.mark.parametrize("name", get_args(SchedulerName))
+@pytest.mark.parametrize("name", EXPANDED)
 def test_all_arms_take_the_same_steps(name: SchedulerName) -> None:
     """`measure` compares every last latent of the arms, and fails where one differs."""
     with torch.inference_mode():

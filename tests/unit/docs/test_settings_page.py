@@ -9,7 +9,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from catalogue.catalogue import FAMILIES, Catalogue, Model, Preset, Tier, WorkerPlan
+from catalogue.catalogue import FAMILIES, Catalogue, Model, Preset, SchedulerOverrides, Tier, WorkerPlan
 from catalogue.pipeline_parameters import PipelineParameter
 from cli import app
 from settings import ROOT, Settings
@@ -49,6 +49,7 @@ def test_every_variable_of_the_command_line_is_documented(read_table: ReadTable)
     [
         ("## `calotype.toml`", Catalogue),
         ("### `[models.NAME]`", Model),
+        ("### `[models.NAME.scheduler]`", SchedulerOverrides),
         ("### `[models.NAME.presets.PRESET]`", Preset),
         ("### `[models.NAME.parameters.PARAM]`", PipelineParameter),
         ("### `[models.NAME.tiers.TIER]`", Tier),
@@ -87,7 +88,7 @@ def _shown(field: FieldInfo) -> str:
         value = value.relative_to(ROOT)
     if isinstance(value, tuple):
         value = ",".join(map(str, value))
-    return "none" if value in ("", None, {}) else str(value)
+    return "none" if value in ("", None, {}, SchedulerOverrides()) else str(value)
 
 
 def _commands(command: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import torch
 from engine.engine import Engine
 from engine.errors import EngineError, EngineStopped, GenerationFailed, NumericError, OutOfMemory
 from engine.handle import Handle
+from engine.native_generation import NativeGeneration
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
 from tests.unit.engine.fakes import SetClock
 from tests.unit.engine.faulty_family import CULPRITS, Fault, FaultyFamily, Kind
@@ -166,11 +167,13 @@ class Run:
 
 def spoil(handle: Handle, fault: SamplerFault) -> None:
     """A table whose numbers are none, or of which there is one too many for its formula."""
-    table = handle._generation.table
+    generation = handle._generation
+    assert isinstance(generation, NativeGeneration)
+    table = generation.table
     spoiled = torch.full_like(table.coefficients, float("nan"))
     if fault == "raises":
         spoiled = torch.cat([table.coefficients, table.coefficients[:, :1]], dim=1)
-    handle._generation.table = replace(table, coefficients=spoiled)
+    generation.table = replace(table, coefficients=spoiled)
 
 
 def alone(request: GenerationRequest) -> bytes:

@@ -91,5 +91,5 @@ def test_no_coefficient_is_infinite_where_h_is() -> None:
 
 
 def test_name_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(RequestInvalid, match=r"^scheduler: 'heun' is not one of ddim, euler, "):
-        scheduler_named("heun")
+    with pytest.raises(RequestInvalid, match=r"^scheduler: 'magic' is not one of default, ddim, "):
+        scheduler_named("magic")

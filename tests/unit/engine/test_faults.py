@@ -210,7 +210,7 @@ def test_nothing_large_is_kept_for_what_has_ended(caplog: pytest.LogCaptureFixtu
 
 def test_a_step_cache_is_let_go_of_with_the_rest(ask: Ask) -> None:
     models = Models({"fake": FakeFamily()}, {"fake": LIMITS}, promise="exact")
-    generation = models.generation(ask(), submitted_at=0.0, num_ticks=0)
+    generation = models.native_generation(ask(), submitted_at=0.0, num_ticks=0)
     generation.step_cache.keep(torch.zeros(1, 8), is_negative=False)
     generation.drop_tensors()
     assert generation.step_cache.num_bytes == 0

@@ -81,7 +81,7 @@ def test_bad_field_is_named(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        {"name": "heun"},
+        {"name": "unknown"},
         {"karras": True},
         {"eta": 1.5},
         {"name": "euler", "eta": 0.5},

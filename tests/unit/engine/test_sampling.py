@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEuler
 
 from engine.errors import RequestInvalid
 from engine.request import SCHEDULERS, SchedulerSpec, Spacing
-from engine.sampling import CoefficientTables, FlowSigmas, guide
+from engine.sampling import EXPANDED, CoefficientTables, FlowSigmas, guide
 from tests.unit.engine.trajectories import (
     Walker,
     diffusers_scheduler,
@@ -40,7 +40,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "sample": {**BETAS, "prediction_type": "sample", "clip_sample_range": 0.8, "steps_offset": 1},
 }
 DIFFUSION = {
-    **{name: spec for name, spec in SCHEDULERS.items() if name != "flow_match_euler"},
+    **{name: spec for name, spec in SCHEDULERS.items() if spec.name in set(EXPANDED) - {"flow_match_euler"}},
     "ddim-eta": SchedulerSpec("ddim", eta=0.7),
     "ddim-eta-1": SchedulerSpec("ddim", eta=1.0),
 }

@@ -1,0 +1,103 @@
+"""Shares forward passes between suspended calls of one diffusers pipeline, whatever its class.
+
+Each request is a `PipelineCall`: diffusers' own code, parked wherever it calls a module. `Exchange.run` makes
+one forward pass for many parked calls and lets each go on. All of it happens on one thread, in one
+`torch.inference_mode`. It does not choose which calls run, and knows neither requests nor deadlines.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.parked_call import Merger, ParkedCall, split
+from engine.pipeline_call import PipelineCall
+
+SIDE_MODULES = ("text_encoder", "image_encoder", "image_embedder", "vae", "vqvae", "vqgan", "movq", "safety_")
+"""Beginnings of the names of components that run once in a call, before or after the denoising steps."""
+
+Forward = Callable[[dict[str, Any]], Any]
+"""The output of a module for the merged arguments of its calls."""
+
+
+class Exchange:
+    """Runs calls of `pipeline` together; neither the pipeline nor its modules are changed."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        self._merger = Merger()
+
+    def begin(self, scheduler: Any = None, /, **arguments: Any) -> PipelineCall:
+        """Begin a call with these arguments; returned as it parks at its first forward pass, or has ended.
+
+        `scheduler` is used up by the call; without one it has a copy of the pipeline's own.
+        """
+        call = PipelineCall(self._pipeline, arguments, scheduler, on_end=self._merger.forget)
+        call.go_on()
+        return call
+
+    def run(
+        self, calls: Sequence[PipelineCall], num_rows: int | None = None, forward: Forward | None = None
+    ) -> list[PipelineCall]:
+        """Make one forward pass for parked calls of equal signature; each goes on until it parks or ends.
+
+        The pass has `num_rows` rows: those of the calls, in their order, and padding. `forward` takes the
+        place of the module. Returns the calls whose part of a
+        denoiser's output is not finite: they stay parked. If the pass raises, all stay parked, and can be
+        run again in parts.
+        """
+        parked = [call.parked for call in calls if call.parked is not None]
+        parts = self.outputs(parked, num_rows, forward)
+        finite = [not is_denoiser(parked[0].name) or _is_finite(part) for part in parts]
+        for call, part, is_finite in zip(calls, parts, finite, strict=True):
+            if is_finite:
+                self._go_on(call, part)
+        return [call for call, is_finite in zip(calls, finite, strict=True) if not is_finite]
+
+    def outputs(
+        self, parked: Sequence[ParkedCall], num_rows: int | None = None, forward: Forward | None = None
+    ) -> list[Any]:
+        """What one forward pass gives each of these calls, which stay parked."""
+        counts = [one.num_rows for one in parked]
+        total = sum(counts) if num_rows is None else num_rows
+        arguments = self._merger.merge(parked, total)
+        output = forward(arguments) if forward else self._forward(parked[0].name, arguments)
+        is_listed = "list" in parked[0].kinds
+        return [output] if counts == [total] else split(output, counts, total, is_listed=is_listed)
+
+    def free(self) -> None:
+        """Let go of the tensors that are kept between two passes."""
+        self._merger.forget()
+
+    def _forward(self, name: str, arguments: dict[str, Any]) -> Any:
+        component, _, method = name.partition(".")
+        module = getattr(self._pipeline, component)
+        if not method:
+            return module(**arguments)
+        # An autoencoder that computes in full precision is given latents of the denoiser's precision.
+        arguments = {name: _as_floating(value, module.dtype) for name, value in arguments.items()}
+        return getattr(module, method)(**arguments)
+
+    def _go_on(self, call: PipelineCall, output: Any) -> None:
+        call.go_on(output)
+
+
+def is_denoiser(name: str) -> bool:
+    """Whether a component of this name runs at every denoising step."""
+    return not name.removeprefix("prior_").startswith(SIDE_MODULES)
+
+
+def _as_floating(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _is_finite(output: Any) -> bool:
+    """Whether the first tensor of an output is finite; what is wrong with others shows in later outputs."""
+    if isinstance(output, Tensor):
+        return not output.is_floating_point() or bool(torch.isfinite(output).all())
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        return all(_is_finite(one) for one in (output if isinstance(output, list) else output[:1]))
+    return True

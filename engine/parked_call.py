@@ -1,0 +1,225 @@
+"""A call of a module that waits for its forward pass: its arguments, and which calls can share that pass.
+
+A `ParkedCall` finds which of its arguments have a row for each image. `merge` makes one call of many whose
+signatures are equal, and `split` gives each its part of the output. Neither knows pipelines or the engine.
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+Kind = Literal["rows", "list", "shared", "value"]
+"""What an argument's leaf is: a tensor `(R, ...)` with a row for each of R images, a list of R entries, a
+tensor that all rows share, or any other value. Calls whose last two kinds are equal can share a pass."""
+
+PER_ROW_NUMBERS = frozenset({"timestep", "timesteps", "timestep_ratio", "time", "t", "sigma", "guidance"})
+"""Arguments that diffusers' models take as one number or as a vector `(R,)`."""
+
+READ_FROM_ROW_0 = ("_ids", "_shapes", "_seq_lens", "_pos")
+"""Endings of arguments whose first row some models use for all rows (FLUX.2's ids, Qwen-Image's shapes), or
+that have no rows at all, though a single frame looks like one (Kandinsky 5's positions)."""
+
+BRANCHES = (dict, list, tuple)
+
+
+class ParkedCall:
+    """One call of the module `name`, with `num_rows` rows; calls of equal `signature` can share a pass."""
+
+    __slots__ = ("kinds", "leaves", "name", "num_rows", "signature", "spec")
+
+    def __init__(self, name: str, arguments: Mapping[str, Any], memory: "SharedTensors") -> None:
+        first: Any = next(iter(arguments.values()), None)
+        is_listed = isinstance(first, list) and len(first) > 0 and isinstance(first[0], Tensor)
+        has_rows = isinstance(first, Tensor) and first.ndim > 0
+        self.name = name
+        self.num_rows: int = len(first) if is_listed else first.shape[0] if has_rows else 1
+        self.leaves: list[Any] = []
+        self.kinds: list[Kind] = []
+        tokens: list[Any] = []
+        spec = []
+        for argument, value in arguments.items():
+            if argument in PER_ROW_NUMBERS and isinstance(value, Tensor) and value.numel() == 1:
+                value = value.reshape(1).expand(self.num_rows)  # the model would do the same
+            if is_listed and isinstance(value, list) and len(value) == self.num_rows:
+                self.leaves.append(value)
+                self.kinds.append("list")
+                tokens.append(_description(value[0]))
+                spec.append((argument, None))
+            else:
+                spec.append((argument, self._add(argument, value, tokens, memory)))
+        self.spec = (dict, tuple(spec))
+        self.signature = (name, self.spec, tuple(tokens))
+
+    def _add(self, argument: str, value: Any, tokens: list[Any], memory: "SharedTensors") -> Any:
+        """Append the leaves of `value`; returns the spec from which `_built` makes `value` again."""
+        if isinstance(value, dict):
+            return type(value), tuple(
+                (key, self._add(argument, one, tokens, memory)) for key, one in value.items()
+            )
+        if isinstance(value, list | tuple):
+            return type(value), tuple(self._add(argument, one, tokens, memory) for one in value)
+        self.leaves.append(value)
+        if not isinstance(value, Tensor):
+            self.kinds.append("value")
+            tokens.append(_description(value))
+        elif value.ndim and value.shape[0] == self.num_rows and not argument.endswith(READ_FROM_ROW_0):
+            self.kinds.append("rows")
+            tokens.append((value.dtype, value.shape[1:]))
+        else:
+            self.kinds.append("shared")
+            tokens.append(memory.token(len(self.leaves), value))
+        return None
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of this call alone, by name."""
+        named: dict[str, Any] = _built(self.spec, iter(self.leaves))
+        return named
+
+
+class SharedTensors:
+    """The content of one pipeline call's shared tensors; a tensor that stays the same is read once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[Tensor, Any]] = {}
+
+    def token(self, place: int, tensor: Tensor) -> Any:
+        """A value that is equal for tensors of equal bytes; `place` is that of the leaf in its call."""
+        seen = self._seen.get(place)
+        if seen is not None and seen[0] is tensor:
+            return seen[1]
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        token = (tensor.dtype, tensor.shape, hashlib.sha256(content.data).digest())
+        self._seen[place] = (tensor, token)
+        return token
+
+
+class Merger:
+    """Merges calls, and keeps the result: tensors that are the same at the next step are not copied again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int], tuple[list[Tensor], int, Tensor]] = {}
+
+    def merge(self, calls: Sequence[ParkedCall], num_rows: int) -> dict[str, Any]:
+        """The arguments of one call with the rows of all `calls`, whose signatures are equal.
+
+        The last row is repeated up to `num_rows`: such padding raises nothing and is as fast as any row.
+        """
+        first = calls[0]
+        num_padding = num_rows - sum(call.num_rows for call in calls)
+        if len(calls) == 1 and not num_padding:
+            return first.arguments()
+        leaves: list[Any] = []
+        for index, kind in enumerate(first.kinds):
+            column = [call.leaves[index] for call in calls]
+            if kind == "rows":
+                leaves.append(self._rows((first.name, index), column, num_padding))
+            elif kind == "list":
+                entries = [entry for one in column for entry in one]
+                leaves.append(entries + entries[-1:] * num_padding)
+            else:
+                leaves.append(column[0])
+        named: dict[str, Any] = _built(first.spec, iter(leaves))
+        return named
+
+    def forget(self) -> None:
+        """Let go of all tensors, as when one whose rows were merged has ended."""
+        self._kept.clear()
+
+    def _rows(self, place: tuple[str, int], parts: list[Tensor], num_padding: int) -> Tensor:
+        kept = self._kept.get(place)
+        if (
+            kept is not None
+            and kept[1] == num_padding
+            and len(kept[0]) == len(parts)
+            and all(one is other for one, other in zip(kept[0], parts, strict=True))
+        ):
+            return kept[2]
+        padding = [parts[-1][-1:].expand(num_padding, *parts[-1].shape[1:])] if num_padding else []
+        merged = torch.cat([*parts, *padding])
+        self._kept[place] = (parts, num_padding, merged)
+        return merged
+
+
+def split(output: Any, row_counts: Sequence[int], num_rows: int, *, is_listed: bool = False) -> list[Any]:
+    """The parts of a module's `output` for calls of so many rows each; it has `num_rows`, padding included.
+
+    Tensors that have an entry for each row are cut, also those that an object such as the distribution of an
+    encoded image holds; anything else is the same in every part. `is_listed` says that the calls gave a list
+    with an entry for each row, so that a list of the output has one too; else its entries are a ControlNet's
+    blocks, of which there may be as many as rows.
+    """
+    leaves: list[Any] = []
+    spec = _taken_apart(output, num_rows if is_listed else None, leaves)
+    parts, start = [], 0
+    for count in row_counts:
+        rows = slice(start, start + count)
+        parts.append(_built(spec, (leaf[rows] if _has_rows(leaf, num_rows) else leaf for leaf in leaves)))
+        start += count
+    return parts
+
+
+def _taken_apart(value: Any, list_length: int | None, leaves: list[Any]) -> Any:
+    is_row_list = isinstance(value, list) and list_length is not None and _has_rows(value, list_length)
+    if isinstance(value, BRANCHES) and not is_row_list:
+        if isinstance(value, dict):  # diffusers' and transformers' outputs are dicts as well
+            return type(value), tuple(
+                (key, _taken_apart(one, list_length, leaves)) for key, one in value.items()
+            )
+        return type(value), tuple(_taken_apart(one, list_length, leaves) for one in value)
+    if held := _held_tensors(value):
+        return HoldsTensors(value), tuple(
+            (name, _taken_apart(held[name], list_length, leaves)) for name in held
+        )
+    leaves.append(value)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldsTensors:
+    """In a spec: an object of which each part has a copy, with its own rows of the tensors."""
+
+    object: Any
+
+
+def _held_tensors(value: Any) -> dict[str, Tensor]:
+    """The tensors among the attributes of a plain object."""
+    if isinstance(value, Tensor | Module | type) or not hasattr(value, "__dict__"):
+        return {}
+    return {name: one for name, one in vars(value).items() if isinstance(one, Tensor)}
+
+
+def _has_rows(leaf: Any, num_rows: int) -> bool:
+    if isinstance(leaf, Tensor):
+        return leaf.ndim > 0 and leaf.shape[0] == num_rows
+    return isinstance(leaf, list) and len(leaf) == num_rows and isinstance(leaf[0], Tensor)
+
+
+def _built(spec: Any, leaves: Iterator[Any]) -> Any:
+    if spec is None:
+        return next(leaves)
+    made, members = spec
+    if isinstance(made, HoldsTensors):
+        own = copy.copy(made.object)
+        vars(own).update({name: _built(member, leaves) for name, member in members})
+        return own
+    if issubclass(made, dict):
+        named = {key: _built(member, leaves) for key, member in members}
+        return named if made is dict else made(**named)
+    return made(_built(member, leaves) for member in members)
+
+
+def _description(value: Any) -> Any:
+    """A value that is equal for equal values of one type; what cannot be hashed is equal to itself alone."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.ndim  # an entry of a list: entries of any length share a pass
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return type(value), value

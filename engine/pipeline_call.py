@@ -1,0 +1,231 @@
+"""One request as diffusers runs it: `pipeline.__call__` in a greenlet, which parks at each forward pass.
+
+Owns the copy of the pipeline that the call writes to, and stand-ins for the modules that it shares with other
+calls. It does not know which calls share a forward pass, nor how the arguments came about.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import greenlet
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.configuration_utils import ConfigMixin
+from torch.nn import Module
+
+from engine.parked_call import ParkedCall, SharedTensors
+
+PARKED_METHODS = ("encode", "decode")
+"""Methods of autoencoders that are forward passes of their own."""
+
+
+class PipelineCall:
+    """A call of `pipeline`, which has not begun; `go_on` begins it, and lets it run to its next forward pass.
+
+    Weights are shared with the pipeline; what a call writes to the pipeline itself, its scheduler or its
+    guider stays in the call. `scheduler` takes the place of a copy of the pipeline's own.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        arguments: Mapping[str, Any],
+        scheduler: Any = None,
+        *,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.parked: ParkedCall | None = None
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.num_steps_done = 0
+        self.handed: set[str] = set()  # what the pipeline gave to `set_timesteps` by name
+        self._arguments = arguments
+        self._on_end = on_end
+        self._shared_tensors = SharedTensors()
+        self._noise = _first_noise(arguments.get("generator"))
+        self._pipeline = self._own(pipeline, scheduler)
+        self._greenlet = greenlet.greenlet(self._run)
+
+    @property
+    def num_steps(self) -> int | None:
+        """Denoising steps in all; None until the call has set its scheduler up."""
+        own = vars(self._pipeline)
+        scheduler = own.get("scheduler")
+        if own.get("_num_timesteps") is not None:  # fewer than the scheduler's, where it begins with an image
+            return int(own["_num_timesteps"])
+        if getattr(scheduler, "num_inference_steps", None) is None:
+            return None
+        return len(scheduler.timesteps)
+
+    def go_on(self, output: Any = None) -> None:
+        """Give the call the output of its forward pass; returns when it is parked again or has ended."""
+        self.parked = None
+        self._greenlet.parent = greenlet.getcurrent()
+        with self._own_noise():
+            self._greenlet.switch(output)
+        if self._greenlet.dead:
+            self._let_go()
+
+    def park(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Wait for the forward pass of the module `name`, inside the call; returns its output."""
+        self.parked = ParkedCall(name, arguments, self._shared_tensors)
+        return self._greenlet.parent.switch()
+
+    def is_running(self) -> bool:
+        """Whether the caller's code runs inside the call."""
+        return greenlet.getcurrent() is self._greenlet
+
+    def end(self) -> None:
+        """End the call where it is parked; its tensors are freed before this returns."""
+        if not self._greenlet.dead:
+            self._greenlet.parent = greenlet.getcurrent()
+            self._greenlet.throw(Ended)
+        self._let_go()
+
+    @contextmanager
+    def _own_noise(self) -> Iterator[None]:
+        """Give torch's global generator to this call: some pipelines draw from it what they encode."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self._noise)
+        try:
+            yield
+        finally:
+            self._noise = torch.get_rng_state()
+            torch.set_rng_state(outside)
+
+    def _run(self, _: Any) -> None:
+        try:
+            self.result = self._pipeline(**self._arguments)
+        except Ended:
+            pass
+        except Exception as error:  # the pipeline's own code may raise anything, and whoever asked is told
+            self.error = error
+
+    def _let_go(self) -> None:
+        # Pipeline, stand-ins and call refer to each other: without this, memory waits for a collection.
+        self.parked = None
+        vars(self._pipeline).clear()
+        self._arguments = {}
+        self._shared_tensors = SharedTensors()
+        self._on_end()
+
+    def _own(self, pipeline: Any, scheduler: Any) -> Any:
+        parts: dict[int, Any] = {
+            id(value): StandIn(value, name, self)
+            for name, value in vars(pipeline).items()
+            if isinstance(value, Module)
+        }
+        if scheduler is not None:
+            parts[id(pipeline.scheduler)] = scheduler
+        own = self._copied(pipeline, parts)
+        own_scheduler = vars(own).get("scheduler")
+        if own_scheduler is not None:  # a scheduler may have a length, so that its truth says nothing
+            own_scheduler.num_inference_steps = None
+            self._watch(own_scheduler)
+        return own
+
+    def _copied(self, pipeline: Any, parts: dict[int, Any]) -> Any:
+        """A shallow copy of a pipeline with parts of its own, which `parts` has by the id of the originals.
+
+        A combined pipeline holds the same parts again, in pipelines of its own.
+        """
+        own = copy.copy(pipeline)
+        for name, value in vars(pipeline).items():
+            if id(value) in parts:
+                vars(own)[name] = parts[id(value)]
+            elif isinstance(value, DiffusionPipeline):
+                vars(own)[name] = self._copied(value, parts)
+            elif isinstance(value, ConfigMixin):  # schedulers, guiders, image processors: they keep state
+                vars(own)[name] = parts[id(value)] = copy.deepcopy(value)
+        vars(own).pop("_num_timesteps", None)  # of an earlier call of the pipeline itself
+        own.set_progress_bar_config(disable=True)
+        return own
+
+    def _watch(self, scheduler: Any) -> None:
+        set_timesteps, step = scheduler.set_timesteps, scheduler.step
+
+        @functools.wraps(set_timesteps)  # pipelines read the parameters of both
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.handed |= {name for name, value in kwargs.items() if value is not None}
+            return set_timesteps(*args, **kwargs)
+
+        @functools.wraps(step)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            stepped = step(*args, **kwargs)
+            self.num_steps_done += 1
+            return stepped
+
+        scheduler.set_timesteps, scheduler.step = watched, counted
+
+
+def _first_noise(generator: Any) -> torch.Tensor:
+    """The state of torch's global generator at the seed of the request's own generator."""
+    first = generator[0] if isinstance(generator, list) and generator else generator
+    if not isinstance(first, torch.Generator):
+        return torch.get_rng_state()
+    return torch.Generator("cpu").manual_seed(first.initial_seed()).get_state()
+
+
+class Ended(BaseException):
+    """Ends a call at its parked place; not an `Exception`, which a pipeline might catch."""
+
+
+class StandIn:
+    """Takes the place of a module in a call's pipeline: it parks where the module would run.
+
+    All else that a pipeline asks of the module is the module's own: its configuration, dtype, hooks, class.
+    """
+
+    def __init__(self, module: Module, name: str, call: PipelineCall) -> None:
+        vars(self).update(_module=module, _name=name, _call=call)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the module, as soon as its forward pass has been made."""
+        return self._parked(self._name, self._module, _plain(self._module).forward, args, kwargs)
+
+    def _parked(
+        self, name: str, run: Callable[..., Any], signed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        names = _argument_names(signed)
+        if not self._call.is_running() or len(args) > len(names):
+            return run(*args, **kwargs)
+        return self._call.park(name, dict(zip(names, args, strict=False)) | kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        if name not in PARKED_METHODS or not callable(value):
+            return value
+
+        def parked(*args: Any, **kwargs: Any) -> Any:
+            return self._parked(f"{self._name}.{name}", value, value, args, kwargs)
+
+        return parked
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._module, name, value)
+
+    @property  # type: ignore[misc]  # `isinstance` asks for it, and mypy knows it as an attribute
+    def __class__(self) -> type:
+        return type(self._module)
+
+
+def _plain(module: Any) -> Any:
+    """The module that `torch.compile` has wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+_names_by_function: dict[Any, list[str]] = {}
+
+
+def _argument_names(function: Any) -> list[str]:
+    """The names of a bound method's positional parameters; the signature of each is read once."""
+    key = getattr(function, "__func__", function)
+    if key not in _names_by_function:
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(function).parameters.values()
+        _names_by_function[key] = [one.name for one in parameters if one.kind in positional]
+    return _names_by_function[key]

@@ -1,0 +1,151 @@
+"""Runs the calls of diffusers pipelines: to their first step, step by step in company, and to their images.
+
+Owns no call and no order; the engine says who runs. It knows the exchange, and nothing of what a pipeline
+does between two forward passes.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from engine.buckets import at
+from engine.cached_pass import CachedPass
+from engine.errors import EngineError, GenerationImpossible, NumericError
+from engine.exchange import is_denoiser
+from engine.families.truncation import unread
+from engine.pipeline_generation import PipelineGeneration
+from engine.pipeline_model import PipelineModel
+from engine.prompt_notation import notation_in
+from engine.request import RequestWarning
+from engine.runner import translate
+from engine.seen_costs import SeenCosts
+
+
+class PipelineRunner:
+    """Runs generations of `models`; what they cost is written to `seen_costs`."""
+
+    def __init__(
+        self,
+        models: Mapping[str, PipelineModel],
+        clock: Callable[[], float] = time.monotonic,
+        seen_costs: SeenCosts | None = None,
+    ) -> None:
+        self._models = models
+        self._clock = clock
+        self.seen_costs = seen_costs or SeenCosts()
+
+    def encode(self, generation: PipelineGeneration) -> None:
+        """Begin a generation's call and run it up to its first denoising step; anew if it is tried twice."""
+        started_at = self._clock()
+        generation.begin_call()
+        self._run_alone(generation)
+        if generation.call.parked is None:
+            raise GenerationImpossible("the pipeline's call ended without a denoising step")
+        generation.warnings = tuple(self._warnings(generation))
+        generation.encoding_seconds = self._clock() - started_at
+        self.seen_costs.saw_encoding(generation.key, generation.encoding_seconds)
+
+    def _run_alone(self, generation: PipelineGeneration) -> None:
+        """Run a call through encoders and decoders, by itself, until it waits for a denoiser or has ended."""
+        exchange, call = self._models[generation.key.model].exchange, generation.call
+        while call.parked is not None and not is_denoiser(call.parked.name):
+            exchange.run([call])
+        if call.error is not None:
+            raise call.error
+        generation.note_call()
+
+    def _warnings(self, generation: PipelineGeneration) -> list[RequestWarning]:
+        request, model = generation.request, self._models[generation.key.model]
+        warnings = []
+        texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        for name, text in texts.items():
+            cut = unread(text, model.readers()) if text else ()
+            warnings += [RequestWarning("prompt_cut", name, sentence) for sentence in cut]
+            if sentence := notation_in(text):
+                warnings.append(RequestWarning("notation_unread", name, sentence))
+        is_guided = request.guidance_scale > 1 and model.takes("negative_prompt")
+        if request.negative_prompt and not is_guided:
+            unused = "it has no effect without guidance"
+            warnings.append(RequestWarning("negative_prompt_unused", "negative_prompt", unused))
+        if model.runs_alone:
+            alone = "not batched: images of this model depend on their company, so it draws one at a time"
+            warnings.append(RequestWarning("not_batched", "model", alone))
+        return warnings
+
+    def step(self, members: Sequence[PipelineGeneration]) -> dict[PipelineGeneration, EngineError]:
+        """Make the forward pass that all members wait for; returns those that failed after it, and why."""
+        started_at = self._clock()
+        members = sorted(members, key=lambda member: not member.is_full_step)  # stable: whole steps first
+        key, num_rows = members[0].key, sum(member.num_rows for member in members)
+        num_full = sum(member.num_rows for member in members if member.is_full_step)
+        model = self._models[key.model]
+        buckets = at(model.buckets, key.latent_height, key.latent_width)
+        # What depends on its company may depend on padding as well.
+        bucket_rows = (lambda rows: rows) if model.runs_alone else buckets.rows
+        bucket = bucket_rows(num_rows)
+        has_cache = any(member.step_cache.is_used for member in members)
+        through = CachedPass(members, model.walk, bucket_rows) if has_cache else None
+        not_finite = model.exchange.run([member.call for member in members], bucket, through)
+        failures: dict[PipelineGeneration, EngineError] = {}
+        for member in members:
+            member.commit_step(len(members))
+            if member.call in not_finite:
+                failures[member] = NumericError()
+            elif member.call.error is not None:
+                failures[member] = translate(member.call.error)
+            elif (failure := self._go_on(member)) is not None:
+                failures[member] = failure
+        full_share = num_full / num_rows
+        self.seen_costs.saw_step(key, bucket, self._clock() - started_at, full_share=full_share)
+        return failures
+
+    def _go_on(self, member: PipelineGeneration) -> EngineError | None:
+        """Read how far a member's call is; encoders between two of its steps run at once."""
+        member.note_call()
+        if not member.num_steps_left:
+            return None
+        try:
+            self._run_alone(member)
+        except Exception as error:  # as at a step: it is this member's alone
+            failure = translate(error)
+            failure.__traceback__ = failure.__context__ = None
+            return failure
+        return None
+
+    def decode(self, generation: PipelineGeneration) -> np.ndarray:
+        """The image, uint8 `(H, W, 3)`, rounded as diffusers' `VaeImageProcessor` rounds.
+
+        What else the pipeline denoises after its decoder, as refiners do, runs by itself as well.
+        """
+        started_at = self._clock()
+        exchange, call = self._models[generation.key.model].exchange, generation.call
+        while call.parked is not None:
+            if exchange.run([call]):
+                raise NumericError
+        if call.error is not None:
+            raise call.error
+        image: np.ndarray = np.asarray(call.result.images[0])
+        if not np.isfinite(image).all():
+            raise NumericError("the decoded image is not finite")
+        request = generation.request
+        if image.shape[:2] != (request.height, request.width):
+            drawn = f"{image.shape[1]}x{image.shape[0]}"
+            raise GenerationImpossible(
+                f"width, height: asked for {request.width}x{request.height}, the pipeline draws {drawn}"
+            )
+        self.seen_costs.saw_decoding(generation.key, self._clock() - started_at)
+        return (image.clip(0, 1) * 255).round().astype(np.uint8)
+
+    def free(self, running: Sequence[PipelineGeneration] = ()) -> None:
+        """Give device memory back after an out-of-memory error: what merging and step caches keep.
+
+        What is `running` needs the latter again, to the bit, so that goes to main memory meanwhile.
+        """
+        for generation in running:
+            generation.step_cache.leave_device()
+        for model in self._models.values():
+            model.exchange.free()
+        if any(model.device.type == "cuda" for model in self._models.values()):
+            torch.cuda.empty_cache()
