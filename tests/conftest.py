@@ -105,6 +105,15 @@ def settings(migrated: Embedded) -> Settings:
     return Settings(**names, broker_key_prefix=f"test-{secrets.token_hex(4)}:")  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="session")
+def kept_self_tests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The setting with which workers of the same models find what an earlier one has tested: 6 s each saved.
+
+    For a system whose folder of profiles and first self-test are not what its test is about.
+    """
+    return {"CALOTYPE_PROFILES_DIR": str(tmp_path_factory.mktemp("profiles"))}
+
+
 @pytest.fixture
 def account(database: Database) -> str:
     """A fresh account; its id."""
