@@ -81,7 +81,7 @@ _LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 # What Western text has beside its letters, and what therefore says nothing about the encoding.
 _USUAL_MARKS = "«»‹›“”‘’„…–—•€£§©®™°²³½×ºª¿¡\u00a0"  # noqa: RUF001
 # Western letters, punctuation, Cyrillic and CJK in UTF-8: what Windows-1252 shows as `Ã©`, `â€™`, `ÐºÐ¾`.
-# A pattern that begins with a set of bytes is searched for ten times as fast as one that begins with a choice.
+# A pattern that begins with a set of bytes is searched for faster by far than one that begins with a choice.
 _UTF_8 = re.compile(
     rb"[\xc2-\xed](?:(?<=[\xc2\xc3])[\x80-\xbf]|(?<=\xe2)\x80[\x90-\xbf]|(?<=\xe2)\x82\xac"
     rb"|(?<=[\xc4-\xdf])[\x80-\xbf][\xc4-\xdf][\x80-\xbf]"
