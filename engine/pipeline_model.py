@@ -20,6 +20,7 @@ from engine.pipeline_call import PipelineCall
 from engine.request import GenerationRequest, SchedulerSpec
 from engine.scheduler_classes import HANDED
 from engine.schedulers import Schedulers
+from engine.steady_stack import on_steady_stack
 
 PIXELS_PER_LATENT = 8  # along one side, where the pipeline does not say
 LONGEST_READ_FIRST = 1024
@@ -96,6 +97,7 @@ class PipelineModel:
         self.dtype: Any = self._denoiser.dtype
         self.pixels_per_latent: int = getattr(pipeline, "vae_scale_factor", PIXELS_PER_LATENT)
 
+    @on_steady_stack
     @torch.inference_mode()
     def learn_schedulers(self, width: int, height: int) -> None:
         """Begin a call to see what the pipeline hands to its scheduler, which other classes may not take."""
