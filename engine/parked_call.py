@@ -124,7 +124,9 @@ class Merger:
         leaves: list[Any] = []
         for index, kind in enumerate(first.kinds):
             column = [call.leaves[index] for call in calls]
-            if kind == "rows":
+            if kind == "rows" and index == 0:  # the latents, which some pipelines write to in place
+                leaves.append(_concatenated(column, num_padding))
+            elif kind == "rows":
                 leaves.append(self._rows((first.name, index), column, num_padding))
             elif kind in ("list", "row_values"):
                 entries = [entry for one in column for entry in one]
@@ -147,10 +149,14 @@ class Merger:
             and all(one is other for one, other in zip(kept[0], parts, strict=True))
         ):
             return kept[2]
-        padding = [parts[-1][-1:].expand(num_padding, *parts[-1].shape[1:])] if num_padding else []
-        merged = torch.cat([*parts, *padding])
+        merged = _concatenated(parts, num_padding)
         self._kept[place] = (parts, num_padding, merged)
         return merged
+
+
+def _concatenated(parts: list[Tensor], num_padding: int) -> Tensor:
+    padding = [parts[-1][-1:].expand(num_padding, *parts[-1].shape[1:])] if num_padding else []
+    return torch.cat([*parts, *padding])
 
 
 def split(output: Any, row_counts: Sequence[int], num_rows: int, *, is_listed: bool = False) -> list[Any]:

@@ -103,6 +103,13 @@ def test_what_is_the_same_at_the_next_step_is_not_copied_again() -> None:
     assert merger.merge([parked(x=latents(4), text=text) for text in texts], 2)["text"] is not first["text"]
 
 
+def test_latents_that_are_written_in_place_are_read_again() -> None:
+    merger, calls = Merger(), [parked(x=latents(1)), parked(x=latents(2))]
+    merger.merge(calls, 2)
+    calls[1].leaves[0].fill_(3.0)  # as Kandinsky 5 does with each step's latents
+    assert torch.equal(merger.merge(calls, 2)["x"], torch.cat([latents(1), torch.full((1, 4, 8, 8), 3.0)]))
+
+
 @pytest.mark.parametrize(
     "made", [lambda x: (x,), lambda x: {"sample": x}, lambda x: [x, (x, 3)], lambda x: ([x, x, x, x],)]
 )
