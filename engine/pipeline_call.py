@@ -18,6 +18,7 @@ from diffusers.configuration_utils import ConfigMixin
 from torch.nn import Module
 
 from engine.parked_call import ParkedCall, SharedTensors
+from engine.steady_stack import switch
 
 PARKED_METHODS = ("encode", "decode")
 """Methods of autoencoders that are forward passes of their own."""
@@ -63,16 +64,18 @@ class PipelineCall:
     def go_on(self, output: Any = None) -> None:
         """Give the call the output of its forward pass; returns when it is parked again or has ended."""
         self.parked = None
-        self._greenlet.parent = greenlet.getcurrent()
         with self._own_noise():
-            self._greenlet.switch(output)
+            switch(self._greenlet, output)
         if self._greenlet.dead:
             self._let_go()
 
     def park(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Wait for the forward pass of the module `name`, inside the call; returns its output."""
         self.parked = ParkedCall(name, arguments, self._shared_tensors)
-        return self._greenlet.parent.switch()
+        output = self._greenlet.parent.switch()
+        if output is Ended:
+            raise Ended
+        return output
 
     def is_running(self) -> bool:
         """Whether the caller's code runs inside the call."""
@@ -81,8 +84,7 @@ class PipelineCall:
     def end(self) -> None:
         """End the call where it is parked; its tensors are freed before this returns."""
         if not self._greenlet.dead:
-            self._greenlet.parent = greenlet.getcurrent()
-            self._greenlet.throw(Ended)
+            switch(self._greenlet, Ended)
         self._let_go()
 
     @contextmanager

@@ -19,6 +19,7 @@ from engine.parked_call import ParkedCall
 from engine.pipeline_call import PipelineCall
 from engine.request import GenerationRequest, SchedulerSpec
 from engine.schedulers import Schedulers
+from engine.steady_stack import on_steady_stack
 from engine.walks import walk_of
 
 PIXELS_PER_LATENT = 8  # along one side, where the pipeline does not say
@@ -98,6 +99,7 @@ class PipelineModel:
         self.dtype: Any = self._denoiser.dtype
         self.pixels_per_latent: int = getattr(pipeline, "vae_scale_factor", PIXELS_PER_LATENT)
 
+    @on_steady_stack
     @torch.inference_mode()
     def learn_schedulers(self, width: int, height: int) -> None:
         """Begin a call to see what the pipeline hands to its scheduler, which other classes may not take."""
