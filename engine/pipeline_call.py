@@ -7,7 +7,7 @@ calls. It does not know which calls share a forward pass, nor how the arguments 
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,7 +46,8 @@ class PipelineCall:
         self._arguments = arguments
         self._on_end = on_end
         self._shared_tensors = SharedTensors()
-        self._noise = _first_noise(arguments.get("generator"))
+        self._global_generators = _global_generators()
+        self._noise = _first_noise(self._global_generators, arguments.get("generator"))
         self._pipeline = self._own(pipeline, scheduler)
         self._greenlet = greenlet.greenlet(self._run)
 
@@ -89,14 +90,14 @@ class PipelineCall:
 
     @contextmanager
     def _own_noise(self) -> Iterator[None]:
-        """Give torch's global generator to this call: some pipelines draw from it what they encode."""
-        outside = torch.get_rng_state()
-        torch.set_rng_state(self._noise)
+        """Give torch's global generators to this call: some pipelines draw from them what they encode."""
+        outside = _states(self._global_generators)
+        _set_states(self._global_generators, self._noise)
         try:
             yield
         finally:
-            self._noise = torch.get_rng_state()
-            torch.set_rng_state(outside)
+            self._noise = _states(self._global_generators)
+            _set_states(self._global_generators, outside)
 
     def _run(self, _: Any) -> None:
         try:
@@ -158,12 +159,29 @@ class PipelineCall:
         scheduler.step = counted
 
 
-def _first_noise(generator: Any) -> torch.Tensor:
-    """The state of torch's global generator at the seed of the request's own generator."""
+def _global_generators() -> list[torch.Generator]:
+    """torch's own generators that a pipeline's code can draw from: the CPU's, and that of a GPU in use."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return [torch.default_generator]
+    return [torch.default_generator, torch.cuda.default_generators[torch.cuda.current_device()]]
+
+
+def _first_noise(global_generators: Sequence[torch.Generator], generator: Any) -> list[torch.Tensor]:
+    """The states of torch's global generators at the seed of the request's own generator."""
     first = generator[0] if isinstance(generator, list) and generator else generator
     if not isinstance(first, torch.Generator):
-        return torch.get_rng_state()
-    return torch.Generator("cpu").manual_seed(first.initial_seed()).get_state()
+        return _states(global_generators)
+    seed = first.initial_seed()
+    return [torch.Generator(one.device).manual_seed(seed).get_state() for one in global_generators]
+
+
+def _states(generators: Sequence[torch.Generator]) -> list[torch.Tensor]:
+    return [one.get_state() for one in generators]
+
+
+def _set_states(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
 
 
 class Ended(BaseException):
