@@ -43,7 +43,7 @@ from engine.rehearsal import is_exact_in_company
 from engine.request import SchedulerSpec, scheduler_named
 from engine.runner import translate
 from engine.sampling import CoefficientTables, schedulers_of
-from engine.schedulers import AS_PUBLISHED, SchedulerOverrides, overridden
+from engine.scheduler_overrides import AS_PUBLISHED, SchedulerOverrides, overridden
 from engine.self_test import PROMISES, Promise, SelfTest, digest_of_one, run_self_test
 from engine.time_budget import TimeBudget
 
@@ -347,7 +347,8 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         return DTYPES[name]
     if device.type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # GPUs before Ampere only emulate bf16, many times slower than they compute in fp16.
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 @contextmanager

@@ -7,7 +7,7 @@ calls. It does not know which calls share a forward pass, nor how the arguments 
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from diffusers.configuration_utils import ConfigMixin
 from torch.nn import Module
 
 from engine.parked_call import ParkedCall, SharedTensors
+from engine.steady_stack import switch
 
 PARKED_METHODS = ("encode", "decode")
 """Methods of autoencoders that are forward passes of their own."""
@@ -42,11 +43,11 @@ class PipelineCall:
         self.result: Any = None
         self.error: Exception | None = None
         self.num_steps_done = 0
-        self.handed: set[str] = set()  # what the pipeline gave to `set_timesteps` by name
         self._arguments = arguments
         self._on_end = on_end
         self._shared_tensors = SharedTensors()
-        self._noise = _first_noise(arguments.get("generator"))
+        self._global_generators = _global_generators()
+        self._noise = _first_noise(self._global_generators, arguments.get("generator"))
         self._pipeline = self._own(pipeline, scheduler)
         self._greenlet = greenlet.greenlet(self._run)
 
@@ -64,16 +65,18 @@ class PipelineCall:
     def go_on(self, output: Any = None) -> None:
         """Give the call the output of its forward pass; returns when it is parked again or has ended."""
         self.parked = None
-        self._greenlet.parent = greenlet.getcurrent()
         with self._own_noise():
-            self._greenlet.switch(output)
+            switch(self._greenlet, output)
         if self._greenlet.dead:
             self._let_go()
 
     def park(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Wait for the forward pass of the module `name`, inside the call; returns its output."""
         self.parked = ParkedCall(name, arguments, self._shared_tensors)
-        return self._greenlet.parent.switch()
+        output = self._greenlet.parent.switch()
+        if output is Ended:
+            raise Ended
+        return output
 
     def is_running(self) -> bool:
         """Whether the caller's code runs inside the call."""
@@ -82,20 +85,19 @@ class PipelineCall:
     def end(self) -> None:
         """End the call where it is parked; its tensors are freed before this returns."""
         if not self._greenlet.dead:
-            self._greenlet.parent = greenlet.getcurrent()
-            self._greenlet.throw(Ended)
+            switch(self._greenlet, Ended)
         self._let_go()
 
     @contextmanager
     def _own_noise(self) -> Iterator[None]:
-        """Give torch's global generator to this call: some pipelines draw from it what they encode."""
-        outside = torch.get_rng_state()
-        torch.set_rng_state(self._noise)
+        """Give torch's global generators to this call: some pipelines draw from them what they encode."""
+        outside = _states(self._global_generators)
+        _set_states(self._global_generators, self._noise)
         try:
             yield
         finally:
-            self._noise = torch.get_rng_state()
-            torch.set_rng_state(outside)
+            self._noise = _states(self._global_generators)
+            _set_states(self._global_generators, outside)
 
     def _run(self, _: Any) -> None:
         try:
@@ -125,7 +127,7 @@ class PipelineCall:
         own_scheduler = vars(own).get("scheduler")
         if own_scheduler is not None:  # a scheduler may have a length, so that its truth says nothing
             own_scheduler.num_inference_steps = None
-            self._watch(own_scheduler)
+            self._count_steps(own_scheduler)
         return own
 
     def _copied(self, pipeline: Any, parts: dict[int, Any]) -> Any:
@@ -145,29 +147,41 @@ class PipelineCall:
         own.set_progress_bar_config(disable=True)
         return own
 
-    def _watch(self, scheduler: Any) -> None:
-        set_timesteps, step = scheduler.set_timesteps, scheduler.step
+    def _count_steps(self, scheduler: Any) -> None:
+        step = scheduler.step
 
-        @functools.wraps(set_timesteps)  # pipelines read the parameters of both
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            self.handed |= {name for name, value in kwargs.items() if value is not None}
-            return set_timesteps(*args, **kwargs)
-
-        @functools.wraps(step)
+        @functools.wraps(step)  # pipelines read the parameters of `step`
         def counted(*args: Any, **kwargs: Any) -> Any:
             stepped = step(*args, **kwargs)
             self.num_steps_done += 1
             return stepped
 
-        scheduler.set_timesteps, scheduler.step = watched, counted
+        scheduler.step = counted
 
 
-def _first_noise(generator: Any) -> torch.Tensor:
-    """The state of torch's global generator at the seed of the request's own generator."""
+def _global_generators() -> list[torch.Generator]:
+    """torch's own generators that a pipeline's code can draw from: the CPU's, and that of a GPU in use."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return [torch.default_generator]
+    return [torch.default_generator, torch.cuda.default_generators[torch.cuda.current_device()]]
+
+
+def _first_noise(global_generators: Sequence[torch.Generator], generator: Any) -> list[torch.Tensor]:
+    """The states of torch's global generators at the seed of the request's own generator."""
     first = generator[0] if isinstance(generator, list) and generator else generator
     if not isinstance(first, torch.Generator):
-        return torch.get_rng_state()
-    return torch.Generator("cpu").manual_seed(first.initial_seed()).get_state()
+        return _states(global_generators)
+    seed = first.initial_seed()
+    return [torch.Generator(one.device).manual_seed(seed).get_state() for one in global_generators]
+
+
+def _states(generators: Sequence[torch.Generator]) -> list[torch.Tensor]:
+    return [one.get_state() for one in generators]
+
+
+def _set_states(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
 
 
 class Ended(BaseException):

@@ -29,6 +29,7 @@ from engine.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
 from engine.runner import IMPOSSIBLE
 from engine.self_test import PROMISES, SelfTest, largest_in_unison
+from engine.steady_stack import on_steady_stack
 from engine.step_cache import NUM_FIRST_FULL_STEPS
 from engine.time_budget import TimeBudget
 from engine.walks import fitting
@@ -44,6 +45,7 @@ SCALES = (4.0, 1.0, 7.0, 2.5)
 PROMPTS = ("a self-test", "a red heart on a white background", "", "two blue stars and a ring beside them")
 
 
+@on_steady_stack
 def find_promise(
     model: PipelineModel, row_limits: Mapping[int, int], scheduler: SchedulerSpec, budget: TimeBudget
 ) -> SelfTest:
@@ -53,7 +55,8 @@ def find_promise(
     images in company differ by more than `MAX_DIFFERENCE` from those of calls that have no company and no
     padding. Images that differ by less, and classes that were not tried, make the promise `within 1/255`.
     `model.buckets` gets the row counts at which a row has the bits that it has among 4. Where these end
-    before the cap, it is lowered, or the promise is `exact within a bucket`, as by `engine.self_test`.
+    before the cap, it is lowered, or the promise is `exact within a bucket`, as by `engine.self_test`. Where
+    memory runs out above 4 rows, the cap is the largest number of rows that fitted.
     """
     weakest, is_repeatable = 0, True  # of `PROMISES`
     limits = dict(row_limits)
@@ -84,14 +87,14 @@ def find_promise(
         if _difference(alone, together):
             weakest = 2
             continue
-        found = set.intersection(
-            *(_exact_row_counts(model, request, row_limits[max_pixels]) for request in requests[:2])
-        )
+        counts = [_exact_row_counts(model, request, row_limits[max_pixels]) for request in requests[:2]]
+        found = set.intersection(*(exact for exact, _ in counts))
+        max_rows = limits[max_pixels] = min(num_rows_that_fit for _, num_rows_that_fit in counts)
         side = square(model, max_pixels)[0] // model.pixels_per_latent
         model.buckets = {**model.buckets, (side, side): Buckets(tuple(sorted(found)))}
         num_exact_rows = largest_in_unison(found)
-        if 2 * num_exact_rows >= row_limits[max_pixels]:
-            limits[max_pixels] = min(row_limits[max_pixels], num_exact_rows)
+        if 2 * num_exact_rows >= max_rows:
+            limits[max_pixels] = min(max_rows, num_exact_rows)
         else:
             weakest = max(weakest, 1)
             model.buckets = {**model.buckets, (side, side): MULTIPLES_OF_FOUR}
@@ -103,6 +106,7 @@ def find_promise(
     return SelfTest(PROMISES[weakest], limits, model.buckets)
 
 
+@on_steady_stack
 def check_image(
     model: PipelineModel,
     row_limits: Mapping[int, int],
@@ -187,6 +191,7 @@ def _difference(
     return worst
 
 
+@on_steady_stack
 @torch.inference_mode()
 def _find_rows_of_guidance(model: PipelineModel, request: GenerationRequest) -> None:
     """Set how many rows a guided step has, and whether half of them leave where its guidance is cut off."""
@@ -206,12 +211,15 @@ def _find_rows_of_guidance(model: PipelineModel, request: GenerationRequest) -> 
     call.end()
 
 
+@on_steady_stack
 @torch.inference_mode()
-def _exact_row_counts(model: PipelineModel, request: GenerationRequest, max_rows: int) -> set[int]:
+def _exact_row_counts(
+    model: PipelineModel, request: GenerationRequest, max_rows: int
+) -> tuple[set[int], int]:
     """The row counts, up to 4 and multiples of it, at which a row of this request has the bits of 4 rows.
 
-    The row stands in several places, among rows of other prompts and seeds that are some steps further. Row
-    counts that do not fit into memory are not among them.
+    The row stands in several places, among rows of other prompts and seeds that are some steps further. The
+    second number is the most rows, up to `max_rows`, that fit into memory; row counts beyond are not tried.
     """
     request = replace(request, num_inference_steps=2 * len(PROMPTS))
     others = [replace(request, prompt=text, seed=seed) for seed, text in enumerate(PROMPTS, start=10)]
@@ -229,10 +237,10 @@ def _exact_row_counts(model: PipelineModel, request: GenerationRequest, max_rows
                 partial(_are_equal, model, parked, references, num_rows), model.device
             )
             if isinstance(is_equal, OutOfMemory):
-                break
+                return found, min(max_rows, max(BUCKET_STEP, num_rows - BUCKET_STEP))
             if is_equal:
                 found.add(num_rows)
-        return found
+        return found, max_rows
     finally:
         for call in calls:
             call.end()

@@ -25,7 +25,7 @@ from engine.errors import LoadError
 from engine.kept_self_tests import SelfTestResults
 from engine.load import LoadedModels, ModelSpec, load_models
 from engine.optimization import Optimization
-from engine.schedulers import SchedulerOverrides
+from engine.scheduler_overrides import SchedulerOverrides
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database

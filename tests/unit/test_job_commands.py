@@ -67,7 +67,7 @@ def serving(
             return
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
         digest = hashlib.sha256(b"a png").hexdigest()
         image = {"images": [{"index": 0, "url": f"{url}/image", "sha256": digest}]}
