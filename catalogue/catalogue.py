@@ -89,7 +89,7 @@ class Preset(_Frozen):
     guidance_cutoff: Annotated[float, Field(ge=0, le=1)] | None = None
     step_cache: Positive | None = None
     scheduler: str | None = None
-    pipeline_parameters: dict[str, Value] = {}
+    pipeline_parameters: dict[str, Value] | None = None
 
 
 class SchedulerOverrides(_Frozen):
@@ -198,7 +198,7 @@ class Model(_Frozen):
             value, limit = getattr(preset, field), getattr(self, f"max_{field}")
             if value is not None and value > limit:
                 raise ValueError(f"{named}: {field} is above {limit:g}")
-        for name, fault in value_faults(self.parameters, preset.pipeline_parameters, self.name):
+        for name, fault in value_faults(self.parameters, preset.pipeline_parameters or {}, self.name):
             raise ValueError(f"{named}: pipeline_parameters.{name} {fault}")
 
     @property

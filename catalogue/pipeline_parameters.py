@@ -42,7 +42,7 @@ RESERVED = frozenset(
         *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
         *("prompt_embeds_mask", "negative_prompt_embeds_mask", "attention_kwargs", "joint_attention_kwargs"),
         *("cross_attention_kwargs", "image", "mask_image", "control_image", "ip_adapter_image"),
-        *("ip_adapter_image_embeds", "sigmas", "self"),
+        *("ip_adapter_image_embeds", "sigmas", "use_resolution_binning", "self"),
     }
 )
 """Names that no model may declare: they mean something else already."""

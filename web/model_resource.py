@@ -20,7 +20,7 @@ class PresetResource(BaseModel):
     guidance_cutoff: float | None
     step_cache: int | None
     scheduler: str | None
-    pipeline_parameters: dict[str, bool | int | float | str]
+    pipeline_parameters: dict[str, bool | int | float | str] | None
 
 
 class ModelParameterResource(BaseModel):

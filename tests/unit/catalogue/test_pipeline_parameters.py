@@ -64,7 +64,9 @@ def test_a_wrong_declaration_is_named_by_its_place_and_its_limit(
     assert fault in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["width", "seed", "pipeline_parameters", "tier", "latents", "output_type"])
+@pytest.mark.parametrize(
+    "name", ["width", "seed", "pipeline_parameters", "tier", "latents", "use_resolution_binning"]
+)
 def test_a_name_that_means_something_already_cannot_be_declared(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match=rf"models\.tiny\.parameters\.{name}: this name is taken"):
         catalogue_with(tmp_path, f'[models.tiny.parameters.{name}]\ntype = "int"\n')
