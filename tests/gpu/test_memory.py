@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from engine.buckets import UNTESTED
 from engine.engine import Engine
 from engine.errors import Canceled
 from tests.gpu.drawing import MODEL, SHIPPED, Engines, asked, differences, drawn, finish
@@ -61,8 +62,9 @@ def test_a_step_that_runs_out_of_memory_is_split_and_no_image_is_lost(
     engines: Engines, gpu: str, family: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = engines.load(SHIPPED, family, rows=SMALL_LIMIT, side=512)
-    requests = [asked(number, **LARGE) for number in range(64)]
+    requests = [asked(number, **LARGE | {"num_inference_steps": 12}) for number in range(64)]
     used = num_bytes_used(lambda: drawn(small, requests[:12]))
+    small._models.families[MODEL].buckets = UNTESTED  # those found would keep step batches to 8 rows
     untested = Engine(small._models.families, {MODEL: {512 * 512: HIGH_LIMIT}}, promise=small.promise)
     with little_memory(2 * used), caplog.at_level(logging.WARNING, logger="engine.attempt"):
         handles = [untested.submit(request) for request in requests]
