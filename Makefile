@@ -17,7 +17,7 @@ demo: $(INSTALLED) ## start everything, draw 26 images over HTTP, check them, st
 up: $(INSTALLED) ## run the whole system until Ctrl-C
 	@$(BIN)/calotype up
 
-test: check ## check, then every test on real services
+test: $(INSTALLED) lint types imports ## lint, types, imports, then every test on real services
 	@$(BIN)/python -m pytest
 
 check: $(INSTALLED) lint types imports docs ## ruff, mypy, the import rules, the tests of the docs

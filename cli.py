@@ -46,6 +46,7 @@ def main() -> None:
     from local.errors import LocalError, NothingThere, WrongUsage
     from storage.errors import Unavailable
 
+    gc.freeze()  # what is imported stays: no collection looks at it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets a ? and no traceback
@@ -65,6 +66,8 @@ def main() -> None:
         if not error.filename:
             raise  # no file of the user's: the trace is worth more than a line
         fail(f"{error.filename}: {error.strerror}")
+    finally:
+        gc.freeze()  # the process ends: nothing that is left needs to be collected
 
 
 @app.callback()
@@ -104,7 +107,8 @@ def api(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
 ) -> None:
     """Serve the REST API and its pages until SIGTERM."""
-    from web.serve import run_api
+    with _import_without_collector():
+        from web.serve import run_api
 
     run_api(load_settings(), host, port)
 
@@ -133,10 +137,11 @@ def worker(
     settings = load_settings()
     configure_logs(settings.log_level, settings.log_format)
     if device == "none":
-        from tasks.webhook_worker import run_webhook_worker
-
         if tiers:
             fail("--tiers: without a device no tier is served", code=EXIT_USAGE)
+        with _import_without_collector():
+            from tasks.webhook_worker import run_webhook_worker
+
         port = settings.metrics_port if metrics_port is None else metrics_port
         raise typer.Exit(run_webhook_worker(settings, ready_file, metrics_port=port))
     options = worker_options(settings, device, tiers)
@@ -197,8 +202,10 @@ def sweep(
 ) -> None:
     """Heal what messages and dead workers leave behind, until SIGTERM. Any number may run."""
     from logs import configure_logs
-    from tasks.sweep import run_sweeper
     from terminal import require_folder
+
+    with _import_without_collector():
+        from tasks.sweep import run_sweeper
 
     settings = load_settings()
     if alive_file is not None:

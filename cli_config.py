@@ -86,18 +86,15 @@ def openapi(
     ] = None,
 ) -> None:
     """Print the API's OpenAPI document; nothing needs to run."""
-    text = openapi_document()
     if output is None:
-        print_text(text)
+        print_text(openapi_document())
     else:
         require_folder("-o", output)
-        output.write_text(text, encoding="utf-8")
+        output.write_text(openapi_document(), encoding="utf-8")
 
 
 def openapi_document() -> str:
     """The document as it is kept in `docs/reference/openapi.json`."""
-    from web.app import create_app
-
     # It opens no connection, but wants to know where it would.
     nowhere: dict[str, Any] = {
         "database_url": "postgresql://nobody@127.0.0.1:1/nothing",
@@ -107,7 +104,10 @@ def openapi_document() -> str:
         "s3_secret_key": "none",
         "metrics_port": 0,
     }
-    app = create_app(load_settings(**nowhere))
+    settings = load_settings(**nowhere)
+    from web.app import create_app  # which takes a second: what is wrong with the settings is said before
+
+    app = create_app(settings)
     return json.dumps(app.spec_json, indent=2) + "\n"
 
 

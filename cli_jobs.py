@@ -7,11 +7,11 @@ from enum import StrEnum
 from hashlib import sha256
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from client.calotype import TERMINAL_STATES, Batch, Client, Image, InvalidRequestError, Job
+from client.calotype import TERMINAL_STATES, Batch, Client, Image, InvalidRequestError, Job, JobParameters
 from terminal import (
     DEFAULT_DATA_DIR,
     EXIT_USAGE,
@@ -74,9 +74,9 @@ def submit(
         FileFormat | None, typer.Option("--format", help="output_format; png if left out.")
     ] = None,
     quality: Annotated[int | None, typer.Option(help="output_quality, 1 to 100; not of a png.")] = None,
-    own: Annotated[
+    given: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the model's own; may be repeated."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Any parameter by its name; may be repeated."),
     ] = None,
     url: Url = "",
     api_key: Key = "",
@@ -86,7 +86,7 @@ def submit(
     """Submit one job; with -o, wait for it and save its image."""
     if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
         fail("PROMPT is not UTF-8", code=EXIT_USAGE)
-    parameters = {
+    parameters: dict[str, Any] = {
         "width": width,
         "height": height,
         "num_inference_steps": steps,
@@ -99,12 +99,12 @@ def submit(
         "negative_prompt": negative,
         "output_format": file_format and file_format.value,
         "output_quality": quality,
-        "pipeline_parameters": _own_values(own or []) or None,
     }
+    _set(parameters, given or [])
     if output is not None:
         require_folder("-o", output)
     with _connect(url, api_key, data_dir) as client:
-        job = client.submit(prompt, **parameters)  # type: ignore[arg-type]  # the server checks what is given
+        job = client.submit(prompt, **parameters)  # the server checks what is given
         if output is not None:
             job = _watched(client, job.id)
             if job.state == "succeeded":
@@ -264,17 +264,23 @@ def cancel(
     out.print(f"{left.id} {left.state}{later}", markup=False, soft_wrap=True)
 
 
-def _own_values(given: Sequence[str]) -> dict[str, bool | int | float | str]:
-    """What `--set` said: a value is JSON, and a text where it is none."""
-    values: dict[str, bool | int | float | str] = {}
+def _set(parameters: dict[str, Any], given: Sequence[str]) -> None:
+    """Add what `--set` said; a value is JSON, and a text where it is none.
+
+    A name that the API does not have for every job is a parameter of the model's own.
+    """
+    own: dict[str, Any] = {}
     for entry in given:
         name, is_given, text = entry.partition("=")
-        if not is_given or not name.strip():
+        name = name.strip()
+        if not is_given or not name:
             fail(f"--set: {entry[:100]!r} is not NAME=VALUE", code=EXIT_USAGE)
-        if name.strip() in values:
-            fail(f"--set: {name.strip()[:100]!r} is given twice", code=EXIT_USAGE)
-        values[name.strip()] = _scalar(text.strip())
-    return values
+        place = parameters if name in JobParameters.__annotations__ else own
+        if name == "prompt" or place.get(name) is not None:
+            fail(f"--set: {name[:100]!r} is given twice", code=EXIT_USAGE)
+        place[name] = _scalar(text.strip())
+    if own:
+        parameters["pipeline_parameters"] = own
 
 
 def _scalar(text: str) -> bool | int | float | str:

@@ -19,6 +19,7 @@ class Amounts:
     solo_repeats: int
     segment_seconds: float
     profile_seconds: float
+    exchange_rounds: int
     seeds: Sequence[int] = (1, 2, 3)
 
 
@@ -34,6 +35,7 @@ WHOLE = Amounts(
     solo_repeats=2,
     segment_seconds=2.5,
     profile_seconds=10,
+    exchange_rounds=15,
 )
 QUICK = Amounts(
     saturating={128: 30, 192: 20},
@@ -47,5 +49,6 @@ QUICK = Amounts(
     solo_repeats=1,
     segment_seconds=1,
     profile_seconds=0,
+    exchange_rounds=1,
     seeds=(1,),
 )

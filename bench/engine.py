@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bench import curves, exactness, less_work, samplers, simulator
+from bench import curves, exactness, exchange, less_work, samplers, simulator
 from bench.amounts import QUICK, WHOLE
 from bench.arms import Continuous, Ended
 from bench.clock import in_turns
@@ -280,6 +280,12 @@ def less(bench: Bench) -> Iterator[Figure]:
     yield figure_of("cutoff_checker_loss", [cutoff_quality.points_lost], 1, None, reason, is_at_most=True)
 
 
+def exchanged(bench: Bench) -> Iterator[Figure]:
+    """What native code gains over the exchange, and what the exchange costs, at both tiers."""
+    for side in SIDES:
+        yield from exchange.figures(side, bench.amounts.exchange_rounds)
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "throughput": throughput,
     "latency": latency,
@@ -289,6 +295,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "sampling": sampling,
     "exactness": exact,
     "less-work": less,
+    "exchange": exchanged,
 }
 
 

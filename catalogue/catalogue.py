@@ -124,6 +124,7 @@ class Model(_Frozen):
     cpu_offload: Literal["none", "model", "sequential"] = "none"
     local_files_only: bool = True
     family: Family = "stable_diffusion"
+    step_cache: bool = False
     schedulers: Annotated[tuple[str, ...], Field(min_length=1)]
     scheduler: SchedulerOverrides = SchedulerOverrides()
     default_num_inference_steps: Positive = 20
@@ -167,6 +168,8 @@ class Model(_Frozen):
             )
         if self.cpu_offload == "sequential" and (self.compile or self.quantization != "none"):
             raise ValueError("cpu_offload: 'sequential' goes with neither compile nor quantization")
+        if self.step_cache and self.cpu_offload != "none":
+            raise ValueError("step_cache: a model with cpu_offload has none")
         schedulers, side_multiple = FAMILIES[self.family]
         for scheduler in self.schedulers:
             if scheduler not in schedulers:
@@ -207,10 +210,11 @@ class Model(_Frozen):
     def max_step_cache(self) -> int:
         """The largest `step_cache` of a request: 1, which is none, where the model has no step cache.
 
-        A model with `cpu_offload` has none: only whole models are fetched, and a step cache runs parts.
+        A model with `cpu_offload` has none: only whole models are fetched, and a step cache runs parts. A
+        pipeline of `diffusers` has one where its entry says so, which its worker holds to be true.
         """
-        can_cache = self.family in STEP_CACHE_FAMILIES and self.cpu_offload == "none"
-        return MAX_STEP_CACHE if can_cache else 1
+        has_one = self.step_cache or self.family in STEP_CACHE_FAMILIES
+        return MAX_STEP_CACHE if has_one and self.cpu_offload == "none" else 1
 
     @property
     def defaults(self) -> dict[str, Any]:

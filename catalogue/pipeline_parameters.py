@@ -48,6 +48,11 @@ RESERVED = frozenset(
 """Names that no model may declare: they mean something else already."""
 
 
+_WHOLE = Parameter(type="int", min=-(2**53), max=2**53, description="")  # beyond, JSON loses digits
+_NUMBER = Parameter(type="float", description="")
+_LENGTH = Parameter(type="int", min=0, max=100_000, description="")
+
+
 class PipelineParameter(Parameter):
     """One `[models.NAME.parameters.PARAM]`: an argument of the pipeline's `__call__` that a request may set.
 
@@ -77,8 +82,13 @@ class PipelineParameter(Parameter):
     def fault_of(self, value: object) -> str | None:
         """What is wrong with a value, naming the limit and not the value; nothing if it is right."""
         fault = super().fault_of(value)
-        if fault is not None or not isinstance(value, str) or self.type != "string":
+        if fault is not None:
             return fault
+        if self.type == "int":
+            return _WHOLE.fault_of(value)
+        return self._fault_of_string(str(value)) if self.type == "string" else None
+
+    def _fault_of_string(self, value: str) -> str | None:
         most = MAX_STRING_CHARACTERS if self.max is None else self.max
         if len(value) > most:
             return f"has more than {most} characters"
@@ -94,11 +104,11 @@ class PipelineParameter(Parameter):
             if self.type in ("bool", "choice"):
                 return f"{name}: a {self.type} has none"
             if self.type == "float":
-                fault = Parameter(type="float", description="").fault_of(value)
+                fault = _NUMBER.fault_of(value)
             elif self.type == "string":
-                fault = Parameter(type="int", min=0, max=100_000, description="").fault_of(value)
+                fault = _LENGTH.fault_of(value)
             else:
-                fault = Parameter(type="int", min=-(2**53), max=2**53, description="").fault_of(value)
+                fault = _WHOLE.fault_of(value)
             if fault is not None:
                 return f"{name} {fault}"
         if len(bounds) == 2 and bounds["min"] > bounds["max"]:

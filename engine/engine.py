@@ -32,6 +32,7 @@ from engine.runner import translate
 from engine.runners import Runners
 from engine.self_test import Promise
 from engine.side_work import SideWork
+from engine.steady_stack import on_steady_stack
 from engine.traceback_places import places_of
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,7 @@ class Engine:
 
     # The engine thread.
 
+    @on_steady_stack
     def _run(self) -> None:
         try:
             while self._wait_for_work():
@@ -192,6 +194,7 @@ class Engine:
             self._changed.wait_for(lambda: self._num_generations or self._is_stopping)
             return not self._is_stopping
 
+    @on_steady_stack
     @torch.inference_mode()
     def tick(self) -> None:
         """One turn: at most one step batch and a few images, with every decision taken anew."""

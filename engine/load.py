@@ -43,7 +43,7 @@ from engine.rehearsal import is_exact_in_company
 from engine.request import SchedulerSpec, scheduler_named
 from engine.runner import translate
 from engine.sampling import CoefficientTables, schedulers_of
-from engine.schedulers import AS_PUBLISHED, SchedulerOverrides, overridden
+from engine.scheduler_overrides import AS_PUBLISHED, SchedulerOverrides, overridden
 from engine.self_test import PROMISES, Promise, SelfTest, digest_of_one, run_self_test
 from engine.time_budget import TimeBudget
 
@@ -90,6 +90,7 @@ class ModelSpec:
     default_num_inference_steps: int = 2
     max_num_inference_steps: int = 150
     max_side: int | None = None  # pixels
+    step_cache: bool = False  # whether requests are told that they may ask for one; natives always are
     pipeline_parameters: tuple[str, ...] = ()  # by name: arguments of its pipeline's call
 
 
@@ -196,6 +197,10 @@ def _tested_pipeline(
         default_steps=spec.default_num_inference_steps,
     )
     result = find_promise(model, row_limits, scheduler, budget)
+    if spec.step_cache and not model.can_cache_steps:
+        raise LoadError(
+            f"step_cache: a {model.class_name} with its {model.denoiser_name} has none: set it to false"
+        )
     logger.info("self-test of %r: %r, after %.1f s", spec.name, result.promise, budget.used_seconds)
     return result
 

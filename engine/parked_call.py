@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-Kind = Literal["rows", "list", "shared", "value"]
-"""What an argument's leaf is: a tensor `(R, ...)` with a row for each of R images, a list of R entries, a
-tensor that all rows share, or any other value. Calls whose last two kinds are equal can share a pass."""
+Kind = Literal["rows", "list", "row_values", "shared", "value"]
+"""What an argument's leaf is: a tensor `(R, ...)` with a row for each of R images, a list of R tensors, a
+list of R lists of values, a tensor that all rows share, or any other value. Calls whose last three kinds are
+equal can share a pass."""
 
 PER_ROW_NUMBERS = frozenset({"timestep", "timesteps", "timestep_ratio", "time", "t", "sigma", "guidance"})
 """Arguments that diffusers' models take as one number or as a vector `(R,)`."""
@@ -50,6 +51,12 @@ class ParkedCall:
                 self.leaves.append(value)
                 self.kinds.append("list")
                 tokens.append(_description(value[0]))
+                spec.append((argument, None))
+            elif isinstance(value, list) and len(value) == self.num_rows and isinstance(value[0], list):
+                self.leaves.append(value)
+                self.kinds.append("row_values")
+                entries = [repr(one) for one in value]
+                tokens.append(entries[0] if entries.count(entries[0]) == len(entries) else tuple(entries))
                 spec.append((argument, None))
             else:
                 spec.append((argument, self._add(argument, value, tokens, memory)))
@@ -117,9 +124,11 @@ class Merger:
         leaves: list[Any] = []
         for index, kind in enumerate(first.kinds):
             column = [call.leaves[index] for call in calls]
-            if kind == "rows":
+            if kind == "rows" and index == 0:  # the latents, which some pipelines write to in place
+                leaves.append(_concatenated(column, num_padding))
+            elif kind == "rows":
                 leaves.append(self._rows((first.name, index), column, num_padding))
-            elif kind == "list":
+            elif kind in ("list", "row_values"):
                 entries = [entry for one in column for entry in one]
                 leaves.append(entries + entries[-1:] * num_padding)
             else:
@@ -140,10 +149,14 @@ class Merger:
             and all(one is other for one, other in zip(kept[0], parts, strict=True))
         ):
             return kept[2]
-        padding = [parts[-1][-1:].expand(num_padding, *parts[-1].shape[1:])] if num_padding else []
-        merged = torch.cat([*parts, *padding])
+        merged = _concatenated(parts, num_padding)
         self._kept[place] = (parts, num_padding, merged)
         return merged
+
+
+def _concatenated(parts: list[Tensor], num_padding: int) -> Tensor:
+    padding = [parts[-1][-1:].expand(num_padding, *parts[-1].shape[1:])] if num_padding else []
+    return torch.cat([*parts, *padding])
 
 
 def split(output: Any, row_counts: Sequence[int], num_rows: int, *, is_listed: bool = False) -> list[Any]:

@@ -18,6 +18,7 @@ from diffusers.configuration_utils import ConfigMixin
 from torch.nn import Module
 
 from engine.parked_call import ParkedCall, SharedTensors
+from engine.steady_stack import switch
 
 PARKED_METHODS = ("encode", "decode")
 """Methods of autoencoders that are forward passes of their own."""
@@ -42,7 +43,6 @@ class PipelineCall:
         self.result: Any = None
         self.error: Exception | None = None
         self.num_steps_done = 0
-        self.handed: set[str] = set()  # what the pipeline gave to `set_timesteps` by name
         self._arguments = arguments
         self._on_end = on_end
         self._shared_tensors = SharedTensors()
@@ -65,16 +65,18 @@ class PipelineCall:
     def go_on(self, output: Any = None) -> None:
         """Give the call the output of its forward pass; returns when it is parked again or has ended."""
         self.parked = None
-        self._greenlet.parent = greenlet.getcurrent()
         with self._own_noise():
-            self._greenlet.switch(output)
+            switch(self._greenlet, output)
         if self._greenlet.dead:
             self._let_go()
 
     def park(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Wait for the forward pass of the module `name`, inside the call; returns its output."""
         self.parked = ParkedCall(name, arguments, self._shared_tensors)
-        return self._greenlet.parent.switch()
+        output = self._greenlet.parent.switch()
+        if output is Ended:
+            raise Ended
+        return output
 
     def is_running(self) -> bool:
         """Whether the caller's code runs inside the call."""
@@ -83,8 +85,7 @@ class PipelineCall:
     def end(self) -> None:
         """End the call where it is parked; its tensors are freed before this returns."""
         if not self._greenlet.dead:
-            self._greenlet.parent = greenlet.getcurrent()
-            self._greenlet.throw(Ended)
+            switch(self._greenlet, Ended)
         self._let_go()
 
     @contextmanager
@@ -126,7 +127,7 @@ class PipelineCall:
         own_scheduler = vars(own).get("scheduler")
         if own_scheduler is not None:  # a scheduler may have a length, so that its truth says nothing
             own_scheduler.num_inference_steps = None
-            self._watch(own_scheduler)
+            self._count_steps(own_scheduler)
         return own
 
     def _copied(self, pipeline: Any, parts: dict[int, Any]) -> Any:
@@ -146,21 +147,16 @@ class PipelineCall:
         own.set_progress_bar_config(disable=True)
         return own
 
-    def _watch(self, scheduler: Any) -> None:
-        set_timesteps, step = scheduler.set_timesteps, scheduler.step
+    def _count_steps(self, scheduler: Any) -> None:
+        step = scheduler.step
 
-        @functools.wraps(set_timesteps)  # pipelines read the parameters of both
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            self.handed |= {name for name, value in kwargs.items() if value is not None}
-            return set_timesteps(*args, **kwargs)
-
-        @functools.wraps(step)
+        @functools.wraps(step)  # pipelines read the parameters of `step`
         def counted(*args: Any, **kwargs: Any) -> Any:
             stepped = step(*args, **kwargs)
             self.num_steps_done += 1
             return stepped
 
-        scheduler.set_timesteps, scheduler.step = watched, counted
+        scheduler.step = counted
 
 
 def _global_generators() -> list[torch.Generator]:

@@ -18,8 +18,8 @@ from engine.families.truncation import Reader
 from engine.parked_call import ParkedCall
 from engine.pipeline_call import PipelineCall
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.scheduler_classes import HANDED
 from engine.schedulers import Schedulers
+from engine.steady_stack import on_steady_stack
 from engine.walks import walk_of
 
 PIXELS_PER_LATENT = 8  # along one side, where the pipeline does not say
@@ -99,21 +99,28 @@ class PipelineModel:
         self.dtype: Any = self._denoiser.dtype
         self.pixels_per_latent: int = getattr(pipeline, "vae_scale_factor", PIXELS_PER_LATENT)
 
+    @on_steady_stack
     @torch.inference_mode()
     def learn_schedulers(self, width: int, height: int) -> None:
         """Begin a call to see what the pipeline hands to its scheduler, which other classes may not take."""
         own = SchedulerSpec("default")
-        call = self.begin(GenerationRequest("", "a scheduler", width, height, 2, 1.0, seed=0, scheduler=own))
+        request = GenerationRequest("", "a scheduler", width, height, 2, 1.0, seed=0, scheduler=own)
+        scheduler = self.schedulers.make(own, request.num_inference_steps)
+        call = self.exchange.begin(scheduler, **self._arguments(request))
         while call.parked is not None and not is_denoiser(call.parked.name):
             self.exchange.run([call])
-        handed = call.handed & set(HANDED)
         call.end()
-        self.schedulers = Schedulers(self.scheduler, handed=handed)
+        self.schedulers = Schedulers(self.scheduler, handed=scheduler.handed)
 
     @property
     def class_name(self) -> str:
         """The pipeline's class."""
         return type(self._pipeline).__name__
+
+    @property
+    def denoiser_name(self) -> str:
+        """The class of its denoiser."""
+        return type(self._denoiser).__name__
 
     def takes(self, parameter: str) -> bool:
         """Whether the pipeline's call has this parameter."""
@@ -146,9 +153,12 @@ class PipelineModel:
 
     def begin(self, request: GenerationRequest) -> PipelineCall:
         """Begin the request's call; raises `RequestInvalid` for a scheduler that the model cannot have."""
+        arguments = self._arguments(request)
         num_patches = (request.width // self.pixels_per_latent) * (request.height // self.pixels_per_latent)
-        scheduler = self.schedulers.make(request.scheduler, request.num_inference_steps, num_patches)
-        return self.exchange.begin(scheduler, **self._arguments(request))
+        scheduler = self.schedulers.make(
+            request.scheduler, request.num_inference_steps, num_patches, arguments["generator"]
+        )
+        return self.exchange.begin(scheduler, **arguments)
 
     def _arguments(self, request: GenerationRequest) -> dict[str, Any]:
         arguments: dict[str, Any] = {

@@ -29,6 +29,7 @@ from engine.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
 from engine.runner import IMPOSSIBLE
 from engine.self_test import PROMISES, SelfTest, largest_in_unison
+from engine.steady_stack import on_steady_stack
 from engine.step_cache import NUM_FIRST_FULL_STEPS
 from engine.time_budget import TimeBudget
 from engine.walks import fitting
@@ -44,6 +45,7 @@ SCALES = (4.0, 1.0, 7.0, 2.5)
 PROMPTS = ("a self-test", "a red heart on a white background", "", "two blue stars and a ring beside them")
 
 
+@on_steady_stack
 def find_promise(
     model: PipelineModel, row_limits: Mapping[int, int], scheduler: SchedulerSpec, budget: TimeBudget
 ) -> SelfTest:
@@ -104,6 +106,7 @@ def find_promise(
     return SelfTest(PROMISES[weakest], limits, model.buckets)
 
 
+@on_steady_stack
 def check_image(
     model: PipelineModel,
     row_limits: Mapping[int, int],
@@ -188,6 +191,7 @@ def _difference(
     return worst
 
 
+@on_steady_stack
 @torch.inference_mode()
 def _find_rows_of_guidance(model: PipelineModel, request: GenerationRequest) -> None:
     """Set how many rows a guided step has, and whether half of them leave where its guidance is cut off."""
@@ -207,6 +211,7 @@ def _find_rows_of_guidance(model: PipelineModel, request: GenerationRequest) -> 
     call.end()
 
 
+@on_steady_stack
 @torch.inference_mode()
 def _exact_row_counts(
     model: PipelineModel, request: GenerationRequest, max_rows: int

@@ -1,22 +1,21 @@
 """The schedulers of one model: which names it can be drawn with, and a new instance of one for each request.
 
-Owns how a scheduler of another class is made from the model's own, the overrides of the latter, and what is
-refused. It does not know pipelines, nor who steps the instances that it makes.
+Owns how a scheduler of another class is made from the model's own, and what is refused. It does not know
+pipelines, nor who steps the instances that it makes.
 """
 
 import copy
 import inspect
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from functools import cache, lru_cache, wraps
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from engine.errors import LoadError, RequestInvalid
-from engine.request import SCHEDULERS, SchedulerSpec, Spacing
+from engine.request import SCHEDULERS, SchedulerSpec
 from engine.scheduler_classes import (
     HANDED,
     NOISE_OF_ITS_OWN,
@@ -27,42 +26,20 @@ from engine.scheduler_classes import (
     kind_of,
     taken_by,
 )
+from engine.scheduler_overrides import (
+    AS_PUBLISHED,
+    DETERMINISTIC,
+    SchedulerOverrides,
+    overridden,
+    own_entries,
+    unclipped,
+)
 
 FOR_PIXELS = {"clip_sample": False, "thresholding": False}
 """Latents have no bounds, as pixels do, so other classes than the model's own never clip."""
 NEEDED = ("rescale_betas_zero_snr", "use_dynamic_shifting", "invert_sigmas", "shift_terminal")
 """Entries that a model was made for: a class that does not know one of them cannot draw with such a model."""
 MAX_CHECKED = 256
-DETERMINISTIC = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What diffusers' schedulers raise at a configuration or a number of steps that they cannot take."""
-
-
-@dataclass(frozen=True)
-class SchedulerOverrides:
-    """Entries of a model's own scheduler that its operator knows better; `None` leaves an entry as it is."""
-
-    spacing: Spacing | None = None
-    shift: float | None = None  # of the noise towards the start, at every resolution; flow matching only
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
-    use_karras_sigmas: bool | None = None
-    rescale_betas_zero_snr: bool | None = None
-
-    def given(self) -> dict[str, Any]:
-        """Those that are not `None`, by field."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-ENTRIES = {"spacing": "timestep_spacing", "shift": "shift"}
-"""diffusers' names for fields of `SchedulerOverrides`; its solvers have `flow_shift` instead of `shift`."""
-AS_PUBLISHED = SchedulerOverrides()
 
 
 class Schedulers:
@@ -94,16 +71,25 @@ class Schedulers:
                 found.append(name)
         return found
 
-    def make(self, spec: SchedulerSpec, num_inference_steps: int, image_seq_len: int | None = None) -> Any:
+    def make(
+        self,
+        spec: SchedulerSpec,
+        num_inference_steps: int,
+        image_seq_len: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Any:
         """A new scheduler for one request; raises `RequestInvalid` by field where the model does not have it.
 
         The first of equal requests is walked through with a small tensor, so that what cannot be drawn is
         refused before it costs anything. `image_seq_len` is the image's number of patches, which decides the
-        shift where the model's scheduler says `use_dynamic_shifting`. After a call of the pipeline,
+        shift where the model's scheduler says `use_dynamic_shifting`. Steps draw their noise from `generator`
+        where the pipeline gives them none, as those for flow matching do. After a call of the pipeline,
         `handed` of the scheduler says what the pipeline gave to `set_timesteps`.
         """
         self._check(spec, num_inference_steps, image_seq_len if self._is_shifted else None)
-        return self._made(spec)
+        scheduler = self._made(spec)
+        scheduler.noise_generator = generator
+        return scheduler
 
     def check_offer(self, name: str, spec: SchedulerSpec, default_steps: int, max_steps: int) -> None:
         """Raise `LoadError` unless requests for this scheduler, which users call `name`, can be drawn.
@@ -218,7 +204,7 @@ class Schedulers:
         if spec.name == "default":
             return prepared(copy.deepcopy(self._own))
         sampler = SAMPLERS[self.kind][spec.name]
-        entries = {**self._own_entries(), **FOR_PIXELS, **sampler.entries}
+        entries = {**own_entries(self._own), **FOR_PIXELS, **sampler.entries}
         if self.kind == "flow":
             # The request's shift, or the model's own under the name that its scheduler's class gives it.
             own_shift = self._config.get("shift", self._config.get("flow_shift", 1.0))
@@ -234,22 +220,9 @@ class Schedulers:
         made.register_to_config(**{name: value for name, value in entries.items() if name not in known})
         return prepared(made)
 
-    def _own_entries(self) -> dict[str, Any]:
-        """What the model's own scheduler says, the defaults of its class included.
-
-        The spacing alone is left to the other class where the configuration leaves it open, as diffusers
-        does: DDIM's stride does not fit `linspace`, which is the default of Euler and the solvers.
-        """
-        open_entries = {"timestep_spacing"} & set(self._config.get("_use_default_values", ()))
-        return {
-            name: value
-            for name, value in self._config.items()
-            if not name.startswith("_") and name not in open_entries
-        }
-
 
 def check_consistent(scheduler: Any) -> None:
-    """Raise `LoadError` for a scheduler whose entries contradict each other or the promise of a seed."""
+    """Raise `LoadError` for a scheduler whose entries contradict each other."""
     name, config = type(scheduler).__name__, scheduler.config
     if config.get("rescale_betas_zero_snr") and config.get("prediction_type") == "epsilon":
         raise LoadError(
@@ -257,49 +230,6 @@ def check_consistent(scheduler: Any) -> None:
             " noise alone, and who predicts that knows nothing of the image (it is divided by zero): one of"
             " the two entries is wrong"
         )
-    if config.get("stochastic_sampling"):
-        raise LoadError(f"stochastic_sampling: a {name} that draws noise at every step is not supported")
-
-
-def overridden(own: Any, overrides: SchedulerOverrides) -> Any:
-    """The model's own scheduler with these entries changed; raises `LoadError` by field."""
-    given = overrides.given()
-    if not given:
-        return own
-    scheduler_class: Any = type(own)
-    kind = kind_of(own)
-    known, changes = entries_of(scheduler_class), dict[str, Any]()
-    for name, value in given.items():
-        entry = ENTRIES.get(name, name)
-        entry = "flow_shift" if entry == "shift" and entry not in known else entry
-        is_for_flow = name in ("shift", "use_karras_sigmas")
-        if entry not in known or (kind == "flow" and not is_for_flow) or (name == "shift" and kind != "flow"):
-            raise LoadError(
-                f"scheduler.{name}: its {scheduler_class.__name__} does not read it:"
-                " take it out of the model's scheduler table"
-            )
-        changes[entry] = value
-    if "shift" in given and "use_dynamic_shifting" in known:
-        changes["use_dynamic_shifting"] = False
-    if given.get("use_karras_sigmas"):
-        changes = {**{name: False for name in OTHER_SIGMAS if name in known}, **changes}
-    try:
-        return scheduler_class.from_config(own.config, **changes)
-    except DETERMINISTIC as error:
-        fields = ", ".join(f"scheduler.{name}" for name in given)
-        said = " ".join(str(error).split())
-        raise LoadError(f"{fields}: its {scheduler_class.__name__} cannot be made so ({said})") from error
-
-
-def unclipped(own: Any) -> Any:
-    """The model's own scheduler without `clip_sample`, the default of DDIM and DDPM, unless it is for pixels.
-
-    Those for pixels say `thresholding`; another kind's own scheduler is left as it is.
-    """
-    config = own.config
-    if config.get("clip_sample") and not config.get("thresholding") and kind_of(own) != "unknown":
-        return type(own).from_config(config, clip_sample=False)
-    return own
 
 
 def shift_of(config: Mapping[str, Any], image_seq_len: int | None) -> float:
@@ -374,6 +304,7 @@ def _looks_up(scheduler: Any) -> bool:
 def prepared(scheduler: Any) -> Any:
     """The same scheduler for one pipeline call, which notes in `handed` what its `set_timesteps` is given.
 
+    Its steps draw from `noise_generator` where the pipeline gives them none; without one, from torch's own.
     And it begins with the first of its timesteps where the second is equal. Without a begin index diffusers
     looks the first timestep up and takes the second of two equal ones: many Karras sigmas, which are rounded
     to whole timesteps, would end in an IndexError at the last step. Solvers have `scale_noise` too, which
@@ -397,7 +328,20 @@ def _prepared_class(scheduler_class: Any) -> Any:
         if hasattr(self, "set_begin_index") and len(timesteps) > 1 and timesteps[0] == timesteps[1]:
             self.set_begin_index(0)
 
-    members: dict[str, Any] = {"set_timesteps": set_timesteps, "handed": frozenset()}
+    has_noise = "generator" in inspect.signature(scheduler_class.step).parameters
+
+    @wraps(scheduler_class.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if has_noise and kwargs.get("generator") is None:
+            kwargs["generator"] = self.noise_generator
+        return scheduler_class.step(self, *args, **kwargs)
+
+    members: dict[str, Any] = {
+        "set_timesteps": set_timesteps,
+        "step": step,
+        "handed": frozenset(),
+        "noise_generator": None,
+    }
     if hasattr(scheduler_class, "add_noise") and not hasattr(scheduler_class, "scale_noise"):
         members["scale_noise"] = _scale_noise
     return type(scheduler_class.__name__, (scheduler_class,), members)

@@ -64,9 +64,11 @@ def _shown_catalogue(catalogue: Catalogue, file: str) -> Iterator[Shown]:
     yield from _shown_entries("", catalogue, file, skip={"models", "workers"})
     for model in catalogue.models:
         here = f"models.{model.name}."
-        yield from _shown_entries(here, model, file, skip={"name", "tiers"})
-        for tier in model.tiers:
-            yield from _shown_entries(f"{here}tiers.{tier.name}.", tier, file, skip={"name", "model"})
+        yield from _shown_entries(here, model, file, skip={"name", "tiers", "presets", "parameters"})
+        for table in ("presets", "parameters", "tiers"):
+            for entries in getattr(model, table):
+                place = f"{here}{table}.{entries.name}."
+                yield from _shown_entries(place, entries, file, skip={"name", "model"})
     for number, plan in enumerate(catalogue.workers):
         yield from _shown_entries(f"workers[{number}].", plan, file, skip=set())
 

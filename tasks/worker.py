@@ -25,7 +25,7 @@ from engine.errors import LoadError
 from engine.kept_self_tests import SelfTestResults
 from engine.load import LoadedModels, ModelSpec, load_models
 from engine.optimization import Optimization
-from engine.schedulers import SchedulerOverrides
+from engine.scheduler_overrides import SchedulerOverrides
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
@@ -265,6 +265,7 @@ def load_planned(
                 default_num_inference_steps=model.default_num_inference_steps,
                 max_num_inference_steps=model.max_num_inference_steps,
                 max_side=model.max_side,
+                step_cache=model.step_cache,
                 pipeline_parameters=tuple(parameter.name for parameter in model.parameters),
             )
             for model in models

@@ -69,7 +69,7 @@ def proxied(prefix: str, *, strips: bool = True) -> Iterator[Proxied]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
         found = Proxied(server.server_address[1], prefix, strips)
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         yield found
         server.shutdown()

@@ -105,7 +105,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     app.register_blueprint(page.blueprint)
     app.register_blueprint(job_page.blueprint)
     app.register_blueprint(sign_in.blueprint)
-    docs.describe(app)
+    docs.describe(app, wiring.catalogue)
     prefix = Prefix(settings.public_url, app.url_map)
     app.wsgi_app = UnderPrefix(app.wsgi_app, prefix)  # type: ignore[method-assign]
 

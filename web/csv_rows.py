@@ -269,7 +269,9 @@ class _Reader:
                     typed[column] = typed_cell(column, cell, self._dialect.delimiter)
                 elif column in self._own:
                     values = typed.setdefault("pipeline_parameters", {})
-                    values[column] = typed_cell(column, cell, self._dialect.delimiter, self._own[column])
+                    # A string may be a prompt of another encoder: it is read as prompts are.
+                    kind = "text" if self._own[column] == "string" else self._own[column]
+                    values[column] = typed_cell(column, cell, self._dialect.delimiter, kind)
                 elif column == UNTITLED:
                     self._check_untitled(place, cell)
             except ValueError as error:

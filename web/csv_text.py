@@ -81,9 +81,11 @@ _LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 # What Western text has beside its letters, and what therefore says nothing about the encoding.
 _USUAL_MARKS = "«»‹›“”‘’„…–—•€£§©®™°²³½×ºª¿¡\u00a0"  # noqa: RUF001
 # Western letters, punctuation, Cyrillic and CJK in UTF-8: what Windows-1252 shows as `Ã©`, `â€™`, `ÐºÐ¾`.
+# A pattern that begins with a set of bytes is searched for faster by far than one that begins with a choice.
 _UTF_8 = re.compile(
-    rb"[\xc2\xc3][\x80-\xbf]|\xe2\x80[\x90-\xbf]|\xe2\x82\xac"
-    rb"|(?:[\xc4-\xdf][\x80-\xbf]){2}|(?:[\xe3-\xed][\x80-\xbf]{2}){2}"
+    rb"[\xc2-\xed](?:(?<=[\xc2\xc3])[\x80-\xbf]|(?<=\xe2)\x80[\x90-\xbf]|(?<=\xe2)\x82\xac"
+    rb"|(?<=[\xc4-\xdf])[\x80-\xbf][\xc4-\xdf][\x80-\xbf]"
+    rb"|(?<=[\xe3-\xed])[\x80-\xbf]{2}[\xe3-\xed][\x80-\xbf]{2})"
 )
 
 
@@ -254,7 +256,8 @@ def _words_beyond_ascii(codec: str) -> re.Pattern[bytes]:
     """A word of three letters or more, none of them ASCII: Cyrillic or Greek in a code page."""
     letters = bytes(byte for byte in _BEYOND_ASCII if bytes([byte]).decode(codec, "replace").isalpha())
     beyond = re.escape(letters)
-    return re.compile(rb"(?<![A-Za-z%b])[%b]{3,}+(?![A-Za-z])" % (beyond, beyond))
+    # The same as (?<![A-Za-z%b])[%b]{3,}+, but begun with a set: see _UTF_8.
+    return re.compile(rb"[%b](?<![A-Za-z%b].)[%b]{2,}+(?![A-Za-z])" % ((beyond,) * 3), re.DOTALL)
 
 
 def _is_mostly_beyond_ascii(line: bytes, marks: bytes) -> bool:

@@ -4,14 +4,18 @@
 """
 
 from importlib.resources import files
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from flask import Blueprint, Response, current_app, jsonify, render_template, send_from_directory
 from flask_openapi.openapi import OpenAPI
 from markupsafe import Markup, escape
 
 from web.api_reference import reference_of
+from web.parameter_fields import pipeline_schema
 from web.wiring import url_of
+
+if TYPE_CHECKING:
+    from catalogue.catalogue import Catalogue
 
 SWAGGER = str(files("flask_openapi_swagger") / "templates" / "swagger")
 
@@ -51,9 +55,14 @@ def show_asset(asset: str) -> Response:
     return send_from_directory(SWAGGER, asset, max_age=3600)
 
 
-def describe(app: OpenAPI) -> None:
-    """Generate the document, once every route is registered."""
+def describe(app: OpenAPI, catalogue: "Catalogue") -> None:
+    """Generate the document, once every route is registered, with what these models alone take."""
     app.generate_spec_json()  # type: ignore[no-untyped-call]
+    if catalogue.pipeline_types:
+        schemas = app.spec_json["components"]["schemas"]
+        schemas["PipelineParameters"] = pipeline_schema(catalogue)
+        given = schemas["JobRequest"]["properties"]["pipeline_parameters"]
+        given["anyOf"] = [{"$ref": "#/components/schemas/PipelineParameters"}, {"type": "null"}]
     for operations in app.spec_json["paths"].values():
         for operation in operations.values():
             # flask-openapi promises a 422 of its own kind for routes that read nothing.

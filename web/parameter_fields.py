@@ -4,15 +4,19 @@ Owns how a declaration (`catalogue.parameters`) becomes a type, limits and a lin
 which parameters there are.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, create_model
 
 from catalogue.parameters import DEFAULTS, PARAMETERS, KnownParameter
-from catalogue.pipeline_parameters import MAX_DECLARED
+from catalogue.pipeline_parameters import MAX_DECLARED, MAX_STRING_CHARACTERS, PipelineParameter
 from web.text import Text, VisibleText, cleaned
+
+if TYPE_CHECKING:
+    from catalogue.catalogue import Catalogue
 
 M = TypeVar("M", bound=BaseModel)
 FieldOf = Callable[[str, KnownParameter], tuple[Any, Any]]  # a type, and what pydantic's `Field` makes
@@ -90,6 +94,48 @@ def _limited(parameter: KnownParameter) -> Any:
         case "text":
             return VisibleText if parameter.is_required else Text
     return _TYPES[parameter.type]
+
+
+def pipeline_schema(catalogue: "Catalogue") -> dict[str, Any]:
+    """The JSON schema of `pipeline_parameters` as these models declare it."""
+    declared: dict[str, list[tuple[str, PipelineParameter]]] = {}
+    for model in catalogue.models:
+        for parameter in model.parameters:
+            declared.setdefault(parameter.name, []).append((model.name, parameter))
+    return {
+        "title": "PipelineParameters",
+        "description": "What a request may set of a model's own pipeline, by name.",
+        "type": "object",
+        "properties": {
+            name: {
+                "anyOf": [*(_value_schema(parameter) for _, parameter in found), {"type": "null"}],
+                "description": "; ".join(f"of {model}: {_what_for(parameter)}" for model, parameter in found),
+            }
+            for name, found in declared.items()
+        },
+        "additionalProperties": False,
+    }
+
+
+def _value_schema(parameter: PipelineParameter) -> dict[str, Any]:
+    match parameter.type:
+        case "bool":
+            return {"type": "boolean"}
+        case "choice":
+            return {"type": "string", "enum": list(parameter.choices)}
+        case "string":
+            most = MAX_STRING_CHARACTERS if parameter.max is None else parameter.max
+            limits = {"minLength": parameter.min, "maxLength": most}
+            kind = "string"
+        case _:
+            limits = {"minimum": parameter.min, "maximum": parameter.max}
+            kind = "integer" if parameter.type == "int" else "number"
+    return {"type": kind, **{name: limit for name, limit in limits.items() if limit is not None}}
+
+
+def _what_for(parameter: PipelineParameter) -> str:
+    default = "the pipeline's own" if parameter.default is None else f"`{json.dumps(parameter.default)}`"
+    return ", ".join(filter(None, (parameter.description, f"{default} if left out")))
 
 
 def _cleaned_if_text(value: Any) -> Any:

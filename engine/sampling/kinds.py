@@ -28,6 +28,8 @@ def check_scheduler(scheduler: Any, *, is_flow: bool) -> Kind:
     if is_flow:
         if name not in CLASSES["flow"] and prediction_type != "flow_prediction":
             raise LoadError(f"prediction_type {prediction_type!r} of its {name} is not flow_prediction")
+        if config.get("stochastic_sampling"):
+            raise LoadError(f"stochastic_sampling: a {name} that draws noise at every step is not supported")
         return kind
     if prediction_type not in PREDICTION_TYPES:
         known = ", ".join(PREDICTION_TYPES)

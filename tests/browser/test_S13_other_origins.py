@@ -42,7 +42,7 @@ class Blank(BaseHTTPRequestHandler):
 def elsewhere() -> Iterator[str]:
     """Another origin."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Blank) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

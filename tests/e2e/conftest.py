@@ -146,7 +146,9 @@ def ca() -> trustme.CA:
 
 
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory, ca: trustme.CA) -> Iterator[System]:
+def system(
+    tmp_path_factory: pytest.TempPathFactory, ca: trustme.CA, kept_self_tests: dict[str, str]
+) -> Iterator[System]:
     """`calotype up` with two workers, of which one serves both tiers."""
     folder = tmp_path_factory.mktemp("system")
     config = folder / "calotype.toml"
@@ -154,6 +156,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, ca: trustme.CA) -> Iterator
     ready_file = folder / "ready.json"
     ca.cert_pem.write_to_path(str(folder / "ca.pem"))
     overrides = {
+        **kept_self_tests,
         "CALOTYPE_CONFIG": str(config),
         "CALOTYPE_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8, ::1/128",
         "CALOTYPE_CA_FILE": str(folder / "ca.pem"),

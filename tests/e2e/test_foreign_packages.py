@@ -58,12 +58,18 @@ def command(python: Path) -> Path:
     return path
 
 
-def run(*words: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
+def run(*words: str | Path, cwd: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
     # Other tests name services in this process' environment: with them a sweeper would run for ever.
     ours = ("PYTHONPATH", "CALOTYPE_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return subprocess.run(
-        words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+        words,
+        cwd=cwd,
+        env=environment | settings,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -105,10 +111,12 @@ def test_S27_every_program_of_the_procfile_runs_this_tree(python: Path, words: t
 
 
 @pytest.fixture
-def running(command: Path, elsewhere: Path, tmp_path: Path) -> Iterator[Path]:
+def running(
+    command: Path, elsewhere: Path, tmp_path: Path, kept_self_tests: dict[str, str]
+) -> Iterator[Path]:
     """`calotype up` of that environment, started from the folder of foreign packages; its data folder."""
     data = tmp_path / "data"
-    started = run(command, "up", "--detach", "--data-dir", data, cwd=elsewhere)
+    started = run(command, "up", "--detach", "--data-dir", data, cwd=elsewhere, **kept_self_tests)
     assert started.returncode == 0, started.stdout + started.stderr
     yield data
     run(command, "down", "--data-dir", data, cwd=elsewhere)

@@ -196,5 +196,5 @@ def test_S24_progress_moves_while_a_job_runs_and_never_falls(system: System) -> 
     assert seen == sorted(seen)
     num_moves = len(set(seen)) - 1
     assert num_moves > 2 + seconds / 5, "more often than by heartbeats"
-    assert num_moves <= 2 + 2 * seconds, "twice a second at most, and by heartbeats"
+    assert num_moves <= 2 + 2 * seconds + seconds / 5, "twice a second at most, and by heartbeats"
     assert job["progress"] == 1

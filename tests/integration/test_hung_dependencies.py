@@ -24,8 +24,8 @@ hangs = pytest.mark.parametrize("how", [Fault.HUNG, STOPPED])
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    with run_system(tmp_path_factory.mktemp("hung")) as running:
+def system(tmp_path_factory: pytest.TempPathFactory, kept_self_tests: dict[str, str]) -> Iterator[System]:
+    with run_system(tmp_path_factory.mktemp("hung"), kept_self_tests) as running:
         yield running
 
 

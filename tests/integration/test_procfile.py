@@ -26,7 +26,7 @@ FLOWER_AUTH = ("calotype", "flower-password")
 
 
 @pytest.fixture
-def environment(services: Embedded, tmp_path: Path) -> dict[str, str]:
+def environment(services: Embedded, tmp_path: Path, kept_self_tests: dict[str, str]) -> dict[str, str]:
     """What a person would export: a database without a schema, and a prefix that names these processes."""
     name = f"procfile_{secrets.token_hex(4)}"
     connection = psycopg2.connect(services.database_url)
@@ -37,6 +37,7 @@ def environment(services: Embedded, tmp_path: Path) -> dict[str, str]:
     return {
         **{key: value for key, value in os.environ.items() if not key.startswith(("CALOTYPE_", "FLOWER_"))},
         **services.environment,
+        **kept_self_tests,
         # The Procfile says `python`, which must be the one with calotype's packages.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "CALOTYPE_DATABASE_URL": services.database_url.rpartition("/")[0] + f"/{name}?sslmode=disable",

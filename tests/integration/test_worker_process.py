@@ -15,7 +15,7 @@ from settings import ROOT
 from storage import bells, submissions
 from storage.database import Database
 from storage.job_views import get
-from storage.states import State
+from storage.states import TERMINAL, State
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
 from tasks.worker import EXIT_NO_ENGINE
@@ -150,3 +150,50 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
     assert not ready_file.exists()
     events = [json.loads(line)["event"] for line in log.read_text().splitlines() if line.startswith("{")]
     assert {"worker_ready", "job_settled"} <= set(events), "Celery must not raise the log level"
+
+
+OWN_PARAMETER = """
+[models.tiny.parameters.guidance_rescale]
+type = "float"
+min = 0.0
+max = 1.0
+"""
+
+
+def test_a_worker_draws_with_diffusers_own_pipeline_and_the_parameters_of_its_model(
+    migrated: Embedded, database: Database, account: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "calotype.toml"
+    text = (ROOT / "calotype.toml").read_text().replace("models/tiny", str(ROOT / "models/tiny"))
+    text = text.replace('family = "stable_diffusion"', 'family = "diffusers"\nstep_cache = true')
+    config.write_text(text.replace('schedulers = ["ddim"', 'schedulers = ["default", "ddim"') + OWN_PARAMETER)
+    prefix, ready_file, log = "calotype:", tmp_path / "ready.json", tmp_path / "worker.log"
+    environment = {
+        **os.environ,
+        **migrated.environment_of("worker"),
+        "CALOTYPE_CONFIG": str(config),
+        "CALOTYPE_BROKER_KEY_PREFIX": prefix,
+    }
+    command = [sys.executable, "-m", "cli", "worker", "--device", "cpu:0", "--tiers", "sd"]
+    command += ["--ready-file", str(ready_file)]
+    own: dict[str, Any] = {"scheduler": "default", "step_cache": 3, "num_inference_steps": 8}
+    new = [
+        new_job(account, **own, pipeline_parameters={"guidance_rescale": rescale})
+        for rescale in (0.0, 0.7, 0.7)
+    ]
+    jobs = [submissions.create(database, one, redispatch_seconds=15)[0] for one in new]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=output)
+    try:
+        wait_for(ready_file.exists, 120)
+        found = [bell for job in jobs if (bell := bells.of_new_job(database, job.id))]
+        assert Dispatcher(make_celery(migrated.broker_url, prefix, ["sd", "hd"])).ring(found)
+        wait_for(lambda: all(get(database, account, one.id).state in TERMINAL for one in jobs), 120)
+    finally:
+        process.kill()
+        process.wait()
+    after = [get(database, account, job.id) for job in jobs]
+    assert [job.state for job in after] == [State.SUCCEEDED] * 3
+    plain, rescaled, again = ([image.sha256 for image in job.images] for job in after)
+    assert plain != rescaled
+    assert rescaled == again

@@ -67,7 +67,7 @@ def serving(
             return
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
         digest = hashlib.sha256(b"a png").hexdigest()
         image = {"images": [{"index": 0, "url": f"{url}/image", "sha256": digest}]}
@@ -236,7 +236,7 @@ def test_S15_csv_says_what_is_doubtful_before_it_waits_and_says_it_once(tmp_path
     ]
 
 
-def test_a_models_own_parameters_are_set_by_name_with_the_type_that_they_look_like() -> None:
+def test_any_parameter_is_set_by_its_name_with_the_type_that_it_looks_like() -> None:
     posted: list[Any] = []
     given = {
         "clip_skip": "2",
@@ -247,6 +247,9 @@ def test_a_models_own_parameters_are_set_by_name_with_the_type_that_they_look_li
         "formula": "a=b",
         "odd": "NaN",
         "list": "[1]",
+        "scheduler": "euler",
+        "num_images": "2",
+        "lane": "bulk",
     }
     options = [option for name, value in given.items() for option in ("--set", f"{name}={value}")]
     with serving(post=DRAWN, posted=posted) as server:
@@ -262,6 +265,7 @@ def test_a_models_own_parameters_are_set_by_name_with_the_type_that_they_look_li
         "odd": "NaN",
         "list": "[1]",
     }
+    assert (posted[0]["scheduler"], posted[0]["num_images"], posted[0]["lane"]) == ("euler", 2, "bulk")
     assert "pipeline_parameters" not in posted[1]
 
 
@@ -270,7 +274,9 @@ def test_a_models_own_parameters_are_set_by_name_with_the_type_that_they_look_li
     [
         (("--set", "clip_skip"), "--set: 'clip_skip' is not NAME=VALUE"),
         (("--set", "=2"), "--set: '=2' is not NAME=VALUE"),
+        (("--set", "prompt=b"), "--set: 'prompt' is given twice"),
         (("--set", "a=1", "--set", "a=2"), "--set: 'a' is given twice"),
+        (("--steps", "4", "--set", "num_inference_steps=5"), "--set: 'num_inference_steps' is given twice"),
     ],
 )
 def test_a_set_that_is_no_name_and_value_is_refused_before_anything_is_sent(

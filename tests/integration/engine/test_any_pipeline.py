@@ -131,6 +131,17 @@ def test_kinds_of_pipelines_take_turns_on_one_device(engine: Engine) -> None:
     assert all(pixels(handle).shape == (SIDE, SIDE, 3) for handle in handles)
 
 
+def test_a_step_cache_that_a_pipeline_cannot_have_is_refused_at_load(tmp_path: Path) -> None:
+    one_level = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    flat = build("stable_diffusion", tmp_path, block_out_channels=(16,), **one_level)
+    flat.save_pretrained(tmp_path / "flat")
+    with pytest.raises(LoadError, match=r"'flat'.*step_cache"):
+        load({"flat": tmp_path / "flat"}, "flat", step_cache=True)
+    engine = load({"flat": tmp_path / "flat"}, "flat")
+    with pytest.raises(RequestInvalid, match="step_cache"):
+        engine.submit(asked("flat", 1, step_cache=2))
+
+
 def test_a_model_whose_images_depend_on_their_company_draws_one_at_a_time(
     folders: dict[str, Path], pipelines: dict[str, Any]
 ) -> None:

@@ -41,7 +41,7 @@ from engine.hub import Hub
 from engine.load import ModelSpec, load_engine
 from engine.request import GeneratedImage, GenerationRequest, scheduler_named
 from engine.sampling import schedulers_of
-from engine.schedulers import SchedulerOverrides
+from engine.scheduler_overrides import SchedulerOverrides
 from tests.integration.engine.tiny_families import build
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.

@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ START_SECONDS = 240
 class Up:
     """A `calotype up` in a process of its own, seen through its ready file alone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self.folder, self.file, self.output = folder, folder.parent / "ready.json", folder.parent / "output"
         command = [sys.executable, "-m", "cli", "up", "--data-dir", str(folder)]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [*command, "--ready-file", str(self.file)],
                 cwd=ROOT,
+                env={**os.environ, **settings},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -61,8 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def up(folder: Path) -> Iterator[Up]:
-    up = Up(folder)
+def up(folder: Path, kept_self_tests: dict[str, str]) -> Iterator[Up]:
+    up = Up(folder, kept_self_tests)
     yield up
     up.stop()
 
@@ -126,14 +127,16 @@ def test_up_that_is_stopped_while_it_starts_leaves_nothing_behind(up: Up, folder
 
 
 @pytest.mark.timeout(900)
-def test_second_up_finds_its_key_and_its_data_after_a_kill(up: Up, folder: Path) -> None:
+def test_second_up_finds_its_key_and_its_data_after_a_kill(
+    up: Up, folder: Path, kept_self_tests: dict[str, str]
+) -> None:
     ready = up.ready()
     before = State.read(folder)
     assert (ready["api_key"], ready["url"]) == (before.api_key, f"http://127.0.0.1:{before.ports['web']}")
     up.process.kill()
     up.process.wait()
     up.file.unlink()
-    second = Up(folder)
+    second = Up(folder, kept_self_tests)
     try:
         again = second.ready()
         assert (again["api_key"], again["url"]) == (ready["api_key"], ready["url"])

@@ -137,6 +137,8 @@ def make_store() -> Iterator[Callable[[Answer], str]]:
 
     def make(answer: Answer) -> str:
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # which answers "Expect: 100-continue"; botocore waits 1 s for it
+
             def do_PUT(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 answer(self)
@@ -147,7 +149,7 @@ def make_store() -> Iterator[Callable[[Answer], str]]:
                 return
 
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=servers[-1].serve_forever, args=(0.05,), daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}"
 
     yield make

@@ -46,18 +46,21 @@ _CADDY_OPTIONS = """{
 """
 
 
-@contextmanager
-def proxied(
-    kind: str, folder: Path, authority: trustme.CA, upstream: int, changes: Mapping[str, str]
-) -> Iterator[int]:
-    """The port at which the shipped configuration, with these changes, serves by TLS what is at `upstream`.
-
-    Skips where the program is missing, which fails with CI set where CI installs it.
-    """
+def program_of(kind: str) -> str:
+    """Where it is; skips the test where it is missing, which fails with CI set where CI installs it."""
     program = shutil.which(kind)
     if program is None:
         assert kind != NGINX or not os.environ.get("CI"), "nginx is missing"
         pytest.skip(f"{kind} is missing")
+    return program
+
+
+@contextmanager
+def proxied(
+    kind: str, folder: Path, authority: trustme.CA, upstream: int, changes: Mapping[str, str]
+) -> Iterator[int]:
+    """The port where the shipped configuration, with these changes, serves by TLS what is at `upstream`."""
+    program = program_of(kind)
     port = choose_ports(["proxy"])["proxy"]
     text = _SHIPPED[kind].read_text()
     for old, new in {**_local(kind, folder, port, upstream), **changes}.items():

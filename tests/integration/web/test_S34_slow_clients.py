@@ -40,6 +40,13 @@ def server(migrated: Embedded, metrics_port: int) -> Iterator[Served]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def small_server(migrated: Embedded) -> Iterator[Served]:
+    """With places for forty connections."""
+    with served(migrated.environment_of("api") | {"CALOTYPE_MAX_CONNECTIONS": "40"}) as found:
+        yield found
+
+
 @pytest.fixture
 def num_waiters(metrics_port: int) -> Callable[[], float]:
     """How many requests wait for a job now."""
@@ -79,34 +86,33 @@ def test_S34_beside_slow_clients_of_every_kind_the_api_answers_and_accepts(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_S34_when_slow_clients_have_taken_every_place_the_next_one_gets_it(
-    migrated: Embedded, api_key: str, kind: str
+    small_server: Served, api_key: str, kind: str
 ) -> None:
-    with served(migrated.environment_of("api") | {"CALOTYPE_MAX_CONNECTIONS": "40"}) as server:
-        target = Target(server.port, large_path=LARGE_PATH, body_path="/v1/jobs")
-        with slow_clients(kind, target, 60):
-            for number in range(5):
-                answer = httpx2.get(f"{server.url}/healthz", trust_env=False, timeout=SOON)
-                assert answer.status_code == 200
-                answer = httpx2.post(
-                    f"{server.url}/v1/jobs",
-                    json={"prompt": f"heart {number}"},
-                    headers={"Authorization": f"Bearer {api_key}"},
-                    trust_env=False,
-                    timeout=SOON,
-                )
-                assert answer.status_code == 202
+    target = Target(small_server.port, large_path=LARGE_PATH, body_path="/v1/jobs")
+    with slow_clients(kind, target, 60):
+        for number in range(5):
+            answer = httpx2.get(f"{small_server.url}/healthz", trust_env=False, timeout=SOON)
+            assert answer.status_code == 200
+            answer = httpx2.post(
+                f"{small_server.url}/v1/jobs",
+                json={"prompt": f"heart {number}"},
+                headers={"Authorization": f"Bearer {api_key}"},
+                trust_env=False,
+                timeout=SOON,
+            )
+            assert answer.status_code == 202
 
 
-def test_S34_a_request_is_read_before_later_connections_can_take_its_place(migrated: Embedded) -> None:
-    environment = migrated.environment_of("api") | {"CALOTYPE_MAX_CONNECTIONS": "40"}
-    with served(environment) as server, ExitStack() as stack:
+def test_S34_a_request_is_read_before_later_connections_can_take_its_place(small_server: Served) -> None:
+    process, address = psutil.Process(small_server.process.pid), ("127.0.0.1", small_server.port)
+    with ExitStack() as stack:
         # All at once, as after a moment in which the process got no processor.
-        psutil.Process(server.process.pid).suspend()
-        line = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), SOON))
+        process.suspend()
+        line = stack.enter_context(socket.create_connection(address, SOON))
         line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         for _ in range(200):
-            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), SOON))
-        psutil.Process(server.process.pid).resume()
+            stack.enter_context(socket.create_connection(address, SOON))
+        process.resume()
         assert statuses(read_all(line)) == [200]
 
 

@@ -19,11 +19,11 @@ from local.endpoints import Embedded
 from local.ports import choose_ports
 from settings import ROOT, Settings
 from tests.integration.web.conftest import Draw
-from tests.integration.web.proxies import CADDY, NAME, NGINX, proxied, trusting
+from tests.integration.web.proxies import CADDY, NAME, NGINX, program_of, proxied, trusting
 from tests.integration.web.test_S4_pooled_clients import NUM_REQUESTS, Request, mixed
 from tests.served import served
 
-NUM_CLIENTS = 4
+NUM_CLIENTS, NUM_PAUSES = 8, 6
 PROXY_SECONDS, OUR_SECONDS = 0.5, 1.0
 PAUSES = (0.4, 0.5, 0.6, 0.9, 1.0, 1.1)
 SOON = 60.0
@@ -49,9 +49,12 @@ class Behind:
         return {line.split('"')[1]: float(line.split()[1]) for line in lines}
 
 
-@pytest.fixture(params=[NGINX, CADDY])
-def behind(request: pytest.FixtureRequest, migrated: Embedded, tmp_path: Path) -> Iterator[Behind]:
+@pytest.fixture(scope="module", params=[NGINX, CADDY])
+def behind(
+    request: pytest.FixtureRequest, migrated: Embedded, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Behind]:
     kind: str = request.param
+    program_of(kind)  # before the API is started for it
     metrics_port = choose_ports(["metrics"])["metrics"]
     authority = trustme.CA()
     settings = {
@@ -62,7 +65,7 @@ def behind(request: pytest.FixtureRequest, migrated: Embedded, tmp_path: Path) -
     shorter = {"60s": "500ms"}
     with (
         served(migrated.environment_of("api") | settings) as server,
-        proxied(kind, tmp_path, authority, server.port, shorter) as port,
+        proxied(kind, tmp_path_factory.mktemp(kind), authority, server.port, shorter) as port,
     ):
         yield Behind(f"https://{NAME}:{port}", authority, metrics_port)
 
@@ -77,7 +80,7 @@ def test_S4_a_thousand_requests_through_a_proxy_with_pauses_and_no_bad_gateway(
     def ask(part: list[Request]) -> list[tuple[int, str, Request]]:
         wrong: list[tuple[int, str, Request]] = []
         chance = random.Random(len(part))
-        pauses = set(range(0, len(part), len(part) // 12))
+        pauses = set(range(0, len(part), len(part) // NUM_PAUSES))
         with behind.client() as client:
             for number, request in enumerate(part):
                 if number in pauses:
@@ -122,6 +125,7 @@ def test_S4_a_proxy_passes_on_who_asks_and_what_is_too_large_and_streams(
 def test_S4_below_a_prefix_the_links_of_answers_lead_through_the_proxy(
     migrated: Embedded, tmp_path: Path, api_key: str, kind: str
 ) -> None:
+    program_of(kind)
     authority = trustme.CA()
     prefixed = {
         NGINX: {"location / {": "location /draw/ {", "http://calotype;": "http://calotype/;"},

@@ -106,14 +106,14 @@ def test_a_retry_of_what_a_model_takes_no_longer_says_what(
 
 @pytest.mark.usefixtures("declared")
 def test_a_report_has_a_column_for_each_and_can_be_uploaded_again(client: Client, draw: Draw) -> None:
-    rows = b"prompt,clip_skip,mode,prompt_2,true_cfg_scale\na,2,Sharp,'=1+1,4.5\nb,,,,\n"
+    rows = b"prompt,clip_skip,mode,prompt_2,true_cfg_scale\na,2,Sharp,'=1+1\t ,4.5\nb,,,,\n"
     batch = upload(client, rows).get_json()
     jobs = client("GET", f"/v1/jobs?batch_id={batch['id']}").get_json()["jobs"]
     by_prompt = {job["prompt"]: job for job in jobs}
     assert by_prompt["a"]["pipeline_parameters"] == {
         "clip_skip": 2,
         "mode": "Sharp",
-        "prompt_2": "=1+1",
+        "prompt_2": "=1+1\t ",
         "true_cfg_scale": 4.5,
     }
     assert by_prompt["b"]["pipeline_parameters"] == {"clip_skip": 1, "mode": "plain"}
@@ -122,7 +122,7 @@ def test_a_report_has_a_column_for_each_and_can_be_uploaded_again(client: Client
     report = client("GET", f"/v1/batches/{batch['id']}/results.csv").get_data()
     first, _ = csv.DictReader(io.StringIO(report.decode("utf-8-sig")))
     assert (first["clip_skip"], first["mode"], first["prompt_2"], first["zero_init"]) == (
-        "2", "Sharp", "'=1+1", "",
+        "2", "Sharp", "'=1+1\t ", "",
     )  # fmt: skip
     again = upload(client, report).get_json()
     assert (again["rows"]["already_succeeded"], again["rows"]["retried"], again["rows"]["new"]) == (1, 1, 0)

@@ -47,4 +47,4 @@ def test_the_presets_measured_are_those_that_ship() -> None:
     (model,) = load_catalogue(ROOT / "calotype.toml").models
     assert [option.name for option in presets()] == [f"preset `{one.name}`" for one in model.presets]
     for option, one in zip(presets(), model.presets, strict=True):
-        assert option.changes == one.model_dump(exclude={"name"}, exclude_none=True)
+        assert option.changes == one.model_dump(exclude={"name"}, exclude_defaults=True)

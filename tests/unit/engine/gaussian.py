@@ -4,6 +4,7 @@ Whatever the scheduler, the images that it draws must have the mean and the devi
 outside of -1..1, as latents may: who clips is seen.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ def draw(scheduler: Any, num_steps: int, *, seed: int = 0, eta: float = 0.0) -> 
     latents = torch.randn(SHAPE, generator=generator, dtype=torch.float32)
     latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
     predict = _prediction(scheduler)
-    parameters = scheduler.step.__func__.__code__.co_varnames
+    parameters = inspect.signature(scheduler.step).parameters
     more = {name: value for name, value in {"generator": generator, "eta": eta}.items() if name in parameters}
     for timestep in scheduler.timesteps:
         model_input = latents

@@ -67,6 +67,14 @@ def test_positions_of_a_single_frame_are_no_row() -> None:
     assert [one.tolist() for one in Merger().merge(calls, 2)["visual_rope_pos"]] == [[0], [0, 1, 2, 3]]
 
 
+def test_each_row_has_its_entry_of_a_list_of_values_and_all_entries_are_equal() -> None:
+    alone = parked(x=latents(1), shape_list=[[(1, 4, 4)]])
+    guided = parked(x=latents(2, 2), shape_list=[[(1, 4, 4)], [(1, 4, 4)]])
+    other = parked(x=latents(3), shape_list=[[(1, 4, 8)]])
+    assert alone.signature == guided.signature != other.signature
+    assert Merger().merge([alone, guided], 4)["shape_list"] == [[(1, 4, 4)]] * 4
+
+
 def test_lists_of_images_share_a_pass_whatever_their_sizes() -> None:
     first = parked(x=[torch.zeros(4, 1, 8, 8)], t=torch.tensor([0.5]), texts=[torch.zeros(3, 16)])
     second = parked(x=[torch.ones(4, 1, 8, 12)], t=torch.tensor([0.1]), texts=[torch.ones(9, 16)])
@@ -93,6 +101,13 @@ def test_what_is_the_same_at_the_next_step_is_not_copied_again() -> None:
     )
     merger.forget()
     assert merger.merge([parked(x=latents(4), text=text) for text in texts], 2)["text"] is not first["text"]
+
+
+def test_latents_that_are_written_in_place_are_read_again() -> None:
+    merger, calls = Merger(), [parked(x=latents(1)), parked(x=latents(2))]
+    merger.merge(calls, 2)
+    calls[1].leaves[0].fill_(3.0)  # as Kandinsky 5 does with each step's latents
+    assert torch.equal(merger.merge(calls, 2)["x"], torch.cat([latents(1), torch.full((1, 4, 8, 8), 3.0)]))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_bad_field_is_named(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        {"name": "unknown"},
+        {"name": "magic"},
         {"karras": True},
         {"eta": 1.5},
         {"name": "euler", "eta": 0.5},
@@ -98,6 +98,12 @@ def test_bad_field_is_named(change: dict[str, Any]) -> None:
         {"name": "flow_match_euler", "karras": True},
         {"name": "flow_match_euler", "eta": 0.5},
         {"name": "flow_match_euler", "spacing": "trailing"},
+        {"name": "default", "spacing": "trailing"},
+        {"name": "default", "eta": 0.5},
+        {"name": "default", "shift": 3.0},
+        {"name": "tcd", "karras": True},
+        {"name": "unipc", "eta": 0.5},
+        {"name": "edm_euler", "shift": 3.0},
     ],
 )
 def test_scheduler_that_does_not_exist_is_refused(spec: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import re
 from typing import Any
 
 import diffusers
@@ -30,11 +31,14 @@ from diffusers import (
     TCDScheduler,
     UniPCMultistepScheduler,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.errors import LoadError, RequestInvalid
-from engine.request import SchedulerSpec, scheduler_named
+from engine.request import SCHEDULERS, SchedulerSpec, scheduler_named
 from engine.scheduler_classes import CLASSES, SAMPLERS
-from engine.schedulers import FOR_PIXELS, SchedulerOverrides, Schedulers
+from engine.scheduler_overrides import SchedulerOverrides
+from engine.schedulers import FOR_PIXELS, Schedulers
 from tests.unit.engine.gaussian import DEVIATION, MEAN, draw
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.
@@ -292,6 +296,35 @@ def test_noise_is_drawn_from_the_calls_generator_alone(own: Any, spec: Scheduler
     assert not torch.equal(images[0], images[2])
 
 
+@pytest.mark.parametrize("name", ["flow_match_lcm", "default"])
+def test_noise_is_the_requests_where_a_pipeline_gives_no_generator(name: str) -> None:
+    """As those for flow matching, which call `step` without one."""
+    images = []
+    for around, seed in ((1, 0), (2, 0), (1, 3)):
+        torch.manual_seed(around)
+        generator = torch.Generator().manual_seed(seed)
+        schedulers = Schedulers(FlowMatchLCMScheduler(shift=3.0))
+        made = schedulers.make(scheduler_named(name), 4, generator=generator)
+        made.set_timesteps(4)
+        latents = torch.ones(1, 4, 2, 2)
+        for timestep in made.timesteps:
+            latents = made.step(torch.sin(latents), timestep, latents, return_dict=False)[0]
+        images.append(latents)
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+
+
+def test_entries_that_a_pipeline_has_corrected_stay_corrected() -> None:
+    """Stable Diffusion's sets `steps_offset` and `clip_sample` where a folder leaves them open."""
+    own = DDIMScheduler(**BETAS)
+    own._internal_dict = type(own.config)({**own.config, "steps_offset": 1})
+    assert "steps_offset" in own.config["_use_default_values"]
+    for overrides in (SchedulerOverrides(), SchedulerOverrides(prediction_type="v_prediction")):
+        schedulers = Schedulers(own, overrides)
+        for name in ("default", "ddim", "euler", "dpmpp_2m"):
+            assert schedulers.make(scheduler_named(name), 4).config.steps_offset == 1, name
+
+
 @pytest.mark.parametrize("name", ["dpmpp_2m_karras", "dpmpp_2m_sde_karras", "unipc_karras"])
 @pytest.mark.parametrize("num_steps", [50, 150])
 def test_karras_sigmas_that_round_to_equal_timesteps_do_not_lose_the_last_step(
@@ -360,6 +393,60 @@ def test_every_scheduler_of_a_flow_can_begin_with_an_image(name: str) -> None:
 # What is refused by field, and at load
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    own_class=st.sampled_from(OWN),
+    entries=st.fixed_dictionaries(
+        {},
+        optional={
+            "timestep_spacing": st.sampled_from(["leading", "trailing", "linspace"]),
+            "steps_offset": st.integers(0, 3),
+            "prediction_type": st.sampled_from(["epsilon", "v_prediction", "sample"]),
+            "beta_schedule": st.sampled_from(["linear", "scaled_linear"]),
+            "num_train_timesteps": st.sampled_from([50, 1000]),
+            "clip_sample": st.booleans(),
+            "thresholding": st.booleans(),
+            "set_alpha_to_one": st.booleans(),
+            "rescale_betas_zero_snr": st.booleans(),
+            "use_karras_sigmas": st.booleans(),
+            "use_exponential_sigmas": st.booleans(),
+            "use_beta_sigmas": st.booleans(),
+            "interpolation_type": st.sampled_from(["linear", "log_linear"]),
+            "final_sigmas_type": st.sampled_from(["zero", "sigma_min"]),
+            "shift": st.sampled_from([0.5, 1.0, 3.0]),
+            "shift_terminal": st.sampled_from([None, 0.02]),
+            "invert_sigmas": st.booleans(),
+            "use_dynamic_shifting": st.booleans(),
+        },
+    ),
+    num_steps=st.integers(1, 50),
+)
+def test_whatever_a_folder_says_a_scheduler_draws_finite_numbers_or_is_refused_by_field(
+    own_class: Any, entries: dict[str, Any], num_steps: int
+) -> None:
+    known = inspect.signature(own_class.__init__).parameters
+    try:
+        own = own_class(**{key: value for key, value in entries.items() if key in known})
+    except (TypeError, ValueError):
+        return  # no such folder loads
+    try:
+        schedulers = Schedulers(own)
+    except LoadError as error:
+        assert "has rescale_betas_zero_snr with" in str(error)  # noqa: PT017
+        return
+    for name in SCHEDULERS:
+        try:
+            made = schedulers.make(scheduler_named(name), num_steps)
+        except RequestInvalid as error:
+            assert re.match(r"(scheduler|num_inference_steps|shift): ", str(error))  # noqa: PT017
+            continue
+        for key in ("beta_schedule", "num_train_timesteps", "prediction_type", "rescale_betas_zero_snr"):
+            if key in made.config and key in known and not made.config.get("use_flow_sigmas"):
+                assert made.config[key] == own.config[key], name
+        if not own.config.get("use_dynamic_shifting"):
+            assert torch.isfinite(wave(made, num_steps)).all(), name
+
+
 def test_E4_steps_beyond_the_models_timesteps_are_refused_by_field_and_at_load() -> None:
     schedulers = Schedulers(DDIMScheduler(timestep_spacing="leading", steps_offset=1))
     for name in ("ddim", "ddpm", "default"):
@@ -409,11 +496,6 @@ def test_E8_a_model_without_a_signal_at_its_first_timestep_is_refused_where_that
     schedulers = Schedulers(DDIMScheduler(trained_betas=[*betas[:-1], 1.0], timestep_spacing="trailing"))
     with pytest.raises(LoadError, match=r"ddim, eta 0\.0, has no finite steps on this model at 1 steps"):
         schedulers.check_offer("ddim", scheduler_named("ddim"), 4, 8)
-
-
-def test_noise_that_no_seed_decides_is_refused() -> None:
-    with pytest.raises(LoadError, match="stochastic_sampling"):
-        Schedulers(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
 
 
 # Overrides

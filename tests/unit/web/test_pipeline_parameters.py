@@ -3,23 +3,35 @@
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from pydantic import ValidationError
 
 from catalogue.catalogue import Catalogue, tier_for
+from settings import Settings
 from tests.fixtures.catalogues import PARAMETERS, catalogue_with
 from web.admission import Admission
+from web.api_reference import reference_of
+from web.app import create_app
 from web.csv_rows import parse_csv
 from web.draw_form import DrawForm, other_fields
 from web.refusals import InvalidCsv, InvalidRequest
 from web.schemas import JobRequest, field_errors
 
+NOWHERE: dict[str, Any] = {
+    "database_url": "postgresql://nobody@127.0.0.1:1/nothing",
+    "broker_url": "redis://127.0.0.1:1/0",
+    "s3_endpoint": "http://127.0.0.1:1",
+    "s3_access_key": "none",
+    "s3_secret_key": "none",
+}
 DEFAULTS = {"clip_skip": 1, "mode": "plain"}
 
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
-    return catalogue_with(tmp_path_factory.mktemp("catalogue"), PARAMETERS)
+    unbounded = '[models.tiny.parameters.any_number]\ntype = "int"\n'
+    return catalogue_with(tmp_path_factory.mktemp("catalogue"), PARAMETERS + unbounded)
 
 
 def asked_of(catalogue: Catalogue, given: Any, **fields: Any) -> dict[str, Any]:
@@ -58,6 +70,8 @@ def test_a_text_is_kept_in_one_form(catalogue: Catalogue) -> None:
         ({"clip_skip": True}, "clip_skip", "is not a whole number"),
         ({"clip_skip": [2]}, "clip_skip", "is not a whole number"),
         ({"clip_skip": 2**70}, "clip_skip", "is above 4"),
+        ({"any_number": 2**53 + 1}, "any_number", "is above 9007199254740992"),
+        ({"any_number": -(10**4000)}, "any_number", "is below -9007199254740992"),
         ({"true_cfg_scale": "4"}, "true_cfg_scale", "is not a finite number"),
         ({"true_cfg_scale": float("nan")}, "true_cfg_scale", "is not a finite number"),
         ({"true_cfg_scale": 10**400}, "true_cfg_scale", "is not a finite number"),
@@ -162,3 +176,42 @@ def test_a_fault_stands_beside_its_field_of_the_form(catalogue: Catalogue) -> No
     assert form.refused(refused.value.errors).errors == {"pipeline_parameters/clip_skip": ["is above 4"]}
     edited = DrawForm.sent({"prompt": "a", "pipeline_parameters/clip_skip": "2", "once": form.once})
     assert edited.idempotency_key != form.idempotency_key
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The OpenAPI document of an installation whose model declares parameters."""
+    folder = tmp_path_factory.mktemp("described")
+    catalogue_with(folder, PARAMETERS)
+    app = create_app(Settings(config=folder / "calotype.toml", **NOWHERE))
+    document: dict[str, Any] = app.spec_json
+    return document
+
+
+@pytest.mark.parametrize(
+    ("given", "is_right"),
+    [
+        ({"clip_skip": 2, "true_cfg_scale": 4, "zero_init": True, "mode": "Sharp", "prompt_2": "b"}, True),
+        ({"clip_skip": None}, True),
+        (None, True),
+        ({"clip_skip": 5}, False),
+        ({"true_cfg_scale": "4"}, False),
+        ({"mode": "sharp"}, False),
+        ({"prompt_2": "a" * 13}, False),
+        ({"eta": 0.5}, False),
+    ],
+)
+def test_the_described_object_lets_through_what_is_declared_and_nothing_else(
+    described: dict[str, Any], given: Any, is_right: bool
+) -> None:
+    schema = {**described["components"]["schemas"]["JobRequest"], "components": described["components"]}
+    asked = {"prompt": "a", "pipeline_parameters": given}
+    assert jsonschema.Draft202012Validator(schema).is_valid(asked) == is_right
+
+
+def test_the_page_of_the_api_shows_each_parameter_with_its_limits(described: dict[str, Any]) -> None:
+    shown = next(one for one in reference_of(described).schemas if one.name == "PipelineParameters")
+    fields = {field.name: field for field in shown.fields}
+    assert fields.keys() == {"clip_skip", "true_cfg_scale", "zero_init", "mode", "prompt_2"}
+    assert "layers of the text encoder to leave out, `1` if left out" in fields["clip_skip"].description
+    assert "4" in fields["clip_skip"].limits
