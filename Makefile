@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs test-libreoffice train card bench-engine bench-faults bench-kills bench-fronts clean
+.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice train card bench-engine bench-faults bench-kills bench-fronts clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ imports: $(INSTALLED)
 
 docs: $(INSTALLED)
 	@$(BIN)/python -m pytest -q tests/unit/docs
+
+test-gpu: $(INSTALLED) ## try the engine on this machine's GPU (under ten minutes), and print what it found
+	@CALOTYPE_TEST_DEVICE=$${CALOTYPE_TEST_DEVICE:-cuda:0} PYTHONPATH=$(VENV)/quantization \
+	  $(BIN)/python -m pytest -q tests/gpu
 
 test-libreoffice: $(INSTALLED) ## let LibreOffice write CSVs here, and read them
 	@command -v soffice >/dev/null || { echo "soffice is missing; on Debian: apt install libreoffice-calc"; exit 1; }

@@ -1,9 +1,10 @@
 """The exchange beside the native engine and beside diffusers' own batch: the same requests in turns.
 
 Owns the arms and what each tick of the exchange is split into: the forward pass, the pipeline's own code, and
-the exchange itself. Everything is timed in CPU seconds on one thread.
+the exchange itself. On a CPU everything is timed in CPU seconds on one thread; on a GPU in seconds of the
+clock, which begin and end with nothing left for the GPU to do.
 
-    python -m bench.exchange [--rounds 15] [--side 128 192]
+    python -m bench.exchange [--rounds 15] [--side 128 192] [--device cpu:0]
 """
 
 import argparse
@@ -30,6 +31,7 @@ NUM_REQUESTS = 8
 NUM_STEPS = 20
 NATIVE, EXCHANGE = "native", "exchange"
 DDIM = SchedulerSpec("ddim")
+Clock = Callable[[], float]
 MIN_NATIVE_GAIN = 1.03
 """What native code must gain over the exchange to stay (ADR 0021)."""
 
@@ -41,16 +43,17 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=15, help="how often each arm has its turn")
     parser.add_argument("--side", type=int, nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--device", default="cpu:0", help="cpu:0 or cuda:0")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for side in arguments.side:
-        print(table(figures(side, arguments.rounds)), flush=True)
+        print(table(figures(side, arguments.rounds, arguments.device)), flush=True)
 
 
-def figures(side: int, num_rounds: int) -> Iterator[Figure]:
-    """The figures at this side, pixels: the arms take turns in every round."""
-    arms = Arms(side)
+def figures(side: int, num_rounds: int, device: str = "cpu:0") -> Iterator[Figure]:
+    """The figures at this side, pixels, in fp32: the arms take turns in every round."""
+    arms = Arms(side, device)
     rounds = [arms.round() for _ in range(num_rounds + 1)][1:]  # the first one warms up
     suffix = "" if side == SIDES[0] else f"_{side}"
     yield figure_of(
@@ -74,7 +77,7 @@ def figures(side: int, num_rounds: int) -> Iterator[Figure]:
 
 @dataclass(frozen=True)
 class Split:
-    """Where the CPU seconds of the denoising steps of one run went."""
+    """Where the seconds of the denoising steps of one run went."""
 
     seconds: float
     forward_seconds: float
@@ -98,7 +101,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Round:
-    """CPU seconds of each arm for the same requests, from texts to pixels."""
+    """Seconds of each arm for the same requests, from texts to pixels."""
 
     native: float
     exchange: float
@@ -109,23 +112,33 @@ class Round:
 class Arms:
     """Three ways to draw `NUM_REQUESTS` images of the shipped model at one side, pixels."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, device: str) -> None:
         self._side = side
-        self._loaded = {NATIVE: _load("stable_diffusion"), EXCHANGE: _load("diffusers")}
+        self._loaded = {
+            NATIVE: _load("stable_diffusion", device),
+            EXCHANGE: _load("diffusers", device),
+        }
+        self._clock = _clock_of(device)
         self._pipeline: Any = StableDiffusionPipeline.from_pretrained(
             FOLDER, dtype=torch.float32, safety_checker=None, local_files_only=True
         )
         self._pipeline.scheduler = DDIMScheduler.from_config(self._pipeline.scheduler.config)
         self._pipeline.set_progress_bar_config(disable=True)
+        self._pipeline.to(self._loaded[NATIVE].families[NATIVE].device)
 
     def round(self) -> Round:
         """One turn of each."""
         return Round(
-            native=_cpu_seconds(lambda: self._serve(NATIVE)),
-            exchange=_cpu_seconds(lambda: self._serve(EXCHANGE)),
-            diffusers=_cpu_seconds(self._draw_as_diffusers),
+            native=self._seconds(lambda: self._serve(NATIVE)),
+            exchange=self._seconds(lambda: self._serve(EXCHANGE)),
+            diffusers=self._seconds(self._draw_as_diffusers),
             split=self._split(),
         )
+
+    def _seconds(self, work: Callable[[], None]) -> float:
+        started_at = self._clock()
+        work()
+        return self._clock() - started_at
 
     def _serve(self, arm: str) -> None:
         loaded = self._loaded[arm]
@@ -167,54 +180,61 @@ class Arms:
     def _split(self) -> Split:
         model = self._loaded[EXCHANGE].families[EXCHANGE]
         assert isinstance(model, PipelineModel)
-        untimed, model.exchange = model.exchange, _TimedExchange(self._pipeline)
+        untimed, model.exchange = model.exchange, _TimedExchange(self._pipeline, self._clock)
         calls = [model.begin(request) for request in self._requests(EXCHANGE)]
         for call in calls:
             while call.parked is not None and not is_denoiser(call.parked.name):
                 model.exchange.run([call])
         timed, model.exchange = model.exchange, untimed
         timed.clear()
-        started_at = time.process_time()
+        started_at = self._clock()
         while all(call.parked is not None and is_denoiser(call.parked.name) for call in calls):
             timed.run(calls)
-        split = Split(time.process_time() - started_at, timed.forward_seconds, timed.pipeline_seconds)
+        split = Split(self._clock() - started_at, timed.forward_seconds, timed.pipeline_seconds)
         for call in calls:
             call.end()
         return split
 
 
 class _TimedExchange(Exchange):
-    """Notes the CPU seconds of forward passes, and of the pipelines' own code."""
+    """Notes the seconds of forward passes, and of the pipelines' own code."""
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, clock: Clock) -> None:
         super().__init__(pipeline)
+        self._clock = clock
         self.clear()
 
     def clear(self) -> None:
         self.forward_seconds = self.pipeline_seconds = 0.0
 
     def _forward(self, name: str, arguments: dict[str, Any]) -> Any:
-        started_at = time.process_time()
+        started_at = self._clock()
         output = super()._forward(name, arguments)
-        self.forward_seconds += time.process_time() - started_at
+        self.forward_seconds += self._clock() - started_at
         return output
 
     def _go_on(self, call: PipelineCall, output: Any) -> None:
-        started_at = time.process_time()
+        started_at = self._clock()
         super()._go_on(call, output)
-        self.pipeline_seconds += time.process_time() - started_at
+        self.pipeline_seconds += self._clock() - started_at
 
 
-def _load(family: str) -> LoadedModels:
+def _load(family: str, device: str) -> LoadedModels:
     arm = EXCHANGE if family == "diffusers" else NATIVE
-    spec = ModelSpec(arm, str(FOLDER), family=family, schedulers=("ddim",))
-    return load_models([spec], device="cpu:0", row_limits={arm: ROW_LIMITS}, num_threads=1)
+    spec = ModelSpec(arm, str(FOLDER), family=family, dtype="float32", schedulers=("ddim",))
+    return load_models([spec], device=device, row_limits={arm: ROW_LIMITS}, num_threads=1)
 
 
-def _cpu_seconds(work: Callable[[], None]) -> float:
-    started_at = time.process_time()
-    work()
-    return time.process_time() - started_at
+def _clock_of(device: str) -> Clock:
+    """CPU seconds; for a GPU the instant at which it has done all that it was asked for."""
+    if not device.startswith("cuda"):
+        return time.process_time
+
+    def now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
 
 
 if __name__ == "__main__":

@@ -342,7 +342,10 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; `auto` is full precision on CPU, half on CUDA (not yet seen on a GPU)."""
+    """The dtype of that name; `auto` is full precision on CPU, half on CUDA.
+
+    Not yet seen on a GPU: `make test-gpu` prints what each dtype does there.
+    """
     if name != "auto":
         return DTYPES[name]
     if device.type == "cpu":

@@ -3,7 +3,8 @@
 Buckets take turns within each round, so that a machine that slows down meanwhile slows all of them; the
 first round warms up and is dropped. Shallow steps of a step cache are measured at the smallest bucket: of the
 shipped model their share there is within 0.02 of that at larger ones. Memory is CUDA's own peak (not yet seen
-on a GPU); on a CPU it is not measured. It knows families and generations, and not what becomes of a profile.
+on a GPU: `make test-gpu` prints it); on a CPU it is not measured. It knows families and generations, and not
+what becomes of a profile.
 """
 
 import hashlib

@@ -3,7 +3,7 @@
 diffusers' own `enable_model_cpu_offload` follows one call of a pipeline: a model that runs sends away the one
 before it in the pipeline's order alone, and the rest leaves when the call ends. Here no call ends: requests
 join while others are denoised, so whoever runs sends away whoever was there. It knows no pipeline's order.
-Not yet seen on a GPU.
+Not yet seen on a GPU: `make test-gpu` tries it.
 """
 
 from typing import Any

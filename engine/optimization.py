@@ -1,7 +1,8 @@
 """What makes a loaded pipeline faster or smaller on its device, by plain settings.
 
 Owns their order and what cannot go together. It does not know whether they pay, nor whether rows stay
-exact under them: the self-test runs afterwards, on what they made. Those for CUDA are not yet seen on a GPU.
+exact under them: the self-test runs afterwards, on what they made. Those for CUDA are not yet seen
+on a GPU: `make test-gpu` tries them.
 """
 
 import importlib.util
