@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice train card bench-engine bench-faults bench-kills bench-fronts clean
+.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train card bench-engine bench-faults bench-kills bench-fronts clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ test-gpu: $(INSTALLED) ## try the engine on this machine's GPU (under ten minute
 test-libreoffice: $(INSTALLED) ## let LibreOffice write CSVs here, and read them
 	@command -v soffice >/dev/null || { echo "soffice is missing; on Debian: apt install libreoffice-calc"; exit 1; }
 	@$(BIN)/python -m pytest -q tests/e2e/test_S14_libreoffice.py
+
+test-pipelines: $(INSTALLED) ## hold every pipeline class of diffusers in random company to itself alone; writes docs/reference/pipelines.md (ten minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/pipelines --pipelines-page docs/reference/pipelines.md
 
 train: $(INSTALLED) ## train the tiny model again, in build/tiny (about two hours on two cores)
 	@mkdir -p build/tiny

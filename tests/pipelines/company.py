@@ -1,0 +1,186 @@
+"""Draws requests of one pipeline in random company through the exchange, and alone, and compares the images.
+
+A seeded scheduler lets requests join at random ticks, cancels some where they are parked, and at each tick
+makes one forward pass of a random group of calls whose signatures are equal. It does not know what the
+pipeline is.
+"""
+
+import random
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy
+import torch
+
+from engine.exchange import Exchange, is_denoiser
+from engine.steady_stack import on_steady_stack
+from tests.pipelines.builds import built
+from tests.pipelines.requests import arguments, num_words, seed
+
+MAX_ROWS = 8
+MOST, MEAN = 2.0, 0.2
+"""Bounds of the difference of any number of an image, and of their mean, in steps of 1/255."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a company of requests has shown.
+
+    `most` and `mean` are differences in steps of 1/255. `calls_a_pass` is the mean number of calls in a
+    pass of the denoiser. `mixes_texts` says whether texts of different lengths were in one; `masks` names
+    the masks that the denoiser takes.
+    """
+
+    most: float
+    mean: float
+    calls_a_pass: float
+    has_texts: bool = False
+    mixes_texts: bool = False
+    masks: frozenset[str] = frozenset()
+
+    @property
+    def is_equal(self) -> bool:
+        return self.most <= MOST and self.mean <= MEAN
+
+    @property
+    def is_batched(self) -> bool:
+        return self.is_equal and self.calls_a_pass > 1.0
+
+
+@torch.inference_mode()
+def draw_untouched(name: str, number: int) -> numpy.ndarray:
+    """The image of request `number` by diffusers' own call; torch's global generator has the same seed."""
+    pipeline = built(name)
+    torch.manual_seed(seed(number))
+    return pixels(pipeline(**arguments(name, number)))
+
+
+@on_steady_stack
+@torch.inference_mode()
+def draw_in_company(name: str, numbers: range, chance: int) -> Seen:
+    """Requests `numbers` in company that the seed `chance` chooses, each held to the untouched pipeline."""
+    untouched = {number: _kept_untouched(name, number) for number in numbers}
+    company = Company(name, numbers, random.Random(chance))
+    company.run()
+    differences = _differences(untouched, company.images)
+    return Seen(
+        *differences, company.calls_a_pass, company.has_texts, company.mixes_texts, frozenset(company.masks)
+    )
+
+
+@on_steady_stack
+@torch.inference_mode()
+def draw_one_at_a_time(name: str, numbers: range) -> Seen:
+    """Requests `numbers` through the exchange, each begun when the one before it has ended."""
+    untouched = {number: _kept_untouched(name, number) for number in numbers}
+    exchange, images = Exchange(built(name)), {}
+    for number in numbers:
+        call = exchange.begin(**arguments(name, number))
+        while call.parked is not None:
+            exchange.run([call])
+        images[number] = _image(call)
+    return Seen(*_differences(untouched, images), 1.0)
+
+
+class Company:
+    """Requests of the pipeline `name` that share forward passes as `chance` has it."""
+
+    def __init__(self, name: str, numbers: range, chance: random.Random) -> None:
+        self.images: dict[int, numpy.ndarray] = {}
+        self.has_texts = "prompt" in arguments(name, 0)
+        self.mixes_texts = False
+        self.masks: set[str] = set()
+        self._name = name
+        self._waiting = list(numbers)
+        self._chance = chance
+        self._exchange = Exchange(built(name))
+        self._calls: dict[int, Any] = {}
+        self._doomed: set[int] = set()
+        self._denoised: list[int] = []
+
+    @property
+    def calls_a_pass(self) -> float:
+        return sum(self._denoised) / max(1, len(self._denoised))
+
+    def run(self) -> None:
+        """Every request to its end; one in four meets a twin that is canceled on its way."""
+        while self._waiting or self._calls:
+            if self._waiting and (not self._calls or self._chance.random() < 0.6):
+                self._join()
+            self._cancel_some()
+            if self._calls:
+                self._pass()
+
+    def _join(self) -> None:
+        number = self._waiting.pop(0)
+        self._calls[number] = self._exchange.begin(**arguments(self._name, number))
+        if self._chance.random() < 0.25:
+            twin = -1 - number
+            self._calls[twin] = self._exchange.begin(**arguments(self._name, twin))
+            self._doomed.add(twin)
+        self._take_ended()
+
+    def _cancel_some(self) -> None:
+        for number in sorted(self._doomed):
+            if self._chance.random() < 0.2:
+                self._calls.pop(number).end()
+                self._doomed.discard(number)
+
+    def _pass(self) -> None:
+        groups: dict[Any, list[Any]] = {}
+        for number in sorted(self._calls):
+            groups.setdefault(self._calls[number].parked.signature, []).append(self._calls[number])
+        weights = [len(group) ** 2 for group in groups.values()]
+        [group] = self._chance.choices(list(groups.values()), weights)
+        self._chance.shuffle(group)
+        chosen = [group[0]]
+        for call in group[1:]:
+            if sum(one.parked.num_rows for one in (*chosen, call)) <= MAX_ROWS:
+                chosen.append(call)
+        if is_denoiser(chosen[0].parked.name):
+            self._look_at(chosen)
+        ill = self._exchange.run(chosen)
+        assert not ill, f"{self._name}: {len(ill)} calls are not finite"
+        self._take_ended()
+
+    def _look_at(self, chosen: list[Any]) -> None:
+        self._denoised.append(len(chosen))
+        numbers = [number for number, call in self._calls.items() if call in chosen]
+        self.mixes_texts |= self.has_texts and len({num_words(number) for number in numbers}) > 1
+        taken = chosen[0].parked.arguments()
+        self.masks |= {name for name, value in taken.items() if "mask" in name and value is not None}
+
+    def _take_ended(self) -> None:
+        for number in [number for number, call in self._calls.items() if call.parked is None]:
+            call = self._calls.pop(number)
+            self._doomed.discard(number)
+            image = _image(call)
+            if number >= 0:
+                self.images[number] = image
+
+
+def pixels(output: Any) -> numpy.ndarray:
+    """The numbers of the first image of what a pipeline returned, in 0 .. 1."""
+    drawn = output.images if hasattr(output, "images") else output.image
+    while isinstance(drawn, list):
+        drawn = drawn[0]
+    return numpy.asarray(drawn, dtype=numpy.float64)
+
+
+@cache
+def _kept_untouched(name: str, number: int) -> numpy.ndarray:
+    return draw_untouched(name, number)
+
+
+def _image(call: Any) -> numpy.ndarray:
+    if call.error is not None:
+        raise call.error
+    return pixels(call.result)
+
+
+def _differences(
+    untouched: dict[int, numpy.ndarray], images: dict[int, numpy.ndarray]
+) -> tuple[float, float]:
+    apart = [numpy.abs(untouched[number] - images[number]) * 255 for number in untouched]
+    return max(float(one.max()) for one in apart), max(float(one.mean()) for one in apart)
