@@ -12,6 +12,7 @@ import torch
 from torch.nn import Module
 
 from engine.buckets import UNTESTED, BucketsByShape
+from engine.encoded_prompts import EncodedPrompts
 from engine.errors import RequestInvalid
 from engine.exchange import Exchange, is_denoiser
 from engine.families.truncation import Reader
@@ -149,11 +150,15 @@ class PipelineModel:
         if request.step_cache > 1 and not self.can_cache_steps:
             raise RequestInvalid(f"step_cache: {request.model!r} has no step cache; only 1 is accepted")
 
-    def begin(self, request: GenerationRequest) -> PipelineCall:
-        """Begin the request's call; raises `RequestInvalid` for a scheduler that the model cannot have."""
+    def begin(self, request: GenerationRequest, prompts: EncodedPrompts | None = None) -> PipelineCall:
+        """Begin the request's call; raises `RequestInvalid` for a scheduler that the model cannot have.
+
+        With `prompts` its texts are not encoded where its account has had the same encoded before.
+        """
         num_patches = (request.width // self.pixels_per_latent) * (request.height // self.pixels_per_latent)
         scheduler = self.schedulers.make(request.scheduler, request.num_inference_steps, num_patches)
-        return self.exchange.begin(scheduler, **self._arguments(request))
+        own_method = prompts.of(request.account, request.model) if prompts is not None else None
+        return self.exchange.begin(scheduler, own_method, **self._arguments(request))
 
     def _arguments(self, request: GenerationRequest) -> dict[str, Any]:
         arguments: dict[str, Any] = {
