@@ -6,10 +6,10 @@ for it. It knows no tensor's meaning and changes none: with or without it the by
 """
 
 import sys
-from collections import OrderedDict
 from collections.abc import Mapping
 
 from engine.families.family import Encoding, Family
+from engine.least_recently_used import LeastRecentlyUsed
 
 MAX_BYTES = 64 * 2**20
 """On the device: some 500 prompts of Stable Diffusion 1 in half precision, some 15 of FLUX.1."""
@@ -24,10 +24,13 @@ class Embeddings:
 
     def __init__(self, families: Mapping[str, Family], max_bytes: int = MAX_BYTES) -> None:
         self._families = families
-        self._max_bytes = max_bytes
-        self._kept: OrderedDict[Key, tuple[Encoding, int]] = OrderedDict()  # the most recently used is last
+        self._kept: LeastRecentlyUsed[Key, Encoding] = LeastRecentlyUsed(max_bytes)
         self._empty: dict[tuple[str, bool], Encoding] = {}  # at most two a model; says nothing of anybody
-        self.num_bytes = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """What the kept encodings take, without those of the empty prompt."""
+        return self._kept.num_bytes
 
     def encode(self, model: str, text: str, *, is_negative: bool, account: str) -> Encoding:
         """The text's encoding. Without an `account` nobody knows whose it is, so it is not kept."""
@@ -38,31 +41,19 @@ class Embeddings:
         if not account:
             return self._encode(model, text, is_negative)
         key = (account, model, is_negative, text)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key][0]
-        encoding = self._encode(model, text, is_negative)
-        self._keep(key, encoding)
+        encoding = self._kept.get(key)
+        if encoding is None:
+            encoding = self._encode(model, text, is_negative)
+            self._kept.keep(key, encoding, _bytes_of(key, encoding))
         return encoding
 
     def clear(self) -> None:
         """Give all of it back, when the device is short of memory."""
         self._kept.clear()
         self._empty.clear()
-        self.num_bytes = 0
 
     def _encode(self, model: str, text: str, is_negative: bool) -> Encoding:
         return self._families[model].encode(text, is_negative=is_negative)
-
-    def _keep(self, key: Key, encoding: Encoding) -> None:
-        num_bytes = _bytes_of(key, encoding)
-        if num_bytes > self._max_bytes:
-            return
-        self._kept[key] = (encoding, num_bytes)
-        self.num_bytes += num_bytes
-        while self.num_bytes > self._max_bytes:
-            _, (_, num_freed_bytes) = self._kept.popitem(last=False)
-            self.num_bytes -= num_freed_bytes
 
 
 def _bytes_of(key: Key, encoding: Encoding) -> int:

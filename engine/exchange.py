@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.encoded_prompts import OwnMethod
 from engine.parked_call import Merger, ParkedCall, split
 from engine.pipeline_call import PipelineCall
 
@@ -28,12 +29,17 @@ class Exchange:
         self._pipeline = pipeline
         self._merger = Merger()
 
-    def begin(self, scheduler: Any = None, /, **arguments: Any) -> PipelineCall:
+    def begin(
+        self, scheduler: Any = None, own_method: OwnMethod | None = None, /, **arguments: Any
+    ) -> PipelineCall:
         """Begin a call with these arguments; returned as it parks at its first forward pass, or has ended.
 
-        `scheduler` is used up by the call; without one it has a copy of the pipeline's own.
+        `scheduler` is used up by the call; without one it has a copy of the pipeline's own. With `own_method`
+        (of `EncodedPrompts`) it need not encode what has been encoded before.
         """
-        call = PipelineCall(self._pipeline, arguments, scheduler, on_end=self._merger.forget)
+        call = PipelineCall(
+            self._pipeline, arguments, scheduler, own_method=own_method, on_end=self._merger.forget
+        )
         call.go_on()
         return call
 

@@ -212,6 +212,8 @@ def _check_offer(spec: ModelSpec, family: Any, row_limits: Mapping[int, int]) ->
             raise LoadError(
                 f"parameters.{name}: its pipeline has no such parameter; only the family {ANY!r} can have any"
             )
+        if name == family.guidance_parameter:
+            raise LoadError(f"parameters.{name}: it is given what a request's guidance_scale says")
     if isinstance(family, PipelineModel):
         family.learn_schedulers(*square(family, min(row_limits)))
         for name in spec.schedulers:

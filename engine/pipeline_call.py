@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import ConfigMixin
 from torch.nn import Module
 
+from engine.encoded_prompts import METHOD, OwnMethod
 from engine.parked_call import ParkedCall, SharedTensors
 from engine.steady_stack import switch
 
@@ -28,7 +29,8 @@ class PipelineCall:
     """A call of `pipeline`, which has not begun; `go_on` begins it, and lets it run to its next forward pass.
 
     Weights are shared with the pipeline; what a call writes to the pipeline itself, its scheduler or its
-    guider stays in the call. `scheduler` takes the place of a copy of the pipeline's own.
+    guider stays in the call. `scheduler` takes the place of a copy of the pipeline's own, and what
+    `own_method` makes that of its `encode_prompt`.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class PipelineCall:
         arguments: Mapping[str, Any],
         scheduler: Any = None,
         *,
+        own_method: OwnMethod | None = None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.parked: ParkedCall | None = None
@@ -44,7 +47,9 @@ class PipelineCall:
         self.error: Exception | None = None
         self.num_steps_done = 0
         self._arguments = arguments
+        self._own_method = own_method
         self._on_end = on_end
+        self._copies: list[Any] = []  # its pipeline, and those in it
         self._shared_tensors = SharedTensors()
         self._global_generators = _global_generators()
         self._noise = _first_noise(self._global_generators, arguments.get("generator"))
@@ -110,7 +115,8 @@ class PipelineCall:
     def _let_go(self) -> None:
         # Pipeline, stand-ins and call refer to each other: without this, memory waits for a collection.
         self.parked = None
-        vars(self._pipeline).clear()
+        for own in self._copies:
+            vars(own).clear()
         self._arguments = {}
         self._shared_tensors = SharedTensors()
         self._on_end()
@@ -123,28 +129,31 @@ class PipelineCall:
         }
         if scheduler is not None:
             parts[id(pipeline.scheduler)] = scheduler
-        own = self._copied(pipeline, parts)
+        own = self._copied(pipeline, parts, "")
         own_scheduler = vars(own).get("scheduler")
         if own_scheduler is not None:  # a scheduler may have a length, so that its truth says nothing
             own_scheduler.num_inference_steps = None
             self._count_steps(own_scheduler)
         return own
 
-    def _copied(self, pipeline: Any, parts: dict[int, Any]) -> Any:
+    def _copied(self, pipeline: Any, parts: dict[int, Any], place: str) -> Any:
         """A shallow copy of a pipeline with parts of its own, which `parts` has by the id of the originals.
 
-        A combined pipeline holds the same parts again, in pipelines of its own.
+        A combined pipeline holds the same parts again, in pipelines of its own; `place` is the way to one.
         """
         own = copy.copy(pipeline)
+        self._copies.append(own)
         for name, value in vars(pipeline).items():
             if id(value) in parts:
                 vars(own)[name] = parts[id(value)]
             elif isinstance(value, DiffusionPipeline):
-                vars(own)[name] = self._copied(value, parts)
+                vars(own)[name] = self._copied(value, parts, f"{place}.{name}")
             elif isinstance(value, ConfigMixin):  # schedulers, guiders, image processors: they keep state
                 vars(own)[name] = parts[id(value)] = copy.deepcopy(value)
         vars(own).pop("_num_timesteps", None)  # of an earlier call of the pipeline itself
         own.set_progress_bar_config(disable=True)
+        if self._own_method is not None and callable(getattr(own, METHOD, None)):
+            vars(own)[METHOD] = self._own_method(own, place)
         return own
 
     def _count_steps(self, scheduler: Any) -> None:

@@ -3,6 +3,7 @@
 from math import ceil
 from typing import Any
 
+from engine.encoded_prompts import EncodedPrompts
 from engine.exchange import is_denoiser
 from engine.generation import Generation
 from engine.pipeline_call import PipelineCall
@@ -33,10 +34,10 @@ class PipelineGeneration(Generation):
             raise RuntimeError("the call of this generation has not begun, or has been dropped")
         return self._call
 
-    def begin_call(self) -> None:
+    def begin_call(self, prompts: EncodedPrompts) -> None:
         """Begin its call anew, and let go of one that was begun before."""
         self.drop_tensors()
-        self._call = self._model.begin(self.request)
+        self._call = self._model.begin(self.request, prompts)
 
     def note_call(self) -> None:
         """Read off its call how far it is, how many steps it has and how many rows the next one has."""

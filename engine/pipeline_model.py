@@ -12,6 +12,7 @@ import torch
 from torch.nn import Module
 
 from engine.buckets import UNTESTED, BucketsByShape
+from engine.encoded_prompts import EncodedPrompts
 from engine.errors import RequestInvalid
 from engine.exchange import Exchange, is_denoiser
 from engine.families.truncation import Reader
@@ -151,14 +152,18 @@ class PipelineModel:
         if request.step_cache > 1 and not self.can_cache_steps:
             raise RequestInvalid(f"step_cache: {request.model!r} has no step cache; only 1 is accepted")
 
-    def begin(self, request: GenerationRequest) -> PipelineCall:
-        """Begin the request's call; raises `RequestInvalid` for a scheduler that the model cannot have."""
+    def begin(self, request: GenerationRequest, prompts: EncodedPrompts | None = None) -> PipelineCall:
+        """Begin the request's call; raises `RequestInvalid` for a scheduler that the model cannot have.
+
+        With `prompts` its texts are not encoded where its account has had the same encoded before.
+        """
         arguments = self._arguments(request)
         num_patches = (request.width // self.pixels_per_latent) * (request.height // self.pixels_per_latent)
         scheduler = self.schedulers.make(
             request.scheduler, request.num_inference_steps, num_patches, arguments["generator"]
         )
-        return self.exchange.begin(scheduler, **arguments)
+        own_method = prompts.of(request.account, request.model) if prompts is not None else None
+        return self.exchange.begin(scheduler, own_method, **arguments)
 
     def _arguments(self, request: GenerationRequest) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -171,7 +176,7 @@ class PipelineModel:
             "output_type": "np",
             "use_resolution_binning": False,  # else an image is drawn at another size, and resized
             **request.parameters.pipeline_parameters,
-            self._guidance_parameter: request.guidance_scale if request.guidance_cutoff else 1.0,
+            self.guidance_parameter: request.guidance_scale if request.guidance_cutoff else 1.0,
         }
         if request.guidance_cutoff < 1:
             cutoff = GuidanceCutoff(request.guidance_cutoff * request.num_inference_steps)
@@ -179,13 +184,20 @@ class PipelineModel:
             arguments["callback_on_step_end_tensor_inputs"] = cutoff.inputs_of(self._pipeline)
         if request.negative_prompt:
             arguments["negative_prompt"] = request.negative_prompt
+        elif self.guidance_parameter == "true_cfg_scale" and request.guidance_scale > 1:
+            arguments["negative_prompt"] = (
+                " "  # as Qwen-Image's authors write it: without one there is no guidance
+            )
         if request.scheduler.eta:
             arguments["eta"] = request.scheduler.eta
         return {name: value for name, value in arguments.items() if self.takes(name)}
 
     @property
-    def _guidance_parameter(self) -> str:
-        """Where a call has two, `guidance_scale` is an input of models that were distilled to take one."""
+    def guidance_parameter(self) -> str:
+        """The argument that a request's `guidance_scale` is.
+
+        Where a call has two, the one of that name is an input of models that were distilled to take one.
+        """
         is_distilled = getattr(self._denoiser.config, "guidance_embeds", False)
         return "true_cfg_scale" if self.takes("true_cfg_scale") and not is_distilled else "guidance_scale"
 

@@ -12,6 +12,7 @@ import torch
 
 from engine.buckets import at
 from engine.cached_pass import CachedPass
+from engine.encoded_prompts import EncodedPrompts
 from engine.errors import EngineError, GenerationImpossible, NumericError
 from engine.exchange import is_denoiser
 from engine.families.truncation import unread
@@ -34,12 +35,13 @@ class PipelineRunner:
     ) -> None:
         self._models = models
         self._clock = clock
+        self._prompts = EncodedPrompts()
         self.seen_costs = seen_costs or SeenCosts()
 
     def encode(self, generation: PipelineGeneration) -> None:
         """Begin a generation's call and run it up to its first denoising step; anew if it is tried twice."""
         started_at = self._clock()
-        generation.begin_call()
+        generation.begin_call(self._prompts)
         self._run_alone(generation)
         if generation.call.parked is None:
             raise GenerationImpossible("the pipeline's call ended without a denoising step")
@@ -139,10 +141,11 @@ class PipelineRunner:
         return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
     def free(self, running: Sequence[PipelineGeneration] = ()) -> None:
-        """Give device memory back after an out-of-memory error: what merging and step caches keep.
+        """Give device memory back after an out-of-memory error: what merging, prompts and step caches keep.
 
-        What is `running` needs the latter again, to the bit, so that goes to main memory meanwhile.
+        What is `running` needs the last again, to the bit, so that goes to main memory meanwhile.
         """
+        self._prompts.clear()
         for generation in running:
             generation.step_cache.leave_device()
         for model in self._models.values():

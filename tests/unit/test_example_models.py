@@ -27,6 +27,7 @@ ENCODER = ["config.json", *twice("model"), "pytorch_model.bin", "model.onnx"]
 SHARDS = [f"model{kind}-0000{n}-of-00002.safetensors" for kind in ("", ".fp16") for n in (1, 2)]
 INDICES = ["model.safetensors.index.json", "model.safetensors.index.fp16.json"]
 SCHEDULER = ["scheduler_config.json"]
+SD_TURBO = {"scheduler": SCHEDULER, "text_encoder": ENCODER, "tokenizer": CLIP, "unet": UNET, "vae": VAE}
 # As published: component -> the names in its folder that matter; and how much is read of it.
 PUBLISHED: dict[str, dict[str, list[str]]] = {
     "stable-diffusion-1.5": {
@@ -94,13 +95,8 @@ PUBLISHED: dict[str, dict[str, list[str]]] = {
         "unet": ["config.json", "diffusion_pytorch_model.safetensors"],
         "vae": ["config.json", "diffusion_pytorch_model.safetensors"],
     },
-    "few-step": {
-        "scheduler": SCHEDULER,
-        "text_encoder": ENCODER,
-        "tokenizer": CLIP,
-        "unet": UNET,
-        "vae": VAE,
-    },
+    "few-step": SD_TURBO,
+    "any-pipeline": SD_TURBO,
 }
 
 
