@@ -42,7 +42,7 @@ test-libreoffice: $(INSTALLED) ## let LibreOffice write CSVs here, and read them
 	@command -v soffice >/dev/null || { echo "soffice is missing; on Debian: apt install libreoffice-calc"; exit 1; }
 	@$(BIN)/python -m pytest -q tests/e2e/test_S14_libreoffice.py
 
-test-pipelines: $(INSTALLED) ## hold every pipeline class of diffusers in random company to itself alone; writes docs/reference/pipelines.md (ten minutes)
+test-pipelines: $(INSTALLED) ## hold every pipeline class of diffusers in random company to itself alone; writes docs/reference/pipelines.md (three minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/pipelines --pipelines-page docs/reference/pipelines.md
 
 train: $(INSTALLED) ## train the tiny model again, in build/tiny (about two hours on two cores)

@@ -37,6 +37,11 @@ def test_in_random_company_each_image_is_that_of_the_untouched_pipeline(
         assert seen[name].is_batched, seen[name]
 
 
+@pytest.mark.parametrize("name", sorted(BUILDS))
+def test_one_at_a_time_each_image_has_the_bytes_of_the_untouched_pipeline(name: str) -> None:
+    assert draw_one_at_a_time(name, SHORT[2:]).most == 0.0
+
+
 @pytest.mark.parametrize("name", sorted(ALONE))
 def test_what_is_said_to_run_alone_cannot_share_a_pass(name: str) -> None:
     try:

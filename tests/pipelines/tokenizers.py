@@ -1,10 +1,10 @@
 """Builds small tokenizers of every kind that a diffusers pipeline takes, without a file.
 
 Owns the vocabulary: the words of the prompts and of the pipelines' own instructions are one token each, all
-else is spelled in letters or bytes. Token ids mean nothing; the text encoders have random weights.
+else is spelled in letters or bytes. Token ids mean nothing; the text encoders have random weights. Every call
+makes a new tokenizer: pipelines set the side that is padded, and it stays set.
 """
 
-from functools import cache
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -47,7 +47,6 @@ CHAT_TOKENS = (
 )
 
 
-@cache
 def clip(pad_token: str = "<|endoftext|>") -> Any:
     """CLIP's byte pairs, 77 tokens long."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -63,7 +62,6 @@ def clip(pad_token: str = "<|endoftext|>") -> Any:
     return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=77, pad_token=pad_token)
 
 
-@cache
 def t5() -> Any:
     """T5's unigram pieces."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
@@ -72,7 +70,6 @@ def t5() -> Any:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
-@cache
 def qwen() -> Any:
     """Qwen's byte pairs with its chat template; every token of the chat is there."""
     vocab, merges = _byte_pairs()
@@ -82,7 +79,6 @@ def qwen() -> Any:
     return tokenizer
 
 
-@cache
 def llama(padding_side: str = "right", chat_template: str = CHAT_TEMPLATE) -> Any:
     """Byte pairs behind a beginning-of-text token, as Llama, Mistral and GLM have them."""
     vocab, merges = _byte_pairs()
@@ -107,7 +103,6 @@ def llama(padding_side: str = "right", chat_template: str = CHAT_TEMPLATE) -> An
     return tokenizer
 
 
-@cache
 def gemma() -> Any:
     """Gemma's pieces, with a beginning-of-text token and bytes for what has no piece."""
     merges: dict[tuple[str, str], str] = {}
@@ -126,7 +121,6 @@ def gemma() -> Any:
     return tokenizer
 
 
-@cache
 def bert() -> Any:
     """BERT's word pieces, 77 tokens long."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789,.:'"
@@ -136,7 +130,6 @@ def bert() -> Any:
     return BertTokenizer(vocab=vocab, model_max_length=77)
 
 
-@cache
 def byt5() -> Any:
     """ByT5's bytes."""
     return ByT5Tokenizer()
