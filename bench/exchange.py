@@ -26,6 +26,7 @@ from engine.load import LoadedModels, ModelSpec, load_models
 from engine.pipeline_call import PipelineCall
 from engine.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
+from engine.steady_stack import on_steady_stack
 
 NUM_REQUESTS = 8
 NUM_STEPS = 20
@@ -176,6 +177,7 @@ class Arms:
             output_type="np",
         )
 
+    @on_steady_stack
     @torch.inference_mode()
     def _split(self) -> Split:
         model = self._loaded[EXCHANGE].families[EXCHANGE]
