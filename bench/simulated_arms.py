@@ -130,6 +130,7 @@ class Running:
     lane: str = "interactive"
     is_solo: bool = False
     has_begun: bool = False
+    signature: int = 0
     deadline_at: float | None = None
 
     @property

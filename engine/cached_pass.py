@@ -35,7 +35,7 @@ class CachedPass:
         start = 0
         for member in self._members:
             if member.is_full_step and member.step_cache.is_used:
-                member.step_cache.keep(new[start : start + member.num_rows], is_negative=False)
+                member.step_cache.keep(new[start : start + member.num_rows], is_negative=_is_second(member))
             start += member.num_rows
         return (output,)
 
@@ -43,7 +43,7 @@ class CachedPass:
         """Those of the shallow rows and the padding behind them `(N, ...)`; None where no row is shallow."""
         # Where guidance has been cut off since, the row that is left is the last one, with the prompt.
         kept = [
-            member.step_cache.kept(is_negative=False)[-member.num_rows :]
+            member.step_cache.kept(is_negative=_is_second(member))[-member.num_rows :]
             for member in self._members
             if not member.is_full_step
         ]
@@ -52,3 +52,10 @@ class CachedPass:
         features = torch.cat([one.to(device, non_blocking=True) for one in kept])
         num_padding = num_rows - self._num_full - len(features)
         return torch.cat([features, features[-1:].expand(num_padding, *features.shape[1:])])
+
+
+def _is_second(member: PipelineGeneration) -> bool:
+    """Whether this is the second pass of a step: guidance can take two, and each has its own features."""
+    if member.pass_in_step > 1:
+        raise TypeError("a step cache cannot be used where a step has more than two passes")
+    return member.pass_in_step == 1

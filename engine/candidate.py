@@ -14,7 +14,6 @@ class BatchKey(NamedTuple):
     latent_width: int
     is_pinned: bool = False  # strict, where the promise is not exact: `PINNED_ROWS` only
     is_alone: bool = False  # strict, where places and neighbours show too: one generation a step batch
-    signature: int = 0  # of the forward pass that a pipeline's call waits for; 0: it has not begun
 
 
 class Candidate(Protocol):
@@ -23,6 +22,10 @@ class Candidate(Protocol):
     @property
     def key(self) -> BatchKey:
         """What it may share a forward pass with."""
+
+    @property
+    def signature(self) -> int:
+        """Of equal keys, those of equal signature share a forward pass; it can be another at each step."""
 
     @property
     def lane(self) -> str:

@@ -283,6 +283,10 @@ class Engine:
         with self._on_device(members):
             outcome = attempt(self._runners.of(members[0]).step, members)
         if not isinstance(outcome, EngineError):
+            if any(isinstance(failure, OutOfMemory) for failure in outcome.values()):
+                # In the pipelines' own code, behind the pass: it cannot be made again in parts.
+                self._policy.lower(members[0].key, sum(member.num_rows for member in members))
+                self._runners.free(self._running)
             for generation in members:
                 if generation in outcome:
                     self._end(generation, self._running, outcome[generation])

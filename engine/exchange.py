@@ -28,6 +28,8 @@ class Exchange:
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
         self._merger = Merger()
+        modules = [one for one in pipeline.components.values() if hasattr(one, "attn_processors")]
+        self._processors = [(module, dict(module.attn_processors)) for module in modules]
 
     def begin(
         self, scheduler: Any = None, own_method: OwnMethod | None = None, /, **arguments: Any
@@ -37,9 +39,7 @@ class Exchange:
         `scheduler` is used up by the call; without one it has a copy of the pipeline's own. With `own_method`
         (of `EncodedPrompts`) it need not encode what has been encoded before.
         """
-        call = PipelineCall(
-            self._pipeline, arguments, scheduler, own_method=own_method, on_end=self._merger.forget
-        )
+        call = PipelineCall(self._pipeline, arguments, scheduler, own_method=own_method, on_end=self._ended)
         call.go_on()
         return call
 
@@ -71,6 +71,16 @@ class Exchange:
         output = forward(arguments) if forward else self._forward(parked[0].name, arguments)
         is_listed = "list" in parked[0].kinds
         return [output] if counts == [total] else split(output, counts, total, is_listed=is_listed)
+
+    def _ended(self, is_whole: bool) -> None:
+        self._merger.forget()
+        if is_whole:
+            return
+        # Perturbed attention (PAG) exchanges a shared module's processors, and only its end puts them back.
+        for module, processors in self._processors:
+            now = module.attn_processors
+            if any(now.get(name) is not one for name, one in processors.items()):
+                module.set_attn_processor(dict(processors))
 
     def free(self) -> None:
         """Let go of the tensors that are kept between two passes."""

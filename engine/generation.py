@@ -61,6 +61,11 @@ class Generation(ABC):
         """What it may share its next forward pass with."""
 
     @property
+    def signature(self) -> int:
+        """Of equal keys, those of equal signature can share a forward pass."""
+        return 0
+
+    @property
     @abstractmethod
     def step_index(self) -> int:
         """Steps done."""

@@ -26,6 +26,7 @@ READ_FROM_ROW_0 = ("_ids", "_shapes", "_seq_lens", "_pos")
 """Endings of arguments whose first row some models use for all rows (FLUX.2's ids, Qwen-Image's shapes), or
 that have no rows at all, though a single frame looks like one (Kandinsky 5's positions)."""
 
+PLAIN = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device)
 BRANCHES = (dict, list, tuple)
 
 
@@ -231,8 +232,6 @@ def _description(value: Any) -> Any:
     """A value that is equal for equal values of one type; what cannot be hashed is equal to itself alone."""
     if isinstance(value, Tensor):
         return value.dtype, value.ndim  # an entry of a list: entries of any length share a pass
-    try:
-        hash(value)
-    except TypeError:
-        return id(value)
+    if not isinstance(value, PLAIN):
+        return id(value)  # the call itself keeps it alive
     return type(value), value

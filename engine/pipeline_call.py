@@ -7,6 +7,7 @@ calls. It does not know which calls share a forward pass, nor how the arguments 
 import copy
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,9 @@ from torch.nn import Module
 from engine.encoded_prompts import METHOD, OwnMethod
 from engine.parked_call import ParkedCall, SharedTensors
 from engine.steady_stack import switch
+from engine.traceback_places import places_of
 
+logger = logging.getLogger(__name__)
 PARKED_METHODS = ("encode", "decode")
 """Methods of autoencoders that are forward passes of their own."""
 
@@ -40,7 +43,7 @@ class PipelineCall:
         scheduler: Any = None,
         *,
         own_method: OwnMethod | None = None,
-        on_end: Callable[[], None] = lambda: None,
+        on_end: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.parked: ParkedCall | None = None
         self.result: Any = None
@@ -113,13 +116,21 @@ class PipelineCall:
             self.error = error
 
     def _let_go(self) -> None:
-        # Pipeline, stand-ins and call refer to each other: without this, memory waits for a collection.
+        # Pipeline, stand-ins, scheduler and call refer to each other, and an error to the frames that it
+        # left: without this, memory waits for a collection.
         self.parked = None
         for own in self._copies:
             vars(own).clear()
+        if self.error is not None:
+            # No message, which may quote a prompt.
+            logger.warning(
+                "a pipeline's call failed: %s\n%s", type(self.error).__name__, places_of(self.error)
+            )
+            self.error = self.error.with_traceback(None)
+            self.error.__context__ = self.error.__cause__ = None
         self._arguments = {}
         self._shared_tensors = SharedTensors()
-        self._on_end()
+        self._on_end(self.result is not None)
 
     def _own(self, pipeline: Any, scheduler: Any) -> Any:
         parts: dict[int, Any] = {
@@ -129,6 +140,7 @@ class PipelineCall:
         }
         if scheduler is not None:
             parts[id(pipeline.scheduler)] = scheduler
+            self._copies.append(scheduler)
         own = self._copied(pipeline, parts, "")
         own_scheduler = vars(own).get("scheduler")
         if own_scheduler is not None:  # a scheduler may have a length, so that its truth says nothing
@@ -150,6 +162,7 @@ class PipelineCall:
                 vars(own)[name] = self._copied(value, parts, f"{place}.{name}")
             elif isinstance(value, ConfigMixin):  # schedulers, guiders, image processors: they keep state
                 vars(own)[name] = parts[id(value)] = copy.deepcopy(value)
+                self._copies.append(vars(own)[name])
         vars(own).pop("_num_timesteps", None)  # of an earlier call of the pipeline itself
         own.set_progress_bar_config(disable=True)
         if self._own_method is not None and callable(getattr(own, METHOD, None)):

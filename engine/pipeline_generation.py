@@ -20,11 +20,13 @@ class PipelineGeneration(Generation):
         super().__init__(request, **state)
         model.check(request)
         self._key = key
+        self._signature = 0
         self._model = model
         self._call: PipelineCall | None = None
         self._num_rows = 2 if model.needs_guidance_row(request.guidance_scale) else 1
         self._num_steps = request.num_inference_steps
         self._step_index = 0
+        self.pass_in_step = 0  # how many passes of its step have been made: guidance can take two
         self.step_cache = StepCache(request.step_cache, self._num_steps)
 
     @property
@@ -37,19 +39,22 @@ class PipelineGeneration(Generation):
     def begin_call(self, prompts: EncodedPrompts) -> None:
         """Begin its call anew, and let go of one that was begun before."""
         self.drop_tensors()
+        self._step_index, self.pass_in_step = 0, -1
         self._call = self._model.begin(self.request, prompts)
 
     def note_call(self) -> None:
         """Read off its call how far it is, how many steps it has and how many rows the next one has."""
+        is_next_step = self.call.num_steps_done > self._step_index
+        self.pass_in_step = 0 if is_next_step else self.pass_in_step + 1
         self._step_index = self.call.num_steps_done
         num_steps = self.call.num_steps or self._num_steps
         if num_steps != self._num_steps:
             self._num_steps, self.step_cache = num_steps, StepCache(self.request.step_cache, num_steps)
-        if self.step_cache.is_used:
+        if self.step_cache.is_used and is_next_step:
             self.step_cache.drop_unneeded(self._step_index, is_guided=True)
         if self.call.parked is not None:
             self._num_rows = self.call.parked.num_rows
-            self._key = self._key._replace(signature=self._model.signature_number(self.call.parked))
+            self._signature = self._model.signature_number(self.call.parked)
 
     @property
     def is_solo(self) -> bool:
@@ -58,8 +63,13 @@ class PipelineGeneration(Generation):
 
     @property
     def key(self) -> BatchKey:
-        """`Generation`'s: what may share the pass that its call waits for, once that has begun."""
+        """`Generation`'s: the same at every step."""
         return self._key
+
+    @property
+    def signature(self) -> int:
+        """`Generation`'s: that of the pass that its call waits for; 0 where none has begun."""
+        return self._signature
 
     @property
     def step_index(self) -> int:

@@ -110,8 +110,9 @@ class PipelineModel:
         call = self.exchange.begin(scheduler, **self._arguments(request))
         while call.parked is not None and not is_denoiser(call.parked.name):
             self.exchange.run([call])
+        handed = scheduler.handed
         call.end()
-        self.schedulers = Schedulers(self.scheduler, handed=scheduler.handed)
+        self.schedulers = Schedulers(self.scheduler, handed=handed)
 
     @property
     def class_name(self) -> str:

@@ -13,7 +13,7 @@ import torch
 from engine.buckets import at
 from engine.cached_pass import CachedPass
 from engine.encoded_prompts import EncodedPrompts
-from engine.errors import EngineError, GenerationImpossible, NumericError
+from engine.errors import DeviceLost, EngineError, GenerationImpossible, NumericError
 from engine.exchange import is_denoiser
 from engine.families.truncation import unread
 from engine.pipeline_generation import PipelineGeneration
@@ -42,7 +42,11 @@ class PipelineRunner:
         """Begin a generation's call and run it up to its first denoising step; anew if it is tried twice."""
         started_at = self._clock()
         generation.begin_call(self._prompts)
-        self._run_alone(generation)
+        try:
+            self._run_alone(generation)
+        except Exception:
+            generation.drop_tensors()  # before memory is freed for the next try
+            raise
         if generation.call.parked is None:
             raise GenerationImpossible("the pipeline's call ended without a denoising step")
         generation.warnings = tuple(self._warnings(generation))
@@ -96,7 +100,7 @@ class PipelineRunner:
             if member.call in not_finite:
                 failures[member] = NumericError()
             elif member.call.error is not None:
-                failures[member] = translate(member.call.error)
+                failures[member] = _failure(member.call.error)
             elif (failure := self._go_on(member)) is not None:
                 failures[member] = failure
         full_share = num_full / num_rows
@@ -105,15 +109,14 @@ class PipelineRunner:
 
     def _go_on(self, member: PipelineGeneration) -> EngineError | None:
         """Read how far a member's call is; encoders between two of its steps run at once."""
-        member.note_call()
-        if not member.num_steps_left:
+        call = member.call
+        if call.parked is None or call.num_steps_done >= (call.num_steps or member.num_steps):
+            member.note_call()
             return None
         try:
             self._run_alone(member)
         except Exception as error:  # as at a step: it is this member's alone
-            failure = translate(error)
-            failure.__traceback__ = failure.__context__ = None
-            return failure
+            return _failure(error)
         return None
 
     def decode(self, generation: PipelineGeneration) -> np.ndarray:
@@ -152,3 +155,12 @@ class PipelineRunner:
             model.exchange.free()
         if any(model.device.type == "cuda" for model in self._models.values()):
             torch.cuda.empty_cache()
+
+
+def _failure(error: Exception) -> EngineError:
+    """The engine's word for what ended one call after its pass; raises `DeviceLost`, which ends all calls."""
+    failure = translate(error)
+    if isinstance(failure, DeviceLost):
+        raise failure
+    failure.__traceback__ = failure.__context__ = None
+    return failure

@@ -160,7 +160,7 @@ class Policy:
         if leader.is_solo:
             self._owed_seconds = 0.0
             return [leader], "solo"
-        mates = [member for member in ordered if member.key == leader.key and not member.is_solo]
+        mates = [member for member in ordered if _can_share(member, leader) and not member.is_solo]
         fillers = self._fillers(running, mates, now) if len(urgent) < len(running) else []
         batch = self._fill(mates, fillers, now)
         left_out = [member for member in (*mates, *fillers) if member not in batch]
@@ -193,8 +193,8 @@ class Policy:
 
     def _fillers(self, running: Sequence[C], mates: Sequence[C], now: float) -> list[C]:
         """Who may take the rows that the urgent leave: the others of their key, interactive ones first."""
-        taken, key = set(map(id, mates)), mates[0].key
-        others = [member for member in running if member.key == key and id(member) not in taken]
+        taken = set(map(id, mates))
+        others = [member for member in running if _can_share(member, mates[0]) and id(member) not in taken]
         return [member for member in self.order(others, now) if not member.is_solo]
 
     def _accounts_ahead(self, lane: str, members: Sequence[C]) -> set[str]:
@@ -241,6 +241,10 @@ class Policy:
 
     def _is_aged(self, member: Candidate, now: float) -> bool:
         return member.lane == "bulk" and now - member.submitted_at >= self._bulk_patience_seconds
+
+
+def _can_share(one: Candidate, other: Candidate) -> bool:
+    return one.key == other.key and one.signature == other.signature
 
 
 def _filled_up(batch: Sequence[C], members: Iterable[C], max_rows: int) -> list[C]:

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPAGPipeline
 from diffusers.callbacks import SD3CFGCutoffCallback, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 
 from engine.engine import Engine
-from engine.errors import Canceled, DeadlineExceeded, LoadError, RequestInvalid
+from engine.errors import Canceled, DeadlineExceeded, DeviceLost, LoadError, OutOfMemory, RequestInvalid
 from engine.handle import Handle
 from engine.load import ModelSpec, load_engine
 from engine.request import GenerationRequest, SchedulerSpec
@@ -210,6 +210,43 @@ def test_step_caches_of_mixed_requests_leave_every_image_its_bytes(engine: Engin
     finish(engine)
     assert [pixels(handle).tobytes() for handle in handles] == alone
     assert engine.step_cache_bytes == 0
+
+
+def test_two_passes_of_a_step_have_features_of_their_own(engine: Engine) -> None:
+    """FLUX.1 with a negative prompt of true guidance calls its transformer twice a step."""
+    request = asked("flux", 1, num_inference_steps=12, negative_prompt="grey")
+    guided = replace(request, pipeline_parameters={"true_cfg_scale": 4.0})
+    cached = replace(guided, step_cache=2)
+    handles = [engine.submit(one) for one in (guided, cached)]
+    finish(engine)
+    whole, near = (pixels(handle).astype(int) for handle in handles)
+    negative = engine.submit(replace(guided, prompt="grey", negative_prompt="grey"))
+    finish(engine)
+    far = np.abs(whole - pixels(negative).astype(int)).mean()
+    assert 0 < np.abs(whole - near).mean() < far / 2
+
+
+@pytest.mark.parametrize("message", ["CUDA error: an illegal memory access", "CUDA out of memory"])
+def test_what_fails_behind_a_pass_is_of_the_device_where_it_says_so(
+    folders: dict[str, Path], message: str
+) -> None:
+    engine = load(folders, "stable_diffusion")
+    handles = [engine.submit(asked("stable_diffusion", number)) for number in (1, 3)]
+    engine.tick()
+    call = handles[0]._generation._call  # type: ignore[attr-defined]  # a generation of a pipeline
+    kind = torch.OutOfMemoryError if "out of memory" in message else RuntimeError
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise kind(message)
+
+    vars(call._pipeline)["scheduler"].step = fail
+    if kind is RuntimeError:
+        with pytest.raises(DeviceLost):
+            finish(engine)
+        return
+    finish(engine)
+    assert isinstance(handles[0].future.exception(timeout=0), OutOfMemory)
+    assert pixels(handles[1]).shape == (SIDE, SIDE, 3)
 
 
 def test_a_step_cache_and_a_guidance_that_is_cut_off_go_together(engine: Engine) -> None:

@@ -4,17 +4,19 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPAGPipeline, StableDiffusionPipeline
 
 from engine.exchange import Exchange, is_denoiser
 from engine.offloading import offload_models
 from engine.pipeline_call import PipelineCall
 from tests.integration.engine.reference import MODELS
+from tests.integration.engine.tiny_families import build
 
 
 def asked(number: int) -> dict[str, Any]:
@@ -109,6 +111,55 @@ def test_a_call_that_is_ended_gives_its_memory_back_at_once(pipeline: Any) -> No
     finally:
         gc.enable()
     calls[1].end()
+
+
+@pytest.mark.parametrize("is_failed", [True, False])
+def test_neither_its_scheduler_nor_its_error_keeps_the_memory_of_a_call(
+    pipelines: dict[str, StableDiffusionPipeline], is_failed: bool
+) -> None:
+    exchange = Exchange(pipelines[MODELS[0]])
+    scheduler = DPMSolverMultistepScheduler.from_config(pipelines[MODELS[0]].scheduler.config)
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def fail(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        held.append(weakref.ref(tensors["latents"]))
+        if is_failed and step == 2:
+            raise RuntimeError("in the pipeline's own code")
+        return {}
+
+    call = exchange.begin(scheduler, **asked(1), callback_on_step_end=fail)
+    while call.parked is not None and len(held) < 3:
+        exchange.run([call])
+    held += [weakref.ref(one) for one in vars(scheduler).get("model_outputs", []) if one is not None]
+    gc.disable()
+    try:
+        call.end()
+        assert (call.error is not None) == is_failed
+        assert held
+        assert [ref() for ref in held if ref() is not None] == []
+    finally:
+        gc.enable()
+
+
+def test_a_call_that_is_ended_early_leaves_the_shared_attention_as_it_was(tmp_path: Path) -> None:
+    pipeline = build("stable_diffusion", tmp_path, pipeline_class=StableDiffusionPAGPipeline)
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.eval()
+    before = dict(pipeline.unet.attn_processors)
+    plain = {**asked(1), "pag_scale": 0.0}
+    alone = pipeline(**plain).images[0]
+    exchange = Exchange(pipeline)
+    call = exchange.begin(**{**asked(1), "pag_scale": 3.0})
+    while call.parked is not None and call.num_steps_done < 1:
+        exchange.run([call])
+    assert dict(pipeline.unet.attn_processors) != before
+    call.end()
+    assert dict(pipeline.unet.attn_processors) == before
+    again = exchange.begin(**{**asked(1), "pag_scale": 0.0})
+    while again.parked is not None:
+        exchange.run([again])
+    assert np.array_equal(drawn(again), alone)
 
 
 def _tensors(call: PipelineCall) -> list[torch.Tensor]:

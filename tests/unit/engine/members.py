@@ -26,6 +26,7 @@ class Member:
     num_rows: int = 2
     is_solo: bool = False
     has_begun: bool = False
+    signature: int = 0
     step_cache: int = 1
     num_steps_done: int = 0
     ended_at: float = 0.0
