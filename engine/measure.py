@@ -34,7 +34,7 @@ GUIDANCE_SCALE = 4.0
 PROMPT = "a red circle to the left of a blue square on a white background"
 
 
-def profile_key(family: Family, width: int, height: int, device_name: str) -> ProfileKey:
+def profile_key(family: Family | PipelineModel, width: int, height: int, device_name: str) -> ProfileKey:
     """What the costs of `family` at this size depend on; `device_name` is a CPU's, a GPU tells its own."""
     is_gpu = family.device.type == "cuda"
     return ProfileKey(
@@ -58,9 +58,9 @@ def num_guided_rows(family: Family) -> int:
     return 2 if family.needs_guidance_row(GUIDANCE_SCALE) else 1
 
 
-def model_digest(family: Family) -> str:
+def model_digest(family: Family | PipelineModel) -> str:
     """Of every component: its class, configuration, way of running, and every tensor's kind and shape."""
-    facts: list[Any] = [type(family).__name__]
+    facts: list[Any] = [family.class_name if isinstance(family, PipelineModel) else type(family).__name__]
     for name, part in sorted(_components(family).items()):
         config = _plain(getattr(part, "config", {}))
         settings = {key: value for key, value in config.items() if not key.startswith("_")}  # no paths
@@ -72,7 +72,7 @@ def model_digest(family: Family) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _components(family: Family) -> dict[str, torch.nn.Module]:
+def _components(family: Family | PipelineModel) -> dict[str, torch.nn.Module]:
     """By name: its own, and those that its pipeline alone holds, as text encoders mostly are."""
     own = {name: part for name, part in vars(family).items() if isinstance(part, torch.nn.Module)}
     pipeline = getattr(family, "_pipeline", None)
