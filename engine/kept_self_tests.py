@@ -6,7 +6,7 @@ whoever loads models passes in where results are kept (`SelfTestResults`).
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
@@ -18,10 +18,11 @@ from engine.buckets import BUCKET_STEP, Buckets
 from engine.families.family import Family
 from engine.measure import profile_key
 from engine.optimization import Optimization
-from engine.self_test import PROMISES, SelfTest, digest_of_one, latent_side
+from engine.pipeline_model import Abilities, PipelineModel
+from engine.self_test import PROMISES, SelfTest, latent_side
 from engine.time_budget import TimeBudget
 
-VERSION = 1
+VERSION = 2
 MIN_MORE_TIME = 1.1
 """A test that its time budget cut short runs again once it may take this many times as long."""
 
@@ -51,19 +52,20 @@ class KeptSelfTest:
     """A result with what tells whether it still holds."""
 
     result: SelfTest
-    output_digest: str  # of `digest_of_one`, as this device computed it at the test
+    output_digest: str  # of an image that the model draws alone, as this device computed it at the test
     tested_at: str  # ISO 8601, for people
     given_seconds: float | None = None  # of a time budget that did not suffice
+    abilities: Abilities | None = None  # of a pipeline of the family `diffusers`
 
-    def holds(self, family: Family, row_limits: Mapping[int, int], budget: TimeBudget) -> bool:
-        """Whether one prompt, forward pass and image have the bits of then, and no more time is to be had.
+    def holds(self, output_digest: Callable[[], str], budget: TimeBudget) -> bool:
+        """Whether an image has the digest of then, and no more time is to be had.
 
         So a result is void even where the cause shows in no fact of the key, as weights changed in place.
         A device that is not repeatable cannot be asked, and has the weakest promise already.
         """
         if self.given_seconds is not None and budget.left_seconds > MIN_MORE_TIME * self.given_seconds:
             return False
-        digest = digest_of_one(family, row_limits)  # also where it tells nothing: it warms the device up
+        digest = output_digest()  # also where it tells nothing: it warms the device up
         return self.result.promise == PROMISES[-1] or digest == self.output_digest
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class KeptSelfTest:
             "output_digest": self.output_digest,
             "tested_at": self.tested_at,
             "given_seconds": self.given_seconds,
+            "abilities": None if self.abilities is None else asdict(self.abilities),
         }
 
     @classmethod
@@ -88,7 +91,10 @@ class KeptSelfTest:
             }
             given = document["given_seconds"]
             result = SelfTest(document["promise"], limits, buckets)
-            made = cls(result, str(document["output_digest"]), str(document["tested_at"]), given)
+            found = document["abilities"]
+            abilities = None if found is None else Abilities(**found)
+            digest, tested_at = str(document["output_digest"]), str(document["tested_at"])
+            made = cls(result, digest, tested_at, given, abilities)
             datetime.fromisoformat(made.tested_at)
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not the result of a self-test ({type(error).__name__}: {error})") from error
@@ -100,9 +106,18 @@ class KeptSelfTest:
             0 < rows <= max(BUCKET_STEP, configured[pixels]) for pixels, rows in limits.items()
         )
         time_is_sound = given is None or isinstance(given, int | float)
-        if result.promise not in PROMISES or not (sizes_are_sound and limits_are_sound and time_is_sound):
+        is_sound = sizes_are_sound and limits_are_sound and time_is_sound and _are_sound(abilities)
+        if result.promise not in PROMISES or not is_sound:
             raise ValueError("not the result of a self-test: a value is out of bounds")
         return made
+
+
+def _are_sound(abilities: Abilities | None) -> bool:
+    if abilities is None:
+        return True
+    found = asdict(abilities)
+    num_rows = found.pop("num_guided_rows")
+    return type(num_rows) is int and num_rows > 0 and all(type(one) is bool for one in found.values())
 
 
 class SelfTestResults(Protocol):
@@ -120,20 +135,23 @@ class SelfTestResults(Protocol):
 
 
 def self_test_key(
-    family: Family,
+    family: Family | PipelineModel,
     weights: Weights,
     row_limits: Mapping[int, int],
     optimization: Optimization,
     machine: Mapping[str, str],
+    image: Mapping[str, Any] | None = None,
 ) -> SelfTestKey:
-    """The key of a loaded model on its device.
+    """The key of a loaded model on its device; `image` says which one is drawn of a pipeline, and how.
 
     It shares with a profile the digest of the model, the dtype, the device, its threads and torch's version.
     Weights are known by name, size and time of writing: to read gigabytes would cost what is to be saved.
     """
     side = latent_side(family, max(row_limits)) * family.pixels_per_latent
+    of_pipeline = {"image": image, **family.settings} if isinstance(family, PipelineModel) else {}
     return SelfTestKey(
         {
+            **of_pipeline,
             "costs": asdict(profile_key(family, side, side, machine["cpu"])),
             "weights": sorted(map(list, weights)),
             "row_limits": sorted(map(list, row_limits.items())),

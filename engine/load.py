@@ -4,16 +4,17 @@ Owns the choice of family and dtype and the thread count. The caller owns the pr
 `cpu:N`, `CUDA_VISIBLE_DEVICES` for `cuda:N` (so that the device inside is always `cuda:0`).
 """
 
+import hashlib
 import inspect
 import logging
 import math
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import torch
@@ -33,7 +34,7 @@ from engine.families.stable_diffusion_3 import StableDiffusion3
 from engine.families.stable_diffusion_xl import StableDiffusionXL
 from engine.first_image import check_first_image, square
 from engine.hub import Hub, names_in, text_in
-from engine.kept_self_tests import KeptSelfTest, SelfTestResults, Weights, self_test_key
+from engine.kept_self_tests import KeptSelfTest, SelfTestKey, SelfTestResults, Weights, self_test_key
 from engine.layout import INDEX, Layout, check_components, check_pipeline, files_to_load, read_layout
 from engine.loaded_pipeline import make_ready
 from engine.optimization import AS_IT_IS, Optimization, optimized, settle
@@ -158,7 +159,7 @@ def load_models(
         family, weights = read[spec.name].family, read[spec.name].weights
         with _named(spec), only_here(is_wanted=spec.optimization.compile):
             if isinstance(family, PipelineModel):
-                result = _tested_pipeline(spec, family, row_limits[spec.name], budget)
+                result = _tested_pipeline(spec, family, weights, row_limits[spec.name], budget, results)
                 limits[spec.name] = result.row_limits
                 promises.append(result.promise)
                 continue
@@ -166,7 +167,13 @@ def load_models(
             if results is None or spec.optimization.compile:  # the test is also what compiles it
                 result = _tested(spec, family, row_limits[spec.name], budget)
             else:
-                result = _kept_or_tested(spec, family, weights, row_limits[spec.name], budget, results)
+                result = _kept_or_tested(
+                    _KeptTest.of_family(
+                        spec, family, weights, row_limits[spec.name], budget, results.machine
+                    ),
+                    budget,
+                    results,
+                )
         limits[spec.name] = result.row_limits
         promises.append(result.promise)
     families = {name: one.family for name, one in read.items()}
@@ -183,20 +190,34 @@ class _Loaded:
 
 
 def _tested_pipeline(
-    spec: ModelSpec, model: PipelineModel, row_limits: Mapping[int, int], budget: TimeBudget
+    spec: ModelSpec,
+    model: PipelineModel,
+    weights: Weights,
+    row_limits: Mapping[int, int],
+    budget: TimeBudget,
+    results: SelfTestResults | None,
 ) -> SelfTest:
     """What a diffusers pipeline promises; raises `LoadError` where it draws no image."""
     smallest = min(row_limits)
     fitting = [size for size in spec.sizes if size[0] * size[1] <= smallest]
     scheduler = scheduler_named(spec.schedulers[0] if spec.schedulers else "default")
-    check_image(
-        model,
-        row_limits,
-        scheduler=scheduler,
-        size=fitting[0] if fitting else square(model, smallest),
-        default_steps=spec.default_num_inference_steps,
-    )
-    result = find_promise(model, row_limits, scheduler, budget)
+    size = fitting[0] if fitting else square(model, smallest)
+    default_steps = spec.default_num_inference_steps
+    image = check_image(model, row_limits, scheduler=scheduler, size=size, default_steps=default_steps)
+    if results is None or spec.optimization.compile:  # the test is also what compiles it
+        result = find_promise(model, row_limits, scheduler, budget)
+    else:
+        drawn = {"scheduler": asdict(scheduler), "size": size, "default_steps": default_steps}
+        key = self_test_key(model, weights, row_limits, spec.optimization, results.machine, drawn)
+        test = _KeptTest(
+            spec.name,
+            model,
+            row_limits,
+            key,
+            output_digest=lambda: hashlib.sha256(image.tobytes()).hexdigest(),
+            run=lambda: find_promise(model, row_limits, scheduler, budget),
+        )
+        result = _kept_or_tested(test, budget, results)
     if spec.step_cache and not model.can_cache_steps:
         raise LoadError(
             f"step_cache: a {model.class_name} with its {model.denoiser_name} has none: set it to false"
@@ -264,32 +285,63 @@ def _draw_first_image(spec: ModelSpec, read: _Loaded, row_limits: Mapping[int, i
         )
 
 
-def _kept_or_tested(
-    spec: ModelSpec,
-    family: Family,
-    weights: Weights,
-    row_limits: Mapping[int, int],
-    budget: TimeBudget,
-    results: SelfTestResults,
-) -> SelfTest:
+@dataclass(frozen=True)
+class _KeptTest:
+    """The self-test of one model, whose result can be kept under `key`."""
+
+    name: str  # the model's
+    family: Any  # a `Family` or a `PipelineModel`
+    row_limits: Mapping[int, int]
+    key: SelfTestKey
+    output_digest: Callable[[], str]
+    run: Callable[[], SelfTest]
+
+    @classmethod
+    def of_family(
+        cls,
+        spec: ModelSpec,
+        family: Family,
+        weights: Weights,
+        row_limits: Mapping[int, int],
+        budget: TimeBudget,
+        machine: Mapping[str, str],
+    ) -> Self:
+        """That of a native family."""
+        return cls(
+            spec.name,
+            family,
+            row_limits,
+            self_test_key(family, weights, row_limits, spec.optimization, machine),
+            output_digest=lambda: digest_of_one(family, row_limits),
+            run=lambda: _tested(spec, family, row_limits, budget),
+        )
+
+
+def _kept_or_tested(test: _KeptTest, budget: TimeBudget, results: SelfTestResults) -> SelfTest:
     """What an earlier start has found, where that holds; else what is found now, which is kept."""
-    key = self_test_key(family, weights, row_limits, spec.optimization, results.machine)
-    kept = results.read(spec.name, key, row_limits)
-    if kept is not None and kept.holds(family, row_limits, budget):
+    family = test.family
+    is_pipeline = isinstance(family, PipelineModel)
+    kept = results.read(test.name, test.key, test.row_limits)
+    if kept is not None and is_pipeline and kept.abilities is None:
+        kept = None
+    if kept is not None and kept.holds(test.output_digest, budget):
         family.buckets = kept.result.buckets
-        logger.info("self-test of %r: %r, kept from %s", spec.name, kept.result.promise, kept.tested_at)
+        if is_pipeline:
+            family.abilities = kept.abilities
+        logger.info("self-test of %r: %r, kept from %s", test.name, kept.result.promise, kept.tested_at)
         return kept.result
     if kept is not None:
-        logger.warning("self-test of %r: what was kept from %s does not hold", spec.name, kept.tested_at)
+        logger.warning("self-test of %r: what was kept from %s does not hold", test.name, kept.tested_at)
     left_seconds = budget.left_seconds
-    result = _tested(spec, family, row_limits, budget)
+    result = test.run()
     kept = KeptSelfTest(
         result,
-        digest_of_one(family, row_limits),
+        test.output_digest(),
         tested_at=datetime.now(UTC).isoformat(timespec="seconds"),
         given_seconds=left_seconds if budget.is_spent() else None,
+        abilities=family.abilities if is_pipeline else None,
     )
-    results.write(spec.name, key, kept)
+    results.write(test.name, test.key, kept)
     return result
 
 

@@ -3,8 +3,8 @@
 Buckets take turns within each round, so that a machine that slows down meanwhile slows all of them; the
 first round warms up and is dropped. Shallow steps of a step cache are measured at the smallest bucket: of the
 shipped model their share there is within 0.02 of that at larger ones. Memory is CUDA's own peak (not yet seen
-on a GPU: `make test-gpu` prints it); on a CPU it is not measured. It knows families and generations, and not
-what becomes of a profile.
+on a GPU: `make test-gpu` prints it); on a CPU it is not measured. Pipelines of diffusers are measured by the
+same means, without shallow steps. It knows families and generations, and not what becomes of a profile.
 """
 
 import hashlib
@@ -19,23 +19,25 @@ import torch
 
 from catalogue.parameters import MAX_STEP_CACHE
 from engine.buckets import at
-from engine.errors import LoadError, OutOfMemory
+from engine.errors import OutOfMemory
 from engine.families.family import Family, can_cache_steps
+from engine.generation import Generation
 from engine.models import Models
-from engine.native_generation import NativeGeneration
 from engine.pipeline_model import PipelineModel
 from engine.profile import Profile, ProfileKey, StepCost
 from engine.request import GenerationRequest, scheduler_named
-from engine.runner import Runner, translate
+from engine.runner import translate
+from engine.runners import Runners
 from engine.step_cache import NUM_FIRST_FULL_STEPS
 
 MIN_ROUNDS = 5
 NUM_STEPS = 20
+NUM_STEPS_BEFORE_DECODING = 2
 GUIDANCE_SCALE = 4.0
 PROMPT = "a red circle to the left of a blue square on a white background"
 
 
-def profile_key(family: Family, width: int, height: int, device_name: str) -> ProfileKey:
+def profile_key(family: Family | PipelineModel, width: int, height: int, device_name: str) -> ProfileKey:
     """What the costs of `family` at this size depend on; `device_name` is a CPU's, a GPU tells its own."""
     is_gpu = family.device.type == "cuda"
     return ProfileKey(
@@ -59,9 +61,9 @@ def num_guided_rows(family: Family) -> int:
     return 2 if family.needs_guidance_row(GUIDANCE_SCALE) else 1
 
 
-def model_digest(family: Family) -> str:
+def model_digest(family: Family | PipelineModel) -> str:
     """Of every component: its class, configuration, way of running, and every tensor's kind and shape."""
-    facts: list[Any] = [type(family).__name__]
+    facts: list[Any] = [family.class_name if isinstance(family, PipelineModel) else type(family).__name__]
     for name, part in sorted(_components(family).items()):
         config = _plain(getattr(part, "config", {}))
         settings = {key: value for key, value in config.items() if not key.startswith("_")}  # no paths
@@ -73,7 +75,7 @@ def model_digest(family: Family) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _components(family: Family) -> dict[str, torch.nn.Module]:
+def _components(family: Family | PipelineModel) -> dict[str, torch.nn.Module]:
     """By name: its own, and those that its pipeline alone holds, as text encoders mostly are."""
     own = {name: part for name, part in vars(family).items() if isinstance(part, torch.nn.Module)}
     pipeline = getattr(family, "_pipeline", None)
@@ -105,20 +107,19 @@ class Measurement:
 
     def __init__(
         self,
-        family: Family,
+        family: Family | PipelineModel,
         *,
         width: int,
         height: int,
         scheduler: str = "ddim",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if isinstance(family, PipelineModel):
-            raise LoadError("calotype profile cannot measure a model of the family 'diffusers' yet")
         self._family = family
         self._width, self._height, self._scheduler = width, height, scheduler
         self._clock = clock
         self._models = Models({"": family}, {"": {width * height: 1}}, promise="exact")
-        self._runner = Runner({"": family}, clock)
+        self._runners = Runners({"": family}, clock)
+        self._num_guided_rows = 0  # until it is known
 
     @torch.inference_mode()
     def profile(self, max_rows: int, *, seconds: float, device_name: str) -> Profile:
@@ -127,6 +128,7 @@ class Measurement:
         Raises `OutOfMemory` when not even the smallest bucket fits.
         """
         started_at = self._clock()
+        self._num_guided_rows = self._count_guided_rows()
         memory: dict[int, int | None] = {}
         sets, out_of_memory_rows = self._warm_sets(max_rows, memory)
         taken: dict[int, list[float]] = {rows: [] for rows in sets}
@@ -134,20 +136,23 @@ class Measurement:
         decodings: list[float] = []
         shallow: list[float] = []
         smallest = min(sets)
-        shallow_steps = self._shallow_steps(smallest) if can_cache_steps(self._family) else iter(())
-        decode_memory = self._decode(sets[smallest][0])[1]  # warms up too
+        shallow_steps = self._shallow_steps(smallest) if self._has_shallow_steps else iter(())
+        decode_memory = self._decode(sets[smallest])[1]  # warms up too
         num_rounds = 0
         while num_rounds < MIN_ROUNDS or self._clock() < started_at + seconds:
             for rows, members in sets.items():
                 if members[0].is_denoised:
+                    _drop(members)
                     members[:] = self._members(rows)
                 spent, peak = self._step(members)
                 taken[rows].append(spent)
                 memory[rows] = _larger(memory[rows], peak)
             shallow += islice(shallow_steps, 1)
             encodings.append(self._encode())
-            decodings.append(self._decode(sets[smallest][0])[0])
+            decodings.append(self._decode(sets[smallest])[0])
             num_rounds += 1
+        for members in sets.values():
+            _drop(members)
         return Profile(
             key=profile_key(self._family, self._width, self._height, device_name),
             steps=tuple(
@@ -162,22 +167,34 @@ class Measurement:
             shallow_share=_share(shallow, taken[smallest]),
         )
 
+    def _count_guided_rows(self) -> int:
+        """As the family says, or as a pipeline's call has them at its first step."""
+        if not isinstance(self._family, PipelineModel):
+            return num_guided_rows(self._family)
+        first = self._encoded(self._generation(0, GUIDANCE_SCALE))
+        num_rows = first.num_rows
+        _drop([first])
+        return num_rows
+
     @property
-    def _num_guided_rows(self) -> int:
-        return num_guided_rows(self._family)
+    def _has_shallow_steps(self) -> bool:
+        return not isinstance(self._family, PipelineModel) and can_cache_steps(self._family)
 
     def _warm_sets(
         self, max_rows: int, memory: dict[int, int | None]
-    ) -> tuple[dict[int, list[NativeGeneration]], int | None]:
+    ) -> tuple[dict[int, list[Generation]], int | None]:
         """Generations for each bucket that fits, each set one step on; and the bucket that did not fit.
 
         A bucket fits if it does so beside step caches too; `memory` gets its peak there.
         """
-        sets: dict[int, list[NativeGeneration]] = {}
+        sets: dict[int, list[Generation]] = {}
         for rows in self._buckets(max_rows):
             try:
                 sets[rows] = self._members(rows)
-                self._runner.step(sets[rows])
+                if not _share_a_pass(sets[rows], rows):
+                    _drop(sets.pop(rows))
+                    continue
+                self._run_step(sets[rows])
                 memory[rows] = self._step_beside_caches(rows)
                 continue
             except Exception as error:
@@ -185,8 +202,8 @@ class Measurement:
             # Outside of the handler, whose traceback would hold the tensors.
             if not isinstance(failure, OutOfMemory):
                 raise failure
-            sets.pop(rows, None)
-            self._runner.free()
+            _drop(sets.pop(rows, []))
+            self._runners.free([])
             if not sets:
                 raise failure
             return sets, rows
@@ -197,11 +214,11 @@ class Measurement:
 
         A paused generation keeps its features: with all of a bucket's behind it, a step needs the most.
         """
-        if not can_cache_steps(self._family):
+        if not self._has_shallow_steps:
             return None
         paused, members = (self._members(num_rows, step_cache=MAX_STEP_CACHE) for _ in range(2))
         for _ in range(NUM_FIRST_FULL_STEPS):
-            self._runner.step(paused)
+            self._run_step(paused)
         return self._step(members)[1]
 
     def _shallow_steps(self, num_rows: int) -> Iterator[float]:
@@ -209,46 +226,74 @@ class Measurement:
         while True:
             members = self._members(num_rows, step_cache=MAX_STEP_CACHE)
             while not members[0].is_denoised:
-                is_full = members[0].step_cache.is_full(members[0].step_index)
+                is_full = members[0].is_full_step
                 seconds, _ = self._step(members)
                 if not is_full:
                     yield seconds
 
     def _buckets(self, max_rows: int) -> Iterator[int]:
+        if isinstance(self._family, PipelineModel) and self._family.runs_alone:
+            yield from sorted({1, self._num_guided_rows})  # one generation, and no padding
+            return
         pixels = self._family.pixels_per_latent
         buckets = at(self._family.buckets, self._height // pixels, self._width // pixels)
         yield from sorted({buckets.rows(num_rows) for num_rows in range(1, max_rows + 1)})
 
-    def _members(self, num_rows: int, step_cache: int = 1) -> list[NativeGeneration]:
+    def _members(self, num_rows: int, step_cache: int = 1) -> list[Generation]:
         num_guided, num_others = divmod(num_rows, self._num_guided_rows)
         scales = [GUIDANCE_SCALE] * num_guided + [1.0] * num_others
-        members = [self._generation(seed, scale, step_cache) for seed, scale in enumerate(scales)]
-        for member in members:
-            self._runner.encode(member)
-        return members
+        return [
+            self._encoded(self._generation(seed, scale, step_cache=step_cache))
+            for seed, scale in enumerate(scales)
+        ]
 
-    def _generation(self, seed: int, guidance_scale: float, step_cache: int) -> NativeGeneration:
+    def _encoded(self, generation: Generation) -> Generation:
+        self._runners.of(generation).encode(generation)
+        return generation
+
+    def _generation(
+        self, seed: int, guidance_scale: float, *, num_steps: int = NUM_STEPS, step_cache: int = 1
+    ) -> Generation:
         request = GenerationRequest(
             model="",
             prompt=PROMPT,
             width=self._width,
             height=self._height,
-            num_inference_steps=NUM_STEPS,
+            num_inference_steps=num_steps,
             guidance_scale=guidance_scale,
             scheduler=scheduler_named(self._scheduler),
             seed=seed,
             step_cache=step_cache,
         )
-        return self._models.native_generation(request, submitted_at=0.0, num_ticks=0)
+        return self._models.generation(request, submitted_at=0.0, num_ticks=0)
 
-    def _step(self, members: list[NativeGeneration]) -> tuple[float, int | None]:
-        return self._timed(lambda: self._runner.step(members))
+    def _step(self, members: list[Generation]) -> tuple[float, int | None]:
+        return self._timed(lambda: self._run_step(members))
+
+    def _run_step(self, members: list[Generation]) -> None:
+        for failure in self._runners.of(members[0]).step(members).values():
+            raise failure
 
     def _encode(self) -> float:
-        return self._timed(lambda: self._family.encode(PROMPT))[0]
+        """Seconds of one text; of a pipeline, of all that its call does before its first step."""
+        family = self._family
+        if not isinstance(family, PipelineModel):
+            return self._timed(lambda: family.encode(PROMPT))[0]
+        generation = self._generation(0, GUIDANCE_SCALE)  # of no account: nothing of it is kept
+        seconds, _ = self._timed(lambda: self._encoded(generation))
+        _drop([generation])
+        return seconds
 
-    def _decode(self, generation: NativeGeneration) -> tuple[float, int | None]:
-        return self._timed(lambda: self._runner.decode(generation))
+    def _decode(self, members: list[Generation]) -> tuple[float, int | None]:
+        """Decode one of the members as it is; a pipeline's call decodes once, so it gets one of its own."""
+        if not isinstance(self._family, PipelineModel):
+            return self._timed(lambda: self._runners.of(members[0]).decode(members[0]))
+        drawn = self._encoded(self._generation(0, GUIDANCE_SCALE, num_steps=NUM_STEPS_BEFORE_DECODING))
+        while not drawn.is_denoised:
+            self._run_step([drawn])
+        costs = self._timed(lambda: self._runners.of(drawn).decode(drawn))
+        _drop([drawn])
+        return costs
 
     def _timed(self, work: Callable[[], object]) -> tuple[float, int | None]:
         """Seconds of `work`, the device's queue empty before and after, and the memory's peak in it."""
@@ -263,6 +308,16 @@ class Measurement:
         work()
         torch.cuda.synchronize(device)
         return self._clock() - started_at, torch.cuda.max_memory_allocated(device)
+
+
+def _drop(members: Sequence[Generation]) -> None:
+    for member in members:
+        member.drop_tensors()
+
+
+def _share_a_pass(members: Sequence[Generation], num_rows: int) -> bool:
+    """Whether they fill a bucket: calls of a pipeline may have other rows, or not fit together unguided."""
+    return sum(member.num_rows for member in members) == num_rows and len({one.key for one in members}) == 1
 
 
 def _larger(one: int | None, other: int | None) -> int | None:

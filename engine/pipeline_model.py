@@ -6,6 +6,7 @@ pipelines can do is read off the signature of its call and its components, never
 
 import inspect
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,6 +72,16 @@ def not_given(pipeline_class: Any) -> dict[str, Any]:
     return {name: value for name, value in LEFT_OUT.items() if name in parameters}
 
 
+@dataclass(frozen=True)
+class Abilities:
+    """What a self-test finds out of a pipeline besides what it promises; by names of `PipelineModel`."""
+
+    runs_alone: bool
+    num_guided_rows: int
+    can_cut_guidance: bool
+    can_cache_steps: bool
+
+
 class PipelineModel:
     """`pipeline` as diffusers has loaded it, on its device; what keeps training alone is switched off."""
 
@@ -113,6 +124,30 @@ class PipelineModel:
         handed = scheduler.handed
         call.end()
         self.schedulers = Schedulers(self.scheduler, handed=handed)
+
+    @property
+    def abilities(self) -> Abilities:
+        """What is known of it; set from an earlier start, or attribute by attribute by who tests it."""
+        return Abilities(self.runs_alone, self.num_guided_rows, self.can_cut_guidance, self.can_cache_steps)
+
+    @abilities.setter
+    def abilities(self, found: Abilities) -> None:
+        self.runs_alone = found.runs_alone
+        self.num_guided_rows = found.num_guided_rows
+        self.can_cut_guidance = found.can_cut_guidance
+        self.can_cache_steps = found.can_cache_steps and self.walk is not None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its images besides its modules: the pipeline's configuration, and its scheduler's."""
+        parts = {"pipeline": self._pipeline, "scheduler": self.scheduler}
+        return {
+            name: [
+                type(part).__name__,
+                {key: str(part.config[key]) for key in sorted(part.config) if key[0] != "_"},
+            ]
+            for name, part in parts.items()
+        }
 
     @property
     def class_name(self) -> str:

@@ -114,8 +114,8 @@ def check_image(
     scheduler: SchedulerSpec,
     size: tuple[int, int],
     default_steps: int,
-) -> None:
-    """Raise `LoadError` unless an image of `size`, its width and height, comes out finite and as large.
+) -> np.ndarray:
+    """Draw one image of `size`, its width and height; raises `LoadError` unless it is finite and as large.
 
     A few steps are enough for most; an image that is not finite after these is drawn again with as many as a
     request has by default.
@@ -138,6 +138,7 @@ def check_image(
     if pixels.shape[:2] != (size[1], size[0]):
         drawn = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise LoadError(f"tiers: asked for {size[0]}x{size[1]} it draws {drawn}: give sizes that it takes")
+    return pixels
 
 
 def _request(number: int, size: tuple[int, int], scheduler: SchedulerSpec) -> GenerationRequest:

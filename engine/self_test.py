@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,13 @@ class SelfTest:
     promise: Promise
     row_limits: Mapping[int, int]  # max_pixels -> rows
     buckets: BucketsByShape
+
+
+class HasLatents(Protocol):
+    """What is to be known of a loaded model to tell the latents of an image."""
+
+    pixels_per_latent: int
+    latents_per_patch: int
 
 
 def run_self_test(
@@ -96,7 +103,7 @@ def run_self_test(
     return SelfTest(PROMISES[weakest], limits, buckets)
 
 
-def latent_side(family: Family, max_pixels: int) -> int:
+def latent_side(family: HasLatents, max_pixels: int) -> int:
     """Of the square that stands for a class of pixels, in latents."""
     side = max(8, int(max_pixels**0.5) // family.pixels_per_latent)
     return side - side % family.latents_per_patch
