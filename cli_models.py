@@ -1,0 +1,84 @@
+"""The `calotype models` command: entries of `calotype.toml` for models of diffusers.
+
+Owns how an entry is written; what it says is read by `engine.describe`.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from terminal import EXIT_USAGE, fail, print_text
+
+if TYPE_CHECKING:
+    from engine.describe import Description
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+
+models = typer.Typer(no_args_is_help=True)
+
+
+@models.command("describe")
+def describe_model(
+    folder: Annotated[Path, typer.Argument(help="A model in diffusers' layout.")],
+    name: Annotated[
+        str | None, typer.Option(help="Of the entry and its tier; default: the folder's name.")
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Print a whole calotype.toml, with one worker.")
+    ] = False,
+) -> None:
+    """Print the entry of calotype.toml for a model, read from its configuration alone."""
+    called = name or _name_of(folder)
+    if not NAME.fullmatch(called):
+        fail("--name: 1 to 32 characters of a-z, 0-9 and -, the first no -", code=EXIT_USAGE)
+    # It imports torch, which no other command waits for.
+    from engine.describe import describe
+    from engine.errors import LoadError
+
+    try:
+        description = describe(folder)
+    except LoadError as error:
+        fail(f"{folder}: {error}")
+    print_text(entry_of(description, called, str(folder), is_whole=whole))
+
+
+def _name_of(folder: Path) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-")[:32].strip("-") or "model"
+
+
+def entry_of(found: "Description", name: str, path: str, *, is_whole: bool = False) -> str:
+    """The entry as TOML; with `is_whole`, a file that `load_catalogue` accepts."""
+    table = f"models.{name}"
+    lines = [f"default_model = {_text(name)}", ""] if is_whole else []
+    lines += [
+        f"[{table}]  # a {found.pipeline}, text to image",
+        f"path = {_text(path)}",
+        'family = "diffusers"',
+        f"schedulers = [{', '.join(map(_text, found.schedulers))}]  # those that fit; first: default",
+        f"default_num_inference_steps = {found.num_inference_steps}  # {found.origins['steps']}",
+        f"max_num_inference_steps = {found.max_num_inference_steps}",
+        f"default_guidance_scale = {found.guidance_scale}  # {found.origins['steps']}",
+        f"min_side = {found.min_side}  # a quarter of the native side",
+        f"max_side = {found.max_side}  # twice the native side, or what its positions reach",
+        f"side_multiple = {found.side_multiple}  # {found.origins['side_multiple']}",
+        "",
+        f"[{table}.tiers.{name}]",
+        f"default_width = {found.side}  # {found.origins['side']}",
+        f"default_height = {found.side}",
+        f"max_pixels = {found.side * found.side}",
+    ]
+    for parameter in found.parameters:
+        lines += ["", f"[{table}.parameters.{parameter.name}]"]
+        values = parameter.model_dump(exclude={"name"}, exclude_defaults=True)
+        lines += [f"{key} = {_text(value)}" for key, value in values.items()]
+    if is_whole:
+        lines += ["", "[[workers]]", f"tiers = [{_text(name)}]"]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: object) -> str:
+    """A string, number or boolean as TOML writes it: as JSON does, but for DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
