@@ -1,6 +1,8 @@
 """The promises of `calotype models describe`: its entry is accepted, and the model draws by it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,12 @@ from catalogue.catalogue import Model, load_catalogue
 from cli_models import entry_of
 from engine.describe import describe
 from engine.errors import LoadError
+from engine.hub import Hub
 from engine.load import ModelSpec, load_engine
+from engine.pipeline_model import LEFT_OUT
 from engine.request import GenerationRequest, SchedulerSpec
+from settings import ROOT
+from tests.integration.engine.fake_hub import FakeHub
 from tests.integration.engine.test_any_pipeline import finish, pixels
 from tests.integration.engine.tiny_families import build
 
@@ -105,3 +111,30 @@ def test_what_is_no_text_to_image_model_is_refused_by_its_reason(
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="no such folder"):
         describe(tmp_path / "nothing")
+
+
+def test_a_hub_id_is_described_from_its_configuration_and_no_weights_are_fetched(tmp_path: Path) -> None:
+    folder, revision = saved("stable_diffusion", tmp_path), "0123456789abcdef0123456789abcdef01234567"
+    with FakeHub(folder, "nobody/tiny", revision) as served:
+        hub = Hub(endpoint=served.url, cache=tmp_path / "cache", timeout_seconds=2)
+        asked: dict[str, Any] = {"path": "nobody/tiny", "revision": revision, "left_out": list(LEFT_OUT)}
+        with pytest.raises(LoadError, match="not on this disk: give --download"):
+            hub.configuration(local_files_only=True, **asked)
+        found = hub.configuration(local_files_only=False, **asked)
+        assert not [one for one in served.asked if "safetensors" in one]
+    assert describe(found) == describe(folder)
+    assert hub.configuration(local_files_only=True, **asked) == found
+
+
+def test_the_command_prints_a_whole_file_or_one_line_of_what_is_wrong(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cli", "models", "describe", "--whole"]
+    folder = saved("stable_diffusion", tmp_path)
+    printed = subprocess.run([*command, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True)
+    (tmp_path / "printed.toml").write_text(printed.stdout, encoding="utf-8")
+    assert load_catalogue(tmp_path / "printed.toml").default_model == "model"
+    missing = subprocess.run(
+        [*command, str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert missing.returncode == 1
+    assert missing.stdout == ""
+    assert [line.startswith("calotype: ") for line in missing.stderr.splitlines()] == [True]
