@@ -35,8 +35,12 @@ MAX_STEPS = 150
 MAX_GUIDANCE_SCALE = 30.0
 USUAL_SIDE, LARGEST_SIDE = 1024, 4096
 TYPES: Mapping[Any, Any] = {bool: "bool", int: "int", float: "float", str: "string"}
-HARMFUL = re.compile(r"^num_|_steps$|_size$|path|_dir$|_file$|^strength$|^clean_caption$|^output_")
-"""Arguments that cost memory without a bound, reach files, need other libraries or an input image."""
+HARMFUL = re.compile(
+    r"^num_|_steps$|_size$|path|_dir$|_file$|^strength$|^clean_caption$|^output_"
+    r"|^mu$|^debug$|^tolerance$|^denoising_|upsampl|rewrite|^use_pe$"
+)
+"""Arguments that cost memory without a bound, reach files, need other libraries or an input image,
+run a language model, set the scheduler up, or end a call early."""
 KNOWN: Mapping[str, tuple[float | None, float | None, str]] = {
     "guidance_rescale": (0.0, 1.0, "How far the guided prediction is scaled back against overexposure."),
     "eta": (0.0, 1.0, "How much noise DDIM adds at each step."),

@@ -77,6 +77,7 @@ def test_a_model_draws_by_its_described_entry_with_every_default_given(kind: str
     finish(engine)
     engine.stop()
     assert model.parameters
+    assert not {"denoising_end", "mu"} & {one.name for one in model.parameters}
     assert pixels(handle).shape == (tier.default_height, tier.default_width, 3)
 
 
