@@ -24,6 +24,7 @@ from cli_database import database
 from cli_jobs import jobs
 from cli_keys import keys
 from cli_local import local
+from cli_models import models
 from cli_profile import profiling
 from client.calotype import CalotypeError, UnreachableError
 from settings import ROOT, Settings, load_settings
@@ -37,6 +38,7 @@ app.add_typer(jobs)
 app.add_typer(keys, name="keys", help="API keys.")
 app.add_typer(database, name="database", help="The users of the database.")
 app.add_typer(config, name="config", help="Settings and calotype.toml.")
+app.add_typer(models, name="models", help="Models of diffusers.")
 app.add_typer(description)
 app.add_typer(profiling)
 

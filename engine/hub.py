@@ -57,16 +57,8 @@ class Hub:
         """The folder of a model, downloaded if it must and may be; raises `LoadError`."""
         if Path(path).is_dir():
             return Path(path)
-        if revision is None:
-            raise LoadError(
-                "there is no such folder, and a hub id needs `revision`: the commit, 40 hexadecimal digits"
-            )
-        if not re.fullmatch(r"[0-9a-f]{40}", revision):
-            raise LoadError(f"revision {revision!r} can move: give the commit, 40 hexadecimal digits")
-        try:
-            cached = try_to_load_from_cache(path, INDEX, cache_dir=self._cache, revision=revision)
-        except HFValidationError as error:
-            raise LoadError("there is no such folder, and this is no hub id") from error
+        revision = _pinned(revision)
+        cached = self._cached_index(path, revision)
         if not isinstance(cached, str):
             missing = "it is not on this disk"
         else:
@@ -85,6 +77,44 @@ class Hub:
         if local_files_only:
             raise LoadError(f"{missing}: set `local_files_only = false`, or run {command}")
         return self._download(path, revision, variant, left_out, command)
+
+    def configuration(
+        self, path: str, *, revision: str | None, local_files_only: bool, left_out: Collection[str]
+    ) -> Path:
+        """The folder of a model with its `config.json` files; no weights are fetched. Raises `LoadError`."""
+        if Path(path).is_dir():
+            return Path(path)
+        revision = _pinned(revision)
+        cached = self._cached_index(path, revision)
+        if local_files_only or constants.is_offline_mode():
+            if isinstance(cached, str):
+                return Path(cached).parent
+            reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "give --download to fetch it"
+            raise LoadError(f"its configuration is not on this disk: {reason}")
+        command = f"hf download {path} --revision {revision} --include '*.json'"
+        disable_progress_bars()
+        try:
+            found = HfApi(endpoint=self._endpoint).model_info(
+                path, revision=revision, timeout=self._timeout_seconds
+            )
+            listed = {file.rfilename for file in found.siblings or ()}
+            if INDEX not in listed:
+                raise LoadError(f"there is no {INDEX}, so it is not in diffusers' layout")
+            index = self._fetch(path, revision, INDEX)
+            for component in read_layout(index, left_out).components:
+                for file in ("config.json", "scheduler_config.json"):
+                    if f"{component}/{file}" in listed:
+                        self._fetch(path, revision, f"{component}/{file}")
+        except (httpx2.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise LoadError(self._complaint(error, path, revision, command)) from error
+        return index.parent
+
+    def _cached_index(self, path: str, revision: str) -> object:
+        """The path of the index in the cache, or no string."""
+        try:
+            return try_to_load_from_cache(path, INDEX, cache_dir=self._cache, revision=revision)
+        except HFValidationError as error:
+            raise LoadError("there is no such folder, and this is no hub id") from error
 
     def _download(
         self, repository: str, revision: str, variant: str | None, left_out: Collection[str], command: str
@@ -166,6 +196,16 @@ class Hub:
                 f" where it can, run {command}, and bring its cache here"
             )
         return f"{type(error).__name__}: {error}"
+
+
+def _pinned(revision: str | None) -> str:
+    if revision is None:
+        raise LoadError(
+            "there is no such folder, and a hub id needs `revision`: the commit, 40 hexadecimal digits"
+        )
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise LoadError(f"revision {revision!r} can move: give the commit, 40 hexadecimal digits")
+    return revision
 
 
 def text_in(folder: Path) -> Callable[[str], str]:
