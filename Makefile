@@ -18,7 +18,7 @@ up: $(INSTALLED) ## run the whole system until Ctrl-C
 	@$(BIN)/calotype up
 
 test: $(INSTALLED) lint types imports ## lint, types, imports, then every test on real services
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m tests.run
 
 check: $(INSTALLED) lint types imports docs ## ruff, mypy, the import rules, the tests of the docs
 
