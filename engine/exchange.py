@@ -49,9 +49,8 @@ class Exchange:
         """Make one forward pass for parked calls of equal signature; each goes on until it parks or ends.
 
         The pass has `num_rows` rows: those of the calls, in their order, and padding. `forward` takes the
-        place of the module. Returns the calls whose part of a
-        denoiser's output is not finite: they stay parked. If the pass raises, all stay parked, and can be
-        run again in parts.
+        place of the module. Returns the calls whose part of a denoiser's output is not finite: they stay
+        parked. If the pass raises, all stay parked, and can be run again in parts.
         """
         parked = [call.parked for call in calls if call.parked is not None]
         parts = self.outputs(parked, num_rows, forward)

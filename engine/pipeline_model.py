@@ -63,7 +63,7 @@ LEFT_OUT: Mapping[str, Any] = {
     "requires_safety_checker": False,
     "add_watermarker": False,  # it would need another library and change the pixels
 }
-"""What a pipeline of text to image draws without: its images are looked at by nobody here."""
+"""What a text-to-image pipeline is loaded without: the engine neither checks nor marks its images."""
 
 
 def not_given(pipeline_class: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Abilities:
 
 
 class PipelineModel:
-    """`pipeline` as diffusers has loaded it, on its device; what keeps training alone is switched off."""
+    """`pipeline` as diffusers has loaded it, on its device; its modules are put into `eval` mode."""
 
     latents_per_patch = 1
     max_side: int | None = None
@@ -221,9 +221,8 @@ class PipelineModel:
         if request.negative_prompt:
             arguments["negative_prompt"] = request.negative_prompt
         elif self.guidance_parameter == "true_cfg_scale" and request.guidance_scale > 1:
-            arguments["negative_prompt"] = (
-                " "  # as Qwen-Image's authors write it: without one there is no guidance
-            )
+            # As the authors of Qwen-Image do: without a negative prompt there is no guidance.
+            arguments["negative_prompt"] = " "
         if request.scheduler.eta:
             arguments["eta"] = request.scheduler.eta
         return {name: value for name, value in arguments.items() if self.takes(name)}

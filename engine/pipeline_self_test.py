@@ -26,7 +26,7 @@ from engine.handle import Handle
 from engine.parked_call import ParkedCall
 from engine.pipeline_call import PipelineCall
 from engine.pipeline_model import PipelineModel
-from engine.request import GenerationRequest, SchedulerSpec
+from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
 from engine.runner import IMPOSSIBLE
 from engine.self_test import PROMISES, SelfTest, largest_in_unison
 from engine.steady_stack import on_steady_stack
@@ -53,7 +53,8 @@ def find_promise(
 
     The smallest class is always tried, since without it nothing is known: `model.runs_alone` is set where its
     images in company differ by more than `MAX_DIFFERENCE` from those of calls that have no company and no
-    padding. Images that differ by less, and classes that were not tried, make the promise `within 1/255`.
+    padding. Images that differ by less, requests of which none shared a pass or some failed, and classes that
+    were not tried, make the promise `within 1/255`.
     `model.buckets` gets the row counts at which a row has the bits that it has among 4. Where these end
     before the cap, it is lowered, or the promise is `exact within a bucket`, as by `engine.self_test`. Where
     memory runs out above 4 rows, the cap is the largest number of rows that fitted.
@@ -66,6 +67,8 @@ def find_promise(
             weakest = 2
             break
         requests = [_request(number, square(model, max_pixels), scheduler) for number in range(len(SCALES))]
+        # Of one prompt with the first: texts of other lengths may have no pass to share.
+        requests.append(replace(requests[0], seed=len(requests)))
         in_class = {max_pixels: row_limits[max_pixels]}
         model.runs_alone = True
         if max_pixels == min(row_limits):
@@ -77,14 +80,15 @@ def find_promise(
         bare = _drawn(model, in_class, requests)
         is_repeatable = is_repeatable and _difference(bare[:1], _drawn(model, in_class, requests[:1])) == 0
         model.runs_alone = False
-        together = _drawn(model, in_class, requests)
+        outcomes = _outcomes(model, in_class, requests)
+        together = [_pixels(outcome) for outcome in outcomes]
         if _difference(bare, together) > MAX_DIFFERENCE:
             model.runs_alone = True
             break
         if max_pixels == min(row_limits):
             _find_rows_of_guidance(model, requests[0])
         alone = [_drawn(model, in_class, [request])[0] for request in requests]
-        if _difference(alone, together):
+        if _difference(alone, together) or not _have_met(outcomes):
             weakest = 2
             continue
         counts = [_exact_row_counts(model, request, row_limits[max_pixels]) for request in requests[:2]]
@@ -156,6 +160,12 @@ def _drawn(
     model: PipelineModel, row_limits: Mapping[int, int], requests: Sequence[GenerationRequest]
 ) -> list[np.ndarray | EngineError]:
     """The pixels of each, as they join one by one, or its error."""
+    return [_pixels(outcome) for outcome in _outcomes(model, row_limits, requests)]
+
+
+def _outcomes(
+    model: PipelineModel, row_limits: Mapping[int, int], requests: Sequence[GenerationRequest]
+) -> list[GeneratedImage | EngineError]:
     # Its clock stands still: on a busy machine seconds would decide who meets whom.
     engine = Engine({MODEL: model}, {MODEL: row_limits}, promise="exact", clock=lambda: 0.0)
     handles: list[Handle] = []
@@ -171,11 +181,19 @@ def _drawn(
     return [_outcome(handle) for handle in handles]
 
 
-def _outcome(handle: Handle) -> np.ndarray | EngineError:
+def _outcome(handle: Handle) -> GeneratedImage | EngineError:
     error = handle.future.exception(timeout=0)
-    if isinstance(error, EngineError):
-        return error
-    return handle.future.result().pixels
+    return error if isinstance(error, EngineError) else handle.future.result()
+
+
+def _pixels(outcome: GeneratedImage | EngineError) -> np.ndarray | EngineError:
+    return outcome if isinstance(outcome, EngineError) else outcome.pixels
+
+
+def _have_met(outcomes: Sequence[GeneratedImage | EngineError]) -> bool:
+    """Whether all of them are images, and some shared a forward pass: else they say nothing of company."""
+    images = [outcome for outcome in outcomes if isinstance(outcome, GeneratedImage)]
+    return len(images) == len(outcomes) and any(image.mean_step_batch > 1 for image in images)
 
 
 def _difference(

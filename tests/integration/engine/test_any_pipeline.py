@@ -17,7 +17,11 @@ from engine.engine import Engine
 from engine.errors import Canceled, DeadlineExceeded, DeviceLost, LoadError, OutOfMemory, RequestInvalid
 from engine.handle import Handle
 from engine.load import ModelSpec, load_engine
+from engine.parked_call import ParkedCall
+from engine.pipeline_model import PipelineModel
+from engine.pipeline_self_test import find_promise
 from engine.request import GenerationRequest, SchedulerSpec
+from engine.time_budget import TimeBudget
 from tests.integration.engine.tiny_families import build
 
 KINDS = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart", "sana")
@@ -140,6 +144,22 @@ def test_a_step_cache_that_a_pipeline_cannot_have_is_refused_at_load(tmp_path: P
     engine = load({"flat": tmp_path / "flat"}, "flat")
     with pytest.raises(RequestInvalid, match="step_cache"):
         engine.submit(asked("flat", 1, step_cache=2))
+
+
+class Unshared(PipelineModel):
+    """A model whose calls never have a signature in common."""
+
+    def signature_number(self, parked: ParkedCall) -> int:
+        return id(parked)
+
+
+@pytest.mark.parametrize(("model_class", "promise"), [(PipelineModel, "exact"), (Unshared, "within 1/255")])
+def test_no_company_is_promised_of_requests_that_shared_no_pass(
+    pipelines: dict[str, Any], model_class: type[PipelineModel], promise: str
+) -> None:
+    model = model_class(pipelines["stable_diffusion"])
+    found = find_promise(model, LIMITS, SchedulerSpec("default"), TimeBudget())
+    assert (found.promise, model.runs_alone) == (promise, False)
 
 
 def test_a_model_whose_images_depend_on_their_company_draws_one_at_a_time(
