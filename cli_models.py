@@ -43,7 +43,7 @@ def describe_model(
     # It imports torch, which no other command waits for.
     from engine.describe import describe
     from engine.errors import LoadError
-    from engine.hub import Hub
+    from engine.hub import Hub, NotOnDisk
     from engine.pipeline_model import LEFT_OUT
 
     try:
@@ -51,6 +51,8 @@ def describe_model(
             model, revision=revision, local_files_only=not download, left_out=list(LEFT_OUT)
         )
         description = describe(folder)
+    except NotOnDisk as error:
+        fail(f"{model}: {error}; --download fetches it")
     except LoadError as error:
         fail(f"{model}: {error}")
     if Path(model).is_dir():
@@ -76,15 +78,21 @@ def entry_of(
     table = f"models.{name}"
     lines = [f"default_model = {_text(name)}", ""] if is_whole else []
     lines += [
+        *([_deprecation(found)] if found.deprecated_since else []),
         f"[{table}]  # a {found.pipeline}, text to image",
         f"path = {_text(path)}",
         *([f"revision = {_text(revision)}"] if revision else []),
         *(["local_files_only = false  # a worker downloads the weights"] if downloads else []),
-        'family = "diffusers"',
         f"schedulers = [{', '.join(map(_text, found.schedulers))}]  # those that fit; first: default",
-        f"default_num_inference_steps = {found.num_inference_steps}  # {found.origins['steps']}",
+        f"# Steps and guidance scale: {found.origins['steps']}.",
+        f"default_num_inference_steps = {found.num_inference_steps}",
         f"max_num_inference_steps = {found.max_num_inference_steps}",
-        f"default_guidance_scale = {found.guidance_scale}  # {found.origins['steps']}",
+        f"default_guidance_scale = {found.guidance_scale}",
+        *(
+            ["step_cache = true  # requests may ask for one; not with cpu_offload"]
+            if found.has_step_cache
+            else []
+        ),
         f"min_side = {found.min_side}  # a quarter of the native side",
         f"max_side = {found.max_side}  # twice the native side, or what its positions reach",
         f"side_multiple = {found.side_multiple}  # {found.origins['side_multiple']}",
@@ -101,6 +109,10 @@ def entry_of(
     if is_whole:
         lines += ["", "[[workers]]", f"tiers = [{_text(name)}]"]
     return "\n".join(lines) + "\n"
+
+
+def _deprecation(found: "Description") -> str:
+    return f"# diffusers has deprecated {found.pipeline} since {found.deprecated_since}: it may not work."
 
 
 def _text(value: object) -> str:

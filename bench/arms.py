@@ -1,4 +1,4 @@
-"""Ways to serve the same arrivals with the same model, runner and row cap: what differs is the batching.
+"""Ways to serve the same arrivals with the same pipeline and exchange: what differs is the batching.
 
 `Continuous` is the engine itself. `Dynamic` fills a batch of a key, runs it to its end and begins the next:
 by step count, padded to the longest, or one request at a time. It promises no exact bytes, so its batches
@@ -17,14 +17,13 @@ import torch
 
 from bench.clock import WorkClock
 from bench.workload import DueRequest
+from engine.components import is_denoiser
 from engine.engine import Engine
-from engine.errors import DeadlineExceeded
+from engine.errors import DeadlineExceeded, NumericError
 from engine.load import LoadedModels
-from engine.models import Models
-from engine.native_generation import NativeGeneration
+from engine.pipeline_call import PipelineCall
 from engine.policy import BatchKey
 from engine.request import GenerationRequest
-from engine.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Continuous:
     def engine(self, clock: Callable[[], float]) -> Engine:
         """A new one."""
         return self.kind(
-            self.loaded.families,
+            self.loaded.models,
             self.loaded.row_limits,
             promise=self.loaded.promise,
             clock=clock,
@@ -74,19 +73,22 @@ class Continuous:
             if error and not isinstance(error, DeadlineExceeded):
                 failures.append(error)
 
-        while upcoming or not engine.is_idle:
-            while upcoming and upcoming[0].seconds <= clock() - begun_at:
-                arrival = upcoming.popleft()
-                request = _since_due(arrival, clock() - begun_at)
-                engine.submit(request).future.add_done_callback(partial(note, arrival))
-            if engine.is_idle:
-                clock.skip_to(begun_at + upcoming[0].seconds)
-            else:
-                engine.tick()
-            for failure in failures:
-                raise failure
-            yield tuple(ended)
-            ended.clear()
+        try:
+            while upcoming or not engine.is_idle:
+                while upcoming and upcoming[0].seconds <= clock() - begun_at:
+                    arrival = upcoming.popleft()
+                    request = _since_due(arrival, clock() - begun_at)
+                    engine.submit(request).future.add_done_callback(partial(note, arrival))
+                if engine.is_idle:
+                    clock.skip_to(begun_at + upcoming[0].seconds)
+                else:
+                    engine.tick()
+                for failure in failures:
+                    raise failure
+                yield tuple(ended)
+                ended.clear()
+        finally:
+            engine.stop()  # whoever has seen enough leaves calls in flight
 
 
 def _since_due(arrival: DueRequest, now: float) -> GenerationRequest:
@@ -101,14 +103,14 @@ class Dynamic:
     """Batches that are closed when full, or when their oldest has waited `timeout_seconds`.
 
     `by_steps` keys the queue by step count; else a batch runs as long as its longest member, and the rows of
-    those that have ended are computed for nothing. `max_rows` 1 is one request at a time.
+    those that have ended are computed for nothing. `max_rows` 1 is one request at a time. A batch of
+    diffusers' own has one guidance scale; here, as in the engine, each member has a call of its own.
     """
 
     def __init__(
         self, loaded: LoadedModels, *, max_rows: int, timeout_seconds: float, by_steps: bool
     ) -> None:
-        self._models = Models(loaded.families, loaded.row_limits, promise=loaded.promise)
-        self._runner = Runner(loaded.families, bucket_rows=lambda num_rows: num_rows)
+        self._models = loaded.models
         self._max_rows = max_rows
         self._timeout_seconds = timeout_seconds
         self._by_steps = by_steps
@@ -152,35 +154,27 @@ class Dynamic:
     @torch.inference_mode()
     def run(self, requests: Sequence[GenerationRequest]) -> Iterator[int | None]:
         """Draw a batch from its texts to its pixels: `None` after a step, the place of an image with it."""
-        members = [self._generation(request) for request in requests]
-        for member in members:
-            self._runner.encode(member)
-        longest = max(request.num_inference_steps for request in requests)
-        riders = [self._rider(request, longest) for request in requests]
-        running = list(members)
-        for _ in range(longest):
-            self._runner.step(running)
-            running = [
-                rider if rider is not None and one.is_denoised else one
-                for one, rider in zip(running, riders, strict=True)
-            ]
-            yield None
-        for index, member in enumerate(members):
-            self._runner.decode(member)
-            yield index
-
-    def _generation(self, request: GenerationRequest) -> NativeGeneration:
-        return self._models.native_generation(request, submitted_at=0.0, num_ticks=0)
-
-    def _rider(self, request: GenerationRequest, longest: int) -> NativeGeneration | None:
-        """Who sits in the rows of a member that has ended while its batch has not."""
-        if request.num_inference_steps == longest:
-            return None
-        rider = self._generation(
-            replace(request, num_inference_steps=longest - request.num_inference_steps, prompt="")
-        )
-        self._runner.encode(rider)
-        return rider
+        model = self._models[requests[0].model]
+        calls: list[PipelineCall] = []
+        try:
+            for request in requests:
+                calls.append(model.begin(request))
+                model.exchange.run_to_denoiser(calls[-1])
+                _raise_failure(calls[-1:])
+            num_rows = sum(rows_of(request) for request in requests)
+            while running := [call for call in calls if _waits_for_step(call)]:
+                # The rows of those that have ended are padding, which costs as much as any row.
+                if model.exchange.run(running, num_rows):
+                    raise NumericError
+                _raise_failure(running)
+                yield None
+            for index, call in enumerate(calls):
+                model.exchange.run_to_denoiser(call)
+                _raise_failure([call])
+                yield index
+        finally:
+            for call in calls:
+                call.end()
 
     def _is_due(self, queue: deque[DueRequest], now: float) -> bool:
         rows = itertools.accumulate(rows_of(one.request) for one in queue)
@@ -191,6 +185,16 @@ class Dynamic:
     def _next_event(self, queues: Iterable[deque[DueRequest]], upcoming: deque[DueRequest]) -> float:
         instants = [queue[0].seconds + self._timeout_seconds for queue in queues if queue]
         return min([*instants, *(one.seconds for one in itertools.islice(upcoming, 1))])
+
+
+def _waits_for_step(call: PipelineCall) -> bool:
+    return call.parked is not None and is_denoiser(call.parked.name)
+
+
+def _raise_failure(calls: Sequence[PipelineCall]) -> None:
+    for call in calls:
+        if call.error is not None:
+            raise call.error
 
 
 def _without_late(queue: deque[DueRequest], now: float) -> list[DueRequest]:

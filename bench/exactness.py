@@ -16,10 +16,12 @@ import torch
 from engine.buckets import at
 from engine.engine import Engine
 from engine.errors import Canceled
-from engine.families.family import Conditions, Family, can_cache_steps
 from engine.handle import Handle
 from engine.load import LoadedModels, ModelSpec, load_models
+from engine.pipeline_call import PipelineCall
+from engine.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
+from engine.steady_stack import on_steady_stack
 
 Figure = tuple[float, float, float, list[float]]
 """Value, the least and the greatest of the samples, the samples."""
@@ -39,6 +41,7 @@ SCHEDULERS = [
     SchedulerSpec("dpmpp_2m"),
     SchedulerSpec("dpmpp_2m", karras=True),
 ]
+GUIDANCE_SCALE = 4.0
 MAX_SECONDS_BETWEEN = 0.15  # arrivals while idle time is measured
 
 
@@ -67,8 +70,8 @@ def exact_share(loaded: LoadedModels, num_schedules: int = 5, num_requests: int 
 def _num_equal(
     loaded: LoadedModels, max_pixels: int, rng: random.Random, num_requests: int
 ) -> tuple[int, int]:
-    cache = can_cache_steps(loaded.families[MODEL])
-    requests = [_request(rng, max_pixels, can_cache=cache) for _ in range(num_requests)]
+    model = loaded.models[MODEL]
+    requests = [_request(rng, max_pixels, can_cache=model.can_cache_steps) for _ in range(num_requests)]
     joins = [rng.randint(0, 8) for _ in requests]
     cancels = {index: rng.randint(1, 10) for index in range(num_requests) if rng.random() < 0.2}
     engine = _engine(loaded)
@@ -118,7 +121,7 @@ def _alone(loaded: LoadedModels, request: GenerationRequest) -> bytes:
 
 
 def _engine(loaded: LoadedModels) -> Engine:
-    return Engine(loaded.families, loaded.row_limits, promise=loaded.promise)
+    return Engine(loaded.models, loaded.row_limits, promise=loaded.promise)
 
 
 def idle_share(loaded: LoadedModels, num_runs: int = 3, num_requests: int = 24) -> Figure:
@@ -129,7 +132,7 @@ def idle_share(loaded: LoadedModels, num_runs: int = 3, num_requests: int = 24) 
     samples = []
     for seed in range(num_runs):
         rng = random.Random(seed)
-        engine = TimedEngine(loaded.families, loaded.row_limits, promise=loaded.promise)
+        engine = TimedEngine(loaded.models, loaded.row_limits, promise=loaded.promise)
         engine.start()
         handles = []
         for _ in range(num_requests):
@@ -160,34 +163,36 @@ class TimedEngine(Engine):
         self._ended_at = None if self.is_idle else ended_at
 
 
+@torch.inference_mode()
 def padding_cost(loaded: LoadedModels, max_pixels: int, num_rows: int, num_repeats: int = 30) -> Figure:
     """Seconds of a lone request's forward pass at its bucket ÷ at its own `num_rows`, interleaved.
 
     One row is a request without guidance, two with.
     """
-    family = loaded.families[MODEL]
-    side = int(max_pixels**0.5) // family.pixels_per_latent
-    padded, bare = (
-        _forward(family, max_pixels, at(family.buckets, side, side).rows(num_rows)),
-        _forward(family, max_pixels, num_rows),
-    )
+    model = loaded.models[MODEL]
+    side = int(max_pixels**0.5)
+    latent_side = side // model.pixels_per_latent
+    padded_rows = at(model.buckets, latent_side, latent_side).rows(num_rows)
+    scale = GUIDANCE_SCALE if num_rows == model.num_guided_rows else 1.0
+    request = GenerationRequest(MODEL, "a red heart", side, side, 2, scale, seed=0)
+    call = model.begin(request)
+    model.exchange.run_to_denoiser(call)
+    padded, bare = (_forward(model, call, rows) for rows in (padded_rows, num_rows))
     samples = []
     for _ in range(num_repeats):
         bare_seconds = _seconds(bare)
         samples.append(_seconds(padded) / bare_seconds)
+    call.end()
     return statistics.median(samples), min(samples), max(samples), samples
 
 
-def _forward(family: Family, max_pixels: int, num_rows: int) -> Callable[[], object]:
-    side = int(max_pixels**0.5) // family.pixels_per_latent
-    with torch.inference_mode():
-        conditions = Conditions.of([family.encode("a red heart")] * num_rows, torch.ones(num_rows))
-    latents = torch.randn(num_rows, family.latent_channels, side, side)
-    timesteps = torch.full((num_rows,), 500.0)
+def _forward(model: PipelineModel, call: PipelineCall, num_rows: int) -> Callable[[], object]:
+    """Makes the pass that the call waits for among so many rows; the call stays parked."""
+    assert call.parked is not None
+    parked = call.parked
 
-    @torch.inference_mode()
     def forward() -> object:
-        return family.predict(latents, timesteps, conditions)
+        return model.exchange.outputs([parked], num_rows)
 
     forward()  # the first call of a shape chooses its kernels
     return forward
@@ -214,6 +219,7 @@ def figures(loaded: LoadedModels) -> Mapping[str, Figure]:
     }
 
 
+@on_steady_stack
 def main() -> None:
     """Print the promise of this machine and every figure."""
     loaded = load()

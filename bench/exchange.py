@@ -1,4 +1,4 @@
-"""The exchange beside the native engine and beside diffusers' own batch: the same requests in turns.
+"""The exchange beside diffusers' own batch: the same requests in turns.
 
 Owns the arms and what each tick of the exchange is split into: the forward pass, the pipeline's own code, and
 the exchange itself. On a CPU everything is timed in CPU seconds on one thread; on a GPU in seconds of the
@@ -20,21 +20,17 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from bench.figures import Figure, figure_of, table
 from bench.shipped import FOLDER, ROW_LIMITS, SIDES
+from bench.timed_exchange import Clock, Spent, timed
+from bench.workload import MODEL
+from engine.components import is_denoiser
 from engine.engine import Engine
-from engine.exchange import Exchange, is_denoiser
-from engine.load import LoadedModels, ModelSpec, load_models
-from engine.pipeline_call import PipelineCall
-from engine.pipeline_model import PipelineModel
+from engine.load import ModelSpec, load_models
 from engine.request import GenerationRequest, SchedulerSpec
 from engine.steady_stack import on_steady_stack
 
 NUM_REQUESTS = 8
 NUM_STEPS = 20
-NATIVE, EXCHANGE = "native", "exchange"
 DDIM = SchedulerSpec("ddim")
-Clock = Callable[[], float]
-MIN_NATIVE_GAIN = 1.03
-"""What native code must gain over the exchange to stay (ADR 0021)."""
 
 
 def main() -> None:
@@ -58,21 +54,17 @@ def figures(side: int, num_rounds: int, device: str = "cpu:0") -> Iterator[Figur
     rounds = [arms.round() for _ in range(num_rounds + 1)][1:]  # the first one warms up
     suffix = "" if side == SIDES[0] else f"_{side}"
     yield figure_of(
-        f"native_vs_exchange{suffix}", [one.exchange / one.native for one in rounds], MIN_NATIVE_GAIN, None,
-        "images/s; native code stays from the bar on",
-    )  # fmt: skip
-    yield figure_of(
         f"exchange_vs_diffusers{suffix}", [one.diffusers / one.exchange for one in rounds], 0.98, None,
         "images/s; diffusers' own batches have as many rows as the promise leaves the engine",
     )  # fmt: skip
-    beside = statistics.median(one.split.beside_seconds / one.split.seconds for one in rounds)
+    beside = statistics.median(one.split.beside_share for one in rounds)
     yield figure_of(
         f"exchange_ms{suffix}", [one.split.exchange_ms for one in rounds], 0.15, 0.0,
         "a request and step: park, signature, gather, scatter, switch", is_at_most=True,
     )  # fmt: skip
     yield figure_of(
-        f"pipeline_ms{suffix}", [one.split.pipeline_ms for one in rounds], 0.0, None,
-        f"a request and step, without a bar: diffusers' own code; beside / tick = {beside:.3f}",
+        f"pipeline_ms{suffix}", [one.split.pipeline_ms for one in rounds], None, None,
+        f"a request and step: diffusers' own code; beside / pass with all beside it = {beside:.4f}",
     )  # fmt: skip
 
 
@@ -80,58 +72,54 @@ def figures(side: int, num_rounds: int, device: str = "cpu:0") -> Iterator[Figur
 class Split:
     """Where the seconds of the denoising steps of one run went."""
 
-    seconds: float
-    forward_seconds: float
-    pipeline_seconds: float
+    spent: Spent
 
     @property
-    def beside_seconds(self) -> float:
-        """All but the forward passes."""
-        return self.seconds - self.forward_seconds
+    def beside_share(self) -> float:
+        """All but the forward passes, as a share."""
+        return 1 - self.spent.forward / self.spent.total
 
     @property
     def pipeline_ms(self) -> float:
         """Of a request and step."""
-        return 1e3 * self.pipeline_seconds / (NUM_REQUESTS * NUM_STEPS)
+        return 1e3 * self.spent.pipeline / (NUM_REQUESTS * NUM_STEPS)
 
     @property
     def exchange_ms(self) -> float:
         """Of a request and step."""
-        return 1e3 * (self.beside_seconds - self.pipeline_seconds) / (NUM_REQUESTS * NUM_STEPS)
+        return 1e3 * self.spent.exchange / (NUM_REQUESTS * NUM_STEPS)
 
 
 @dataclass(frozen=True)
 class Round:
     """Seconds of each arm for the same requests, from texts to pixels."""
 
-    native: float
     exchange: float
     diffusers: float
     split: Split
 
 
 class Arms:
-    """Three ways to draw `NUM_REQUESTS` images of the shipped model at one side, pixels."""
+    """Two ways to draw `NUM_REQUESTS` images of the shipped model at one side, pixels."""
 
     def __init__(self, side: int, device: str) -> None:
         self._side = side
-        self._loaded = {
-            NATIVE: _load("stable_diffusion", device),
-            EXCHANGE: _load("diffusers", device),
-        }
+        spec = ModelSpec(MODEL, str(FOLDER), dtype="float32", schedulers=("ddim",))
+        self._loaded = load_models([spec], device=device, row_limits={MODEL: ROW_LIMITS}, num_threads=1)
+        self._model = self._loaded.models[MODEL]
         self._clock = _clock_of(device)
         self._pipeline: Any = StableDiffusionPipeline.from_pretrained(
             FOLDER, dtype=torch.float32, safety_checker=None, local_files_only=True
         )
         self._pipeline.scheduler = DDIMScheduler.from_config(self._pipeline.scheduler.config)
         self._pipeline.set_progress_bar_config(disable=True)
-        self._pipeline.to(self._loaded[NATIVE].families[NATIVE].device)
+        self._pipeline.to(self._model.device)
 
+    @on_steady_stack
     def round(self) -> Round:
         """One turn of each."""
         return Round(
-            native=self._seconds(lambda: self._serve(NATIVE)),
-            exchange=self._seconds(lambda: self._serve(EXCHANGE)),
+            exchange=self._seconds(self._serve),
             diffusers=self._seconds(self._draw_as_diffusers),
             split=self._split(),
         )
@@ -141,27 +129,33 @@ class Arms:
         work()
         return self._clock() - started_at
 
-    def _serve(self, arm: str) -> None:
-        loaded = self._loaded[arm]
-        engine = Engine(loaded.families, loaded.row_limits, promise=loaded.promise)
-        handles = [engine.submit(request) for request in self._requests(arm)]
+    def _serve(self) -> None:
+        engine = Engine(self._loaded.models, self._loaded.row_limits, promise=self._loaded.promise)
+        handles = [engine.submit(request) for request in self._requests()]
         while not engine.is_idle:
             engine.tick()
         for handle in handles:
             handle.future.result(timeout=0)
         engine.stop()
 
-    def _requests(self, arm: str) -> list[GenerationRequest]:
+    def _requests(self) -> list[GenerationRequest]:
         return [
             GenerationRequest(
-                arm, f"a red heart {seed}", self._side, self._side, NUM_STEPS, 2.0, seed=seed, scheduler=DDIM
+                MODEL,
+                f"a red heart {seed}",
+                self._side,
+                self._side,
+                NUM_STEPS,
+                2.0,
+                seed=seed,
+                scheduler=DDIM,
             )
             for seed in range(NUM_REQUESTS)
         ]
 
     def _draw_as_diffusers(self) -> None:
-        requests = self._requests("")
-        size = self._loaded[EXCHANGE].row_limits[EXCHANGE][self._side**2] // 2
+        requests = self._requests()
+        size = self._loaded.row_limits[MODEL][self._side**2] // 2
         for start in range(0, len(requests), size):
             self._draw_batch(requests[start : start + size])
 
@@ -177,54 +171,19 @@ class Arms:
             output_type="np",
         )
 
-    @on_steady_stack
     @torch.inference_mode()
     def _split(self) -> Split:
-        model = self._loaded[EXCHANGE].families[EXCHANGE]
-        assert isinstance(model, PipelineModel)
-        untimed, model.exchange = model.exchange, _TimedExchange(self._pipeline, self._clock)
-        calls = [model.begin(request) for request in self._requests(EXCHANGE)]
-        for call in calls:
-            while call.parked is not None and not is_denoiser(call.parked.name):
-                model.exchange.run([call])
-        timed, model.exchange = model.exchange, untimed
-        timed.clear()
-        started_at = self._clock()
-        while all(call.parked is not None and is_denoiser(call.parked.name) for call in calls):
-            timed.run(calls)
-        split = Split(self._clock() - started_at, timed.forward_seconds, timed.pipeline_seconds)
-        for call in calls:
-            call.end()
-        return split
-
-
-class _TimedExchange(Exchange):
-    """Notes the seconds of forward passes, and of the pipelines' own code."""
-
-    def __init__(self, pipeline: Any, clock: Clock) -> None:
-        super().__init__(pipeline)
-        self._clock = clock
-        self.clear()
-
-    def clear(self) -> None:
-        self.forward_seconds = self.pipeline_seconds = 0.0
-
-    def _forward(self, name: str, arguments: dict[str, Any]) -> Any:
-        started_at = self._clock()
-        output = super()._forward(name, arguments)
-        self.forward_seconds += self._clock() - started_at
-        return output
-
-    def _go_on(self, call: PipelineCall, output: Any) -> None:
-        started_at = self._clock()
-        super()._go_on(call, output)
-        self.pipeline_seconds += self._clock() - started_at
-
-
-def _load(family: str, device: str) -> LoadedModels:
-    arm = EXCHANGE if family == "diffusers" else NATIVE
-    spec = ModelSpec(arm, str(FOLDER), family=family, dtype="float32", schedulers=("ddim",))
-    return load_models([spec], device=device, row_limits={arm: ROW_LIMITS}, num_threads=1)
+        with timed(self._model, self._clock) as exchange:
+            calls = [self._model.begin(request) for request in self._requests()]
+            for call in calls:
+                exchange.run_to_denoiser(call)
+            before = exchange.spent
+            while all(call.parked is not None and is_denoiser(call.parked.name) for call in calls):
+                exchange.run(calls)
+            spent = exchange.spent - before
+            for call in calls:
+                call.end()
+        return Split(spent)
 
 
 def _clock_of(device: str) -> Clock:

@@ -9,60 +9,88 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Share:
+    """A bar that is this share of the limit measured in the same run."""
+
+    of_limit: float
+
+
+@dataclass(frozen=True)
 class Figure:
     """A median with its spread, the bar that it should reach, and how far anything could get.
 
     `limit` is the best value that anything could have here, measured or derived, and None where no such
-    number is known; `reason` says what it is, or what stands in the way. `samples` are the raw numbers, one
-    a seed or run.
+    number is known; `reason` says what it is, or what stands in the way. `share` is what `bar` is of it,
+    and None for a bar that does not depend on the run. Without a `bar` the figure is reported, and not
+    judged. `samples` are the raw numbers, one a seed or run.
     """
 
     figure: str
     value: float
     low: float
     high: float
-    bar: float
+    bar: float | None
+    share: float | None
     limit: float | None
     reason: str
     samples: tuple[float, ...]
     is_at_most: bool = False
 
     @property
-    def holds(self) -> bool:
-        """Whether the value reaches its bar."""
+    def holds(self) -> bool | None:
+        """Whether the value reaches its bar; None where it has none."""
+        if self.bar is None:
+            return None
         return self.value <= self.bar if self.is_at_most else self.value >= self.bar
+
+    @property
+    def reached(self) -> float | None:
+        """The value as a share of the limit; None where there is none, or it is 0."""
+        return self.value / self.limit if self.limit else None
 
     def as_json(self) -> dict[str, Any]:
         """The figure as `bench-output/engine.json` lists it."""
-        return {**asdict(self), "holds": self.holds}
+        return {**asdict(self), "holds": self.holds, "reached": self.reached and round(self.reached, 4)}
 
 
 def figure_of(
     name: str,
     samples: Sequence[float],
-    bar: float,
+    bar: float | Share | None,
     limit: float | None,
     reason: str,
     *,
     value: float | None = None,
     is_at_most: bool = False,
 ) -> Figure:
-    """The median of `samples`, or a `value` made of all of them; with their least and their greatest."""
+    """The median of `samples`, or a `value` made of all of them; with their least and their greatest.
+
+    Raises `ValueError` for a bar that is a share of a limit that is not known.
+    """
     found = tuple(round(sample, 4) for sample in samples)
     middle = statistics.median(found) if value is None else round(value, 4)
-    known = None if limit is None else round(limit, 4)
-    return Figure(name, middle, min(found), max(found), bar, known, reason, found, is_at_most)
+    known, share = None if limit is None else round(limit, 4), None
+    if isinstance(bar, Share):
+        if known is None:
+            raise ValueError(f"{name}: its bar is a share of its limit, and it has none")
+        share, bar = bar.of_limit, round(bar.of_limit * known, 4)
+    return Figure(name, middle, min(found), max(found), bar, share, known, reason, found, is_at_most)
 
 
 def table(figures: Iterable[Figure]) -> str:
     """A line a figure."""
-    lines = [f"{'figure':24} {'value':>8} {'low':>8} {'high':>8} {'bar':>8}  holds {'limit':>8}  reason"]
+    heads = f"{'value':>8} {'low':>8} {'high':>8} {'bar':>8} {'share':>5}  holds {'limit':>8} {'reached':>7}"
+    lines = [f"{'figure':32} {heads}  reason"]
     for one in figures:
-        sign, holds = "<=" if one.is_at_most else ">=", "yes" if one.holds else "NO"
+        sign = "<=" if one.is_at_most else ">="
+        bar = "-" if one.bar is None else f"{sign}{one.bar:.3f}"
+        share = "-" if one.share is None else f"{one.share:.2f}"
+        holds = {True: "yes", False: "NO", None: "-"}[one.holds]
         limit = "-" if one.limit is None else f"{one.limit:.3f}"
+        reached = "-" if one.reached is None else f"{one.reached:.3f}"
         lines.append(
-            f"{one.figure:24} {one.value:8.3f} {one.low:8.3f} {one.high:8.3f} {sign}{one.bar:6.2f}"
-            f"  {holds:5} {limit:>8}  {one.reason}"
+            f"{one.figure:32} {one.value:8.3f} {one.low:8.3f} {one.high:8.3f} {bar:>8} {share:>5}"
+            f"  {holds:5} {limit:>8} {reached:>7}  {one.reason}"
         )
     return "\n".join(lines)
 

@@ -15,7 +15,15 @@ import numpy as np
 from bench.arms import Dynamic, Ended, Serve
 from bench.bare import BarePrices
 from bench.clock import Part, WorkClock, in_turns
-from bench.workload import GUIDANCE_SCALES, STEPS, DueRequest, mixed_requests, num_row_steps, poisson
+from bench.workload import (
+    GUIDANCE_SCALES,
+    STEPS,
+    DueRequest,
+    mixed_requests,
+    num_row_steps,
+    num_texts,
+    poisson,
+)
 from engine.load import LoadedModels
 from engine.request import GenerationRequest
 
@@ -64,7 +72,9 @@ def _all(
 def capacity_of(prices: BarePrices, requests: Sequence[GenerationRequest]) -> float:
     """Images a second of the bare model on this work."""
     seconds = prices.seconds(
-        num_row_steps=sum(map(num_row_steps, requests)), num_texts=len(requests), num_images=len(requests)
+        num_row_steps=sum(map(num_row_steps, requests)),
+        num_texts=sum(map(num_texts, requests)),
+        num_images=len(requests),
     )
     return len(requests) / seconds
 

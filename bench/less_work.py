@@ -2,8 +2,9 @@
 
     python -m bench.less_work [--seeds 3] [--captions 200]
 
-Speed: one engine on one thread that always has more work than it can batch, every option over the same
-requests, options interleaved. The end, in which a row that is dropped is replaced by padding, is left out.
+Speed: an engine on one thread that always has more work than it can batch, every option over the same
+requests, the full run and the options in turns. The end, in which padding takes the place of a row that is
+dropped, is left out.
 Quality: held-out captions, each option's image against the full run's, pixel by pixel and by the judge.
 `CUTOFF` and `CACHE` are the two of `bench.engine`'s figures.
 """
@@ -12,20 +13,25 @@ import argparse
 import math
 import random
 import statistics
-import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from bench.bare import BarePrices
+from bench.clock import Part, WorkClock, in_turns
+from bench.workload import num_texts
 from engine.engine import Engine
-from engine.handle import Handle
-from engine.load import ModelSpec, load_engine
+from engine.load import LoadedModels, ModelSpec, load_models
 from engine.request import GenerationRequest
+from engine.steady_stack import on_steady_stack
+from engine.step_cache import StepCache
 from models.evaluate import held_out_scenes, is_obeyed
 from models.judge import obeys
 from models.scenes import Scene
@@ -78,43 +84,66 @@ OPTIONS = (
 )
 
 
-def shipped_engine() -> Engine:
-    """The shipped model at 128², on one thread; the caller turns it."""
+def shipped_model() -> LoadedModels:
+    """The shipped model at 128², on one thread."""
     spec = ModelSpec("tiny", str(ROOT / "models/tiny"))
     limits = {"tiny": {SIDE * SIDE: MAX_ROWS}}
-    return load_engine([spec], device="cpu:0", row_limits=limits, num_threads=1)
+    return load_models([spec], device="cpu:0", row_limits=limits, num_threads=1)
 
 
 def gains(
-    engine: Engine,
+    loaded: LoadedModels,
     options: Sequence[Option],
     seeds: Sequence[int],
     base: Mapping[str, Any] | None = None,
 ) -> dict[str, Figure]:
     """For each option images/s ÷ those of the full run of the same requests, a sample a seed.
 
-    `base` changes the full run's requests too. The order of the options rotates from seed to seed.
+    `base` changes the full run's requests too. Full run and options take turns.
     """
-    full = Option("full", {})
     ratios: dict[str, list[float]] = {option.name: [] for option in options}
-    draw(engine, requests(MAX_ROWS // 2, 0, base or {}))  # what is slow only once
-    for turn, seed in enumerate(seeds):
+    draw(loaded, requests(MAX_ROWS // 2, 0, base or {}))  # what is slow only once
+    for seed in seeds:
         asked = requests(NUM_REQUESTS, seed, base or {})
-        arms = [full, *options]
-        arms = arms[turn % len(arms) :] + arms[: turn % len(arms)]
-        seconds = {}
-        for arm in arms:
-            seconds[id(arm)] = seconds_per_image(engine, [replace(one, **arm.changes) for one in asked])
-        for option in options:
-            ratios[option.name].append(seconds[id(full)] / seconds[id(option)])
+        changed = [[replace(one, **option.changes) for one in asked] for option in options]
+        full, *others = in_turns([seconds_per_image(loaded, one) for one in (asked, *changed)])
+        for option, seconds in zip(options, others, strict=True):
+            ratios[option.name].append(full / seconds)
     return {
         name: (statistics.median(samples), min(samples), max(samples), samples)
         for name, samples in ratios.items()
     }
 
 
+def most_gain(option: Option, prices: BarePrices, shallow_share: float) -> float:
+    """What the option could gain by the bare model's costs, if it cost nothing itself.
+
+    `shallow_share` is what a row takes in a shallow step, of what it takes in a full one.
+    """
+
+    def seconds(asked: Sequence[GenerationRequest]) -> float:
+        return prices.seconds(
+            num_row_steps=sum(_num_full_row_steps(one, shallow_share) for one in asked),
+            num_texts=sum(map(num_texts, asked)),
+            num_images=len(asked),
+        )
+
+    asked = requests(len(STEPS), 0, {})
+    return seconds(asked) / seconds([replace(one, **option.changes) for one in asked])
+
+
+def _num_full_row_steps(request: GenerationRequest, shallow_share: float) -> float:
+    """Rows of all its steps, those of shallow steps at their share."""
+    cache = StepCache(request.step_cache, request.num_inference_steps)
+    num_guided = request.guidance_cutoff * request.num_inference_steps
+    return sum(
+        (2 if step < num_guided else 1) * (1.0 if cache.is_full(step) else shallow_share)
+        for step in range(request.num_inference_steps)
+    )
+
+
 def qualities(
-    engine: Engine,
+    loaded: LoadedModels,
     options: Sequence[Option],
     num_captions: int,
     base: Mapping[str, Any] | None = None,
@@ -122,11 +151,11 @@ def qualities(
     """For each option its images of held-out captions against the full run's."""
     scenes = captions(num_captions)
     asked = requests(num_captions, 0, base or {}, scenes)
-    full = draw(engine, asked)
+    full = draw(loaded, asked)
     full_obeyed = share_obeyed(full, scenes)
     found = {}
     for option in options:
-        images = draw(engine, [replace(one, **option.changes) for one in asked])
+        images = draw(loaded, [replace(one, **option.changes) for one in asked])
         psnrs = [psnr(image, reference) for image, reference in zip(images, full, strict=True)]
         changed = [one for one in psnrs if one < EQUAL_PSNR] or [EQUAL_PSNR]
         found[option.name] = Quality(
@@ -161,41 +190,32 @@ def requests(
     ]
 
 
-def seconds_per_image(engine: Engine, asked: Sequence[GenerationRequest]) -> float:
-    """CPU seconds of an image while more requests wait than run; one begun counts by its steps.
+def seconds_per_image(loaded: LoadedModels, asked: Sequence[GenerationRequest]) -> Part[float]:
+    """Seconds of an image while more requests wait than run; one begun counts by its steps."""
 
-    One thread that never waits: what else the machine does takes wall seconds and no CPU seconds of ours.
-    """
-    upcoming = iter(asked)
-    progress: dict[int, float] = {}
-    handles: list[Handle] = []
+    def serve(clock: WorkClock) -> Generator[None, None, float]:
+        engine = Engine(loaded.models, loaded.row_limits, promise=loaded.promise, clock=clock)
+        upcoming = deque(asked)
+        progress: dict[int, float] = {}
 
-    def top_up() -> bool:
-        while engine.num_generations < BACKLOG:
-            index, request = len(handles), next(upcoming, None)
-            if request is None:
-                return False
-            handles.append(
-                engine.submit(
-                    request,
-                    on_progress=lambda done, of, index=index: progress.__setitem__(index, done / of),  # type: ignore[misc]
-                )
-            )
-        return True
+        def note(index: int, done: int, of: int) -> None:
+            progress[index] = done / of
 
-    started = time.process_time()
-    while top_up():
-        engine.tick()
-    seconds = time.process_time() - started
-    for handle in handles:
-        handle.cancel()
-    while not engine.is_idle:
-        engine.tick()
-    return seconds / sum(progress.values())
+        while len(upcoming) + engine.num_generations >= BACKLOG:
+            while engine.num_generations < BACKLOG:
+                engine.submit(upcoming.popleft(), on_progress=partial(note, len(upcoming)))
+            engine.tick()
+            yield
+        seconds = clock()
+        engine.stop()
+        return seconds / sum(progress.values())
+
+    return serve
 
 
-def draw(engine: Engine, asked: Sequence[GenerationRequest]) -> list[np.ndarray]:
+def draw(loaded: LoadedModels, asked: Sequence[GenerationRequest]) -> list[np.ndarray]:
     """Their pixels, all of them submitted at once."""
+    engine = Engine(loaded.models, loaded.row_limits, promise=loaded.promise)
     handles = [engine.submit(one) for one in asked]
     while not engine.is_idle:
         engine.tick()
@@ -224,11 +244,11 @@ def presets() -> list[Option]:
 
 
 def rows(
-    engine: Engine, options: Sequence[Option], seeds: int, num_captions: int, base: Mapping[str, Any]
+    loaded: LoadedModels, options: Sequence[Option], seeds: int, num_captions: int, base: Mapping[str, Any]
 ) -> list[str]:
     """A line of the table for each option."""
-    speed = gains(engine, options, range(seeds), base)
-    quality = qualities(engine, options, num_captions, base)
+    speed = gains(loaded, options, range(seeds), base)
+    quality = qualities(loaded, options, num_captions, base)
     lines = []
     for option in options:
         value, low, high, _ = speed[option.name]
@@ -240,18 +260,19 @@ def rows(
     return lines
 
 
+@on_steady_stack
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--captions", type=int, default=200)
     arguments = parser.parse_args()
-    engine = shipped_engine()
+    loaded = shipped_model()
     print("| option | images/s ÷ full run | mean PSNR, dB | worst | checker | points lost |")
     print("|---|---|---|---|---|---|")
     defaults = {"num_inference_steps": 20, "guidance_scale": 2.0}
     for options, base in ((list(OPTIONS), {}), (presets(), defaults)):
-        for line in rows(engine, options, arguments.seeds, arguments.captions, base):
+        for line in rows(loaded, options, arguments.seeds, arguments.captions, base):
             print(line, flush=True)
 
 

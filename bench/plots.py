@@ -63,7 +63,8 @@ def chart(title: str, x_name: str, lines: Sequence[Line], x_ticks: Sequence[floa
 
 
 def bullets(figures: Sequence[Mapping[str, Any]]) -> str:
-    """For each figure how much of its bar it reaches, at most twice; more is better for every one."""
+    """For each figure that has a bar how much of it it reaches, at most twice; more is always better."""
+    figures = [one for one in figures if one["bar"] is not None]
     row, left, right = 26, 262, WIDTH - 150
     height = 48 + row * len(figures)
     across = _scale(0, 2, left, right)
@@ -77,7 +78,7 @@ def bullets(figures: Sequence[Mapping[str, Any]]) -> str:
             f'<text class="end" x="{left - 10}" y="{at + 4}">{escape(one["figure"])}</text>',
             f'<path d="M{left} {at}H{value:.1f}" stroke="{colour}" stroke-width="10"/>',
             f'<path class="bar" d="M{min(low, high):.1f} {at}H{max(low, high):.1f}"/>',
-            f'<text x="{right + 12}" y="{at + 4}">{one["value"]:.3g} (bar {sign} {one["bar"]:g})</text>',
+            f'<text x="{right + 12}" y="{at + 4}">{one["value"]:.3g} (bar {sign} {one["bar"]:.3g})</text>',
         ]
     parts.append(f'<path class="bar" d="M{across(1):.1f} 30V{height - 12}"/>')
     return _svg(height, parts)
@@ -97,10 +98,17 @@ def markdown(figures: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for one in figures:
         value, low, high = (f"{one[name]:.2f}" for name in ("value", "low", "high"))
         spread = f"{value} ({low} to {high})" if low != high else value
-        bar = f"at most {one['bar']:g}" if one["is_at_most"] else f"{one['bar']:g}"
-        holds = "yes" if one["holds"] else "**no**"
+        holds = {True: "yes", False: "**no**", None: ""}[one["holds"]]
         limit = "" if one["limit"] is None else f"{one['limit']:.2f}: "
-        yield f"| `{one['figure']}` | {spread} | {bar} | {holds} | {limit}{one['reason']} |"
+        yield f"| `{one['figure']}` | {spread} | {_bar(one)} | {holds} | {limit}{one['reason']} |"
+
+
+def _bar(figure: Mapping[str, Any]) -> str:
+    if figure["bar"] is None:
+        return ""
+    if figure["share"] is not None:
+        return f"{figure['bar']:.2f}, {figure['share']:g} of the limit"
+    return f"at most {figure['bar']:g}" if figure["is_at_most"] else f"{figure['bar']:g}"
 
 
 def _svg(height: int, parts: Sequence[str]) -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from bench.arms import Continuous, Dynamic, rows_of
 from bench.bare import BareModel, BarePrices
 from bench.clock import WorkClock
-from bench.workload import mixed_requests, num_row_steps
+from bench.timed_exchange import Spent, TimedExchange, timed
+from bench.workload import MODEL, mixed_requests, num_row_steps, num_texts
 from engine.load import LoadedModels
 from engine.request import GenerationRequest
 
@@ -33,6 +34,7 @@ class Done:
     num_images: int = 0
     bare_seconds: float = 0.0  # what the same costs on the bare model, measured beside it
     idle_bare_seconds: float = 0.0  # and what the idle rows cost there
+    spent: Spent = field(default_factory=Spent)  # of `seconds`, those of the exchange; only of the engine
 
     @property
     def share_of_bare(self) -> float:
@@ -44,6 +46,21 @@ class Done:
         """What leaving out the idle rows would gain, and nothing else."""
         return 1 + self.idle_bare_seconds / self.bare_seconds
 
+    @property
+    def forward_share(self) -> float:
+        """The share of the seconds in which a module computes: all but what stands beside that."""
+        return self.spent.forward / self.seconds
+
+    @property
+    def beside(self) -> str:
+        """What stands beside the forward passes, as shares of the seconds."""
+        parts = {
+            "the pipelines' own code": self.spent.pipeline,
+            "the exchange": self.spent.exchange,
+            "the engine": self.seconds - self.spent.total,
+        }
+        return ", ".join(f"{name} {seconds / self.seconds:.4f}" for name, seconds in parts.items())
+
     def add(self, part: "Done", prices: Sequence[BarePrices]) -> None:
         """One more segment, at the mean of the prices measured around it."""
         self.seconds += part.seconds
@@ -51,6 +68,7 @@ class Done:
         self.num_idle_row_steps += part.num_idle_row_steps
         self.num_texts += part.num_texts
         self.num_images += part.num_images
+        self.spent += part.spent
         self.bare_seconds += statistics.fmean(
             one.seconds(
                 num_row_steps=part.num_row_steps, num_texts=part.num_texts, num_images=part.num_images
@@ -114,6 +132,17 @@ def _engine_segments(
     ours: Continuous, requests: Sequence[GenerationRequest], max_rows: int, segment_seconds: float
 ) -> Iterator[Done]:
     """The engine with all requests handed over at once, until fewer wait than fill a step batch."""
+    with timed(ours.loaded.models[MODEL], time.process_time) as exchange:
+        yield from _timed_segments(ours, exchange, requests, max_rows, segment_seconds)
+
+
+def _timed_segments(
+    ours: Continuous,
+    exchange: TimedExchange,
+    requests: Sequence[GenerationRequest],
+    max_rows: int,
+    segment_seconds: float,
+) -> Iterator[Done]:
     clock = WorkClock()
     engine = ours.engine(clock)
     progress: Counter[int] = Counter()
@@ -127,6 +156,9 @@ def _engine_segments(
     def row_steps() -> float:
         return sum(steps * rows_of(requests[index]) for index, steps in progress.items())
 
+    def texts() -> int:
+        return sum(num_texts(requests[index]) for index in progress)
+
     def tick() -> None:
         with clock.turn():
             engine.tick()
@@ -134,15 +166,16 @@ def _engine_segments(
     for _ in range(FILLING_TICKS):
         tick()
     while len(requests) - len(progress) > max_rows:
-        before = (row_steps(), len(progress), engine.num_generations)
+        before = (row_steps(), texts(), engine.num_generations, exchange.spent)
         begun = time.process_time()
         while time.process_time() - begun < segment_seconds and len(requests) - len(progress) > max_rows:
             tick()
         yield Done(
             seconds=time.process_time() - begun,
             num_row_steps=row_steps() - before[0],
-            num_texts=len(progress) - before[1],
+            num_texts=texts() - before[1],
             num_images=before[2] - engine.num_generations,
+            spent=exchange.spent - before[3],
         )
     engine.stop()
 
@@ -165,7 +198,7 @@ def _dynamic_segments(
         part.num_row_steps += sum(map(num_row_steps, batch))
         longest = max(request.num_inference_steps for request in batch)
         part.num_idle_row_steps += sum(longest * rows_of(one) - num_row_steps(one) for one in batch)
-        part.num_texts += num_images
+        part.num_texts += sum(map(num_texts, batch))
         part.num_images += num_images
         if part.seconds >= segment_seconds:
             yield part

@@ -4,7 +4,7 @@ It does not know what is measured, nor how much of it is enough.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from bench.workload import MODEL
 from engine.buckets import Buckets, at
 from engine.load import LoadedModels, ModelSpec, load_models
 from engine.measure import Measurement
-from engine.profile import Profiles
+from engine.profile import Profile, Profiles
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / MODEL
 ROW_LIMITS = {128 * 128: 16, 192 * 192: 8}
@@ -31,7 +31,7 @@ class Bench:
     """The shipped model, loaded once, what its steps cost, and how much of everything is measured."""
 
     loaded: LoadedModels
-    profiles: Profiles
+    measured: Mapping[int, Profile]  # by side
     bare: Callable[[int], BareModel]  # of a side, at the tier's bucket sizes
     amounts: Amounts
     curves_path: Path
@@ -44,6 +44,11 @@ class Bench:
     def seeds(self) -> Sequence[int]:
         """Of every part."""
         return self.amounts.seeds
+
+    @cached_property
+    def profiles(self) -> Profiles:
+        """What a worker would be given."""
+        return profiles_of(self.loaded, self.measured)
 
     @property
     def ours(self) -> Continuous:
@@ -73,6 +78,10 @@ class Bench:
             self._solo[side] = measure_solo(self.ours, side, self.amounts.solo_repeats)
         return self._solo[side]
 
+    def shallow_share(self, side: int) -> float:
+        """What a shallow step of a step cache takes of a full one, as the profile has it."""
+        return self.measured[side].shallow_share
+
     @cached_property
     def step_tables(self) -> dict[int, StepTable]:
         """Seconds of a bare step by rows, for each side."""
@@ -82,11 +91,12 @@ class Bench:
         """What the simulator needs to know of this machine at that side; measured once."""
         if side not in self._work:
             prices = self.bare(side).prices(repeats=7)
-            latent_side = side // self.loaded.families[MODEL].pixels_per_latent
+            latent_side = side // self.loaded.models[MODEL].pixels_per_latent
             self._work[side] = Work(
                 tables={latent_side: self.step_tables[side]},
                 max_rows=self.max_rows(side),
-                image_seconds=prices.encode_seconds + prices.decode_seconds,
+                # Half of the requests are guided, and have two texts.
+                image_seconds=1.5 * prices.encode_seconds + prices.decode_seconds,
                 sizes={latent_side: 1.0},
                 bucket=buckets_of(self.loaded, side).rows,
             )
@@ -106,15 +116,14 @@ def load_bench(amounts: Amounts, curves_path: Path) -> Bench:
     """The model self-tested on one thread, and its profiles measured in CPU seconds."""
     spec = ModelSpec(MODEL, str(FOLDER))
     loaded = load_models([spec], device="cpu:0", row_limits={MODEL: ROW_LIMITS}, num_threads=1)
-    family = loaded.families[MODEL]
+    model = loaded.models[MODEL]
     measured = {
-        side * side: Measurement(family, width=side, height=side, clock=time.process_time).profile(
+        side: Measurement(model, width=side, height=side, clock=time.process_time).profile(
             loaded.row_limits[MODEL][side * side], seconds=amounts.profile_seconds, device_name="CPU"
         )
         for side in SIDES
     }
-    profiles = Profiles({MODEL: measured}, {MODEL: family.pixels_per_latent})
-    loaded = replace(loaded, row_limits=profiles.capped(loaded.row_limits))
+    loaded = replace(loaded, row_limits=profiles_of(loaded, measured).capped(loaded.row_limits))
 
     @cache
     def bare(side: int) -> BareModel:
@@ -122,10 +131,16 @@ def load_bench(amounts: Amounts, curves_path: Path) -> Bench:
         buckets = buckets_of(loaded, side)
         return BareModel(FOLDER, side, tuple(sorted({buckets.rows(count) for count in counts})))
 
-    return Bench(loaded, profiles, bare, amounts, curves_path)
+    return Bench(loaded, measured, bare, amounts, curves_path)
+
+
+def profiles_of(loaded: LoadedModels, measured: Mapping[int, Profile]) -> Profiles:
+    """The profiles of the shipped model, of squares of these sides."""
+    by_pixels = {side * side: profile for side, profile in measured.items()}
+    return Profiles({MODEL: by_pixels}, {MODEL: loaded.models[MODEL].pixels_per_latent})
 
 
 def buckets_of(loaded: LoadedModels, side: int) -> Buckets:
     """At how many rows the shipped model runs so many, at images of this side."""
-    family = loaded.families[MODEL]
-    return at(family.buckets, side // family.pixels_per_latent, side // family.pixels_per_latent)
+    model = loaded.models[MODEL]
+    return at(model.buckets, side // model.pixels_per_latent, side // model.pixels_per_latent)

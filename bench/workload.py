@@ -43,6 +43,11 @@ def num_row_steps(request: GenerationRequest) -> int:
     return request.num_inference_steps * (2 if request.guidance_scale > 1 else 1)
 
 
+def num_texts(request: GenerationRequest) -> int:
+    """Texts that its pipeline encodes: with guidance the negative prompt too, though it is empty."""
+    return 2 if request.guidance_scale > 1 else 1
+
+
 def poisson(requests: list[GenerationRequest], rate: float, seed: int) -> list[DueRequest]:
     """The requests, arriving at `rate` a second, in an open loop.
 

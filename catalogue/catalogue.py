@@ -1,7 +1,7 @@
 """What this installation serves: `calotype.toml`, checked and frozen.
 
-Owns models, tiers, presets and worker plans, each family's schedulers and sizes as the web must know them
-without torch, and which tier a size belongs to. It reads one file and knows no environment.
+Owns models, tiers, presets and worker plans, the schedulers' names as the web must know them without torch,
+and which tier a size belongs to. It reads one file and knows no environment.
 """
 
 import re
@@ -17,18 +17,6 @@ from catalogue.parameters import MAX_STEP_CACHE, ParameterType, Value
 from catalogue.pipeline_parameters import MAX_DECLARED, PipelineParameter, value_faults
 
 Positive = Annotated[int, Field(gt=0)]
-Family = Literal[
-    "stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux", "diffusers"
-]
-DIFFUSION_SCHEDULERS = (
-    "ddim",
-    "euler",
-    "euler_karras",
-    "euler_ancestral",
-    "dpmpp_2m",
-    "dpmpp_2m_karras",
-    "lcm",
-)
 ALL_SCHEDULERS = (
     "default",
     *("ddim", "ddpm", "euler", "euler_karras", "euler_ancestral", "heun", "heun_karras"),
@@ -38,26 +26,6 @@ ALL_SCHEDULERS = (
 )
 MAX_LCM_STEPS = 50
 """Steps that a model's consistency distillation had, of which a request's are a choice."""
-FAMILIES: dict[Family, tuple[tuple[str, ...], int]] = {
-    "stable_diffusion": (DIFFUSION_SCHEDULERS, 8),
-    "stable_diffusion_xl": (DIFFUSION_SCHEDULERS, 8),
-    "stable_diffusion_3": (("flow_match_euler", "dpmpp_2m"), 16),
-    "pixart": (DIFFUSION_SCHEDULERS, 16),
-    "sana": (("flow_match_euler", "dpmpp_2m"), 32),
-    "flux": (("flow_match_euler",), 16),
-    "diffusers": (ALL_SCHEDULERS, 8),
-}
-"""Each family's schedulers, and what its sides are multiples of; a test holds the engine to them.
-
-Which of them a pipeline of `diffusers` takes, and whether its sides need more, shows when it is loaded.
-"""
-
-STEP_CACHE_FAMILIES: frozenset[Family] = frozenset(
-    {"stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "pixart", "sana", "flux"}
-)
-"""Which families can leave out the deep part of a step; a test holds the engine to them."""
-
-
 _NAMED_TABLES = ("presets", "parameters")
 
 
@@ -123,7 +91,6 @@ class Model(_Frozen):
     vae_tiling: bool = False
     cpu_offload: Literal["none", "model", "sequential"] = "none"
     local_files_only: bool = True
-    family: Family = "stable_diffusion"
     step_cache: bool = False
     schedulers: Annotated[tuple[str, ...], Field(min_length=1)]
     scheduler: SchedulerOverrides = SchedulerOverrides()
@@ -138,6 +105,13 @@ class Model(_Frozen):
     presets: tuple[Preset, ...] = ()
     parameters: Annotated[tuple[PipelineParameter, ...], Field(max_length=MAX_DECLARED)] = ()
     tiers: tuple[Tier, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_family(cls, data: dict[str, object]) -> dict[str, object]:
+        if "family" in data:
+            raise ValueError("family: delete this line; the model's folder says which pipeline it is for")
+        return data
 
     @model_validator(mode="before")
     @classmethod
@@ -170,15 +144,11 @@ class Model(_Frozen):
             raise ValueError("cpu_offload: 'sequential' goes with neither compile nor quantization")
         if self.step_cache and self.cpu_offload != "none":
             raise ValueError("step_cache: a model with cpu_offload has none")
-        schedulers, side_multiple = FAMILIES[self.family]
         for scheduler in self.schedulers:
-            if scheduler not in schedulers:
-                known = ", ".join(schedulers)
-                raise ValueError(f"schedulers: {scheduler!r} is not one of {self.family}'s: {known}")
+            if scheduler not in ALL_SCHEDULERS:
+                raise ValueError(f"schedulers: {scheduler!r} is not one of {', '.join(ALL_SCHEDULERS)}")
         if "lcm" in self.schedulers and self.max_num_inference_steps > MAX_LCM_STEPS:
             raise ValueError(f"max_num_inference_steps: the scheduler lcm takes at most {MAX_LCM_STEPS}")
-        if self.side_multiple % side_multiple:
-            raise ValueError(f"side_multiple is not a multiple of {side_multiple}, as {self.family} needs")
         if self.default_num_inference_steps > self.max_num_inference_steps:
             raise ValueError("default_num_inference_steps is above max_num_inference_steps")
         if self.default_guidance_scale > self.max_guidance_scale:
@@ -202,19 +172,13 @@ class Model(_Frozen):
             raise ValueError(f"{named}: pipeline_parameters.{name} {fault}")
 
     @property
-    def family_multiple(self) -> int:
-        """What the family needs sides to be multiples of; `side_multiple` may ask for more."""
-        return FAMILIES[self.family][1]
-
-    @property
     def max_step_cache(self) -> int:
         """The largest `step_cache` of a request: 1, which is none, where the model has no step cache.
 
-        A model with `cpu_offload` has none: only whole models are fetched, and a step cache runs parts. A
-        pipeline of `diffusers` has one where its entry says so, which its worker holds to be true.
+        It has one where its entry says so, which its worker holds to be true. A model with `cpu_offload` has
+        none: only whole models are fetched, and a step cache runs parts.
         """
-        has_one = self.step_cache or self.family in STEP_CACHE_FAMILIES
-        return MAX_STEP_CACHE if has_one and self.cpu_offload == "none" else 1
+        return MAX_STEP_CACHE if self.step_cache else 1
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -79,6 +79,19 @@ class PipelineParameter(Parameter):
                 raise ValueError(wrong)
         return self
 
+    @property
+    def another(self) -> Value | None:
+        """A value that is not the default, for a worker to try; None where the declaration tells of none."""
+        values: list[Value | None]
+        if self.type == "bool":
+            values = [not self.default]
+        elif self.type == "string":
+            values = ["a circle" if self.max is None else "a circle"[: int(self.max)]]
+        else:
+            values = list(self.choices) if self.type == "choice" else [self.max, self.min]
+        fitting = [one for one in values if one is not None and one != self.default]
+        return next((one for one in fitting if self.fault_of(one) is None), None)
+
     def fault_of(self, value: object) -> str | None:
         """What is wrong with a value, naming the limit and not the value; nothing if it is right."""
         fault = super().fault_of(value)

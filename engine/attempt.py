@@ -5,13 +5,13 @@ tensors, are let go before memory is freed. It does not know whose work it is.
 """
 
 import logging
+import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
 
-from engine.errors import DeviceLost, EngineError, OutOfMemory
-from engine.runner import translate
+from engine.errors import DeviceLost, EngineError, GenerationFailed, GenerationImpossible, OutOfMemory
 from engine.traceback_places import places_of
 
 logger = logging.getLogger(__name__)
@@ -65,3 +65,41 @@ def unless_out_of_memory(work: Callable[[], T], device: torch.device) -> T | Out
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return failure
+
+
+IMPOSSIBLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+"""Errors of Python code about what it was given: the same request would raise them again."""
+ABOUT_ARGUMENTS = re.compile(
+    r"(?i)\b(?:sizes? of tensor|shapes?|dimensions?|dtype|out of (?:range|bounds)|must match|expected"
+    r"|not implemented)"
+)
+"""What a `RuntimeError` of torch says when it is about its arguments and not about the device."""
+ABOUT_DEVICE = re.compile(r"(?i)CUDA|cudnn|cublas|STATUS_|HIP |miopen|triton|nccl|memory|driver|kernel")
+
+
+def translate(error: Exception) -> EngineError:
+    """The engine's word for an exception out of torch or a model; the only place that reads messages."""
+    message = str(error)
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in message:
+        return OutOfMemory()
+    if "STATUS_ALLOC_FAILED" in message:  # cuBLAS, cuDNN and cuSPARSE ask for memory of their own
+        return OutOfMemory()
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in message:
+        return OutOfMemory() if "out of memory" in message else DeviceLost(message.partition("\n")[0])
+    is_final = isinstance(error, IMPOSSIBLE) or (
+        isinstance(error, RuntimeError)
+        and ABOUT_ARGUMENTS.search(message)
+        and not ABOUT_DEVICE.search(message)
+    )
+    failed = GenerationImpossible if is_final else GenerationFailed
+    return failed(f"{type(error).__name__}: {message.partition(chr(10))[0]}")

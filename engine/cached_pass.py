@@ -10,16 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.pipeline_generation import PipelineGeneration
+from engine.generation import Generation
 from engine.walks import fitting
 
 
 class CachedPass:
     """The pass of `members`, those of full steps first, through `walk`; `bucket_rows` sizes its deep part."""
 
-    def __init__(
-        self, members: Sequence[PipelineGeneration], walk: Any, bucket_rows: Callable[[int], int]
-    ) -> None:
+    def __init__(self, members: Sequence[Generation], walk: Any, bucket_rows: Callable[[int], int]) -> None:
         self._members = members
         self._walk = walk
         self._num_full = sum(member.num_rows for member in members if member.is_full_step)
@@ -54,7 +52,7 @@ class CachedPass:
         return torch.cat([features, features[-1:].expand(num_padding, *features.shape[1:])])
 
 
-def _is_second(member: PipelineGeneration) -> bool:
+def _is_second(member: Generation) -> bool:
     """Whether this is the second pass of a step: guidance can take two, and each has its own features."""
     if member.pass_in_step > 1:
         raise TypeError("a step cache cannot be used where a step has more than two passes")

@@ -14,7 +14,10 @@ import torch
 from engine.attempt import unless_out_of_memory
 from engine.buckets import BUCKET_STEP, at
 from engine.errors import OutOfMemory
-from engine.families.family import Conditions, Family
+from engine.parked_call import ParkedCall
+from engine.pipeline_model import PipelineModel
+from engine.request import GenerationRequest, SchedulerSpec
+from engine.steady_stack import on_steady_stack
 from engine.time_budget import TimeBudget
 
 logger = logging.getLogger(__name__)
@@ -43,44 +46,57 @@ def as_written() -> Iterator[None]:
         yield
 
 
+@on_steady_stack
+@torch.inference_mode()
 def compile_sizes(
-    family: Family, sizes: Iterable[Size], row_limits: Mapping[int, int], budget: TimeBudget
+    model: PipelineModel, sizes: Iterable[Size], row_limits: Mapping[int, int], budget: TimeBudget
 ) -> dict[int, int]:
     """Compile every bucket of each of these sizes while the time lasts; the row limits that fit."""
     limits = dict(row_limits)
-    for width, height in sizes:
-        max_pixels = min(limit for limit in limits if limit >= width * height)
-        pixels = family.pixels_per_latent
-        buckets = at(family.buckets, height // pixels, width // pixels)
-        fitted = BUCKET_STEP
-        for rows in sorted({buckets.rows(num_rows) for num_rows in range(1, limits[max_pixels] + 1)}):
-            if budget.is_spent():
-                return limits
-            if not _fits(family, width, height, rows):
-                logger.warning(
-                    "%s: %d rows of %dx%d pixels do not fit, so its step batches are kept to %d",
-                    OutOfMemory.code, rows, width, height, fitted,
-                )  # fmt: skip
-                limits[max_pixels] = fitted
-                break
-            fitted = rows
+    for size in sizes:
+        if budget.is_spent():
+            break
+        max_pixels = min(limit for limit in limits if limit >= size[0] * size[1])
+        call = model.begin(_request(*size))
+        model.exchange.run_to_denoiser(call)
+        try:
+            if call.parked is not None:
+                limits[max_pixels] = _compile_rows(model, size, call.parked, limits[max_pixels], budget)
+        finally:
+            call.end()
     return limits
 
 
-def _fits(family: Family, width: int, height: int, num_rows: int) -> bool:
+def _request(width: int, height: int) -> GenerationRequest:
+    return GenerationRequest("", "a size", width, height, 2, 1.0, seed=0, scheduler=SchedulerSpec("default"))
+
+
+def _compile_rows(
+    model: PipelineModel, size: Size, parked: ParkedCall, max_rows: int, budget: TimeBudget
+) -> int:
+    """Make a forward pass at each bucket up to `max_rows`; the most rows that fit."""
+    pixels, fitted = model.pixels_per_latent, BUCKET_STEP
+    buckets = at(model.buckets, size[1] // pixels, size[0] // pixels)
+    for num_rows in sorted({buckets.rows(rows) for rows in range(parked.num_rows, max_rows + 1)}):
+        if budget.is_spent():
+            return max_rows
+        if not _fits(model, parked, num_rows):
+            logger.warning(
+                "%s: %d rows of %dx%d pixels do not fit, so its step batches are kept to %d",
+                OutOfMemory.code, num_rows, *size, fitted,
+            )  # fmt: skip
+            return fitted
+        fitted = num_rows
+    return max_rows
+
+
+def _fits(model: PipelineModel, parked: ParkedCall, num_rows: int) -> bool:
     """Whether so many rows do; raises what was wrong where they are no more than the smallest bucket."""
+
+    def predict() -> None:  # torch compiles what it meets
+        model.exchange.outputs([parked], num_rows)
+
     if num_rows <= BUCKET_STEP:
-        _predict(family, width, height, num_rows)
+        predict()
         return True
-    outcome = unless_out_of_memory(lambda: _predict(family, width, height, num_rows), family.device)
-    return not isinstance(outcome, OutOfMemory)
-
-
-@torch.inference_mode()
-def _predict(family: Family, width: int, height: int, num_rows: int) -> None:
-    """A forward pass like any other: torch compiles what it meets."""
-    pixels, encoding = family.pixels_per_latent, family.encode("a size")
-    shape = (num_rows, family.latent_channels, height // pixels, width // pixels)
-    latents = torch.zeros(shape, dtype=family.dtype, device=family.device)
-    timesteps, scales = torch.full((2, num_rows), 500.0, device=family.device)
-    family.predict(latents, timesteps, Conditions.of([encoding] * num_rows, scales))
+    return not isinstance(unless_out_of_memory(predict, model.device), OutOfMemory)

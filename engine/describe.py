@@ -14,38 +14,42 @@ from types import NoneType
 from typing import Any, get_args
 
 import diffusers
-from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+import torch
 
 from catalogue.catalogue import ALL_SCHEDULERS, MAX_LCM_STEPS
 from catalogue.pipeline_parameters import RESERVED, PipelineParameter
+from engine.components import denoiser_among
 from engine.errors import LoadError, RequestInvalid
-from engine.exchange import is_denoiser
 from engine.layout import INDEX, WITHOUT_WEIGHTS, Layout, read_layout
 from engine.pipeline_model import LEFT_OUT
+from engine.pipeline_task import refusal_of
 from engine.request import SCHEDULERS
 from engine.schedulers import Schedulers
+from engine.side_multiple import patch_of, pixels_per_latent, side_multiple
+from engine.walks import WALKS, walk_of
 
-NEEDED = ("prompt", "width", "height", "num_inference_steps")
-INPUTS = ("image", "mask_image", "control_image", "video", "num_frames", "audio_length_in_s")
-OTHER_TASKS = re.compile(r"Img2Img|Inpaint|ControlNet|Edit|Kontext|Upscale|Adapter|Video|Pix2Pix|Depth2Img")
 DISTILLED_SCHEDULERS = ("lcm", "tcd", "flow_match_lcm")
 """They draw well with models that were distilled for them, which configuration does not tell."""
+FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "SCMScheduler")
 FEW_STEPS = 4
+AUTOENCODERS = ("vae", "movq", "vqvae", "vqgan")
+MAX_LAYERS = 1000
+"""Blocks of each kind that a denoiser is built with, to see whether it has a walk."""
 MAX_STEPS = 150
 MAX_GUIDANCE_SCALE = 30.0
 USUAL_SIDE, LARGEST_SIDE = 1024, 4096
 TYPES: Mapping[Any, Any] = {bool: "bool", int: "int", float: "float", str: "string"}
 HARMFUL = re.compile(
     r"^num_|_steps$|_size$|path|_dir$|_file$|^strength$|^clean_caption$|^output_"
-    r"|^mu$|^debug$|^tolerance$|^denoising_|upsampl|rewrite|^use_pe$"
+    r"|^clip_skip$|^mu$|^debug$|^tolerance$|^denoising_|upsampl|rewrite|^use_pe$"
 )
 """Arguments that cost memory without a bound, reach files, need other libraries or an input image,
-run a language model, set the scheduler up, or end a call early."""
+run a language model, set the scheduler up, or end a call early; and `clip_skip`, for which diffusers reads
+a part of `CLIPTextModel` that transformers 5 does not have."""
 KNOWN: Mapping[str, tuple[float | None, float | None, str]] = {
     "guidance_rescale": (0.0, 1.0, "How far the guided prediction is scaled back against overexposure."),
     "eta": (0.0, 1.0, "How much noise DDIM adds at each step."),
     "true_cfg_scale": (0.0, 30.0, "Scale of the guidance by a negative prompt."),
-    "clip_skip": (0, 4, "How many of the last layers of the text encoder are left out."),
     "max_sequence_length": (1, None, "How many tokens of the prompt are read."),
     "pag_scale": (0.0, 30.0, "Scale of the perturbed-attention guidance."),
     "pag_adaptive_scale": (0.0, 1.0, "How fast the perturbed-attention guidance falls."),
@@ -70,6 +74,8 @@ class Description:
     guidance_scale: float
     schedulers: tuple[str, ...]
     parameters: tuple[PipelineParameter, ...]
+    has_step_cache: bool = False
+    deprecated_since: str | None = None  # the last version of diffusers that maintained the class
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -79,22 +85,27 @@ def describe(folder: Path) -> Description:
         raise LoadError("there is no such folder")
     layout = read_layout(folder / INDEX, list(LEFT_OUT))
     pipeline_class = _pipeline_class(layout)
+    if refused := refusal_of(pipeline_class):
+        raise LoadError(f"a {layout.pipeline} {refused}")
     signature = inspect.signature(pipeline_class.__call__).parameters
-    _check_task(layout.pipeline, signature)
     if "scheduler" not in layout.classes:
         raise LoadError("it has no scheduler, so its images are not drawn in steps")
-    denoiser = _config(folder, _denoiser(layout))
+    index = _json(folder, INDEX)
+    denoiser_name = _denoiser(layout)
+    denoiser = _config(folder, denoiser_name)
     scheduler = _scheduler(folder, layout)
-    factor = _pixels_per_latent(_config(folder, "vae") if "vae" in layout.components else {})
-    is_packed = hasattr(pipeline_class, "_pack_latents")  # two latents a side are one token, as FLUX has it
-    patch = 2 if is_packed else _number(denoiser.get("patch_size"), 1)
-    multiple = max(8, factor * patch)
-    multiple *= 1 if multiple % 8 == 0 else 8
+    autoencoder = next((one for one in AUTOENCODERS if one in layout.components), "")
+    latents = _config(folder, autoencoder) if autoencoder else {}
+    factor = pixels_per_latent(autoencoder, latents)
+    patch = patch_of(index, denoiser, latents)
+    multiple = side_multiple(pipeline_class, factor, patch, index, denoiser)
+    if multiple > LARGEST_SIDE:
+        raise LoadError(f"its sides would be multiples of {multiple}, and the longest side is {LARGEST_SIDE}")
     side, side_origin = _native_side(pipeline_class, signature, denoiser, factor)
     side = max(multiple, min(side, LARGEST_SIDE) // multiple * multiple)
     positions = _number(denoiser.get("pos_embed_max_size"), 0) * patch * factor
     max_side = min(2 * side, positions or LARGEST_SIDE, LARGEST_SIDE) // multiple * multiple
-    steps, scale, steps_origin = _defaults(layout.pipeline, signature, denoiser, scheduler)
+    steps, scale, steps_origin = _defaults(pipeline_class, index, denoiser, scheduler)
     max_steps = _max_steps(scheduler, steps)
     return Description(
         pipeline=layout.pipeline,
@@ -106,10 +117,12 @@ def describe(folder: Path) -> Description:
         max_num_inference_steps=max_steps,
         guidance_scale=scale,
         schedulers=_schedulers(pipeline_class, scheduler, steps, max_steps),
-        parameters=tuple(_parameters(signature, denoiser, _text_layers(folder, layout))),
+        parameters=tuple(_parameters(signature, denoiser)),
+        has_step_cache=_has_step_cache(pipeline_class, layout.classes[denoiser_name][1], denoiser),
+        deprecated_since=getattr(pipeline_class, "_last_supported_version", None),
         origins={
             "side": side_origin,
-            "side_multiple": f"{factor} pixels a latent of the VAE, {patch} latents a patch",
+            "side_multiple": f"{factor} pixels a latent, {patch} latents a patch, and what its call checks",
             "steps": steps_origin,
         },
     )
@@ -117,38 +130,58 @@ def describe(folder: Path) -> Description:
 
 def _pipeline_class(layout: Layout) -> Any:
     found = getattr(diffusers, layout.pipeline, None)
+    # What takes the place of a class whose libraries are not installed names them all in `_backends`.
+    if missing := [one for one in getattr(found, "_backends", ()) if one not in ("torch", "transformers")]:
+        raise LoadError(f"a {layout.pipeline} needs {' and '.join(missing)}, which is not installed")
+    if inspect.isclass(found) and issubclass(found, diffusers.ModularPipeline):
+        raise LoadError(f"a {layout.pipeline} is a modular pipeline, and only whole ones are served")
     if not (inspect.isclass(found) and issubclass(found, diffusers.DiffusionPipeline)):
         raise LoadError(f"diffusers {diffusers.__version__} has no pipeline {layout.pipeline!r}")
     return found
 
 
-def _check_task(name: str, signature: Mapping[str, Any]) -> None:
-    texts = {one.__name__ for one in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
-    inputs = [] if name in texts else [one for one in INPUTS if one in signature]
-    if OTHER_TASKS.search(name) or inputs:
-        raise LoadError(
-            f"a {name} does not draw from text alone: images, masks and videos as input are not served yet"
-        )
-    if missing := [one for one in NEEDED if one not in signature]:
-        raise LoadError(f"the call of a {name} has no {missing[0]}, which requests set")
-
-
 def _denoiser(layout: Layout) -> str:
-    names = [one for one in layout.components if not one.startswith(WITHOUT_WEIGHTS) and is_denoiser(one)]
-    if not names:
+    name = denoiser_among([one for one in layout.components if not one.startswith(WITHOUT_WEIGHTS)])
+    if name is None:
         raise LoadError("it has neither a transformer nor a unet")
-    return names[0]
+    return name
 
 
 def _config(folder: Path, component: str, file: str = "config.json") -> dict[str, Any]:
-    """The configuration of one component; raises `LoadError` where it cannot be read."""
+    return _json(folder, f"{component}/{file}")
+
+
+def _json(folder: Path, file: str) -> dict[str, Any]:
+    """The object in one of the model's files; raises `LoadError` where it cannot be read."""
     try:
-        found = json.loads((folder / component / file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{component}/{file} cannot be read ({type(error).__name__})") from error
+        found = json.loads((folder / file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoadError(f"{file} cannot be read ({type(error).__name__})") from error
     if not isinstance(found, dict):
-        raise LoadError(f"{component}/{file} is no object of JSON")
+        raise LoadError(f"{file} is no object of JSON")
     return found
+
+
+def _has_step_cache(pipeline_class: Any, class_name: str, config: dict[str, Any]) -> bool:
+    """Whether there is a walk through such a denoiser, which is built without memory for its weights."""
+    asks_for_tuples = "return_dict=False" in inspect.getsource(pipeline_class.__call__)
+    if class_name not in WALKS or not asks_for_tuples:  # a walk returns no other output
+        return False
+    if most := [name for name, value in config.items() if "layers" in name and _deepest(value) > MAX_LAYERS]:
+        raise LoadError(f"its {class_name} has more than {MAX_LAYERS} {most[0]}")
+    try:
+        with torch.device("meta"):
+            return walk_of(getattr(diffusers, class_name).from_config(config)) is not None
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise LoadError(f"its {class_name} cannot be made of its configuration: {reason}") from error
+
+
+def _deepest(value: object) -> int:
+    """The largest whole number in an entry that can be a list of lists of numbers."""
+    if isinstance(value, list):
+        return max(map(_deepest, value), default=0)
+    return value if type(value) is int else 0
 
 
 def _scheduler(folder: Path, layout: Layout) -> Any:
@@ -169,19 +202,6 @@ def _number(value: object, otherwise: int) -> int:
     return max((one for one in values if type(one) is int and one > 0), default=otherwise)
 
 
-def _pixels_per_latent(vae: Mapping[str, Any]) -> int:
-    """`vae_scale_factor`, as the pipelines of diffusers compute it from the configuration of the VAE."""
-    for entry, more in (
-        ("encoder_block_out_channels", 0),
-        ("block_out_channels", 0),
-        ("temperal_downsample", 1),
-    ):
-        blocks = vae.get(entry)
-        if isinstance(blocks, list) and 0 < len(blocks) <= 8:
-            return int(2 ** (len(blocks) - 1 + more))
-    return 8
-
-
 def _native_side(
     pipeline_class: Any, signature: Mapping[str, Any], denoiser: Mapping[str, Any], factor: int
 ) -> tuple[int, str]:
@@ -195,25 +215,46 @@ def _native_side(
 
 
 def _defaults(
-    name: str, signature: Mapping[str, Any], denoiser: Mapping[str, Any], scheduler: Any
+    pipeline_class: Any, index: Mapping[str, Any], denoiser: Mapping[str, Any], scheduler: Any
 ) -> tuple[int, float, str]:
     """Steps, guidance scale, and where they come from."""
-    kind = type(scheduler).__name__
-    if name == "FluxPipeline" and not denoiser.get("guidance_embeds"):
-        return FEW_STEPS, 0.0, "a guess: without guidance_embeds it is distilled to few steps, as schnell is"
-    if kind in ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"):
-        return FEW_STEPS, 1.0, f"a guess: a model with a {kind} is distilled to few steps"
-    if kind == "EulerAncestralDiscreteScheduler" and scheduler.config.timestep_spacing == "trailing":
-        return FEW_STEPS, 0.0, "a guess: its scheduler is that of turbo models, which take few steps"
-    steps = _number(signature["num_inference_steps"].default, 20)
+    signature = inspect.signature(pipeline_class.__call__).parameters
+    steps = min(_number(signature["num_inference_steps"].default, 20), MAX_STEPS)
     guidance = signature.get(_guidance_parameter(signature, denoiser))
     scale = guidance.default if guidance is not None else 1.0
     scale = float(scale) if isinstance(scale, int | float) else 1.0
-    return (
-        min(steps, MAX_STEPS),
-        min(max(scale, 0.0), MAX_GUIDANCE_SCALE),
-        "the defaults of the pipeline's call",
-    )
+    scale = min(max(scale, 0.0), MAX_GUIDANCE_SCALE)
+    if distilled := _few_steps(pipeline_class, index, denoiser, scheduler):
+        reads_scale = bool(denoiser.get("guidance_embeds") or denoiser.get("time_cond_proj_dim"))
+        why = f"{distilled}, so it draws in few steps; how many is a guess, its model card knows"
+        return min(steps, FEW_STEPS), scale if reads_scale else min(scale, 1.0), why
+    why = "a guess, the default of the pipeline's call: its model card knows"
+    return steps, scale, why
+
+
+def _few_steps(
+    pipeline_class: Any, index: Mapping[str, Any], denoiser: Mapping[str, Any], scheduler: Any
+) -> str | None:
+    """What of the configuration says that the model was distilled to few steps; None where nothing does."""
+    kind, config = type(scheduler).__name__, scheduler.config
+    if index.get("is_distilled") is True:
+        return f"{INDEX} says is_distilled"
+    if denoiser.get("use_meanflow") is True:
+        return "its denoiser says use_meanflow"
+    if kind in FEW_STEP_SCHEDULERS:
+        return f"it came with a {kind}"
+    if denoiser.get("time_cond_proj_dim"):
+        return "its UNet takes the guidance scale as an input (time_cond_proj_dim), as LCM models do"
+    if kind == "EulerAncestralDiscreteScheduler" and config.get("timestep_spacing") == "trailing":
+        return "it came with the scheduler of turbo models (EulerAncestralDiscreteScheduler, trailing)"
+    # FLUX.1 [dev] has both, [schnell] neither. Other pipelines never read guidance_embeds, or shift by size.
+    call = pipeline_class.__call__
+    has_scale = "guidance_scale" in inspect.signature(call).parameters
+    reads_it = has_scale and "config.guidance_embeds" in inspect.getsource(call)
+    is_static = kind == "FlowMatchEulerDiscreteScheduler" and not config.get("use_dynamic_shifting")
+    if reads_it and is_static and denoiser.get("guidance_embeds") is False:
+        return "it has neither guidance_embeds nor use_dynamic_shifting, as FLUX.1 [schnell]"
+    return None
 
 
 def _max_steps(scheduler: Any, steps: int) -> int:
@@ -226,7 +267,8 @@ def _max_steps(scheduler: Any, steps: int) -> int:
 
 def _guidance_parameter(signature: Mapping[str, Any], denoiser: Mapping[str, Any]) -> str:
     """The argument that is a request's `guidance_scale`, as `PipelineModel.guidance_parameter` chooses it."""
-    is_true_cfg = "true_cfg_scale" in signature and not denoiser.get("guidance_embeds")
+    default = signature["true_cfg_scale"].default if "true_cfg_scale" in signature else None
+    is_true_cfg = isinstance(default, int | float) and default > 1 and not denoiser.get("guidance_embeds")
     return "true_cfg_scale" if is_true_cfg else "guidance_scale"
 
 
@@ -248,15 +290,7 @@ def _schedulers(pipeline_class: Any, scheduler: Any, steps: int, max_steps: int)
     return tuple(found)
 
 
-def _text_layers(folder: Path, layout: Layout) -> int | None:
-    if "text_encoder" not in layout.components:
-        return None
-    return _number(_config(folder, "text_encoder").get("num_hidden_layers"), 0) or None
-
-
-def _parameters(
-    signature: Mapping[str, Any], denoiser: Mapping[str, Any], text_layers: int | None
-) -> Iterator[PipelineParameter]:
+def _parameters(signature: Mapping[str, Any], denoiser: Mapping[str, Any]) -> Iterator[PipelineParameter]:
     for name, argument in signature.items():
         kind = _type_of(argument)
         if (
@@ -273,8 +307,6 @@ def _parameters(
         least, most, description = KNOWN.get(name, (None, None, ""))
         if name == "max_sequence_length":
             most = argument.default
-        elif name == "clip_skip" and text_layers is not None:
-            most = min(4, text_layers - 1)
         elif name not in KNOWN and kind == "int":
             continue  # a whole number that nobody bounded can count anything, memory included
         bounds = {"min": least, "max": most} if kind in ("int", "float") else {}

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.embeddings import ENTRY_BYTES, MAX_BYTES
 from engine.least_recently_used import LeastRecentlyUsed
 
 METHOD = "encode_prompt"
 """By this name diffusers' pipelines have the method that runs their text encoders."""
 
+MAX_BYTES = 64 * 2**20
+ENTRY_BYTES = 2048  # what Python needs for an entry besides its tensors and its text, rounded up
 PLAIN = (type(None), bool, int, float, torch.device, torch.dtype)
 ANYBODY = ""
 

@@ -14,23 +14,21 @@ from contextlib import contextmanager
 
 import torch
 
-from engine.attempt import Attempt
+from engine.attempt import Attempt, translate
 from engine.errors import (
     DeviceLost,
     EngineError,
     EngineStopped,
     OutOfMemory,
 )
-from engine.families.family import Family
 from engine.generation import Generation, Progress
 from engine.handle import Handle
 from engine.models import Models
 from engine.pipeline_model import PipelineModel
 from engine.policy import BatchKey, Policy
+from engine.promise import Promise
 from engine.request import GeneratedImage, GenerationRequest
-from engine.runner import translate
-from engine.runners import Runners
-from engine.self_test import Promise
+from engine.runner import Runner
 from engine.side_work import SideWork
 from engine.steady_stack import on_steady_stack
 from engine.traceback_places import places_of
@@ -54,7 +52,7 @@ class Engine:
 
     def __init__(
         self,
-        families: Mapping[str, Family | PipelineModel],
+        models: Mapping[str, PipelineModel],
         row_limits: Mapping[str, Mapping[int, int]],
         *,
         promise: Promise = "within 1/255",
@@ -71,13 +69,15 @@ class Engine:
         self._clock = clock
         self._note_on_device = on_device
         self._note_step = on_step
-        models = self._models = Models(families, row_limits, promise=promise)
-        self._policy = Policy(models.max_rows, step_seconds=step_seconds, bucket_rows=models.bucket_rows)
+        self._models = Models(models, row_limits, promise=promise)
+        self._policy = Policy(
+            self._models.max_rows, step_seconds=step_seconds, bucket_rows=self._models.bucket_rows
+        )
         self._side_work = SideWork(clock)
-        self._runners = Runners(families, clock)
-        self.seen_costs = self._runners.seen_costs
+        self._runner = Runner(models, clock, after_pass=self._note_time)
+        self.seen_costs = self._runner.seen_costs
         # A tick of many pieces of work that each come to an end is long, and not hung.
-        self._attempt = Attempt(free=lambda: self._runners.free(self._running), after_each=self._note_time)
+        self._attempt = Attempt(free=lambda: self._runner.free(self._running), after_each=self._note_time)
         self._inbox: deque[Generation] = deque()
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
@@ -142,7 +142,7 @@ class Engine:
 
     def device_memory_bytes(self) -> int | None:
         """What this process has reserved of its GPU's memory; `None` on a CPU."""
-        device = next(iter(self._models.families.values())).device
+        device = next(iter(self._models.by_name.values())).device
         return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
 
     def start(self) -> None:
@@ -222,8 +222,14 @@ class Engine:
                     self._end(generation, members, EngineStopped())  # another worker can begin it now
 
     def _admit(self) -> None:
-        admitted = self._policy.admit(self._waiting, self._running, self._clock())
+        # Calls of such a model may change its shared modules, so one begins when the one before has ended.
+        busy = {one.key.model for one in (*self._running, *self._denoised) if one.runs_alone}
+        waiting = [one for one in self._waiting if one.key.model not in busy]
+        admitted = self._policy.admit(waiting, self._running, self._clock())
         for generation in self._side_work.to_encode(admitted):
+            if generation.key.model in busy:
+                continue
+            busy |= {generation.key.model} if generation.runs_alone else set()
             # A suspect's text is encoded when it begins: by then it is noted whose crash it would be.
             failure = None if generation.is_solo else self._encode(generation)
             if failure is not None:
@@ -275,18 +281,18 @@ class Engine:
 
     def _encode(self, generation: Generation) -> EngineError | None:
         with self._on_device([generation]):
-            return self._attempt.twice(self._runners.of(generation).encode, generation)
+            return self._attempt.twice(self._runner.encode, generation)
 
     def _step_or_split(self, members: Sequence[Generation]) -> bool:
         """Step `members`, after an error in parts, so that only who fails alone is charged; was it whole?"""
         attempt = self._attempt.twice if len(members) == 1 else self._attempt  # others may have filled memory
         with self._on_device(members):
-            outcome = attempt(self._runners.of(members[0]).step, members)
+            outcome = attempt(self._runner.step, members)
         if not isinstance(outcome, EngineError):
             if any(isinstance(failure, OutOfMemory) for failure in outcome.values()):
                 # In the pipelines' own code, behind the pass: it cannot be made again in parts.
                 self._policy.lower(members[0].key, sum(member.num_rows for member in members))
-                self._runners.free(self._running)
+                self._runner.free(self._running)
             for generation in members:
                 if generation in outcome:
                     self._end(generation, self._running, outcome[generation])
@@ -313,7 +319,7 @@ class Engine:
                 self._end(generation, self._denoised, reason)
                 continue
             with self._on_device([generation]):
-                pixels = self._attempt.twice(self._runners.of(generation).decode, generation)
+                pixels = self._attempt.twice(self._runner.decode, generation)
             generation.pay(self._clock() - started_at)
             if not isinstance(pixels, EngineError):
                 self._end(generation, self._denoised, generation.image(pixels, self._clock()))

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.components import is_denoiser
 from engine.encoded_prompts import OwnMethod
 from engine.parked_call import Merger, ParkedCall, split
 from engine.pipeline_call import PipelineCall
-
-SIDE_MODULES = ("text_encoder", "image_encoder", "image_embedder", "vae", "vqvae", "vqgan", "movq", "safety_")
-"""Beginnings of the names of components that run once in a call, before or after the denoising steps."""
+from engine.text_padding import TextPadding
 
 Forward = Callable[[dict[str, Any]], Any]
 """The output of a module for the merged arguments of its calls."""
@@ -26,20 +25,40 @@ class Exchange:
     """Runs calls of `pipeline` together; neither the pipeline nor its modules are changed."""
 
     def __init__(self, pipeline: Any) -> None:
+        self.takes_float_timesteps = False
+        """Whether its denoiser computes the same for a whole number as for the same number in fp32."""
+        self.text_padding: TextPadding | None = None
+        """What pads the texts of the calls that begin from now on."""
         self._pipeline = pipeline
         self._merger = Merger()
         modules = [one for one in pipeline.components.values() if hasattr(one, "attn_processors")]
         self._processors = [(module, dict(module.attn_processors)) for module in modules]
 
     def begin(
-        self, scheduler: Any = None, own_method: OwnMethod | None = None, /, **arguments: Any
+        self,
+        scheduler: Any = None,
+        own_method: OwnMethod | None = None,
+        guided_share: float = 1.0,
+        /,
+        **arguments: Any,
     ) -> PipelineCall:
         """Begin a call with these arguments; returned as it parks at its first forward pass, or has ended.
 
         `scheduler` is used up by the call; without one it has a copy of the pipeline's own. With `own_method`
-        (of `EncodedPrompts`) it need not encode what has been encoded before.
+        (of `EncodedPrompts`) it need not encode what has been encoded before. `guided_share` of its steps are
+        guided; the others have a row for the prompt alone.
         """
-        call = PipelineCall(self._pipeline, arguments, scheduler, own_method=own_method, on_end=self._ended)
+        pad = None if self.text_padding is None else self.text_padding.of_call().padded
+        call = PipelineCall(
+            self._pipeline,
+            arguments,
+            scheduler,
+            own_method=own_method,
+            pad=pad,
+            has_float_numbers=self.takes_float_timesteps,
+            guided_share=guided_share,
+            on_end=self._ended,
+        )
         call.go_on()
         return call
 
@@ -54,11 +73,16 @@ class Exchange:
         """
         parked = [call.parked for call in calls if call.parked is not None]
         parts = self.outputs(parked, num_rows, forward)
-        finite = [not is_denoiser(parked[0].name) or _is_finite(part) for part in parts]
-        for call, part, is_finite in zip(calls, parts, finite, strict=True):
-            if is_finite:
+        finite = [not is_denoiser(parked[0].name) or is_finite(part) for part in parts]
+        for call, part, is_sound in zip(calls, parts, finite, strict=True):
+            if is_sound:
                 self._go_on(call, part)
-        return [call for call, is_finite in zip(calls, finite, strict=True) if not is_finite]
+        return [call for call, is_sound in zip(calls, finite, strict=True) if not is_sound]
+
+    def run_to_denoiser(self, call: PipelineCall) -> None:
+        """Run a call through encoders or decoders, by itself, until it waits for a denoiser or has ended."""
+        while call.parked is not None and not is_denoiser(call.parked.name):
+            self.run([call])
 
     def outputs(
         self, parked: Sequence[ParkedCall], num_rows: int | None = None, forward: Forward | None = None
@@ -67,7 +91,7 @@ class Exchange:
         counts = [one.num_rows for one in parked]
         total = sum(counts) if num_rows is None else num_rows
         arguments = self._merger.merge(parked, total)
-        output = forward(arguments) if forward else self._forward(parked[0].name, arguments)
+        output = forward(arguments) if forward else self.forward(parked[0].name, arguments)
         is_listed = "list" in parked[0].kinds
         return [output] if counts == [total] else split(output, counts, total, is_listed=is_listed)
 
@@ -85,7 +109,8 @@ class Exchange:
         """Let go of the tensors that are kept between two passes."""
         self._merger.forget()
 
-    def _forward(self, name: str, arguments: dict[str, Any]) -> Any:
+    def forward(self, name: str, arguments: dict[str, Any]) -> Any:
+        """The output of the module `name`, or of its method after a point, for these arguments."""
         component, _, method = name.partition(".")
         module = getattr(self._pipeline, component)
         if not method:
@@ -98,21 +123,16 @@ class Exchange:
         call.go_on(output)
 
 
-def is_denoiser(name: str) -> bool:
-    """Whether a component of this name runs at every denoising step."""
-    return not name.removeprefix("prior_").startswith(SIDE_MODULES)
-
-
 def _as_floating(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _is_finite(output: Any) -> bool:
+def is_finite(output: Any) -> bool:
     """Whether the first tensor of an output is finite; what is wrong with others shows in later outputs."""
     if isinstance(output, Tensor):
         return not output.is_floating_point() or bool(torch.isfinite(output).all())
     if isinstance(output, dict):
         output = list(output.values())
     if isinstance(output, list | tuple):
-        return all(_is_finite(one) for one in (output if isinstance(output, list) else output[:1]))
+        return all(is_finite(one) for one in (output if isinstance(output, list) else output[:1]))
     return True

@@ -1,175 +1,110 @@
 """One real image when a model is loaded: a model that can draw none does not start.
 
-The self-test compares bits and takes two images that are not numbers for equal; this looks at an image as a
-request gets it, through the engine, and says which component is at fault. It keeps nothing.
+Owns the sentence that says which component is at fault, and what to do. It keeps nothing.
 """
 
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from engine.engine import Engine
-from engine.errors import (
-    EngineError,
-    GenerationFailed,
-    GenerationImpossible,
-    LoadError,
-    NumericError,
-    OutOfMemory,
-)
-from engine.families.family import Conditions, Encoding, Family
+from engine.attempt import IMPOSSIBLE
+from engine.compilation import Size
+from engine.components import denoiser_among
+from engine.errors import EngineError, LoadError, NumericError, OutOfMemory
+from engine.exchange import is_finite
+from engine.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.runner import translate
+from engine.steady_stack import on_steady_stack
+from engine.trial_images import NUM_STEPS, drawn, plain_request
 
-NUM_STEPS = 2
-GUIDANCE_SCALE = 4.0
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-DENOISERS = ("unet", "transformer")
-DECODERS = ("vae",)
+DETERMINISTIC = (*IMPOSSIBLE, RuntimeError)
 REMEDY = "the components do not fit together, take those that were published together"
 
 
-def check_first_image(
-    family: Family,
+@on_steady_stack
+def check_image(
+    model: PipelineModel,
     row_limits: Mapping[int, int],
-    components: Mapping[str, Any],
     *,
     scheduler: SchedulerSpec,
-    size: tuple[int, int],
-    default_steps: int = NUM_STEPS,
-) -> None:
-    """Raise `LoadError` unless an image of the model, at `(width, height)`, comes out finite.
+    size: Size,
+    default_steps: int,
+    entry: str = "tiers",
+) -> np.ndarray:
+    """Draw one image of `size`, its width and height; raises `LoadError` unless it is finite and as large.
 
-    A few steps are enough for most; an image that is no number after these is drawn again with as many as a
-    request has by default, since few steps leave latents that an autoencoder was not made for.
+    A few steps are enough for most; an image that is not finite after these is drawn again with as many as a
+    request has by default. An error about the size begins with `entry`.
     """
-    _check_channels(components)
-    named = _Named(family, components)
-    for num_steps in sorted({min(NUM_STEPS, default_steps), default_steps}):
-        error = _error_of(named, row_limits, scheduler, size, num_steps)
-        if not isinstance(error, NumericError):
+    model.runs_alone = True  # until more is known
+    pixels: np.ndarray | EngineError = NumericError()
+    request = plain_request(0, size, scheduler)
+    for num_steps in sorted({min(min(NUM_STEPS), default_steps), default_steps}):
+        request = replace(request, num_inference_steps=num_steps)
+        pixels = drawn(model, row_limits, [request])[0]
+        if not isinstance(pixels, NumericError):
             break
-    if isinstance(error, NumericError):
-        raise LoadError(_no_number(named)) from error
-    if isinstance(error, OutOfMemory | LoadError):
-        raise error
-    if error is not None:
-        is_told = isinstance(error, _Misfit) or not isinstance(error, GenerationFailed | GenerationImpossible)
-        why = str(error) if is_told or not named.names else _misfit(named, str(error))
-        raise LoadError(f"it draws no image: {why}") from error
+    if isinstance(pixels, OutOfMemory | LoadError):
+        raise pixels
+    if isinstance(pixels, EngineError):
+        raise LoadError(f"it draws no image: {_why(model, request, pixels)}") from pixels
+    if pixels.shape[:2] != (size[1], size[0]):
+        came = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise LoadError(f"{entry}: asked for {size[0]}x{size[1]} it draws {came}: give sizes that it takes")
+    return pixels
 
 
-def _check_channels(components: Mapping[str, Any]) -> None:
-    """Raise `LoadError` where a UNet takes or gives other channels than the autoencoder's latents have."""
-    unet, vae = components.get("unet"), components.get("vae")
-    expected = getattr(getattr(vae, "config", None), "latent_channels", None)
-    if unet is None or expected is None:
-        return
-    for entry in ("in_channels", "out_channels"):
-        there = getattr(unet.config, entry, expected)
-        if there != expected:
-            raise LoadError(
-                f"its unet ({type(unet).__name__}) has {there} {entry}"
-                f" and its vae ({type(vae).__name__}) {expected} channels: {REMEDY}"
-            )
-
-
-def _misfit(named: "_Named", said: str) -> str:
-    return f"its {named} fails ({said}): {REMEDY}"
-
-
-class _Misfit(GenerationFailed):
-    """A failure whose message names the component."""
-
-
-def _error_of(
-    named: "_Named",
-    row_limits: Mapping[int, int],
-    scheduler: SchedulerSpec,
-    size: tuple[int, int],
-    num_steps: int,
-) -> BaseException | None:
-    # Its clock stands still: nothing here is late.
-    engine = Engine({"first": named}, {"first": row_limits}, clock=lambda: 0.0)
-    request = GenerationRequest(
-        "first", "a first image", *size, num_steps, GUIDANCE_SCALE, seed=1, scheduler=scheduler
-    )
+@on_steady_stack
+@torch.inference_mode()
+def _why(model: PipelineModel, request: GenerationRequest, failure: EngineError) -> str:
+    """Which component fails, and how: the call is made once more, and each module's output is looked at."""
+    call = model.begin(request)
     try:
-        handle = engine.submit(request)
-        while not engine.is_idle:
-            engine.tick()
-        return handle.future.exception(timeout=0)
-    except EngineError as error:
-        return error
+        while call.parked is not None:
+            component = call.parked.name.partition(".")[0]
+            try:
+                output = model.exchange.outputs([call.parked])[0]
+            except DETERMINISTIC as error:
+                said = " ".join(str(error).split())
+                return f"its {model.named(component)} fails ({type(error).__name__}: {said}): {REMEDY}"
+            if not is_finite(output):
+                return _not_finite(model, component)
+            call.go_on(output)
     finally:
-        engine.stop()
+        call.end()
+    if isinstance(failure, NumericError):
+        return _not_finite(model, "vae")
+    return str(failure) if call.error is None else _misfit(model, call.error)
 
 
-def _no_number(named: "_Named") -> str:
-    dtype = next((str(one.dtype).removeprefix("torch.") for one in named.asked_last()), "float32")
+def _misfit(model: PipelineModel, error: Exception) -> str:
+    """What is known of the components where the pipeline's own code fails, between two of their outputs."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    sentence = f"a {model.class_name} fails with its {type(model.scheduler).__name__} ({said})"
+    vae = getattr(model.modules.get("vae"), "config", {})
+    absent = [name for name in ("scaling_factor", "shift_factor") if name in vae and vae[name] is None]
+    if absent and "NoneType" in said:
+        named = model.named("vae")
+        return f"{sentence}: its {named} has no {absent[0]}, take the vae that the model was published with"
+    name = denoiser_among(list(model.modules)) or ""
+    config: Any = model.modules[name].config
+    channels = [config.get(entry) for entry in ("in_channels", "out_channels")]
+    if None not in channels and "latent_channels" in vae:
+        sentence += (
+            f"; its {model.named(name)} takes {channels[0]} channels and gives {channels[1]},"
+            f" its {model.named('vae')} has {vae['latent_channels']}"
+        )
+    return f"{sentence}: {REMEDY}"
+
+
+def _not_finite(model: PipelineModel, component: str) -> str:
+    dtype = str(model.dtype_of(component)).removeprefix("torch.")
     remedy = "its weights are damaged, or those of another model"
     if dtype != "float32":
         remedy = "set dtype = 'float32', or 'bfloat16' where the device has that"
-        if named.names == DECODERS:
+        if component == "vae":
             remedy += ", or have the configuration of the vae say force_upcast"
-    return f"it draws no image: what its {named} computes in {dtype} is not finite; {remedy}"
-
-
-class _Named:
-    """A family that knows which of its components was asked last, by name, and says so in their errors."""
-
-    def __init__(self, family: Family, components: Mapping[str, Any]) -> None:
-        self.names: tuple[str, ...] = ()
-        self._family = family
-        self._components = components
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._family, name)
-
-    def __str__(self) -> str:
-        there = [name for name in self.names if self._components.get(name) is not None]
-        return " or ".join(f"{name} ({type(self._components[name]).__name__})" for name in there)
-
-    def asked_last(self) -> list[Any]:
-        """The components that `names` stands for, as far as there are such."""
-        found = (self._components.get(name) for name in self.names)
-        return [one for one in found if one is not None]
-
-    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
-        """`Family`'s."""
-        with self._asking(TEXT_ENCODERS):
-            return self._family.encode(text, is_negative=is_negative)
-
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """`Family`'s."""
-        with self._asking(DENOISERS):
-            return self._family.predict(latents, timesteps, conditions)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """`Family`'s."""
-        with self._asking(DECODERS):
-            return self._family.decode(latents)
-
-    @contextmanager
-    def _asking(self, names: tuple[str, ...]) -> Iterator[None]:
-        self.names = names
-        try:
-            yield
-        except (EngineError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            if isinstance(translate(error), OutOfMemory):
-                raise
-            said = " ".join(str(error).split())
-            raise _Misfit(_misfit(self, f"{type(error).__name__}: {said}")) from error
-
-
-def square(family: Any, max_pixels: int) -> tuple[int, int]:
-    """The largest square of a class of pixels that the family, or the pipeline, can draw."""
-    multiple = family.pixels_per_latent * family.latents_per_patch
-    side = max(multiple, math.isqrt(max_pixels) // multiple * multiple)
-    return side, side
+    return f"what its {model.named(component)} computes in {dtype} is not finite; {remedy}"

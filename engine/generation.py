@@ -1,21 +1,25 @@
 """One request in flight: how long it waited, what it cost, and who is told of it.
 
-What it holds on the device is its subclasses': a `NativeGeneration` has latents, a `PipelineGeneration` a
-suspended call. Runner and policy keep nothing about a generation; the engine's lists say where it is. Only
-the engine thread writes here, but for the cancel flag.
+It owns the suspended call of its pipeline, and steps as that does. Runner and policy keep nothing about a
+generation; the engine's lists say where it is. Only the engine thread writes here, but for the cancel flag.
 """
 
 import logging
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from math import ceil
 
 import numpy as np
 
+from engine.components import is_denoiser
+from engine.encoded_prompts import EncodedPrompts
 from engine.errors import Canceled, DeadlineExceeded, EngineError
+from engine.pipeline_call import PipelineCall
+from engine.pipeline_model import PipelineModel
 from engine.policy import BatchKey, Reason
 from engine.request import GeneratedImage, GenerationRequest, RequestWarning, Timings
+from engine.step_cache import StepCache
 
 logger = logging.getLogger(__name__)
 
@@ -23,19 +27,34 @@ Progress = Callable[[int, int], None]
 """Called as `on_progress(steps done, steps)` on the engine thread after each step: it must be quick."""
 
 
-class Generation(ABC):
-    """A `GenerationRequest` between `submit` and its image."""
+class Generation:
+    """A `GenerationRequest` between `submit` and its image.
+
+    Until the runner has begun its call, its rows and its steps are a guess.
+    """
 
     def __init__(
         self,
         request: GenerationRequest,
+        key: BatchKey,
+        model: PipelineModel,
         *,
         submitted_at: float,
         num_ticks: int,
         on_progress: Progress | None = None,
         before_first_step: Callable[[], object] | None = None,
     ) -> None:
+        model.check(request)
         self.request = request
+        self.key = key
+        self._model = model
+        self._signature = 0
+        self._call: PipelineCall | None = None
+        self._num_rows = 2 if model.needs_guidance_row(request.guidance_scale) else 1
+        self._num_steps = request.num_inference_steps
+        self._step_index = 0
+        self.pass_in_step = 0  # how many passes of its step have been made: guidance can take two
+        self.step_cache = StepCache(request.step_cache, self._num_steps)
         self.future: Future[GeneratedImage] = Future()
         self.on_progress = on_progress
         self.before_first_step = before_first_step
@@ -56,53 +75,85 @@ class Generation(ABC):
         self._not_fuller: Counter[Reason] = Counter()
 
     @property
-    @abstractmethod
-    def key(self) -> BatchKey:
-        """What it may share its next forward pass with."""
+    def call(self) -> PipelineCall:
+        """Its call; raises where none has begun, or it has been let go of."""
+        if self._call is None:
+            raise RuntimeError("the call of this generation has not begun, or has been dropped")
+        return self._call
+
+    def begin_call(self, prompts: EncodedPrompts) -> None:
+        """Begin its call anew, and let go of one that was begun before."""
+        self.drop_tensors()
+        self._step_index, self.pass_in_step = 0, -1
+        self._call = self._model.begin(self.request, prompts)
+
+    def note_call(self) -> None:
+        """Read off its call how far it is, how many steps it has and how many rows the next one has."""
+        is_next_step = self.call.num_steps_done > self._step_index
+        self.pass_in_step = 0 if is_next_step else self.pass_in_step + 1
+        self._step_index = self.call.num_steps_done
+        num_steps = self.call.num_steps or self._num_steps
+        if num_steps != self._num_steps:
+            self._num_steps, self.step_cache = num_steps, StepCache(self.request.step_cache, num_steps)
+        if self.step_cache.is_used and is_next_step:
+            self.step_cache.drop_unneeded(self._step_index, is_guided=True)
+        if self.call.parked is not None:
+            self._num_rows = self.call.parked.num_rows
+            self._signature = self._model.signature_number(self.call.parked)
+
+    def drop_tensors(self) -> None:
+        """Let go of all that is large, at the end: a caller may hold its handle for long after that.
+
+        That is its call, with all that the pipeline's own code holds, and its step cache.
+        """
+        self.step_cache.clear()
+        if self._call is not None:
+            self._call.end()
+            self._call = None
 
     @property
     def signature(self) -> int:
-        """Of equal keys, those of equal signature can share a forward pass."""
-        return 0
+        """Of equal keys, those of equal signature share the pass that their calls wait for; 0 before that."""
+        return self._signature
 
     @property
-    @abstractmethod
     def step_index(self) -> int:
         """Steps done."""
+        return self._step_index
 
     @property
-    @abstractmethod
     def num_steps(self) -> int:
         """Steps in all."""
+        return self._num_steps
 
     @property
-    @abstractmethod
     def num_full_steps_left(self) -> int:
-        """Those of the steps still to run that run the whole model."""
+        """Forward passes still to be made that run the whole model."""
+        if not self.step_cache.is_used:
+            return self.num_steps_left
+        return self.step_cache.num_full_from(self._step_index)
 
     @property
-    @abstractmethod
     def is_full_step(self) -> bool:
         """Whether its next step runs the whole model."""
-
-    @property
-    @abstractmethod
-    def num_rows(self) -> int:
-        """Rows of its next step."""
-
-    @property
-    @abstractmethod
-    def is_denoised(self) -> bool:
-        """Whether its last step is done and it waits to be decoded."""
+        return self.step_cache.is_full(self._step_index)
 
     @property
     def step_cache_bytes(self) -> int:
         """What its step cache holds."""
-        return 0
+        return self.step_cache.num_bytes
 
-    @abstractmethod
-    def drop_tensors(self) -> None:
-        """Let go of all that is large, at the end: a caller may hold its handle for long after that."""
+    @property
+    def num_rows(self) -> int:
+        """Rows of its next forward pass."""
+        return self._num_rows
+
+    @property
+    def is_denoised(self) -> bool:
+        """Whether its call has ended, or waits for a module that is no denoiser."""
+        if self._call is None:
+            return False
+        return self._call.parked is None or not is_denoiser(self._call.parked.name)
 
     @property
     def lane(self) -> str:
@@ -120,14 +171,20 @@ class Generation(ABC):
         return self.request.solo
 
     @property
+    def runs_alone(self) -> bool:
+        """Whether no other generation of its model may have begun beside it."""
+        return self._model.runs_alone
+
+    @property
     def has_begun(self) -> bool:
         """Whether it has been given its first step."""
         return self._begun_at is not None
 
     @property
     def num_steps_left(self) -> int:
-        """Steps still to run."""
-        return self.num_steps - self.step_index
+        """Forward passes still to be made: a step can have several."""
+        left = self._num_steps - self._step_index
+        return ceil(left * self._num_passes / self._step_index) if self._step_index else left
 
     def given_up(self, now: float) -> EngineError | None:
         """Why nobody waits for it any more, if so."""

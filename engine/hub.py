@@ -32,6 +32,10 @@ from engine.layout import INDEX, files_to_load, read_layout
 logger = logging.getLogger(__name__)
 
 
+class NotOnDisk(LoadError):
+    """A model that could be fetched is not on this disk, and the caller did not allow fetching it."""
+
+
 class Hub:
     """A model hub and its cache on this disk; by default those of the `HF_*` variables.
 
@@ -81,7 +85,10 @@ class Hub:
     def configuration(
         self, path: str, *, revision: str | None, local_files_only: bool, left_out: Collection[str]
     ) -> Path:
-        """The folder of a model with its `config.json` files; no weights are fetched. Raises `LoadError`."""
+        """The folder of a model with its `config.json` files; no weights are fetched.
+
+        Raises `NotOnDisk` where only `local_files_only` keeps it from being fetched, else `LoadError`.
+        """
         if Path(path).is_dir():
             return Path(path)
         revision = _pinned(revision)
@@ -89,8 +96,10 @@ class Hub:
         if local_files_only or constants.is_offline_mode():
             if isinstance(cached, str):
                 return Path(cached).parent
-            reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "give --download to fetch it"
-            raise LoadError(f"its configuration is not on this disk: {reason}")
+            missing = "its configuration is not on this disk"
+            if constants.is_offline_mode():
+                raise LoadError(f"{missing}, and HF_HUB_OFFLINE is set")
+            raise NotOnDisk(missing)
         command = f"hf download {path} --revision {revision} --include '*.json'"
         disable_progress_bars()
         try:

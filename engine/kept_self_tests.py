@@ -6,7 +6,8 @@ whoever loads models passes in where results are kept (`SelfTestResults`).
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
@@ -15,14 +16,13 @@ from typing import Any, Protocol, Self
 import torch
 
 from engine.buckets import BUCKET_STEP, Buckets
-from engine.families.family import Family
 from engine.measure import profile_key
 from engine.optimization import Optimization
 from engine.pipeline_model import Abilities, PipelineModel
-from engine.self_test import PROMISES, SelfTest, latent_side
+from engine.promise import PROMISES, SelfTest
 from engine.time_budget import TimeBudget
 
-VERSION = 2
+VERSION = 3
 MIN_MORE_TIME = 1.1
 """A test that its time budget cut short runs again once it may take this many times as long."""
 
@@ -53,11 +53,11 @@ class KeptSelfTest:
 
     result: SelfTest
     output_digest: str  # of an image that the model draws alone, as this device computed it at the test
+    abilities: Abilities
     tested_at: str  # ISO 8601, for people
     given_seconds: float | None = None  # of a time budget that did not suffice
-    abilities: Abilities | None = None  # of a pipeline of the family `diffusers`
 
-    def holds(self, output_digest: Callable[[], str], budget: TimeBudget) -> bool:
+    def holds(self, output_digest: str, budget: TimeBudget) -> bool:
         """Whether an image has the digest of then, and no more time is to be had.
 
         So a result is void even where the cause shows in no fact of the key, as weights changed in place.
@@ -65,8 +65,7 @@ class KeptSelfTest:
         """
         if self.given_seconds is not None and budget.left_seconds > MIN_MORE_TIME * self.given_seconds:
             return False
-        digest = output_digest()  # also where it tells nothing: it warms the device up
-        return self.result.promise == PROMISES[-1] or digest == self.output_digest
+        return self.result.promise == PROMISES[-1] or output_digest == self.output_digest
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -77,7 +76,7 @@ class KeptSelfTest:
             "output_digest": self.output_digest,
             "tested_at": self.tested_at,
             "given_seconds": self.given_seconds,
-            "abilities": None if self.abilities is None else asdict(self.abilities),
+            "abilities": asdict(self.abilities),
         }
 
     @classmethod
@@ -91,12 +90,11 @@ class KeptSelfTest:
             }
             given = document["given_seconds"]
             result = SelfTest(document["promise"], limits, buckets)
-            found = document["abilities"]
-            abilities = None if found is None else Abilities(**found)
+            abilities = Abilities.of_plain(document["abilities"])
             digest, tested_at = str(document["output_digest"]), str(document["tested_at"])
-            made = cls(result, digest, tested_at, given, abilities)
+            made = cls(result, digest, abilities, tested_at, given)
             datetime.fromisoformat(made.tested_at)
-        except (KeyError, TypeError, OverflowError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"not the result of a self-test ({type(error).__name__}: {error})") from error
         sizes_are_sound = all(
             list(one.sizes) == sorted(set(one.sizes)) and min(one.sizes, default=1) > 0
@@ -112,11 +110,10 @@ class KeptSelfTest:
         return made
 
 
-def _are_sound(abilities: Abilities | None) -> bool:
-    if abilities is None:
-        return True
+def _are_sound(abilities: Abilities) -> bool:
     found = asdict(abilities)
     num_rows = found.pop("num_guided_rows")
+    found.pop("text_padding")  # judged as it was read
     return type(num_rows) is int and num_rows > 0 and all(type(one) is bool for one in found.values())
 
 
@@ -135,29 +132,29 @@ class SelfTestResults(Protocol):
 
 
 def self_test_key(
-    family: Family | PipelineModel,
+    model: PipelineModel,
     weights: Weights,
     row_limits: Mapping[int, int],
     optimization: Optimization,
     machine: Mapping[str, str],
-    image: Mapping[str, Any] | None = None,
+    image: Mapping[str, Any],
 ) -> SelfTestKey:
-    """The key of a loaded model on its device; `image` says which one is drawn of a pipeline, and how.
+    """The key of a loaded model on its device; `image` says what is drawn of it, and how.
 
     It shares with a profile the digest of the model, the dtype, the device, its threads and torch's version.
     Weights are known by name, size and time of writing: to read gigabytes would cost what is to be saved.
     """
-    side = latent_side(family, max(row_limits)) * family.pixels_per_latent
-    of_pipeline = {"image": image, **family.settings} if isinstance(family, PipelineModel) else {}
+    side = math.isqrt(max(row_limits)) // model.side_multiple * model.side_multiple
     return SelfTestKey(
         {
-            **of_pipeline,
-            "costs": asdict(profile_key(family, side, side, machine["cpu"])),
+            "image": image,
+            **model.settings,
+            "costs": asdict(profile_key(model, side, side, machine["cpu"])),
             "weights": sorted(map(list, weights)),
             "row_limits": sorted(map(list, row_limits.items())),
             "optimization": asdict(optimization),
             "machine": dict(machine),
-            "torch": _torch_facts(family.device),
+            "torch": _torch_facts(model.device),
         }
     )
 

@@ -15,6 +15,16 @@ from engine.errors import LoadError
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
 WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
+"""Beginnings of the names of components without weights; others are known by their class."""
+CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
+    "Scheduler": ("scheduler_config.json",),
+    "Guidance": ("guider_config.json",),
+    "Processor": ("preprocessor_config.json", "processor_config.json"),
+    "FeatureExtractor": ("preprocessor_config.json",),
+}
+"""By a part of a class's name: the configuration that its components have, which are without weights."""
+WITHOUT_VOCABULARY = ("ByT5Tokenizer",)
+"""Tokenizers that read bytes."""
 VOCABULARIES = (
     {"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spiece.model"}, {"tokenizer.model"},
 )  # fmt: skip
@@ -71,22 +81,11 @@ def read_layout(index: Path, left_out: Collection[str]) -> Layout:
     return Layout(pipeline, tuple(present), tuple(name for name in entries if name not in present), present)
 
 
-def check_pipeline(
-    layout: Layout, expected: Collection[str], families: Mapping[str, Collection[str]]
-) -> None:
-    """Raise `LoadError` unless the model is for a pipeline class in `expected`; `families` names the rest."""
-    if layout.pipeline in expected:
-        return
-    fitting = [family for family, pipelines in families.items() if layout.pipeline in pipelines]
-    advice = f"set family = {fitting[0]!r}" if fitting else "no family here reads that"
-    raise LoadError(f"it is a {layout.pipeline}, and its family needs a {' or a '.join(expected)}: {advice}")
-
-
 def check_components(layout: Layout, needed: Collection[str]) -> None:
     """Raise `LoadError` naming those of `needed` that the model comes without."""
     missing = [name for name in needed if name not in layout.components]
     if missing:
-        raise LoadError(f"it has no {' and no '.join(missing)}, which its family needs")
+        raise LoadError(f"it has no {' and no '.join(missing)}, which its pipeline needs")
 
 
 def files_to_load(layout: Layout, names: Collection[str], variant: str | None, read: ReadText) -> list[str]:
@@ -97,23 +96,31 @@ def files_to_load(layout: Layout, names: Collection[str], variant: str | None, r
     files = [INDEX]
     for component in layout.components:
         inside = sorted(name for name in names if name.rpartition("/")[0] == component)
-        _check_plain(component, {name.rpartition("/")[2] for name in inside})
+        library, class_name = layout.classes.get(component, ("diffusers", ""))
+        has_weights = _check_plain(component, class_name, {name.rpartition("/")[2] for name in inside})
         files += [name for name in inside if name.endswith(PLAIN_SUFFIXES)]
-        if not component.startswith(WITHOUT_WEIGHTS):
-            library, _ = layout.classes.get(component, ("diffusers", ""))
+        if has_weights:
             files += _weights(component, inside, variant, read, prefers_single=library == "transformers")
     return files
 
 
-def _check_plain(component: str, names: Collection[str]) -> None:
-    """What no component of its kind can be read without: a cache can have stopped half-way."""
-    if component.startswith("tokenizer"):
-        if not any(vocabulary <= set(names) for vocabulary in VOCABULARIES):
+def _check_plain(component: str, class_name: str, names: Collection[str]) -> bool:
+    """Whether a component has weights besides; raises `LoadError` where a cache has stopped half-way.
+
+    What is looked for is what no component of its kind can be read without.
+    """
+    if component.startswith("tokenizer") or "Tokenizer" in class_name:
+        has_vocabulary = any(vocabulary <= set(names) for vocabulary in VOCABULARIES)
+        if not has_vocabulary and class_name not in WITHOUT_VOCABULARY:
             raise LoadError(f"its {component} has no vocabulary")
-        return
-    configuration = f"{component}_config.json" if component.startswith("scheduler") else "config.json"
-    if configuration not in names:
-        raise LoadError(f"its {component} has no configuration ({configuration})")
+        return False
+    kind = next((kind for kind in CONFIGURATIONS if kind in class_name), None)
+    if component.startswith("scheduler"):
+        kind = "Scheduler"
+    configurations = CONFIGURATIONS[kind] if kind else ("config.json",)
+    if not any(name in names for name in configurations):
+        raise LoadError(f"its {component} has no configuration ({configurations[0]})")
+    return kind is None
 
 
 def _weights(

@@ -3,8 +3,8 @@
 Buckets take turns within each round, so that a machine that slows down meanwhile slows all of them; the
 first round warms up and is dropped. Shallow steps of a step cache are measured at the smallest bucket: of the
 shipped model their share there is within 0.02 of that at larger ones. Memory is CUDA's own peak (not yet seen
-on a GPU: `make test-gpu` prints it); on a CPU it is not measured. Pipelines of diffusers are measured by the
-same means, without shallow steps. It knows families and generations, and not what becomes of a profile.
+on a GPU: `make test-gpu` prints it); on a CPU it is not measured. It knows
+models and generations, and not what becomes of a profile.
 """
 
 import hashlib
@@ -18,16 +18,15 @@ from typing import Any
 import torch
 
 from catalogue.parameters import MAX_STEP_CACHE
+from engine.attempt import translate
 from engine.buckets import at
 from engine.errors import OutOfMemory
-from engine.families.family import Family, can_cache_steps
 from engine.generation import Generation
 from engine.models import Models
 from engine.pipeline_model import PipelineModel
 from engine.profile import Profile, ProfileKey, StepCost
 from engine.request import GenerationRequest, scheduler_named
-from engine.runner import translate
-from engine.runners import Runners
+from engine.runner import Runner
 from engine.step_cache import NUM_FIRST_FULL_STEPS
 
 MIN_ROUNDS = 5
@@ -37,13 +36,13 @@ GUIDANCE_SCALE = 4.0
 PROMPT = "a red circle to the left of a blue square on a white background"
 
 
-def profile_key(family: Family | PipelineModel, width: int, height: int, device_name: str) -> ProfileKey:
-    """What the costs of `family` at this size depend on; `device_name` is a CPU's, a GPU tells its own."""
-    is_gpu = family.device.type == "cuda"
+def profile_key(model: PipelineModel, width: int, height: int, device_name: str) -> ProfileKey:
+    """What the costs of `model` at this size depend on; `device_name` is a CPU's, a GPU tells its own."""
+    is_gpu = model.device.type == "cuda"
     return ProfileKey(
-        model_digest=model_digest(family),
-        dtype=str(family.dtype).removeprefix("torch."),
-        device_name=torch.cuda.get_device_name(family.device) if is_gpu else device_name,
+        model_digest=model_digest(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device_name=torch.cuda.get_device_name(model.device) if is_gpu else device_name,
         num_threads=0 if is_gpu else torch.get_num_threads(),
         torch_version=torch.__version__,
         width=width,
@@ -56,15 +55,10 @@ def _share(shallow: Sequence[float], full: Sequence[float]) -> float:
     return min(1.0, median(shallow) / median(full)) if shallow else 1.0
 
 
-def num_guided_rows(family: Family) -> int:
-    """Rows of a generation with guidance."""
-    return 2 if family.needs_guidance_row(GUIDANCE_SCALE) else 1
-
-
-def model_digest(family: Family | PipelineModel) -> str:
+def model_digest(model: PipelineModel) -> str:
     """Of every component: its class, configuration, way of running, and every tensor's kind and shape."""
-    facts: list[Any] = [family.class_name if isinstance(family, PipelineModel) else type(family).__name__]
-    for name, part in sorted(_components(family).items()):
+    facts: list[Any] = [model.class_name]
+    for name, part in sorted(model.modules.items()):
         config = _plain(getattr(part, "config", {}))
         settings = {key: value for key, value in config.items() if not key.startswith("_")}  # no paths
         tensors = [
@@ -73,18 +67,6 @@ def model_digest(family: Family | PipelineModel) -> str:
         ]
         facts.append([name, type(part).__name__, settings, _way_of_running(part), tensors])
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _components(family: Family | PipelineModel) -> dict[str, torch.nn.Module]:
-    """By name: its own, and those that its pipeline alone holds, as text encoders mostly are."""
-    own = {name: part for name, part in vars(family).items() if isinstance(part, torch.nn.Module)}
-    pipeline = getattr(family, "_pipeline", None)
-    held = {} if pipeline is None else pipeline.components
-    return own | {
-        name: part
-        for name, part in held.items()
-        if isinstance(part, torch.nn.Module) and not any(part is one for one in own.values())
-    }
 
 
 def _way_of_running(part: torch.nn.Module) -> list[bool]:
@@ -107,18 +89,18 @@ class Measurement:
 
     def __init__(
         self,
-        family: Family | PipelineModel,
+        model: PipelineModel,
         *,
         width: int,
         height: int,
         scheduler: str = "ddim",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._family = family
+        self._model = model
         self._width, self._height, self._scheduler = width, height, scheduler
         self._clock = clock
-        self._models = Models({"": family}, {"": {width * height: 1}}, promise="exact")
-        self._runners = Runners({"": family}, clock)
+        self._loaded = Models({"": model}, {"": {width * height: 1}}, promise="exact")
+        self._runner = Runner({"": model}, clock)
         self._num_guided_rows = 0  # until it is known
 
     @torch.inference_mode()
@@ -136,8 +118,8 @@ class Measurement:
         decodings: list[float] = []
         shallow: list[float] = []
         smallest = min(sets)
-        shallow_steps = self._shallow_steps(smallest) if self._has_shallow_steps else iter(())
-        decode_memory = self._decode(sets[smallest])[1]  # warms up too
+        shallow_steps = self._shallow_steps(smallest) if self._model.can_cache_steps else iter(())
+        decode_memory = self._decode()[1]  # warms up too
         num_rounds = 0
         while num_rounds < MIN_ROUNDS or self._clock() < started_at + seconds:
             for rows, members in sets.items():
@@ -149,12 +131,12 @@ class Measurement:
                 memory[rows] = _larger(memory[rows], peak)
             shallow += islice(shallow_steps, 1)
             encodings.append(self._encode())
-            decodings.append(self._decode(sets[smallest])[0])
+            decodings.append(self._decode()[0])
             num_rounds += 1
         for members in sets.values():
             _drop(members)
         return Profile(
-            key=profile_key(self._family, self._width, self._height, device_name),
+            key=profile_key(self._model, self._width, self._height, device_name),
             steps=tuple(
                 StepCost(rows, median(spent), min(spent), max(spent), memory[rows])
                 for rows, spent in taken.items()
@@ -168,17 +150,11 @@ class Measurement:
         )
 
     def _count_guided_rows(self) -> int:
-        """As the family says, or as a pipeline's call has them at its first step."""
-        if not isinstance(self._family, PipelineModel):
-            return num_guided_rows(self._family)
+        """As the model's call has them at its first step."""
         first = self._encoded(self._generation(0, GUIDANCE_SCALE))
         num_rows = first.num_rows
         _drop([first])
         return num_rows
-
-    @property
-    def _has_shallow_steps(self) -> bool:
-        return not isinstance(self._family, PipelineModel) and can_cache_steps(self._family)
 
     def _warm_sets(
         self, max_rows: int, memory: dict[int, int | None]
@@ -203,7 +179,7 @@ class Measurement:
             if not isinstance(failure, OutOfMemory):
                 raise failure
             _drop(sets.pop(rows, []))
-            self._runners.free([])
+            self._runner.free()
             if not sets:
                 raise failure
             return sets, rows
@@ -214,7 +190,7 @@ class Measurement:
 
         A paused generation keeps its features: with all of a bucket's behind it, a step needs the most.
         """
-        if not self._has_shallow_steps:
+        if not self._model.can_cache_steps:
             return None
         paused, members = (self._members(num_rows, step_cache=MAX_STEP_CACHE) for _ in range(2))
         for _ in range(NUM_FIRST_FULL_STEPS):
@@ -232,11 +208,11 @@ class Measurement:
                     yield seconds
 
     def _buckets(self, max_rows: int) -> Iterator[int]:
-        if isinstance(self._family, PipelineModel) and self._family.runs_alone:
+        if self._model.runs_alone:
             yield from sorted({1, self._num_guided_rows})  # one generation, and no padding
             return
-        pixels = self._family.pixels_per_latent
-        buckets = at(self._family.buckets, self._height // pixels, self._width // pixels)
+        pixels = self._model.pixels_per_latent
+        buckets = at(self._model.buckets, self._height // pixels, self._width // pixels)
         yield from sorted({buckets.rows(num_rows) for num_rows in range(1, max_rows + 1)})
 
     def _members(self, num_rows: int, step_cache: int = 1) -> list[Generation]:
@@ -248,7 +224,7 @@ class Measurement:
         ]
 
     def _encoded(self, generation: Generation) -> Generation:
-        self._runners.of(generation).encode(generation)
+        self._runner.encode(generation)
         return generation
 
     def _generation(
@@ -265,39 +241,34 @@ class Measurement:
             seed=seed,
             step_cache=step_cache,
         )
-        return self._models.generation(request, submitted_at=0.0, num_ticks=0)
+        return self._loaded.generation(request, submitted_at=0.0, num_ticks=0)
 
     def _step(self, members: list[Generation]) -> tuple[float, int | None]:
         return self._timed(lambda: self._run_step(members))
 
     def _run_step(self, members: list[Generation]) -> None:
-        for failure in self._runners.of(members[0]).step(members).values():
+        for failure in self._runner.step(members).values():
             raise failure
 
     def _encode(self) -> float:
-        """Seconds of one text; of a pipeline, of all that its call does before its first step."""
-        family = self._family
-        if not isinstance(family, PipelineModel):
-            return self._timed(lambda: family.encode(PROMPT))[0]
+        """Seconds of all that a call does before its first step."""
         generation = self._generation(0, GUIDANCE_SCALE)  # of no account: nothing of it is kept
         seconds, _ = self._timed(lambda: self._encoded(generation))
         _drop([generation])
         return seconds
 
-    def _decode(self, members: list[Generation]) -> tuple[float, int | None]:
-        """Decode one of the members as it is; a pipeline's call decodes once, so it gets one of its own."""
-        if not isinstance(self._family, PipelineModel):
-            return self._timed(lambda: self._runners.of(members[0]).decode(members[0]))
+    def _decode(self) -> tuple[float, int | None]:
+        """Decode an image of a few steps: a call decodes once, so it gets one of its own."""
         drawn = self._encoded(self._generation(0, GUIDANCE_SCALE, num_steps=NUM_STEPS_BEFORE_DECODING))
         while not drawn.is_denoised:
             self._run_step([drawn])
-        costs = self._timed(lambda: self._runners.of(drawn).decode(drawn))
+        costs = self._timed(lambda: self._runner.decode(drawn))
         _drop([drawn])
         return costs
 
     def _timed(self, work: Callable[[], object]) -> tuple[float, int | None]:
         """Seconds of `work`, the device's queue empty before and after, and the memory's peak in it."""
-        device = self._family.device
+        device = self._model.device
         if device.type != "cuda":
             started_at = self._clock()
             work()

@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 import torch
 
+from engine.components import denoiser_among
 from engine.errors import LoadError
-from engine.exchange import is_denoiser
-from engine.families.family import CachingFamily
 from engine.offloading import offload_models
 from engine.small_step_batches import pad_small_linears
 
@@ -65,15 +64,12 @@ def optimized(pipeline: Any, optimization: Optimization, device: torch.device) -
     return pipeline
 
 
-def settle(family: Any, optimization: Optimization, device: torch.device) -> None:
-    """Tell a family whose weights lie elsewhere between two uses where its tensors are wanted."""
+def settle(model: Any, optimization: Optimization, device: torch.device) -> None:
+    """Tell a model whose weights lie elsewhere between two uses where its tensors are wanted."""
     if optimization.cpu_offload == "none":
         return
-    family.device = device
-    if isinstance(family, CachingFamily):
-        family.can_cache_steps = False  # it walks from block to block, and only whole models are fetched
-    elif hasattr(family, "walk"):
-        family.walk = None
+    model.device = device
+    model.walk = None  # it goes from block to block, and only whole models are fetched
 
 
 def _check(pipeline: Any, optimization: Optimization, device: torch.device) -> None:
@@ -98,8 +94,7 @@ def _check(pipeline: Any, optimization: Optimization, device: torch.device) -> N
 
 def _denoiser(pipeline: Any) -> Any:
     modules = {name: one for name, one in pipeline.components.items() if isinstance(one, torch.nn.Module)}
-    named = [modules[name] for name in ("unet", "transformer") if name in modules]
-    return next(iter([*named, *(one for name, one in modules.items() if is_denoiser(name))]))
+    return modules[denoiser_among(list(modules)) or ""]
 
 
 def _quantize(denoiser: Any, quantization: Quantization) -> None:

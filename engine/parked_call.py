@@ -31,11 +31,22 @@ BRANCHES = (dict, list, tuple)
 
 
 class ParkedCall:
-    """One call of the module `name`, with `num_rows` rows; calls of equal `signature` can share a pass."""
+    """One call of the module `name`, with `num_rows` rows; calls of equal `signature` can share a pass.
+
+    With `has_float_numbers`, whole numbers of `PER_ROW_NUMBERS` are given as fp32: schedulers differ in which
+    of the two a timestep is.
+    """
 
     __slots__ = ("kinds", "leaves", "name", "num_rows", "signature", "spec")
 
-    def __init__(self, name: str, arguments: Mapping[str, Any], memory: "SharedTensors") -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        memory: "SharedTensors",
+        *,
+        has_float_numbers: bool = False,
+    ) -> None:
         first: Any = next(iter(arguments.values()), None)
         is_listed = isinstance(first, list) and len(first) > 0 and isinstance(first[0], Tensor)
         has_rows = isinstance(first, Tensor) and first.ndim > 0
@@ -46,8 +57,11 @@ class ParkedCall:
         tokens: list[Any] = []
         spec = []
         for argument, value in arguments.items():
-            if argument in PER_ROW_NUMBERS and isinstance(value, Tensor) and value.numel() == 1:
-                value = value.reshape(1).expand(self.num_rows)  # the model would do the same
+            if argument in PER_ROW_NUMBERS and isinstance(value, Tensor):
+                if has_float_numbers and not value.is_floating_point():
+                    value = value.to(torch.float32)
+                if value.numel() == 1:
+                    value = value.reshape(1).expand(self.num_rows)  # the model would do the same
             if is_listed and isinstance(value, list) and len(value) == self.num_rows:
                 self.leaves.append(value)
                 self.kinds.append("list")
@@ -83,6 +97,14 @@ class ParkedCall:
             self.kinds.append("shared")
             tokens.append(memory.token(len(self.leaves), value))
         return None
+
+    def last_row(self, memory: "SharedTensors") -> "ParkedCall":
+        """The same call for the last of its rows alone."""
+        rows = ("rows", "list", "row_values")
+        leaves = (
+            leaf[-1:] if kind in rows else leaf for kind, leaf in zip(self.kinds, self.leaves, strict=True)
+        )
+        return ParkedCall(self.name, _built(self.spec, leaves), memory)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of this call alone, by name."""
@@ -176,6 +198,17 @@ def split(output: Any, row_counts: Sequence[int], num_rows: int, *, is_listed: b
         parts.append(_built(spec, (leaf[rows] if _has_rows(leaf, num_rows) else leaf for leaf in leaves)))
         start += count
     return parts
+
+
+def doubled(output: Any, *, is_listed: bool = False) -> Any:
+    """The output that a module gives for two equal rows, from that for one; `is_listed` is `split`'s."""
+    leaves: list[Any] = []
+    spec = _taken_apart(output, 1 if is_listed else None, leaves)
+    both = (
+        leaf * 2 if isinstance(leaf, list) else torch.cat([leaf, leaf]) if _has_rows(leaf, 1) else leaf
+        for leaf in leaves
+    )
+    return _built(spec, both)
 
 
 def _taken_apart(value: Any, list_length: int | None, leaves: list[Any]) -> Any:

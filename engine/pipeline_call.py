@@ -18,8 +18,9 @@ from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import ConfigMixin
 from torch.nn import Module
 
+from engine.components import is_denoiser
 from engine.encoded_prompts import METHOD, OwnMethod
-from engine.parked_call import ParkedCall, SharedTensors
+from engine.parked_call import ParkedCall, SharedTensors, doubled
 from engine.steady_stack import switch
 from engine.traceback_places import places_of
 
@@ -27,13 +28,17 @@ logger = logging.getLogger(__name__)
 PARKED_METHODS = ("encode", "decode")
 """Methods of autoencoders that are forward passes of their own."""
 
+Pad = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+"""Gives the arguments of a module, by its name, with their text padded."""
+
 
 class PipelineCall:
     """A call of `pipeline`, which has not begun; `go_on` begins it, and lets it run to its next forward pass.
 
     Weights are shared with the pipeline; what a call writes to the pipeline itself, its scheduler or its
     guider stays in the call. `scheduler` takes the place of a copy of the pipeline's own, and what
-    `own_method` makes that of its `encode_prompt`.
+    `own_method` makes that of its `encode_prompt`. `pad` changes the arguments of each forward pass;
+    `has_float_numbers` is `ParkedCall`'s. `guided_share` of its steps are guided.
     """
 
     def __init__(
@@ -43,6 +48,9 @@ class PipelineCall:
         scheduler: Any = None,
         *,
         own_method: OwnMethod | None = None,
+        pad: Pad | None = None,
+        has_float_numbers: bool = False,
+        guided_share: float = 1.0,
         on_end: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.parked: ParkedCall | None = None
@@ -51,6 +59,9 @@ class PipelineCall:
         self.num_steps_done = 0
         self._arguments = arguments
         self._own_method = own_method
+        self._pad = pad
+        self._has_float_numbers = has_float_numbers
+        self._guided_share = guided_share
         self._on_end = on_end
         self._copies: list[Any] = []  # its pipeline, and those in it
         self._shared_tensors = SharedTensors()
@@ -80,11 +91,24 @@ class PipelineCall:
 
     def park(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Wait for the forward pass of the module `name`, inside the call; returns its output."""
-        self.parked = ParkedCall(name, arguments, self._shared_tensors)
+        if self._pad is not None:
+            arguments = self._pad(name, arguments)
+        parked = ParkedCall(name, arguments, self._shared_tensors, has_float_numbers=self._has_float_numbers)
+        is_cut = parked.num_rows == 2 and is_denoiser(name) and self._is_past_guidance()
+        self.parked = parked.last_row(self._shared_tensors) if is_cut else parked
         output = self._greenlet.parent.switch()
         if output is Ended:
             raise Ended
-        return output
+        return doubled(output, is_listed="list" in parked.kinds) if is_cut else output
+
+    def _is_past_guidance(self) -> bool:
+        """Whether the next step is not guided: the last of its two rows, with the prompt, stands for both.
+
+        The sum of guidance, `u + scale * (c - u)`, is then `c` to the bit, as without guidance.
+        """
+        if self._guided_share >= 1:
+            return False
+        return self.num_steps_done >= self._guided_share * (self.num_steps or 0)
 
     def is_running(self) -> bool:
         """Whether the caller's code runs inside the call."""
@@ -129,6 +153,7 @@ class PipelineCall:
             self.error = self.error.with_traceback(None)
             self.error.__context__ = self.error.__cause__ = None
         self._arguments = {}
+        self._pad = None  # it keeps what it has padded
         self._shared_tensors = SharedTensors()
         self._on_end(self.result is not None)
 

@@ -7,21 +7,24 @@ pipelines can do is read off the signature of its call and its components, never
 import inspect
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.nn import Module
 
 from engine.buckets import UNTESTED, BucketsByShape
+from engine.components import denoiser_among
 from engine.encoded_prompts import EncodedPrompts
-from engine.errors import RequestInvalid
-from engine.exchange import Exchange, is_denoiser
-from engine.families.truncation import Reader
+from engine.errors import LoadError, RequestInvalid
+from engine.exchange import Exchange
+from engine.loaded_pipeline import Vocabularies
 from engine.parked_call import ParkedCall
 from engine.pipeline_call import PipelineCall
 from engine.request import GenerationRequest, SchedulerSpec
 from engine.schedulers import Schedulers
 from engine.steady_stack import on_steady_stack
+from engine.text_padding import TextPadding
+from engine.truncation import Reader
 from engine.walks import walk_of
 
 PIXELS_PER_LATENT = 8  # along one side, where the pipeline does not say
@@ -29,31 +32,6 @@ LONGEST_READ_FIRST = 1024
 """Tokenizers that read no more tokens than that cut a prompt; the limits of others are the pipeline's own."""
 
 MAX_SIGNATURES = 4096
-
-
-class GuidanceCutoff:
-    """Ends the guidance of a call after `num_guided_steps`, by the means that diffusers gives callbacks.
-
-    As `SDCFGCutoffCallback` and its like of `diffusers.callbacks` do, for any pipeline that has embeddings of
-    both prompts in one tensor `(2, ...)`, the negative one first, and reads `_guidance_scale` at each step.
-    """
-
-    def __init__(self, num_guided_steps: float) -> None:
-        self._num_guided_steps = num_guided_steps
-        self._is_cut = False
-
-    def inputs_of(self, pipeline: Any) -> list[str]:
-        """The names of the tensors that the callback is given, and gives back with fewer rows."""
-        inputs = getattr(pipeline, "_callback_tensor_inputs", [])
-        return [name for name in inputs if "embeds" in name or name.endswith(("time_ids", "_mask"))]
-
-    def __call__(self, pipeline: Any, step_index: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """diffusers' `callback_on_step_end`."""
-        if self._is_cut or step_index + 1 < self._num_guided_steps:
-            return {}
-        self._is_cut = True
-        pipeline._guidance_scale = 0.0
-        return {name: one[-1:] for name, one in tensors.items() if one is not None and len(one) == 2}
 
 
 LEFT_OUT: Mapping[str, Any] = {
@@ -80,13 +58,19 @@ class Abilities:
     num_guided_rows: int
     can_cut_guidance: bool
     can_cache_steps: bool
+    takes_float_timesteps: bool
+    text_padding: TextPadding | None = None
+
+    @classmethod
+    def of_plain(cls, document: Mapping[str, Any]) -> Self:
+        """What `asdict` made of one, after a way through JSON; raises `TypeError` or `ValueError`."""
+        padding = document.get("text_padding")
+        return cls(**{**document, "text_padding": None if padding is None else TextPadding.of_plain(padding)})
 
 
 class PipelineModel:
     """`pipeline` as diffusers has loaded it, on its device; its modules are put into `eval` mode."""
 
-    latents_per_patch = 1
-    max_side: int | None = None
     buckets: BucketsByShape = UNTESTED  # set by who has tested it
     # Set by who has tested it as well:
     runs_alone = False  # a call's image depends on the calls beside it
@@ -95,40 +79,55 @@ class PipelineModel:
     can_cache_steps = False  # rows can leave out the deep part of the denoiser
 
     def __init__(self, pipeline: Any) -> None:
-        modules = {name: one for name, one in pipeline.components.items() if isinstance(one, Module)}
-        for module in modules.values():
+        self.modules = {name: one for name, one in pipeline.components.items() if isinstance(one, Module)}
+        for module in self.modules.values():
             module.eval().requires_grad_(False)
         self._pipeline = pipeline
-        self._denoiser: Any = next(module for name, module in modules.items() if is_denoiser(name))
+        self._denoiser: Any = self.modules[denoiser_among(list(self.modules)) or ""]
         self.walk: Any = walk_of(self._denoiser)
         self._parameters = inspect.signature(pipeline.__call__).parameters
         self.scheduler: Any = pipeline.scheduler
         self.schedulers = Schedulers(self.scheduler)
+        self._vocabularies = Vocabularies(pipeline)
         self.exchange = Exchange(pipeline)
         self._signature_numbers: dict[Hashable, int] = {}
         self._num_signatures = 0
         self.device: Any = self._denoiser.device
         self.dtype: Any = self._denoiser.dtype
         self.pixels_per_latent: int = getattr(pipeline, "vae_scale_factor", PIXELS_PER_LATENT)
+        self.side_multiple: int = self.pixels_per_latent  # set by who knows a larger one
 
     @on_steady_stack
     @torch.inference_mode()
     def learn_schedulers(self, width: int, height: int) -> None:
-        """Begin a call to see what the pipeline hands to its scheduler, which other classes may not take."""
+        """Begin a call to see what the pipeline hands to its scheduler, which other classes may not take.
+
+        Raises `LoadError` where its scheduler cannot be set up, or its steps are not finite.
+        """
         own = SchedulerSpec("default")
         request = GenerationRequest("", "a scheduler", width, height, 2, 1.0, seed=0, scheduler=own)
-        scheduler = self.schedulers.make(own, request.num_inference_steps)
+        try:
+            scheduler = self.schedulers.make(own, request.num_inference_steps)
+        except RequestInvalid as error:
+            raise LoadError(f"its {type(self.scheduler).__name__} cannot be used ({error})") from error
         call = self.exchange.begin(scheduler, **self._arguments(request))
-        while call.parked is not None and not is_denoiser(call.parked.name):
-            self.exchange.run([call])
-        handed = scheduler.handed
+        self.exchange.run_to_denoiser(call)
+        # A call that has failed has let go of its scheduler: the first image says why.
+        handed: frozenset[str] = getattr(scheduler, "handed", frozenset())
         call.end()
         self.schedulers = Schedulers(self.scheduler, handed=handed)
 
     @property
     def abilities(self) -> Abilities:
         """What is known of it; set from an earlier start, or attribute by attribute by who tests it."""
-        return Abilities(self.runs_alone, self.num_guided_rows, self.can_cut_guidance, self.can_cache_steps)
+        return Abilities(
+            self.runs_alone,
+            self.num_guided_rows,
+            self.can_cut_guidance,
+            self.can_cache_steps,
+            self.exchange.takes_float_timesteps,
+            self.text_padding,
+        )
 
     @abilities.setter
     def abilities(self, found: Abilities) -> None:
@@ -136,6 +135,17 @@ class PipelineModel:
         self.num_guided_rows = found.num_guided_rows
         self.can_cut_guidance = found.can_cut_guidance
         self.can_cache_steps = found.can_cache_steps and self.walk is not None
+        self.exchange.takes_float_timesteps = found.takes_float_timesteps
+        self.text_padding = found.text_padding
+
+    @property
+    def text_padding(self) -> TextPadding | None:
+        """What texts of different lengths are padded with; set by who has tested it."""
+        return self.exchange.text_padding
+
+    @text_padding.setter
+    def text_padding(self, found: TextPadding | None) -> None:
+        self.exchange.text_padding = found
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -159,6 +169,25 @@ class PipelineModel:
         """The class of its denoiser."""
         return type(self._denoiser).__name__
 
+    @property
+    def max_side(self) -> int | None:
+        """The longest side, in pixels, that its denoiser has positions for; None where it has no limit.
+
+        Transformers like `SD3Transformer2DModel` learn a table of positions of `pos_embed_max_size` patches.
+        """
+        max_patches = getattr(self._denoiser.config, "pos_embed_max_size", None)
+        if max_patches is None:
+            return None
+        return int(max_patches * self._denoiser.config.patch_size * self.pixels_per_latent)
+
+    def named(self, component: str) -> str:
+        """A component by its name and its class."""
+        return f"{component} ({type(getattr(self._pipeline, component, None)).__name__})"
+
+    def dtype_of(self, component: str) -> Any:
+        """The dtype of a component; that of the denoiser where it has none."""
+        return getattr(getattr(self._pipeline, component, None), "dtype", self.dtype)
+
     def takes(self, parameter: str) -> bool:
         """Whether the pipeline's call has this parameter."""
         return parameter in self._parameters
@@ -177,7 +206,8 @@ class PipelineModel:
         return self._signature_numbers[parked.signature]
 
     def check(self, request: GenerationRequest) -> None:
-        """Raise `RequestInvalid` for what the pipeline's call has no parameter for."""
+        """Raise `RequestInvalid` for what the pipeline's call has no parameter for, and for its scheduler."""
+        self.schedulers.num_forward_passes(request.scheduler, request.num_inference_steps)
         if request.guidance_cutoff < 1 and not self.can_cut_guidance:
             raise RequestInvalid(
                 f"guidance_cutoff: {request.model!r} is guided to the end; only 1 is accepted"
@@ -188,18 +218,28 @@ class PipelineModel:
         if request.step_cache > 1 and not self.can_cache_steps:
             raise RequestInvalid(f"step_cache: {request.model!r} has no step cache; only 1 is accepted")
 
-    def begin(self, request: GenerationRequest, prompts: EncodedPrompts | None = None) -> PipelineCall:
+    def begin(
+        self,
+        request: GenerationRequest,
+        prompts: EncodedPrompts | None = None,
+        *,
+        guided_share: float | None = None,
+    ) -> PipelineCall:
         """Begin the request's call; raises `RequestInvalid` for a scheduler that the model cannot have.
 
-        With `prompts` its texts are not encoded where its account has had the same encoded before.
+        Raises `PromptInvalid` for a token that a text encoder does not know. With `prompts` its texts are not
+        encoded where its account has had the same encoded before.
         """
+        for field in ("prompt", "negative_prompt"):
+            self._vocabularies.check(field, getattr(request, field))
         arguments = self._arguments(request)
         num_patches = (request.width // self.pixels_per_latent) * (request.height // self.pixels_per_latent)
         scheduler = self.schedulers.make(
             request.scheduler, request.num_inference_steps, num_patches, arguments["generator"]
         )
         own_method = prompts.of(request.account, request.model) if prompts is not None else None
-        return self.exchange.begin(scheduler, own_method, **arguments)
+        share = request.guidance_cutoff if guided_share is None else guided_share
+        return self.exchange.begin(scheduler, own_method, share, **arguments)
 
     def _arguments(self, request: GenerationRequest) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -210,14 +250,11 @@ class PipelineModel:
             # On the CPU: a seed means the same numbers on every device.
             "generator": torch.Generator("cpu").manual_seed(request.seed),
             "output_type": "np",
+            "guidance_schedule": None,  # Ideogram's default, which excludes a scale
             "use_resolution_binning": False,  # else an image is drawn at another size, and resized
             **request.parameters.pipeline_parameters,
             self.guidance_parameter: request.guidance_scale if request.guidance_cutoff else 1.0,
         }
-        if request.guidance_cutoff < 1:
-            cutoff = GuidanceCutoff(request.guidance_cutoff * request.num_inference_steps)
-            arguments["callback_on_step_end"] = cutoff
-            arguments["callback_on_step_end_tensor_inputs"] = cutoff.inputs_of(self._pipeline)
         if request.negative_prompt:
             arguments["negative_prompt"] = request.negative_prompt
         elif self.guidance_parameter == "true_cfg_scale" and request.guidance_scale > 1:
@@ -231,17 +268,55 @@ class PipelineModel:
     def guidance_parameter(self) -> str:
         """The argument that a request's `guidance_scale` is.
 
-        Where a call has two, the one of that name is an input of models that were distilled to take one.
+        Where a call has two, the one of that name is an input of models that were distilled to take one, and
+        the other is the model's guidance if it is in use by default, as for Qwen-Image and not for FLUX.1.
         """
+        default = self._defaults().get("true_cfg_scale")
         is_distilled = getattr(self._denoiser.config, "guidance_embeds", False)
-        return "true_cfg_scale" if self.takes("true_cfg_scale") and not is_distilled else "guidance_scale"
+        is_true = default is not None and default > 1 and not is_distilled
+        return "true_cfg_scale" if is_true else "guidance_scale"
 
-    def readers(self) -> list[Reader]:
-        """The tokenizers whose encoders read a beginning of the prompt alone."""
+    def is_guided(self, request: GenerationRequest) -> bool:
+        """Whether a negative prompt has any effect on this request."""
+        if not self.takes("negative_prompt") or not request.guidance_cutoff:
+            return False
+        if self.takes("true_cfg_scale") and self.guidance_parameter != "true_cfg_scale":
+            given = {**self._defaults(), **request.parameters.pipeline_parameters}
+            return float(given.get("true_cfg_scale") or 1) > 1
+        return request.guidance_scale > 1
+
+    def readers(self, request: GenerationRequest, *, is_negative: bool = False) -> list[Reader]:
+        """The tokenizers whose encoders read a beginning of the prompt alone.
+
+        CLIP's limit is its own; that of the others is the call's `max_sequence_length`, if it has one.
+        """
         tokenizers = [one for name, one in self._pipeline.components.items() if name.startswith("tokenizer")]
-        found = [one for one in tokenizers if one is not None]
-        return [
-            Reader(one, one.model_max_length, f"{number}" if len(found) > 1 else "")
-            for number, one in enumerate(found, start=1)
-            if getattr(one, "model_max_length", LONGEST_READ_FIRST + 1) <= LONGEST_READ_FIRST
+        # FLUX.2 and Kandinsky 5 have a processor there, which holds a tokenizer.
+        found = [getattr(one, "tokenizer", one) for one in tokenizers if one is not None]
+        names = [_tokenizer_name(one, number) for number, one in enumerate(found, start=1)]
+        has_several = len(set(names)) > 1
+        readers = [
+            self._reader(one, name if has_several else "", request, is_negative=is_negative)
+            for one, name in zip(found, names, strict=True)
         ]
+        return [one for one in readers if one.limit <= LONGEST_READ_FIRST]
+
+    def _reader(self, tokenizer: Any, name: str, request: GenerationRequest, *, is_negative: bool) -> Reader:
+        limit, instruction = getattr(tokenizer, "model_max_length", LONGEST_READ_FIRST + 1), ""
+        given = {**self._defaults(), **request.parameters.pipeline_parameters}
+        if "CLIP" not in type(tokenizer).__name__:
+            limit = min(limit, given.get("max_sequence_length") or limit)
+            if given.get("complex_human_instruction") and not is_negative:
+                # As `SanaPipeline` counts: the text has its own tokens behind those of the instruction.
+                instruction = "\n".join(given["complex_human_instruction"])
+                limit += len(tokenizer.encode(instruction)) - 2
+        return Reader(tokenizer, limit, name, instruction)
+
+    def _defaults(self) -> dict[str, Any]:
+        return {name: one.default for name, one in self._parameters.items() if one.default is not one.empty}
+
+
+def _tokenizer_name(tokenizer: Any, number: int) -> str:
+    """What its users call its kind, `CLIP` or `T5`, where its class says so; else its number."""
+    name, suffix, _ = type(tokenizer).__name__.partition("Tokenizer")
+    return name if name and suffix else f"{number}"

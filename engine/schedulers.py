@@ -8,7 +8,7 @@ import copy
 import inspect
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ class Schedulers:
             self._check_spec(spec, 1)
             scheduler = self._made(spec)
             if _looks_up(scheduler) and self.kind != "unknown":
-                for num_steps in range(1, min(max_steps, self._max_steps(spec)) + 1):
+                for num_steps in range(1, min(max_steps, self.max_steps(spec)) + 1):
                     with refusing(f"num_inference_steps: {num_steps} cannot be had of this scheduler"):
                         set_whole(scheduler, num_steps)
             for num_steps in sorted({1, default_steps, max_steps}):
@@ -151,7 +151,7 @@ class Schedulers:
             )
         if name == "euler_ancestral" and self._config.get("prediction_type") == "sample":
             raise RequestInvalid("scheduler: euler_ancestral is not for a model that predicts the sample")
-        limit = self._max_steps(spec)
+        limit = self.max_steps(spec)
         if num_inference_steps > limit:
             raise RequestInvalid(f"num_inference_steps: {num_inference_steps} is above {limit}")
         if is_flow and (spec.karras or spec.spacing):
@@ -174,7 +174,8 @@ class Schedulers:
         variance_type = self._config.get("variance_type") or ""
         return bool(self._config.get("thresholding")) or variance_type.startswith("learned")
 
-    def _max_steps(self, spec: SchedulerSpec) -> int:
+    def max_steps(self, spec: SchedulerSpec) -> int:
+        """The most steps that a request for this scheduler may have."""
         limit: int = self._config.get("num_train_timesteps", 1000)
         if "original_inference_steps" not in entries_of(self._class_of(spec)):
             return limit
@@ -310,46 +311,34 @@ def prepared(scheduler: Any) -> Any:
     to whole timesteps, would end in an IndexError at the last step. Solvers have `scale_noise` too, which
     pipelines for flow matching call to begin with an image.
     """
-    own_class: Any = type(scheduler)
-    scheduler.__class__ = _prepared_class(own_class)
+    set_timesteps, step = scheduler.set_timesteps, scheduler.step
+    has_noise = "generator" in inspect.signature(step).parameters
+    scheduler.handed, scheduler.noise_generator = frozenset(), None
+
+    # Not a class of our own: BriaPipeline compares the scheduler's with diffusers'.
+    @wraps(set_timesteps)  # pipelines read its parameters
+    def noting(*args: Any, **kwargs: Any) -> None:
+        scheduler.handed = frozenset(name for name in HANDED if kwargs.get(name) is not None)
+        set_timesteps(*args, **kwargs)
+        timesteps = scheduler.timesteps
+        if hasattr(scheduler, "set_begin_index") and len(timesteps) > 1 and timesteps[0] == timesteps[1]:
+            scheduler.set_begin_index(0)
+
+    @wraps(step)
+    def drawing(*args: Any, **kwargs: Any) -> Any:
+        if has_noise and kwargs.get("generator") is None:
+            kwargs["generator"] = scheduler.noise_generator
+        return step(*args, **kwargs)
+
+    scheduler.set_timesteps, scheduler.step = noting, drawing
+    if hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):
+        scheduler.scale_noise = partial(_scale_noise, scheduler)
     return scheduler
 
 
-@cache
-def _prepared_class(scheduler_class: Any) -> Any:
-    if hasattr(scheduler_class, "handed"):
-        return scheduler_class
-
-    @wraps(scheduler_class.set_timesteps)  # pipelines read its parameters
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
-        self.handed = frozenset(name for name in HANDED if kwargs.get(name) is not None)
-        scheduler_class.set_timesteps(self, *args, **kwargs)
-        timesteps = self.timesteps
-        if hasattr(self, "set_begin_index") and len(timesteps) > 1 and timesteps[0] == timesteps[1]:
-            self.set_begin_index(0)
-
-    has_noise = "generator" in inspect.signature(scheduler_class.step).parameters
-
-    @wraps(scheduler_class.step)
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if has_noise and kwargs.get("generator") is None:
-            kwargs["generator"] = self.noise_generator
-        return scheduler_class.step(self, *args, **kwargs)
-
-    members: dict[str, Any] = {
-        "set_timesteps": set_timesteps,
-        "step": step,
-        "handed": frozenset(),
-        "noise_generator": None,
-    }
-    if hasattr(scheduler_class, "add_noise") and not hasattr(scheduler_class, "scale_noise"):
-        members["scale_noise"] = _scale_noise
-    return type(scheduler_class.__name__, (scheduler_class,), members)
-
-
 def _scale_noise(
-    self: Any, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor
+    scheduler: Any, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
     """As flow-matching schedulers have it: a solver's `add_noise` is the same sum of image and noise."""
-    noisy: torch.Tensor = self.add_noise(sample, noise, timestep)
+    noisy: torch.Tensor = scheduler.add_noise(sample, noise, timestep)
     return noisy

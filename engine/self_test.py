@@ -1,271 +1,279 @@
-"""Checks on this very machine how far a row's bits depend on its step batch, and says what to promise.
+"""Finds out when a model is loaded whether its requests may share forward passes, and what that promises.
 
-Kernels are chosen by shape, so another CPU, GPU or thread count may choose otherwise: nothing is assumed.
-Encoding and decoding always take one item, so they are only asked for the same numbers twice. It knows
-families, not generations: samplers and guidance are `engine.rehearsal`'s.
+Requests of differing prompts, steps, scales and schedulers are drawn alone and in company, through the
+engine, and the images are compared. What a class of pipelines is called decides nothing. It knows requests
+and images, and none of the tensors between.
 """
 
-import hashlib
 import logging
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from engine.attempt import unless_out_of_memory
-from engine.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR, UNTESTED, Buckets, BucketsByShape
-from engine.errors import OutOfMemory
-from engine.families.family import CachingFamily, Conditions, Encoding, Family
+from catalogue.parameters import Value
+from engine.abilities import find_abilities, find_text_padding
+from engine.buckets import MULTIPLES_OF_FOUR, Buckets
+from engine.compilation import Size
+from engine.errors import EngineError
+from engine.exact_rows import exact_row_counts, largest_in_unison
+from engine.pipeline_model import PipelineModel
+from engine.promise import PROMISES, Promise, SelfTest
+from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
+from engine.steady_stack import on_steady_stack
 from engine.time_budget import TimeBudget
+from engine.trial_images import (
+    MAX_DIFFERENCE,
+    SCALES,
+    cached_request,
+    difference,
+    drawn,
+    have_met,
+    outcomes_of,
+    pixels_of,
+    plain_request,
+    square,
+)
 
 logger = logging.getLogger(__name__)
 
-Promise = Literal["exact", "exact within a bucket", "within 1/255", "not repeatable"]
-PROMISES: tuple[Promise, ...] = ("exact", "exact within a bucket", "within 1/255", "not repeatable")
-"""Strongest first. A strict request equals its solo run under all but the last, and is refused there."""
-
-
-FINE_SECONDS = 0.5
-"""Only where a step of 4 rows takes no longer is every row count tried; else 2 and the multiples of 4."""
-
 
 @dataclass(frozen=True)
-class SelfTest:
-    """What one model on this device can promise, and the row caps and buckets under which it holds."""
+class Offer:
+    """What requests may ask of a model, as far as the self-test draws it."""
 
-    promise: Promise
-    row_limits: Mapping[int, int]  # max_pixels -> rows
-    buckets: BucketsByShape
-
-
-class HasLatents(Protocol):
-    """What is to be known of a loaded model to tell the latents of an image."""
-
-    pixels_per_latent: int
-    latents_per_patch: int
+    schedulers: tuple[SchedulerSpec, ...] = (SchedulerSpec("default"),)  # the default first
+    sizes: tuple[Size, ...] = ()  # the default sizes of its tiers
+    pipeline_parameters: Mapping[str, Value] = field(default_factory=dict)  # a value that is not the default
+    max_num_inference_steps: int = 1000
 
 
-def run_self_test(
-    family: Family,
+class Company(IntEnum):
+    """How images that were drawn in company compare with the same images drawn alone."""
+
+    EQUAL = 0
+    SIMILAR = 1  # within `MAX_DIFFERENCE`
+    UNKNOWN = 2  # within `MAX_DIFFERENCE`, and no time was left or none shared a pass
+    DIFFERENT = 3
+
+
+@on_steady_stack
+def find_promise(
+    model: PipelineModel,
     row_limits: Mapping[int, int],
-    budget: TimeBudget | None = None,
+    offer: Offer,
+    budget: TimeBudget,
     *,
     is_compiled: bool = False,
-    fine_seconds: float = FINE_SECONDS,
+    can_pad_texts: bool = True,
 ) -> SelfTest:
-    """Compare the same rows at many row counts, in other places and among other neighbours.
+    """Compare images alone and in company, in each class of pixels for which the budget lasts.
 
-    The row counts at which a row has the bits that it has among 4 become the buckets of the shape that was
-    tried, a square of each class of pixels; all other shapes run at multiples of 4. A cap is lowered to the
-    largest bucket below which no multiple of 4 is missing, if that keeps at least half of its rows: one
-    large size that differs is worth less than an exact engine. Otherwise the promise is weaker, and the
-    buckets are the multiples of 4. Where memory runs out above 4 rows, the cap is the largest that fitted.
-    When the budget is spent, or would not last for a row count like the one before, the promise is
-    `within 1/255` and the rest is left out: but for the two runs of one item each, which strict needs.
+    The smallest class is always drawn alone and in company, since without that nothing is known:
+    `model.runs_alone` is set where its images in company differ by more than `MAX_DIFFERENCE` from those of
+    calls that have no company and no padding. Images that still differ by less under the cap and the buckets
+    below, requests of which none shared a pass or some failed, and whatever the budget left no time for, make
+    the promise `within 1/255`.
+    `model.buckets` gets the row counts at which a row has the bits that it has among 4: all of them are
+    tried, or 2 and the multiples of 4 where a step is slow or the model `is_compiled`. The cap is lowered to
+    the largest of them below which no multiple of 4 is missing, if that keeps at least half of its rows; else
+    the promise is `exact within a bucket`. Where memory runs out above 4 rows, the cap is the largest number
+    of rows that fitted. `model.text_padding` is set where texts of different lengths can be padded; if images
+    in company differ with it, all is tested again without.
     """
-    budget = budget or TimeBudget()
-    weakest, limits = 0, {}
-    buckets: dict[tuple[int, int], Buckets] = {}
-    for max_pixels, configured_rows in row_limits.items():
-        max_rows = configured_rows
-        side = latent_side(family, max_pixels)
-        if not all(map(_is_same, _alone(family, side), _alone(family, side))):
-            weakest = 3
-        limits[max_pixels] = max_rows
-        if budget.is_spent():
-            continue
-        sizes = _Sizes(family, side)
-        largest = max(BUCKET_STEP, MULTIPLES_OF_FOUR.rows(max_rows))
-        candidates = _candidates(largest, is_fine=not is_compiled and sizes.seconds <= fine_seconds)
-        found, num_rows_that_fit = _equal_in_time(sizes, candidates, budget)
-        if num_rows_that_fit is not None:
-            max_rows = limits[max_pixels] = min(max_rows, num_rows_that_fit)
-        if not sizes.is_free_of_places:
-            weakest = max(weakest, 2)
-        if budget.is_spent():
-            continue
-        buckets[side, side] = Buckets(tuple(sorted(found)))
-        num_exact_rows = largest_in_unison(found)
-        if num_exact_rows < max_rows:
-            if 2 * num_exact_rows >= max_rows:
-                limits[max_pixels] = num_exact_rows
-            else:
-                weakest = max(weakest, 1)
-    if budget.is_spent():
-        weakest = max(weakest, 2)
-    if weakest > 1:
-        return SelfTest(PROMISES[weakest], limits, UNTESTED)
-    if weakest == 1:  # the shapes were tried nonetheless
-        buckets = dict.fromkeys(buckets, MULTIPLES_OF_FOUR)
-    return SelfTest(PROMISES[weakest], limits, buckets)
-
-
-def latent_side(family: HasLatents, max_pixels: int) -> int:
-    """Of the square that stands for a class of pixels, in latents."""
-    side = max(8, int(max_pixels**0.5) // family.pixels_per_latent)
-    return side - side % family.latents_per_patch
-
-
-def digest_of_one(family: Family, row_limits: Mapping[int, int]) -> str:
-    """SHA-256 of the bits of one prompt, one forward pass and one image in each class of pixels."""
-    digest = hashlib.sha256()
+    promise = 0  # an index of `PROMISES`
+    is_repeatable = True
+    limits = dict(row_limits)
+    model.buckets = {}
+    model.runs_alone = True
+    model.text_padding = None
+    smallest = square(model, min(limits))
+    find_abilities(model, _requests(model, smallest, offer)[0])
+    if can_pad_texts:
+        model.text_padding = find_text_padding(model, row_limits, _requests(model, smallest, offer), budget)
     for max_pixels in sorted(row_limits):
-        for tensor in _alone(family, latent_side(family, max_pixels)):
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _candidates(largest: int, *, is_fine: bool) -> list[int]:
-    """The row counts to try: a compiled model has each of them compiled, and a slow one takes its time."""
-    return [rows for rows in range(1, largest + 1) if is_fine or rows == 2 or rows % BUCKET_STEP == 0]
-
-
-def largest_in_unison(found: Collection[int]) -> int:
-    """The largest of `found` below which no multiple of 4 is missing: shapes not tried run at these alone."""
-    end = BUCKET_STEP
-    while end in found:
-        end += BUCKET_STEP
-    return max((num_rows for num_rows in found if num_rows < end), default=BUCKET_STEP)
-
-
-def _equal_in_time(
-    sizes: "_Sizes", candidates: Sequence[int], budget: TimeBudget
-) -> tuple[set[int], int | None]:
-    """Those at which the probe has the reference's bits, as far as budget and memory last.
-
-    The second value is the largest that fitted, where memory ran out, and else None.
-    """
-    found: set[int] = set()
-    seconds, fitted = 0.0, BUCKET_STEP
-    for num_rows in candidates:
-        if budget.is_spent(seconds):
+        if max_pixels != min(row_limits) and budget.is_spent():
+            promise = 2
             break
-        began_at = budget.used_seconds
-        is_equal = sizes.try_rows(num_rows)
-        if isinstance(is_equal, OutOfMemory):
-            logger.warning(
-                "%s: %d rows of %s do not fit, so its step batches are kept to %d",
-                is_equal.code, num_rows, sizes, fitted,
-            )  # fmt: skip
-            return found, fitted
-        if is_equal:
-            found.add(num_rows)
-        fitted = max(fitted, num_rows)
-        seconds = budget.used_seconds - began_at
-    return found, None
+        in_class = {max_pixels: row_limits[max_pixels]}
+        sizes = (square(model, max_pixels), *_sizes_between(offer.sizes, row_limits, max_pixels))
+        several = [_requests(model, size, offer) for size in dict.fromkeys(sizes)]
+        if max_pixels != min(row_limits):  # the kinds have been tried
+            several = [[one[0], one[1], one[len(SCALES)]] for one in several]
+        company = Company.EQUAL
+        for requests in several:
+            if requests is not several[0] and budget.is_spent():
+                company = Company.UNKNOWN
+                break
+            compared, is_same = _compared(model, in_class, requests, budget)
+            is_repeatable = is_repeatable and is_same
+            company = max(company, compared)
+            if compared is Company.DIFFERENT and model.text_padding is not None:
+                return find_promise(
+                    model, row_limits, offer, budget, is_compiled=is_compiled, can_pad_texts=False
+                )
+            if compared is Company.DIFFERENT:
+                model.runs_alone, model.buckets = True, {}
+                logger.info(
+                    "images of a %s depend on their company: it draws one at a time", model.class_name
+                )
+                promises = PROMISES[0 if is_repeatable else -1]
+                return SelfTest(promises, dict(row_limits), {})
+        if promise == 2 or company is Company.UNKNOWN:
+            promise = 2
+            continue
+        found, limits[max_pixels] = _try_rows(
+            model, in_class, several, company, budget, is_compiled=is_compiled
+        )
+        promise = max(promise, found)
+    if promise == 2:
+        model.buckets = {}
+    if promise == 1:
+        model.buckets = dict.fromkeys(model.buckets, MULTIPLES_OF_FOUR)
+    return SelfTest(PROMISES[promise if is_repeatable else -1], limits, model.buckets)
 
 
-class _Sizes:
-    """One probe row at one size of latents, as it comes out among 4 rows: what other row counts must give."""
+def _try_rows(
+    model: PipelineModel,
+    in_class: Mapping[int, int],
+    several: Sequence[Sequence[GenerationRequest]],
+    company: Company,
+    budget: TimeBudget,
+    *,
+    is_compiled: bool,
+) -> tuple[int, int]:
+    """What a class of pixels promises, an index of `PROMISES`, and its cap; sets the buckets of its square.
 
-    def __init__(self, family: Family, side: int) -> None:
-        self._family, self._side = family, side
-        self._encoding = _encode(family)  # once: a text encoder may be larger than the model
-        self.is_free_of_places = True  # at the multiples of 4, which all promises but the last stand on
-        outputs = list(_probe_outputs(family, self._encoding, side, BUCKET_STEP))
-        outputs += _probe_outputs(family, self._encoding, side, BUCKET_STEP, neighbours=2)
-        self.seconds = _step_seconds(family, self._encoding, side)
-        self._reference = outputs[0]
-        self._note_places(outputs)
-
-    def __str__(self) -> str:
-        pixels = self._side * self._family.pixels_per_latent
-        return f"{pixels}x{pixels} pixels"
-
-    def try_rows(self, num_rows: int) -> bool | OutOfMemory:
-        """`_is_equal`, or that so many do not fit; raises that where they are no more than a bucket."""
-        if num_rows <= BUCKET_STEP:
-            return self._is_equal(num_rows)
-        return unless_out_of_memory(lambda: self._is_equal(num_rows), self._family.device)
-
-    def _is_equal(self, num_rows: int) -> bool:
-        """Whether the probe has the reference's bits among so many rows, wherever it stands."""
-        if num_rows == BUCKET_STEP:
-            return self.is_free_of_places
-        outputs = list(_probe_outputs(self._family, self._encoding, self._side, num_rows))
-        if num_rows % BUCKET_STEP == 0:
-            self._note_places(outputs)
-        return all(torch.equal(self._reference, output) for output in outputs)
-
-    def _note_places(self, outputs: Sequence[Tensor]) -> None:
-        if any(not torch.equal(outputs[0], other) for other in outputs[1:]):
-            self.is_free_of_places = False
-
-
-@torch.inference_mode()
-def _encode(family: Family) -> Encoding:
-    return family.encode("a self-test")
-
-
-@torch.inference_mode()
-def _step_seconds(family: Family, encoding: Encoding, side: int) -> float:
-    """Of one forward pass of 4 rows that is warm, until its output is there to be read."""
-    told = _told(encoding)
-    latents = _noise((BUCKET_STEP, family.latent_channels, side, side), seed=0, family=family)
-    timesteps = torch.full((BUCKET_STEP,), 500.0, device=family.device)
-    latents.cpu()
-    started_at = time.perf_counter()
-    family.predict(latents, timesteps, told).cpu()
-    return time.perf_counter() - started_at
-
-
-@torch.inference_mode()
-def _alone(family: Family, side: int) -> list[Tensor]:
-    """What one prompt, one forward pass and one image come to, the same request each time."""
-    encoding = _encode(family)
-    row = _noise((1, family.latent_channels, side, side), seed=0, family=family)
-    rows = row.expand(BUCKET_STEP, -1, -1, -1)
-    output = family.predict(rows, torch.full((BUCKET_STEP,), 500.0, device=family.device), _told(encoding))
-    return [encoding.prompt_embeds, encoding.pooled_embeds, output, family.decode(row)]
-
-
-def _is_same(first: Tensor, second: Tensor) -> bool:
-    """Bit for bit; a decoder may overflow on noise in half precision, and may do so twice."""
-    return torch.equal(first.nan_to_num(), second.nan_to_num())
-
-
-def _told(encoding: Encoding, num_rows: int = BUCKET_STEP) -> Conditions:
-    return Conditions.of([encoding] * num_rows, torch.ones(num_rows, device=encoding.prompt_embeds.device))
-
-
-@torch.inference_mode()
-def _probe_outputs(
-    family: Family, encoding: Encoding, side: int, num_rows: int, neighbours: int = 1
-) -> Iterator[Tensor]:
-    """The model output for one fixed row, wherever it stood; `neighbours` is the seed of the others."""
-    shape = (family.latent_channels, side, side)
-    probe = _noise(shape, seed=0, family=family)
-    seeds = [neighbours * 1000 + row for row in range(num_rows)]
-    latents = torch.stack([_noise(shape, seed=seed, family=family) for seed in seeds])
-    timesteps = torch.linspace(1, 999, num_rows, device=family.device)
-    places = sorted({0, num_rows // 2, num_rows - 1})
-    for place in places:
-        latents[place], timesteps[place] = probe, 500.0
-    for output in _outputs(family, latents, timesteps, _told(encoding, num_rows)):
-        yield from (output[place].clone() for place in places)
-
-
-def _outputs(family: Family, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Iterator[Tensor]:
-    """What must be equal wherever a row stands, `(R, ...)`; with a step cache, a shallow step besides.
-
-    A full step must also be the same with a step cache and without: both kinds of rows share the pass.
+    `several` has requests for each size, the square first. Where their images were `SIMILAR` only, they are
+    drawn in company again under the cap and the buckets that were found.
     """
-    output = family.predict(latents, timesteps, conditions)
-    if not (isinstance(family, CachingFamily) and family.can_cache_steps):
-        yield output
-        return
-    num_rows = len(latents)
-    full, features = family.predict_partly(
-        latents, timesteps, conditions, num_deep_rows=num_rows, features=None
-    )
-    shallow, _ = family.predict_partly(latents, timesteps, conditions, num_deep_rows=0, features=features)
-    for one in (output, full):
-        yield torch.cat([one.flatten(1), features.flatten(1), shallow.flatten(1)], dim=1)
+    ((max_pixels, max_rows),) = in_class.items()
+    requests = several[0][1::-1]  # the unguided one, of one row, first
+    counts = exact_row_counts(model, requests, max_rows, budget, is_compiled=is_compiled)
+    if counts is None:
+        return 2, max_rows
+    found, max_rows = counts
+    num_exact_rows = largest_in_unison(found)
+    promise, buckets = 0, Buckets(tuple(sorted(found)))
+    if 2 * num_exact_rows >= max_rows:
+        max_rows = min(max_rows, num_exact_rows)
+    else:
+        promise, buckets = 1, MULTIPLES_OF_FOUR
+    pixels = model.pixels_per_latent
+    shape = (requests[0].height // pixels, requests[0].width // pixels)
+    model.buckets = {**model.buckets, shape: buckets}
+    if company is Company.SIMILAR:
+        shapes = several[:1] if promise == 1 else several  # a strict request of another shape runs alone
+        again = [_compared_again(model, {max_pixels: max_rows}, one, budget, promise) for one in shapes]
+        promise = promise if max(again) is Company.EQUAL else 2
+    return promise, max_rows
 
 
-def _noise(shape: tuple[int, ...], seed: int, family: Family) -> Tensor:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=family.dtype).to(family.device)
+def _sizes_between(sizes: Sequence[Size], row_limits: Mapping[int, int], max_pixels: int) -> list[Size]:
+    """Those of the sizes that belong to the class of so many pixels, and to no smaller one."""
+    smaller = max((limit for limit in row_limits if limit < max_pixels), default=0)
+    return [(width, height) for width, height in sizes if smaller < width * height <= max_pixels]
+
+
+def _requests(model: PipelineModel, size: Size, offer: Offer) -> list[GenerationRequest]:
+    """Requests at one size that may share passes; each is of another kind than those before it."""
+    plain = [plain_request(number, size, offer.schedulers[0]) for number in range(len(SCALES))]
+    first = plain[0]
+    # Of one prompt with the first: texts of other lengths may have no pass to share.
+    requests = [*plain, replace(first, seed=len(plain))]
+    if model.can_cut_guidance:
+        requests.append(replace(first, seed=5, guidance_cutoff=0.5))
+    if model.can_cache_steps:
+        requests.append(cached_request(first))
+    if len(offer.schedulers) > 1:
+        requests.append(replace(first, seed=6, scheduler=offer.schedulers[1]))
+    if offer.pipeline_parameters:
+        requests.append(replace(first, seed=7, pipeline_parameters=dict(offer.pipeline_parameters)))
+    most = offer.max_num_inference_steps
+    return [replace(one, num_inference_steps=min(one.num_inference_steps, most)) for one in requests]
+
+
+def _compared(
+    model: PipelineModel,
+    row_limits: Mapping[int, int],
+    requests: Sequence[GenerationRequest],
+    budget: TimeBudget,
+) -> tuple[Company, bool]:
+    """How images in company compare, and whether one drawn twice is the same; sets `model.runs_alone`."""
+    requests, bare, is_repeatable = _bare(model, row_limits, requests)
+    model.runs_alone = False
+    outcomes = outcomes_of(model, row_limits, requests)
+    if difference(bare, [pixels_of(outcome) for outcome in outcomes]) > MAX_DIFFERENCE:
+        return Company.DIFFERENT, is_repeatable
+    return _compared_with_alone(model, row_limits, requests, outcomes, budget), is_repeatable
+
+
+def _bare(
+    model: PipelineModel, row_limits: Mapping[int, int], requests: Sequence[GenerationRequest]
+) -> tuple[list[GenerationRequest], list[np.ndarray | EngineError], bool]:
+    """Requests with their images, each drawn without company and padding; and whether that is repeatable.
+
+    A kind of request beyond the plain ones that cannot be drawn says nothing of company, and is left out.
+    """
+    text_padding = model.text_padding
+    model.runs_alone, model.text_padding = True, None
+    bare = drawn(model, row_limits, requests)
+    is_repeatable = difference(bare[:1], drawn(model, row_limits, requests[:1])) == 0
+    model.text_padding = text_padding
+    for request, image in zip(requests[len(SCALES) + 1 :], bare[len(SCALES) + 1 :], strict=True):
+        if isinstance(image, EngineError):
+            logger.warning(
+                "a %s cannot draw with %s: %s", model.class_name, _differences(requests[0], request), image
+            )
+    told = [
+        (request, one)
+        for index, (request, one) in enumerate(zip(requests, bare, strict=True))
+        if index <= len(SCALES) or isinstance(one, np.ndarray)
+    ]
+    return [request for request, _ in told], [one for _, one in told], is_repeatable
+
+
+def _differences(plain: GenerationRequest, request: GenerationRequest) -> str:
+    """What a request asks for that a plain one does not, by its fields."""
+    changed = [
+        f"{name} {getattr(request, name)!r}"
+        for name in ("guidance_cutoff", "step_cache")
+        if getattr(request, name) != getattr(plain, name)
+    ]
+    changed += [f"scheduler {request.parameters.scheduler!r}"] * (request.scheduler != plain.scheduler)
+    changed += [f"{name} {value!r}" for name, value in request.parameters.pipeline_parameters.items()]
+    return ", ".join(changed)
+
+
+def _compared_again(
+    model: PipelineModel,
+    row_limits: Mapping[int, int],
+    requests: Sequence[GenerationRequest],
+    budget: TimeBudget,
+    promise: int,
+) -> Company:
+    """How images in company compare under the model's buckets; `exact within a bucket` is for strict ones."""
+    requests = [replace(request, strict=promise == 1) for request in requests]
+    outcomes = outcomes_of(model, row_limits, requests, PROMISES[promise])
+    return _compared_with_alone(model, row_limits, requests, outcomes, budget, PROMISES[promise])
+
+
+def _compared_with_alone(
+    model: PipelineModel,
+    row_limits: Mapping[int, int],
+    requests: Sequence[GenerationRequest],
+    outcomes: Sequence[GeneratedImage | EngineError],
+    budget: TimeBudget,
+    promise: Promise = "exact",
+) -> Company:
+    """How images that were drawn in company compare with those that the engine draws of one request alone."""
+    if not have_met(outcomes):
+        return Company.UNKNOWN
+    for request, outcome in zip(requests, outcomes, strict=True):
+        if budget.is_spent():
+            return Company.UNKNOWN
+        alone = outcomes_of(model, row_limits, [request], promise)
+        if difference([pixels_of(alone[0])], [pixels_of(outcome)]):
+            return Company.SIMILAR
+    return Company.EQUAL

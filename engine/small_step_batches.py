@@ -10,19 +10,21 @@ from engine.buckets import BUCKET_STEP
 
 
 class RowPaddedLinear(nn.Linear):
-    """A `Linear` that pads a 2-D input `(R, in)` of fewer than 4 rows, and only that.
+    """A `Linear` that pads an input of fewer than 4 rows `(..., in)`, tokens included, and only that.
 
     Matrix products of so few rows have kernels of their own, whose sums are in another order. In a denoiser
-    these are the embeddings of timesteps and pooled texts: tiny beside what padding its whole input costs.
+    these are the embeddings of timesteps and pooled texts, and texts of one to three tokens: tiny beside what
+    padding its whole input costs.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """`(R, out)`, of as many rows as `input` has."""
-        num_rows = input.shape[0]
-        if input.dim() != 2 or num_rows >= BUCKET_STEP:
+        """`(..., out)`, of as many rows as `input` has."""
+        num_rows = input.shape[:-1].numel()
+        if num_rows >= BUCKET_STEP or not num_rows:
             return super().forward(input)
-        padded = torch.cat([input, input[-1:].expand(BUCKET_STEP - num_rows, -1)])
-        return super().forward(padded)[:num_rows]
+        rows = input.reshape(num_rows, -1)
+        padded = torch.cat([rows, rows[-1:].expand(BUCKET_STEP - num_rows, -1)])
+        return super().forward(padded)[:num_rows].reshape(*input.shape[:-1], -1)
 
 
 def pad_small_linears(denoiser: nn.Module) -> None:

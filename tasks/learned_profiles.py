@@ -11,7 +11,6 @@ from dataclasses import replace
 import structlog
 
 from engine.load import LoadedModels
-from engine.measure import num_guided_rows
 from engine.profile import Profile, StepCost
 from engine.seen_costs import SeenCosts
 from storage.database import Database
@@ -68,8 +67,8 @@ class LearnedProfiles:
         return told
 
     def _learned(self, tier: TierFacts) -> StoredProfile | None:
-        family, limits = self._loaded.families[tier.model], self._loaded.row_limits[tier.model]
-        pixels_per_latent = family.pixels_per_latent**2
+        model, limits = self._loaded.models[tier.model], self._loaded.row_limits[tier.model]
+        pixels_per_latent = model.pixels_per_latent**2
         smaller = [one.max_pixels for one in self._tiers if one.model == tier.model]
         above = max((pixels for pixels in smaller if pixels < tier.max_pixels), default=0)
         costs = self._seen_costs.costs(
@@ -83,7 +82,7 @@ class LearnedProfiles:
             steps=tuple(_step(rows, one * num_latents) for rows, one in costs.step_seconds.items()),
             encode_seconds=costs.encode_seconds,
             decode_seconds=costs.decode_seconds * num_latents,
-            num_guided_rows=num_guided_rows(family),
+            num_guided_rows=model.num_guided_rows,
             shallow_share=costs.shallow_share,
         )
         # The cap is the configured one: that some buckets were not seen says nothing against them.

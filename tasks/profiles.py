@@ -102,14 +102,14 @@ def worker_profiles(
     for tier in tiers:
         if tier.name in found:
             by_class.setdefault(tier.model, {})[tier.max_pixels] = found[tier.name]
-    pixels = {name: family.pixels_per_latent for name, family in loaded.families.items()}
+    pixels = {name: model.pixels_per_latent for name, model in loaded.models.items()}
     stored = [stored_profile(tier, found[tier.name]) for tier in tiers if tier.name in found]
     return WorkerProfiles(keys, found, Profiles(by_class, pixels), stored)
 
 
 def key_of(tier: TierFacts, loaded: LoadedModels) -> ProfileKey:
     """What the profile of this tier must be of."""
-    return profile_key(loaded.families[tier.model], tier.default_width, tier.default_height, cpu_name())
+    return profile_key(loaded.models[tier.model], tier.default_width, tier.default_height, cpu_name())
 
 
 def measure_tier(
@@ -122,7 +122,7 @@ def measure_tier(
 ) -> Profile:
     """Measure the tier at its default size, up to the rows that configuration and self-test allow."""
     measurement = Measurement(
-        loaded.families[tier.model],
+        loaded.models[tier.model],
         width=tier.default_width,
         height=tier.default_height,
         scheduler=scheduler,

@@ -101,7 +101,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     record = _device_record(settings.run_dir, boot_id)
     metrics = WorkerMetrics(options.tiers)
     engine = Engine(
-        loaded.families,
+        loaded.models,
         profiles.engine.capped(loaded.row_limits),
         promise=loaded.promise,
         step_seconds=profiles.engine.step_seconds,
@@ -247,7 +247,6 @@ def load_planned(
                 name=model.name,
                 path=_model_path(settings, model.path),
                 revision=model.revision,
-                family=model.family,
                 variant=model.variant,
                 dtype=model.dtype,
                 local_files_only=model.local_files_only,
@@ -264,9 +263,11 @@ def load_planned(
                 scheduler=SchedulerOverrides(**model.scheduler.model_dump()),
                 default_num_inference_steps=model.default_num_inference_steps,
                 max_num_inference_steps=model.max_num_inference_steps,
+                min_side=model.min_side,
                 max_side=model.max_side,
+                side_multiple=model.side_multiple,
                 step_cache=model.step_cache,
-                pipeline_parameters=tuple(parameter.name for parameter in model.parameters),
+                pipeline_parameters={parameter.name: parameter.another for parameter in model.parameters},
             )
             for model in models
         ],

@@ -1,6 +1,6 @@
 """What workers promise of equal images, and which mates a strict job may have under each of these words.
 
-The words and the rules are the engine's (`engine.self_test`, `engine.models`, `engine.policy`), which nothing
+The words and the rules are the engine's (`engine.promise`, `engine.models`, `engine.policy`), which nothing
 here may import: a test holds the two together. It does not know which workers live.
 """
 
@@ -44,7 +44,7 @@ def mates_of(job: KnownJob, promise: str, self_test_side: int | None) -> Mates |
 
 def self_test_sides(catalogue: "Catalogue") -> dict[str, int]:
     """Of each tier, the side in pixels of its largest square, at which workers test themselves."""
-    multiples = {model.name: model.family_multiple for model in catalogue.models}
+    multiples = {model.name: model.side_multiple for model in catalogue.models}
     return {
         tier.name: math.isqrt(tier.max_pixels) // multiples[tier.model] * multiples[tier.model]
         for tier in catalogue.tiers

@@ -12,8 +12,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from engine.engine import Engine
-from engine.load import DTYPES, ModelSpec, load_engine
+from engine.load import ModelSpec, load_engine
 from engine.pipeline_model import not_given
+from engine.read_pipeline import DTYPES
 from engine.request import GenerationRequest, SchedulerSpec
 from settings import ROOT
 from tests.integration.engine.tiny_families import build
@@ -28,7 +29,7 @@ NUM_ROWS = 8
 
 
 class Engines:
-    """One engine for each kind of model, family, dtype and settings, on `device`; none is started."""
+    """One engine for each kind of model, dtype and settings, on `device`; none is started."""
 
     def __init__(self, device: str, folder: Path) -> None:
         self.device = device
@@ -49,31 +50,23 @@ class Engines:
             self._folders[kind] = made / "saved"
         return self._folders[kind]
 
-    def get(self, kind: str, family: str, dtype: str = "float32") -> Engine:
+    def get(self, kind: str, dtype: str = "float32") -> Engine:
         """The engine of a model as it is."""
-        key = (kind, family, dtype)
+        key = (kind, dtype)
         if key not in self._loaded:
-            self._loaded[key] = self.load(kind, family, dtype=dtype)
+            self._loaded[key] = self.load(kind, dtype=dtype)
         return self._loaded[key]
 
     def load(
         self,
         kind: str,
-        family: str,
         rows: int = NUM_ROWS,
         side: int = SIDE,
         dtype: str = "float32",
         **changes: Any,
     ) -> Engine:
         """A new one; `rows` of `side` x `side` pixels are its limit."""
-        native = {SHIPPED: "stable_diffusion", OVERFLOWING: "stable_diffusion_xl"}.get(kind, kind)
-        spec = ModelSpec(
-            MODEL,
-            str(self.folder(kind)),
-            family=native if family == "native" else family,
-            dtype=dtype,
-            **changes,
-        )
+        spec = ModelSpec(MODEL, str(self.folder(kind)), dtype=dtype, **changes)
         return load_engine([spec], device=self.device, row_limits={MODEL: {side * side: rows}}, num_threads=1)
 
     def untouched(self, kind: str, dtype: str = "float32") -> Any:
@@ -101,7 +94,7 @@ def asked(number: int, **changes: Any) -> GenerationRequest:
 
 
 def scheduler_of(kind: str) -> SchedulerSpec:
-    """One that the kind of model was trained for, and that both ways to run it have."""
+    """One that the kind of model was trained for."""
     if kind in ("stable_diffusion_3", "flux"):
         return SchedulerSpec("flow_match_euler")
     return SchedulerSpec("dpmpp_2m") if kind == "sana" else SchedulerSpec("euler")

@@ -1,4 +1,4 @@
-"""What the exchange costs on this device beside native code: printed, and not judged."""
+"""What the exchange costs on this device: printed, and not judged."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ def test_figures_of_the_exchange_are_positive_and_printed(device: str, note: Cal
     found = list(figures(128, num_rounds=5 if device.startswith("cuda") else 1, device=device))
     note("\n" + table(found))
     assert [one.figure for one in found] == [
-        "native_vs_exchange", "exchange_vs_diffusers", "exchange_ms", "pipeline_ms",
+        "exchange_vs_diffusers", "exchange_ms", "pipeline_ms",
     ]  # fmt: skip
     assert all(one.value > 0 for one in found)
 
@@ -24,8 +24,8 @@ def test_figures_of_the_exchange_are_positive_and_printed(device: str, note: Cal
 def test_a_profile_has_the_peak_of_a_gpus_memory(
     engines: Engines, device: str, note: Callable[[str], None]
 ) -> None:
-    family = engines.get(SHIPPED, "native")._models.families[MODEL]
-    profile = Measurement(family, width=128, height=128).profile(8, seconds=2, device_name="CPU")
+    model = engines.get(SHIPPED)._models.by_name[MODEL]
+    profile = Measurement(model, width=128, height=128).profile(8, seconds=2, device_name="CPU")
     for step in profile.steps:
         note(f"{step.num_rows} rows: {1e3 * step.seconds:.2f} ms, peak {step.peak_memory_bytes} bytes")
     has_peaks = [step.peak_memory_bytes is not None for step in profile.steps]

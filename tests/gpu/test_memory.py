@@ -13,7 +13,6 @@ from engine.errors import Canceled
 from tests.gpu.drawing import MODEL, SHIPPED, Engines, asked, differences, drawn, finish
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-each_family = pytest.mark.parametrize("family", ["native", "diffusers"])
 LARGE = {"width": 512, "height": 512, "num_inference_steps": 2, "guidance_scale": 4.0}
 SMALL_LIMIT, HIGH_LIMIT = 8, 512
 """Rows; at 512 x 512 pixels a row takes more than a thousandth of what 8 rows may take."""
@@ -40,15 +39,14 @@ def num_bytes_used(work: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated(0) - before
 
 
-@each_family
 def test_a_row_limit_that_does_not_fit_is_lowered_and_no_image_is_lost(
-    engines: Engines, gpu: str, family: str, note: Callable[[str], None]
+    engines: Engines, gpu: str, note: Callable[[str], None]
 ) -> None:
-    small = engines.load(SHIPPED, family, rows=SMALL_LIMIT, side=512)
+    small = engines.load(SHIPPED, rows=SMALL_LIMIT, side=512)
     requests = [asked(number, **LARGE) for number in range(12)]
     used = num_bytes_used(lambda: drawn(small, requests))
     with little_memory(3 * used):
-        engine = engines.load(SHIPPED, family, rows=HIGH_LIMIT, side=512)
+        engine = engines.load(SHIPPED, rows=HIGH_LIMIT, side=512)
         (limit,) = engine._models.row_limits[MODEL].values()
         note(f"of {HIGH_LIMIT} rows {limit} fit into {3 * used >> 20} MiB, on {gpu}")
         assert 4 <= limit < HIGH_LIMIT
@@ -57,15 +55,14 @@ def test_a_row_limit_that_does_not_fit_is_lowered_and_no_image_is_lost(
     assert worst <= 1
 
 
-@each_family
 def test_a_step_that_runs_out_of_memory_is_split_and_no_image_is_lost(
-    engines: Engines, gpu: str, family: str, caplog: pytest.LogCaptureFixture
+    engines: Engines, gpu: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    small = engines.load(SHIPPED, family, rows=SMALL_LIMIT, side=512)
+    small = engines.load(SHIPPED, rows=SMALL_LIMIT, side=512)
     requests = [asked(number, **LARGE | {"num_inference_steps": 12}) for number in range(64)]
     used = num_bytes_used(lambda: drawn(small, requests[:12]))
-    small._models.families[MODEL].buckets = UNTESTED  # those found would keep step batches to 8 rows
-    untested = Engine(small._models.families, {MODEL: {512 * 512: HIGH_LIMIT}}, promise=small.promise)
+    small._models.by_name[MODEL].buckets = UNTESTED  # those found would keep step batches to 8 rows
+    untested = Engine(small._models.by_name, {MODEL: {512 * 512: HIGH_LIMIT}}, promise=small.promise)
     with little_memory(2 * used), caplog.at_level(logging.WARNING, logger="engine.attempt"):
         handles = [untested.submit(request) for request in requests]
         finish(untested)
@@ -75,9 +72,8 @@ def test_a_step_that_runs_out_of_memory_is_split_and_no_image_is_lost(
     assert worst <= 1
 
 
-@each_family
-def test_a_call_that_is_canceled_gives_its_memory_back(engines: Engines, gpu: str, family: str) -> None:
-    engine = engines.get(SHIPPED, family)
+def test_a_call_that_is_canceled_gives_its_memory_back(engines: Engines, gpu: str) -> None:
+    engine = engines.get(SHIPPED)
     requests = [asked(number, num_inference_steps=20) for number in range(3)]
     drawn(engine, requests)  # kept embeddings and the libraries' workspaces are there from now on
     before = torch.cuda.memory_allocated(0)
@@ -92,11 +88,8 @@ def test_a_call_that_is_canceled_gives_its_memory_back(engines: Engines, gpu: st
     assert torch.cuda.memory_allocated(0) == before, gpu
 
 
-@each_family
-def test_the_engine_says_how_much_memory_this_process_has_reserved(
-    engines: Engines, device: str, family: str
-) -> None:
-    engine = engines.get(SHIPPED, family)
+def test_the_engine_says_how_much_memory_this_process_has_reserved(engines: Engines, device: str) -> None:
+    engine = engines.get(SHIPPED)
     drawn(engine, [asked(1)])
     expected = torch.cuda.memory_reserved(0) if device.startswith("cuda") else None
     assert engine.device_memory_bytes() == expected

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.exchange import Exchange, is_denoiser
+from engine.components import is_denoiser
+from engine.exchange import Exchange
 from engine.request import SchedulerSpec
 from tests.gpu.drawing import OVERFLOWING, SHIPPED, Engines, asked, differences, drawn, scheduler_of, theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 KINDS = (SHIPPED, "stable_diffusion_xl", "flux", "sana")
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_family = pytest.mark.parametrize("family", ["native", "diffusers"])
 MAX_DIFFERENCE = {"exact": 0, "exact within a bucket": 1, "within 1/255": 1}
 
 
@@ -26,12 +26,11 @@ def dtype(request: pytest.FixtureRequest, device: str) -> str:
     return name
 
 
-@each_family
 @each_kind
 def test_an_image_in_company_is_the_one_drawn_alone(
-    engines: Engines, kind: str, family: str, dtype: str, note: Callable[[str], None]
+    engines: Engines, kind: str, dtype: str, note: Callable[[str], None]
 ) -> None:
-    engine = engines.get(kind, family, dtype)
+    engine = engines.get(kind, dtype)
     requests = [asked(number, scheduler=scheduler_of(kind)) for number in (0, 1, 2, 3, 1)]
     alone = [drawn(engine, [request])[0] for request in requests]
     worst, _ = differences(drawn(engine, requests), alone)
@@ -39,12 +38,9 @@ def test_an_image_in_company_is_the_one_drawn_alone(
     assert worst <= MAX_DIFFERENCE[engine.promise]
 
 
-@each_family
 @each_kind
-def test_a_strict_request_has_the_bytes_of_its_solo_run(
-    engines: Engines, kind: str, family: str, dtype: str
-) -> None:
-    engine = engines.get(kind, family, dtype)
+def test_a_strict_request_has_the_bytes_of_its_solo_run(engines: Engines, kind: str, dtype: str) -> None:
+    engine = engines.get(kind, dtype)
     strict = asked(1, scheduler=scheduler_of(kind), strict=True)
     mates = [asked(number, scheduler=scheduler_of(kind)) for number in (0, 2, 3)]
     alone = drawn(engine, [strict])[0]
@@ -57,7 +53,7 @@ def test_an_image_of_the_pipeline_is_the_one_that_diffusers_draws(
 ) -> None:
     """In half precision the bound is what diffusers itself loses by it: its own distance from fp32."""
     requests = [asked(number, scheduler=SchedulerSpec("default")) for number in range(4)]
-    ours = drawn(engines.get(kind, "diffusers", dtype), requests)
+    ours = drawn(engines.get(kind, dtype), requests)
     pipeline = engines.untouched(kind, dtype)
     expected = [theirs(pipeline, request) for request in requests]
     worst, mean = differences(ours, expected)
@@ -71,13 +67,12 @@ def test_an_image_of_the_pipeline_is_the_one_that_diffusers_draws(
     assert mean <= most_mean
 
 
-@each_family
 def test_an_autoencoder_that_overflows_in_fp16_draws_finite_images(
-    engines: Engines, family: str, note: Callable[[str], None]
+    engines: Engines, note: Callable[[str], None]
 ) -> None:
     requests = [asked(number, scheduler=scheduler_of("stable_diffusion_xl")) for number in range(4)]
-    images = drawn(engines.get(OVERFLOWING, family, "float16"), requests)
-    _, mean = differences(images, drawn(engines.get(OVERFLOWING, family), requests))
+    images = drawn(engines.get(OVERFLOWING, "float16"), requests)
+    _, mean = differences(images, drawn(engines.get(OVERFLOWING), requests))
     note(f"mean difference from fp32 {mean:.3f}/255")
     assert all(image.std() > 5 for image in images)
     assert mean < 20

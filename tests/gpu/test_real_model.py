@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,10 +27,9 @@ EXAMPLE = ROOT / "examples" / "models" / "few-step.toml"
 LARGEST_ON_CPU = 128  # pixels a side; a GPU draws at the size of the example's tier
 
 
-@pytest.fixture(scope="module", params=["native", "diffusers"])
-def spec(request: pytest.FixtureRequest) -> ModelSpec:
-    """The model that was asked for, of either family; skips where it is not on this disk."""
-    family = "stable_diffusion" if request.param == "native" else "diffusers"
+@pytest.fixture(scope="module")
+def spec() -> ModelSpec:
+    """The model that was asked for; skips where it is not on this disk."""
     wanted = os.environ.get("CALOTYPE_TEST_MODEL")
     may_download = os.environ.get("CALOTYPE_TEST_DOWNLOAD") == "1"
     if wanted is None:
@@ -40,20 +38,14 @@ def spec(request: pytest.FixtureRequest) -> ModelSpec:
         found = ModelSpec(
             "m",
             example.path,
-            family=family,
             revision=example.revision,
             variant=example.variant,
             dtype=example.dtype,
-            schedulers=("euler",),
             local_files_only=not may_download,
         )
     else:
         path, _, revision = wanted.partition("@")
-        found = ModelSpec(
-            "m", path, family=family, revision=revision or None, local_files_only=not may_download
-        )
-        if family != "diffusers":
-            pytest.skip("a model that CALOTYPE_TEST_MODEL names is tried as the family 'diffusers'")
+        found = ModelSpec("m", path, revision=revision or None, local_files_only=not may_download)
     try:
         folder = Hub().folder(
             found.path,
@@ -76,7 +68,7 @@ def test_a_published_model_draws_finite_images_and_keeps_its_promise(
     started_at = time.monotonic()
     engine = load_engine([spec], device=device, row_limits={"m": {side * side: 8}}, num_threads=1)
     loaded_at = time.monotonic()
-    requests = [_asked(spec, number, side) for number in range(4)]
+    requests = [_asked(number, side) for number in range(4)]
     alone = [drawn(engine, [request])[0] for request in requests]
     drawn_at = time.monotonic()
     in_company, _ = differences(drawn(engine, requests), alone)
@@ -90,11 +82,8 @@ def test_a_published_model_draws_finite_images_and_keeps_its_promise(
     assert all(image.shape == (side, side, 3) and np.ptp(image) > 50 for image in alone)
 
 
-def _asked(spec: ModelSpec, number: int, side: int) -> GenerationRequest:
-    scheduler: Any = SchedulerSpec("default")
-    if spec.family != "diffusers":
-        scheduler = SchedulerSpec("euler")
+def _asked(number: int, side: int) -> GenerationRequest:
     return GenerationRequest(
         "m", f"a red heart on a white background {number}", side, side, 2 + number % 3, 0.0, seed=number,
-        scheduler=scheduler,
+        scheduler=SchedulerSpec("default"),
     )  # fmt: skip

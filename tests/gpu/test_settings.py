@@ -12,7 +12,6 @@ from tests.gpu.drawing import SHIPPED, Engines, asked, differences, drawn
 from tests.gpu.test_promise import MAX_DIFFERENCE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-each_family = pytest.mark.parametrize("family", ["native", "diffusers"])
 needs_torchao = pytest.mark.skipif(
     importlib.util.find_spec("torchao") is None, reason="torchao is not installed"
 )
@@ -20,13 +19,13 @@ MEANS = {"int8": 1.0, "fp8": 12.0}
 """Of 255: how far 8-bit weights may move the image of the shipped model on average, as on a CPU."""
 
 
-def check(engines: Engines, family: str, mean: float, note: Callable[[str], None], **changes: Any) -> Any:
+def check(engines: Engines, mean: float, note: Callable[[str], None], **changes: Any) -> Any:
     """Load the shipped model so; its images are the plain ones within `mean`, and company does not show."""
-    engine = engines.load(SHIPPED, family, optimization=Optimization(**changes))
+    engine = engines.load(SHIPPED, optimization=Optimization(**changes))
     requests = [asked(number) for number in (0, 1, 2, 3, 1)]
     alone = [drawn(engine, [request])[0] for request in requests]
     in_company, _ = differences(drawn(engine, requests), alone)
-    _, moved = differences(alone, [drawn(engines.get(SHIPPED, family), [one])[0] for one in requests])
+    _, moved = differences(alone, [drawn(engines.get(SHIPPED), [one])[0] for one in requests])
     note(f"promise {engine.promise!r}; in company {in_company}/255, from the plain model {moved:.3f}/255")
     assert in_company <= MAX_DIFFERENCE[engine.promise]
     assert moved <= mean
@@ -40,12 +39,11 @@ def num_compiled() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-@each_family
 def test_compiled_models_keep_the_promise_and_compile_nothing_after_they_are_loaded(
-    engines: Engines, family: str, note: Callable[[str], None]
+    engines: Engines, note: Callable[[str], None]
 ) -> None:
     before = num_compiled()
-    engine = engines.load("stable_diffusion", family, rows=4, optimization=Optimization(compile=True))
+    engine = engines.load("stable_diffusion", rows=4, optimization=Optimization(compile=True))
     at_start = num_compiled()
     assert at_start > before
     sizes: list[dict[str, Any]] = [{}, {"width": 40}, {"guidance_scale": 1.0}]
@@ -57,33 +55,23 @@ def test_compiled_models_keep_the_promise_and_compile_nothing_after_they_are_loa
     assert num_compiled() == at_start
 
 
-@each_family
-def test_channels_last_keeps_the_image_and_the_promise(
-    engines: Engines, family: str, note: Callable[[str], None]
-) -> None:
-    check(engines, family, 0.2, note, channels_last=True)
+def test_channels_last_keeps_the_image_and_the_promise(engines: Engines, note: Callable[[str], None]) -> None:
+    check(engines, 0.2, note, channels_last=True)
 
 
 @needs_torchao
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
-@each_family
 def test_quantized_weights_keep_the_image_and_the_promise(
-    engines: Engines, family: str, quantization: Any, note: Callable[[str], None]
+    engines: Engines, quantization: Any, note: Callable[[str], None]
 ) -> None:
-    check(engines, family, MEANS[quantization], note, quantization=quantization)
+    check(engines, MEANS[quantization], note, quantization=quantization)
 
 
 @pytest.mark.parametrize("offload", ["model", "sequential"])
-@each_family
 def test_an_offloaded_model_draws_the_same_and_leaves_the_device(
-    engines: Engines, gpu: str, family: str, offload: Any, note: Callable[[str], None]
+    engines: Engines, gpu: str, offload: Any, note: Callable[[str], None]
 ) -> None:
-    engine = check(engines, family, 0.2, note, cpu_offload=offload)
-    model = engine._models.families["m"]
-    parts = [model._text_encoder, model._unet, model._vae] if family == "native" else _modules(model)
+    engine = check(engines, 0.2, note, cpu_offload=offload)
+    parts = engine._models.by_name["m"].modules.values()
     resident = [part for part in parts if any(one.device.type == "cuda" for one in part.parameters())]
     assert len(resident) <= (1 if offload == "model" else 0), gpu
-
-
-def _modules(model: Any) -> list[torch.nn.Module]:
-    return [one for one in model._pipeline.components.values() if isinstance(one, torch.nn.Module)]

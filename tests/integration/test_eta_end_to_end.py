@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from engine.buckets import MULTIPLES_OF_FOUR
 from engine.due_times import QUANTUM_STEPS
 from engine.engine import Engine
-from engine.families.family import Conditions, Encoding
 from engine.load import LoadedModels
-from engine.self_test import Promise
+from engine.promise import Promise
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
@@ -36,7 +34,7 @@ from tasks.learned_profiles import LearnedProfiles
 from tasks.profiles import ProfileFolder, measure_tier, worker_profiles
 from tasks.solo_marks import SoloMarks
 from tests.integration.web.conftest import Client
-from tests.unit.engine.fakes import FakeCachingFamily, SetClock
+from tests.unit.engine.fakes import Costly, CostlyWalk, FakeCachingModel, SetClock
 from web.app import create_app
 from web.forecast import Forecast
 from web.wiring import EXTENSION
@@ -51,6 +49,7 @@ default_num_inference_steps = 20
 default_guidance_scale = 4.0
 min_side = 64
 max_side = 128
+step_cache = true
 
 [models.abacus.tiers.{tier}]
 default_width = 128
@@ -70,39 +69,14 @@ A_STEP_SECONDS = 20.0
 FULL_STEP_SECONDS = 24.0
 
 
-class Costly(FakeCachingFamily):
+def costly(clock: SetClock) -> FakeCachingModel:
     """A step takes 8 seconds and 1 a row, a quarter of which is its shallow part."""
-
-    def __init__(self, clock: SetClock) -> None:
-        super().__init__()
-        self.clock = clock
-
-    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
-        self.clock.now += 0.5
-        return super().encode(text, is_negative=is_negative)
-
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        self.clock.now += 8 + len(latents)
-        return super().predict(latents, timesteps, conditions)
-
-    def predict_partly(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        conditions: Conditions,
-        *,
-        num_deep_rows: int,
-        features: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        deep_seconds = 8 + num_deep_rows if num_deep_rows else 0
-        self.clock.now += 0.75 * (deep_seconds - (8 + len(latents)))  # `predict` takes a whole step's
-        return super().predict_partly(
-            latents, timesteps, conditions, num_deep_rows=num_deep_rows, features=features
-        )
-
-    def decode(self, latents: Tensor) -> Tensor:
-        self.clock.now += 2.0
-        return super().decode(latents)
+    denoiser = Costly(clock, lambda num_rows: 8.0 + num_rows)
+    model = FakeCachingModel(denoiser=denoiser)
+    model.walk = CostlyWalk(denoiser, shallow_share=0.25)
+    model.text_encoder.on_encode = lambda _: clock.advance(0.5)
+    model.vae.on_decode = lambda: clock.advance(2.0)
+    return model
 
 
 @dataclass
@@ -174,17 +148,17 @@ def make_system(
         config.write_text(CONFIG.format(tier=name))
         ours = settings.model_copy(update={"config": config})
         (tier,) = ours.catalogue.tiers
-        family = Costly(clock)
+        model = costly(clock)
         if promise == "exact within a bucket":
-            family.buckets = {(16, 16): MULTIPLES_OF_FOUR}  # as a self-test leaves it
-        loaded = LoadedModels({"abacus": family}, {"abacus": {16384: 16}}, promise)
+            model.buckets = {(16, 16): MULTIPLES_OF_FOUR}  # as a self-test leaves it
+        loaded = LoadedModels({"abacus": model}, {"abacus": {16384: 16}}, promise)
         folder = ProfileFolder(tmp_path / "profiles")
         if is_measured:
             folder.write(name, measure_tier(tier, loaded, scheduler="ddim", seconds=0, clock=clock))
         profiles = worker_profiles(folder, [tier], loaded)
         publish(database, profiles.stored)
         engine = Engine(
-            loaded.families,
+            loaded.models,
             profiles.engine.capped(loaded.row_limits),
             promise=loaded.promise,
             clock=clock,

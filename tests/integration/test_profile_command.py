@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from catalogue.catalogue import load_catalogue
 from cli_profile import measure_tiers, show
-from engine.families.family import Conditions
 from engine.load import LoadedModels
 from engine.profile import Profile
 from settings import ROOT
 from tasks.profiles import ProfileFolder, worker_profiles
 from terminal import EXIT_USAGE
-from tests.unit.engine.fakes import FakeFamily, SetClock
+from tests.unit.engine.fakes import Costly, FakeModel, SetClock
 
 SD, HD = load_catalogue(ROOT / "calotype.toml").tiers
 
@@ -98,25 +96,12 @@ def test_a_tier_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-class Costly(FakeFamily):
-    """A step takes what it is told to by its rows, on a clock."""
-
-    def __init__(self, clock: SetClock, step_seconds: Callable[[int], float]) -> None:
-        super().__init__()
-        self.clock = clock
-        self.seconds = step_seconds
-
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        output = super().predict(latents, timesteps, conditions)
-        self.clock.now += self.seconds(len(latents))
-        return output
-
-
 def measured_on_an_abacus(
     folder: Path, step_seconds: Callable[[int], float]
 ) -> tuple[list[Any], LoadedModels]:
     clock = SetClock()
-    loaded = LoadedModels({"tiny": Costly(clock, step_seconds)}, {"tiny": {16384: 16, 36864: 8}}, "exact")
+    model = FakeModel(denoiser=Costly(clock, step_seconds))
+    loaded = LoadedModels({"tiny": model}, {"tiny": {16384: 16, 36864: 8}}, "exact")
     schedulers = {"tiny": "ddim"}
     found = measure_tiers(
         [SD], loaded, ProfileFolder(folder), device="cpu:0", schedulers=schedulers, seconds=0, clock=clock

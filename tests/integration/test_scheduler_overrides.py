@@ -36,7 +36,7 @@ def test_a_worker_loads_a_model_with_the_overrides_of_its_entry(tmp_path: Path) 
         loaded = load_planned(settings, models, device="cpu:0", num_threads=1)
     finally:
         torch.set_num_threads(before)
-    config = loaded.families["tiny"].scheduler.config
+    config = loaded.models["tiny"].scheduler.config
     assert (config.timestep_spacing, config.rescale_betas_zero_snr) == ("leading", False)
     assert config.prediction_type == "v_prediction", "what has no override is the folder's"
 

@@ -13,10 +13,13 @@ from typing import Any
 import numpy
 import torch
 
-from engine.exchange import Exchange, is_denoiser
+from engine.components import is_denoiser
+from engine.exchange import Exchange
 from engine.steady_stack import on_steady_stack
 from tests.pipelines.builds import built
-from tests.pipelines.requests import arguments, num_words, seed
+from tests.pipelines.drawn import image_of, pixels
+from tests.pipelines.requests import arguments, seed
+from tests.pipelines.texts import Texts, texts_of
 
 MAX_ROWS = 8
 MOST, MEAN = 2.0, 0.2
@@ -28,16 +31,13 @@ class Seen:
     """What a company of requests has shown.
 
     `most` and `mean` are differences in steps of 1/255. `calls_a_pass` is the mean number of calls in a
-    pass of the denoiser. `mixes_texts` says whether texts of different lengths were in one; `masks` names
-    the masks that the denoiser takes.
+    pass of the denoiser. `texts` says what became of texts of different lengths.
     """
 
     most: float
     mean: float
     calls_a_pass: float
-    has_texts: bool = False
-    mixes_texts: bool = False
-    masks: frozenset[str] = frozenset()
+    texts: Texts | None = None
 
     @property
     def is_equal(self) -> bool:
@@ -64,9 +64,7 @@ def draw_in_company(name: str, numbers: range, chance: int) -> Seen:
     company = Company(name, numbers, random.Random(chance))
     company.run()
     differences = _differences(untouched, company.images)
-    return Seen(
-        *differences, company.calls_a_pass, company.has_texts, company.mixes_texts, frozenset(company.masks)
-    )
+    return Seen(*differences, company.calls_a_pass, texts_of(name))
 
 
 @on_steady_stack
@@ -79,7 +77,7 @@ def draw_one_at_a_time(name: str, numbers: range) -> Seen:
         call = exchange.begin(**arguments(name, number))
         while call.parked is not None:
             exchange.run([call])
-        images[number] = _image(call)
+        images[number] = image_of(call)
     return Seen(*_differences(untouched, images), 1.0)
 
 
@@ -88,13 +86,12 @@ class Company:
 
     def __init__(self, name: str, numbers: range, chance: random.Random) -> None:
         self.images: dict[int, numpy.ndarray] = {}
-        self.has_texts = "prompt" in arguments(name, 0)
-        self.mixes_texts = False
-        self.masks: set[str] = set()
         self._name = name
         self._waiting = list(numbers)
         self._chance = chance
         self._exchange = Exchange(built(name))
+        texts = texts_of(name)
+        self._exchange.text_padding = None if texts is None else texts.padding
         self._calls: dict[int, Any] = {}
         self._doomed: set[int] = set()
         self._denoised: list[int] = []
@@ -139,44 +136,23 @@ class Company:
             if sum(one.parked.num_rows for one in (*chosen, call)) <= MAX_ROWS:
                 chosen.append(call)
         if is_denoiser(chosen[0].parked.name):
-            self._look_at(chosen)
+            self._denoised.append(len(chosen))
         ill = self._exchange.run(chosen)
         assert not ill, f"{self._name}: {len(ill)} calls are not finite"
         self._take_ended()
-
-    def _look_at(self, chosen: list[Any]) -> None:
-        self._denoised.append(len(chosen))
-        numbers = [number for number, call in self._calls.items() if call in chosen]
-        self.mixes_texts |= self.has_texts and len({num_words(number) for number in numbers}) > 1
-        taken = chosen[0].parked.arguments()
-        self.masks |= {name for name, value in taken.items() if "mask" in name and value is not None}
 
     def _take_ended(self) -> None:
         for number in [number for number, call in self._calls.items() if call.parked is None]:
             call = self._calls.pop(number)
             self._doomed.discard(number)
-            image = _image(call)
+            image = image_of(call)
             if number >= 0:
                 self.images[number] = image
-
-
-def pixels(output: Any) -> numpy.ndarray:
-    """The numbers of the first image of what a pipeline returned, in 0 .. 1."""
-    drawn = output.images if hasattr(output, "images") else output.image
-    while isinstance(drawn, list):
-        drawn = drawn[0]
-    return numpy.asarray(drawn, dtype=numpy.float64)
 
 
 @cache
 def _kept_untouched(name: str, number: int) -> numpy.ndarray:
     return draw_untouched(name, number)
-
-
-def _image(call: Any) -> numpy.ndarray:
-    if call.error is not None:
-        raise call.error
-    return pixels(call.result)
 
 
 def _differences(

@@ -20,10 +20,11 @@ denoiser. A class that is **alone** draws one request at a time, and keeps the b
 given. What a worker does with a model does not come from this page: it draws images alone and in company
 when it loads the model, and compares them.
 
-*Texts* says, for a class that takes prompts, whether prompts of different lengths shared a forward pass:
-**together**, or **apart**. Where they were apart and the denoiser takes masks, these are named: with them,
-texts could be padded to one length. *Worst* is the largest difference seen of any number of any image, 0 to
-255.
+*Texts* says what became of prompts of different lengths. **Together**: their calls share forward passes as
+they are. **Padded**: they do with their texts padded to a few lengths, which changes no image by more than 1
+of 255; the mask that tells the denoiser so is named, where it takes one. **Apart**: they run in passes of
+their own, since the denoiser takes no mask, or padding changes its images though it takes the mask that is
+named. *Worst* is the largest difference seen of any number of any image, 0 to 255.
 """
 TRIED = """
 ## Tried
@@ -65,6 +66,5 @@ def _row(name: str, seen: Seen) -> str:
     tasks = ", ".join(BUILDS[name].tasks)
     if name in ALONE:
         return f"| `{name}` | {tasks} | alone: {ALONE[name]} | 1 | | {seen.most:.4f} |\n"
-    masks = f" (`{'`, `'.join(sorted(seen.masks))}`)" if seen.masks else ""
-    texts = "together" if seen.mixes_texts else f"apart{masks}" if seen.has_texts else ""
+    texts = "" if seen.texts is None else seen.texts
     return f"| `{name}` | {tasks} | batched | {seen.calls_a_pass:.1f} | {texts} | {seen.most:.4f} |\n"

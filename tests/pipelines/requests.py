@@ -33,11 +33,6 @@ def seed(number: int) -> int:
     return 1000 + number
 
 
-def num_words(number: int) -> int:
-    """How many words the prompt of request `number` has."""
-    return len(PROMPTS[number % len(PROMPTS)].split())
-
-
 def picture(number: int, size: int) -> Image.Image:
     """A smooth picture in colours that `number` chooses."""
     colours = numpy.random.default_rng(seed(number)).integers(0, 256, (4, 4, 3), dtype=numpy.uint8)

@@ -87,7 +87,5 @@ def worst(shown: list[Seen]) -> Seen:
         max(one.most for one in shown),
         max(one.mean for one in shown),
         sum(one.calls_a_pass for one in shown) / len(shown),
-        shown[0].has_texts,
-        any(one.mixes_texts for one in shown),
-        frozenset().union(*(one.masks for one in shown)),
+        shown[0].texts,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from catalogue.catalogue import FAMILIES, Model, load_catalogue
+from catalogue.catalogue import Model, load_catalogue
 from engine.layout import Layout, files_to_load
 from settings import ROOT
 
@@ -96,8 +96,10 @@ PUBLISHED: dict[str, dict[str, list[str]]] = {
         "vae": ["config.json", "diffusion_pytorch_model.safetensors"],
     },
     "few-step": SD_TURBO,
-    "any-pipeline": SD_TURBO,
 }
+
+SIDE_MULTIPLES = {"flux": 16, "stable-diffusion-3": 16, "pixart": 16, "sana": 32, "sdxl": 64}
+"""SDXL's sizes are in steps of 64, as it was trained."""
 
 
 def model_of(path: Path) -> Model:
@@ -116,7 +118,13 @@ def index_of_shards(names: list[str], index: str) -> str:
 
 def test_there_is_one_for_each_kind_of_model() -> None:
     assert {path.stem for path in FILES} == set(PUBLISHED)
-    assert {model_of(path).family for path in FILES} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_offers_a_step_cache_at_sides_that_its_patches_divide(path: Path) -> None:
+    model = model_of(path)
+    assert model.step_cache
+    assert model.side_multiple == SIDE_MULTIPLES.get(path.stem, 8)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

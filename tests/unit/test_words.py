@@ -3,7 +3,7 @@
 from cli_jobs import JobState
 from client.calotype import TERMINAL_STATES, JobParameters
 from client.calotype import __version__ as client_version
-from engine.self_test import PROMISES as ENGINE_PROMISES
+from engine.promise import PROMISES as ENGINE_PROMISES
 from storage.states import State
 from web.app import VERSION
 from web.promises import PROMISES as WEB_PROMISES

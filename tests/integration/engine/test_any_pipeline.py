@@ -1,4 +1,4 @@
-"""The promises of the family `diffusers`: pipelines of any class, drawn in company as they draw alone."""
+"""The promises of the engine: pipelines of any class, drawn in company as they draw alone."""
 
 import inspect
 import time
@@ -19,8 +19,8 @@ from engine.handle import Handle
 from engine.load import ModelSpec, load_engine
 from engine.parked_call import ParkedCall
 from engine.pipeline_model import PipelineModel
-from engine.pipeline_self_test import find_promise
 from engine.request import GenerationRequest, SchedulerSpec
+from engine.self_test import Offer, find_promise
 from engine.time_budget import TimeBudget
 from tests.integration.engine.tiny_families import build
 
@@ -50,7 +50,7 @@ def folders(pipelines: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
 
 def load(folders: dict[str, Path], *kinds: str, **changes: Any) -> Engine:
     """An engine of these kinds, not started."""
-    specs = [ModelSpec(kind, str(folders[kind]), family="diffusers", **changes) for kind in kinds]
+    specs = [ModelSpec(kind, str(folders[kind]), **changes) for kind in kinds]
     return load_engine(specs, device="cpu:0", row_limits=dict.fromkeys(kinds, LIMITS), num_threads=1)
 
 
@@ -158,7 +158,7 @@ def test_no_company_is_promised_of_requests_that_shared_no_pass(
     pipelines: dict[str, Any], model_class: type[PipelineModel], promise: str
 ) -> None:
     model = model_class(pipelines["stable_diffusion"])
-    found = find_promise(model, LIMITS, SchedulerSpec("default"), TimeBudget())
+    found = find_promise(model, LIMITS, Offer(), TimeBudget())
     assert (found.promise, model.runs_alone) == (promise, False)
 
 
@@ -204,9 +204,8 @@ def test_progress_counts_steps_whatever_the_pipeline_calls_between_them(engine: 
 
 
 def test_what_the_pipeline_has_no_parameter_for_is_refused_by_name(engine: Engine) -> None:
-    for kind, field, change in (("pixart", "guidance_cutoff", 0.5), ("sana", "guidance_cutoff", 0.5)):
-        with pytest.raises(RequestInvalid, match=field):
-            engine.submit(asked(kind, 1, **{field: change}))
+    with pytest.raises(RequestInvalid, match="guidance_cutoff"):
+        engine.submit(asked("flux", 1, guidance_cutoff=0.5))  # which has no second row
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -253,7 +252,7 @@ def test_what_fails_behind_a_pass_is_of_the_device_where_it_says_so(
     engine = load(folders, "stable_diffusion")
     handles = [engine.submit(asked("stable_diffusion", number)) for number in (1, 3)]
     engine.tick()
-    call = handles[0]._generation._call  # type: ignore[attr-defined]  # a generation of a pipeline
+    call: Any = handles[0]._generation._call
     kind = torch.OutOfMemoryError if "out of memory" in message else RuntimeError
 
     def fail(*_: Any, **__: Any) -> None:
@@ -292,7 +291,7 @@ def test_a_parameter_that_the_pipeline_has_not_is_refused_by_name(
     with pytest.raises(RequestInvalid, match="pipeline_parameters/true_cfg_scale"):
         engine.submit(asked("sana", 1, pipeline_parameters={"true_cfg_scale": 2.0}))
     with pytest.raises(LoadError, match=r"parameters\.true_cfg_scale"):
-        load(folders, "sana", pipeline_parameters=("true_cfg_scale",))
+        load(folders, "sana", pipeline_parameters={"true_cfg_scale": None})
 
 
 @pytest.mark.parametrize(
@@ -324,6 +323,34 @@ def test_guidance_that_is_cut_off_costs_one_row_and_draws_what_diffusers_callbac
         callback_on_step_end=callback(cutoff_step_ratio=None, cutoff_step_index=2),
     ).images[0]
     assert np.abs(pixels(handle).astype(int) - np.asarray(image).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["pixart", "sana"])
+def test_guidance_is_cut_off_where_the_pipeline_knows_no_callback_for_it(
+    engine: Engine, pipelines: dict[str, Any], kind: str
+) -> None:
+    request = asked(kind, 1, num_inference_steps=6, guidance_scale=5.0, guidance_cutoff=0.5)
+    handle = engine.submit(request)
+    rows = []
+    while not handle.future.done():
+        rows.append(handle._generation.num_rows)
+        engine.tick()
+    assert rows[:6] == [2, 2, 2, 1, 1, 1]
+    calls: list[None] = []
+
+    def unguided(_: Any, __: Any, output: Any) -> Any:
+        """Half of the steps as they are; from then on both rows are the one with the prompt."""
+        calls.append(None)
+        return output if len(calls) <= 3 else (torch.cat([output[0][1:], output[0][1:]]), *output[1:])
+
+    hook = pipelines[kind].transformer.register_forward_hook(unguided)
+    try:
+        image = theirs(pipelines[kind], replace(request, guidance_cutoff=1.0))
+    finally:
+        hook.remove()
+    assert np.abs(pixels(handle).astype(int) - image.astype(int)).max() <= 1
+    whole = theirs(pipelines[kind], replace(request, guidance_cutoff=1.0))
+    assert not np.array_equal(whole, image)
 
 
 def test_a_pipeline_that_draws_no_number_does_not_start(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The promises of `calotype models describe`: its entry is accepted, and the model draws by it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:Depre
 
 PAG: dict[str, Any] = {"pipeline_class": StableDiffusionPAGPipeline}
 DRAWN = {"stable_diffusion": {}, "stable_diffusion_xl": {}, "stable_diffusion_3": {}, "pag": PAG}
-LARGE = {"flux": 16, "pixart": 8, "sana": 32}
+LARGE = {"flux": 16, "pixart": 16, "sana": 32}
 """Their native size is 1024 x 1024, which a test has no time to draw."""
 
 
@@ -54,12 +55,12 @@ def test_a_model_draws_by_its_described_entry_with_every_default_given(kind: str
     spec = ModelSpec(
         "tiny",
         model.path,
-        family=model.family,
+        step_cache=model.step_cache,
         schedulers=model.schedulers,
         default_num_inference_steps=model.default_num_inference_steps,
         max_num_inference_steps=model.max_num_inference_steps,
         max_side=model.max_side,
-        pipeline_parameters=tuple(one.name for one in model.parameters),
+        pipeline_parameters={one.name: None for one in model.parameters},
     )
     engine = load_engine([spec], device="cpu:0", row_limits={"tiny": {tier.max_pixels: 2}}, num_threads=1)
     request = GenerationRequest(
@@ -77,6 +78,7 @@ def test_a_model_draws_by_its_described_entry_with_every_default_given(kind: str
     finish(engine)
     engine.stop()
     assert model.parameters
+    assert model.step_cache
     assert not {"denoising_end", "mu"} & {one.name for one in model.parameters}
     assert pixels(handle).shape == (tier.default_height, tier.default_width, 3)
 
@@ -86,7 +88,7 @@ def test_the_entry_of_a_large_model_is_accepted_with_its_native_size(kind: str, 
     model = accepted(saved(kind, tmp_path))
     length = next(one for one in model.parameters if one.name == "max_sequence_length")
     assert model.tiers[0].default_width == 1024
-    assert model.side_multiple % LARGE[kind] == 0
+    assert model.side_multiple == LARGE[kind]
     assert length.max == length.default
     assert "clean_caption" not in [one.name for one in model.parameters]
 
@@ -96,7 +98,18 @@ def test_the_entry_of_a_large_model_is_accepted_with_its_native_size(kind: str, 
     [
         (None, "there is no model_index.json"),
         ({"_class_name": "NoSuchPipeline"}, "has no pipeline 'NoSuchPipeline'"),
-        ({"_class_name": "StableDiffusionImg2ImgPipeline"}, "does not draw from text alone"),
+        (
+            {"_class_name": "StableDiffusionImg2ImgPipeline"},
+            "needs an input image, which calotype does not take yet",
+        ),
+        ({"_class_name": "StableDiffusionControlNetPipeline"}, "needs a control image"),
+        ({"_class_name": "KandinskyV22PriorPipeline"}, "draws no image: its call returns image_embeds"),
+        ({"_class_name": "KandinskyV22Pipeline"}, "needs image_embeds and negative_image_embeds besides"),
+        ({"_class_name": "StableDiffusionGLIGENPipeline"}, "needs gligen_phrases and gligen_boxes besides"),
+        ({"_class_name": "WanPipeline"}, "makes video, not an image"),
+        ({"_class_name": "StableAudioPipeline"}, "makes sound, not an image"),
+        ({"_class_name": "FluxModularPipeline"}, "a FluxModularPipeline is a modular pipeline"),
+        ({"_class_name": "OnnxStableDiffusionPipeline"}, "needs onnx, which is not installed"),
         ({"_class_name": "StableDiffusionPipeline"}, "it has no scheduler"),
     ],
 )
@@ -119,7 +132,7 @@ def test_a_hub_id_is_described_from_its_configuration_and_no_weights_are_fetched
     with FakeHub(folder, "nobody/tiny", revision) as served:
         hub = Hub(endpoint=served.url, cache=tmp_path / "cache", timeout_seconds=2)
         asked: dict[str, Any] = {"path": "nobody/tiny", "revision": revision, "left_out": list(LEFT_OUT)}
-        with pytest.raises(LoadError, match="not on this disk: give --download"):
+        with pytest.raises(LoadError, match=r"configuration is not on this disk$"):
             hub.configuration(local_files_only=True, **asked)
         found = hub.configuration(local_files_only=False, **asked)
         assert not [one for one in served.asked if "safetensors" in one]
@@ -133,6 +146,19 @@ def test_the_command_prints_a_whole_file_or_one_line_of_what_is_wrong(tmp_path: 
     printed = subprocess.run([*command, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True)
     (tmp_path / "printed.toml").write_text(printed.stdout, encoding="utf-8")
     assert load_catalogue(tmp_path / "printed.toml").default_model == "model"
+    assert "family" not in printed.stdout
+    assert "# Steps and guidance scale: a guess, the default of the pipeline's call" in printed.stdout
+    unknown = subprocess.run(
+        [*command, "nobody/none", "--revision", 40 * "0"],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert unknown.stderr.splitlines() == [
+        "calotype: nobody/none: its configuration is not on this disk; --download fetches it"
+    ]
     missing = subprocess.run(
         [*command, str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -123,9 +123,9 @@ def test_memory_that_runs_out_takes_the_kept_prompts_along(pipelines: dict[str, 
     pipeline = pipelines["stable_diffusion"]
     engine = engine_of(pipeline)
     drawn(engine, asked())
-    prompts = engine._runners._pipeline._prompts
+    prompts = engine._runner._prompts
     assert prompts.num_bytes > 0
-    engine._runners.free([])
+    engine._runner.free([])
     assert prompts.num_bytes == 0
     with encodings_of(pipeline) as ran:
         drawn(engine, asked())
@@ -193,9 +193,9 @@ def test_tensors_that_a_call_changes_in_place_stay_as_they_were_for_the_next(
 
 def test_a_loaded_engine_keeps_prompts(pipelines: dict[str, Any], tmp_path: Path) -> None:
     pipelines["flux"].save_pretrained(tmp_path / "flux")
-    spec = ModelSpec("tiny", str(tmp_path / "flux"), family="diffusers")
+    spec = ModelSpec("tiny", str(tmp_path / "flux"))
     engine = load_engine([spec], device="cpu:0", row_limits={"tiny": LIMITS}, num_threads=1)
     first = drawn(engine, asked())
-    assert engine._runners._pipeline._prompts.num_bytes > 0
+    assert engine._runner._prompts.num_bytes > 0
     assert drawn(engine, asked()).tobytes() == first.tobytes()
     engine.stop()

@@ -12,7 +12,8 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPAGPipeline, StableDiffusionPipeline
 
-from engine.exchange import Exchange, is_denoiser
+from engine.components import is_denoiser
+from engine.exchange import Exchange
 from engine.offloading import offload_models
 from engine.pipeline_call import PipelineCall
 from tests.integration.engine.reference import MODELS

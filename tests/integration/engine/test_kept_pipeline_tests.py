@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from engine.load import ModelSpec, load_models
 from engine.pipeline_model import Abilities, PipelineModel
-from engine.self_test import SelfTest
+from engine.promise import SelfTest
 from tasks.self_test_results import SelfTestFolder, machine_facts
 from tests.integration.engine.tiny_families import build
 
@@ -58,7 +58,7 @@ class Start:
             )
         finally:
             hook.remove()
-        model = loaded.families["tiny"]
+        model = loaded.models["tiny"]
         assert isinstance(model, PipelineModel)
         result = SelfTest(loaded.promise, loaded.row_limits["tiny"], model.buckets)
         return Found(result, model.abilities, len(passes))
@@ -86,7 +86,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Start, Found]:
 def first_start(kind: str, folder: Path) -> tuple[Start, Found]:
     pipeline = build(kind.replace("pag", "stable_diffusion"), folder / "built", **CLASSES[kind])
     pipeline.save_pretrained(folder / "model")
-    start = Start(ModelSpec("tiny", str(folder / "model"), family="diffusers"), folder / "results")
+    start = Start(ModelSpec("tiny", str(folder / "model")), folder / "results")
     found = start.run()
     assert found.num_passes > 5 * NUM_PASSES_OF_ONE_IMAGE
     return start, found

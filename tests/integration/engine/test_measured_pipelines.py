@@ -15,24 +15,29 @@ from tests.unit.engine.fakes import SetClock
 
 SIDE = 64
 LIMITS = {SIDE * SIDE: 8}
+SHALLOW = 0.25
+"""The share of a step that its outermost layers take."""
 
 
 def load(folder: Path, kind: str, **changes: Any) -> LoadedModels:
     build(kind, folder / "built", **changes).save_pretrained(folder / "model")
-    spec = ModelSpec("tiny", str(folder / "model"), family="diffusers")
+    spec = ModelSpec("tiny", str(folder / "model"))
     return load_models([spec], device="cpu:0", row_limits={"tiny": LIMITS}, num_threads=1)
 
 
 def measured(loaded: LoadedModels) -> tuple[Profile, list[int]]:
     """A profile on a clock that moves with the model's parts, and the rows of all passes of the denoiser."""
-    model, clock, rows = loaded.families["tiny"], SetClock(), []
+    model, clock, rows = loaded.models["tiny"], SetClock(), []
     pipeline = model._pipeline
-    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    unet = getattr(pipeline, "unet", None)
+    last, deep = (unet.conv_out, unet.mid_block) if unet else (pipeline.transformer.proj_out,) * 2
 
-    def passed(_: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        latents = [*args, *kwargs.values()][0]
-        rows.append(len(latents))
-        clock.now += 1 + len(latents) / 8
+    def ended(_: torch.nn.Module, args: Any) -> None:
+        rows.append(len(args[0]))
+        clock.now += SHALLOW * (1 + rows[-1] / 8)
+
+    def went_deep(_: torch.nn.Module, args: Any) -> None:
+        clock.now += (1 - SHALLOW) * (1 + len(args[0]) / 8)
 
     def encoded(*_: Any) -> None:
         clock.now += 0.25
@@ -41,7 +46,8 @@ def measured(loaded: LoadedModels) -> tuple[Profile, list[int]]:
         clock.now += 0.5
 
     hooks = [
-        denoiser.register_forward_pre_hook(passed, with_kwargs=True),
+        last.register_forward_pre_hook(ended),
+        deep.register_forward_pre_hook(went_deep),
         pipeline.text_encoder.register_forward_pre_hook(encoded),
         pipeline.vae.decoder.register_forward_pre_hook(decoded),
     ]
@@ -54,21 +60,27 @@ def measured(loaded: LoadedModels) -> tuple[Profile, list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "guided_rows", "texts"),
-    [("stable_diffusion", 2, 2), ("stable_diffusion_3", 2, 2), ("flux", 1, 1)],
+    ("kind", "guided_rows", "texts", "shallow_share"),
+    [
+        ("stable_diffusion", 2, 2, SHALLOW),
+        # Of a transformer the hooks see the last layer alone, through which each pass goes.
+        ("stable_diffusion_3", 2, 2, 1),
+        ("flux", 1, 1, 1),
+    ],
 )
 def test_every_bucket_of_a_pipeline_gets_the_seconds_that_it_takes(
-    tmp_path: Path, kind: str, guided_rows: int, texts: int
+    tmp_path: Path, kind: str, guided_rows: int, texts: int, shallow_share: float
 ) -> None:
     loaded = load(tmp_path, kind)
     profile, rows = measured(loaded)
-    [buckets] = loaded.families["tiny"].buckets.values()
+    [buckets] = loaded.models["tiny"].buckets.values()
     assert {step.num_rows: step.seconds for step in profile.steps} == pytest.approx(
         {size: 1 + size / 8 for size in buckets.sizes}
     )
     assert all(rows.count(size) > MIN_ROUNDS for size in buckets.sizes)
     assert (profile.encode_seconds, profile.decode_seconds) == (0.25 * texts, 0.5)
-    assert (profile.num_guided_rows, profile.shallow_share) == (guided_rows, 1)
+    assert profile.num_guided_rows == guided_rows
+    assert profile.shallow_share == pytest.approx(shallow_share)
     assert profile.steps[0].peak_memory_bytes is None
     assert profile.key.device_name == "an abacus"
 
@@ -76,5 +88,5 @@ def test_every_bucket_of_a_pipeline_gets_the_seconds_that_it_takes(
 def test_a_pipeline_that_runs_alone_is_measured_at_the_rows_of_one_call(tmp_path: Path) -> None:
     loaded = load(tmp_path, "stable_diffusion", pipeline_class=StableDiffusionPAGPipeline)
     profile, _ = measured(loaded)
-    assert loaded.families["tiny"].runs_alone
+    assert loaded.models["tiny"].runs_alone
     assert profile.steps[-1].num_rows == profile.num_guided_rows == 3

@@ -3,16 +3,18 @@
 The device is the CPU here, so that nothing really moves; who stays where is what is checked.
 """
 
+import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from engine.families.family import Conditions
-from engine.load import FAMILIES
+from engine.components import is_denoiser
+from engine.exchange import Exchange
 from engine.offloading import Place, offload_models
-from tests.integration.engine.tiny_families import build
+from tests.integration.engine.tiny_families import BUILDERS, build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -56,26 +58,43 @@ def test_model_that_does_not_fit_is_gone_again_when_the_next_one_comes() -> None
     assert place.resident is None
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("kind", BUILDERS)
 @torch.inference_mode()
-def test_each_part_of_a_family_takes_the_device_for_itself(name: str, tmp_path: Path) -> None:
-    """Encode, step, decode, and a prompt that joins between two steps; with the same numbers as without."""
-    made: Any = FAMILIES[name]
-    plain, pipeline = made(build(name, tmp_path)), build(name, tmp_path)
-    place = offload_models(pipeline, torch.device("cpu"))
-    offloaded = made(pipeline)
-    denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
-    encoders = [part for key, part in pipeline.components.items() if key.startswith("text_encoder")]
-    latents = torch.randn(1, plain.latent_channels, 8, 8, generator=torch.Generator().manual_seed(1))
-    seen = []
-    for family in (plain, offloaded):
-        for _ in range(2):
-            encoding = family.encode("a red heart")
-            assert family is plain or any(place.resident is one for one in encoders)
-            told = Conditions.of([encoding], torch.ones(1))
-            output = family.predict(latents, torch.full((1,), 500.0), told)
-            assert family is plain or place.resident is denoiser
-        pixels = family.decode(latents)
-        assert family is plain or place.resident is pipeline.vae
-        seen.append([encoding.prompt_embeds, output, pixels])
-    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+def test_each_part_of_a_pipeline_takes_the_device_for_itself(kind: str, tmp_path: Path) -> None:
+    """Encode, step, decode, and a request that joins between two steps; with the same numbers as without."""
+    images = []
+    for is_offloaded in (False, True):
+        pipeline = build(kind, tmp_path)
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+        place = offload_models(pipeline, torch.device("cpu")) if is_offloaded else None
+        exchange, ran = Exchange(pipeline), []
+        calls = [exchange.begin(**asked(pipeline, 0))]
+        while any(call.parked is not None for call in calls):
+            for call in [one for one in calls if one.parked is not None]:
+                assert call.parked is not None
+                ran.append(call.parked.name)
+                exchange.run([call])
+                component = getattr(pipeline, ran[-1].partition(".")[0])
+                assert place is None or place.resident is component
+            if len(calls) == 1 and is_denoiser(ran[-1]):
+                calls.append(exchange.begin(**asked(pipeline, 1)))
+        assert len({name.partition(".")[0] for name in ran}) >= 3, "an encoder, the denoiser, the VAE"
+        images.append([call.result.images[0] for call in calls])
+    assert all(np.array_equal(one, other) for one, other in zip(*images, strict=True))
+
+
+def asked(pipeline: Any, number: int) -> dict[str, Any]:
+    """Arguments of a small request, each number another one."""
+    given = {
+        "prompt": f"a red heart {number}",
+        "num_inference_steps": 2,
+        "width": 64,
+        "height": 64,
+        "generator": torch.Generator("cpu").manual_seed(number),
+        "output_type": "np",
+        "use_resolution_binning": False,
+    }
+    takes = inspect.signature(pipeline.__call__).parameters
+    return {name: value for name, value in given.items() if name in takes}

@@ -14,7 +14,6 @@ import torch
 
 from engine.engine import Engine
 from engine.errors import LoadError
-from engine.families.family import Conditions
 from engine.load import ModelSpec, load_engine
 from engine.optimization import Optimization, optimized, settle
 from engine.request import GenerationRequest, SchedulerSpec
@@ -32,14 +31,14 @@ REQUEST = GenerationRequest("m", "a red heart", 64, 64, 4, 4.0, seed=3, strict=T
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The shipped model, and a saved tiny pipeline of a UNet and of a transformer, which compile sooner."""
     made = {"shipped": ROOT / "models" / "tiny"}
-    for family in ("stable_diffusion", "stable_diffusion_3"):
-        made[family] = tmp_path_factory.mktemp(family) / "saved"
-        build(family, made[family].parent).save_pretrained(made[family])
+    for kind in ("stable_diffusion", "stable_diffusion_3"):
+        made[kind] = tmp_path_factory.mktemp(kind) / "saved"
+        build(kind, made[kind].parent).save_pretrained(made[kind])
     return made
 
 
-def load(folder: Path, rows: int = 8, family: str = "stable_diffusion", **changes: Any) -> Engine:
-    spec = ModelSpec("m", str(folder), family, **changes)
+def load(folder: Path, rows: int = 8, **changes: Any) -> Engine:
+    spec = ModelSpec("m", str(folder), **changes)
     return load_engine([spec], device="cpu:0", row_limits={"m": {64 * 64: rows}}, num_threads=1)
 
 
@@ -116,7 +115,7 @@ def test_quantized_weights_keep_the_image_and_the_promise(
     engine = load(folders["shipped"], optimization=Optimization(quantization=quantization))
     weight = next(
         module.weight
-        for module in engine._models.families["m"]._unet.modules()
+        for module in engine._models.by_name["m"].modules["unet"].modules()
         if isinstance(module, torch.nn.Linear)
     )
     assert type(weight) is not torch.nn.Parameter
@@ -152,10 +151,12 @@ def test_quantization_without_its_package_is_refused_by_name(folders: dict[str, 
 @torch.inference_mode()
 def predicted(engine: Engine, width: int, seed: int) -> torch.Tensor:
     """A forward pass of the smallest bucket."""
-    family, generator = engine._models.families["m"], torch.Generator().manual_seed(seed)
-    latents = torch.randn(4, 4, 8, width // 8, generator=generator)
-    conditions = Conditions.of([family.encode("a red heart")] * 4, torch.ones(4))
-    output: torch.Tensor = family.predict(latents, torch.full((4,), 500.0), conditions)
+    model = engine._models.by_name["m"]
+    call = model.begin(replace(REQUEST, width=width, seed=seed, guidance_scale=1.0))
+    model.exchange.run_to_denoiser(call)
+    assert call.parked is not None
+    output: torch.Tensor = model.exchange.outputs([call.parked], 4)[0][0]
+    call.end()
     return output
 
 
@@ -217,7 +218,6 @@ def test_what_a_model_or_machine_cannot_have_is_refused_by_name(folders: dict[st
     with pytest.raises(LoadError, match="channels_last: SD3Transformer2DModel"):
         load(
             folders["stable_diffusion_3"],
-            family="stable_diffusion_3",
             optimization=Optimization(channels_last=True),
         )
 

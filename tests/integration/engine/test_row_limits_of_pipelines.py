@@ -1,5 +1,6 @@
-"""Row limits that the memory of a device does not allow, for the family `diffusers`."""
+"""Row limits that the memory of a device does not allow."""
 
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.exchange import Exchange
+from engine.exchange import Exchange, Forward
+from engine.parked_call import ParkedCall
 from engine.pipeline_model import PipelineModel
-from engine.pipeline_self_test import find_promise
-from engine.request import SchedulerSpec
+from engine.self_test import Offer, find_promise
 from engine.time_budget import TimeBudget
 from tests.integration.engine.tiny_families import build
 
@@ -22,10 +23,13 @@ class SmallDevice(Exchange):
         super().__init__(pipeline)
         self._room = room
 
-    def _forward(self, name: str, arguments: dict[str, Any]) -> Any:
-        if name == "unet" and len(arguments["sample"]) > self._room:
+    def outputs(
+        self, parked: Sequence[ParkedCall], num_rows: int | None = None, forward: Forward | None = None
+    ) -> list[Any]:
+        total = sum(one.num_rows for one in parked) if num_rows is None else num_rows
+        if parked[0].name == "unet" and total > self._room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super()._forward(name, arguments)
+        return super().outputs(parked, num_rows, forward)
 
 
 @pytest.mark.parametrize("room", [4, 8])
@@ -33,6 +37,6 @@ def test_a_row_limit_that_does_not_fit_becomes_the_largest_that_does(tmp_path: P
     pipeline = build("stable_diffusion", tmp_path)
     model = PipelineModel(pipeline)
     model.exchange = SmallDevice(pipeline, room)
-    found = find_promise(model, {64 * 64: 32}, SchedulerSpec("default"), TimeBudget(inf))
+    found = find_promise(model, {64 * 64: 32}, Offer(), TimeBudget(inf))
     assert found.row_limits == {64 * 64: room}
     assert found.promise == "exact"

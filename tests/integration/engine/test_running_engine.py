@@ -9,7 +9,6 @@ import pytest
 from catalogue.catalogue import load_catalogue
 from engine.engine import Engine
 from engine.errors import Canceled, LoadError
-from engine.families.family import can_cache_steps
 from engine.load import ModelSpec, load_engine
 from engine.request import SCHEDULERS, GenerationRequest, scheduler_named
 from settings import ROOT
@@ -65,12 +64,10 @@ def test_only_safetensors_are_loaded(tmp_path: Path, folders: dict[str, Path]) -
             load_engine([ModelSpec("broken", str(path))], device="cpu:0", row_limits={"broken": {4096: 4}})
 
 
-def test_device_and_family_that_do_not_exist_are_refused(folders: dict[str, Path]) -> None:
+def test_a_device_that_does_not_exist_is_refused(folders: dict[str, Path]) -> None:
     path = str(folders[MODELS[0]])
     with pytest.raises(LoadError, match="device"):
         load_engine([ModelSpec("m", path)], device="tpu:0", row_limits={"m": {4096: 4}})
-    with pytest.raises(LoadError, match="no family 'unknown'"):
-        load_engine([ModelSpec("m", path, family="unknown")], device="cpu:0", row_limits={"m": {4096: 4}})
 
 
 def test_catalogue_tells_the_truth_about_every_model() -> None:
@@ -79,7 +76,7 @@ def test_catalogue_tells_the_truth_about_every_model() -> None:
     for model in catalogue.models:
         assert set(model.schedulers) <= set(SCHEDULERS)
         limits = {tier.max_pixels: tier.max_step_batch_rows for tier in model.tiers}
-        spec = ModelSpec(model.name, str(ROOT / model.path), model.family, model.revision)
+        spec = ModelSpec(model.name, str(ROOT / model.path), model.revision)
         engine = load_engine([spec], device="cpu:0", row_limits={model.name: limits}, num_threads=1)
         for tier in model.tiers:
             for scheduler in model.schedulers:
@@ -99,6 +96,7 @@ def test_catalogue_tells_the_truth_about_every_model() -> None:
                     engine.tick()
                 assert handle.future.result().pixels.shape == (tier.default_height, tier.default_width, 3)
         assert engine.promise == "exact"
-        assert can_cache_steps(engine._models.families[model.name]) == (model.max_step_cache > 1)
+        loaded = engine._models.by_name[model.name]
+        assert loaded.can_cache_steps == (model.max_step_cache > 1)
         for edge in (model.min_side, model.side_multiple):
-            assert edge % engine._models.families[model.name].pixels_per_latent == 0
+            assert edge % loaded.pixels_per_latent == 0

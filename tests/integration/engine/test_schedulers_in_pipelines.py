@@ -28,9 +28,9 @@ FLUX = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
 SCHNELL = FlowMatchEulerDiscreteScheduler()
 
 
-def evaluated(family: str, folder: Path) -> Any:
+def evaluated(kind: str, folder: Path) -> Any:
     """The tiny pipeline, without dropout."""
-    pipeline = build(family, folder)
+    pipeline = build(kind, folder)
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval()
@@ -60,7 +60,7 @@ def draw(pipeline: Any, scheduler: Any, steps: int = 4, **arguments: Any) -> np.
 
 
 @pytest.mark.parametrize(
-    ("family", "own", "handed"),
+    ("kind", "own", "handed"),
     [
         ("stable_diffusion", EulerDiscreteScheduler(**BETAS, prediction_type="v_prediction"), set()),
         ("stable_diffusion_xl", EDMDPMSolverMultistepScheduler(), set()),
@@ -75,9 +75,9 @@ def draw(pipeline: Any, scheduler: Any, steps: int = 4, **arguments: Any) -> np.
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_every_name_draws_and_what_the_pipeline_gives_is_seen(
-    tmp_path: Path, family: str, own: Any, handed: set[str]
+    tmp_path: Path, kind: str, own: Any, handed: set[str]
 ) -> None:
-    pipeline = evaluated(family, tmp_path)
+    pipeline = evaluated(kind, tmp_path)
     own = own or pipeline.scheduler
     default = Schedulers(own).make(scheduler_named("default"), 4)
     image = draw(pipeline, default)
@@ -95,7 +95,7 @@ def test_every_name_draws_and_what_the_pipeline_gives_is_seen(
 
 
 @pytest.mark.parametrize(
-    ("family", "own"),
+    ("kind", "own"),
     [
         ("stable_diffusion_xl", EDMDPMSolverMultistepScheduler()),
         ("stable_diffusion_3", FlowMatchEulerDiscreteScheduler(shift=3.0)),
@@ -104,10 +104,10 @@ def test_every_name_draws_and_what_the_pipeline_gives_is_seen(
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_E1_E2_at_50_steps_the_schedulers_of_a_kind_draw_the_same_image(
-    tmp_path: Path, family: str, own: Any
+    tmp_path: Path, kind: str, own: Any
 ) -> None:
-    pipeline = evaluated(family, tmp_path)
-    schedulers = Schedulers(own, handed=("sigmas", "mu") if family == "flux" else ())
+    pipeline = evaluated(kind, tmp_path)
+    schedulers = Schedulers(own, handed=("sigmas", "mu") if kind == "flux" else ())
     names = [name for name in schedulers.names() if name not in DISTILLED]
     images = {name: draw(pipeline, schedulers.make(scheduler_named(name), 50), 50) for name in names}
     assert len(images) >= 3

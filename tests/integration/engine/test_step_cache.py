@@ -8,17 +8,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from catalogue.catalogue import STEP_CACHE_FAMILIES
-from engine.families.family import Conditions, can_cache_steps
-from engine.families.unet_walk import UNetWalk
-from engine.load import FAMILIES
-from tests.integration.engine.tiny_families import build
-
-
-def test_the_catalogue_offers_a_step_cache_to_the_families_that_have_one() -> None:
-    offered = {name for name, family in FAMILIES.items() if hasattr(family, "predict_partly")}
-    assert offered == STEP_CACHE_FAMILIES
-
+from engine.pipeline_model import PipelineModel
+from engine.request import GenerationRequest, SchedulerSpec
+from engine.walks import fitting
+from engine.walks.unet import UNetWalk
+from tests.integration.engine.tiny_families import BUILDERS, build
 
 BLOCKS = {
     "sd": {
@@ -119,28 +113,41 @@ def test_a_unet_of_other_blocks_is_not_walked(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        *((name, {}) for name in FAMILIES),
+        *((name, {}) for name in BUILDERS),
         ("stable_diffusion", {"time_cond_proj_dim": 16}),
         ("stable_diffusion_xl", {"time_cond_proj_dim": 16}),
         ("flux", {"guidance_embeds": False}),
         ("pixart", {"is_sigma": True}),
     ],
 )
-def test_a_familys_full_step_with_a_cache_is_its_step_without(
+def test_a_models_full_step_with_a_cache_is_its_step_without(
     name: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    made: Any = FAMILIES[name]
-    model = made(build(name, tmp_path, **changes))
-    assert can_cache_steps(model)
-    encodings = [model.encode("a red heart"), model.encode("", is_negative=True)] * 2
-    generator = torch.Generator().manual_seed(5)
-    latents = torch.randn(4, model.latent_channels, 8, 12, generator=generator, dtype=model.dtype)
-    timesteps = torch.linspace(1, 999, 4)
-    conditions = Conditions.of(encodings, torch.tensor([1.0, 2.0, 4.0, 7.5]))
-    expected = model.predict(latents, timesteps, conditions)
-    output, features = model.predict_partly(latents, timesteps, conditions, num_deep_rows=4, features=None)
+    """On what the pipeline itself gives its denoiser, in two calls that share the pass."""
+    model = PipelineModel(build(name, tmp_path, **changes))
+    own = SchedulerSpec("default")
+    calls = []
+    for seed in (1, 2):
+        request = GenerationRequest("m", "a red heart", 96, 64, 4, 1.0 + seed, seed=seed, scheduler=own)
+        calls.append(model.begin(request))
+        model.exchange.run_to_denoiser(calls[-1])
+    parked = [call.parked for call in calls if call.parked is not None]
+    given: list[dict[str, Any]] = []
+
+    def note(arguments: dict[str, Any]) -> Any:
+        given.append(arguments)
+        return model.modules[parked[0].name](**arguments)
+
+    parts = model.exchange.outputs(parked, 4, note)
+    expected = model.modules[parked[0].name](**given[0])[0]
+    named = fitting(model.walk, given[0])
+    output, features = model.walk.predict(**named, num_deep_rows=4, features=None)
+    assert len(expected) == len(features) == 4
+    assert torch.equal(parts[0][0], expected[: parked[0].num_rows])
     assert torch.equal(output, expected)
-    again, _ = model.predict_partly(latents, timesteps, conditions, num_deep_rows=0, features=features)
+    again, _ = model.walk.predict(**named, num_deep_rows=0, features=features)
     # A UNet keeps what its last layer reads, a transformer what is to be added, and sums round.
-    tolerance = 0.0 if name.startswith("stable_diffusion") and not name.endswith("3") else 1e-5
+    tolerance = 0.0 if name in ("stable_diffusion", "stable_diffusion_xl") else 1e-5
     assert torch.allclose(again, expected, rtol=0, atol=tolerance)
+    for call in calls:
+        call.end()

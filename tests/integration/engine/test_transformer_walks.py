@@ -14,10 +14,10 @@ from diffusers import (
 )
 from torch import Tensor
 
-from engine.families.flux_walk import FluxWalk
-from engine.families.pixart_walk import PixArtWalk
-from engine.families.sana_walk import SanaWalk
-from engine.families.stable_diffusion_3_walk import StableDiffusion3Walk
+from engine.walks.flux import FluxWalk
+from engine.walks.pixart import PixArtWalk
+from engine.walks.sana import SanaWalk
+from engine.walks.stable_diffusion_3 import StableDiffusion3Walk
 
 NUM_ROWS, NUM_TEXT_TOKENS = 8, 6
 PIXART = {

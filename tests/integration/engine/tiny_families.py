@@ -1,8 +1,9 @@
-"""Tiny random pipelines of every family, built from diffusers' own configuration classes, as users save them.
+"""Tiny random pipelines of several classes, made from diffusers' configuration classes, as users save them.
 
 The weights mean nothing, but they are loud: every step and both prompts show in the pixels.
 """
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,19 @@ from transformers import (
     T5Tokenizer,
 )
 
-from engine.families.sana import INSTRUCTION
 from models.tokenizer import build_tokenizer
 
 WIDTH = 32
+INSTRUCTION: list[str] = (
+    inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+)
 T5_WORDS = ("a", "the", "red", "blue", "green", "heart", "star", "ring", "on", "white", "background", "large")
 
 
-def build(family: str, folder: Path, **changes: Any) -> Any:
-    """The tiny pipeline of `family`, with seeded weights; `folder` takes what the tokenizers leave."""
+def build(kind: str, folder: Path, **changes: Any) -> Any:
+    """The tiny pipeline of `kind`, with seeded weights; `folder` takes what the tokenizers leave."""
     torch.manual_seed(7)
-    pipeline = BUILDERS[family](folder / "made", **changes)
+    pipeline = BUILDERS[kind](folder / "made", **changes)
     with torch.no_grad():
         pipeline.vae.decoder.conv_out.weight.mul_(1.5)
         for name in ("transformer", "unet"):

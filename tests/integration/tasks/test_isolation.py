@@ -21,17 +21,18 @@ from tasks.holdings import Holdings
 from tasks.solo_marks import SoloMarks
 from tasks.worker import EXIT_DEVICE_LOST, end_when_fatal
 from tests.integration.tasks.conftest import MakeJob
-from tests.unit.engine.fakes import FakeFamily, SetClock
+from tests.unit.engine.fakes import FakeModel, SetClock
 
 STEPS = 200
 
 
-class SteppedFamily(FakeFamily):
+class SteppedModel(FakeModel):
     """Waits in every forward pass until the test lets it go on."""
 
     def __init__(self) -> None:
-        super().__init__(on_predict=self._wait)
+        super().__init__()
         self.entered, self.may_pass = threading.Semaphore(0), threading.Semaphore(0)
+        self.on_predict = self._wait
 
     def _wait(self) -> None:
         self.entered.release()
@@ -39,8 +40,8 @@ class SteppedFamily(FakeFamily):
 
 
 @pytest.fixture
-def family() -> SteppedFamily:
-    return SteppedFamily()
+def model() -> SteppedModel:
+    return SteppedModel()
 
 
 @pytest.fixture
@@ -49,12 +50,12 @@ def clock() -> SetClock:
 
 
 @pytest.fixture
-def real_engine(family: SteppedFamily, clock: SetClock) -> Iterator[Engine]:
-    engine = Engine({"tiny": family}, {"tiny": {64 * 64: 8}}, promise="exact", clock=clock)
+def real_engine(model: SteppedModel, clock: SetClock) -> Iterator[Engine]:
+    engine = Engine({"tiny": model}, {"tiny": {64 * 64: 8}}, promise="exact", clock=clock)
     engine.start()
     yield engine
     for _ in range(STEPS):
-        family.may_pass.release()
+        model.may_pass.release()
     engine.stop()
 
 
@@ -113,29 +114,29 @@ def heart(
 
 
 def test_cancellation_takes_effect_within_one_step_of_the_heartbeat_that_brings_it(
-    database: Database, task: Generate, family: SteppedFamily, heart: Heart, make_job: MakeJob
+    database: Database, task: Generate, model: SteppedModel, heart: Heart, make_job: MakeJob
 ) -> None:
     job = make_job(width=64, height=64, num_inference_steps=STEPS)
     thread = threading.Thread(target=task, args=(job.id,))
     thread.start()
-    assert family.entered.acquire(timeout=60)
+    assert model.entered.acquire(timeout=60)
     jobs.cancel(database, job.account_id, job.id)
-    family.may_pass.release()
-    assert family.entered.acquire(timeout=60), "the worker does not know yet, and goes on"
+    model.may_pass.release()
+    assert model.entered.acquire(timeout=60), "the worker does not know yet, and goes on"
     heart.beat()
-    num_steps = len(family.step_sizes)
+    num_steps = len(model.step_sizes)
     for _ in range(STEPS):
-        family.may_pass.release()
+        model.may_pass.release()
     thread.join(60)
     assert get(database, job.account_id, job.id).state is State.CANCELED
-    assert len(family.step_sizes) == num_steps + 1, "the step that was under way, and no other"
+    assert len(model.step_sizes) == num_steps + 1, "the step that was under way, and no other"
 
 
 def test_lost_device_gives_its_leases_up_before_the_process_ends(
     database: Database,
     worker_database: Database,
     task: Generate,
-    family: SteppedFamily,
+    model: SteppedModel,
     real_engine: Engine,
     worker: Worker,
     ended: list[int],
@@ -146,8 +147,8 @@ def test_lost_device_gives_its_leases_up_before_the_process_ends(
     fatal = threading.Thread(target=end_when_fatal, args=(real_engine, worker_database, worker, ended.append))
     task_thread.start()
     fatal.start()
-    assert family.entered.acquire(timeout=60)
-    family.may_pass.release()
+    assert model.entered.acquire(timeout=60)
+    model.may_pass.release()
     fatal.join(60)
     task_thread.join(60)
     assert ended == [EXIT_DEVICE_LOST]
@@ -160,7 +161,7 @@ def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_
     database: Database,
     worker_database: Database,
     task: Generate,
-    family: SteppedFamily,
+    model: SteppedModel,
     real_engine: Engine,
     worker: Worker,
     holdings: Holdings,
@@ -183,13 +184,13 @@ def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_
     )
     for thread in threads:
         thread.start()
-    assert family.entered.acquire(timeout=60)
+    assert model.entered.acquire(timeout=60)
     deadline = time.monotonic() + 60
     while real_engine.num_generations < len(made):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     for _ in range(STEPS):
-        family.may_pass.release()
+        model.may_pass.release()
     for thread in threads:
         thread.join(60)
     assert left == [(State.QUEUED, True, 0)] * len(made)
@@ -229,7 +230,7 @@ def test_process_without_its_device_ends_although_postgres_cannot_be_reached(
 def test_hung_step_trips_the_watchdog(
     database: Database,
     task: Generate,
-    family: SteppedFamily,
+    model: SteppedModel,
     heart: Heart,
     clock: SetClock,
     ended: list[int],
@@ -238,7 +239,7 @@ def test_hung_step_trips_the_watchdog(
     job = make_job(width=64, height=64, num_inference_steps=2)
     thread = threading.Thread(target=task, args=(job.id,))
     thread.start()
-    assert family.entered.acquire(timeout=60)
+    assert model.entered.acquire(timeout=60)
     clock.now += 59.0
     heart.beat()
     assert ended == []
@@ -246,6 +247,6 @@ def test_hung_step_trips_the_watchdog(
     heart.beat()
     assert ended == [EXIT_HUNG]
     for _ in range(STEPS):
-        family.may_pass.release()
+        model.may_pass.release()
     thread.join(60)
     assert get(database, job.account_id, job.id).state is State.SUCCEEDED

@@ -21,10 +21,10 @@ from storage.workers import Worker
 from storage.workloads import workload
 from tasks.learned_profiles import LearnedProfiles
 from tasks.profiles import ProfileFolder, WorkerProfiles, measure_tier, worker_profiles
-from tests.unit.engine.fakes import FakeFamily
+from tests.unit.engine.fakes import FakeModel
 
 SMALL, LARGE = BatchKey("tiny", 16, 16), BatchKey("tiny", 24, 24)
-LOADED = LoadedModels({"tiny": FakeFamily()}, {"tiny": {16384: 16, 36864: 8}}, "exact")
+LOADED = LoadedModels({"tiny": FakeModel()}, {"tiny": {16384: 16, 36864: 8}}, "exact")
 
 
 @pytest.fixture

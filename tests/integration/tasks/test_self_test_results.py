@@ -84,13 +84,13 @@ def test_S38_a_start_with_a_kept_result_tests_nothing_and_promises_the_same(
     assert num_tests == 0
     assert second.promise == first.promise
     assert second.row_limits == first.row_limits
-    assert second.families["tiny"].buckets == first.families["tiny"].buckets != {}
+    assert second.models["tiny"].buckets == first.models["tiny"].buckets != {}
 
 
 def test_S38_every_fact_of_the_machine_is_part_of_the_key(tested: tuple[Start, LoadedModels]) -> None:
-    family, machine = tested[1].families["tiny"], machine_facts()
+    model, machine = tested[1].models["tiny"], machine_facts()
     keys = [
-        self_test_key(family, [], LIMITS, AS_IT_IS, facts).fingerprint
+        self_test_key(model, [], LIMITS, AS_IT_IS, facts, {}).fingerprint
         for facts in (machine, *({**machine, name: "another"} for name in machine))
     ]
     assert len(set(keys)) == len(machine) + 1
@@ -100,7 +100,7 @@ def test_S38_the_number_of_threads_is_part_of_the_key(tested: tuple[Start, Loade
     fingerprints = set()
     for num_threads in (2, 1):
         torch.set_num_threads(num_threads)
-        key = self_test_key(tested[1].families["tiny"], [], LIMITS, AS_IT_IS, tested[0].machine)
+        key = self_test_key(tested[1].models["tiny"], [], LIMITS, AS_IT_IS, tested[0].machine, {})
         fingerprints.add(key.fingerprint)
     assert len(fingerprints) == 2
 
@@ -112,6 +112,9 @@ CHANGES: dict[str, Callable[[Start], Start]] = {
     "dtype": lambda start: replace(start, spec=replace(start.spec, dtype="bfloat16")),
     "optimization": lambda start: replace(
         start, spec=replace(start.spec, optimization=Optimization(channels_last=True))
+    ),
+    "what is offered": lambda start: replace(
+        start, spec=replace(start.spec, schedulers=("ddim", "euler"), sizes=((64, 32),))
     ),
     "on demand": lambda start: replace(start, test_again=True),
 }
@@ -187,6 +190,8 @@ BREAKAGES: dict[str, Callable[[Path], object]] = {
     "sizes out of order": edited(buckets=[[8, 8, [8, 4]]]),
     "infinite": edited(row_limits=[[64 * 64, float("inf")]]),
     "a time that is none": edited(tested_at="yesterday"),
+    "no abilities": edited(abilities=None),
+    "abilities that are words": edited(abilities={"runs_alone": "no"}),
 }
 
 

@@ -22,7 +22,7 @@ from tasks.generate import Generate, GeneratePlan
 from tasks.holdings import Holdings
 from tasks.solo_marks import NotMarked, SoloMarks
 from tests.integration.tasks.conftest import MakeJob
-from tests.unit.engine.fakes import FakeFamily
+from tests.unit.engine.fakes import FakeModel
 
 SIZE = {"width": 64, "height": 64}
 UNREACHABLE = "postgresql://nobody@127.0.0.1:1/none"
@@ -48,9 +48,9 @@ class Process:
         self.database, self.boot_id = database, f"b-{tier}"
         self.on_predict: Callable[[int], None] = lambda _: None
         self.num_steps = 0
-        self.engine = Engine(
-            {"tiny": FakeFamily(on_predict=self._predict)}, {"tiny": {64 * 64: 8}}, promise="exact"
-        )
+        model = FakeModel()
+        model.on_predict = self._predict
+        self.engine = Engine({"tiny": model}, {"tiny": {64 * 64: 8}}, promise="exact")
         self._generate = Generate(
             db=database,
             blobs=blobs,  # type: ignore[arg-type]

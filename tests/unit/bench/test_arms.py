@@ -1,32 +1,52 @@
 """The arms of the engine's benchmark serve every request, and differ in nothing but the batching."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from diffusers import DDIMScheduler
 
 from bench.arms import Continuous, Dynamic, Ended, Serve
 from bench.clock import WorkClock, in_turns
 from bench.fifo import FifoEngine
 from bench.latency import Solo, goodput, serve_in_turns
 from bench.workload import GUIDANCE_SCALES, STEPS, DueRequest, mixed_requests, poisson
-from engine.errors import GenerationFailed
+from engine.errors import GenerationFailed, NumericError
+from engine.exchange import Exchange
 from engine.load import LoadedModels
-from engine.request import GenerationRequest
-from tests.unit.engine.fakes import FakeFamily
+from engine.pipeline_call import PipelineCall
+from engine.request import GenerationRequest, SchedulerSpec
+from tests.unit.engine.fakes import FakeModel
 
 MAX_ROWS = 8
 
 
-@pytest.fixture
-def family() -> FakeFamily:
-    return FakeFamily()
+class CountingExchange(Exchange):
+    """Counts the calls that it begins and those that end."""
+
+    def __init__(self, other: Exchange) -> None:
+        vars(self).update(vars(other))
+        self.num_begun = self.num_ended = 0
+
+    def begin(self, *args: Any, **kwargs: Any) -> PipelineCall:
+        self.num_begun += 1
+        return super().begin(*args, **kwargs)
+
+    def _ended(self, is_whole: bool) -> None:
+        super()._ended(is_whole)
+        self.num_ended += 1
 
 
 @pytest.fixture
-def loaded(family: FakeFamily) -> LoadedModels:
-    return LoadedModels({"tiny": family}, {"tiny": {64 * 64: MAX_ROWS}}, "exact")
+def model() -> FakeModel:
+    return FakeModel()
+
+
+@pytest.fixture
+def loaded(model: FakeModel) -> LoadedModels:
+    return LoadedModels({"tiny": model}, {"tiny": {64 * 64: MAX_ROWS}}, "exact")
 
 
 @pytest.fixture
@@ -67,7 +87,7 @@ def test_arms_that_take_turns_serve_the_same_arrivals(
 
 
 def test_a_padded_batch_runs_as_long_as_its_longest_and_at_its_own_rows(
-    loaded: LoadedModels, family: FakeFamily, asked: list[GenerationRequest]
+    loaded: LoadedModels, model: FakeModel, asked: list[GenerationRequest]
 ) -> None:
     guided, unguided = (
         replace(asked[0], num_inference_steps=steps, guidance_scale=scale)
@@ -75,7 +95,21 @@ def test_a_padded_batch_runs_as_long_as_its_longest_and_at_its_own_rows(
     )
     places = [place for place in padded(loaded).run([guided, unguided]) if place is not None]
     assert places == [0, 1]
-    assert family.step_sizes == [3] * 12
+    assert model.step_sizes == [3] * 12
+
+
+@pytest.mark.parametrize("name", ["ours", "padded"])
+def test_an_arm_that_is_left_in_the_middle_ends_its_calls(
+    loaded: LoadedModels, model: FakeModel, asked: list[GenerationRequest], name: str
+) -> None:
+    exchange = model.exchange = CountingExchange(model.exchange)
+    serving = arms(loaded)[name]([DueRequest(one, 0.0) for one in asked], WorkClock())
+    assert isinstance(serving, Generator)
+    for _ in range(3):
+        next(serving)
+    assert exchange.num_begun > exchange.num_ended == 0
+    serving.close()
+    assert exchange.num_begun == exchange.num_ended
 
 
 def test_a_request_that_is_dropped_for_its_deadline_has_no_latency(
@@ -96,9 +130,32 @@ def test_first_come_is_first_served_where_the_policy_would_not(
     assert [one.arrival.request for one in ended] == [long] * MAX_ROWS + [short] * 4
 
 
-def test_an_arm_that_fails_says_so(loaded: LoadedModels, asked: list[GenerationRequest]) -> None:
-    with pytest.raises(GenerationFailed):
-        serve_in_turns([Continuous(loaded)], [DueRequest(replace(asked[0], prompt="explode"), 0.0)])
+@pytest.mark.parametrize(
+    ("name", "prompt", "error"),
+    [
+        ("ours", "explode", GenerationFailed),
+        ("padded", "explode", ValueError),
+        ("padded", "cannot be encoded", RuntimeError),
+        ("padded", "not a number", NumericError),
+    ],
+)
+def test_an_arm_that_fails_says_so(
+    loaded: LoadedModels, asked: list[GenerationRequest], name: str, prompt: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        serve_in_turns([arms(loaded)[name]], [DueRequest(replace(asked[0], prompt=prompt), 0.0)])
+
+
+class BrokenScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers exports lazily
+    def step(self, *_: Any, **__: Any) -> Any:
+        raise ValueError("no step")
+
+
+def test_a_batch_whose_pipelines_own_code_fails_says_so(asked: list[GenerationRequest]) -> None:
+    model = FakeModel(scheduler=BrokenScheduler(clip_sample=False))
+    arm = padded(LoadedModels({"tiny": model}, {"tiny": {64 * 64: MAX_ROWS}}, "exact"))
+    with pytest.raises(ValueError, match="no step"):
+        list(arm.run([replace(asked[0], scheduler=SchedulerSpec("default"))]))
 
 
 def test_the_work_is_the_same_for_the_same_seed_and_holds_every_class() -> None:

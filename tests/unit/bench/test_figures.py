@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import figure_of, table, write
+from bench.figures import Share, figure_of, table, write
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,33 @@ def test_the_median_is_held_against_the_bar(
     assert ("yes" if holds else "NO") in table([figure])
 
 
+@pytest.mark.parametrize(("value", "holds"), [(1.71, True), (1.70, False)])
+def test_a_bar_can_be_a_share_of_the_limit(value: float, holds: bool) -> None:
+    figure = figure_of("a", (value,), Share(0.95), 1.8, "all")
+    assert (figure.bar, figure.share, figure.holds) == (1.71, 0.95, holds)
+    assert figure.reached == pytest.approx(value / 1.8)
+    assert "0.95" in table([figure])
+
+
+def test_a_share_of_a_limit_that_nobody_knows_is_no_bar() -> None:
+    with pytest.raises(ValueError, match="a: its bar is a share of its limit"):
+        figure_of("a", (1.0,), Share(0.95), None, "who knows")
+
+
+def test_a_figure_without_a_bar_is_reported_and_not_judged() -> None:
+    figure = figure_of("a", (1.0,), None, None, "as it is")
+    assert figure.holds is None
+    (line,) = table([figure]).splitlines()[1:]
+    assert "yes" not in line
+    assert "NO" not in line
+    assert "1.000" in line
+
+
 def test_the_file_lists_every_figure_with_its_samples(tmp_path: Path) -> None:
     write([figure_of("a", (1.0, 2.0, 4.0), 3, 5, "more cores")], tmp_path / "new" / "engine.json")
     (found,) = json.loads((tmp_path / "new" / "engine.json").read_text())
     assert found == {
-        "figure": "a", "value": 2.0, "low": 1.0, "high": 4.0, "bar": 3, "limit": 5,
+        "figure": "a", "value": 2.0, "low": 1.0, "high": 4.0, "bar": 3, "share": None, "limit": 5,
         "reason": "more cores", "samples": [1.0, 2.0, 4.0], "is_at_most": False, "holds": False,
+        "reached": 0.4,
     }  # fmt: skip

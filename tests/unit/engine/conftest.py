@@ -7,7 +7,7 @@ import pytest
 
 from engine.engine import Engine
 from engine.request import GenerationRequest
-from tests.unit.engine.fakes import FakeFamily, SetClock
+from tests.unit.engine.fakes import FakeModel, SetClock
 
 
 @pytest.fixture
@@ -16,14 +16,14 @@ def clock() -> SetClock:
 
 
 @pytest.fixture
-def family() -> FakeFamily:
-    return FakeFamily()
+def model() -> FakeModel:
+    return FakeModel()
 
 
 @pytest.fixture
-def engine(family: FakeFamily, clock: SetClock) -> Engine:
+def engine(model: FakeModel, clock: SetClock) -> Engine:
     """Not started: a test turns it with `tick`."""
-    return Engine({"fake": family}, {"fake": {64 * 64: 8, 128 * 128: 4}}, promise="exact", clock=clock)
+    return Engine({"fake": model}, {"fake": {64 * 64: 8, 128 * 128: 4}}, promise="exact", clock=clock)
 
 
 @pytest.fixture

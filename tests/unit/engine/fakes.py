@@ -1,113 +1,316 @@
-"""A model of arithmetic instead of weights, that fails on command, and a clock that is set by hand."""
+"""A pipeline of arithmetic instead of weights, that fails on command, and a clock that is set by hand."""
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
+from torch.nn import Module
 
-from engine.buckets import UNTESTED, BucketsByShape
-from engine.families.family import Conditions, Encoding
-from engine.sampling import FlowSigmas
+from engine.pipeline_model import PipelineModel
 
 MARKS = {"explode": 1.0, "not a number": 2.0, "huge": 3.0, "lose the device": 4.0}
+LATENT_CHANNELS = 4
+PIXELS_PER_LATENT = 8
 
 
-@dataclass
-class FakeFamily:
-    """Elementwise, so every row is exact; what it does to a prompt is written in `MARKS`."""
+class FakeTextEncoder(Module):
+    """Gives a text the number of its mark, `(1, 1, 1)`."""
 
-    max_rows: int = 1000  # more rows than that are out of memory
-    step_sizes: list[int] = field(default_factory=list)  # rows of every forward pass tried
-    on_predict: Callable[[], None] = lambda: None
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_encode: Callable[[str], None] = lambda _: None
 
-    device = torch.device("cpu")
-    dtype = torch.float32
-    scheduler: Any = field(default_factory=DDIMScheduler)
-    flow_sigmas: FlowSigmas | None = None
-    latent_channels = 4
-    pixels_per_latent = 8
-    latents_per_patch = 1
-    max_side: int | None = None
-    buckets: BucketsByShape = field(default_factory=lambda: UNTESTED)
-
-    def needs_guidance_row(self, guidance_scale: float) -> bool:
-        return guidance_scale > 1
-
-    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:  # noqa: ARG002
+    def forward(self, text: str) -> Tensor:
+        self.on_encode(text)
         if text == "cannot be encoded":
             raise RuntimeError("tokenizer")
-        return Encoding(torch.full((1, 1, 1), MARKS.get(text, 0.0)))
+        return torch.full((1, 1, 1), MARKS.get(text, 0.0))
 
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+
+class FakeDenoiser(Module):
+    """Elementwise, so every row is exact; what it does to a prompt is written in `MARKS`."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = FrozenDict()
+        self.max_rows = 1000  # more rows than that are out of memory
+        self.step_sizes: list[int] = []  # rows of every forward pass tried
+        self.on_predict: Callable[[], None] = lambda: None
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        return_dict: bool = True,  # noqa: ARG002  pipelines ask for tuples
+    ) -> tuple[Tensor]:
+        return (self.predict(sample, timestep, encoder_hidden_states),)
+
+    def predict(self, sample: Tensor, timestep: Tensor, marks: Tensor) -> Tensor:
+        """The output `(R, C, h, w)`."""
         self.on_predict()
-        self.step_sizes.append(len(latents))
-        assert len(latents) == len(timesteps) == len(conditions.prompt_embeds)
-        assert len(latents) == len(conditions.pooled_embeds) == len(conditions.guidance_scales)
-        marks = conditions.prompt_embeds.flatten()
+        self.step_sizes.append(len(sample))
+        timestep = timestep.expand(len(sample)) if timestep.ndim == 0 else timestep
+        assert len(sample) == len(timestep) == len(marks)
+        marks = marks[:, 0, 0]
         if (marks == MARKS["lose the device"]).any():
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
-        if len(latents) > self.max_rows or (marks == MARKS["huge"]).any():
+        if len(sample) > self.max_rows or (marks == MARKS["huge"]).any():
             raise torch.OutOfMemoryError("CUDA out of memory")
         if (marks == MARKS["explode"]).any():
             raise ValueError("bad row")
-        output = torch.sin(latents + timesteps.view(-1, 1, 1, 1) / 100)
+        output = torch.sin(sample + timestep.view(-1, 1, 1, 1) / 100)
         output[marks == MARKS["not a number"]] = float("nan")
         return output
 
-    def decode(self, latents: Tensor) -> Tensor:
-        assert len(latents) == 1
-        return torch.tanh(latents[:, :3]).repeat_interleave(8, 2).repeat_interleave(8, 3)
 
+class FakeWalk:
+    """The deep part of a `FakeDenoiser` is the sine; a shallow row adds its timestep to earlier latents."""
 
-@dataclass
-class FakeCachingFamily(FakeFamily):
-    """Its deep part is the sine of the latents; a shallow row adds its timestep to an earlier one's."""
+    def __init__(self, denoiser: FakeDenoiser) -> None:
+        self._denoiser = denoiser
+        self.deep_sizes: list[int] = []  # rows of every deep part that was run
 
-    can_cache_steps: bool = True
-    deep_sizes: list[int] = field(default_factory=list)  # rows of every deep part that was run
-
-    def predict_partly(
+    def predict(
         self,
-        latents: Tensor,
-        timesteps: Tensor,
-        conditions: Conditions,
-        *,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
         num_deep_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        output = self.predict(latents, timesteps, conditions)
+        output = self._denoiser.predict(sample, timestep, encoder_hidden_states)
         if features is None:
-            features = latents.new_empty(0, *latents.shape[1:])
-        num_new = len(latents) - len(features)
-        assert num_new <= num_deep_rows <= len(latents)
+            features = sample.new_empty(0, *sample.shape[1:])
+        num_new = len(sample) - len(features)
+        assert num_new <= num_deep_rows <= len(sample)
         self.deep_sizes.append(num_deep_rows)
-        output[num_new:] = torch.tanh(features + timesteps[num_new:].view(-1, 1, 1, 1) / 100)
-        return output, latents[:num_new]
+        timestep = timestep.expand(len(sample)) if timestep.ndim == 0 else timestep
+        output[num_new:] = torch.tanh(features + timestep[num_new:].view(-1, 1, 1, 1) / 100)
+        return output, sample[:num_new]
 
 
-@dataclass
-class SizeDependent(FakeFamily):
+class FakeVAE(Module):
+    """Eight pixels along a side for each latent."""
+
+    dtype = torch.float32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_decode: Callable[[], None] = lambda: None
+
+    def decode(self, latents: Tensor, return_dict: bool = True) -> tuple[Tensor]:  # noqa: ARG002
+        assert len(latents) == 1
+        self.on_decode()
+        pixels = torch.sin(latents[:, :3]).repeat_interleave(8, 2).repeat_interleave(8, 3)
+        return (pixels,)
+
+
+class FakePipeline(DiffusionPipeline):  # type: ignore[misc]
+    """A pipeline as diffusers writes them, whose modules compute next to nothing."""
+
+    vae_scale_factor = PIXELS_PER_LATENT
+    num_decodings = 1
+
+    def __init__(self, scheduler: Any, text_encoder: Any, unet: Any, vae: Any) -> None:
+        super().__init__()
+        self.register_to_config()
+        for name, part in {"text_encoder": text_encoder, "unet": unet, "vae": vae}.items():
+            setattr(self, name, part)
+        self.scheduler = scheduler
+
+    @property
+    def components(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("scheduler", "text_encoder", "unet", "vae")}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str,
+        height: int = 64,
+        width: int = 64,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        negative_prompt: str | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | None = None,
+        output_type: str = "np",  # noqa: ARG002  always that
+    ) -> Any:
+        self._guidance_scale = guidance_scale
+        prompt_embeds = self.text_encoder(prompt)
+        if guidance_scale > 1:
+            prompt_embeds = torch.cat([self.text_encoder(negative_prompt or ""), prompt_embeds])
+        self.scheduler.set_timesteps(num_inference_steps)
+        shape = (1, LATENT_CHANNELS, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+        latents = torch.randn(shape, generator=generator) * self.scheduler.init_noise_sigma
+        optional = (
+            {"eta": eta, "generator": generator}
+            if "eta" in inspect.signature(self.scheduler.step).parameters
+            else {}
+        )
+        for timestep in self.scheduler.timesteps:
+            is_guided = self._guidance_scale > 1
+            rows = torch.cat([latents] * 2) if is_guided else latents
+            rows = self.scheduler.scale_model_input(rows, timestep)
+            output = self.unet(rows, timestep, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
+            if is_guided:
+                negative, positive = output.chunk(2)
+                output = negative + self._guidance_scale * (positive - negative)
+            latents = self.scheduler.step(output, timestep, latents, **optional).prev_sample
+            latents = self.stepped(latents, prompt)
+        for _ in range(self.num_decodings):
+            pixels = self.vae.decode(latents, return_dict=False)[0]
+        image = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        return ImagePipelineOutput(images=image)
+
+    def stepped(self, latents: Tensor, prompt: str) -> Tensor:  # noqa: ARG002
+        """The latents after a step; a test's own pipeline may do something to them."""
+        return latents
+
+
+class FakeModel(PipelineModel):
+    """A loaded `FakePipeline`, with what its parts note and can be told; it can cut guidance off."""
+
+    can_cut_guidance = True
+    pipeline_class = FakePipeline
+
+    def __init__(
+        self,
+        *,
+        max_rows: int = 1000,
+        scheduler: Any = None,
+        denoiser: FakeDenoiser | None = None,
+        text_encoder: FakeTextEncoder | None = None,
+        vae: FakeVAE | None = None,
+    ) -> None:
+        self.fake = denoiser or FakeDenoiser()
+        self.fake.max_rows = max_rows
+        self.text_encoder, self.vae = text_encoder or FakeTextEncoder(), vae or FakeVAE()
+        super().__init__(
+            self.pipeline_class(
+                scheduler or DDIMScheduler(clip_sample=False),
+                self.text_encoder,
+                self.fake,
+                self.vae,
+            )
+        )
+        self.exchange.takes_float_timesteps = True
+
+    @property
+    def num_decodings(self) -> int:
+        """How often its pipeline decodes an image."""
+        return int(self._pipeline.num_decodings)
+
+    @num_decodings.setter
+    def num_decodings(self, num_decodings: int) -> None:
+        self._pipeline.num_decodings = num_decodings
+
+    @property
+    def step_sizes(self) -> list[int]:
+        """Rows of every forward pass tried."""
+        return self.fake.step_sizes
+
+    @property
+    def max_rows(self) -> int:
+        """More rows than that are out of memory."""
+        return self.fake.max_rows
+
+    @max_rows.setter
+    def max_rows(self, max_rows: int) -> None:
+        self.fake.max_rows = max_rows
+
+    @property
+    def on_predict(self) -> Callable[[], None]:
+        """Called in every forward pass."""
+        return self.fake.on_predict
+
+    @on_predict.setter
+    def on_predict(self, on_predict: Callable[[], None]) -> None:
+        self.fake.on_predict = on_predict
+
+
+class FakeCachingModel(FakeModel):
+    """A `FakeModel` whose rows can have a step cache."""
+
+    can_cache_steps = True
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.walk = FakeWalk(self.fake)
+
+    @property
+    def deep_sizes(self) -> list[int]:
+        """Rows of every deep part that was run."""
+        sizes: list[int] = self.walk.deep_sizes
+        return sizes
+
+
+class SizeDependent(FakeDenoiser):
     """Rounds differently from `from_rows` rows on, as a kernel chosen by shape does."""
 
-    from_rows: int = 8
-    difference: float = 1e-6
+    def __init__(self, from_rows: int = 8, difference: float = 1e-6) -> None:
+        super().__init__()
+        self.from_rows, self.difference = from_rows, difference
 
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        output = super().predict(latents, timesteps, conditions)
-        return output + self.difference if len(latents) >= self.from_rows else output
+    def predict(self, sample: Tensor, timestep: Tensor, marks: Tensor) -> Tensor:
+        output = super().predict(sample, timestep, marks)
+        return output + self.difference if len(sample) >= self.from_rows else output
 
 
-@dataclass
-class NeighbourDependent(FakeFamily):
+class NeighbourDependent(FakeDenoiser):
     """A row's numbers depend on the rows beside it."""
 
-    difference: float = 1e-3
+    def __init__(self, difference: float = 1e-3) -> None:
+        super().__init__()
+        self.difference = difference
 
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        return super().predict(latents, timesteps, conditions) + latents.mean() * self.difference
+    def predict(self, sample: Tensor, timestep: Tensor, marks: Tensor) -> Tensor:
+        return super().predict(sample, timestep, marks) + sample.mean() * self.difference
+
+
+class Costly(FakeDenoiser):
+    """Takes time on a clock: `step_seconds` of the rows of each forward pass."""
+
+    def __init__(self, clock: "SetClock", step_seconds: Callable[[int], float]) -> None:
+        super().__init__()
+        self.clock, self.step_seconds = clock, step_seconds
+
+    def predict(self, sample: Tensor, timestep: Tensor, marks: Tensor) -> Tensor:
+        output = super().predict(sample, timestep, marks)
+        self.clock.advance(self.step_seconds(len(sample)))
+        return output
+
+
+class CostlyWalk(FakeWalk):
+    """A shallow step takes `shallow_share` of the seconds of a whole one, the deep part all others."""
+
+    def __init__(self, denoiser: Costly, shallow_share: float) -> None:
+        super().__init__(denoiser)
+        self._costly = denoiser
+        self.shallow_share = shallow_share
+
+    def predict(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        output, new = super().predict(sample, timestep, encoder_hidden_states, num_deep_rows, features)
+        step_seconds = self._costly.step_seconds
+        deep_seconds = step_seconds(num_deep_rows) if num_deep_rows else 0.0
+        # The seconds of a whole step have been spent by now.
+        self._costly.clock.advance((1 - self.shallow_share) * (deep_seconds - step_seconds(len(output))))
+        return output, new
 
 
 class SetClock:
@@ -118,3 +321,7 @@ class SetClock:
 
     def __call__(self) -> float:
         return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Move it on."""
+        self.now += seconds

@@ -3,19 +3,14 @@
 import random
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Literal
-
-import torch
 
 from engine.engine import Engine
 from engine.errors import EngineError, EngineStopped, GenerationFailed, NumericError, OutOfMemory
 from engine.handle import Handle
-from engine.native_generation import NativeGeneration
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
 from tests.unit.engine.fakes import SetClock
-from tests.unit.engine.faulty_family import CULPRITS, Fault, FaultyFamily, Kind
+from tests.unit.engine.faulty_model import CULPRITS, Fault, Faults, FaultyModel, Kind, SamplerFault
 
-SamplerFault = Literal["raises", "not a number"]
 LIMITS = {64 * 64: 12, 128 * 64: 4}
 CHARGES = {
     "explode": GenerationFailed,
@@ -108,10 +103,10 @@ class Run:
     steps_at_cancel: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.family = FaultyFamily(
-            faults=self.schedule.faults, on_slow=self._pass_time, on_predict=self._cancel_inside
-        )
-        self.engine = Engine({"fake": self.family}, {"fake": LIMITS}, promise="exact", clock=self.clock)
+        self.faults = Faults(self.schedule.faults, self.schedule.samplers, on_slow=self._pass_time)
+        self.model = FaultyModel(self.faults)
+        self.model.on_predict = self._cancel_inside
+        self.engine = Engine({"fake": self.model}, {"fake": LIMITS}, promise="exact", clock=self.clock)
         self.ends = [0] * len(self.schedule.requests)
 
     def to_the_end(self) -> None:
@@ -151,34 +146,21 @@ class Run:
         handle = self.engine.submit(request, on_progress=listen, before_first_step=mark)
         handle.future.add_done_callback(note)
         self.handles[number] = handle
-        if number in self.schedule.samplers:
-            spoil(handle, self.schedule.samplers[number])
 
     def _pass_time(self) -> None:
         self.clock.now += 60.0
 
     def _cancel_inside(self) -> None:
         for number, first_call in self.schedule.cancels_inside.items():
-            is_due = number in self.handles and first_call <= self.family.num_calls["predict"]
+            is_due = number in self.handles and first_call <= self.faults.num_calls["predict"]
             if is_due and number not in self.steps_at_cancel:
                 self.steps_at_cancel[number] = self.handles[number]._generation.step_index
                 self.handles[number].cancel()
 
 
-def spoil(handle: Handle, fault: SamplerFault) -> None:
-    """A table whose numbers are none, or of which there is one too many for its formula."""
-    generation = handle._generation
-    assert isinstance(generation, NativeGeneration)
-    table = generation.table
-    spoiled = torch.full_like(table.coefficients, float("nan"))
-    if fault == "raises":
-        spoiled = torch.cat([table.coefficients, table.coefficients[:, :1]], dim=1)
-    generation.table = replace(table, coefficients=spoiled)
-
-
 def alone(request: GenerationRequest) -> bytes:
     """The bytes of the request in an engine of its own in which nothing fails."""
-    engine = Engine({"fake": FaultyFamily()}, {"fake": LIMITS}, promise="exact")
+    engine = Engine({"fake": FaultyModel()}, {"fake": LIMITS}, promise="exact")
     handle = engine.submit(replace(request, seconds_left=None))
     while not engine.is_idle:
         engine.tick()

@@ -2,10 +2,10 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from engine.engine import Engine
 from engine.errors import (
@@ -18,11 +18,10 @@ from engine.errors import (
     OutOfMemory,
     RequestInvalid,
 )
-from engine.families.family import Encoding
 from engine.handle import Handle
-from engine.request import SCHEDULERS, GenerationRequest, SchedulerSpec, scheduler_named
-from engine.sampling import EXPANDED
-from tests.unit.engine.fakes import FakeFamily, SetClock
+from engine.request import GenerationRequest, SchedulerSpec, scheduler_named
+from engine.scheduler_classes import SAMPLERS
+from tests.unit.engine.fakes import FakeModel, SetClock
 
 Ask = Callable[..., GenerationRequest]
 
@@ -39,8 +38,8 @@ def pixels(handle: Handle) -> np.ndarray:
     return handle.future.result(timeout=0).pixels
 
 
-def alone(family: FakeFamily, request: GenerationRequest) -> np.ndarray:
-    engine = Engine({"fake": family}, {"fake": {128 * 128: 4}}, promise="exact")
+def alone(model: FakeModel, request: GenerationRequest) -> np.ndarray:
+    engine = Engine({"fake": model}, {"fake": {128 * 128: 4}}, promise="exact")
     handle = engine.submit(request)
     turn_until_done(engine, handle)
     return pixels(handle)
@@ -59,15 +58,15 @@ def test_late_request_joins_the_next_step(engine: Engine, ask: Ask) -> None:
 
 
 def test_members_share_the_seconds_of_their_step_batches_by_their_rows(
-    family: FakeFamily, clock: SetClock, ask: Ask
+    model: FakeModel, clock: SetClock, ask: Ask
 ) -> None:
     """A guided member has two rows of three; what each encodes and decodes is its own."""
-    engine = Engine({"fake": family}, {"fake": {128 * 128: 4}}, promise="exact", clock=clock)
+    engine = Engine({"fake": model}, {"fake": {128 * 128: 4}}, promise="exact", clock=clock)
 
     def take_three_seconds() -> None:
         clock.now += 3
 
-    family.on_predict = take_three_seconds
+    model.on_predict = take_three_seconds
     guided = engine.submit(ask(guidance_scale=4.0, num_inference_steps=2))
     plain = engine.submit(ask(guidance_scale=1.0, num_inference_steps=2))
     turn_until_done(engine, guided, plain)
@@ -76,33 +75,34 @@ def test_members_share_the_seconds_of_their_step_batches_by_their_rows(
 
 
 def test_different_samplers_steps_and_scales_share_a_step_batch(
-    engine: Engine, family: FakeFamily, ask: Ask
+    engine: Engine, model: FakeModel, ask: Ask
 ) -> None:
     requests = [
         ask(seed=1, num_inference_steps=3),
         ask(seed=2, scheduler=SchedulerSpec("ddim", eta=1.0), guidance_scale=3.0),
         ask(seed=3, scheduler=SchedulerSpec("ddim", spacing="trailing"), guidance_scale=7.0),
+        ask(seed=4, scheduler=SchedulerSpec("euler")),  # its timesteps are no whole numbers
     ]
     handles = [engine.submit(request) for request in requests]
     turn_until_done(engine, *handles)
     assert engine.num_ticks == 4
     for request, handle in zip(requests, handles, strict=True):
-        assert np.array_equal(pixels(handle), alone(family, request))
+        assert np.array_equal(pixels(handle), alone(model, request))
 
 
-def test_forward_pass_runs_at_bucket_sizes_only(engine: Engine, family: FakeFamily, ask: Ask) -> None:
+def test_forward_pass_runs_at_bucket_sizes_only(engine: Engine, model: FakeModel, ask: Ask) -> None:
     handles = [engine.submit(ask(seed=i, guidance_scale=1.0 + i % 2)) for i in range(4)]
     turn_until_done(engine, *handles)
-    assert set(family.step_sizes) == {8}, "two guided and two unguided generations are six rows"
+    assert set(model.step_sizes) == {8}, "two guided and two unguided generations are six rows"
 
 
-def test_guidance_past_its_cutoff_costs_one_row(engine: Engine, family: FakeFamily, ask: Ask) -> None:
+def test_guidance_past_its_cutoff_costs_one_row(engine: Engine, model: FakeModel, ask: Ask) -> None:
     halves = [engine.submit(ask(seed=i, guidance_scale=4.0, guidance_cutoff=0.5)) for i in range(4)]
     turn_until_done(engine, *halves)
-    assert family.step_sizes == [8, 8, 4, 4]
+    assert model.step_sizes == [8, 8, 4, 4]
 
 
-def test_cancel_takes_effect_at_the_next_step_boundary(engine: Engine, family: FakeFamily, ask: Ask) -> None:
+def test_cancel_takes_effect_at_the_next_step_boundary(engine: Engine, model: FakeModel, ask: Ask) -> None:
     kept, dropped = engine.submit(ask()), engine.submit(ask(seed=2))
     engine.tick()
     dropped.cancel()
@@ -111,7 +111,7 @@ def test_cancel_takes_effect_at_the_next_step_boundary(engine: Engine, family: F
         dropped.future.result(timeout=0)
     assert dropped.progress == 0.25
     turn_until_done(engine, kept)
-    assert np.array_equal(pixels(kept), alone(family, ask()))
+    assert np.array_equal(pixels(kept), alone(model, ask()))
 
 
 def test_caller_cannot_cancel_behind_the_engines_back(engine: Engine, ask: Ask) -> None:
@@ -120,6 +120,26 @@ def test_caller_cannot_cancel_behind_the_engines_back(engine: Engine, ask: Ask) 
     turn_until_done(engine, handle)
     handle.cancel()
     assert pixels(handle).shape == (64, 64, 3)
+
+
+def test_cancel_takes_effect_between_the_passes_of_a_decoding(
+    engine: Engine, model: FakeModel, clock: SetClock, ask: Ask
+) -> None:
+    """Some pipelines denoise once more behind their decoder; each of those passes is one of its own."""
+    handle = engine.submit(ask())
+    ticked_at: list[float] = []
+
+    def cancel() -> None:
+        clock.now += 1.0
+        ticked_at.append(engine.ticked_at)
+        if len(ticked_at) == 2:
+            handle.cancel()
+
+    model.vae.on_decode = cancel
+    model.num_decodings = 5
+    turn_until_done(engine, handle)
+    assert isinstance(handle.future.exception(timeout=0), Canceled)
+    assert ticked_at == [1000.0, 1001.0], "the watchdog sees each pass end"
 
 
 def test_deadline_is_kept_at_step_boundaries(engine: Engine, clock: SetClock, ask: Ask) -> None:
@@ -150,11 +170,11 @@ def test_progress_counts_steps_and_a_failing_callback_is_dropped(engine: Engine,
     assert handles[1].progress == 1.0
 
 
-def test_timings_add_up(engine: Engine, family: FakeFamily, clock: SetClock, ask: Ask) -> None:
+def test_timings_add_up(engine: Engine, model: FakeModel, clock: SetClock, ask: Ask) -> None:
     def take_a_second() -> None:
         clock.now += 1.0
 
-    family.on_predict = take_a_second
+    model.on_predict = take_a_second
     handle = engine.submit(ask())
     clock.now += 3.0
     turn_until_done(engine, handle)
@@ -174,35 +194,33 @@ def test_interactive_preempts_bulk_within_two_ticks(engine: Engine, ask: Ask) ->
 
 
 def test_batch_that_does_not_fit_is_split_and_no_one_is_charged(
-    engine: Engine, family: FakeFamily, ask: Ask
+    engine: Engine, model: FakeModel, ask: Ask
 ) -> None:
-    family.max_rows = 4
+    model.max_rows = 4
     requests = [ask(seed=i, scheduler=SchedulerSpec(eta=1.0)) for i in range(8)]
     handles = [engine.submit(request) for request in requests]
     turn_until_done(engine, *handles)
-    assert family.step_sizes == [8, 4, 4, *[4] * 6], "one step too large, then the cap has learned"
+    assert model.step_sizes == [8, 4, 4, *[4] * 6], "one step too large, then the cap has learned"
     for request, handle in zip(requests, handles, strict=True):
-        assert np.array_equal(pixels(handle), alone(family, request))
+        assert np.array_equal(pixels(handle), alone(model, request))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name, spec in SCHEDULERS.items() if spec.name in set(EXPANDED) - {"flow_match_euler"}],
-)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from DEIS of diffusers
+@pytest.mark.parametrize("name", SAMPLERS["diffusion"])
 def test_history_and_noise_survive_a_step_that_ran_out_of_memory(
-    engine: Engine, family: FakeFamily, ask: Ask, name: str
+    engine: Engine, model: FakeModel, ask: Ask, name: str
 ) -> None:
     """In the middle of all trajectories, which are of many lengths: each goes on from where it was."""
     requests = [ask(seed=i, num_inference_steps=3 + i, scheduler=scheduler_named(name)) for i in range(8)]
     handles = [engine.submit(request) for request in requests]
     engine.tick()
     engine.tick()
-    family.max_rows = 4
+    model.max_rows = 4
     engine.tick()
-    assert family.step_sizes == [8, 8, 8, 4, 4]
+    assert model.step_sizes == [8, 8, 8, 4, 4]
     turn_until_done(engine, *handles)
     for request, handle in zip(requests, handles, strict=True):
-        assert np.array_equal(pixels(handle), alone(family, request))
+        assert np.array_equal(pixels(handle), alone(model, request))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +233,7 @@ def test_history_and_noise_survive_a_step_that_ran_out_of_memory(
     ],
 )
 def test_failing_generation_never_touches_its_neighbours(
-    engine: Engine, family: FakeFamily, ask: Ask, prompt: str, error: type[Exception]
+    engine: Engine, model: FakeModel, ask: Ask, prompt: str, error: type[Exception]
 ) -> None:
     specs = [SchedulerSpec(eta=0.5), SchedulerSpec("dpmpp_2m"), SchedulerSpec("lcm")]
     requests = [ask(seed=i, scheduler=spec, guidance_scale=2.0) for i, spec in enumerate(specs)]
@@ -226,9 +244,35 @@ def test_failing_generation_never_touches_its_neighbours(
     with pytest.raises(error):
         culprit.future.result(timeout=0)
     for request, handle in zip(requests, handles, strict=True):
-        assert np.array_equal(pixels(handle), alone(family, request))
+        assert np.array_equal(pixels(handle), alone(model, request))
     assert engine.is_idle
     assert not engine.fatal.is_set()
+
+
+def test_model_that_runs_alone_holds_up_its_own_requests_and_no_others(clock: SetClock, ask: Ask) -> None:
+    """Calls of such a model may change what they share, so the next begins when one has been decoded."""
+    alone_model, other = FakeModel(), FakeModel()
+    alone_model.runs_alone = True
+    models = {"fake": alone_model, "other": other}
+    limits = {64 * 64: 8}
+    engine = Engine(models, dict.fromkeys(models, limits), promise="exact", clock=clock)
+    events: list[str] = []
+    alone_model.text_encoder.on_encode = lambda text: events.append(f"{text} begins")
+    alone_model.vae.on_decode = lambda: events.append("decoded")
+
+    def take_a_second() -> None:
+        clock.now += 1.0
+
+    alone_model.on_predict = other.on_predict = take_a_second
+    handles = [engine.submit(ask(f"{number}", seed=number, num_inference_steps=20)) for number in range(2)]
+    engine.tick()
+    beside = [engine.submit(replace(ask(seed=seed), model="other")) for seed in range(2)]
+    turn_until_done(engine, *beside)
+    assert not handles[0].future.done(), "the others went in between"
+    turn_until_done(engine, *handles)
+    assert events == ["0 begins", "decoded", "1 begins", "decoded"]
+    assert {handle.future.result().mean_step_batch for handle in handles} == {1.0}
+    assert {handle.future.result().mean_step_batch for handle in beside} == {2.0}
 
 
 def test_lost_device_fails_everything_as_retryable_and_asks_for_an_exit(engine: Engine, ask: Ask) -> None:
@@ -245,7 +289,7 @@ def test_lost_device_fails_everything_as_retryable_and_asks_for_an_exit(engine: 
     engine.stop()
 
 
-def test_hung_step_shows_in_ticked_at(family: FakeFamily, clock: SetClock, engine: Engine, ask: Ask) -> None:
+def test_hung_step_shows_in_ticked_at(model: FakeModel, clock: SetClock, engine: Engine, ask: Ask) -> None:
     """What the heartbeat looks at: not idle, and the last tick is old."""
     entered, leave = threading.Event(), threading.Event()
 
@@ -253,7 +297,7 @@ def test_hung_step_shows_in_ticked_at(family: FakeFamily, clock: SetClock, engin
         entered.set()
         assert leave.wait(10)
 
-    family.on_predict = hang
+    model.on_predict = hang
     engine.start()
     handle = engine.submit(ask(num_inference_steps=1))
     assert entered.wait(10)
@@ -296,20 +340,11 @@ def test_hook_that_fails_before_the_first_step_ends_only_its_own(engine: Engine,
 
 
 def test_a_suspects_text_is_encoded_when_it_is_noted_whose_crash_it_would_be(
-    engine: Engine, family: FakeFamily, ask: Ask
+    engine: Engine, model: FakeModel, ask: Ask
 ) -> None:
     events: list[str] = []
-    encode, decode = family.encode, family.decode
-
-    def noting_encode(text: str, *, is_negative: bool = False) -> Encoding:
-        events.append(text)
-        return encode(text, is_negative=is_negative)
-
-    def noting_decode(latents: torch.Tensor) -> torch.Tensor:
-        events.append("decoded")
-        return decode(latents)
-
-    family.encode, family.decode = noting_encode, noting_decode  # type: ignore[method-assign]
+    model.text_encoder.on_encode = events.append
+    model.vae.on_decode = lambda: events.append("decoded")
     engine.submit(ask("first", num_inference_steps=2))
     suspects = [
         engine.submit(
@@ -323,16 +358,15 @@ def test_a_suspects_text_is_encoded_when_it_is_noted_whose_crash_it_would_be(
 
 
 def test_a_suspect_whose_text_loses_the_device_is_the_only_one_noted(
-    engine: Engine, family: FakeFamily, ask: Ask
+    engine: Engine, model: FakeModel, ask: Ask
 ) -> None:
     noted: list[str] = []
 
-    def lose(text: str, *, is_negative: bool = False) -> Encoding:  # noqa: ARG001
+    def lose(text: str) -> None:
         if text == "poison":
             raise RuntimeError("CUDA error: device-side assert triggered")
-        return Encoding(torch.zeros(1, 1, 1))
 
-    family.encode = lose  # type: ignore[method-assign]
+    model.text_encoder.on_encode = lose
     names = ("innocent", "poison", "later")
     for name in names:
         engine.submit(ask(name, solo=True), before_first_step=lambda name=name: noted.append(name))  # type: ignore[misc]
@@ -357,7 +391,7 @@ def test_drain_finishes_all_images_of_a_job_of_which_one_has_begun(engine: Engin
 
 
 def test_drain_finishes_what_has_begun_gives_up_the_rest_and_takes_nothing_new(
-    engine: Engine, family: FakeFamily, ask: Ask
+    engine: Engine, model: FakeModel, ask: Ask
 ) -> None:
     begun, leave = threading.Event(), threading.Event()
 
@@ -365,7 +399,7 @@ def test_drain_finishes_what_has_begun_gives_up_the_rest_and_takes_nothing_new(
         begun.set()
         assert leave.wait(10)
 
-    family.on_predict = hold
+    model.on_predict = hold
     engine.start()
     first = engine.submit(ask())
     assert begun.wait(10)
@@ -380,9 +414,9 @@ def test_drain_finishes_what_has_begun_gives_up_the_rest_and_takes_nothing_new(
     engine.stop()
 
 
-def test_stop_ends_what_is_unfinished_as_retryable(engine: Engine, family: FakeFamily, ask: Ask) -> None:
+def test_stop_ends_what_is_unfinished_as_retryable(engine: Engine, model: FakeModel, ask: Ask) -> None:
     begun = threading.Event()
-    family.on_predict = begun.set
+    model.on_predict = begun.set
     engine.start()
     handle = engine.submit(ask(num_inference_steps=1000))
     assert begun.wait(10)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.attempt import translate
 from engine.engine import Engine
 from engine.errors import (
     Canceled,
@@ -25,18 +26,15 @@ from engine.errors import (
 from engine.models import Models
 from engine.policy import RECOVERY_STEPS
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.runner import translate
-from tests.unit.engine.fakes import FakeFamily, SetClock
+from tests.unit.engine.fakes import FakeCachingModel, FakeModel, SetClock
 from tests.unit.engine.fault_schedule import (
     LIMITS,
     SAMPLER_CHARGES,
     Run,
-    SamplerFault,
     Schedule,
     alone,
-    spoil,
 )
-from tests.unit.engine.faulty_family import Fault, FaultyFamily, Kind
+from tests.unit.engine.faulty_model import Fault, Faults, FaultyModel, Kind, SamplerFault
 
 FAULTS: list[Fault] = ["out of memory", "exception", "not a number", "slow"]
 Ask = Callable[..., GenerationRequest]
@@ -56,17 +54,17 @@ def test_only_the_cause_of_a_fault_is_charged_and_every_future_ends_once(seed: i
         may_fail = schedule.charges(number)
         if error is None:
             assert not may_fail
-            assert number not in run.family.charged
+            assert number not in run.faults.charged
             assert handle.future.result().pixels.tobytes() == alone(request), request
         elif isinstance(error, Canceled):
             assert number in schedule.cancels or number in run.steps_at_cancel
         elif isinstance(error, DeadlineExceeded):
             assert request.seconds_left is not None
-        elif number not in run.family.charged and not isinstance(error, may_fail):
+        elif number not in run.faults.charged and not isinstance(error, may_fail):
             assert isinstance(error, GenerationFailed | NumericError | OutOfMemory)
             assert handle.progress == 1.0, "what else can charge it is its own decoding"
             num_charged_decoding += 1
-    assert num_charged_decoding <= run.family.num_decodings_charged + (
+    assert num_charged_decoding <= run.faults.num_decodings_charged + (
         sum(kind == "decode" and fault == "out of memory" for (kind, _), fault in schedule.faults.items())
         // 2
     )
@@ -121,13 +119,12 @@ def test_lost_device_ends_everything_once_whatever_was_under_way(seed: int) -> N
 @pytest.mark.parametrize("fault", SAMPLER_CHARGES)
 def test_failing_sampler_is_charged_alone_and_its_neighbours_draw_no_noise_twice(fault: SamplerFault) -> None:
     """Theirs went first, in the same step: what they drew from their generators must not be lost."""
-    run = Run(Schedule([], [], {}, {}, {}, {}, set(), set()))
+    run = Run(Schedule([], [], {}, {}, {}, {9: fault}, set(), set()))
     plain = GenerationRequest("fake", "fine 0", 64, 64, 4, 1.0, seed=0, negative_prompt="fine 0")
     specs = [SchedulerSpec(eta=0.5), SchedulerSpec("euler_ancestral"), SchedulerSpec("dpmpp_2m")]
     requests = [replace(plain, seed=seed, scheduler=spec) for seed, spec in enumerate(specs)]
     handles = [run.engine.submit(request) for request in requests]
-    culprit = run.engine.submit(replace(plain, seed=9, scheduler=SchedulerSpec("euler")))
-    spoil(culprit, fault)
+    culprit = run.engine.submit(replace(plain, prompt="fine 9", seed=9, scheduler=SchedulerSpec("euler")))
     while not run.engine.is_idle:
         run.engine.tick()
     assert isinstance(culprit.future.exception(timeout=0), SAMPLER_CHARGES[fault])
@@ -138,7 +135,7 @@ def test_failing_sampler_is_charged_alone_and_its_neighbours_draw_no_noise_twice
 def test_memory_that_ran_out_at_encoding_or_decoding_is_tried_again_and_changes_no_bit() -> None:
     request = GenerationRequest("fake", "fine 1", 64, 64, 3, 2.0, seed=1, negative_prompt="fine 1")
     once: dict[tuple[Kind, int], Fault] = {("encode", 2): "out of memory", ("decode", 1): "out of memory"}
-    engine = Engine({"fake": FaultyFamily(faults=once)}, {"fake": LIMITS}, promise="exact")
+    engine = Engine({"fake": FaultyModel(Faults(once))}, {"fake": LIMITS}, promise="exact")
     handle = engine.submit(request)
     while not engine.is_idle:
         engine.tick()
@@ -149,7 +146,7 @@ def test_memory_that_ran_out_at_encoding_or_decoding_is_tried_again_and_changes_
 def test_what_does_not_fit_twice_is_charged_alone(kind: Kind) -> None:
     faults: dict[tuple[Kind, int], Fault] = {(kind, 1): "out of memory", (kind, 2): "out of memory"}
     engine = Engine(
-        {"fake": FaultyFamily(faults=faults)}, {"fake": LIMITS}, promise="exact", clock=SetClock()
+        {"fake": FaultyModel(Faults(faults))}, {"fake": LIMITS}, promise="exact", clock=SetClock()
     )  # a clock that stands still: the order is that of arrival
     requests = [GenerationRequest("fake", f"fine {seed}", 64, 64, 2, 1.0, seed=seed) for seed in (1, 2)]
     handles = [engine.submit(request) for request in requests]
@@ -162,22 +159,20 @@ def test_what_does_not_fit_twice_is_charged_alone(kind: Kind) -> None:
     assert handles[spared].future.result().pixels.tobytes() == alone(requests[spared])
 
 
-def test_lowered_cap_recovers_once_memory_is_there_again(
-    engine: Engine, family: FakeFamily, ask: Ask
-) -> None:
+def test_lowered_cap_recovers_once_memory_is_there_again(engine: Engine, model: FakeModel, ask: Ask) -> None:
     for seed in range(8):
         engine.submit(ask(seed=seed, num_inference_steps=900))
-    family.max_rows = 4
+    model.max_rows = 4
     engine.tick()
-    assert family.step_sizes == [8, 4, 4]
+    assert model.step_sizes == [8, 4, 4]
     for _ in range(RECOVERY_STEPS):
         engine.tick()
-    assert set(family.step_sizes[3:]) == {4, 8}
-    assert family.step_sizes.count(8) == 2, "it was tried once more, and did not fit"
-    family.max_rows = 1000
+    assert set(model.step_sizes[3:]) == {4, 8}
+    assert model.step_sizes.count(8) == 2, "it was tried once more, and did not fit"
+    model.max_rows = 1000
     for _ in range(RECOVERY_STEPS + 1):
         engine.tick()
-    assert family.step_sizes[-1] == 8
+    assert model.step_sizes[-1] == 8
 
 
 def test_nothing_large_is_kept_for_what_has_ended(caplog: pytest.LogCaptureFixture) -> None:
@@ -189,7 +184,7 @@ def test_nothing_large_is_kept_for_what_has_ended(caplog: pytest.LogCaptureFixtu
         return sum(issubclass(type(thing), torch.Tensor) and thing.ndim == 4 for thing in gc.get_objects())
 
     faults: dict[tuple[Kind, int], Fault] = {("predict", 3): "out of memory", ("decode", 2): "not a number"}
-    engine = Engine({"fake": FaultyFamily(faults=faults)}, {"fake": LIMITS}, promise="exact")
+    engine = Engine({"fake": FaultyModel(Faults(faults))}, {"fake": LIMITS}, promise="exact")
     before = num_tensors()
     handles = [
         engine.submit(
@@ -209,8 +204,8 @@ def test_nothing_large_is_kept_for_what_has_ended(caplog: pytest.LogCaptureFixtu
 
 
 def test_a_step_cache_is_let_go_of_with_the_rest(ask: Ask) -> None:
-    models = Models({"fake": FakeFamily()}, {"fake": LIMITS}, promise="exact")
-    generation = models.native_generation(ask(), submitted_at=0.0, num_ticks=0)
+    models = Models({"fake": FakeCachingModel()}, {"fake": LIMITS}, promise="exact")
+    generation = models.generation(ask(), submitted_at=0.0, num_ticks=0)
     generation.step_cache.keep(torch.zeros(1, 8), is_negative=False)
     generation.drop_tensors()
     assert generation.step_cache.num_bytes == 0
@@ -255,8 +250,8 @@ def test_long_tick_of_many_pieces_is_not_taken_for_hung(clock: SetClock) -> None
         seen.append(clock.now - engine.ticked_at)
 
     faults: dict[tuple[Kind, int], Fault] = {("encode", number): "slow" for number in range(1, 9)}
-    family = FaultyFamily(faults=faults, on_slow=pass_time)
-    engine = Engine({"fake": family}, {"fake": LIMITS}, promise="exact", clock=clock)
+    model = FaultyModel(Faults(faults, on_slow=pass_time))
+    engine = Engine({"fake": model}, {"fake": LIMITS}, promise="exact", clock=clock)
     for seed in range(8):
         engine.submit(GenerationRequest("fake", f"fine {seed}", 64, 64, 2, 1.0, seed=seed))
     engine.tick()
@@ -272,8 +267,8 @@ def test_call_that_hangs_is_seen_by_the_watchdog_whatever_it_is(kind: Kind, cloc
         assert not engine.is_idle
         seen.append(clock.now - engine.ticked_at)
 
-    family = FaultyFamily(faults={(kind, 2): "slow"}, on_slow=hang)
-    engine = Engine({"fake": family}, {"fake": LIMITS}, promise="exact", clock=clock)
+    model = FaultyModel(Faults({(kind, 2): "slow"}, on_slow=hang))
+    engine = Engine({"fake": model}, {"fake": LIMITS}, promise="exact", clock=clock)
     for number in (1, 2):
         engine.submit(GenerationRequest("fake", f"fine {number}", 64, 64, 2, 1.0, seed=number))
     while not engine.is_idle:

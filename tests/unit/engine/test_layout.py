@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import LoadError
-from engine.layout import Layout, check_pipeline, files_to_load, read_layout
+from engine.layout import Layout, check_components, files_to_load, read_layout
 
 LAYOUT = Layout("SomePipeline", ("unet", "tokenizer"), ())
 PLAIN = ["model_index.json", "unet/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
@@ -110,13 +110,30 @@ def test_an_index_of_something_else_is_refused(tmp_path: Path, text: str) -> Non
         read_layout(path, ())
 
 
-def test_a_model_of_another_family_is_refused_with_the_one_that_reads_it() -> None:
-    families = {"some": ["OldPipeline", "SomePipeline"], "other": ["OtherPipeline", "LastPipeline"]}
-    check_pipeline(LAYOUT, families["some"], families)
-    with pytest.raises(
-        LoadError,
-        match="a SomePipeline, and its family needs a OtherPipeline or a LastPipeline: set family = 'some'",
-    ):
-        check_pipeline(LAYOUT, families["other"], families)
-    with pytest.raises(LoadError, match="no family here"):
-        check_pipeline(Layout("Third", (), ()), families["other"], families)
+def test_a_component_that_the_pipeline_needs_is_missed_by_name() -> None:
+    check_components(LAYOUT, ["unet"])
+    with pytest.raises(LoadError, match=r"^it has no vae and no scheduler, which its pipeline needs$"):
+        check_components(LAYOUT, ["unet", "vae", "scheduler"])
+
+
+@pytest.mark.parametrize(
+    ("component", "class_name", "configuration"),
+    [
+        ("guider", "AdaptiveProjectedMixGuidance", "guider_config.json"),
+        ("low_res_scheduler", "DDPMScheduler", "scheduler_config.json"),
+        ("siglip_processor", "Siglip2ImageProcessorPil", "preprocessor_config.json"),
+        ("processor", "Qwen2VLProcessor", "processor_config.json"),
+        ("tokenizer_2", "ByT5Tokenizer", "tokenizer_config.json"),
+        ("prior_tokenizer", "CLIPTokenizer", "tokenizer.json"),
+    ],
+)
+def test_a_component_without_weights_is_known_by_its_class(
+    component: str, class_name: str, configuration: str
+) -> None:
+    """As HunyuanImage's guider, an upscaler's second scheduler, and what prepares an image for SigLIP."""
+    layout = Layout("SomePipeline", (component,), (), {component: ("diffusers", class_name)})
+    names = ["model_index.json", f"{component}/{configuration}"]
+    assert files_to_load(layout, names, None, lambda _: "") == names
+    if class_name != "ByT5Tokenizer":  # it reads bytes, so that nothing of it can be missing
+        with pytest.raises(LoadError, match=f"its {component} has no (configuration|vocabulary)"):
+            files_to_load(layout, names[:1], None, lambda _: "")

@@ -2,76 +2,49 @@
 
 import gc
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from engine.errors import GenerationFailed, OutOfMemory
-from engine.families.family import Conditions, Encoding
 from engine.measure import MIN_ROUNDS, Measurement, model_digest, profile_key
 from engine.profile import Profile
 from engine.step_cache import StepCache
-from tests.unit.engine.fakes import FakeCachingFamily, FakeFamily, SetClock
+from tests.unit.engine.fakes import (
+    Costly,
+    CostlyWalk,
+    FakeCachingModel,
+    FakeDenoiser,
+    FakeModel,
+    FakeWalk,
+    SetClock,
+)
 
 
-class Costly(FakeFamily):
-    """Takes time on a clock: by rows for a forward pass, a fixed time for an encoding and a decoding."""
-
-    def __init__(self, clock: SetClock, step_seconds: Callable[[int], float], max_rows: int = 1000) -> None:
-        super().__init__(max_rows=max_rows)
-        self.clock = clock
-        self.seconds = step_seconds
-
-    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
-        self.clock.now += 0.25
-        return super().encode(text, is_negative=is_negative)
-
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        output = super().predict(latents, timesteps, conditions)
-        self.clock.now += self.seconds(len(latents))
-        return output
-
-    def decode(self, latents: Tensor) -> Tensor:
-        self.clock.now += 0.5
-        return super().decode(latents)
+def costly(clock: SetClock, step_seconds: Callable[[int], float], max_rows: int = 1000) -> FakeModel:
+    """Takes time on a clock: by rows for a forward pass, a fixed time for each text and for a decoding."""
+    model = FakeModel(denoiser=Costly(clock, step_seconds), max_rows=max_rows)
+    model.text_encoder.on_encode = lambda _: clock.advance(0.125)
+    model.vae.on_decode = lambda: clock.advance(0.5)
+    return model
 
 
-class CostlyCaching(FakeCachingFamily):
+def costly_caching(clock: SetClock, shallow_share: float = 0.25) -> FakeCachingModel:
     """A second a row of a whole step, a share of it for a shallow one."""
-
-    def __init__(self, clock: SetClock, shallow_share: float = 0.25) -> None:
-        super().__init__()
-        self.clock = clock
-        self.shallow_share = shallow_share
-
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        self.clock.now += len(latents)
-        return super().predict(latents, timesteps, conditions)
-
-    def predict_partly(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        conditions: Conditions,
-        *,
-        num_deep_rows: int,
-        features: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        self.clock.now += (1 - self.shallow_share) * (num_deep_rows - len(latents))
-        return super().predict_partly(
-            latents, timesteps, conditions, num_deep_rows=num_deep_rows, features=features
-        )
+    denoiser = Costly(clock, float)
+    model = FakeCachingModel(denoiser=denoiser)
+    model.walk = CostlyWalk(denoiser, shallow_share)
+    return model
 
 
 def measure(
     step_seconds: Callable[[int], float], *, rows: int = 16, seconds: float = 0, max_rows: int = 1000
-) -> tuple[Profile, Costly]:
+) -> tuple[Profile, FakeModel]:
     clock = SetClock()
-    family = Costly(clock, step_seconds, max_rows)
-    measurement = Measurement(family, width=64, height=64, clock=clock)
-    return measurement.profile(rows, seconds=seconds, device_name="an abacus"), family
+    model = costly(clock, step_seconds, max_rows)
+    measurement = Measurement(model, width=64, height=64, clock=clock)
+    return measurement.profile(rows, seconds=seconds, device_name="an abacus"), model
 
 
 def test_every_bucket_gets_the_seconds_that_it_takes() -> None:
@@ -85,32 +58,33 @@ def test_every_bucket_gets_the_seconds_that_it_takes() -> None:
     assert profile.key.device_name == "an abacus"
 
 
-def test_shallow_steps_are_measured_where_the_family_has_them() -> None:
+def test_shallow_steps_are_measured_where_the_model_has_them() -> None:
     profile, _ = measure(lambda rows: 1 + rows / 8)
     assert profile.shallow_share == 1
     clock = SetClock()
-    family = CostlyCaching(clock)
-    measured = Measurement(family, width=64, height=64, clock=clock).profile(8, seconds=0, device_name="x")
+    model = costly_caching(clock)
+    measured = Measurement(model, width=64, height=64, clock=clock).profile(8, seconds=0, device_name="x")
     assert [step.seconds for step in measured.steps] == pytest.approx([4.0, 8.0])
     assert measured.shallow_share == pytest.approx(0.25)
 
 
 def test_a_shallow_step_that_saves_nothing_counts_as_a_whole_one() -> None:
     clock = SetClock()
-    family = CostlyCaching(clock, shallow_share=1.5)
-    measured = Measurement(family, width=64, height=64, clock=clock).profile(4, seconds=0, device_name="x")
+    model = costly_caching(clock, shallow_share=1.5)
+    measured = Measurement(model, width=64, height=64, clock=clock).profile(4, seconds=0, device_name="x")
     assert measured.shallow_share == 1
 
 
 def test_a_cap_between_two_buckets_is_measured_at_the_bucket_that_holds_it() -> None:
-    profile, family = measure(lambda _: 1.0, rows=6)
+    profile, model = measure(lambda _: 1.0, rows=6)
     assert [step.num_rows for step in profile.steps] == [4, 8]
-    assert set(family.step_sizes) == {4, 8}
+    assert set(model.step_sizes) == {4, 8}
 
 
 def test_buckets_take_turns_so_that_a_machine_that_slows_down_slows_all() -> None:
-    _, family = measure(lambda _: 1.0, rows=12)
-    assert family.step_sizes == [4, 8, 12] * (MIN_ROUNDS + 1)
+    _, model = measure(lambda _: 1.0, rows=12)
+    image_to_decode = [4, 4]  # drawn in each round
+    assert model.step_sizes == [4, 8, 12, *image_to_decode] * (MIN_ROUNDS + 1)
 
 
 def test_the_first_pass_and_one_slow_round_change_no_median() -> None:
@@ -127,10 +101,10 @@ def test_the_first_pass_and_one_slow_round_change_no_median() -> None:
 
 
 def test_measuring_goes_on_for_as_long_as_it_was_told() -> None:
-    _, family = measure(lambda _: 1.0, rows=4, seconds=100)
-    rounds = len(family.step_sizes) - 1
-    assert rounds > 40  # of 1 s for the step, 0.75 s for encoding and decoding
-    assert rounds * 1.75 == pytest.approx(100, rel=0.1)
+    _, model = measure(lambda _: 1.0, rows=4, seconds=100)
+    rounds = len(model.step_sizes) // 3 - 1
+    assert rounds > 20  # of 1 s for the step, 0.25 s for encoding, 2.75 s for an image and its decoding
+    assert rounds * 4 == pytest.approx(100, rel=0.1)
 
 
 def test_a_bucket_that_does_not_fit_ends_the_table_and_is_named() -> None:
@@ -139,33 +113,36 @@ def test_a_bucket_that_does_not_fit_ends_the_table_and_is_named() -> None:
     assert profile.out_of_memory_rows == 12
 
 
-class Cramped(FakeCachingFamily):
+class CrampedWalk(FakeWalk):
     """Has memory for a step's rows and so many bytes of features, kept ones and its own."""
 
-    def __init__(self, max_features_bytes: int, clock: SetClock) -> None:
-        super().__init__()
+    def __init__(self, denoiser: FakeDenoiser, max_features_bytes: int) -> None:
+        super().__init__(denoiser)
         self.max_features_bytes = max_features_bytes
-        self.clock = clock
 
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        self.clock.now += 1
-        return super().predict(latents, timesteps, conditions)
-
-    def predict_partly(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        output, features = super().predict_partly(*args, **kwargs)
+    def predict(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        output, new = super().predict(sample, timestep, encoder_hidden_states, num_deep_rows, features)
         caches = [one for one in gc.get_objects() if type(one) is StepCache]
-        new_bytes = features.numel() * features.element_size()
+        new_bytes = new.numel() * new.element_size()
         if sum(cache.num_bytes for cache in caches) + new_bytes > self.max_features_bytes:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return output, features
+        return output, new
 
 
 def test_a_bucket_fits_only_if_as_many_paused_rows_may_keep_their_features() -> None:
     row_bytes = 4 * 8 * 8 * 4
     for num_rows_kept, fitting in ((24, [4, 8, 12]), (23, [4, 8]), (16, [4, 8]), (15, [4])):
         clock = SetClock()
-        family = Cramped(num_rows_kept * row_bytes, clock)
-        measurement = Measurement(family, width=64, height=64, clock=clock)
+        model = FakeCachingModel(denoiser=Costly(clock, lambda _: 1.0))
+        model.walk = CrampedWalk(model.fake, num_rows_kept * row_bytes)
+        measurement = Measurement(model, width=64, height=64, clock=clock)
         profile = measurement.profile(12, seconds=0, device_name="an abacus")
         assert [step.num_rows for step in profile.steps] == fitting
 
@@ -183,31 +160,35 @@ def test_a_model_that_fails_says_so() -> None:
         measure(fail)
 
 
-class WithComponents(FakeFamily):
+class WithWeights(FakeDenoiser):
     def __init__(self, width: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.part = torch.nn.Linear(4, width, dtype=dtype)
 
 
+def with_weights(width: int, dtype: torch.dtype = torch.float32) -> FakeModel:
+    return FakeModel(denoiser=WithWeights(width, dtype))
+
+
 def test_weights_of_the_same_shape_have_one_digest_and_others_another() -> None:
     torch.manual_seed(1)
-    first, again = WithComponents(4), WithComponents(4)
-    assert not torch.equal(first.part.weight, again.part.weight)
+    first, again = with_weights(4), with_weights(4)
+    assert not torch.equal(*(one.fake.get_parameter("part.weight") for one in (first, again)))
     assert model_digest(first) == model_digest(again)
-    digests = {model_digest(one) for one in (first, WithComponents(8), WithComponents(4, torch.bfloat16))}
+    digests = {model_digest(one) for one in (first, with_weights(8), with_weights(4, torch.bfloat16))}
     assert len(digests) == 3
 
 
 # torch 2.13 itself uses what it deprecates, when dynamo is first imported.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_another_way_of_running_has_another_digest() -> None:
-    plain, compiled, tiled = (WithComponents(4) for _ in range(3))
-    compiled.part.compile()
-    tiled.part.use_tiling = True  # type: ignore[assignment]  # as a VAE has it
+    plain, compiled, tiled = (with_weights(4) for _ in range(3))
+    compiled.fake.get_submodule("part").compile()
+    tiled.vae.use_tiling = True  # type: ignore[assignment]
     assert len({model_digest(one) for one in (plain, compiled, tiled)}) == 3
 
 
 def test_the_key_names_threads_torch_and_size() -> None:
-    key = profile_key(FakeFamily(), 64, 32, "an abacus")
+    key = profile_key(FakeModel(), 64, 32, "an abacus")
     assert (key.num_threads, key.torch_version) == (torch.get_num_threads(), torch.__version__)
     assert (key.width, key.height, key.dtype, key.device_name) == (64, 32, "float32", "an abacus")

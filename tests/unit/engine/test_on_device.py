@@ -6,20 +6,22 @@ import pytest
 
 from engine.engine import Engine
 from engine.errors import DeviceLost
-from engine.families.family import Encoding
 from engine.request import GenerationRequest
-from tests.unit.engine.fakes import FakeFamily
+from tests.unit.engine.fakes import FakeModel
 
 Ask = Callable[..., GenerationRequest]
 
 
-class WatchedFamily(FakeFamily):
+class WatchedModel(FakeModel):
     """Writes down, whenever the device is asked for something, what the engine says is on it."""
 
     def __init__(self) -> None:
-        super().__init__(on_predict=lambda: self._see("step"))
+        super().__init__()
         self.on_device: Sequence[str] = ()
         self.seen: list[tuple[str, tuple[str, ...]]] = []
+        self.text_encoder.on_encode = lambda _: self._see("encode")
+        self.on_predict = lambda: self._see("step")
+        self.vae.on_decode = lambda: self._see("decode")
 
     def note(self, job_ids: Sequence[str]) -> None:
         self.on_device = job_ids
@@ -27,28 +29,20 @@ class WatchedFamily(FakeFamily):
     def _see(self, work: str) -> None:
         self.seen.append((work, tuple(self.on_device)))
 
-    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
-        self._see("encode")
-        return super().encode(text, is_negative=is_negative)
 
-    def decode(self, latents):  # type: ignore[no-untyped-def]
-        self._see("decode")
-        return super().decode(latents)
+@pytest.fixture
+def watched() -> WatchedModel:
+    return WatchedModel()
 
 
 @pytest.fixture
-def watched() -> WatchedFamily:
-    return WatchedFamily()
-
-
-@pytest.fixture
-def watched_engine(watched: WatchedFamily) -> Engine:
+def watched_engine(watched: WatchedModel) -> Engine:
     """Row cap 4: four generations without guidance."""
     return Engine({"fake": watched}, {"fake": {64 * 64: 4}}, promise="exact", on_device=watched.note)
 
 
 def test_S38_the_engine_says_which_jobs_each_piece_of_work_is_for(
-    watched: WatchedFamily, watched_engine: Engine, ask: Ask
+    watched: WatchedModel, watched_engine: Engine, ask: Ask
 ) -> None:
     handles = [
         watched_engine.submit(ask(prompt=f"p{number}", job_id=name, num_inference_steps=1))
@@ -64,7 +58,7 @@ def test_S38_the_engine_says_which_jobs_each_piece_of_work_is_for(
     ]
 
 
-def test_S38_who_waits_is_not_on_the_device(watched: WatchedFamily, watched_engine: Engine, ask: Ask) -> None:
+def test_S38_who_waits_is_not_on_the_device(watched: WatchedModel, watched_engine: Engine, ask: Ask) -> None:
     for number in range(6):
         watched_engine.submit(ask(prompt="same", seed=number, job_id=str(number)))
     watched_engine.tick()
@@ -73,7 +67,7 @@ def test_S38_who_waits_is_not_on_the_device(watched: WatchedFamily, watched_engi
 
 
 def test_S38_a_suspect_is_on_the_device_alone_while_its_text_is_encoded(
-    watched: WatchedFamily, watched_engine: Engine, ask: Ask
+    watched: WatchedModel, watched_engine: Engine, ask: Ask
 ) -> None:
     watched_engine.submit(ask(prompt="a suspect's", job_id="suspect", solo=True, num_inference_steps=1))
     watched_engine.tick()
@@ -81,7 +75,7 @@ def test_S38_a_suspect_is_on_the_device_alone_while_its_text_is_encoded(
 
 
 def test_S38_the_jobs_that_lost_the_device_stay_noted(
-    watched: WatchedFamily, watched_engine: Engine, ask: Ask
+    watched: WatchedModel, watched_engine: Engine, ask: Ask
 ) -> None:
     watched_engine.submit(ask(job_id="mate"))
     watched_engine.submit(ask(prompt="lose the device", job_id="culprit"))
@@ -91,7 +85,7 @@ def test_S38_the_jobs_that_lost_the_device_stay_noted(
 
 
 def test_S38_an_error_of_one_row_leaves_nothing_noted(
-    watched: WatchedFamily, watched_engine: Engine, ask: Ask
+    watched: WatchedModel, watched_engine: Engine, ask: Ask
 ) -> None:
     handle = watched_engine.submit(ask(prompt="explode", job_id="culprit"))
     watched_engine.tick()

@@ -1,16 +1,12 @@
 """What an engine has seen of costs is what its clock said, by size and bucket, and silent about the rest."""
 
-from collections.abc import Callable
-
 import pytest
-from torch import Tensor
 
 from engine.engine import Engine
-from engine.families.family import Conditions, Encoding
 from engine.policy import BatchKey
 from engine.request import GenerationRequest
 from engine.seen_costs import MIN_SEEN, NUM_KEPT, Costs, SeenCosts
-from tests.unit.engine.fakes import FakeCachingFamily, SetClock
+from tests.unit.engine.fakes import Costly, CostlyWalk, FakeCachingModel, SetClock
 
 SMALL, LARGE = BatchKey("m", 8, 8), BatchKey("m", 16, 16)
 
@@ -74,44 +70,19 @@ def test_what_is_long_ago_is_forgotten() -> None:
     assert known(costs).step_seconds == {4: pytest.approx(0.1)}
 
 
-class Costly(FakeCachingFamily):
+def costly(clock: SetClock) -> FakeCachingModel:
     """Takes time on a clock: a second for each row of a forward pass, a tenth of it for a shallow one."""
-
-    def __init__(self, clock: SetClock) -> None:
-        super().__init__()
-        self.clock = clock
-        self.spend: Callable[[float], None] = lambda seconds: setattr(clock, "now", clock.now + seconds)
-
-    def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
-        self.spend(0.25)
-        return super().encode(text, is_negative=is_negative)
-
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        self.spend(1.0 * len(latents))
-        return super().predict(latents, timesteps, conditions)
-
-    def predict_partly(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        conditions: Conditions,
-        *,
-        num_deep_rows: int,
-        features: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        self.spend(0.9 * (num_deep_rows - len(latents)))  # `predict` spends as for deep rows alone
-        return super().predict_partly(
-            latents, timesteps, conditions, num_deep_rows=num_deep_rows, features=features
-        )
-
-    def decode(self, latents: Tensor) -> Tensor:
-        self.spend(0.5)
-        return super().decode(latents)
+    denoiser = Costly(clock, float)
+    model = FakeCachingModel(denoiser=denoiser)
+    model.walk = CostlyWalk(denoiser, shallow_share=0.1)
+    model.text_encoder.on_encode = lambda _: clock.advance(0.25)
+    model.vae.on_decode = lambda: clock.advance(0.5)
+    return model
 
 
 def drawn(*requests: GenerationRequest) -> SeenCosts:
     clock = SetClock()
-    engine = Engine({"m": Costly(clock)}, {"m": {4096: 16}}, clock=clock)
+    engine = Engine({"m": costly(clock)}, {"m": {4096: 16}}, clock=clock)
     handles = [engine.submit(request) for request in requests]
     while not engine.is_idle:
         engine.tick()

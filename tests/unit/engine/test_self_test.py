@@ -1,246 +1,405 @@
-"""The start-up self-test promises what this machine does, no more."""
+"""The start-up self-test promises what this machine does, no more, and says what it cannot draw."""
 
+import functools
 import weakref
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler, LCMScheduler
 from torch import Tensor
 
 from engine.buckets import MULTIPLES_OF_FOUR, at
 from engine.compilation import compile_sizes
-from engine.families.family import Conditions, Encoding
-from engine.load import ModelSpec, _tested
-from engine.rehearsal import is_exact_in_company
-from engine.self_test import Promise, run_self_test
+from engine.errors import LoadError, RequestInvalid
+from engine.exact_rows import exact_row_counts
+from engine.first_image import check_image
+from engine.parked_call import ParkedCall
+from engine.promise import SelfTest
+from engine.request import GenerationRequest, SchedulerSpec, scheduler_named
+from engine.self_test import Offer, find_promise
+from engine.step_cache import NUM_FIRST_FULL_STEPS
 from engine.time_budget import TimeBudget
-from tests.unit.engine.fakes import FakeFamily, NeighbourDependent, SetClock, SizeDependent
+from engine.trial_images import outcomes_of, plain_request
+from tests.unit.engine.fakes import (
+    Costly,
+    FakeCachingModel,
+    FakeDenoiser,
+    FakeModel,
+    FakePipeline,
+    FakeTextEncoder,
+    FakeVAE,
+    NeighbourDependent,
+    SetClock,
+    SizeDependent,
+)
+
+Ask = Callable[..., GenerationRequest]
+OWN = SchedulerSpec("default")
 
 
-class Wandering(FakeFamily):
+def find(model: FakeModel, limits: dict[int, int], budget: TimeBudget | None = None, **more: Any) -> SelfTest:
+    return find_promise(model, limits, more.pop("offer", Offer()), budget or TimeBudget(), **more)
+
+
+class Wandering(FakeDenoiser):
     """Never gives the same numbers twice, as sums by atomic additions do."""
 
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        return super().predict(latents, timesteps, conditions) + 1e-6 * len(self.step_sizes)
+    def predict(self, sample: Tensor, timestep: Tensor, marks: Tensor) -> Tensor:
+        return super().predict(sample, timestep, marks) + 1e-4 * len(self.step_sizes)
 
 
-class Odd(FakeFamily):
+class Odd(FakeDenoiser):
     """Odd row counts have a kernel of their own."""
 
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        return super().predict(latents, timesteps, conditions) + 1e-6 * (len(latents) % 2)
+    def predict(self, sample: Tensor, timestep: Tensor, marks: Tensor) -> Tensor:
+        return super().predict(sample, timestep, marks) + 1e-6 * (len(sample) % 2)
 
 
-class Leaking(FakeFamily):
+class LeakingVAE(FakeVAE):
     """Its decoder shows how large the last step batch was, which no forward pass tells."""
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return super().decode(latents) * (0.5 if self.step_sizes[-1] > 4 else 1.0)
+    denoiser: FakeDenoiser
 
-
-@dataclass
-class Blending(SizeDependent):
-    """Its decoder shows whether others were in the step batches since the last image, of whatever size."""
-
-    had_mates: bool = False
-
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        self.had_mates |= len(timesteps.unique()) > 1
-        return super().predict(latents, timesteps, conditions)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        pixels = super().decode(latents) * (0.5 if self.had_mates else 1.0)
-        self.had_mates = False
-        return pixels
+    def decode(self, latents: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        (pixels,) = super().decode(latents, return_dict)
+        return (pixels * (0.5 if self.denoiser.step_sizes[-1] > 4 else 1.0),)
 
 
 def test_rows_that_never_change_are_exact() -> None:
-    result = run_self_test(FakeFamily(), {4096: 16, 16384: 8})
+    model = FakeModel()
+    result = find(model, {4096: 16, 16384: 8})
     assert result.promise == "exact"
+    assert not model.runs_alone
     assert result.row_limits == {4096: 16, 16384: 8}
     assert result.buckets[8, 8].sizes == tuple(range(1, 17))
     assert result.buckets[16, 16].sizes == tuple(range(1, 9))
+    assert model.buckets == result.buckets
 
 
 def test_row_counts_that_differ_are_no_buckets() -> None:
-    result = run_self_test(Odd(), {4096: 12, 16384: 8})
+    result = find(FakeModel(denoiser=Odd()), {4096: 12, 16384: 8})
     assert result.promise == "exact"
     assert result.buckets[8, 8].sizes == (2, 4, 6, 8, 10, 12)
     assert at(result.buckets, 8, 8).rows(1) == 2
     assert at(result.buckets, 8, 12).rows(1) == 4, "a shape that was not tried"
 
 
-def test_compiled_model_has_few_buckets_since_each_is_compiled() -> None:
-    assert run_self_test(FakeFamily(), {4096: 12}, is_compiled=True).buckets[8, 8].sizes == (2, 4, 8, 12)
+def counts_tried(step_seconds: float, ask: Ask, *, is_compiled: bool = False) -> tuple[set[int], set[int]]:
+    """The row counts that are exact up to 12 rows where a step takes so long, and those that were tried."""
+    clock = SetClock()
+    model = FakeModel(denoiser=Costly(clock, lambda _: step_seconds))
+    counts = exact_row_counts(model, [ask()], 12, TimeBudget(1e6, clock), is_compiled=is_compiled)
+    assert counts is not None
+    assert counts[1] == 12
+    return counts[0], set(model.step_sizes) - {1}  # calls are brought to further steps by themselves
 
 
-def test_slow_model_is_tried_at_few_row_counts() -> None:
-    family = FakeFamily()
-    assert run_self_test(family, {4096: 12}, fine_seconds=0.0).buckets[8, 8].sizes == (2, 4, 8, 12)
-    assert set(family.step_sizes) == {2, 4, 8, 12}
+def test_every_row_count_is_tried_where_a_step_is_fast(ask: Ask) -> None:
+    assert counts_tried(0.4, ask) == (set(range(1, 13)), set(range(2, 13)))
 
 
-@pytest.mark.parametrize(("from_rows", "cap"), [(16, 15), (12, 11)])
-def test_largest_row_counts_that_differ_are_given_up_for_exactness(from_rows: int, cap: int) -> None:
-    family = SizeDependent(from_rows=from_rows)
-    result = run_self_test(family, {4096: 16})
+def test_slow_model_is_tried_at_few_row_counts(ask: Ask) -> None:
+    assert counts_tried(0.6, ask) == ({2, 4, 8, 12}, {2, 4, 8, 12})
+
+
+def test_compiled_model_has_few_buckets_since_each_is_compiled(ask: Ask) -> None:
+    assert counts_tried(0.0, ask, is_compiled=True) == ({2, 4, 8, 12}, {2, 4, 8, 12})
+    assert find(FakeModel(), {4096: 12}, is_compiled=True).buckets[8, 8].sizes == (2, 4, 8, 12)
+
+
+@pytest.mark.parametrize("difference", [1e-6, 1e-4])
+@pytest.mark.parametrize(("from_rows", "max_rows", "cap"), [(16, 16, 15), (12, 16, 11), (8, 12, 7)])
+def test_largest_row_counts_that_differ_are_given_up_for_exactness(
+    from_rows: int, max_rows: int, cap: int, difference: float
+) -> None:
+    """Also where images show it: they are drawn in company again at the row counts that were found."""
+    result = find(FakeModel(denoiser=SizeDependent(from_rows, difference)), {4096: max_rows})
     assert result.promise == "exact"
     assert result.row_limits == {4096: cap}
 
 
 def test_buckets_that_all_differ_are_kept_and_the_promise_is_weaker() -> None:
-    family = SizeDependent(from_rows=8)
-    result = run_self_test(family, {4096: 16})
+    result = find(FakeModel(denoiser=SizeDependent(from_rows=8)), {4096: 16})
     assert result.promise == "exact within a bucket"
     assert result.row_limits == {4096: 16}
     assert result.buckets == {(8, 8): MULTIPLES_OF_FOUR}, "tried nonetheless"
 
 
-def test_neighbours_that_show_leave_the_weakest_promise() -> None:
-    assert run_self_test(NeighbourDependent(), {4096: 8}).promise == "within 1/255"
+@pytest.mark.parametrize("denoiser", [NeighbourDependent(difference=0.1), SizeDependent(difference=0.1)])
+def test_a_model_whose_images_depend_on_their_company_draws_one_at_a_time(denoiser: FakeDenoiser) -> None:
+    """Which is exact, since nothing is beside anything."""
+    model = FakeModel(denoiser=denoiser)
+    result = find(model, {4096: 16, 16384: 8})
+    assert model.runs_alone
+    assert result == SelfTest("exact", {4096: 16, 16384: 8}, {})
+    assert model.buckets == {}
+
+
+def test_neighbours_that_hardly_show_leave_a_weaker_promise() -> None:
+    model = FakeModel(denoiser=NeighbourDependent(difference=1e-5))
+    assert find(model, {4096: 8}).promise == "within 1/255"
+    assert not model.runs_alone
+
+
+class Unshared(FakeModel):
+    """No two of its calls can share a pass."""
+
+    num_signatures = 0
+
+    def signature_number(self, parked: ParkedCall) -> int:  # noqa: ARG002
+        self.num_signatures += 1
+        return self.num_signatures
+
+
+def test_requests_that_shared_no_pass_promise_nothing_of_company() -> None:
+    model = Unshared()
+    assert find(model, {4096: 16}).promise == "within 1/255"
+    assert not model.runs_alone
 
 
 def test_numbers_that_wander_leave_no_promise_at_all() -> None:
-    assert run_self_test(Wandering(), {4096: 8}).promise == "not repeatable"
+    assert find(FakeModel(denoiser=Wandering()), {4096: 8}).promise == "not repeatable"
 
 
-def test_what_happens_between_forward_passes_is_rehearsed_in_company() -> None:
-    assert run_self_test(Leaking(), {4096: 8}).promise == "exact"
-    assert not is_exact_in_company(Leaking(), {4096: 8})
-    assert is_exact_in_company(FakeFamily(), {4096: 8, 16384: 4})
+def test_what_happens_between_forward_passes_is_seen_in_company() -> None:
+    vae = LeakingVAE()
+    model = FakeModel(vae=vae)
+    vae.denoiser = model.fake
+    find(model, {4096: 8})
+    assert model.runs_alone
 
 
-def test_promise_within_a_bucket_is_rehearsed_with_strict_requests() -> None:
-    """They share step batches of 4 rows there, as the requests of a worker do; others promise nothing."""
-    promise: Promise = "exact within a bucket"
-    limits = {4096: 16}
-    rounding = SizeDependent(difference=0.1)
-    assert not is_exact_in_company(rounding, limits), "with requests that are not strict"
-    assert is_exact_in_company(rounding, limits, promise=promise)
-    assert not is_exact_in_company(Blending(), limits, promise=promise)
+def test_a_model_of_few_steps_is_tried_with_as_many_as_it_takes() -> None:
+    """Weights distilled for four steps, whose scheduler refuses a fifth."""
+    scheduler = LCMScheduler(original_inference_steps=4, num_train_timesteps=1000)
+    model = FakeModel(scheduler=scheduler)
+    offer = Offer((SchedulerSpec("default"),), max_num_inference_steps=4)
+    assert find(model, {4096: 8}, offer=offer).promise == "exact"
+    assert not model.runs_alone
 
 
-@pytest.mark.parametrize(
-    ("family", "promise"), [(SizeDependent, "exact within a bucket"), (Blending, "within 1/255")]
-)
-def test_no_promise_about_company_is_given_without_a_rehearsal(
-    family: type[FakeFamily], promise: Promise
+def test_one_refused_request_leaves_the_others_their_images() -> None:
+    scheduler = LCMScheduler(original_inference_steps=4, num_train_timesteps=1000)
+    model = FakeModel(scheduler=scheduler)
+    outcomes = outcomes_of(
+        model,
+        {4096: 8},
+        [
+            plain_request(3, (64, 64), SchedulerSpec("default")),
+            plain_request(1, (64, 64), SchedulerSpec("default")),
+        ],
+    )
+    assert [isinstance(one, RequestInvalid) for one in outcomes] == [True, False]
+
+
+def test_what_requests_may_ask_for_and_the_model_cannot_draw_is_logged(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert run_self_test(family(), {4096: 16}).promise == "exact within a bucket"
-    assert _tested(ModelSpec("m", "nowhere"), family(), {4096: 16}, TimeBudget()).promise == promise
+    class NoEta(FakePipeline):
+        def stepped(self, latents: Tensor, prompt: str) -> Tensor:  # noqa: ARG002
+            if self.eta:
+                raise ValueError("no such noise")
+            return latents
+
+        def __call__(self, *args: Any, eta: float = 0.0, **asked: Any) -> Any:
+            self.eta = eta
+            return super().__call__(*args, **asked)
+
+    NoEta.__call__ = functools.wraps(FakePipeline.__call__)(NoEta.__call__)  # type: ignore[method-assign]
+    model: FakeModel = type("NoEtaModel", (FakeModel,), {"pipeline_class": NoEta})()
+    offer = Offer(pipeline_parameters={"eta": 0.5})
+    assert find(model, {4096: 8}, offer=offer).promise == "exact"
+    assert "cannot draw with eta 0.5" in caplog.text
 
 
 def test_caps_below_the_smallest_bucket_stay() -> None:
-    assert run_self_test(FakeFamily(), {4096: 2}).row_limits == {4096: 2}
+    assert find(FakeModel(), {4096: 2}).row_limits == {4096: 2}
     assert torch.is_inference_mode_enabled() is False
 
 
-@dataclass
-class Holding(FakeFamily):
+class Kinds(FakePipeline):
+    """Calls of one kind are drawn otherwise, or fail, in passes that have other rows besides their own."""
+
+    kind: Callable[["Kinds"], bool] = staticmethod(lambda _: False)
+    failure: Exception | None = None
+
+    @functools.wraps(FakePipeline.__call__)
+    def __call__(self, *args: Any, **asked: Any) -> Any:  # type: ignore[override]
+        self.asked = asked
+        return super().__call__(*args, **asked)
+
+    def stepped(self, latents: Tensor, prompt: str) -> Tensor:  # noqa: ARG002
+        num_rows = 2 if self._guidance_scale > 1 else 1
+        if self.unet.step_sizes[-1] <= num_rows or not type(self).kind(self):
+            return latents
+        if self.failure is not None:
+            raise self.failure
+        return latents + 1
+
+
+KINDS: dict[str, Callable[[Kinds], bool]] = {
+    "another shape": lambda call: call.asked["width"] != call.asked["height"],
+    "a cut-off guidance": lambda call: (
+        call.asked["generator"].initial_seed() == 5
+    ),  # the pipeline is not told
+    "a second scheduler": lambda call: isinstance(call.scheduler, EulerDiscreteScheduler),
+    "a declared parameter": lambda call: call.asked.get("eta") == 0.5,
+    "a step cache": lambda call: call.asked["num_inference_steps"] == NUM_FIRST_FULL_STEPS + 3,
+    "a scale above 1": lambda call: call.asked["guidance_scale"] > 1,
+    "no guidance": lambda call: call.asked["guidance_scale"] == 1,
+}
+WIDE = Offer((OWN, scheduler_named("euler")), ((64, 32),), {"eta": 0.5})
+
+
+def with_kind(kind: Callable[[Kinds], bool], failure: Exception | None = None) -> FakeCachingModel:
+    pipeline = type("OneKind", (Kinds,), {"kind": staticmethod(kind), "failure": failure})
+    model: FakeCachingModel = type("OneKindModel", (FakeCachingModel,), {"pipeline_class": pipeline})()
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_request_that_users_may_make_is_drawn_in_company(kind: str) -> None:
+    model = with_kind(KINDS[kind])
+    assert find(model, {4096: 16}, offer=WIDE).promise == "exact"
+    assert model.runs_alone
+    harmless = with_kind(lambda _: False)
+    find(harmless, {4096: 16}, offer=WIDE)
+    assert not harmless.runs_alone
+
+
+def test_what_is_not_offered_is_not_drawn() -> None:
+    for kind in ("another shape", "a second scheduler", "a declared parameter"):
+        model = with_kind(KINDS[kind])
+        find(model, {4096: 16})
+        assert not model.runs_alone, kind
+
+
+def test_a_shape_of_a_larger_tier_is_drawn_in_company_too() -> None:
+    model = with_kind(lambda call: call.asked["width"] == 128)
+    find(model, {4096: 16, 16384: 8}, offer=replace(WIDE, sizes=((128, 64),)))
+    assert model.runs_alone
+
+
+def test_a_request_that_fails_in_company_alone_shows_that_the_model_runs_alone() -> None:
+    for kind in ("a scale above 1", "a cut-off guidance", "a declared parameter"):
+        model = with_kind(KINDS[kind], ValueError("two rows, and one mask"))
+        find(model, {4096: 16}, offer=WIDE)
+        assert model.runs_alone, kind
+
+
+def test_a_kind_of_request_that_cannot_be_drawn_at_all_says_nothing_of_company() -> None:
+    model = FakeModel()
+    result = find(model, {4096: 16}, offer=replace(WIDE, pipeline_parameters={"eta": "much"}))
+    assert result.promise == "exact"
+    assert not model.runs_alone
+
+
+class Holding(FakeDenoiser):
     """Notes whether what did not fit was still held when the next forward pass began."""
 
-    lost: weakref.ref[Tensor] | None = None
-    was_held: bool = False
+    lost: "weakref.ref[Tensor] | None" = None
+    was_held = False
 
-    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+    def predict(self, sample: Tensor, timestep: Tensor, marks: Tensor) -> Tensor:
         if self.lost is not None:
             self.was_held |= self.lost() is not None
-        if len(latents) > self.max_rows:
-            self.lost = weakref.ref(latents)
-        return super().predict(latents, timesteps, conditions)
+        if len(sample) > self.max_rows:
+            self.lost = weakref.ref(sample)
+        return super().predict(sample, timestep, marks)
 
 
 @pytest.mark.parametrize(
-    ("fine_seconds", "cap", "sizes"), [(0.5, 10, tuple(range(1, 11))), (0.0, 8, (2, 4, 8))]
+    ("is_compiled", "cap", "sizes"), [(False, 10, tuple(range(1, 11))), (True, 8, (2, 4, 8))]
 )
 def test_cap_too_high_for_the_memory_is_lowered_to_what_fits(
-    caplog: pytest.LogCaptureFixture, fine_seconds: float, cap: int, sizes: tuple[int, ...]
+    caplog: pytest.LogCaptureFixture, is_compiled: bool, cap: int, sizes: tuple[int, ...]
 ) -> None:
-    family = Holding(max_rows=10)
-    result = run_self_test(family, {4096: 64, 16384: 8}, fine_seconds=fine_seconds)
+    denoiser = Holding()
+    result = find(FakeModel(denoiser=denoiser, max_rows=10), {4096: 64, 16384: 8}, is_compiled=is_compiled)
     assert result.promise == "exact"
     assert result.row_limits == {4096: cap, 16384: 8}
     assert result.buckets[8, 8].sizes == sizes
-    assert family.lost is not None
-    assert not family.was_held
+    assert denoiser.lost is not None
+    assert not denoiser.was_held
     assert f"do not fit, so its step batches are kept to {cap}" in caplog.text
 
 
 def test_cap_is_lowered_to_what_fits_where_large_step_batches_differ_too() -> None:
-    result = run_self_test(SizeDependent(from_rows=8, max_rows=20), {4096: 64})
+    result = find(FakeModel(denoiser=SizeDependent(from_rows=8), max_rows=20), {4096: 64})
     assert result.promise == "exact within a bucket"
     assert result.row_limits == {4096: 20}
 
 
-def test_model_of_which_not_even_a_bucket_fits_cannot_be_tested() -> None:
-    with pytest.raises(torch.OutOfMemoryError):
-        run_self_test(FakeFamily(max_rows=3), {4096: 64})
+def test_model_of_which_not_even_a_bucket_fits_draws_one_at_a_time() -> None:
+    model = FakeModel(max_rows=3)
+    assert find(model, {4096: 64}).promise == "exact"
+    assert model.runs_alone
 
 
 def test_sizes_that_are_compiled_lower_the_cap_of_their_class_to_what_fits(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    family = FakeFamily(max_rows=10)
-    limits = compile_sizes(family, [(64, 64), (32, 64), (128, 64)], {4096: 16, 16384: 8}, TimeBudget())
+    model = FakeModel(max_rows=10)
+    limits = compile_sizes(model, [(64, 64), (32, 64), (128, 64)], {4096: 16, 16384: 8}, TimeBudget())
     assert limits == {4096: 8, 16384: 8}
-    assert family.step_sizes == [4, 8, 12, 4, 8, 4, 8]
+    assert model.step_sizes == [4, 8, 12, 4, 8, 4, 8]
     assert "out_of_memory: 12 rows of 64x64 pixels do not fit" in caplog.text
     with pytest.raises(torch.OutOfMemoryError):
-        compile_sizes(FakeFamily(max_rows=3), [(64, 64)], {4096: 16}, TimeBudget())
+        compile_sizes(FakeModel(max_rows=3), [(64, 64)], {4096: 16}, TimeBudget())
 
 
-def slow(family: FakeFamily, clock: SetClock, seconds: float) -> FakeFamily:
+def slow(clock: SetClock, seconds: float = 10.0, **parts: Any) -> FakeModel:
     """Each of its forward passes takes that long."""
-
-    def pass_time() -> None:
-        clock.now += seconds
-
-    family.on_predict = pass_time
-    return family
+    model = FakeModel(**parts)
+    model.on_predict = lambda: clock.advance(seconds)
+    return model
 
 
-@pytest.mark.parametrize(("seconds", "taken"), [(0.5, 40.0), (35.0, 70.0)])
-def test_budget_that_does_not_last_leaves_a_weaker_promise_and_every_cap(
-    seconds: float, taken: float
-) -> None:
-    """The two runs alone at each tier, and the buckets that were begun in time."""
+@pytest.mark.parametrize("seconds", [0.0, 400.0, 1000.0])
+def test_budget_that_does_not_last_leaves_a_weaker_promise_and_every_cap(seconds: float) -> None:
     clock = SetClock()
-    family = slow(SizeDependent(from_rows=16), clock, 10.0)
-    result = run_self_test(family, {4096: 16, 16384: 8}, TimeBudget(seconds, clock))
-    assert result.promise == "within 1/255"
-    assert result.row_limits == {4096: 16, 16384: 8}
-    assert clock.now == 1000.0 + taken
-
-
-def test_a_bucket_that_would_not_fit_into_what_is_left_is_not_begun() -> None:
-    clock = SetClock()
-    family = slow(FakeFamily(), clock, 10.0)
-    budget = TimeBudget(65.0, clock)  # 20 s alone, 30 s among 4 rows, 10 s for one row
-    assert run_self_test(family, {4096: 16}, budget).promise == "within 1/255"
-    assert max(family.step_sizes) == 4
-    assert clock.now == 1060.0
+    model = slow(clock, denoiser=SizeDependent(from_rows=16))
+    budget = TimeBudget(seconds, clock)
+    result = find(model, {4096: 16, 16384: 8}, budget)
+    assert result == SelfTest("within 1/255", {4096: 16, 16384: 8}, {})
+    assert not model.runs_alone
     assert budget.is_spent(), "so that whoever asks next knows that something was left out"
+
+
+@pytest.mark.parametrize(("difference", "runs_alone"), [(0.1, True), (0.0, False)])
+def test_whether_a_model_runs_alone_is_known_on_any_budget(difference: float, runs_alone: bool) -> None:
+    model = FakeModel(denoiser=NeighbourDependent(difference))
+    result = find(model, {4096: 16, 16384: 8}, TimeBudget(0.0))
+    assert model.runs_alone is runs_alone
+    assert result.promise == ("exact" if runs_alone else "within 1/255")
 
 
 def test_numbers_that_wander_are_found_out_on_any_budget() -> None:
     """A strict request runs alone under the weakest promise, which must be true of it."""
-    assert run_self_test(Wandering(), {4096: 8}, TimeBudget(0.0)).promise == "not repeatable"
+    model = FakeModel(denoiser=Wandering())
+    assert find(model, {4096: 8}, TimeBudget(0.0)).promise == "not repeatable"
+
+
+def test_a_row_count_that_would_not_fit_into_what_is_left_is_not_begun(ask: Ask) -> None:
+    clock = SetClock()
+    model = slow(clock)
+    assert exact_row_counts(model, [ask()], 16, TimeBudget(1e6, clock)) == ({2, 4, 8, 12, 16}, 16)
+    taken = clock.now - 1000.0
+    clock.now = 1000.0
+    budget = TimeBudget(taken - 15.0, clock)  # the last count alone is compared in two passes
+    assert exact_row_counts(model, [ask()], 16, budget) is None
+    assert clock.now < 1000.0 + taken - 15.0
+    assert budget.is_spent()
 
 
 def test_a_budget_that_lasts_changes_nothing() -> None:
     clock = SetClock()
-    family = slow(SizeDependent(from_rows=12), clock, 10.0)
-    assert run_self_test(family, {4096: 16}, TimeBudget(600.0, clock)) == run_self_test(
-        SizeDependent(from_rows=12), {4096: 16}
-    )
-    assert is_exact_in_company(family, {4096: 8}, TimeBudget(6000.0, clock))
-
-
-def test_images_that_were_not_all_drawn_in_time_are_not_taken_for_exact() -> None:
-    clock = SetClock()
-    family = slow(FakeFamily(), clock, 10.0)
-    assert not is_exact_in_company(family, {4096: 8}, TimeBudget(100.0, clock))
-    assert clock.now == 1100.0
+    limits = {4096: 16, 16384: 8}
+    slowly = find(slow(clock, 0.01, denoiser=SizeDependent(from_rows=12)), limits, TimeBudget(1e6, clock))
+    assert slowly == find(FakeModel(denoiser=SizeDependent(from_rows=12)), limits)
 
 
 def test_a_prompt_is_encoded_as_often_whatever_the_row_counts_that_are_tried() -> None:
@@ -248,15 +407,55 @@ def test_a_prompt_is_encoded_as_often_whatever_the_row_counts_that_are_tried() -
 
     def num_encoded(max_rows: int) -> int:
         texts: list[str] = []
-        family = FakeFamily()
-        encode = family.encode
-
-        def noting(text: str, *, is_negative: bool = False) -> Encoding:
-            texts.append(text)
-            return encode(text, is_negative=is_negative)
-
-        family.encode = noting  # type: ignore[method-assign]
-        run_self_test(family, {64 * 64: max_rows})
+        model = FakeModel()
+        model.text_encoder.on_encode = texts.append
+        find(model, {64 * 64: max_rows})
         return len(texts)
 
-    assert num_encoded(4) == num_encoded(16) <= 3
+    assert num_encoded(16) == num_encoded(32)
+
+
+class Unsound(FakeDenoiser):
+    def predict(self, sample: Tensor, timestep: Tensor, marks: Tensor) -> Tensor:
+        return super().predict(sample, timestep, marks) * float("nan")
+
+
+class UnsoundVAE(FakeVAE):
+    def decode(self, latents: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        return (super().decode(latents, return_dict)[0] * float("nan"),)
+
+
+class Failing(FakeTextEncoder):
+    def forward(self, text: str) -> Tensor:
+        raise RuntimeError(f"mat1 and mat2\nshapes: {len(text)}")
+
+
+@pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        ({"denoiser": Unsound()}, r"unet \(Unsound\) computes in float32 is not finite; its weights are"),
+        ({"vae": UnsoundVAE()}, r"vae \(UnsoundVAE\) computes in float32 is not finite; its weights are"),
+        (
+            {"text_encoder": Failing()},
+            r"text_encoder \(Failing\) fails \(RuntimeError: mat1 and mat2 shapes: 11\): the components do",
+        ),
+    ],
+)
+def test_a_model_that_draws_nothing_is_refused_by_the_name_of_the_component(
+    parts: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(LoadError, match=rf"^it draws no image: .*its {complaint}"):
+        check_image(FakeModel(**parts), {4096: 16}, scheduler=OWN, size=(64, 64), default_steps=4)
+
+
+def test_a_vae_of_half_precision_is_told_which_one_it_needs() -> None:
+    vae = UnsoundVAE()
+    vae.dtype = torch.float16
+    with pytest.raises(LoadError, match=r"vae \(UnsoundVAE\) computes in float16 .* say force_upcast$"):
+        check_image(FakeModel(vae=vae), {4096: 16}, scheduler=OWN, size=(64, 64), default_steps=4)
+
+
+def test_the_image_of_a_sound_model_is_given_back() -> None:
+    image = check_image(FakeModel(), {4096: 16}, scheduler=OWN, size=(64, 32), default_steps=4)
+    assert image.shape == (32, 64, 3)
+    assert len(set(image.flatten().tolist())) > 50

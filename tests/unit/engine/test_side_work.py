@@ -3,17 +3,15 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis.strategies import floats, integers
 
 from engine.engine import Engine
 from engine.errors import Canceled, DeadlineExceeded
-from engine.families.family import Encoding
 from engine.handle import Handle
 from engine.request import GenerationRequest
 from engine.side_work import DECODING_SHARE, ENCODING_SHARE, SideWork
-from tests.unit.engine.fakes import FakeFamily, SetClock
+from tests.unit.engine.fakes import FakeModel, SetClock
 
 Ask = Callable[..., GenerationRequest]
 
@@ -55,27 +53,18 @@ def test_before_the_first_step_nothing_is_held_back() -> None:
 
 
 @pytest.fixture
-def slow_family(clock: SetClock) -> FakeFamily:
+def slow_model(clock: SetClock) -> FakeModel:
     """A step takes a second, an encoding 0.15 and a decoding 0.6."""
-
-    class Slow(FakeFamily):
-        def encode(self, text: str, *, is_negative: bool = False) -> Encoding:
-            clock.now += 0.15
-            return super().encode(text, is_negative=is_negative)
-
-        def decode(self, latents):  # type: ignore[no-untyped-def]
-            clock.now += 0.6
-            return super().decode(latents)
-
-    def advance() -> None:
-        clock.now += 1
-
-    return Slow(on_predict=advance)
+    model = FakeModel()
+    model.text_encoder.on_encode = lambda _: clock.advance(0.15)
+    model.on_predict = lambda: clock.advance(1)
+    model.vae.on_decode = lambda: clock.advance(0.6)
+    return model
 
 
 @pytest.fixture
-def slow_engine(slow_family: FakeFamily, clock: SetClock) -> Engine:
-    return Engine({"fake": slow_family}, {"fake": {64 * 64: 8}}, promise="exact", clock=clock)
+def slow_engine(slow_model: FakeModel, clock: SetClock) -> Engine:
+    return Engine({"fake": slow_model}, {"fake": {64 * 64: 8}}, promise="exact", clock=clock)
 
 
 def test_a_burst_of_prompts_joins_over_several_ticks(slow_engine: Engine, ask: Ask, clock: SetClock) -> None:
@@ -108,7 +97,7 @@ def test_finished_images_never_wait_while_more_of_them_wait_than_run(
 
 
 def test_who_arrives_while_finished_images_are_decoded_waits_for_a_steps_seconds(
-    slow_engine: Engine, slow_family: FakeFamily, ask: Ask
+    slow_engine: Engine, slow_model: FakeModel, ask: Ask
 ) -> None:
     handles = [slow_engine.submit(ask(seed=seed, num_inference_steps=1)) for seed in range(8)]
     late: list[Handle] = []
@@ -116,22 +105,21 @@ def test_who_arrives_while_finished_images_are_decoded_waits_for_a_steps_seconds
     slow_engine.tick()
     assert sum(handle.future.done() for handle in handles) == 2, "0.6 s each, beside a step of 1 s"
     slow_engine.tick()
-    assert len(slow_family.step_sizes) == 2, "it has had its first step"
+    assert len(slow_model.step_sizes) == 2, "it has had its first step"
     while not all(handle.future.done() for handle in (*handles, *late)):
         slow_engine.tick()
 
 
 def test_what_is_canceled_or_late_is_not_decoded(
-    slow_engine: Engine, slow_family: FakeFamily, ask: Ask
+    slow_engine: Engine, slow_model: FakeModel, ask: Ask, clock: SetClock
 ) -> None:
-    decoded: list[int] = []
-    decode = slow_family.decode
+    decoded: list[float] = []
 
-    def noting_decode(latents: torch.Tensor) -> torch.Tensor:
-        decoded.append(1)
-        return decode(latents)
+    def note() -> None:
+        clock.advance(0.6)
+        decoded.append(clock.now)
 
-    slow_family.decode = noting_decode  # type: ignore[method-assign]
+    slow_model.vae.on_decode = note
     first = slow_engine.submit(ask(num_inference_steps=1))
     canceled = slow_engine.submit(ask(seed=2, num_inference_steps=1))
     late = slow_engine.submit(ask(seed=3, num_inference_steps=1, seconds_left=1.5 + 3 * 0.15))
@@ -143,7 +131,7 @@ def test_what_is_canceled_or_late_is_not_decoded(
 
 
 def test_a_suspect_begins_when_no_image_of_others_is_left_to_decode(
-    slow_engine: Engine, slow_family: FakeFamily, ask: Ask
+    slow_engine: Engine, slow_model: FakeModel, ask: Ask
 ) -> None:
     slow_engine.submit(ask(seed=9, num_inference_steps=20))
     others = [slow_engine.submit(ask(seed=seed, num_inference_steps=1)) for seed in range(4)]
@@ -158,4 +146,4 @@ def test_a_suspect_begins_when_no_image_of_others_is_left_to_decode(
     while not suspect.future.done():
         slow_engine.tick()
     assert left == [0]
-    assert len(slow_family.step_sizes) == 3, "no step was spent on waiting"
+    assert len(slow_model.step_sizes) == 3, "no step was spent on waiting"

@@ -4,28 +4,30 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from engine.buckets import Buckets
 from engine.engine import Engine
 from engine.errors import RequestInvalid
-from engine.families.family import can_cache_steps
+from engine.promise import SelfTest
 from engine.request import GenerationRequest
-from engine.self_test import run_self_test
+from engine.self_test import Offer, find_promise
 from engine.step_cache import StepCache
-from tests.unit.engine.fakes import FakeCachingFamily, FakeFamily, SetClock
+from engine.time_budget import TimeBudget
+from tests.unit.engine.fakes import FakeCachingModel, FakeModel, FakeWalk, SetClock
 
 Ask = Callable[..., GenerationRequest]
 
 
 @pytest.fixture
-def caching_family() -> FakeCachingFamily:
-    return FakeCachingFamily()
+def caching_model() -> FakeCachingModel:
+    return FakeCachingModel()
 
 
 @pytest.fixture
-def caching_engine(caching_family: FakeCachingFamily, clock: SetClock) -> Engine:
-    return Engine({"fake": caching_family}, {"fake": {64 * 64: 16}}, promise="exact", clock=clock)
+def caching_engine(caching_model: FakeCachingModel, clock: SetClock) -> Engine:
+    return Engine({"fake": caching_model}, {"fake": {64 * 64: 16}}, promise="exact", clock=clock)
 
 
 def full_steps(interval: int, num_steps: int) -> list[int]:
@@ -59,7 +61,7 @@ def test_features_are_held_from_a_full_step_until_the_next_and_only_while_their_
 
 
 def test_full_rows_alone_enter_the_deep_part_and_only_bucket_sizes_are_run(
-    caching_engine: Engine, caching_family: FakeCachingFamily, ask: Ask
+    caching_engine: Engine, caching_model: FakeCachingModel, ask: Ask
 ) -> None:
     """Two guided generations are four rows; the second joins a step later, so full steps fall apart."""
     first = caching_engine.submit(ask(seed=1, num_inference_steps=7, guidance_scale=4.0, step_cache=3))
@@ -70,21 +72,21 @@ def test_full_rows_alone_enter_the_deep_part_and_only_bucket_sizes_are_run(
     while not caching_engine.is_idle:
         caching_engine.tick()
     assert first.future.result().num_steps == second.future.result().num_steps == 7
-    assert caching_family.deep_sizes == [4, 4, 4, 4, 4, 0, 4, 4]
-    assert set(caching_family.step_sizes) == {4}
+    assert caching_model.deep_sizes == [4, 4, 4, 4, 4, 0, 4, 4]
+    assert set(caching_model.step_sizes) == {4}
 
 
 def test_the_deep_part_runs_at_bucket_sizes_and_not_at_all_where_no_row_is_full(
-    caching_engine: Engine, caching_family: FakeCachingFamily, ask: Ask
+    caching_engine: Engine, caching_model: FakeCachingModel, ask: Ask
 ) -> None:
-    caching_family.buckets = {(8, 8): Buckets((2, 3, 5, 6))}
+    caching_model.buckets = {(8, 8): Buckets((2, 3, 5, 6))}
     for seed in range(4):
         caching_engine.submit(ask(seed=seed, num_inference_steps=9, step_cache=2 + seed % 2))
     while not caching_engine.is_idle:
         caching_engine.tick()
     # From the fifth step on: full for interval 2 alone, for nobody, for both, for nobody, and the last one.
-    assert caching_family.step_sizes == [5] * 9
-    assert caching_family.deep_sizes == [5, 5, 5, 5, 2, 0, 5, 0, 5]
+    assert caching_model.step_sizes == [5] * 9
+    assert caching_model.deep_sizes == [5, 5, 5, 5, 2, 0, 5, 0, 5]
 
 
 def test_rows_without_a_cache_share_the_pass_with_cached_ones_and_change_nothing(
@@ -142,18 +144,18 @@ def test_a_row_that_fails_in_a_full_step_leaves_its_cached_neighbours_as_they_ar
 
 
 def test_memory_that_ran_out_takes_no_features_from_those_that_need_them_again(
-    caching_engine: Engine, caching_family: FakeCachingFamily, ask: Ask
+    caching_engine: Engine, caching_model: FakeCachingModel, ask: Ask
 ) -> None:
     """On a device with memory of its own they wait in main memory: not yet seen on a GPU."""
     requests = [ask(seed=seed, num_inference_steps=9, step_cache=4) for seed in range(6)]
     handles = [caching_engine.submit(one) for one in requests]
     while not caching_engine.step_cache_bytes:
         caching_engine.tick()
-    caching_family.max_rows = 4
+    caching_model.max_rows = 4
     while not caching_engine.is_idle:
         caching_engine.tick()
-    assert max(caching_family.step_sizes[-8:]) == 4
-    assert 8 in caching_family.step_sizes
+    assert max(caching_model.step_sizes[-8:]) == 4
+    assert 8 in caching_model.step_sizes
     for one, handle in zip(requests, handles, strict=True):
         alone = caching_engine.submit(one)
         while not caching_engine.is_idle:
@@ -162,16 +164,16 @@ def test_memory_that_ran_out_takes_no_features_from_those_that_need_them_again(
 
 
 def test_a_generation_alone_is_tried_again_once_features_of_paused_ones_have_left_the_device(
-    caching_engine: Engine, caching_family: FakeCachingFamily, ask: Ask
+    caching_engine: Engine, caching_model: FakeCachingModel, ask: Ask
 ) -> None:
     handle = caching_engine.submit(ask(num_inference_steps=5, step_cache=2))
     caching_engine.tick()
 
     def fill_memory() -> None:
-        caching_family.on_predict = lambda: None
+        caching_model.on_predict = lambda: None
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    caching_family.on_predict = fill_memory
+    caching_model.on_predict = fill_memory
     while not caching_engine.is_idle:
         caching_engine.tick()
     assert handle.future.result().num_steps == 5
@@ -188,17 +190,16 @@ def test_features_leave_a_devices_memory_for_main_memory() -> None:
     assert cache.num_bytes == 8 * 4
 
 
-def test_a_native_family_refuses_a_parameter_of_a_pipeline_by_name(engine: Engine, ask: Ask) -> None:
-    with pytest.raises(RequestInvalid, match=r"^pipeline_parameters/clip_skip: model 'fake' cannot use it$"):
+def test_a_parameter_that_the_pipelines_call_has_not_is_refused_by_name(engine: Engine, ask: Ask) -> None:
+    with pytest.raises(
+        RequestInvalid, match=r"^pipeline_parameters/clip_skip: a FakePipeline has no such parameter$"
+    ):
         engine.submit(ask(pipeline_parameters={"clip_skip": 2}))
 
 
-def test_a_family_without_a_step_cache_refuses_it_by_name(engine: Engine, ask: Ask) -> None:
+def test_a_model_without_a_step_cache_refuses_it_by_name(engine: Engine, ask: Ask) -> None:
     with pytest.raises(RequestInvalid, match=r"^step_cache: 'fake' has no step cache; only 1 is accepted$"):
         engine.submit(ask(step_cache=2))
-    assert not can_cache_steps(FakeFamily())
-    assert not can_cache_steps(FakeCachingFamily(can_cache_steps=False))
-    assert can_cache_steps(FakeCachingFamily())
 
 
 @pytest.mark.parametrize("interval", [0, -1, 9, 1.5, True])
@@ -207,20 +208,56 @@ def test_an_interval_outside_its_limits_is_refused(ask: Ask, interval: object) -
         ask(step_cache=interval)
 
 
-def test_a_full_step_that_rounds_otherwise_with_a_cache_leaves_the_weakest_promise() -> None:
-    class Otherwise(FakeCachingFamily):
-        def predict_partly(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-            output, features = super().predict_partly(*args, **kwargs)
-            return output + 1e-6, features
+def promised(model: FakeCachingModel) -> SelfTest:
+    return find_promise(model, {4096: 16}, Offer(), TimeBudget())
 
-    assert run_self_test(FakeCachingFamily(), {4096: 16}).promise == "exact"
-    assert run_self_test(Otherwise(), {4096: 16}).promise == "within 1/255"
+
+def test_whether_a_model_has_a_step_cache_is_found_by_drawing_with_one() -> None:
+    """A denoiser that can be walked may have a pipeline that cannot, and one that cannot is not tried."""
+
+    class Refusing(FakeWalk):
+        def predict(  # type: ignore[override]
+            self,
+            sample: Tensor,  # noqa: ARG002
+            num_deep_rows: int,  # noqa: ARG002
+            features: Tensor | None,  # noqa: ARG002
+        ) -> tuple[Tensor, Tensor]:
+            raise AssertionError("it was not asked whether it takes all arguments")
+
+    model, refusing, plain = FakeCachingModel(), FakeCachingModel(), FakeModel()
+    refusing.walk = Refusing(refusing.fake)
+    for one in (model, refusing, plain):
+        find_promise(one, {4096: 16}, Offer(), TimeBudget())
+    assert [one.can_cache_steps for one in (model, refusing, plain)] == [True, False, False]
+
+
+class RoundingWalk(FakeWalk):
+    """Rounds otherwise than the denoiser, where `is_otherwise` says so of the output and its features."""
+
+    def __init__(self, model: FakeModel, is_otherwise: Callable[[Tensor, Tensor], bool]) -> None:
+        super().__init__(model.fake)
+        self.is_otherwise = is_otherwise
+
+    def predict(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        num_deep_rows: int,
+        features: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        output, new = super().predict(sample, timestep, encoder_hidden_states, num_deep_rows, features)
+        return (output + 1e-6 if self.is_otherwise(output, new) else output), new
+
+
+def test_a_full_step_that_rounds_otherwise_with_a_cache_leaves_the_weakest_promise() -> None:
+    otherwise = FakeCachingModel()
+    otherwise.walk = RoundingWalk(otherwise, lambda *_: True)
+    assert promised(FakeCachingModel()).promise == "exact"
+    assert promised(otherwise).promise == "within 1/255"
 
 
 def test_a_shallow_step_that_depends_on_the_bucket_lowers_the_cap() -> None:
-    class Uneven(FakeCachingFamily):
-        def predict_partly(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-            output, features = super().predict_partly(*args, **kwargs)
-            return (output + 1e-6 if len(output) >= 16 and not len(features) else output), features
-
-    assert run_self_test(Uneven(), {4096: 16}).row_limits == {4096: 15}
+    uneven = FakeCachingModel()
+    uneven.walk = RoundingWalk(uneven, lambda output, new: len(output) >= 16 and not len(new))
+    assert promised(uneven).row_limits == {4096: 15}

@@ -7,9 +7,11 @@ import pytest
 
 from engine.engine import Engine
 from engine.errors import StrictUnavailable
+from engine.promise import Promise
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.self_test import Promise, run_self_test
-from tests.unit.engine.fakes import FakeFamily, NeighbourDependent, SizeDependent
+from engine.self_test import Offer, find_promise
+from engine.time_budget import TimeBudget
+from tests.unit.engine.fakes import FakeModel, NeighbourDependent, SizeDependent
 
 Ask = Callable[..., GenerationRequest]
 LIMITS = {64 * 64: 16}
@@ -30,9 +32,9 @@ def mixed(ask: Ask) -> list[GenerationRequest]:
     ]
 
 
-def drawn(family: FakeFamily, promise: Promise, requests: list[GenerationRequest]) -> list[bytes]:
+def drawn(model: FakeModel, promise: Promise, requests: list[GenerationRequest]) -> list[bytes]:
     """Each joins a tick after the one before."""
-    engine = Engine({"fake": family}, {"fake": LIMITS}, promise=promise)
+    engine = Engine({"fake": model}, {"fake": LIMITS}, promise=promise)
     handles = []
     for request in requests:
         handles.append(engine.submit(request))
@@ -43,27 +45,27 @@ def drawn(family: FakeFamily, promise: Promise, requests: list[GenerationRequest
 
 
 @pytest.mark.parametrize(
-    ("family", "promise"),
+    ("model", "promise"),
     [
-        (FakeFamily(), "exact"),
-        (SizeDependent(difference=0.1), "exact within a bucket"),
-        (NeighbourDependent(difference=0.5), "within 1/255"),
+        (FakeModel(), "exact"),
+        (FakeModel(denoiser=SizeDependent(difference=1e-4)), "exact within a bucket"),
+        (FakeModel(denoiser=NeighbourDependent(difference=1e-5)), "within 1/255"),
     ],
 )
 def test_strict_image_equals_its_solo_run_under_every_promise(
-    family: FakeFamily, promise: Promise, ask: Ask
+    model: FakeModel, promise: Promise, ask: Ask
 ) -> None:
-    assert run_self_test(family, LIMITS).promise == promise
+    assert find_promise(model, LIMITS, Offer(), TimeBudget()).promise == promise
     requests = mixed(ask)
-    together = drawn(family, promise, requests)
-    alone = [drawn(family, promise, [replace(request, strict=False)])[0] for request in requests]
+    together = drawn(model, promise, requests)
+    alone = [drawn(model, promise, [replace(request, strict=False)])[0] for request in requests]
     differ = [request for request, a, b in zip(requests, together, alone, strict=True) if a != b]
     assert not [request for request in differ if request.strict]
     assert bool(differ) == (promise != "exact"), "the others show that this device would have differed"
 
 
-def test_strict_is_refused_where_the_device_does_not_repeat_itself(family: FakeFamily, ask: Ask) -> None:
-    engine = Engine({"fake": family}, {"fake": LIMITS}, promise="not repeatable")
+def test_strict_is_refused_where_the_device_does_not_repeat_itself(model: FakeModel, ask: Ask) -> None:
+    engine = Engine({"fake": model}, {"fake": LIMITS}, promise="not repeatable")
     with pytest.raises(StrictUnavailable, match="strict"):
         engine.submit(ask(strict=True))
     assert engine.is_idle
@@ -73,8 +75,8 @@ def test_strict_is_refused_where_the_device_does_not_repeat_itself(family: FakeF
 
 @pytest.mark.parametrize(("promise", "num_passes"), [("exact within a bucket", 8), ("within 1/255", 32)])
 def test_strict_generations_share_only_what_their_promise_allows(
-    family: FakeFamily, ask: Ask, promise: Promise, num_passes: int
+    model: FakeModel, ask: Ask, promise: Promise, num_passes: int
 ) -> None:
-    drawn(family, promise, [ask(seed=seed, strict=True) for seed in range(8)])
-    assert set(family.step_sizes) == {4}
-    assert len(family.step_sizes) >= num_passes
+    drawn(model, promise, [ask(seed=seed, strict=True) for seed in range(8)])
+    assert set(model.step_sizes) == {4}
+    assert len(model.step_sizes) >= num_passes

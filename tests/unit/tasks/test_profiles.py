@@ -17,7 +17,7 @@ from tasks.profiles import (
     with_knee,
     worker_profiles,
 )
-from tests.unit.engine.fakes import FakeFamily
+from tests.unit.engine.fakes import FakeModel
 from tests.unit.engine.test_profile import KEY, profile_of
 
 TIERS = load_catalogue(ROOT / "calotype.toml").tiers
@@ -25,7 +25,7 @@ SD, HD = TIERS
 
 
 def loaded() -> LoadedModels:
-    return LoadedModels({"tiny": FakeFamily()}, {"tiny": {16384: 8, 36864: 8}}, "exact")
+    return LoadedModels({"tiny": FakeModel()}, {"tiny": {16384: 8, 36864: 8}}, "exact")
 
 
 def measured(seconds: dict[int, float]) -> Profile:

@@ -172,7 +172,7 @@ def test_a_field_that_is_given_goes_before_the_preset(catalogue: Catalogue) -> N
 
 
 def without_step_cache(catalogue: Catalogue) -> Catalogue:
-    model = catalogue.models[0].model_copy(update={"cpu_offload": "model", "presets": ()})
+    model = catalogue.models[0].model_copy(update={"step_cache": False, "presets": ()})
     return catalogue.model_copy(update={"models": (model,)})
 
 

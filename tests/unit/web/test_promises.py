@@ -4,19 +4,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from catalogue.catalogue import FAMILIES, Catalogue
+from catalogue.catalogue import Catalogue
 from engine.models import Models
 from engine.policy import BatchKey, Policy
+from engine.promise import Promise
 from engine.request import GenerationRequest
-from engine.self_test import Promise, run_self_test
+from engine.self_test import Offer, find_promise
+from engine.time_budget import TimeBudget
 from storage.workloads import KnownJob
-from tests.unit.engine.fakes import FakeFamily, NeighbourDependent, SizeDependent
+from tests.unit.engine.fakes import FakeModel, NeighbourDependent, SizeDependent
 from web.promises import PINNED_ROWS, mates_of, self_test_sides
 
 CLASSES = {"small": 128 * 128, "odd": 200 * 150, "large": 300 * 300}
 
 
-def catalogue(family: str, scheduler: str) -> Catalogue:
+def catalogue(side_multiple: int) -> Catalogue:
     tiers = [
         {"name": name, "model": "m", "default_width": 64, "default_height": 64, "max_pixels": pixels}
         for name, pixels in CLASSES.items()
@@ -24,11 +26,10 @@ def catalogue(family: str, scheduler: str) -> Catalogue:
     model = {
         "name": "m",
         "path": "nowhere",
-        "family": family,
-        "schedulers": [scheduler],
+        "schedulers": ["ddim"],
         "min_side": 64,
         "max_side": 512,
-        "side_multiple": 16,
+        "side_multiple": side_multiple,
         "tiers": tiers,
     }
     return Catalogue.model_validate({"default_model": "m", "models": [model], "workers": []})
@@ -45,25 +46,20 @@ def sizes() -> Iterator[tuple[str, int, int]]:
 @pytest.mark.parametrize(
     ("fake", "promise", "seen"),
     [
-        (FakeFamily(), "exact", {"anybody", "nobody"}),
-        (SizeDependent(difference=0.1), "exact within a bucket", {"strict", "nobody"}),
-        (NeighbourDependent(difference=0.5), "within 1/255", {"nobody"}),
+        (FakeModel(), "exact", {"anybody", "nobody"}),
+        (FakeModel(denoiser=SizeDependent()), "exact within a bucket", {"strict", "nobody"}),
+        (FakeModel(denoiser=NeighbourDependent(difference=1e-5)), "within 1/255", {"nobody"}),
     ],
 )
-@pytest.mark.parametrize(
-    ("family", "scheduler", "latents_per_patch"),
-    [("stable_diffusion", "ddim", 1), ("flux", "flow_match_euler", 2)],
-)
+@pytest.mark.parametrize("side_multiple", [8, 16])
 def test_a_strict_job_has_the_mates_that_the_engine_gives_it(
-    fake: FakeFamily, promise: Promise, seen: set[str], family: str, scheduler: str, latents_per_patch: int
+    fake: FakeModel, promise: Promise, seen: set[str], side_multiple: int
 ) -> None:
-    fake.latents_per_patch = latents_per_patch
-    assert FAMILIES[family][1] == fake.pixels_per_latent * latents_per_patch  # type: ignore[index]
-    result = run_self_test(fake, dict.fromkeys(CLASSES.values(), 16))
+    fake.side_multiple = side_multiple
+    result = find_promise(fake, dict.fromkeys(CLASSES.values(), 16), Offer(), TimeBudget())
     assert result.promise == promise
-    fake.buckets = result.buckets
     models = Models({"m": fake}, {"m": result.row_limits}, promise=promise)
-    policy, sides = Policy(models.max_rows), self_test_sides(catalogue(family, scheduler))
+    policy, sides = Policy(models.max_rows), self_test_sides(catalogue(side_multiple))
 
     def key_of(width: int, height: int, *, strict: bool) -> BatchKey:
         request = GenerationRequest("m", "x", width, height, 2, 2.0, seed=1, strict=strict)

@@ -1,0 +1,82 @@
+"""An exchange that notes where its seconds go: forward passes, the pipelines' own code, the exchange itself.
+
+Owns these three sums. It does not know what calls there are, nor what a tick of the engine does besides.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from engine.exchange import Exchange
+from engine.pipeline_call import PipelineCall
+from engine.pipeline_model import PipelineModel
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of an exchange: those of modules, those of pipelines between two of them, and all it took."""
+
+    forward: float = 0.0
+    pipeline: float = 0.0
+    total: float = 0.0
+
+    @property
+    def exchange(self) -> float:
+        """What parking, signatures, gathering, scattering and switching took."""
+        return self.total - self.forward - self.pipeline
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.forward + other.forward, self.pipeline + other.pipeline, self.total + other.total)
+
+    def __sub__(self, other: "Spent") -> "Spent":
+        return Spent(self.forward - other.forward, self.pipeline - other.pipeline, self.total - other.total)
+
+
+class TimedExchange(Exchange):
+    """The exchange of the same pipeline as `untimed`; `spent` is read between two of its passes."""
+
+    def __init__(self, untimed: Exchange, clock: Clock) -> None:
+        vars(self).update(vars(untimed))  # what it has been set to, and what it keeps
+        self.spent = Spent()
+        self._clock = clock
+
+    def begin(self, *args: Any, **kwargs: Any) -> PipelineCall:
+        """As `Exchange.begin`: the pipeline's own code, up to its first forward pass."""
+        started_at = self._clock()
+        call = super().begin(*args, **kwargs)
+        seconds = self._clock() - started_at
+        self.spent += Spent(pipeline=seconds, total=seconds)
+        return call
+
+    def run(self, *args: Any, **kwargs: Any) -> list[PipelineCall]:
+        """As `Exchange.run`."""
+        started_at = self._clock()
+        not_finite = super().run(*args, **kwargs)
+        self.spent += Spent(total=self._clock() - started_at)
+        return not_finite
+
+    def forward(self, name: str, arguments: dict[str, Any]) -> Any:
+        """As `Exchange.forward`."""
+        started_at = self._clock()
+        output = super().forward(name, arguments)
+        self.spent += Spent(forward=self._clock() - started_at)
+        return output
+
+    def _go_on(self, call: PipelineCall, output: Any) -> None:
+        started_at = self._clock()
+        super()._go_on(call, output)
+        self.spent += Spent(pipeline=self._clock() - started_at)
+
+
+@contextmanager
+def timed(model: PipelineModel, clock: Clock) -> Iterator[TimedExchange]:
+    """Give `model` a timed exchange for as long as this lasts."""
+    untimed = model.exchange
+    timed_exchange = model.exchange = TimedExchange(untimed, clock)
+    try:
+        yield timed_exchange
+    finally:
+        model.exchange = untimed

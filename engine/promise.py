@@ -1,0 +1,28 @@
+"""What a model promises of equal requests, and the row limits and buckets under which that holds.
+
+Owns the words of the promise, which workers tell the API. It does not know how a promise is found out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.buckets import BucketsByShape
+
+Promise = Literal["exact", "exact within a bucket", "within 1/255", "not repeatable"]
+PROMISES: tuple[Promise, ...] = ("exact", "exact within a bucket", "within 1/255", "not repeatable")
+"""Strongest first. A strict request equals its solo run under all but the last, and is refused there."""
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What one model on this device can promise, and the row caps and buckets under which it holds."""
+
+    promise: Promise
+    row_limits: Mapping[int, int]  # max_pixels -> rows
+    buckets: BucketsByShape
+
+
+def weakest(*promises: Promise) -> Promise:
+    """The promise that all of these keep."""
+    return max(promises, key=PROMISES.index)
