@@ -129,7 +129,8 @@ class Schedulers:
         if self.kind == "unknown":
             return num_inference_steps  # only its pipeline knows how it is set up and stepped
         with refusing(f"num_inference_steps: {num_inference_steps} cannot be had of this scheduler"):
-            self._set_timesteps(scheduler, num_inference_steps, image_seq_len)
+            with np.errstate(invalid="raise"):  # 0 / 0, as of `shift_terminal` at one step
+                self._set_timesteps(scheduler, num_inference_steps, image_seq_len)
             is_finite = walk_is_finite(scheduler, spec.eta)
         if not is_finite:  # eta 1 where the terminal SNR is zero, for one
             raise RequestInvalid(
@@ -328,7 +329,11 @@ def prepared(scheduler: Any) -> Any:
     def drawing(*args: Any, **kwargs: Any) -> Any:
         if has_noise and kwargs.get("generator") is None:
             kwargs["generator"] = scheduler.noise_generator
-        return step(*args, **kwargs)
+        stepped = step(*args, **kwargs)
+        # `PixArtAlphaPipeline` takes a lone step's second output, the sample without noise. Solvers do not
+        # return it; behind a lone step it is their first one.
+        is_lone = isinstance(stepped, tuple) and len(stepped) == len(scheduler.timesteps) == 1
+        return stepped * 2 if is_lone else stepped
 
     scheduler.set_timesteps, scheduler.step = noting, drawing
     if hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):

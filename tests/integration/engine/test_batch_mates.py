@@ -134,7 +134,9 @@ def has_shallow_step(request: GenerationRequest) -> bool:
 
 def test_full_step_batches_at_the_tier_size_are_exact(still_engine: Engine) -> None:
     """Sixteen rows are wanted; where this machine's kernels round otherwise there, fewer are run."""
-    engine = still_engine
+    models = still_engine._models
+    # Its clock stands still: on a busy machine encoding would use up its share of a step.
+    engine = Engine(models.by_name, models.row_limits, promise=still_engine.promise, clock=lambda: 0.0)
     request = GenerationRequest(
         model=MODELS[0],
         prompt="a red heart",
@@ -149,8 +151,7 @@ def test_full_step_batches_at_the_tier_size_are_exact(still_engine: Engine) -> N
     handles = [engine.submit(one) for one in [request, *mates]]
     while not engine.is_idle:
         engine.tick()
-    # Half of the rows at least, and a call that joins a step later than it might.
-    assert handles[0].future.result().mean_step_batch > 3
+    assert handles[0].future.result().mean_step_batch >= 4
     assert handles[0].future.result().pixels.tobytes() == alone(engine, request)
 
 
