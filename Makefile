@@ -85,7 +85,7 @@ $(INSTALLED): requirements.lock requirements-quantization.lock pyproject.toml de
 	@if $(BIN)/python -I -c 'import sys; from importlib.metadata import distributions as found; sys.exit(not any(p.value == "cli:main" for d in found(name="calotype") for p in d.entry_points))'; \
 	  then $(BIN)/python -m pip uninstall --quiet --yes calotype 2> $(VENV)/pip.log; fi
 	@$(BIN)/python deploy/command.py > $(BIN)/calotype && chmod 755 $(BIN)/calotype
-	@# For one test, and beside the rest: diffusers imports torchao wherever it is, at some seconds a start.
+	@# For some tests, and beside the rest: diffusers imports torchao wherever it is, at some seconds a start.
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(VENV)/quantization \
-	  -r requirements-quantization.lock || echo "    no torchao for this platform: its tests will be skipped"
+	  -r requirements-quantization.lock || echo "    no gguf and torchao for this platform: their tests will be skipped"
 	@touch $@

@@ -121,7 +121,13 @@ def _asked(look: Callable[[], str]) -> dict[str, Any]:
 
 def _ask_catalogue(settings: Settings) -> str:
     catalogue = settings.catalogue
-    return f"{settings.config}: {len(catalogue.models)} models, {len(catalogue.tiers)} tiers"
+    counted = f"{settings.config}: {len(catalogue.models)} models, {len(catalogue.tiers)} tiers"
+    parts = [
+        f"{model.name}: {entry} from {part.place}"
+        for model in catalogue.models
+        for entry, part in model.parts.items()
+    ]
+    return "; ".join([counted, *parts])
 
 
 def _ask_postgres(settings: Settings, role: Role | None) -> str:

@@ -6,11 +6,13 @@ Owns how an entry is written; what it says is read by `engine.describe`.
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from catalogue.parts import file_in
 from terminal import EXIT_USAGE, fail, print_text
 
 if TYPE_CHECKING:
@@ -23,8 +25,19 @@ models = typer.Typer(no_args_is_help=True)
 
 @models.command("describe")
 def describe_model(
-    model: Annotated[str, typer.Argument(help="A folder in diffusers' layout, or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="A folder in diffusers' layout, a hub id, or a single file with --config.")
+    ],
     revision: Annotated[str | None, typer.Option(help="Of a hub id: the commit, 40 digits.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="Of a single file: the folder or hub id of its configuration.")
+    ] = None,
+    config_revision: Annotated[
+        str | None, typer.Option(help="Of a hub id in --config: the commit, 40 digits.")
+    ] = None,
+    weight_name: Annotated[
+        str | None, typer.Option(help="The single file in a folder or hub id; with --config.")
+    ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch the configuration of a hub id; never weights.")
     ] = False,
@@ -36,7 +49,9 @@ def describe_model(
     ] = False,
 ) -> None:
     """Print the entry of calotype.toml for a model, read from its configuration alone."""
-    called = name or _name_of(Path(model))
+    if (weight_name is None and file_in(model) is None) != (config is None):
+        fail("--config: a single file needs it, and a folder has its own", code=EXIT_USAGE)
+    called = name or _name_of(Path(weight_name or model).with_suffix("") if config else Path(model))
     if not NAME.fullmatch(called):
         fail("--name: 1 to 32 characters of a-z, 0-9 and -, the first no -", code=EXIT_USAGE)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of what is not needed here
@@ -46,23 +61,36 @@ def describe_model(
     from engine.hub import Hub, NotOnDisk
     from engine.pipeline_model import LEFT_OUT
 
+    described, commit = (config, config_revision) if config is not None else (model, revision)
     try:
         folder = Hub().configuration(
-            model, revision=revision, local_files_only=not download, left_out=list(LEFT_OUT)
+            described, revision=commit, local_files_only=not download, left_out=list(LEFT_OUT)
         )
         description = describe(folder)
     except NotOnDisk as error:
-        fail(f"{model}: {error}; --download fetches it")
+        fail(f"{described}: {error}; --download fetches it")
     except LoadError as error:
-        fail(f"{model}: {error}")
-    if Path(model).is_dir():
-        print_text(entry_of(description, called, str(Path(model).absolute()), is_whole=whole))
+        fail(f"{described}: {error}")
+    more = [f"weight_name = {_text(weight_name)}"] if weight_name else []
+    if config is not None:
+        more.append(f"config = {_part(config, config_revision)}  # and what the file does not hold")
+    if Path(model).exists():
+        print_text(entry_of(description, called, str(Path(model).absolute()), more=more, is_whole=whole))
     else:
-        print_text(entry_of(description, called, model, revision, downloads=download, is_whole=whole))
+        print_text(
+            entry_of(description, called, model, revision, more=more, downloads=download, is_whole=whole)
+        )
 
 
 def _name_of(folder: Path) -> str:
     return re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-")[:32].strip("-") or "model"
+
+
+def _part(path: str, revision: str | None) -> str:
+    """A folder or a hub id as TOML."""
+    if Path(path).exists():
+        return _text(str(Path(path).absolute()))
+    return f"{{ path = {_text(path)}, revision = {_text(revision)} }}"
 
 
 def entry_of(
@@ -71,10 +99,11 @@ def entry_of(
     path: str,
     revision: str | None = None,
     *,
+    more: Sequence[str] = (),
     downloads: bool = False,
     is_whole: bool = False,
 ) -> str:
-    """The entry as TOML; with `is_whole`, a file that `load_catalogue` accepts."""
+    """The entry as TOML, `more` lines behind its path; with `is_whole`, a file for `load_catalogue`."""
     table = f"models.{name}"
     lines = [f"default_model = {_text(name)}", ""] if is_whole else []
     lines += [
@@ -82,6 +111,7 @@ def entry_of(
         f"[{table}]  # a {found.pipeline}, text to image",
         f"path = {_text(path)}",
         *([f"revision = {_text(revision)}"] if revision else []),
+        *more,
         *(["local_files_only = false  # a worker downloads the weights"] if downloads else []),
         f"schedulers = [{', '.join(map(_text, found.schedulers))}]  # those that fit; first: default",
         f"# Steps and guidance scale: {found.origins['steps']}.",

@@ -4,7 +4,6 @@ Owns models, tiers, presets and worker plans, the schedulers' names as the web m
 and which tier a size belongs to. It reads one file and knows no environment.
 """
 
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from catalogue.parameters import MAX_STEP_CACHE, ParameterType, Value
+from catalogue.parts import Part, check_parts, check_revision
 from catalogue.pipeline_parameters import MAX_DECLARED, PipelineParameter, value_faults
 
 Positive = Annotated[int, Field(gt=0)]
@@ -82,6 +82,10 @@ class Model(_Frozen):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     path: str
     revision: str | None = None
+    weight_name: str | None = None
+    config: Part | None = None
+    vae: Part | None = None
+    transformer: Part | None = None
     variant: Annotated[str, Field(pattern=r"^\w+$")] | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     channels_last: bool = False
@@ -136,10 +140,12 @@ class Model(_Frozen):
     def _check(self) -> Self:
         if not self.tiers:
             raise ValueError(f"model {self.name!r} has no tier")
-        if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            raise ValueError(
-                f"revision {self.revision!r} can move: give the commit, 40 hexadecimal digits in lower case"
-            )
+        check_revision(self.revision)
+        own = Part(path=self.path, weight_name=self.weight_name)
+        check_parts(own, self.config, self.vae, self.transformer)
+        is_gguf = self.transformer is not None and (self.transformer.file or "").endswith(".gguf")
+        if is_gguf and self.quantization != "none":
+            raise ValueError("quantization: the weights of a GGUF file are quantized already")
         if self.cpu_offload == "sequential" and (self.compile or self.quantization != "none"):
             raise ValueError("cpu_offload: 'sequential' goes with neither compile nor quantization")
         if self.step_cache and self.cpu_offload != "none":
@@ -170,6 +176,12 @@ class Model(_Frozen):
                 raise ValueError(f"{named}: {field} is above {limit:g}")
         for name, fault in value_faults(self.parameters, preset.pipeline_parameters or {}, self.name):
             raise ValueError(f"{named}: pipeline_parameters.{name} {fault}")
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What is read from elsewhere than the model's own path, by entry."""
+        parts = {"config": self.config, "vae": self.vae, "transformer": self.transformer}
+        return {entry: part for entry, part in parts.items() if part is not None}
 
     @property
     def max_step_cache(self) -> int:

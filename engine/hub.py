@@ -24,16 +24,37 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from engine.errors import LoadError
-from engine.layout import INDEX, files_to_load, read_layout
+from engine.layout import (
+    INDEX,
+    Incomplete,
+    Layout,
+    ReadText,
+    files_of_component,
+    files_to_load,
+    layout_of,
+    read_layout,
+)
 
 logger = logging.getLogger(__name__)
+
+MAX_NAMED = 5
+"""Files that a message lists of a repository."""
+
+Choice = Callable[[Collection[str], ReadText], list[str]]
+"""Which of a repository's files are wanted; raises `LoadError` where one is missing."""
 
 
 class NotOnDisk(LoadError):
     """A model that could be fetched is not on this disk, and the caller did not allow fetching it."""
+
+
+class _NotListed(LoadError):
+    """What is wanted is not in a repository, or not yet in the cache."""
 
 
 class Hub:
@@ -57,30 +78,78 @@ class Hub:
         variant: str | None,
         local_files_only: bool,
         left_out: Collection[str],
+        spared: Callable[[Layout], Collection[str]] = lambda _: (),
     ) -> Path:
-        """The folder of a model, downloaded if it must and may be; raises `LoadError`."""
+        """The folder of a model, downloaded if it must and may be; raises `LoadError`.
+
+        Of the components that `spared` gives for its layout the configuration alone is wanted.
+        """
         if Path(path).is_dir():
             return Path(path)
-        revision = _pinned(revision)
-        cached = self._cached_index(path, revision)
-        if not isinstance(cached, str):
-            missing = "it is not on this disk"
-        else:
-            folder = Path(cached).parent
-            try:
-                files_to_load(read_layout(Path(cached), left_out), names_in(folder), variant, text_in(folder))
-                return folder
-            except LoadError as error:
-                missing = str(error)
         command = (
             f"hf download {path} --revision {revision} --include '*.json' --include '*.txt'"
             " --include '*.model' --include '*/*.safetensors'"
         )
+
+        def choose(names: Collection[str], read: ReadText) -> list[str]:
+            if INDEX not in names:
+                raise _NotListed(
+                    f"there is no {INDEX}, so it is not in diffusers' layout: choose another repository"
+                )
+            layout = layout_of(read(INDEX), left_out)
+            return files_to_load(layout, names, variant, read, spared(layout))
+
+        return self._found(path, revision, choose, command, local_files_only=local_files_only)
+
+    def file(self, path: str, *, revision: str | None, name: str, local_files_only: bool) -> Path:
+        """One file of a repository, downloaded if it must and may be; raises `LoadError`."""
+
+        def choose(names: Collection[str], _: ReadText) -> list[str]:
+            if name not in names:
+                found = sorted(one for one in names if one.endswith((".safetensors", ".gguf")))
+                there = f"; there is {', '.join(found[:MAX_NAMED])}" if found else ""
+                raise _NotListed(f"there is no {name}{there}: correct the name")
+            return [name]
+
+        command = f"hf download {path} {name} --revision {revision}"
+        return self._found(path, revision, choose, command, local_files_only=local_files_only) / name
+
+    def component(
+        self, path: str, *, revision: str | None, component: str, variant: str | None, local_files_only: bool
+    ) -> Path:
+        """The folder of a component that is published alone, or in a model's folder; raises `LoadError`."""
+
+        def choose(names: Collection[str], read: ReadText) -> list[str]:
+            return files_of_component(names, component, variant, read)
+
+        if Path(path).is_dir():
+            folder = Path(path)
+        else:
+            command = f"hf download {path} --revision {revision} --include '*.json' --include '*.safetensors'"
+            folder = self._found(path, revision, choose, command, local_files_only=local_files_only)
+        return (folder / choose(names_in(folder), text_in(folder))[0]).parent
+
+    def _found(
+        self, path: str, revision: str | None, choose: Choice, command: str, *, local_files_only: bool
+    ) -> Path:
+        """The folder of a repository at a commit, with the files that are chosen of it."""
+        revision = _pinned(revision)
+        cached = self._snapshot(path, revision)
+        if cached is None:
+            missing = "it is not on this disk"
+        else:
+            try:
+                choose(names_in(cached), text_in(cached))
+                return cached
+            except _NotListed:
+                missing = "it is not on this disk"
+            except Incomplete as error:
+                missing = str(error)
         if constants.is_offline_mode():
             raise LoadError(f"{missing}, and HF_HUB_OFFLINE is set; where the hub can be reached: {command}")
         if local_files_only:
             raise LoadError(f"{missing}: set `local_files_only = false`, or run {command}")
-        return self._download(path, revision, variant, left_out, command)
+        return self._download(path, revision, choose, command)
 
     def configuration(
         self, path: str, *, revision: str | None, local_files_only: bool, left_out: Collection[str]
@@ -125,34 +194,34 @@ class Hub:
         except HFValidationError as error:
             raise LoadError("there is no such folder, and this is no hub id") from error
 
-    def _download(
-        self, repository: str, revision: str, variant: str | None, left_out: Collection[str], command: str
-    ) -> Path:
+    def _snapshot(self, path: str, revision: str) -> Path | None:
+        """The folder of a repository at a commit in the cache, whatever of it is there."""
+        try:
+            validate_repo_id(path)
+        except HFValidationError as error:
+            raise LoadError("there is no such file or folder, and this is no hub id") from error
+        folder = self._cache / repo_folder_name(repo_id=path, repo_type="model") / "snapshots" / revision
+        return folder if folder.is_dir() else None
+
+    def _download(self, repository: str, revision: str, choose: Choice, command: str) -> Path:
         disable_progress_bars()
         try:
             found = HfApi(endpoint=self._endpoint).model_info(
                 repository, revision=revision, timeout=self._timeout_seconds, files_metadata=True
             )
             sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
-            if INDEX not in sizes:
-                raise LoadError(f"there is no {INDEX}, so it is not in diffusers' layout")
-            index = self._fetch(repository, revision, INDEX)
-            files = files_to_load(
-                read_layout(index, left_out),
-                sizes,
-                variant,
-                lambda name: self._fetch(repository, revision, name).read_text(encoding="utf-8"),
+            files = choose(
+                sizes, lambda name: self._fetch(repository, revision, name).read_text(encoding="utf-8")
             )
             num_bytes = sum(sizes[name] for name in files if not self._has(repository, revision, name))
             self._check_space(num_bytes)
             logger.info(
                 "downloading %s at %s: %d files, %d bytes", repository, revision, len(files), num_bytes
             )
-            for name in files:
-                self._fetch(repository, revision, name)
+            fetched = [self._fetch(repository, revision, name) for name in files]
         except (httpx2.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise LoadError(self._complaint(error, repository, revision, command)) from error
-        return index.parent
+        return fetched[0].parents[len(Path(files[0]).parts) - 1]
 
     def _fetch(self, repository: str, revision: str, name: str) -> Path:
         return Path(
@@ -171,6 +240,7 @@ class Hub:
         return isinstance(found, str)
 
     def _check_space(self, num_bytes: int) -> None:
+        self._cache.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._cache).free
         if free < num_bytes:
             raise LoadError(
@@ -182,16 +252,19 @@ class Hub:
         """What went wrong and what to do, for one of the hub library's errors or of the network's."""
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if isinstance(error, DisabledRepoError):
-            return f"{self._endpoint} has disabled {repository}"
+            return f"{self._endpoint} has disabled {repository}: choose another model"
         if isinstance(error, RevisionNotFoundError):
-            return f"{self._endpoint} has no revision {revision} of it"
+            return f"{self._endpoint} has no revision {revision} of it: correct `revision`"
         if isinstance(error, GatedRepoError) or status == 403:
             return (
                 f"its files are gated: accept the terms on {self._endpoint}/{repository}"
                 " and put a token of that account into HF_TOKEN"
             )
         if isinstance(error, RepositoryNotFoundError) or status == 401:
-            return f"{self._endpoint} knows no {repository}, or it is private and HF_TOKEN opens it not"
+            return (
+                f"{self._endpoint} knows no {repository}, or it is private and HF_TOKEN opens it not:"
+                " correct `path`"
+            )
         if status is not None:
             return f"{self._endpoint} answered {status}: try again later, or run {command}"
         if getattr(error, "errno", None) == errno.ENOSPC:
@@ -204,7 +277,8 @@ class Hub:
                 f"{self._endpoint} cannot be reached ({type(cause).__name__}: {cause}):"
                 f" where it can, run {command}, and bring its cache here"
             )
-        return f"{type(error).__name__}: {error}"
+        said = " ".join(str(error).split())
+        return f"{type(error).__name__}: {said}: try again later, or run {command}"
 
 
 def _pinned(revision: str | None) -> str:

@@ -27,15 +27,18 @@ from engine.errors import EngineError, LoadError, OutOfMemory
 from engine.first_image import check_image
 from engine.hub import Hub
 from engine.kept_self_tests import KeptSelfTest, SelfTestResults, self_test_key
+from engine.load_failures import remedy
 from engine.optimization import AS_IT_IS, Optimization, settle
 from engine.pipeline_model import PipelineModel
 from engine.promise import Promise, SelfTest, weakest
-from engine.read_pipeline import FileFacts, Source, read_pipeline
+from engine.read_pipeline import Source, read_pipeline
+from engine.replaced_components import Part
 from engine.request import scheduler_named
 from engine.scheduler_overrides import AS_PUBLISHED, SchedulerOverrides
 from engine.self_test import Offer, find_promise
 from engine.time_budget import TimeBudget
 from engine.trial_images import square
+from engine.weight_files import FileFacts
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,10 @@ class ModelSpec:
     max_side: int | None = None
     side_multiple: int | None = None  # pixels
     step_cache: bool = False  # whether requests are told that they may ask for one
+    weight_name: str | None = None  # of a single file in a folder or hub id
+    config: Part | None = None  # the configuration of a single file
+    vae: Part | None = None  # in the place of the model's own
+    transformer: Part | None = None  # weights in the place of the model's own
     # Arguments of its pipeline's call by name, each with a value to try that is not the default, if any.
     pipeline_parameters: Mapping[str, Value | None] = field(default_factory=dict)
 
@@ -77,6 +84,10 @@ class ModelSpec:
             self.dtype,
             self.optimization,
             self.scheduler,
+            self.weight_name,
+            self.config,
+            self.vae,
+            self.transformer,
         )
 
     @property
@@ -315,14 +326,15 @@ def _named(spec: ModelSpec) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        place = f"{spec.path!r}" + (f" at {spec.revision}" if spec.revision else "")
         said = " ".join(str(error).split())
         if not isinstance(error, EXPLAINED):  # from deep inside a library, and so hardly a sentence
             logger.debug("model %r", spec.name, exc_info=True)
             said = f"{type(error).__name__}: {said}"
         if isinstance(translate(error), OutOfMemory):
             said = f"the device has too little memory, even for a step batch of {BUCKET_STEP} rows ({said})"
-        raise LoadError(f"model {spec.name!r} from {place}: {said}") from error
+        elif not isinstance(error, EngineError):
+            said = f"{said}: {remedy(error)}"
+        raise LoadError(f"model {spec.name!r} from {spec.source.own.place}: {said}") from error
 
 
 EXPLAINED = (EngineError, OSError, RuntimeError, ValueError, ImportError, SafetensorError)

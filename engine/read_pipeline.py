@@ -1,4 +1,4 @@
-"""From a folder of weights, or a hub id, to a diffusers pipeline on its device, ready to draw.
+"""From a folder of weights, a single file, or a hub id, to a diffusers pipeline on its device, ready to draw.
 
 Owns which files are read, in which dtype, and what each broken one is called. It knows nothing of engines,
 requests and self-tests.
@@ -6,9 +6,8 @@ requests and self-tests.
 
 import inspect
 import logging
-import traceback
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,25 @@ import diffusers
 import torch
 import transformers
 
-from engine.attempt import translate
-from engine.errors import LoadError, OutOfMemory
+from engine.components import denoiser_among
+from engine.errors import LoadError
 from engine.hub import Hub, names_in, text_in
-from engine.layout import INDEX, Layout, check_components, files_to_load, read_layout
+from engine.layout import INDEX, Incomplete, Layout, check_components, files_to_load, not_read, read_layout
+from engine.load_failures import check_whole, failure
 from engine.loaded_pipeline import make_ready
+from engine.missing_weights import none_missing
 from engine.optimization import AS_IT_IS, Optimization, optimized
 from engine.pipeline_model import LEFT_OUT, not_given
+from engine.quantized_weights import check_quantization, is_quantized
+from engine.replaced_components import Part, Reading, file_of, read_component
 from engine.scheduler_overrides import AS_PUBLISHED, SchedulerOverrides, overridden
+from engine.single_file import check_suffix, components_in, read_single_file
+from engine.weight_files import FileFacts, check_files, facts_of, read_object, tensors_in
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # diffusers logs the end of a prompt that it cuts; we say so to the caller and log nobody's prompts.
 logging.getLogger("diffusers.pipelines").setLevel(logging.ERROR)
-
-FileFacts = list[tuple[str, int, int]]
-"""Of every file that is read: its name, its bytes, and when it was last written (ns)."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,30 +47,110 @@ class Source:
     dtype: str = "auto"  # one of `DTYPES`; auto: full precision on CPU, half on CUDA
     optimization: Optimization = AS_IT_IS
     scheduler: SchedulerOverrides = AS_PUBLISHED  # of the model's own scheduler
+    weight_name: str | None = None  # of a single file in a folder or hub id
+    config: Part | None = None  # the configuration of a single file, and what the file lacks
+    vae: Part | None = None  # in the place of the model's own
+    transformer: Part | None = None  # weights in the place of the model's own
+
+    @property
+    def own(self) -> Part:
+        """The model itself."""
+        return Part(self.path, self.revision, self.weight_name)
+
+    @property
+    def replaced(self) -> dict[str, Part]:
+        """The components that come from elsewhere."""
+        parts = {"vae": self.vae, "transformer": self.transformer}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 def read_pipeline(source: Source, device: torch.device, hub: Hub) -> tuple[Any, FileFacts]:
     """The pipeline on `device`, and the files that it was read from; raises `LoadError`."""
-    folder = hub.folder(
-        source.path,
-        revision=source.revision,
-        variant=source.variant,
-        local_files_only=source.local_files_only,
-        left_out=LEFT_OUT,
-    )
-    layout = read_layout(folder / INDEX, LEFT_OUT)
+    dtype = _dtype(source.dtype, device)
+    file = _single_file(source, hub)
+    folder, layout, files = _configured(source, file, hub)
     pipeline_class = _pipeline_class(layout)
     left_out = not_given(pipeline_class)
     can_lack = pipeline_class._optional_components
     # Of several text encoders a model may say that it does without a later one, as Stable Diffusion 3 of T5.
     further = [name for name in layout.absent if name[-1].isdigit()]
-    check_components(layout, _needed(pipeline_class, {*left_out, *can_lack, *further}))
+    try:
+        check_components(layout, _needed(pipeline_class, {*left_out, *can_lack, *further}))
+    except Incomplete as error:
+        raise failure(error, layout.classes) from error
     _check_classes(layout)
-    files = files_to_load(layout, names_in(folder), source.variant, text_in(folder))
-    stats = {name: (folder / name).stat() for name in files}
-    absent = [name for name in (*layout.absent, *can_lack) if name not in layout.components]
-    pipeline = _read(pipeline_class, folder, layout, source, device, {**dict.fromkeys(absent), **left_out})
-    return pipeline, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
+    facts = facts_of({name: folder / name for name in files})
+    given: dict[str, Any] = {
+        **dict.fromkeys(name for name in (*layout.absent, *can_lack) if name not in layout.components),
+        **left_out,
+    }
+    reading = Reading(hub, folder, layout, dtype, source.variant, source.local_files_only)
+    for name, part in source.replaced.items():
+        given[name], more = read_component(name, part, reading)
+        facts += more
+    if file is not None:
+        facts += facts_of({file.name: file})
+    if source.variant and not any(f".{source.variant}" in name for name in files):
+        reading = replace(reading, variant=None)  # diffusers refuses one that no component has
+    pipeline = _read(pipeline_class, reading, file, given)
+    return _finished(pipeline, source, device), facts
+
+
+def _single_file(source: Source, hub: Hub) -> Path | None:
+    """The one file that holds the model; None where it lies in a folder of diffusers' layout."""
+    if source.weight_name:
+        check_suffix(source.weight_name)
+    file = file_of(source.own, hub, local_files_only=source.local_files_only)
+    if file is None:
+        if source.config is not None:
+            raise LoadError("config: the model is a folder, which has its own: take the entry out")
+        return None
+    check_suffix(file.name)
+    if not file.is_file():
+        raise LoadError(f"there is no file {str(file)!r}: correct the path")
+    if source.config is None:
+        raise LoadError(
+            "config: a single file needs its configuration: give a folder in diffusers' layout, or a hub id,"
+            " of the model that it was made from"
+        )
+    tensors_in(file)
+    return file
+
+
+def _configured(source: Source, file: Path | None, hub: Hub) -> tuple[Path, Layout, list[str]]:
+    """The folder that says what the model is made of, its layout, and which of its files are read."""
+    part = source.own if file is None or source.config is None else source.config
+
+    def spared(layout: Layout) -> Collection[str]:
+        return {*source.replaced, *(components_in(file, layout) if file is not None else ())}
+
+    try:
+        folder = hub.folder(
+            part.path,
+            revision=part.revision,
+            variant=source.variant,
+            local_files_only=source.local_files_only,
+            left_out=LEFT_OUT,
+            spared=spared,
+        )
+        layout = read_layout(folder / INDEX, LEFT_OUT)
+        names = names_in(folder)
+        files = files_to_load(layout, names, source.variant, text_in(folder), spared(layout))
+        check_files(folder, files)
+        _check_quantization(folder, layout, source.replaced)
+    except LoadError as error:
+        held = "" if file is None else f"config: from {part.place}, for what {file.name} does not hold: "
+        raise LoadError(f"{held}{failure(error, {})}") from error
+    if beside := not_read(layout, names, files):
+        logger.info("%s: beside what is read lie %s", part.place, ", ".join(beside))
+    return folder, layout, files
+
+
+def _check_quantization(folder: Path, layout: Layout, replaced: Collection[str]) -> None:
+    for name, (_, class_name) in layout.classes.items():
+        config = folder / name / "config.json"
+        if name not in replaced and config.is_file():
+            check_quantization(f"its {name} ({class_name})", read_object(config, f"{name}/config.json"))
 
 
 def _pipeline_class(layout: Layout) -> Any:
@@ -101,43 +184,41 @@ def _needed(pipeline_class: Any, spared: Collection[str]) -> list[str]:
     ]
 
 
-def _read(
-    pipeline_class: Any,
-    folder: Path,
-    layout: Layout,
-    source: Source,
-    device: torch.device,
-    given: Mapping[str, Any],
-) -> Any:
+def _read(pipeline_class: Any, reading: Reading, file: Path | None, given: Mapping[str, Any]) -> Any:
+    layout, variant = reading.layout, reading.variant
     try:
-        # safetensors only, and no code comes with a model, whoever made it.
-        pipeline = pipeline_class.from_pretrained(
-            folder,
-            dtype=_dtype(source.dtype, device),
-            variant=source.variant,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            **given,
-        )
+        with none_missing():
+            if file is not None:
+                held = {*components_in(file, layout), *given}
+                pipeline = read_single_file(
+                    pipeline_class, file, reading.folder, layout, held, given,
+                    dtype=reading.dtype, variant=variant,
+                )  # fmt: skip
+            else:
+                # safetensors only, and no code comes with a model, whoever made it.
+                pipeline = pipeline_class.from_pretrained(
+                    reading.folder,
+                    dtype=reading.dtype,
+                    variant=variant,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    **given,
+                )
     except Exception as error:  # out of the libraries, from a strange value or a broken file
-        if isinstance(translate(error), OutOfMemory):
-            raise
-        what = "configuration" if isinstance(error, AttributeError | KeyError | TypeError) else "files"
-        said = f"{type(error).__name__}: {error}"
-        raise LoadError(f"{_component_in(error, layout)}{what} cannot be read ({said})") from error
+        raise failure(error, layout.classes) from error
+    check_whole(pipeline.components)
+    return pipeline
+
+
+def _finished(pipeline: Any, source: Source, device: torch.device) -> Any:
+    """The pipeline on its device, as its catalogue entry wants it."""
+    name = denoiser_among(list(pipeline.components)) or ""
+    if source.optimization.quantization != "none" and is_quantized(pipeline.components.get(name)):
+        raise LoadError("quantization: its weights were published quantized: set it to 'none'")
     if source.scheduler != AS_PUBLISHED:
         pipeline.scheduler = overridden(pipeline.scheduler, source.scheduler)
     return optimized(make_ready(pipeline), source.optimization, device)
-
-
-def _component_in(error: Exception, layout: Layout) -> str:
-    """Name the component that failed, from the frame of diffusers' `load_sub_model` in the traceback."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        name = str(frame.f_locals.get("name"))
-        if frame.f_code.co_name == "load_sub_model" and name in layout.classes:
-            return f"its {name} ({layout.classes[name][1]}): its "
-    return "its "
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -146,6 +227,8 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     Not yet seen on a GPU: `make test-gpu` prints what each dtype does there.
     """
     if name != "auto":
+        if name not in DTYPES:
+            raise LoadError(f"dtype: {name!r} is not one of auto, {', '.join(DTYPES)}")
         return DTYPES[name]
     if device.type == "cpu":
         return torch.float32

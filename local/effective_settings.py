@@ -77,6 +77,8 @@ def _shown_entries(prefix: str, entries: BaseModel, file: str, *, skip: set[str]
     for name in type(entries).model_fields:
         if name not in skip:
             value = getattr(entries, name)
+            if isinstance(value, BaseModel):  # a table, of what it says
+                value = value.model_dump(exclude_none=True) or None
             origin = file if name in entries.model_fields_set else _DEFAULT
             yield Shown(prefix + name, list(value) if isinstance(value, tuple) else value, origin)
 

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from catalogue.catalogue import SettingsError
+from catalogue.parts import file_in
 from local.binaries import postgres_program, postgres_tree, valkey_program, weed_program
 from local.errors import LocalError
 from local.holder import find_holder
@@ -230,14 +231,14 @@ def _models() -> tuple[dict[str, str | None], str | None]:
     for model in catalogue.models:
         place = _weights_folder(folder, model.path)
         # A model that may be fetched need not be here before its worker starts.
-        is_fetched_later = not model.local_files_only and not place.is_dir()
+        is_fetched_later = not model.local_files_only and not place.exists()
         found[model.name] = None if is_fetched_later else _weights_problem(place)
     return found, None
 
 
 def _weights_folder(folder: Path, path: str) -> Path:
-    """A folder beside `calotype.toml`, or where the hub's client keeps a model of that id."""
-    if (folder / path).is_dir() or path.count("/") != 1:
+    """A folder or file beside `calotype.toml`, or where the hub's client keeps a model of that id."""
+    if (folder / path).exists() or file_in(path) or path.count("/") != 1:
         return folder / path
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
@@ -245,9 +246,9 @@ def _weights_folder(folder: Path, path: str) -> Path:
 
 
 def _weights_problem(folder: Path) -> str | None:
-    if not folder.is_dir():
+    if not folder.exists():
         return f"{folder} is not there"
-    weights = sorted(folder.rglob("*.safetensors"))
+    weights = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
     if not weights:
         return f"{folder} holds no *.safetensors"
     for path in weights:

@@ -20,11 +20,13 @@ import structlog
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
 from catalogue.catalogue import Model
+from catalogue.parts import Part as NamedPart
 from engine.engine import Engine
 from engine.errors import LoadError
 from engine.kept_self_tests import SelfTestResults
 from engine.load import LoadedModels, ModelSpec, load_models
 from engine.optimization import Optimization
+from engine.replaced_components import Part
 from engine.scheduler_overrides import SchedulerOverrides
 from settings import Settings
 from storage.blobs import Blobs
@@ -247,6 +249,10 @@ def load_planned(
                 name=model.name,
                 path=_model_path(settings, model.path),
                 revision=model.revision,
+                weight_name=model.weight_name,
+                config=_part(settings, model.config),
+                vae=_part(settings, model.vae),
+                transformer=_part(settings, model.transformer),
                 variant=model.variant,
                 dtype=model.dtype,
                 local_files_only=model.local_files_only,
@@ -285,7 +291,13 @@ def load_planned(
 
 def _model_path(settings: Settings, path: str) -> str:
     beside_config = settings.config.resolve().parent / path
-    return str(beside_config) if beside_config.is_dir() else path
+    return str(beside_config) if beside_config.exists() else path
+
+
+def _part(settings: Settings, part: NamedPart | None) -> Part | None:
+    if part is None:
+        return None
+    return Part(_model_path(settings, part.path), part.revision, part.weight_name)
 
 
 def _take_back_jobs_of_the_dead(settings: Settings, run_folder: Path) -> None:

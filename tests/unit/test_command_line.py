@@ -225,6 +225,21 @@ def test_what_is_for_programs_is_json_and_nothing_else(tmp_path: Path, arguments
     assert json.loads(in_a_pipe(*arguments, CALOTYPE_DATA_DIR=str(tmp_path)).stdout)
 
 
+def test_what_a_model_reads_from_elsewhere_is_shown_and_checked(tmp_path: Path) -> None:
+    text = (ROOT / "calotype.toml").read_text(encoding="utf-8")
+    part = f'vae = {{ path = "nobody/taesd", revision = "{40 * "a"}" }}\nschedulers ='
+    (tmp_path / "calotype.toml").write_text(text.replace("schedulers =", part, 1), encoding="utf-8")
+    changes = {"CALOTYPE_CONFIG": str(tmp_path / "calotype.toml"), "CALOTYPE_DATA_DIR": str(tmp_path)}
+    shown = {
+        one["name"]: one["value"]
+        for one in json.loads(in_a_pipe("config", "show", "--json", **changes).stdout)
+    }
+    assert shown["models.tiny.vae"] == {"path": "nobody/taesd", "revision": 40 * "a"}
+    assert shown["models.tiny.config"] is None
+    checked = json.loads(in_a_pipe("config", "check", "--json", **changes).stdout)
+    assert checked[0]["detail"].endswith(f"1 models, 2 tiers; tiny: vae from 'nobody/taesd' at {40 * 'a'}")
+
+
 def test_config_show_names_every_setting() -> None:
     shown = {entry["name"] for entry in json.loads(in_a_pipe("config", "show", "--json").stdout)}
     assert {f"CALOTYPE_{name.upper()}" for name in Settings.model_fields} <= shown

@@ -21,6 +21,26 @@ def catalogue() -> Catalogue:
     return load_catalogue(ROOT / "calotype.toml")
 
 
+def test_what_a_model_reads_from_elsewhere_is_written_as_a_path_or_as_a_table(tmp_path: Path) -> None:
+    commit = 40 * "a"
+    text = (ROOT / "calotype.toml").read_text(encoding="utf-8")
+    changed = f"""path = "one.safetensors"
+config = "folder"
+vae = {{ path = "nobody/taesd", revision = "{commit}" }}
+transformer = {{ path = "nobody/flux", revision = "{commit}", weight_name = "flux-Q8_0.gguf" }}
+"""
+    (tmp_path / "calotype.toml").write_text(
+        text.replace('path = "models/tiny"            # a folder here, or a hub id with `revision`', changed),
+        encoding="utf-8",
+    )
+    (model,) = load_catalogue(tmp_path / "calotype.toml").models
+    assert {entry: part.place for entry, part in model.parts.items()} == {
+        "config": "'folder'",
+        "vae": f"'nobody/taesd' at {commit}",
+        "transformer": f"'nobody/flux' (flux-Q8_0.gguf) at {commit}",
+    }
+
+
 def test_a_request_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue) -> None:
     model = catalogue.model(None)
     assert model is not None
@@ -47,6 +67,31 @@ def test_a_request_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue)
         ),
         (("schedulers =", 'revision = "main"\nschedulers ='), "'main' can move"),
         (("schedulers =", 'revision = "0123abc"\nschedulers ='), "40 hexadecimal digits"),
+        *[
+            (("schedulers =", f"{entry}\nschedulers ="), said)
+            for entry, said in [
+                ("config = 'models/tiny'", "config: the model is a folder, which has its own configuration"),
+                ("weight_name = 'x.safetensors'", "config: a single file needs the folder, or the hub id"),
+                (
+                    "weight_name = 'x.ckpt'",
+                    r"path: weights are read as \.safetensors only, and not 'x\.ckpt'",
+                ),
+                ("weight_name = 'x.gguf'", "'x.gguf' holds one component"),
+                ("vae = 'x.gguf'", r"vae: weights are read as \.safetensors only"),
+                ("transformer = 'x.bin'", r"transformer: weights are read as \.safetensors or \.gguf only"),
+                (
+                    "vae = { path = 'nobody/vae', revision = 'main' }",
+                    r"models\.tiny\.vae: revision 'main' can",
+                ),
+                ("vae = { revision = 'main' }", r"models\.tiny\.vae\.path: Field required"),
+                ("vae = { path = 'x', weights = 'y' }", r"models\.tiny\.vae\.weights: Extra inputs are not"),
+                ("vae = 3", r"models\.tiny\.vae"),
+                (
+                    "transformer = 'x.gguf'\nquantization = 'int8'",
+                    "quantization: the weights of a GGUF file are quantized already",
+                ),
+            ]
+        ],
         (("schedulers =", 'dtype = "int8"\nschedulers ='), "dtype"),
         (("schedulers =", 'variant = "../fp16"\nschedulers ='), "variant"),
         (("schedulers =", 'family = "flux"\nschedulers ='), r"models\.tiny: family: delete this line"),

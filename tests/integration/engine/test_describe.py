@@ -140,6 +140,24 @@ def test_a_hub_id_is_described_from_its_configuration_and_no_weights_are_fetched
     assert hub.configuration(local_files_only=True, **asked) == found
 
 
+def test_a_single_file_is_described_by_its_configuration(tmp_path: Path) -> None:
+    folder, file = saved("stable_diffusion", tmp_path), tmp_path / "my.safetensors"
+    file.write_bytes(b"no weights are opened")
+    command = [sys.executable, "-m", "cli", "models", "describe", str(file), "--whole"]
+    printed = subprocess.run(
+        [*command, "--config", str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (tmp_path / "printed.toml").write_text(printed.stdout, encoding="utf-8")
+    model = load_catalogue(tmp_path / "printed.toml").model("my")
+    assert model is not None
+    assert model.path == str(file)
+    assert model.parts["config"].path == str(folder)
+    alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert alone.stderr.splitlines() == [
+        "calotype: --config: a single file needs it, and a folder has its own"
+    ]
+
+
 def test_the_command_prints_a_whole_file_or_one_line_of_what_is_wrong(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cli", "models", "describe", "--whole"]
     folder = saved("stable_diffusion", tmp_path)

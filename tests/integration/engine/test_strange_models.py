@@ -455,7 +455,9 @@ def test_E4_two_kinds_of_sigmas_in_one_configuration_are_refused(copy: Callable[
     folder = copy("stable_diffusion")
     change(folder / "scheduler" / "scheduler_config.json", use_beta_sigmas=True, use_karras_sigmas=True)
     line = refusal(folder)
-    assert line.startswith("its scheduler (EulerDiscreteScheduler): its files cannot be read (ValueError: ")
+    assert line.startswith(
+        "its scheduler (EulerDiscreteScheduler): its configuration cannot be read (ValueError: "
+    )
     assert "Only one of" in line
 
 

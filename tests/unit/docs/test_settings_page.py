@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from catalogue.catalogue import ALL_SCHEDULERS, Catalogue, Model, Preset, SchedulerOverrides, Tier, WorkerPlan
+from catalogue.parts import Part
 from catalogue.pipeline_parameters import PipelineParameter
 from cli import app
 from settings import ROOT, Settings
@@ -49,6 +50,7 @@ def test_every_variable_of_the_command_line_is_documented(read_table: ReadTable)
     [
         ("## `calotype.toml`", Catalogue),
         ("### `[models.NAME]`", Model),
+        ("### `[models.NAME.PART]`", Part),
         ("### `[models.NAME.scheduler]`", SchedulerOverrides),
         ("### `[models.NAME.presets.PRESET]`", Preset),
         ("### `[models.NAME.parameters.PARAM]`", PipelineParameter),

@@ -1,0 +1,75 @@
+"""Where the files of a model come from beside its folder: `config`, `vae` and `transformer` of its entry.
+
+Owns how such a part is written in `calotype.toml`, and which files a model or a part can be. It opens
+none of them.
+"""
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+NO_WEIGHTS = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".zip")
+"""Suffixes of files that are not read, since reading could run what is in them."""
+
+
+class Part(BaseModel):
+    """A folder or file here, or a hub id at a commit; written as a table, or as its path alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    revision: str | None = None
+    weight_name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_path(cls, data: Any) -> Any:
+        return {"path": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _check(self) -> "Part":
+        check_revision(self.revision)
+        return self
+
+    @property
+    def file(self) -> str | None:
+        """The name of the single file that it is, or nothing."""
+        return self.weight_name or file_in(self.path)
+
+    @property
+    def place(self) -> str:
+        """As a message names it."""
+        name = f" ({self.weight_name})" if self.weight_name else ""
+        return f"{self.path!r}{name}" + (f" at {self.revision}" if self.revision else "")
+
+
+def check_revision(revision: str | None) -> None:
+    """Raise `ValueError` for the revision of a hub id that is no commit."""
+    if revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(
+            f"revision {revision!r} can move: give the commit, 40 hexadecimal digits in lower case"
+        )
+
+
+def file_in(path: str) -> str | None:
+    """The path, where it names a file of weights and no folder."""
+    return path if path.endswith((".safetensors", ".gguf", *NO_WEIGHTS)) else None
+
+
+def check_parts(own: Part, config: Part | None, vae: Part | None, transformer: Part | None) -> None:
+    """Raise `ValueError` for a file that is not read, and for a configuration too many or too few."""
+    if own.file is not None and own.file.endswith(".gguf"):
+        raise ValueError(f"{own.file!r} holds one component: `path` names the model, `transformer` this file")
+    parts = (("path", own, (".safetensors",)), ("vae", vae, (".safetensors",)))
+    for entry, part, suffixes in (*parts, ("transformer", transformer, (".safetensors", ".gguf"))):
+        if part is not None and part.file is not None and not part.file.endswith(suffixes):
+            raise ValueError(
+                f"{entry}: weights are read as {' or '.join(suffixes)} only, and not {part.file!r}"
+            )
+    if config is not None and config.file is not None:
+        raise ValueError("config: a folder in diffusers' layout, or a hub id, and no file of it")
+    if own.file is not None and config is None:
+        raise ValueError("config: a single file needs the folder, or the hub id, of its configuration")
+    if own.file is None and config is not None:
+        raise ValueError("config: the model is a folder, which has its own configuration")
