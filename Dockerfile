@@ -46,6 +46,7 @@ COPY engine engine
 COPY storage storage
 COPY local local
 COPY models/tiny models/tiny
+COPY models/tiny-loras models/tiny-loras
 # A named volume takes its owner from the folder that it is mounted on.
 RUN chmod -R a+rX /app && install -d -o 10001 profiles run
 ENV CALOTYPE_RUN_DIR=/app/run CALOTYPE_PROFILES_DIR=/app/profiles

@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train card bench-engine bench-faults bench-kills bench-fronts clean
+.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench-engine bench-faults bench-kills bench-fronts clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED) ## build .venv from requirements.lock
 
-demo: $(INSTALLED) ## start everything, draw 26 images over HTTP, check them, stop everything
+demo: $(INSTALLED) ## start everything, draw 30 images over HTTP, check them, stop everything
 	@$(BIN)/calotype demo -o demo-output
 
 up: $(INSTALLED) ## run the whole system until Ctrl-C
@@ -51,6 +51,10 @@ train: $(INSTALLED) ## train the tiny model again, in build/tiny (about two hour
 	@$(BIN)/python -m models.text_encoder --minutes 5 --out build/tiny
 	@$(BIN)/python -m models.denoiser --minutes 90 --out build/tiny
 	@$(BIN)/python -m models.export build/tiny models/tiny
+
+train-loras: $(INSTALLED) ## train the tiny model's LoRAs again, in build/loras (half an hour)
+	@$(BIN)/python -m models.lora outline --minutes 25 --build build/loras/outline --out models/tiny-loras/outline
+	@$(BIN)/python -m models.lora ink --minutes 5 --build build/loras/ink --out models/tiny-loras/ink
 
 card: $(INSTALLED) ## measure the tiny model and write docs/model-card.md (a quarter of an hour on two cores)
 	@$(BIN)/python -m models.card models/tiny docs

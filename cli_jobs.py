@@ -74,6 +74,17 @@ def submit(
         FileFormat | None, typer.Option("--format", help="output_format; png if left out.")
     ] = None,
     quality: Annotated[int | None, typer.Option(help="output_quality, 1 to 100; not of a png.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="An image to begin with, or to edit: it is uploaded. May be repeated."),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Of --image: what is drawn anew is white here.")] = None,
+    control: Annotated[Path | None, typer.Option(help="The image that the ControlNet follows.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How far --image is changed, 0 to 1.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:SCALE]", help="An adapter of the model; may be repeated."),
+    ] = None,
     given: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any parameter by its name; may be repeated."),
@@ -99,11 +110,28 @@ def submit(
         "negative_prompt": negative,
         "output_format": file_format and file_format.value,
         "output_quality": quality,
+        "strength": strength,
+        "loras": [_lora(one) for one in lora or []] or None,
     }
     _set(parameters, given or [])
+    inputs = {
+        "image": image or [],
+        "mask_image": [mask] if mask else [],
+        "control_image": [control] if control else [],
+    }
+    for name, paths in inputs.items():
+        if paths and parameters.get(name) is not None:
+            fail(f"--set: {name!r} is given twice", code=EXIT_USAGE)
+    for path in chain.from_iterable(inputs.values()):
+        if not path.is_file():
+            fail(f"{path} is not a file", code=EXIT_USAGE)
     if output is not None:
         require_folder("-o", output)
     with _connect(url, api_key, data_dir) as client:
+        for name, paths in inputs.items():
+            ids = [client.upload(path).id for path in paths]
+            if ids:
+                parameters[name] = ids if name == "image" else ids[0]
         job = client.submit(prompt, **parameters)  # the server checks what is given
         if output is not None:
             job = _watched(client, job.id)
@@ -281,6 +309,12 @@ def _set(parameters: dict[str, Any], given: Sequence[str]) -> None:
         place[name] = _scalar(text.strip())
     if own:
         parameters["pipeline_parameters"] = own
+
+
+def _lora(text: str) -> dict[str, Any]:
+    """An adapter and its scale, as `outline:0.8`."""
+    name, is_scaled, scale = text.partition(":")
+    return {"name": name, "scale": _scalar(scale)} if is_scaled else {"name": name}
 
 
 def _scalar(text: str) -> bool | int | float | str:

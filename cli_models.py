@@ -18,6 +18,7 @@ from terminal import EXIT_USAGE, fail, print_text
 if TYPE_CHECKING:
     from engine.describe import Description
 
+CONTROLNET = 'For a ControlNet: add "control" to tasks, and set controlnet and its controlnet_revision.'
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 models = typer.Typer(no_args_is_help=True)
@@ -108,11 +109,13 @@ def entry_of(
     lines = [f"default_model = {_text(name)}", ""] if is_whole else []
     lines += [
         *([_deprecation(found)] if found.deprecated_since else []),
-        f"[{table}]  # a {found.pipeline}, text to image",
+        f"[{table}]  # a {found.pipeline}",
         f"path = {_text(path)}",
         *([f"revision = {_text(revision)}"] if revision else []),
         *more,
         *(["local_files_only = false  # a worker downloads the weights"] if downloads else []),
+        f"tasks = [{', '.join(map(_text, found.tasks))}]",
+        *([f"# {CONTROLNET}"] if found.takes_controlnet else []),
         f"schedulers = [{', '.join(map(_text, found.schedulers))}]  # those that fit; first: default",
         f"# Steps and guidance scale: {found.origins['steps']}.",
         f"default_num_inference_steps = {found.num_inference_steps}",

@@ -263,7 +263,15 @@ class Settings(BaseSettings):
     max_attempts: Positive = 5
     max_csv_bytes: Positive = 10_000_000
     max_csv_rows: Positive = 10_000
+    max_csv_urls: Positive = 100
+    fetch_allowed_networks: Annotated[
+        tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)
+    ] = ()
     max_body_bytes: Positive = 65_536
+    max_file_bytes: Positive = 33_554_432
+    max_image_pixels: Positive = 50_000_000
+    max_image_side: Positive = 16_384
+    file_seconds: Seconds = 86_400
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, lt=65536)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"

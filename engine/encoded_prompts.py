@@ -39,15 +39,18 @@ class EncodedPrompts:
         """What the entries take."""
         return self._kept.num_bytes
 
-    def of(self, account: str, model: str) -> OwnMethod:
-        """Makes methods for one call. Without an `account` nobody knows whose its texts are: none is kept."""
-        return functools.partial(self._own_method, account, model)
+    def of(self, account: str, model: str, adapters: Hashable = ()) -> OwnMethod:
+        """Makes methods for one call; `adapters` are those that change what its text encoders give.
+
+        Without an `account` nobody knows whose its texts are: none is kept.
+        """
+        return functools.partial(self._own_method, account, (model, adapters))
 
     def clear(self) -> None:
         """Give all of it back, when the device is short of memory."""
         self._kept.clear()
 
-    def _own_method(self, account: str, model: str, pipeline: Any, place: str) -> Callable[..., Any]:
+    def _own_method(self, account: str, model: Hashable, pipeline: Any, place: str) -> Callable[..., Any]:
         """In place of the `encode_prompt` of `pipeline`, which is one call's own and has not begun.
 
         What the call has written to its pipeline meanwhile, its guidance scale for one, counts as an

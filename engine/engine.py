@@ -97,8 +97,9 @@ class Engine:
         on_progress: Progress | None = None,
         before_first_step: Callable[[], object] | None = None,
     ) -> Handle:
-        """Hand a request over; raises `RequestInvalid`, `StrictUnavailable` or `EngineStopped`.
+        """Hand a request over; raises what is wrong with it, `StrictUnavailable` or `EngineStopped`.
 
+        That is `RequestInvalid`, or `LoraUnusable`: adapters are read here, on the caller's thread.
         All else comes by the future, save what nobody foresaw about a request. `before_first_step` runs once
         on the engine thread; if it fails, the generation does not start.
         """
@@ -110,6 +111,7 @@ class Engine:
                 on_progress=on_progress,
                 before_first_step=before_first_step,
             )
+            generation.hold_adapters(may_wait=True)
         except EngineError:
             raise
         except Exception as error:  # the request alone decides here, so it would fail again
@@ -117,6 +119,7 @@ class Engine:
         generation.future.set_running_or_notify_cancel()  # only `Handle.cancel` cancels, at a step boundary
         with self._changed:
             if not self._is_accepting:
+                generation.let_go_of_adapters()
                 raise EngineStopped
             if self.is_idle:
                 self.ticked_at = self._clock()  # it stood still because it was idle, not because it hung
@@ -224,7 +227,7 @@ class Engine:
     def _admit(self) -> None:
         # Calls of such a model may change its shared modules, so one begins when the one before has ended.
         busy = {one.key.model for one in (*self._running, *self._denoised) if one.runs_alone}
-        waiting = [one for one in self._waiting if one.key.model not in busy]
+        waiting = [one for one in self._with_adapters() if one.key.model not in busy]
         admitted = self._policy.admit(waiting, self._running, self._clock())
         for generation in self._side_work.to_encode(admitted):
             if generation.key.model in busy:
@@ -237,6 +240,19 @@ class Engine:
                 continue
             self._waiting.remove(generation)
             self._running.append(generation)
+
+    def _with_adapters(self) -> list[Generation]:
+        """Those that wait and hold their adapters; for others there was no room when they were submitted."""
+        holding = []
+        for generation in list(self._waiting):
+            outcome: bool | EngineError = generation.has_adapters
+            if not outcome:
+                outcome = self._attempt(generation.hold_adapters, may_wait=False)
+            if isinstance(outcome, EngineError):
+                self._end(generation, self._waiting, outcome)
+            elif outcome:
+                holding.append(generation)
+        return holding
 
     def _step(self, chosen: Sequence[Generation]) -> None:
         if self._denoised and any(generation.is_solo for generation in chosen):
@@ -344,6 +360,7 @@ class Engine:
 
     def _resolve(self, generation: Generation, outcome: GeneratedImage | EngineError) -> None:
         generation.drop_tensors()
+        generation.let_go_of_adapters()
         if isinstance(outcome, EngineError):
             generation.future.set_exception(outcome)
         else:

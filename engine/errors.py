@@ -4,6 +4,7 @@
     ├── LoadError               model_not_loadable   final
     ├── RequestInvalid          invalid_request      final       (a ValueError too)
     │   └── PromptInvalid       invalid_prompt       final
+    ├── LoraUnusable            lora_unusable        final
     ├── Canceled                canceled             final
     ├── DeadlineExceeded        deadline_exceeded    final
     ├── NumericError            numeric_error        final
@@ -49,6 +50,13 @@ class PromptInvalid(RequestInvalid):
     """The prompt is not text that a tokenizer can read."""
 
     code = "invalid_prompt"
+
+
+class LoraUnusable(EngineError):
+    """The adapter cannot be read, or is for another model."""
+
+    code = "lora_unusable"
+    retryable = False
 
 
 class Canceled(EngineError):

@@ -47,8 +47,8 @@ def exact_row_counts(
     """
     exact: set[int] | None = None
     seen = set()
-    for request in requests:
-        probe = _Probe(model, request)
+    for request, num_passes in [(one, number) for one in requests for number in model.passes_to_probe(one)]:
+        probe = _Probe(model, request, num_passes)
         try:
             if probe.signature in seen:
                 continue
@@ -77,17 +77,21 @@ def largest_in_unison(found: set[int]) -> int:
 class _Probe:
     """Calls of one request and of others like it, some steps further, each parked at a denoiser's pass.
 
-    Several are compared, since two orders of a sum can give one row the same bits by chance.
+    It is the pass behind the first `num_passes` of a step. Several are compared, since two orders of a sum
+    can give one row the same bits by chance.
     """
 
-    def __init__(self, model: PipelineModel, request: GenerationRequest) -> None:
+    def __init__(self, model: PipelineModel, request: GenerationRequest, num_passes: int = 0) -> None:
         self._model = model
+        self._is_walked = model.can_cache(request)
         num_steps = min(2 * len(PROMPTS), model.schedulers.max_steps(request.scheduler))
         request = replace(request, num_inference_steps=num_steps)
         others = [replace(request, prompt=text, seed=seed) for seed, text in enumerate(PROMPTS, start=10)]
         self._calls = [model.begin(one) for one in (request, *others)]
         for num_steps, call in enumerate(self._calls):
             _advance(model, call, num_steps)
+            for _ in range(num_passes):
+                model.exchange.run([call])
         parked = [call.parked for call in self._calls if call.parked is not None]
         self._parked = [one for one in parked if one.signature == parked[0].signature]
         self.signature = parked[0].signature
@@ -102,7 +106,7 @@ class _Probe:
     @property
     def has_exact_walk(self) -> bool:
         """Whether a whole step through the walk has the bits of the module's own forward pass."""
-        if not self._model.can_cache_steps:
+        if not self._is_walked:
             return True
         wholes = [self._model.exchange.outputs([one], BUCKET_STEP)[0] for one in self._parked]
         return all(
@@ -169,7 +173,7 @@ class _Probe:
         That is a whole step, which `has_exact_walk` has compared, its features, and a shallow step.
         """
         model = self._model
-        if not model.can_cache_steps:
+        if not self._is_walked:
             outputs: list[Any] = model.exchange.outputs(members, num_rows)
             return outputs
 

@@ -5,12 +5,15 @@ one forward pass for many parked calls and lets each go on. All of it happens on
 `torch.inference_mode`. It does not choose which calls run, and knows neither requests nor deadlines.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine.adapter import Applied
+from engine.adapter_rows import AdapterRows, RowsUntoldError
 from engine.components import is_denoiser
 from engine.encoded_prompts import OwnMethod
 from engine.parked_call import Merger, ParkedCall, split
@@ -22,41 +25,57 @@ Forward = Callable[[dict[str, Any]], Any]
 
 
 class Exchange:
-    """Runs calls of `pipeline` together; neither the pipeline nor its modules are changed."""
+    """Runs calls of `pipeline` together, and of others over the same `modules`; neither is changed.
 
-    def __init__(self, pipeline: Any) -> None:
+    `modules` has every component with weights by its name; without it, those of `pipeline`.
+    """
+
+    def __init__(self, pipeline: Any, modules: Mapping[str, Any] | None = None) -> None:
         self.takes_float_timesteps = False
         """Whether its denoiser computes the same for a whole number as for the same number in fp32."""
+        self.has_one_layout = False
+        """Whether denoisers are given all rows in torch's usual layout: an image may have another."""
         self.text_padding: TextPadding | None = None
         """What pads the texts of the calls that begin from now on."""
+        self.mixes_adapters = True
+        """Whether rows of different adapters have not been found to have no passes to share."""
         self._pipeline = pipeline
+        self._modules = modules or {}
+        self._adapter_rows = AdapterRows(pipeline)
         self._merger = Merger()
-        modules = [one for one in pipeline.components.values() if hasattr(one, "attn_processors")]
-        self._processors = [(module, dict(module.attn_processors)) for module in modules]
+        components = {**pipeline.components, **self._modules}.values()
+        having = [one for one in components if hasattr(one, "attn_processors")]
+        self._processors = [(module, dict(module.attn_processors)) for module in having]
 
     def begin(
         self,
         scheduler: Any = None,
         own_method: OwnMethod | None = None,
         guided_share: float = 1.0,
+        pipeline: Any = None,
+        adapters: Applied = (),
         /,
         **arguments: Any,
     ) -> PipelineCall:
         """Begin a call with these arguments; returned as it parks at its first forward pass, or has ended.
 
+        It is a call of `pipeline`, which has the same modules by the same names; None is the exchange's own.
+
         `scheduler` is used up by the call; without one it has a copy of the pipeline's own. With `own_method`
         (of `EncodedPrompts`) it need not encode what has been encoded before. `guided_share` of its steps are
-        guided; the others have a row for the prompt alone.
+        guided; the others have a row for the prompt alone. All its rows have `adapters`.
         """
         pad = None if self.text_padding is None else self.text_padding.of_call().padded
         call = PipelineCall(
-            self._pipeline,
+            self._pipeline if pipeline is None else pipeline,
             arguments,
             scheduler,
             own_method=own_method,
             pad=pad,
             has_float_numbers=self.takes_float_timesteps,
+            has_one_layout=self.has_one_layout,
             guided_share=guided_share,
+            adapters=adapters,
             on_end=self._ended,
         )
         call.go_on()
@@ -72,12 +91,36 @@ class Exchange:
         parked. If the pass raises, all stay parked, and can be run again in parts.
         """
         parked = [call.parked for call in calls if call.parked is not None]
-        parts = self.outputs(parked, num_rows, forward)
+        with self._with_adapters(calls, parked, num_rows, is_walked=forward is not None):
+            try:
+                parts = self.outputs(parked, num_rows, forward)
+            except RowsUntoldError:
+                self.mixes_adapters = False
+                raise
         finite = [not is_denoiser(parked[0].name) or is_finite(part) for part in parts]
         for call, part, is_sound in zip(calls, parts, finite, strict=True):
             if is_sound:
                 self._go_on(call, part)
         return [call for call, is_sound in zip(calls, finite, strict=True) if not is_sound]
+
+    def _with_adapters(
+        self,
+        calls: Sequence[PipelineCall],
+        parked: Sequence[ParkedCall],
+        num_rows: int | None,
+        *,
+        is_walked: bool,
+    ) -> AbstractContextManager[None]:
+        if not any(call.adapters for call in calls):
+            return nullcontext()
+        counts = [one.num_rows for one in parked]
+        return self._adapter_rows.applied(
+            parked[0].name,
+            [(call.adapters, count) for call, count in zip(calls, counts, strict=True)],
+            sum(counts) if num_rows is None else num_rows,
+            is_listed="list" in parked[0].kinds,
+            is_walked=is_walked,
+        )
 
     def run_to_denoiser(self, call: PipelineCall) -> None:
         """Run a call through encoders or decoders, by itself, until it waits for a denoiser or has ended."""
@@ -112,7 +155,9 @@ class Exchange:
     def forward(self, name: str, arguments: dict[str, Any]) -> Any:
         """The output of the module `name`, or of its method after a point, for these arguments."""
         component, _, method = name.partition(".")
-        module = getattr(self._pipeline, component)
+        module = self._modules.get(component)
+        if module is None:
+            module = getattr(self._pipeline, component)
         if not method:
             return module(**arguments)
         # An autoencoder that computes in full precision is given latents of the denoiser's precision.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from catalogue.pipeline_tasks import PipelineTask
 from engine.attempt import IMPOSSIBLE
 from engine.compilation import Size
 from engine.components import denoiser_among
@@ -32,25 +33,29 @@ def check_image(
     scheduler: SchedulerSpec,
     size: Size,
     default_steps: int,
+    task: PipelineTask | None = None,
     entry: str = "tiers",
 ) -> np.ndarray:
     """Draw one image of `size`, its width and height; raises `LoadError` unless it is finite and as large.
+
+    It is one of `task`, the model's usual one by default, and made of made images where that takes some.
 
     A few steps are enough for most; an image that is not finite after these is drawn again with as many as a
     request has by default. An error about the size begins with `entry`.
     """
     model.runs_alone = True  # until more is known
     pixels: np.ndarray | EngineError = NumericError()
-    request = plain_request(0, size, scheduler)
+    plain = request = plain_request(0, size, scheduler)
     for num_steps in sorted({min(min(NUM_STEPS), default_steps), default_steps}):
-        request = replace(request, num_inference_steps=num_steps)
+        request = model.trial(replace(plain, num_inference_steps=num_steps), task)
         pixels = drawn(model, row_limits, [request])[0]
         if not isinstance(pixels, NumericError):
             break
     if isinstance(pixels, OutOfMemory | LoadError):
         raise pixels
     if isinstance(pixels, EngineError):
-        raise LoadError(f"it draws no image: {_why(model, request, pixels)}") from pixels
+        draws = "it draws no image" if task is None else f"{entry}: it draws no image"
+        raise LoadError(f"{draws}: {_why(model, request, pixels)}") from pixels
     if pixels.shape[:2] != (size[1], size[0]):
         came = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise LoadError(f"{entry}: asked for {size[0]}x{size[1]} it draws {came}: give sizes that it takes")

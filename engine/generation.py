@@ -12,6 +12,7 @@ from math import ceil
 
 import numpy as np
 
+from engine.adapter import Applied, order_of
 from engine.components import is_denoiser
 from engine.encoded_prompts import EncodedPrompts
 from engine.errors import Canceled, DeadlineExceeded, EngineError
@@ -50,8 +51,9 @@ class Generation:
         self._model = model
         self._signature = 0
         self._call: PipelineCall | None = None
+        self._adapters: Applied | None = None if request.loras else ()
         self._num_rows = 2 if model.needs_guidance_row(request.guidance_scale) else 1
-        self._num_steps = request.num_inference_steps
+        self._num_steps = model.num_steps(request)
         self._step_index = 0
         self.pass_in_step = 0  # how many passes of its step have been made: guidance can take two
         self.step_cache = StepCache(request.step_cache, self._num_steps)
@@ -81,11 +83,47 @@ class Generation:
             raise RuntimeError("the call of this generation has not begun, or has been dropped")
         return self._call
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether it holds its adapters, or asks for none."""
+        return self._adapters is not None
+
+    @property
+    def adapters(self) -> Applied:
+        """Its adapters; raises where it does not hold them."""
+        if self._adapters is None:
+            raise RuntimeError("this generation waits for its adapters, or has let go of them")
+        return self._adapters
+
+    @property
+    def adapters_order(self) -> tuple[tuple[int, float], ...]:
+        """Equal for those whose rows have the same adapters."""
+        return order_of(self.adapters)
+
+    def hold_adapters(self, *, may_wait: bool) -> bool:
+        """Whether it holds its adapters from now on, which stay on the device until it lets go of them.
+
+        Files may be read for that, on any thread; unless it `may_wait`, not while another thread reads one.
+        Raises `LoraUnusable`.
+        """
+        if self._adapters is None and self._model.adapters is not None:
+            self._adapters = self._model.adapters.hold(self, self.request.loras, may_wait=may_wait)
+        return self._adapters is not None
+
+    def let_go_of_adapters(self) -> None:
+        """Let go of those it holds, and of its place in the queue for those it does not hold."""
+        if self._model.adapters is not None and self.request.loras:
+            if self._adapters is None:
+                self._model.adapters.leave_queue(self)
+            else:
+                self._model.adapters.let_go(self, [lora.name for lora in self.request.loras])
+            self._adapters = None
+
     def begin_call(self, prompts: EncodedPrompts) -> None:
         """Begin its call anew, and let go of one that was begun before."""
         self.drop_tensors()
         self._step_index, self.pass_in_step = 0, -1
-        self._call = self._model.begin(self.request, prompts)
+        self._call = self._model.begin(self.request, prompts, adapters=self.adapters)
 
     def note_call(self) -> None:
         """Read off its call how far it is, how many steps it has and how many rows the next one has."""
@@ -99,7 +137,8 @@ class Generation:
             self.step_cache.drop_unneeded(self._step_index, is_guided=True)
         if self.call.parked is not None:
             self._num_rows = self.call.parked.num_rows
-            self._signature = self._model.signature_number(self.call.parked)
+            apart = () if self._model.exchange.mixes_adapters else self.adapters_order
+            self._signature = self._model.signature_number(self.call.parked, apart)
 
     def drop_tensors(self) -> None:
         """Let go of all that is large, at the end: a caller may hold its handle for long after that.

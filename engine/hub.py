@@ -16,6 +16,7 @@ import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     DisabledRepoError,
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -44,6 +45,10 @@ logger = logging.getLogger(__name__)
 
 MAX_NAMED = 5
 """Files that a message lists of a repository."""
+
+SAFETENSORS = ".safetensors"
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+"""What diffusers calls the file of an adapter."""
 
 Choice = Callable[[Collection[str], ReadText], list[str]]
 """Which of a repository's files are wanted; raises `LoadError` where one is missing."""
@@ -128,6 +133,39 @@ class Hub:
             command = f"hf download {path} --revision {revision} --include '*.json' --include '*.safetensors'"
             folder = self._found(path, revision, choose, command, local_files_only=local_files_only)
         return (folder / choose(names_in(folder), text_in(folder))[0]).parent
+
+    def weights(
+        self, path: str, *, revision: str | None, weight_name: str | None, local_files_only: bool
+    ) -> Path:
+        """One safetensors file: that one, one of a folder, or one of a hub id; raises `LoadError`.
+
+        What it says names no path of this machine: users see it.
+        """
+        if Path(path).is_dir():
+            return _weights_in(Path(path), weight_name)
+        if path.endswith(SAFETENSORS) and revision is None:
+            if not Path(path).is_file():
+                raise LoadError("its file is not there")
+            return Path(path)
+        revision, name = _pinned(revision), weight_name or LORA_WEIGHTS
+        if not name.endswith(SAFETENSORS):
+            raise LoadError(f"weight_name: {name!r} is no safetensors file")
+        try:
+            cached = try_to_load_from_cache(path, name, cache_dir=self._cache, revision=revision)
+        except HFValidationError as error:
+            raise LoadError("there is no such file or folder, and this is no hub id") from error
+        if isinstance(cached, str):
+            return Path(cached)
+        if constants.is_offline_mode() or local_files_only:
+            raise LoadError(f"{name} of {path} is not on this disk")
+        disable_progress_bars()
+        try:
+            return self._fetch(path, revision, name)
+        except EntryNotFoundError as error:
+            raise LoadError(f"{path} has no {name}: name its file in `weight_name`") from error
+        except (httpx2.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            command = f"hf download {path} {name} --revision {revision}"
+            raise LoadError(self._complaint(error, path, revision, command)) from error
 
     def _found(
         self, path: str, revision: str | None, choose: Choice, command: str, *, local_files_only: bool
@@ -289,6 +327,19 @@ def _pinned(revision: str | None) -> str:
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise LoadError(f"revision {revision!r} can move: give the commit, 40 hexadecimal digits")
     return revision
+
+
+def _weights_in(folder: Path, name: str | None) -> Path:
+    """The safetensors file of that name; without one diffusers' own, or the only one there is."""
+    found = sorted(folder.glob(f"*{SAFETENSORS}"))
+    named = [one for one in found if one.name == (name or LORA_WEIGHTS)]
+    if named:
+        return named[0]
+    if name is not None:
+        raise LoadError(f"its folder has no safetensors file {name!r}")
+    if len(found) != 1:
+        raise LoadError(f"its folder has {len(found)} safetensors files: name one in `weight_name`")
+    return found[0]
 
 
 def text_in(folder: Path) -> Callable[[str], str]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from catalogue.pipeline_tasks import PIPELINE_TASKS
 from engine.buckets import BUCKET_STEP, Buckets
 from engine.measure import profile_key
 from engine.optimization import Optimization
@@ -22,7 +23,7 @@ from engine.pipeline_model import Abilities, PipelineModel
 from engine.promise import PROMISES, SelfTest
 from engine.time_budget import TimeBudget
 
-VERSION = 3
+VERSION = 4
 MIN_MORE_TIME = 1.1
 """A test that its time budget cut short runs again once it may take this many times as long."""
 
@@ -114,7 +115,14 @@ def _are_sound(abilities: Abilities) -> bool:
     found = asdict(abilities)
     num_rows = found.pop("num_guided_rows")
     found.pop("text_padding")  # judged as it was read
-    return type(num_rows) is int and num_rows > 0 and all(type(one) is bool for one in found.values())
+    tasks = [*found.pop("uncut_tasks"), *found.pop("uncached_tasks")]
+    is_known = all(one in PIPELINE_TASKS for one in tasks)
+    return (
+        is_known
+        and type(num_rows) is int
+        and num_rows > 0
+        and all(type(one) is bool for one in found.values())
+    )
 
 
 class SelfTestResults(Protocol):

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,15 +19,19 @@ import torch
 from safetensors import SafetensorError
 
 from catalogue.parameters import Value
+from catalogue.pipeline_tasks import PipelineTask
+from engine.adapters import MAX_BYTES
 from engine.attempt import translate
 from engine.buckets import BUCKET_STEP, shared
 from engine.compilation import Size, as_written, compile_sizes, only_here
+from engine.controlnet import read_controlnet
 from engine.engine import Engine
 from engine.errors import EngineError, LoadError, OutOfMemory
 from engine.first_image import check_image
 from engine.hub import Hub
 from engine.kept_self_tests import KeptSelfTest, SelfTestResults, self_test_key
 from engine.load_failures import remedy
+from engine.lora_files import LoraSpec, located
 from engine.optimization import AS_IT_IS, Optimization, settle
 from engine.pipeline_model import PipelineModel
 from engine.promise import Promise, SelfTest, weakest
@@ -36,6 +40,8 @@ from engine.replaced_components import Part
 from engine.request import scheduler_named
 from engine.scheduler_overrides import AS_PUBLISHED, SchedulerOverrides
 from engine.self_test import Offer, find_promise
+from engine.sibling_pipelines import pipelines_for
+from engine.textual_inversions import TextualInversion
 from engine.time_budget import TimeBudget
 from engine.trial_images import square
 from engine.weight_files import FileFacts
@@ -58,6 +64,9 @@ class ModelSpec:
     dtype: str = "auto"  # one of `read_pipeline.DTYPES`; auto: full precision on CPU, half on CUDA
     optimization: Optimization = AS_IT_IS
     scheduler: SchedulerOverrides = AS_PUBLISHED  # of the model's own scheduler
+    tasks: tuple[PipelineTask, ...] = ()  # empty: the usual one of its class
+    controlnet: str | None = None  # a folder or a hub id; for the task `control`
+    controlnet_revision: str | None = None
     sizes: tuple[Size, ...] = ()  # the tiers' defaults, compiled besides the squares of `row_limits`
     schedulers: tuple[str, ...] = ()  # by the names that users know, the default first
     default_num_inference_steps: int = 2
@@ -70,8 +79,12 @@ class ModelSpec:
     config: Part | None = None  # the configuration of a single file
     vae: Part | None = None  # in the place of the model's own
     transformer: Part | None = None  # weights in the place of the model's own
-    # Arguments of its pipeline's call by name, each with a value to try that is not the default, if any.
+    # Arguments of its pipelines' calls by name, each with a value to try that is not the default, if any.
     pipeline_parameters: Mapping[str, Value | None] = field(default_factory=dict)
+    pipeline_defaults: Mapping[str, Value | None] = field(default_factory=dict)  # what a request has of them
+    embeddings: tuple[TextualInversion, ...] = ()
+    loras: tuple[LoraSpec, ...] = ()
+    max_lora_bytes: int = MAX_BYTES  # of its adapters that are on the device at a time
 
     @property
     def source(self) -> Source:
@@ -88,6 +101,7 @@ class ModelSpec:
             self.config,
             self.vae,
             self.transformer,
+            self.embeddings,
         )
 
     @property
@@ -96,7 +110,7 @@ class ModelSpec:
         tried = {name: value for name, value in self.pipeline_parameters.items() if value is not None}
         names = self.schedulers or ("default",)
         schedulers = tuple(scheduler_named(name) for name in names)
-        return Offer(schedulers, self.sizes, tried, self.max_num_inference_steps)
+        return Offer(schedulers, self.sizes, tried, self.max_num_inference_steps, self.tasks)
 
 
 @dataclass(frozen=True)
@@ -151,14 +165,17 @@ def load_models(
     torch_device = _device(device)
     if torch_device.type == "cpu" and num_threads is not None:
         torch.set_num_threads(num_threads)
+    hub = hub or Hub()
     read: dict[str, PipelineModel] = {}
     files: dict[str, FileFacts] = {}
     for spec in models:
         with _named(spec):
-            pipeline, files[spec.name] = read_pipeline(spec.source, torch_device, hub or Hub())
-            read[spec.name] = PipelineModel(pipeline)
+            read[spec.name], files[spec.name] = _read(spec, torch_device, hub)
             settle(read[spec.name], spec.optimization, torch_device)
             _check_offer(spec, read[spec.name], row_limits[spec.name])
+            if spec.loras:
+                files_of_loras = located(spec.loras, spec.optimization, hub, spec.local_files_only)
+                read[spec.name].offer_adapters(files_of_loras, spec.max_lora_bytes)
     limits: dict[str, Mapping[int, int]] = {}
     promises: list[Promise] = []
     budget = TimeBudget(self_test_seconds)
@@ -172,12 +189,29 @@ def load_models(
     return LoadedModels(read, limits, weakest(*promises), budget.used_seconds)
 
 
+def _read(spec: ModelSpec, device: torch.device, hub: Hub) -> tuple[PipelineModel, FileFacts]:
+    """The model with a pipeline for each of its tasks, and the files that it was read from."""
+    pipeline, files = read_pipeline(spec.source, device, hub)
+    controlnet = None
+    if spec.controlnet is not None:
+        if "control" not in spec.tasks:
+            raise LoadError("controlnet: it is for the task 'control', which tasks does not name")
+        if spec.optimization.cpu_offload != "none":
+            raise LoadError("controlnet: it goes with no cpu_offload")
+        source = replace(spec.source, path=spec.controlnet, revision=spec.controlnet_revision, variant=None)
+        controlnet, more = read_controlnet(source, device, hub)
+        files = [*files, *more]
+    model = PipelineModel(pipeline, pipelines_for(pipeline, spec.tasks, controlnet))
+    model.declare(spec.pipeline_defaults)
+    return model, files
+
+
 def _check_offer(spec: ModelSpec, model: PipelineModel, row_limits: Mapping[int, int]) -> None:
     """Raise `LoadError` for what requests would be told they may ask for and the model cannot do."""
     for name in spec.pipeline_parameters:
         if not model.takes(name):
             raise LoadError(f"parameters.{name}: a {model.class_name} has no such parameter")
-        if name == model.guidance_parameter:
+        if name in model.guidance_parameters:
             raise LoadError(f"parameters.{name}: it is given what a request's guidance_scale says")
     if spec.side_multiple is not None:
         if spec.side_multiple % model.pixels_per_latent:
@@ -226,11 +260,21 @@ class _Load:
         """Raise `LoadError` unless the model draws; as written, so that nothing is compiled for it alone."""
         spec, model, first = self._spec, self._model, self._first
         with as_written() if spec.optimization.compile else nullcontext():
-            image = check_image(model, self._row_limits, **first)
+            usual, *further = model.tasks
+            is_as_published = usual in model.published_tasks
+            image = check_image(
+                model, self._row_limits, **first, **({} if is_as_published else self._of_task(usual))
+            )
+            for task in further:
+                check_image(model, self._row_limits, **first, **self._of_task(task))
             for size in self._odd_sizes():
                 odd = {**first, "size": size, "entry": f"side_multiple: {spec.side_multiple} is too small"}
                 check_image(model, self._row_limits, **odd)
         return image
+
+    def _of_task(self, task: PipelineTask) -> dict[str, Any]:
+        published = ", ".join(self._model.published_tasks)
+        return {"task": task, "entry": f"tasks: {task!r} (it was published for {published})"}
 
     def _odd_sizes(self) -> list[Size]:
         """A small image whose width is an odd multiple of `side_multiple`, where that is a limit's."""

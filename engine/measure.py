@@ -241,7 +241,7 @@ class Measurement:
             seed=seed,
             step_cache=step_cache,
         )
-        return self._loaded.generation(request, submitted_at=0.0, num_ticks=0)
+        return self._loaded.generation(self._model.trial(request), submitted_at=0.0, num_ticks=0)
 
     def _step(self, members: list[Generation]) -> tuple[float, int | None]:
         return self._timed(lambda: self._run_step(members))

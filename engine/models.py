@@ -56,7 +56,7 @@ class Models:
             raise StrictUnavailable
         shape = (request.height // model.pixels_per_latent, request.width // model.pixels_per_latent)
         # Rows of a shape that the self-test has not tried are taken to be equal, but strict means seen.
-        is_tried = not model.buckets or shape in model.buckets
+        is_tried = (not model.buckets or shape in model.buckets) and not model.has_shapes_of_its_own(request)
         return BatchKey(
             request.model,
             *shape,

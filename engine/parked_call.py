@@ -34,10 +34,11 @@ class ParkedCall:
     """One call of the module `name`, with `num_rows` rows; calls of equal `signature` can share a pass.
 
     With `has_float_numbers`, whole numbers of `PER_ROW_NUMBERS` are given as fp32: schedulers differ in which
-    of the two a timestep is.
+    of the two a timestep is. With `has_one_layout` tensors with rows are contiguous: else the layout of a
+    pass, by which kernels are chosen, would depend on who shares it.
     """
 
-    __slots__ = ("kinds", "leaves", "name", "num_rows", "signature", "spec")
+    __slots__ = ("has_one_layout", "kinds", "leaves", "name", "num_rows", "signature", "spec")
 
     def __init__(
         self,
@@ -46,11 +47,13 @@ class ParkedCall:
         memory: "SharedTensors",
         *,
         has_float_numbers: bool = False,
+        has_one_layout: bool = False,
     ) -> None:
         first: Any = next(iter(arguments.values()), None)
         is_listed = isinstance(first, list) and len(first) > 0 and isinstance(first[0], Tensor)
         has_rows = isinstance(first, Tensor) and first.ndim > 0
         self.name = name
+        self.has_one_layout = has_one_layout
         self.num_rows: int = len(first) if is_listed else first.shape[0] if has_rows else 1
         self.leaves: list[Any] = []
         self.kinds: list[Kind] = []
@@ -91,6 +94,8 @@ class ParkedCall:
             self.kinds.append("value")
             tokens.append(_description(value))
         elif value.ndim and value.shape[0] == self.num_rows and not argument.endswith(READ_FROM_ROW_0):
+            if self.has_one_layout and value.ndim > 1:
+                self.leaves[-1] = value.contiguous()
             self.kinds.append("rows")
             tokens.append((value.dtype, value.shape[1:]))
         else:

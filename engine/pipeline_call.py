@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import ConfigMixin
 from torch.nn import Module
 
+from engine.adapter import Applied
 from engine.components import is_denoiser
 from engine.encoded_prompts import METHOD, OwnMethod
 from engine.parked_call import ParkedCall, SharedTensors, doubled
@@ -27,6 +28,9 @@ from engine.traceback_places import places_of
 logger = logging.getLogger(__name__)
 PARKED_METHODS = ("encode", "decode")
 """Methods of autoencoders that are forward passes of their own."""
+FORMER_PART = "text_model"
+"""What was a part of CLIP's text encoder, and is the encoder itself in transformers 5; pipelines still ask
+for it where they are given `clip_skip`."""
 
 Pad = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 """Gives the arguments of a module, by its name, with their text padded."""
@@ -38,7 +42,9 @@ class PipelineCall:
     Weights are shared with the pipeline; what a call writes to the pipeline itself, its scheduler or its
     guider stays in the call. `scheduler` takes the place of a copy of the pipeline's own, and what
     `own_method` makes that of its `encode_prompt`. `pad` changes the arguments of each forward pass;
-    `has_float_numbers` is `ParkedCall`'s. `guided_share` of its steps are guided.
+    `has_float_numbers` is `ParkedCall`'s, and so is `has_one_layout`, for denoisers. `guided_share` of its
+    steps are guided. `adapters` are those of its rows in every module; whoever makes its passes applies
+    them.
     """
 
     def __init__(
@@ -50,9 +56,12 @@ class PipelineCall:
         own_method: OwnMethod | None = None,
         pad: Pad | None = None,
         has_float_numbers: bool = False,
+        has_one_layout: bool = False,
         guided_share: float = 1.0,
+        adapters: Applied = (),
         on_end: Callable[[bool], None] = lambda _: None,
     ) -> None:
+        self.adapters = adapters
         self.parked: ParkedCall | None = None
         self.result: Any = None
         self.error: Exception | None = None
@@ -61,6 +70,7 @@ class PipelineCall:
         self._own_method = own_method
         self._pad = pad
         self._has_float_numbers = has_float_numbers
+        self._has_one_layout = has_one_layout
         self._guided_share = guided_share
         self._on_end = on_end
         self._copies: list[Any] = []  # its pipeline, and those in it
@@ -93,8 +103,15 @@ class PipelineCall:
         """Wait for the forward pass of the module `name`, inside the call; returns its output."""
         if self._pad is not None:
             arguments = self._pad(name, arguments)
-        parked = ParkedCall(name, arguments, self._shared_tensors, has_float_numbers=self._has_float_numbers)
-        is_cut = parked.num_rows == 2 and is_denoiser(name) and self._is_past_guidance()
+        denoises = is_denoiser(name)
+        parked = ParkedCall(
+            name,
+            arguments,
+            self._shared_tensors,
+            has_float_numbers=self._has_float_numbers,
+            has_one_layout=self._has_one_layout and denoises,
+        )
+        is_cut = parked.num_rows == 2 and denoises and self._is_past_guidance()
         self.parked = parked.last_row(self._shared_tensors) if is_cut else parked
         output = self._greenlet.parent.switch()
         if output is Ended:
@@ -153,6 +170,7 @@ class PipelineCall:
             self.error = self.error.with_traceback(None)
             self.error.__context__ = self.error.__cause__ = None
         self._arguments = {}
+        self.adapters = ()
         self._pad = None  # it keeps what it has padded
         self._shared_tensors = SharedTensors()
         self._on_end(self.result is not None)
@@ -256,7 +274,16 @@ class StandIn:
             return run(*args, **kwargs)
         return self._call.park(name, dict(zip(names, args, strict=False)) | kwargs)
 
+    def to(self, *_: Any, **__: Any) -> "StandIn":
+        """The same: other calls are parked at the module, so none may change its dtype or its place.
+
+        SDXL's calls with an image would leave its VAE in the denoiser's precision.
+        """
+        return self
+
     def __getattr__(self, name: str) -> Any:
+        if name == FORMER_PART and not hasattr(self._module, name):
+            return self._module
         value = getattr(self._module, name)
         if name not in PARKED_METHODS or not callable(value):
             return value

@@ -1,17 +1,22 @@
 """A loaded diffusers pipeline of any class, as the engine needs to know it.
 
-Owns the exchange of its calls, and how a request becomes the arguments of its `__call__`. What a class of
-pipelines can do is read off the signature of its call and its components, never from a list of classes.
+Owns the exchange of its calls, whatever task they draw, and what a self-test found out of it. How a request
+becomes the arguments of a call is known to `TaskPipeline`.
 """
 
 import inspect
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch.nn import Module
 
+from catalogue.parameters import Value
+from catalogue.pipeline_tasks import PipelineTask, task_faults, task_of
+from engine.adapter import Applied, texts_order_of
+from engine.adapter_file import AdapterReader
+from engine.adapters import Adapters, Locate
 from engine.buckets import UNTESTED, BucketsByShape
 from engine.components import denoiser_among
 from engine.encoded_prompts import EncodedPrompts
@@ -20,17 +25,16 @@ from engine.exchange import Exchange
 from engine.loaded_pipeline import Vocabularies
 from engine.parked_call import ParkedCall
 from engine.pipeline_call import PipelineCall
+from engine.pipeline_task import own_tasks
 from engine.request import GenerationRequest, SchedulerSpec
 from engine.schedulers import Schedulers
 from engine.steady_stack import on_steady_stack
+from engine.task_pipeline import TaskPipeline
 from engine.text_padding import TextPadding
 from engine.truncation import Reader
 from engine.walks import walk_of
 
 PIXELS_PER_LATENT = 8  # along one side, where the pipeline does not say
-LONGEST_READ_FIRST = 1024
-"""Tokenizers that read no more tokens than that cut a prompt; the limits of others are the pipeline's own."""
-
 MAX_SIGNATURES = 4096
 
 
@@ -41,7 +45,7 @@ LEFT_OUT: Mapping[str, Any] = {
     "requires_safety_checker": False,
     "add_watermarker": False,  # it would need another library and change the pixels
 }
-"""What a text-to-image pipeline is loaded without: the engine neither checks nor marks its images."""
+"""What a pipeline is loaded without: the engine neither checks nor marks its images."""
 
 
 def not_given(pipeline_class: Any) -> dict[str, Any]:
@@ -60,16 +64,25 @@ class Abilities:
     can_cache_steps: bool
     takes_float_timesteps: bool
     text_padding: TextPadding | None = None
+    takes_several_images: bool = False
+    uncut_tasks: tuple[PipelineTask, ...] = ()
+    uncached_tasks: tuple[PipelineTask, ...] = ()
 
     @classmethod
     def of_plain(cls, document: Mapping[str, Any]) -> Self:
         """What `asdict` made of one, after a way through JSON; raises `TypeError` or `ValueError`."""
         padding = document.get("text_padding")
-        return cls(**{**document, "text_padding": None if padding is None else TextPadding.of_plain(padding)})
+        tasks = {name: tuple(document.get(name, ())) for name in ("uncut_tasks", "uncached_tasks")}
+        text_padding = None if padding is None else TextPadding.of_plain(padding)
+        return cls(**{**document, **tasks, "text_padding": text_padding})
 
 
 class PipelineModel:
-    """`pipeline` as diffusers has loaded it, on its device; its modules are put into `eval` mode."""
+    """`pipeline` as diffusers has loaded it, on its device; its modules are put into `eval` mode.
+
+    `pipelines` has one for each task that requests may ask for, over the same modules, the usual task first;
+    without it, `pipeline` draws what its class is for.
+    """
 
     buckets: BucketsByShape = UNTESTED  # set by who has tested it
     # Set by who has tested it as well:
@@ -77,19 +90,31 @@ class PipelineModel:
     num_guided_rows = 2  # of a forward pass at a scale above 1
     can_cut_guidance = False  # rows leave a call that is told so between two of its steps
     can_cache_steps = False  # rows can leave out the deep part of the denoiser
+    takes_several_images = False  # an edit can have several images
+    uncut_tasks: tuple[PipelineTask, ...] = ()  # those whose guidance cannot be cut off, where others' can
+    uncached_tasks: tuple[PipelineTask, ...] = ()  # those whose steps cannot be cached, where others' can
 
-    def __init__(self, pipeline: Any) -> None:
-        self.modules = {name: one for name, one in pipeline.components.items() if isinstance(one, Module)}
+    adapters: Adapters | None = None
+    """Those that requests can ask for; None where the model has none."""
+
+    def __init__(self, pipeline: Any, pipelines: Mapping[PipelineTask, Any] | None = None) -> None:
+        pipelines = pipelines or {own_tasks(type(pipeline))[0]: pipeline}
+        components = {name: one for each in pipelines.values() for name, one in each.components.items()}
+        components |= pipeline.components
+        self.modules = {name: one for name, one in components.items() if isinstance(one, Module)}
         for module in self.modules.values():
             module.eval().requires_grad_(False)
         self._pipeline = pipeline
         self._denoiser: Any = self.modules[denoiser_among(list(self.modules)) or ""]
         self.walk: Any = walk_of(self._denoiser)
-        self._parameters = inspect.signature(pipeline.__call__).parameters
+        config = self._denoiser.config
+        self._by_task = {task: TaskPipeline(task, one, config) for task, one in pipelines.items()}
+        self._base = next(iter(self._by_task.values()))
         self.scheduler: Any = pipeline.scheduler
         self.schedulers = Schedulers(self.scheduler)
         self._vocabularies = Vocabularies(pipeline)
-        self.exchange = Exchange(pipeline)
+        self.exchange = Exchange(pipeline, self.modules)
+        self.exchange.has_one_layout = True
         self._signature_numbers: dict[Hashable, int] = {}
         self._num_signatures = 0
         self.device: Any = self._denoiser.device
@@ -100,22 +125,60 @@ class PipelineModel:
     @on_steady_stack
     @torch.inference_mode()
     def learn_schedulers(self, width: int, height: int) -> None:
-        """Begin a call to see what the pipeline hands to its scheduler, which other classes may not take.
+        """Begin a call of each task to see what it hands to its scheduler, which other classes may not take.
 
         Raises `LoadError` where its scheduler cannot be set up, or its steps are not finite.
         """
         own = SchedulerSpec("default")
-        request = GenerationRequest("", "a scheduler", width, height, 2, 1.0, seed=0, scheduler=own)
-        try:
-            scheduler = self.schedulers.make(own, request.num_inference_steps)
-        except RequestInvalid as error:
-            raise LoadError(f"its {type(self.scheduler).__name__} cannot be used ({error})") from error
-        call = self.exchange.begin(scheduler, **self._arguments(request))
-        self.exchange.run_to_denoiser(call)
-        # A call that has failed has let go of its scheduler: the first image says why.
-        handed: frozenset[str] = getattr(scheduler, "handed", frozenset())
-        call.end()
+        plain = GenerationRequest("", "a scheduler", width, height, 2, 1.0, seed=0, scheduler=own)
+        handed: set[str] = set()
+        for task in self.tasks:
+            request = self.trial(plain, task)
+            try:
+                scheduler = self.schedulers.make(own, request.num_inference_steps)
+            except RequestInvalid as error:
+                raise LoadError(f"its {type(self.scheduler).__name__} cannot be used ({error})") from error
+            pipeline = self._by_task[task]
+            call = self.exchange.begin(scheduler, None, 1.0, pipeline.pipeline, **pipeline.arguments(request))
+            self.exchange.run_to_denoiser(call)
+            # A call that has failed has let go of its scheduler: the first image says why.
+            handed |= getattr(scheduler, "handed", frozenset())
+            call.end()
         self.schedulers = Schedulers(self.scheduler, handed=handed)
+
+    def offer_adapters(self, files: Mapping[str, Locate], max_bytes: int) -> None:
+        """Let requests ask for these by name; raises `LoadError` for a pipeline that takes none."""
+        self.adapters = Adapters(AdapterReader(self._pipeline, self.device), files, max_bytes)
+
+    @property
+    def tasks(self) -> tuple[PipelineTask, ...]:
+        """What requests may ask for, the usual task first."""
+        return tuple(self._by_task)
+
+    def trial(
+        self, request: GenerationRequest, task: PipelineTask | None = None, *, num_images: int = 1
+    ) -> GenerationRequest:
+        """The request with made images and a strength, so that it is one of this task, the usual one if None.
+
+        Of the declared parameters it keeps those that the task's call takes.
+        """
+        pipeline = self._base if task is None else self._by_task[task]
+        given = request.parameters.pipeline_parameters
+        taken = {name: value for name, value in given.items() if pipeline.takes(name)}
+        images = pipeline.trial_images(request, num_images=num_images)
+        return replace(request, pipeline_parameters=taken, **images)
+
+    def taken_beside(
+        self, usual: PipelineTask, task: PipelineTask, values: Mapping[str, Value]
+    ) -> dict[str, Value]:
+        """Those of these values of parameters that one task's call takes and the usual one's does not."""
+        takes, takes_usually = self._by_task[task].takes, self._by_task[usual].takes
+        return {name: value for name, value in values.items() if takes(name) and not takes_usually(name)}
+
+    def declare(self, defaults: Mapping[str, Value | None]) -> None:
+        """Tell the defaults of the parameters that requests may give: none keeps a task from being drawn."""
+        for pipeline in self._by_task.values():
+            pipeline.declared = defaults
 
     @property
     def abilities(self) -> Abilities:
@@ -127,6 +190,9 @@ class PipelineModel:
             self.can_cache_steps,
             self.exchange.takes_float_timesteps,
             self.text_padding,
+            self.takes_several_images,
+            self.uncut_tasks,
+            self.uncached_tasks,
         )
 
     @abilities.setter
@@ -136,6 +202,8 @@ class PipelineModel:
         self.can_cut_guidance = found.can_cut_guidance
         self.can_cache_steps = found.can_cache_steps and self.walk is not None
         self.exchange.takes_float_timesteps = found.takes_float_timesteps
+        self.takes_several_images = found.takes_several_images
+        self.uncut_tasks, self.uncached_tasks = found.uncut_tasks, found.uncached_tasks
         self.text_padding = found.text_padding
 
     @property
@@ -150,7 +218,10 @@ class PipelineModel:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides its images besides its modules: the pipeline's configuration, and its scheduler's."""
-        parts = {"pipeline": self._pipeline, "scheduler": self.scheduler}
+        further: dict[str, Any] = {
+            task: one.pipeline for task, one in self._by_task.items() if one is not self._base
+        }
+        parts: dict[str, Any] = {"pipeline": self._base.pipeline, "scheduler": self.scheduler, **further}
         return {
             name: [
                 type(part).__name__,
@@ -160,9 +231,14 @@ class PipelineModel:
         }
 
     @property
+    def published_tasks(self) -> tuple[PipelineTask, ...]:
+        """What the class that its folder names is for."""
+        return own_tasks(type(self._pipeline))
+
+    @property
     def class_name(self) -> str:
-        """The pipeline's class."""
-        return type(self._pipeline).__name__
+        """The class of the pipeline that draws the usual task."""
+        return self._base.class_name
 
     @property
     def denoiser_name(self) -> str:
@@ -182,41 +258,75 @@ class PipelineModel:
 
     def named(self, component: str) -> str:
         """A component by its name and its class."""
-        return f"{component} ({type(getattr(self._pipeline, component, None)).__name__})"
+        return f"{component} ({type(self._component(component)).__name__})"
 
     def dtype_of(self, component: str) -> Any:
         """The dtype of a component; that of the denoiser where it has none."""
-        return getattr(getattr(self._pipeline, component, None), "dtype", self.dtype)
+        return getattr(self._component(component), "dtype", self.dtype)
+
+    def _component(self, name: str) -> Any:
+        return self.modules.get(name, getattr(self._pipeline, name, None))
 
     def takes(self, parameter: str) -> bool:
-        """Whether the pipeline's call has this parameter."""
-        return parameter in self._parameters
+        """Whether the call of some task has this parameter."""
+        return any(one.takes(parameter) for one in self._by_task.values())
 
     def needs_guidance_row(self, guidance_scale: float) -> bool:
         """Whether a step at this scale is expected to have two rows, before the call itself has said so."""
         return guidance_scale > 1 and self.num_guided_rows == 2
 
-    def signature_number(self, parked: ParkedCall) -> int:
-        """A number from 1 on that is the same for parked calls of equal signature."""
-        if parked.signature not in self._signature_numbers:
+    def signature_number(self, parked: ParkedCall, apart: Hashable = ()) -> int:
+        """A number from 1 on that is the same for parked calls of equal signature, and equal `apart`."""
+        signature = (parked.signature, apart)
+        if signature not in self._signature_numbers:
             if len(self._signature_numbers) >= MAX_SIGNATURES:
                 self._signature_numbers.clear()  # numbers go on: two calls may miss a pass, and none is wrong
             self._num_signatures += 1
-            self._signature_numbers[parked.signature] = self._num_signatures
-        return self._signature_numbers[parked.signature]
+            self._signature_numbers[signature] = self._num_signatures
+        return self._signature_numbers[signature]
+
+    def num_steps(self, request: GenerationRequest) -> int:
+        """How many steps its call is expected to have, before the call itself has said so."""
+        return self._pipeline_of(request).num_steps(request)
 
     def check(self, request: GenerationRequest) -> None:
-        """Raise `RequestInvalid` for what the pipeline's call has no parameter for, and for its scheduler."""
+        """Raise `RequestInvalid` for a task that is not offered, for what its call has no parameter for, and
+        for its scheduler.
+        """
+        for name, fault in task_faults(request.parameters, self.tasks, request.model):
+            raise RequestInvalid(f"{name}: {fault}")
+        if len(request.parameters.image) > 1 and not self.takes_several_images:
+            raise RequestInvalid(f"image: a {self.class_name} takes one")
+        pipeline = self._pipeline_of(request)
         self.schedulers.num_forward_passes(request.scheduler, request.num_inference_steps)
-        if request.guidance_cutoff < 1 and not self.can_cut_guidance:
-            raise RequestInvalid(
-                f"guidance_cutoff: {request.model!r} is guided to the end; only 1 is accepted"
-            )
-        for name in request.parameters.pipeline_parameters:
-            if not self.takes(name):
-                raise RequestInvalid(f"pipeline_parameters/{name}: a {self.class_name} has no such parameter")
-        if request.step_cache > 1 and not self.can_cache_steps:
-            raise RequestInvalid(f"step_cache: {request.model!r} has no step cache; only 1 is accepted")
+        task, model = pipeline.task, repr(request.model)
+        if request.guidance_cutoff < 1 and not (self.can_cut_guidance and task not in self.uncut_tasks):
+            where = f" for {task}" if task in self.uncut_tasks else ""
+            raise RequestInvalid(f"guidance_cutoff: {model} is guided to the end{where}; only 1 is accepted")
+        pipeline.check(request)
+        if request.loras and self.adapters is None:
+            raise RequestInvalid(f"loras: {request.model!r} has no adapters")
+        if self.adapters is not None:
+            self.adapters.check(request.loras)
+        if request.step_cache > 1 and not self.can_cache(request):
+            where = f" for {task}" if task in self.uncached_tasks else ""
+            raise RequestInvalid(f"step_cache: {model} has no step cache{where}; only 1 is accepted")
+
+    def can_cache(self, request: GenerationRequest) -> bool:
+        """Whether this request may have a step cache."""
+        return self.can_cache_steps and self._pipeline_of(request).task not in self.uncached_tasks
+
+    def passes_to_probe(self, request: GenerationRequest) -> range:
+        """Which of the passes of a step differ: with a ControlNet two, by its modules."""
+        has_controlnet = self._pipeline_of(request).task == "control" and "controlnet" in self.modules
+        return range(2 if has_controlnet else 1)
+
+    def has_shapes_of_its_own(self, request: GenerationRequest) -> bool:
+        """Whether more than its size decides the shapes of its passes: an edit's images are part of them."""
+        return self._pipeline_of(request).task == "edit"
+
+    def _pipeline_of(self, request: GenerationRequest) -> TaskPipeline:
+        return self._by_task[task_of(request.parameters, self.tasks)]
 
     def begin(
         self,
@@ -224,99 +334,37 @@ class PipelineModel:
         prompts: EncodedPrompts | None = None,
         *,
         guided_share: float | None = None,
+        adapters: Applied = (),
     ) -> PipelineCall:
         """Begin the request's call; raises `RequestInvalid` for a scheduler that the model cannot have.
 
         Raises `PromptInvalid` for a token that a text encoder does not know. With `prompts` its texts are not
-        encoded where its account has had the same encoded before.
+        encoded where its account has had the same encoded before. `adapters` are the request's.
         """
         for field in ("prompt", "negative_prompt"):
             self._vocabularies.check(field, getattr(request, field))
-        arguments = self._arguments(request)
+        pipeline = self._pipeline_of(request)
+        arguments = pipeline.arguments(request)
         num_patches = (request.width // self.pixels_per_latent) * (request.height // self.pixels_per_latent)
         scheduler = self.schedulers.make(
             request.scheduler, request.num_inference_steps, num_patches, arguments["generator"]
         )
-        own_method = prompts.of(request.account, request.model) if prompts is not None else None
+        own_method = None
+        if prompts is not None:  # another task's class may encode otherwise
+            texts_of = f"{request.model}/{pipeline.class_name}"
+            own_method = prompts.of(request.account, texts_of, texts_order_of(adapters))
         share = request.guidance_cutoff if guided_share is None else guided_share
-        return self.exchange.begin(scheduler, own_method, share, **arguments)
-
-    def _arguments(self, request: GenerationRequest) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "prompt": request.prompt,
-            "width": request.width,
-            "height": request.height,
-            "num_inference_steps": request.num_inference_steps,
-            # On the CPU: a seed means the same numbers on every device.
-            "generator": torch.Generator("cpu").manual_seed(request.seed),
-            "output_type": "np",
-            "guidance_schedule": None,  # Ideogram's default, which excludes a scale
-            "use_resolution_binning": False,  # else an image is drawn at another size, and resized
-            **request.parameters.pipeline_parameters,
-            self.guidance_parameter: request.guidance_scale if request.guidance_cutoff else 1.0,
-        }
-        if request.negative_prompt:
-            arguments["negative_prompt"] = request.negative_prompt
-        elif self.guidance_parameter == "true_cfg_scale" and request.guidance_scale > 1:
-            # As the authors of Qwen-Image do: without a negative prompt there is no guidance.
-            arguments["negative_prompt"] = " "
-        if request.scheduler.eta:
-            arguments["eta"] = request.scheduler.eta
-        return {name: value for name, value in arguments.items() if self.takes(name)}
+        return self.exchange.begin(scheduler, own_method, share, pipeline.pipeline, adapters, **arguments)
 
     @property
-    def guidance_parameter(self) -> str:
-        """The argument that a request's `guidance_scale` is.
-
-        Where a call has two, the one of that name is an input of models that were distilled to take one, and
-        the other is the model's guidance if it is in use by default, as for Qwen-Image and not for FLUX.1.
-        """
-        default = self._defaults().get("true_cfg_scale")
-        is_distilled = getattr(self._denoiser.config, "guidance_embeds", False)
-        is_true = default is not None and default > 1 and not is_distilled
-        return "true_cfg_scale" if is_true else "guidance_scale"
+    def guidance_parameters(self) -> frozenset[str]:
+        """The arguments that a request's `guidance_scale` is, one for each task."""
+        return frozenset(one.guidance_parameter for one in self._by_task.values())
 
     def is_guided(self, request: GenerationRequest) -> bool:
         """Whether a negative prompt has any effect on this request."""
-        if not self.takes("negative_prompt") or not request.guidance_cutoff:
-            return False
-        if self.takes("true_cfg_scale") and self.guidance_parameter != "true_cfg_scale":
-            given = {**self._defaults(), **request.parameters.pipeline_parameters}
-            return float(given.get("true_cfg_scale") or 1) > 1
-        return request.guidance_scale > 1
+        return self._pipeline_of(request).is_guided(request)
 
     def readers(self, request: GenerationRequest, *, is_negative: bool = False) -> list[Reader]:
-        """The tokenizers whose encoders read a beginning of the prompt alone.
-
-        CLIP's limit is its own; that of the others is the call's `max_sequence_length`, if it has one.
-        """
-        tokenizers = [one for name, one in self._pipeline.components.items() if name.startswith("tokenizer")]
-        # FLUX.2 and Kandinsky 5 have a processor there, which holds a tokenizer.
-        found = [getattr(one, "tokenizer", one) for one in tokenizers if one is not None]
-        names = [_tokenizer_name(one, number) for number, one in enumerate(found, start=1)]
-        has_several = len(set(names)) > 1
-        readers = [
-            self._reader(one, name if has_several else "", request, is_negative=is_negative)
-            for one, name in zip(found, names, strict=True)
-        ]
-        return [one for one in readers if one.limit <= LONGEST_READ_FIRST]
-
-    def _reader(self, tokenizer: Any, name: str, request: GenerationRequest, *, is_negative: bool) -> Reader:
-        limit, instruction = getattr(tokenizer, "model_max_length", LONGEST_READ_FIRST + 1), ""
-        given = {**self._defaults(), **request.parameters.pipeline_parameters}
-        if "CLIP" not in type(tokenizer).__name__:
-            limit = min(limit, given.get("max_sequence_length") or limit)
-            if given.get("complex_human_instruction") and not is_negative:
-                # As `SanaPipeline` counts: the text has its own tokens behind those of the instruction.
-                instruction = "\n".join(given["complex_human_instruction"])
-                limit += len(tokenizer.encode(instruction)) - 2
-        return Reader(tokenizer, limit, name, instruction)
-
-    def _defaults(self) -> dict[str, Any]:
-        return {name: one.default for name, one in self._parameters.items() if one.default is not one.empty}
-
-
-def _tokenizer_name(tokenizer: Any, number: int) -> str:
-    """What its users call its kind, `CLIP` or `T5`, where its class says so; else its number."""
-    name, suffix, _ = type(tokenizer).__name__.partition("Tokenizer")
-    return name if name and suffix else f"{number}"
+        """The tokenizers whose encoders read a beginning of the prompt alone."""
+        return self._pipeline_of(request).readers(request, is_negative=is_negative)

@@ -1,4 +1,4 @@
-"""Whether a pipeline class of diffusers draws an image from text alone, or why it does not.
+"""Which pipeline tasks a pipeline class of diffusers is for, or why it draws no request.
 
 Owns what the signature of a class's call, its components, its output class and the words of its name say
 about that. It knows no list of classes, reads no model, and builds nothing.
@@ -12,8 +12,12 @@ from typing import Any, get_args
 
 from diffusers.utils import BaseOutput
 
-NEEDED = ("prompt", "width", "height", "num_inference_steps", "generator", "output_type")
+from catalogue.pipeline_tasks import PipelineTask
+
+NEEDED = ("prompt", "num_inference_steps", "generator", "output_type")
 """Arguments that the engine gives to every call."""
+SIDES = ("width", "height")
+"""The same where it draws from text alone; else an image can say its size by its own."""
 VIDEO = frozenset({"frames", "video"})
 SOUND = frozenset({"audios", "audio", "sound"})
 IMAGE = frozenset({"images", "image"})
@@ -21,11 +25,12 @@ IMAGE = frozenset({"images", "image"})
 VIDEO_ARGUMENTS = frozenset({"num_frames", "video_length", "frames", "video"})
 CONTROLS = ("controlnet", "adapter", "control_image")
 """Components and arguments of classes that follow a control image."""
-IMAGE_ARGUMENT = re.compile(r"(?:^|_)images?$|^hint$")
-IMAGE_TASK = re.compile(
-    r"Img2Img|Image2Image|ImageToImage|Inpaint|Edit|Upscale|SuperResolution|Refiner|Variation|Pix2Pix|Depth2Img"
-)
+IMAGE_ARGUMENTS = ("image", "images")
+"""Those of a call that an image of a request can be; `images` only where a word of the name says so."""
+IMAGE_TASK = re.compile(r"Img2Img|Image2Image|ImageToImage|Inpaint|Edit|Pix2Pix")
 """Words of class names: these tasks begin with an image, though its argument has the default None."""
+OTHER_TASK = re.compile(r"Upscale|SuperResolution|Refiner|Variation|Depth2Img|DiffEdit|Layered")
+"""Words of class names: what they make of an image no pipeline task asks for."""
 TEXT_IS_NOT_ENOUGH = re.compile(r"^gligen_(boxes|phrases)$|^(source|target)_embeds$")
 """Arguments with the default None that a call fails without."""
 
@@ -40,29 +45,51 @@ def refusal_of(pipeline_class: Any) -> str | None:
         return "makes sound, not an image"
     if outputs and not outputs & IMAGE:
         return f"draws no image: its call returns {_listed(sorted(outputs)[:4])}"
+    if OTHER_TASK.search(pipeline_class.__name__):
+        return "makes of an image what no request asks for"
+    if "ControlNetUnion" in pipeline_class.__name__:
+        return "needs a mode with its control image, which no request gives"
+    task = own_tasks(pipeline_class)[0]
+    if task == "control" and _begins_with_an_image(pipeline_class):
+        return "needs an image beside a control image, and a request gives one of the two"
+    given = (
+        ("prompt", *IMAGE_ARGUMENTS, "mask_image", "control_image")
+        if task != "text-to-image"
+        else ("prompt",)
+    )
     required = [name for name, one in arguments.items() if _is_required(name, one)]
-    if needed := _needed_image(pipeline_class, required):
-        return f"needs {needed}, which calotype does not take yet"
-    others = [name for name in (*required, *filter(TEXT_IS_NOT_ENOUGH.search, arguments)) if name != "prompt"]
+    others = [
+        name for name in (*required, *filter(TEXT_IS_NOT_ENOUGH.search, arguments)) if name not in given
+    ]
     if others:
         return f"needs {_listed(others)} besides a prompt, which no request has"
-    if missing := [name for name in NEEDED if name not in arguments]:
+    needed = (*NEEDED, *SIDES) if task == "text-to-image" else NEEDED
+    if missing := [name for name in needed if name not in arguments]:
         return f"has no {missing[0]} among the arguments of its call, which requests set"
     return None
 
 
-def _needed_image(pipeline_class: Any, required: list[str]) -> str | None:
-    """What it needs besides text, of images; its argument can have the default None and be needed."""
+def own_tasks(pipeline_class: Any) -> tuple[PipelineTask, ...]:
+    """What this class is for, as published: its usual task first, and edit where an image is optional."""
     arguments = inspect.signature(pipeline_class.__call__).parameters
     components = inspect.signature(pipeline_class.__init__).parameters
     if any(name in arguments or name in components for name in CONTROLS):
-        return "a control image"
-    is_changed = "strength" in arguments or IMAGE_TASK.search(pipeline_class.__name__)
-    if "mask_image" in arguments or any(map(IMAGE_ARGUMENT.search, required)):
-        return "an input image"
-    if is_changed and any(map(IMAGE_ARGUMENT.search, arguments)):
-        return "an input image"
-    return None
+        return ("control",)
+    if "mask_image" in arguments:
+        return ("inpainting",)
+    is_named = IMAGE_TASK.search(pipeline_class.__name__) is not None
+    if not ("image" in arguments or ("images" in arguments and is_named)):
+        return ("text-to-image",)
+    if "strength" in arguments:
+        return ("image-to-image",)
+    is_needed = any(_is_required(name, arguments[name]) for name in IMAGE_ARGUMENTS if name in arguments)
+    return ("edit",) if is_named or is_needed else ("text-to-image", "edit")
+
+
+def _begins_with_an_image(pipeline_class: Any) -> bool:
+    arguments = inspect.signature(pipeline_class.__call__).parameters
+    is_named = IMAGE_TASK.search(pipeline_class.__name__) is not None
+    return is_named or any(name in arguments for name in ("strength", "mask_image", "control_mask"))
 
 
 def _is_required(name: str, argument: inspect.Parameter) -> bool:

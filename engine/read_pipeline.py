@@ -28,6 +28,7 @@ from engine.quantized_weights import check_quantization, is_quantized
 from engine.replaced_components import Part, Reading, file_of, read_component
 from engine.scheduler_overrides import AS_PUBLISHED, SchedulerOverrides, overridden
 from engine.single_file import check_suffix, components_in, read_single_file
+from engine.textual_inversions import TextualInversion, teach
 from engine.weight_files import FileFacts, check_files, facts_of, read_object, tensors_in
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,6 +52,7 @@ class Source:
     config: Part | None = None  # the configuration of a single file, and what the file lacks
     vae: Part | None = None  # in the place of the model's own
     transformer: Part | None = None  # weights in the place of the model's own
+    embeddings: tuple[TextualInversion, ...] = ()
 
     @property
     def own(self) -> Part:
@@ -66,7 +68,7 @@ class Source:
 
 def read_pipeline(source: Source, device: torch.device, hub: Hub) -> tuple[Any, FileFacts]:
     """The pipeline on `device`, and the files that it was read from; raises `LoadError`."""
-    dtype = _dtype(source.dtype, device)
+    dtype = dtype_of(source.dtype, device)
     file = _single_file(source, hub)
     folder, layout, files = _configured(source, file, hub)
     pipeline_class = _pipeline_class(layout)
@@ -92,7 +94,10 @@ def read_pipeline(source: Source, device: torch.device, hub: Hub) -> tuple[Any, 
         facts += facts_of({file.name: file})
     if source.variant and not any(f".{source.variant}" in name for name in files):
         reading = replace(reading, variant=None)  # diffusers refuses one that no component has
+    words = [(one.token, _vectors(one, source, hub)) for one in source.embeddings]
+    facts += facts_of(dict(words))
     pipeline = _read(pipeline_class, reading, file, given)
+    teach(pipeline, words)
     return _finished(pipeline, source, device), facts
 
 
@@ -151,6 +156,18 @@ def _check_quantization(folder: Path, layout: Layout, replaced: Collection[str])
         config = folder / name / "config.json"
         if name not in replaced and config.is_file():
             check_quantization(f"its {name} ({class_name})", read_object(config, f"{name}/config.json"))
+
+
+def _vectors(word: TextualInversion, source: Source, hub: Hub) -> Path:
+    try:
+        return hub.weights(
+            word.path,
+            revision=word.revision,
+            weight_name=word.weight_name,
+            local_files_only=source.local_files_only,
+        )
+    except LoadError as error:
+        raise LoadError(f"embeddings: {word.token!r}: {error}") from error
 
 
 def _pipeline_class(layout: Layout) -> Any:
@@ -221,7 +238,7 @@ def _finished(pipeline: Any, source: Source, device: torch.device) -> Any:
     return optimized(make_ready(pipeline), source.optimization, device)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
     """The dtype of that name; `auto` is full precision on CPU, half on CUDA.
 
     Not yet seen on a GPU: `make test-gpu` prints what each dtype does there.

@@ -5,10 +5,10 @@ Owns the fields and the checks that need no model. It does not know which models
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from catalogue.parameters import MAX_STEP_CACHE, MAY_BE_NONE, PARAMETERS, Parameters, Value
+from catalogue.parameters import FILES, MAX_STEP_CACHE, MAY_BE_NONE, PARAMETERS, Lora, Parameters, Value
 from engine.errors import PromptInvalid, RequestInvalid
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 Lane = Literal["interactive", "bulk"]
-WarningCode = Literal["prompt_cut", "notation_unread", "negative_prompt_unused", "not_batched"]
+WarningCode = Literal[
+    "prompt_cut", "notation_unread", "negative_prompt_unused", "not_batched", "lora_partial"
+]
 SchedulerName = Literal[
     "default",  # the model's own, of whatever class
     "ddim",
@@ -116,12 +118,17 @@ class GenerationRequest:
         seed: int
         strict: bool  # the bytes of its solo run, whatever the promise: fewer mates or none, so slower
         pipeline_parameters: Mapping[str, Value]  # arguments of the pipeline's call, in its own names
+        loras: tuple[Lora, ...]
+        strength: float | None  # of the input image; None is the pipeline's own
     spec: SchedulerSpec | None = None
     seconds_left: float | None = None  # until the deadline, counted from `submit`
     lane: Lane = "interactive"
     job_id: str = ""  # an opaque label for logs
     account: str = ""  # an opaque label of whose it is: none sees what another cached, all take turns
     solo: bool = False  # suspected of a crash: nothing else runs between its first and its last step
+    # The files that its parameters name, by these, each uint8: RGB `(H, W, 3)`, a mask `(H, W)`. The ids name
+    # their content, so that equal requests have equal ones.
+    inputs: "Mapping[str, tuple[np.ndarray, ...]]" = field(default_factory=dict, compare=False, repr=False)
 
     def __init__(
         self,
@@ -134,6 +141,7 @@ class GenerationRequest:
         job_id: str = "",
         account: str = "",
         solo: bool = False,
+        inputs: "Mapping[str, tuple[np.ndarray, ...]] | None" = None,
         **by_name: Any,
     ) -> None:
         changes = {**dict(zip(_BY_PLACE[: len(by_place)], by_place, strict=True)), **by_name}
@@ -145,7 +153,7 @@ class GenerationRequest:
             parameters = Parameters(**{"scheduler": SchedulerSpec().name, **changes})
         else:
             parameters = replace(parameters, **changes)
-        given = (model, parameters, spec, seconds_left, lane, job_id, account, solo)
+        given = (model, parameters, spec, seconds_left, lane, job_id, account, solo, inputs or {})
         for entry, value in zip(fields(self), given, strict=True):
             object.__setattr__(self, entry.name, value)
         self._check()
@@ -176,6 +184,11 @@ class GenerationRequest:
             elif value is not None or name not in MAY_BE_NONE:
                 fault = parameter.fault_of(value)
                 _require(fault is None, name, f"{value!r} {fault}")
+        for name in FILES:
+            ids = getattr(self.parameters, name)
+            num_named = len(ids) if isinstance(ids, tuple) else int(ids is not None)
+            num_given = len(self.inputs.get(name, ()))
+            _require(num_named == num_given, name, f"{num_named} files are named and {num_given} given")
         _require(self.lane in get_args(Lane), "lane", f"{self.lane!r} is not interactive or bulk")
         left = self.seconds_left
         _require(left is None or math.isfinite(left), "seconds_left", f"{left} is not finite")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from engine.attempt import translate
 from engine.buckets import at
@@ -76,6 +77,11 @@ class Runner:
         if request.negative_prompt and not model.is_guided(request):
             unused = "it has no effect without guidance"
             warnings.append(RequestWarning("negative_prompt_unused", "negative_prompt", unused))
+        for adapter, _ in generation.adapters:
+            if adapter.num_unread:
+                num_written = adapter.num_layers + adapter.num_unread
+                partly = f"{adapter.name!r}: this model has {adapter.num_layers} of its {num_written} layers"
+                warnings.append(RequestWarning("lora_partial", "loras", partly))
         if model.runs_alone:
             alone = "not batched: images of this model depend on their company, so it draws one at a time"
             warnings.append(RequestWarning("not_batched", "model", alone))
@@ -84,7 +90,8 @@ class Runner:
     def step(self, members: Sequence[Generation]) -> dict[Generation, EngineError]:
         """Make the forward pass that all members wait for; returns those that failed after it, and why."""
         started_at = self._clock()
-        members = sorted(members, key=lambda member: not member.is_full_step)  # stable: whole steps first
+        # Whole steps first, and in these rows of the same adapters side by side; else as they came.
+        members = sorted(members, key=lambda member: (not member.is_full_step, member.adapters_order))
         key, num_rows = members[0].key, sum(member.num_rows for member in members)
         num_full = sum(member.num_rows for member in members if member.is_full_step)
         model = self._models[key.model]
@@ -158,6 +165,8 @@ class Runner:
             generation.step_cache.leave_device()
         for model in self._models.values():
             model.exchange.free()
+            if model.adapters is not None:
+                model.adapters.free()
         if any(model.device.type == "cuda" for model in self._models.values()):
             torch.cuda.empty_cache()
 
@@ -167,6 +176,8 @@ def first_image(output: Any) -> np.ndarray:
     images = output.images if hasattr(output, "images") else output.image
     while isinstance(images, list):
         images = images[0]
+    if isinstance(images, Image):
+        return np.asarray(images.convert("RGB"), np.float32) / 255
     image: np.ndarray = np.asarray(images)
     return image[0] if image.ndim > 3 else image
 

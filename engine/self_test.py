@@ -13,6 +13,7 @@ from enum import IntEnum
 import numpy as np
 
 from catalogue.parameters import Value
+from catalogue.pipeline_tasks import PipelineTask, task_of
 from engine.abilities import find_abilities, find_text_padding
 from engine.buckets import MULTIPLES_OF_FOUR, Buckets
 from engine.compilation import Size
@@ -47,6 +48,7 @@ class Offer:
     sizes: tuple[Size, ...] = ()  # the default sizes of its tiers
     pipeline_parameters: Mapping[str, Value] = field(default_factory=dict)  # a value that is not the default
     max_num_inference_steps: int = 1000
+    tasks: tuple[PipelineTask, ...] = ()  # those of the model
 
 
 class Company(IntEnum):
@@ -100,7 +102,8 @@ def find_promise(
         sizes = (square(model, max_pixels), *_sizes_between(offer.sizes, row_limits, max_pixels))
         several = [_requests(model, size, offer) for size in dict.fromkeys(sizes)]
         if max_pixels != min(row_limits):  # the kinds have been tried
-            several = [[one[0], one[1], one[len(SCALES)]] for one in several]
+            num_further = len(model.tasks) - 1
+            several = [[*one[:2], one[len(SCALES)], *one[len(one) - num_further :]] for one in several]
         company = Company.EQUAL
         for requests in several:
             if requests is not several[0] and budget.is_spent():
@@ -149,7 +152,9 @@ def _try_rows(
     drawn in company again under the cap and the buckets that were found.
     """
     ((max_pixels, max_rows),) = in_class.items()
-    requests = several[0][1::-1]  # the unguided one, of one row, first
+    num_further = len(model.tasks) - 1
+    # The unguided one, of one row, first; a further task can have passes of other shapes or modules.
+    requests = [*several[0][1::-1], *several[0][len(several[0]) - num_further :]]
     counts = exact_row_counts(model, requests, max_rows, budget, is_compiled=is_compiled)
     if counts is None:
         return 2, max_rows
@@ -177,7 +182,10 @@ def _sizes_between(sizes: Sequence[Size], row_limits: Mapping[int, int], max_pix
 
 
 def _requests(model: PipelineModel, size: Size, offer: Offer) -> list[GenerationRequest]:
-    """Requests at one size that may share passes; each is of another kind than those before it."""
+    """Requests at one size that may share passes; each is of another kind than those before it.
+
+    The first ones are of the model's usual task, the last ones of each further one.
+    """
     plain = [plain_request(number, size, offer.schedulers[0]) for number in range(len(SCALES))]
     first = plain[0]
     # Of one prompt with the first: texts of other lengths may have no pass to share.
@@ -190,8 +198,18 @@ def _requests(model: PipelineModel, size: Size, offer: Offer) -> list[Generation
         requests.append(replace(first, seed=6, scheduler=offer.schedulers[1]))
     if offer.pipeline_parameters:
         requests.append(replace(first, seed=7, pipeline_parameters=dict(offer.pipeline_parameters)))
+    usual, *further = model.tasks
+    tasks = [usual] * len(requests)
+    for number, task in enumerate(further):
+        more = model.taken_beside(usual, task, offer.pipeline_parameters)
+        if more:
+            requests.append(replace(first, seed=20 + number, pipeline_parameters=more))
+            tasks.append(task)
+    requests += [replace(first, seed=10 + number) for number in range(len(further))]
+    tasks += further
     most = offer.max_num_inference_steps
-    return [replace(one, num_inference_steps=min(one.num_inference_steps, most)) for one in requests]
+    limited = [replace(one, num_inference_steps=min(one.num_inference_steps, most)) for one in requests]
+    return [model.trial(one, task) for one, task in zip(limited, tasks, strict=True)]
 
 
 def _compared(
@@ -241,6 +259,9 @@ def _differences(plain: GenerationRequest, request: GenerationRequest) -> str:
         for name in ("guidance_cutoff", "step_cache")
         if getattr(request, name) != getattr(plain, name)
     ]
+    changed += [f"an image for {task_of(request.parameters, ())}"] * (
+        request.inputs.keys() != plain.inputs.keys()
+    )
     changed += [f"scheduler {request.parameters.scheduler!r}"] * (request.scheduler != plain.scheduler)
     changed += [f"{name} {value!r}" for name, value in request.parameters.pipeline_parameters.items()]
     return ", ".join(changed)

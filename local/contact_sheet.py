@@ -4,7 +4,7 @@ Knows nothing of where the images come from, nor what the notes mean.
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -29,15 +29,19 @@ class Captioned:
     note_colour: str = INK
 
 
-def draw_contact_sheet(pictures: Sequence[Captioned]) -> Image.Image:
-    """One RGB image with every picture at its own size, centred in its cell, above its words."""
-    num_rows = -(-len(pictures) // NUM_COLUMNS)
+def draw_contact_sheet(*groups: Sequence[Captioned]) -> Image.Image:
+    """One RGB image with every picture at its own size, centred in its cell, above its words.
+
+    Each group begins a row.
+    """
+    cells = list(_placed(groups))
+    num_rows = max((place // NUM_COLUMNS + 1 for place, _ in cells), default=0)
     cell_height = CELL + (CAPTION_LINES + NOTE_LINES) * LINE_HEIGHT + MARGIN
     size = (NUM_COLUMNS * (CELL + MARGIN) + MARGIN, num_rows * cell_height + MARGIN)
     sheet = Image.new("RGB", size, "#f4f1ea")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=11)
-    for index, shown in enumerate(pictures):
+    for index, shown in cells:
         left = MARGIN + index % NUM_COLUMNS * (CELL + MARGIN)
         top = MARGIN + index // NUM_COLUMNS * cell_height
         picture = shown.picture
@@ -48,6 +52,14 @@ def draw_contact_sheet(pictures: Sequence[Captioned]) -> Image.Image:
             width = pen.textlength(line, font=font)
             pen.text((left + (CELL - width) / 2, top + CELL + 4 + row * LINE_HEIGHT), line, colour, font)
     return sheet
+
+
+def _placed(groups: Sequence[Sequence[Captioned]]) -> Iterator[tuple[int, Captioned]]:
+    """The cell of each picture, counted row by row."""
+    first = 0
+    for group in groups:
+        yield from enumerate(group, first)
+        first += -(-len(group) // NUM_COLUMNS) * NUM_COLUMNS
 
 
 def _lines(text: str, limit: int) -> list[str]:

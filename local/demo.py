@@ -21,7 +21,8 @@ from rich.text import Text
 
 from client.calotype import Client, Job
 from local.contact_sheet import Captioned, draw_contact_sheet
-from local.verdicts import NOT_JUDGED, RIGHT, WRONG, Verdict, judge
+from local.demo_inputs import input_picture, submit_from_inputs, verdict_of
+from local.verdicts import NOT_JUDGED, RIGHT, WRONG, Verdict
 
 TIER_PROMPT = "a red heart on a white background"
 TIMEOUT_SECONDS = 240
@@ -41,18 +42,24 @@ class Drawn:
     job: Job
     picture: Image.Image
     verdict: Verdict
+    words: str = ""  # what it was drawn from besides its prompt
 
 
 def run_demo(ready: Mapping[str, Any], csv_path: Path, out: Path, console: Console) -> None:
-    """Submit one job a tier and a CSV, follow them, check every image, write the sheet, jobs and verdicts."""
+    """Submit one job a tier, a CSV, and a row of jobs that begin with images or have a LoRA; follow them,
+    check every image, and write the sheet, jobs and verdicts.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with Client(url=ready["url"], api_key=ready["api_key"]) as client:
         jobs = _submit_one_a_tier(client, console)
         batch = client.csv(csv_path)
         console.print(f"  {csv_path.name}: batch {batch.id}, {batch.num_jobs} jobs")
+        row = list(submit_from_inputs(client))
+        console.print(f"  input images and LoRAs: {len(row)} jobs")
         jobs += sorted(client.jobs(batch_id=batch.id), key=lambda job: job.batch_line or 0)
-        jobs = _follow(client, jobs, console)
-        drawn = [_check_image(client, number, job) for number, job in enumerate(jobs, 1)]
+        jobs = _follow(client, [*jobs, *(one.job for one in row)], console)
+        words = {one.job.id: one.words for one in row}
+        drawn = [_check_image(client, number, job, words) for number, job in enumerate(jobs, 1)]
     _write(drawn, out)
     console.print(_table(jobs))
     console.print(_verdict_table(drawn))
@@ -93,13 +100,13 @@ def _doing(jobs: Sequence[Job]) -> str:
     return f"  {reasons[0].detail}" if reasons and not running else f"  {running} running"
 
 
-def _check_image(client: Client, number: int, job: Job) -> Drawn:
+def _check_image(client: Client, number: int, job: Job, words: Mapping[str, str]) -> Drawn:
     """Download through the presigned link; it must be a PNG of the size that was asked for."""
     picture = Image.open(io.BytesIO(client.image(job)))
     picture.load()
     if picture.format != "PNG" or picture.size != (job.width, job.height):
         raise DemoFailed(f"job {job.id}: got a {picture.format} of {picture.size}")
-    return Drawn(number, job, picture.convert("RGB"), judge(picture, job.prompt))
+    return Drawn(number, job, picture.convert("RGB"), verdict_of(picture, job), words.get(job.id, ""))
 
 
 def _write(drawn: Sequence[Drawn], out: Path) -> None:
@@ -109,16 +116,15 @@ def _write(drawn: Sequence[Drawn], out: Path) -> None:
     ]
     for name, data in (("jobs.json", [one.job.raw for one in drawn]), ("verdicts.json", verdicts)):
         (out / name).write_text(json.dumps(data, indent=2) + "\n")
-    sheet = [
-        Captioned(
-            one.picture,
-            f"{one.number}. {one.job.prompt}",
-            one.verdict.sentence(),
-            INKS[one.verdict.word],
-        )
-        for one in drawn
-    ]
-    draw_contact_sheet(sheet).save(out / "contact-sheet.png")
+    plain = [_captioned(one) for one in drawn if not one.words]
+    row = [_captioned(one) for one in drawn if one.words]
+    begins_with = [Captioned(input_picture(), "what the images of this row begin with")] if row else []
+    draw_contact_sheet(plain, [*begins_with, *row]).save(out / "contact-sheet.png")
+
+
+def _captioned(one: Drawn) -> Captioned:
+    caption = f"{one.number}. {one.job.prompt}" + (f" ({one.words})" if one.words else "")
+    return Captioned(one.picture, caption, one.verdict.sentence(), INKS[one.verdict.word])
 
 
 def _table(jobs: list[Job]) -> Table:

@@ -5,14 +5,16 @@ fresh scenes a draw, so that no pair of things is learnt by heart.
 """
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from models.scenes import draw_scene, render
+from models.scenes import Scene, draw_scene, render
 from models.text_encoder import cell_labels
 from models.tokenizer import tokenize
 
@@ -20,12 +22,23 @@ CHUNK = 32
 
 
 class Pool:
-    """Scenes at one side, encoded: `latents (N, 4, side/8, side/8)` at unit variance, ids and labels."""
+    """Scenes at one side, encoded: `latents (N, 4, side/8, side/8)` at unit variance, ids and labels.
+
+    `paint` is `scenes.render`, or that of a style.
+    """
 
     def __init__(
-        self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, side: int, *, first: int, most: int, seed: int
+        self,
+        vae: AutoencoderKL,
+        tokenizer: CLIPTokenizer,
+        side: int,
+        *,
+        first: int,
+        most: int,
+        seed: int,
+        paint: Callable[[Scene, int, random.Random], Image.Image] = render,
     ) -> None:
-        self.vae, self.tokenizer, self.side = vae, tokenizer, side
+        self.vae, self.tokenizer, self.side, self.paint = vae, tokenizer, side, paint
         self.rng = random.Random(seed * 1000 + side)
         self.latents = torch.empty(most, 4, side // 8, side // 8)
         self.token_ids = torch.empty(most, tokenizer.model_max_length, dtype=torch.long)
@@ -45,7 +58,7 @@ class Pool:
 
     def _grow(self) -> None:
         scenes = [draw_scene(self.rng, pairs=0.5) for _ in range(min(CHUNK, len(self.latents) - self.filled))]
-        images = np.stack([np.asarray(render(scene, self.side, self.rng)) for scene in scenes])
+        images = np.stack([np.asarray(self.paint(scene, self.side, self.rng)) for scene in scenes])
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

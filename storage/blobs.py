@@ -167,6 +167,10 @@ class Blobs:
         """The object's bytes; raises `BlobError`."""
         return self._ask(lambda: self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
 
+    def num_bytes(self, key: str) -> int:
+        """How large the object is; raises `BlobError`."""
+        return self._look(key).num_bytes
+
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error. Raises `BlobError`."""
         self._ask(lambda: self._client.delete_object(Bucket=self.bucket, Key=key))
@@ -200,6 +204,34 @@ class Blobs:
             },
             ExpiresIn=seconds,
         )
+
+    def presign_put(
+        self, key: str, *, seconds: int, sha256: str, num_bytes: int, content_type: str
+    ) -> tuple[str, dict[str, str]]:
+        """A link under which these bytes alone can be put, and the headers that must be sent with them.
+
+        Length, type and digest are signed, and the store compares the digest with what comes. Where an object
+        is already, it answers 412 and keeps that.
+        """
+        checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
+        url = self._signer.generate_presigned_url(
+            "put_object",
+            Params={
+                "Bucket": self.bucket,
+                "Key": key,
+                "ContentLength": num_bytes,
+                "ContentType": content_type,
+                "ChecksumSHA256": checksum,
+                "IfNoneMatch": "*",
+            },
+            ExpiresIn=seconds,
+        )
+        return url, {
+            "Content-Length": str(num_bytes),
+            "Content-Type": content_type,
+            "x-amz-checksum-sha256": checksum,
+            "If-None-Match": "*",
+        }
 
     def check(self) -> None:
         """Raise `BlobError` unless the store answers, knows our key and has the bucket.

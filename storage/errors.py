@@ -6,13 +6,18 @@ StorageError
  ├─ IdempotencyMismatch   idempotency_key_reused
  ├─ JobIsFinal            job_is_final
  ├─ DeliveryIsPending     delivery_is_pending
+ ├─ FileInUse             file_in_use
+ ├─ FileGone              file_gone
  ├─ RolesNotSet           roles_not_set
  └─ BlobError             blob_error
      ├─ BlobUnavailable   storage_unavailable       retryable
      │   └─ BlobRefused   storage_refused           retryable
      ├─ BlobNotFound      blob_not_found
-     └─ BlobConflict      blob_conflict
+     ├─ BlobConflict      blob_conflict
+     └─ BlobDamaged       blob_damaged
 """
+
+from collections.abc import Iterable
 
 
 class StorageError(Exception):
@@ -51,6 +56,22 @@ class DeliveryIsPending(StorageError):
     """The webhook delivery has not ended: it will be sent without being asked for again."""
 
     code = "delivery_is_pending"
+
+
+class FileInUse(StorageError):
+    """A job that has not ended names the file."""
+
+    code = "file_in_use"
+
+
+class FileGone(StorageError):
+    """A file that a job names is not there: never, not any more, or not whole yet; `file_ids` are those."""
+
+    code = "file_gone"
+
+    def __init__(self, file_ids: Iterable[str]) -> None:
+        self.file_ids = sorted(file_ids)
+        super().__init__(f"there is no file {', '.join(self.file_ids)} any more: upload it again")
 
 
 class RolesNotSet(StorageError):
@@ -95,3 +116,9 @@ class BlobConflict(BlobError):
     """Another object holds this key: the key is not ours."""
 
     code = "blob_conflict"
+
+
+class BlobDamaged(BlobError):
+    """What lies under this key is not what was put there."""
+
+    code = "blob_damaged"

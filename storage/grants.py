@@ -49,6 +49,8 @@ _LEASE = _columns("lease_token lease_boot_id lease_expires_at")
 _ERROR = _columns("error_code error_retryable error_detail")
 _BELL = _columns("dispatch_seq ring_number dispatched_at next_dispatch_at")
 _IMAGE = _columns("job_id index seed object_key sha256 num_bytes width height")
+_FILE = _columns("account_id id state media_type num_bytes width height object_key created_at expires_at")
+_JOB_FILE = _columns("account_id job_id file_id")
 _PROFILE = tuple(column.name for column in metadata.tables["profiles"].columns)
 VIEWS = {
     "open_jobs": _columns(
@@ -101,6 +103,14 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             update=("cancel_requested_at",),
         ),
         "images": Grant(select=(*_IMAGE, "deleted_at")),
+        "files": Grant(
+            select=(*_FILE, "deleted_at"),
+            insert=_columns("account_id id state media_type num_bytes width height object_key expires_at"),
+            update=_columns(
+                "state media_type num_bytes width height object_key created_at expires_at deleted_at"
+            ),
+        ),
+        "job_files": Grant(select=_JOB_FILE, insert=_JOB_FILE),
         "job_events": Grant(select=_columns("id job_id transition detail"), insert=_EVENT),
         "webhook_deliveries": Grant(
             select=_columns(
@@ -146,6 +156,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             ),
         ),
         "images": Grant(insert=(*_IMAGE, "attempt", "deleted_at")),
+        "files": Grant(select=(*_FILE, "deleted_at")),
+        "job_files": Grant(select=_JOB_FILE),
         "accounts": Grant(select=_columns("id embed_parameters")),
         "workers": Grant(select=_WORKER, insert=_WORKER, update=_columns("seen_at stopped_at")),
         "profiles": Grant(
@@ -215,6 +227,13 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "sessions": Grant(select=_columns("digest expires_at"), update=("ended_at",), delete=True),
         "workers": Grant(select=_WORKER),
         "images": Grant(select=("object_key",)),
+        "accounts": Grant(select=("id",)),
+        "files": Grant(
+            select=_columns("account_id id object_key expires_at deleted_at"),
+            update=_columns("object_key deleted_at"),
+            delete=True,
+        ),
+        "job_files": Grant(select=_columns("account_id file_id")),
     },
 }
 SEQUENCES: Mapping[DatabaseRole, tuple[str, ...]] = {"api": ("ring_numbers",), "sweeper": ("ring_numbers",)}

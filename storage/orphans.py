@@ -26,3 +26,20 @@ def orphans_among(db: Database, objects: Sequence[tuple[str, str, str, int]]) ->
     columns = {name: [one[place] for one in objects] for place, name in enumerate(names)}
     with db.transaction() as connection:
         return list(connection.scalars(query, columns))
+
+
+def orphaned_files(db: Database, objects: Sequence[tuple[str, str]]) -> list[str]:
+    """The keys of those objects of files that are orphans, of (key, account id), in one statement.
+
+    The account is one of this database's, and no row has the key. A key is drawn for one upload, which writes
+    its row long before an object of it is old enough to be asked for: the answer stays true.
+    """
+    query = text(
+        """SELECT object.key
+             FROM unnest(CAST(:keys AS text[]), CAST(:accounts AS text[])) AS object (key, account_id)
+             JOIN accounts ON accounts.id = object.account_id
+            WHERE NOT EXISTS (SELECT FROM files WHERE files.object_key = object.key)"""
+    )
+    columns = {"keys": [key for key, _ in objects], "accounts": [account_id for _, account_id in objects]}
+    with db.transaction() as connection:
+        return list(connection.scalars(query, columns))

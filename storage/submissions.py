@@ -6,11 +6,13 @@ row afterwards is `storage.jobs`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 
 from sqlalchemy import Connection, bindparam, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from catalogue.parameters import PARAMETERS, Parameters
+from storage import files
 from storage.database import Database
 from storage.errors import IdempotencyMismatch
 from storage.identifiers import new_id
@@ -40,7 +42,8 @@ class NewJob:
 def create(db: Database, new: NewJob, *, redispatch_seconds: float) -> tuple[Job, bool]:
     """Insert a queued job; `(job, False)` when its idempotency key made it before.
 
-    Raises `IdempotencyMismatch` when the key was used for another request.
+    Raises `IdempotencyMismatch` when the key was used for another request, and `FileGone` where a file that
+    it names was deleted meanwhile.
     """
 
     # A replay is no error: as a violated constraint it would stand in Postgres' log with its prompt.
@@ -50,7 +53,10 @@ def create(db: Database, new: NewJob, *, redispatch_seconds: float) -> tuple[Job
         # Read back before the commit: once it is accepted, nothing may fail any more.
         row = connection.execute(insert_once.returning(*JOB_COLUMNS), _row(new, redispatch_seconds))
         made = row.one_or_none()
-        return None if made is None else job_from_row(made)
+        if made is None:
+            return None
+        files.link(connection, new.account_id, [(made.id, new.parameters.file_ids)])
+        return job_from_row(made)
 
     job = db.run(work, account_id=new.account_id)
     if job is not None:
@@ -79,8 +85,15 @@ def made_before(
 
 
 def insert_rows(connection: Connection, new_jobs: Sequence[NewJob], redispatch_seconds: float) -> None:
-    """Insert queued rows, many a statement."""
-    connection.execute(_INSERT, [_row(new, redispatch_seconds) for new in new_jobs])
+    """Insert queued rows, many a statement; raises `FileGone`."""
+    rows = [_row(new, redispatch_seconds) for new in new_jobs]
+    connection.execute(_INSERT, rows)
+    for account_id, of_account in groupby(
+        zip(new_jobs, rows, strict=True), key=lambda pair: pair[0].account_id
+    ):
+        files.link(
+            connection, account_id, [(str(row["new_id"]), new.parameters.file_ids) for new, row in of_account]
+        )
 
 
 def _row(new: NewJob, redispatch_seconds: float) -> dict[str, object]:

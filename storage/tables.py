@@ -11,6 +11,7 @@ from sqlalchemy import (
     Double,
     FetchedValue,
     ForeignKey,
+    ForeignKeyConstraint,
     Integer,
     MetaData,
     Table,
@@ -105,6 +106,13 @@ jobs = Table(
     Column("strict", Boolean, nullable=False),
     Column("output_format", Text, nullable=False),
     Column("output_quality", Integer),  # absent: a format's own; a PNG has none
+    # Ids of files of the account; `job_files` keeps these.
+    Column("image", JSONB, nullable=False, server_default="[]"),
+    Column("mask_image", Text),
+    Column("control_image", Text),
+    Column("strength", Double),  # absent: the pipeline's own
+    # Adapters: name and scale of each.
+    Column("loras", JSONB, nullable=False, server_default="[]"),
     # An object: the parameters of this model's own pipeline.
     Column("pipeline_parameters", JSONB, nullable=False, server_default="{}"),
     Column("webhook_url", Text),
@@ -160,6 +168,33 @@ images = Table(
     Column("height", Integer, nullable=False),
     _instant("created_at", nullable=False),
     _instant("deleted_at"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("account_id", Text, ForeignKey("accounts.id"), primary_key=True),
+    Column("id", Text, primary_key=True),  # the digest of its bytes
+    # `uploading` once a presigned link was given, `ready` once its bytes were seen.
+    Column("state", Text, nullable=False),
+    Column("media_type", Text, nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    # As it is looked at; absent while it is uploading.
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("object_key", Text, unique=True),  # absent once the object was removed
+    _instant("created_at", nullable=False),
+    _instant("expires_at"),  # absent once a job has named it
+    _instant("deleted_at"),
+)
+
+job_files = Table(
+    "job_files",
+    metadata,
+    Column("account_id", Text, nullable=False),
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("file_id", Text, primary_key=True),
+    ForeignKeyConstraint(["account_id", "file_id"], ["files.account_id", "files.id"]),
 )
 
 job_events = Table(

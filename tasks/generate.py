@@ -7,7 +7,7 @@ in the threads pool an escaped exception would leak the slot.
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -30,6 +30,8 @@ from storage.states import State
 from tasks.holdings import Handle, Holding, Holdings
 from tasks.image_file import content_type, encode_image
 from tasks.image_parameters import parameters_of
+from tasks.image_pixels import Pixels
+from tasks.input_images import inputs_of
 from tasks.job_observers import JobObserver
 from tasks.solo_marks import NotMarked, SoloMarks
 from tasks.timings import timings_of
@@ -143,7 +145,7 @@ class Generate:
         handles: list[GenerationHandle] = []
         try:
             mark = self._solo_marks.of(claim) if claim.job.suspect else None
-            for index, request in enumerate(requests_of(claim)):
+            for index, request in enumerate(requests_of(claim, inputs_of(self._db, self._blobs, claim.job))):
                 begin = partial(mark.begin, index) if mark else None
                 handles.append(self._submit(request, before_first_step=begin))
                 if mark:
@@ -283,7 +285,7 @@ class Generate:
                 log.exception("observer_failed")
 
 
-def requests_of(claim: Claim) -> list[GenerationRequest]:
+def requests_of(claim: Claim, inputs: Mapping[str, tuple[Pixels, ...]]) -> list[GenerationRequest]:
     """As many generations as the job wants images; image i is the single image of seed + i."""
     job = claim.job
     return [
@@ -295,6 +297,7 @@ def requests_of(claim: Claim) -> list[GenerationRequest]:
             job_id=job.id,
             account=job.account_id,
             solo=job.suspect,
+            inputs=inputs,
         )
         for index in range(job.parameters.num_images)
     ]

@@ -3,7 +3,7 @@
 Owns the names and their order; it does not know how a file holds them.
 """
 
-from catalogue.parameters import PARAMETERS
+from catalogue.parameters import PARAMETERS, Lora
 from storage.job_views import Job
 
 
@@ -12,5 +12,13 @@ def parameters_of(job: Job, seed: int) -> dict[str, str]:
     values = {**job.parameters.values(), "seed": seed}
     same = {name: values[name] for name, parameter in PARAMETERS.items() if parameter.changes_pixels}
     same |= same.pop("pipeline_parameters")
-    words = {name: str(value) for name, value in same.items()}
+    # What no image is drawn from is left out: input images and adapters that the job does not name.
+    words = {name: _words(value) for name, value in same.items() if value not in (None, [])}
     return {"software": "calotype", "model": job.model, **words, "job_id": job.id}
+
+
+def _words(value: object) -> str:
+    """Lists of files and of adapters as a CSV has them."""
+    if not isinstance(value, list):
+        return str(value)
+    return " ".join(str(Lora(**one)) if isinstance(one, dict) else one for one in value)

@@ -1,4 +1,4 @@
-"""Collects orphans: objects of attempts that ended without a row that points to them, and of ended checks.
+"""Collects orphans: objects of ended attempts and of uploads to which no row points, and of ended checks.
 
 It walks through the bucket page by page, in a thread of the sweeper's process that nothing waits for: a store
 that hangs holds up no sweep. Any number may walk. It knows the shape of our keys, and touches no other.
@@ -14,7 +14,7 @@ import structlog
 from storage.blobs import CHECK_PREFIX, Blobs
 from storage.database import Database
 from storage.errors import StorageError
-from storage.orphans import orphans_among
+from storage.orphans import orphaned_files, orphans_among
 
 log = structlog.get_logger()
 
@@ -22,6 +22,8 @@ _KEY = re.compile(
     r"(?P<account>acc_\w+)/(?P<job>job_\w+)/a(?P<attempt>[1-9]\d{0,8})/\d+-[0-9a-f]{16}\.[a-z]+", re.ASCII
 )
 """As `tasks.generate.object_key` makes them."""
+_FILE_KEY = re.compile(r"(?P<account>acc_\w+)/files/[0-9a-f]{64}-[0-9a-f]{16}", re.ASCII)
+"""As `storage.files.new_key` makes them."""
 _CHECK_KEY = re.compile(re.escape(CHECK_PREFIX) + "[0-9a-f]{16}", re.ASCII)
 """As `Blobs.try_out` makes them: a key that may not delete leaves its own behind."""
 
@@ -79,8 +81,11 @@ class OrphanCollector:
             for key in old
             if (found := _KEY.fullmatch(key))
         ]
-        checks = [key for key in old if _CHECK_KEY.fullmatch(key)]
-        for key in checks + (orphans_among(self._db, objects) if objects else []):
+        files = [(key, found["account"]) for key in old if (found := _FILE_KEY.fullmatch(key))]
+        orphans = [key for key in old if _CHECK_KEY.fullmatch(key)]
+        orphans += orphans_among(self._db, objects) if objects else []
+        orphans += orphaned_files(self._db, files) if files else []
+        for key in orphans:
             if stop is not None and stop.is_set():
                 return True
             self._blobs.delete(key)

@@ -13,6 +13,7 @@ from storage.queue_facts import oldest_queued
 from tasks.app import make_celery
 from tasks.broker import Broker
 from tasks.dispatch import Dispatcher
+from tasks.file_collector import FileCollector
 from tasks.metrics_server import serve_metrics
 from tasks.orphans import CollectionPlan, OrphanCollector
 from tasks.sweeper import Sweeper, SweepPlan
@@ -25,7 +26,7 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
     """Sweep until `stop` is set; `alive_file` is touched after every turn, for a health check to look at."""
     settings.require("database_url", "broker_url")
     tiers = [tier.name for tier in settings.catalogue.tiers]
-    db = Database(**settings.database, pool_size=3)  # the sweeps', the orphans' and the metrics'
+    db = Database(**settings.database, pool_size=4)  # the sweeps', the orphans', the files' and the metrics'
     broker = Broker(**settings.broker)
     plan = SweepPlan(
         sweep_seconds=settings.sweep_seconds,
@@ -42,7 +43,7 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
             alive_file.touch()
 
     metrics = SweeperMetrics(tiers)
-    _collect_orphans(settings, db, stop, metrics)
+    _collect_objects(settings, db, stop, metrics)
     dispatcher = Dispatcher(make_celery(**settings.broker, tiers=tiers))
     metrics.watch_bells(dispatcher)
     metrics.watch_queues(lambda: oldest_queued(db))
@@ -52,10 +53,10 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
     db.close()
 
 
-def _collect_orphans(
+def _collect_objects(
     settings: Settings, db: Database, stop: threading.Event, metrics: SweeperMetrics
 ) -> None:
-    """In a thread of its own, so that a store that hangs holds up no sweep; not without a store."""
+    """Orphans and files, in threads of their own: a store that hangs holds up no sweep. Not without one."""
     try:
         settings.require("s3_endpoint", "s3_access_key", "s3_secret_key")
     except SettingsError as error:
@@ -63,5 +64,7 @@ def _collect_orphans(
         return
     plan = CollectionPlan(orphan_seconds=settings.orphan_seconds)
     blobs = Blobs(**settings.object_store)
-    collector = OrphanCollector(db, blobs, plan, on_deleted=metrics.orphans_deleted.inc)
-    threading.Thread(target=collector.run, args=(stop,), daemon=True, name="orphans").start()
+    orphans = OrphanCollector(db, blobs, plan, on_deleted=metrics.orphans_deleted.inc)
+    files = FileCollector(db, blobs, on_deleted=metrics.files_deleted.inc)
+    for name, run in {"orphans": orphans.run, "files": files.run}.items():
+        threading.Thread(target=run, args=(stop,), daemon=True, name=name).start()

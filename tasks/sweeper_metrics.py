@@ -45,6 +45,9 @@ class SweeperMetrics:
         self.orphans_deleted = Counter(
             "calotype_orphans_deleted", "Objects deleted that no row pointed to.", registry=registry
         )
+        self.files_deleted = Counter(
+            "calotype_files_deleted", "Files removed: unused, or deleted by their owner.", registry=registry
+        )
 
         # `increase()` misses the first event of a counter that was not there before it.
         for state in (State.QUEUED, State.FAILED, State.CANCELED):

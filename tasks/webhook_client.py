@@ -89,7 +89,7 @@ class WebhookClient:
         # A pool of its own for every attempt: no connection, cookie or fault is shared between receivers.
         with (
             httpcore2.ConnectionPool(self._tls, max_connections=1, network_backend=backend) as pool,
-            pool.stream("POST", _as_sent(parts), headers=list(sent.items()), content=body) as response,
+            pool.stream("POST", as_sent(parts), headers=list(sent.items()), content=body) as response,
         ):
             text = _beginning(response, budget)
             return {
@@ -113,7 +113,7 @@ ATTEMPT_CODES: dict[type[Exception], str] = {
 }
 
 
-def _as_sent(parts: SplitResult) -> httpcore2.URL:
+def as_sent(parts: SplitResult) -> httpcore2.URL:
     """The URL as it was asked for: read from a string, the library drops `;parameters` of its path."""
     target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
     return httpcore2.URL(

@@ -71,9 +71,16 @@ class PinningBackend(httpcore2.NetworkBackend):
     """Connects to the checked addresses of a name and to no other."""
 
     def __init__(
-        self, resolve: Resolve, allowed: Sequence[Network], ports: Sequence[int], budget: Budget
+        self,
+        resolve: Resolve,
+        allowed: Sequence[Network],
+        ports: Sequence[int],
+        budget: Budget,
+        *,
+        max_bytes: int = MAX_HEADER_BYTES,
     ) -> None:
         self._resolve, self._allowed, self._ports, self._budget = resolve, allowed, ports, budget
+        self._max_bytes = max_bytes
         self._sockets = httpcore2.SyncBackend()
 
     def connect_tcp(
@@ -93,7 +100,7 @@ class PinningBackend(httpcore2.NetworkBackend):
                 stream = self._sockets.connect_tcp(
                     address, port, timeout=share, socket_options=socket_options
                 )
-                return _BoundedStream(stream, self._budget)
+                return _BoundedStream(stream, self._budget, self._max_bytes)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 if position == len(addresses) - 1:
                     raise
@@ -136,14 +143,14 @@ class PinningBackend(httpcore2.NetworkBackend):
 class _BoundedStream(httpcore2.NetworkStream):
     """A connection whose every operation ends by the budget's deadline, however slowly bytes drip."""
 
-    def __init__(self, stream: httpcore2.NetworkStream, budget: Budget) -> None:
-        self._stream, self._budget, self._num_read = stream, budget, 0
+    def __init__(self, stream: httpcore2.NetworkStream, budget: Budget, max_bytes: int) -> None:
+        self._stream, self._budget, self._max_bytes, self._num_read = stream, budget, max_bytes, 0
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Bytes as they come, up to what headers and the beginning of a body may take."""
+        """Bytes as they come, up to what headers and what is wanted of a body may take."""
         del timeout
-        if self._num_read > MAX_HEADER_BYTES:
-            raise HeaderTooLarge(f"the answer has more than {MAX_HEADER_BYTES} bytes of header")
+        if self._num_read > self._max_bytes:
+            raise HeaderTooLarge(f"the answer has more than {self._max_bytes} bytes of header")
         max_bytes = min(max_bytes, READ_BYTES)
         data = self._stream.read(max_bytes, self._budget.left(httpcore2.ReadTimeout))
         self._num_read += len(data)
@@ -172,7 +179,7 @@ class _BoundedStream(httpcore2.NetworkStream):
             if isinstance(error.__cause__, ssl.SSLError):
                 raise TlsFailed(str(error)) from error
             raise
-        return _BoundedStream(stream, self._budget)
+        return _BoundedStream(stream, self._budget, self._max_bytes)
 
     def get_extra_info(self, info: str) -> Any:
         """As the socket has it."""

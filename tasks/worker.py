@@ -25,9 +25,11 @@ from engine.engine import Engine
 from engine.errors import LoadError
 from engine.kept_self_tests import SelfTestResults
 from engine.load import LoadedModels, ModelSpec, load_models
+from engine.lora_files import LoraSpec
 from engine.optimization import Optimization
 from engine.replaced_components import Part
 from engine.scheduler_overrides import SchedulerOverrides
+from engine.textual_inversions import TextualInversion
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
@@ -256,6 +258,9 @@ def load_planned(
                 variant=model.variant,
                 dtype=model.dtype,
                 local_files_only=model.local_files_only,
+                tasks=model.tasks,
+                controlnet=None if model.controlnet is None else _model_path(settings, model.controlnet),
+                controlnet_revision=model.controlnet_revision,
                 optimization=Optimization(
                     channels_last=model.channels_last,
                     compile=model.compile,
@@ -274,6 +279,16 @@ def load_planned(
                 side_multiple=model.side_multiple,
                 step_cache=model.step_cache,
                 pipeline_parameters={parameter.name: parameter.another for parameter in model.parameters},
+                pipeline_defaults={parameter.name: parameter.default for parameter in model.parameters},
+                embeddings=tuple(
+                    TextualInversion(one.word, _model_path(settings, one.path), one.revision, one.weight_name)
+                    for one in model.embeddings
+                ),
+                loras=tuple(
+                    LoraSpec(lora.name, _model_path(settings, lora.path), lora.revision, lora.weight_name)
+                    for lora in model.loras
+                ),
+                max_lora_bytes=model.max_lora_bytes,
             )
             for model in models
         ],

@@ -3,24 +3,31 @@
 Owns the limits that depend on a model and its tiers. It opens no connection and knows no HTTP.
 """
 
+import math
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from catalogue.parameters import PARAMETERS, TEXTS, Parameters
+from catalogue.parameters import FILES, PARAMETERS, TEXTS, Parameters
 from catalogue.pipeline_parameters import value_faults
+from catalogue.pipeline_tasks import task_faults
+from storage.files import File
 from storage.job_views import Job
 from storage.submissions import NewJob
 from tasks.webhook_addresses import DEFAULT_PORTS, Network
-from web.refusals import FieldError, InvalidRequest, NotServed
+from web.refusals import FieldError, InvalidRequest, NotServed, quoted
 from web.schemas import JOB_FIELDS, JobRequest, field_errors, pointer
 from web.webhook_url import check_webhook_url
 
 if TYPE_CHECKING:
     from catalogue.catalogue import Catalogue, Model, Tier
 
+Files = Mapping[str, File | None]
+"""Those of the account that a request names, by id; one that is not there is left out. Of an image that the
+request carries itself nothing is known yet."""
+NO_FILES: Files = {}
 _OWN = "pipeline_parameters"
 MAX_DRAWN_SEED = 2**32  # JSON clients lose precision past 2^53
 
@@ -46,23 +53,37 @@ class Admission:
         *,
         found: Sequence[FieldError] = (),
         known: Iterable[str] = JOB_FIELDS,
+        files: Files = NO_FILES,
     ) -> JobRequest:
         """The request that these fields make; raises `InvalidRequest` naming every fault of them at once.
 
         `found` is what was already wrong with fields that could not be read and are left out here; `known`
-        are the names that an unknown field is told.
+        are the names that an unknown field is told; `files` are those of the account, as far as they are
+        named.
         """
-        request, errors = self._examined(fields, found, known)
+        request, errors = self._examined(fields, found, known, files)
         if errors:
             raise InvalidRequest.of(errors)
         return request
 
-    def errors_of(self, fields: Mapping[str, Any]) -> list[FieldError]:
-        """Every fault of these fields: of each by itself, and of the limits of the model."""
-        return self._examined(fields, (), JOB_FIELDS)[1]
+    def check(self, request: JobRequest, files: Files) -> None:
+        """Raise `InvalidRequest` naming every field that breaks a limit."""
+        if errors := self._limit_errors(request, files):
+            raise InvalidRequest.of(errors)
+
+    def errors_of(self, fields: Mapping[str, Any], files: Files | None = NO_FILES) -> list[FieldError]:
+        """Every fault of these fields: of each by itself, and of the limits of the model.
+
+        Where it is not known which files there are (None), nothing is said of them.
+        """
+        return self._examined(fields, (), JOB_FIELDS, files)[1]
 
     def _examined(
-        self, fields: Mapping[str, Any], found: Sequence[FieldError], known: Iterable[str]
+        self,
+        fields: Mapping[str, Any],
+        found: Sequence[FieldError],
+        known: Iterable[str],
+        files: Files | None,
     ) -> tuple[JobRequest, list[FieldError]]:
         """The request, as far as it can be read, and what is wrong."""
         unread = {error.field for error in found}
@@ -77,7 +98,7 @@ class Admission:
             rest = {name: value for name, value in fields.items() if name not in faulty}
             # The limits of the fields that can be read are looked at without those that cannot.
             request = JobRequest.model_validate({"prompt": "-", **rest})
-        return request, errors + self._limit_errors(request, unread)
+        return request, errors + self._limit_errors(request, files, unread)
 
     def admit(
         self,
@@ -88,14 +109,15 @@ class Admission:
         batch_line: int | None = None,
         idempotency_key: str | None = None,
         request_hash: str | None = None,
+        files: Files = NO_FILES,
     ) -> NewJob:
         """The row of this request; raises `InvalidRequest` naming every field that breaks a limit."""
-        errors = self._limit_errors(request)
+        errors = self._limit_errors(request, files)
         if errors:
             raise InvalidRequest.of(errors)
         model = self._catalogue.model(request.model)
         assert model is not None
-        parameters = _parameters(model, request)
+        parameters = _parameters(model, request, files)
         tier = self._tier_for(model, parameters.width, parameters.height)
         assert tier is not None
         return NewJob(
@@ -111,17 +133,21 @@ class Admission:
             request_hash=request_hash,
         )
 
-    def _limit_errors(self, request: JobRequest, unread: Collection[str] = ()) -> list[FieldError]:
+    def _limit_errors(
+        self, request: JobRequest, files: Files | None, unread: Collection[str] = ()
+    ) -> list[FieldError]:
         """What breaks a limit; nothing is said of `unread` fields, nor of what depends on them."""
-        errors = [*self.webhook_errors(request.webhook_url), *_file_errors(_given(request), unread)]
+        errors = [*self.webhook_errors(request.webhook_url), *_output_errors(_given(request), unread)]
         if "model" in unread:
             return errors
         model = self._catalogue.model(request.model)
         if model is None:
             names = ", ".join(model.name for model in self._catalogue.models)
             return [FieldError("model", f"there is no such model; there is: {names}"), *errors]
-        parameters = _parameters(model, request)
+        parameters = _parameters(model, request, files)
         of_model = [
+            *_input_errors(model, parameters, files),
+            *_lora_errors(model, parameters),
             *_preset_errors(model, request),
             *_text_errors(model, parameters),
             *_side_errors(model, parameters),
@@ -149,7 +175,12 @@ class Admission:
         return []
 
     def readmit(
-        self, job: Job, *, idempotency_key: str | None = None, request_hash: str | None = None
+        self,
+        job: Job,
+        *,
+        files: Files = NO_FILES,
+        idempotency_key: str | None = None,
+        request_hash: str | None = None,
     ) -> NewJob:
         """The same job again, seed included; raises `NotServed` when nothing serves it any more."""
         model, same = self._catalogue.model(job.model), job.parameters
@@ -160,6 +191,15 @@ class Admission:
             )
         if same.step_cache > model.max_step_cache:
             raise NotServed(f"model {job.model!r} no longer has a step cache")
+        for place, id in _named_files(same):
+            if id not in files:
+                raise NotServed(f"{place[0]}: the file {id} of this job was deleted: upload it again")
+        for field, fault in task_faults(same, model.tasks, model.name):
+            raise NotServed(f"model {job.model!r} no longer draws this job: {field} {fault}")
+        for error in _lora_errors(model, same):
+            raise NotServed(
+                f"model {job.model!r} no longer has an adapter of this job: its name {error.detail}"
+            )
         for name, fault in value_faults(model.parameters, same.pipeline_parameters, model.name):
             raise NotServed(f"model {job.model!r} no longer takes {name} of this job: its value {fault}")
         deadline = (job.deadline_at - job.created_at).total_seconds() if job.deadline_at else None
@@ -177,15 +217,40 @@ class Admission:
         )
 
 
-def _parameters(model: "Model", request: JobRequest) -> Parameters:
-    """What the request gives, before what its preset sets, before what the model chooses by itself."""
+def _parameters(model: "Model", request: JobRequest, files: Files | None) -> Parameters:
+    """What the request gives, before what its preset sets, before what the model chooses by itself.
+
+    A request with an image and without a size is as large as its first image, as far as the model can.
+    """
     preset = None if request.preset is None else model.preset(request.preset)
     named = {} if preset is None else preset.model_dump(exclude={"name"}, exclude_none=True)
     drawn = {"seed": secrets.randbelow(MAX_DRAWN_SEED)}
     given = _given(request)
-    found = {**drawn, **model.defaults, **named, **given}
+    found = {**drawn, **model.defaults, **named, **_size_of_input(model, given, files), **given}
     own = {name: value for one in (model.defaults, named, given) for name, value in one.get(_OWN, {}).items()}
     return Parameters(**{**found, _OWN: _as_declared(model, own)})
+
+
+def _size_of_input(model: "Model", given: Mapping[str, Any], files: Files | None) -> dict[str, int]:
+    """The size of the first image that a request begins with, where it says none of its own."""
+    named = [*given["image"], *filter(None, [given.get("control_image")])]
+    first = (files or {}).get(named[0]) if named else None
+    if first is None or {"width", "height"} & given.keys():
+        return {}
+    width, height = _fitted(model, first.width, first.height)
+    return {"width": width, "height": height}
+
+
+def _fitted(model: "Model", width: int, height: int) -> tuple[int, int]:
+    """The size that the model can draw which is nearest to this one, its sides in the same ratio."""
+    scale = min(1.0, math.sqrt(model.max_pixels / (width * height)), model.max_side / max(width, height))
+    scale = max(scale, model.min_side / min(width, height))
+    multiple = model.side_multiple
+    least, most = -(-model.min_side // multiple) * multiple, model.max_side // multiple * multiple
+    sides = [min(max(round(side * scale / multiple) * multiple, least), most) for side in (width, height)]
+    while math.prod(sides) > model.max_pixels and max(sides) > least:
+        sides[sides.index(max(sides))] -= multiple
+    return sides[0], sides[1]
 
 
 def _as_declared(model: "Model", values: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,14 +263,48 @@ def _as_declared(model: "Model", values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _given(request: JobRequest) -> dict[str, Any]:
     found = {name: getattr(request, name) for name in PARAMETERS}
+    if request.loras is not None:  # type: ignore[attr-defined]
+        found["loras"] = [lora.model_dump() for lora in found["loras"]]
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _file_errors(given: Mapping[str, Any], unread: Collection[str]) -> list[FieldError]:
+def _output_errors(given: Mapping[str, Any], unread: Collection[str]) -> list[FieldError]:
     is_png = given["output_format"] == "png" and "output_format" not in unread
     if not is_png or given.get("output_quality") is None:
         return []
     return [FieldError("output_quality", "has no meaning for a png, which is lossless")]
+
+
+def _input_errors(model: "Model", asked: Parameters, files: Files | None) -> list[FieldError]:
+    """What the account does not have, and what the model cannot do with what it is given."""
+    missing = [
+        FieldError(pointer(place), f"there is no file {quoted(id)} of this account: upload it first")
+        for place, id in _named_files(asked)
+        if files is not None and id not in files
+    ]
+    return missing or [
+        FieldError(field, fault) for field, fault in task_faults(asked, model.tasks, model.name)
+    ]
+
+
+def _named_files(asked: Parameters) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """The place of each file in a request, and its id."""
+    for name in FILES:
+        value = getattr(asked, name)
+        if isinstance(value, tuple):
+            yield from (((name, index), id) for index, id in enumerate(value))
+        elif value is not None:
+            yield (name,), value
+
+
+def _lora_errors(model: "Model", asked: Parameters) -> list[FieldError]:
+    known = [lora.name for lora in model.loras]
+    there_is = f"there is: {', '.join(known)}" if known else "it has none"
+    return [
+        FieldError(f"loras/{index}/name", f"is not one of this model's adapters; {there_is}")
+        for index, lora in enumerate(asked.loras)
+        if lora.name not in known
+    ]
 
 
 def _parameter_errors(model: "Model", asked: Parameters) -> list[FieldError]:

@@ -19,11 +19,14 @@ from storage.workers import num_live_workers
 from storage.workloads import workload
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
+from tasks.image_download import ImageDownload
+from tasks.image_facts import ImageLimits
 from tasks.metrics_server import serve_metrics
 from tasks.prompt_dispatcher import PromptDispatcher
 from web import (
     batches,
     docs,
+    files,
     health,
     job_page,
     jobs,
@@ -41,6 +44,7 @@ from web.faults import CheckedApi
 from web.forecast import Forecast
 from web.health import make_looks
 from web.html_errors import register_unknown_addresses
+from web.image_checks import ImageChecks
 from web.metrics import Metrics
 from web.options import register_options
 from web.preference import register_preferences
@@ -57,6 +61,8 @@ MAX_FORM_PARTS = 32  # the page that draws has 16 fields
 TRANSACTION_SECONDS, POOL_SECONDS, REQUEST_SECONDS = 5.0, 1.5, 6.0
 """For one transaction, for a free connection, for all transactions of a request: so that a request is refused
 within 8 seconds when Postgres hangs, wherever it is just then."""
+FETCH_SECONDS = 15.0
+"""For one image that a CSV names by URL."""
 DESCRIPTION = """Turns prompts into images. Errors are RFC 9457 `application/problem+json` with a stable
 `code`; every answer carries `X-Request-ID`."""
 
@@ -95,6 +101,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     for api in (
         jobs.blueprint,
         batches.blueprint,
+        files.blueprint,
         webhook_deliveries.blueprint,
         webhook_receivers.blueprint,
         tiers.blueprint,
@@ -167,6 +174,17 @@ def _wire(settings: Settings) -> Wiring:
         image_url_seconds=settings.image_url_seconds,
         max_csv_bytes=settings.max_csv_bytes,
         max_csv_rows=settings.max_csv_rows,
+        max_csv_urls=settings.max_csv_urls,
+        download=ImageDownload(
+            max_bytes=settings.max_file_bytes,
+            timeout_seconds=FETCH_SECONDS,
+            allowed_networks=settings.fetch_allowed_networks,
+            ca_file=settings.ca_file,
+        ),
+        image_checks=ImageChecks(
+            ImageLimits(settings.max_file_bytes, settings.max_image_pixels, settings.max_image_side)
+        ),
+        file_seconds=settings.file_seconds,
     )
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from catalogue.parameters import PARAMETERS, PRESET_PARAMETERS
+from catalogue.parameters import FILES, PARAMETERS, PRESET_PARAMETERS
 from storage import batches
 from storage.batches import EarlierJob
 from storage.identifiers import new_id
@@ -23,9 +23,12 @@ from storage.job_views import Job
 from storage.retries import Tries, tries_of
 from storage.states import WITHOUT_IMAGE, State
 from storage.submissions import NewJob
+from web.admission import Files
 from web.auth import account_id
 from web.csv_header import COLUMNS
 from web.csv_rows import CsvRow, refuse_rows
+from web.fetched_files import FetchedFiles
+from web.input_files import files_named
 from web.refusals import MAX_ERRORS, FieldError, InvalidCsv, InvalidRequest, NotServed, quoted
 from web.schemas import JOB_ID, JobRequest
 from web.strict import strict_errors
@@ -79,8 +82,8 @@ def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
     errors: list[FieldError] = []
     num_errors = 0
     try:
-        for row, tries in _with_tries(rows):
-            found = _add(work, row, tries, defaults)
+        for row, known in _with_known(rows):
+            found = _add(work, row, known, defaults)
             first_lines[row.line] = row.first_line
             if found:
                 num_errors += len(found)
@@ -103,13 +106,14 @@ def work_again(jobs: Iterable[Job]) -> Work:
     num_errors = 0
     for page in _pages(jobs):
         tries = tries_of(wired().db, account_id(), [job.id for job in page])
+        files = files_named(account_id(), (id for job in page for id in job.parameters.file_ids))
         for job in page:
             line, counting = job.batch_line or 0, tries[job.id]
             if not _is_left(counting) or counting.counting_id in work.retried:
                 work.earlier.append(_earlier(work, line, counting))
                 continue
             try:
-                again = wired().admission.readmit(job)
+                again = wired().admission.readmit(job, files=files)
             except NotServed as error:
                 num_errors += 1
                 errors += [FieldError("model", error.detail, line)][: MAX_ERRORS - len(errors)]
@@ -143,44 +147,56 @@ def deadline_seconds(job: Job) -> float | None:
     return round(seconds, 3) or round(seconds, 6) or 1e-6
 
 
-def _add(
-    work: Work, row: CsvRow, tries: Mapping[str, Tries], defaults: Mapping[str, str]
-) -> list[FieldError]:
+@dataclass(frozen=True)
+class _Known:
+    """What the account has of that which some rows name: old jobs and how they were retried, and files."""
+
+    tries: Mapping[str, Tries]
+    files: Files
+
+
+def _add(work: Work, row: CsvRow, known: _Known, defaults: Mapping[str, str]) -> list[FieldError]:
     """Put into `work` what the row asks for; or everything that is wrong with it."""
     if row.errors and not row.cells:
         return list(row.errors)  # there is nothing else to look at
     try:
         if row.job_id is None:
-            work.jobs.append(_admitted(_read({**defaults, **row.cells}, row), row.line))
-        elif row.job_id in tries:
-            _add_again(work, row, tries[row.job_id])
+            request = _read({**defaults, **row.cells}, row, known.files)
+            work.jobs.append(_admitted(request, row.line, known.files))
+        elif row.job_id in known.tries:
+            _add_again(work, row, known.tries[row.job_id], known.files)
         else:
             detail = f"there is no job {quoted(row.job_id)} of this account; leave it empty for a new one"
             return [*row.errors, FieldError("job_id", detail)]
     except InvalidRequest as error:
-        # A model's own parameter has a column of its name.
-        return [replace(found, field=found.field.removeprefix(f"{_OWN}/")) for found in error.errors]
+        return [replace(found, field=_column_of(found.field)) for found in error.errors]
     return []
 
 
-def _add_again(work: Work, row: CsvRow, tries: Tries) -> None:
+def _column_of(field: str) -> str:
+    """A model's own parameter has a column of its name, and the entries of a list share one."""
+    name = field.removeprefix(f"{_OWN}/")
+    return name.partition("/")[0] if name.partition("/")[0] in (*FILES, "loras") else name
+
+
+def _add_again(work: Work, row: CsvRow, tries: Tries, files: Files) -> None:
     work.continued.add(tries.first.batch_id)
     asked = had = asked_of(tries.first)
     if "preset" in row.cells:
         # Fields that are given go before it, and these were not.
         asked = {name: value for name, value in asked.items() if name not in PRESET_PARAMETERS}
     own = {**asked.get(_OWN, {}), **row.cells.get(_OWN, {})}
-    request = _read_again({**asked, **row.cells, _OWN: own}, row)
+    request = _read_again({**asked, **row.cells, _OWN: own}, row, files)
     is_edited = "preset" in row.cells or not all(
         _is_same(getattr(request, name), had[name]) for name in PICTURE_FIELDS
     )
     if is_edited:
-        work.jobs.append(_admitted(request, row.line))
+        work.jobs.append(_admitted(request, row.line, files))
         work.edited_lines.append(row.line)
     elif not _is_left(tries) or tries.counting_id in work.retried:
         work.earlier.append(_earlier(work, row.line, tries))
     else:
-        _add_retry(work, _admitted(request, row.line), tries)
+        _add_retry(work, _admitted(request, row.line, files), tries)
 
 
 def _add_retry(work: Work, job: NewJob, tries: Tries) -> None:
@@ -190,21 +206,21 @@ def _add_retry(work: Work, job: NewJob, tries: Tries) -> None:
     work.retried[tries.counting_id] = job_id
 
 
-def _read_again(asked: Mapping[str, Any], row: CsvRow) -> JobRequest:
+def _read_again(asked: Mapping[str, Any], row: CsvRow, files: Files) -> JobRequest:
     """Without the limits of its model, which may have gone: a job that is left alone needs none."""
     if not row.errors:
         with suppress(ValidationError):
             return JobRequest.model_validate(dict(asked))
-    return _read(asked, row)
+    return _read(asked, row, files)
 
 
-def _read(asked: Mapping[str, Any], row: CsvRow) -> JobRequest:
+def _read(asked: Mapping[str, Any], row: CsvRow, files: Files) -> JobRequest:
     """Raises `InvalidRequest` for everything that is wrong with the row's cells."""
-    return wired().admission.read(asked, found=row.errors, known=COLUMNS)
+    return wired().admission.read(asked, found=row.errors, known=COLUMNS, files=files)
 
 
-def _admitted(request: JobRequest, line: int) -> NewJob:
-    return wired().admission.admit(request, account_id(), lane="bulk", batch_line=line)
+def _admitted(request: JobRequest, line: int, files: Files) -> NewJob:
+    return wired().admission.admit(request, account_id(), lane="bulk", batch_line=line, files=files)
 
 
 def _is_left(tries: Tries) -> bool:
@@ -222,17 +238,34 @@ def _is_same(asked: object, had: object) -> bool:
         return math.isclose(asked, had, rel_tol=1e-6)
     if isinstance(asked, Mapping) and isinstance(had, Mapping):
         return asked.keys() == had.keys() and all(_is_same(asked[name], had[name]) for name in asked)
+    if isinstance(asked, list) and isinstance(had, list):
+        return len(asked) == len(had) and all(map(_is_same, map(_plain, asked), had))
     if isinstance(asked, str) and isinstance(had, str):
         return asked.replace("\ufeff", "") == had.replace("\ufeff", "")
     return asked == had
 
 
-def _with_tries(rows: Iterable[CsvRow]) -> Iterator[tuple[CsvRow, Mapping[str, Tries]]]:
-    """Each row, with the old jobs that it and those beside it speak of."""
-    for page in _pages(rows):
+def _with_known(rows: Iterable[CsvRow]) -> Iterator[tuple[CsvRow, _Known]]:
+    """Each row, with what the account has of that which it and those beside it name."""
+    fetched = FetchedFiles(account_id())
+    for page in map(fetched.fetched, _pages(rows)):
         ids = {row.job_id for row in page if row.job_id is not None and re.fullmatch(JOB_ID, row.job_id)}
         tries = tries_of(wired().db, account_id(), ids)
-        yield from ((row, tries) for row in page)
+        earlier = (asked for one in tries.values() for asked in one.first.parameters.file_ids)
+        known = _Known(tries, files_named(account_id(), [*earlier, *_files_in(page)]))
+        yield from ((row, known) for row in page)
+
+
+def _files_in(page: Iterable[CsvRow]) -> Iterator[str]:
+    for row in page:
+        for name in FILES:
+            cell = row.cells.get(name, [])
+            yield from cell if isinstance(cell, list) else [cell]
+
+
+def _plain(value: object) -> object:
+    """An adapter of a request as a job has it."""
+    return value.model_dump() if isinstance(value, BaseModel) else value
 
 
 def _pages(items: Iterable[Item]) -> Iterator[list[Item]]:

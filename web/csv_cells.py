@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from catalogue.parameters import PARAMETERS, TEXTS, ParameterType
+from catalogue.parameters import PARAMETERS, TEXTS, Lora, ParameterType
 
 TYPES: Mapping[str, ParameterType] = {
     **{name: parameter.type for name, parameter in PARAMETERS.items()},
@@ -54,7 +54,7 @@ _WORDS_OF_VALUES = re.compile(
 
 def typed_cell(
     column: str, cell: str, delimiter: str = ",", kind: ParameterType | None = None
-) -> str | int | float:
+) -> str | int | float | list[str] | list[dict[str, str | float]]:
     """The value that a field's text means; raises `ValueError` saying what it should be.
 
     `kind` is the type of a column that is no column of ours.
@@ -75,7 +75,18 @@ def typed_cell(
     if kind == "bool":
         return _truth(text)
     text = unmarked(text)
+    if kind == "files":
+        return text.split()
+    if kind == "loras":
+        return [_lora(part) for part in text.split()]
     return text.lower() if column == "output_format" else text
+
+
+def cell_of(value: object) -> object:
+    """What `typed_cell` reads as this value, where that is a list; anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    return " ".join(str(Lora(**one)) if isinstance(one, dict) else one for one in value)
 
 
 def is_empty(cell: str) -> bool:
@@ -147,6 +158,18 @@ def _number(text: str, delimiter: str) -> float:
     if not math.isfinite(number):
         raise ValueError("should be a finite number")
     return number
+
+
+def _lora(text: str) -> dict[str, str | float]:
+    """An adapter and its scale, as `outline:0.8`; 1 where none is given.
+
+    A scale has no thousands, so that a comma in it is a point.
+    """
+    name, colon, scale = text.partition(":")
+    plain = scale.replace(",", ".")
+    if not name or name.endswith(",") or (colon and not _NUMBER.fullmatch(plain)):
+        raise ValueError("should be names of adapters with a space between them, as outline or outline:0.8")
+    return {"name": name, "scale": float(plain)} if colon else {"name": name}
 
 
 def _with_point(text: str, delimiter: str, *, is_whole: bool = True) -> str:

@@ -44,6 +44,7 @@ _USUAL = {
     "steps": "num_inference_steps", "numsteps": "num_inference_steps", "sampler": "scheduler",
     "negative": "negative_prompt", "text": "prompt", "prompts": "prompt", "description": "prompt",
     "caption": "prompt", "n": "num_images", "count": "num_images", "format": "output_format",
+    "images": "num_images",
     "quality": "output_quality", "w": "width", "h": "height", "deadline": "deadline_seconds",
     "webhook": "webhook_url", "checkpoint": "model",
 }  # fmt: skip

@@ -11,6 +11,7 @@ from web.refusals import FieldError, InvalidRequest
 Position = tuple[datetime, str]
 
 MAX_CHARACTERS = 200
+_ROW_ID = r"(job|bat)_[0-9a-z]{26}|whd_[0-9a-f]{32}|file_[0-9a-f]{64}"
 
 
 def encode_cursor(created_at: datetime, row_id: str) -> str:
@@ -29,7 +30,7 @@ def decode_cursor(cursor: str | None) -> Position | None:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         instant, row_id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         created_at = datetime.fromisoformat(instant)
-        if created_at.tzinfo is None or not re.fullmatch(r"(job|bat)_[0-9a-z]{26}|whd_[0-9a-f]{32}", row_id):
+        if created_at.tzinfo is None or not re.fullmatch(_ROW_ID, row_id):
             raise ValueError(cursor)
     except (ValueError, TypeError, binascii.Error, RecursionError) as error:
         wrong = FieldError("cursor", "is not a next_cursor of this list", parameter=True)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from catalogue.parameters import DEFAULTS, MAX_NUM_IMAGES, MAX_SEED, PARAMETERS, TEXTS, Parameter
+from catalogue.parameters import DEFAULTS, FILES, MAX_NUM_IMAGES, MAX_SEED, PARAMETERS, TEXTS, Parameter
 from storage.job_views import Job
-from web.admission import Admission
-from web.csv_cells import typed_cell
+from web.admission import NO_FILES, Admission, Files
+from web.csv_cells import cell_of, typed_cell
 from web.idempotency import digest_of
 from web.refusals import FieldError
 from web.schemas import JobRequest
@@ -59,8 +59,10 @@ class DrawForm:
     def of_job(cls, job: Job, catalogue: "Catalogue") -> "DrawForm":
         """Filled with an old job's parameters, its seed included."""
         same, tier = job.parameters, catalogue.tier(job.tier)
-        values = {"tier": job.tier, **{name: str(getattr(same, name)) for name in _PARAMETERS}}
-        if tier is not None and (same.width, same.height) == (tier.default_width, tier.default_height):
+        named = same.values()
+        values = {"tier": job.tier, **{name: _shown(cell_of(named[name])) for name in _PARAMETERS}}
+        is_of_tier = tier and (same.width, same.height) == (tier.default_width, tier.default_height)
+        if is_of_tier and not same.file_ids:
             values |= {"width": "", "height": ""}
         values |= {f"{_OWN}/{name}": _shown(value) for name, value in same.pipeline_parameters.items()}
         return cls(values)
@@ -69,8 +71,9 @@ class DrawForm:
         """The same with what is wrong beside each field; what belongs to none stands under `""`."""
         found: dict[str, list[str]] = {}
         for error in errors:
+            entry = error.field.partition("/")[0]  # of a list: `image/0`
             is_ours = error.field in (*FIELDS, "api_key") or _OWN_FIELD.fullmatch(error.field)
-            place = error.field if is_ours else ""
+            place = error.field if is_ours else entry if entry in FIELDS else ""
             detail = error.detail if place or not error.field else f"{error.field}: {error.detail}"
             found.setdefault(place, []).append(detail)
         return DrawForm(self.values, found, self.once, self.was_sent)
@@ -89,8 +92,18 @@ class DrawForm:
         """
         return f"page {self.once}\n{self.digest}"
 
-    def job_request(self, catalogue: "Catalogue", admission: Admission) -> JobRequest:
-        """What the form asks for; raises `InvalidRequest` naming every field that is wrong."""
+    @property
+    def file_ids(self) -> list[str]:
+        """The files that were named, as far as they can be."""
+        return [id for name in FILES for id in self.values.get(name, "").split()]
+
+    def job_request(
+        self, catalogue: "Catalogue", admission: Admission, files: Files = NO_FILES
+    ) -> JobRequest:
+        """What the form asks for; raises `InvalidRequest` naming every field that is wrong.
+
+        An image without a size decides the size itself; else a tier has one of its own.
+        """
         asked: dict[str, object] = {}
         errors = []
         for name in _PARAMETERS:
@@ -115,11 +128,13 @@ class DrawForm:
             errors.append(FieldError("tier", f"there is no such tier; there is: {names}"))
         else:
             sides = {"width": tier.default_width, "height": tier.default_height}
-            asked = {"model": tier.model, **sides, **asked}
-        return admission.read(asked, found=errors)
+            asked = {"model": tier.model, **({} if self.file_ids else sides), **asked}
+        return admission.read(asked, found=errors, files=files)
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -13,13 +13,15 @@ from storage.errors import (
     BlobError,
     BlobUnavailable,
     DeliveryIsPending,
+    FileGone,
+    FileInUse,
     IdempotencyMismatch,
     JobIsFinal,
     NotFound,
     StorageError,
     Unavailable,
 )
-from web.faults import completed
+from web.faults import completed, known_fields
 from web.refusals import MAX_DETAIL_CHARACTERS, MAX_ERRORS, FieldError, InvalidRequest, Refusal
 from web.schemas import field_errors, parameter_errors
 
@@ -34,6 +36,8 @@ STATUS_OF: dict[type[StorageError], int] = {
     IdempotencyMismatch: 422,
     JobIsFinal: 409,
     DeliveryIsPending: 409,
+    FileInUse: 409,
+    FileGone: 409,
     BlobUnavailable: 503,
     BlobConflict: 500,
     BlobError: 500,
@@ -136,7 +140,7 @@ def answer_invalid(error: ValidationError) -> Response:
         return problem(404, "not_found", f"there is nothing at this address: {named}", faults)
     if error.title.endswith("Query"):
         return answer_refusal(InvalidRequest.of(parameter_errors(error, known=())))
-    return answer_refusal(InvalidRequest.of(field_errors(error)))
+    return answer_refusal(InvalidRequest.of(field_errors(error, known=known_fields())))
 
 
 def register_errors(app: Flask) -> None:

@@ -5,7 +5,8 @@ the model. Before such a refusal is sent, this module looks at all parts. It kno
 declares and none of their limits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -14,7 +15,12 @@ from flask.typing import ResponseReturnValue
 from flask_openapi.openapi import OpenAPI
 from pydantic import BaseModel, ValidationError
 
+from catalogue.parameters import FILES
+from storage.errors import StorageError
+from web.admission import Files
+from web.auth import account_id
 from web.idempotency import idempotency_key
+from web.input_files import files_named, is_carried
 from web.refusals import FieldError, InvalidRequest, Refusal
 from web.schemas import JobRequest, field_errors, parameter_errors
 from web.wiring import wired
@@ -97,12 +103,28 @@ def body_faults() -> list[FieldError]:
     except Refusal:
         return []
     if model is JobRequest:
-        return wired().admission.errors_of(fields)
+        return wired().admission.errors_of(fields, _files_in(fields))
     try:
         model.model_validate(fields)
     except ValidationError as error:
         return field_errors(error, known=model.model_fields)
     return []
+
+
+def _files_in(fields: Mapping[str, Any]) -> Files | None:
+    """The files that a body names, and the images that it carries; None where they cannot be looked up."""
+    values = [fields.get(name) for name in FILES]
+    texts = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    carried = [one for one in texts if isinstance(one, str) and is_carried(one)]
+    with suppress(StorageError):
+        return {**dict.fromkeys(carried), **files_named(account_id(), texts)}
+    return None
+
+
+def known_fields() -> tuple[str, ...]:
+    """The fields of the JSON body that the running route takes."""
+    model = _declared("body")
+    return () if model is None else tuple(model.model_fields)
 
 
 class _Nothing(BaseModel, extra="forbid"):

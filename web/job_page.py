@@ -23,6 +23,7 @@ from web.auth import account_of_session
 from web.draw_form import DrawForm, once_of
 from web.html_errors import register_html_errors
 from web.idempotency import digest_of
+from web.input_files import files_named
 from web.jobs import submit
 from web.page import STALE_FORM, front_page
 from web.refusals import quoted
@@ -70,7 +71,8 @@ def retry_job(job_id: str) -> AnyResponse:
             return job.id
         # The line break keeps it apart from every key that a client of the API can send.
         key, digest = f"page retry {once_of(request.form)}\n{job.id}", digest_of()
-        admit = partial(wired().admission.readmit, job, idempotency_key=key, request_hash=digest)
+        files = files_named(job.account_id, job.parameters.file_ids)
+        admit = partial(wired().admission.readmit, job, files=files, idempotency_key=key, request_hash=digest)
         return submit(admit, job.account_id, key, digest)[0].id
 
     return _act_on(job_id, retry)
@@ -108,7 +110,7 @@ def _shown(job: Job, *, status: int = 200, refusal: str | None = None) -> Respon
 def _command_for(job: Job) -> str:
     """The same job again from a shell, quoted for it."""
     asked = {"model": job.model, **job.parameters.values()}
-    given = {name: value for name, value in asked.items() if value not in (None, {})}
+    given = {name: value for name, value in asked.items() if value not in (None, {}, [])}
     body = json.dumps(given, ensure_ascii=False)
     return (
         f'curl {shlex.quote(url_of("/v1/jobs"))} -H "Authorization: Bearer $CALOTYPE_API_KEY" \\\n'

@@ -20,6 +20,7 @@ from web.cursor import decode_cursor, encode_cursor
 from web.errors import documented
 from web.front.wsgi import waiting_client
 from web.idempotency import digest_of, digest_of_meaning, idempotency_key
+from web.input_files import files_named, with_files
 from web.preference import preferences, said_seconds
 from web.refusals import ImageNotFound, InvalidRequest, JobIsNotFinal, NotServed, quoted
 from web.resources import JobList, JobResource, job_resource, job_resources, signed_url
@@ -56,7 +57,13 @@ def create_job(body: JobRequest) -> Response:
     With an `Idempotency-Key` the same request again gives the same job, marked `Idempotent-Replayed: true`.
     """
     key, digest = idempotency_key(), digest_of_meaning(body)
-    admit = partial(wired().admission.admit, body, account_id(), idempotency_key=key, request_hash=digest)
+
+    def admit() -> NewJob:
+        known, files = with_files(account_id(), body)
+        return wired().admission.admit(
+            known, account_id(), idempotency_key=key, request_hash=digest, files=files
+        )
+
     # Of jobs that were made when the digest was one of the body's bytes: the same bytes still find them.
     return _accept(admit, key, digest, earlier_digest=digest_of(request.get_data()))
 
@@ -117,7 +124,8 @@ def retry_job(path: JobPath) -> Response:
     if not job.is_terminal:
         raise JobIsNotFinal(f"job {job.id!r} is {job.state} and cannot be tried again yet")
     key, digest = idempotency_key(scope=f"retry {job.id}"), digest_of()
-    admit = partial(wired().admission.readmit, job, idempotency_key=key, request_hash=digest)
+    files = files_named(job.account_id, job.parameters.file_ids)
+    admit = partial(wired().admission.readmit, job, files=files, idempotency_key=key, request_hash=digest)
     return _accept(admit, key, digest)
 
 

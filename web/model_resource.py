@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
+from web.parameter_fields import LoraField
+
 if TYPE_CHECKING:
     from catalogue.catalogue import Model
 
@@ -20,7 +22,23 @@ class PresetResource(BaseModel):
     guidance_cutoff: float | None
     step_cache: int | None
     scheduler: str | None
+    strength: float | None
+    loras: list[LoraField] | None
     pipeline_parameters: dict[str, bool | int | float | str] | None
+
+
+class AdapterResource(BaseModel):
+    """A LoRA of the model; a request names it in `loras`."""
+
+    name: str
+    description: str
+
+
+class WordResource(BaseModel):
+    """A word that the model was taught by textual inversion; a prompt may have it."""
+
+    word: str
+    description: str
 
 
 class ModelParameterResource(BaseModel):
@@ -48,6 +66,11 @@ class ModelResource(BaseModel):
     max_guidance_scale: float
     max_step_cache: int = Field(description="1 where the model has no step cache.")
     presets: list[PresetResource] = Field(description="What a request may ask for by name.")
+    tasks: list[str] = Field(
+        description="What it draws from: `text-to-image` is a prompt alone, the others begin with images."
+    )
+    loras: list[AdapterResource] = Field(description="What a request may name in `loras`.")
+    embeddings: list[WordResource] = Field(description="Words that the model was taught besides.")
     parameters: list[ModelParameterResource] = Field(
         description="What a request may give in `pipeline_parameters`."
     )
@@ -67,12 +90,16 @@ class ModelList(BaseModel):
 
 def model_resource(model: "Model", *, default: bool) -> ModelResource:
     """A model as the catalogue has it."""
-    same = ModelResource.model_fields.keys() - {"default", "tiers", "schedulers", "presets", "parameters"}
+    made_here = {"default", "tiers", "schedulers", "presets", "parameters", "tasks", "loras", "embeddings"}
+    same = ModelResource.model_fields.keys() - made_here
     return ModelResource(
         **{name: getattr(model, name) for name in same},
         default=default,
         schedulers=list(model.schedulers),
         presets=[PresetResource(**preset.model_dump()) for preset in model.presets],
+        tasks=list(model.tasks),
+        loras=[AdapterResource(name=lora.name, description=lora.description) for lora in model.loras],
+        embeddings=[WordResource(word=one.word, description=one.description) for one in model.embeddings],
         parameters=[ModelParameterResource(**parameter.model_dump()) for parameter in model.parameters],
         tiers=[tier.name for tier in model.tiers],
     )

@@ -27,6 +27,7 @@ from web.cursor import decode_cursor, encode_cursor
 from web.draw_form import DrawForm, limits, other_fields
 from web.errors import RETRY_AFTER_SECONDS
 from web.html_errors import register_html_errors
+from web.input_files import files_named
 from web.jobs import submit
 from web.refusals import FieldError, InvalidRequest
 from web.resources import JobResource, job_resources
@@ -100,8 +101,11 @@ def draw() -> AnyResponse:
     key, digest = form.idempotency_key, form.digest
 
     def admit() -> NewJob:
-        asked = form.job_request(wiring.catalogue, wiring.admission)
-        return wiring.admission.admit(asked, principal.account_id, idempotency_key=key, request_hash=digest)
+        files = files_named(principal.account_id, form.file_ids)
+        asked = form.job_request(wiring.catalogue, wiring.admission, files)
+        return wiring.admission.admit(
+            asked, principal.account_id, idempotency_key=key, request_hash=digest, files=files
+        )
 
     refused: InvalidRequest | None = None
     try:

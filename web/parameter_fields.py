@@ -9,9 +9,26 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    create_model,
+)
 
-from catalogue.parameters import DEFAULTS, PARAMETERS, KnownParameter
+from catalogue.parameters import (
+    DEFAULTS,
+    FILE_ID,
+    MAX_INPUT_IMAGES,
+    MAX_LORA_SCALE,
+    MAX_LORAS,
+    PARAMETERS,
+    KnownParameter,
+    is_file_id,
+)
 from catalogue.pipeline_parameters import MAX_DECLARED, MAX_STRING_CHARACTERS, PipelineParameter
 from web.text import Text, VisibleText, cleaned
 
@@ -20,6 +37,21 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=BaseModel)
 FieldOf = Callable[[str, KnownParameter], tuple[Any, Any]]  # a type, and what pydantic's `Field` makes
+
+
+class LoraField(BaseModel):
+    """An adapter of the model, and how strongly it is applied."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    name: str = Field(min_length=1, max_length=64, description="One of the model's adapters.")
+    scale: float = Field(
+        1.0,
+        ge=-MAX_LORA_SCALE,
+        le=MAX_LORA_SCALE,
+        allow_inf_nan=False,
+        description="1 applies it as it was trained, 0 not at all.",
+    )
 
 
 def with_parameters(
@@ -49,6 +81,8 @@ def as_given(name: str, parameter: KnownParameter) -> tuple[Any, Any]:
     """The field of a request. One that is left out and could come from a preset or the model is None."""
     if parameter.type == "object":
         return _limited(parameter), Field(default_factory=dict, description=parameter.description)
+    if parameter.type == "files":
+        return _limited(parameter), Field(default_factory=list, description=parameter.description)
     default = None if parameter.in_presets else DEFAULTS.get(name)
     kind = _limited(parameter)
     examples = list(parameter.examples) or None
@@ -75,6 +109,9 @@ _TYPES: Mapping[str, Any] = {
     "choice": str,
     "text": str,
     "object": dict[str, bool | int | float | str],
+    "file": str,
+    "files": list[str],
+    "loras": list[LoraField],
 }
 
 
@@ -93,6 +130,12 @@ def _limited(parameter: KnownParameter) -> Any:
             return Annotated[dict[str, _OwnValue], AfterValidator(_bounded), WithJsonSchema(_OBJECT)]
         case "text":
             return VisibleText if parameter.is_required else Text
+        case "file":
+            return _File
+        case "files":
+            return _Files
+        case "loras":
+            return Annotated[list[LoraField], Field(max_length=MAX_LORAS), AfterValidator(_each_once)]
     return _TYPES[parameter.type]
 
 
@@ -138,6 +181,26 @@ def _what_for(parameter: PipelineParameter) -> str:
     return ", ".join(filter(None, (parameter.description, f"{default} if left out")))
 
 
+def _listed(value: Any) -> Any:
+    """A single file stands for a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
+def _named_or_carried(text: str) -> str:
+    if not is_file_id(text) and text[: len(DATA_URL)].lower() != DATA_URL:
+        raise ValueError(
+            f"should be the id of a file, or the image itself as a URL that begins with {DATA_URL}"
+        )
+    return text
+
+
+def _each_once(loras: list[LoraField]) -> list[LoraField]:
+    names = [lora.name for lora in loras]
+    if len(set(names)) < len(names):
+        raise ValueError("names an adapter twice")
+    return loras
+
+
 def _cleaned_if_text(value: Any) -> Any:
     return cleaned(value) if isinstance(value, str) else value
 
@@ -149,6 +212,23 @@ def _bounded(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+DATA_URL = "data:image/"
+"""The beginning of a URL that carries an image itself (RFC 2397)."""
+_FILE = {"type": "string", "pattern": f"{FILE_ID}|^{DATA_URL}"}
+_File = Annotated[str, AfterValidator(_named_or_carried), WithJsonSchema(_FILE)]
+_Files = Annotated[
+    list[_File],
+    Field(max_length=MAX_INPUT_IMAGES),
+    BeforeValidator(_listed),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": _FILE, "maxItems": MAX_INPUT_IMAGES},
+                _FILE,
+            ]
+        }
+    ),
+]
 _OwnValue = Annotated[Any, AfterValidator(_cleaned_if_text)]  # its type is the model's to check
 _OBJECT = {
     "type": "object",

@@ -7,10 +7,13 @@ Refusal
  ├─ ImageNotFound         404 image_not_found
  ├─ JobIsNotFinal         409 job_is_not_final
  ├─ NotServed             409 not_served
+ ├─ FileNotUploaded       409 file_not_uploaded
  ├─ BodyTooLarge          413 body_too_large
  ├─ UnsupportedMediaType  415 unsupported_media_type
- └─ InvalidRequest        422 invalid_request
-     └─ InvalidCsv        422 invalid_csv
+ ├─ InvalidRequest        422 invalid_request
+ │   ├─ InvalidCsv        422 invalid_csv
+ │   └─ InvalidImage      422 invalid_image
+ └─ Busy                  503 busy
 
 Storage has errors of its own; `web.errors` turns both kinds into answers.
 """
@@ -111,6 +114,13 @@ class NotServed(Refusal):
     code = "not_served"
 
 
+class FileNotUploaded(Refusal):
+    """Nothing, or something else than was declared, lies where a file was to be put."""
+
+    status = 409
+    code = "file_not_uploaded"
+
+
 class BodyTooLarge(Refusal):
     """The body is larger than this route takes."""
 
@@ -143,3 +153,16 @@ class InvalidCsv(InvalidRequest):
     """The upload is no CSV that can be run; `errors` name lines and fields."""
 
     code = "invalid_csv"
+
+
+class InvalidImage(InvalidRequest):
+    """The file is no picture that can be drawn from; `errors` say which field brought it, and why."""
+
+    code = "invalid_image"
+
+
+class Busy(Refusal):
+    """Too many ask for the same at once: try again."""
+
+    status = 503
+    code = "busy"

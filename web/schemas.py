@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from web.parameter_fields import as_given, with_parameters
+from web.parameter_fields import LoraField, as_given, with_parameters
 from web.preference import DEFAULT_WAIT_SECONDS
 from web.refusals import MAX_QUOTED_CHARACTERS, FieldError
 from web.webhook_url import check_webhook_form
@@ -135,6 +135,20 @@ class ReceiverPath(BaseModel):
     receiver_id: str = Field(examples=["whr_5b0f6d6f0d5c4f6e9c1d2a3b4c5d6e7f"])
 
 
+class FilePath(BaseModel):
+    """A file in the address."""
+
+    file_id: str = Field(examples=["file_9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
+
+
+class UploadRequest(Body):
+    """What is going to be put under a presigned link."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of the file's bytes, in hex.")
+    num_bytes: int = Field(ge=1, description="At most CALOTYPE_MAX_FILE_BYTES.")
+    media_type: Literal["image/png", "image/jpeg", "image/webp"]
+
+
 class WaitQuery(BaseModel):
     """A long poll."""
 
@@ -183,7 +197,14 @@ JOB_FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
 def field_errors(error: ValidationError, *, known: Iterable[str] = JOB_FIELDS) -> list[FieldError]:
     """pydantic's findings in our words: the field, and the limit that it breaks; never the value."""
     found = error.errors(include_url=False)
-    return [FieldError(pointer(part["loc"]), _detail(dict(part), known)) for part in found]
+    return [
+        FieldError(pointer(part["loc"]), _detail(dict(part), _known_at(part["loc"], known))) for part in found
+    ]
+
+
+def _known_at(location: tuple[int | str, ...], known: Iterable[str]) -> Iterable[str]:
+    """The names that may stand there: of an adapter its own, else those of the whole body."""
+    return LoraField.model_fields if location[:1] == ("loras",) and len(location) > 1 else known
 
 
 def parameter_errors(error: ValidationError, known: Iterable[str]) -> list[FieldError]:
@@ -214,6 +235,8 @@ def _detail(found: dict[str, Any], known: Iterable[str]) -> str:
             return f"is not known; there is: {names}" if names else "is not known; there is none"
         case "value_error":
             return str(found["msg"]).removeprefix("Value error, ")
+        case "model_type":
+            return 'should be an object, as {"name": "outline", "scale": 0.8}'
         case "string_unicode":
             return "holds a lone surrogate, which is no character"
         case "int_type" | "int_from_float" if isinstance(found["input"], float):

@@ -7,6 +7,7 @@ from storage.accounts import authenticate
 from storage.errors import StorageError
 from web.app import create_app
 from web.batches import MULTIPART_BYTES, max_report_bytes
+from web.files import ENVELOPE_BYTES
 from web.front.application import Front
 from web.front.connection import Connections
 from web.front.cross_origin import CrossOrigin
@@ -16,7 +17,9 @@ from web.front.threads import Threads
 from web.prefix import Prefix, prefix_path
 from web.wiring import EXTENSION, Wiring
 
-UPLOADS = ("POST", "/v1/batches")
+CSV_UPLOADS, FILE_UPLOADS = ("POST", "/v1/batches"), ("POST", "/v1/files")
+UPLOADS_HELD = 4
+"""How many of the largest uploads one process holds while they come, slowly maybe."""
 SHARED_PATHS = ("/v1/", "/healthz", "/readyz", "/openapi.json")
 """What pages of other origins may read, where a setting names them: no page of ours, and no session."""
 
@@ -25,6 +28,10 @@ def run_api(settings: Settings, host: str, port: int) -> None:
     """Serve the API there; returns when it has drained after SIGTERM."""
     app = create_app(settings)
     wiring: Wiring = app.extensions[EXTENSION]
+    max_uploads = {
+        CSV_UPLOADS: max_report_bytes(settings.max_csv_bytes, settings.max_csv_rows) + MULTIPART_BYTES,
+        FILE_UPLOADS: settings.max_file_bytes + ENVELOPE_BYTES,
+    }
     limits = Limits(
         header_seconds=settings.header_seconds,
         body_seconds=settings.body_seconds,
@@ -34,16 +41,17 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         # Beyond what the system grants nobody could be cut for the next one: accepting would fail.
         max_connections=max(1, min(settings.max_connections, raise_file_limit() - RESERVED_FILES)),
         max_body_bytes=settings.max_body_bytes,
+        max_held_upload_bytes=UPLOADS_HELD * max(max_uploads.values()),
     )
     threads = Threads(limits)
     public_prefix = Prefix(settings.public_url, app.url_map)
 
     def max_upload(method: str, path: str, authorization: str) -> int:
-        """A CSV may be large, but only from whoever shows a key."""
-        address = method, public_prefix.stripped(_as_bytes(path))
-        if address != UPLOADS or not _is_known(wiring, authorization):
+        """A CSV or a file may be large, but only from whoever shows a key."""
+        max_bytes = max_uploads.get((method, public_prefix.stripped(_as_bytes(path))))
+        if max_bytes is None or not _is_known(wiring, authorization):
             return limits.max_body_bytes
-        return max_report_bytes(settings.max_csv_bytes, settings.max_csv_rows) + MULTIPART_BYTES
+        return max_bytes
 
     connections = Connections(limits.max_connections)
     below = unquote(prefix_path(settings.public_url))  # a prefix, which a proxy may have left in place

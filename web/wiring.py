@@ -7,9 +7,11 @@ from flask import current_app, request
 
 from storage.blobs import Blobs
 from storage.database import Database
+from tasks.image_download import ImageDownload
 from tasks.prompt_dispatcher import PromptDispatcher
 from web.admission import Admission
 from web.forecast import Forecast
+from web.image_checks import ImageChecks
 from web.looks import Look
 from web.metrics import Metrics
 from web.prefix import prefix_path
@@ -42,6 +44,10 @@ class Wiring:
     image_url_seconds: int
     max_csv_bytes: int
     max_csv_rows: int
+    max_csv_urls: int
+    download: ImageDownload
+    image_checks: ImageChecks
+    file_seconds: float
 
 
 def wired() -> Wiring:

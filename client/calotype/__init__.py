@@ -27,6 +27,7 @@ from .errors import (
     UnexpectedAnswerError,
     UnreachableError,
     UnsendableError,
+    UploadError,
     WaitTimeoutError,
     WebhookError,
 )
@@ -34,6 +35,7 @@ from .parameters import JobParameters
 from .resources import (
     TERMINAL_STATES,
     Batch,
+    File,
     Image,
     Job,
     JobError,
@@ -55,6 +57,7 @@ __all__ = [
     "ConflictError",
     "DownloadError",
     "Fault",
+    "File",
     "Image",
     "InvalidRequestError",
     "Job",
@@ -71,6 +74,7 @@ __all__ = [
     "UnexpectedAnswerError",
     "UnreachableError",
     "UnsendableError",
+    "UploadError",
     "WaitTimeoutError",
     "WaitingReason",
     "WebhookError",

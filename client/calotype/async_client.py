@@ -14,11 +14,11 @@ import httpx2
 
 from . import __version__, calls, steps
 from .connection import connection_to
-from .files import image_path, read_csv, write_whole
+from .files import image_path, read_csv, read_image, write_whole
 from .parameters import JobParameters
 from .presigned import hide_query_async
-from .resources import Batch, Job, Model, Tier
-from .steps import Conduct, Fetch, Found, Outcome, Send, Sleep, Step, Steps
+from .resources import Batch, File, Job, Model, Tier
+from .steps import Conduct, Fetch, Found, Outcome, Put, Send, Sleep, Step, Steps
 from .webhooks import verify_webhook
 
 T = TypeVar("T")
@@ -175,6 +175,15 @@ class AsyncClient:
             steps.sent(calls.upload_csv(name, content, form, idempotency_key=idempotency_key), self._conduct)
         )
 
+    async def upload(self, image: str | os.PathLike[str] | bytes) -> File:
+        """Send an image that jobs may start from, a path or its bytes; a job names it by its `id`.
+
+        A PNG, JPEG or WebP. A large one goes straight to the object store. The same image again gives the
+        same file. It is deleted after a day unless a job names it. Raises `InvalidRequestError` for what is
+        no such image, `UploadError`, and `OSError` if the file cannot be read.
+        """
+        return await self._run(steps.uploaded(read_image(image), self._conduct))
+
     async def get_batch(self, batch_id: str) -> Batch:
         """The batch now."""
         return await self._run(steps.sent(calls.get_batch(batch_id), self._conduct))
@@ -245,6 +254,8 @@ class AsyncClient:
                     return Outcome(await self._api.request(call.method, call.path, **options))
                 case Fetch(url):
                     return Outcome(await self._links.get(url))
+                case Put(url, headers, content):
+                    return Outcome(await self._links.put(url, headers=dict(headers), content=content))
                 case Sleep(seconds):
                     await asyncio.sleep(seconds)
         except httpx2.RequestError as error:

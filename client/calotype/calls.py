@@ -15,7 +15,22 @@ from urllib.parse import quote
 import httpx2
 
 from .answers import json_object, link_of
-from .resources import Batch, Job, JobPage, Json, Model, Tier, batch_of, job_of, job_page_of, list_of
+from .resources import (
+    Batch,
+    File,
+    Job,
+    JobPage,
+    Json,
+    Model,
+    PresignedUpload,
+    Tier,
+    batch_of,
+    file_of,
+    job_of,
+    job_page_of,
+    list_of,
+    upload_of,
+)
 from .values import as_utf8, header, json_fields, texts
 
 T = TypeVar("T")
@@ -125,6 +140,23 @@ def get_results_file(batch_id: str) -> Call[bytes]:
 def get_report(batch_id: str, name: str) -> Call[list[dict[str, str]]]:
     """`GET /v1/batches/{id}/results.csv` or `errors.csv`: a dictionary a row, by column."""
     return _get(f"/v1/batches/{_part(batch_id)}/{name}.csv", _rows)
+
+
+def send_file(content: bytes) -> Call[File]:
+    """`POST /v1/files`. A repetition finds the file by its bytes."""
+    files = {"file": ("image", content, "application/octet-stream")}
+    return Call("POST", "/v1/files", _as(file_of), is_repeatable=True, files=files)
+
+
+def begin_upload(sha256: str, num_bytes: int, media_type: str) -> Call[File | PresignedUpload]:
+    """`POST /v1/files/uploads`: where the bytes are to be put, or the file."""
+    declared = {"sha256": sha256, "num_bytes": num_bytes, "media_type": media_type}
+    return Call("POST", "/v1/files/uploads", _as(upload_of), is_repeatable=True, json=declared)
+
+
+def complete_upload(file_id: str) -> Call[File]:
+    """`POST /v1/files/{id}/complete`."""
+    return Call("POST", f"/v1/files/{_part(file_id)}/complete", _as(file_of), is_repeatable=True)
 
 
 def list_tiers() -> Call[list[Tier]]:

@@ -15,11 +15,11 @@ import httpx2
 
 from . import __version__, calls, steps
 from .connection import connection_to
-from .files import image_path, read_csv, write_whole
+from .files import image_path, read_csv, read_image, write_whole
 from .parameters import JobParameters
 from .presigned import hide_query
-from .resources import Batch, Job, Model, Tier
-from .steps import Conduct, Fetch, Found, Outcome, Send, Sleep, Step, Steps
+from .resources import Batch, File, Job, Model, Tier
+from .steps import Conduct, Fetch, Found, Outcome, Put, Send, Sleep, Step, Steps
 from .webhooks import verify_webhook
 
 T = TypeVar("T")
@@ -177,6 +177,15 @@ class Client:
             steps.sent(calls.upload_csv(name, content, form, idempotency_key=idempotency_key), self._conduct)
         )
 
+    def upload(self, image: str | os.PathLike[str] | bytes) -> File:
+        """Send an image that jobs may start from, a path or its bytes; a job names it by its `id`.
+
+        A PNG, JPEG or WebP. A large one goes straight to the object store. The same image again gives the
+        same file. It is deleted after a day unless a job names it. Raises `InvalidRequestError` for what is
+        no such image, `UploadError`, and `OSError` if the file cannot be read.
+        """
+        return self._run(steps.uploaded(read_image(image), self._conduct))
+
     def get_batch(self, batch_id: str) -> Batch:
         """The batch now."""
         return self._run(steps.sent(calls.get_batch(batch_id), self._conduct))
@@ -247,6 +256,8 @@ class Client:
                     return Outcome(self._api.request(call.method, call.path, **options))
                 case Fetch(url):
                     return Outcome(self._links.get(url))
+                case Put(url, headers, content):
+                    return Outcome(self._links.put(url, headers=dict(headers), content=content))
                 case Sleep(seconds):
                     time.sleep(seconds)
         except httpx2.RequestError as error:

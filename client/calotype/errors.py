@@ -15,6 +15,7 @@ CalotypeError
  ├─ JobNotSucceededError        the job ended otherwise, or has not ended
  ├─ WaitTimeoutError            the time to wait is over; the job goes on
  ├─ DownloadError               the image did not arrive whole
+ ├─ UploadError                 the store did not take the file
  └─ WebhookError                a message that no secret signed, or too old a one
 """
 
@@ -170,6 +171,13 @@ class DownloadError(CalotypeError):
     """An image did not arrive whole, or its link was refused."""
 
     code = "download_failed"
+    retryable = True
+
+
+class UploadError(CalotypeError):
+    """The store did not take a file under the link for it."""
+
+    code = "upload_failed"
     retryable = True
 
 

@@ -1,4 +1,4 @@
-"""The caller's own files: a CSV that is read, an image that is written whole or not at all."""
+"""The caller's own files: a CSV or an image that is read, an image that is written whole or not at all."""
 
 import os
 import secrets
@@ -13,6 +13,20 @@ def read_csv(file: str | os.PathLike[str] | bytes, filename: str | None) -> tupl
         return filename or "prompts.csv", file
     path = Path(file)
     return filename or path.name, path.read_bytes()
+
+
+def read_image(image: str | os.PathLike[str] | bytes) -> bytes:
+    """The content of an image. Raises `OSError`."""
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
+
+
+def media_type_of(content: bytes) -> str | None:
+    """By the first bytes of an image; None for what the API reads no image from."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if content.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    return "image/webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
 
 
 def image_path(to: str | os.PathLike[str], job: Job, index: int) -> Path:

@@ -4,8 +4,15 @@ Owns their names and types; the limits of each are the server's (`GET /v1/models
 server is sent all the same: a type checker refuses it, the client does not.
 """
 
-from collections.abc import Mapping
-from typing import Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Literal, Required, TypedDict
+
+
+class Lora(TypedDict, total=False):
+    """An adapter of the model by its name, and how strongly it is applied: 1 where `scale` is left out."""
+
+    name: Required[str]
+    scale: float
 
 
 class JobParameters(TypedDict, total=False):
@@ -25,6 +32,11 @@ class JobParameters(TypedDict, total=False):
     num_images: int | None
     output_format: Literal["png", "webp", "jpeg"] | None
     output_quality: int | None
+    image: str | Sequence[str] | None
+    mask_image: str | None
+    control_image: str | None
+    strength: float | None
+    loras: Sequence[Lora] | None
     lane: Literal["interactive", "bulk"] | None
     strict: bool | None
     deadline_seconds: float | None

@@ -1,4 +1,4 @@
-"""What the API answers, as frozen dataclasses: jobs, images, batches, tiers, models.
+"""What the API answers, as frozen dataclasses: jobs, images, batches, files, tiers, models.
 
 A field that a later server adds changes nothing here and is found in `raw`; a field that an older server
 does not send has its default. Knows no HTTP.
@@ -85,6 +85,11 @@ class Job:
     strict: bool = False
     output_format: str = "png"
     output_quality: int | None = None
+    image: tuple[str, ...] = ()
+    mask_image: str | None = None
+    control_image: str | None = None
+    strength: float | None = None
+    loras: tuple[Mapping[str, str | float], ...] = field(default=(), hash=False)
     pipeline_parameters: Mapping[str, bool | int | float | str] = field(default_factory=dict, hash=False)
     attempt: int = 0
     eta_seconds: float | None = None
@@ -139,6 +144,31 @@ class Batch:
     def has_ended(self) -> bool:
         """Whether every job of it has ended."""
         return self.state != "running"
+
+
+@dataclass(frozen=True)
+class File:
+    """An image that jobs may start from; `expires_at` is None once one has named it; `raw` is the answer."""
+
+    id: str
+    num_bytes: int = 0
+    media_type: str = ""
+    width: int = 0
+    height: int = 0
+    sha256: str = ""
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    links: Mapping[str, str] = field(default_factory=dict, hash=False)
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class PresignedUpload:
+    """Where the bytes of a file are to be put, and the headers that must go with them."""
+
+    id: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -199,6 +229,16 @@ def batch_of(document: Json) -> Batch:
         **_instants(document, "created_at", "finished_at"),
         raw=document,
     )
+
+
+def file_of(document: Json) -> File:
+    """A file from its JSON; raises as `job_of` does."""
+    return _filled(File, document, **_instants(document, "created_at", "expires_at"), raw=document)
+
+
+def upload_of(document: Json) -> File | PresignedUpload:
+    """Where a file is to be put, or the file if it is there already; raises as `job_of` does."""
+    return _filled(PresignedUpload, document) if "url" in document else file_of(document)
 
 
 def job_page_of(document: Json) -> JobPage:

@@ -1,14 +1,14 @@
 """What the client does to reach a goal, as generators of steps that perform no I/O themselves.
 
 Owns retries, polling, paging and the check of a download, once for `Client` and `AsyncClient`. A generator
-yields a `Send`, `Fetch` or `Sleep`, is sent the answer or thrown the failure, yields `Found` for each result
-of a sequence, and returns the last one.
+yields a `Send`, `Fetch`, `Put` or `Sleep`, is sent the answer or thrown the failure, yields `Found` for each
+result of a sequence, and returns the last one.
 """
 
 import hashlib
 import random
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,13 +17,25 @@ import httpx2
 from . import calls
 from .answers import failure_of, failure_of_connection, unexpected
 from .calls import Call
-from .errors import ApiError, CalotypeError, DownloadError, JobNotSucceededError, WaitTimeoutError
-from .resources import Batch, Image, Job, JobPage
+from .errors import (
+    ApiError,
+    CalotypeError,
+    DownloadError,
+    JobNotSucceededError,
+    UploadError,
+    WaitTimeoutError,
+)
+from .files import media_type_of
+from .resources import Batch, File, Image, Job, JobPage
 
 PATIENCE_SECONDS = 60.0
 """How long a watch goes on while the service does not answer."""
 MAX_RETRY_AFTER_SECONDS = 60.0
 """A server that asks for more is not waited for: the error says how long it asks."""
+LARGE_BYTES = 4_000_000
+"""From here on a file goes straight to the store: a slow line then holds nothing of the API."""
+ALREADY_THERE = 412
+"""What a store answers to a link under which the same bytes were put before."""
 FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS = 0.5, 8.0
 FOLLOW_SECONDS, JOB_POLL_SECONDS, BATCH_POLL_SECONDS = 0.25, 5.0, 1.0
 
@@ -50,6 +62,15 @@ class Fetch:
 
 
 @dataclass(frozen=True)
+class Put:
+    """PUT these bytes under a presigned link without the key; the answer is its response."""
+
+    url: str
+    headers: Mapping[str, str]
+    content: bytes
+
+
+@dataclass(frozen=True)
 class Sleep:
     """Wait."""
 
@@ -63,7 +84,7 @@ class Found:
     value: Any
 
 
-Step = Send | Fetch | Sleep | Found
+Step = Send | Fetch | Put | Sleep | Found
 Steps = Generator[Step, Any, T]
 
 
@@ -205,6 +226,36 @@ def downloaded(job: Job | str, index: int, conduct: Conduct) -> Steps[tuple[Job,
             if problem is None:
                 return found, response.content
             failure = DownloadError(f"image {index} of job {found.id}: {problem}")
+        delay = conduct.delay_seconds(num_retries, failure)
+        if delay is None or not failure.retryable:
+            raise failure
+        yield Sleep(delay)
+        num_retries += 1
+
+
+def uploaded(content: bytes, conduct: Conduct) -> Steps[File]:
+    """The file of these bytes, sent to the API, or put into its store if it is large."""
+    media_type = media_type_of(content)
+    if len(content) < LARGE_BYTES or media_type is None:  # the API says what is wrong with it
+        return (yield from sent(calls.send_file(content), conduct))
+    digest = hashlib.sha256(content).hexdigest()
+    num_retries = 0
+    while True:
+        # A fresh link each time: an old one may have expired.
+        begun = yield from sent(calls.begin_upload(digest, len(content), media_type), conduct)
+        if isinstance(begun, File):
+            return begun
+        try:
+            response = yield Put(begun.url, begun.headers, content)
+        except httpx2.RequestError as error:
+            failure: CalotypeError = failure_of_connection(_without_query(begun.url), error)
+            failure.__cause__ = error
+        else:
+            if response.is_success or response.status_code == ALREADY_THERE:
+                return (yield from sent(calls.complete_upload(begun.id), conduct))
+            failure = UploadError(
+                f"the link for the file was refused ({response.status_code} {response.reason_phrase})"
+            )
         delay = conduct.delay_seconds(num_retries, failure)
         if delay is None or not failure.retryable:
             raise failure

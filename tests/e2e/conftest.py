@@ -26,6 +26,10 @@ schedulers = ["ddim", "euler"]
 default_num_inference_steps = 20
 min_side = 64
 max_side = 256
+tasks = ["text-to-image", "image-to-image", "inpainting"]
+
+[models.tiny.loras.outline]
+path = "{loras}/outline"
 
 [models.tiny.tiers.sd]
 default_width = 128
@@ -152,7 +156,7 @@ def system(
     """`calotype up` with two workers, of which one serves both tiers."""
     folder = tmp_path_factory.mktemp("system")
     config = folder / "calotype.toml"
-    config.write_text(CONFIG.format(path=ROOT / "models" / "tiny"))
+    config.write_text(CONFIG.format(path=ROOT / "models" / "tiny", loras=ROOT / "models" / "tiny-loras"))
     ready_file = folder / "ready.json"
     ca.cert_pem.write_to_path(str(folder / "ca.pem"))
     overrides = {

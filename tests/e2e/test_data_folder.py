@@ -29,7 +29,9 @@ def files_of_the_checkout() -> dict[str, int]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A current folder with a catalogue of its own, of one worker."""
-    catalogue, _, _ = CONFIG.format(path=ROOT / "models" / "tiny").partition("[[workers]]")
+    catalogue, _, _ = CONFIG.format(
+        path=ROOT / "models" / "tiny", loras=ROOT / "models" / "tiny-loras"
+    ).partition("[[workers]]")
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "calotype.toml").write_text(catalogue + WORKER)
     return tmp_path

@@ -48,7 +48,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
         (
             "api",
             ("web.app", "tasks.sweep", "tasks.app", "flower", "alembic", "web.serve"),
-            ("torch", "diffusers", "transformers", "numpy", "PIL", "engine", "models", *DEVELOPERS),
+            ("torch", "diffusers", "transformers", "numpy", "engine", "models", *DEVELOPERS),
         ),
         (
             "worker",

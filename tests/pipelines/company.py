@@ -63,7 +63,7 @@ def draw_in_company(name: str, numbers: range, chance: int) -> Seen:
     untouched = {number: _kept_untouched(name, number) for number in numbers}
     company = Company(name, numbers, random.Random(chance))
     company.run()
-    differences = _differences(untouched, company.images)
+    differences = differences_of(untouched, company.images)
     return Seen(*differences, company.calls_a_pass, texts_of(name))
 
 
@@ -78,7 +78,7 @@ def draw_one_at_a_time(name: str, numbers: range) -> Seen:
         while call.parked is not None:
             exchange.run([call])
         images[number] = image_of(call)
-    return Seen(*_differences(untouched, images), 1.0)
+    return Seen(*differences_of(untouched, images), 1.0)
 
 
 class Company:
@@ -111,12 +111,15 @@ class Company:
 
     def _join(self) -> None:
         number = self._waiting.pop(0)
-        self._calls[number] = self._exchange.begin(**arguments(self._name, number))
+        self._calls[number] = self._begin(number)
         if self._chance.random() < 0.25:
             twin = -1 - number
-            self._calls[twin] = self._exchange.begin(**arguments(self._name, twin))
+            self._calls[twin] = self._begin(twin)
             self._doomed.add(twin)
         self._take_ended()
+
+    def _begin(self, number: int) -> Any:
+        return self._exchange.begin(**arguments(self._name, number))
 
     def _cancel_some(self) -> None:
         for number in sorted(self._doomed):
@@ -137,9 +140,12 @@ class Company:
                 chosen.append(call)
         if is_denoiser(chosen[0].parked.name):
             self._denoised.append(len(chosen))
-        ill = self._exchange.run(chosen)
+        ill = self._make_pass(chosen)
         assert not ill, f"{self._name}: {len(ill)} calls are not finite"
         self._take_ended()
+
+    def _make_pass(self, chosen: list[Any]) -> list[Any]:
+        return self._exchange.run(chosen)
 
     def _take_ended(self) -> None:
         for number in [number for number, call in self._calls.items() if call.parked is None]:
@@ -155,8 +161,9 @@ def _kept_untouched(name: str, number: int) -> numpy.ndarray:
     return draw_untouched(name, number)
 
 
-def _differences(
+def differences_of(
     untouched: dict[int, numpy.ndarray], images: dict[int, numpy.ndarray]
 ) -> tuple[float, float]:
+    """The largest difference of any number, and the largest mean of an image, in steps of 1/255."""
     apart = [numpy.abs(untouched[number] - images[number]) * 255 for number in untouched]
     return max(float(one.max()) for one in apart), max(float(one.mean()) for one in apart)

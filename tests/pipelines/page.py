@@ -5,6 +5,7 @@ import diffusers
 from tests.pipelines.builds import BUILDS
 from tests.pipelines.classes import ALONE, image_pipelines, reason_not_tried
 from tests.pipelines.company import MEAN, MOST, Seen
+from tests.pipelines.loras import SEEN
 
 HEAD = f"""# Pipelines of diffusers
 
@@ -24,13 +25,16 @@ when it loads the model, and compares them.
 they are. **Padded**: they do with their texts padded to a few lengths, which changes no image by more than 1
 of 255; the mask that tells the denoiser so is named, where it takes one. **Apart**: they run in passes of
 their own, since the denoiser takes no mask, or padding changes its images though it takes the mask that is
-named. *Worst* is the largest difference seen of any number of any image, 0 to 255.
+named. *LoRAs* says what became of requests with other adapters and with none, each held to diffusers' own
+pipeline with its adapters: they are **mixed** in shared passes, or run **apart**, each adapter in passes of
+its own; nothing stands where diffusers loads none. *Worst* is the largest difference seen of any number of
+any image, 0 to 255.
 """
 TRIED = """
 ## Tried
 
-| class | task | served | calls in a pass, mean | texts | worst |
-|---|---|---|---|---|---|
+| class | task | served | calls in a pass, mean | texts | LoRAs | worst |
+|---|---|---|---|---|---|---|
 """
 NOT_TRIED = """
 ## Not tried
@@ -63,8 +67,9 @@ def written(seen: dict[str, Seen]) -> str:
 
 
 def _row(name: str, seen: Seen) -> str:
-    tasks = ", ".join(BUILDS[name].tasks)
+    tasks, loras = ", ".join(BUILDS[name].tasks), SEEN.get(name, "")
     if name in ALONE:
-        return f"| `{name}` | {tasks} | alone: {ALONE[name]} | 1 | | {seen.most:.4f} |\n"
+        return f"| `{name}` | {tasks} | alone: {ALONE[name]} | 1 | | {loras} | {seen.most:.4f} |\n"
     texts = "" if seen.texts is None else seen.texts
-    return f"| `{name}` | {tasks} | batched | {seen.calls_a_pass:.1f} | {texts} | {seen.most:.4f} |\n"
+    batched = f"batched | {seen.calls_a_pass:.1f}"
+    return f"| `{name}` | {tasks} | {batched} | {texts} | {loras} | {seen.most:.4f} |\n"

@@ -16,6 +16,12 @@ def override(entries: str) -> tuple[str, str]:
     return tier, f"[models.tiny.scheduler]\n{entries}\n\n{tier}"
 
 
+def lora(entries: str, *, name: str = "clay", more: str = "") -> tuple[str, str]:
+    """A change of the file: an adapter of the model."""
+    step_cache = "step_cache = true "
+    return step_cache, f"{more}\nloras.{name} = {{ {entries.replace(chr(10), ', ')} }}\n{step_cache}"
+
+
 @pytest.fixture
 def catalogue() -> Catalogue:
     return load_catalogue(ROOT / "calotype.toml")
@@ -50,6 +56,17 @@ def test_a_request_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue)
         assert tier is not None
         assert tier.name == name
     assert tier_for(model, 256, 256) is None
+
+
+def test_adapters_of_a_model_are_read_by_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "calotype.toml"
+    path.write_text(GOOD.replace(*lora('path = "loras/ink.safetensors"\ndescription = "ink drawings"')))
+    model = load_catalogue(path).model("tiny")
+    assert model is not None
+    clay = model.lora("clay")
+    assert clay is not None
+    assert (clay.path, clay.description) == ("loras/ink.safetensors", "ink drawings")
+    assert model.lora("bronze") is None
 
 
 @pytest.mark.parametrize(
@@ -123,6 +140,25 @@ def test_a_request_goes_to_the_smallest_tier_that_holds_it(catalogue: Catalogue)
         (
             override("rescale_betas_zero_snr = true\nprediction_type = 'epsilon'"),
             "scheduler: rescale_betas_zero_snr goes with prediction_type 'v_prediction' or 'sample'",
+        ),
+        (lora('path = "a.safetensors"\nscale = 1'), r"models\.tiny\.loras\.clay\.scale: Extra inputs"),
+        (lora('description = "ink"'), r"models\.tiny\.loras\.clay\.path: Field required"),
+        (
+            lora('path = "nobody/ink"\nrevision = "main"'),
+            r"models\.tiny\.loras\.clay: revision 'main' can move",
+        ),
+        (
+            lora('path = "ink"\nweight_name = "ink.ckpt"'),
+            r"models\.tiny\.loras\.clay\.weight_name: String should",
+        ),
+        (lora('path = "ink"', name="Ink"), r"models\.tiny\.loras\.Ink\.name: String should match"),
+        (
+            ("schedulers =", "max_lora_bytes = 0\nschedulers ="),
+            "max_lora_bytes: Input should be greater than 0",
+        ),
+        (
+            lora('path = "ink"', more="compile = true"),
+            r"loras: a model with compile or cpu_offload 'sequential' takes none",
         ),
         (("[models.tiny]", "[models.tiny"), "calotype.toml"),
     ],

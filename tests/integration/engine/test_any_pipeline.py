@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def test_a_step_cache_that_a_pipeline_cannot_have_is_refused_at_load(tmp_path: P
 class Unshared(PipelineModel):
     """A model whose calls never have a signature in common."""
 
-    def signature_number(self, parked: ParkedCall) -> int:
+    def signature_number(self, parked: ParkedCall, apart: Hashable = ()) -> int:  # noqa: ARG002
         return id(parked)
 
 

@@ -55,12 +55,14 @@ def test_a_model_draws_by_its_described_entry_with_every_default_given(kind: str
     spec = ModelSpec(
         "tiny",
         model.path,
+        tasks=model.tasks,
         step_cache=model.step_cache,
         schedulers=model.schedulers,
         default_num_inference_steps=model.default_num_inference_steps,
         max_num_inference_steps=model.max_num_inference_steps,
         max_side=model.max_side,
         pipeline_parameters={one.name: None for one in model.parameters},
+        pipeline_defaults={one.name: one.default for one in model.parameters},
     )
     engine = load_engine([spec], device="cpu:0", row_limits={"tiny": {tier.max_pixels: 2}}, num_threads=1)
     request = GenerationRequest(
@@ -78,6 +80,7 @@ def test_a_model_draws_by_its_described_entry_with_every_default_given(kind: str
     finish(engine)
     engine.stop()
     assert model.parameters
+    assert {"text-to-image", "image-to-image"} <= {*model.tasks}
     assert model.step_cache
     assert not {"denoising_end", "mu"} & {one.name for one in model.parameters}
     assert pixels(handle).shape == (tier.default_height, tier.default_width, 3)
@@ -98,11 +101,8 @@ def test_the_entry_of_a_large_model_is_accepted_with_its_native_size(kind: str, 
     [
         (None, "there is no model_index.json"),
         ({"_class_name": "NoSuchPipeline"}, "has no pipeline 'NoSuchPipeline'"),
-        (
-            {"_class_name": "StableDiffusionImg2ImgPipeline"},
-            "needs an input image, which calotype does not take yet",
-        ),
-        ({"_class_name": "StableDiffusionControlNetPipeline"}, "needs a control image"),
+        ({"_class_name": "StableDiffusionControlNetImg2ImgPipeline"}, "needs an image beside a control im"),
+        ({"_class_name": "StableDiffusionUpscalePipeline"}, "makes of an image what no request asks for"),
         ({"_class_name": "KandinskyV22PriorPipeline"}, "draws no image: its call returns image_embeds"),
         ({"_class_name": "KandinskyV22Pipeline"}, "needs image_embeds and negative_image_embeds besides"),
         ({"_class_name": "StableDiffusionGLIGENPipeline"}, "needs gligen_phrases and gligen_boxes besides"),
@@ -113,7 +113,7 @@ def test_the_entry_of_a_large_model_is_accepted_with_its_native_size(kind: str, 
         ({"_class_name": "StableDiffusionPipeline"}, "it has no scheduler"),
     ],
 )
-def test_what_is_no_text_to_image_model_is_refused_by_its_reason(
+def test_what_draws_no_request_is_refused_by_its_reason(
     index: dict[str, str] | None, said: str, tmp_path: Path
 ) -> None:
     if index is not None:

@@ -1,6 +1,6 @@
 """The promises of a description, for every pipeline class of the installed diffusers.
 
-A class that cannot be drawn from text alone is refused by its reason; the sides of the others are right.
+A class that draws no request is refused by its reason; the sides of those that draw from text are right.
 """
 
 import inspect
@@ -15,9 +15,9 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from engine.describe import Description, describe
 from engine.errors import LoadError
-from engine.pipeline_task import outputs_of, refusal_of
+from engine.pipeline_task import outputs_of, own_tasks, refusal_of
 from tests.pipelines import families
-from tests.pipelines.builds import BUILDS, TEXT, built
+from tests.pipelines.builds import BUILDS, CONTROL, EDIT, IMAGE, INPAINT, TEXT, built
 from tests.pipelines.classes import AUDIO, NOT_IMAGE_CLASSES, NOT_IMAGES, VIDEO, image_pipelines
 
 pytestmark = [
@@ -28,16 +28,32 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning"),
 ]
 assert families.FAMILIES  # it fills `BUILDS`
-IMAGE_IS_OPTIONAL = {"Flux2KleinKVPipeline", "FluxKontextPipeline"}
+TASKS = {
+    TEXT: "text-to-image",
+    IMAGE: "image-to-image",
+    INPAINT: "inpainting",
+    EDIT: "edit",
+    CONTROL: "control",
+}
+ALSO_FROM_TEXT = {"Flux2KleinKVPipeline", "FluxKontextPipeline"}
 """They are made for editing, and draw from text alone as well."""
-DECODERS = {"KandinskyPipeline", "KandinskyV22Pipeline", "StableCascadeDecoderPipeline"}
+DECODERS = {
+    *("KandinskyPipeline", "KandinskyImg2ImgPipeline", "KandinskyInpaintPipeline"),
+    *("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline", "KandinskyV22InpaintPipeline"),
+    *("KandinskyV22ControlnetPipeline", "KandinskyV22ControlnetImg2ImgPipeline"),
+    "StableCascadeDecoderPipeline",
+}
 """They draw from embeddings that another pipeline makes of a text."""
 CLASSES = {
     name: kind
     for name in dir(diffusers)
     if inspect.isclass(kind := getattr(diffusers, name)) and issubclass(kind, DiffusionPipeline)
 }
-SERVED = sorted(name for name in BUILDS if refusal_of(getattr(diffusers, name)) is None)
+SERVED = sorted(
+    name
+    for name in BUILDS
+    if refusal_of(CLASSES[name]) is None and own_tasks(CLASSES[name])[0] == "text-to-image"
+)
 OWN_SIZES = {
     "FluxKontextPipeline": "keeps the area of an image at its max_area",
     "HiDreamImagePipeline": "keeps the area of an image at its default",
@@ -67,30 +83,36 @@ def made_of(name: str, folder: Path) -> Description:
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
-def test_a_class_is_described_where_text_alone_is_enough_and_else_refused_by_its_reason(name: str) -> None:
+def test_a_class_is_described_with_its_tasks_or_refused_by_its_reason(name: str) -> None:
     refused = refusal_of(CLASSES[name])
     packages = CLASSES[name].__module__.split(".")
     kind = NOT_IMAGE_CLASSES.get(name) or next((NOT_IMAGES[one] for one in packages if one in NOT_IMAGES), "")
-    if name in BUILDS and name not in DECODERS:
-        assert (refused is None) == (TEXT in BUILDS[name].tasks or name in IMAGE_IS_OPTIONAL)
+    if name in BUILDS and refused is None:
+        tasks = {TASKS[one] for one in BUILDS[name].tasks if one in TASKS}
+        own = {*own_tasks(CLASSES[name])} - ({"text-to-image"} if name in ALSO_FROM_TEXT else set())
+        # The mask of an edit says where to edit, so that is inpainting.
+        assert own == (tasks - {"edit"} if "inpainting" in tasks else tasks)
     if name not in image_pipelines():
         assert refused is not None
         assert kind != VIDEO or refused == "makes video, not an image" or not outputs_of(CLASSES[name])
         assert kind != AUDIO or refused == "makes sound, not an image"
     else:
-        assert refused is None or not refused.startswith("makes ")
+        assert refused is None or not refused.startswith("makes video")
 
 
-def test_few_classes_are_refused_for_another_reason_than_an_image_or_the_kind_of_their_output() -> None:
+def test_few_classes_are_refused_for_another_reason_than_two_kinds_of_images() -> None:
     refused = {name: refusal_of(kind) or "" for name, kind in CLASSES.items() if name in image_pipelines()}
     others = {
-        name for name, why in refused.items() if why and "image, which calotype does not take" not in why
+        name
+        for name, why in refused.items()
+        if why and not why.startswith(("needs an image beside", "needs a mode", "makes of an image"))
     }
     assert {name for name in others if ".deprecated." not in CLASSES[name].__module__} == {
         *DECODERS,
         *("ConsistencyModelPipeline", "DDIMPipeline", "DDPMPipeline", "DiTPipeline"),  # no text
-        *("VisualClozePipeline", "VisualClozeGenerationPipeline", "QwenImageLayeredPipeline"),
-        "LEditsPPPipelineStableDiffusion",
+        *("VisualClozePipeline", "VisualClozeGenerationPipeline"),
+        *("LEditsPPPipelineStableDiffusion", "LEditsPPPipelineStableDiffusionXL"),
+        "BlipDiffusionControlNetPipeline",
     }
 
 
@@ -146,6 +168,27 @@ def drawn(name: str, **sides: int) -> tuple[int, ...] | None:
 )
 def test_the_multiple_of_well_known_classes(name: str, multiple: int, tmp_path: Path) -> None:
     assert made_of(name, tmp_path).side_multiple == multiple
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "parameter"),
+    [
+        ("StableDiffusionPipeline", ("text-to-image", "image-to-image", "inpainting"), "padding_mask_crop"),
+        ("ChromaPipeline", ("text-to-image", "image-to-image", "inpainting"), "max_sequence_length"),
+        ("Flux2KleinPipeline", ("text-to-image", "edit", "inpainting"), "padding_mask_crop"),
+        ("QwenImageEditPlusPipeline", ("edit",), "max_sequence_length"),
+        ("StableDiffusionInpaintPipeline", ("inpainting",), "padding_mask_crop"),
+        ("StableDiffusionControlNetPipeline", ("control",), "controlnet_conditioning_scale"),
+        ("FluxControlPipeline", ("control",), "max_sequence_length"),
+    ],
+)
+def test_what_is_described_offers_the_tasks_that_its_weights_can_draw_and_the_parameters_of_their_calls(
+    name: str, tasks: tuple[str, ...], parameter: str, tmp_path: Path
+) -> None:
+    found = made_of(name, tmp_path)
+    assert found.tasks == tasks
+    assert parameter in [one.name for one in found.parameters]
+    assert "strength" not in [one.name for one in found.parameters]
 
 
 def changed(folder: Path, file: str, **entries: Any) -> Path:

@@ -251,6 +251,16 @@ def test_a_pipeline_takes_a_stand_in_for_the_module_itself(pipeline: Any) -> Non
     call.end()
 
 
+def test_a_call_cannot_move_a_module_that_others_are_parked_at(pipeline: Any) -> None:
+    """SDXL's calls with an image bring the VAE to full precision, and back to that of the denoiser."""
+    call = Exchange(pipeline).begin(**asked(1))
+    before = pipeline.vae.dtype
+    stand_in = vars(call._pipeline)["vae"]
+    assert stand_in.to(dtype=torch.float16) is stand_in
+    assert pipeline.vae.dtype == stand_in.dtype == before
+    call.end()
+
+
 def _compile_in_place(pipeline: Any) -> None:
     pipeline.unet.compile(backend="eager")
 

@@ -211,3 +211,105 @@ def test_a_cache_that_was_copied_here_is_enough(repository: Path, tmp_path: Path
     snapshot = tmp_path / "cache" / "models--nobody--tiny-model" / "snapshots" / REVISION
     shutil.copytree(repository, snapshot)
     assert ask(tmp_path / "cache", "http://127.0.0.1:1", local_files_only=True) == snapshot
+
+
+def weights(cache: Path, endpoint: str, **changes: Any) -> Path:
+    plain: dict[str, Any] = {
+        "path": REPOSITORY,
+        "revision": REVISION,
+        "weight_name": "ink.safetensors",
+        "local_files_only": False,
+    }
+    return Hub(endpoint=endpoint, cache=cache, timeout_seconds=2).weights(**{**plain, **changes})
+
+
+def test_one_file_of_weights_is_downloaded_once_and_nothing_else(repository: Path, tmp_path: Path) -> None:
+    (repository / "ink.safetensors").write_text("ink")
+    with FakeHub(repository, REPOSITORY, REVISION) as hub:
+        assert weights(tmp_path / "cache", hub.url).read_text() == "ink"
+        num_asked = len(hub.asked)
+        assert all(one.endswith("/ink.safetensors") for one in hub.asked)
+        assert weights(tmp_path / "cache", hub.url, local_files_only=True).read_text() == "ink"
+        assert len(hub.asked) == num_asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"local_files_only": True}, "ink.safetensors of nobody/tiny-model is not on this disk"),
+        ({"weight_name": None}, "has no pytorch_lora_weights.safetensors: name its file in `weight_name`"),
+        ({"weight_name": "ink.ckpt"}, "weight_name: 'ink.ckpt' is no safetensors file"),
+        ({"revision": "main"}, "'main' can move"),
+        ({"revision": None}, "there is no such folder, and a hub id needs `revision`"),
+        ({"path": "/no/such/place"}, "there is no such file or folder, and this is no hub id"),
+        ({"path": "/secret/ink.safetensors", "revision": None}, "^its file is not there$"),
+    ],
+)
+def test_weights_that_are_not_there_are_told_in_a_sentence_without_a_path_of_the_machine(
+    repository: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with FakeHub(repository, REPOSITORY, REVISION) as hub, pytest.raises(LoadError, match=said) as raised:
+        weights(tmp_path / "cache", hub.url, **changes)
+    assert str(tmp_path) not in str(raised.value)
+
+
+def test_of_a_folder_the_named_file_or_the_only_one_is_taken(tmp_path: Path) -> None:
+    folder = {"path": str(tmp_path), "revision": None}
+    with pytest.raises(LoadError, match="its folder has 0 safetensors files"):
+        weights(tmp_path, "", **folder, weight_name=None)
+    (tmp_path / "ink.safetensors").touch()
+    assert weights(tmp_path, "", **folder, weight_name=None).name == "ink.safetensors"
+    (tmp_path / "clay.safetensors").touch()
+    with pytest.raises(LoadError, match="has 2 safetensors files: name one in `weight_name`"):
+        weights(tmp_path, "", **folder, weight_name=None)
+    assert weights(tmp_path, "", **folder, weight_name="clay.safetensors").name == "clay.safetensors"
+    with pytest.raises(LoadError, match=r"no safetensors file 'chalk\.safetensors'"):
+        weights(tmp_path, "", **folder, weight_name="chalk.safetensors")
+    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    assert weights(tmp_path, "", **folder, weight_name=None).name == "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def component(tmp_path: Path) -> Path:
+    """A repository that holds one component, as a ControlNet's does."""
+    folder = tmp_path / "component"
+    folder.mkdir()
+    for name in (
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.bin",
+        "a.png",
+    ):
+        (folder / name).write_text("{}")
+    (folder / "diffusion_pytorch_model.fp16.safetensors").write_text("other weights")
+    return folder
+
+
+def test_of_a_component_its_configuration_and_one_set_of_weights_are_downloaded(
+    component: Path, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"revision": REVISION, "component": "controlnet", "variant": None}
+    with FakeHub(component, REPOSITORY, REVISION) as served:
+        hub = Hub(endpoint=served.url, cache=tmp_path / "cache", timeout_seconds=2)
+        with pytest.raises(LoadError, match=r"not on this disk.*--include '\*.safetensors'"):
+            hub.component(REPOSITORY, local_files_only=True, **asked)
+        folder = hub.component(REPOSITORY, local_files_only=False, **asked)
+        names = {one.name for one in folder.iterdir()}
+        assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
+        assert hub.component(REPOSITORY, local_files_only=True, **asked) == folder
+
+
+def test_a_component_without_a_configuration_or_weights_is_named(component: Path, tmp_path: Path) -> None:
+    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"):
+        (component / name).unlink()
+    asked: dict[str, Any] = {
+        "revision": REVISION, "component": "controlnet", "variant": None, "local_files_only": False,
+    }  # fmt: skip
+    with FakeHub(component, REPOSITORY, REVISION) as served:
+        hub = Hub(endpoint=served.url, cache=tmp_path / "cache", timeout_seconds=2)
+        with pytest.raises(LoadError, match="as safetensors only, and its controlnet has only"):
+            hub.component(REPOSITORY, **asked)
+        (component / "config.json").unlink()
+        hub = Hub(endpoint=served.url, cache=tmp_path / "another", timeout_seconds=2)
+        with pytest.raises(LoadError, match=r"there is no config\.json"):
+            hub.component(REPOSITORY, **asked)

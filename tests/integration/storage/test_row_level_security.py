@@ -22,7 +22,12 @@ ClaimJob = Callable[..., Claim]
 OF_ALL_ACCOUNTS = {"workers", "profiles", "sessions", *VIEWS}
 """What the API may read without a policy: nothing in it leads to an account."""
 CHECK_VIOLATION, INTEGRITY_VIOLATION = "23514", "23000"
-ONE_COLUMN = {"images": "job_id", "job_events": "job_id", "webhook_attempts": "delivery_id"}
+ONE_COLUMN = {
+    "images": "job_id",
+    "job_events": "job_id",
+    "webhook_attempts": "delivery_id",
+    "job_files": "job_id",
+}
 
 
 @pytest.fixture
@@ -54,6 +59,16 @@ def finished(database: Database, make_job: MakeJob, claim_job: ClaimJob) -> Job:
                VALUES (:account_id, 'hooks.example.com', 'doubted', 1, now(), 'test')"""
         )
         connection.execute(receiver, {"account_id": job.account_id})
+        file = text(
+            """INSERT INTO files (account_id, id, state, media_type, num_bytes, width, height, object_key)
+               VALUES (:account_id, :file_id, 'ready', 'image/png', 1, 1, 1, :job_id)"""
+        )
+        link = text(
+            "INSERT INTO job_files (account_id, job_id, file_id) VALUES (:account_id, :job_id, :file_id)"
+        )
+        values = {"account_id": job.account_id, "job_id": job.id, "file_id": "file_" + "0" * 64}
+        connection.execute(file, values)
+        connection.execute(link, values)
     return job
 
 

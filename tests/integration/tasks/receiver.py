@@ -1,4 +1,4 @@
-"""A receiver of webhooks as a stranger runs one: HTTPS on loopback, and it behaves as the test says."""
+"""A stranger's server, mostly of webhooks: HTTPS on loopback, and it behaves as the test says."""
 
 import ssl
 import threading
@@ -55,8 +55,11 @@ class Receiver:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.do_POST()
+
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 request = Received(self.path, {**self.headers}, body)
                 with outer._arrived:
                     outer.received.append(request)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from catalogue.parameters import Lora
 from engine.errors import (
     Canceled,
     DeviceLost,
@@ -22,10 +23,11 @@ from engine.errors import (
     StrictUnavailable,
 )
 from engine.request import GenerationRequest, RequestWarning
-from storage import accounts, jobs
+from storage import accounts, files, jobs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import Unavailable
+from storage.files import NewFile
 from storage.job_views import JobWarning, get
 from storage.jobs import WorkerName
 from storage.states import State
@@ -34,6 +36,7 @@ from tasks.generate import Generate, GeneratePlan
 from tasks.heart import Heart
 from tasks.holdings import Holdings
 from tasks.solo_marks import SoloMarks
+from tests.fixtures.pictures import picture
 from tests.integration.tasks.conftest import FakeEngine, FakeHandle, MakeJob
 
 
@@ -65,6 +68,52 @@ def test_what_a_job_leaves_out_reaches_the_engine(
     generate(make_job(guidance_cutoff=0.5, step_cache=3).id)
     (handle,) = engine.handles
     assert (handle.request.guidance_cutoff, handle.request.step_cache) == (0.5, 3)
+
+
+@pytest.fixture
+def red_file(database: Database, blobs: Blobs, account: str) -> str:
+    """The id of a file of the account that tests' jobs belong to."""
+    data = picture(96, 64)
+    key = files.new_key(account, files.id_of(data))
+    blobs.put(key, data, content_type="image/png", budget_seconds=10)
+    new = NewFile(account, files.id_of(data), "image/png", len(data), key, 96, 64)
+    return files.record(database, new, keep_seconds=60)[0].id
+
+
+def test_input_images_reach_the_engine_as_pixels_and_are_named_in_the_image(
+    database: Database,
+    blobs: Blobs,
+    generate: Generate,
+    engine: FakeEngine,
+    make_job: MakeJob,
+    red_file: str,
+) -> None:
+    asked = {"image": [red_file], "mask_image": red_file, "loras": [{"name": "outline", "scale": 0.5}]}
+    job = make_job(num_images=2, strength=0.5, **asked)
+    accounts.embed_parameters(database, job.account_id, True)
+    generate(job.id)
+    assert get(database, job.account_id, job.id).state is State.SUCCEEDED
+    for handle in engine.handles:
+        ((image,), (mask,)) = (handle.request.inputs[name] for name in ("image", "mask_image"))
+        assert (image.shape, mask.shape) == ((64, 96, 3), (64, 96))
+        assert tuple(image[0, 0]) == (214, 34, 40)
+        assert handle.request.loras == (Lora("outline", 0.5),)
+    stored, _ = get(database, job.account_id, job.id).images
+    told = png_text(blobs.get(stored.object_key))
+    assert (told["image"], told["mask_image"], told["loras"]) == (red_file, red_file, "outline:0.5")
+
+
+def test_a_job_whose_file_was_deleted_fails_by_its_name_and_is_not_tried_again(
+    database: Database, generate: Generate, engine: FakeEngine, make_job: MakeJob, red_file: str
+) -> None:
+    job = make_job(image=[red_file])
+    with database.transaction() as connection:
+        connection.exec_driver_sql("UPDATE files SET deleted_at = now() WHERE id = %s", (red_file,))
+    generate(job.id)
+    ended = get(database, job.account_id, job.id)
+    assert (ended.state, ended.error_code, ended.error_retryable) == (State.FAILED, "input_missing", False)
+    assert red_file in str(ended.error_detail)
+    assert engine.handles == []
 
 
 def test_a_models_own_parameters_reach_the_engine_and_the_image(

@@ -21,7 +21,8 @@ FIELDS = {
     "id", "state", "eta_seconds", "queue_position", "waiting_reason", "progress", "attempt", "tier", "model",
     "lane", "prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale",
     "guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "strict", "output_format",
-    "output_quality", "pipeline_parameters", "images", "error",
+    "output_quality", "image", "mask_image", "control_image", "strength", "loras", "pipeline_parameters",
+    "images", "error",
     "warnings", "worker", "batch_id", "batch_line", "retry_of", "created_at", "started_at", "finished_at",
     "timings", "links",
 }  # fmt: skip

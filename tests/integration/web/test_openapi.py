@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.integration.web.conftest import Client
-from web import batches, health, jobs, tiers
+from web import batches, files, health, jobs, tiers
 
 CHECKS = [
     not_a_server_error,
@@ -61,8 +61,8 @@ def operations() -> list[str]:
     """Every operation, named before any service runs."""
     return [
         f"{method} {path}"
-        for blueprint in (jobs.blueprint, batches.blueprint, tiers.blueprint, health.blueprint)
-        for path, item in blueprint.paths.items()
+        for module in (jobs, batches, files, tiers, health)
+        for path, item in module.blueprint.paths.items()
         for method in ("GET", "POST", "DELETE")
         if getattr(item, method.lower()) is not None
     ]

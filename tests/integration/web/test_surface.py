@@ -100,7 +100,7 @@ def test_a_model_says_its_limits(client: Client) -> None:
     assert [preset["name"] for preset in model["presets"]] == ["fast", "thrifty"]
     assert model["presets"][0] == {
         "name": "fast", "num_inference_steps": 4, "guidance_scale": None, "guidance_cutoff": None,
-        "step_cache": None, "scheduler": None, "pipeline_parameters": None,
+        "step_cache": None, "scheduler": None, "strength": None, "loras": None, "pipeline_parameters": None,
     }  # fmt: skip
 
 

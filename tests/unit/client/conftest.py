@@ -85,7 +85,7 @@ def serve() -> Iterator[Serve]:
                 self.end_headers()
                 self.wfile.write(given.body)
 
-            do_GET = do_POST = do_DELETE = answer
+            do_GET = do_POST = do_PUT = do_DELETE = answer
 
             def finish(self) -> None:
                 if not self.wfile.closed and not self.close_connection:

@@ -12,6 +12,7 @@ from engine.request import GeneratedImage, Timings, WarningCode
 from settings import ROOT, Settings
 from storage import errors as storage_errors
 from storage.states import State
+from tasks.input_images import InputMissing
 from tasks.timings import timings_of
 from web import refusals
 from web.app import create_app
@@ -91,7 +92,8 @@ def test_every_code_of_a_failed_job_is_documented(read_table: ReadTable) -> None
     # A worker that stops or loses its device releases its jobs: these never end one.
     engine = _engine_codes() - {"canceled", "engine_stopped", "device_lost", "model_not_loadable"}
     assert engine <= documented
-    assert documented - engine <= _codes(storage_errors) | {"internal_error", "worker_lost"}
+    of_the_task = {"internal_error", "worker_lost", InputMissing.code}
+    assert documented - engine <= _codes(storage_errors) | of_the_task
 
 
 def test_every_waiting_reason_is_documented_in_its_order(read_table: ReadTable) -> None:

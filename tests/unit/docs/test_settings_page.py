@@ -9,7 +9,17 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from catalogue.catalogue import ALL_SCHEDULERS, Catalogue, Model, Preset, SchedulerOverrides, Tier, WorkerPlan
+from catalogue.catalogue import (
+    ALL_SCHEDULERS,
+    Catalogue,
+    EmbeddingFile,
+    LoraFile,
+    Model,
+    Preset,
+    SchedulerOverrides,
+    Tier,
+    WorkerPlan,
+)
 from catalogue.parts import Part
 from catalogue.pipeline_parameters import PipelineParameter
 from cli import app
@@ -54,6 +64,8 @@ def test_every_variable_of_the_command_line_is_documented(read_table: ReadTable)
         ("### `[models.NAME.scheduler]`", SchedulerOverrides),
         ("### `[models.NAME.presets.PRESET]`", Preset),
         ("### `[models.NAME.parameters.PARAM]`", PipelineParameter),
+        ("### `[models.NAME.embeddings.EMBEDDING]`", EmbeddingFile),
+        ("### `[models.NAME.loras.LORA]`", LoraFile),
         ("### `[models.NAME.tiers.TIER]`", Tier),
         ("### `[[workers]]`", WorkerPlan),
     ],

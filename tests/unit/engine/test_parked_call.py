@@ -135,3 +135,17 @@ def test_each_call_gets_its_rows_of_the_distribution_of_an_encoded_image() -> No
         drawn = [one.sample(torch.Generator().manual_seed(1)) for one in (part.latent_dist, alone)]
         assert torch.equal(*drawn)
         assert torch.equal(part.latent_dist.mode(), alone.mode())
+
+
+def test_with_one_layout_a_row_of_a_pass_has_the_same_strides_whoever_made_it() -> None:
+    """What was made of an image has its channels last, and kernels are chosen by that."""
+    plain, other = latents(1), latents(2).to(memory_format=torch.channels_last)
+
+    def made(value: Tensor) -> ParkedCall:
+        return ParkedCall("unet", {"sample": value}, SharedTensors(), has_one_layout=True)
+
+    for calls in ([made(other)], [made(other), made(other)], [made(plain), made(other)]):
+        merged = Merger().merge(calls, len(calls))["sample"]
+        assert merged.is_contiguous()
+        assert torch.equal(merged[-1:], other)
+    assert parked(sample=other).arguments()["sample"] is other, "else it is left as it is"

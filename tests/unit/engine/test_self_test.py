@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -149,7 +149,7 @@ class Unshared(FakeModel):
 
     num_signatures = 0
 
-    def signature_number(self, parked: ParkedCall) -> int:  # noqa: ARG002
+    def signature_number(self, parked: ParkedCall, apart: Hashable = ()) -> int:  # noqa: ARG002
         self.num_signatures += 1
         return self.num_signatures
 
