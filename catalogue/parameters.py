@@ -370,13 +370,26 @@ class Parameters:
     @property
     def file_ids(self) -> tuple[str, ...]:
         """The files that it is drawn from, each once."""
-        named = (getattr(self, name) for name in FILES)
-        every = chain.from_iterable(one if isinstance(one, tuple) else (one,) for one in named)
-        return tuple(dict.fromkeys(id for id in every if id is not None))
+        named = (entries_of(getattr(self, name)) for name in FILES)
+        return tuple(dict.fromkeys(chain.from_iterable(named)))
 
     def seed_of(self, index: int) -> int:
         """The seed of image `index`: (seed + index) mod 2^63."""
         return (self.seed + index) % (MAX_SEED + 1)
+
+
+def entries_of(value: Any) -> list[Any]:
+    """What one of `FILES` names: the entries of a list, the one value, or nothing of None."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [] if value is None else [value]
+
+
+def in_one_text(value: object) -> object:
+    """A list of files or of adapters as a CSV has it, `outline:0.8 ink:1`; anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    return " ".join(str(Lora(**one)) if isinstance(one, dict) else one for one in value)
 
 
 def _declared() -> dict[str, KnownParameter]:

@@ -1,4 +1,4 @@
-"""Images in an S3-compatible store. The only file that knows boto3.
+"""Images and input files in an S3-compatible store. The only file that knows boto3.
 
 Keys are the caller's; an object is written once and never changed. Presigned links are minted at
 read time for the address that clients see, and are never stored.

@@ -3,7 +3,7 @@
 Owns the names and their order; it does not know how a file holds them.
 """
 
-from catalogue.parameters import PARAMETERS, Lora
+from catalogue.parameters import PARAMETERS, in_one_text
 from storage.job_views import Job
 
 
@@ -13,12 +13,5 @@ def parameters_of(job: Job, seed: int) -> dict[str, str]:
     same = {name: values[name] for name, parameter in PARAMETERS.items() if parameter.changes_pixels}
     same |= same.pop("pipeline_parameters")
     # What no image is drawn from is left out: input images and adapters that the job does not name.
-    words = {name: _words(value) for name, value in same.items() if value not in (None, [])}
+    words = {name: str(in_one_text(value)) for name, value in same.items() if value not in (None, [])}
     return {"software": "calotype", "model": job.model, **words, "job_id": job.id}
-
-
-def _words(value: object) -> str:
-    """Lists of files and of adapters as a CSV has them."""
-    if not isinstance(value, list):
-        return str(value)
-    return " ".join(str(Lora(**one)) if isinstance(one, dict) else one for one in value)

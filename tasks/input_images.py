@@ -6,7 +6,7 @@ engine's.
 
 from collections.abc import Mapping
 
-from catalogue.parameters import FILES
+from catalogue.parameters import FILES, entries_of
 from storage import files
 from storage.blobs import Blobs
 from storage.database import Database
@@ -41,14 +41,8 @@ def inputs_of(db: Database, blobs: Blobs, job: Job) -> Mapping[str, tuple[Pixels
     return {
         name: tuple(_decoded(name, id, data[id]) for id in named)
         for name in FILES
-        if (named := _ids(getattr(job.parameters, name)))
+        if (named := entries_of(getattr(job.parameters, name)))
     }
-
-
-def _ids(value: tuple[str, ...] | str | None) -> tuple[str, ...]:
-    if isinstance(value, tuple):
-        return value
-    return () if value is None else (value,)
 
 
 def _decoded(name: str, id: str, data: bytes) -> Pixels:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from catalogue.parameters import FILES, PARAMETERS, TEXTS, Parameters
+from catalogue.parameters import FILES, PARAMETERS, TEXTS, Parameters, entries_of
 from catalogue.pipeline_parameters import value_faults
 from catalogue.pipeline_tasks import task_faults
 from storage.files import File
@@ -291,10 +291,8 @@ def _named_files(asked: Parameters) -> Iterator[tuple[tuple[int | str, ...], str
     """The place of each file in a request, and its id."""
     for name in FILES:
         value = getattr(asked, name)
-        if isinstance(value, tuple):
-            yield from (((name, index), id) for index, id in enumerate(value))
-        elif value is not None:
-            yield (name,), value
+        for index, id in enumerate(entries_of(value)):
+            yield ((name, index) if isinstance(value, tuple) else (name,)), id
 
 
 def _lora_errors(model: "Model", asked: Parameters) -> list[FieldError]:

@@ -61,7 +61,7 @@ MAX_FORM_PARTS = 32  # the page that draws has 16 fields
 TRANSACTION_SECONDS, POOL_SECONDS, REQUEST_SECONDS = 5.0, 1.5, 6.0
 """For one transaction, for a free connection, for all transactions of a request: so that a request is refused
 within 8 seconds when Postgres hangs, wherever it is just then."""
-FETCH_SECONDS = 15.0
+DOWNLOAD_SECONDS = 15.0
 """For one image that a CSV names by URL."""
 DESCRIPTION = """Turns prompts into images. Errors are RFC 9457 `application/problem+json` with a stable
 `code`; every answer carries `X-Request-ID`."""
@@ -177,7 +177,7 @@ def _wire(settings: Settings) -> Wiring:
         max_csv_urls=settings.max_csv_urls,
         download=ImageDownload(
             max_bytes=settings.max_file_bytes,
-            timeout_seconds=FETCH_SECONDS,
+            timeout_seconds=DOWNLOAD_SECONDS,
             allowed_networks=settings.fetch_allowed_networks,
             ca_file=settings.ca_file,
         ),

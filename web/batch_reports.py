@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from catalogue.parameters import in_one_text
 from storage.job_views import Job
 from storage.states import WITHOUT_IMAGE, State
 from web.batch_rows import asked_of
-from web.csv_cells import cell_of
 from web.csv_header import COLUMNS, DELIMITERS
 from web.csv_writing import write_csv
 from web.resources import image_url
@@ -58,7 +58,7 @@ def _cells(job: Job, own: Sequence[str]) -> list[object]:
     before = (job.batch_line, job.parameters.prompt, job.state.value, job.id)
     after = (links, job.error_code, job.error_retryable, _reason(job), warnings, job.retry_of)
     values = (job.parameters.pipeline_parameters.get(name) for name in own)
-    return [*before, *(cell_of(asked[name]) for name in PARAMETERS), *values, *after]
+    return [*before, *(in_one_text(asked[name]) for name in PARAMETERS), *values, *after]
 
 
 def _reason(job: Job) -> str:

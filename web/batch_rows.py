@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from catalogue.parameters import FILES, PARAMETERS, PRESET_PARAMETERS
+from catalogue.parameters import FILES, PARAMETERS, PRESET_PARAMETERS, entries_of
 from storage import batches
 from storage.batches import EarlierJob
 from storage.identifiers import new_id
@@ -259,8 +259,7 @@ def _with_known(rows: Iterable[CsvRow]) -> Iterator[tuple[CsvRow, _Known]]:
 def _files_in(page: Iterable[CsvRow]) -> Iterator[str]:
     for row in page:
         for name in FILES:
-            cell = row.cells.get(name, [])
-            yield from cell if isinstance(cell, list) else [cell]
+            yield from entries_of(row.cells.get(name))
 
 
 def _plain(value: object) -> object:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from catalogue.parameters import PARAMETERS, TEXTS, Lora, ParameterType
+from catalogue.parameters import PARAMETERS, TEXTS, ParameterType
 
 TYPES: Mapping[str, ParameterType] = {
     **{name: parameter.type for name, parameter in PARAMETERS.items()},
@@ -80,13 +80,6 @@ def typed_cell(
     if kind == "loras":
         return [_lora(part) for part in text.split()]
     return text.lower() if column == "output_format" else text
-
-
-def cell_of(value: object) -> object:
-    """What `typed_cell` reads as this value, where that is a list; anything else as it is."""
-    if not isinstance(value, list):
-        return value
-    return " ".join(str(Lora(**one)) if isinstance(one, dict) else one for one in value)
 
 
 def is_empty(cell: str) -> bool:

@@ -10,10 +10,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from catalogue.parameters import DEFAULTS, FILES, MAX_NUM_IMAGES, MAX_SEED, PARAMETERS, TEXTS, Parameter
+from catalogue.parameters import (
+    DEFAULTS,
+    FILES,
+    MAX_NUM_IMAGES,
+    MAX_SEED,
+    PARAMETERS,
+    TEXTS,
+    Parameter,
+    in_one_text,
+)
 from storage.job_views import Job
 from web.admission import NO_FILES, Admission, Files
-from web.csv_cells import cell_of, typed_cell
+from web.csv_cells import typed_cell
 from web.idempotency import digest_of
 from web.refusals import FieldError
 from web.schemas import JobRequest
@@ -60,7 +69,7 @@ class DrawForm:
         """Filled with an old job's parameters, its seed included."""
         same, tier = job.parameters, catalogue.tier(job.tier)
         named = same.values()
-        values = {"tier": job.tier, **{name: _shown(cell_of(named[name])) for name in _PARAMETERS}}
+        values = {"tier": job.tier, **{name: _shown(in_one_text(named[name])) for name in _PARAMETERS}}
         is_of_tier = tier and (same.width, same.height) == (tier.default_width, tier.default_height)
         if is_of_tier and not same.file_ids:
             values |= {"width": "", "height": ""}

@@ -15,7 +15,7 @@ from flask.typing import ResponseReturnValue
 from flask_openapi.openapi import OpenAPI
 from pydantic import BaseModel, ValidationError
 
-from catalogue.parameters import FILES
+from catalogue.parameters import FILES, entries_of
 from storage.errors import StorageError
 from web.admission import Files
 from web.auth import account_id
@@ -113,8 +113,7 @@ def body_faults() -> list[FieldError]:
 
 def _files_in(fields: Mapping[str, Any]) -> Files | None:
     """The files that a body names, and the images that it carries; None where they cannot be looked up."""
-    values = [fields.get(name) for name in FILES]
-    texts = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    texts = [text for name in FILES for text in entries_of(fields.get(name))]
     carried = [one for one in texts if isinstance(one, str) and is_carried(one)]
     with suppress(StorageError):
         return {**dict.fromkeys(carried), **files_named(account_id(), texts)}

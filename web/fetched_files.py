@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from catalogue.parameters import FILES, is_file_id
+from catalogue.parameters import FILES, entries_of, is_file_id
 from tasks.image_download import DownloadFailed
 from tasks.image_facts import ImageUnreadable
 from web.csv_rows import CsvRow
@@ -20,7 +20,7 @@ from web.wiring import wired
 
 NEITHER = "should be ids of files or https URLs, with spaces between them"
 AT_ONCE = 8
-FETCH_SECONDS = 45.0
+ALL_SECONDS = 45.0
 """For all images of an upload: whoever has more to fetch uploads them as files first."""
 
 
@@ -31,7 +31,7 @@ class FetchedFiles:
         self._account_id = account_id
         self._ids: dict[str, str] = {}
         self._faults: dict[str, str] = {}
-        self._ends_at = time.monotonic() + FETCH_SECONDS
+        self._ends_at = time.monotonic() + ALL_SECONDS
 
     def fetched(self, rows: Iterable[CsvRow]) -> list[CsvRow]:
         """The rows with the ids of files in place of URLs; what cannot be had is an error of its row."""
@@ -64,7 +64,7 @@ class FetchedFiles:
         if time.monotonic() < self._ends_at:
             return True
         self._faults[url] = (
-            f"fetching the images of this file took more than {FETCH_SECONDS:g} s: "
+            f"fetching the images of this file took more than {ALL_SECONDS:g} s: "
             "upload them with POST /v1/files, and name their ids"
         )
         return False
@@ -93,11 +93,7 @@ class FetchedFiles:
 
 def _named(cells: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The field and the text of each image that a row names."""
-    found = []
-    for name in FILES:
-        value = cells.get(name, [])
-        found += [(name, text) for text in (value if isinstance(value, list) else [value])]
-    return found
+    return [(name, text) for name in FILES for text in entries_of(cells.get(name))]
 
 
 def _is_url(text: str) -> bool:

@@ -8,9 +8,8 @@ import base64
 import binascii
 import re
 from collections.abc import Collection, Iterable
-from itertools import chain
 
-from catalogue.parameters import FILES, is_file_id
+from catalogue.parameters import FILES, entries_of, is_file_id
 from storage import files
 from storage.files import File
 from tasks.image_facts import ImageUnreadable
@@ -57,10 +56,7 @@ def is_carried(text: str) -> bool:
 
 
 def _texts_in(body: JobRequest) -> list[str]:
-    values = (getattr(body, name) for name in FILES)
-    return list(
-        chain.from_iterable(value if isinstance(value, list) else [value] for value in values if value)
-    )
+    return [text for name in FILES for text in entries_of(getattr(body, name))]
 
 
 def _all_stored(
@@ -71,7 +67,7 @@ def _all_stored(
     errors: list[FieldError] = []
     for name in FILES:
         value = getattr(body, name)
-        for index, text in enumerate(value if isinstance(value, list) else [value]):
+        for index, text in enumerate(entries_of(value)):
             if text not in carried or text in stored:
                 continue
             try:

@@ -58,7 +58,10 @@ def read_json_bytes(request: Request) -> bytes:
     try:
         return request.get_data(cache=True)
     except RequestEntityTooLarge as error:
-        raise BodyTooLarge(f"the body is larger than {request.max_content_length} bytes") from error
+        raise BodyTooLarge(
+            f"the body is larger than {request.max_content_length} bytes; "
+            "a larger image is uploaded first, with POST /v1/files"
+        ) from error
     except ClientDisconnected as error:
         raise MalformedBody("the body is shorter than its Content-Length") from error
 

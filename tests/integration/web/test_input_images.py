@@ -16,16 +16,18 @@ import trustme
 from flask import Flask
 
 from catalogue.catalogue import tier_for
+from settings import Settings
 from storage import files
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.job_views import get
-from tasks.image_download import ImageDownload
+from tasks.image_download import DownloadFailed, ImageDownload
 from tests.fixtures.catalogues import catalogue_with
 from tests.fixtures.pictures import picture
 from tests.integration.tasks.receiver import Receiver, answer
 from tests.integration.web.conftest import Client, Draw, assert_problem
 from web.admission import Admission
+from web.app import create_app
 from web.wiring import EXTENSION, Wiring
 
 OUTLINED = """
@@ -322,6 +324,21 @@ def test_a_url_that_leads_inside_or_nowhere_is_reported_by_its_line(
     body = assert_problem(upload_csv(client, f"prompt,image\na heart,{url}\n"), 422, "invalid_csv")
     assert [(error["line"], error["field"]) for error in body["errors"]] == [(2, "image")]
     assert why in body["errors"][0]["detail"]
+
+
+def test_no_image_is_fetched_from_a_network_that_was_opened_for_webhooks(settings: Settings) -> None:
+    inside = (ipaddress.ip_network("127.0.0.0/8"),)
+    closed = create_app(settings.model_copy(update={"webhook_allowed_networks": inside}))
+    opened = create_app(settings.model_copy(update={"fetch_allowed_networks": inside}))
+    for app, why in ((closed, "not public|not one"), (opened, "cannot be connected to")):
+        with pytest.raises(DownloadFailed, match=why):
+            app.extensions[EXTENSION].download.get("https://127.0.0.1:1/a.png")
+
+
+def test_a_body_too_large_for_its_image_is_told_where_to_send_it(client: Client) -> None:
+    carried = "data:image/png;base64," + "A" * 70_000
+    detail = assert_problem(client.submit(image=carried), 413, "body_too_large")["detail"]
+    assert "POST /v1/files" in detail
 
 
 def test_no_image_and_too_many_urls_are_reported_by_line(

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from web.csv_cells import cell_of, typed_cell
+from catalogue.parameters import in_one_text
+from web.csv_cells import typed_cell
 
 
 @pytest.mark.parametrize(
@@ -35,5 +36,5 @@ def test_a_cell_that_names_no_adapter_is_refused(cell: str) -> None:
     ],
 )
 def test_a_list_comes_back_from_a_report_as_it_was(column: str, value: list[Any], cell: str) -> None:
-    assert cell_of(value) == cell
+    assert in_one_text(value) == cell
     assert typed_cell(column, cell) == value
