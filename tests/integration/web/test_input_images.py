@@ -28,6 +28,7 @@ from tests.integration.tasks.receiver import Receiver, answer
 from tests.integration.web.conftest import Client, Draw, assert_problem
 from web.admission import Admission
 from web.app import create_app
+from web.batch_rows import ROWS_AT_ONCE
 from web.wiring import EXTENSION, Wiring
 
 OUTLINED = """
@@ -235,6 +236,10 @@ def test_the_form_of_the_page_draws_a_job_with_an_image_again(app: Flask, client
     newest, before = client("GET", "/v1/jobs").get_json()["jobs"]
     same = ("image", "strength", "loras", "width", "height", "seed")
     assert [newest[name] for name in same] == [before[name] for name in same]
+    again = browser.post("/", data={**fields, "once": "0" * 32, "width": "", "height": ""})
+    assert again.status_code == 303
+    newest = client("GET", "/v1/jobs").get_json()["jobs"][0]
+    assert (newest["width"], newest["height"]) == (96, 64), "the size of its image, and not that of the tier"
 
 
 def test_what_is_wrong_with_an_image_stands_beside_its_field(app: Flask, client: Client) -> None:
@@ -303,7 +308,9 @@ def test_a_csv_names_images_by_url_each_of_which_is_fetched_once(
     data = picture(colour=(4, 4, 4))
     receiver = images_by_url(data)
     url = f"https://localhost:{receiver.port}/a.png"
-    batch = upload_csv(client, f"prompt,image\na heart,{url}\na star,{url}\n").get_json()
+    rows = f"a heart,{url}\n" * (ROWS_AT_ONCE + 1)  # the last is read with a later page
+    batch = upload_csv(client, f"prompt,image\n{rows}").get_json()
+    assert batch["num_jobs"] == ROWS_AT_ONCE + 1
     jobs = client("GET", f"/v1/jobs?batch_id={batch['id']}").get_json()["jobs"]
     assert {job["image"][0] for job in jobs} == {"file_" + hashlib.sha256(data).hexdigest()}
     assert len(receiver.received) == 1
