@@ -26,6 +26,7 @@ COPY client client
 COPY web web
 COPY tasks tasks
 COPY storage storage
+COPY cli cli
 COPY local local
 COPY migrations migrations
 RUN chmod -R a+rX /app
@@ -44,6 +45,7 @@ COPY client client
 COPY tasks tasks
 COPY engine engine
 COPY storage storage
+COPY cli cli
 COPY local local
 COPY models/tiny models/tiny
 COPY models/tiny-loras models/tiny-loras

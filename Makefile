@@ -47,17 +47,17 @@ test-pipelines: $(INSTALLED) ## hold every pipeline class of diffusers in random
 
 train: $(INSTALLED) ## train the tiny model again, in build/tiny (about two hours on two cores)
 	@mkdir -p build/tiny
-	@$(BIN)/python -m models.autoencoder --minutes 22 --out build/tiny
-	@$(BIN)/python -m models.text_encoder --minutes 5 --out build/tiny
-	@$(BIN)/python -m models.denoiser --minutes 90 --out build/tiny
-	@$(BIN)/python -m models.export build/tiny models/tiny
+	@$(BIN)/python -m tiny.train.autoencoder --minutes 22 --out build/tiny
+	@$(BIN)/python -m tiny.train.text_encoder --minutes 5 --out build/tiny
+	@$(BIN)/python -m tiny.train.denoiser --minutes 90 --out build/tiny
+	@$(BIN)/python -m tiny.train.export build/tiny models/tiny
 
 train-loras: $(INSTALLED) ## train the tiny model's LoRAs again, in build/loras (half an hour)
-	@$(BIN)/python -m models.lora outline --minutes 25 --build build/loras/outline --out models/tiny-loras/outline
-	@$(BIN)/python -m models.lora ink --minutes 5 --build build/loras/ink --out models/tiny-loras/ink
+	@$(BIN)/python -m tiny.train.lora outline --minutes 25 --build build/loras/outline --out models/tiny-loras/outline
+	@$(BIN)/python -m tiny.train.lora ink --minutes 5 --build build/loras/ink --out models/tiny-loras/ink
 
 card: $(INSTALLED) ## measure the tiny model and write docs/model-card.md (a quarter of an hour on two cores)
-	@$(BIN)/python -m models.card models/tiny docs
+	@$(BIN)/python -m tiny.train.card models/tiny docs
 
 bench-engine: $(INSTALLED) ## measure the engine beside its bars, in bench-output/engine.json (40 minutes on two shared cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine

@@ -24,12 +24,12 @@ from bench.figures import Figure, Share, figure_of, table
 from bench.shipped import FOLDER
 from bench.workload import MODEL
 from catalogue.parameters import Lora
-from engine.buckets import at
+from engine.adapters.lora_files import LoraSpec
 from engine.engine import Engine
-from engine.load import LoadedModels, ModelSpec, load_models
-from engine.lora_files import LoraSpec
+from engine.loading.load import LoadedModels, ModelSpec, load_models
+from engine.pipelines.steady_stack import on_steady_stack
+from engine.policy.buckets import at
 from engine.request import GenerationRequest
-from engine.steady_stack import on_steady_stack
 
 SIDE = 128
 NUM_REQUESTS = 8

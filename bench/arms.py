@@ -17,12 +17,12 @@ import torch
 
 from bench.clock import WorkClock
 from bench.workload import DueRequest
-from engine.components import is_denoiser
 from engine.engine import Engine
 from engine.errors import DeadlineExceeded, NumericError
-from engine.load import LoadedModels
-from engine.pipeline_call import PipelineCall
-from engine.policy import BatchKey
+from engine.loading.load import LoadedModels
+from engine.pipelines.components import is_denoiser
+from engine.pipelines.pipeline_call import PipelineCall
+from engine.policy.policy import BatchKey
 from engine.request import GenerationRequest
 
 

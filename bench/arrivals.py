@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
-from engine.buckets import MULTIPLES_OF_FOUR
+from engine.policy.buckets import MULTIPLES_OF_FOUR
 
 STEP_COUNTS: Mapping[int, float] = {4: 0.2, 12: 0.2, 20: 0.3, 30: 0.2, 50: 0.1}
 GUIDANCE_SCALES: Mapping[float, float] = {1.0: 0.5, 4.0: 0.5}

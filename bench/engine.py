@@ -40,7 +40,7 @@ from bench.latency import (
 from bench.saturation import Saturation, saturate
 from bench.shipped import SIDES, Bench, load_bench
 from bench.workload import MODEL, STEPS, mixed_requests, poisson
-from engine.steady_stack import on_steady_stack
+from engine.pipelines.steady_stack import on_steady_stack
 
 OUTPUT = Path("bench-output") / "engine.json"
 PART_OUTPUT = Path("bench-output") / "part" / "engine.json"  # so that the file of a whole run stays whole

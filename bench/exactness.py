@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
-from engine.buckets import at
 from engine.engine import Engine
 from engine.errors import Canceled
 from engine.handle import Handle
-from engine.load import LoadedModels, ModelSpec, load_models
-from engine.pipeline_call import PipelineCall
-from engine.pipeline_model import PipelineModel
+from engine.loading.load import LoadedModels, ModelSpec, load_models
+from engine.pipelines.pipeline_call import PipelineCall
+from engine.pipelines.pipeline_model import PipelineModel
+from engine.pipelines.steady_stack import on_steady_stack
+from engine.policy.buckets import at
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.steady_stack import on_steady_stack
 
 Figure = tuple[float, float, float, list[float]]
 """Value, the least and the greatest of the samples, the samples."""

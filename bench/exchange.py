@@ -22,11 +22,11 @@ from bench.figures import Figure, figure_of, table
 from bench.shipped import FOLDER, ROW_LIMITS, SIDES
 from bench.timed_exchange import Clock, Spent, timed
 from bench.workload import MODEL
-from engine.components import is_denoiser
 from engine.engine import Engine
-from engine.load import ModelSpec, load_models
+from engine.loading.load import ModelSpec, load_models
+from engine.pipelines.components import is_denoiser
+from engine.pipelines.steady_stack import on_steady_stack
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.steady_stack import on_steady_stack
 
 NUM_REQUESTS = 8
 NUM_STEPS = 20

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from engine.engine import Engine
-from engine.policy import Candidate, Policy, Reason
+from engine.policy.policy import Candidate, Policy, Reason
 
 C = TypeVar("C", bound=Candidate)
 

@@ -3,7 +3,7 @@
     python -m bench.image_files [--repeats 7] [--samples 8]
 
 Owns the list of ways and the images: the shipped model's own, flat drawings, and grainy noise with the
-spectrum of a photograph. What the service uses is chosen in `tasks/image_file.py`, which it cannot see.
+spectrum of a photograph. What the service uses is chosen in `tasks/images/file.py`, which it cannot see.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def write(pixels: Pixels, way: Way) -> bytes:
 
 def model_images(side: int, num_images: int) -> list[Pixels]:
     """What the shipped model draws; needs torch, and a minute at most."""
-    from engine.load import ModelSpec, load_engine
+    from engine.loading.load import ModelSpec, load_engine
     from engine.request import GenerationRequest
 
     engine = load_engine(

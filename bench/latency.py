@@ -24,7 +24,7 @@ from bench.workload import (
     num_texts,
     poisson,
 )
-from engine.load import LoadedModels
+from engine.loading.load import LoadedModels
 from engine.request import GenerationRequest
 
 TIMEOUTS_SECONDS = (0.0, 0.1, 0.3)

@@ -28,13 +28,13 @@ from bench.bare import BarePrices
 from bench.clock import Part, WorkClock, in_turns
 from bench.workload import num_texts
 from engine.engine import Engine
-from engine.load import LoadedModels, ModelSpec, load_models
+from engine.loading.load import LoadedModels, ModelSpec, load_models
+from engine.partial_forwards.step_cache import StepCache
+from engine.pipelines.steady_stack import on_steady_stack
 from engine.request import GenerationRequest
-from engine.steady_stack import on_steady_stack
-from engine.step_cache import StepCache
-from models.evaluate import held_out_scenes, is_obeyed
-from models.judge import obeys
-from models.scenes import Scene
+from tiny.judge import obeys
+from tiny.scenes import Scene
+from tiny.train.evaluate import held_out_scenes, is_obeyed
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 128

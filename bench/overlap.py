@@ -34,7 +34,7 @@ from bench.late_proxy import run_proxy
 from bench.workload import MODEL, mixed_requests
 from engine.engine import Engine
 from engine.handle import Handle
-from engine.load import ModelSpec, load_engine
+from engine.loading.load import ModelSpec, load_engine
 from engine.request import GenerationRequest
 from local.endpoints import Embedded, embedded
 from logs import configure_logs
@@ -44,8 +44,8 @@ from storage.database import Database
 from storage.jobs import WorkerName
 from storage.submissions import NewJob
 from tasks.generate import Generate, GeneratePlan
-from tasks.holdings import Holdings
-from tasks.solo_marks import SoloMarks
+from tasks.in_flight import Holdings
+from tasks.isolation import SoloMarks
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, MAX_ROWS, TIER = 128, 16, "sd"

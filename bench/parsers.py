@@ -21,13 +21,13 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.formparser import FormDataParser
 from werkzeug.http import parse_accept_header, parse_cookie, parse_etags, parse_options_header
 
-from web.csv_rows import parse_csv
-from web.cursor import decode_cursor
-from web.json_body import parse_object
+from web.api.cursor import decode_cursor
+from web.api.json_body import parse_object
+from web.api.request_limits import MAX_HEADER_BYTES
+from web.api.schemas import JobRequest, field_errors
+from web.api.webhook_url import check_webhook_url
+from web.csv.rows import parse_csv
 from web.refusals import Refusal
-from web.request_limits import MAX_HEADER_BYTES
-from web.schemas import JobRequest, field_errors
-from web.webhook_url import check_webhook_url
 
 CSV_BYTES, BODY_BYTES, MAX_ROWS = 10_000_000, 65_536, 10_000
 

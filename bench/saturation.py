@@ -17,7 +17,7 @@ from bench.bare import BareModel, BarePrices
 from bench.clock import WorkClock
 from bench.timed_exchange import Spent, TimedExchange, timed
 from bench.workload import MODEL, mixed_requests, num_row_steps, num_texts
-from engine.load import LoadedModels
+from engine.loading.load import LoadedModels
 from engine.request import GenerationRequest
 
 FILLING_TICKS = 4

@@ -16,10 +16,10 @@ from bench.arrivals import StepTable, Work
 from bench.bare import BareModel
 from bench.latency import Solo, measure_solo
 from bench.workload import MODEL
-from engine.buckets import Buckets, at
-from engine.load import LoadedModels, ModelSpec, load_models
-from engine.measure import Measurement
-from engine.profile import Profile, Profiles
+from engine.loading.load import LoadedModels, ModelSpec, load_models
+from engine.policy.buckets import Buckets, at
+from engine.policy.profile import Profile, Profiles
+from engine.self_test.measure import Measurement
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / MODEL
 ROW_LIMITS = {128 * 128: 16, 192 * 192: 8}

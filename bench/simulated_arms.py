@@ -1,8 +1,8 @@
 """One simulated device under six ways of batching: each serves a trace and writes when each image was done.
 
-Owns the simulated clock. `ours` asks `engine.policy.Policy` itself at every step boundary, as the engine
-does; the others are what it is held against. The dynamic arms run at just the rows that they have. It knows
-no figures, and no seconds but those of `Work`.
+Owns the simulated clock. `ours` asks `engine.policy.policy.Policy` itself at every step boundary, as the
+engine does; the others are what it is held against. The dynamic arms run at just the rows that they have.
+It knows no figures, and no seconds but those of `Work`.
 """
 
 import math
@@ -13,7 +13,7 @@ from functools import partial
 
 from bench.arrivals import IN_TIME_SLOWDOWN, Arrival, Work
 from bench.fifo import first_that_fit
-from engine.policy import BatchKey, Policy
+from engine.policy.policy import BatchKey, Policy
 
 Arm = Callable[[Work, Sequence[Arrival]], None]
 """Serves every arrival of the trace and writes its `ended_at`."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.exchange import Exchange
-from engine.pipeline_call import PipelineCall
-from engine.pipeline_model import PipelineModel
+from engine.pipelines.pipeline_call import PipelineCall
+from engine.pipelines.pipeline_model import PipelineModel
 
 Clock = Callable[[], float]
 

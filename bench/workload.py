@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 
 from engine.request import GenerationRequest
-from models.scenes import draw_scene
+from tiny.scenes import draw_scene
 
 STEPS = (4, 12, 20, 30, 50)
 SHARES = (20, 20, 30, 20, 10)

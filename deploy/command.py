@@ -15,7 +15,7 @@ def command(python: Path, tree: Path) -> str:
     return (
         "#!/bin/sh\n"
         "# Made by `make install`: calotype runs from its tree, which comes first on Python's path.\n"
-        f'PYTHONPATH={folder}"${{PYTHONPATH:+:$PYTHONPATH}}" exec {program} {folder}/cli.py "$@"\n'
+        f'PYTHONPATH={folder}"${{PYTHONPATH:+:$PYTHONPATH}}" exec {program} -P -m cli "$@"\n'
     )
 
 

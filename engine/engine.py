@@ -23,14 +23,14 @@ from engine.errors import (
 )
 from engine.generation import Generation, Progress
 from engine.handle import Handle
-from engine.models import Models
-from engine.pipeline_model import PipelineModel
-from engine.policy import BatchKey, Policy
+from engine.loaded import Models
+from engine.pipelines.pipeline_model import PipelineModel
+from engine.pipelines.steady_stack import on_steady_stack
+from engine.policy.policy import BatchKey, Policy
+from engine.policy.side_work import SideWork
 from engine.promise import Promise
 from engine.request import GeneratedImage, GenerationRequest
 from engine.runner import Runner
-from engine.side_work import SideWork
-from engine.steady_stack import on_steady_stack
 from engine.traceback_places import places_of
 
 logger = logging.getLogger(__name__)

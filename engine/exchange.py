@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.adapter import Applied
-from engine.adapter_rows import AdapterRows, RowsUntoldError
-from engine.components import is_denoiser
-from engine.encoded_prompts import OwnMethod
-from engine.parked_call import Merger, ParkedCall, split
-from engine.pipeline_call import PipelineCall
-from engine.text_padding import TextPadding
+from engine.adapters.adapter import Applied
+from engine.adapters.adapter_rows import AdapterRows, RowsUntoldError
+from engine.pipelines.components import is_denoiser
+from engine.pipelines.encoded_prompts import OwnMethod
+from engine.pipelines.parked_call import Merger, ParkedCall, split
+from engine.pipelines.pipeline_call import PipelineCall
+from engine.pipelines.text_padding import TextPadding
 
 Forward = Callable[[dict[str, Any]], Any]
 """The output of a module for the merged arguments of its calls."""

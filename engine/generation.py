@@ -12,15 +12,15 @@ from math import ceil
 
 import numpy as np
 
-from engine.adapter import Applied, order_of
-from engine.components import is_denoiser
-from engine.encoded_prompts import EncodedPrompts
+from engine.adapters.adapter import Applied, order_of
 from engine.errors import Canceled, DeadlineExceeded, EngineError
-from engine.pipeline_call import PipelineCall
-from engine.pipeline_model import PipelineModel
-from engine.policy import BatchKey, Reason
+from engine.partial_forwards.step_cache import StepCache
+from engine.pipelines.components import is_denoiser
+from engine.pipelines.encoded_prompts import EncodedPrompts
+from engine.pipelines.pipeline_call import PipelineCall
+from engine.pipelines.pipeline_model import PipelineModel
+from engine.policy.policy import BatchKey, Reason
 from engine.request import GeneratedImage, GenerationRequest, RequestWarning, Timings
-from engine.step_cache import StepCache
 
 logger = logging.getLogger(__name__)
 

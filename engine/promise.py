@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.buckets import BucketsByShape
+from engine.policy.buckets import BucketsByShape
 
 Promise = Literal["exact", "exact within a bucket", "within 1/255", "not repeatable"]
 PROMISES: tuple[Promise, ...] = ("exact", "exact within a bucket", "within 1/255", "not repeatable")

@@ -225,7 +225,7 @@ class GeneratedImage:
     warnings: tuple[RequestWarning, ...]
     timings: Timings
     mean_step_batch: float  # generations per step batch, averaged over its steps
-    not_fuller: "Mapping[str, int]"  # how many of its steps ran for which of `engine.policy.Reason`
+    not_fuller: "Mapping[str, int]"  # how many of its steps ran for which of `engine.policy.policy.Reason`
     num_steps: int
 
 

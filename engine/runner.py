@@ -13,16 +13,16 @@ import torch
 from PIL.Image import Image
 
 from engine.attempt import translate
-from engine.buckets import at
-from engine.cached_pass import CachedPass
-from engine.encoded_prompts import EncodedPrompts
 from engine.errors import DeviceLost, EngineError, GenerationImpossible, NumericError
 from engine.generation import Generation
-from engine.pipeline_model import PipelineModel
-from engine.prompt_notation import notation_in
+from engine.partial_forwards.cached_pass import CachedPass
+from engine.pipelines.encoded_prompts import EncodedPrompts
+from engine.pipelines.pipeline_model import PipelineModel
+from engine.pipelines.prompt_notation import notation_in
+from engine.pipelines.truncation import unread
+from engine.policy.buckets import at
+from engine.policy.seen_costs import SeenCosts
 from engine.request import RequestWarning
-from engine.seen_costs import SeenCosts
-from engine.truncation import unread
 
 
 class Runner:

@@ -6,7 +6,6 @@ Owns the waiting at both ends; what is started, drained and stopped is `local.up
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from local.holder import find_holder
 from local.log_lines import LogFile
 from local.state import make_folder
 from local.status import read_ready
-from settings import ROOT
+from local.tree import PROGRAM, with_tree
 
 _POLL_SECONDS = 0.1
 _SPEAK_SECONDS, _INSIST_SECONDS = 10.0, 1.0
@@ -40,15 +39,15 @@ def start(
             return _of_running(folder, holder.pid, port)
     log = folder / "logs" / "up.log"
     log.parent.mkdir(mode=0o700, exist_ok=True)
-    # Where the caller is, so that a relative path means what it means there, and by its path, so that no
-    # other `cli` is found there.
-    command = [sys.executable, str(ROOT / "cli.py"), "up", "--data-dir", str(folder)]
+    # In the current folder of the caller, so that a relative path means what it means there.
+    command = [*PROGRAM, "up", "--data-dir", str(folder)]
     command += ["--port", str(port)] if port else []
     command += ["--ready-file", str(ready_file.absolute())] if ready_file else []
     lines = LogFile(log, num_lines=0)
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
         child = subprocess.Popen(
             command,
+            env=with_tree(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

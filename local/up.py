@@ -22,6 +22,7 @@ from local.errors import LocalError
 from local.plan import Plan
 from local.state import READY_FILE, State, write_privately
 from local.supervisor import Step, Supervisor
+from local.tree import PROGRAM
 from settings import ROOT, Settings, load_settings
 from storage import accounts, workers
 from storage.database import Database
@@ -274,7 +275,7 @@ def _instant(seconds: float | None) -> str | None:
 def _command() -> str:
     """How a person calls this program from any folder: what `make install` wrote, or the tree's own file."""
     written = Path(sys.prefix) / "bin" / "calotype"
-    words = [str(written)] if written.exists() else [sys.executable, str(ROOT / "cli.py")]
+    words = [str(written)] if written.exists() else ["env", f"PYTHONPATH={ROOT}", *PROGRAM]
     return shlex.join(words)
 
 

@@ -1,7 +1,7 @@
 """What is known of why queued jobs wait: bells, jobs ahead, slots, live workers, failed tries. Facts alone.
 
 One bounded statement answers for a whole page of jobs. It reads rows and never the broker; what the facts
-mean is `web.waiting_reasons`.
+mean is `web.estimates.waiting_reasons`.
 """
 
 from collections.abc import Sequence

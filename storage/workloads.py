@@ -1,7 +1,7 @@
 """What live workers hold and what waits for them, with what each costs there: the ground of an estimate.
 
 Two bounded statements in one transaction: live workers with their profiles, then the jobs that they run and
-the oldest that have been rung. Rows as they are; what follows from them is `web.eta`.
+the oldest that have been rung. Rows as they are; what follows from them is `web.estimates.eta`.
 """
 
 from collections.abc import Mapping

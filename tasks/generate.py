@@ -27,13 +27,13 @@ from storage.errors import BlobUnavailable, StorageError, Unavailable
 from storage.job_views import JobWarning, Outcome, StoredImage, outcome_of
 from storage.jobs import Claim, WorkerName
 from storage.states import State
-from tasks.holdings import Handle, Holding, Holdings
-from tasks.image_file import content_type, encode_image
-from tasks.image_parameters import parameters_of
-from tasks.image_pixels import Pixels
-from tasks.input_images import inputs_of
+from tasks.images.file import content_type, encode_image
+from tasks.images.inputs import inputs_of
+from tasks.images.parameters import parameters_of
+from tasks.images.pixels import Pixels
+from tasks.in_flight import Handle, Holding, Holdings
+from tasks.isolation import NotMarked, SoloMarks
 from tasks.job_observers import JobObserver
-from tasks.solo_marks import NotMarked, SoloMarks
 from tasks.timings import timings_of
 
 log = structlog.get_logger()

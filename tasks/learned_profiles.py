@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import structlog
 
-from engine.load import LoadedModels
-from engine.profile import Profile, StepCost
-from engine.seen_costs import SeenCosts
+from engine.loading.load import LoadedModels
+from engine.policy.profile import Profile, StepCost
+from engine.policy.seen_costs import SeenCosts
 from storage.database import Database
 from storage.errors import StorageError
 from storage.profiles import StoredProfile, learn

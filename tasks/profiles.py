@@ -14,9 +14,9 @@ from typing import Protocol
 
 import structlog
 
-from engine.load import LoadedModels
-from engine.measure import Measurement, profile_key
-from engine.profile import Profile, ProfileKey, Profiles, find_knee
+from engine.loading.load import LoadedModels
+from engine.policy.profile import Profile, ProfileKey, Profiles, find_knee
+from engine.self_test.measure import Measurement, profile_key
 from storage.profiles import StoredProfile
 
 log = structlog.get_logger()

@@ -11,7 +11,7 @@ import structlog
 
 from storage.errors import StorageError
 from storage.jobs import Lease
-from tasks.holdings import Holdings
+from tasks.in_flight import Holdings
 
 log = structlog.get_logger()
 

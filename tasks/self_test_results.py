@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 import engine
-from engine.kept_self_tests import KeptSelfTest, SelfTestKey
+from engine.self_test.kept import KeptSelfTest, SelfTestKey
 from tasks.profiles import cpu_name
 
 log = structlog.get_logger()

@@ -12,12 +12,12 @@ from storage.database import Database
 from storage.queue_facts import oldest_queued
 from tasks.app import make_celery
 from tasks.broker import Broker
+from tasks.collectors.files import FileCollector
+from tasks.collectors.orphans import CollectionPlan, OrphanCollector
 from tasks.dispatch import Dispatcher
-from tasks.file_collector import FileCollector
-from tasks.metrics_server import serve_metrics
-from tasks.orphans import CollectionPlan, OrphanCollector
+from tasks.metrics.server import serve_metrics
+from tasks.metrics.sweeper import SweeperMetrics
 from tasks.sweeper import Sweeper, SweepPlan
-from tasks.sweeper_metrics import SweeperMetrics
 
 log = structlog.get_logger()
 

@@ -20,8 +20,8 @@ from storage.workers import live_workers
 from tasks.broker import Broker, BrokerDown
 from tasks.dispatch import Dispatcher
 from tasks.event_cursor import EventCursor
+from tasks.metrics.sweeper import SweeperMetrics
 from tasks.queues import CPU_QUEUE, LANES, queue_name
-from tasks.sweeper_metrics import SweeperMetrics
 
 log = structlog.get_logger()
 

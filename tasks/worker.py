@@ -21,15 +21,15 @@ from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
 from catalogue.catalogue import Model
 from catalogue.parts import Part as NamedPart
+from engine.adapters.lora_files import LoraSpec
 from engine.engine import Engine
 from engine.errors import LoadError
-from engine.kept_self_tests import SelfTestResults
-from engine.load import LoadedModels, ModelSpec, load_models
-from engine.lora_files import LoraSpec
-from engine.optimization import Optimization
-from engine.replaced_components import Part
-from engine.scheduler_overrides import SchedulerOverrides
-from engine.textual_inversions import TextualInversion
+from engine.loading.load import LoadedModels, ModelSpec, load_models
+from engine.loading.optimization import Optimization
+from engine.loading.replaced_components import Part
+from engine.loading.scheduler_overrides import SchedulerOverrides
+from engine.loading.textual_inversions import TextualInversion
+from engine.self_test.kept import SelfTestResults
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
@@ -46,22 +46,22 @@ from tasks.consumer_watchdog import EXIT_DEAF, ConsumerWatchdog
 from tasks.device_record import DeviceRecord, dead_processes
 from tasks.event_cursor import EventCursor
 from tasks.generate import Generate, GeneratePlan
-from tasks.heart import Heart
-from tasks.holdings import Holdings
+from tasks.heartbeat import Heart
+from tasks.in_flight import Holdings
+from tasks.isolation import MAX_WAIT_SECONDS, SoloMarks
 from tasks.job_observers import FlowerObserver
 from tasks.learned_profiles import LearnedProfiles
-from tasks.metrics_server import serve_metrics
+from tasks.metrics.server import serve_metrics
+from tasks.metrics.worker import WorkerMetrics
 from tasks.pings import Pings
 from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
 from tasks.progress import ProgressWriter
+from tasks.quarantine import Suspects
 from tasks.queues import queues_of
 from tasks.self_test_results import SelfTestFolder, machine_facts
-from tasks.solo_marks import MAX_WAIT_SECONDS, SoloMarks
 from tasks.start_times import StartTimes
-from tasks.suspects import Suspects
 from tasks.taken_away import LOOK_BACK_SECONDS, TakenAway
 from tasks.task_events import TaskEvents
-from tasks.worker_metrics import WorkerMetrics
 
 log = structlog.get_logger()
 

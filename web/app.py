@@ -19,38 +19,27 @@ from storage.workers import num_live_workers
 from storage.workloads import workload
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
-from tasks.image_download import ImageDownload
-from tasks.image_facts import ImageLimits
-from tasks.metrics_server import serve_metrics
+from tasks.images.download import ImageDownload
+from tasks.images.facts import ImageLimits
+from tasks.metrics.server import serve_metrics
 from tasks.prompt_dispatcher import PromptDispatcher
-from web import (
-    batches,
-    docs,
-    files,
-    health,
-    job_page,
-    jobs,
-    page,
-    sign_in,
-    tiers,
-    webhook_deliveries,
-    webhook_receivers,
-)
-from web.access_log import register_access_log
-from web.admission import Admission
-from web.api_request import ApiRequest
+from web.api import batches, files, health, jobs, tiers, webhook_deliveries, webhook_receivers
+from web.api.admission import Admission
+from web.api.faults import CheckedApi
+from web.api.health import make_looks
+from web.api.image_checks import ImageChecks
+from web.api.options import register_options
+from web.api.preference import register_preferences
+from web.api.request import ApiRequest
+from web.api.request_limits import register_request_limits
 from web.errors import Problem, answer_invalid, register_errors
-from web.faults import CheckedApi
-from web.forecast import Forecast
-from web.health import make_looks
-from web.html_errors import register_unknown_addresses
-from web.image_checks import ImageChecks
+from web.estimates.forecast import Forecast
 from web.metrics import Metrics
-from web.options import register_options
-from web.preference import register_preferences
+from web.middleware.access_log import register_access_log
+from web.middleware.security_headers import register_security_headers
+from web.pages import docs, job_page, page, sign_in
+from web.pages.html_errors import register_unknown_addresses
 from web.prefix import Prefix, UnderPrefix
-from web.request_limits import register_request_limits
-from web.security_headers import register_security_headers
 from web.session import form_token
 from web.waiting import Waiter
 from web.wiring import EXTENSION, Wiring, path_of

@@ -21,9 +21,9 @@ from storage.errors import (
     StorageError,
     Unavailable,
 )
-from web.faults import completed, known_fields
+from web.api.faults import completed, known_fields
+from web.api.schemas import field_errors, parameter_errors
 from web.refusals import MAX_DETAIL_CHARACTERS, MAX_ERRORS, FieldError, InvalidRequest, Refusal
-from web.schemas import field_errors, parameter_errors
 
 log = structlog.get_logger()
 

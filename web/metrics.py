@@ -1,4 +1,4 @@
-"""Prometheus metrics of one web process; `tasks.metrics_server` answers them. Labels are few, never an id."""
+"""Prometheus metrics of one web process; `tasks.metrics.server` answers them. Labels are few, never an id."""
 
 from collections.abc import Callable, Iterator, Mapping, Sized
 from functools import partial
@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tasks.metric_collectors import BellCollector, Bells, RowCollector
+from tasks.metrics.collectors import BellCollector, Bells, RowCollector
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 

@@ -5,9 +5,9 @@ from urllib.parse import unquote
 from settings import Settings
 from storage.accounts import authenticate
 from storage.errors import StorageError
+from web.api.batches import MULTIPART_BYTES, max_report_bytes
+from web.api.files import ENVELOPE_BYTES
 from web.app import create_app
-from web.batches import MULTIPART_BYTES, max_report_bytes
-from web.files import ENVELOPE_BYTES
 from web.front.application import Front
 from web.front.connection import Connections
 from web.front.cross_origin import CrossOrigin

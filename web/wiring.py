@@ -7,12 +7,12 @@ from flask import current_app, request
 
 from storage.blobs import Blobs
 from storage.database import Database
-from tasks.image_download import ImageDownload
+from tasks.images.download import ImageDownload
 from tasks.prompt_dispatcher import PromptDispatcher
-from web.admission import Admission
-from web.forecast import Forecast
-from web.image_checks import ImageChecks
-from web.looks import Look
+from web.api.admission import Admission
+from web.api.image_checks import ImageChecks
+from web.dependency_checks import Look
+from web.estimates.forecast import Forecast
 from web.metrics import Metrics
 from web.prefix import prefix_path
 from web.waiting import Waiter

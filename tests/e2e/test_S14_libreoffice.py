@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.prompts_as_csv import FOLDER, LIBREOFFICE, ROWS, by_libreoffice
-from web.csv_rows import parse_csv
+from web.csv.rows import parse_csv
 
 
 @pytest.mark.skipif(shutil.which("soffice") is None, reason="needs Debian's libreoffice-calc")

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from local.endpoints import remove
 from local.state import State
+from local.tree import PROGRAM
 from settings import ROOT
 
 pytestmark = pytest.mark.timeout(900)
@@ -37,9 +37,9 @@ def calotype(data_dir: Path, *arguments: str, **changes: str) -> "subprocess.Com
 def start(data_dir: Path, *arguments: str, **changes: str) -> "subprocess.Popen[str]":
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CALOTYPE_")}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "cli.py"), *arguments],
+        [*PROGRAM, *arguments],
         cwd=data_dir.parent,
-        env={**environment, "CALOTYPE_DATA_DIR": str(data_dir), **changes},
+        env={**environment, "PYTHONPATH": str(ROOT), "CALOTYPE_DATA_DIR": str(data_dir), **changes},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

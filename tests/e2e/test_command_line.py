@@ -12,11 +12,11 @@ from PIL import Image
 from rich.console import Console
 
 from client.calotype import ApiError
-from local.demo import run_demo
 from local.roles import ROLES, S3_ROLES
 from settings import ROOT
 from storage.roles import ROLES as DATABASE_ROLES
 from tests.e2e.conftest import System
+from tiny.demo import run_demo
 
 PROMPT = "a red heart on a white background"
 

@@ -3,11 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from local.tree import PROGRAM
 from settings import ROOT
 from tests.e2e.conftest import CONFIG
 
@@ -40,10 +40,11 @@ def folder(tmp_path: Path) -> Path:
 def calotype(folder: Path, *words: str, data_dir: str = "data") -> str:
     """A command in that folder, with relative paths in its environment; what it printed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CALOTYPE_")}
+    environment |= {"PYTHONPATH": str(ROOT)}
     environment |= {"CALOTYPE_DATA_DIR": data_dir, "CALOTYPE_CONFIG": "conf/calotype.toml"}
     environment["CALOTYPE_SELF_TEST_SECONDS"] = "1"  # where its result lies is looked at, not what it says
     answer = subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), *words],
+        [*PROGRAM, *words],
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from local.demo import run_demo
 from tests.e2e.conftest import System
+from tiny.demo import run_demo
 
 LONG = "a red heart and " * 9
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from models.scenes import read_caption, render
-from models.styles import outline_share
 from tests.e2e.conftest import Json, System
 from tests.fixtures.pictures import picture
+from tiny.scenes import read_caption, render
+from tiny.styles import outline_share
 
 PROMPT = "a large red square on a white background"
 STEPS = 20

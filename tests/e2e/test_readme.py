@@ -22,7 +22,7 @@ def test_the_five_minutes_of_the_readme_run_as_they_stand(system: System, tmp_pa
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     program = tmp_path / ".venv" / "bin" / "calotype"
     program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/cli.py" "$@"\n')
+    program.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -P -m cli "$@"\n')
     program.chmod(0o755)
     script = "\n".join(f"{block}printf '\\n=====\\n'" for block in blocks)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CALOTYPE_")}

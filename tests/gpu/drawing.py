@@ -12,9 +12,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from engine.engine import Engine
-from engine.load import ModelSpec, load_engine
-from engine.pipeline_model import not_given
-from engine.read_pipeline import DTYPES
+from engine.loading.load import ModelSpec, load_engine
+from engine.loading.read_pipeline import DTYPES
+from engine.pipelines.pipeline_model import not_given
 from engine.request import GenerationRequest, SchedulerSpec
 from settings import ROOT
 from tests.integration.engine.tiny_families import build

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from engine.buckets import UNTESTED
 from engine.engine import Engine
 from engine.errors import Canceled
+from engine.policy.buckets import UNTESTED
 from tests.gpu.drawing import MODEL, SHIPPED, Engines, asked, differences, drawn, finish
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.components import is_denoiser
 from engine.exchange import Exchange
+from engine.pipelines.components import is_denoiser
 from engine.request import SchedulerSpec
 from tests.gpu.drawing import OVERFLOWING, SHIPPED, Engines, asked, differences, drawn, scheduler_of, theirs
 

@@ -14,9 +14,9 @@ import pytest
 
 from catalogue.catalogue import load_catalogue
 from engine.errors import LoadError
-from engine.hub import Hub
-from engine.load import ModelSpec, load_engine
-from engine.pipeline_model import LEFT_OUT
+from engine.loading.hub import Hub
+from engine.loading.load import ModelSpec, load_engine
+from engine.pipelines.pipeline_model import LEFT_OUT
 from engine.request import GenerationRequest, SchedulerSpec
 from settings import ROOT
 from tests.gpu.drawing import differences, drawn

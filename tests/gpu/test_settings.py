@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.optimization import Optimization
+from engine.loading.optimization import Optimization
 from tests.gpu.drawing import SHIPPED, Engines, asked, differences, drawn
 from tests.gpu.test_promise import MAX_DIFFERENCE
 

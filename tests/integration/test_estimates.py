@@ -10,7 +10,7 @@ from settings import Settings
 from storage.workloads import KnownJob, LiveDevice, Workload
 from tasks.profiles import measure_tier, stored_profile
 from tasks.worker import load_planned
-from web.eta import seconds_until_drawn
+from web.estimates.eta import seconds_until_drawn
 
 FACTOR = 3  # other processes may have the processor for most of either time
 NUM_STEPS = (5, 10, 20, 10, 5, 20, 5, 10, 15)

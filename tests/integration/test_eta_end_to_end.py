@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from engine.buckets import MULTIPLES_OF_FOUR
-from engine.due_times import QUANTUM_STEPS
 from engine.engine import Engine
-from engine.load import LoadedModels
+from engine.loading.load import LoadedModels
+from engine.policy.buckets import MULTIPLES_OF_FOUR
+from engine.policy.due_times import QUANTUM_STEPS
 from engine.promise import Promise
 from settings import Settings
 from storage.blobs import Blobs
@@ -28,15 +28,15 @@ from storage.profiles import publish
 from storage.workers import Worker, say_goodbye
 from storage.workloads import workload
 from tasks.generate import Generate, GeneratePlan
-from tasks.heart import Heart
-from tasks.holdings import Holdings
+from tasks.heartbeat import Heart
+from tasks.in_flight import Holdings
+from tasks.isolation import SoloMarks
 from tasks.learned_profiles import LearnedProfiles
 from tasks.profiles import ProfileFolder, measure_tier, worker_profiles
-from tasks.solo_marks import SoloMarks
 from tests.integration.web.conftest import Client
 from tests.unit.engine.fakes import Costly, CostlyWalk, FakeCachingModel, SetClock
 from web.app import create_app
-from web.forecast import Forecast
+from web.estimates.forecast import Forecast
 from web.wiring import EXTENSION
 
 CONFIG = """

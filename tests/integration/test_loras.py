@@ -10,11 +10,11 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 
-from models.evaluate import load_pipeline
-from models.lora import MAX_BYTES, WEIGHT_NAME, Trainer
-from models.scenes import Scene, Thing
-from models.styles import STYLES
 from settings import ROOT
+from tiny.scenes import Scene, Thing
+from tiny.styles import STYLES
+from tiny.train.evaluate import load_pipeline
+from tiny.train.lora import MAX_BYTES, WEIGHT_NAME, Trainer
 
 TINY = ROOT / "models" / "tiny"
 LORAS = ROOT / "models" / "tiny-loras"

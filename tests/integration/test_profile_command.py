@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from catalogue.catalogue import load_catalogue
-from cli_profile import measure_tiers, show
-from engine.load import LoadedModels
-from engine.profile import Profile
+from cli.profile import measure_tiers, show
+from cli.terminal import EXIT_USAGE
+from engine.loading.load import LoadedModels
+from engine.policy.profile import Profile
 from settings import ROOT
 from tasks.profiles import ProfileFolder, worker_profiles
-from terminal import EXIT_USAGE
 from tests.unit.engine.fakes import Costly, FakeModel, SetClock
 
 SD, HD = load_catalogue(ROOT / "calotype.toml").tiers

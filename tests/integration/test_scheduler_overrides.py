@@ -8,7 +8,7 @@ import torch
 
 from catalogue import catalogue
 from engine.errors import LoadError
-from engine.scheduler_overrides import SchedulerOverrides
+from engine.loading.scheduler_overrides import SchedulerOverrides
 from settings import ROOT, Settings
 from tasks.worker import load_planned
 

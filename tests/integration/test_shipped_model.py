@@ -11,13 +11,13 @@ from safetensors import safe_open
 
 from catalogue.catalogue import Model, load_catalogue
 from engine.engine import Engine
-from engine.load import ModelSpec, load_engine
+from engine.loading.load import ModelSpec, load_engine
 from engine.request import GenerationRequest, scheduler_named
-from models.evaluate import held_out_scenes, is_obeyed
-from models.export import MAX_BYTES
-from models.judge import obeys
 from settings import ROOT
 from tests.integration.engine.reference import diffusers_image
+from tiny.judge import obeys
+from tiny.train.evaluate import held_out_scenes, is_obeyed
+from tiny.train.export import MAX_BYTES
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

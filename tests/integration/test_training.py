@@ -7,9 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
-from models.denoiser import Trainer
-from models.text_encoder import Readout
 from settings import ROOT
+from tiny.train.denoiser import Trainer
+from tiny.train.text_encoder import Readout
 
 TINY = ROOT / "models" / "tiny"
 FEW = {128: (32, 64, 8.0), 192: (32, 32, 0.0)}

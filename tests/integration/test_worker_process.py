@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cli.terminal import EXIT_USAGE
 from local.endpoints import Embedded
 from settings import ROOT
 from storage import bells, submissions
@@ -19,7 +20,6 @@ from storage.states import TERMINAL, State
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
 from tasks.worker import EXIT_NO_ENGINE
-from terminal import EXIT_USAGE
 from tests.fixtures.new_jobs import new_job
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy
 import torch
 
-from engine.components import is_denoiser
 from engine.exchange import Exchange
-from engine.steady_stack import on_steady_stack
+from engine.pipelines.components import is_denoiser
+from engine.pipelines.steady_stack import on_steady_stack
 from tests.pipelines.builds import built
 from tests.pipelines.drawn import image_of, pixels
 from tests.pipelines.requests import arguments, seed

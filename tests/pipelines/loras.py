@@ -17,11 +17,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from engine.adapter import Adapter, Applied
-from engine.adapter_file import AdapterReader, takes_adapters
-from engine.adapter_rows import RowsUntoldError
-from engine.components import denoiser_among
-from engine.steady_stack import on_steady_stack
+from engine.adapters.adapter import Adapter, Applied
+from engine.adapters.adapter_file import AdapterReader, takes_adapters
+from engine.adapters.adapter_rows import RowsUntoldError
+from engine.pipelines.components import denoiser_among
+from engine.pipelines.steady_stack import on_steady_stack
 from tests.pipelines.builds import built, modules
 from tests.pipelines.classes import ALONE
 from tests.pipelines.company import MEAN, MOST, Company, differences_of

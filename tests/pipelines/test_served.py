@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.first_image import check_image
-from engine.loaded_pipeline import make_ready
-from engine.pipeline_model import PipelineModel
-from engine.pipeline_task import refusal_of
+from engine.loading.loaded_pipeline import make_ready
+from engine.pipelines.pipeline_model import PipelineModel
+from engine.pipelines.pipeline_task import refusal_of
 from engine.request import SchedulerSpec
+from engine.self_test.first_image import check_image
 from tests.pipelines.builds import BUILDS, built
 from tests.pipelines.families import FAMILIES
 

@@ -9,15 +9,15 @@ import torch
 from catalogue.pipeline_tasks import PipelineTask
 from engine.engine import Engine
 from engine.errors import RequestInvalid
-from engine.first_image import check_image
-from engine.loaded_pipeline import make_ready
-from engine.pipeline_model import PipelineModel
+from engine.loading.loaded_pipeline import make_ready
+from engine.loading.sibling_pipelines import pipelines_for
+from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
 from engine.runner import image_of
-from engine.self_test import Offer, find_promise
-from engine.sibling_pipelines import pipelines_for
-from engine.time_budget import TimeBudget
-from engine.trial_images import MODEL
+from engine.self_test.first_image import check_image
+from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.time_budget import TimeBudget
+from engine.self_test.trial_images import MODEL
 from tests.pipelines.builds import built
 from tests.pipelines.families import FAMILIES
 

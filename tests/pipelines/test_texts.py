@@ -10,12 +10,12 @@ import torch
 
 from engine.engine import Engine
 from engine.handle import Handle
-from engine.pipeline_model import Abilities, PipelineModel
+from engine.pipelines.pipeline_model import Abilities, PipelineModel
+from engine.pipelines.steady_stack import on_steady_stack
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
-from engine.self_test import Offer, find_promise
-from engine.steady_stack import on_steady_stack
-from engine.time_budget import TimeBudget
-from engine.trial_images import MODEL
+from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.time_budget import TimeBudget
+from engine.self_test.trial_images import MODEL
 from tests.pipelines.builds import built
 from tests.pipelines.families import FAMILIES
 

@@ -13,12 +13,12 @@ import numpy
 import torch
 
 from engine.exchange import Exchange
-from engine.padding_finder import find_text_padding, first_step
-from engine.parked_call import PER_ROW_NUMBERS
-from engine.steady_stack import on_steady_stack
-from engine.text_padding import TextPadding
-from engine.time_budget import TimeBudget
-from engine.trial_images import MAX_DIFFERENCE
+from engine.pipelines.parked_call import PER_ROW_NUMBERS
+from engine.pipelines.steady_stack import on_steady_stack
+from engine.pipelines.text_padding import TextPadding
+from engine.self_test.padding_finder import find_text_padding, first_step
+from engine.self_test.time_budget import TimeBudget
+from engine.self_test.trial_images import MAX_DIFFERENCE
 from tests.pipelines.builds import built
 from tests.pipelines.drawn import image_of
 from tests.pipelines.requests import arguments

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bench.exactness import MODEL, exact_share, idle_share, padding_cost
-from engine.load import LoadedModels
+from engine.loading.load import LoadedModels
 from tests.unit.engine.fakes import FakeDenoiser, FakeModel, NeighbourDependent
 
 LIMITS = {MODEL: {128 * 128: 16, 192 * 192: 8}}

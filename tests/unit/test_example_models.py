@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from catalogue.catalogue import Model, load_catalogue
-from engine.layout import Layout, files_to_load
+from engine.loading.layout import Layout, files_to_load
 from settings import ROOT
 
 FILES = sorted((ROOT / "examples" / "models").glob("*.toml"))

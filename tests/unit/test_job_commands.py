@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from terminal import EXIT_REFUSED, EXIT_USAGE
+from cli.terminal import EXIT_REFUSED, EXIT_USAGE
 from tests.unit.test_command_line import in_a_pipe
 
 CUT = {"code": "prompt_cut", "field": "prompt", "detail": "the end was not used: 'a bird'"}

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from terminal_progress import progress
+from cli.progress import progress
 
 
 def shown_in(console: Console) -> None:

@@ -9,12 +9,12 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from engine.engine import Engine
-from engine.load import ModelSpec, load_engine
-from models.autoencoder import build_autoencoder
-from models.denoiser import build_scheduler, build_unet
-from models.text_encoder import build_text_encoder
-from models.tokenizer import build_tokenizer
+from engine.loading.load import ModelSpec, load_engine
 from tests.integration.engine.reference import MODELS
+from tiny.train.autoencoder import build_autoencoder
+from tiny.train.denoiser import build_scheduler, build_unet
+from tiny.train.text_encoder import build_text_encoder
+from tiny.train.tokenizer import build_tokenizer
 
 ROW_LIMITS = {16384: 16, 36864: 8}
 

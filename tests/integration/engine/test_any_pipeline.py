@@ -16,12 +16,12 @@ from diffusers.callbacks import SD3CFGCutoffCallback, SDCFGCutoffCallback, SDXLC
 from engine.engine import Engine
 from engine.errors import Canceled, DeadlineExceeded, DeviceLost, LoadError, OutOfMemory, RequestInvalid
 from engine.handle import Handle
-from engine.load import ModelSpec, load_engine
-from engine.parked_call import ParkedCall
-from engine.pipeline_model import PipelineModel
+from engine.loading.load import ModelSpec, load_engine
+from engine.pipelines.parked_call import ParkedCall
+from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.self_test import Offer, find_promise
-from engine.time_budget import TimeBudget
+from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.time_budget import TimeBudget
 from tests.integration.engine.tiny_families import build
 
 KINDS = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart", "sana")

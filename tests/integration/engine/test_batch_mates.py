@@ -11,8 +11,8 @@ import torch
 from engine.engine import Engine
 from engine.errors import Canceled
 from engine.handle import Handle
+from engine.partial_forwards.step_cache import StepCache
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.step_cache import StepCache
 from tests.integration.engine.conftest import load
 from tests.integration.engine.reference import MODELS
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import LoadError
-from engine.hub import Hub
-from engine.load import ModelSpec, load_models
-from engine.load_failures import failure
+from engine.loading.failures import failure
+from engine.loading.hub import Hub
+from engine.loading.load import ModelSpec, load_models
 from settings import ROOT
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -11,12 +11,12 @@ import pytest
 from diffusers import StableDiffusionPAGPipeline
 
 from catalogue.catalogue import Model, load_catalogue
-from cli_models import entry_of
-from engine.describe import describe
+from cli.models import entry_of
 from engine.errors import LoadError
-from engine.hub import Hub
-from engine.load import ModelSpec, load_engine
-from engine.pipeline_model import LEFT_OUT
+from engine.loading.describe import describe
+from engine.loading.hub import Hub
+from engine.loading.load import ModelSpec, load_engine
+from engine.pipelines.pipeline_model import LEFT_OUT
 from engine.request import GenerationRequest, SchedulerSpec
 from settings import ROOT
 from tests.integration.engine.fake_hub import FakeHub

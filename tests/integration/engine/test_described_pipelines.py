@@ -13,9 +13,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-from engine.describe import Description, describe
 from engine.errors import LoadError
-from engine.pipeline_task import outputs_of, own_tasks, refusal_of
+from engine.loading.describe import Description, describe
+from engine.pipelines.pipeline_task import outputs_of, own_tasks, refusal_of
 from tests.pipelines import families
 from tests.pipelines.builds import BUILDS, CONTROL, EDIT, IMAGE, INPAINT, TEXT, built
 from tests.pipelines.classes import AUDIO, NOT_IMAGE_CLASSES, NOT_IMAGES, VIDEO, image_pipelines

@@ -13,8 +13,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from engine.engine import Engine
-from engine.load import ModelSpec, load_engine
-from engine.pipeline_model import PipelineModel
+from engine.loading.load import ModelSpec, load_engine
+from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
 from tests.integration.engine.tiny_families import build
 

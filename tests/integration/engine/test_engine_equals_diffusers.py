@@ -8,8 +8,8 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from engine.engine import Engine
+from engine.pipelines.truncation import MAX_SHOWN_CHARACTERS
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.truncation import MAX_SHOWN_CHARACTERS
 from tests.integration.engine.reference import MODELS, diffusers_image
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.

@@ -12,10 +12,10 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPAGPipeline, StableDiffusionPipeline
 
-from engine.components import is_denoiser
 from engine.exchange import Exchange
-from engine.offloading import offload_models
-from engine.pipeline_call import PipelineCall
+from engine.loading.offloading import offload_models
+from engine.pipelines.components import is_denoiser
+from engine.pipelines.pipeline_call import PipelineCall
 from tests.integration.engine.reference import MODELS
 from tests.integration.engine.tiny_families import build
 

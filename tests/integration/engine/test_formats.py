@@ -19,10 +19,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from engine.errors import LoadError
-from engine.hub import Hub
-from engine.load import ModelSpec, load_engine
-from engine.read_pipeline import Source, read_pipeline
-from engine.replaced_components import Part
+from engine.loading.hub import Hub
+from engine.loading.load import ModelSpec, load_engine
+from engine.loading.read_pipeline import Source, read_pipeline
+from engine.loading.replaced_components import Part
 from engine.request import GenerationRequest, SchedulerSpec
 from settings import ROOT
 from tests.integration.engine.fake_hub import FakeHub
@@ -328,7 +328,7 @@ def test_of_shards_beside_one_file_the_shards_are_read_and_the_log_says_what_lie
     in_shards(model)
     zeros = {key: torch.zeros_like(tensor) for key, tensor in load_file(model / UNET).items()}
     save_file(zeros, model / UNET, metadata={"format": "pt"})
-    with caplog.at_level(logging.INFO, "engine.read_pipeline"):
+    with caplog.at_level(logging.INFO, "engine.loading.read_pipeline"):
         assert np.array_equal(drawn(model), plain)
     (said,) = [record.getMessage() for record in caplog.records if "beside" in record.getMessage()]
     assert said.endswith(f"beside what is read lie {UNET}")

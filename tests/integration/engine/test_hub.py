@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from engine.errors import LoadError
-from engine.hub import Hub
+from engine.loading.hub import Hub
 from settings import ROOT
 from tests.integration.engine.fake_hub import FakeHub
 
@@ -126,7 +126,7 @@ def test_a_hub_that_never_answers_is_given_up(repository: Path, tmp_path: Path) 
 def test_hf_hub_offline_is_honoured(repository: Path, tmp_path: Path) -> None:
     """In a process of its own, since the hub's library reads its variables when it is imported."""
     ask_for_it = (
-        "from engine.hub import Hub\n"
+        "from engine.loading.hub import Hub\n"
         f"Hub().folder({REPOSITORY!r}, revision={REVISION!r},"
         " variant=None, local_files_only=False, left_out=())"
     )

@@ -10,8 +10,8 @@ import torch
 from diffusers import StableDiffusionPAGPipeline
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from engine.load import ModelSpec, load_models
-from engine.pipeline_model import Abilities, PipelineModel
+from engine.loading.load import ModelSpec, load_models
+from engine.pipelines.pipeline_model import Abilities, PipelineModel
 from engine.promise import SelfTest
 from tasks.self_test_results import SelfTestFolder, machine_facts
 from tests.integration.engine.tiny_families import build

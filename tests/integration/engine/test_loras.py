@@ -16,16 +16,16 @@ from safetensors.torch import save_file
 from torch.nn import Module
 
 from catalogue.parameters import Lora
-from engine.adapter_file import AdapterReader
+from engine.adapters.adapter_file import AdapterReader
+from engine.adapters.lora_files import LoraSpec
 from engine.engine import Engine
 from engine.errors import Canceled, LoadError, LoraUnusable, RequestInvalid
 from engine.handle import Handle
-from engine.load import ModelSpec, load_engine
-from engine.lora_files import LoraSpec
-from engine.optimization import Optimization
-from engine.pipeline_model import PipelineModel
+from engine.loading.load import ModelSpec, load_engine
+from engine.loading.optimization import Optimization
+from engine.loading.sibling_pipelines import pipelines_for
+from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.sibling_pipelines import pipelines_for
 from settings import ROOT
 from tests.integration.engine.adapter_files import ATTENTION, TEXT, weights, write, write_kohya
 from tests.integration.engine.reference import diffusers_image

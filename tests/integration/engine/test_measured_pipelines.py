@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPAGPipeline
 
-from engine.load import LoadedModels, ModelSpec, load_models
-from engine.measure import MIN_ROUNDS, Measurement
-from engine.profile import Profile
+from engine.loading.load import LoadedModels, ModelSpec, load_models
+from engine.policy.profile import Profile
+from engine.self_test.measure import MIN_ROUNDS, Measurement
 from tests.integration.engine.tiny_families import build
 from tests.unit.engine.fakes import SetClock
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.measure import model_digest
-from engine.pipeline_model import PipelineModel
+from engine.pipelines.pipeline_model import PipelineModel
+from engine.self_test.measure import model_digest
 from tests.integration.engine.tiny_families import BUILDERS, build
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from catalogue.catalogue import ALL_SCHEDULERS
 from engine.errors import LoadError, RequestInvalid
-from engine.hub import Hub
-from engine.load import ModelSpec, load_engine
+from engine.loading.hub import Hub
+from engine.loading.load import ModelSpec, load_engine
 from engine.request import SCHEDULERS, GenerationRequest, scheduler_named
 from tests.integration.engine.tiny_families import BUILDERS, build
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.components import is_denoiser
 from engine.exchange import Exchange
-from engine.offloading import Place, offload_models
+from engine.loading.offloading import Place, offload_models
+from engine.pipelines.components import is_denoiser
 from tests.integration.engine.tiny_families import BUILDERS, build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

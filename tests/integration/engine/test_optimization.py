@@ -14,8 +14,8 @@ import torch
 
 from engine.engine import Engine
 from engine.errors import LoadError
-from engine.load import ModelSpec, load_engine
-from engine.optimization import Optimization, optimized, settle
+from engine.loading.load import ModelSpec, load_engine
+from engine.loading.optimization import Optimization, optimized, settle
 from engine.request import GenerationRequest, SchedulerSpec
 from settings import ROOT
 from tests.integration.engine.tiny_families import build

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from engine.engine import Engine
-from engine.pipeline_model import PipelineModel
+from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
 from settings import ROOT
 

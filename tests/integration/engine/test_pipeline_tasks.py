@@ -26,9 +26,9 @@ from catalogue.pipeline_tasks import PipelineTask
 from engine.engine import Engine
 from engine.errors import Canceled, LoadError, RequestInvalid
 from engine.handle import Handle
-from engine.load import LoadedModels, ModelSpec, load_models
-from engine.models import Models
-from engine.pipeline_model import PipelineModel
+from engine.loaded import Models
+from engine.loading.load import LoadedModels, ModelSpec, load_models
+from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
 from settings import ROOT
 

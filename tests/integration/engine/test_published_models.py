@@ -20,7 +20,7 @@ from diffusers import (
 )
 
 from engine.engine import Engine
-from engine.load import ModelSpec, load_engine
+from engine.loading.load import ModelSpec, load_engine
 from engine.request import GenerationRequest, SchedulerSpec
 from tests.integration.engine.tiny_families import build
 

@@ -17,11 +17,11 @@ import torch
 from diffusers import FluxTransformer2DModel, TorchAoConfig
 
 from engine.errors import LoadError
-from engine.hub import Hub
-from engine.load import ModelSpec, load_engine
-from engine.optimization import Optimization
+from engine.loading.hub import Hub
+from engine.loading.load import ModelSpec, load_engine
+from engine.loading.optimization import Optimization
+from engine.loading.replaced_components import Part
 from engine.promise import PROMISES
-from engine.replaced_components import Part
 from settings import ROOT
 from tests.integration.engine.test_model_folders import draw
 from tests.integration.engine.tiny_families import build

@@ -14,7 +14,7 @@ import torch
 from engine.engine import Engine
 from engine.errors import Canceled, RequestInvalid
 from engine.handle import Handle
-from engine.load import ModelSpec, load_engine
+from engine.loading.load import ModelSpec, load_engine
 from engine.request import GenerationRequest, SchedulerSpec
 from tests.integration.engine.test_published_models import KINDS
 from tests.integration.engine.tiny_families import build

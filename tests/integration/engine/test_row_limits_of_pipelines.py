@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from engine.exchange import Exchange, Forward
-from engine.parked_call import ParkedCall
-from engine.pipeline_model import PipelineModel
-from engine.self_test import Offer, find_promise
-from engine.time_budget import TimeBudget
+from engine.pipelines.parked_call import ParkedCall
+from engine.pipelines.pipeline_model import PipelineModel
+from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.time_budget import TimeBudget
 from tests.integration.engine.tiny_families import build
 
 

@@ -9,7 +9,7 @@ import pytest
 from catalogue.catalogue import load_catalogue
 from engine.engine import Engine
 from engine.errors import Canceled, LoadError
-from engine.load import ModelSpec, load_engine
+from engine.loading.load import ModelSpec, load_engine
 from engine.request import SCHEDULERS, GenerationRequest, scheduler_named
 from settings import ROOT
 from tests.integration.engine.reference import MODELS

@@ -18,8 +18,8 @@ from diffusers import (
 )
 
 from engine.errors import LoadError
+from engine.pipelines.schedulers import Schedulers
 from engine.request import GenerationRequest, scheduler_named
-from engine.schedulers import Schedulers
 from tests.integration.engine.test_any_pipeline import asked, finish, load, pixels
 from tests.integration.engine.tiny_families import build
 

@@ -15,8 +15,8 @@ from diffusers import (
     StableDiffusion3Img2ImgPipeline,
 )
 
+from engine.pipelines.schedulers import Schedulers
 from engine.request import scheduler_named
-from engine.schedulers import Schedulers
 from tests.integration.engine.tiny_families import build
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.

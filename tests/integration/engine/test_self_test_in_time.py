@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine.engine import Engine
-from engine.load import ModelSpec, load_engine
+from engine.loading.load import ModelSpec, load_engine
 from engine.request import GenerationRequest
 from tests.integration.engine.reference import MODELS
 
@@ -27,7 +27,7 @@ def load(folders: dict[str, Path], names: tuple[str, ...], seconds: float) -> En
 def test_worker_over_its_budget_starts_with_the_weakest_promise_and_says_so(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "engine.load")
+    caplog.set_level("INFO", "engine.loading.load")
     engine = load(folders, MODELS, 1e-9)
     assert engine.promise == "within 1/255"
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -44,7 +44,7 @@ def test_worker_over_its_budget_starts_with_the_weakest_promise_and_says_so(
 def test_worker_within_its_budget_says_what_it_promises_and_how_long_that_took(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "engine.load")
+    caplog.set_level("INFO", "engine.loading.load")
     assert load(folders, MODELS[:1], 600.0).promise == "exact"
     begins, ends = (record.getMessage() for record in caplog.records)
     assert begins == f"self-test of '{MODELS[0]}' begins: 0 s of 600 are used"

@@ -8,10 +8,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from engine.pipeline_model import PipelineModel
+from engine.partial_forwards import fitting
+from engine.partial_forwards.unet import UNetWalk
+from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.walks import fitting
-from engine.walks.unet import UNetWalk
 from tests.integration.engine.tiny_families import BUILDERS, build
 
 BLOCKS = {

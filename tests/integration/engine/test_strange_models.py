@@ -39,10 +39,10 @@ from safetensors.torch import load_file, save_file
 
 from engine.engine import Engine
 from engine.errors import GenerationFailed, GenerationImpossible, LoadError, PromptInvalid, RequestInvalid
-from engine.hub import Hub
-from engine.load import ModelSpec, load_engine
+from engine.loading.hub import Hub
+from engine.loading.load import ModelSpec, load_engine
+from engine.loading.scheduler_overrides import SchedulerOverrides
 from engine.request import GeneratedImage, GenerationRequest, scheduler_named
-from engine.scheduler_overrides import SchedulerOverrides
 from tests.integration.engine.tiny_families import build
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from engine.engine import Engine
 from engine.errors import LoadError
-from engine.hub import Hub
-from engine.pipeline_model import PipelineModel
-from engine.read_pipeline import Source, read_pipeline
+from engine.loading.hub import Hub
+from engine.loading.read_pipeline import Source, read_pipeline
+from engine.loading.textual_inversions import TextualInversion
+from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GenerationRequest
-from engine.textual_inversions import TextualInversion
 from settings import ROOT
 from tests.integration.engine.reference import diffusers_image
 from tests.integration.engine.tiny_families import build

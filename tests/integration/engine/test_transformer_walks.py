@@ -14,10 +14,10 @@ from diffusers import (
 )
 from torch import Tensor
 
-from engine.walks.flux import FluxWalk
-from engine.walks.pixart import PixArtWalk
-from engine.walks.sana import SanaWalk
-from engine.walks.stable_diffusion_3 import StableDiffusion3Walk
+from engine.partial_forwards.flux import FluxWalk
+from engine.partial_forwards.pixart import PixArtWalk
+from engine.partial_forwards.sana import SanaWalk
+from engine.partial_forwards.stable_diffusion_3 import StableDiffusion3Walk
 
 NUM_ROWS, NUM_TEXT_TOKENS = 8, 6
 PIXART = {

@@ -41,7 +41,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from models.tokenizer import build_tokenizer
+from tiny.train.tokenizer import build_tokenizer
 
 WIDTH = 32
 INSTRUCTION: list[str] = (

@@ -21,9 +21,9 @@ from storage.job_views import Job
 from storage.jobs import WorkerName
 from storage.roles import DatabaseRole
 from tasks.generate import Generate, GeneratePlan
-from tasks.holdings import Holdings
+from tasks.in_flight import Holdings
+from tasks.isolation import SoloMarks
 from tasks.job_observers import FlowerObserver, JobObserver
-from tasks.solo_marks import SoloMarks
 from tasks.task_events import TaskEvent
 from tests.fixtures.new_jobs import new_job
 

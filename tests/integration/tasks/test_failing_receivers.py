@@ -14,8 +14,8 @@ from storage.database import Database
 from storage.delivery_views import list_deliveries
 from storage.receivers import FAILURES_BEFORE_HOLD, Backoff
 from storage.receivers import Receiver as Known
-from tasks.webhook_client import WebhookClient
-from tasks.webhooks import Deliver, DeliverPlan
+from tasks.webhooks.client import WebhookClient
+from tasks.webhooks.deliver import Deliver, DeliverPlan
 
 from .conftest import MakeJob
 from .receiver import Received, Receiver, answer

@@ -12,8 +12,8 @@ from storage.database import Database
 from storage.errors import BlobNotFound, BlobUnavailable
 from storage.files import File, NewFile
 from storage.roles import DatabaseRole
-from tasks.file_collector import FileCollector
-from tasks.orphans import CollectionPlan, OrphanCollector
+from tasks.collectors.files import FileCollector
+from tasks.collectors.orphans import CollectionPlan, OrphanCollector
 from tests.integration.tasks.conftest import MakeJob
 
 NOW = CollectionPlan(orphan_seconds=-60)

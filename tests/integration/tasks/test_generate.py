@@ -33,9 +33,9 @@ from storage.jobs import WorkerName
 from storage.states import State
 from storage.workers import Worker, live_workers
 from tasks.generate import Generate, GeneratePlan
-from tasks.heart import Heart
-from tasks.holdings import Holdings
-from tasks.solo_marks import SoloMarks
+from tasks.heartbeat import Heart
+from tasks.in_flight import Holdings
+from tasks.isolation import SoloMarks
 from tests.fixtures.pictures import picture
 from tests.integration.tasks.conftest import FakeEngine, FakeHandle, MakeJob
 

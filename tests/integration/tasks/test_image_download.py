@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.image_download import MAX_REDIRECTS, DownloadFailed, ImageDownload
+from tasks.images.download import MAX_REDIRECTS, DownloadFailed, ImageDownload
 
 from .receiver import Received, Receiver, answer
 

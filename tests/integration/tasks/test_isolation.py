@@ -16,9 +16,9 @@ from storage.jobs import WorkerName
 from storage.states import State
 from storage.workers import Worker
 from tasks.generate import Generate, GeneratePlan
-from tasks.heart import EXIT_HUNG, Heart
-from tasks.holdings import Holdings
-from tasks.solo_marks import SoloMarks
+from tasks.heartbeat import EXIT_HUNG, Heart
+from tasks.in_flight import Holdings
+from tasks.isolation import SoloMarks
 from tasks.worker import EXIT_DEVICE_LOST, end_when_fatal
 from tests.integration.tasks.conftest import MakeJob
 from tests.unit.engine.fakes import FakeModel, SetClock

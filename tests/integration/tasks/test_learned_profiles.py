@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from engine.load import LoadedModels
-from engine.policy import BatchKey
-from engine.seen_costs import MIN_SEEN, NUM_KEPT, SeenCosts
+from engine.loading.load import LoadedModels
+from engine.policy.policy import BatchKey
+from engine.policy.seen_costs import MIN_SEEN, NUM_KEPT, SeenCosts
 from local.endpoints import Embedded
 from storage import workers
 from storage.database import Database

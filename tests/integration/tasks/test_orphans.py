@@ -21,8 +21,8 @@ from storage.job_views import StoredImage
 from storage.jobs import Claim, WorkerName
 from storage.orphans import orphans_among
 from storage.roles import DatabaseRole
+from tasks.collectors.orphans import CollectionPlan, OrphanCollector
 from tasks.generate import object_key
-from tasks.orphans import CollectionPlan, OrphanCollector
 from tasks.sweep import run_sweeper
 from tests.integration.tasks.conftest import MakeJob
 

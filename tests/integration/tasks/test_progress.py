@@ -15,7 +15,7 @@ from storage.job_views import get
 from storage.jobs import Claim, Lease, WorkerName, claim
 from storage.workers import Worker, heartbeat, write_progress
 from storage.workloads import workload
-from tasks.holdings import Holdings
+from tasks.in_flight import Holdings
 from tasks.progress import ProgressWriter
 
 from .conftest import MakeJob

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.kept_self_tests import KeptSelfTest, SelfTestKey, self_test_key
-from engine.load import LoadedModels, ModelSpec, load_models
-from engine.optimization import AS_IT_IS, Optimization
+from engine.loading.load import LoadedModels, ModelSpec, load_models
+from engine.loading.optimization import AS_IT_IS, Optimization
+from engine.self_test.kept import KeptSelfTest, SelfTestKey, self_test_key
 from tasks.self_test_results import SelfTestFolder, machine_facts
 
 TINY = Path(__file__).resolve().parents[3] / "models" / "tiny"

@@ -16,9 +16,9 @@ from storage.solo import next_suspect
 from storage.states import State
 from storage.workers import declare_dead
 from tasks.generate import Generate, GeneratePlan
-from tasks.holdings import Holdings
-from tasks.solo_marks import SoloMarks
-from tasks.suspects import Suspects
+from tasks.in_flight import Holdings
+from tasks.isolation import SoloMarks
+from tasks.quarantine import Suspects
 
 from .conftest import FakeEngine, MakeJob
 

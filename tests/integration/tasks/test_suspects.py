@@ -19,8 +19,8 @@ from storage.jobs import WorkerName
 from storage.states import State
 from storage.workers import declare_dead
 from tasks.generate import Generate, GeneratePlan
-from tasks.holdings import Holdings
-from tasks.solo_marks import NotMarked, SoloMarks
+from tasks.in_flight import Holdings
+from tasks.isolation import NotMarked, SoloMarks
 from tests.integration.tasks.conftest import MakeJob
 from tests.unit.engine.fakes import FakeModel
 

@@ -20,9 +20,9 @@ from storage.workers import Worker, declare_dead, heartbeat, say_goodbye
 from tasks.app import make_celery
 from tasks.broker import Broker
 from tasks.dispatch import Dispatcher
+from tasks.metrics.sweeper import SweeperMetrics
 from tasks.queues import CPU_QUEUE
 from tasks.sweeper import Sweeper, SweepPlan
-from tasks.sweeper_metrics import SweeperMetrics
 from tests.integration.tasks.conftest import MakeJob
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tasks.webhook_client import ANSWER_BYTES, WebhookClient
-from tasks.webhook_connection import MAX_HEADER_BYTES
+from tasks.webhooks.client import ANSWER_BYTES, WebhookClient
+from tasks.webhooks.connection import MAX_HEADER_BYTES
 
 from .receiver import Behave, Received, Receiver, answer
 

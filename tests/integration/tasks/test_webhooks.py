@@ -21,8 +21,8 @@ from storage.delivery_views import Attempt, Delivery, get, list_deliveries
 from storage.errors import Unavailable
 from storage.job_views import JobWarning, StoredImage
 from storage.roles import DatabaseRole
-from tasks.webhook_client import WebhookClient
-from tasks.webhooks import Deliver, DeliverPlan
+from tasks.webhooks.client import WebhookClient
+from tasks.webhooks.deliver import Deliver, DeliverPlan
 
 from .conftest import MakeJob
 from .receiver import Received, Receiver, answer

@@ -8,8 +8,8 @@ from flask import Flask
 
 from settings import Settings
 from tests.integration.web.conftest import Client, Draw
+from web.api.preference import DEFAULT_WAIT_SECONDS
 from web.app import create_app
-from web.preference import DEFAULT_WAIT_SECONDS
 
 LONGEST = 0.2
 

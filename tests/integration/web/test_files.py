@@ -16,10 +16,10 @@ from werkzeug.test import TestResponse
 from storage import files, jobs
 from storage.blobs import Blobs
 from storage.database import Database
-from tasks.image_facts import ImageLimits, ImageUnreadable, read
+from tasks.images.facts import ImageLimits, ImageUnreadable, read
 from tests.fixtures.image_files import FILES, HEIGHT, WIDTH, encoded, files_of, photo, turned
 from tests.integration.web.conftest import Client, assert_problem
-from web.image_checks import ImageChecks
+from web.api.image_checks import ImageChecks
 from web.refusals import Busy
 from web.wiring import EXTENSION, Wiring
 

@@ -21,14 +21,14 @@ from storage import files
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.job_views import get
-from tasks.image_download import DownloadFailed, ImageDownload
+from tasks.images.download import DownloadFailed, ImageDownload
 from tests.fixtures.catalogues import catalogue_with
 from tests.fixtures.pictures import picture
 from tests.integration.tasks.receiver import Receiver, answer
 from tests.integration.web.conftest import Client, Draw, assert_problem
-from web.admission import Admission
+from web.api.admission import Admission
+from web.api.batch_rows import ROWS_AT_ONCE
 from web.app import create_app
-from web.batch_rows import ROWS_AT_ONCE
 from web.wiring import EXTENSION, Wiring
 
 OUTLINED = """

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.integration.web.conftest import Client
-from web import batches, files, health, jobs, tiers
+from web.api import batches, files, health, jobs, tiers
 
 CHECKS = [
     not_a_server_error,

@@ -14,8 +14,8 @@ from storage.blobs import Blobs
 from storage.database import Database
 from storage.jobs import WorkerName
 from tasks.generate import Generate, GeneratePlan
-from tasks.holdings import Holdings
-from tasks.solo_marks import SoloMarks
+from tasks.in_flight import Holdings
+from tasks.isolation import SoloMarks
 from tests.integration.tasks.conftest import FakeEngine
 from tests.integration.web.conftest import Client, assert_problem
 

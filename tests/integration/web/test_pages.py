@@ -14,7 +14,7 @@ from storage.database import Database
 from storage.workers import Worker, heartbeat, say_goodbye
 from tests.integration.web.conftest import Client, Draw, assert_problem
 from web.app import create_app
-from web.page import JOBS_A_PAGE
+from web.pages.page import JOBS_A_PAGE
 from web.session import COOKIE, SESSION_SECONDS
 
 NASTY = "<script>alert('x')</script> & \"quotes\""

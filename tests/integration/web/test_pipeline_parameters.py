@@ -18,7 +18,7 @@ from storage.database import Database
 from storage.job_views import get
 from tests.fixtures.catalogues import PARAMETERS, catalogue_with
 from tests.integration.web.conftest import Client, Draw, assert_problem
-from web.admission import Admission
+from web.api.admission import Admission
 from web.wiring import EXTENSION, Wiring
 
 OWN = {"clip_skip": 2, "true_cfg_scale": 4.5, "zero_init": True, "mode": "Sharp", "prompt_2": "=1+1"}

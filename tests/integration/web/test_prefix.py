@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 from settings import ROOT, Settings
 from tests.integration.web.conftest import Client, Draw
 from web.app import create_app
-from web.page import JOBS_A_PAGE
+from web.pages.page import JOBS_A_PAGE
 
 PREFIX = "/images/of-ours"
 PUBLIC_URL = f"https://localhost{PREFIX}"

@@ -11,8 +11,8 @@ from storage.database import Database
 from storage.submissions import create
 from tests.fixtures.new_jobs import new_job
 from tests.integration.web.conftest import Client, Draw, assert_problem
-from web.idempotency import digest_of
-from web.schemas import JobRequest
+from web.api.idempotency import digest_of
+from web.api.schemas import JobRequest
 
 KEY = {"Idempotency-Key": "k-1"}
 OPTIONAL = [name for name, field in JobRequest.model_fields.items() if not field.is_required()]

@@ -16,7 +16,7 @@ from storage import jobs
 from storage.database import Database
 from storage.tables import jobs as job_table
 from tests.integration.web.conftest import Client, Draw, assert_problem
-from web.batches import max_report_bytes
+from web.api.batches import max_report_bytes
 from web.wiring import EXTENSION, Wiring
 
 PROMPTS = (

@@ -23,7 +23,7 @@ from storage.workers import Worker
 from tests.fixtures.new_jobs import new_job
 from tests.integration.web.conftest import Client
 from web.app import create_app
-from web.waiting_reasons import CODES
+from web.estimates.waiting_reasons import CODES
 from web.wiring import EXTENSION, Wiring
 
 Submit = Callable[..., str]

@@ -15,8 +15,8 @@ from bench.latency import Solo, goodput, serve_in_turns
 from bench.workload import GUIDANCE_SCALES, STEPS, DueRequest, mixed_requests, poisson
 from engine.errors import GenerationFailed, NumericError
 from engine.exchange import Exchange
-from engine.load import LoadedModels
-from engine.pipeline_call import PipelineCall
+from engine.loading.load import LoadedModels
+from engine.pipelines.pipeline_call import PipelineCall
 from engine.request import GenerationRequest, SchedulerSpec
 from tests.unit.engine.fakes import FakeModel
 

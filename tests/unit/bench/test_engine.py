@@ -14,7 +14,7 @@ from bench.engine import OUTPUT, PARTS, output_of
 from bench.figures import Figure
 from bench.plots import markdown, plots
 from bench.shipped import Bench
-from engine.load import LoadedModels
+from engine.loading.load import LoadedModels
 from tests.unit.engine.fakes import FakeModel
 
 TIERS = ("", "_192")

@@ -19,7 +19,7 @@ from bench.less_work import (
     requests,
 )
 from catalogue.catalogue import load_catalogue
-from engine.load import LoadedModels
+from engine.loading.load import LoadedModels
 from settings import ROOT
 from tests.unit.engine.fakes import FakeCachingModel
 

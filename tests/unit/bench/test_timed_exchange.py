@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler
 
 from bench.saturation import Done
 from bench.timed_exchange import Spent, TimedExchange, timed
-from engine.parked_call import Merger, ParkedCall
+from engine.pipelines.parked_call import Merger, ParkedCall
+from engine.pipelines.steady_stack import on_steady_stack
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.steady_stack import on_steady_stack
 from tests.unit.engine.fakes import FakeModel, SetClock
 
 STEP_SECONDS, ENCODING_SECONDS, DECODING_SECONDS, SCHEDULER_SECONDS, MERGING_SECONDS = (

@@ -27,14 +27,14 @@ from catalogue.parameters import Parameters
 from storage.grants import GRANTS
 from storage.job_views import JOB_COLUMNS
 from storage.submissions import _INSERT
-from tasks.webhook_payload import _PARAMETERS
-from web.admission import Admission
-from web.batch_reports import REPORTED
-from web.csv_cells import typed_cell
-from web.csv_header import COLUMNS
-from web.draw_form import FIELDS
-from web.resources import JobResource
-from web.schemas import JobRequest
+from tasks.webhooks.payload import _PARAMETERS
+from web.api.admission import Admission
+from web.csv.reports import REPORTED
+from web.csv.cells import typed_cell
+from web.csv.header import COLUMNS
+from web.pages.draw_form import FIELDS
+from web.api.resources import JobResource
+from web.api.schemas import JobRequest
 from catalogue.catalogue import load_catalogue, tier_for
 from pathlib import Path
 

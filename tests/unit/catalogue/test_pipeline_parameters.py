@@ -7,9 +7,9 @@ import pytest
 from catalogue.catalogue import SettingsError
 from catalogue.pipeline_parameters import MAX_DECLARED, RESERVED, PipelineParameter, value_faults
 from tests.fixtures.catalogues import PARAMETERS, catalogue_with
-from web.csv_header import REPORT_COLUMNS
-from web.draw_form import FIELDS
-from web.schemas import JOB_FIELDS
+from web.api.schemas import JOB_FIELDS
+from web.csv.header import REPORT_COLUMNS
+from web.pages.draw_form import FIELDS
 
 OTHER = """
 [models.other]

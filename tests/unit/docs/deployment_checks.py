@@ -13,7 +13,7 @@ from typing import Any
 import typer.main
 
 from catalogue.catalogue import WorkerPlan
-from cli import app
+from cli.__main__ import app
 from local.roles import ROLES
 from settings import OTHER_VARIABLES, ROOT, Settings
 from storage.roles import ROLES as DATABASE_ROLES
@@ -30,7 +30,7 @@ IN_THE_IMAGES = {"test", "pg_isready", "valkey-cli", "wget"}
 ON_THE_HOST = {"cp", "docker", "git", "honcho", "install", "make", "sh", "sleep", "systemctl"}
 NEEDS = {
     "api": "web/app.py",
-    "none": "tasks/webhook_worker.py",  # as a device: before the word `worker`
+    "none": "tasks/webhooks/worker.py",  # as a device: before the word `worker`
     "worker": "tasks/worker.py",
     "sweep": "tasks/sweep.py",
     "alembic": "migrations/env.py",

@@ -7,18 +7,18 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from engine.policy import Reason
+from engine.policy.policy import Reason
 from engine.request import GeneratedImage, Timings, WarningCode
 from settings import ROOT, Settings
 from storage import errors as storage_errors
 from storage.states import State
-from tasks.input_images import InputMissing
+from tasks.images.inputs import InputMissing
 from tasks.timings import timings_of
 from web import refusals
+from web.api.schemas import JobRequest
 from web.app import create_app
+from web.estimates.waiting_reasons import CODES, RULES
 from web.front import refusals as front_refusals
-from web.schemas import JobRequest
-from web.waiting_reasons import CODES, RULES
 
 from .conftest import ReadTable
 

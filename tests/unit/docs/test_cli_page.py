@@ -1,4 +1,4 @@
-"""docs/reference/cli.md says what cli.py does."""
+"""docs/reference/cli.md says what cli/__main__.py does."""
 
 import re
 from typing import Any
@@ -6,17 +6,11 @@ from typing import Any
 import pytest
 import typer.main
 
-from cli import app
+from cli.__main__ import app
+from cli.terminal import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
 from settings import ROOT
 from tasks.consumer_watchdog import EXIT_DEAF
-from tasks.heart import EXIT_HUNG
-from terminal import (
-    EXIT_BROKEN_PIPE,
-    EXIT_INTERRUPTED,
-    EXIT_REFUSED,
-    EXIT_UNREACHABLE,
-    EXIT_USAGE,
-)
+from tasks.heartbeat import EXIT_HUNG
 
 from .conftest import ReadTable
 

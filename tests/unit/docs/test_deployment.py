@@ -17,7 +17,7 @@ from storage.roles import ROLES as DATABASE_ROLES
 from tasks.app import make_celery
 from tasks.pings import Pings
 from tasks.queues import CPU_QUEUE
-from tasks.webhook_worker import DEVICE
+from tasks.webhooks.worker import DEVICE
 
 from .deployment_checks import problems
 from .deployment_files import FILES, Deployment, mounted

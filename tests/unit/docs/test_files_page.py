@@ -3,10 +3,10 @@
 import pytest
 
 from settings import Settings
-from tasks.image_facts import ImageLimits, ImageUnreadable, read
-from tasks.image_pixels import mask_pixels, pixels
+from tasks.images.facts import ImageLimits, ImageUnreadable, read
+from tasks.images.pixels import mask_pixels, pixels
 from tests.fixtures.image_files import FILES, files_of
-from web.file_resources import FileResource
+from web.api.file_resources import FileResource
 
 from .conftest import ReadTable
 

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from engine.policy import Reason
+from engine.policy.policy import Reason
 from settings import ROOT
-from tasks.sender_metrics import SenderMetrics
-from tasks.sweeper_metrics import SweeperMetrics
-from tasks.worker_metrics import STAGES, WorkerMetrics
+from tasks.metrics.sender import SenderMetrics
+from tasks.metrics.sweeper import SweeperMetrics
+from tasks.metrics.worker import STAGES, WorkerMetrics
 from web.metrics import Metrics
 
 from .conftest import ReadTable

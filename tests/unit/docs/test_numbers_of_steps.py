@@ -1,7 +1,7 @@
 """Who sends a request is told, where the field is described, what some numbers of steps leave."""
 
 from settings import ROOT
-from web.schemas import JobRequest
+from web.api.schemas import JobRequest
 
 
 def test_E9_the_field_and_its_reference_say_what_a_number_of_steps_may_leave() -> None:

@@ -2,7 +2,7 @@
 
 import json
 
-from cli_config import openapi_document
+from cli.config import openapi_document
 from settings import ROOT
 
 FILE = "docs/reference/openapi.json"

@@ -3,8 +3,8 @@
 import re
 from typing import get_args
 
+from engine.pipelines.scheduler_classes import CLASSES, SAMPLERS
 from engine.request import SCHEDULERS, SchedulerName
-from engine.scheduler_classes import CLASSES, SAMPLERS
 from settings import ROOT
 
 from .conftest import ReadTable

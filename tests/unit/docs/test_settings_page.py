@@ -22,7 +22,7 @@ from catalogue.catalogue import (
 )
 from catalogue.parts import Part
 from catalogue.pipeline_parameters import PipelineParameter
-from cli import app
+from cli.__main__ import app
 from settings import ROOT, Settings
 
 from .conftest import ReadTable

@@ -11,8 +11,8 @@ from standardwebhooks import Webhook
 from client import calotype
 from settings import ROOT, Settings
 from storage.states import TERMINAL
-from tasks.webhook_client import ATTEMPT_CODES, Answer
-from tasks.webhooks import judge
+from tasks.webhooks.client import ATTEMPT_CODES, Answer
+from tasks.webhooks.deliver import judge
 
 from .conftest import ReadTable
 

@@ -11,7 +11,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 from torch.nn import Module
 
-from engine.pipeline_model import PipelineModel
+from engine.pipelines.pipeline_model import PipelineModel
 
 MARKS = {"explode": 1.0, "not a number": 2.0, "huge": 3.0, "lose the device": 4.0}
 LATENT_CHANNELS = 4

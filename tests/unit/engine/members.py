@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.buckets import MULTIPLES_OF_FOUR
-from engine.candidate import BatchKey
-from engine.policy import Policy
+from engine.policy.buckets import MULTIPLES_OF_FOUR
+from engine.policy.candidate import BatchKey
+from engine.policy.policy import Policy
 
 SMALL, LARGE, OTHER = BatchKey("m", 16, 16), BatchKey("m", 24, 24), BatchKey("m", 16, 24)
 STEP_SECONDS = 0.1

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine import adapter_rows
-from engine.adapter import Adapter, Applied, Layer
-from engine.adapter_rows import AdapterRows, RowsUntoldError
+from engine.adapters import adapter_rows
+from engine.adapters.adapter import Adapter, Applied, Layer
+from engine.adapters.adapter_rows import AdapterRows, RowsUntoldError
 
 FEATURES, TOKENS = 16, 5
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from catalogue.parameters import Lora
-from engine.adapter import Adapter, Layer
-from engine.adapters import Adapters
+from engine.adapters.adapter import Adapter, Layer
+from engine.adapters.adapters import Adapters
 from engine.errors import LoadError, LoraUnusable, RequestInvalid
 
 BYTES = 8  # of each adapter

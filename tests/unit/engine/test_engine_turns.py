@@ -19,8 +19,8 @@ from engine.errors import (
     RequestInvalid,
 )
 from engine.handle import Handle
+from engine.pipelines.scheduler_classes import SAMPLERS
 from engine.request import GenerationRequest, SchedulerSpec, scheduler_named
-from engine.scheduler_classes import SAMPLERS
 from tests.unit.engine.fakes import FakeModel, SetClock
 
 Ask = Callable[..., GenerationRequest]

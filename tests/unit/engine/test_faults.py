@@ -23,8 +23,8 @@ from engine.errors import (
     NumericError,
     OutOfMemory,
 )
-from engine.models import Models
-from engine.policy import RECOVERY_STEPS
+from engine.loaded import Models
+from engine.policy.policy import RECOVERY_STEPS
 from engine.request import GenerationRequest, SchedulerSpec
 from tests.unit.engine.fakes import FakeCachingModel, FakeModel, SetClock
 from tests.unit.engine.fault_schedule import (

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from engine.input_images import image_arguments
+from engine.pipelines.input_images import image_arguments
 
 SIZE = (64, 48)  # width, height
 PICTURE = np.random.default_rng(1).integers(0, 256, (96, 96, 3), dtype=np.uint8)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import LoadError
-from engine.layout import Layout, check_components, files_to_load, read_layout
+from engine.loading.layout import Layout, check_components, files_to_load, read_layout
 
 LAYOUT = Layout("SomePipeline", ("unet", "tokenizer"), ())
 PLAIN = ["model_index.json", "unet/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]

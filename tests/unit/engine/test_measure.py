@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from engine.errors import GenerationFailed, OutOfMemory
-from engine.measure import MIN_ROUNDS, Measurement, model_digest, profile_key
-from engine.profile import Profile
-from engine.step_cache import StepCache
+from engine.partial_forwards.step_cache import StepCache
+from engine.policy.profile import Profile
+from engine.self_test.measure import MIN_ROUNDS, Measurement, model_digest, profile_key
 from tests.unit.engine.fakes import (
     Costly,
     CostlyWalk,

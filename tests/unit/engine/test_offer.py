@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engine.errors import LoadError
-from engine.load import ModelSpec, _check_offer
+from engine.loading.load import ModelSpec, _check_offer
 from tests.unit.engine.fakes import FakeCachingModel, FakeModel
 
 LIMITS: Mapping[int, int] = {64 * 64: 8}

@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
-from engine.parked_call import Merger, ParkedCall, SharedTensors, split
+from engine.pipelines.parked_call import Merger, ParkedCall, SharedTensors, split
 
 
 def parked(**arguments: Any) -> ParkedCall:

@@ -4,16 +4,16 @@ import math
 import subprocess
 import sys
 
-from engine.ageing import AGEING_TURN
-from engine.buckets import MULTIPLES_OF_FOUR, Buckets
-from engine.candidate import BatchKey
-from engine.due_times import OVERTAKING_STEPS
-from engine.policy import PINNED_ROWS, Policy
+from engine.policy.ageing import AGEING_TURN
+from engine.policy.buckets import MULTIPLES_OF_FOUR, Buckets
+from engine.policy.candidate import BatchKey
+from engine.policy.due_times import OVERTAKING_STEPS
+from engine.policy.policy import PINNED_ROWS, Policy
 from tests.unit.engine.members import LARGE, OTHER, SMALL, STEP_SECONDS, Member, bulk, flat, rising, run
 
 
 def test_policy_is_importable_without_torch() -> None:
-    code = "import sys, engine.policy, engine.request, engine.errors; sys.exit('torch' in sys.modules)"
+    code = "import sys, engine.policy.policy, engine.request, engine.errors; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

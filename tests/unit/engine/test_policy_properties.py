@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.buckets import MULTIPLES_OF_FOUR
-from engine.policy import Policy
+from engine.policy.buckets import MULTIPLES_OF_FOUR
+from engine.policy.policy import Policy
 from tests.unit.engine.members import LARGE, OTHER, SMALL, Member, flat, rising, run
 
 KEYS = [SMALL, LARGE, OTHER, SMALL._replace(is_pinned=True)]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from engine.due_times import QUANTUM_STEPS
-from engine.policy import Policy
-from engine.turns import MAX_CREDIT, MAX_REMEMBERED, Turns
+from engine.policy.due_times import QUANTUM_STEPS
+from engine.policy.policy import Policy
+from engine.policy.turns import MAX_CREDIT, MAX_REMEMBERED, Turns
 from tests.unit.engine.members import LARGE, SMALL, Member, flat, run
 
 

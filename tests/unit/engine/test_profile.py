@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.policy import BatchKey
-from engine.profile import Profile, ProfileKey, Profiles, StepCost
+from engine.policy.policy import BatchKey
+from engine.policy.profile import Profile, ProfileKey, Profiles, StepCost
 
 KEY = ProfileKey("0123", "float32", "a processor", 1, "2.0", width=128, height=128)
 

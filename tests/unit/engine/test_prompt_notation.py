@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from engine.prompt_notation import notation_in
+from engine.pipelines.prompt_notation import notation_in
 
 
 @pytest.mark.parametrize(

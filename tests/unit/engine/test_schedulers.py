@@ -35,10 +35,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import LoadError, RequestInvalid
+from engine.loading.scheduler_overrides import SchedulerOverrides
+from engine.pipelines.scheduler_classes import CLASSES, SAMPLERS
+from engine.pipelines.schedulers import FOR_PIXELS, Schedulers
 from engine.request import SCHEDULERS, SchedulerSpec, scheduler_named
-from engine.scheduler_classes import CLASSES, SAMPLERS
-from engine.scheduler_overrides import SchedulerOverrides
-from engine.schedulers import FOR_PIXELS, Schedulers
 from tests.unit.engine.gaussian import DEVIATION, MEAN, draw
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.

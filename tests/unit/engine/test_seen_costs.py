@@ -3,9 +3,9 @@
 import pytest
 
 from engine.engine import Engine
-from engine.policy import BatchKey
+from engine.policy.policy import BatchKey
+from engine.policy.seen_costs import MIN_SEEN, NUM_KEPT, Costs, SeenCosts
 from engine.request import GenerationRequest
-from engine.seen_costs import MIN_SEEN, NUM_KEPT, Costs, SeenCosts
 from tests.unit.engine.fakes import Costly, CostlyWalk, FakeCachingModel, SetClock
 
 SMALL, LARGE = BatchKey("m", 8, 8), BatchKey("m", 16, 16)

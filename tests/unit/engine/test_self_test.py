@@ -11,18 +11,18 @@ import torch
 from diffusers import EulerDiscreteScheduler, LCMScheduler
 from torch import Tensor
 
-from engine.buckets import MULTIPLES_OF_FOUR, at
-from engine.compilation import compile_sizes
 from engine.errors import LoadError, RequestInvalid
-from engine.exact_rows import exact_row_counts
-from engine.first_image import check_image
-from engine.parked_call import ParkedCall
+from engine.loading.compilation import compile_sizes
+from engine.partial_forwards.step_cache import NUM_FIRST_FULL_STEPS
+from engine.pipelines.parked_call import ParkedCall
+from engine.policy.buckets import MULTIPLES_OF_FOUR, at
 from engine.promise import SelfTest
 from engine.request import GenerationRequest, SchedulerSpec, scheduler_named
-from engine.self_test import Offer, find_promise
-from engine.step_cache import NUM_FIRST_FULL_STEPS
-from engine.time_budget import TimeBudget
-from engine.trial_images import outcomes_of, plain_request
+from engine.self_test.exact_rows import exact_row_counts
+from engine.self_test.first_image import check_image
+from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.time_budget import TimeBudget
+from engine.self_test.trial_images import outcomes_of, plain_request
 from tests.unit.engine.fakes import (
     Costly,
     FakeCachingModel,

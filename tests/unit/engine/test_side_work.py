@@ -9,8 +9,8 @@ from hypothesis.strategies import floats, integers
 from engine.engine import Engine
 from engine.errors import Canceled, DeadlineExceeded
 from engine.handle import Handle
+from engine.policy.side_work import DECODING_SHARE, ENCODING_SHARE, SideWork
 from engine.request import GenerationRequest
-from engine.side_work import DECODING_SHARE, ENCODING_SHARE, SideWork
 from tests.unit.engine.fakes import FakeModel, SetClock
 
 Ask = Callable[..., GenerationRequest]

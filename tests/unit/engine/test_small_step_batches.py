@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.small_step_batches import pad_small_linears
+from engine.loading.small_step_batches import pad_small_linears
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (3,), (1, 1), (1, 3), (3, 1), (1, 2, 1)])

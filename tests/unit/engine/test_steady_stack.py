@@ -7,12 +7,12 @@ import sys
 import greenlet
 import pytest
 
-from engine.steady_stack import on_steady_stack, switch
+from engine.pipelines.steady_stack import on_steady_stack, switch
 from settings import ROOT
 
 ERRORS_AT_MANY_DEPTHS = """
 import functools, greenlet, torch
-from engine.steady_stack import on_steady_stack, switch
+from engine.pipelines.steady_stack import on_steady_stack, switch
 
 def call(_):
     while True:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from engine.buckets import Buckets
 from engine.engine import Engine
 from engine.errors import RequestInvalid
+from engine.partial_forwards.step_cache import StepCache
+from engine.policy.buckets import Buckets
 from engine.promise import SelfTest
 from engine.request import GenerationRequest
-from engine.self_test import Offer, find_promise
-from engine.step_cache import StepCache
-from engine.time_budget import TimeBudget
+from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.time_budget import TimeBudget
 from tests.unit.engine.fakes import FakeCachingModel, FakeModel, FakeWalk, SetClock
 
 Ask = Callable[..., GenerationRequest]

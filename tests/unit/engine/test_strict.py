@@ -9,8 +9,8 @@ from engine.engine import Engine
 from engine.errors import StrictUnavailable
 from engine.promise import Promise
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.self_test import Offer, find_promise
-from engine.time_budget import TimeBudget
+from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.time_budget import TimeBudget
 from tests.unit.engine.fakes import FakeModel, NeighbourDependent, SizeDependent
 
 Ask = Callable[..., GenerationRequest]

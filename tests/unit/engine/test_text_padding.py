@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from engine.exchange import Exchange
-from engine.padding_finder import LENGTHS, find_text_padding
-from engine.parked_call import ParkedCall, SharedTensors
-from engine.pipeline_call import PipelineCall
-from engine.pipeline_model import Abilities
-from engine.text_padding import TextPadding, TextPlace
-from engine.time_budget import TimeBudget
+from engine.pipelines.parked_call import ParkedCall, SharedTensors
+from engine.pipelines.pipeline_call import PipelineCall
+from engine.pipelines.pipeline_model import Abilities
+from engine.pipelines.text_padding import TextPadding, TextPlace
+from engine.self_test.padding_finder import LENGTHS, find_text_padding
+from engine.self_test.time_budget import TimeBudget
 
 WIDTH = 8
 TEXT = TextPlace("transformer", "text", 1, 0, "zeros")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.weight_files import check_files, tensors_in
+from engine.loading.weight_files import check_files, tensors_in
 
 
 @pytest.mark.parametrize("length", [128, 640, 896, 1152, 1408, 0x0A80, 0x3C68])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from local.contact_sheet import Captioned, draw_contact_sheet
-from local.verdicts import judge
-from models.judge import look
-from models.scenes import BACKGROUND_COLOURS, read_caption, render
+from tiny.contact_sheet import Captioned, draw_contact_sheet
+from tiny.judge import look
+from tiny.scenes import BACKGROUND_COLOURS, read_caption, render
+from tiny.verdicts import judge
 
 ON_GRAY = "on a gray background"
 

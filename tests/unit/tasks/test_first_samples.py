@@ -2,10 +2,10 @@
 
 from prometheus_client import CollectorRegistry
 
-from tasks.sender_metrics import SenderMetrics
-from tasks.sweeper_metrics import SweeperMetrics
-from tasks.webhook_client import ATTEMPT_CODES
-from tasks.worker_metrics import WorkerMetrics
+from tasks.metrics.sender import SenderMetrics
+from tasks.metrics.sweeper import SweeperMetrics
+from tasks.metrics.worker import WorkerMetrics
+from tasks.webhooks.client import ATTEMPT_CODES
 
 
 def values(registry: CollectorRegistry, name: str, label: str) -> set[str]:

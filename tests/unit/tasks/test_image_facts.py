@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from settings import Settings
-from tasks.image_facts import MEDIA_TYPES, ImageFacts, ImageLimits, ImageUnreadable, media_type_of, read
+from tasks.images.facts import MEDIA_TYPES, ImageFacts, ImageLimits, ImageUnreadable, media_type_of, read
 from tests.fixtures.image_files import (
     FILES,
     HEIGHT,

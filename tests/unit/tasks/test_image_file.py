@@ -10,7 +10,7 @@ from hypothesis.strategies import integers, sampled_from, tuples
 from PIL import Image
 
 from bench.image_files import ALLOWED_SIZE, BASELINE, WAYS, Way, flat_images, grainy_images, measure
-from tasks.image_file import PNG_OPTIONS, content_type, encode_image
+from tasks.images.file import PNG_OPTIONS, content_type, encode_image
 
 SHAPES = tuples(integers(1, 40), integers(1, 40), sampled_from([3]))
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from tasks.image_facts import ImageUnreadable
-from tasks.image_pixels import Pixels, mask_pixels, pixels
+from tasks.images.facts import ImageUnreadable
+from tasks.images.pixels import Pixels, mask_pixels, pixels
 from tests.fixtures.image_files import (
     HEIGHT,
     WIDTH,

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from structlog.testing import capture_logs
 
 from local.ports import choose_ports
-from tasks.metrics_server import MAX_CONNECTIONS, MAX_HEADER_BYTES, serve_metrics
+from tasks.metrics.server import MAX_CONNECTIONS, MAX_HEADER_BYTES, serve_metrics
 
 
 @pytest.fixture(scope="module")

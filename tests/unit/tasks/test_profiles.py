@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from catalogue.catalogue import load_catalogue
-from engine.load import LoadedModels
-from engine.profile import Profile
+from engine.loading.load import LoadedModels
+from engine.policy.profile import Profile
 from settings import ROOT
 from tasks.profiles import (
     ProfileFolder,

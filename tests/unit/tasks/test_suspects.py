@@ -4,7 +4,7 @@ import threading
 
 import structlog
 
-from tasks.suspects import Suspects
+from tasks.quarantine import Suspects
 
 
 def test_S39_a_look_that_fails_in_an_unforeseen_way_is_logged_and_the_next_one_takes_a_suspect_up() -> None:

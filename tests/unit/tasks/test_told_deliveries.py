@@ -7,7 +7,7 @@ from celery.events.state import State as FlowersState
 
 from storage.deliveries import AttemptRecord, DeliveryClaim
 from tasks.task_events import TaskEvent
-from tasks.webhook_worker import FlowerDeliveryObserver
+from tasks.webhooks.worker import FlowerDeliveryObserver
 
 DELIVERED = AttemptRecord(250, 204)
 REFUSED = AttemptRecord(40, 500, "http_status", "the receiver answered 500", "a secret page")

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from settings import Settings
-from tasks.webhook_addresses import DEFAULT_PORTS, Address, is_open
-from tasks.webhook_client import WebhookClient
-from web.webhook_url import check_webhook_url
+from tasks.webhooks.addresses import DEFAULT_PORTS, Address, is_open
+from tasks.webhooks.client import WebhookClient
+from web.api.webhook_url import check_webhook_url
 
 # The registries' entries one by one, also those within others, and what our table says in other words.
 BLOCKS = (

@@ -6,8 +6,8 @@ import pytest
 
 from storage.database import Database
 from storage.deliveries import DeliveryClaim
-from tasks.webhook_client import Answer, WebhookClient
-from tasks.webhooks import Deliver, DeliverPlan, judge
+from tasks.webhooks.client import Answer, WebhookClient
+from tasks.webhooks.deliver import Deliver, DeliverPlan, judge
 
 PAUSES = (5.0, 30.0, 300.0)
 

@@ -9,9 +9,9 @@ from catalogue.catalogue import Catalogue, tier_for
 from catalogue.parameters import Parameters
 from settings import Settings
 from storage.submissions import NewJob
-from web.admission import Admission
+from web.api.admission import Admission
+from web.api.schemas import JobRequest, field_errors
 from web.refusals import InvalidRequest
-from web.schemas import JobRequest, field_errors
 
 
 @pytest.fixture(scope="module")

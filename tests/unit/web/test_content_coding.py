@@ -8,7 +8,7 @@ import zlib
 import pytest
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from web.content_coding import MAX_MEMBERS, coding_of, decoded
+from web.api.content_coding import MAX_MEMBERS, coding_of, decoded
 from web.refusals import MalformedBody, UnsupportedMediaType
 
 PLAIN = b'{"prompt": "a red heart"}'

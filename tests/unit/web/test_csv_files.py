@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.prompts_as_csv import COLUMNS, FOLDER, ROWS, by_csv, by_hand
-from web.csv_rows import parse_csv
+from web.csv.rows import parse_csv
 
 FILES = sorted(FOLDER.glob("*.csv"))
 READ_AS = {

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from catalogue.parameters import in_one_text
-from web.csv_cells import typed_cell
+from web.csv.cells import typed_cell
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from web.csv_cells import harmless, typed_cell
-from web.csv_header import COLUMNS, REPORT_COLUMNS, known_delimiter
-from web.csv_rows import parse_csv
-from web.csv_text import known_encoding
-from web.csv_writing import write_csv
+from web.api.resources import JobResource
+from web.csv.cells import harmless, typed_cell
+from web.csv.header import COLUMNS, REPORT_COLUMNS, known_delimiter
+from web.csv.rows import parse_csv
+from web.csv.text import known_encoding
+from web.csv.writing import write_csv
 from web.refusals import InvalidCsv
-from web.resources import JobResource
 
 
 def rows(text: str | bytes, max_rows: int = 100) -> list[tuple[int, dict[str, Any]]]:

@@ -6,8 +6,8 @@ import pytest
 
 from catalogue.catalogue import Catalogue, load_catalogue, tier_for
 from settings import Settings
-from web.admission import Admission
-from web.draw_form import DrawForm, limits
+from web.api.admission import Admission
+from web.pages.draw_form import DrawForm, limits
 from web.refusals import InvalidRequest
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from catalogue.parameters import MAX_STEP_CACHE
-from engine.step_cache import StepCache
+from engine.partial_forwards.step_cache import StepCache
 from storage.profiles import StoredProfile
 from storage.workloads import KnownJob, LiveDevice, Workload
-from web.eta import seconds_until_drawn
-from web.foreseen import is_full
+from web.estimates.eta import seconds_until_drawn
+from web.estimates.foreseen import is_full
 
 PROFILE = StoredProfile(
     tier="sd",

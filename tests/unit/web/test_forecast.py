@@ -15,7 +15,7 @@ from storage.errors import Unavailable
 from storage.states import State
 from storage.workloads import Workload
 from tests.unit.web.test_eta import DEVICE, PROFILE, job, running
-from web.forecast import MAX_AGE_SECONDS, MAX_AGED_SECONDS, Forecast
+from web.estimates.forecast import MAX_AGE_SECONDS, MAX_AGED_SECONDS, Forecast
 
 CATALOGUE = load_catalogue(ROOT / "calotype.toml")
 LONE_SECONDS = 11.0

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 import pytest
 from flask import Flask
 
-from web.cursor import decode_cursor, encode_cursor
-from web.idempotency import digest_of, idempotency_key
-from web.preference import preferences, said_seconds
+from web.api.cursor import decode_cursor, encode_cursor
+from web.api.idempotency import digest_of, idempotency_key
+from web.api.preference import preferences, said_seconds
 from web.refusals import InvalidRequest
 
 AN_ID = "job_" + "0" * 26

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from web.json_body import MAX_DEPTH, parse_object
+from web.api.json_body import MAX_DEPTH, parse_object
 from web.refusals import InvalidRequest, MalformedBody
 
 

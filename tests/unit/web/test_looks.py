@@ -3,7 +3,7 @@
 import threading
 import time
 
-from web.looks import Finding, Look
+from web.dependency_checks import Finding, Look
 
 WELL = Finding(True, "answers")
 

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from bench.parsers import CASES, Case, cpu_milliseconds, peak_megabytes
-from web.csv_cells import typed_cell
-from web.csv_header import MAX_COLUMNS
-from web.csv_rows import MAX_LINES_PER_ROW, MAX_ROW_CHARACTERS, parse_csv
-from web.cursor import decode_cursor
+from web.api.cursor import decode_cursor
+from web.api.json_body import MAX_MEMBERS, parse_object
+from web.api.request_limits import register_request_limits
+from web.api.schemas import JobRequest, field_errors
+from web.api.text import MAX_MARKS_IN_A_ROW, Text
+from web.csv.cells import typed_cell
+from web.csv.header import MAX_COLUMNS
+from web.csv.rows import MAX_LINES_PER_ROW, MAX_ROW_CHARACTERS, parse_csv
 from web.errors import problem, register_errors
-from web.json_body import MAX_MEMBERS, parse_object
 from web.refusals import FieldError, InvalidCsv, InvalidRequest, MalformedBody
-from web.request_limits import register_request_limits
-from web.schemas import JobRequest, field_errors
-from web.text import MAX_MARKS_IN_A_ROW, Text
 
 MUCH_MS = 6000  # 20 times what the dearest case took: 0.28 s
 MUCH_MB = 8  # the largest input has 10, so nothing is copied whole

@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from catalogue.catalogue import Catalogue, tier_for
 from settings import Settings
 from tests.fixtures.catalogues import PARAMETERS, catalogue_with
-from web.admission import Admission
-from web.api_reference import reference_of
+from web.api.admission import Admission
+from web.api.schemas import JobRequest, field_errors
 from web.app import create_app
-from web.csv_rows import parse_csv
-from web.draw_form import DrawForm, other_fields
+from web.csv.rows import parse_csv
+from web.pages.api_reference import reference_of
+from web.pages.draw_form import DrawForm, other_fields
 from web.refusals import InvalidCsv, InvalidRequest
-from web.schemas import JobRequest, field_errors
 
 NOWHERE: dict[str, Any] = {
     "database_url": "postgresql://nobody@127.0.0.1:1/nothing",

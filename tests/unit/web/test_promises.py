@@ -5,15 +5,15 @@ from collections.abc import Iterator
 import pytest
 
 from catalogue.catalogue import Catalogue
-from engine.models import Models
-from engine.policy import BatchKey, Policy
+from engine.loaded import Models
+from engine.policy.policy import BatchKey, Policy
 from engine.promise import Promise
 from engine.request import GenerationRequest
-from engine.self_test import Offer, find_promise
-from engine.time_budget import TimeBudget
+from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.time_budget import TimeBudget
 from storage.workloads import KnownJob
 from tests.unit.engine.fakes import FakeModel, NeighbourDependent, SizeDependent
-from web.promises import PINNED_ROWS, mates_of, self_test_sides
+from web.estimates.promises import PINNED_ROWS, mates_of, self_test_sides
 
 CLASSES = {"small": 128 * 128, "odd": 200 * 150, "large": 300 * 300}
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from storage.queue_facts import QueueFacts
-from web.waiting_reasons import RULES, Limits, reason_of
+from web.estimates.waiting_reasons import RULES, Limits, reason_of
 
 LIMITS = Limits(overdue_seconds=15, max_attempts=5)
 NEXT = QueueFacts(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from web.webhook_url import check_webhook_url
+from web.api.webhook_url import check_webhook_url
 
 
 @pytest.mark.parametrize(

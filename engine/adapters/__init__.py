@@ -1,0 +1,1 @@
+"""LoRA adapters: read from files, held on the device, applied by rows."""

@@ -1,0 +1,65 @@
+"""Weights that were published quantized: which package reads them, and whether it is installed.
+
+Owns the names of the methods as `config.json` has them. It quantizes nothing itself:
+`engine.loading.optimization` does.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import LoadError
+
+LOCKED = "pip install --no-deps -r requirements-quantization.lock"
+PACKAGES: Mapping[str, tuple[str, str]] = {
+    "gguf": ("gguf", LOCKED),
+    "torchao": ("torchao", LOCKED),
+    "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
+    "quanto": ("optimum.quanto", "pip install optimum-quanto"),
+}
+"""By the method: the module that reads its weights, and what installs it."""
+
+
+def check_quantization(named: str, config: Mapping[str, Any]) -> None:
+    """Raise `LoadError` where a component cannot be read for want of a package; `named` is how it is called.
+
+    `config` is its `config.json`, which says by `quantization_config` that its weights are quantized.
+    """
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        return
+    if not isinstance(quantization, dict):
+        raise LoadError(
+            f"{named}: its quantization_config is no object: take config.json as it was published"
+        )
+    method = quantization.get("quant_method")
+    if method is None and (quantization.get("load_in_8bit") or quantization.get("load_in_4bit")):
+        method = "bitsandbytes"  # as it was written before it had a name
+    check_package(named, str(method))
+
+
+def check_package(named: str, method: str) -> None:
+    """Raise `LoadError` for a method that is unknown, or whose package is not installed."""
+    if method not in PACKAGES:
+        raise LoadError(
+            f"{named} is quantized by {method!r}, which is not one of {', '.join(PACKAGES)}:"
+            " choose weights that are not quantized, or quantized by one of these"
+        )
+    module, install = PACKAGES[method]
+    if not _is_installed(module):
+        package = module.replace(".", "-")
+        raise LoadError(
+            f"{named} is quantized by {method}, and the package {package} is not installed: {install}"
+        )
+
+
+def is_quantized(module: Any) -> bool:
+    """Whether the weights of a loaded component are quantized."""
+    return getattr(module, "hf_quantizer", None) is not None or getattr(module, "is_quantized", False)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False

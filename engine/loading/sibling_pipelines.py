@@ -1,0 +1,118 @@
+"""Pipelines of further tasks over the modules of one that is loaded: diffusers' own classes for them.
+
+Owns which class draws a task beside a given class, and how it is made without a second set of weights. It
+does not know what the model offers, nor how a request becomes a call.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import diffusers
+
+from catalogue.pipeline_tasks import PIPELINE_TASKS, PipelineTask
+from engine.errors import LoadError
+from engine.pipelines.pipeline_model import not_given
+from engine.pipelines.pipeline_task import own_tasks, refusal_of
+
+WORDS: Mapping[PipelineTask, str] = {
+    "text-to-image": "",
+    "image-to-image": "Img2Img",
+    "inpainting": "Inpaint",
+    "control": "ControlNet",
+}
+"""What diffusers puts into the name of a class for its task."""
+MAPPINGS: Mapping[PipelineTask, str] = {
+    "text-to-image": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
+    "image-to-image": "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",
+    "inpainting": "AUTO_INPAINT_PIPELINES_MAPPING",
+}
+"""diffusers' classes by the kind of model, for what the names do not tell."""
+
+
+def class_for(pipeline_class: Any, task: PipelineTask) -> Any | None:
+    """The class that draws `task` with the components of `pipeline_class`, itself perhaps; None for none."""
+    if task in own_tasks(pipeline_class):
+        return pipeline_class
+    if own_tasks(pipeline_class) == ("control",):
+        return None  # its denoiser may take the control image as channels of its own
+    for found in (_class_named(pipeline_class, task), _class_mapped(pipeline_class, task)):
+        if inspect.isclass(found) and _draws(found, task):
+            return found
+    return None
+
+
+def _class_named(pipeline_class: Any, task: PipelineTask) -> Any | None:
+    if task not in WORDS:
+        return None
+    base = pipeline_class.__name__.removesuffix("Pipeline")
+    for word in filter(None, WORDS.values()):
+        base = base.removesuffix(word)
+    return getattr(diffusers, f"{base}{WORDS[task]}Pipeline", None)
+
+
+def _class_mapped(pipeline_class: Any, task: PipelineTask) -> Any | None:
+    if task not in MAPPINGS:
+        return None
+    # It imports every pipeline of diffusers, which takes a second.
+    from diffusers.pipelines import auto_pipeline
+
+    mappings = {one: getattr(auto_pipeline, name) for one, name in MAPPINGS.items()}
+    keys = [key for one in mappings.values() for key, known in one.items() if known is pipeline_class]
+    return next((mappings[task][key] for key in keys if key in mappings[task]), None)
+
+
+def _draws(pipeline_class: Any, task: PipelineTask) -> bool:
+    is_a_class = issubclass(pipeline_class, diffusers.DiffusionPipeline)
+    return is_a_class and refusal_of(pipeline_class) is None and own_tasks(pipeline_class)[0] == task
+
+
+def tasks_beside(pipeline_class: Any) -> tuple[PipelineTask, ...]:
+    """What a model of this class can offer without further weights, its own tasks first."""
+    own = own_tasks(pipeline_class)
+    others = [task for task in PIPELINE_TASKS if task not in (*own, "control")]
+    return (*own, *(task for task in others if class_for(pipeline_class, task) is not None))
+
+
+def pipelines_for(
+    pipeline: Any, tasks: Sequence[PipelineTask], controlnet: Any = None
+) -> dict[PipelineTask, Any]:
+    """A pipeline for each task over the modules of `pipeline`, which is one of them where it can draw it.
+
+    Raises `LoadError` for a task that diffusers has no class for.
+    """
+    own_class = type(pipeline)
+    found: dict[PipelineTask, Any] = {}
+    for task in tasks or own_tasks(own_class)[:1]:
+        task_class = class_for(own_class, task)
+        if task_class is None:
+            can = ", ".join(repr(one) for one in tasks_beside(own_class))
+            raise LoadError(f"tasks: a {own_class.__name__} cannot offer {task!r}: set tasks = [{can}]")
+        if task_class is own_class:
+            found[task] = pipeline
+            if task == "control" and controlnet is not None:
+                raise LoadError(f"controlnet: a {own_class.__name__} comes with its own")
+            continue
+        if task == "control" and controlnet is None:
+            raise LoadError("tasks: 'control' needs a ControlNet: set controlnet to its folder or hub id")
+        given = {"controlnet": controlnet} if task == "control" else {}
+        found[task] = _made(task_class, pipeline, given)
+    return found
+
+
+def _made(pipeline_class: Any, pipeline: Any, given: Mapping[str, Any]) -> Any:
+    """A pipeline of that class with the components and entries of another.
+
+    diffusers' `from_pipe` would cast all components to one dtype, and a VAE may have its own.
+    """
+    at_hand = {**not_given(pipeline_class), **pipeline.config, **pipeline.components, **given}
+    parameters = inspect.signature(pipeline_class.__init__).parameters.values()
+    wanted = [one for one in parameters if one.name != "self" and one.kind is not one.VAR_KEYWORD]
+    missing = [one.name for one in wanted if one.default is one.empty and one.name not in at_hand]
+    if missing:
+        raise LoadError(
+            f"tasks: a {pipeline_class.__name__} needs a {' and a '.join(missing)}, which this model has not"
+        )
+    made = pipeline_class(**{one.name: at_hand[one.name] for one in wanted if one.name in at_hand})
+    made.set_progress_bar_config(disable=True)
+    return made

@@ -1,0 +1,319 @@
+"""One request as diffusers runs it: `pipeline.__call__` in a greenlet, which parks at each forward pass.
+
+Owns the copy of the pipeline that the call writes to, and stand-ins for the modules that it shares with other
+calls. It does not know which calls share a forward pass, nor how the arguments came about.
+"""
+
+import copy
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import greenlet
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.configuration_utils import ConfigMixin
+from torch.nn import Module
+
+from engine.adapters.adapter import Applied
+from engine.pipelines.components import is_denoiser
+from engine.pipelines.encoded_prompts import METHOD, OwnMethod
+from engine.pipelines.parked_call import ParkedCall, SharedTensors, doubled
+from engine.pipelines.steady_stack import switch
+from engine.traceback_places import places_of
+
+logger = logging.getLogger(__name__)
+PARKED_METHODS = ("encode", "decode")
+"""Methods of autoencoders that are forward passes of their own."""
+FORMER_PART = "text_model"
+"""What was a part of CLIP's text encoder, and is the encoder itself in transformers 5; pipelines still ask
+for it where they are given `clip_skip`."""
+
+Pad = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+"""Gives the arguments of a module, by its name, with their text padded."""
+
+
+class PipelineCall:
+    """A call of `pipeline`, which has not begun; `go_on` begins it, and lets it run to its next forward pass.
+
+    Weights are shared with the pipeline; what a call writes to the pipeline itself, its scheduler or its
+    guider stays in the call. `scheduler` takes the place of a copy of the pipeline's own, and what
+    `own_method` makes that of its `encode_prompt`. `pad` changes the arguments of each forward pass;
+    `has_float_numbers` is `ParkedCall`'s, and so is `has_one_layout`, for denoisers. `guided_share` of its
+    steps are guided. `adapters` are those of its rows in every module; whoever makes its passes applies
+    them.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        arguments: Mapping[str, Any],
+        scheduler: Any = None,
+        *,
+        own_method: OwnMethod | None = None,
+        pad: Pad | None = None,
+        has_float_numbers: bool = False,
+        has_one_layout: bool = False,
+        guided_share: float = 1.0,
+        adapters: Applied = (),
+        on_end: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        self.adapters = adapters
+        self.parked: ParkedCall | None = None
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.num_steps_done = 0
+        self._arguments = arguments
+        self._own_method = own_method
+        self._pad = pad
+        self._has_float_numbers = has_float_numbers
+        self._has_one_layout = has_one_layout
+        self._guided_share = guided_share
+        self._on_end = on_end
+        self._copies: list[Any] = []  # its pipeline, and those in it
+        self._shared_tensors = SharedTensors()
+        self._global_generators = _global_generators()
+        self._noise = _first_noise(self._global_generators, arguments.get("generator"))
+        self._pipeline = self._own(pipeline, scheduler)
+        self._greenlet = greenlet.greenlet(self._run)
+
+    @property
+    def num_steps(self) -> int | None:
+        """Denoising steps in all; None until the call has set its scheduler up."""
+        own = vars(self._pipeline)
+        scheduler = own.get("scheduler")
+        if own.get("_num_timesteps") is not None:  # fewer than the scheduler's, where it begins with an image
+            return int(own["_num_timesteps"])
+        if getattr(scheduler, "num_inference_steps", None) is None:
+            return None
+        return len(scheduler.timesteps)
+
+    def go_on(self, output: Any = None) -> None:
+        """Give the call the output of its forward pass; returns when it is parked again or has ended."""
+        self.parked = None
+        with self._own_noise():
+            switch(self._greenlet, output)
+        if self._greenlet.dead:
+            self._let_go()
+
+    def park(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Wait for the forward pass of the module `name`, inside the call; returns its output."""
+        if self._pad is not None:
+            arguments = self._pad(name, arguments)
+        denoises = is_denoiser(name)
+        parked = ParkedCall(
+            name,
+            arguments,
+            self._shared_tensors,
+            has_float_numbers=self._has_float_numbers,
+            has_one_layout=self._has_one_layout and denoises,
+        )
+        is_cut = parked.num_rows == 2 and denoises and self._is_past_guidance()
+        self.parked = parked.last_row(self._shared_tensors) if is_cut else parked
+        output = self._greenlet.parent.switch()
+        if output is Ended:
+            raise Ended
+        return doubled(output, is_listed="list" in parked.kinds) if is_cut else output
+
+    def _is_past_guidance(self) -> bool:
+        """Whether the next step is not guided: the last of its two rows, with the prompt, stands for both.
+
+        The sum of guidance, `u + scale * (c - u)`, is then `c` to the bit, as without guidance.
+        """
+        if self._guided_share >= 1:
+            return False
+        return self.num_steps_done >= self._guided_share * (self.num_steps or 0)
+
+    def is_running(self) -> bool:
+        """Whether the caller's code runs inside the call."""
+        return greenlet.getcurrent() is self._greenlet
+
+    def end(self) -> None:
+        """End the call where it is parked; its tensors are freed before this returns."""
+        if not self._greenlet.dead:
+            switch(self._greenlet, Ended)
+        self._let_go()
+
+    @contextmanager
+    def _own_noise(self) -> Iterator[None]:
+        """Give torch's global generators to this call: some pipelines draw from them what they encode."""
+        outside = _states(self._global_generators)
+        _set_states(self._global_generators, self._noise)
+        try:
+            yield
+        finally:
+            self._noise = _states(self._global_generators)
+            _set_states(self._global_generators, outside)
+
+    def _run(self, _: Any) -> None:
+        try:
+            self.result = self._pipeline(**self._arguments)
+        except Ended:
+            pass
+        except Exception as error:  # the pipeline's own code may raise anything, and whoever asked is told
+            self.error = error
+
+    def _let_go(self) -> None:
+        # Pipeline, stand-ins, scheduler and call refer to each other, and an error to the frames that it
+        # left: without this, memory waits for a collection.
+        self.parked = None
+        for own in self._copies:
+            vars(own).clear()
+        if self.error is not None:
+            # No message, which may quote a prompt.
+            logger.warning(
+                "a pipeline's call failed: %s\n%s", type(self.error).__name__, places_of(self.error)
+            )
+            self.error = self.error.with_traceback(None)
+            self.error.__context__ = self.error.__cause__ = None
+        self._arguments = {}
+        self.adapters = ()
+        self._pad = None  # it keeps what it has padded
+        self._shared_tensors = SharedTensors()
+        self._on_end(self.result is not None)
+
+    def _own(self, pipeline: Any, scheduler: Any) -> Any:
+        parts: dict[int, Any] = {
+            id(value): StandIn(value, name, self)
+            for name, value in vars(pipeline).items()
+            if isinstance(value, Module)
+        }
+        if scheduler is not None:
+            parts[id(pipeline.scheduler)] = scheduler
+            self._copies.append(scheduler)
+        own = self._copied(pipeline, parts, "")
+        own_scheduler = vars(own).get("scheduler")
+        if own_scheduler is not None:  # a scheduler may have a length, so that its truth says nothing
+            own_scheduler.num_inference_steps = None
+            self._count_steps(own_scheduler)
+        return own
+
+    def _copied(self, pipeline: Any, parts: dict[int, Any], place: str) -> Any:
+        """A shallow copy of a pipeline with parts of its own, which `parts` has by the id of the originals.
+
+        A combined pipeline holds the same parts again, in pipelines of its own; `place` is the way to one.
+        """
+        own = copy.copy(pipeline)
+        self._copies.append(own)
+        for name, value in vars(pipeline).items():
+            if id(value) in parts:
+                vars(own)[name] = parts[id(value)]
+            elif isinstance(value, DiffusionPipeline):
+                vars(own)[name] = self._copied(value, parts, f"{place}.{name}")
+            elif isinstance(value, ConfigMixin):  # schedulers, guiders, image processors: they keep state
+                vars(own)[name] = parts[id(value)] = copy.deepcopy(value)
+                self._copies.append(vars(own)[name])
+        vars(own).pop("_num_timesteps", None)  # of an earlier call of the pipeline itself
+        own.set_progress_bar_config(disable=True)
+        if self._own_method is not None and callable(getattr(own, METHOD, None)):
+            vars(own)[METHOD] = self._own_method(own, place)
+        return own
+
+    def _count_steps(self, scheduler: Any) -> None:
+        step = scheduler.step
+
+        @functools.wraps(step)  # pipelines read the parameters of `step`
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            stepped = step(*args, **kwargs)
+            self.num_steps_done += 1
+            return stepped
+
+        scheduler.step = counted
+
+
+def _global_generators() -> list[torch.Generator]:
+    """torch's own generators that a pipeline's code can draw from: the CPU's, and that of a GPU in use."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return [torch.default_generator]
+    return [torch.default_generator, torch.cuda.default_generators[torch.cuda.current_device()]]
+
+
+def _first_noise(global_generators: Sequence[torch.Generator], generator: Any) -> list[torch.Tensor]:
+    """The states of torch's global generators at the seed of the request's own generator."""
+    first = generator[0] if isinstance(generator, list) and generator else generator
+    if not isinstance(first, torch.Generator):
+        return _states(global_generators)
+    seed = first.initial_seed()
+    return [torch.Generator(one.device).manual_seed(seed).get_state() for one in global_generators]
+
+
+def _states(generators: Sequence[torch.Generator]) -> list[torch.Tensor]:
+    return [one.get_state() for one in generators]
+
+
+def _set_states(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+
+
+class Ended(BaseException):
+    """Ends a call at its parked place; not an `Exception`, which a pipeline might catch."""
+
+
+class StandIn:
+    """Takes the place of a module in a call's pipeline: it parks where the module would run.
+
+    All else that a pipeline asks of the module is the module's own: its configuration, dtype, hooks, class.
+    """
+
+    def __init__(self, module: Module, name: str, call: PipelineCall) -> None:
+        vars(self).update(_module=module, _name=name, _call=call)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the module, as soon as its forward pass has been made."""
+        return self._parked(self._name, self._module, _plain(self._module).forward, args, kwargs)
+
+    def _parked(
+        self, name: str, run: Callable[..., Any], signed: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        names = _argument_names(signed)
+        if not self._call.is_running() or len(args) > len(names):
+            return run(*args, **kwargs)
+        return self._call.park(name, dict(zip(names, args, strict=False)) | kwargs)
+
+    def to(self, *_: Any, **__: Any) -> "StandIn":
+        """The same: other calls are parked at the module, so none may change its dtype or its place.
+
+        SDXL's calls with an image would leave its VAE in the denoiser's precision.
+        """
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name == FORMER_PART and not hasattr(self._module, name):
+            return self._module
+        value = getattr(self._module, name)
+        if name not in PARKED_METHODS or not callable(value):
+            return value
+
+        def parked(*args: Any, **kwargs: Any) -> Any:
+            return self._parked(f"{self._name}.{name}", value, value, args, kwargs)
+
+        return parked
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._module, name, value)
+
+    @property  # type: ignore[misc]  # `isinstance` asks for it, and mypy knows it as an attribute
+    def __class__(self) -> type:
+        return type(self._module)
+
+
+def _plain(module: Any) -> Any:
+    """The module that `torch.compile` has wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+_names_by_function: dict[Any, list[str]] = {}
+
+
+def _argument_names(function: Any) -> list[str]:
+    """The names of a bound method's positional parameters; the signature of each is read once."""
+    key = getattr(function, "__func__", function)
+    if key not in _names_by_function:
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(function).parameters.values()
+        _names_by_function[key] = [one.name for one in parameters if one.kind in positional]
+    return _names_by_function[key]

@@ -1,0 +1,1 @@
+"""Collectors of objects and files that no row needs."""

@@ -1,0 +1,1 @@
+"""Images as bytes: facts of a file, pixels, encoding, and downloads."""

@@ -1,0 +1,1 @@
+"""What the processes of `tasks` tell Prometheus, and the server that answers it."""

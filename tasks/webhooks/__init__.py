@@ -1,0 +1,1 @@
+"""Webhooks: payload, addresses, connection, delivery, and the worker that sends them."""

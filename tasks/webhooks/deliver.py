@@ -1,0 +1,203 @@
+"""The task that delivers: claim what is due, sign it, post it, record what came of it, and the next.
+
+A bell only wakes it: which delivery is sent is decided by the claim, so a lost, doubled or forged bell
+changes nothing. Deliveries are at least once: a sender that dies after its receiver has answered, and
+before the record, is followed by another attempt under the same `webhook-id`.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import structlog
+from standardwebhooks import Webhook
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from storage.database import Database
+from storage.deliveries import AttemptRecord, DeliveryClaim, Recorded, claim, record
+from storage.errors import StorageError, Unavailable
+from storage.receivers import DEFAULT_BACKOFF, Backoff
+from tasks.webhooks.client import Answer, WebhookClient
+from tasks.webhooks.payload import payload_of
+
+log = structlog.get_logger()
+
+GONE = 410
+ASKS_FOR_PATIENCE = (429, 503)
+JITTER = 0.1
+
+
+@dataclass(frozen=True)
+class DeliverPlan:
+    """How often and how many at once. `retry_seconds` are the pauses after each failure, in order;
+    `backoff` is of a receiver that fails, whatever is to be delivered to it."""
+
+    retry_seconds: tuple[float, ...]
+    max_per_account: int
+    lease_seconds: float
+    public_url: str
+    backoff: Backoff = DEFAULT_BACKOFF
+
+
+class DeliveryObserver:
+    """Called for each attempt, on the thread that makes it; it must not wait. This one does nothing."""
+
+    def begun(self, claimed: DeliveryClaim) -> None:
+        """An attempt is about to be made."""
+
+    def attempted(self, claimed: DeliveryClaim, attempt: AttemptRecord, state: str | None) -> None:
+        """It was made; `state` is the delivery's now, `None` where another sender has it."""
+
+
+class Deliver:
+    """The body of the task `calotype.deliver`; safe to call from many threads."""
+
+    def __init__(
+        self,
+        db: Database,
+        client: WebhookClient,
+        plan: DeliverPlan,
+        *,
+        uniform: Callable[[float, float], float] = random.uniform,
+        observers: Sequence[DeliveryObserver] = (),
+    ) -> None:
+        self._db, self._client, self._plan, self._uniform = db, client, plan, uniform
+        self._observers = observers
+        self._stopping = False
+
+    def __call__(self) -> int:
+        """Deliver until nothing is due, or until told to stop; how many attempts were made."""
+        num_attempts = 0
+        try:
+            while not self._stopping:
+                claimed = claim(
+                    self._db,
+                    max_per_account=self._plan.max_per_account,
+                    lease_seconds=self._plan.lease_seconds,
+                )
+                if claimed is None:
+                    break
+                self._attempt(claimed)
+                num_attempts += 1
+        except StorageError as error:
+            # What was claimed is due again when its lease ends.
+            log.warning("deliveries_interrupted", error=str(error))
+        return num_attempts
+
+    def stop(self) -> None:
+        """Begin nothing more; what is in hand comes to its end."""
+        self._stopping = True
+
+    def _attempt(self, claimed: DeliveryClaim) -> None:
+        self._observe(lambda observer: observer.begun(claimed))
+        try:
+            answer = self._send(claimed)
+        except Unavailable:
+            raise
+        except Exception:
+            # A fault of ours must take its turn in the schedule, too, instead of being tried for ever.
+            log.exception("delivery_not_sent", delivery_id=claimed.id)
+            answer = Answer(milliseconds=0, error_code="internal_error")
+        attempt = judge(answer)
+        pause = self.pause_after(claimed, answer)
+        recorded = self._record(claimed, attempt, pause, _patience(answer))
+        state = recorded.state if recorded is not None else None
+        self._observe(lambda observer: observer.attempted(claimed, attempt, state))
+        log.info(
+            "webhook_attempted",
+            delivery_id=claimed.id,
+            # `event` is the log line's own name.
+            webhook_event=claimed.event,
+            attempt=claimed.num_attempts,
+            milliseconds=attempt.milliseconds,
+            response_status=attempt.response_status,
+            error_code=attempt.error_code,
+            state=state or "lease_lost",
+        )
+        if recorded is not None and recorded.receiver_state == "paused":
+            log.warning(
+                "webhook_receiver_paused",
+                account_id=claimed.account_id,
+                receiver=claimed.receiver,
+                error_code=attempt.error_code,
+            )
+
+    def _observe(self, tell: Callable[[DeliveryObserver], None]) -> None:
+        for observer in self._observers:
+            try:
+                tell(observer)
+            except Exception:
+                # The attempt is recorded: whoever merely watches must not undo that.
+                log.exception("observer_failed")
+
+    def _record(
+        self, claimed: DeliveryClaim, attempt: AttemptRecord, pause: float | None, patience_seconds: float
+    ) -> Recorded | None:
+        """An answer that is not written down is asked for again: a database that stutters gets a moment."""
+        tries = Retrying(
+            retry=retry_if_exception_type(Unavailable),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
+            stop=stop_after_attempt(3),
+            reraise=True,
+        )
+        return tries(
+            record,
+            self._db,
+            claimed,
+            attempt,
+            retry_seconds=pause,
+            backoff=self._jittered(),
+            patience_seconds=patience_seconds,
+        )
+
+    def _jittered(self) -> Backoff:
+        backoff = self._plan.backoff
+        first = backoff.first_probe_seconds * self._uniform(1 - JITTER, 1 + JITTER)
+        return replace(backoff, first_probe_seconds=first)
+
+    def _send(self, claimed: DeliveryClaim) -> Answer:
+        body = payload_of(self._db, claimed, self._plan.public_url)
+        # Aware and in UTC: the library takes the fields of any other time for UTC.
+        now = datetime.now(UTC)
+        secrets = [claimed.webhook_secret, claimed.previous_webhook_secret]
+        signatures = [
+            Webhook(secret).sign(claimed.id, now, body.decode()) for secret in secrets if secret is not None
+        ]
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "calotype-webhooks",
+            "webhook-id": claimed.id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": " ".join(signatures),
+        }
+        return self._client.post(claimed.url, headers, body)
+
+    def pause_after(self, claimed: DeliveryClaim, answer: Answer) -> float | None:
+        """Seconds until the next attempt if this one failed, or nothing when it is not to be tried again.
+
+        The schedule's pause with a little jitter, so that a receiver that comes back is not met by all at
+        once; longer if the receiver asks for it, up to the longest pause of the schedule.
+        """
+        pauses = self._plan.retry_seconds
+        if answer.status == GONE or claimed.num_failures >= len(pauses):
+            return None
+        pause = pauses[claimed.num_failures] * self._uniform(1 - JITTER, 1 + JITTER)
+        return max(pause, min(_patience(answer), max(pauses)))
+
+
+def _patience(answer: Answer) -> float:
+    """Seconds for which the receiver asks to be left alone."""
+    return (answer.retry_after_seconds or 0.0) if answer.status in ASKS_FOR_PATIENCE else 0.0
+
+
+def judge(answer: Answer) -> AttemptRecord:
+    """Any 2xx has delivered it; a redirect is a failure, since it is not followed."""
+    code, detail = answer.error_code, answer.error_detail
+    if answer.status is not None and not 200 <= answer.status < 300:
+        code, detail = "http_status", f"the receiver answered {answer.status}"
+        if 300 <= answer.status < 400:
+            code, detail = "redirect", f"the receiver answered {answer.status}; redirects are not followed"
+        elif answer.status == GONE:
+            code, detail = "gone", "the receiver answered 410 and wants no more of it"
+    return AttemptRecord(answer.milliseconds, answer.status, code, detail, answer.text)

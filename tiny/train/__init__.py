@@ -1,0 +1,1 @@
+"""Trains the tiny model and its LoRAs, and measures them."""

@@ -1,0 +1,368 @@
+"""From the fields of a request to a row that some tier can serve, or a refusal that names every fault.
+
+Owns the limits that depend on a model and its tiers. It opens no connection and knows no HTTP.
+"""
+
+import math
+import secrets
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from catalogue.parameters import FILES, PARAMETERS, TEXTS, Parameters, entries_of
+from catalogue.pipeline_parameters import value_faults
+from catalogue.pipeline_tasks import task_faults
+from storage.files import File
+from storage.job_views import Job
+from storage.submissions import NewJob
+from tasks.webhooks.addresses import DEFAULT_PORTS, Network
+from web.api.schemas import JOB_FIELDS, JobRequest, field_errors, pointer
+from web.api.webhook_url import check_webhook_url
+from web.refusals import FieldError, InvalidRequest, NotServed, quoted
+
+if TYPE_CHECKING:
+    from catalogue.catalogue import Catalogue, Model, Tier
+
+Files = Mapping[str, File | None]
+"""Those of the account that a request names, by id; one that is not there is left out. Of an image that the
+request carries itself nothing is known yet."""
+NO_FILES: Files = {}
+_OWN = "pipeline_parameters"
+MAX_DRAWN_SEED = 2**32  # JSON clients lose precision past 2^53
+
+
+class Admission:
+    """Decides by a catalogue of models and tiers, and by the rule that routes a size to a tier."""
+
+    def __init__(
+        self,
+        catalogue: "Catalogue",
+        tier_for: "Callable[[Model, int, int], Tier | None]",
+        webhook_networks: Sequence[Network] = (),
+        webhook_ports: Sequence[int] = DEFAULT_PORTS,
+    ) -> None:
+        self._catalogue = catalogue
+        self._tier_for = tier_for
+        self._webhook_networks = webhook_networks
+        self._webhook_ports = webhook_ports
+
+    def read(
+        self,
+        fields: Mapping[str, Any],
+        *,
+        found: Sequence[FieldError] = (),
+        known: Iterable[str] = JOB_FIELDS,
+        files: Files = NO_FILES,
+    ) -> JobRequest:
+        """The request that these fields make; raises `InvalidRequest` naming every fault of them at once.
+
+        `found` is what was already wrong with fields that could not be read and are left out here; `known`
+        are the names that an unknown field is told; `files` are those of the account, as far as they are
+        named.
+        """
+        request, errors = self._examined(fields, found, known, files)
+        if errors:
+            raise InvalidRequest.of(errors)
+        return request
+
+    def check(self, request: JobRequest, files: Files) -> None:
+        """Raise `InvalidRequest` naming every field that breaks a limit."""
+        if errors := self._limit_errors(request, files):
+            raise InvalidRequest.of(errors)
+
+    def errors_of(self, fields: Mapping[str, Any], files: Files | None = NO_FILES) -> list[FieldError]:
+        """Every fault of these fields: of each by itself, and of the limits of the model.
+
+        Where it is not known which files there are (None), nothing is said of them.
+        """
+        return self._examined(fields, (), JOB_FIELDS, files)[1]
+
+    def _examined(
+        self,
+        fields: Mapping[str, Any],
+        found: Sequence[FieldError],
+        known: Iterable[str],
+        files: Files | None,
+    ) -> tuple[JobRequest, list[FieldError]]:
+        """The request, as far as it can be read, and what is wrong."""
+        unread = {error.field for error in found}
+        errors = list(found)
+        try:
+            request = JobRequest.model_validate(fields)
+        except ValidationError as error:
+            of_schema = field_errors(error, known=known)
+            errors += [each for each in of_schema if each.field not in unread]
+            faulty = {str(part["loc"][0]) for part in error.errors() if part["loc"]}
+            unread |= faulty
+            rest = {name: value for name, value in fields.items() if name not in faulty}
+            # The limits of the fields that can be read are looked at without those that cannot.
+            request = JobRequest.model_validate({"prompt": "-", **rest})
+        return request, errors + self._limit_errors(request, files, unread)
+
+    def admit(
+        self,
+        request: JobRequest,
+        account_id: str,
+        *,
+        lane: str | None = None,
+        batch_line: int | None = None,
+        idempotency_key: str | None = None,
+        request_hash: str | None = None,
+        files: Files = NO_FILES,
+    ) -> NewJob:
+        """The row of this request; raises `InvalidRequest` naming every field that breaks a limit."""
+        errors = self._limit_errors(request, files)
+        if errors:
+            raise InvalidRequest.of(errors)
+        model = self._catalogue.model(request.model)
+        assert model is not None
+        parameters = _parameters(model, request, files)
+        tier = self._tier_for(model, parameters.width, parameters.height)
+        assert tier is not None
+        return NewJob(
+            account_id=account_id,
+            model=model.name,
+            tier=tier.name,
+            lane=lane or request.lane,
+            parameters=parameters,
+            deadline_seconds=request.deadline_seconds,
+            webhook_url=request.webhook_url,
+            batch_line=batch_line,
+            idempotency_key=idempotency_key,
+            request_hash=request_hash,
+        )
+
+    def _limit_errors(
+        self, request: JobRequest, files: Files | None, unread: Collection[str] = ()
+    ) -> list[FieldError]:
+        """What breaks a limit; nothing is said of `unread` fields, nor of what depends on them."""
+        errors = [*self.webhook_errors(request.webhook_url), *_output_errors(_given(request), unread)]
+        if "model" in unread:
+            return errors
+        model = self._catalogue.model(request.model)
+        if model is None:
+            names = ", ".join(model.name for model in self._catalogue.models)
+            return [FieldError("model", f"there is no such model; there is: {names}"), *errors]
+        parameters = _parameters(model, request, files)
+        of_model = [
+            *_input_errors(model, parameters, files),
+            *_lora_errors(model, parameters),
+            *_preset_errors(model, request),
+            *_text_errors(model, parameters),
+            *_side_errors(model, parameters),
+            *_parameter_errors(model, parameters),
+            *_pipeline_errors(model, parameters),
+        ]
+        return [
+            *(error for error in of_model if error.field not in unread),
+            *errors,
+            *([] if {"width", "height"} & set(unread) else self._pixel_errors(model, parameters)),
+        ]
+
+    def _pixel_errors(self, model: "Model", parameters: Parameters) -> list[FieldError]:
+        if self._tier_for(model, parameters.width, parameters.height) is not None:
+            return []
+        return [FieldError("width", _pixels_detail(model, parameters.width, parameters.height))]
+
+    def webhook_errors(self, url: str | None) -> list[FieldError]:
+        """What keeps this installation from ever sending to this URL, if anything does."""
+        try:
+            if url is not None:
+                check_webhook_url(url, self._webhook_networks, self._webhook_ports)
+        except ValueError as error:
+            return [FieldError("webhook_url", str(error))]
+        return []
+
+    def readmit(
+        self,
+        job: Job,
+        *,
+        files: Files = NO_FILES,
+        idempotency_key: str | None = None,
+        request_hash: str | None = None,
+    ) -> NewJob:
+        """The same job again, seed included; raises `NotServed` when nothing serves it any more."""
+        model, same = self._catalogue.model(job.model), job.parameters
+        tier = self._tier_for(model, same.width, same.height) if model else None
+        if model is None or tier is None or same.scheduler not in model.schedulers:
+            raise NotServed(
+                f"model {job.model!r} no longer serves {same.width} x {same.height} by {same.scheduler!r}"
+            )
+        if same.step_cache > model.max_step_cache:
+            raise NotServed(f"model {job.model!r} no longer has a step cache")
+        for place, id in _named_files(same):
+            if id not in files:
+                raise NotServed(f"{place[0]}: the file {id} of this job was deleted: upload it again")
+        for field, fault in task_faults(same, model.tasks, model.name):
+            raise NotServed(f"model {job.model!r} no longer draws this job: {field} {fault}")
+        for error in _lora_errors(model, same):
+            raise NotServed(
+                f"model {job.model!r} no longer has an adapter of this job: its name {error.detail}"
+            )
+        for name, fault in value_faults(model.parameters, same.pipeline_parameters, model.name):
+            raise NotServed(f"model {job.model!r} no longer takes {name} of this job: its value {fault}")
+        deadline = (job.deadline_at - job.created_at).total_seconds() if job.deadline_at else None
+        return NewJob(
+            account_id=job.account_id,
+            model=job.model,
+            tier=tier.name,
+            lane=job.lane,
+            parameters=same,
+            deadline_seconds=deadline,
+            webhook_url=job.webhook_url,
+            retry_of=job.id,
+            idempotency_key=idempotency_key,
+            request_hash=request_hash,
+        )
+
+
+def _parameters(model: "Model", request: JobRequest, files: Files | None) -> Parameters:
+    """What the request gives, before what its preset sets, before what the model chooses by itself.
+
+    A request with an image and without a size is as large as its first image, as far as the model can.
+    """
+    preset = None if request.preset is None else model.preset(request.preset)
+    named = {} if preset is None else preset.model_dump(exclude={"name"}, exclude_none=True)
+    drawn = {"seed": secrets.randbelow(MAX_DRAWN_SEED)}
+    given = _given(request)
+    found = {**drawn, **model.defaults, **named, **_size_of_input(model, given, files), **given}
+    own = {name: value for one in (model.defaults, named, given) for name, value in one.get(_OWN, {}).items()}
+    return Parameters(**{**found, _OWN: _as_declared(model, own)})
+
+
+def _size_of_input(model: "Model", given: Mapping[str, Any], files: Files | None) -> dict[str, int]:
+    """The size of the first image that a request begins with, where it says none of its own."""
+    named = [*given["image"], *filter(None, [given.get("control_image")])]
+    first = (files or {}).get(named[0]) if named else None
+    if first is None or {"width", "height"} & given.keys():
+        return {}
+    width, height = _fitted(model, first.width, first.height)
+    return {"width": width, "height": height}
+
+
+def _fitted(model: "Model", width: int, height: int) -> tuple[int, int]:
+    """The size that the model can draw which is nearest to this one, its sides in the same ratio."""
+    scale = min(1.0, math.sqrt(model.max_pixels / (width * height)), model.max_side / max(width, height))
+    scale = max(scale, model.min_side / min(width, height))
+    multiple = model.side_multiple
+    least, most = -(-model.min_side // multiple) * multiple, model.max_side // multiple * multiple
+    sides = [min(max(round(side * scale / multiple) * multiple, least), most) for side in (width, height)]
+    while math.prod(sides) > model.max_pixels and max(sides) > least:
+        sides[sides.index(max(sides))] -= multiple
+    return sides[0], sides[1]
+
+
+def _as_declared(model: "Model", values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with whole numbers as floats where these are declared, as far as they are right."""
+    floats = {
+        one.name for one in model.parameters if one.type == "float" and not one.fault_of(values.get(one.name))
+    }
+    return {name: float(value) if name in floats else value for name, value in values.items()}
+
+
+def _given(request: JobRequest) -> dict[str, Any]:
+    found = {name: getattr(request, name) for name in PARAMETERS}
+    if request.loras is not None:  # type: ignore[attr-defined]
+        found["loras"] = [lora.model_dump() for lora in found["loras"]]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _output_errors(given: Mapping[str, Any], unread: Collection[str]) -> list[FieldError]:
+    is_png = given["output_format"] == "png" and "output_format" not in unread
+    if not is_png or given.get("output_quality") is None:
+        return []
+    return [FieldError("output_quality", "has no meaning for a png, which is lossless")]
+
+
+def _input_errors(model: "Model", asked: Parameters, files: Files | None) -> list[FieldError]:
+    """What the account does not have, and what the model cannot do with what it is given."""
+    missing = [
+        FieldError(pointer(place), f"there is no file {quoted(id)} of this account: upload it first")
+        for place, id in _named_files(asked)
+        if files is not None and id not in files
+    ]
+    return missing or [
+        FieldError(field, fault) for field, fault in task_faults(asked, model.tasks, model.name)
+    ]
+
+
+def _named_files(asked: Parameters) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """The place of each file in a request, and its id."""
+    for name in FILES:
+        value = getattr(asked, name)
+        for index, id in enumerate(entries_of(value)):
+            yield ((name, index) if isinstance(value, tuple) else (name,)), id
+
+
+def _lora_errors(model: "Model", asked: Parameters) -> list[FieldError]:
+    known = [lora.name for lora in model.loras]
+    there_is = f"there is: {', '.join(known)}" if known else "it has none"
+    return [
+        FieldError(f"loras/{index}/name", f"is not one of this model's adapters; {there_is}")
+        for index, lora in enumerate(asked.loras)
+        if lora.name not in known
+    ]
+
+
+def _parameter_errors(model: "Model", asked: Parameters) -> list[FieldError]:
+    errors = []
+    if asked.num_inference_steps > model.max_num_inference_steps:
+        errors.append(FieldError("num_inference_steps", f"is above {model.max_num_inference_steps}"))
+    if asked.guidance_scale > model.max_guidance_scale:
+        errors.append(FieldError("guidance_scale", f"is above {model.max_guidance_scale:g}"))
+    if asked.step_cache > model.max_step_cache:
+        errors.append(FieldError("step_cache", _step_cache_detail(model)))
+    if asked.scheduler not in model.schedulers:
+        known = ", ".join(model.schedulers)
+        errors.append(FieldError("scheduler", f"is not one of this model's schedulers: {known}"))
+    return errors
+
+
+def _pipeline_errors(model: "Model", asked: Parameters) -> list[FieldError]:
+    return [
+        FieldError(pointer((_OWN, name)), fault)
+        for name, fault in value_faults(model.parameters, asked.pipeline_parameters, model.name)
+    ]
+
+
+def _preset_errors(model: "Model", request: JobRequest) -> list[FieldError]:
+    if request.preset is None or model.preset(request.preset) is not None:
+        return []
+    known = ", ".join(preset.name for preset in model.presets)
+    there_is = f"there is: {known}" if known else "it has none"
+    return [FieldError("preset", f"is not one of this model's presets; {there_is}")]
+
+
+def _step_cache_detail(model: "Model") -> str:
+    if model.max_step_cache == 1:
+        return f"is above 1: model {model.name!r} has no step cache"
+    return f"is above {model.max_step_cache}"
+
+
+def _text_errors(model: "Model", asked: Parameters) -> list[FieldError]:
+    limit = model.max_prompt_characters
+    texts = {name: getattr(asked, name) for name in TEXTS}
+    return [
+        FieldError(field, f"has {len(text)} characters; at most {limit} are accepted")
+        for field, text in texts.items()
+        if len(text) > limit
+    ]
+
+
+def _side_errors(model: "Model", asked: Parameters) -> list[FieldError]:
+    errors = []
+    for field, side in (("width", asked.width), ("height", asked.height)):
+        if not model.min_side <= side <= model.max_side:
+            errors.append(FieldError(field, f"must be from {model.min_side} to {model.max_side} pixels"))
+        if side % model.side_multiple:
+            errors.append(FieldError(field, f"must be a multiple of {model.side_multiple} pixels"))
+    return errors
+
+
+def _pixels_detail(model: "Model", width: int, height: int) -> str:
+    largest = model.tiers[-1]
+    return (
+        f"{width} x {height} is {width * height} pixels; the largest tier of model {model.name!r}, "
+        f"{largest.name!r}, takes at most {largest.max_pixels}"
+    )

@@ -1,0 +1,303 @@
+"""From the rows of an upload to what is to be done: new jobs, retries of old ones, and nothing.
+
+A row that names its old job in `job_id`, as our reports do, is left alone where that job or a retry of it has
+succeeded or has not ended; else it is tried again with its seed. A row whose parameters were edited is a new
+job. Owns these rules; what a job may ask for is `web.api.admission`'s.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from catalogue.parameters import FILES, PARAMETERS, PRESET_PARAMETERS, entries_of
+from storage import batches
+from storage.batches import EarlierJob
+from storage.identifiers import new_id
+from storage.job_views import Job
+from storage.retries import Tries, tries_of
+from storage.states import WITHOUT_IMAGE, State
+from storage.submissions import NewJob
+from web.api.admission import Files
+from web.api.fetched_files import FetchedFiles
+from web.api.input_files import files_named
+from web.api.schemas import JOB_ID, JobRequest
+from web.api.strict import strict_errors
+from web.auth import account_id
+from web.csv.header import COLUMNS
+from web.csv.rows import CsvRow, refuse_rows
+from web.refusals import MAX_ERRORS, FieldError, InvalidCsv, InvalidRequest, NotServed, quoted
+from web.wiring import wired
+
+Item = TypeVar("Item")
+
+_OWN = "pipeline_parameters"
+ROWS_AT_ONCE = 500
+MAX_SHOWN_LINES = 20
+PICTURE_FIELDS = ("model", *PARAMETERS)
+"""What decides which picture a job makes, as its row keeps it."""
+
+
+@dataclass
+class Work:
+    """What an upload comes to."""
+
+    jobs: list[NewJob] = field(default_factory=list)
+    earlier: list[EarlierJob] = field(default_factory=list)
+    retried: dict[str, str] = field(default_factory=dict)
+    """The id of the job that retries another, by that one's."""
+    continued: set[str | None] = field(default_factory=set)
+    """The batches of the old jobs that its rows name; None for jobs of no batch."""
+    edited_lines: list[int] = field(default_factory=list)
+    """The lines of rows that name an old job and ask for another picture."""
+
+    @property
+    def warnings(self) -> list[dict[str, str]]:
+        """What its maker should know before anything is drawn."""
+        if not self.edited_lines:
+            return []
+        shown = ", ".join(map(str, self.edited_lines[:MAX_SHOWN_LINES]))
+        num_more = len(self.edited_lines) - MAX_SHOWN_LINES
+        more = f" and {num_more} more" if num_more > 0 else ""
+        lines = "line" if len(self.edited_lines) == 1 else "lines"
+        detail = (
+            f"{lines} {shown}{more}: the parameters are not those of the job "
+            "that is named, so the row is a new job; cancel the batch if a spreadsheet has changed them"
+        )
+        return [{"code": "rows_edited", "field": "job_id", "detail": detail}]
+
+
+def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
+    """All rows or none: raises `InvalidCsv` naming every row that cannot be, the first of them in words.
+
+    `defaults` are for rows that leave a column out and speak of no old job.
+    """
+    work = Work()
+    first_lines: dict[int, int | None] = {}
+    errors: list[FieldError] = []
+    num_errors = 0
+    try:
+        for row, known in _with_known(rows):
+            found = _add(work, row, known, defaults)
+            first_lines[row.line] = row.first_line
+            if found:
+                num_errors += len(found)
+                room = MAX_ERRORS - len(errors)
+                errors += [FieldError(item.field, item.detail, row.line) for item in found[:room]]
+    except InvalidCsv as error:
+        # What was wrong before the line from which the file cannot be read is said too.
+        raise refuse_rows([*errors, *error.errors], num_errors=num_errors + error.num_errors) from error
+    strict = strict_errors(work.jobs)
+    errors = sorted([*errors, *strict], key=lambda error: error.line or 0)
+    if errors:
+        raise refuse_rows(errors, num_errors=num_errors + len(strict))
+    return _under_first_lines(work, first_lines)
+
+
+def work_again(jobs: Iterable[Job]) -> Work:
+    """What is left to do of a batch: its jobs that ended without an image; raises `NotServed` by line."""
+    work = Work()
+    errors: list[FieldError] = []
+    num_errors = 0
+    for page in _pages(jobs):
+        tries = tries_of(wired().db, account_id(), [job.id for job in page])
+        files = files_named(account_id(), (id for job in page for id in job.parameters.file_ids))
+        for job in page:
+            line, counting = job.batch_line or 0, tries[job.id]
+            if not _is_left(counting) or counting.counting_id in work.retried:
+                work.earlier.append(_earlier(work, line, counting))
+                continue
+            try:
+                again = wired().admission.readmit(job, files=files)
+            except NotServed as error:
+                num_errors += 1
+                errors += [FieldError("model", error.detail, line)][: MAX_ERRORS - len(errors)]
+                continue
+            _add_retry(work, replace(again, lane="bulk", batch_line=line), counting)
+    if errors:
+        more = f" (and {num_errors - 1} more)" if num_errors > 1 else ""
+        detail = f"line {errors[0].line}: {errors[0].detail}{more}"
+        raise NotServed(detail, errors, num_errors=num_errors)
+    if errors := strict_errors(work.jobs):
+        raise refuse_rows(errors)
+    return work
+
+
+def asked_of(job: Job) -> dict[str, Any]:
+    """The request that would make this job again, every parameter named."""
+    return {
+        "model": job.model,
+        **job.parameters.values(),
+        "deadline_seconds": deadline_seconds(job),
+        "webhook_url": job.webhook_url,
+    }
+
+
+def deadline_seconds(job: Job) -> float | None:
+    """How long after its acceptance the job's deadline is, as it was asked for."""
+    if job.deadline_at is None:
+        return None
+    seconds = (job.deadline_at - job.created_at).total_seconds()
+    # Never 0, which no job may ask for. PostgreSQL keeps microseconds, and may have rounded to none.
+    return round(seconds, 3) or round(seconds, 6) or 1e-6
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the account has of that which some rows name: old jobs and how they were retried, and files."""
+
+    tries: Mapping[str, Tries]
+    files: Files
+
+
+def _add(work: Work, row: CsvRow, known: _Known, defaults: Mapping[str, str]) -> list[FieldError]:
+    """Put into `work` what the row asks for; or everything that is wrong with it."""
+    if row.errors and not row.cells:
+        return list(row.errors)  # there is nothing else to look at
+    try:
+        if row.job_id is None:
+            request = _read({**defaults, **row.cells}, row, known.files)
+            work.jobs.append(_admitted(request, row.line, known.files))
+        elif row.job_id in known.tries:
+            _add_again(work, row, known.tries[row.job_id], known.files)
+        else:
+            detail = f"there is no job {quoted(row.job_id)} of this account; leave it empty for a new one"
+            return [*row.errors, FieldError("job_id", detail)]
+    except InvalidRequest as error:
+        return [replace(found, field=_column_of(found.field)) for found in error.errors]
+    return []
+
+
+def _column_of(field: str) -> str:
+    """A model's own parameter has a column of its name, and the entries of a list share one."""
+    name = field.removeprefix(f"{_OWN}/")
+    return name.partition("/")[0] if name.partition("/")[0] in (*FILES, "loras") else name
+
+
+def _add_again(work: Work, row: CsvRow, tries: Tries, files: Files) -> None:
+    work.continued.add(tries.first.batch_id)
+    asked = had = asked_of(tries.first)
+    if "preset" in row.cells:
+        # Fields that are given go before it, and these were not.
+        asked = {name: value for name, value in asked.items() if name not in PRESET_PARAMETERS}
+    own = {**asked.get(_OWN, {}), **row.cells.get(_OWN, {})}
+    request = _read_again({**asked, **row.cells, _OWN: own}, row, files)
+    is_edited = "preset" in row.cells or not all(
+        _is_same(getattr(request, name), had[name]) for name in PICTURE_FIELDS
+    )
+    if is_edited:
+        work.jobs.append(_admitted(request, row.line, files))
+        work.edited_lines.append(row.line)
+    elif not _is_left(tries) or tries.counting_id in work.retried:
+        work.earlier.append(_earlier(work, row.line, tries))
+    else:
+        _add_retry(work, _admitted(request, row.line, files), tries)
+
+
+def _add_retry(work: Work, job: NewJob, tries: Tries) -> None:
+    """The job is named at once: another row of the file may continue the same old one."""
+    job_id = new_id("job")
+    work.jobs.append(replace(job, id=job_id, retry_of=tries.counting_id))
+    work.retried[tries.counting_id] = job_id
+
+
+def _read_again(asked: Mapping[str, Any], row: CsvRow, files: Files) -> JobRequest:
+    """Without the limits of its model, which may have gone: a job that is left alone needs none."""
+    if not row.errors:
+        with suppress(ValidationError):
+            return JobRequest.model_validate(dict(asked))
+    return _read(asked, row, files)
+
+
+def _read(asked: Mapping[str, Any], row: CsvRow, files: Files) -> JobRequest:
+    """Raises `InvalidRequest` for everything that is wrong with the row's cells."""
+    return wired().admission.read(asked, found=row.errors, known=COLUMNS, files=files)
+
+
+def _admitted(request: JobRequest, line: int, files: Files) -> NewJob:
+    return wired().admission.admit(request, account_id(), lane="bulk", batch_line=line, files=files)
+
+
+def _is_left(tries: Tries) -> bool:
+    return tries.counting_state in WITHOUT_IMAGE
+
+
+def _earlier(work: Work, line: int, tries: Tries) -> EarlierJob:
+    job_id = work.retried.get(tries.counting_id, tries.counting_id)
+    return EarlierJob(line, job_id, tries.counting_state is State.SUCCEEDED)
+
+
+def _is_same(asked: object, had: object) -> bool:
+    """A spreadsheet rounds what it shows, and writes what it shows; files lose their byte-order marks."""
+    if isinstance(asked, float) and isinstance(had, float):
+        return math.isclose(asked, had, rel_tol=1e-6)
+    if isinstance(asked, Mapping) and isinstance(had, Mapping):
+        return asked.keys() == had.keys() and all(_is_same(asked[name], had[name]) for name in asked)
+    if isinstance(asked, list) and isinstance(had, list):
+        return len(asked) == len(had) and all(map(_is_same, map(_plain, asked), had))
+    if isinstance(asked, str) and isinstance(had, str):
+        return asked.replace("\ufeff", "") == had.replace("\ufeff", "")
+    return asked == had
+
+
+def _with_known(rows: Iterable[CsvRow]) -> Iterator[tuple[CsvRow, _Known]]:
+    """Each row, with what the account has of that which it and those beside it name."""
+    fetched = FetchedFiles(account_id())
+    for page in map(fetched.fetched, _pages(rows)):
+        ids = {row.job_id for row in page if row.job_id is not None and re.fullmatch(JOB_ID, row.job_id)}
+        tries = tries_of(wired().db, account_id(), ids)
+        earlier = (asked for one in tries.values() for asked in one.first.parameters.file_ids)
+        known = _Known(tries, files_named(account_id(), [*earlier, *_files_in(page)]))
+        yield from ((row, known) for row in page)
+
+
+def _files_in(page: Iterable[CsvRow]) -> Iterator[str]:
+    for row in page:
+        for name in FILES:
+            yield from entries_of(row.cells.get(name))
+
+
+def _plain(value: object) -> object:
+    """An adapter of a request as a job has it."""
+    return value.model_dump() if isinstance(value, BaseModel) else value
+
+
+def _pages(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Some items at a time; those before a line that cannot be read come before its error."""
+    remaining = iter(items)
+    while True:
+        page: list[Item] = []
+        try:
+            page.extend(islice(remaining, ROWS_AT_ONCE))
+        except InvalidCsv:
+            yield page
+            raise
+        if not page:
+            return
+        yield page
+
+
+def _under_first_lines(work: Work, first_lines: Mapping[int, int | None]) -> Work:
+    """The rows by their lines in the file that was uploaded first, which no two rows share.
+
+    A row that names no such line, or one that a row before it has, gets a number above all of these and
+    above every line of the batches that the file continues: images are saved by it.
+    """
+    row_of: dict[int, int] = {}
+    for line, first in first_lines.items():
+        if first is not None:
+            row_of.setdefault(first, line)
+    if not row_of or (not work.continued and len(row_of) < len(first_lines)):
+        return work  # a column of this name in a file that is no report
+    line_of = {line: first for first, line in row_of.items()}
+    highest = max(max(row_of), batches.highest_line(wired().db, account_id(), filter(None, work.continued)))
+    others = (line for line in first_lines if line not in line_of)
+    line_of.update({line: number for number, line in enumerate(list(others), highest + 1)})
+    work.jobs = [replace(job, batch_line=line_of[job.batch_line or 0]) for job in work.jobs]
+    work.earlier = [replace(one, line=line_of[one.line]) for one in work.earlier]
+    return work

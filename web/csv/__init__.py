@@ -1,0 +1,1 @@
+"""CSV as the API reads and writes it."""

@@ -1,0 +1,345 @@
+"""Prompts as CSV: a file's bytes become rows with line numbers and typed cells, or a report by line.
+
+It reads a row at a time and counts columns, lines and characters before it parses them. Pure: no HTTP, no
+rows of Postgres, no limits of a model.
+"""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from catalogue.parameters import ParameterType
+from web.csv.cells import is_empty, is_missing, typed_cell
+from web.csv.header import (
+    COLUMNS,
+    MAX_COLUMNS,
+    UNTITLED,
+    Dialect,
+    Titles,
+    columns_of,
+    dialect_of,
+    has_too_many_columns,
+    is_blank,
+    letters_of,
+    named_in,
+    report_columns_in,
+)
+from web.csv.text import BREAK_IN_A_CELL, Lines, encoding_of, refused
+from web.refusals import FieldError, InvalidCsv
+
+MAX_ROW_CHARACTERS = 131_072
+MAX_WARNINGS = 10
+MAX_LINES_PER_ROW = 10  # on average: empty lines and those of cells with several
+
+
+@dataclass(frozen=True)
+class CsvRow:
+    """One row: the line where it starts, and the cells that are not empty, typed by their column.
+
+    `job_id` is the old job that the row speaks of, and `first_line` the line that it had in the file which
+    made that job, both as our own reports say it.
+    """
+
+    line: int
+    cells: dict[str, Any]
+    errors: tuple[FieldError, ...] = ()
+    job_id: str | None = None
+    first_line: int | None = None
+
+
+class CsvFile:
+    """The rows of a file, one at a time, and what had to be recognised to read them.
+
+    `read_as` says it in words, `warnings` what was assumed; there may be more of these after the last row.
+    """
+
+    def __init__(self, read_as: str, warnings: list[dict[str, str]], rows: Iterator[CsvRow]) -> None:
+        self.read_as = read_as
+        self.warnings = warnings
+        self._rows = rows
+
+    def __iter__(self) -> "CsvFile":
+        return self
+
+    def __next__(self) -> CsvRow:
+        return next(self._rows)
+
+
+def parse_csv(
+    data: bytes,
+    *,
+    max_rows: int,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    own: Mapping[str, ParameterType] | None = None,
+) -> CsvFile:
+    """A file with a header; a row with wrong cells carries its errors.
+
+    `delimiter` is a character and `encoding` a name from `known_encoding`, where they are given. `own` are
+    the parameters that models declare, with their types; each is a column. Raises `InvalidCsv` when the file
+    as a whole cannot be read, also after its first rows.
+    """
+    found = encoding_of(data, encoding)
+    source = _RowLines(Lines(data, found, max_lines=max_rows * MAX_LINES_PER_ROW))
+    warnings = (
+        [{"code": "encoding_assumed", "field": "encoding", "detail": found.assumed}] if found.assumed else []
+    )
+    titles = Titles(own or ())
+    header_line, dialect = _begin(source, titles, delimiter, warnings)
+    reader = _Reader(source, header_line, dialect, titles, own or {}, warnings, max_rows)
+    return CsvFile(f"{dialect.words}, {found.words}", warnings, reader.rows())
+
+
+def refuse_rows(errors: Sequence[FieldError], *, num_errors: int | None = None) -> InvalidCsv:
+    """The report by line as a refusal; its detail tells the first. `num_errors` counts all."""
+    first = errors[0]
+    field = f", {first.field}" if first.field else ""
+    return InvalidCsv(f"line {first.line}{field}: {first.detail}", errors, num_errors=num_errors)
+
+
+class _RowLines:
+    """A file's lines for the CSV reader, counted by row; those of the row at hand are kept for its errors."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self.row: list[str] = []
+        self.first_line = 1
+        self._characters_left = MAX_ROW_CHARACTERS
+
+    def __iter__(self) -> "_RowLines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._lines.next(max(self._characters_left, 0))
+        if line is None:
+            raise StopIteration
+        self.row.append(line)
+        if len(line) > self._characters_left:
+            raise csv.Error(f"the row has more than {MAX_ROW_CHARACTERS} characters")
+        self._characters_left -= len(line) + 1
+        return line + "\n"
+
+    def end_row(self) -> None:
+        """What follows belongs to another row."""
+        self.row.clear()
+        self.first_line = self._lines.num_lines + 1
+        self._characters_left = MAX_ROW_CHARACTERS
+
+
+def _begin(
+    source: _RowLines, titles: Titles, given: str | None, warnings: list[dict[str, str]]
+) -> tuple[str, Dialect]:
+    """The header's first line and what parts its cells; raises `InvalidCsv` for a file without one."""
+    named = None
+    while (line := _first_text(source)) is not None:
+        if source.first_line == 1 and line.lstrip('"').startswith("#TYPE "):
+            detail = "line 1 is the #TYPE line that PowerShell writes, and was passed over"
+            warnings.append({"code": "type_line_skipped", "field": "", "detail": detail})
+            source.end_row()
+            continue
+        found = named_in(line.removesuffix("\n")) if source.first_line == 1 else None
+        if found is None:
+            return line, dialect_of(line.removesuffix("\n"), titles, given, named)
+        named = found
+        source.end_row()
+    raise _no_row()
+
+
+def _first_text(source: _RowLines) -> str | None:
+    """The next line that is not blank, counted before anything is parsed."""
+    while True:
+        try:
+            line, error = next(source, None), None
+        except csv.Error as found:
+            line, error = source.row[-1], found
+        if line is not None and has_too_many_columns(line):
+            raise _too_many_columns(source.first_line)
+        if error is not None:
+            raise refused(str(error), source.first_line) from error
+        if line is None or not is_blank(line):
+            return line
+        source.end_row()
+
+
+class _Reader:
+    """The rows of one file, after its header."""
+
+    def __init__(
+        self,
+        source: _RowLines,
+        header_line: str,
+        dialect: Dialect,
+        titles: Titles,
+        own: Mapping[str, ParameterType],
+        warnings: list[dict[str, str]],
+        max_rows: int,
+    ) -> None:
+        self._source, self._dialect, self._warnings, self._max_rows = source, dialect, warnings, max_rows
+        self._own = own
+        self._cells = csv.reader(
+            chain([header_line], source),
+            delimiter=dialect.delimiter,
+            skipinitialspace=dialect.skips_spaces,
+            strict=True,
+        )
+        self._columns: list[str] = []
+        self._titles = [title.strip() for title in self._next() or []]
+        if any(self._titles[MAX_COLUMNS:]):
+            raise _too_many_columns(source.first_line)
+        del self._titles[MAX_COLUMNS:]  # empty ones
+        self._columns, errors = columns_of(self._titles, titles, source.first_line)
+        if errors:
+            raise refuse_rows(errors)
+        self._unknown_without_jobs = report_columns_in(self._titles, titles, source.first_line)
+        source.end_row()
+
+    def rows(self) -> Iterator[CsvRow]:
+        """Every row that is not blank; raises `InvalidCsv`."""
+        num_rows = 0
+        while (cells := self._next()) is not None:
+            line = self._source.first_line
+            if self._repeats_header(cells):
+                self._warn_of_header(line)
+            elif not all(map(is_empty, filter(None, cells))):
+                num_rows += 1
+                if num_rows > self._max_rows:
+                    raise refused(f"the file has more than {self._max_rows} rows", line)
+                row = self._row(line, cells)
+                if row.job_id:
+                    self._unknown_without_jobs = []
+                yield row
+            self._source.end_row()
+        if num_rows == 0:
+            raise _no_row()
+        if self._unknown_without_jobs:
+            raise refuse_rows(self._unknown_without_jobs)
+
+    def _next(self) -> list[str] | None:
+        try:
+            cells = next(self._cells, None)
+        except csv.Error as error:
+            raise self._unreadable(error) from error
+        return None if cells is None else [cell.replace(BREAK_IN_A_CELL, "\n") for cell in cells]
+
+    def _unreadable(self, error: csv.Error) -> InvalidCsv:
+        """The mistake where it begins: a quote that is not closed is noticed only lines later."""
+        source = self._source
+        place = _open_quote(source.row, self._dialect)
+        if place is None:
+            return refused(str(error), source.first_line)
+        line, column = source.first_line + place.line, self._title(place.column)
+        if place.goes_on_in is None:
+            because = f"not closed: {error}" if "characters" in str(error) else "never closed"
+            return refused(f"a quote is opened here and {because}", line, column)
+        detail = (
+            f"cannot be read as CSV: the quoted cell that begins here ends in line "
+            f"{source.first_line + place.goes_on_in}, and text follows its quote; "
+            "within quotes, write a quote twice"
+        )
+        return refused(detail, line, column)
+
+    def _title(self, place: int) -> str:
+        known = self._columns[place] if place < len(self._columns) else UNTITLED
+        return known or f"column {letters_of(place)}"
+
+    def _repeats_header(self, cells: Sequence[str]) -> bool:
+        if self._titles[:1] != [cell.strip() for cell in cells[:1]]:
+            return False
+        titles = [cell.strip() for cell in cells[:MAX_COLUMNS]]
+        return titles == self._titles and not any(cells[MAX_COLUMNS:])
+
+    def _warn_of_header(self, line: int) -> None:
+        if len(self._warnings) < MAX_WARNINGS:
+            detail = f"line {line} is the header again and was passed over: are there several files in one?"
+            self._warnings.append({"code": "header_repeated", "field": "", "detail": detail})
+
+    def _row(self, line: int, cells: Sequence[str]) -> CsvRow:
+        # Excel leaves out empty cells at the end of a row, and some programs add some.
+        if not all(map(is_empty, filter(None, cells[len(self._columns) :]))):
+            return CsvRow(line, {}, (FieldError("", self._too_many(cells), line),))
+        typed: dict[str, Any] = {}
+        errors = []
+        for place, (column, cell) in enumerate(zip(self._columns, cells, strict=False)):
+            if (is_empty(cell) and column != "prompt") or is_missing(column, cell):
+                continue  # left out: the default
+            try:
+                if column in COLUMNS:
+                    typed[column] = typed_cell(column, cell, self._dialect.delimiter)
+                elif column in self._own:
+                    values = typed.setdefault("pipeline_parameters", {})
+                    # A string may be a prompt of another encoder: it is read as prompts are.
+                    kind = "text" if self._own[column] == "string" else self._own[column]
+                    values[column] = typed_cell(column, cell, self._dialect.delimiter, kind)
+                elif column == UNTITLED:
+                    self._check_untitled(place, cell)
+            except ValueError as error:
+                errors.append(FieldError(column or f"column {letters_of(place)}", str(error), line))
+        said = {
+            column: "" if is_missing(column, cell) else cell.strip()
+            for column, cell in zip(self._columns, cells, strict=False)
+        }
+        job_id = said.get("job_id") or (said.get("id", "") if said.get("id", "").startswith("job_") else "")
+        if job_id and not typed.get("prompt", "").strip():
+            typed.pop("prompt", None)
+        return CsvRow(line, typed, tuple(errors), job_id or None, _line_number(said.get("line", "")))
+
+    def _too_many(self, cells: Sequence[str]) -> str:
+        detail = f"the row has {len(cells)} cells, the header {len(self._columns)}"
+        if any("“" in cell or "”" in cell for cell in cells):
+            return f'{detail}; “ and ” are no quotes of CSV, which are straight: "'
+        return f"{detail}; quote cells that hold {_SINGULAR.get(self._dialect.delimiter, 'a delimiter')}"
+
+    @staticmethod
+    def _check_untitled(place: int, cell: str) -> None:
+        # pandas writes the numbers of its rows as a first column without a title.
+        if place > 0 or not cell.strip().isdecimal():
+            raise ValueError("this column has no title in the header, and a cell in this row")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a quoted cell begins, counted from the row's first line and cell; and in which line text follows
+    its end."""
+
+    line: int
+    column: int
+    goes_on_in: int | None
+
+
+def _open_quote(lines: Sequence[str], dialect: Dialect) -> _Place | None:
+    """The quoted cell of these lines that is the last one when they cannot be read on."""
+    column = begun_line = 0
+    state = "start"
+    for number, line in enumerate(lines):
+        for character in line + "\n":
+            if state == "quoted":
+                state = "quote" if character == '"' else "quoted"
+            elif character == '"' and state == "quote":
+                state = "quoted"
+            elif character == '"' and state == "start":
+                state, begun_line = "quoted", number
+            elif character == dialect.delimiter:
+                state, column = "start", column + 1
+            elif state == "quote" and character != "\n":
+                return _Place(begun_line, column, number)
+            elif state == "start" and character != "\n" and not (character == " " and dialect.skips_spaces):
+                state = "text"
+    return _Place(begun_line, column, None) if state == "quoted" else None
+
+
+_SINGULAR = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a pipe"}
+
+
+def _line_number(text: str) -> int | None:
+    text = text.removesuffix(".0")  # pandas writes whole numbers so where one is missing
+    return int(text) if text.isascii() and text.isdecimal() and 0 < len(text) < 10 and int(text) > 0 else None
+
+
+def _too_many_columns(line: int) -> InvalidCsv:
+    return refused(f"the header has more than {MAX_COLUMNS} columns", line)
+
+
+def _no_row() -> InvalidCsv:
+    return refused("the file has no row: a header line with 'prompt' and at least one row are required", 1)

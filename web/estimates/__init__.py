@@ -1,0 +1,1 @@
+"""ETAs and the reasons why jobs wait. No HTTP."""
