@@ -259,7 +259,7 @@ class Settings(BaseSettings):
         BeforeValidator(_split),
         AfterValidator(_check_origins),
     ] = ()
-    bells_per_slot: Positive = 2
+    dispatches_per_slot: Positive = 2
     max_attempts: Positive = 5
     max_csv_bytes: Positive = 10_000_000
     max_csv_rows: Positive = 10_000

@@ -91,7 +91,7 @@ def seconds_of(loaded: LoadedModels, names: tuple[str, ...], *, mixes: bool) -> 
     """CPU seconds of the requests, which take turns with these adapters, all there at once."""
     loaded.models[MODEL].exchange.mixes_adapters = mixes
     # Its clock stands still: all join before the first step, whatever their texts take.
-    engine = Engine(loaded.models, loaded.row_limits, promise=loaded.promise, clock=lambda: 0.0)
+    engine = Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism, clock=lambda: 0.0)
     handles = []
     for number in range(NUM_REQUESTS):
         loras = (Lora(names[number % len(names)]),) if names else ()

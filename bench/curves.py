@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.arrivals import StepTable, Work
-from bench.simulated_arms import Arm, continuous_fifo, keyed_dynamic, ours, with_deadlines
+from bench.simulated_strategies import Strategy, continuous_fifo, keyed_dynamic, ours, with_deadlines
 from bench.simulator import in_time_share, quantile, served
 
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -18,7 +18,7 @@ SEED = 1
 KEYED = "keyed dynamic batching"
 FIFO = "first come, first served"
 OURS = "calotype"
-ARMS: Mapping[str, tuple[Arm, Arm | None]] = {
+STRATEGIES: Mapping[str, tuple[Strategy, Strategy | None]] = {
     KEYED: (keyed_dynamic(0.0), None),
     FIFO: (continuous_fifo, with_deadlines(continuous_fifo)),
     OURS: (ours, with_deadlines(ours)),
@@ -29,13 +29,13 @@ ARMS: Mapping[str, tuple[Arm, Arm | None]] = {
 def measure(work: Work, step_tables: Mapping[int, StepTable], num_requests: int) -> dict[str, Any]:
     """All curves; a list has one value for each load, or for each number of rows from 1."""
     traces = {
-        name: [served(work, arm, load, SEED, num_requests) for load in LOADS]
-        for name, (arm, _) in ARMS.items()
+        name: [served(work, strategy, load, SEED, num_requests) for load in LOADS]
+        for name, (strategy, _) in STRATEGIES.items()
     }
     told = {
-        name: [in_time_share(served(work, arm, load, SEED, num_requests)) for load in LOADS]
-        for name, (_, arm) in ARMS.items()
-        if arm is not None
+        name: [in_time_share(served(work, strategy, load, SEED, num_requests)) for load in LOADS]
+        for name, (_, strategy) in STRATEGIES.items()
+        if strategy is not None
     }
 
     def each(measure: Callable[[list[Any]], float]) -> dict[str, list[float]]:

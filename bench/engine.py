@@ -21,7 +21,6 @@ import torch
 
 from bench import adapters, curves, exactness, exchange, less_work, simulator
 from bench.amounts import QUICK, WHOLE
-from bench.arms import Continuous, Ended
 from bench.clock import in_turns
 from bench.fifo import FifoEngine
 from bench.figures import Figure, Share, figure_of, table, write
@@ -39,6 +38,7 @@ from bench.latency import (
 )
 from bench.saturation import Saturation, saturate
 from bench.shipped import SIDES, Bench, load_bench
+from bench.strategies import Continuous, Ended
 from bench.workload import MODEL, STEPS, mixed_requests, poisson
 from engine.pipelines.steady_stack import on_steady_stack
 
@@ -68,7 +68,7 @@ def main() -> None:
     begun_at = time.monotonic()
     bench = load_bench(QUICK if arguments.quick else WHOLE, out.with_name("curves.json"))
     limits = dict(bench.loaded.row_limits[MODEL])
-    print(f"promise {bench.loaded.promise!r}, rows {limits}, seeds {bench.seeds}")
+    print(f"promise {bench.loaded.determinism!r}, rows {limits}, seeds {bench.seeds}")
     figures: list[Figure] = []
     for name in arguments.only:
         print(f"  {_elapsed(begun_at)}: {name}", flush=True)
@@ -126,8 +126,8 @@ def throughput(bench: Bench) -> Iterator[Figure]:
         yield figure_of(f"cap_share{tier}", [bench.cap_share(side) for _ in bench.seeds], 0.99, 1.0, reason)
 
 
-def _gain(run: Saturation, arm: str) -> float:
-    return run.engine.share_of_bare / float(getattr(run, arm).share_of_bare)
+def _gain(run: Saturation, strategy: str) -> float:
+    return run.engine.share_of_bare / float(getattr(run, strategy).share_of_bare)
 
 
 def latency(bench: Bench) -> Iterator[Figure]:
@@ -166,14 +166,14 @@ def good(bench: Bench) -> Iterator[Figure]:
     dynamic = best_dynamic(
         bench.loaded, poisson(tuning, rate, 0), bench.best_rows(side), lambda ended: share_missed(ended, solo)
     )
-    arms = (with_deadlines(bench.ours, solo), with_deadlines(dynamic, solo))
+    strategies = (with_deadlines(bench.ours, solo), with_deadlines(dynamic, solo))
     ours, theirs = [], []
     for seed in bench.seeds:
         capacity = capacity_of(bare.prices(repeats=7), mixed_requests(count, side, seed))
         our_share, their_share = in_turns(
             [
-                goodput(arm, solo, capacity, side=side, seed=seed, num_requests=count, shares=SHARES)
-                for arm in arms
+                goodput(strategy, solo, capacity, side=side, seed=seed, num_requests=count, shares=SHARES)
+                for strategy in strategies
             ]
         )
         ours.append(our_share)
@@ -196,8 +196,8 @@ def fairness(bench: Bench) -> Iterator[Figure]:
     for seed in bench.seeds:
         requests = mixed_requests(bench.amounts.fairness, side, seed)
         rate = FAIRNESS_LOAD * capacity_of(bare.prices(repeats=7), requests)
-        arms = [bench.ours, Continuous(bench.loaded, kind=FifoEngine)]
-        runs.append(serve_in_turns(arms, poisson(requests, rate, seed)))
+        strategies = [bench.ours, Continuous(bench.loaded, kind=FifoEngine)]
+        runs.append(serve_in_turns(strategies, poisson(requests, rate, seed)))
     longest = [[_of_longest_class(ended, solo) for ended in run] for run in runs]
     pooled = [list(chain(*samples)) for samples in zip(*longest, strict=True)]
     yield figure_of(
@@ -265,7 +265,7 @@ def less(bench: Bench) -> Iterator[Figure]:
     """Guidance cutoff and step cache, with what they cost in quality on lines of their own."""
     loaded, options = less_work.shipped_model(), (less_work.CUTOFF, less_work.CACHE)
     gains = less_work.gains(loaded, options, bench.seeds)
-    prices, share = bench.bare(128).prices(repeats=7), bench.shallow_share(128)
+    prices, share = bench.bare(128).prices(repeats=7), bench.cached_share(128)
     for name, option, bar, reason in (
         ("cutoff_gain", less_work.CUTOFF, BAR, "the rows that are left; texts and images stay"),
         # Not a share: the limit knows nothing of the buckets to which deep parts are padded for exact bytes.

@@ -121,7 +121,7 @@ def _alone(loaded: LoadedModels, request: GenerationRequest) -> bytes:
 
 
 def _engine(loaded: LoadedModels) -> Engine:
-    return Engine(loaded.models, loaded.row_limits, promise=loaded.promise)
+    return Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism)
 
 
 def idle_share(loaded: LoadedModels, num_runs: int = 3, num_requests: int = 24) -> Figure:
@@ -132,7 +132,7 @@ def idle_share(loaded: LoadedModels, num_runs: int = 3, num_requests: int = 24) 
     samples = []
     for seed in range(num_runs):
         rng = random.Random(seed)
-        engine = TimedEngine(loaded.models, loaded.row_limits, promise=loaded.promise)
+        engine = TimedEngine(loaded.models, loaded.row_limits, determinism=loaded.determinism)
         engine.start()
         handles = []
         for _ in range(num_requests):
@@ -226,7 +226,7 @@ def main() -> None:
     limits = ", ".join(
         f"{rows} rows up to {pixels} pixels" for pixels, rows in loaded.row_limits[MODEL].items()
     )
-    print(f"promise: {loaded.promise} ({limits})")
+    print(f"promise: {loaded.determinism} ({limits})")
     for name, (value, low, high, samples) in figures(loaded).items():
         print(f"{name:32} {value:8.4f}  ({low:.4f} to {high:.4f}, {len(samples)} samples)")
 

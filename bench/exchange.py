@@ -50,8 +50,8 @@ def main() -> None:
 
 def figures(side: int, num_rounds: int, device: str = "cpu:0") -> Iterator[Figure]:
     """The figures at this side, pixels, in fp32: the arms take turns in every round."""
-    arms = Arms(side, device)
-    rounds = [arms.round() for _ in range(num_rounds + 1)][1:]  # the first one warms up
+    strategies = Strategies(side, device)
+    rounds = [strategies.round() for _ in range(num_rounds + 1)][1:]  # the first one warms up
     suffix = "" if side == SIDES[0] else f"_{side}"
     yield figure_of(
         f"exchange_vs_diffusers{suffix}", [one.diffusers / one.exchange for one in rounds], 0.98, None,
@@ -99,7 +99,7 @@ class Round:
     split: Split
 
 
-class Arms:
+class Strategies:
     """Two ways to draw `NUM_REQUESTS` images of the shipped model at one side, pixels."""
 
     def __init__(self, side: int, device: str) -> None:
@@ -130,7 +130,7 @@ class Arms:
         return self._clock() - started_at
 
     def _serve(self) -> None:
-        engine = Engine(self._loaded.models, self._loaded.row_limits, promise=self._loaded.promise)
+        engine = Engine(self._loaded.models, self._loaded.row_limits, determinism=self._loaded.determinism)
         handles = [engine.submit(request) for request in self._requests()]
         while not engine.is_idle:
             engine.tick()

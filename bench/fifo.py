@@ -36,7 +36,7 @@ class OldestFirst(Policy):
             return [], None
         ordered = self.order(running, now)
         batch = first_that_fit(ordered, self.max_rows(ordered[0].key))
-        return batch, "nobody_else" if len(batch) == len(ordered) else "cap"
+        return batch, "alone" if len(batch) == len(ordered) else "cap"
 
 
 class FifoEngine(Engine):

@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from bench.arms import Dynamic, Ended, Serve
 from bench.bare import BarePrices
 from bench.clock import Part, WorkClock, in_turns
+from bench.strategies import Dynamic, Ended, Serve
 from bench.workload import (
     GUIDANCE_SCALES,
     STEPS,
@@ -54,9 +54,9 @@ def measure_solo(ours: Serve, side: int, repeats: int) -> Solo:
     return Solo({each: min(taken[index :: len(classes)]) for index, each in enumerate(classes)})
 
 
-def serve_in_turns(arms: Sequence[Serve], arrivals: Sequence[DueRequest]) -> list[list[Ended]]:
+def serve_in_turns(strategies: Sequence[Serve], arrivals: Sequence[DueRequest]) -> list[list[Ended]]:
     """What became of the arrivals under each arm."""
-    return in_turns([partial(_all, arm, arrivals) for arm in arms])
+    return in_turns([partial(_all, strategy, arrivals) for strategy in strategies])
 
 
 def _all(
@@ -109,12 +109,12 @@ def best_dynamic(
     cost: Callable[[Sequence[Ended]], float] = p95_latency,
 ) -> Dynamic:
     """Dynamic batching keyed by step count, at the time-out that costs least on these arrivals."""
-    arms = [
+    strategies = [
         Dynamic(loaded, max_rows=max_rows, timeout_seconds=timeout, by_steps=True)
         for timeout in TIMEOUTS_SECONDS
     ]
-    costs = [cost(ended) for ended in serve_in_turns(arms, arrivals)]
-    return arms[costs.index(min(costs))]
+    costs = [cost(ended) for ended in serve_in_turns(strategies, arrivals)]
+    return strategies[costs.index(min(costs))]
 
 
 def goodput(

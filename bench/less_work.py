@@ -115,15 +115,15 @@ def gains(
     }
 
 
-def most_gain(option: Option, prices: BarePrices, shallow_share: float) -> float:
+def most_gain(option: Option, prices: BarePrices, cached_share: float) -> float:
     """What the option could gain by the bare model's costs, if it cost nothing itself.
 
-    `shallow_share` is what a row takes in a shallow step, of what it takes in a full one.
+    `cached_share` is what a row takes in a shallow step, of what it takes in a full one.
     """
 
     def seconds(asked: Sequence[GenerationRequest]) -> float:
         return prices.seconds(
-            num_row_steps=sum(_num_full_row_steps(one, shallow_share) for one in asked),
+            num_row_steps=sum(_num_full_row_steps(one, cached_share) for one in asked),
             num_texts=sum(map(num_texts, asked)),
             num_images=len(asked),
         )
@@ -132,12 +132,12 @@ def most_gain(option: Option, prices: BarePrices, shallow_share: float) -> float
     return seconds(asked) / seconds([replace(one, **option.changes) for one in asked])
 
 
-def _num_full_row_steps(request: GenerationRequest, shallow_share: float) -> float:
+def _num_full_row_steps(request: GenerationRequest, cached_share: float) -> float:
     """Rows of all its steps, those of shallow steps at their share."""
     cache = StepCache(request.step_cache, request.num_inference_steps)
     num_guided = request.guidance_cutoff * request.num_inference_steps
     return sum(
-        (2 if step < num_guided else 1) * (1.0 if cache.is_full(step) else shallow_share)
+        (2 if step < num_guided else 1) * (1.0 if cache.is_full(step) else cached_share)
         for step in range(request.num_inference_steps)
     )
 
@@ -194,7 +194,7 @@ def seconds_per_image(loaded: LoadedModels, asked: Sequence[GenerationRequest]) 
     """Seconds of an image while more requests wait than run; one begun counts by its steps."""
 
     def serve(clock: WorkClock) -> Generator[None, None, float]:
-        engine = Engine(loaded.models, loaded.row_limits, promise=loaded.promise, clock=clock)
+        engine = Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism, clock=clock)
         upcoming = deque(asked)
         progress: dict[int, float] = {}
 
@@ -215,7 +215,7 @@ def seconds_per_image(loaded: LoadedModels, asked: Sequence[GenerationRequest]) 
 
 def draw(loaded: LoadedModels, asked: Sequence[GenerationRequest]) -> list[np.ndarray]:
     """Their pixels, all of them submitted at once."""
-    engine = Engine(loaded.models, loaded.row_limits, promise=loaded.promise)
+    engine = Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism)
     handles = [engine.submit(one) for one in asked]
     while not engine.is_idle:
         engine.tick()

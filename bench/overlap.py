@@ -29,8 +29,8 @@ import torch
 from alembic import command
 from alembic.config import Config
 
-from bench.arms import rows_of
 from bench.late_proxy import run_proxy
+from bench.strategies import rows_of
 from bench.workload import MODEL, mixed_requests
 from engine.engine import Engine
 from engine.handle import Handle
@@ -44,8 +44,8 @@ from storage.database import Database
 from storage.jobs import WorkerName
 from storage.submissions import NewJob
 from tasks.generate import Generate, GeneratePlan
-from tasks.in_flight import Holdings
-from tasks.isolation import SoloMarks
+from tasks.in_flight import InFlightJobs
+from tasks.isolation import Isolations
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, MAX_ROWS, TIER = 128, 16, "sd"
@@ -163,8 +163,8 @@ def measure(
             db=db,
             blobs=_blobs(services, endpoint, len(lanes)),
             submit=counts.submit,
-            holdings=Holdings(),
-            solo_marks=SoloMarks(db),
+            in_flight=InFlightJobs(),
+            isolations=Isolations(db),
             worker=WorkerName("bench", "cpu:0@bench"),
             tiers=[TIER],
             plan=GeneratePlan(lease_seconds=HOUR_SECONDS),
@@ -241,10 +241,13 @@ def report(windows: Sequence[Window], late_ms: float) -> Iterator[str]:
     """Markdown: a line an arm, and the loss of the pairs."""
     yield "| answers | row steps a second | of them a step batch | images a second |\n|---|---|---|---|"
     for name, is_late in (("at once", False), (f"{late_ms:g} ms late", True)):
-        arm = [window for window in windows if window.is_late == is_late]
-        seconds, steps = sum(one.seconds for one in arm), sum(one.num_row_steps for one in arm)
-        batches, images = sum(one.num_step_batches for one in arm), sum(one.num_images for one in arm)
-        median = statistics.median(one.speed for one in arm)
+        strategy = [window for window in windows if window.is_late == is_late]
+        seconds, steps = sum(one.seconds for one in strategy), sum(one.num_row_steps for one in strategy)
+        batches, images = (
+            sum(one.num_step_batches for one in strategy),
+            sum(one.num_images for one in strategy),
+        )
+        median = statistics.median(one.speed for one in strategy)
         yield f"| {name} | {median:.1f} | {steps / batches:.2f} | {images / seconds:.2f} |"
     yield ""
     for name, found in (

@@ -12,9 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from bench.arms import Continuous, Dynamic, rows_of
 from bench.bare import BareModel, BarePrices
 from bench.clock import WorkClock
+from bench.strategies import Continuous, Dynamic, rows_of
 from bench.timed_exchange import Spent, TimedExchange, timed
 from bench.workload import MODEL, mixed_requests, num_row_steps, num_texts
 from engine.loading.load import LoadedModels
@@ -104,7 +104,7 @@ def saturate(
 
     `their_max_rows` is the cap of dynamic batches.
     """
-    arms = Saturation()
+    strategies = Saturation()
     requests = mixed_requests(num_requests, side, seed)
     engine_segments = _engine_segments(ours, requests, max_rows, segment_seconds)
     keyed = _dynamic_segments(ours.loaded, requests, their_max_rows, segment_seconds, by_steps=True)
@@ -114,10 +114,10 @@ def saturate(
     before = bare.prices()
     for segment in engine_segments:
         segments = [
-            (arms.engine, segment),
-            (arms.keyed, next(keyed, None)),
-            (arms.padded, next(padded, None)),
-            (arms.alone, next(alone, None)),
+            (strategies.engine, segment),
+            (strategies.keyed, next(keyed, None)),
+            (strategies.padded, next(padded, None)),
+            (strategies.alone, next(alone, None)),
         ]
         after = bare.prices()
         for total, part in segments:
@@ -125,7 +125,7 @@ def saturate(
                 continue
             total.add(part, (before, after))
         before = after
-    return arms
+    return strategies
 
 
 def _engine_segments(
@@ -189,11 +189,11 @@ def _dynamic_segments(
     by_steps: bool,
 ) -> Iterator[Done]:
     """Full batches out of the same requests, as often as they are asked for."""
-    arm = Dynamic(loaded, max_rows=max_rows, timeout_seconds=0.0, by_steps=by_steps)
+    strategy = Dynamic(loaded, max_rows=max_rows, timeout_seconds=0.0, by_steps=by_steps)
     part = Done()
-    for batch in _full_batches(arm, requests, max_rows):
+    for batch in _full_batches(strategy, requests, max_rows):
         begun = time.process_time()
-        num_images = sum(place is not None for place in arm.run(batch))
+        num_images = sum(place is not None for place in strategy.run(batch))
         part.seconds += time.process_time() - begun
         part.num_row_steps += sum(map(num_row_steps, batch))
         longest = max(request.num_inference_steps for request in batch)
@@ -206,11 +206,11 @@ def _dynamic_segments(
 
 
 def _full_batches(
-    arm: Dynamic, requests: Sequence[GenerationRequest], max_rows: int
+    strategy: Dynamic, requests: Sequence[GenerationRequest], max_rows: int
 ) -> Iterator[list[GenerationRequest]]:
     queues: defaultdict[int, list[GenerationRequest]] = defaultdict(list)
     for request in itertools.cycle(requests):
-        queue = queues[arm.key(request)]
+        queue = queues[strategy.key(request)]
         if queue and sum(map(rows_of, queue)) + rows_of(request) > max_rows:
             yield list(queue)
             queue.clear()

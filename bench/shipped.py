@@ -11,10 +11,10 @@ from pathlib import Path
 
 from bench import simulator
 from bench.amounts import Amounts
-from bench.arms import Continuous
 from bench.arrivals import StepTable, Work
 from bench.bare import BareModel
 from bench.latency import Solo, measure_solo
+from bench.strategies import Continuous
 from bench.workload import MODEL
 from engine.loading.load import LoadedModels, ModelSpec, load_models
 from engine.policy.buckets import Buckets, at
@@ -78,9 +78,9 @@ class Bench:
             self._solo[side] = measure_solo(self.ours, side, self.amounts.solo_repeats)
         return self._solo[side]
 
-    def shallow_share(self, side: int) -> float:
+    def cached_share(self, side: int) -> float:
         """What a shallow step of a step cache takes of a full one, as the profile has it."""
-        return self.measured[side].shallow_share
+        return self.measured[side].cached_share
 
     @cached_property
     def step_tables(self) -> dict[int, StepTable]:

@@ -15,8 +15,8 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from bench.arrivals import IN_TIME_SLOWDOWN, Arrival, StepTable, Work, arrivals
-from bench.simulated_arms import (
-    Arm,
+from bench.simulated_strategies import (
+    Strategy,
     continuous_fifo,
     continuous_shortest,
     keyed_dynamic,
@@ -50,10 +50,10 @@ def p95_gain(
     load: float = 0.7,
     seeds: Sequence[int] = SEEDS,
     num_requests: int = NUM_REQUESTS,
-    arm: Arm = ours,
+    strategy: Strategy = ours,
 ) -> Figure:
     """p95 latency of step-keyed dynamic batching at its best timeout, by ours, or by another `arm`."""
-    return _gain(p95_latency, arm, work, load, seeds, num_requests)
+    return _gain(p95_latency, strategy, work, load, seeds, num_requests)
 
 
 def slowdown_gain(
@@ -61,23 +61,23 @@ def slowdown_gain(
     load: float = 0.7,
     seeds: Sequence[int] = SEEDS,
     num_requests: int = NUM_REQUESTS,
-    arm: Arm = ours,
+    strategy: Strategy = ours,
 ) -> Figure:
     """p95 slowdown of step-keyed dynamic batching at its best timeout, by ours, or by another `arm`."""
-    return _gain(p95_slowdown, arm, work, load, seeds, num_requests)
+    return _gain(p95_slowdown, strategy, work, load, seeds, num_requests)
 
 
 def _gain(
     measure: Callable[[Sequence[Arrival]], float],
-    arm: Arm,
+    strategy: Strategy,
     work: Work,
     load: float,
     seeds: Sequence[int],
     num_requests: int,
 ) -> Figure:
     return _figure(
-        min(measure(served(work, keyed, load, seed, num_requests)) for keyed in keyed_arms())
-        / measure(served(work, arm, load, seed, num_requests))
+        min(measure(served(work, keyed, load, seed, num_requests)) for keyed in keyed_strategies())
+        / measure(served(work, strategy, load, seed, num_requests))
         for seed in seeds
     )
 
@@ -95,7 +95,7 @@ def goodput_gain(
     """Our goodput by that of step-keyed dynamic batching at its best timeout, both told the deadlines."""
     return _figure(
         goodput(work, with_deadlines(ours), seed, num_requests)
-        / max(goodput(work, with_deadlines(arm), seed, num_requests) for arm in keyed_arms())
+        / max(goodput(work, with_deadlines(strategy), seed, num_requests) for strategy in keyed_strategies())
         for seed in seeds
     )
 
@@ -132,28 +132,30 @@ class Measure(Protocol):
 
 FIGURES: dict[str, Measure] = {  # those of another arm are what stands beside ours
     "p95_gain": p95_gain,
-    "fifo_p95_gain": partial(p95_gain, arm=continuous_fifo),
+    "fifo_p95_gain": partial(p95_gain, strategy=continuous_fifo),
     "slowdown_gain": slowdown_gain,
-    "shortest_slowdown_gain": partial(slowdown_gain, arm=continuous_shortest),
+    "shortest_slowdown_gain": partial(slowdown_gain, strategy=continuous_shortest),
     "goodput_gain": goodput_gain,
     "goodput_share": goodput_share,
     "fairness": fairness,
 }
 
 
-def keyed_arms() -> list[Arm]:
+def keyed_strategies() -> list[Strategy]:
     """Step-keyed dynamic batching at every timeout that is tried."""
     return [keyed_dynamic(seconds) for seconds in TIMEOUTS_SECONDS]
 
 
-def served(work: Work, arm: Arm, load: float, seed: int, num_requests: int = NUM_REQUESTS) -> list[Arrival]:
+def served(
+    work: Work, strategy: Strategy, load: float, seed: int, num_requests: int = NUM_REQUESTS
+) -> list[Arrival]:
     """The trace of `seed` at `load`, served by `arm`, without its warm-up."""
     trace = arrivals(work, load, num_requests, seed)
-    arm(work, trace)
+    strategy(work, trace)
     return trace[int(WARM_UP_SHARE * num_requests) :]
 
 
-def goodput(work: Work, arm: Arm, seed: int, num_requests: int = NUM_GOODPUT_REQUESTS) -> float:
+def goodput(work: Work, strategy: Strategy, seed: int, num_requests: int = NUM_GOODPUT_REQUESTS) -> float:
     """The highest load, as a share of the capacity, at which `arm` serves 90 % in time.
 
     By bisection: attainment falls as load rises, but for the noise of a trace.
@@ -161,7 +163,7 @@ def goodput(work: Work, arm: Arm, seed: int, num_requests: int = NUM_GOODPUT_REQ
     low, high = 0.0, 1.0
     for _ in range(GOODPUT_ROUNDS):
         load = (low + high) / 2
-        if in_time_share(served(work, arm, load, seed, num_requests)) >= ATTAINMENT:
+        if in_time_share(served(work, strategy, load, seed, num_requests)) >= ATTAINMENT:
             low = load
         else:
             high = load
@@ -228,20 +230,20 @@ def main() -> None:
 
 
 def _print_loads(work: Work, seed: int) -> None:
-    arms: dict[str, Arm] = {
+    strategies: dict[str, Strategy] = {
         "one at a time": one_at_a_time,
         "continuous FIFO": continuous_fifo,
         "shortest first": continuous_shortest,
         "ours": ours,
         "ours, deadlines": with_deadlines(ours),
     }
-    arms |= {f"keyed, {seconds} s": keyed_dynamic(seconds) for seconds in TIMEOUTS_SECONDS}
-    arms |= {f"padded, {seconds} s": padded_dynamic(seconds) for seconds in TIMEOUTS_SECONDS}
+    strategies |= {f"keyed, {seconds} s": keyed_dynamic(seconds) for seconds in TIMEOUTS_SECONDS}
+    strategies |= {f"padded, {seconds} s": padded_dynamic(seconds) for seconds in TIMEOUTS_SECONDS}
     longest = max(work.step_counts)
     print(f"{'load':>5} {'arm':16} {'p95 s':>8} {'p95 slow':>9} {'in time':>8} {'p99 longest':>12}")
     for load in LOADS:
-        for name, arm in arms.items():
-            trace = served(work, arm, load, seed)
+        for name, strategy in strategies.items():
+            trace = served(work, strategy, load, seed)
             print(
                 f"{load:5.2f} {name:16} {p95_latency(trace):8.2f} {p95_slowdown(trace):9.1f}"
                 f" {in_time_share(trace):8.3f} {p99_slowdown(trace, longest):12.2f}"

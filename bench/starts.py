@@ -25,7 +25,7 @@ from alembic.config import Config
 
 from catalogue.parameters import Parameters
 from local.endpoints import Embedded, embedded
-from storage import accounts, bells, submissions
+from storage import accounts, dispatches, submissions
 from storage.database import Database
 from storage.job_views import get
 from storage.submissions import NewJob
@@ -115,8 +115,8 @@ class Bench:
             ),
         )
         job, _ = submissions.create(self._db, new, redispatch_seconds=15)
-        bell = bells.of_new_job(self._db, job.id)
-        if bell is None or not self._dispatcher.ring([bell]):
+        dispatch = dispatches.of_new_job(self._db, job.id)
+        if dispatch is None or not self._dispatcher.dispatch([dispatch]):
             raise RuntimeError("the broker took no bell")
         return job.id, job.created_at
 

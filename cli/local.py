@@ -209,11 +209,11 @@ def _show_status(found: dict[str, Any]) -> None:
     say("")
     ports = found["ports"]
     print_table(
-        ("process", "state", "pid", "port", "since", "device", "tiers", "promise"),
+        ("process", "state", "pid", "port", "since", "device", "tiers", "determinism"),
         [
             (
                 *(one["name"], one["state"], one["pid"], ports.get(one["name"]), one["started_at"]),
-                *(one.get("device"), ", ".join(one.get("tiers", [])), one.get("promise")),
+                *(one.get("device"), ", ".join(one.get("tiers", [])), one.get("determinism")),
             )
             for one in (*found["services"], *found["workers"])
         ],

@@ -188,10 +188,10 @@ def _verdict(one: dict[str, Any]) -> str:
     gain = _rate(best) / _rate(least)
     place = f"{one['tier']} on {one['device']}"
     ends = f"encoding {one['encode_seconds']:.3g} s, decoding {one['decode_seconds']:.3g} s"
-    if one["shallow_share"] < 1:
-        ends += f", a shallow step {one['shallow_share']:.2f} of a full one"
+    if one["cached_share"] < 1:
+        ends += f", a shallow step {one['cached_share']:.2f} of a full one"
     ends += f"; {one['file']}"
-    if not found["batching_pays"]:
+    if not found["is_worth_batching"]:
         said = f"batching does not pay: {gain:.2f} times the rows a second at best"
         return f"{place}: {said}, so step batches are kept to {found['max_rows']} rows; {ends}"
     said = f"batching pays: {gain:.2f} times the rows a second of {least['num_rows']} rows"

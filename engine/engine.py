@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 
 from engine.attempt import Attempt, translate
+from engine.determinism import DeterminismLevel
 from engine.errors import (
     DeviceLost,
     EngineError,
@@ -28,7 +29,6 @@ from engine.pipelines.pipeline_model import PipelineModel
 from engine.pipelines.steady_stack import on_steady_stack
 from engine.policy.policy import BatchKey, Policy
 from engine.policy.side_work import SideWork
-from engine.promise import Promise
 from engine.request import GeneratedImage, GenerationRequest
 from engine.runner import Runner
 from engine.traceback_places import places_of
@@ -55,13 +55,13 @@ class Engine:
         models: Mapping[str, PipelineModel],
         row_limits: Mapping[str, Mapping[int, int]],
         *,
-        promise: Promise = "within 1/255",
+        determinism: DeterminismLevel = "within 1/255",
         clock: Callable[[], float] = time.monotonic,
         step_seconds: Callable[[BatchKey, int], float | None] | None = None,
         on_device: OnDevice = lambda _: None,
         on_step: OnStep = lambda *_: None,
     ) -> None:
-        self.promise: Promise = promise
+        self.determinism: DeterminismLevel = determinism
         self.fatal = threading.Event()  # set when the process must exit; `fatal_error` says why
         self.fatal_error: EngineError | None = None
         self.ticked_at = clock()  # when the loop last turned: old, and not idle, means hung
@@ -69,7 +69,7 @@ class Engine:
         self._clock = clock
         self._note_on_device = on_device
         self._note_step = on_step
-        self._models = Models(models, row_limits, promise=promise)
+        self._models = Models(models, row_limits, determinism=determinism)
         self._policy = Policy(
             self._models.max_rows, step_seconds=step_seconds, bucket_rows=self._models.bucket_rows
         )
@@ -234,7 +234,7 @@ class Engine:
                 continue
             busy |= {generation.key.model} if generation.runs_alone else set()
             # A suspect's text is encoded when it begins: by then it is noted whose crash it would be.
-            failure = None if generation.is_solo else self._encode(generation)
+            failure = None if generation.is_isolated else self._encode(generation)
             if failure is not None:
                 self._end(generation, self._waiting, failure)
                 continue
@@ -255,7 +255,7 @@ class Engine:
         return holding
 
     def _step(self, chosen: Sequence[Generation]) -> None:
-        if self._denoised and any(generation.is_solo for generation in chosen):
+        if self._denoised and any(generation.is_isolated for generation in chosen):
             return  # nothing of others' may crash beside a suspect: first their images are decoded
         chosen = [generation for generation in chosen if self._may_begin(generation)]
         if not chosen:
@@ -288,7 +288,7 @@ class Engine:
         outcome: object = None
         if generation.before_first_step is not None:
             outcome = self._attempt(generation.before_first_step)
-        if generation.is_solo and not isinstance(outcome, EngineError):
+        if generation.is_isolated and not isinstance(outcome, EngineError):
             outcome = self._encode(generation)
         if isinstance(outcome, EngineError):
             self._end(generation, self._running, outcome)

@@ -23,7 +23,7 @@ from typing import ClassVar
 
 
 class EngineError(Exception):
-    """The engine failed in a way that it did not foresee."""
+    """The engine failed in a way that it did not estimate_of."""
 
     code: ClassVar[str] = "engine_error"
     retryable: ClassVar[bool] = True

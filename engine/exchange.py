@@ -91,7 +91,7 @@ class Exchange:
         parked. If the pass raises, all stay parked, and can be run again in parts.
         """
         parked = [call.parked for call in calls if call.parked is not None]
-        with self._with_adapters(calls, parked, num_rows, is_walked=forward is not None):
+        with self._with_adapters(calls, parked, num_rows, is_partial=forward is not None):
             try:
                 parts = self.outputs(parked, num_rows, forward)
             except RowsUntoldError:
@@ -109,7 +109,7 @@ class Exchange:
         parked: Sequence[ParkedCall],
         num_rows: int | None,
         *,
-        is_walked: bool,
+        is_partial: bool,
     ) -> AbstractContextManager[None]:
         if not any(call.adapters for call in calls):
             return nullcontext()
@@ -119,7 +119,7 @@ class Exchange:
             [(call.adapters, count) for call, count in zip(calls, counts, strict=True)],
             sum(counts) if num_rows is None else num_rows,
             is_listed="list" in parked[0].kinds,
-            is_walked=is_walked,
+            is_partial=is_partial,
         )
 
     def run_to_denoiser(self, call: PipelineCall) -> None:

@@ -205,9 +205,9 @@ class Generation:
         return self.request.account
 
     @property
-    def is_solo(self) -> bool:
+    def is_isolated(self) -> bool:
         """Whether nothing may run beside it."""
-        return self.request.solo
+        return self.request.isolated
 
     @property
     def runs_alone(self) -> bool:

@@ -6,12 +6,12 @@ Owns the loaded models and the row caps. It does not know what is running.
 from collections.abc import Mapping
 from typing import Any
 
+from engine.determinism import DeterminismLevel
 from engine.errors import RequestInvalid, StrictUnavailable
 from engine.generation import Generation
 from engine.pipelines.pipeline_model import PipelineModel
 from engine.policy.buckets import Buckets, at
 from engine.policy.policy import BatchKey
-from engine.promise import Promise
 from engine.request import GenerationRequest
 
 
@@ -23,11 +23,11 @@ class Models:
         models: Mapping[str, PipelineModel],
         row_limits: Mapping[str, Mapping[int, int]],
         *,
-        promise: Promise,
+        determinism: DeterminismLevel,
     ) -> None:
         self.by_name = models
         self.row_limits = row_limits
-        self._promise = promise
+        self._determinism = determinism
 
     def generation(self, request: GenerationRequest, **state: Any) -> Generation:
         """The request, in flight; raises `RequestInvalid` for what its model cannot do.
@@ -52,7 +52,7 @@ class Models:
         max_pixels = max(self.row_limits[request.model])
         if request.width * request.height > max_pixels:
             raise RequestInvalid(f"{size} is above {max_pixels} pixels")
-        if request.strict and self._promise == "not repeatable":
+        if request.strict and self._determinism == "not repeatable":
             raise StrictUnavailable
         shape = (request.height // model.pixels_per_latent, request.width // model.pixels_per_latent)
         # Rows of a shape that the self-test has not tried are taken to be equal, but strict means seen.
@@ -60,8 +60,8 @@ class Models:
         return BatchKey(
             request.model,
             *shape,
-            is_pinned=request.strict and (self._promise != "exact" or not is_tried),
-            is_alone=request.strict and (self._promise == "within 1/255" or not is_tried),
+            is_pinned=request.strict and (self._determinism != "exact" or not is_tried),
+            is_alone=request.strict and (self._determinism == "within 1/255" or not is_tried),
         )
 
     def max_rows(self, key: BatchKey) -> int:

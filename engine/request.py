@@ -125,7 +125,7 @@ class GenerationRequest:
     lane: Lane = "interactive"
     job_id: str = ""  # an opaque label for logs
     account: str = ""  # an opaque label of whose it is: none sees what another cached, all take turns
-    solo: bool = False  # suspected of a crash: nothing else runs between its first and its last step
+    isolated: bool = False  # suspected of a crash: nothing else runs between its first and its last step
     # The files that its parameters name, by these, each uint8: RGB `(H, W, 3)`, a mask `(H, W)`. The ids name
     # their content, so that equal requests have equal ones.
     inputs: "Mapping[str, tuple[np.ndarray, ...]]" = field(default_factory=dict, compare=False, repr=False)
@@ -140,7 +140,7 @@ class GenerationRequest:
         lane: Lane = "interactive",
         job_id: str = "",
         account: str = "",
-        solo: bool = False,
+        isolated: bool = False,
         inputs: "Mapping[str, tuple[np.ndarray, ...]] | None" = None,
         **by_name: Any,
     ) -> None:
@@ -153,7 +153,7 @@ class GenerationRequest:
             parameters = Parameters(**{"scheduler": SchedulerSpec().name, **changes})
         else:
             parameters = replace(parameters, **changes)
-        given = (model, parameters, spec, seconds_left, lane, job_id, account, solo, inputs or {})
+        given = (model, parameters, spec, seconds_left, lane, job_id, account, isolated, inputs or {})
         for entry, value in zip(fields(self), given, strict=True):
             object.__setattr__(self, entry.name, value)
         self._check()

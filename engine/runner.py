@@ -100,7 +100,7 @@ class Runner:
         bucket_rows = (lambda rows: rows) if model.runs_alone else buckets.rows
         bucket = bucket_rows(num_rows)
         has_cache = any(member.step_cache.is_used for member in members)
-        through = CachedPass(members, model.walk, bucket_rows) if has_cache else None
+        through = CachedPass(members, model.partial_forward, bucket_rows) if has_cache else None
         not_finite = model.exchange.run([member.call for member in members], bucket, through)
         failures: dict[Generation, EngineError] = {}
         for member in members:

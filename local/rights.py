@@ -22,14 +22,14 @@ S3_RIGHTS: Mapping[Role, frozenset[str]] = {
     "sweeper": frozenset({"read", "list", "delete"}),
 }
 # A word in braces is a key or a channel below the prefix.
-_RING, _COUNT, _HEAD = "LPUSH {cpu} x", "LLEN {cpu}", "LINDEX {cpu} -1"
+_DISPATCH, _COUNT, _HEAD = "LPUSH {cpu} x", "LLEN {cpu}", "LINDEX {cpu} -1"
 _TAKE, _TAKE_ANY = "BRPOP {cpu} 1", "BRPOP {check.bulk} 1"
 _LISTEN, _RUN_ID = "PSUBSCRIBE {/0.celeryev/*}", "INFO server"
 _BROKER_RIGHTS: Mapping[Role, tuple[str, ...]] = {
-    "api": (_RING, _COUNT),
-    "worker": (_RING, _COUNT, _TAKE, _TAKE_ANY),
-    "sender": (_RING, _COUNT, _TAKE),
-    "sweeper": (_RING, _COUNT, _HEAD, _RUN_ID),
+    "api": (_DISPATCH, _COUNT),
+    "worker": (_DISPATCH, _COUNT, _TAKE, _TAKE_ANY),
+    "sender": (_DISPATCH, _COUNT, _TAKE),
+    "sweeper": (_DISPATCH, _COUNT, _HEAD, _RUN_ID),
     "flower": (_COUNT, _LISTEN),
 }
 _TEMPTATIONS = ("FLUSHALL", "CONFIG GET *", "ACL LIST", _TAKE, _TAKE_ANY)

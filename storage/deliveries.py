@@ -96,7 +96,7 @@ def complete_batches(connection: Connection, batch_ids: Collection[str]) -> None
     connection.execute(insert, {"ids": locked})
 
 
-def ring(db: Database, *, limit: int, max_per_account: int, redispatch_seconds: float) -> list[str]:
+def dispatch(db: Database, *, limit: int, max_per_account: int, redispatch_seconds: float) -> list[str]:
     """Note that a bell is rung for due deliveries, accounts in turn; the ids of up to `limit`.
 
     Never more for an account than it may have under way: a receiver that is down fills no queue.
@@ -108,18 +108,18 @@ def ring(db: Database, *, limit: int, max_per_account: int, redispatch_seconds: 
              CROSS JOIN LATERAL (
                    SELECT count(*) AS num FROM webhook_deliveries
                     WHERE account_id = waiting.account_id AND state = 'pending'
-                      AND (lease_token IS NOT NULL OR rung_at IS NOT NULL)
-                      AND (({_SENDING}) OR ({_RUNG}))) AS under_way
+                      AND (lease_token IS NOT NULL OR dispatched_at IS NOT NULL)
+                      AND (({_SENDING}) OR ({_DISPATCHED}))) AS under_way
              CROSS JOIN LATERAL (
                    SELECT id, row_number() OVER (ORDER BY next_attempt_at, id) AS turn
                      FROM (SELECT id, next_attempt_at FROM webhook_deliveries
-                            WHERE account_id = waiting.account_id AND {DUE} AND ({_RUNG}) IS NOT TRUE
+                            WHERE account_id = waiting.account_id AND {DUE} AND ({_DISPATCHED}) IS NOT TRUE
                             ORDER BY next_attempt_at, id LIMIT :max_per_account) AS oldest) AS due
              WHERE due.turn <= :max_per_account - under_way.num
              ORDER BY due.turn LIMIT :limit)
-        UPDATE webhook_deliveries SET rung_at = clock_timestamp()
+        UPDATE webhook_deliveries SET dispatched_at = clock_timestamp()
           FROM picked
-         WHERE webhook_deliveries.id = picked.id AND {DUE} AND ({_RUNG}) IS NOT TRUE
+         WHERE webhook_deliveries.id = picked.id AND {DUE} AND ({_DISPATCHED}) IS NOT TRUE
         RETURNING webhook_deliveries.id
         """
     )
@@ -134,7 +134,8 @@ def ring(db: Database, *, limit: int, max_per_account: int, redispatch_seconds: 
 def put_back(db: Database, delivery_ids: Sequence[str]) -> None:
     """These bells could not be published: their deliveries may be rung again at once."""
     statement = text(
-        "UPDATE webhook_deliveries SET rung_at = NULL WHERE id = ANY(:ids) AND state = 'pending' RETURNING id"
+        "UPDATE webhook_deliveries SET dispatched_at = NULL"
+        " WHERE id = ANY(:ids) AND state = 'pending' RETURNING id"
     )
     db.run(lambda connection: connection.execute(statement, {"ids": list(delivery_ids)}).all())
 
@@ -193,7 +194,7 @@ def record(
     statement = text(
         """
         WITH ended AS (
-            UPDATE webhook_deliveries SET state = :state, lease_token = NULL, rung_at = NULL,
+            UPDATE webhook_deliveries SET state = :state, lease_token = NULL, dispatched_at = NULL,
                    num_failures = num_failures + CASE WHEN :state = 'delivered' THEN 0 ELSE 1 END,
                    next_attempt_at = CASE WHEN :state = 'pending'
                        THEN clock_timestamp() + make_interval(secs => :retry_seconds) END,
@@ -277,7 +278,7 @@ def replay(db: Database, account_id: str, delivery_id: str) -> None:
 # Stable within a statement, unlike `clock_timestamp()`, so that an index can be asked.
 DUE = "state = 'pending' AND held_at IS NULL AND next_attempt_at <= statement_timestamp()"
 _SENDING = "lease_token IS NOT NULL AND next_attempt_at > statement_timestamp()"
-_RUNG = "rung_at > statement_timestamp() - make_interval(secs => :redispatch_seconds)"
+_DISPATCHED = "dispatched_at > statement_timestamp() - make_interval(secs => :redispatch_seconds)"
 # Every account with something pending that is not held, found by leaps over the index, not through its rows.
 WAITING = """waiting AS (
         (SELECT account_id FROM webhook_deliveries WHERE state = 'pending' AND held_at IS NULL
@@ -290,7 +291,7 @@ WAITING = """waiting AS (
           FROM waiting WHERE waiting.account_id IS NOT NULL)"""
 NUM_SENDING = f"""SELECT count(*) FROM webhook_deliveries AS other
           WHERE other.account_id = {{account}} AND other.state = 'pending'
-            AND (lease_token IS NOT NULL OR rung_at IS NOT NULL) AND {_SENDING}"""
+            AND (lease_token IS NOT NULL OR dispatched_at IS NOT NULL) AND {_SENDING}"""
 # A lock on the account's row would ask for the right to change it. The first number says what is locked.
 _TAKE_TURN = text("SELECT pg_advisory_xact_lock(1, hashtext(:account_id))")
 _NEXT_ACCOUNT = text(
@@ -328,7 +329,7 @@ _CLAIM = text(
     ), sending AS (
         SELECT receiver, count(*) AS num FROM webhook_deliveries
          WHERE account_id = :account_id AND state = 'pending'
-           AND (lease_token IS NOT NULL OR rung_at IS NOT NULL) AND {_SENDING}
+           AND (lease_token IS NOT NULL OR dispatched_at IS NOT NULL) AND {_SENDING}
          GROUP BY receiver
     ), best AS (
         SELECT oldest.id FROM looked_at
@@ -344,7 +345,7 @@ _CLAIM = text(
         SELECT id FROM webhook_deliveries WHERE id = (SELECT id FROM best) AND {DUE} FOR UPDATE
     ), claimed AS (
         UPDATE webhook_deliveries SET lease_token = gen_random_uuid(), num_attempts = num_attempts + 1,
-               rung_at = NULL,
+               dispatched_at = NULL,
                next_attempt_at = clock_timestamp() + make_interval(secs => :lease_seconds)
           FROM picked
          WHERE webhook_deliveries.id = picked.id

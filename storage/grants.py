@@ -41,13 +41,13 @@ _ASKED_FOR = (
 )
 _PROMPTS = PRIVATE
 _LIFE = _columns(
-    """attempt num_failures num_crashes suspect solo dispatch_seq created_at deadline_at started_at
+    """attempt num_failures num_crashes quarantined isolated dispatch_seq created_at deadline_at started_at
        finished_at cancel_requested_at progress worker error_code error_retryable error_detail warnings
        timings"""
 )
 _LEASE = _columns("lease_token lease_boot_id lease_expires_at")
 _ERROR = _columns("error_code error_retryable error_detail")
-_BELL = _columns("dispatch_seq ring_number dispatched_at next_dispatch_at")
+_DISPATCH = _columns("dispatch_seq dispatch_number dispatched_at next_dispatch_at")
 _IMAGE = _columns("job_id index seed object_key sha256 num_bytes width height")
 _FILE = _columns("account_id id state media_type num_bytes width height object_key created_at expires_at")
 _JOB_FILE = _columns("account_id job_id file_id")
@@ -55,7 +55,7 @@ _PROFILE = tuple(column.name for column in metadata.tables["profiles"].columns)
 VIEWS = {
     "open_jobs": _columns(
         """id state lane tier num_images width height num_inference_steps guidance_scale guidance_cutoff
-           step_cache strict ring_number started_at progress progress_at lease_boot_id"""
+           step_cache strict dispatch_number started_at progress progress_at lease_boot_id"""
     ),
     "webhook_backlog": _columns("num_pending seconds_late"),
     "receivers_by_state": _columns("state num_receivers"),
@@ -83,13 +83,13 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "jobs": Grant(
             select=(
                 *("id", "account_id", "state", "idempotency_key", "request_hash"),
-                *(*_ASKED_FOR, *_PROMPTS, *_LIFE, *_BELL),
+                *(*_ASKED_FOR, *_PROMPTS, *_LIFE, *_DISPATCH),
             ),
             insert=(
                 *("id", "account_id", "idempotency_key", "request_hash", "deadline_at", "warnings"),
-                *(*_ASKED_FOR, *_PROMPTS, *_BELL),
+                *(*_ASKED_FOR, *_PROMPTS, *_DISPATCH),
             ),
-            update=_columns("state finished_at cancel_requested_at ring_number next_dispatch_at"),
+            update=_columns("state finished_at cancel_requested_at dispatch_number next_dispatch_at"),
         ),
         "batches": Grant(
             select=_columns(
@@ -149,9 +149,9 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
                 *(*_ASKED_FOR, *_PROMPTS, *_LIFE, *_LEASE),
             ),
             update=(
-                *_columns("state attempt worker solo progress progress_at started_at finished_at"),
+                *_columns("state attempt worker isolated progress progress_at started_at finished_at"),
                 *_columns("warnings timings"),
-                *_columns("num_failures num_crashes suspect ring_number next_dispatch_at"),
+                *_columns("num_failures num_crashes quarantined dispatch_number next_dispatch_at"),
                 *(*_LEASE, *_ERROR),
             ),
         ),
@@ -170,10 +170,11 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "webhook_deliveries": Grant(
             select=_columns(
                 """id account_id job_id batch_id event url state num_attempts next_attempt_at num_failures
-                   lease_token rung_at receiver held_at"""
+                   lease_token dispatched_at receiver held_at"""
             ),
             update=_columns(
-                """state num_attempts next_attempt_at finished_at num_failures lease_token rung_at held_at
+                """state num_attempts next_attempt_at finished_at num_failures lease_token dispatched_at
+                   held_at
                    error_code"""
             ),
         ),
@@ -206,21 +207,22 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "jobs": Grant(
             select=(
                 *_columns("id account_id state tier lane webhook_url batch_id attempt worker"),
-                *_columns("num_crashes suspect solo created_at deadline_at cancel_requested_at"),
+                *_columns("num_crashes quarantined isolated created_at deadline_at cancel_requested_at"),
                 *_columns("num_inference_steps width height num_images"),  # which Flower shows
-                *("error_code", *_LEASE, *_BELL),
+                *("error_code", *_LEASE, *_DISPATCH),
             ),
             update=(
-                *_columns("state num_crashes suspect solo progress finished_at"),
-                *(*_LEASE, *_ERROR, *_BELL),
+                *_columns("state num_crashes quarantined isolated progress finished_at"),
+                *(*_LEASE, *_ERROR, *_DISPATCH),
             ),
         ),
         "webhook_deliveries": Grant(
             select=_columns(
-                "id account_id batch_id event state next_attempt_at lease_token rung_at receiver held_at"
+                "id account_id batch_id event state next_attempt_at lease_token dispatched_at"
+                " receiver held_at"
             ),
             insert=_DELIVERY,
-            update=_columns("state next_attempt_at finished_at rung_at held_at error_code"),
+            update=_columns("state next_attempt_at finished_at dispatched_at held_at error_code"),
         ),
         "webhook_receivers": Grant(select=_RECEIVER, update=_columns("state next_probe_at"), delete=True),
         # It locks what it deletes, which asks for the right to change some column.
@@ -236,7 +238,10 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "job_files": Grant(select=_columns("account_id file_id")),
     },
 }
-SEQUENCES: Mapping[DatabaseRole, tuple[str, ...]] = {"api": ("ring_numbers",), "sweeper": ("ring_numbers",)}
+SEQUENCES: Mapping[DatabaseRole, tuple[str, ...]] = {
+    "api": ("dispatch_numbers",),
+    "sweeper": ("dispatch_numbers",),
+}
 FUNCTIONS: Mapping[DatabaseRole, tuple[str, ...]] = {"api": ("job_states", "use_key", "principal_of_session")}
 """Each runs with the owner's rights."""
 
@@ -247,7 +252,7 @@ def grant_all(connection: Connection) -> None:
     groups = ", ".join(GROUPS)
     tables = ", ".join(map(quote, (*metadata.tables, *VIEWS)))
     connection.exec_driver_sql(f"REVOKE ALL ON {tables} FROM {groups}")
-    connection.exec_driver_sql(f"REVOKE ALL ON SEQUENCE ring_numbers FROM {groups}")
+    connection.exec_driver_sql(f"REVOKE ALL ON SEQUENCE dispatch_numbers FROM {groups}")
     for role, tables_of_role in GRANTS.items():
         for table, grant in tables_of_role.items():
             place = f"ON {quote(table)} TO {group_of(role)}"

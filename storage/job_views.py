@@ -58,8 +58,8 @@ class Job:
     attempt: int
     num_failures: int
     num_crashes: int
-    suspect: bool
-    solo: bool
+    quarantined: bool
+    isolated: bool
     dispatch_seq: int
     created_at: datetime
     deadline_at: datetime | None
@@ -180,7 +180,8 @@ def outcome_of(db: Database, job_id: str) -> Outcome | None:
     query = text(
         """SELECT CASE WHEN state = 'queued' AND deadline_at <= clock_timestamp() THEN 'expired'
                        ELSE state END AS state,
-                  CASE WHEN state = 'queued' AND suspect THEN 'suspect' ELSE error_code END AS error_code,
+                  CASE WHEN state = 'queued' AND quarantined THEN 'quarantined' ELSE error_code
+                  END AS error_code,
                   error_detail, num_images, timings,
                   extract(epoch FROM finished_at - started_at)::float8 AS seconds
              FROM jobs WHERE id = :id"""

@@ -61,14 +61,14 @@ def claim(
     tiers: Sequence[str],
     worker: WorkerName,
     lease_seconds: float,
-    takes_suspects: bool = True,
+    takes_quarantined: bool = True,
 ) -> Claim | None:
     """queued → running under a fresh lease, or nothing: not ours, not now, or not any more."""
     guard = """jobs.id = :id AND tier = ANY(:tiers) AND cancel_requested_at IS NULL
-           AND (:takes_suspects OR NOT suspect)
+           AND (:takes_quarantined OR NOT quarantined)
            AND (deadline_at IS NULL OR deadline_at > clock_timestamp())"""
     values = """state = 'running', attempt = attempt + 1, lease_token = gen_random_uuid(),
-           lease_boot_id = :boot_id, worker = :worker, solo = false, progress = 0,
+           lease_boot_id = :boot_id, worker = :worker, isolated = false, progress = 0,
            lease_expires_at = clock_timestamp() + make_interval(secs => :lease_seconds),
            started_at = clock_timestamp(), next_dispatch_at = NULL"""
     parameters = {
@@ -77,7 +77,7 @@ def claim(
         "boot_id": worker.boot_id,
         "worker": worker.name,
         "lease_seconds": lease_seconds,
-        "takes_suspects": takes_suspects,
+        "takes_quarantined": takes_quarantined,
     }
     rows = db.run(lambda connection: _move(connection, CLAIM, values, guard, parameters, returning=_CLAIMED))
     if not rows:
@@ -146,7 +146,7 @@ def release(
         next_dispatch_at = CASE WHEN cancel_requested_at IS NULL AND NOT {spent}
                                 THEN clock_timestamp() + make_interval(secs => :backoff_seconds) END,
         finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR {spent} THEN clock_timestamp() END,
-        ring_number = NULL, progress = 0, {_NO_LEASE}"""
+        dispatch_number = NULL, progress = 0, {_NO_LEASE}"""
     parameters = {
         **asdict(lease),
         "code": code,
@@ -169,7 +169,7 @@ def reap(db: Database, *, limit: int = 50) -> list[tuple[str, str]]:
     guard = """jobs.id IN (SELECT id FROM jobs
                            WHERE state = 'running' AND lease_expires_at < clock_timestamp()
                            ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED)"""
-    parameters = {"limit": limit, "is_suspect": True, "is_only_one": False}
+    parameters = {"limit": limit, "is_quarantined": True, "is_only_one": False}
     rows = db.run(
         lambda connection: _move(connection, REAP, _TAKEN_BACK, guard, parameters, detail="its lease ran out")
     )
@@ -195,13 +195,13 @@ def reap_process(
         ]
     is_only_one = on_device is not None and len(on_device) == 1
     reaped = []
-    for is_suspect, which, detail in parts:
+    for is_quarantined, which, detail in parts:
         guard = f"""jobs.id IN (SELECT id FROM jobs
                                 WHERE state = 'running' AND lease_boot_id = :boot_id AND {which}
                                 ORDER BY id FOR UPDATE)"""
         parameters = {
             "boot_id": boot_id,
-            "is_suspect": is_suspect,
+            "is_quarantined": is_quarantined,
             "is_only_one": is_only_one,
             "on_device": list(on_device or ()),
         }
@@ -214,7 +214,7 @@ def cancel(db: Database, account_id: str, job_id: str) -> Job:
     """Cancel at once when queued, by a flag when running; raises `NotFound` or `JobIsFinal`."""
     guard = "jobs.id = :id AND account_id = :account_id"
     values = (
-        "state = 'canceled', finished_at = clock_timestamp(), next_dispatch_at = NULL, ring_number = NULL"
+        "state = 'canceled', finished_at = clock_timestamp(), next_dispatch_at = NULL, dispatch_number = NULL"
     )
     flag = text(
         f"""UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
@@ -241,7 +241,7 @@ def cancel_batch(connection: Connection, batch_id: str) -> None:
     guard = """jobs.id IN (SELECT id FROM jobs WHERE batch_id = :id AND state = 'queued'
                            ORDER BY id FOR UPDATE)"""
     values = (
-        "state = 'canceled', finished_at = clock_timestamp(), next_dispatch_at = NULL, ring_number = NULL"
+        "state = 'canceled', finished_at = clock_timestamp(), next_dispatch_at = NULL, dispatch_number = NULL"
     )
     flag = text(
         """UPDATE jobs SET cancel_requested_at = clock_timestamp()
@@ -257,7 +257,9 @@ def cancel_batch(connection: Connection, batch_id: str) -> None:
 
 def expire(db: Database, *, limit: int = 500) -> int:
     """queued → expired for every job whose deadline has passed; how many."""
-    values = "state = 'expired', finished_at = clock_timestamp(), next_dispatch_at = NULL, ring_number = NULL"
+    values = (
+        "state = 'expired', finished_at = clock_timestamp(), next_dispatch_at = NULL, dispatch_number = NULL"
+    )
     guard = """jobs.id IN (SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= clock_timestamp()
                            ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED)"""
     return len(db.run(lambda connection: _move(connection, EXPIRE, values, guard, {"limit": limit})))
@@ -271,13 +273,13 @@ _CLAIMED = f"""{", ".join(f"jobs.{column.name}" for column in JOB_COLUMNS)}, lea
 
 _NO_LEASE = "lease_token = NULL, lease_boot_id = NULL, lease_expires_at = NULL"
 
-_CRASHES = """(num_crashes + CASE WHEN :is_suspect AND (solo OR suspect AND :is_only_one)
+_CRASHES = """(num_crashes + CASE WHEN :is_quarantined AND (isolated OR quarantined AND :is_only_one)
                                 THEN 1 ELSE 0 END)"""
 _IS_LOST = f"({_CRASHES} >= {MAX_CRASHES})"
 _TAKEN_BACK = f"""state = CASE WHEN cancel_requested_at IS NOT NULL THEN 'canceled'
                               WHEN {_IS_LOST} THEN 'failed' ELSE 'queued' END,
-        num_crashes = {_CRASHES}, solo = false,
-        suspect = suspect OR :is_suspect OR attempt >= {MAX_UNSUSPECTED_ATTEMPTS},
+        num_crashes = {_CRASHES}, isolated = false,
+        quarantined = quarantined OR :is_quarantined OR attempt >= {MAX_UNSUSPECTED_ATTEMPTS},
         error_code = CASE WHEN cancel_requested_at IS NULL AND {_IS_LOST} THEN 'worker_lost' END,
         error_detail = CASE WHEN cancel_requested_at IS NULL AND {_IS_LOST}
                             THEN 'the worker died while it ran this job alone' END,
@@ -285,8 +287,8 @@ _TAKEN_BACK = f"""state = CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancel
         next_dispatch_at = CASE WHEN cancel_requested_at IS NULL AND NOT {_IS_LOST}
                                 THEN clock_timestamp() END,
         finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR {_IS_LOST} THEN clock_timestamp() END,
-        ring_number = NULL, progress = 0, {_NO_LEASE}"""
-"""Of a job whose process is gone; with `is_suspect`, that job may have been the cause."""
+        dispatch_number = NULL, progress = 0, {_NO_LEASE}"""
+"""Of a job whose process is gone; with `is_quarantined`, that job may have been the cause."""
 
 
 def _move(

@@ -31,8 +31,8 @@ class StoredProfile:
     num_guided_rows: int  # of a generation with guidance
     knee_rows: int
     max_rows: int
-    batching_pays: bool
-    shallow_share: float = 1.0  # seconds of a step that is shallow for all its rows, of a full one's
+    is_worth_batching: bool
+    cached_share: float = 1.0  # seconds of a step that is shallow for all its rows, of a full one's
     is_learned: bool = False  # seen of jobs as they ran, not measured
 
     @property
@@ -78,7 +78,7 @@ def learn(db: Database, profile: StoredProfile, with_knee: Callable[[StoredProfi
         merged = replace(
             profile,
             steps=tuple(sorted({**dict(known.steps), **dict(profile.steps)}.items())),
-            shallow_share=known.shallow_share if profile.shallow_share == 1 else profile.shallow_share,
+            cached_share=known.cached_share if profile.cached_share == 1 else profile.cached_share,
         )
         connection.execute(_UPSERT, _row(with_knee(merged)))
 
@@ -91,7 +91,7 @@ def _row(profile: StoredProfile) -> dict[str, Any]:
 
 _STEPS = text(
     """
-    SELECT steps, shallow_share FROM profiles
+    SELECT steps, cached_share FROM profiles
      WHERE tier = :tier AND fingerprint = :fingerprint AND is_learned FOR UPDATE
     """
 )

@@ -21,15 +21,15 @@ class QueueFacts:
 
     tier: str
     lane: str
-    has_bell: bool
+    is_dispatched: bool
     seconds_until_due: float  # when the sweeper may ring; negative: since when it may
-    seconds_since_bell: float | None
+    seconds_since_dispatch: float | None
     num_failures: int
     last_error: str | None  # the code of the last failed try
-    suspect: bool
+    quarantined: bool
     num_ahead: int | None  # bells of its tier and lane that are older; None: no bell, or over MAX_COUNTED
     num_own_ahead: int | None  # without a bell: its account's older jobs in the same case, as above
-    num_with_bell: int  # bells of its tier and lane, at most MAX_COUNTED + 1
+    num_dispatched: int  # bells of its tier and lane, at most MAX_COUNTED + 1
     num_live_workers: int  # that serve its tier
     num_slots: int  # of its lane, in those workers
     num_busy: int  # jobs of its lane, of any tier, that those workers run
@@ -71,7 +71,7 @@ def next_jobs(db: Database, account_id: str, batch_ids: Sequence[str]) -> list[N
                batch_id, tier, id AS job_id, count(*) OVER (PARTITION BY batch_id, tier) AS num_jobs
           FROM jobs
          WHERE account_id = :account_id AND batch_id = ANY(:ids) AND state = 'queued'
-         ORDER BY batch_id, tier, suspect, num_failures, batch_line
+         ORDER BY batch_id, tier, quarantined, num_failures, batch_line
         """
     )
     with db.transaction(account_id=account_id) as connection:
@@ -88,10 +88,10 @@ def oldest_queued(db: Database) -> dict[tuple[str, str], float]:
         """
         SELECT tier, lane, extract(epoch FROM clock_timestamp() - min(created_at))::float8 AS seconds
           FROM (SELECT tier, lane, min(created_at) AS created_at FROM jobs
-                 WHERE state = 'queued' AND ring_number IS NULL GROUP BY tier, lane
+                 WHERE state = 'queued' AND dispatch_number IS NULL GROUP BY tier, lane
                 UNION ALL
                 SELECT tier, lane, min(created_at) FROM jobs
-                 WHERE state = 'queued' AND ring_number IS NOT NULL GROUP BY tier, lane) AS oldest
+                 WHERE state = 'queued' AND dispatch_number IS NOT NULL GROUP BY tier, lane) AS oldest
          GROUP BY tier, lane
         """
     )
@@ -102,11 +102,11 @@ def oldest_queued(db: Database) -> dict[tuple[str, str], float]:
 _FACTS = text(
     """
     WITH asked AS (
-        SELECT id, tier, lane, account_id, ring_number, num_failures, suspect,
+        SELECT id, tier, lane, account_id, dispatch_number, num_failures, quarantined,
                extract(epoch FROM next_dispatch_at - clock_timestamp())::float8 AS seconds_until_due,
-               CASE WHEN ring_number IS NOT NULL
+               CASE WHEN dispatch_number IS NOT NULL
                     THEN extract(epoch FROM clock_timestamp() - dispatched_at)::float8
-                    END AS seconds_since_bell
+                    END AS seconds_since_dispatch
           FROM jobs WHERE id = ANY(:ids) AND account_id = :account_id AND state = 'queued'
     ), lanes AS (
         SELECT DISTINCT tier, lane FROM asked
@@ -124,18 +124,18 @@ _FACTS = text(
         SELECT serving.tier, serving.lane, count(*) AS num_busy
           FROM serving JOIN open_jobs ON lease_boot_id = boot_id AND open_jobs.lane = serving.lane
          WHERE open_jobs.state = 'running' GROUP BY serving.tier, serving.lane
-    ), bells AS (
-        SELECT lanes.tier, lanes.lane, oldest.ring_number,
+    ), dispatched_jobs AS (
+        SELECT lanes.tier, lanes.lane, oldest.dispatch_number,
                row_number() OVER (PARTITION BY lanes.tier, lanes.lane
-                                  ORDER BY oldest.ring_number) - 1 AS num_ahead
+                                  ORDER BY oldest.dispatch_number) - 1 AS num_ahead
           FROM lanes
          CROSS JOIN LATERAL (
-                SELECT ring_number FROM open_jobs
-                 WHERE state = 'queued' AND ring_number IS NOT NULL
+                SELECT dispatch_number FROM open_jobs
+                 WHERE state = 'queued' AND dispatch_number IS NOT NULL
                    AND tier = lanes.tier AND lane = lanes.lane
-                 ORDER BY ring_number LIMIT :limit) AS oldest
-    ), rung AS (
-        SELECT tier, lane, count(*) AS num_with_bell FROM bells GROUP BY tier, lane
+                 ORDER BY dispatch_number LIMIT :limit) AS oldest
+    ), dispatched AS (
+        SELECT tier, lane, count(*) AS num_dispatched FROM dispatched_jobs GROUP BY tier, lane
     ), own AS (
         SELECT oldest.id,
                row_number() OVER (PARTITION BY lanes.tier, lanes.lane
@@ -143,23 +143,23 @@ _FACTS = text(
           FROM lanes
          CROSS JOIN LATERAL (
                 SELECT id, created_at FROM jobs
-                 WHERE state = 'queued' AND ring_number IS NULL AND account_id = :account_id
+                 WHERE state = 'queued' AND dispatch_number IS NULL AND account_id = :account_id
                    AND tier = lanes.tier AND lane = lanes.lane
                  ORDER BY created_at, id LIMIT :limit) AS oldest
     )
-    SELECT asked.id, asked.tier, asked.lane, asked.ring_number IS NOT NULL AS has_bell,
-           seconds_until_due, seconds_since_bell, num_failures, suspect, num_ahead, num_own_ahead,
+    SELECT asked.id, asked.tier, asked.lane, asked.dispatch_number IS NOT NULL AS is_dispatched,
+           seconds_until_due, seconds_since_dispatch, num_failures, quarantined, num_ahead, num_own_ahead,
            (SELECT detail FROM job_events
              WHERE job_id = asked.id AND asked.num_failures > 0 AND transition = 'release'
              ORDER BY id DESC LIMIT 1) AS last_error,
-           coalesce(num_with_bell, 0) AS num_with_bell,
+           coalesce(num_dispatched, 0) AS num_dispatched,
            coalesce(num_live_workers, 0) AS num_live_workers,
            coalesce(num_slots, 0) AS num_slots, coalesce(num_busy, 0) AS num_busy
       FROM asked
       LEFT JOIN capacity USING (tier, lane)
       LEFT JOIN busy USING (tier, lane)
-      LEFT JOIN rung USING (tier, lane)
-      LEFT JOIN bells ON bells.ring_number = asked.ring_number
+      LEFT JOIN dispatched USING (tier, lane)
+      LEFT JOIN dispatched_jobs ON dispatched_jobs.dispatch_number = asked.dispatch_number
       LEFT JOIN own ON own.id = asked.id
     """
 )

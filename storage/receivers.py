@@ -116,7 +116,8 @@ def hold(db: Database, account_id: str) -> int:
                FOR SHARE"""
     )
     statement = text(
-        f"""UPDATE webhook_deliveries SET held_at = clock_timestamp(), lease_token = NULL, rung_at = NULL
+        f"""UPDATE webhook_deliveries SET held_at = clock_timestamp(), lease_token = NULL,
+               dispatched_at = NULL
              WHERE id = ANY(ARRAY(
                    SELECT id FROM webhook_deliveries
                     WHERE account_id = :account_id AND receiver = ANY(:receivers) AND {_DUE}

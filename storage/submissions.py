@@ -99,12 +99,12 @@ def insert_rows(connection: Connection, new_jobs: Sequence[NewJob], redispatch_s
 def _row(new: NewJob, redispatch_seconds: float) -> dict[str, object]:
     """An interactive row counts as rung: its caller rings after the commit. A bulk row is due at once,
     for the sweeper."""
-    rung = new.lane == "interactive"
+    dispatched = new.lane == "interactive"
     values = {name: getattr(new, name) for name in _FIELDS} | new.parameters.values()
     return {f"new_{name}": value for name, value in values.items()} | {
         "new_id": new.id or new_id("job"),
-        "rung": rung,
-        "wait_seconds": redispatch_seconds if rung else 0.0,
+        "is_dispatched": dispatched,
+        "wait_seconds": redispatch_seconds if dispatched else 0.0,
     }
 
 
@@ -120,9 +120,9 @@ _WARNINGS = """(
 _INSERT = insert(jobs).values(
     {name: bindparam(f"new_{name}") for name in ("id", *_FIELDS, *PARAMETERS) if name != "deadline_seconds"}
     | {
-        "dispatch_seq": text("CAST(:rung AS boolean)::int"),
-        "ring_number": text("CASE WHEN :rung THEN nextval('ring_numbers') END"),
-        "dispatched_at": text("CASE WHEN :rung THEN clock_timestamp() END"),
+        "dispatch_seq": text("CAST(:is_dispatched AS boolean)::int"),
+        "dispatch_number": text("CASE WHEN :is_dispatched THEN nextval('dispatch_numbers') END"),
+        "dispatched_at": text("CASE WHEN :is_dispatched THEN clock_timestamp() END"),
         "next_dispatch_at": text("clock_timestamp() + make_interval(secs => :wait_seconds)"),
         "warnings": text(_WARNINGS),
         "deadline_at": text("clock_timestamp() + make_interval(secs => :new_deadline_seconds)"),

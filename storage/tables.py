@@ -131,11 +131,11 @@ jobs = Table(
     Column("num_failures", Integer, nullable=False),
     Column("num_crashes", Integer, nullable=False),
     # A suspect was held by a process that died; `solo` marks that an image of it runs alone now.
-    Column("suspect", Boolean, nullable=False),
-    Column("solo", Boolean, nullable=False),
+    Column("quarantined", Boolean, nullable=False),
+    Column("isolated", Boolean, nullable=False),
     # Set while queued: how many bells were rung, the number of the last one, and when to look again.
     Column("dispatch_seq", Integer, nullable=False),
-    Column("ring_number", BigInteger),
+    Column("dispatch_number", BigInteger),
     _instant("dispatched_at"),
     _instant("next_dispatch_at"),
     # Life.
@@ -228,7 +228,7 @@ webhook_deliveries = Table(
     # Failures since it was created or replayed: its place in the schedule.
     Column("num_failures", Integer, nullable=False),
     Column("lease_token", UUID(as_uuid=False)),
-    _instant("rung_at"),
+    _instant("dispatched_at"),
     # Host and port of the URL, which Postgres reads from it.
     Column("receiver", Text, FetchedValue(), nullable=False),
     # Since when it waits for a receiver that fails: it is not due before that one answers.
@@ -279,7 +279,7 @@ workers = Table(
     Column("tiers", JSONB, nullable=False),
     Column("interactive_slots", Integer, nullable=False),
     Column("bulk_slots", Integer, nullable=False),
-    Column("promise", Text, nullable=False),
+    Column("determinism", Text, nullable=False),
     _instant("started_at", nullable=False),
     _instant("seen_at", nullable=False),
     _instant("stopped_at"),
@@ -302,8 +302,8 @@ profiles = Table(
     Column("num_guided_rows", Integer, nullable=False),
     Column("knee_rows", Integer, nullable=False),
     Column("max_rows", Integer, nullable=False),
-    Column("batching_pays", Boolean, nullable=False),
-    Column("shallow_share", Double, nullable=False),
+    Column("is_worth_batching", Boolean, nullable=False),
+    Column("cached_share", Double, nullable=False),
     Column("is_learned", Boolean, nullable=False),
     _instant("published_at", nullable=False),
 )

@@ -29,7 +29,7 @@ class Worker:
     tiers: tuple[str, ...]
     interactive_slots: int
     bulk_slots: int
-    promise: str
+    determinism: str
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """By tier, whose profile in `storage.profiles` is right for it."""
     started_at: datetime | None = None
@@ -134,15 +134,19 @@ def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool) -
         text(
             """
             INSERT INTO workers (id, boot_id, host, pid, device, tiers, interactive_slots, bulk_slots,
-                                 promise, fingerprints, started_at, seen_at, stopped_at)
+                                 determinism, fingerprints, started_at, seen_at, stopped_at)
             VALUES (:id, :boot_id, :host, :pid, :device, CAST(:tiers AS jsonb), :interactive_slots,
-                    :bulk_slots, :promise, CAST(:fingerprints AS jsonb), clock_timestamp(), clock_timestamp(),
+                    :bulk_slots, :determinism, CAST(:fingerprints AS jsonb), clock_timestamp(),
+                    clock_timestamp(),
                     CASE WHEN :is_leaving THEN clock_timestamp() END)
             ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, stopped_at = excluded.stopped_at
             """
         ),
         {
-            **{name: getattr(worker, name) for name in ("id", "boot_id", "host", "pid", "device", "promise")},
+            **{
+                name: getattr(worker, name)
+                for name in ("id", "boot_id", "host", "pid", "device", "determinism")
+            },
             "interactive_slots": worker.interactive_slots,
             "bulk_slots": worker.bulk_slots,
             "tiers": json.dumps(worker.tiers),

@@ -25,7 +25,7 @@ class LiveDevice:
     tiers: tuple[str, ...]
     interactive_slots: int
     bulk_slots: int
-    promise: str
+    determinism: str
     seconds_since_seen: float
     profiles: Mapping[str, StoredProfile]
 
@@ -102,7 +102,7 @@ def _device(row: Mapping[str, Any]) -> LiveDevice:
 
 _DEVICES = text(
     """
-    SELECT boot_id, tiers, interactive_slots, bulk_slots, promise,
+    SELECT boot_id, tiers, interactive_slots, bulk_slots, determinism,
            extract(epoch FROM clock_timestamp() - seen_at)::float8 AS seconds_since_seen,
            coalesce((SELECT jsonb_agg(to_jsonb(profiles)) FROM profiles
                       WHERE workers.fingerprints ->> profiles.tier = profiles.fingerprint
@@ -116,25 +116,25 @@ _DEVICES = text(
 _JOBS = text(
     """
     WITH known AS (
-        SELECT id, 0 AS place, NULL::bigint AS ring_number, lease_boot_id AS boot_id, progress,
+        SELECT id, 0 AS place, NULL::bigint AS dispatch_number, lease_boot_id AS boot_id, progress,
                extract(epoch FROM clock_timestamp() - greatest(progress_at, started_at))::float8
                    AS seconds_since_progress
           FROM open_jobs WHERE state = 'running' AND lease_boot_id = ANY(:boot_ids)
         UNION ALL
-        SELECT oldest.id, row_number() OVER (PARTITION BY tiers.tier, lanes.lane ORDER BY ring_number),
-               ring_number, NULL, 0, 0
+        SELECT oldest.id, row_number() OVER (PARTITION BY tiers.tier, lanes.lane ORDER BY dispatch_number),
+               dispatch_number, NULL, 0, 0
           FROM unnest(CAST(:tiers AS text[])) AS tiers(tier)
          CROSS JOIN unnest(ARRAY['interactive', 'bulk']) AS lanes(lane)
          CROSS JOIN LATERAL (
-                SELECT id, ring_number FROM open_jobs
-                 WHERE state = 'queued' AND ring_number IS NOT NULL
+                SELECT id, dispatch_number FROM open_jobs
+                 WHERE state = 'queued' AND dispatch_number IS NOT NULL
                    AND tier = tiers.tier AND lane = lanes.lane
-                 ORDER BY ring_number LIMIT :limit) AS oldest
+                 ORDER BY dispatch_number LIMIT :limit) AS oldest
     )
     SELECT open_jobs.id, tier, lane, num_images, num_inference_steps AS num_steps, width, height,
            guidance_scale > 1 AS is_guided, strict, guidance_cutoff, step_cache,
            known.progress, known.boot_id, known.seconds_since_progress, known.place
       FROM known JOIN open_jobs USING (id)
-     ORDER BY known.ring_number NULLS FIRST, open_jobs.started_at, open_jobs.id
+     ORDER BY known.dispatch_number NULLS FIRST, open_jobs.started_at, open_jobs.id
     """
 )

@@ -13,7 +13,7 @@ import redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from tasks.broker_tls import tls_options
-from tasks.dispatch import RING_NUMBER_HEADER
+from tasks.dispatch import DISPATCH_NUMBER_HEADER
 
 
 class BrokerDown(Exception):
@@ -52,7 +52,7 @@ class Broker:
         if raw is None:
             return None
         try:
-            return int(json.loads(raw)["headers"][RING_NUMBER_HEADER])
+            return int(json.loads(raw)["headers"][DISPATCH_NUMBER_HEADER])
         except (ValueError, KeyError, TypeError):
             return 0
 

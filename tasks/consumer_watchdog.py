@@ -46,7 +46,7 @@ class ConsumerWatchdog:
         self._on_deaf = on_deaf
         self._clock = clock
         self._was_connected = True
-        self._unheard_since: float | None = None
+        self._silent_since: float | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="consumer-watchdog", daemon=True)
@@ -62,26 +62,26 @@ class ConsumerWatchdog:
     def heard(self) -> None:
         """A ping has come back, whichever: the consumer is not deaf."""
         with self._lock:
-            self._unheard_since = None
+            self._silent_since = None
 
     def turn(self) -> bool:
         """Ping once; whether the consumer is deaf."""
         sent_at, is_connected = self._clock(), self._is_connected()
         with self._lock:
             # What came while it was not connected it can only hear from now on.
-            if self._unheard_since is None or (is_connected and not self._was_connected):
-                self._unheard_since = sent_at
+            if self._silent_since is None or (is_connected and not self._was_connected):
+                self._silent_since = sent_at
             self._was_connected = is_connected
         is_taken = self._ping()
         with self._lock:
             if not is_taken:
-                self._unheard_since = None
-            elif self._unheard_since == sent_at:
-                self._unheard_since = self._clock()  # what sending took is not the consumer's
-            if self._unheard_since is None:
+                self._silent_since = None
+            elif self._silent_since == sent_at:
+                self._silent_since = self._clock()  # what sending took is not the consumer's
+            if self._silent_since is None:
                 return False
-            unheard_seconds = sent_at - self._unheard_since
-        return unheard_seconds > self._watchdog_seconds + (0 if is_connected else RECONNECT_SECONDS)
+            silent_seconds = sent_at - self._silent_since
+        return silent_seconds > self._watchdog_seconds + (0 if is_connected else RECONNECT_SECONDS)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._watchdog_seconds / PINGS):

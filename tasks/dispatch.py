@@ -1,7 +1,7 @@
 """Ringing bells: one Celery message for each committed bell, best effort and never an error.
 
 A bell that cannot be rung is logged and counted; the sweeper rings it again. It reads and writes no row.
-Bells of jobs go to the queue of their tier and lane, those of webhook deliveries to the queue `cpu`.
+Dispatches of jobs go to the queue of their tier and lane, those of webhook deliveries to the queue `cpu`.
 """
 
 import threading
@@ -13,13 +13,13 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from storage.bells import Bell
+from storage.dispatches import Dispatch
 from tasks.queues import CPU_QUEUE, DELIVER, GENERATE, queue_name
 
 log = structlog.get_logger()
 
 REST_SECONDS = 1.0
-RING_NUMBER_HEADER = "calotype_ring_number"
+DISPATCH_NUMBER_HEADER = "calotype_ring_number"
 
 
 class Dispatcher:
@@ -30,21 +30,21 @@ class Dispatcher:
         self._clock = clock
         self._rest_until = 0.0
         self._lock = threading.Lock()
-        self.num_rung = 0
+        self.num_dispatched_now = 0
         self.num_failed = 0
 
-    def ring(self, bells: Sequence[Bell]) -> bool:
+    def dispatch(self, dispatches: Sequence[Dispatch]) -> bool:
         """Publish the bells; `False` when the broker could not take them all. Raises nothing for that.
 
         After a failure it rests for a second, so that a dead broker costs each caller next to nothing.
         """
-        return self._ring([_job_message(bell) for bell in bells])
+        return self._dispatch([_job_message(dispatch) for dispatch in dispatches])
 
-    def ring_deliveries(self, delivery_ids: Sequence[str]) -> bool:
+    def dispatch_deliveries(self, delivery_ids: Sequence[str]) -> bool:
         """The same for webhook deliveries that are due."""
-        return self._ring([_delivery_message(id_) for id_ in delivery_ids])
+        return self._dispatch([_delivery_message(id_) for id_ in delivery_ids])
 
-    def _ring(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+    def _dispatch(self, messages: Sequence[Mapping[str, Any]]) -> bool:
         for position, message in enumerate(messages):
             if self._clock() < self._rest_until or not self._send(message):
                 with self._lock:
@@ -57,28 +57,28 @@ class Dispatcher:
             self._celery.send_task(**message)
         except (OperationalError, OSError) as error:
             self._rest_until = self._clock() + REST_SECONDS
-            log.warning("bell_not_rung", id=message["args"][0], error=str(error))
+            log.warning("dispatch_failed", id=message["args"][0], error=str(error))
             return False
         with self._lock:
-            self.num_rung += 1
+            self.num_dispatched_now += 1
         return True
 
 
-def _job_message(bell: Bell) -> dict[str, Any]:
+def _job_message(dispatch: Dispatch) -> dict[str, Any]:
     shown = {
-        "tier": bell.tier,
-        "lane": bell.lane,
-        "steps": bell.num_steps,
-        "size": f"{bell.width}x{bell.height}",
-        "images": bell.num_images,
+        "tier": dispatch.tier,
+        "lane": dispatch.lane,
+        "steps": dispatch.num_steps,
+        "size": f"{dispatch.width}x{dispatch.height}",
+        "images": dispatch.num_images,
     }
     return {
         "name": GENERATE,
-        "task_id": bell.job_id,  # however often it is dispatched: ADR 0018
-        "args": [bell.job_id, bell.dispatch_seq],
+        "task_id": dispatch.job_id,  # however often it is dispatched: ADR 0018
+        "args": [dispatch.job_id, dispatch.dispatch_seq],
         "kwargsrepr": repr(shown),  # a header for Flower alone; the task gets no keyword arguments
-        "queue": queue_name(bell.tier, bell.lane),
-        "headers": {RING_NUMBER_HEADER: bell.ring_number},
+        "queue": queue_name(dispatch.tier, dispatch.lane),
+        "headers": {DISPATCH_NUMBER_HEADER: dispatch.dispatch_number},
     }
 
 

@@ -31,8 +31,8 @@ from tasks.images.file import content_type, encode_image
 from tasks.images.inputs import inputs_of
 from tasks.images.parameters import parameters_of
 from tasks.images.pixels import Pixels
-from tasks.in_flight import Handle, Holding, Holdings
-from tasks.isolation import NotMarked, SoloMarks
+from tasks.in_flight import Handle, InFlightJob, InFlightJobs
+from tasks.isolation import Isolations, NotIsolated
 from tasks.job_observers import JobObserver
 from tasks.timings import timings_of
 
@@ -80,8 +80,8 @@ class Generate:
         db: Database,
         blobs: Blobs,
         submit: Submit,
-        holdings: Holdings,
-        solo_marks: SoloMarks,
+        in_flight: InFlightJobs,
+        isolations: Isolations,
         worker: WorkerName,
         tiers: Sequence[str],
         plan: GeneratePlan,
@@ -92,24 +92,24 @@ class Generate:
         self._db = db
         self._blobs = blobs
         self._submit = submit
-        self._holdings = holdings
-        self._solo_marks = solo_marks
+        self._in_flight = in_flight
+        self._isolations = isolations
         self._worker = worker
         self._tiers = tiers
         self._plan = plan
         self._encoding = encoding
         self._observers = observers
 
-    def __call__(self, job_id: str, *, takes_suspects: bool = True) -> None:
+    def __call__(self, job_id: str, *, takes_quarantined: bool = True) -> None:
         """Take a job up. Whatever happens is in the row; nothing is raised.
 
         A bell takes no suspects: whoever rings it does not know how many the worker holds.
         """
         try:
-            self._claim_and_run(job_id, takes_suspects)
+            self._claim_and_run(job_id, takes_quarantined)
         except StorageError as error:
             # The row is as it was, or its lease will run out: the sweeper finds it either way.
-            log.warning("bell_not_answered", job_id=job_id, error=str(error))
+            log.warning("claim_failed", job_id=job_id, error=str(error))
         except BaseException as error:
             log.error("task_failed", job_id=job_id, traceback=places_of(error))
 
@@ -118,33 +118,33 @@ class Generate:
         outcome = outcome_of(self._db, job_id)
         self._observe(lambda observer: observer.found(job_id, outcome))
 
-    def _claim_and_run(self, job_id: str, takes_suspects: bool) -> None:
+    def _claim_and_run(self, job_id: str, takes_quarantined: bool) -> None:
         claim = jobs.claim(
             self._db,
             job_id,
             tiers=self._tiers,
             worker=self._worker,
             lease_seconds=self._plan.lease_seconds,
-            takes_suspects=takes_suspects,
+            takes_quarantined=takes_quarantined,
         )
         if claim is None:
-            log.info("bell_was_stale", job_id=job_id)
+            log.info("dispatch_stale", job_id=job_id)
             self.look_up(job_id)
             return
         self._observe(lambda observer: observer.claimed(claim))
-        with self._holdings.hold(claim.lease) as holding:
+        with self._in_flight.hold(claim.lease) as in_flight_job:
             try:
-                generated = self._generate(claim, holding)
+                generated = self._generate(claim, in_flight_job)
                 stored, file_timings = self._store(claim, generated)
-                self._finish(claim, holding, generated, stored, file_timings)
+                self._finish(claim, in_flight_job, generated, stored, file_timings)
             except BaseException as error:
-                self._settle(claim, holding, error)
+                self._settle(claim, in_flight_job, error)
 
-    def _generate(self, claim: Claim, holding: Holding) -> list[GeneratedImage]:
+    def _generate(self, claim: Claim, in_flight_job: InFlightJob) -> list[GeneratedImage]:
         """Submit one generation for each image together, and wait for all; one failure stops the rest."""
         handles: list[GenerationHandle] = []
         try:
-            mark = self._solo_marks.of(claim) if claim.job.suspect else None
+            mark = self._isolations.of(claim) if claim.job.quarantined else None
             for index, request in enumerate(requests_of(claim, inputs_of(self._db, self._blobs, claim.job))):
                 begin = partial(mark.begin, index) if mark else None
                 handles.append(self._submit(request, before_first_step=begin))
@@ -154,7 +154,7 @@ class Generate:
             for handle in handles:
                 handle.cancel()
             raise
-        holding.watch(handles)
+        in_flight_job.watch(handles)
         futures = [handle.future for handle in handles]
         done, _ = wait(futures, return_when="FIRST_EXCEPTION")
         if any(future.exception() for future in done):
@@ -195,7 +195,7 @@ class Generate:
     def _finish(
         self,
         claim: Claim,
-        holding: Holding,
+        in_flight_job: InFlightJob,
         generated: Sequence[GeneratedImage],
         stored: Sequence[StoredImage],
         file_timings: dict[str, float],
@@ -209,11 +209,11 @@ class Generate:
             is_ours = jobs.finish(self._db, claim.lease, stored=stored, warnings=warnings, timings=timings)
             return State.SUCCEEDED if is_ours else None
 
-        self._write(claim, holding, finish, timings=timings)
+        self._write(claim, in_flight_job, finish, timings=timings)
 
-    def _settle(self, claim: Claim, holding: Holding, error: BaseException) -> None:
+    def _settle(self, claim: Claim, in_flight_job: InFlightJob, error: BaseException) -> None:
         """Write down a failure: the error's class says whether another try can help."""
-        if holding.lost:
+        if in_flight_job.lost:
             log.warning("lease_lost", job_id=claim.job.id, attempt=claim.lease.attempt)
             self.look_up(claim.job.id)
             return
@@ -228,7 +228,7 @@ class Generate:
             # Another worker can do it, or anybody once the store is back: no fault of the job's.
             is_ours = isinstance(error, EngineStopped | StrictUnavailable | BlobUnavailable)
             backoff_seconds = 2.0**claim.job.num_failures
-            if isinstance(error, StrictUnavailable | NotMarked):
+            if isinstance(error, StrictUnavailable | NotIsolated):
                 backoff_seconds = ELSEWHERE_BACKOFF_SECONDS
             elif isinstance(error, BlobUnavailable):
                 backoff_seconds = STORE_BACKOFF_SECONDS
@@ -246,9 +246,11 @@ class Generate:
             )
         else:
             write = partial(jobs.fail, self._db, claim.lease, code=code, detail=detail, retryable=False)
-        self._write(claim, holding, write, error_code=code, error_detail=detail)
+        self._write(claim, in_flight_job, write, error_code=code, error_detail=detail)
 
-    def _write(self, claim: Claim, holding: Holding, write: Callable[[], str | None], **facts: Any) -> None:
+    def _write(
+        self, claim: Claim, in_flight_job: InFlightJob, write: Callable[[], str | None], **facts: Any
+    ) -> None:
         """Write an outcome, for as long as a lease can last while the database is away.
 
         `write` gives the new state; `facts` are of the `Outcome` that is told where it was written.
@@ -272,7 +274,10 @@ class Generate:
             self.look_up(claim.job.id)
             return
         outcome = Outcome(
-            state=State(state), seconds=holding.seconds, num_images=claim.job.parameters.num_images, **facts
+            state=State(state),
+            seconds=in_flight_job.seconds,
+            num_images=claim.job.parameters.num_images,
+            **facts,
         )
         self._observe(lambda observer: observer.settled(claim, outcome))
 
@@ -296,7 +301,7 @@ def requests_of(claim: Claim, inputs: Mapping[str, tuple[Pixels, ...]]) -> list[
             lane="bulk" if job.lane == "bulk" else "interactive",
             job_id=job.id,
             account=job.account_id,
-            solo=job.suspect,
+            isolated=job.quarantined,
             inputs=inputs,
         )
         for index in range(job.parameters.num_images)

@@ -16,7 +16,7 @@ from storage.database import Database
 from storage.errors import StorageError
 from storage.jobs import Lease, release
 from storage.workers import Worker, heartbeat
-from tasks.in_flight import Holdings
+from tasks.in_flight import InFlightJobs
 
 log = structlog.get_logger()
 
@@ -35,14 +35,14 @@ class Pulse(Protocol):
         """Whether there is nothing to do."""
 
 
-class Heart:
+class Heartbeat:
     """A thread that beats every `heartbeat_seconds`, on a database connection of its own."""
 
     def __init__(
         self,
         db: Database,
         worker: Worker,
-        holdings: Holdings,
+        in_flight: InFlightJobs,
         engine: Pulse,
         *,
         heartbeat_seconds: float,
@@ -53,7 +53,7 @@ class Heart:
     ) -> None:
         self._db = db
         self._worker = worker
-        self._holdings = holdings
+        self._in_flight = in_flight
         self._engine = engine
         self._heartbeat_seconds = heartbeat_seconds
         self._lease_seconds = lease_seconds
@@ -93,7 +93,7 @@ class Heart:
                 self.beat()
             except Exception:
                 # A worker without a heart would take jobs whose leases nobody renews.
-                log.exception("heart_failed")
+                log.exception("heartbeat_crashed")
                 self._end_process(EXIT_HUNG)
 
     def beat(self) -> None:
@@ -102,14 +102,14 @@ class Heart:
             log.error("engine_hung", seconds=self._watchdog_seconds)
             self._end_process(EXIT_HUNG)
             return
-        held = self._holdings.all()
+        held = self._in_flight.all()
         # The lease is measured from before the question was sent: the answer may have been slow.
         asked_at = self._clock()
         try:
             beat = heartbeat(
                 self._db,
                 self._worker,
-                [(holding.lease, holding.progress) for holding in held],
+                [(in_flight_job.lease, in_flight_job.progress) for in_flight_job in held],
                 lease_seconds=self._lease_seconds,
                 is_leaving=self._is_leaving,
             )
@@ -119,20 +119,20 @@ class Heart:
             return
         self._renewed_at = asked_at
         self._give_dropped_back()
-        for holding in held:
-            if holding.lease.job_id in beat.lost:
-                holding.cancel(lost=True)
-            elif holding.lease.job_id in beat.canceled:
-                holding.cancel()
+        for in_flight_job in held:
+            if in_flight_job.lease.job_id in beat.lost:
+                in_flight_job.cancel(lost=True)
+            elif in_flight_job.lease.job_id in beat.canceled:
+                in_flight_job.cancel()
 
     def _is_hung(self) -> bool:
         return not self._engine.is_idle and self._clock() - self._engine.ticked_at > self._watchdog_seconds
 
     def _drop_what_is_overdue(self) -> None:
         if self._clock() - self._renewed_at > self._lease_seconds:
-            for holding in self._holdings.all():
-                holding.cancel(lost=True)
-                self._dropped.add(holding.lease)
+            for in_flight_job in self._in_flight.all():
+                in_flight_job.cancel(lost=True)
+                self._dropped.add(in_flight_job.lease)
 
     def _give_dropped_back(self) -> None:
         """Uncharged: nobody died, so that none of them may become a suspect. The fence guards each."""

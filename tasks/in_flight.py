@@ -23,7 +23,7 @@ class Handle(Protocol):
         """Stop at the next step boundary."""
 
 
-class Holding:
+class InFlightJob:
     """One held job; `handles` are filled in once its generations are submitted."""
 
     def __init__(self, lease: Lease) -> None:
@@ -62,28 +62,28 @@ class Holding:
             handle.cancel()
 
 
-class Holdings:
+class InFlightJobs:
     """Every held job of the process, by id; safe to share between threads."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Holding] = {}
+        self._held: dict[str, InFlightJob] = {}
         self._changed = threading.Condition()
 
     @contextmanager
-    def hold(self, lease: Lease) -> Iterator[Holding]:
+    def hold(self, lease: Lease) -> Iterator[InFlightJob]:
         """Hold a job while the block runs."""
-        holding = Holding(lease)
+        in_flight_job = InFlightJob(lease)
         with self._changed:
-            self._held[lease.job_id] = holding
+            self._held[lease.job_id] = in_flight_job
         try:
-            yield holding
+            yield in_flight_job
         finally:
             with self._changed:
-                if self._held.get(lease.job_id) is holding:
+                if self._held.get(lease.job_id) is in_flight_job:
                     del self._held[lease.job_id]
                 self._changed.notify_all()
 
-    def all(self) -> list[Holding]:
+    def all(self) -> list[InFlightJob]:
         """What is held at this moment."""
         with self._changed:
             return list(self._held.values())

@@ -14,21 +14,21 @@ import structlog
 from engine.errors import DeviceLost, EngineStopped
 from storage.database import Database
 from storage.errors import StorageError, Unavailable
+from storage.isolation import mark_isolated, unmark_isolated
 from storage.jobs import Claim
-from storage.solo import mark_solo, unmark_solo
 
 log = structlog.get_logger()
 
 MAX_WAIT_SECONDS = 5.0
 
 
-class NotMarked(EngineStopped):
+class NotIsolated(EngineStopped):
     """The row of a suspect could not be marked, so that it did not begin."""
 
     code: ClassVar[str] = Unavailable.code
 
 
-class SoloMarks:
+class Isolations:
     """All marks of one process; `db` is best one of their own, whose statements end within the wait."""
 
     def __init__(self, db: Database, *, wait_seconds: float = MAX_WAIT_SECONDS) -> None:
@@ -38,9 +38,9 @@ class SoloMarks:
         # starts with the first mark.
         self._writer = ThreadPoolExecutor(1, "solo-marks")
 
-    def of(self, claim: Claim) -> "SoloMark":
+    def of(self, claim: Claim) -> "Isolation":
         """The mark of a job that was just claimed."""
-        return SoloMark(self, claim)
+        return Isolation(self, claim)
 
     def write(self, statement: Callable[[Database], bool]) -> bool:
         """Run it and wait, whatever the network does no longer than `wait_seconds`: then `Unavailable`."""
@@ -52,14 +52,14 @@ class SoloMarks:
             raise Unavailable(f"the database did not answer within {self._wait_seconds} seconds") from None
 
 
-class SoloMark:
+class Isolation:
     """Of one suspect: on its row while one of its images is all that the engine works on.
 
     `begin` and `end` run on the engine's thread, where nothing else begins until they return: the row says
     neither too late nor for too long that a crash is this job's own.
     """
 
-    def __init__(self, marks: SoloMarks, claim: Claim) -> None:
+    def __init__(self, marks: Isolations, claim: Claim) -> None:
         self._marks = marks
         self._lease = claim.lease
         self._num_images = claim.job.parameters.num_images
@@ -88,14 +88,14 @@ class SoloMark:
 
     def _set(self) -> EngineStopped | None:
         try:
-            held = self._marks.write(lambda db: mark_solo(db, self._lease))
+            held = self._marks.write(lambda db: mark_isolated(db, self._lease))
         except StorageError as error:
-            return NotMarked(str(error))
+            return NotIsolated(str(error))
         return None if held else EngineStopped("the lease was lost before the first step")
 
     def _clear(self, progress: float) -> None:
         try:
-            self._marks.write(lambda db: unmark_solo(db, self._lease, progress=progress))
+            self._marks.write(lambda db: unmark_isolated(db, self._lease, progress=progress))
         except StorageError as error:
             # Until the next suspect's mark or its own end: what comes first takes this one off.
-            log.warning("solo_mark_left", job_id=self._lease.job_id, error=str(error))
+            log.warning("isolation_mark_left", job_id=self._lease.job_id, error=str(error))

@@ -83,7 +83,7 @@ class LearnedProfiles:
             encode_seconds=costs.encode_seconds,
             decode_seconds=costs.decode_seconds * num_latents,
             num_guided_rows=model.num_guided_rows,
-            shallow_share=costs.shallow_share,
+            cached_share=costs.cached_share,
         )
         # The cap is the configured one: that some buckets were not seen says nothing against them.
         return replace(stored_profile(tier, profile), max_rows=limits[tier.max_pixels], is_learned=True)
@@ -102,5 +102,5 @@ def _has_changed(before: StoredProfile | None, now: StoredProfile) -> bool:
 
 
 def _numbers(profile: StoredProfile) -> list[float]:
-    ends = [profile.encode_seconds, profile.decode_seconds, profile.shallow_share]
+    ends = [profile.encode_seconds, profile.decode_seconds, profile.cached_share]
     return ends + [seconds for _, seconds in profile.steps]

@@ -134,8 +134,8 @@ def measure_tier(
 
 def stored_profile(tier: TierFacts, profile: Profile) -> StoredProfile:
     """The profile as Postgres holds it."""
-    costs = ("encode_seconds", "decode_seconds", "num_guided_rows", "shallow_share")
-    found = ("knee_rows", "max_rows", "batching_pays")
+    costs = ("encode_seconds", "decode_seconds", "num_guided_rows", "cached_share")
+    found = ("knee_rows", "max_rows", "is_worth_batching")
     return StoredProfile(
         tier=tier.name,
         fingerprint=profile.key.fingerprint,
@@ -151,7 +151,7 @@ def stored_profile(tier: TierFacts, profile: Profile) -> StoredProfile:
 def with_knee(profile: StoredProfile) -> StoredProfile:
     """The profile with the knee of its steps; its cap stays."""
     knee_rows = find_knee([(rows, rows / seconds) for rows, seconds in profile.steps])
-    return replace(profile, knee_rows=knee_rows, batching_pays=knee_rows > profile.steps[0][0])
+    return replace(profile, knee_rows=knee_rows, is_worth_batching=knee_rows > profile.steps[0][0])
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

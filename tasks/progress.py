@@ -11,7 +11,7 @@ import structlog
 
 from storage.errors import StorageError
 from storage.jobs import Lease
-from tasks.in_flight import Holdings
+from tasks.in_flight import InFlightJobs
 
 log = structlog.get_logger()
 
@@ -24,12 +24,12 @@ class ProgressWriter:
 
     def __init__(
         self,
-        holdings: Holdings,
+        in_flight: InFlightJobs,
         write: Callable[[Sequence[tuple[Lease, float]]], object],
         *,
         pause_seconds: float = PAUSE_SECONDS,
     ) -> None:
-        self._holdings = holdings
+        self._in_flight = in_flight
         self._write = write
         self._pause_seconds = pause_seconds
         self._written: dict[Lease, float] = {}
@@ -55,7 +55,7 @@ class ProgressWriter:
 
     def turn(self) -> None:
         """Write what has moved since the last turn, in one statement; nothing if nothing has."""
-        held = [(holding.lease, holding.progress) for holding in self._holdings.all()]
+        held = [(in_flight_job.lease, in_flight_job.progress) for in_flight_job in self._in_flight.all()]
         moved = [(lease, progress) for lease, progress in held if progress > self._written.get(lease, 0.0)]
         if not moved:
             return

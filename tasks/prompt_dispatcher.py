@@ -13,7 +13,7 @@ from concurrent.futures import Future
 
 import structlog
 
-from storage.bells import Bell
+from storage.dispatches import Dispatch
 from tasks.dispatch import Dispatcher
 
 log = structlog.get_logger()
@@ -34,23 +34,23 @@ class PromptDispatcher:
         self._dispatcher = dispatcher
         self._max_wait_seconds = max_wait_seconds
         self._clock = clock
-        self._queue: queue.SimpleQueue[tuple[Sequence[Bell], Future[bool]]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Sequence[Dispatch], Future[bool]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._busy_since: float | None = None
         self._num_given_up = 0
 
     @property
-    def num_rung(self) -> int:
+    def num_dispatched_now(self) -> int:
         """Messages that the broker took."""
-        return self._dispatcher.num_rung
+        return self._dispatcher.num_dispatched_now
 
     @property
     def num_failed(self) -> int:
         """Messages that it did not take, or not in time."""
         return self._dispatcher.num_failed + self._num_given_up
 
-    def ring(self, bells: Sequence[Bell]) -> bool:
+    def dispatch(self, dispatches: Sequence[Dispatch]) -> bool:
         """Publish the bells; `False` when the broker has not taken them all in time. Raises nothing."""
         with self._lock:
             is_stuck = (
@@ -58,7 +58,7 @@ class PromptDispatcher:
             )
             if not is_stuck:
                 sent: Future[bool] = Future()
-                self._queue.put((bells, sent))
+                self._queue.put((dispatches, sent))
                 # After a fork the parent's thread is not alive here.
                 if self._thread is None or not self._thread.is_alive():
                     self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
@@ -69,18 +69,18 @@ class PromptDispatcher:
             except TimeoutError:
                 sent.cancel()
         with self._lock:
-            self._num_given_up += len(bells)
-        log.warning("dispatch_given_up", count=len(bells))
+            self._num_given_up += len(dispatches)
+        log.warning("dispatch_given_up", count=len(dispatches))
         return False
 
     def _run(self) -> None:
         while True:
-            bells, sent = self._queue.get()
+            dispatches, sent = self._queue.get()
             if not sent.set_running_or_notify_cancel():
                 continue
             self._busy_since = self._clock()
             try:
-                sent.set_result(self._dispatcher.ring(bells))
+                sent.set_result(self._dispatcher.dispatch(dispatches))
             except BaseException as error:
                 sent.set_exception(error)
             finally:

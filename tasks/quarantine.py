@@ -17,17 +17,17 @@ BETWEEN_SECONDS = 0.05
 """After one that was taken up: the other threads of the worker come to their turn, whatever it was."""
 
 
-class Suspects:
+class Quarantine:
     """Looks for a suspect every `look_seconds`; `take_up` returns once that job is done with."""
 
     def __init__(
         self,
-        next_suspect: Callable[[], str | None],
+        next_quarantined: Callable[[], str | None],
         take_up: Callable[[str], None],
         *,
         look_seconds: float,
     ) -> None:
-        self._next_suspect = next_suspect
+        self._next_quarantined = next_quarantined
         self._take_up = take_up
         self._look_seconds = look_seconds
         self._stopping = threading.Event()
@@ -54,13 +54,13 @@ class Suspects:
 
     def _look(self) -> bool:
         try:
-            job_id = self._next_suspect()
+            job_id = self._next_quarantined()
         except StorageError as error:
-            log.warning("no_look_for_suspects", error=str(error))
+            log.warning("quarantine_not_read", error=str(error))
             return False
         except Exception:
             # Without this thread suspects would wait for ever, in a worker that looks well.
-            log.exception("no_look_for_suspects")
+            log.exception("quarantine_not_read")
             return False
         if job_id is not None:
             self._take_up(job_id)

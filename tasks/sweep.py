@@ -33,7 +33,7 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
         heartbeat_seconds=settings.heartbeat_seconds,
         redispatch_seconds=settings.redispatch_seconds,
         worker_alive_seconds=settings.worker_alive_seconds,
-        bells_per_slot=settings.bells_per_slot,
+        dispatches_per_slot=settings.dispatches_per_slot,
         webhooks_per_account=settings.webhooks_per_account,
         webhook_keep_seconds=settings.webhook_keep_seconds,
     )
@@ -45,7 +45,7 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
     metrics = SweeperMetrics(tiers)
     _collect_objects(settings, db, stop, metrics)
     dispatcher = Dispatcher(make_celery(**settings.broker, tiers=tiers))
-    metrics.watch_bells(dispatcher)
+    metrics.watch_dispatches(dispatcher)
     metrics.watch_queues(lambda: oldest_queued(db))
     serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port)
     Sweeper(db, broker, dispatcher, tiers, plan, metrics=metrics).run(stop, after_turn)

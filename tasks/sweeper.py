@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from storage import bells, deliveries, jobs, receivers, sessions
+from storage import deliveries, dispatches, jobs, receivers, sessions
 from storage.database import Database
 from storage.errors import StorageError, Unavailable
 from storage.job_views import bad_ends, newest_event
@@ -37,8 +37,8 @@ class SweepPlan:
     heartbeat_seconds: float = 5
     redispatch_seconds: float = 15
     worker_alive_seconds: float = 20
-    bells_per_slot: int = 2
-    max_bells: int = 200
+    dispatches_per_slot: int = 2
+    max_dispatches: int = 200
     webhooks_per_account: int = 4
     webhook_keep_seconds: float = 5 * 86_400
 
@@ -81,7 +81,7 @@ class Sweeper:
             self._feed,
             self._replace_lost,
             self._tend_receivers,
-            self._ring_deliveries,
+            self._dispatch_deliveries,
             self._remove_sessions,
         )
         self._metrics.begin_failures(map(_name, self._parts))
@@ -98,7 +98,7 @@ class Sweeper:
 
         A broker that does not answer is waited for once a turn, so that it does not hold up reaping.
         """
-        asks_broker = (self._notice_broker_loss, self._feed, self._replace_lost, self._ring_deliveries)
+        asks_broker = (self._notice_broker_loss, self._feed, self._replace_lost, self._dispatch_deliveries)
         is_broker_down = False
         for part in self._parts:
             if is_broker_down and part in asks_broker:
@@ -138,40 +138,40 @@ class Sweeper:
     def _notice_broker_loss(self) -> None:
         epoch, made = self._broker.epoch()
         is_new = made or (self._epoch is not None and epoch != self._epoch)
-        if is_new and (count := bells.forget_all(self._db)):
+        if is_new and (count := dispatches.forget_all(self._db)):
             log.warning("broker_restarted", queued_jobs=count)
         self._epoch = epoch
 
     def _feed(self) -> None:
         slots = self._live_bulk_slots()
         for tier in self._tiers:
-            wanted = self._plan.bells_per_slot * slots.get(tier, 0)
-            room = min(wanted - self._broker.depth(queue_name(tier, "bulk")), self._plan.max_bells)
-            self._ring_fresh(tier, "bulk", room)
-            self._ring_fresh(tier, "interactive", self._plan.max_bells)
+            wanted = self._plan.dispatches_per_slot * slots.get(tier, 0)
+            room = min(wanted - self._broker.depth(queue_name(tier, "bulk")), self._plan.max_dispatches)
+            self._dispatch_new(tier, "bulk", room)
+            self._dispatch_new(tier, "interactive", self._plan.max_dispatches)
 
-    def _ring_fresh(self, tier: str, lane: str, room: int) -> None:
+    def _dispatch_new(self, tier: str, lane: str, room: int) -> None:
         if room > 0:
-            self._ring(
-                bells.feed(self._db, tier, lane, room, redispatch_seconds=self._plan.redispatch_seconds)
+            self._dispatch(
+                dispatches.feed(self._db, tier, lane, room, redispatch_seconds=self._plan.redispatch_seconds)
             )
 
     def _replace_lost(self) -> None:
         for tier in self._tiers:
             for lane in LANES:
                 head = self._broker.head(queue_name(tier, lane))
-                found = bells.replace_lost(
+                found = dispatches.replace_lost(
                     self._db,
                     tier,
                     lane,
                     older_than=head,
-                    limit=self._plan.max_bells,
+                    limit=self._plan.max_dispatches,
                     redispatch_seconds=self._plan.redispatch_seconds,
                 )
                 if found:
-                    self._metrics.bells_replaced.labels(tier, lane).inc(len(found))
-                    log.warning("bells_replaced", tier=tier, lane=lane, count=len(found))
-                self._ring(found)
+                    self._metrics.redispatched.labels(tier, lane).inc(len(found))
+                    log.warning("redispatched", tier=tier, lane=lane, count=len(found))
+                self._dispatch(found)
 
     def _tend_receivers(self) -> None:
         receivers.release(self._db)
@@ -180,27 +180,27 @@ class Sweeper:
             log.warning("webhook_failed_unsent", delivery_id=delivery_id, error_code="receiver_paused")
         receivers.forget(self._db, after_seconds=self._plan.webhook_keep_seconds)
 
-    def _ring_deliveries(self) -> None:
+    def _dispatch_deliveries(self) -> None:
         # A lost bell is rung again by age, unlike a job's: there are few of them, and the queue is bounded.
-        room = self._plan.max_bells - self._broker.depth(CPU_QUEUE)
+        room = self._plan.max_dispatches - self._broker.depth(CPU_QUEUE)
         if room <= 0:
             return
-        rung = deliveries.ring(
+        dispatched = deliveries.dispatch(
             self._db,
             limit=room,
             max_per_account=self._plan.webhooks_per_account,
             redispatch_seconds=self._plan.redispatch_seconds,
         )
-        if not self._dispatcher.ring_deliveries(rung):
-            deliveries.put_back(self._db, rung)
+        if not self._dispatcher.dispatch_deliveries(dispatched):
+            deliveries.put_back(self._db, dispatched)
 
     def _remove_sessions(self) -> None:
         sessions.remove_expired(self._db)
 
-    def _ring(self, rung: list[bells.Bell]) -> None:
-        if not self._dispatcher.ring(rung):
-            for bell in rung:
-                bells.put_back(self._db, bell.job_id)
+    def _dispatch(self, dispatched: list[dispatches.Dispatch]) -> None:
+        if not self._dispatcher.dispatch(dispatched):
+            for dispatch in dispatched:
+                dispatches.put_back(self._db, dispatch.job_id)
 
     def _live_bulk_slots(self) -> dict[str, int]:
         slots: dict[str, int] = {}

@@ -12,7 +12,7 @@ from engine.request import GeneratedImage
 def timings_of(generated: Sequence[GeneratedImage]) -> dict[str, float]:
     """Where the seconds of the slowest image went; of all, their share of the device and their company.
 
-    `steps_nobody_else` and its like count the steps in step batches that were not fuller, by reason.
+    `steps_alone` and its like count the steps in step batches that were not fuller, by reason.
     """
     slowest = max(
         generated, key=lambda image: image.timings.waiting_seconds + image.timings.denoising_seconds

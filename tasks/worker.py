@@ -34,11 +34,11 @@ from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import Unavailable
+from storage.isolation import next_quarantined
 from storage.job_views import last_event_before, newest_event
 from storage.job_views import taken_away as jobs_taken_away
 from storage.jobs import WorkerName
 from storage.profiles import publish
-from storage.solo import next_suspect
 from storage.workers import Worker, declare_dead, say_goodbye, write_progress
 from tasks.app import make_celery
 from tasks.consumer import Consumer
@@ -46,9 +46,9 @@ from tasks.consumer_watchdog import EXIT_DEAF, ConsumerWatchdog
 from tasks.device_record import DeviceRecord, dead_processes
 from tasks.event_cursor import EventCursor
 from tasks.generate import Generate, GeneratePlan
-from tasks.heartbeat import Heart
-from tasks.in_flight import Holdings
-from tasks.isolation import MAX_WAIT_SECONDS, SoloMarks
+from tasks.heartbeat import Heartbeat
+from tasks.in_flight import InFlightJobs
+from tasks.isolation import MAX_WAIT_SECONDS, Isolations
 from tasks.job_observers import FlowerObserver
 from tasks.learned_profiles import LearnedProfiles
 from tasks.metrics.server import serve_metrics
@@ -56,7 +56,7 @@ from tasks.metrics.worker import WorkerMetrics
 from tasks.pings import Pings
 from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
 from tasks.progress import ProgressWriter
-from tasks.quarantine import Suspects
+from tasks.quarantine import Quarantine
 from tasks.queues import queues_of
 from tasks.self_test_results import SelfTestFolder, machine_facts
 from tasks.start_times import StartTimes
@@ -107,7 +107,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     engine = Engine(
         loaded.models,
         profiles.engine.capped(loaded.row_limits),
-        promise=loaded.promise,
+        determinism=loaded.determinism,
         step_seconds=profiles.engine.step_seconds,
         on_device=record.note if record else lambda _: None,
         on_step=metrics.stepped,
@@ -115,12 +115,12 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     metrics.watch_device(options.device, engine.device_memory_bytes)
     worker = _describe(options, boot_id, engine, profiles)
     db = Database(**settings.database, pool_size=options.interactive_slots + options.bulk_slots + 3)
-    heart_db = Database(**settings.database, pool_size=1, transaction_seconds=settings.heartbeat_seconds)
+    heartbeat_db = Database(**settings.database, pool_size=1, transaction_seconds=settings.heartbeat_seconds)
     mark_seconds = min(MAX_WAIT_SECONDS, settings.watchdog_seconds / 6)  # a wait must not look like a hang
     progress_db = Database(
         **settings.database, pool_size=1, transaction_seconds=PROGRESS_SECONDS, pool_seconds=PROGRESS_SECONDS
     )
-    solo_db = Database(**settings.database, pool_size=1, transaction_seconds=mark_seconds)
+    isolation_db = Database(**settings.database, pool_size=1, transaction_seconds=mark_seconds)
     app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
     slots = {"interactive": options.interactive_slots, "bulk": options.bulk_slots}
     pings = Pings(app, options.device, boot_id)
@@ -128,11 +128,11 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     metrics.watch_slots(slots, consumer.num_taken)
     task_events = TaskEvents()
     task_events.listen()
-    holdings = Holdings()
-    heart = Heart(
-        heart_db,
+    in_flight = InFlightJobs()
+    heartbeat = Heartbeat(
+        heartbeat_db,
         worker,
-        holdings,
+        in_flight,
         engine,
         heartbeat_seconds=settings.heartbeat_seconds,
         lease_seconds=settings.lease_seconds,
@@ -143,8 +143,8 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         db=db,
         blobs=Blobs(**settings.object_store),
         submit=engine.submit,
-        holdings=holdings,
-        solo_marks=SoloMarks(solo_db, wait_seconds=mark_seconds),
+        in_flight=in_flight,
+        isolations=Isolations(isolation_db, wait_seconds=mark_seconds),
         worker=WorkerName(worker.boot_id, worker.id),
         tiers=options.tiers,
         plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
@@ -158,10 +158,10 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         daemon=True,
         name="fatal",
     ).start()
-    suspects = Suspects(
-        lambda: next_suspect(db, options.tiers), generate, look_seconds=settings.sweep_seconds
+    quarantine = Quarantine(
+        lambda: next_quarantined(db, options.tiers), generate, look_seconds=settings.sweep_seconds
     )
-    progress = ProgressWriter(holdings, partial(write_progress, progress_db))
+    progress = ProgressWriter(in_flight, partial(write_progress, progress_db))
     taken_away = TakenAway(
         EventCursor(
             partial(last_event_before, db, LOOK_BACK_SECONDS),
@@ -171,12 +171,12 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         generate.look_up,
         look_seconds=settings.sweep_seconds,
     )
-    drain = partial(_drain, engine, heart, suspects, options, settings.drain_seconds)
+    drain = partial(_drain, engine, heartbeat, quarantine, options, settings.drain_seconds)
     watchdog = ConsumerWatchdog(
         pings.send,
         lambda: pings.is_connected,
         watchdog_seconds=settings.watchdog_seconds,
-        on_deaf=lambda: _end_deaf(drain, holdings, settings.lease_seconds),
+        on_deaf=lambda: _end_deaf(drain, in_flight, settings.lease_seconds),
     )
     pings.listen(watchdog.heard)
 
@@ -198,24 +198,24 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     ).start()
     serve_metrics(metrics.registry, settings.metrics_host, options.metrics_port)
     engine.start()
-    heart.start()
-    suspects.start()
+    heartbeat.start()
+    quarantine.start()
     progress.start()
     try:
         return consumer.run(
             worker.id.replace("/", "."),
-            partial(generate, takes_suspects=False),
+            partial(generate, takes_quarantined=False),
             on_ready=ready,
             on_shutdown=shutting_down,
         )
     finally:
-        suspects.leave()
+        quarantine.leave()
         progress.stop()
         taken_away.stop()
         engine.stop()  # whoever still waits for an image gives its job back
-        suspects.stop()
-        heart.stop()
-        say_goodbye(heart_db, worker.boot_id)
+        quarantine.stop()
+        heartbeat.stop()
+        say_goodbye(heartbeat_db, worker.boot_id)
 
 
 def _load(settings: Settings, options: WorkerOptions) -> LoadedModels | None:
@@ -366,7 +366,7 @@ def _describe(options: WorkerOptions, boot_id: str, engine: Engine, profiles: Wo
         tiers=options.tiers,
         interactive_slots=options.interactive_slots,
         bulk_slots=options.bulk_slots,
-        promise=engine.promise,
+        determinism=engine.determinism,
         fingerprints=profiles.fingerprints,
     )
 
@@ -378,7 +378,7 @@ def _publish(db: Database, profiles: WorkerProfiles, learned: LearnedProfiles, e
         if profile is None:
             log.info("profile_not_there", tier=tier, device=key.device_kind, fingerprint=key.fingerprint)
         else:
-            log.info("profile_used", tier=tier, max_rows=profile.max_rows, pays=profile.batching_pays)
+            log.info("profile_used", tier=tier, max_rows=profile.max_rows, pays=profile.is_worth_batching)
     tries = Retrying(
         retry=retry_if_exception_type(Unavailable), wait=wait_random_exponential(multiplier=0.5, max=30)
     )
@@ -389,10 +389,12 @@ def _publish(db: Database, profiles: WorkerProfiles, learned: LearnedProfiles, e
     learned.run(every_seconds, threading.Event())  # for as long as the process lives
 
 
-def _drain(engine: Engine, heart: Heart, suspects: Suspects, options: WorkerOptions, seconds: float) -> None:
+def _drain(
+    engine: Engine, heartbeat: Heartbeat, quarantine: Quarantine, options: WorkerOptions, seconds: float
+) -> None:
     """Let what has begun come to its end; what does not in time goes back to its queue, uncharged."""
-    suspects.leave()
-    heart.leave()  # from now on it hears no bell, so a job that waits must not be told that it will
+    quarantine.leave()
+    heartbeat.leave()  # from now on it hears no bell, so a job that waits must not be told that it will
     if options.ready_file is not None:
         options.ready_file.unlink(missing_ok=True)
     if not engine.drain(seconds):
@@ -400,12 +402,12 @@ def _drain(engine: Engine, heart: Heart, suspects: Suspects, options: WorkerOpti
     engine.stop()
 
 
-def _end_deaf(drain: Callable[[], None], holdings: Holdings, write_seconds: float) -> None:
+def _end_deaf(drain: Callable[[], None], in_flight: InFlightJobs, write_seconds: float) -> None:
     """No bell is heard in this process any more: end what it holds as a drain does, and the process."""
     try:
         drain()
-        if not holdings.wait_until_empty(write_seconds):
-            log.warning("jobs_not_given_back", count=len(holdings.all()))
+        if not in_flight.wait_until_empty(write_seconds):
+            log.warning("jobs_not_given_back", count=len(in_flight.all()))
     finally:
         os._exit(EXIT_DEAF)  # the main thread may never return
 
@@ -436,7 +438,7 @@ def _announce(options: WorkerOptions, engine: Engine, times: StartTimes) -> None
         "worker_ready",
         device=options.device,
         tiers=options.tiers,
-        promise=engine.promise,
+        determinism=engine.determinism,
         start_seconds=times.seconds,
         cpu_seconds=round(time.process_time(), 2),
     )
@@ -447,7 +449,7 @@ def _announce(options: WorkerOptions, engine: Engine, times: StartTimes) -> None
         "device": options.device,
         "tiers": list(options.tiers),
         "queues": queues_of(options.tiers),
-        "promise": engine.promise,
+        "determinism": engine.determinism,
     }
     unfinished = options.ready_file.with_name(options.ready_file.name + ".tmp")
     unfinished.write_text(json.dumps(facts))

@@ -9,10 +9,10 @@ from pydantic import SecretStr
 from catalogue.catalogue import tier_for
 from logs import configure_logs
 from settings import Settings, load_settings
-from storage.bells import waiting
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.delivery_views import num_pending, seconds_late
+from storage.dispatches import waiting
 from storage.job_views import states_of
 from storage.receivers import num_receivers
 from storage.workers import num_live_workers
@@ -123,7 +123,7 @@ def _wire(settings: Settings) -> Wiring:
     dispatcher = PromptDispatcher(Dispatcher(celery))
     waiter = Waiter(lambda ids: states_of(db, ids), max_waiters=settings.max_waiters)
     metrics = Metrics()
-    metrics.watch_bells(dispatcher)
+    metrics.watch_dispatches(dispatcher)
     metrics.watch_waiters(lambda: waiter.num_waiters)
     metrics.watch_queues(lambda: waiting(db), tier_names)
     metrics.watch_webhooks(lambda: num_pending(db), lambda: seconds_late(db))

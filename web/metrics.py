@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tasks.metrics.collectors import BellCollector, Bells, RowCollector
+from tasks.metrics.collectors import DispatchCollector, Dispatches, RowCollector
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -48,9 +48,9 @@ class Metrics:
             "calotype_batch_rows_accepted", "Jobs made by CSV.", registry=self.registry
         )
 
-    def watch_bells(self, bells: Bells) -> None:
+    def watch_dispatches(self, dispatches: Dispatches) -> None:
         """Export how many bells were rung and how many could not be."""
-        self.registry.register(BellCollector(bells))
+        self.registry.register(DispatchCollector(dispatches))
 
     def watch_waiters(self, count: Callable[[], float]) -> None:
         """Export how many threads wait for a job now."""

@@ -39,14 +39,14 @@ class Span:
 class _Pass:
     """A forward pass: its rows, padding included, and who has which of them.
 
-    `is_listed`: a row is an entry of a list, whose entries may differ in length. `is_walked`: a layer may be
+    `is_listed`: a row is an entry of a list, whose entries may differ in length. `is_partial`: a layer may be
     given the first rows alone.
     """
 
     num_rows: int
     spans: Sequence[Span]
     is_listed: bool
-    is_walked: bool
+    is_partial: bool
 
     @property
     def is_uniform(self) -> bool:
@@ -69,7 +69,7 @@ class AdapterRows:
         num_rows: int,
         *,
         is_listed: bool = False,
-        is_walked: bool = False,
+        is_partial: bool = False,
     ) -> Iterator[None]:
         """Let what runs inside, a pass of the module `name`, give each of its members what its adapters add.
 
@@ -78,7 +78,7 @@ class AdapterRows:
         """
         spans = _spans(members)
         component = name.partition(".")[0]
-        a_pass = _Pass(num_rows, spans, is_listed, is_walked)
+        a_pass = _Pass(num_rows, spans, is_listed, is_partial)
         by_path: dict[str, list[tuple[Span, Layer, float]]] = {}
         for span in spans:
             for adapter, scale in span.applied:
@@ -111,7 +111,7 @@ class AdapterRows:
     ) -> Tensor:
         (given, *_), num_rows = (*by_place, *by_name.values()), a_pass.num_rows
         count = len(given)
-        if a_pass.is_walked and count < num_rows:
+        if a_pass.is_partial and count < num_rows:
             num_rows = count
         elif count % num_rows or (count != num_rows and a_pass.is_listed):
             if not a_pass.is_uniform:

@@ -23,7 +23,7 @@ from engine.errors import LoadError, RequestInvalid
 from engine.loading.layout import INDEX, WITHOUT_WEIGHTS, Layout, read_layout
 from engine.loading.sibling_pipelines import class_for, tasks_beside
 from engine.loading.side_multiple import patch_of, pixels_per_latent, side_multiple
-from engine.partial_forwards import WALKS, walk_of
+from engine.partial_forwards import PARTIAL_FORWARDS, partial_forward_of
 from engine.pipelines.components import denoiser_among
 from engine.pipelines.pipeline_model import LEFT_OUT
 from engine.pipelines.pipeline_task import own_tasks, refusal_of
@@ -183,13 +183,13 @@ def _json(folder: Path, file: str) -> dict[str, Any]:
 def _has_step_cache(pipeline_class: Any, class_name: str, config: dict[str, Any]) -> bool:
     """Whether there is a walk through such a denoiser, which is built without memory for its weights."""
     asks_for_tuples = "return_dict=False" in inspect.getsource(pipeline_class.__call__)
-    if class_name not in WALKS or not asks_for_tuples:  # a walk returns no other output
+    if class_name not in PARTIAL_FORWARDS or not asks_for_tuples:  # a walk returns no other output
         return False
     if most := [name for name, value in config.items() if "layers" in name and _deepest(value) > MAX_LAYERS]:
         raise LoadError(f"its {class_name} has more than {MAX_LAYERS} {most[0]}")
     try:
         with torch.device("meta"):
-            return walk_of(getattr(diffusers, class_name).from_config(config)) is not None
+            return partial_forward_of(getattr(diffusers, class_name).from_config(config)) is not None
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise LoadError(f"its {class_name} cannot be made of its configuration: {reason}") from error

@@ -23,6 +23,7 @@ from catalogue.pipeline_tasks import PipelineTask
 from engine.adapters.adapters import MAX_BYTES
 from engine.adapters.lora_files import LoraSpec, located
 from engine.attempt import translate
+from engine.determinism import DeterminismLevel, SelfTest, weakest
 from engine.engine import Engine
 from engine.errors import EngineError, LoadError, OutOfMemory
 from engine.loading.compilation import Size, as_written, compile_sizes, only_here
@@ -38,11 +39,10 @@ from engine.loading.textual_inversions import TextualInversion
 from engine.loading.weight_files import FileFacts
 from engine.pipelines.pipeline_model import PipelineModel
 from engine.policy.buckets import BUCKET_STEP, shared
-from engine.promise import Promise, SelfTest, weakest
 from engine.request import scheduler_named
 from engine.self_test.first_image import check_image
 from engine.self_test.kept import KeptSelfTest, SelfTestResults, self_test_key
-from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.self_test import Offer, find_determinism
 from engine.self_test.time_budget import TimeBudget
 from engine.self_test.trial_images import square
 
@@ -119,7 +119,7 @@ class LoadedModels:
 
     models: Mapping[str, PipelineModel]
     row_limits: Mapping[str, Mapping[int, int]]
-    promise: Promise
+    determinism: DeterminismLevel
     self_test_seconds: float = 0.0  # what testing took in all
 
 
@@ -141,7 +141,7 @@ def load_engine(
         hub=hub,
         self_test_seconds=self_test_seconds,
     )
-    return Engine(loaded.models, loaded.row_limits, promise=loaded.promise)
+    return Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism)
 
 
 def load_models(
@@ -177,7 +177,7 @@ def load_models(
                 files_of_loras = located(spec.loras, spec.optimization, hub, spec.local_files_only)
                 read[spec.name].offer_adapters(files_of_loras, spec.max_lora_bytes)
     limits: dict[str, Mapping[int, int]] = {}
-    promises: list[Promise] = []
+    determinism_levels: list[DeterminismLevel] = []
     budget = TimeBudget(self_test_seconds)
     for spec in models:
         with _named(spec), only_here(is_wanted=spec.optimization.compile):
@@ -185,8 +185,8 @@ def load_models(
             image = load.first_image()
             result = load.tested(image, files[spec.name], results)
         limits[spec.name] = result.row_limits
-        promises.append(result.promise)
-    return LoadedModels(read, limits, weakest(*promises), budget.used_seconds)
+        determinism_levels.append(result.determinism)
+    return LoadedModels(read, limits, weakest(*determinism_levels), budget.used_seconds)
 
 
 def _read(spec: ModelSpec, device: torch.device, hub: Hub) -> tuple[PipelineModel, FileFacts]:
@@ -224,7 +224,7 @@ def _check_offer(spec: ModelSpec, model: PipelineModel, row_limits: Mapping[int,
     for name in spec.schedulers:
         default, most = spec.default_num_inference_steps, spec.max_num_inference_steps
         model.schedulers.check_offer(name, scheduler_named(name), default, most)
-    if spec.step_cache and not model.can_cache_steps and model.walk is None:
+    if spec.step_cache and not model.can_cache_steps and model.partial_forward is None:
         raise LoadError(
             f"step_cache: a {model.class_name} with its {model.denoiser_name} has none: set it to false"
         )
@@ -307,7 +307,9 @@ class _Load:
         kept = results.read(spec.name, key, self._row_limits)
         if kept is not None and kept.holds(digest, budget):
             model.buckets, model.abilities = kept.result.buckets, kept.abilities
-            logger.info("self-test of %r: %r, kept from %s", spec.name, kept.result.promise, kept.tested_at)
+            logger.info(
+                "self-test of %r: %r, kept from %s", spec.name, kept.result.determinism, kept.tested_at
+            )
             return kept.result
         if kept is not None:
             logger.warning("self-test of %r: what was kept from %s does not hold", spec.name, kept.tested_at)
@@ -331,28 +333,28 @@ class _Load:
         if spec.optimization.compile:
             result = self._find_compiled()
         else:
-            result = find_promise(model, limits, spec.offer, budget)
+            result = find_determinism(model, limits, spec.offer, budget)
         seconds = budget.used_seconds - began_at
         if budget.is_spent():
             logger.warning(
                 "self-test of %r left off after %.0f s, its budget of %g s being used up: it promises %r, "
                 "which a longer one may better",
-                spec.name, seconds, budget.seconds, result.promise,
+                spec.name, seconds, budget.seconds, result.determinism,
             )  # fmt: skip
         else:
-            logger.info("self-test of %r: %r, after %.1f s", spec.name, result.promise, seconds)
+            logger.info("self-test of %r: %r, after %.1f s", spec.name, result.determinism, seconds)
         return result
 
     def _find_compiled(self) -> SelfTest:
         spec, model, budget = self._spec, self._model, self._budget
         with as_written():
-            written = find_promise(model, self._row_limits, spec.offer, budget, is_compiled=True)
+            written = find_determinism(model, self._row_limits, spec.offer, budget, is_compiled=True)
         runs_alone = model.runs_alone
-        result = find_promise(model, written.row_limits, spec.offer, budget, is_compiled=True)
+        result = find_determinism(model, written.row_limits, spec.offer, budget, is_compiled=True)
         model.runs_alone = model.runs_alone or runs_alone
         model.buckets = shared([written.buckets, result.buckets])
         limits = compile_sizes(model, spec.sizes, result.row_limits, budget)
-        return SelfTest(weakest(written.promise, result.promise), limits, model.buckets)
+        return SelfTest(weakest(written.determinism, result.determinism), limits, model.buckets)
 
 
 def _device(name: str) -> torch.device:

@@ -69,7 +69,7 @@ def settle(model: Any, optimization: Optimization, device: torch.device) -> None
     if optimization.cpu_offload == "none":
         return
     model.device = device
-    model.walk = None  # it goes from block to block, and only whole models are fetched
+    model.partial_forward = None  # it goes from block to block, and only whole models are fetched
 
 
 def _check(pipeline: Any, optimization: Optimization, device: torch.device) -> None:

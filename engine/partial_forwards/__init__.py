@@ -7,18 +7,18 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from engine.partial_forwards.flux import FluxWalk
-from engine.partial_forwards.pixart import PixArtWalk
-from engine.partial_forwards.sana import SanaWalk
-from engine.partial_forwards.stable_diffusion_3 import StableDiffusion3Walk
-from engine.partial_forwards.unet import UNetWalk
+from engine.partial_forwards.flux import FluxPartialForward
+from engine.partial_forwards.pixart import PixArtPartialForward
+from engine.partial_forwards.sana import SanaPartialForward
+from engine.partial_forwards.stable_diffusion_3 import StableDiffusion3PartialForward
+from engine.partial_forwards.unet import UNetPartialForward
 
-WALKS: Mapping[str, Any] = {
-    "UNet2DConditionModel": UNetWalk,
-    "SD3Transformer2DModel": StableDiffusion3Walk,
-    "PixArtTransformer2DModel": PixArtWalk,
-    "SanaTransformer2DModel": SanaWalk,
-    "FluxTransformer2DModel": FluxWalk,
+PARTIAL_FORWARDS: Mapping[str, Any] = {
+    "UNet2DConditionModel": UNetPartialForward,
+    "SD3Transformer2DModel": StableDiffusion3PartialForward,
+    "PixArtTransformer2DModel": PixArtPartialForward,
+    "SanaTransformer2DModel": SanaPartialForward,
+    "FluxTransformer2DModel": FluxPartialForward,
 }
 """By the class of a denoiser."""
 UNET_NAMES = {
@@ -31,16 +31,20 @@ UNET_NAMES = {
 """The walk's names for arguments of a UNet; the other walks have their model's own."""
 
 
-def walk_of(denoiser: Any) -> Any:
+def partial_forward_of(denoiser: Any) -> Any:
     """A walk through this model, or None where there is none of its kind."""
-    walk = WALKS.get(type(denoiser).__name__)
-    return walk(denoiser) if walk is not None and walk.can_walk(denoiser) else None
+    partial_forward = PARTIAL_FORWARDS.get(type(denoiser).__name__)
+    return (
+        partial_forward(denoiser)
+        if partial_forward is not None and partial_forward.fits_partial_forward(denoiser)
+        else None
+    )
 
 
-def fitting(walk: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(partial_forward: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by the walk's names; raises `TypeError` for one that it would leave out."""
-    names = UNET_NAMES if isinstance(walk, UNetWalk) else {}
-    known = inspect.signature(walk.predict).parameters
+    names = UNET_NAMES if isinstance(partial_forward, UNetPartialForward) else {}
+    known = inspect.signature(partial_forward.predict).parameters
     named = {}
     for argument, value in arguments.items():
         name = names.get(argument, argument)

@@ -17,18 +17,20 @@ from engine.partial_forwards import fitting
 class CachedPass:
     """The pass of `members`, those of full steps first, through `walk`; `bucket_rows` sizes its deep part."""
 
-    def __init__(self, members: Sequence[Generation], walk: Any, bucket_rows: Callable[[int], int]) -> None:
+    def __init__(
+        self, members: Sequence[Generation], partial_forward: Any, bucket_rows: Callable[[int], int]
+    ) -> None:
         self._members = members
-        self._walk = walk
+        self._partial_forward = partial_forward
         self._num_full = sum(member.num_rows for member in members if member.is_full_step)
-        self._num_deep_rows = bucket_rows(self._num_full)
+        self._num_full_rows = bucket_rows(self._num_full)
 
     def __call__(self, arguments: dict[str, Any]) -> tuple[Tensor]:
         """The output of the merged call as `forward` with these arguments gives it; keeps what is new."""
-        named = fitting(self._walk, arguments)
+        named = fitting(self._partial_forward, arguments)
         first = next(iter(arguments.values()))
-        output, new = self._walk.predict(
-            **named, num_deep_rows=self._num_deep_rows, features=self._features(len(first), first.device)
+        output, new = self._partial_forward.predict(
+            **named, num_full_rows=self._num_full_rows, features=self._features(len(first), first.device)
         )
         start = 0
         for member in self._members:

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.partial_forwards.transformer import Tokens, walk_blocks
+from engine.partial_forwards.transformer import Tokens, run_blocks
 
 
-class FluxWalk:
-    """Walks one transformer; `can_walk` says beforehand whether it is of the kind known here."""
+class FluxPartialForward:
+    """Walks one transformer; `fits_partial_forward` says beforehand whether it is of the kind known here."""
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
 
     @staticmethod
-    def can_walk(transformer: Any) -> bool:
+    def fits_partial_forward(transformer: Any) -> bool:
         """Whether `transformer` is FLUX.1's, with a block besides the first."""
         is_known = type(transformer).__name__ == "FluxTransformer2DModel"
         return is_known and len(_blocks(transformer)) > 1
@@ -34,7 +34,7 @@ class FluxWalk:
         encoder_hidden_states: Tensor,
         txt_ids: Tensor,
         img_ids: Tensor,
-        num_deep_rows: int,
+        num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The output `(R, tokens, 4 C)` of `forward` with these arguments, and the first rows' features."""
@@ -50,7 +50,7 @@ class FluxWalk:
         )
         rotation = model.pos_embed(torch.cat((txt_ids, img_ids), dim=0))  # of tokens: the same for every row
         blocks = [_Block(block, rotation) for block in _blocks(model)]
-        image, new = walk_blocks(blocks, tokens, num_deep_rows, features)
+        image, new = run_blocks(blocks, tokens, num_full_rows, features)
         return model.proj_out(model.norm_out(image, tokens.time_embeds)), new
 
 

@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.partial_forwards.transformer import Tokens, text_bias, unpatchify, walk_blocks
+from engine.partial_forwards.transformer import Tokens, run_blocks, text_bias, unpatchify
 
 
-class PixArtWalk:
-    """Walks one transformer; `can_walk` says beforehand whether it is of the kind known here."""
+class PixArtPartialForward:
+    """Walks one transformer; `fits_partial_forward` says beforehand whether it is of the kind known here."""
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
 
     @staticmethod
-    def can_walk(transformer: Any) -> bool:
+    def fits_partial_forward(transformer: Any) -> bool:
         """Whether `transformer` is PixArt's, with a block besides the first."""
         is_known = type(transformer).__name__ == "PixArtTransformer2DModel"
         return is_known and len(transformer.transformer_blocks) > 1
@@ -33,7 +33,7 @@ class PixArtWalk:
         encoder_attention_mask: Tensor,
         timestep: Tensor,
         added_cond_kwargs: Mapping[str, Tensor | None],
-        num_deep_rows: int,
+        num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The output `(R, 2 C, h, w)` of `forward` with these arguments, and the first rows' features."""
@@ -48,7 +48,7 @@ class PixArtWalk:
             text = model.caption_projection(text)
         tokens = Tokens(image, text, time_embeds, text_bias(encoder_attention_mask, hidden_states.dtype))
         blocks = [_CrossAttendingBlock(block) for block in model.transformer_blocks]
-        image, new = walk_blocks(blocks, tokens, num_deep_rows, features)
+        image, new = run_blocks(blocks, tokens, num_full_rows, features)
         shift, scale = (model.scale_shift_table[None] + last_time_embeds[:, None]).chunk(2, dim=1)
         image = model.proj_out(model.norm_out(image) * (1 + scale) + shift)
         return unpatchify(image, height, width, model.config.patch_size), new

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.partial_forwards.transformer import Tokens, text_bias, unpatchify, walk_blocks
+from engine.partial_forwards.transformer import Tokens, run_blocks, text_bias, unpatchify
 
 
-class SanaWalk:
-    """Walks one transformer; `can_walk` says beforehand whether it is of the kind known here."""
+class SanaPartialForward:
+    """Walks one transformer; `fits_partial_forward` says beforehand whether it is of the kind known here."""
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
 
     @staticmethod
-    def can_walk(transformer: Any) -> bool:
+    def fits_partial_forward(transformer: Any) -> bool:
         """Whether `transformer` is SANA's, with a block besides the first and no guidance as an input."""
         is_known = type(transformer).__name__ == "SanaTransformer2DModel"
         return is_known and not transformer.config.guidance_embeds and len(transformer.transformer_blocks) > 1
@@ -31,7 +31,7 @@ class SanaWalk:
         encoder_hidden_states: Tensor,
         encoder_attention_mask: Tensor,
         timestep: Tensor,
-        num_deep_rows: int,
+        num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The output `(R, C, h, w)` of `forward` with these arguments, and the first rows' features."""
@@ -48,7 +48,7 @@ class SanaWalk:
             _ConvolvingBlock(block, height // patch_size, width // patch_size)
             for block in model.transformer_blocks
         ]
-        image, new = walk_blocks(blocks, tokens, num_deep_rows, features)
+        image, new = run_blocks(blocks, tokens, num_full_rows, features)
         image = model.proj_out(model.norm_out(image, last_time_embeds, model.scale_shift_table))
         return unpatchify(image, height, width, patch_size), new
 

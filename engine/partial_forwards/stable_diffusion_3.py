@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.partial_forwards.transformer import Tokens, unpatchify, walk_blocks
+from engine.partial_forwards.transformer import Tokens, run_blocks, unpatchify
 
 
-class StableDiffusion3Walk:
-    """Walks one transformer; `can_walk` says beforehand whether it is of the kind known here."""
+class StableDiffusion3PartialForward:
+    """Walks one transformer; `fits_partial_forward` says beforehand whether it is of the kind known here."""
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
 
     @staticmethod
-    def can_walk(transformer: Any) -> bool:
+    def fits_partial_forward(transformer: Any) -> bool:
         """Whether `transformer` is Stable Diffusion 3's, with a block besides the first."""
         is_known = type(transformer).__name__ == "SD3Transformer2DModel"
         return is_known and len(transformer.transformer_blocks) > 1
@@ -30,7 +30,7 @@ class StableDiffusion3Walk:
         timestep: Tensor,
         encoder_hidden_states: Tensor,
         pooled_projections: Tensor,
-        num_deep_rows: int,
+        num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The output `(R, C, h, w)` of `forward` with these arguments, and the first rows' features."""
@@ -42,7 +42,7 @@ class StableDiffusion3Walk:
             time_embeds=model.time_text_embed(timestep, pooled_projections),
         )
         blocks = [_JointBlock(block) for block in model.transformer_blocks]
-        image, new = walk_blocks(blocks, tokens, num_deep_rows, features)
+        image, new = run_blocks(blocks, tokens, num_full_rows, features)
         image = model.proj_out(model.norm_out(image, tokens.time_embeds))
         return unpatchify(image, height, width, model.config.patch_size), new
 

@@ -37,30 +37,30 @@ class Tokens:
         )
 
 
-def walk_blocks(
+def run_blocks(
     blocks: Sequence[Callable[[Tokens], Tokens]],
     tokens: Tokens,
-    num_deep_rows: int,
+    num_full_rows: int,
     features: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The image tokens `(R, tokens, width)` behind the last block, and the residuals of the first rows.
 
     `features` are residuals kept of the last rows, or nothing if all rows are new; the blocks behind the
-    first run on the first `num_deep_rows`, at least as many as are new. What new rows get is those blocks'
+    first run on the first `num_full_rows`, at least as many as are new. What new rows get is those blocks'
     own output, bit for bit: only shallow rows add a residual.
     """
     tokens = blocks[0](tokens)
     num_new = len(tokens.image) - (0 if features is None else len(features))
-    before = deep = tokens.image[:num_new]
-    if num_deep_rows:
-        behind = tokens.first(num_deep_rows)
+    before = full = tokens.image[:num_new]
+    if num_full_rows:
+        behind = tokens.first(num_full_rows)
         for block in blocks[1:]:
             behind = block(behind)
-        deep = behind.image[:num_new]
-    residuals = _clipped(deep - before)
+        full = behind.image[:num_new]
+    residuals = _clipped(full - before)
     if features is None:
-        return deep, residuals
-    return torch.cat([deep, _clipped(tokens.image[num_new:] + features)]), residuals
+        return full, residuals
+    return torch.cat([full, _clipped(tokens.image[num_new:] + features)]), residuals
 
 
 def unpatchify(tokens: Tensor, height: int, width: int, patch_size: int) -> Tensor:

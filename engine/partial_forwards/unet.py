@@ -16,14 +16,14 @@ UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 MID_BLOCKS = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
 
 
-class UNetWalk:
-    """Walks one UNet; `can_walk` says beforehand whether its blocks are of the kinds known here."""
+class UNetPartialForward:
+    """Runs one UNet partially; `fits_partial_forward` says beforehand whether it can."""
 
     def __init__(self, unet: Any) -> None:
         self._unet = unet
 
     @staticmethod
-    def can_walk(unet: Any) -> bool:
+    def fits_partial_forward(unet: Any) -> bool:
         """Whether `unet` is built of the plain blocks of Stable Diffusion, at least two levels of them."""
         return (
             len(unet.down_blocks) > 1
@@ -42,14 +42,14 @@ class UNetWalk:
         timesteps: Tensor,
         prompt_embeds: Tensor,
         added: dict[str, Tensor] | None,
-        num_deep_rows: int,
+        num_full_rows: int,
         features: Tensor | None,
         timestep_cond: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The output `(R, C, h, w)`, and the new features `(R - kept, c, h, w)` of the first rows.
 
         `features` are those kept of the last rows, or nothing if all are new; the deep part runs on the
-        first `num_deep_rows`, at least as many as are new.
+        first `num_full_rows`, at least as many as are new.
         """
         unet = self._unet
         time_embeds = self._time_embeds(latents, timesteps, prompt_embeds, added, timestep_cond)
@@ -60,9 +60,9 @@ class UNetWalk:
         skip = hidden  # the last layer of the last up block reads the first convolution besides
         num_new = len(latents) - (0 if features is None else len(features))
         new = hidden.new_empty(0)
-        if num_deep_rows:
-            rows = slice(num_deep_rows)
-            new = self._deep(hidden[rows], time_embeds[rows], prompt_embeds[rows])[:num_new]
+        if num_full_rows:
+            rows = slice(num_full_rows)
+            new = self._full(hidden[rows], time_embeds[rows], prompt_embeds[rows])[:num_new]
         parts = [part for part in (new, features) if part is not None and len(part)]
         hidden = _up_layer(unet.up_blocks[-1], -1, torch.cat(parts), skip, time_embeds, prompt_embeds)
         if unet.conv_norm_out:
@@ -86,7 +86,7 @@ class UNetWalk:
             embeds = embeds + more
         return embeds if unet.time_embed_act is None else unet.time_embed_act(embeds)
 
-    def _deep(self, hidden: Tensor, time_embeds: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def _full(self, hidden: Tensor, time_embeds: Tensor, prompt_embeds: Tensor) -> Tensor:
         """Everything between the first convolution and the last layer: what a shallow row leaves out."""
         unet = self._unet
         skips = [hidden]

@@ -20,7 +20,7 @@ from engine.adapters.adapters import Adapters, Locate
 from engine.errors import LoadError, RequestInvalid
 from engine.exchange import Exchange
 from engine.loading.loaded_pipeline import Vocabularies
-from engine.partial_forwards import walk_of
+from engine.partial_forwards import partial_forward_of
 from engine.pipelines.components import denoiser_among
 from engine.pipelines.encoded_prompts import EncodedPrompts
 from engine.pipelines.parked_call import ParkedCall
@@ -106,7 +106,7 @@ class PipelineModel:
             module.eval().requires_grad_(False)
         self._pipeline = pipeline
         self._denoiser: Any = self.modules[denoiser_among(list(self.modules)) or ""]
-        self.walk: Any = walk_of(self._denoiser)
+        self.partial_forward: Any = partial_forward_of(self._denoiser)
         config = self._denoiser.config
         self._by_task = {task: TaskPipeline(task, one, config) for task, one in pipelines.items()}
         self._base = next(iter(self._by_task.values()))
@@ -200,7 +200,7 @@ class PipelineModel:
         self.runs_alone = found.runs_alone
         self.num_guided_rows = found.num_guided_rows
         self.can_cut_guidance = found.can_cut_guidance
-        self.can_cache_steps = found.can_cache_steps and self.walk is not None
+        self.can_cache_steps = found.can_cache_steps and self.partial_forward is not None
         self.exchange.takes_float_timesteps = found.takes_float_timesteps
         self.takes_several_images = found.takes_several_images
         self.uncut_tasks, self.uncached_tasks = found.uncut_tasks, found.uncached_tasks

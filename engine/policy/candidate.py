@@ -36,7 +36,7 @@ class Candidate(Protocol):
         """Whose it is: an opaque label, with which it shares its turns."""
 
     @property
-    def is_solo(self) -> bool:
+    def is_isolated(self) -> bool:
         """Whether it must run alone."""
 
     @property

@@ -31,7 +31,7 @@ PINNED_ROWS = 4  # of strict generations where the promise is not exact
 MAX_ADMISSIONS_PER_TICK = 8
 RECOVERY_STEPS = 256  # after so many step batches a lowered cap is tried four rows higher
 
-Reason = Literal["solo", "nobody_else", "strict", "due", "cap", "memory"]
+Reason = Literal["isolated", "alone", "strict", "due", "cap", "memory"]
 """Why a step batch was not fuller: a suspect ran alone, nobody else of its key was there, it was pinned to
 `PINNED_ROWS`, with more rows a member, or who was left out, would have missed a deadline, or it was as
 full as the model's cap or the device's memory allows."""
@@ -69,7 +69,7 @@ class Policy:
 
     def admit(self, waiting: Sequence[C], running: Sequence[C], now: float) -> list[C]:
         """Those of `waiting` to encode before the next step: few, so that encoding never stalls it."""
-        if not waiting or any(member.is_solo and member.has_begun for member in running):
+        if not waiting or any(member.is_isolated and member.has_begun for member in running):
             return []
         ordered = self.order(waiting, now)
         aged = [member for member in waiting if self._is_aged(member, now)]
@@ -118,7 +118,7 @@ class Policy:
         num_rows = sum(rows for _, _, rows in self._chosen)
         if not num_rows:
             return
-        self._owed_seconds += seconds if self.reason_not_fuller == "solo" else -seconds
+        self._owed_seconds += seconds if self.reason_not_fuller == "isolated" else -seconds
         if is_whole:
             self._due_times.see(key, num_rows, seconds, is_full=is_full)
         self._key_turns[self._chosen[0][0]].charge(key, seconds)
@@ -149,18 +149,18 @@ class Policy:
     def _choose(self, running: Sequence[C], now: float) -> tuple[list[C], Reason | None]:
         if not running:
             return [], None
-        alone = next((member for member in running if member.is_solo and member.has_begun), None)
+        alone = next((member for member in running if member.is_isolated and member.has_begun), None)
         if alone is not None:
-            return [alone], "solo"
+            return [alone], "isolated"
         if self._owed_seconds > 0:
-            running = [member for member in running if not member.is_solo] or running
+            running = [member for member in running if not member.is_isolated] or running
         urgent = self._urgent(running, now)
         ordered = self._in_turn(urgent, now)
-        leader = next((member for member in ordered if member.is_solo), ordered[0])
-        if leader.is_solo:
+        leader = next((member for member in ordered if member.is_isolated), ordered[0])
+        if leader.is_isolated:
             self._owed_seconds = 0.0
-            return [leader], "solo"
-        mates = [member for member in ordered if _can_share(member, leader) and not member.is_solo]
+            return [leader], "isolated"
+        mates = [member for member in ordered if _can_share(member, leader) and not member.is_isolated]
         fillers = self._fillers(running, mates, now) if len(urgent) < len(running) else []
         batch = self._fill(mates, fillers, now)
         left_out = [member for member in (*mates, *fillers) if member not in batch]
@@ -195,7 +195,7 @@ class Policy:
         """Who may take the rows that the urgent leave: the others of their key, interactive ones first."""
         taken = set(map(id, mates))
         others = [member for member in running if _can_share(member, mates[0]) and id(member) not in taken]
-        return [member for member in self.order(others, now) if not member.is_solo]
+        return [member for member in self.order(others, now) if not member.is_isolated]
 
     def _accounts_ahead(self, lane: str, members: Sequence[C]) -> set[str]:
         accounts = {member.account for member in members}
@@ -232,7 +232,7 @@ class Policy:
 
     def _reason(self, key: BatchKey, batch: Sequence[C], left_out: Sequence[C]) -> Reason:
         if not left_out:
-            return "nobody_else"
+            return "alone"
         if min(member.num_rows for member in left_out) + _num_rows(batch) <= self.max_rows(key):
             return "due"
         if key.is_pinned or key.is_alone:

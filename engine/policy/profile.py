@@ -73,7 +73,7 @@ class Profile:
     num_guided_rows: int  # of a generation with guidance: 2, or 1 where the model takes the scale as input
     out_of_memory_rows: int | None = None  # the bucket that did not fit, hence the last that is not here
     decode_memory_bytes: int | None = None  # peak; None as above
-    shallow_share: float = 1.0  # seconds of a step that is shallow for all its rows, of a full one's
+    cached_share: float = 1.0  # seconds of a step that is shallow for all its rows, of a full one's
 
     def __post_init__(self) -> None:
         rows = [step.num_rows for step in self.steps]
@@ -87,14 +87,14 @@ class Profile:
         return find_knee([(step.num_rows, step.rows_per_second) for step in self.steps])
 
     @property
-    def batching_pays(self) -> bool:
+    def is_worth_batching(self) -> bool:
         """Whether any larger bucket makes more rows a second than the smallest."""
         return self.knee_rows > self.steps[0].num_rows
 
     @property
     def max_rows(self) -> int:
         """The cap: the smallest bucket as fast as the fastest; where batching does not pay, the smallest."""
-        if not self.batching_pays:
+        if not self.is_worth_batching:
             return self.steps[0].num_rows
         best = max(step.rows_per_second for step in self.steps)
         return next(step.num_rows for step in self.steps if step.rows_per_second >= (1 - NOISE) * best)
@@ -107,7 +107,11 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it, with the version and, for people, what follows from the numbers."""
-        found = {"knee_rows": self.knee_rows, "max_rows": self.max_rows, "batching_pays": self.batching_pays}
+        found = {
+            "knee_rows": self.knee_rows,
+            "max_rows": self.max_rows,
+            "is_worth_batching": self.is_worth_batching,
+        }
         return {"version": VERSION, "fingerprint": self.key.fingerprint, **asdict(self), "found": found}
 
     @classmethod

@@ -29,7 +29,7 @@ class Costs:
     step_seconds: Mapping[int, float]  # of full steps, by bucket; never empty
     encode_seconds: float  # all prompts of a generation, from the cache of embeddings too
     decode_seconds: float
-    shallow_share: float  # seconds of a step that is shallow for all its rows, of a full one's; 1: not seen
+    cached_share: float  # seconds of a step that is shallow for all its rows, of a full one's; 1: not seen
 
 
 class SeenCosts:
@@ -38,7 +38,7 @@ class SeenCosts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._full: dict[tuple[Shape, int], deque[float]] = _kept()
-        self._shallow: dict[tuple[Shape, int], deque[float]] = _kept()
+        self._cached: dict[tuple[Shape, int], deque[float]] = _kept()
         self._encodings: dict[str, deque[float]] = _kept()
         self._decodings: dict[Shape, deque[float]] = _kept()
 
@@ -49,7 +49,7 @@ class SeenCosts:
             if full_share == 1:
                 self._full[place].append(seconds)
             elif not full_share:
-                self._shallow[place].append(seconds)
+                self._cached[place].append(seconds)
 
     def saw_encoding(self, key: BatchKey, seconds: float) -> None:
         """Take note of what the prompts of one generation took."""
@@ -68,12 +68,12 @@ class SeenCosts:
         """
         with self._lock:  # the engine thread waits for it, so that nothing is computed here
             all_full = {place: list(seen) for place, seen in self._full.items() if place[0][0] == model}
-            all_shallow = {place: list(seen) for place, seen in self._shallow.items() if place[0][0] == model}
+            all_cached = {place: list(seen) for place, seen in self._cached.items() if place[0][0] == model}
             all_decodings = {
                 shape: list(seen) for shape, seen in self._decodings.items() if shape[0] == model
             }
             encodings = list(self._encodings.get(model, ()))
-        full, shallow = _medians(all_full, MIN_SEEN), _medians(all_shallow, MIN_SEEN)
+        full, cached = _medians(all_full, MIN_SEEN), _medians(all_cached, MIN_SEEN)
         decodings = _medians(all_decodings, 1)
         fits = [
             shape
@@ -88,12 +88,12 @@ class SeenCosts:
             for (other, rows), seconds in full.items()
             if other == shape
         }
-        shares = [shallow[place] / full[place] for place in shallow if place[0] in fits and place in full]
+        shares = [cached[place] / full[place] for place in cached if place[0] in fits and place in full]
         return Costs(
             step_seconds=dict(sorted(steps.items())),
             encode_seconds=sum(encodings) / len(encodings) if encodings else 0.0,
             decode_seconds=decodings[fits[-1]] / _latents(fits[-1]),
-            shallow_share=min(1.0, max(shares, default=1.0)),
+            cached_share=min(1.0, max(shares, default=1.0)),
         )
 
 

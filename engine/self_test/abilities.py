@@ -56,7 +56,7 @@ def find_text_padding(
 def find_abilities(model: PipelineModel, request: GenerationRequest) -> None:
     """Set what a request may ask of the model besides what its call declares: a cutoff, a step cache."""
     model.exchange.takes_float_timesteps = _takes_float_timesteps(model, request)
-    model.can_cache_steps = model.walk is not None
+    model.can_cache_steps = model.partial_forward is not None
     if model.can_cache_steps:
         cached = drawn(model, {request.width * request.height: BUCKET_STEP}, [cached_request(request)])[0]
         model.can_cache_steps = isinstance(cached, np.ndarray)

@@ -53,7 +53,7 @@ def exact_row_counts(
             if probe.signature in seen:
                 continue
             seen.add(probe.signature)
-            if not probe.has_exact_walk:
+            if not probe.has_exact_partial_forward:
                 logger.warning("a step of a %s rounds otherwise beside a step cache", model.class_name)
                 return None
             counts = probe.exact_row_counts(max_rows, budget, is_compiled=is_compiled)
@@ -83,7 +83,7 @@ class _Probe:
 
     def __init__(self, model: PipelineModel, request: GenerationRequest, num_passes: int = 0) -> None:
         self._model = model
-        self._is_walked = model.can_cache(request)
+        self._is_partial = model.can_cache(request)
         num_steps = min(2 * len(PROMPTS), model.schedulers.max_steps(request.scheduler))
         request = replace(request, num_inference_steps=num_steps)
         others = [replace(request, prompt=text, seed=seed) for seed, text in enumerate(PROMPTS, start=10)]
@@ -104,13 +104,13 @@ class _Probe:
             call.end()
 
     @property
-    def has_exact_walk(self) -> bool:
+    def has_exact_partial_forward(self) -> bool:
         """Whether a whole step through the walk has the bits of the module's own forward pass."""
-        if not self._is_walked:
+        if not self._is_partial:
             return True
         wholes = [self._model.exchange.outputs([one], BUCKET_STEP)[0] for one in self._parked]
         return all(
-            is_equal(whole[0], walked) for whole, (walked, *_) in zip(wholes, self._references, strict=True)
+            is_equal(whole[0], partial) for whole, (partial, *_) in zip(wholes, self._references, strict=True)
         )
 
     def exact_row_counts(
@@ -170,20 +170,20 @@ class _Probe:
     def _outputs(self, members: Sequence[ParkedCall], num_rows: int) -> list[Any]:
         """What must be equal wherever a row stands: of a model with step caches, what the walk gives.
 
-        That is a whole step, which `has_exact_walk` has compared, its features, and a shallow step.
+        It draws a whole step, which `has_exact_partial_forward` has compared, its features, and a cached step
         """
         model = self._model
-        if not self._is_walked:
+        if not self._is_partial:
             outputs: list[Any] = model.exchange.outputs(members, num_rows)
             return outputs
 
-        def walked(arguments: dict[str, Any]) -> tuple[Tensor, ...]:
-            named = fitting(model.walk, arguments)
-            full, features = model.walk.predict(**named, num_deep_rows=num_rows, features=None)
-            shallow, _ = model.walk.predict(**named, num_deep_rows=0, features=features)
-            return full, features, shallow
+        def partial(arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+            named = fitting(model.partial_forward, arguments)
+            full, features = model.partial_forward.predict(**named, num_full_rows=num_rows, features=None)
+            cached, _ = model.partial_forward.predict(**named, num_full_rows=0, features=features)
+            return full, features, cached
 
-        return list(model.exchange.outputs(members, num_rows, walked))
+        return list(model.exchange.outputs(members, num_rows, partial))
 
 
 def _advance(model: PipelineModel, call: PipelineCall, num_steps: int) -> None:

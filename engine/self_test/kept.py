@@ -16,10 +16,10 @@ from typing import Any, Protocol, Self
 import torch
 
 from catalogue.pipeline_tasks import PIPELINE_TASKS
+from engine.determinism import DETERMINISM_LEVELS, SelfTest
 from engine.loading.optimization import Optimization
 from engine.pipelines.pipeline_model import Abilities, PipelineModel
 from engine.policy.buckets import BUCKET_STEP, Buckets
-from engine.promise import PROMISES, SelfTest
 from engine.self_test.measure import profile_key
 from engine.self_test.time_budget import TimeBudget
 
@@ -66,12 +66,12 @@ class KeptSelfTest:
         """
         if self.given_seconds is not None and budget.left_seconds > MIN_MORE_TIME * self.given_seconds:
             return False
-        return self.result.promise == PROMISES[-1] or output_digest == self.output_digest
+        return self.result.determinism == DETERMINISM_LEVELS[-1] or output_digest == self.output_digest
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "promise": self.result.promise,
+            "determinism": self.result.determinism,
             "row_limits": [[pixels, rows] for pixels, rows in self.result.row_limits.items()],
             "buckets": [[*shape, list(one.sizes)] for shape, one in self.result.buckets.items()],
             "output_digest": self.output_digest,
@@ -90,7 +90,7 @@ class KeptSelfTest:
                 for height, width, sizes in document["buckets"]
             }
             given = document["given_seconds"]
-            result = SelfTest(document["promise"], limits, buckets)
+            result = SelfTest(document["determinism"], limits, buckets)
             abilities = Abilities.of_plain(document["abilities"])
             digest, tested_at = str(document["output_digest"]), str(document["tested_at"])
             made = cls(result, digest, abilities, tested_at, given)
@@ -106,7 +106,7 @@ class KeptSelfTest:
         )
         time_is_sound = given is None or isinstance(given, int | float)
         is_sound = sizes_are_sound and limits_are_sound and time_is_sound and _are_sound(abilities)
-        if result.promise not in PROMISES or not is_sound:
+        if result.determinism not in DETERMINISM_LEVELS or not is_sound:
             raise ValueError("not the result of a self-test: a value is out of bounds")
         return made
 

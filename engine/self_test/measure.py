@@ -50,9 +50,9 @@ def profile_key(model: PipelineModel, width: int, height: int, device_name: str)
     )
 
 
-def _share(shallow: Sequence[float], full: Sequence[float]) -> float:
+def _share(cached: Sequence[float], full: Sequence[float]) -> float:
     """What a shallow step costs of a full one; no less than whole where nothing is shallow."""
-    return min(1.0, median(shallow) / median(full)) if shallow else 1.0
+    return min(1.0, median(cached) / median(full)) if cached else 1.0
 
 
 def model_digest(model: PipelineModel) -> str:
@@ -99,7 +99,7 @@ class Measurement:
         self._model = model
         self._width, self._height, self._scheduler = width, height, scheduler
         self._clock = clock
-        self._loaded = Models({"": model}, {"": {width * height: 1}}, promise="exact")
+        self._loaded = Models({"": model}, {"": {width * height: 1}}, determinism="exact")
         self._runner = Runner({"": model}, clock)
         self._num_guided_rows = 0  # until it is known
 
@@ -116,9 +116,9 @@ class Measurement:
         taken: dict[int, list[float]] = {rows: [] for rows in sets}
         encodings: list[float] = []
         decodings: list[float] = []
-        shallow: list[float] = []
+        cached: list[float] = []
         smallest = min(sets)
-        shallow_steps = self._shallow_steps(smallest) if self._model.can_cache_steps else iter(())
+        cached_steps = self._cached_steps(smallest) if self._model.can_cache_steps else iter(())
         decode_memory = self._decode()[1]  # warms up too
         num_rounds = 0
         while num_rounds < MIN_ROUNDS or self._clock() < started_at + seconds:
@@ -129,7 +129,7 @@ class Measurement:
                 spent, peak = self._step(members)
                 taken[rows].append(spent)
                 memory[rows] = _larger(memory[rows], peak)
-            shallow += islice(shallow_steps, 1)
+            cached += islice(cached_steps, 1)
             encodings.append(self._encode())
             decodings.append(self._decode()[0])
             num_rounds += 1
@@ -146,7 +146,7 @@ class Measurement:
             num_guided_rows=self._num_guided_rows,
             out_of_memory_rows=out_of_memory_rows,
             decode_memory_bytes=decode_memory,
-            shallow_share=_share(shallow, taken[smallest]),
+            cached_share=_share(cached, taken[smallest]),
         )
 
     def _count_guided_rows(self) -> int:
@@ -197,7 +197,7 @@ class Measurement:
             self._run_step(paused)
         return self._step(members)[1]
 
-    def _shallow_steps(self, num_rows: int) -> Iterator[float]:
+    def _cached_steps(self, num_rows: int) -> Iterator[float]:
         """Seconds of steps that are shallow for all of their rows, one after another without end."""
         while True:
             members = self._members(num_rows, step_cache=MAX_STEP_CACHE)

@@ -14,12 +14,12 @@ import numpy as np
 
 from catalogue.parameters import Value
 from catalogue.pipeline_tasks import PipelineTask, task_of
+from engine.determinism import DETERMINISM_LEVELS, DeterminismLevel, SelfTest
 from engine.errors import EngineError
 from engine.loading.compilation import Size
 from engine.pipelines.pipeline_model import PipelineModel
 from engine.pipelines.steady_stack import on_steady_stack
 from engine.policy.buckets import MULTIPLES_OF_FOUR, Buckets
-from engine.promise import PROMISES, Promise, SelfTest
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
 from engine.self_test.abilities import find_abilities, find_text_padding
 from engine.self_test.exact_rows import exact_row_counts, largest_in_unison
@@ -51,7 +51,7 @@ class Offer:
     tasks: tuple[PipelineTask, ...] = ()  # those of the model
 
 
-class Company(IntEnum):
+class BatchMembers(IntEnum):
     """How images that were drawn in company compare with the same images drawn alone."""
 
     EQUAL = 0
@@ -61,7 +61,7 @@ class Company(IntEnum):
 
 
 @on_steady_stack
-def find_promise(
+def find_determinism(
     model: PipelineModel,
     row_limits: Mapping[int, int],
     offer: Offer,
@@ -84,7 +84,7 @@ def find_promise(
     of rows that fitted. `model.text_padding` is set where texts of different lengths can be padded; if images
     in company differ with it, all is tested again without.
     """
-    promise = 0  # an index of `PROMISES`
+    determinism = 0  # an index of `DETERMINISM_LEVELS`
     is_repeatable = True
     limits = dict(row_limits)
     model.buckets = {}
@@ -96,7 +96,7 @@ def find_promise(
         model.text_padding = find_text_padding(model, row_limits, _requests(model, smallest, offer), budget)
     for max_pixels in sorted(row_limits):
         if max_pixels != min(row_limits) and budget.is_spent():
-            promise = 2
+            determinism = 2
             break
         in_class = {max_pixels: row_limits[max_pixels]}
         sizes = (square(model, max_pixels), *_sizes_between(offer.sizes, row_limits, max_pixels))
@@ -104,49 +104,49 @@ def find_promise(
         if max_pixels != min(row_limits):  # the kinds have been tried
             num_further = len(model.tasks) - 1
             several = [[*one[:2], one[len(SCALES)], *one[len(one) - num_further :]] for one in several]
-        company = Company.EQUAL
+        members = BatchMembers.EQUAL
         for requests in several:
             if requests is not several[0] and budget.is_spent():
-                company = Company.UNKNOWN
+                members = BatchMembers.UNKNOWN
                 break
             compared, is_same = _compared(model, in_class, requests, budget)
             is_repeatable = is_repeatable and is_same
-            company = max(company, compared)
-            if compared is Company.DIFFERENT and model.text_padding is not None:
-                return find_promise(
+            members = max(members, compared)
+            if compared is BatchMembers.DIFFERENT and model.text_padding is not None:
+                return find_determinism(
                     model, row_limits, offer, budget, is_compiled=is_compiled, can_pad_texts=False
                 )
-            if compared is Company.DIFFERENT:
+            if compared is BatchMembers.DIFFERENT:
                 model.runs_alone, model.buckets = True, {}
                 logger.info(
                     "images of a %s depend on their company: it draws one at a time", model.class_name
                 )
-                promises = PROMISES[0 if is_repeatable else -1]
-                return SelfTest(promises, dict(row_limits), {})
-        if promise == 2 or company is Company.UNKNOWN:
-            promise = 2
+                determinism_levels = DETERMINISM_LEVELS[0 if is_repeatable else -1]
+                return SelfTest(determinism_levels, dict(row_limits), {})
+        if determinism == 2 or members is BatchMembers.UNKNOWN:
+            determinism = 2
             continue
         found, limits[max_pixels] = _try_rows(
-            model, in_class, several, company, budget, is_compiled=is_compiled
+            model, in_class, several, members, budget, is_compiled=is_compiled
         )
-        promise = max(promise, found)
-    if promise == 2:
+        determinism = max(determinism, found)
+    if determinism == 2:
         model.buckets = {}
-    if promise == 1:
+    if determinism == 1:
         model.buckets = dict.fromkeys(model.buckets, MULTIPLES_OF_FOUR)
-    return SelfTest(PROMISES[promise if is_repeatable else -1], limits, model.buckets)
+    return SelfTest(DETERMINISM_LEVELS[determinism if is_repeatable else -1], limits, model.buckets)
 
 
 def _try_rows(
     model: PipelineModel,
     in_class: Mapping[int, int],
     several: Sequence[Sequence[GenerationRequest]],
-    company: Company,
+    members: BatchMembers,
     budget: TimeBudget,
     *,
     is_compiled: bool,
 ) -> tuple[int, int]:
-    """What a class of pixels promises, an index of `PROMISES`, and its cap; sets the buckets of its square.
+    """Find the determinism level of a size (an index of `DETERMINISM_LEVELS`) and its cap; set its buckets.
 
     `several` has requests for each size, the square first. Where their images were `SIMILAR` only, they are
     drawn in company again under the cap and the buckets that were found.
@@ -160,19 +160,19 @@ def _try_rows(
         return 2, max_rows
     found, max_rows = counts
     num_exact_rows = largest_in_unison(found)
-    promise, buckets = 0, Buckets(tuple(sorted(found)))
+    determinism, buckets = 0, Buckets(tuple(sorted(found)))
     if 2 * num_exact_rows >= max_rows:
         max_rows = min(max_rows, num_exact_rows)
     else:
-        promise, buckets = 1, MULTIPLES_OF_FOUR
+        determinism, buckets = 1, MULTIPLES_OF_FOUR
     pixels = model.pixels_per_latent
     shape = (requests[0].height // pixels, requests[0].width // pixels)
     model.buckets = {**model.buckets, shape: buckets}
-    if company is Company.SIMILAR:
-        shapes = several[:1] if promise == 1 else several  # a strict request of another shape runs alone
-        again = [_compared_again(model, {max_pixels: max_rows}, one, budget, promise) for one in shapes]
-        promise = promise if max(again) is Company.EQUAL else 2
-    return promise, max_rows
+    if members is BatchMembers.SIMILAR:
+        shapes = several[:1] if determinism == 1 else several  # a strict request of another shape runs alone
+        again = [_compared_again(model, {max_pixels: max_rows}, one, budget, determinism) for one in shapes]
+        determinism = determinism if max(again) is BatchMembers.EQUAL else 2
+    return determinism, max_rows
 
 
 def _sizes_between(sizes: Sequence[Size], row_limits: Mapping[int, int], max_pixels: int) -> list[Size]:
@@ -217,13 +217,13 @@ def _compared(
     row_limits: Mapping[int, int],
     requests: Sequence[GenerationRequest],
     budget: TimeBudget,
-) -> tuple[Company, bool]:
+) -> tuple[BatchMembers, bool]:
     """How images in company compare, and whether one drawn twice is the same; sets `model.runs_alone`."""
     requests, bare, is_repeatable = _bare(model, row_limits, requests)
     model.runs_alone = False
     outcomes = outcomes_of(model, row_limits, requests)
     if difference(bare, [pixels_of(outcome) for outcome in outcomes]) > MAX_DIFFERENCE:
-        return Company.DIFFERENT, is_repeatable
+        return BatchMembers.DIFFERENT, is_repeatable
     return _compared_with_alone(model, row_limits, requests, outcomes, budget), is_repeatable
 
 
@@ -272,12 +272,14 @@ def _compared_again(
     row_limits: Mapping[int, int],
     requests: Sequence[GenerationRequest],
     budget: TimeBudget,
-    promise: int,
-) -> Company:
+    determinism: int,
+) -> BatchMembers:
     """How images in company compare under the model's buckets; `exact within a bucket` is for strict ones."""
-    requests = [replace(request, strict=promise == 1) for request in requests]
-    outcomes = outcomes_of(model, row_limits, requests, PROMISES[promise])
-    return _compared_with_alone(model, row_limits, requests, outcomes, budget, PROMISES[promise])
+    requests = [replace(request, strict=determinism == 1) for request in requests]
+    outcomes = outcomes_of(model, row_limits, requests, DETERMINISM_LEVELS[determinism])
+    return _compared_with_alone(
+        model, row_limits, requests, outcomes, budget, DETERMINISM_LEVELS[determinism]
+    )
 
 
 def _compared_with_alone(
@@ -286,15 +288,15 @@ def _compared_with_alone(
     requests: Sequence[GenerationRequest],
     outcomes: Sequence[GeneratedImage | EngineError],
     budget: TimeBudget,
-    promise: Promise = "exact",
-) -> Company:
+    determinism: DeterminismLevel = "exact",
+) -> BatchMembers:
     """How images that were drawn in company compare with those that the engine draws of one request alone."""
     if not have_met(outcomes):
-        return Company.UNKNOWN
+        return BatchMembers.UNKNOWN
     for request, outcome in zip(requests, outcomes, strict=True):
         if budget.is_spent():
-            return Company.UNKNOWN
-        alone = outcomes_of(model, row_limits, [request], promise)
+            return BatchMembers.UNKNOWN
+        alone = outcomes_of(model, row_limits, [request], determinism)
         if difference([pixels_of(alone[0])], [pixels_of(outcome)]):
-            return Company.SIMILAR
-    return Company.EQUAL
+            return BatchMembers.SIMILAR
+    return BatchMembers.EQUAL

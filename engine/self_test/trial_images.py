@@ -10,13 +10,13 @@ from math import inf
 
 import numpy as np
 
+from engine.determinism import DeterminismLevel
 from engine.engine import Engine
 from engine.errors import EngineError, RequestInvalid
 from engine.handle import Handle
 from engine.loading.compilation import Size
 from engine.partial_forwards.step_cache import NUM_FIRST_FULL_STEPS
 from engine.pipelines.pipeline_model import PipelineModel
-from engine.promise import Promise
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
 
 MODEL = "tested"
@@ -57,11 +57,11 @@ def outcomes_of(
     model: PipelineModel,
     row_limits: Mapping[int, int],
     requests: Sequence[GenerationRequest],
-    promise: Promise = "exact",
+    determinism: DeterminismLevel = "exact",
 ) -> list[GeneratedImage | EngineError]:
     """The image of each, as they join one by one, or its error; the engine works under `promise`."""
     # Its clock stands still: on a busy machine seconds would decide who meets whom.
-    engine = Engine({MODEL: model}, {MODEL: row_limits}, promise=promise, clock=lambda: 0.0)
+    engine = Engine({MODEL: model}, {MODEL: row_limits}, determinism=determinism, clock=lambda: 0.0)
     handles: list[Handle | RequestInvalid] = []
     for request in requests:
         try:

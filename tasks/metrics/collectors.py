@@ -15,29 +15,31 @@ from storage.errors import StorageError
 log = structlog.get_logger()
 
 
-class Bells(Protocol):
+class Dispatches(Protocol):
     """What counts the bells: a dispatcher."""
 
     @property
-    def num_rung(self) -> int:
-        """Bells that the broker took."""
+    def num_dispatched_now(self) -> int:
+        """Dispatches that the broker took."""
 
     @property
     def num_failed(self) -> int:
-        """Bells that it did not take."""
+        """Dispatches that it did not take."""
 
 
-class BellCollector(Collector):
+class DispatchCollector(Collector):
     """How many bells were rung, and how many could not be."""
 
-    def __init__(self, bells: Bells) -> None:
-        self._bells = bells
+    def __init__(self, dispatches: Dispatches) -> None:
+        self._dispatches = dispatches
 
     def collect(self) -> Iterator[Metric]:
         """Both counters."""
-        yield CounterMetricFamily("calotype_bells_rung", "Bells published.", value=self._bells.num_rung)
         yield CounterMetricFamily(
-            "calotype_bells_failed", "Bells that stayed silent.", value=self._bells.num_failed
+            "calotype_dispatches", "Dispatches published.", value=self._dispatches.num_dispatched_now
+        )
+        yield CounterMetricFamily(
+            "calotype_dispatches_failed", "Dispatches that stayed silent.", value=self._dispatches.num_failed
         )
 
 

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
 from storage.job_views import BadEnd
 from storage.states import State
-from tasks.metrics.collectors import BellCollector, Bells, RowCollector
+from tasks.metrics.collectors import DispatchCollector, Dispatches, RowCollector
 from tasks.queues import LANES
 
 
@@ -36,8 +36,8 @@ class SweeperMetrics:
         self.expired = Counter(
             "calotype_jobs_expired", "Jobs whose deadline passed in the queue.", registry=registry
         )
-        self.bells_replaced = Counter(
-            "calotype_bells_replaced",
+        self.redispatched = Counter(
+            "calotype_redispatches",
             "Messages sent again since they were lost.",
             ["tier", "lane"],
             registry=registry,
@@ -55,7 +55,7 @@ class SweeperMetrics:
         for tier in self._tiers:
             self.failed.labels(tier, "worker_lost")
             for lane in LANES:
-                self.bells_replaced.labels(tier, lane)
+                self.redispatched.labels(tier, lane)
 
     def begin_failures(self, parts: Iterable[str]) -> None:
         """Count the failures of these parts of a turn from zero."""
@@ -69,9 +69,9 @@ class SweeperMetrics:
         if end.error_code is not None:
             self.failed.labels(end.tier, end.error_code).inc()
 
-    def watch_bells(self, bells: Bells) -> None:
+    def watch_dispatches(self, dispatches: Dispatches) -> None:
         """Export how many messages were sent and how many could not be."""
-        self.registry.register(BellCollector(bells))
+        self.registry.register(DispatchCollector(dispatches))
 
     def watch_queues(self, oldest_seconds: Callable[[], Mapping[tuple[str, str], float]]) -> None:
         """Export the age of the oldest queued job; read from Postgres when Prometheus asks."""

@@ -150,7 +150,7 @@ def test_status_names_every_process_and_no_secret(system: System) -> None:
     assert (answer.returncode, found["state"], found["problem"]) == (0, "running", None)
     assert [one["pid"] for one in found["workers"]] == [one["pid"] for one in ready["workers"]]
     assert [one["tiers"] for one in found["workers"]] == [["sd"], ["sd", "hd"]]
-    assert all(one["promise"] for one in found["workers"])
+    assert all(one["determinism"] for one in found["workers"])
     assert [tier["name"] for tier in found["tiers"]] == ["sd", "hd"]
     shown = answer.stdout + calotype(system, "status").stdout
     secrets = [ready["api_key"], ready["flower_auth"].partition(":")[2], ready["s3_secret_key"]]

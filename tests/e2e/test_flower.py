@@ -125,7 +125,9 @@ def test_S23_a_job_that_its_worker_dies_of_is_a_failure(system: System, flower: 
         if job["state"] == "running":
             with system.db.transaction() as connection:
                 # As after two deaths that it was charged with.
-                statement = "UPDATE jobs SET suspect = true, solo = true, num_crashes = 2 WHERE id = %s"
+                statement = (
+                    "UPDATE jobs SET quarantined = true, isolated = true, num_crashes = 2 WHERE id = %s"
+                )
                 connection.exec_driver_sql(statement, (job_id,))
             # Where it was not on the device at this moment, it is taken up and killed once more.
             system.kill(job["worker"].partition("@")[0])

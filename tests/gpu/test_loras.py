@@ -30,11 +30,9 @@ def test_an_image_does_not_depend_on_the_adapters_of_its_batch_mates(
     alone = [drawn(engine, [request])[0] for request in requests]
     worst, _ = differences(drawn(engine, requests), alone)
     change, _ = differences(alone[1:], alone[:1] * 3)
-    note(
-        f"promise {engine.promise!r}; largest difference in company {worst}/255; adapters change {change}/255"
-    )
-    assert worst <= MAX_DIFFERENCE[engine.promise]
-    assert change > MAX_DIFFERENCE[engine.promise]
+    note(f"determinism {engine.determinism!r}; largest difference {worst}/255; adapters change {change}/255")
+    assert worst <= MAX_DIFFERENCE[engine.determinism]
+    assert change > MAX_DIFFERENCE[engine.determinism]
 
 
 def offer(engine: Engine, folder: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_step_that_runs_out_of_memory_is_split_and_no_image_is_lost(
     requests = [asked(number, **LARGE | {"num_inference_steps": 12}) for number in range(64)]
     used = num_bytes_used(lambda: drawn(small, requests[:12]))
     small._models.by_name[MODEL].buckets = UNTESTED  # those found would keep step batches to 8 rows
-    untested = Engine(small._models.by_name, {MODEL: {512 * 512: HIGH_LIMIT}}, promise=small.promise)
+    untested = Engine(small._models.by_name, {MODEL: {512 * 512: HIGH_LIMIT}}, determinism=small.determinism)
     with little_memory(2 * used), caplog.at_level(logging.WARNING, logger="engine.attempt"):
         handles = [untested.submit(request) for request in requests]
         finish(untested)

@@ -34,8 +34,8 @@ def test_an_image_in_company_is_the_one_drawn_alone(
     requests = [asked(number, scheduler=scheduler_of(kind)) for number in (0, 1, 2, 3, 1)]
     alone = [drawn(engine, [request])[0] for request in requests]
     worst, _ = differences(drawn(engine, requests), alone)
-    note(f"promise {engine.promise!r}; largest difference in company {worst}/255")
-    assert worst <= MAX_DIFFERENCE[engine.promise]
+    note(f"determinism {engine.determinism!r}; largest difference in company {worst}/255")
+    assert worst <= MAX_DIFFERENCE[engine.determinism]
 
 
 @each_kind

@@ -74,11 +74,11 @@ def test_a_published_model_draws_finite_images_and_keeps_its_promise(
     in_company, _ = differences(drawn(engine, requests), alone)
     together_at = time.monotonic()
     note(
-        f"{spec.path}: promise {engine.promise!r}; in company {in_company}/255;"
+        f"{spec.path}: determinism {engine.determinism!r}; in company {in_company}/255;"
         f" loaded in {loaded_at - started_at:.0f} s, four images one by one in {drawn_at - loaded_at:.2f} s,"
         f" together in {together_at - drawn_at:.2f} s"
     )
-    assert in_company <= MAX_DIFFERENCE[engine.promise]
+    assert in_company <= MAX_DIFFERENCE[engine.determinism]
     assert all(image.shape == (side, side, 3) and np.ptp(image) > 50 for image in alone)
 
 

@@ -26,8 +26,8 @@ def check(engines: Engines, mean: float, note: Callable[[str], None], **changes:
     alone = [drawn(engine, [request])[0] for request in requests]
     in_company, _ = differences(drawn(engine, requests), alone)
     _, moved = differences(alone, [drawn(engines.get(SHIPPED), [one])[0] for one in requests])
-    note(f"promise {engine.promise!r}; in company {in_company}/255, from the plain model {moved:.3f}/255")
-    assert in_company <= MAX_DIFFERENCE[engine.promise]
+    note(f"determinism {engine.determinism!r}; in company {in_company}/255, from plain {moved:.3f}/255")
+    assert in_company <= MAX_DIFFERENCE[engine.determinism]
     assert moved <= mean
     strict = asked(1, strict=True)
     solo = drawn(engine, [strict])[0]
@@ -50,8 +50,8 @@ def test_compiled_models_keep_the_promise_and_compile_nothing_after_they_are_loa
     requests = [asked(number, **sizes[number % 3]) for number in range(6)]
     alone = [drawn(engine, [request])[0] for request in requests]
     worst, _ = differences(drawn(engine, requests), alone)
-    note(f"{at_start - before} graphs; promise {engine.promise!r}; in company {worst}/255")
-    assert worst <= MAX_DIFFERENCE[engine.promise]
+    note(f"{at_start - before} graphs; determinism {engine.determinism!r}; in company {worst}/255")
+    assert worst <= MAX_DIFFERENCE[engine.determinism]
     assert num_compiled() == at_start
 
 

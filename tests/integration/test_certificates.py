@@ -119,14 +119,14 @@ def test_S29_the_broker_is_verified_by_api_workers_and_sweeper_alike(
 ) -> None:
     url, prefix = broker_url(services, make_front(services.broker_url)), f"test-{secrets.token_hex(4)}:"
     Broker(url, prefix, ca_file=ca_file).check()
-    assert Dispatcher(make_celery(url, prefix, ["sd"], ca_file=ca_file)).ring_deliveries(["whd_1"])
+    assert Dispatcher(make_celery(url, prefix, ["sd"], ca_file=ca_file)).dispatch_deliveries(["whd_1"])
     for wrong in (other_ca_file, None):
         # An address of its own: kombu keeps connections by it, for a whole process.
         url = broker_url(services, make_front(services.broker_url))
         with pytest.raises(BrokerDown, match="certificate"):
             Broker(url, prefix, ca_file=wrong).check()
         celery = make_celery(url, prefix, ["sd"], ca_file=wrong)
-        assert not Dispatcher(celery).ring_deliveries(["whd_1"])
+        assert not Dispatcher(celery).dispatch_deliveries(["whd_1"])
         # What a worker does before it consumes.
         with celery.connection_for_read() as connection, pytest.raises(OperationalError, match="certificate"):
             connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=3)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from local.endpoints import Embedded
 from settings import ROOT
-from storage import bells, submissions
+from storage import dispatches, submissions
 from storage.database import Database
 from storage.job_views import get
 from storage.states import State
@@ -40,10 +40,10 @@ def test_S39_a_worker_that_hears_nothing_ends_its_jobs_and_itself(
         wait_for(ready_file.exists, 120)
         new = new_job(account, num_inference_steps=50)
         job, _ = submissions.create(database, new, redispatch_seconds=15)
-        bell = bells.of_new_job(database, job.id)
-        assert bell is not None
+        dispatch = dispatches.of_new_job(database, job.id)
+        assert dispatch is not None
         celery = make_celery(migrated.broker_url, PREFIX, ["sd", "hd"])
-        assert Dispatcher(celery).ring([bell])
+        assert Dispatcher(celery).dispatch([dispatch])
         wait_for(lambda: get(database, account, job.id).state is not State.QUEUED, 60)
         (queues,) = (celery.control.inspect(timeout=10).active_queues() or {}).values()
         for queue in queues:

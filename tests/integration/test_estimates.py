@@ -22,12 +22,12 @@ def test_an_estimate_is_within_a_factor_of_what_happens() -> None:
     try:
         loaded = load_planned(settings, settings.catalogue.models, device="cpu:0", num_threads=1)
         profile = stored_profile(tier, measure_tier(tier, loaded, scheduler="ddim", seconds=0))
-        engine = Engine(loaded.models, loaded.row_limits, promise=loaded.promise)
+        engine = Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism)
         jobs = tuple(
             KnownJob(str(n), tier.name, "interactive", 1, steps, 128, 128, is_guided=True)
             for n, steps in enumerate(NUM_STEPS)
         )
-        device = LiveDevice("boot", (tier.name,), len(jobs), 1, loaded.promise, 0.0, {tier.name: profile})
+        device = LiveDevice("boot", (tier.name,), len(jobs), 1, loaded.determinism, 0.0, {tier.name: profile})
         estimates = seconds_until_drawn(Workload((device,), (), jobs), [job.id for job in jobs], {}, {})
         started_at = time.thread_time()
         handles = [

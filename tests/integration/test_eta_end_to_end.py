@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from engine.determinism import DeterminismLevel
 from engine.engine import Engine
 from engine.loading.load import LoadedModels
 from engine.policy.buckets import MULTIPLES_OF_FOUR
 from engine.policy.due_times import QUANTUM_STEPS
-from engine.promise import Promise
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
@@ -28,9 +28,9 @@ from storage.profiles import publish
 from storage.workers import Worker, say_goodbye
 from storage.workloads import workload
 from tasks.generate import Generate, GeneratePlan
-from tasks.heartbeat import Heart
-from tasks.in_flight import Holdings
-from tasks.isolation import SoloMarks
+from tasks.heartbeat import Heartbeat
+from tasks.in_flight import InFlightJobs
+from tasks.isolation import Isolations
 from tasks.learned_profiles import LearnedProfiles
 from tasks.profiles import ProfileFolder, measure_tier, worker_profiles
 from tests.integration.web.conftest import Client
@@ -73,7 +73,7 @@ def costly(clock: SetClock) -> FakeCachingModel:
     """A step takes 8 seconds and 1 a row, a quarter of which is its shallow part."""
     denoiser = Costly(clock, lambda num_rows: 8.0 + num_rows)
     model = FakeCachingModel(denoiser=denoiser)
-    model.walk = CostlyWalk(denoiser, shallow_share=0.25)
+    model.partial_forward = CostlyWalk(denoiser, cached_share=0.25)
     model.text_encoder.on_encode = lambda _: clock.advance(0.5)
     model.vae.on_decode = lambda: clock.advance(2.0)
     return model
@@ -86,12 +86,12 @@ class System:
     client: Client
     clock: SetClock
     engine: Engine
-    heart: Heart
+    heartbeat: Heartbeat
     generate: Generate
     learned: LearnedProfiles
     threads: ThreadPoolExecutor
     boot_id: str
-    bells: deque[str] = field(default_factory=deque)
+    dispatches: deque[str] = field(default_factory=deque)
     answered: list["Future[None]"] = field(default_factory=list)
 
     def submit(self, **fields: Any) -> dict[str, Any]:
@@ -101,9 +101,9 @@ class System:
         job: dict[str, Any] = response.get_json()
         return job
 
-    def ring(self, job_id: str) -> None:
+    def dispatch(self, job_id: str) -> None:
         """What the broker does, in the order of the bells."""
-        self.bells.append(job_id)
+        self.dispatches.append(job_id)
 
     def settle(self) -> None:
         """Answer bells while a slot is free, and wait until the engine has every job that holds a slot.
@@ -116,9 +116,9 @@ class System:
             num_held = sum(not future.done() for future in self.answered)
             if self.engine.num_generations != num_held:
                 continue
-            if num_held == NUM_SLOTS or not self.bells:
+            if num_held == NUM_SLOTS or not self.dispatches:
                 return
-            self.answered.append(self.threads.submit(self.generate, self.bells.popleft()))
+            self.answered.append(self.threads.submit(self.generate, self.dispatches.popleft()))
 
     def turn(self, num_ticks: int) -> None:
         """Let the engine turn, and the worker's heart beat."""
@@ -127,7 +127,7 @@ class System:
             if not self.engine.is_idle:
                 self.engine.tick()
         self.settle()
-        self.heart.beat()
+        self.heartbeat.beat()
 
     def look(self, job_id: str) -> dict[str, Any]:
         """The job as the API shows it now."""
@@ -142,16 +142,16 @@ def make_system(
     """Puts the system together, with a profile of its worker measured and published or without."""
     systems: list[System] = []
 
-    def make(*, is_measured: bool, promise: Promise = "exact") -> System:
+    def make(*, is_measured: bool, determinism: DeterminismLevel = "exact") -> System:
         clock, boot_id, name = SetClock(), secrets.token_hex(8), f"tier{secrets.token_hex(4)}"
         config = tmp_path / "calotype.toml"
         config.write_text(CONFIG.format(tier=name))
         ours = settings.model_copy(update={"config": config})
         (tier,) = ours.catalogue.tiers
         model = costly(clock)
-        if promise == "exact within a bucket":
+        if determinism == "exact within a bucket":
             model.buckets = {(16, 16): MULTIPLES_OF_FOUR}  # as a self-test leaves it
-        loaded = LoadedModels({"abacus": model}, {"abacus": {16384: 16}}, promise)
+        loaded = LoadedModels({"abacus": model}, {"abacus": {16384: 16}}, determinism)
         folder = ProfileFolder(tmp_path / "profiles")
         if is_measured:
             folder.write(name, measure_tier(tier, loaded, scheduler="ddim", seconds=0, clock=clock))
@@ -160,25 +160,25 @@ def make_system(
         engine = Engine(
             loaded.models,
             profiles.engine.capped(loaded.row_limits),
-            promise=loaded.promise,
+            determinism=loaded.determinism,
             clock=clock,
             step_seconds=profiles.engine.step_seconds,
         )
         worker = Worker(
-            boot_id, boot_id, "test", 1, "cpu:0", (name,), NUM_SLOTS, 1, promise, profiles.fingerprints
+            boot_id, boot_id, "test", 1, "cpu:0", (name,), NUM_SLOTS, 1, determinism, profiles.fingerprints
         )
-        holdings = Holdings()
+        in_flight = InFlightJobs()
         system = System(
             client=Client(app_on(clock, ours, database).test_client(), api_key),
             clock=clock,
             engine=engine,
-            heart=heart_of(database, worker, holdings, engine),
+            heartbeat=heart_of(database, worker, in_flight, engine),
             generate=Generate(
                 db=database,
                 blobs=blobs,
                 submit=engine.submit,
-                holdings=holdings,
-                solo_marks=SoloMarks(database),
+                in_flight=in_flight,
+                isolations=Isolations(database),
                 worker=WorkerName(boot_id, boot_id),
                 tiers=[name],
                 plan=GeneratePlan(),
@@ -210,12 +210,12 @@ def app_on(clock: SetClock, settings: Settings, database: Database) -> Any:
     return app
 
 
-def heart_of(database: Database, worker: Worker, holdings: Holdings, engine: Engine) -> Heart:
+def heart_of(database: Database, worker: Worker, in_flight: InFlightJobs, engine: Engine) -> Heartbeat:
     """A heart that beats when it is told to."""
-    return Heart(
+    return Heartbeat(
         database,
         worker,
-        holdings,
+        in_flight,
         engine,
         heartbeat_seconds=1,
         lease_seconds=60,
@@ -234,7 +234,7 @@ class Watched:
 
 def watch(system: System, requests: list[dict[str, Any]]) -> dict[str, Watched]:
     """Submit all at once, look at all of them every few ticks, until all are drawn."""
-    system.heart.beat()
+    system.heartbeat.beat()
     watched: dict[str, Watched] = {}
     answers: list[Any] = []
     for request in requests:
@@ -244,7 +244,7 @@ def watch(system: System, requests: list[dict[str, Any]]) -> dict[str, Watched]:
     assert all(seconds is None for seconds in answers) or None not in answers
     for job_id, one in watched.items():
         one.said.append((system.clock.now, system.look(job_id)["eta_seconds"], "queued"))
-        system.ring(job_id)
+        system.dispatch(job_id)
     while any(one.drawn_at is None for one in watched.values()):
         system.turn(TICKS_A_LOOK)
         for job_id, one in watched.items():
@@ -293,16 +293,16 @@ def test_an_estimate_counts_what_cutoff_and_step_cache_leave_out(make_system: An
     assert_honest(watched)
 
 
-@pytest.mark.parametrize("promise", ["within 1/255", "exact within a bucket"])
+@pytest.mark.parametrize("determinism", ["within 1/255", "exact within a bucket"])
 def test_an_estimate_counts_the_mates_that_strict_jobs_may_not_have(
-    make_system: Any, promise: Promise
+    make_system: Any, determinism: DeterminismLevel
 ) -> None:
-    system = make_system(is_measured=True, promise=promise)
+    system = make_system(is_measured=True, determinism=determinism)
     assert_honest(watch(system, [{"num_inference_steps": 20, "strict": True}] * 5))
 
 
 def test_an_estimate_counts_the_turns_that_strict_jobs_take_with_others(make_system: Any) -> None:
-    system = make_system(is_measured=True, promise="within 1/255")
+    system = make_system(is_measured=True, determinism="within 1/255")
     requests = [{"num_inference_steps": 40, "strict": is_strict} for is_strict in (True, False, True)]
     assert_near(watch(system, requests), lead_seconds=QUANTUM_STEPS * FULL_STEP_SECONDS)
 

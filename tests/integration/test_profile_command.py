@@ -64,7 +64,7 @@ def test_the_shipped_model_is_measured_and_stored(measured: tuple[str, dict[str,
     assert (profile.key.width, profile.key.height) == (SD.default_width, SD.default_height)
     assert profile.encode_seconds > 0
     assert profile.decode_seconds > 0
-    assert 0 < profile.shallow_share < 0.5, "the deep part is nearly all of the shipped model"
+    assert 0 < profile.cached_share < 0.5, "the deep part is nearly all of the shipped model"
     assert json.loads(file.read_text())["found"]["max_rows"] == profile.max_rows
 
 
@@ -84,9 +84,9 @@ def test_every_tier_of_the_plan_is_measured_and_shown_in_a_table(
     assert shown == stored
     for name, profile in files.items():
         (verdict,) = re.findall(rf"^{name} on \S+: (batching.*)$", out, flags=re.MULTILINE)
-        assert verdict.startswith("batching pays" if profile.batching_pays else "batching does not pay")
+        assert verdict.startswith("batching pays" if profile.is_worth_batching else "batching does not pay")
         assert f"step batches are kept to {profile.max_rows}" in verdict
-        assert f"a shallow step {profile.shallow_share:.2f} of a full one" in verdict
+        assert f"a shallow step {profile.cached_share:.2f} of a full one" in verdict
 
 
 def test_a_tier_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_where_batching_does_not_pay_it_says_so_and_the_worker_is_capped(
     worker = worker_profiles(ProfileFolder(tmp_path), [SD, HD], loaded)
     assert worker.engine.capped(loaded.row_limits) == {"tiny": {16384: 4, 36864: 8}}
     (stored,) = worker.stored
-    assert (stored.max_rows, stored.batching_pays, stored.is_learned) == (4, False, False)
+    assert (stored.max_rows, stored.is_worth_batching, stored.is_learned) == (4, False, False)
 
 
 def test_where_batching_pays_up_to_a_knee_the_worker_is_capped_there(

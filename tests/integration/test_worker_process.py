@@ -13,7 +13,7 @@ from typing import Any
 from cli.terminal import EXIT_USAGE
 from local.endpoints import Embedded
 from settings import ROOT
-from storage import bells, submissions
+from storage import dispatches, submissions
 from storage.database import Database
 from storage.job_views import get
 from storage.states import TERMINAL, State
@@ -92,7 +92,7 @@ def test_S38_a_start_after_the_first_uses_what_was_tested_and_says_where_its_sec
 ) -> None:
     profiles = tmp_path / "profiles"
     first, second = (ready_line(migrated, profiles, tmp_path / f"{n}.log") for n in (1, 2))
-    assert second["promise"] == first["promise"]
+    assert second["determinism"] == first["determinism"]
     assert first["start_seconds"].keys() == second["start_seconds"].keys()
     assert first["start_seconds"].keys() == {"import", "load", "self_test", "connect", "total"}
     assert "begins" in (tmp_path / "1.log").read_text()
@@ -136,17 +136,17 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
         wait_for(ready_file.exists, 120)
         new = new_job(account, tier="hd", width=192, height=192, num_inference_steps=150, num_images=4)
         job, _ = submissions.create(database, new, redispatch_seconds=15)
-        bell = bells.of_new_job(database, job.id)
-        assert bell is not None
+        dispatch = dispatches.of_new_job(database, job.id)
+        assert dispatch is not None
         tiers = ["sd", "hd"]
-        assert Dispatcher(make_celery(migrated.broker_url, prefix, tiers)).ring([bell])
+        assert Dispatcher(make_celery(migrated.broker_url, prefix, tiers)).dispatch([dispatch])
         wait_for(lambda: get(database, account, job.id).state is State.RUNNING, 120)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:
         process.kill()
     after = get(database, account, job.id)
-    assert (after.state, after.num_failures, after.suspect) == (State.QUEUED, 0, False)
+    assert (after.state, after.num_failures, after.quarantined) == (State.QUEUED, 0, False)
     assert not ready_file.exists()
     events = [json.loads(line)["event"] for line in log.read_text().splitlines() if line.startswith("{")]
     assert {"worker_ready", "job_settled"} <= set(events), "Celery must not raise the log level"
@@ -186,8 +186,8 @@ def test_a_worker_draws_with_diffusers_own_pipeline_and_the_parameters_of_its_mo
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=output)
     try:
         wait_for(ready_file.exists, 120)
-        found = [bell for job in jobs if (bell := bells.of_new_job(database, job.id))]
-        assert Dispatcher(make_celery(migrated.broker_url, prefix, ["sd", "hd"])).ring(found)
+        found = [dispatch for job in jobs if (dispatch := dispatches.of_new_job(database, job.id))]
+        assert Dispatcher(make_celery(migrated.broker_url, prefix, ["sd", "hd"])).dispatch(found)
         wait_for(lambda: all(get(database, account, one.id).state in TERMINAL for one in jobs), 120)
     finally:
         process.kill()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.pipelines import page
-from tests.pipelines.company import Seen
+from tests.pipelines.members import Seen
 
 OPTION = "--pipelines-page"
 

@@ -24,8 +24,8 @@ from engine.pipelines.components import denoiser_among
 from engine.pipelines.steady_stack import on_steady_stack
 from tests.pipelines.builds import built, modules
 from tests.pipelines.classes import ALONE
-from tests.pipelines.company import MEAN, MOST, Company, differences_of
 from tests.pipelines.drawn import pixels
+from tests.pipelines.members import MEAN, MOST, BatchMembers, differences_of
 from tests.pipelines.requests import arguments, seed
 
 SEEN: dict[str, str] = {}
@@ -77,14 +77,14 @@ def draw_with_loras(name: str, numbers: range, chance: int) -> LoraSeen:
         adapters = {adapter: reader.read(adapter, path) for adapter, path in paths.items()}
         theirs = with_loras(name, paths)
     references = {number: drawn(name, theirs, number, scales_of(number)) for number in numbers}
-    company = LoraCompany(name, numbers, random.Random(chance), adapters)
-    company.run()
+    members = LoraCompany(name, numbers, random.Random(chance), adapters)
+    members.run()
     changes = [
         abs(image - drawn(name, theirs, number, {})).max() * 255
         for number, image in references.items()
         if scales_of(number)
     ]
-    differences = differences_of(references, company.images)
+    differences = differences_of(references, members.images)
     if differences[0] > MOST or differences[1] > MEAN:
         # Of a denoiser in half precision, diffusers' own image moves with the last bit of a scale.
         nudged = {
@@ -95,10 +95,10 @@ def draw_with_loras(name: str, numbers: range, chance: int) -> LoraSeen:
         }
         own = differences_of(references, nudged)
         differences = (max(0.0, differences[0] - own[0]), max(0.0, differences[1] - own[1]))
-    return LoraSeen(*differences, company.calls_a_pass, company.mixes, float(max(changes)))
+    return LoraSeen(*differences, members.calls_a_pass, members.mixes, float(max(changes)))
 
 
-class LoraCompany(Company):
+class LoraCompany(BatchMembers):
     """Requests of one pipeline, each with adapters of its own, that share passes as `chance` has it."""
 
     def __init__(

@@ -4,8 +4,8 @@ import diffusers
 
 from tests.pipelines.builds import BUILDS
 from tests.pipelines.classes import ALONE, image_pipelines, reason_not_tried
-from tests.pipelines.company import MEAN, MOST, Seen
 from tests.pipelines.loras import SEEN
+from tests.pipelines.members import MEAN, MOST, Seen
 
 HEAD = f"""# Pipelines of diffusers
 

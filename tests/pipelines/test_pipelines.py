@@ -9,8 +9,8 @@ from engine.exchange import Exchange
 from settings import ROOT
 from tests.pipelines.builds import BUILDS, built
 from tests.pipelines.classes import ALONE, image_pipelines, reason_not_tried
-from tests.pipelines.company import MOST, Seen, draw_in_company, draw_one_at_a_time, draw_untouched
 from tests.pipelines.families import FAMILIES
+from tests.pipelines.members import MOST, Seen, draw_in_company, draw_one_at_a_time, draw_untouched
 from tests.pipelines.requests import arguments
 
 PAGE = ROOT / "docs" / "reference" / "pipelines.md"
@@ -45,10 +45,10 @@ def test_one_at_a_time_each_image_has_the_bytes_of_the_untouched_pipeline(name: 
 @pytest.mark.parametrize("name", sorted(ALONE))
 def test_what_is_said_to_run_alone_cannot_share_a_pass(name: str) -> None:
     try:
-        company = draw_in_company(name, SHORT, COMPANIES[0])
+        members = draw_in_company(name, SHORT, COMPANIES[0])
     except (RuntimeError, ValueError, ZeroDivisionError, AssertionError):
         return  # the pipeline's own code cannot bear company
-    assert not company.is_batched, f"{name} shares passes now: take it from the list of those that run alone"
+    assert not members.is_batched, f"{name} shares passes now: take it from the list of those that run alone"
 
 
 @pytest.mark.parametrize("name", sorted(BUILDS))

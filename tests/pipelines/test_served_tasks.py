@@ -15,7 +15,7 @@ from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
 from engine.runner import image_of
 from engine.self_test.first_image import check_image
-from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.self_test import Offer, find_determinism
 from engine.self_test.time_budget import TimeBudget
 from engine.self_test.trial_images import MODEL
 from tests.pipelines.builds import built
@@ -62,8 +62,8 @@ def served(name: str) -> PipelineModel:
     return model
 
 
-def drawn(model: PipelineModel, promise: Any, *requests: GenerationRequest) -> list[GeneratedImage]:
-    engine = Engine({MODEL: model}, {MODEL: LIMITS}, promise=promise, clock=lambda: 0.0)
+def drawn(model: PipelineModel, determinism: Any, *requests: GenerationRequest) -> list[GeneratedImage]:
+    engine = Engine({MODEL: model}, {MODEL: LIMITS}, determinism=determinism, clock=lambda: 0.0)
     handles = [engine.submit(request) for request in requests]
     while not engine.is_idle:
         engine.tick()
@@ -82,22 +82,22 @@ def untouched(model: PipelineModel, request: GenerationRequest) -> np.ndarray:
 @pytest.mark.parametrize("name", OFFERED)
 def test_tasks_in_company_equal_their_solo_runs_and_the_untouched_pipelines(name: str) -> None:
     model = served(name)
-    promise = find_promise(model, LIMITS, Offer(tasks=model.tasks), TimeBudget()).promise
+    determinism = find_determinism(model, LIMITS, Offer(tasks=model.tasks), TimeBudget()).determinism
     assert not model.runs_alone
-    assert promise in ("exact", "exact within a bucket")
+    assert determinism in ("exact", "exact within a bucket")
     assert model.takes_several_images == (name in TAKES_SEVERAL)
     plain = [
         GenerationRequest(MODEL, "a red heart", SIDE, SIDE, steps, 3.0, seed=steps, scheduler=OWN)
         for steps in (4, 5)
     ]
     requests = [model.trial(one, task) for task in model.tasks for one in plain]
-    together = drawn(model, promise, *requests)
+    together = drawn(model, determinism, *requests)
     assert any(image.mean_step_batch > 1 for image in together)
     for request, image in zip(requests, together, strict=True):
         difference = np.abs(untouched(model, request).astype(int) - image.pixels.astype(int))
         assert difference.max() <= 2, request
-        if promise == "exact":
-            [alone] = drawn(model, promise, request)
+        if determinism == "exact":
+            [alone] = drawn(model, determinism, request)
             assert alone.pixels.tobytes() == image.pixels.tobytes(), request
     assert len({image.pixels.tobytes() for image in together}) == len(together)
 

@@ -13,7 +13,7 @@ from engine.handle import Handle
 from engine.pipelines.pipeline_model import Abilities, PipelineModel
 from engine.pipelines.steady_stack import on_steady_stack
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
-from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.self_test import Offer, find_determinism
 from engine.self_test.time_budget import TimeBudget
 from engine.self_test.trial_images import MODEL
 from tests.pipelines.builds import built
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def after_its_test(name: str) -> tuple[PipelineModel, str]:
     """A model that a worker has tested, and its promise."""
     model = PipelineModel(built(name))
-    found = find_promise(model, LIMITS, Offer(), TimeBudget())
-    return model, found.promise
+    found = find_determinism(model, LIMITS, Offer(), TimeBudget())
+    return model, found.determinism
 
 
 def asked(number: int) -> GenerationRequest:
@@ -42,7 +42,7 @@ def asked(number: int) -> GenerationRequest:
 
 def drawn(model: PipelineModel, *numbers: int) -> list[GeneratedImage]:
     """The images of these requests, submitted together."""
-    engine = Engine({MODEL: model}, {MODEL: LIMITS}, promise="exact", clock=lambda: 0.0)
+    engine = Engine({MODEL: model}, {MODEL: LIMITS}, determinism="exact", clock=lambda: 0.0)
     handles: list[Handle] = [engine.submit(asked(number)) for number in numbers]
     while not engine.is_idle:
         engine.tick()
@@ -63,8 +63,8 @@ def untouched(model: PipelineModel, number: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["DreamLitePipeline", "QwenImagePipeline", "ErnieImagePipeline"])
 def test_prompts_of_two_lengths_share_every_pass_and_each_image_is_that_of_its_own_run(name: str) -> None:
-    model, promise = after_its_test(name)
-    assert (promise, model.runs_alone) == ("exact", False)
+    model, determinism = after_its_test(name)
+    assert (determinism, model.runs_alone) == ("exact", False)
     together = drawn(model, 0, 1)
     assert [image.mean_step_batch for image in together] == [2.0, 2.0]
     for number, image in enumerate(together):

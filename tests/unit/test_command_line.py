@@ -181,7 +181,8 @@ def test_a_log_cannot_drive_the_terminal(data_dir: Path) -> None:
 def test_forced_colour_does_not_make_a_terminal_of_a_pipe() -> None:
     # What is for a person's eyes alone, as a new key, must not go to the log of a CI that forces colour.
     program = (
-        "from cli.terminal import out, err; print(out.is_terminal, err.is_terminal); out.print('a', style='red')"
+        "from cli.terminal import out, err; print(out.is_terminal, err.is_terminal);"
+        "out.print('a', style='red')"
     )
     for how, text in (
         ({"FORCE_COLOR": "1"}, "\x1b[31ma\x1b[0m\n"),

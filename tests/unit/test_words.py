@@ -3,12 +3,12 @@
 from cli.jobs import JobState
 from client.calotype import TERMINAL_STATES, JobParameters
 from client.calotype import __version__ as client_version
-from engine.promise import PROMISES as ENGINE_PROMISES
+from engine.determinism import DETERMINISM_LEVELS as ENGINE_PROMISES
 from storage.states import State
 from web.api.schemas import JobRequest
 from web.app import VERSION
-from web.estimates.promises import PROMISES as WEB_PROMISES
-from web.estimates.promises import UNKEPT
+from web.estimates.determinism import DETERMINISM_LEVELS as WEB_PROMISES
+from web.estimates.determinism import UNKEPT
 
 
 def test_the_web_ranks_the_engines_promises_weakest_first() -> None:

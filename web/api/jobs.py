@@ -10,7 +10,7 @@ from flask import Response, jsonify, redirect, request
 from flask_openapi.blueprint import APIBlueprint
 from werkzeug.wrappers import Response as AnyResponse
 
-from storage import bells
+from storage import dispatches
 from storage import jobs as transitions
 from storage.errors import IdempotencyMismatch, NotFound, StorageError, Unavailable
 from storage.job_views import Job, get, list_jobs
@@ -183,7 +183,7 @@ def _submit(admit: Callable[[], NewJob], account: str, key: str | None, digest: 
     if created:
         wiring.metrics.jobs_accepted.labels(job.tier, job.lane).inc()
         if job.lane == "interactive":
-            _ring(job)
+            _dispatch(job)
     return job, created
 
 
@@ -199,15 +199,15 @@ def _accept(
     return _shown(job, 200 if waited is not None and job.is_terminal else 202, headers)
 
 
-def _ring(job: Job) -> None:
+def _dispatch(job: Job) -> None:
     db = wired().db
     try:
-        bell = bells.of_new_job(db, job.id, account_id=job.account_id)
-        if bell is not None and not wired().dispatcher.ring([bell]):
+        dispatch = dispatches.of_new_job(db, job.id, account_id=job.account_id)
+        if dispatch is not None and not wired().dispatcher.dispatch([dispatch]):
             # The row says the truth, and the sweeper rings as soon as it can.
-            bells.put_back(db, job.id, account_id=job.account_id)
+            dispatches.put_back(db, job.id, account_id=job.account_id)
     except StorageError as error:
-        log.warning("bell_not_noted", job_id=job.id, error=type(error).__name__)
+        log.warning("dispatch_not_recorded", job_id=job.id, error=type(error).__name__)
 
 
 def _waited_as_preferred(job: Job, headers: dict[str, str]) -> Job | None:

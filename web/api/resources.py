@@ -162,7 +162,7 @@ class TierResource(BaseModel):
     queue_depth: QueueDepth
     num_live_workers: int
     can_serve: bool
-    promise: str | None = Field(description="How equal images are: the weakest over the live workers.")
+    determinism: str | None = Field(description="How equal images are: the weakest over the live workers.")
     eta_seconds: float | None = Field(
         None,
         description="Of an interactive job of the default size, steps and guidance that came now. "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from storage.submissions import NewJob
 from storage.workers import live_workers
-from web.estimates.promises import UNKEPT
+from web.estimates.determinism import UNKEPT
 from web.refusals import FieldError
 from web.wiring import wired
 
@@ -20,7 +20,7 @@ def strict_errors(new_jobs: Sequence[NewJob]) -> list[FieldError]:
     kept: dict[str, bool] = {}
     for worker in live_workers(wiring.db, wiring.worker_alive_seconds):
         for tier in worker.tiers:
-            kept[tier] = kept.get(tier, False) or worker.promise != UNKEPT
+            kept[tier] = kept.get(tier, False) or worker.determinism != UNKEPT
     return [
         FieldError("strict", f"no live worker of {job.tier!r} gives the same numbers twice", job.batch_line)
         for job in new_jobs

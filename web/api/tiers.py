@@ -3,13 +3,13 @@
 from flask import Response, jsonify
 from flask_openapi.blueprint import APIBlueprint
 
-from storage.bells import waiting
+from storage.dispatches import waiting
 from storage.workers import Worker, live_workers
 from web.api.model_resource import ModelList, model_resource
 from web.api.resources import QueueDepth, TierList, TierResource
 from web.auth import SECURITY, require_key
 from web.errors import documented
-from web.estimates.promises import PROMISES
+from web.estimates.determinism import DETERMINISM_LEVELS
 from web.wiring import wired
 
 blueprint = APIBlueprint(
@@ -66,16 +66,20 @@ def tier_resources() -> list[TierResource]:
                 queue_depth=queue,
                 num_live_workers=len(serving),
                 can_serve=bool(serving),
-                promise=weakest_promise(serving),
+                determinism=weakest_determinism(serving),
                 eta_seconds=etas.get(tier.name),
             )
         )
     return found
 
 
-def weakest_promise(workers: list[Worker]) -> str | None:
+def weakest_determinism(workers: list[Worker]) -> str | None:
     """What can be said of every image, whichever of these workers draws it."""
-    promises = [worker.promise for worker in workers]
+    determinism_levels = [worker.determinism for worker in workers]
     return min(
-        promises, key=lambda promise: PROMISES.index(promise) if promise in PROMISES else -1, default=None
+        determinism_levels,
+        key=lambda determinism: (
+            DETERMINISM_LEVELS.index(determinism) if determinism in DETERMINISM_LEVELS else -1
+        ),
+        default=None,
     )

@@ -4,7 +4,7 @@ Pure arithmetic on what `storage.workloads` read. Devices take queued jobs into 
 their bells; on a device interactive work goes first, tiers and sizes take turns, and the oldest generations
 share a step up to the cap of its profile, but for strict ones, which have the mates that the promise of the
 device leaves them. A generation's encoding and decoding are spread over its steps.
-It does not foresee new jobs, bulk's ageing, failures, or the seconds of files and uploads.
+It does not estimate_of new jobs, bulk's ageing, failures, or the seconds of files and uploads.
 """
 
 from collections import deque
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from storage.workloads import KnownJob, LiveDevice, Workload
-from web.estimates.foreseen import ForeseenGeneration, foresee, shared_step_seconds
-from web.estimates.promises import PINNED_ROWS, UNKEPT, mates_of
+from web.estimates.determinism import PINNED_ROWS, UNKEPT, mates_of
+from web.estimates.foreseen import EstimatedGeneration, estimate_of, shared_step_seconds
 
 
 def honest_tiers(workload: Workload) -> frozenset[str]:
@@ -37,7 +37,7 @@ def seconds_until_drawn(
     """Seconds from now until the last image of each job; a job that cannot be told of honestly is left out.
 
     `row_limits` gives the configured cap of each tier, `self_test_sides` the size at which its workers tested
-    themselves (`web.estimates.promises`).
+    themselves (`web.estimates.determinism`).
     """
     honest = honest_tiers(workload)
     jobs = {job.id: job for job in (*workload.running, *workload.queued)}
@@ -47,7 +47,7 @@ def seconds_until_drawn(
         if job_id in jobs and jobs[job_id].tier in honest
         if _has_known_mates(jobs[job_id], workload, self_test_sides)
     }
-    return _Play(workload, row_limits, self_test_sides).until(wanted) if wanted else {}
+    return _Simulation(workload, row_limits, self_test_sides).until(wanted) if wanted else {}
 
 
 def _has_known_mates(job: KnownJob, workload: Workload, self_test_sides: Mapping[str, int]) -> bool:
@@ -56,7 +56,7 @@ def _has_known_mates(job: KnownJob, workload: Workload, self_test_sides: Mapping
         return True
     side = self_test_sides.get(job.tier)
     found = {
-        mates_of(job, device.promise, side)
+        mates_of(job, device.determinism, side)
         for device in workload.devices
         if job.tier in device.tiers and job.boot_id in (None, device.boot_id)
     }
@@ -74,7 +74,7 @@ class _Device:
     facts: LiveDevice
     row_limits: Mapping[str, int]
     self_test_sides: Mapping[str, int]
-    generations: list[ForeseenGeneration] = field(default_factory=list)
+    generations: list[EstimatedGeneration] = field(default_factory=list)
     held: dict[str, list[str]] = field(default_factory=lambda: {"interactive": [], "bulk": []})
     now: float = 0.0
     version: int = 0  # of what it holds: an event foreseen before that changed is void
@@ -86,19 +86,19 @@ class _Device:
 
     def has_slot(self, tier: str, lane: str, is_strict: bool) -> bool:
         """Whether it would take such a job now, and keep it."""
-        if is_strict and self.facts.promise == UNKEPT:
+        if is_strict and self.facts.determinism == UNKEPT:
             return False
         return tier in self.facts.tiers and len(self.held[lane]) < self.facts.num_slots(lane)
 
     def take(self, job: KnownJob, order: int, now: float) -> None:
         """Begin the job, or go on with it."""
-        self.play_until(now)
+        self.simulate_until(now)
         self.held[job.lane].append(job.id)
         # Where that is not known, nobody is told of the job, and those behind it of the worst.
-        found = mates_of(job, self.facts.promise, self.self_test_sides.get(job.tier)) or "nobody"
-        self.generations += foresee(job, order, self.facts.profiles[job.tier], found)
+        found = mates_of(job, self.facts.determinism, self.self_test_sides.get(job.tier)) or "nobody"
+        self.generations += estimate_of(job, order, self.facts.profiles[job.tier], found)
 
-    def play_until(self, now: float) -> None:
+    def simulate_until(self, now: float) -> None:
         """Let what is in step batches go on at its rate."""
         for one in self.generations:
             one.steps_left = max(0.0, one.steps_left - one.rate * (now - self.now))
@@ -124,7 +124,7 @@ class _Device:
             members.sort(key=lambda one: (is_urgent and one.job.lane != "interactive", one.order))
             self._share_steps(members, len(keys))
 
-    def _share_steps(self, members: list[ForeseenGeneration], num_keys: int) -> None:
+    def _share_steps(self, members: list[EstimatedGeneration], num_keys: int) -> None:
         job = members[0].job
         profile = self.facts.profiles[job.tier]
         max_rows = min(profile.max_rows, self.row_limits.get(job.tier, profile.max_rows))
@@ -164,7 +164,7 @@ class _Device:
         return list(ended.values())
 
 
-class _Play:
+class _Simulation:
     """The devices, what waits for them, and the time."""
 
     def __init__(
@@ -190,20 +190,20 @@ class _Play:
         self._fill(self._devices.values(), 0.0)
         events: list[tuple[float, str, int]] = []
         for boot_id in self._devices:
-            self._foresee(boot_id, events)
+            self._estimate(boot_id, events)
         while events and found.keys() < wanted:
             now, boot_id, version = heappop(events)
             device = self._devices[boot_id]
             if version != device.version:
                 continue
-            device.play_until(now)
+            device.simulate_until(now)
             ended = device.drop_drawn()
             found |= {job.id: now for job in ended if job.id in wanted}
             self._fill([device], now)
-            self._foresee(boot_id, events)
+            self._estimate(boot_id, events)
         return found
 
-    def _foresee(self, boot_id: str, events: list[tuple[float, str, int]]) -> None:
+    def _estimate(self, boot_id: str, events: list[tuple[float, str, int]]) -> None:
         at = self._devices[boot_id].next_event()
         if at is not None:
             heappush(events, (at, boot_id, self._devices[boot_id].version))

@@ -17,8 +17,8 @@ from storage.errors import StorageError
 from storage.job_views import Job
 from storage.states import State
 from storage.workloads import KnownJob, Workload
+from web.estimates.determinism import self_test_sides
 from web.estimates.eta import seconds_until_drawn
-from web.estimates.promises import self_test_sides
 
 if TYPE_CHECKING:
     from catalogue.catalogue import Catalogue
@@ -49,7 +49,7 @@ def on_a_thread(work: Callable[[], None]) -> None:
 
 
 @dataclass(frozen=True)
-class _Outlook:
+class _Snapshot:
     """What was foreseen at one moment."""
 
     made_at: float
@@ -83,7 +83,7 @@ class Forecast:
         self._processor_clock = processor_clock
         self._lock = threading.Lock()  # held for a moment only
         self._made: threading.Event | None = None  # of the outlook that is being made
-        self._outlook = _Outlook(made_at=clock() - 2 * KEPT_SECONDS)
+        self._snapshot = _Snapshot(made_at=clock() - 2 * KEPT_SECONDS)
         self._cost_seconds = 0.0  # of the last outlook
         self._saved_seconds = MAX_SAVED_SECONDS
         self._saved_at = clock()
@@ -100,7 +100,7 @@ class Forecast:
         """Seconds for an interactive job of the usual size, steps and guidance that came now, by tier."""
         return dict(self._look(set())[0].tiers)
 
-    def _look(self, wanted: set[str]) -> tuple[_Outlook, float]:
+    def _look(self, wanted: set[str]) -> tuple[_Snapshot, float]:
         """The outlook, made anew if it is old or does not know all that is wanted, and its age."""
         wait_until = time.monotonic() + MAX_WAIT_SECONDS
         # Twice: what was being made when they were asked for may not know the youngest jobs.
@@ -109,18 +109,18 @@ class Forecast:
             if made is None or not made.wait(max(0.0, wait_until - time.monotonic())):
                 break
         with self._lock:
-            outlook, now, is_being_made = self._outlook, self._clock(), self._made is not None
+            outlook, now, is_being_made = self._snapshot, self._clock(), self._made is not None
             max_age = max(MAX_AGE_SECONDS, MAX_AGE_IN_COSTS * self._cost_seconds)
         max_age = MAX_AGED_SECONDS if is_being_made else min(max_age, MAX_AGED_SECONDS)
         age = now - outlook.made_at
-        return (outlook if age <= max_age else _Outlook(now)), age
+        return (outlook if age <= max_age else _Snapshot(now)), age
 
     def _order(self, wanted: set[str]) -> threading.Event | None:
         """See to it that a better outlook is made; set once it is. None where none is needed or may be."""
         with self._lock:
             now = self._clock()
-            says_enough = self._outlook.has_failed or wanted <= self._outlook.known
-            if now - self._outlook.made_at <= KEPT_SECONDS and says_enough:
+            says_enough = self._snapshot.has_failed or wanted <= self._snapshot.known
+            if now - self._snapshot.made_at <= KEPT_SECONDS and says_enough:
                 return None
             if self._made is not None:
                 return self._made
@@ -137,14 +137,14 @@ class Forecast:
 
     def _make_anew(self, made: threading.Event) -> None:
         started_at, spent_before = self._clock(), self._processor_clock()
-        outlook = _Outlook(started_at)
+        outlook = _Snapshot(started_at)
         try:
             outlook = self._make(started_at)
         finally:
             with self._lock:
                 self._cost_seconds = self._processor_clock() - spent_before
                 self._saved_seconds -= self._cost_seconds
-                self._outlook, self._made = outlook, None
+                self._snapshot, self._made = outlook, None
             made.set()
 
     def _may_spend(self, now: float) -> bool:
@@ -152,17 +152,17 @@ class Forecast:
         self._saved_seconds, self._saved_at = min(self._saved_seconds, MAX_SAVED_SECONDS), now
         return self._saved_seconds > 0
 
-    def _make(self, now: float) -> _Outlook:
+    def _make(self, now: float) -> _Snapshot:
         try:
             found = self._read()
             names = [job.id for job in (*found.running, *found.queued)]
             jobs = self._until_drawn(found, names)
-            return _Outlook(now, frozenset(names), jobs, self._of_usual_jobs(found))
+            return _Snapshot(now, frozenset(names), jobs, self._of_usual_jobs(found))
         except StorageError as error:
             log.warning("workload_not_read", error=type(error).__name__)
         except Exception:  # a job is shown without its estimate, never hidden because of it
             log.exception("estimate_failed")
-        return _Outlook(self._clock(), has_failed=True)
+        return _Snapshot(self._clock(), has_failed=True)
 
     def _until_drawn(self, workload: Workload, job_ids: Sequence[str]) -> dict[str, float]:
         return seconds_until_drawn(workload, job_ids, self._row_limits, self._self_test_sides)
@@ -179,7 +179,7 @@ class Forecast:
 def _is_foreseeable(job: Job) -> bool:
     """A suspect waits until nothing runs beside it, and what is to be canceled will not be drawn."""
     is_open = job.state in (State.QUEUED, State.RUNNING)
-    return is_open and not job.suspect and job.cancel_requested_at is None
+    return is_open and not job.quarantined and job.cancel_requested_at is None
 
 
 def _left(seconds: float, age: float) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from storage.profiles import StoredProfile
 from storage.workloads import KnownJob
-from web.estimates.promises import PINNED_ROWS, Mates
+from web.estimates.determinism import PINNED_ROWS, Mates
 
 NUM_FIRST_FULL_STEPS = 4
 NUM_LAST_FULL_STEPS = 1
@@ -21,7 +21,7 @@ ALMOST_NOTHING = 1e-6
 
 
 @dataclass(eq=False)
-class ForeseenGeneration:
+class EstimatedGeneration:
     """One image to be drawn; `rate` is its steps a second as things stand."""
 
     job: KnownJob
@@ -56,11 +56,11 @@ class ForeseenGeneration:
         return self.steps_left
 
 
-def foresee(job: KnownJob, order: int, profile: StoredProfile, mates: Mates) -> list[ForeseenGeneration]:
+def estimate_of(job: KnownJob, order: int, profile: StoredProfile, mates: Mates) -> list[EstimatedGeneration]:
     """What is left of the job's images, each as far as all of them are on average."""
     num_guided_steps = math.ceil(job.guidance_cutoff * job.num_steps) if job.is_guided else 0
     return [
-        ForeseenGeneration(
+        EstimatedGeneration(
             job=job,
             order=order,
             mates=mates,
@@ -73,7 +73,7 @@ def foresee(job: KnownJob, order: int, profile: StoredProfile, mates: Mates) -> 
     ]
 
 
-def shared_step_seconds(profile: StoredProfile, batch: Sequence[ForeseenGeneration]) -> float:
+def shared_step_seconds(profile: StoredProfile, batch: Sequence[EstimatedGeneration]) -> float:
     """Seconds of a step of all these together, as it is on average while each is in any of its steps.
 
     Every row runs the shallow part. The deep part runs in the steps in which some member is full, with
@@ -83,13 +83,13 @@ def shared_step_seconds(profile: StoredProfile, batch: Sequence[ForeseenGenerati
     least_rows = 1 if batch[0].mates == "anybody" else PINNED_ROWS
     num_rows = sum(one.num_rows for one in batch)
     step_seconds = profile.step_seconds(max(num_rows, least_rows))
-    share_without_deep = math.prod(1 - one.full_share for one in batch)
-    if not share_without_deep:
+    share_without_full = math.prod(1 - one.full_share for one in batch)
+    if not share_without_full:
         return step_seconds
-    share_with_deep = 1 - share_without_deep
-    num_deep_rows = sum(one.num_rows * one.full_share for one in batch) / share_with_deep
-    deep_seconds = (1 - profile.shallow_share) * profile.step_seconds(max(num_deep_rows, least_rows))
-    return profile.shallow_share * step_seconds + share_with_deep * deep_seconds
+    share_with_full = 1 - share_without_full
+    num_full_rows = sum(one.num_rows * one.full_share for one in batch) / share_with_full
+    full_seconds = (1 - profile.cached_share) * profile.step_seconds(max(num_full_rows, least_rows))
+    return profile.cached_share * step_seconds + share_with_full * full_seconds
 
 
 def is_full(step_index: int, interval: int, num_steps: int) -> bool:

@@ -42,7 +42,7 @@ def _no_live_worker(facts: QueueFacts, _: Limits) -> str | None:
 
 
 def _retry_backoff(facts: QueueFacts, limits: Limits) -> str | None:
-    if facts.has_bell or not facts.num_failures or facts.seconds_until_due <= 0:
+    if facts.is_dispatched or not facts.num_failures or facts.seconds_until_due <= 0:
         return None
     tries = (
         f"{facts.num_failures} of its {limits.max_attempts} tries failed, the last with {facts.last_error}"
@@ -50,16 +50,16 @@ def _retry_backoff(facts: QueueFacts, limits: Limits) -> str | None:
     return f"{tries}; the next may begin in {max(1, round(facts.seconds_until_due))} s"
 
 
-def _bell_overdue(facts: QueueFacts, limits: Limits) -> str | None:
-    is_fed = facts.lane == "bulk" and facts.num_with_bell > 0
-    if facts.num_busy or (is_fed and not facts.has_bell):
+def _dispatch_overdue(facts: QueueFacts, limits: Limits) -> str | None:
+    is_fed = facts.lane == "bulk" and facts.num_dispatched > 0
+    if facts.num_busy or (is_fed and not facts.is_dispatched):
         return None  # bells are rung and heard: this one has not had its turn
-    if facts.seconds_since_bell is not None and facts.seconds_since_bell > limits.overdue_seconds:
+    if facts.seconds_since_dispatch is not None and facts.seconds_since_dispatch > limits.overdue_seconds:
         return (
-            f"its bell was rung {facts.seconds_since_bell:.0f} s ago and idle workers have not heard it: "
+            f"its bell was rung {facts.seconds_since_dispatch:.0f} s ago and idle workers have not heard it: "
             "the broker may be down or have lost it; the sweeper rings again"
         )
-    if not facts.has_bell and facts.seconds_until_due < -limits.overdue_seconds:
+    if not facts.is_dispatched and facts.seconds_until_due < -limits.overdue_seconds:
         return (
             f"its bell should have been rung {-facts.seconds_until_due:.0f} s ago: "
             "the sweeper or the broker may be down, or still catching up"
@@ -70,20 +70,20 @@ def _bell_overdue(facts: QueueFacts, limits: Limits) -> str | None:
 def _runs_alone(facts: QueueFacts, _: Limits) -> str | None:
     return (
         "the worker that held it died; a worker that is free takes it up, and it will run alone"
-        if facts.suspect
+        if facts.quarantined
         else None
     )
 
 
 def _bulk_turn(facts: QueueFacts, _: Limits) -> str | None:
-    if facts.has_bell or facts.lane != "bulk":
+    if facts.is_dispatched or facts.lane != "bulk":
         return None
     own = _count(facts.num_own_ahead, "job")
     return f"bulk jobs are started a few at a time, accounts taking turns, with {own} of yours before it"
 
 
-def _bell_due(facts: QueueFacts, _: Limits) -> str | None:
-    return None if facts.has_bell else "its bell is rung at the sweeper's next turn"
+def _dispatch_due(facts: QueueFacts, _: Limits) -> str | None:
+    return None if facts.is_dispatched else "its bell is rung at the sweeper's next turn"
 
 
 def _all_slots_busy(facts: QueueFacts, _: Limits) -> str | None:
@@ -114,9 +114,9 @@ RULES = {
     "no_live_worker": _no_live_worker,
     "retry_backoff": _retry_backoff,
     "runs_alone": _runs_alone,  # before what is said of bells: none is rung for it
-    "bell_overdue": _bell_overdue,
+    "dispatch_overdue": _dispatch_overdue,
     "bulk_turn": _bulk_turn,
-    "bell_due": _bell_due,
+    "dispatch_due": _dispatch_due,
     "all_slots_busy": _all_slots_busy,
     "jobs_ahead": _jobs_ahead,
     "about_to_start": _about_to_start,

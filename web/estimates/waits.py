@@ -44,7 +44,7 @@ def waits_of_jobs(account_id: str, jobs: Iterable[Job]) -> dict[str, Wait]:
 
 def _waits_to_run_alone(job: Job) -> bool:
     """Whether it was claimed as a suspect and has not begun; `solo` ends with its images."""
-    return job.state is State.RUNNING and job.suspect and not job.solo and job.progress == 0
+    return job.state is State.RUNNING and job.quarantined and not job.isolated and job.progress == 0
 
 
 def waits_of_batches(account_id: str, batches: Iterable[Batch]) -> dict[str, list[TierWait]]:

@@ -20,7 +20,7 @@ from engine.loading.load import ModelSpec, load_engine
 from engine.pipelines.parked_call import ParkedCall
 from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.self_test import Offer, find_determinism
 from engine.self_test.time_budget import TimeBudget
 from tests.integration.engine.tiny_families import build
 
@@ -125,7 +125,7 @@ def test_an_image_does_not_depend_on_its_batch_mates(engine: Engine, kind: str) 
     finish(engine)
     handles = [engine.submit(asked(kind, number)) for number in (0, 1, 2, 1)]
     finish(engine)
-    assert engine.promise == "exact"
+    assert engine.determinism == "exact"
     assert pixels(handles[1]).tobytes() == pixels(handles[3]).tobytes() == pixels(alone).tobytes()
 
 
@@ -153,13 +153,15 @@ class Unshared(PipelineModel):
         return id(parked)
 
 
-@pytest.mark.parametrize(("model_class", "promise"), [(PipelineModel, "exact"), (Unshared, "within 1/255")])
+@pytest.mark.parametrize(
+    ("model_class", "determinism"), [(PipelineModel, "exact"), (Unshared, "within 1/255")]
+)
 def test_no_company_is_promised_of_requests_that_shared_no_pass(
-    pipelines: dict[str, Any], model_class: type[PipelineModel], promise: str
+    pipelines: dict[str, Any], model_class: type[PipelineModel], determinism: str
 ) -> None:
     model = model_class(pipelines["stable_diffusion"])
-    found = find_promise(model, LIMITS, Offer(), TimeBudget())
-    assert (found.promise, model.runs_alone) == (promise, False)
+    found = find_determinism(model, LIMITS, Offer(), TimeBudget())
+    assert (found.determinism, model.runs_alone) == (determinism, False)
 
 
 def test_a_model_whose_images_depend_on_their_company_draws_one_at_a_time(

@@ -71,7 +71,7 @@ def alone(engine: Engine, request: GenerationRequest) -> bytes:
 def test_bytes_do_not_depend_on_random_neighbours(still_engine: Engine, seed: int) -> None:
     """Requests join at random ticks and some are canceled: who stays has the bytes of its solo run."""
     engine = still_engine
-    assert engine.promise == "exact"
+    assert engine.determinism == "exact"
     rng = random.Random(seed)
     requests = [random_request(rng) for _ in range(12)]
     joins = [rng.randint(0, 8) for _ in requests]
@@ -136,7 +136,9 @@ def test_full_step_batches_at_the_tier_size_are_exact(still_engine: Engine) -> N
     """Sixteen rows are wanted; where this machine's kernels round otherwise there, fewer are run."""
     models = still_engine._models
     # Its clock stands still: on a busy machine encoding would use up its share of a step.
-    engine = Engine(models.by_name, models.row_limits, promise=still_engine.promise, clock=lambda: 0.0)
+    engine = Engine(
+        models.by_name, models.row_limits, determinism=still_engine.determinism, clock=lambda: 0.0
+    )
     request = GenerationRequest(
         model=MODELS[0],
         prompt="a red heart",
@@ -160,7 +162,7 @@ def test_two_threads_are_as_exact_as_one(folders: dict[str, Path]) -> None:
     before = torch.get_num_threads()
     try:
         engine = load({MODELS[0]: folders[MODELS[0]]}, 2, {64 * 64: 8})
-        assert engine.promise == "exact"
+        assert engine.determinism == "exact"
         rng = random.Random(1)
         requests = [
             replace(random_request(rng), model=MODELS[0], width=64, height=64, num_inference_steps=steps)

@@ -30,7 +30,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def engine_of(pipeline: Any) -> Engine:
     """An engine of this pipeline, not started, with nothing kept."""
-    return Engine({"tiny": PipelineModel(pipeline)}, {"tiny": LIMITS}, promise="exact")
+    return Engine({"tiny": PipelineModel(pipeline)}, {"tiny": LIMITS}, determinism="exact")
 
 
 def asked(**changes: Any) -> GenerationRequest:

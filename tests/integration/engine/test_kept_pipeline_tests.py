@@ -10,9 +10,9 @@ import torch
 from diffusers import StableDiffusionPAGPipeline
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from engine.determinism import SelfTest
 from engine.loading.load import ModelSpec, load_models
 from engine.pipelines.pipeline_model import Abilities, PipelineModel
-from engine.promise import SelfTest
 from tasks.self_test_results import SelfTestFolder, machine_facts
 from tests.integration.engine.tiny_families import build
 
@@ -60,7 +60,7 @@ class Start:
             hook.remove()
         model = loaded.models["tiny"]
         assert isinstance(model, PipelineModel)
-        result = SelfTest(loaded.promise, loaded.row_limits["tiny"], model.buckets)
+        result = SelfTest(loaded.determinism, loaded.row_limits["tiny"], model.buckets)
         return Found(result, model.abilities, len(passes))
 
 

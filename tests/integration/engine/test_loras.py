@@ -127,7 +127,7 @@ def random_request(chance: random.Random) -> GenerationRequest:
 @pytest.mark.parametrize("seed", range(3))
 def test_an_image_does_not_depend_on_the_adapters_of_its_batch_mates(engine: Engine, seed: int) -> None:
     """Requests with other adapters and with none join at random ticks, and some are canceled."""
-    assert engine.promise == "exact"
+    assert engine.determinism == "exact"
     chance = random.Random(seed)
     requests = [random_request(chance) for _ in range(10)]
     handles: list[Handle] = []
@@ -151,7 +151,7 @@ def test_an_image_does_not_depend_on_the_adapters_of_its_batch_mates(engine: Eng
 
 def test_four_adapters_and_none_share_every_pass(engine: Engine) -> None:
     engine_without_clock = Engine(
-        engine._models.by_name, engine._models.row_limits, promise=engine.promise, clock=lambda: 0.0
+        engine._models.by_name, engine._models.row_limits, determinism=engine.determinism, clock=lambda: 0.0
     )
     requests = [asked(), *(asked(Lora(name)) for name in SOUND)]
     requests = [replace(one, seed=seed) for seed, one in enumerate(requests)]
@@ -292,7 +292,7 @@ def few(files: dict[str, Path], *names: str) -> Engine:
     model = PipelineModel(read_tiny())
     located = {name: (lambda path=path: path) for name, path in files.items()}
     model.offer_adapters(located, 2**30)
-    engine = Engine({"tiny": model}, {"tiny": {SIDE * SIDE: 8}}, promise="exact")
+    engine = Engine({"tiny": model}, {"tiny": {SIDE * SIDE: 8}}, determinism="exact")
     together(engine, [asked(Lora(name)) for name in names])
     assert model.adapters is not None
     model.offer_adapters(located, model.adapters.num_bytes)
@@ -324,8 +324,8 @@ def test_who_finds_no_room_waits_for_it(files: dict[str, Path]) -> None:
     while not engine.is_idle:
         engine.tick()
     images = [handle.future.result(timeout=0).pixels for handle in handles]
-    solo = [alone(engine, asked(*loras, seed=seed)) for seed, loras in enumerate(choices)]
-    assert [image.tobytes() for image in images] == [image.tobytes() for image in solo]
+    isolated = [alone(engine, asked(*loras, seed=seed)) for seed, loras in enumerate(choices)]
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in isolated]
 
 
 def test_one_that_is_canceled_while_it_waits_for_room_keeps_nobody_waiting(files: dict[str, Path]) -> None:
@@ -352,7 +352,7 @@ def test_adapters_work_for_every_task_over_the_same_weights(files: dict[str, Pat
     pipeline = read_tiny()
     model = PipelineModel(pipeline, pipelines_for(pipeline, ("text-to-image", "image-to-image"), None))
     model.offer_adapters({name: partial(Path, path) for name, path in files.items()}, 2**30)
-    engine = Engine({"tiny": model}, {"tiny": {SIDE * SIDE: 8}}, promise="exact", clock=lambda: 0.0)
+    engine = Engine({"tiny": model}, {"tiny": {SIDE * SIDE: 8}}, determinism="exact", clock=lambda: 0.0)
     pixels = np.random.default_rng(1).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     of_image = {"image": (f"file_{0:064x}",), "strength": 0.8, "inputs": {"image": (pixels,)}}
     requests = [
@@ -363,9 +363,9 @@ def test_adapters_work_for_every_task_over_the_same_weights(files: dict[str, Pat
     ]
     images = [handle.future.result(timeout=0) for handle in together(engine, requests, apart=0)]
     assert [image.mean_step_batch for image in images] == [4.0] * 4
-    solo = [alone(engine, request).tobytes() for request in requests]
-    assert [image.pixels.tobytes() for image in images] == solo
-    assert solo[0] != solo[1]
+    isolated = [alone(engine, request).tobytes() for request in requests]
+    assert [image.pixels.tobytes() for image in images] == isolated
+    assert isolated[0] != isolated[1]
 
 
 def test_a_stopped_engine_lets_go_of_adapters(files: dict[str, Path]) -> None:

@@ -30,7 +30,7 @@ def measured(loaded: LoadedModels) -> tuple[Profile, list[int]]:
     model, clock, rows = loaded.models["tiny"], SetClock(), []
     pipeline = model._pipeline
     unet = getattr(pipeline, "unet", None)
-    last, deep = (unet.conv_out, unet.mid_block) if unet else (pipeline.transformer.proj_out,) * 2
+    last, full = (unet.conv_out, unet.mid_block) if unet else (pipeline.transformer.proj_out,) * 2
 
     def ended(_: torch.nn.Module, args: Any) -> None:
         rows.append(len(args[0]))
@@ -47,7 +47,7 @@ def measured(loaded: LoadedModels) -> tuple[Profile, list[int]]:
 
     hooks = [
         last.register_forward_pre_hook(ended),
-        deep.register_forward_pre_hook(went_deep),
+        full.register_forward_pre_hook(went_deep),
         pipeline.text_encoder.register_forward_pre_hook(encoded),
         pipeline.vae.decoder.register_forward_pre_hook(decoded),
     ]
@@ -60,7 +60,7 @@ def measured(loaded: LoadedModels) -> tuple[Profile, list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "guided_rows", "texts", "shallow_share"),
+    ("kind", "guided_rows", "texts", "cached_share"),
     [
         ("stable_diffusion", 2, 2, SHALLOW),
         # Of a transformer the hooks see the last layer alone, through which each pass goes.
@@ -69,7 +69,7 @@ def measured(loaded: LoadedModels) -> tuple[Profile, list[int]]:
     ],
 )
 def test_every_bucket_of_a_pipeline_gets_the_seconds_that_it_takes(
-    tmp_path: Path, kind: str, guided_rows: int, texts: int, shallow_share: float
+    tmp_path: Path, kind: str, guided_rows: int, texts: int, cached_share: float
 ) -> None:
     loaded = load(tmp_path, kind)
     profile, rows = measured(loaded)
@@ -80,7 +80,7 @@ def test_every_bucket_of_a_pipeline_gets_the_seconds_that_it_takes(
     assert all(rows.count(size) > MIN_ROUNDS for size in buckets.sizes)
     assert (profile.encode_seconds, profile.decode_seconds) == (0.25 * texts, 0.5)
     assert profile.num_guided_rows == guided_rows
-    assert profile.shallow_share == pytest.approx(shallow_share)
+    assert profile.cached_share == pytest.approx(cached_share)
     assert profile.steps[0].peak_memory_bytes is None
     assert profile.key.device_name == "an abacus"
 

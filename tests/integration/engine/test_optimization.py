@@ -61,14 +61,14 @@ def check(engine: Engine, plain: np.ndarray, mean: float) -> None:
     mates = [replace(REQUEST, seed=seed, num_inference_steps=5, strict=seed % 2 == 0) for seed in (8, 9)]
     mates.append(replace(REQUEST, seed=10, guidance_scale=1.0, scheduler=SchedulerSpec("euler", karras=True)))
     mates.append(replace(REQUEST, seed=11, scheduler=SchedulerSpec("lcm"), strict=False))
-    assert engine.promise in ("exact", "exact within a bucket", "within 1/255")
-    assert np.array_equal(drawn(engine, *mates, REQUEST)[-1], alone), engine.promise
+    assert engine.determinism in ("exact", "exact within a bucket", "within 1/255")
+    assert np.array_equal(drawn(engine, *mates, REQUEST)[-1], alone), engine.determinism
     for scheduler in (SchedulerSpec("euler_ancestral"), SchedulerSpec("ddim", eta=1.0)):
         noisy = replace(REQUEST, scheduler=scheduler, strict=False)
         (alone,) = drawn(engine, noisy)
         (*_, among_others) = drawn(engine, *mates, noisy)
         difference = np.abs(among_others.astype(int) - alone.astype(int))
-        assert difference.max() <= (0 if engine.promise == "exact" else 1), engine.promise
+        assert difference.max() <= (0 if engine.determinism == "exact" else 1), engine.determinism
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,9 @@ def test_a_parameter_of_the_pipelines_own_call_does_what_it_does_there(own: dict
         ROOT / "models" / "tiny", dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
-    engine = Engine({"m": PipelineModel(pipeline)}, {"m": {SIDE * SIDE: 8}}, promise="exact", clock=lambda: 0)
+    engine = Engine(
+        {"m": PipelineModel(pipeline)}, {"m": {SIDE * SIDE: 8}}, determinism="exact", clock=lambda: 0
+    )
     requests = [asked(0, own), asked(1, {}), asked(2, own), asked(0, {})]
     handles = [engine.submit(request) for request in requests]
     while not engine.is_idle:

@@ -89,7 +89,7 @@ def loaded(controlnet: Path) -> Iterator[LoadedModels]:
 @pytest.fixture
 def engine(loaded: LoadedModels) -> Iterator[Engine]:
     """Turned by hand, so that joins and cancels fall where a test says."""
-    engine = Engine(loaded.models, loaded.row_limits, promise=loaded.promise, clock=lambda: 0.0)
+    engine = Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism, clock=lambda: 0.0)
     yield engine
     engine.stop()
 
@@ -145,7 +145,7 @@ def drawn(engine: Engine, *requests: GenerationRequest) -> list[GeneratedImage]:
 def test_all_tasks_share_one_set_of_weights_and_the_promise_is_exact(loaded: LoadedModels) -> None:
     model = loaded.models["tiny"]
     assert model.tasks == TASKS
-    assert loaded.promise == "exact"
+    assert loaded.determinism == "exact"
     assert not model.runs_alone
     for pipeline in (one.pipeline for one in model._by_task.values()):
         assert pipeline.unet is model.modules["unet"]
@@ -341,12 +341,12 @@ def test_the_default_of_another_tasks_parameter_keeps_no_request_from_being_draw
 def test_a_strict_edit_runs_alone_and_a_strict_image_to_image_need_not(loaded: LoadedModels) -> None:
     """What sizes the images of an edit come to was not tried."""
     model = loaded.models["tiny"]
-    models = Models(loaded.models, loaded.row_limits, promise="exact")
+    models = Models(loaded.models, loaded.row_limits, determinism="exact")
     request = asked("image-to-image", 1, strict=True)
     assert not models.generation(request, submitted_at=0.0, num_ticks=0).key.is_alone
     editor = PipelineModel(model._pipeline, {"edit": model._by_task["image-to-image"].pipeline})
     editor.buckets = model.buckets
-    models = Models({"tiny": editor}, loaded.row_limits, promise="exact")
+    models = Models({"tiny": editor}, loaded.row_limits, determinism="exact")
     assert models.generation(request, submitted_at=0.0, num_ticks=0).key.is_alone
 
 

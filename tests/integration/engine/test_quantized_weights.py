@@ -16,12 +16,12 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, TorchAoConfig
 
+from engine.determinism import DETERMINISM_LEVELS
 from engine.errors import LoadError
 from engine.loading.hub import Hub
 from engine.loading.load import ModelSpec, load_engine
 from engine.loading.optimization import Optimization
 from engine.loading.replaced_components import Part
-from engine.promise import PROMISES
 from settings import ROOT
 from tests.integration.engine.test_model_folders import draw
 from tests.integration.engine.tiny_families import build
@@ -66,7 +66,7 @@ def test_a_quantized_transformer_draws_nearly_the_same(made: Path, kind: str, me
     assert (type(weight).__name__ == "GGUFParameter") == (kind != "F16")
     image, plain = draw(engine), draw(loaded(made))
     assert 0 < np.abs(image.astype(int) - plain.astype(int)).mean() < mean
-    assert engine.promise in PROMISES
+    assert engine.determinism in DETERMINISM_LEVELS
 
 
 @needs_gguf

@@ -40,7 +40,7 @@ PROMPTS = ["", "a red heart", "a large blue star on the white background", "the 
 
 
 @dataclass(frozen=True)
-class Company:
+class BatchMembers:
     """One model alone in an engine that the test turns by hand, and what may be asked of it."""
 
     engine: Engine
@@ -70,7 +70,7 @@ class Company:
         """At shapes that the self-test tried; elsewhere strict ones only: tiny SANA differs at 2 x 3."""
         model = self.engine._models.by_name["m"]
         shape = (request.height // model.pixels_per_latent, request.width // model.pixels_per_latent)
-        return request.strict or (self.engine.promise == "exact" and shape in model.buckets)
+        return request.strict or (self.engine.determinism == "exact" and shape in model.buckets)
 
     def alone(self, request: GenerationRequest) -> bytes:
         handle = self.engine.submit(request)
@@ -89,7 +89,9 @@ def has(engine: Engine, scheduler: SchedulerSpec) -> bool:
 
 
 @pytest.fixture(scope="module", params=COMPANIES)
-def company(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
+def members(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BatchMembers]:
     """A tiny pipeline of the kind, saved and loaded as a user's is."""
     kind, folder = KINDS[request.param], tmp_path_factory.mktemp(request.param)
     build(kind.builder, folder, **kind.changes).save_pretrained(folder / "saved")
@@ -99,17 +101,17 @@ def company(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     schedulers = [one for one in SPECS if has(engine, one)]
     assert schedulers
     # A kernel may be chosen by the number of rows; what a row's neighbours do may show on no machine.
-    assert engine.promise in ("exact", "exact within a bucket")
+    assert engine.determinism in ("exact", "exact within a bucket")
     model = engine._models.by_name["m"]
-    yield Company(engine, schedulers, model.can_cache_steps, model.can_cut_guidance)
+    yield BatchMembers(engine, schedulers, model.can_cache_steps, model.can_cut_guidance)
     torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_bytes_do_not_depend_on_random_neighbours(company: Company, seed: int) -> None:
+def test_bytes_do_not_depend_on_random_neighbours(members: BatchMembers, seed: int) -> None:
     """Requests join at random ticks and some are canceled: who stays has the bytes of its solo run."""
-    engine, rng = company.engine, random.Random(seed)
-    requests = [company.request(rng) for _ in range(12)]
+    engine, rng = members.engine, random.Random(seed)
+    requests = [members.request(rng) for _ in range(12)]
     joins = [rng.randint(0, 8) for _ in requests]
     cancels = {index: rng.randint(1, 10) for index in range(len(requests)) if rng.random() < 0.2}
     handles: dict[int, Handle] = {}
@@ -128,6 +130,6 @@ def test_bytes_do_not_depend_on_random_neighbours(company: Company, seed: int) -
     assert len(images) >= 6
     assert sum(image.mean_step_batch for image in images.values()) / len(images) > 1.2
     for index, image in images.items():
-        if company.is_equal_by_promise(requests[index]):
-            assert image.pixels.tobytes() == company.alone(requests[index]), requests[index]
+        if members.is_equal_by_promise(requests[index]):
+            assert image.pixels.tobytes() == members.alone(requests[index]), requests[index]
     assert len({image.pixels.tobytes() for image in images.values()}) == len(images), "all are others"

@@ -11,7 +11,7 @@ import torch
 from engine.exchange import Exchange, Forward
 from engine.pipelines.parked_call import ParkedCall
 from engine.pipelines.pipeline_model import PipelineModel
-from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.self_test import Offer, find_determinism
 from engine.self_test.time_budget import TimeBudget
 from tests.integration.engine.tiny_families import build
 
@@ -37,6 +37,6 @@ def test_a_row_limit_that_does_not_fit_becomes_the_largest_that_does(tmp_path: P
     pipeline = build("stable_diffusion", tmp_path)
     model = PipelineModel(pipeline)
     model.exchange = SmallDevice(pipeline, room)
-    found = find_promise(model, {64 * 64: 32}, Offer(), TimeBudget(inf))
+    found = find_determinism(model, {64 * 64: 32}, Offer(), TimeBudget(inf))
     assert found.row_limits == {64 * 64: room}
-    assert found.promise == "exact"
+    assert found.determinism == "exact"

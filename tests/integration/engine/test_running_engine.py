@@ -95,7 +95,7 @@ def test_catalogue_tells_the_truth_about_every_model() -> None:
                 while not engine.is_idle:
                     engine.tick()
                 assert handle.future.result().pixels.shape == (tier.default_height, tier.default_width, 3)
-        assert engine.promise == "exact"
+        assert engine.determinism == "exact"
         loaded = engine._models.by_name[model.name]
         assert loaded.can_cache_steps == (model.max_step_cache > 1)
         for edge in (model.min_side, model.side_multiple):

@@ -29,7 +29,7 @@ def test_worker_over_its_budget_starts_with_the_weakest_promise_and_says_so(
 ) -> None:
     caplog.set_level("INFO", "engine.loading.load")
     engine = load(folders, MODELS, 1e-9)
-    assert engine.promise == "within 1/255"
+    assert engine.determinism == "within 1/255"
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == len(MODELS)
     for name, said in zip(MODELS, warnings, strict=True):
@@ -45,7 +45,7 @@ def test_worker_within_its_budget_says_what_it_promises_and_how_long_that_took(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "engine.loading.load")
-    assert load(folders, MODELS[:1], 600.0).promise == "exact"
+    assert load(folders, MODELS[:1], 600.0).determinism == "exact"
     begins, ends = (record.getMessage() for record in caplog.records)
     assert begins == f"self-test of '{MODELS[0]}' begins: 0 s of 600 are used"
     assert ends.startswith(f"self-test of '{MODELS[0]}': 'exact', after ")

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from engine.partial_forwards import fitting
-from engine.partial_forwards.unet import UNetWalk
+from engine.partial_forwards.unet import UNetPartialForward
 from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GenerationRequest, SchedulerSpec
 from tests.integration.engine.tiny_families import BUILDERS, build
@@ -67,32 +67,32 @@ def rows(num_rows: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_a_walk_that_skips_nothing_is_the_unets_own_forward(blocks: str, size: tuple[int, int]) -> None:
     model = unet(**BLOCKS[blocks])
-    assert UNetWalk.can_walk(model)
+    assert UNetPartialForward.fits_partial_forward(model)
     latents, timesteps, embeds = rows(8, *size)
     expected = model(latents, timesteps, encoder_hidden_states=embeds, return_dict=False)[0]
-    output, features = UNetWalk(model).predict(latents, timesteps, embeds, None, 8, None)
+    output, features = UNetPartialForward(model).predict(latents, timesteps, embeds, None, 8, None)
     assert torch.equal(output, expected)
     assert len(features) == 8
     # On the features of this very step a shallow row is a full one: nothing else differs between them.
-    shallow, none = UNetWalk(model).predict(latents, timesteps, embeds, None, 0, features)
-    assert torch.equal(shallow, expected)
+    cached, none = UNetPartialForward(model).predict(latents, timesteps, embeds, None, 0, features)
+    assert torch.equal(cached, expected)
     assert len(none) == 0
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_full_and_shallow_rows_of_one_pass_have_the_bits_of_passes_of_their_own(blocks: str) -> None:
     model = unet(**BLOCKS[blocks])
-    walk = UNetWalk(model)
+    partial_forward = UNetPartialForward(model)
     latents, timesteps, embeds = rows(8, 16, 16)
     before = latents + 0.1
-    _, kept = walk.predict(before, timesteps, embeds, None, 8, None)
-    full, _ = walk.predict(latents, timesteps, embeds, None, 8, None)
-    shallow, _ = walk.predict(latents, timesteps, embeds, None, 0, kept)
-    assert not torch.equal(full, shallow), "a shortcut that changes nothing proves nothing"
+    _, kept = partial_forward.predict(before, timesteps, embeds, None, 8, None)
+    full, _ = partial_forward.predict(latents, timesteps, embeds, None, 8, None)
+    cached, _ = partial_forward.predict(latents, timesteps, embeds, None, 0, kept)
+    assert not torch.equal(full, cached), "a shortcut that changes nothing proves nothing"
     # Three new rows: the deep part takes a fourth, and what it gives that one is dropped.
-    output, features = walk.predict(latents, timesteps, embeds, None, 4, kept[3:])
+    output, features = partial_forward.predict(latents, timesteps, embeds, None, 4, kept[3:])
     assert torch.equal(output[:3], full[:3])
-    assert torch.equal(output[3:], shallow[3:])
+    assert torch.equal(output[3:], cached[3:])
     assert len(features) == 3
 
 
@@ -107,7 +107,7 @@ def test_full_and_shallow_rows_of_one_pass_have_the_bits_of_passes_of_their_own(
     ],
 )
 def test_a_unet_of_other_blocks_is_not_walked(changes: dict[str, Any]) -> None:
-    assert not UNetWalk.can_walk(unet(**changes))
+    assert not UNetPartialForward.fits_partial_forward(unet(**changes))
 
 
 @pytest.mark.parametrize(
@@ -140,12 +140,12 @@ def test_a_models_full_step_with_a_cache_is_its_step_without(
 
     parts = model.exchange.outputs(parked, 4, note)
     expected = model.modules[parked[0].name](**given[0])[0]
-    named = fitting(model.walk, given[0])
-    output, features = model.walk.predict(**named, num_deep_rows=4, features=None)
+    named = fitting(model.partial_forward, given[0])
+    output, features = model.partial_forward.predict(**named, num_full_rows=4, features=None)
     assert len(expected) == len(features) == 4
     assert torch.equal(parts[0][0], expected[: parked[0].num_rows])
     assert torch.equal(output, expected)
-    again, _ = model.walk.predict(**named, num_deep_rows=0, features=features)
+    again, _ = model.partial_forward.predict(**named, num_full_rows=0, features=features)
     # A UNet keeps what its last layer reads, a transformer what is to be added, and sums round.
     tolerance = 0.0 if name in ("stable_diffusion", "stable_diffusion_xl") else 1e-5
     assert torch.allclose(again, expected, rtol=0, atol=tolerance)

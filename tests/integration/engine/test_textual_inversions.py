@@ -43,7 +43,7 @@ def test_a_taught_word_draws_what_it_draws_in_diffusers(ink: Path) -> None:
     source = Source(str(TINY), embeddings=(TextualInversion("<ink>", str(ink)),))
     pipeline, files = read_pipeline(source, CPU, Hub())
     assert files[-1][:2] == ("<ink>", ink.stat().st_size), "a kept self-test is of these vectors alone"
-    engine = Engine({"m": PipelineModel(pipeline)}, {"m": {64 * 64: 8}}, promise="exact")
+    engine = Engine({"m": PipelineModel(pipeline)}, {"m": {64 * 64: 8}}, determinism="exact")
     theirs = StableDiffusionPipeline.from_pretrained(
         TINY, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )

@@ -14,10 +14,10 @@ from diffusers import (
 )
 from torch import Tensor
 
-from engine.partial_forwards.flux import FluxWalk
-from engine.partial_forwards.pixart import PixArtWalk
-from engine.partial_forwards.sana import SanaWalk
-from engine.partial_forwards.stable_diffusion_3 import StableDiffusion3Walk
+from engine.partial_forwards.flux import FluxPartialForward
+from engine.partial_forwards.pixart import PixArtPartialForward
+from engine.partial_forwards.sana import SanaPartialForward
+from engine.partial_forwards.stable_diffusion_3 import StableDiffusion3PartialForward
 
 NUM_ROWS, NUM_TEXT_TOKENS = 8, 6
 PIXART = {
@@ -68,31 +68,33 @@ SANA = {
 
 @dataclass(frozen=True)
 class Kind:
-    walk: Any
+    partial_forward: Any
     transformer: Any
     config: dict[str, Any]
 
 
 KINDS = {
-    "sd3": Kind(StableDiffusion3Walk, SD3Transformer2DModel, SD3),
+    "sd3": Kind(StableDiffusion3PartialForward, SD3Transformer2DModel, SD3),
     # As 3.5 medium: a second attention in the first blocks, normalised queries and keys.
     "sd3.5": Kind(
-        StableDiffusion3Walk,
+        StableDiffusion3PartialForward,
         SD3Transformer2DModel,
         {**SD3, "dual_attention_layers": (0, 1), "qk_norm": "rms_norm"},
     ),
-    "flux-dev": Kind(FluxWalk, FluxTransformer2DModel, FLUX),
-    "flux-schnell": Kind(FluxWalk, FluxTransformer2DModel, {**FLUX, "guidance_embeds": False}),
-    "flux-single": Kind(FluxWalk, FluxTransformer2DModel, {**FLUX, "num_layers": 0}),
+    "flux-dev": Kind(FluxPartialForward, FluxTransformer2DModel, FLUX),
+    "flux-schnell": Kind(FluxPartialForward, FluxTransformer2DModel, {**FLUX, "guidance_embeds": False}),
+    "flux-single": Kind(FluxPartialForward, FluxTransformer2DModel, {**FLUX, "num_layers": 0}),
     "pixart-alpha": Kind(
-        PixArtWalk,
+        PixArtPartialForward,
         PixArtTransformer2DModel,
         {**PIXART, "use_additional_conditions": True, "caption_channels": 16},
     ),
-    "pixart-sigma": Kind(PixArtWalk, PixArtTransformer2DModel, {**PIXART, "caption_channels": 16}),
-    "pixart-unprojected": Kind(PixArtWalk, PixArtTransformer2DModel, {**PIXART, "cross_attention_dim": 16}),
-    "sana": Kind(SanaWalk, SanaTransformer2DModel, {**SANA, "qk_norm": "rms_norm_across_heads"}),
-    "sana-patches": Kind(SanaWalk, SanaTransformer2DModel, {**SANA, "patch_size": 2}),
+    "pixart-sigma": Kind(PixArtPartialForward, PixArtTransformer2DModel, {**PIXART, "caption_channels": 16}),
+    "pixart-unprojected": Kind(
+        PixArtPartialForward, PixArtTransformer2DModel, {**PIXART, "cross_attention_dim": 16}
+    ),
+    "sana": Kind(SanaPartialForward, SanaTransformer2DModel, {**SANA, "qk_norm": "rms_norm_across_heads"}),
+    "sana-patches": Kind(SanaPartialForward, SanaTransformer2DModel, {**SANA, "patch_size": 2}),
 }
 
 
@@ -127,9 +129,9 @@ def inputs(
         "timestep": torch.linspace(1, 999, NUM_ROWS),
     }
     kind = KINDS[name]
-    if kind.walk is StableDiffusion3Walk:
+    if kind.partial_forward is StableDiffusion3PartialForward:
         given["pooled_projections"] = noise(16)
-    elif kind.walk is FluxWalk:
+    elif kind.partial_forward is FluxPartialForward:
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         positions = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
         given |= {
@@ -145,7 +147,7 @@ def inputs(
         given["encoder_attention_mask"] = (
             torch.arange(NUM_TEXT_TOKENS) < lengths[:, None]
         ).long()  # each row another text
-    if kind.walk is PixArtWalk:
+    if kind.partial_forward is PixArtPartialForward:
         told = kind.config.get("use_additional_conditions", False)
         given["added_cond_kwargs"] = {
             "resolution": torch.full((NUM_ROWS, 2), 256.0, dtype=dtype) if told else None,
@@ -161,49 +163,49 @@ def test_a_walk_that_skips_nothing_is_the_transformers_own_forward(
     name: str, size: tuple[int, int], dtype: torch.dtype
 ) -> None:
     model, given = made(name, dtype), inputs(name, size, dtype)
-    walk = KINDS[name].walk
-    assert walk.can_walk(model)
+    partial_forward = KINDS[name].partial_forward
+    assert partial_forward.fits_partial_forward(model)
     expected = model(**given, return_dict=False)[0]
-    output, features = walk(model).predict(**given, num_deep_rows=NUM_ROWS, features=None)
+    output, features = partial_forward(model).predict(**given, num_full_rows=NUM_ROWS, features=None)
     assert torch.equal(output, expected)
     assert output.dtype == features.dtype == dtype
     assert len(features) == NUM_ROWS
     # On the features of this very step a shallow row is a full one, but for what a sum rounds away.
-    shallow, none = walk(model).predict(**given, num_deep_rows=0, features=features)
+    cached, none = partial_forward(model).predict(**given, num_full_rows=0, features=features)
     tolerance = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}[dtype]
-    assert torch.allclose(shallow, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+    assert torch.allclose(cached, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
     assert len(none) == 0
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_full_and_shallow_rows_of_one_pass_have_the_bits_of_passes_of_their_own(name: str) -> None:
     model = made(name)
-    walk = KINDS[name].walk(model)
+    partial_forward = KINDS[name].partial_forward(model)
     before, now = inputs(name, (8, 8), shift=0.3), inputs(name, (8, 8))
-    _, kept = walk.predict(**before, num_deep_rows=NUM_ROWS, features=None)
-    full, added = walk.predict(**now, num_deep_rows=NUM_ROWS, features=None)
-    shallow, _ = walk.predict(**now, num_deep_rows=0, features=kept)
-    assert (full != shallow).flatten(1).any(1).all(), "a shortcut that changes nothing proves nothing"
+    _, kept = partial_forward.predict(**before, num_full_rows=NUM_ROWS, features=None)
+    full, added = partial_forward.predict(**now, num_full_rows=NUM_ROWS, features=None)
+    cached, _ = partial_forward.predict(**now, num_full_rows=0, features=kept)
+    assert (full != cached).flatten(1).any(1).all(), "a shortcut that changes nothing proves nothing"
     # Three new rows: the deep part takes a fourth, and what it gives that one is dropped.
-    output, features = walk.predict(**now, num_deep_rows=4, features=kept[3:])
+    output, features = partial_forward.predict(**now, num_full_rows=4, features=kept[3:])
     assert torch.equal(output[:3], full[:3])
-    assert torch.equal(output[3:], shallow[3:])
+    assert torch.equal(output[3:], cached[3:])
     assert torch.equal(features, added[:3])
 
 
 @pytest.mark.parametrize("name", ["pixart-sigma", "sana"])
 def test_padding_of_a_text_is_masked_in_full_rows_and_in_shallow_ones(name: str) -> None:
     model, given = made(name), inputs(name, (8, 8))
-    walk = KINDS[name].walk(model)
+    partial_forward = KINDS[name].partial_forward(model)
     other = dict(given)
     is_padding = (given["encoder_attention_mask"] == 0)[..., None]
     other["encoder_hidden_states"] = torch.where(is_padding, 9.0, given["encoder_hidden_states"])
     unmasked = {**other, "encoder_attention_mask": torch.ones_like(given["encoder_attention_mask"])}
     features = None
-    for num_deep_rows in (NUM_ROWS, 0):
-        one, new = walk.predict(**given, num_deep_rows=num_deep_rows, features=features)
-        same, _ = walk.predict(**other, num_deep_rows=num_deep_rows, features=features)
-        read, _ = walk.predict(**unmasked, num_deep_rows=num_deep_rows, features=features)
+    for num_full_rows in (NUM_ROWS, 0):
+        one, new = partial_forward.predict(**given, num_full_rows=num_full_rows, features=features)
+        same, _ = partial_forward.predict(**other, num_full_rows=num_full_rows, features=features)
+        read, _ = partial_forward.predict(**unmasked, num_full_rows=num_full_rows, features=features)
         assert torch.allclose(one, same, atol=1e-5)
         assert not torch.allclose(one, read, atol=1e-5), "padding that is read shows"
         features = new
@@ -220,10 +222,10 @@ def test_compiled_blocks_are_walked_as_they_are_and_compiled_no_second_time() ->
     num_graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert num_graphs >= 2, "a double block and a single one"
     assert torch.allclose(expected, plain, atol=1e-4)
-    output, features = FluxWalk(model).predict(**given, num_deep_rows=NUM_ROWS, features=None)
-    shallow, _ = FluxWalk(model).predict(**given, num_deep_rows=0, features=features)
+    output, features = FluxPartialForward(model).predict(**given, num_full_rows=NUM_ROWS, features=None)
+    cached, _ = FluxPartialForward(model).predict(**given, num_full_rows=0, features=features)
     assert torch.equal(output, expected)
-    assert torch.allclose(shallow, expected, atol=1e-4)
+    assert torch.allclose(cached, expected, atol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == num_graphs
 
 
@@ -238,11 +240,13 @@ def test_compiled_blocks_are_walked_as_they_are_and_compiled_no_second_time() ->
     ],
 )
 def test_a_transformer_with_nothing_to_leave_out_is_not_walked(name: str, changes: dict[str, Any]) -> None:
-    assert not KINDS[name].walk.can_walk(made(name, **changes))
+    assert not KINDS[name].partial_forward.fits_partial_forward(made(name, **changes))
 
 
 def test_a_transformer_of_another_kind_is_not_walked() -> None:
     for name, kind in KINDS.items():
         model = made(name)
         for other in KINDS.values():
-            assert other.walk.can_walk(model) == (other.walk is kind.walk)
+            assert other.partial_forward.fits_partial_forward(model) == (
+                other.partial_forward is kind.partial_forward
+            )

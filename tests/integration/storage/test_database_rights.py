@@ -47,7 +47,7 @@ def test_S35_the_user_of_another_role_is_told_what_it_lacks_and_what_it_has_too_
     assert said[0] == "sender is a member of calotype_api"
     assert "may not insert webhook_attempts (delivery_id, number), which it needs" in said
     assert "may execute use_key, to which it has no right" in said
-    assert "may use ring_numbers, to which it has no right" in said
+    assert "may use dispatch_numbers, to which it has no right" in said
     (prompts,) = [part for part in said if part.startswith("may select jobs (")]
     assert {"negative_prompt", "prompt"} <= set(re.findall(r"\w+", prompts))
     assert "seed" not in prompts, "which both may read"

@@ -105,7 +105,7 @@ def test_the_second_of_two_last_jobs_waits_for_the_first_and_completes_the_batch
     canceling = threading.Thread(target=jobs.cancel, args=(database, account, second))
     end = text(
         """UPDATE jobs SET state = 'canceled', finished_at = clock_timestamp(), next_dispatch_at = NULL,
-                  ring_number = NULL WHERE id = :id"""
+                  dispatch_number = NULL WHERE id = :id"""
     )
     with database.transaction() as connection:
         connection.execute(end, {"id": first})
@@ -148,17 +148,17 @@ def test_a_receiver_that_is_down_gets_a_few_bells_and_others_take_turns(
         jobs.cancel(database, account, make_job(webhook_url=URL).id)
     mine, _ = create(database, new_job(other, webhook_url=URL), redispatch_seconds=15)
     jobs.cancel(database, other, mine.id)
-    rung = deliveries.ring(database, limit=2, max_per_account=4, redispatch_seconds=60)
+    dispatched = deliveries.dispatch(database, limit=2, max_per_account=4, redispatch_seconds=60)
     (theirs,) = list_deliveries(database, other)
-    assert len(rung) == 2
-    assert theirs.id in rung
-    assert len(deliveries.ring(database, limit=100, max_per_account=4, redispatch_seconds=60)) == 3
-    assert deliveries.ring(database, limit=100, max_per_account=4, redispatch_seconds=60) == []
+    assert len(dispatched) == 2
+    assert theirs.id in dispatched
+    assert len(deliveries.dispatch(database, limit=100, max_per_account=4, redispatch_seconds=60)) == 3
+    assert deliveries.dispatch(database, limit=100, max_per_account=4, redispatch_seconds=60) == []
     # What is being sent counts, too; a bell that nobody heard is rung again.
     for _ in range(4):
         assert deliveries.claim(database, max_per_account=4, lease_seconds=60) is not None
-    assert deliveries.ring(database, limit=100, max_per_account=4, redispatch_seconds=0.001) != []
-    deliveries.put_back(database, rung)
+    assert deliveries.dispatch(database, limit=100, max_per_account=4, redispatch_seconds=0.001) != []
+    deliveries.put_back(database, dispatched)
 
 
 def test_no_account_has_more_attempts_under_way_than_allowed(

@@ -11,9 +11,9 @@ from sqlalchemy.exc import IntegrityError
 from storage import accounts, jobs, submissions
 from storage.database import Database
 from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
+from storage.isolation import mark_isolated, unmark_isolated
 from storage.job_views import Job, JobWarning, StoredImage, get, list_jobs
 from storage.jobs import Claim, Lease, WorkerName
-from storage.solo import mark_solo, unmark_solo
 from storage.states import State
 from storage.workers import Worker, declare_dead, heartbeat
 from tests.fixtures.new_jobs import new_job
@@ -171,8 +171,8 @@ def test_a_crash_makes_suspects_and_charges_only_the_one_that_ran_alone(
     assert dict(jobs.reap(database)) == {culprit.id: "queued", mate.id: "queued"}
     for charge in (1, 2, 3):
         claimed = claim_job(culprit.id)
-        assert claimed.job.suspect
-        assert mark_solo(database, claimed.lease)
+        assert claimed.job.quarantined
+        assert mark_isolated(database, claimed.lease)
         claim_job(mate.id)
         for job in (culprit, mate):
             let_leases_run_out(database, job)
@@ -209,7 +209,7 @@ def test_one_job_of_a_process_is_marked_at_a_time(database: Database, claim_susp
     before, after = (claim_suspect(worker=WorkerName("one", "one")) for _ in range(2))
     elsewhere = claim_suspect(worker=WorkerName("two", "two"))
     for claim in (elsewhere, before, after):
-        assert mark_solo(database, claim.lease)
+        assert mark_isolated(database, claim.lease)
     assert [num_crashes(database, claim) for claim in (before, after, elsewhere)] == [0, 1, 1]
 
 
@@ -217,10 +217,10 @@ def test_a_job_that_ran_alone_is_not_charged_for_what_comes_after(
     database: Database, claim_suspect: ClaimJob
 ) -> None:
     claim = claim_suspect()
-    assert mark_solo(database, claim.lease)
-    assert unmark_solo(database, claim.lease, progress=0.5)
+    assert mark_isolated(database, claim.lease)
+    assert unmark_isolated(database, claim.lease, progress=0.5)
     assert get(database, claim.job.account_id, claim.job.id).progress == 0.5
-    assert not unmark_solo(database, claim.lease, progress=0.5), "it is not marked any more"
+    assert not unmark_isolated(database, claim.lease, progress=0.5), "it is not marked any more"
     assert num_crashes(database, claim) == 0
 
 
@@ -232,10 +232,10 @@ def test_a_mark_is_written_by_its_holder_alone(
     let_leases_run_out(database, stale.job)
     jobs.reap(database)
     fresh = claim_job(stale.job.id)
-    assert not mark_solo(database, stale.lease)
-    assert not get(database, fresh.job.account_id, fresh.job.id).solo
-    assert mark_solo(database, fresh.lease)
-    assert not unmark_solo(database, stale.lease, progress=1)
+    assert not mark_isolated(database, stale.lease)
+    assert not get(database, fresh.job.account_id, fresh.job.id).isolated
+    assert mark_isolated(database, fresh.lease)
+    assert not unmark_isolated(database, stale.lease, progress=1)
     assert num_crashes(database, fresh) == 1
 
 
@@ -245,18 +245,20 @@ def test_a_mark_that_waited_for_its_row_asks_again_whether_the_lease_is_held(
     """The job was given back and claimed anew, by the same process, while the statement waited."""
     stale = claim_suspect()
     marked: list[bool] = []
-    thread = threading.Thread(target=lambda: marked.append(mark_solo(database, stale.lease)))
+    thread = threading.Thread(target=lambda: marked.append(mark_isolated(database, stale.lease)))
     with database.transaction() as connection:
         connection.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": stale.job.id})
         thread.start()
-        waits = text("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%solo%'")
+        waits = text(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%isolated%'"
+        )
         while not connection.execute(waits).all():
             connection.execute(text("SELECT pg_stat_clear_snapshot()"))
         change = text("UPDATE jobs SET lease_token = gen_random_uuid() WHERE id = :id")
         connection.execute(change, {"id": stale.job.id})
     thread.join(10)
     assert marked == [False]
-    assert not get(database, stale.job.account_id, stale.job.id).solo
+    assert not get(database, stale.job.account_id, stale.job.id).isolated
 
 
 def test_a_dead_process_loses_its_leases_at_once_and_others_keep_theirs(
@@ -286,7 +288,10 @@ def test_S38_only_what_was_on_the_device_of_a_dead_process_is_suspected(
         claim_job(job.id, worker=WorkerName("dead", "cpu:0@here/dead"))
     taken_back = declare_dead(database, boot_id="dead", on_device={on_device.id})
     assert dict(taken_back) == {on_device.id: "queued", waiting.id: "queued"}
-    assert [get(database, job.account_id, job.id).suspect for job in (on_device, waiting)] == [True, False]
+    assert [get(database, job.account_id, job.id).quarantined for job in (on_device, waiting)] == [
+        True,
+        False,
+    ]
     worker = "cpu:0@here/dead"
     assert details(database, on_device) == [(worker, "it was on the device when its process died")]
     assert details(database, waiting) == [(worker, "it was not on the device when its process died")]
@@ -296,26 +301,26 @@ def test_S38_a_suspect_is_charged_only_where_it_was_on_the_device(
     database: Database, make_job: MakeJob, claim_job: ClaimJob
 ) -> None:
     """Its process may die between two of its steps, by what other threads do."""
-    suspect = make_job()
-    claim_job(suspect.id, worker=WorkerName("first", "first"))
-    declare_dead(database, boot_id="first", on_device={suspect.id})
-    for on_device, num_crashes in ((set(), 0), ({suspect.id}, 1), (None, 2), (set(), 2)):
-        claimed = claim_job(suspect.id, worker=WorkerName("next", "next"))
-        assert mark_solo(database, claimed.lease)
+    quarantined = make_job()
+    claim_job(quarantined.id, worker=WorkerName("first", "first"))
+    declare_dead(database, boot_id="first", on_device={quarantined.id})
+    for on_device, num_crashes in ((set(), 0), ({quarantined.id}, 1), (None, 2), (set(), 2)):
+        claimed = claim_job(quarantined.id, worker=WorkerName("next", "next"))
+        assert mark_isolated(database, claimed.lease)
         declare_dead(database, boot_id="next", on_device=on_device)
-        after = get(database, suspect.account_id, suspect.id)
-        assert (after.suspect, after.solo, after.num_crashes) == (True, False, num_crashes)
+        after = get(database, quarantined.account_id, quarantined.id)
+        assert (after.quarantined, after.isolated, after.num_crashes) == (True, False, num_crashes)
 
 
 def test_S38_a_job_that_kills_its_process_off_the_device_is_suspected_at_the_third_death(
     database: Database, make_job: MakeJob, claim_job: ClaimJob
 ) -> None:
     job = make_job()
-    for is_suspect in (False, False, True):
+    for is_quarantined in (False, False, True):
         claim_job(job.id, worker=WorkerName("dead", "dead"))
         declare_dead(database, boot_id="dead", on_device=set())
         after = get(database, job.account_id, job.id)
-        assert (after.suspect, after.num_crashes) == (is_suspect, 0)
+        assert (after.quarantined, after.num_crashes) == (is_quarantined, 0)
 
 
 def test_S38_a_suspect_is_charged_for_deaths_whose_record_names_it_alone(
@@ -343,7 +348,7 @@ def test_S38_a_lease_that_runs_out_makes_a_suspect_of_its_job(
     claim_job(job.id)
     let_leases_run_out(database, job)
     jobs.reap(database)
-    assert get(database, job.account_id, job.id).suspect
+    assert get(database, job.account_id, job.id).quarantined
     assert [detail for _, detail in details(database, job)] == ["its lease ran out"]
 
 
@@ -428,8 +433,8 @@ def test_a_job_that_is_given_up_for_lost_leaves_its_delivery(
         if get(database, job.account_id, job.id).state is not State.QUEUED:
             break
         claimed = claim_job(job.id)
-        if claimed.job.suspect:
-            mark_solo(database, claimed.lease)
+        if claimed.job.quarantined:
+            mark_isolated(database, claimed.lease)
         let_leases_run_out(database, job)
         jobs.reap(database)
     query = text("SELECT event FROM webhook_deliveries WHERE job_id = :id")
@@ -478,7 +483,7 @@ def test_the_schema_itself_refuses_to_change_the_past(
         "state = 'running'",
         "next_dispatch_at = NULL",
         "finished_at = clock_timestamp()",
-        "solo = true",
+        "isolated = true",
         "seed = -1",
     ],
 )

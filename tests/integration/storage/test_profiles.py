@@ -42,7 +42,7 @@ def profile(tier: str) -> StoredProfile:
         num_guided_rows=2,
         knee_rows=8,
         max_rows=8,
-        batching_pays=True,
+        is_worth_batching=True,
     )
 
 
@@ -67,7 +67,7 @@ def start_worker(database: Database, tier: str) -> Iterator[StartWorker]:
 
 def with_knee(profile: StoredProfile) -> StoredProfile:
     """A rule of the test's own: the knee is the last step."""
-    return replace(profile, knee_rows=profile.steps[-1][0], batching_pays=len(profile.steps) > 1)
+    return replace(profile, knee_rows=profile.steps[-1][0], is_worth_batching=len(profile.steps) > 1)
 
 
 def device_of(found: Workload, worker: Worker) -> LiveDevice:
@@ -87,7 +87,7 @@ def test_a_worker_is_found_with_the_profile_of_its_fingerprint(
     device = device_of(workload(database, alive_seconds=20), worker)
     assert device.profiles == {tier: profile}
     assert (device.tiers, device.num_slots("interactive"), device.num_slots("bulk")) == ((tier,), 3, 2)
-    assert device.promise == "exact"
+    assert device.determinism == "exact"
     assert 0 <= device.seconds_since_seen < 20
 
 
@@ -103,7 +103,7 @@ def test_a_worker_of_another_kind_is_found_without(
 def test_publishing_again_takes_the_place_of_what_was_known(
     database: Database, profile: StoredProfile, start_worker: StartWorker, tier: str
 ) -> None:
-    newer = replace(profile, steps=((4, 0.5),), max_rows=4, batching_pays=False)
+    newer = replace(profile, steps=((4, 0.5),), max_rows=4, is_worth_batching=False)
     publish(database, [profile])
     publish(database, [newer])
     worker = start_worker()
@@ -165,16 +165,16 @@ def test_what_a_worker_learned_is_found_and_adds_to_what_was_learned_before(
     database: Database, profile: StoredProfile, start_worker: StartWorker, tier: str
 ) -> None:
     worker = start_worker()
-    first = replace(profile, is_learned=True, steps=((4, 0.25), (8, 0.4)), shallow_share=0.5)
+    first = replace(profile, is_learned=True, steps=((4, 0.25), (8, 0.4)), cached_share=0.5)
     learn(database, first, with_knee)
     assert device_of(workload(database, alive_seconds=20), worker).profiles == {tier: first}
-    learn(database, replace(first, steps=((8, 0.5), (12, 0.6)), shallow_share=1.0, max_rows=16), with_knee)
+    learn(database, replace(first, steps=((8, 0.5), (12, 0.6)), cached_share=1.0, max_rows=16), with_knee)
     (found,) = device_of(workload(database, alive_seconds=20), worker).profiles.values()
     assert found.steps == ((4, 0.25), (8, 0.5), (12, 0.6))
-    assert (found.shallow_share, found.max_rows) == (0.5, 16), "what was not seen stays"
+    assert (found.cached_share, found.max_rows) == (0.5, 16), "what was not seen stays"
     learn(database, with_knee(replace(first, steps=((4, 0.3),))), with_knee)
     (found,) = device_of(workload(database, alive_seconds=20), worker).profiles.values()
-    assert (found.knee_rows, found.batching_pays) == (12, True), "the knee is that of all steps"
+    assert (found.knee_rows, found.is_worth_batching) == (12, True), "the knee is that of all steps"
 
 
 class WhileOpen:

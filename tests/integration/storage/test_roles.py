@@ -45,7 +45,7 @@ REFUSED: tuple[tuple[DatabaseRole, str], ...] = (
     ("sender", "UPDATE accounts SET webhook_secret = 'whsec_x'"),
     ("sender", "INSERT INTO webhook_deliveries (id) VALUES ('whd_x')"),
     ("sender", "UPDATE webhook_deliveries SET url = 'https://elsewhere.example'"),
-    ("sender", "SELECT nextval('ring_numbers')"),
+    ("sender", "SELECT nextval('dispatch_numbers')"),
     ("sweeper", "SELECT prompt FROM jobs"),
     ("sweeper", "SELECT * FROM jobs"),
     ("sweeper", "SELECT name FROM accounts"),
@@ -65,7 +65,7 @@ ALLOWED: tuple[tuple[DatabaseRole, str], ...] = (
     ("sender", "SELECT webhook_secret FROM accounts LIMIT 1"),
     ("sender", "UPDATE webhook_deliveries SET num_failures = 1 WHERE false"),
     ("sweeper", "SELECT deadline_at FROM jobs LIMIT 1"),
-    ("sweeper", "SELECT nextval('ring_numbers')"),
+    ("sweeper", "SELECT nextval('dispatch_numbers')"),
 )
 
 

@@ -125,7 +125,7 @@ def test_S35_the_api_role_ends_a_job_in_no_way_but_a_cancel(
 ) -> None:
     job = make_job()
     end = text(
-        f"""UPDATE jobs SET state = '{state}', next_dispatch_at = NULL, ring_number = NULL,
+        f"""UPDATE jobs SET state = '{state}', next_dispatch_at = NULL, dispatch_number = NULL,
                    finished_at = CASE WHEN '{state}' <> 'running' THEN now() END
              WHERE id = '{job.id}' RETURNING id"""
     )
@@ -160,7 +160,7 @@ def test_S35_the_account_is_forgotten_with_its_transaction(
         ),
         ("SELECT state FROM jobs WHERE batch_id = 'bat_x'", "batch_id = 'bat_x'"),
         (
-            "SELECT id FROM open_jobs WHERE state = 'queued' AND ring_number > 0 AND tier = 'sd'",
+            "SELECT id FROM open_jobs WHERE state = 'queued' AND dispatch_number > 0 AND tier = 'sd'",
             "tier = 'sd'",
         ),
         ("SELECT job_id FROM images WHERE job_id = 'job_x'", "job_id = 'job_x'"),

@@ -21,8 +21,8 @@ from storage.job_views import Job
 from storage.jobs import WorkerName
 from storage.roles import DatabaseRole
 from tasks.generate import Generate, GeneratePlan
-from tasks.in_flight import Holdings
-from tasks.isolation import SoloMarks
+from tasks.in_flight import InFlightJobs
+from tasks.isolation import Isolations
 from tasks.job_observers import FlowerObserver, JobObserver
 from tasks.task_events import TaskEvent
 from tests.fixtures.new_jobs import new_job
@@ -99,9 +99,9 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def holdings() -> Holdings:
+def in_flight() -> InFlightJobs:
     """What the worker of the test holds."""
-    return Holdings()
+    return InFlightJobs()
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def generate(
     worker_database: Database,
     blobs: Blobs,
     engine: FakeEngine,
-    holdings: Holdings,
+    in_flight: InFlightJobs,
     tier: str,
     observers: list[JobObserver],
 ) -> Generate:
@@ -136,8 +136,8 @@ def generate(
         db=worker_database,
         blobs=blobs,
         submit=engine.submit,
-        holdings=holdings,
-        solo_marks=SoloMarks(worker_database),
+        in_flight=in_flight,
+        isolations=Isolations(worker_database),
         worker=WorkerName(secrets.token_hex(4), "cpu:0@test"),
         tiers=[tier],
         plan=GeneratePlan(lease_seconds=30, upload_seconds=2, max_attempts=2),

@@ -10,7 +10,7 @@ import pytest
 
 from local.endpoints import Embedded
 from settings import ROOT
-from storage.bells import Bell
+from storage.dispatches import Dispatch
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
 from tasks.queues import GENERATE
@@ -50,8 +50,8 @@ class Listener:
         command = [sys.executable, "-c", PROGRAM, url, self.prefix, str(folder)]
         self.process = subprocess.Popen(command, cwd=ROOT)
 
-    def ring(self, job_id: str, lane: str) -> None:
-        assert self.dispatcher.ring([Bell(job_id, "sd", lane, 1, 1, 20, 128, 128, 1)])
+    def dispatch(self, job_id: str, lane: str) -> None:
+        assert self.dispatcher.dispatch([Dispatch(job_id, "sd", lane, 1, 1, 20, 128, 128, 1)])
 
     def heard(self, name: str, seconds: float = 20) -> bool:
         deadline = time.monotonic() + seconds
@@ -80,15 +80,15 @@ def test_forged_and_malformed_bells_leave_every_slot_free(listener: Listener) ->
     listener.celery.send_task(GENERATE, args=["old", 1], queue="sd.bulk", expires=-10)
     for number in range(4):
         for lane in ("interactive", "bulk"):
-            listener.ring(f"{lane}-{number}", lane)
+            listener.dispatch(f"{lane}-{number}", lane)
     assert all(listener.heard(f"{lane}-{number}") for number in range(4) for lane in ("interactive", "bulk"))
 
 
 def test_a_full_lane_is_left_alone_and_the_other_is_heard(listener: Listener) -> None:
-    listener.ring("hold-1", "bulk")
+    listener.dispatch("hold-1", "bulk")
     assert listener.heard("hold-1.held")
-    listener.ring("waits", "bulk")
-    listener.ring("now", "interactive")
+    listener.dispatch("waits", "bulk")
+    listener.dispatch("now", "interactive")
     assert listener.heard("now")
     assert not (listener.folder / "waits").exists()
     (listener.folder / "let-go").touch()
@@ -97,17 +97,17 @@ def test_a_full_lane_is_left_alone_and_the_other_is_heard(listener: Listener) ->
 
 def test_S23_a_job_that_is_dispatched_twice_takes_two_slots_and_gives_both_back(listener: Listener) -> None:
     """Its task has the same id both times."""
-    listener.ring("hold-1", "interactive")
-    listener.ring("hold-1", "interactive")
+    listener.dispatch("hold-1", "interactive")
+    listener.dispatch("hold-1", "interactive")
     assert listener.heard("hold-1.held")
-    listener.ring("waits", "interactive")
-    listener.ring("now", "bulk")
+    listener.dispatch("waits", "interactive")
+    listener.dispatch("now", "bulk")
     assert listener.heard("now")
     assert not (listener.folder / "waits").exists(), "both slots are taken"
     (listener.folder / "let-go").touch()
     assert listener.heard("waits")
     for number in range(4):
-        listener.ring(f"later-{number}", "interactive")
+        listener.dispatch(f"later-{number}", "interactive")
     assert all(listener.heard(f"later-{number}") for number in range(4))
 
 
@@ -116,5 +116,5 @@ def test_S23_a_task_that_was_revoked_by_its_id_is_answered_when_its_job_is_dispa
 ) -> None:
     replies = listener.celery.control.revoke("again", reply=True, timeout=5)
     assert "flagged as revoked" in str(replies)
-    listener.ring("again", "interactive")
+    listener.dispatch("again", "interactive")
     assert listener.heard("again")

@@ -15,7 +15,7 @@ from local.binaries import valkey_program
 from local.endpoints import Embedded
 from local.ports import choose_ports
 from settings import ROOT
-from storage.bells import Bell
+from storage.dispatches import Dispatch
 from tasks.app import make_celery
 from tasks.consumer_watchdog import EXIT_DEAF
 from tasks.dispatch import Dispatcher
@@ -76,8 +76,8 @@ class Consumers:
         assert process.poll() is None
         return process
 
-    def ring(self, job_id: str) -> None:
-        assert self.dispatcher.ring([Bell(job_id, "sd", "interactive", 1, 1, 20, 128, 128, 1)])
+    def dispatch(self, job_id: str) -> None:
+        assert self.dispatcher.dispatch([Dispatch(job_id, "sd", "interactive", 1, 1, 20, 128, 128, 1)])
 
     def heard(self, job_id: str, name: str) -> bool:
         wait_for((self.folder / f"{job_id}.{name}").exists, 60)
@@ -98,10 +98,10 @@ def test_S39_a_worker_that_hears_nothing_ends_and_another_takes_its_bells(
     consumers: Consumers, fault: str
 ) -> None:
     deaf = consumers.start("deaf")
-    consumers.ring(fault)
+    consumers.dispatch(fault)
     assert consumers.heard(fault, "deaf")
     assert deaf.wait(30) == EXIT_DEAF
-    consumers.ring("job")
+    consumers.dispatch("job")
     consumers.start("next")
     assert consumers.heard("job", "next")
 
@@ -109,11 +109,11 @@ def test_S39_a_worker_that_hears_nothing_ends_and_another_takes_its_bells(
 def test_S39_a_worker_whose_slots_are_all_taken_is_not_deaf(consumers: Consumers) -> None:
     process = consumers.start("busy")
     for _ in range(2):
-        consumers.ring("hold")
+        consumers.dispatch("hold")
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(3 * WATCHDOG_SECONDS)
     (consumers.folder / "let-go").touch()
-    consumers.ring("job")
+    consumers.dispatch("job")
     assert consumers.heard("job", "busy")
     process.terminate()
     assert process.wait(30) == 0
@@ -149,7 +149,7 @@ def test_S39_a_broker_that_is_away_for_longer_than_the_watchdog_ends_no_worker(t
     consumers = Consumers(f"redis://127.0.0.1:{port}/0", tmp_path)
     with broker(port, tmp_path):
         process = consumers.start("patient")
-        consumers.ring("before")
+        consumers.dispatch("before")
         assert consumers.heard("before", "patient")
     try:
         with pytest.raises(subprocess.TimeoutExpired):
@@ -157,7 +157,7 @@ def test_S39_a_broker_that_is_away_for_longer_than_the_watchdog_ends_no_worker(t
         with broker(port, tmp_path):
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(2 * WATCHDOG_SECONDS)
-            consumers.ring("after")
+            consumers.dispatch("after")
             assert consumers.heard("after", "patient")
             process.terminate()
             assert process.wait(30) == 0

@@ -138,12 +138,12 @@ def test_S42_objects_of_files_are_no_orphans_and_those_of_uploads_without_a_row_
     foreign = f"{account}/files/notes.png"
     for key in (coming.object_key, lost, nobodys, foreign):
         blobs.put(key, b"c", content_type="image/png", budget_seconds=10)
-    walk = OrphanCollector(databases["sweeper"], blobs, CollectionPlan(orphan_seconds=3600))
-    while walk.collect_page():
+    partial_forward = OrphanCollector(databases["sweeper"], blobs, CollectionPlan(orphan_seconds=3600))
+    while partial_forward.collect_page():
         pass
     assert is_there(blobs, lost), "too young"
-    walk = OrphanCollector(databases["sweeper"], blobs, NOW)
-    while walk.collect_page():
+    partial_forward = OrphanCollector(databases["sweeper"], blobs, NOW)
+    while partial_forward.collect_page():
         pass
     kept = (ready.object_key, coming.object_key, nobodys, foreign)
     assert [is_there(blobs, key) for key in kept] == [True] * 4

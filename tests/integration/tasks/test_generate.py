@@ -33,9 +33,9 @@ from storage.jobs import WorkerName
 from storage.states import State
 from storage.workers import Worker, live_workers
 from tasks.generate import Generate, GeneratePlan
-from tasks.heartbeat import Heart
-from tasks.in_flight import Holdings
-from tasks.isolation import SoloMarks
+from tasks.heartbeat import Heartbeat
+from tasks.in_flight import InFlightJobs
+from tasks.isolation import Isolations
 from tests.fixtures.pictures import picture
 from tests.integration.tasks.conftest import FakeEngine, FakeHandle, MakeJob
 
@@ -172,8 +172,8 @@ def test_S38_a_job_is_named_while_its_image_files_are_made(
         db=worker_database,
         blobs=blobs,
         submit=engine.submit,
-        holdings=Holdings(),
-        solo_marks=SoloMarks(worker_database),
+        in_flight=InFlightJobs(),
+        isolations=Isolations(worker_database),
         worker=WorkerName("b", "w"),
         tiers=[tier],
         plan=GeneratePlan(),
@@ -276,12 +276,14 @@ def worker(tier: str) -> Worker:
 
 
 @pytest.fixture
-def heart(worker_database: Database, holdings: Holdings, engine: FakeEngine, worker: Worker) -> Heart:
+def heartbeat(
+    worker_database: Database, in_flight: InFlightJobs, engine: FakeEngine, worker: Worker
+) -> Heartbeat:
     """A heart that the test beats by hand."""
-    return Heart(
+    return Heartbeat(
         worker_database,
         worker,
-        holdings,
+        in_flight,
         engine,
         heartbeat_seconds=5,
         lease_seconds=30,
@@ -292,7 +294,7 @@ def heart(worker_database: Database, holdings: Holdings, engine: FakeEngine, wor
 
 
 def test_a_cancellation_reaches_the_engine_with_the_next_heartbeat(
-    database: Database, generate: Generate, engine: FakeEngine, heart: Heart, make_job: MakeJob
+    database: Database, generate: Generate, engine: FakeEngine, heartbeat: Heartbeat, make_job: MakeJob
 ) -> None:
     job = make_job()
     engine.behave = lambda _: None
@@ -300,7 +302,7 @@ def test_a_cancellation_reaches_the_engine_with_the_next_heartbeat(
     thread.start()
     assert engine.submitted.wait(10)
     jobs.cancel(database, job.account_id, job.id)
-    heart.beat()
+    heartbeat.beat()
     thread.join(10)
     assert get(database, job.account_id, job.id).state is State.CANCELED
 
@@ -309,8 +311,8 @@ def test_a_worker_that_leaves_says_so_at_once_and_keeps_its_leases(
     database: Database,
     generate: Generate,
     engine: FakeEngine,
-    heart: Heart,
-    holdings: Holdings,
+    heartbeat: Heartbeat,
+    in_flight: InFlightJobs,
     worker: Worker,
     make_job: MakeJob,
 ) -> None:
@@ -324,22 +326,22 @@ def test_a_worker_that_leaves_says_so_at_once_and_keeps_its_leases(
     thread = threading.Thread(target=generate, args=(job.id,))
     thread.start()
     assert engine.submitted.wait(10)
-    heart.start()
+    heartbeat.start()
     try:
         assert is_live()
-        heart.leave()
+        heartbeat.leave()
         deadline = time.monotonic() + 4  # it beats every five seconds, unless it is told to hurry
         while is_live():
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        heart.beat()
+        heartbeat.beat()
         assert not is_live()
         assert get(database, job.account_id, job.id).state is State.RUNNING
-        assert holdings.all(), "what it has begun is still its own"
+        assert in_flight.all(), "what it has begun is still its own"
     finally:
-        heart.stop()
+        heartbeat.stop()
         jobs.cancel(database, job.account_id, job.id)
-        heart.beat()
+        heartbeat.beat()
         thread.join(10)
 
 
@@ -347,8 +349,8 @@ def test_a_worker_that_lost_its_lease_writes_nothing(
     database: Database,
     generate: Generate,
     engine: FakeEngine,
-    heart: Heart,
-    holdings: Holdings,
+    heartbeat: Heartbeat,
+    in_flight: InFlightJobs,
     make_job: MakeJob,
 ) -> None:
     job = make_job()
@@ -356,9 +358,9 @@ def test_a_worker_that_lost_its_lease_writes_nothing(
     thread = threading.Thread(target=generate, args=(job.id,))
     thread.start()
     assert engine.submitted.wait(10)
-    lease = holdings.all()[0].lease
+    lease = in_flight.all()[0].lease
     jobs.release(database, lease, code="test", detail="", charged=False, max_attempts=9, backoff_seconds=0)
-    heart.beat()
+    heartbeat.beat()
     thread.join(10)
     after = get(database, job.account_id, job.id)
     assert (after.state, after.num_failures, after.images) == (State.QUEUED, 0, ())
@@ -378,7 +380,7 @@ def test_a_suspect_runs_alone_and_is_marked_before_its_first_step(
     solo_at_submit = []
 
     def behave(handle: FakeHandle) -> None:
-        solo_at_submit.append((handle.request.solo, get(database, job.account_id, job.id).solo))
+        solo_at_submit.append((handle.request.isolated, get(database, job.account_id, job.id).isolated))
         handle.succeed()
 
     engine.behave = behave
@@ -388,14 +390,14 @@ def test_a_suspect_runs_alone_and_is_marked_before_its_first_step(
 
 
 def test_a_hung_engine_ends_the_process_and_a_busy_one_does_not(
-    database: Database, holdings: Holdings, engine: FakeEngine
+    database: Database, in_flight: InFlightJobs, engine: FakeEngine
 ) -> None:
     now, codes = [100.0], list[int]()
     worker = Worker("w-hung", "b-hung", "host", 1, "cpu:0", ("sd",), 4, 1, "exact")
-    heart = Heart(
+    heartbeat = Heartbeat(
         database,
         worker,
-        holdings,
+        in_flight,
         engine,
         heartbeat_seconds=5,
         lease_seconds=30,
@@ -404,34 +406,34 @@ def test_a_hung_engine_ends_the_process_and_a_busy_one_does_not(
         clock=lambda: now[0],
     )
     engine.is_idle, engine.ticked_at = False, 50.0
-    heart.beat()
+    heartbeat.beat()
     assert codes == []
     now[0] = 111.0
-    heart.beat()
+    heartbeat.beat()
     assert codes == [70]
 
 
 def test_a_heart_that_fails_in_an_unforeseen_way_ends_the_process(
-    database: Database, holdings: Holdings, engine: FakeEngine
+    database: Database, in_flight: InFlightJobs, engine: FakeEngine
 ) -> None:
     """A worker without a heart would take jobs on leases that nobody renews."""
     ended = threading.Event()
 
     worker = Worker("w-broken", "b-broken", "host", 1, "cpu:0", ("sd",), 4, 1, "exact")
-    heart = Heart(
+    heartbeat = Heartbeat(
         database,
         worker,
-        holdings,
+        in_flight,
         engine,
         heartbeat_seconds=0.01,
         lease_seconds=30,
         watchdog_seconds=60,
         end_process=lambda _: ended.set(),
     )
-    heart.start()
-    heart._worker = None  # type: ignore[assignment]  # any bug will do
+    heartbeat.start()
+    heartbeat._worker = None  # type: ignore[assignment]  # any bug will do
     assert ended.wait(10)
-    heart.stop()
+    heartbeat.stop()
 
 
 def test_when_a_later_image_is_refused_the_earlier_ones_are_stopped(
@@ -483,7 +485,7 @@ def test_S38_what_was_dropped_in_an_outage_is_given_back_uncharged_and_unsuspect
     worker_database: Database,
     generate: Generate,
     engine: FakeEngine,
-    holdings: Holdings,
+    in_flight: InFlightJobs,
     worker: Worker,
     make_job: MakeJob,
 ) -> None:
@@ -498,10 +500,10 @@ def test_S38_what_was_dropped_in_an_outage_is_given_back_uncharged_and_unsuspect
             return worker_database.run(*args, **options)
 
     now, db = [0.0], Away("postgresql://nobody@127.0.0.1:1/none", 1)
-    heart = Heart(
+    heartbeat = Heartbeat(
         db,
         worker,
-        holdings,
+        in_flight,
         engine,
         heartbeat_seconds=5,
         lease_seconds=30,
@@ -517,11 +519,11 @@ def test_S38_what_was_dropped_in_an_outage_is_given_back_uncharged_and_unsuspect
     now[0] = 31.0
     deadline = time.monotonic() + 60
     while not engine.handles[0].future.done() and time.monotonic() < deadline:
-        heart.beat()
+        heartbeat.beat()
     thread.join(60)
     assert get(database, job.account_id, job.id).state is State.RUNNING
     db.is_away = False
-    heart.beat()
+    heartbeat.beat()
     after = get(database, job.account_id, job.id)
-    assert (after.state, after.suspect, after.num_failures) == (State.QUEUED, False, 0)
+    assert (after.state, after.quarantined, after.num_failures) == (State.QUEUED, False, 0)
     db.close()

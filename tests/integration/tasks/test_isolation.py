@@ -16,9 +16,9 @@ from storage.jobs import WorkerName
 from storage.states import State
 from storage.workers import Worker
 from tasks.generate import Generate, GeneratePlan
-from tasks.heartbeat import EXIT_HUNG, Heart
-from tasks.in_flight import Holdings
-from tasks.isolation import SoloMarks
+from tasks.heartbeat import EXIT_HUNG, Heartbeat
+from tasks.in_flight import InFlightJobs
+from tasks.isolation import Isolations
 from tasks.worker import EXIT_DEVICE_LOST, end_when_fatal
 from tests.integration.tasks.conftest import MakeJob
 from tests.unit.engine.fakes import FakeModel, SetClock
@@ -51,7 +51,7 @@ def clock() -> SetClock:
 
 @pytest.fixture
 def real_engine(model: SteppedModel, clock: SetClock) -> Iterator[Engine]:
-    engine = Engine({"tiny": model}, {"tiny": {64 * 64: 8}}, promise="exact", clock=clock)
+    engine = Engine({"tiny": model}, {"tiny": {64 * 64: 8}}, determinism="exact", clock=clock)
     engine.start()
     yield engine
     for _ in range(STEPS):
@@ -69,7 +69,7 @@ def task(
     worker_database: Database,
     blobs: Blobs,
     real_engine: Engine,
-    holdings: Holdings,
+    in_flight: InFlightJobs,
     worker: Worker,
     tier: str,
 ) -> Generate:
@@ -77,8 +77,8 @@ def task(
         db=worker_database,
         blobs=blobs,
         submit=real_engine.submit,
-        holdings=holdings,
-        solo_marks=SoloMarks(worker_database),
+        in_flight=in_flight,
+        isolations=Isolations(worker_database),
         worker=WorkerName(worker.boot_id, worker.id),
         tiers=(tier,),
         plan=GeneratePlan(),
@@ -92,18 +92,18 @@ def ended() -> list[int]:
 
 
 @pytest.fixture
-def heart(
+def heartbeat(
     worker_database: Database,
     worker: Worker,
-    holdings: Holdings,
+    in_flight: InFlightJobs,
     real_engine: Engine,
     clock: SetClock,
     ended: list[int],
-) -> Heart:
-    return Heart(
+) -> Heartbeat:
+    return Heartbeat(
         worker_database,
         worker,
-        holdings,
+        in_flight,
         real_engine,
         heartbeat_seconds=5,
         lease_seconds=30,
@@ -114,7 +114,7 @@ def heart(
 
 
 def test_cancellation_takes_effect_within_one_step_of_the_heartbeat_that_brings_it(
-    database: Database, task: Generate, model: SteppedModel, heart: Heart, make_job: MakeJob
+    database: Database, task: Generate, model: SteppedModel, heartbeat: Heartbeat, make_job: MakeJob
 ) -> None:
     job = make_job(width=64, height=64, num_inference_steps=STEPS)
     thread = threading.Thread(target=task, args=(job.id,))
@@ -123,7 +123,7 @@ def test_cancellation_takes_effect_within_one_step_of_the_heartbeat_that_brings_
     jobs.cancel(database, job.account_id, job.id)
     model.may_pass.release()
     assert model.entered.acquire(timeout=60), "the worker does not know yet, and goes on"
-    heart.beat()
+    heartbeat.beat()
     num_steps = len(model.step_sizes)
     for _ in range(STEPS):
         model.may_pass.release()
@@ -154,7 +154,7 @@ def test_lost_device_gives_its_leases_up_before_the_process_ends(
     assert ended == [EXIT_DEVICE_LOST]
     jobs.reap(database)
     after = get(database, job.account_id, job.id)
-    assert (after.state, after.suspect, after.num_failures) == (State.QUEUED, True, 0)
+    assert (after.state, after.quarantined, after.num_failures) == (State.QUEUED, True, 0)
 
 
 def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_ends(
@@ -164,7 +164,7 @@ def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_
     model: SteppedModel,
     real_engine: Engine,
     worker: Worker,
-    holdings: Holdings,
+    in_flight: InFlightJobs,
     make_job: MakeJob,
 ) -> None:
     """Batch mates, and who waits: all can be claimed elsewhere at once, as suspects, and none is charged."""
@@ -176,7 +176,7 @@ def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_
         assert code == EXIT_DEVICE_LOST
         jobs.reap(database)
         found = [get(database, job.account_id, job.id) for job in made]
-        left.extend((job.state, job.suspect, job.num_failures) for job in found)
+        left.extend((job.state, job.quarantined, job.num_failures) for job in found)
 
     threads = [threading.Thread(target=task, args=(job.id,)) for job in made]
     threads.append(
@@ -194,7 +194,7 @@ def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_
     for thread in threads:
         thread.join(60)
     assert left == [(State.QUEUED, True, 0)] * len(made)
-    assert not holdings.all()
+    assert not in_flight.all()
 
 
 def test_S38_only_the_jobs_that_a_device_was_lost_on_are_suspected(
@@ -213,7 +213,7 @@ def test_S38_only_the_jobs_that_a_device_was_lost_on_are_suspected(
     end_when_fatal(real_engine, worker_database, worker, ended.append, on_device=lambda: [lost.id])
     assert ended == [EXIT_DEVICE_LOST]
     found = [get(database, job.account_id, job.id) for job in (lost, waiting)]
-    assert [(job.state, job.suspect) for job in found] == [(State.QUEUED, True), (State.QUEUED, False)]
+    assert [(job.state, job.quarantined) for job in found] == [(State.QUEUED, True), (State.QUEUED, False)]
 
 
 def test_process_without_its_device_ends_although_postgres_cannot_be_reached(
@@ -231,7 +231,7 @@ def test_hung_step_trips_the_watchdog(
     database: Database,
     task: Generate,
     model: SteppedModel,
-    heart: Heart,
+    heartbeat: Heartbeat,
     clock: SetClock,
     ended: list[int],
     make_job: MakeJob,
@@ -241,10 +241,10 @@ def test_hung_step_trips_the_watchdog(
     thread.start()
     assert model.entered.acquire(timeout=60)
     clock.now += 59.0
-    heart.beat()
+    heartbeat.beat()
     assert ended == []
     clock.now += 2.0
-    heart.beat()
+    heartbeat.beat()
     assert ended == [EXIT_HUNG]
     for _ in range(STEPS):
         model.may_pass.release()

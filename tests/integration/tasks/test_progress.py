@@ -15,7 +15,7 @@ from storage.job_views import get
 from storage.jobs import Claim, Lease, WorkerName, claim
 from storage.workers import Worker, heartbeat, write_progress
 from storage.workloads import workload
-from tasks.in_flight import Holdings
+from tasks.in_flight import InFlightJobs
 from tasks.progress import ProgressWriter
 
 from .conftest import MakeJob
@@ -108,22 +108,22 @@ def test_S24_no_index_holds_progress_so_that_its_writes_stay_in_their_page(datab
 
 
 @pytest.fixture
-def held() -> Iterator[tuple[Holdings, list[Moving]]]:
+def held() -> Iterator[tuple[InFlightJobs, list[Moving]]]:
     """Sixteen held jobs."""
-    holdings, generations = Holdings(), [Moving() for _ in range(16)]
+    in_flight, generations = InFlightJobs(), [Moving() for _ in range(16)]
     with ExitStack() as stack:
         for index, generation in enumerate(generations):
-            stack.enter_context(holdings.hold(Lease(f"job_{index}", 1, "t"))).watch([generation])
-        yield holdings, generations
+            stack.enter_context(in_flight.hold(Lease(f"job_{index}", 1, "t"))).watch([generation])
+        yield in_flight, generations
 
 
 def test_S24_a_turn_is_one_write_for_all_that_moved_and_none_if_nothing_did(
-    held: tuple[Holdings, list[Moving]],
+    held: tuple[InFlightJobs, list[Moving]],
 ) -> None:
-    holdings, generations = held
+    in_flight, generations = held
     written: list[list[str]] = []
     writer = ProgressWriter(
-        holdings, lambda moved: written.append([f"{lease.job_id} {progress}" for lease, progress in moved])
+        in_flight, lambda moved: written.append([f"{lease.job_id} {progress}" for lease, progress in moved])
     )
     writer.turn()
     assert written == [], "nothing has moved yet"
@@ -138,9 +138,9 @@ def test_S24_a_turn_is_one_write_for_all_that_moved_and_none_if_nothing_did(
 
 
 def test_S24_progress_that_cannot_be_written_is_dropped_and_the_next_is_written(
-    held: tuple[Holdings, list[Moving]],
+    held: tuple[InFlightJobs, list[Moving]],
 ) -> None:
-    holdings, generations = held
+    in_flight, generations = held
     tried: list[Sequence[tuple[Lease, float]]] = []
     is_away = True
 
@@ -149,7 +149,7 @@ def test_S24_progress_that_cannot_be_written_is_dropped_and_the_next_is_written(
         if is_away:
             raise Unavailable("the database is away")
 
-    writer = ProgressWriter(holdings, write)
+    writer = ProgressWriter(in_flight, write)
     generations[0].progress = 0.25
     writer.turn()
     writer.turn()
@@ -161,17 +161,17 @@ def test_S24_progress_that_cannot_be_written_is_dropped_and_the_next_is_written(
 
 
 def test_S24_a_write_that_hangs_is_followed_by_none_until_it_ends(
-    held: tuple[Holdings, list[Moving]],
+    held: tuple[InFlightJobs, list[Moving]],
 ) -> None:
     """So that nothing queues up; the heart and the engine have threads of their own."""
-    holdings, generations = held
+    in_flight, generations = held
     begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
 
     def write(_: Sequence[tuple[Lease, float]]) -> None:
         begun.release()
         assert go_on.acquire(timeout=30)
 
-    writer = ProgressWriter(holdings, write, pause_seconds=0.001)
+    writer = ProgressWriter(in_flight, write, pause_seconds=0.001)
     generations[0].progress = 0.25
     writer.start()
     assert begun.acquire(timeout=30)

@@ -82,7 +82,7 @@ def test_S38_a_start_with_a_kept_result_tests_nothing_and_promises_the_same(
     first = tested[1]
     second, num_tests = start.run()
     assert num_tests == 0
-    assert second.promise == first.promise
+    assert second.determinism == first.determinism
     assert second.row_limits == first.row_limits
     assert second.models["tiny"].buckets == first.models["tiny"].buckets != {}
 
@@ -180,8 +180,8 @@ BREAKAGES: dict[str, Callable[[Path], object]] = {
     "a folder": made_a_folder,
     "of another key": lambda file: file.write_text(file.read_text().replace('"float32"', '"float16"')),
     "no result": lambda file: file.write_text(json.dumps({"key": json.loads(file.read_text())["key"]})),
-    "a promise that is none": edited(promise="always"),
-    "a promise that is a list": edited(promise=["exact"]),
+    "a determinism that is none": edited(determinism="always"),
+    "a determinism that is a list": edited(determinism=["exact"]),
     "more rows than configured": edited(row_limits=[[64 * 64, 1000]]),
     "no rows": edited(row_limits=[[64 * 64, 0]]),
     "another size": edited(row_limits=[[1, 4]]),
@@ -214,7 +214,7 @@ def test_S38_a_start_whose_device_computes_other_bits_tests_again(
     (file,) = start.folder.iterdir()
     edited(output_digest="0" * 64)(file)
     loaded, num_tests = start.run()
-    assert (loaded.promise, num_tests) == (tested[1].promise, 1)
+    assert (loaded.determinism, num_tests) == (tested[1].determinism, 1)
 
 
 def test_S38_a_start_writes_over_a_broken_result(start: Start) -> None:
@@ -226,7 +226,7 @@ def test_S38_a_start_writes_over_a_broken_result(start: Start) -> None:
 def test_S38_a_start_that_cannot_write_its_result_serves_all_the_same(start: Start, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     loaded, num_tests = replace(start, folder=tmp_path / "file" / "results").run()
-    assert (loaded.promise, num_tests) == ("exact", 1)
+    assert (loaded.determinism, num_tests) == ("exact", 1)
 
 
 def test_S38_a_result_is_for_its_owner_alone(start: Start) -> None:
@@ -236,8 +236,8 @@ def test_S38_a_result_is_for_its_owner_alone(start: Start) -> None:
 
 def test_S38_a_start_tests_again_what_time_ran_out_for_once_it_has_more(start: Start) -> None:
     short = replace(start, folder=start.folder / "short", self_test_seconds=0.001)
-    assert short.run()[0].promise == "within 1/255"
+    assert short.run()[0].determinism == "within 1/255"
     assert short.run()[1] == 0
     longer, num_tests = replace(short, self_test_seconds=600).run()
-    assert (longer.promise, num_tests) == ("exact", 1)
-    assert short.run()[0].promise == "exact"
+    assert (longer.determinism, num_tests) == ("exact", 1)
+    assert short.run()[0].determinism == "exact"

@@ -1,4 +1,4 @@
-"""Suspects are taken up without bells, by whoever is free, and no worker holds two of them."""
+"""Quarantine are taken up without bells, by whoever is free, and no worker holds two of them."""
 
 import secrets
 import threading
@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from storage import bells, jobs
+from storage import dispatches, jobs
 from storage.blobs import Blobs
 from storage.database import Database
+from storage.isolation import next_quarantined
 from storage.job_views import Job, get
 from storage.jobs import WorkerName
-from storage.solo import next_suspect
 from storage.states import State
 from storage.workers import declare_dead
 from tasks.generate import Generate, GeneratePlan
-from tasks.in_flight import Holdings
-from tasks.isolation import SoloMarks
-from tasks.quarantine import Suspects
+from tasks.in_flight import InFlightJobs
+from tasks.isolation import Isolations
+from tasks.quarantine import Quarantine
 
 from .conftest import FakeEngine, MakeJob
 
@@ -29,23 +29,25 @@ class Worker:
     """A worker whose engine draws what the test tells it to."""
 
     def __init__(self, database: Database, blobs: Blobs, tier: str, name: str) -> None:
-        self.engine, self.holdings = FakeEngine(), Holdings()
+        self.engine, self.in_flight = FakeEngine(), InFlightJobs()
         self.engine.behave = lambda _: None
         self.generate = Generate(
             db=database,
             blobs=blobs,
             submit=self.engine.submit,
-            holdings=self.holdings,
-            solo_marks=SoloMarks(database),
+            in_flight=self.in_flight,
+            isolations=Isolations(database),
             worker=WorkerName(f"{name}-{tier}", name),
             tiers=[tier],
             plan=GeneratePlan(),
         )
-        self.suspects = Suspects(lambda: next_suspect(database, [tier]), self.generate, look_seconds=0.02)
+        self.quarantine = Quarantine(
+            lambda: next_quarantined(database, [tier]), self.generate, look_seconds=0.02
+        )
 
     @property
     def held(self) -> list[str]:
-        return [holding.lease.job_id for holding in self.holdings.all()]
+        return [in_flight_job.lease.job_id for in_flight_job in self.in_flight.all()]
 
     def finish_one(self) -> None:
         self.engine.handles[-1].succeed()
@@ -58,7 +60,7 @@ def workers(database: Database, blobs: Blobs, tier: str) -> Iterator[list[Worker
     for worker in both:
         for handle in worker.engine.handles:
             handle.cancel()
-        worker.suspects.stop()
+        worker.quarantine.stop()
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_S38_suspects_are_spread_and_no_worker_holds_two(
 ) -> None:
     made = [make_suspect() for _ in range(5)]
     for worker in workers:
-        worker.suspects.start()
+        worker.quarantine.start()
     for num_left in range(5, 0, -1):
         wait_until(num_held, workers, min(2, num_left))
         assert max(len(worker.held) for worker in workers) == 1
@@ -91,9 +93,9 @@ def test_S38_a_suspect_waits_for_no_worker_that_has_one(
 ) -> None:
     """The other one takes it, long before a bell would be rung again."""
     made = [make_suspect() for _ in range(2)]
-    workers[0].suspects.start()
+    workers[0].quarantine.start()
     wait_for(lambda: workers[0].held == [made[0].id])
-    workers[1].suspects.start()
+    workers[1].quarantine.start()
     wait_for(lambda: workers[1].held == [made[1].id])
     assert get(database, made[1].account_id, made[1].id).worker == "other"
 
@@ -101,11 +103,11 @@ def test_S38_a_suspect_waits_for_no_worker_that_has_one(
 def test_S38_a_bell_takes_no_suspect(
     database: Database, workers: list[Worker], make_suspect: MakeJob, make_job: MakeJob
 ) -> None:
-    suspect, job = make_suspect(), make_job()
+    quarantined, job = make_suspect(), make_job()
     workers[0].engine.behave = lambda handle: handle.succeed()
-    for one in (suspect, job):
-        workers[0].generate(one.id, takes_suspects=False)
-    states = [get(database, one.account_id, one.id).state for one in (suspect, job)]
+    for one in (quarantined, job):
+        workers[0].generate(one.id, takes_quarantined=False)
+    states = [get(database, one.account_id, one.id).state for one in (quarantined, job)]
     assert states == [State.QUEUED, State.SUCCEEDED]
 
 
@@ -114,35 +116,35 @@ def test_S38_no_bell_is_rung_for_a_suspect(
 ) -> None:
     make_suspect()
     job = make_job(redispatch_seconds=0)
-    bells.put_back(database, job.id)
-    rung = bells.feed(database, tier, "interactive", 10, redispatch_seconds=15)
-    assert [bell.job_id for bell in rung] == [job.id]
+    dispatches.put_back(database, job.id)
+    dispatched = dispatches.feed(database, tier, "interactive", 10, redispatch_seconds=15)
+    assert [dispatch.job_id for dispatch in dispatched] == [job.id]
 
 
 def test_S38_interactive_suspects_go_first_and_those_of_other_tiers_are_left_alone(
     database: Database, tier: str, make_suspect: MakeJob
 ) -> None:
     bulk, interactive = make_suspect(lane="bulk"), make_suspect()
-    assert next_suspect(database, [tier]) == interactive.id
-    assert next_suspect(database, ["another"]) is None
+    assert next_quarantined(database, [tier]) == interactive.id
+    assert next_quarantined(database, ["another"]) is None
     jobs.cancel(database, interactive.account_id, interactive.id)
-    assert next_suspect(database, [tier]) == bulk.id
+    assert next_quarantined(database, [tier]) == bulk.id
 
 
 def test_S38_suspects_are_looked_for_again_after_the_database_was_away(
     database: Database, workers: list[Worker], make_suspect: MakeJob, tier: str
 ) -> None:
     made, away = make_suspect(), Database(UNREACHABLE, 1)
-    looks: list[Callable[[], str | None]] = [lambda: next_suspect(away, [tier])] * 2
+    looks: list[Callable[[], str | None]] = [lambda: next_quarantined(away, [tier])] * 2
 
     def look() -> str | None:
-        return looks.pop()() if looks else next_suspect(database, [tier])
+        return looks.pop()() if looks else next_quarantined(database, [tier])
 
-    suspects = Suspects(look, workers[0].generate, look_seconds=0.02)
-    suspects.start()
+    quarantine = Quarantine(look, workers[0].generate, look_seconds=0.02)
+    quarantine.start()
     wait_for(lambda: workers[0].held == [made.id])
     workers[0].finish_one()
-    suspects.stop()
+    quarantine.stop()
     assert get(database, made.account_id, made.id).state is State.SUCCEEDED
 
 

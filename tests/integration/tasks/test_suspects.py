@@ -19,8 +19,8 @@ from storage.jobs import WorkerName
 from storage.states import State
 from storage.workers import declare_dead
 from tasks.generate import Generate, GeneratePlan
-from tasks.in_flight import Holdings
-from tasks.isolation import NotMarked, SoloMarks
+from tasks.in_flight import InFlightJobs
+from tasks.isolation import Isolations, NotIsolated
 from tests.integration.tasks.conftest import MakeJob
 from tests.unit.engine.fakes import FakeModel
 
@@ -44,19 +44,19 @@ class SlowBlobs:
 class Process:
     """A worker process: its jobs run in threads, and it can die."""
 
-    def __init__(self, database: Database, blobs: SlowBlobs, tier: str, marks: SoloMarks) -> None:
+    def __init__(self, database: Database, blobs: SlowBlobs, tier: str, marks: Isolations) -> None:
         self.database, self.boot_id = database, f"b-{tier}"
         self.on_predict: Callable[[int], None] = lambda _: None
         self.num_steps = 0
         model = FakeModel()
         model.on_predict = self._predict
-        self.engine = Engine({"tiny": model}, {"tiny": {64 * 64: 8}}, promise="exact")
+        self.engine = Engine({"tiny": model}, {"tiny": {64 * 64: 8}}, determinism="exact")
         self._generate = Generate(
             db=database,
             blobs=blobs,  # type: ignore[arg-type]
             submit=self.engine.submit,
-            holdings=Holdings(),
-            solo_marks=marks,
+            in_flight=InFlightJobs(),
+            isolations=marks,
             worker=WorkerName(self.boot_id, self.boot_id),
             tiers=(tier,),
             plan=GeneratePlan(),
@@ -96,8 +96,8 @@ StartProcess = Callable[..., Process]
 def start_process(worker_database: Database, slow_blobs: SlowBlobs, tier: str) -> Iterator[StartProcess]:
     started: list[Process] = []
 
-    def start(marks: SoloMarks | None = None) -> Process:
-        own = marks or SoloMarks(worker_database)
+    def start(marks: Isolations | None = None) -> Process:
+        own = marks or Isolations(worker_database)
         started.append(Process(worker_database, slow_blobs, tier, own))
         return started[-1]
 
@@ -126,17 +126,17 @@ def now(database: Database, job: Job) -> Job:
     return get(database, job.account_id, job.id)
 
 
-@pytest.mark.parametrize("is_suspect", [True, False])
+@pytest.mark.parametrize("is_quarantined", [True, False])
 def test_a_suspect_is_not_charged_for_what_runs_while_its_images_are_stored(
     database: Database,
     slow_blobs: SlowBlobs,
     start_process: StartProcess,
     make_suspect: MakeJob,
     make_job: MakeJob,
-    is_suspect: bool,
+    is_quarantined: bool,
 ) -> None:
     innocent = make_suspect()
-    culprit = (make_suspect if is_suspect else make_job)(prompt="lose the device", **SIZE)
+    culprit = (make_suspect if is_quarantined else make_job)(prompt="lose the device", **SIZE)
     process = start_process()
     process.engine.start()
     process.run(innocent)
@@ -144,68 +144,70 @@ def test_a_suspect_is_not_charged_for_what_runs_while_its_images_are_stored(
     process.run(culprit)
     process.die()
     assert now(database, innocent).num_crashes == 0
-    assert now(database, culprit).num_crashes == (1 if is_suspect else 0), "who was no suspect is one now"
+    assert now(database, culprit).num_crashes == (1 if is_quarantined else 0), (
+        "who was no quarantined is one now"
+    )
 
 
 def test_a_suspect_is_not_charged_for_what_runs_between_its_images(
     database: Database, start_process: StartProcess, make_suspect: MakeJob, make_job: MakeJob
 ) -> None:
-    suspect = make_suspect(lane="bulk", num_images=2)
+    quarantined = make_suspect(lane="bulk", num_images=2)
     culprit = make_job(prompt="lose the device", **SIZE)
     process = start_process()
     with _step_held(process, 1):
         process.engine.start()
-        process.run(suspect)
+        process.run(quarantined)
         _wait_for(lambda: process.engine.num_generations == 2 and process.num_steps == 1)
         process.run(culprit)  # interactive: its turn comes as soon as the first image lets go
         _wait_for(lambda: process.engine.num_generations == 3)
     process.die()
-    assert process.num_steps == suspect.parameters.num_inference_steps + 1
-    assert (now(database, suspect).num_crashes, now(database, culprit).num_crashes) == (0, 0)
+    assert process.num_steps == quarantined.parameters.num_inference_steps + 1
+    assert (now(database, quarantined).num_crashes, now(database, culprit).num_crashes) == (0, 0)
 
 
 def test_a_suspect_is_charged_for_the_crash_of_any_of_its_images(
     database: Database, start_process: StartProcess, make_suspect: MakeJob
 ) -> None:
-    suspect = make_suspect(num_images=2)
+    quarantined = make_suspect(num_images=2)
     process = start_process()
 
     def lose_the_device_at_the_second_image(num_steps: int) -> None:
-        if num_steps > suspect.parameters.num_inference_steps:
+        if num_steps > quarantined.parameters.num_inference_steps:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     process.on_predict = lose_the_device_at_the_second_image
     process.engine.start()
-    process.run(suspect)
+    process.run(quarantined)
     process.die()
-    assert process.num_steps == suspect.parameters.num_inference_steps + 1
-    assert now(database, suspect).num_crashes == 1
+    assert process.num_steps == quarantined.parameters.num_inference_steps + 1
+    assert now(database, quarantined).num_crashes == 1
 
 
 def test_a_suspect_of_several_images_comes_to_its_end(
     database: Database, slow_blobs: SlowBlobs, start_process: StartProcess, make_suspect: MakeJob
 ) -> None:
-    suspect = make_suspect(num_images=3)
+    quarantined = make_suspect(num_images=3)
     process = start_process()
     process.engine.start()
-    process.run(suspect)
+    process.run(quarantined)
     assert slow_blobs.asked.wait(60)
-    _wait_for(lambda: now(database, suspect).progress == 1)
-    assert (now(database, suspect).state, now(database, suspect).solo) == (State.RUNNING, False)
+    _wait_for(lambda: now(database, quarantined).progress == 1)
+    assert (now(database, quarantined).state, now(database, quarantined).isolated) == (State.RUNNING, False)
     slow_blobs.may_store.set()
     process.join()
-    assert now(database, suspect).state is State.SUCCEEDED
+    assert now(database, quarantined).state is State.SUCCEEDED
 
 
 def test_a_suspect_is_given_back_uncharged_when_its_row_cannot_be_marked(
     database: Database, start_process: StartProcess, make_suspect: MakeJob
 ) -> None:
-    suspect = make_suspect(num_images=2)
-    process = start_process(SoloMarks(Database(UNREACHABLE, 1)))
+    quarantined = make_suspect(num_images=2)
+    process = start_process(Isolations(Database(UNREACHABLE, 1)))
     process.engine.start()
-    process.run(suspect)
+    process.run(quarantined)
     process.join()
-    after = now(database, suspect)
+    after = now(database, quarantined)
     assert (after.state, after.num_failures, after.num_crashes) == (State.QUEUED, 0, 0)
     assert process.num_steps == 0
 
@@ -218,19 +220,19 @@ def test_the_engine_waits_for_a_mark_no_longer_than_it_is_told(
     make_job: MakeJob,
 ) -> None:
     """Somebody has locked the suspect's row; the work of others goes on all the same."""
-    suspect, other = make_suspect(num_images=4), make_job(**SIZE)
-    process = start_process(SoloMarks(database, wait_seconds=0.3))
+    quarantined, other = make_suspect(num_images=4), make_job(**SIZE)
+    process = start_process(Isolations(database, wait_seconds=0.3))
     slow_blobs.may_store.set()
-    process.run(suspect)
+    process.run(quarantined)
     _wait_for(lambda: process.engine.num_generations == 4)
     with database.transaction() as connection:
-        connection.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": suspect.id})
+        connection.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": quarantined.id})
         process.run(other)
         process.engine.start()
         _wait_for(lambda: now(database, other).state is State.SUCCEEDED)
         _wait_for(lambda: process.engine.num_generations == 0)
     process.join()
-    after = now(database, suspect)
+    after = now(database, quarantined)
     assert (after.state, after.num_failures, after.num_crashes) == (State.QUEUED, 0, 0)
     assert process.num_steps == other.parameters.num_inference_steps
 
@@ -238,49 +240,49 @@ def test_the_engine_waits_for_a_mark_no_longer_than_it_is_told(
 def test_a_mark_that_cannot_be_taken_off_holds_nobody_up(
     database: Database, slow_blobs: SlowBlobs, start_process: StartProcess, make_suspect: MakeJob
 ) -> None:
-    suspect = make_suspect()
-    process = start_process(SoloMarks(database, wait_seconds=0.3))
+    quarantined = make_suspect()
+    process = start_process(Isolations(database, wait_seconds=0.3))
     slow_blobs.may_store.set()
     with database.transaction() as connection:
-        with _step_held(process, suspect.parameters.num_inference_steps):
+        with _step_held(process, quarantined.parameters.num_inference_steps):
             process.engine.start()
-            process.run(suspect)
-            _wait_for(lambda: process.num_steps == suspect.parameters.num_inference_steps)
-            connection.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": suspect.id})
+            process.run(quarantined)
+            _wait_for(lambda: process.num_steps == quarantined.parameters.num_inference_steps)
+            connection.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": quarantined.id})
         _wait_for(lambda: process.engine.num_generations == 0)
     process.join()
-    assert now(database, suspect).state is State.SUCCEEDED
+    assert now(database, quarantined).state is State.SUCCEEDED
 
 
 def test_an_image_that_did_not_begin_takes_off_no_mark(
     database: Database, make_suspect: MakeJob, tier: str
 ) -> None:
-    suspect = make_suspect(num_images=2)
-    claim = jobs.claim(database, suspect.id, tiers=[tier], worker=WorkerName("b", "w"), lease_seconds=30)
+    quarantined = make_suspect(num_images=2)
+    claim = jobs.claim(database, quarantined.id, tiers=[tier], worker=WorkerName("b", "w"), lease_seconds=30)
     assert claim is not None
-    mark = SoloMarks(database).of(claim)
+    mark = Isolations(database).of(claim)
     failed: Future[object] = Future()
     failed.set_exception(EngineStopped())
     mark.begin(0)
     mark.end(1, failed)
-    assert now(database, suspect).solo
+    assert now(database, quarantined).isolated
     mark.end(0, failed)
-    assert not now(database, suspect).solo
+    assert not now(database, quarantined).isolated
 
 
 def test_a_job_that_was_refused_its_mark_is_not_waited_for_again(
     database: Database, make_suspect: MakeJob, tier: str
 ) -> None:
     """Its other images are canceled a moment later; the engine must not stand still for each until then."""
-    suspect = make_suspect(num_images=2)
-    claim = jobs.claim(database, suspect.id, tiers=[tier], worker=WorkerName("b", "w"), lease_seconds=30)
+    quarantined = make_suspect(num_images=2)
+    claim = jobs.claim(database, quarantined.id, tiers=[tier], worker=WorkerName("b", "w"), lease_seconds=30)
     assert claim is not None
-    mark = SoloMarks(database, wait_seconds=0.1).of(claim)
+    mark = Isolations(database, wait_seconds=0.1).of(claim)
     with database.transaction() as connection:
-        connection.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": suspect.id})
-        with pytest.raises(NotMarked):
+        connection.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": quarantined.id})
+        with pytest.raises(NotIsolated):
             mark.begin(0)
-    with pytest.raises(NotMarked):
+    with pytest.raises(NotIsolated):
         mark.begin(1)
 
 
@@ -289,7 +291,7 @@ def test_only_suspects_are_marked(
 ) -> None:
     """No other job asks the database for more, and none needs what marks need."""
     job = make_job(**SIZE)
-    process = start_process(SoloMarks(Database(UNREACHABLE, 1)))
+    process = start_process(Isolations(Database(UNREACHABLE, 1)))
     slow_blobs.may_store.set()
     process.engine.start()
     process.run(job)

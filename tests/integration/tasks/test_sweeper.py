@@ -58,7 +58,9 @@ def bench(
     """Two bulk slots are alive in the tier."""
     worker = Worker("w-" + tier, "b-" + tier, "host", 1, "cpu:0", (tier,), 4, 2, "exact")
     heartbeat(database, worker, [], lease_seconds=30)
-    bench = Bench(migrated, databases["sweeper"], tier, SweepPlan(redispatch_seconds=0.001, bells_per_slot=2))
+    bench = Bench(
+        migrated, databases["sweeper"], tier, SweepPlan(redispatch_seconds=0.001, dispatches_per_slot=2)
+    )
     bench.sweeper.sweep()
     yield bench
     say_goodbye(database, worker.boot_id)
@@ -86,7 +88,7 @@ def test_a_large_batch_puts_only_a_few_bells_into_the_broker(bench: Bench, make_
     for _ in range(3):
         bench.sweeper.sweep()
     assert bench.depth("bulk") == 4
-    assert bench.dispatcher.num_rung == 4
+    assert bench.dispatcher.num_dispatched_now == 4
 
 
 def test_a_tier_without_a_live_worker_is_not_fed(

@@ -180,9 +180,9 @@ def test_a_csv_names_files_and_adapters_and_its_report_can_be_uploaded_again(
     text = f"prompt,image,strength,loras\na heart,{id},0.5,outline:0.8\na star,,,\n"
     batch = upload_csv(client, text).get_json()
     jobs = client("GET", f"/v1/jobs?batch_id={batch['id']}").get_json()["jobs"]
-    heart = next(job for job in jobs if job["prompt"] == "a heart")
-    assert (heart["image"], heart["strength"]) == ([id], 0.5)
-    assert heart["loras"] == [{"name": "outline", "scale": 0.8}]
+    heartbeat = next(job for job in jobs if job["prompt"] == "a heart")
+    assert (heartbeat["image"], heartbeat["strength"]) == ([id], 0.5)
+    assert heartbeat["loras"] == [{"name": "outline", "scale": 0.8}]
     for job in jobs:
         draw(job["id"])
     report = client("GET", f"/v1/batches/{batch['id']}/results.csv").get_data(as_text=True)

@@ -49,15 +49,15 @@ def test_an_interactive_job_is_rung_and_a_bulk_job_left_to_the_sweeper(
     app: Flask, client: Client, database: Database
 ) -> None:
     wiring: Wiring = app.extensions[EXTENSION]
-    rung = wiring.dispatcher.num_rung
+    dispatched = wiring.dispatcher.num_dispatched_now
     job_ids = [client.submit(lane=lane).get_json()["id"] for lane in ("interactive", "bulk")]
-    assert wiring.dispatcher.num_rung == rung + 1
+    assert wiring.dispatcher.num_dispatched_now == dispatched + 1
     assert [dispatch_seq(database, job_id) for job_id in job_ids] == [1, 0]
 
 
-def has_bell(database: Database, job_id: str) -> bool:
+def is_dispatched(database: Database, job_id: str) -> bool:
     with database.transaction() as connection:
-        query = "SELECT ring_number IS NOT NULL FROM jobs WHERE id = %s"
+        query = "SELECT dispatch_number IS NOT NULL FROM jobs WHERE id = %s"
         return bool(connection.exec_driver_sql(query, (job_id,)).scalar_one())
 
 
@@ -68,7 +68,7 @@ def test_a_dead_broker_does_not_turn_a_job_away(settings: Settings, api_key: str
         answer = client.submit()
         assert answer.status_code == 202
     assert client("GET", answer.headers["Location"]).get_json()["state"] == "queued"
-    assert not has_bell(database, answer.get_json()["id"]), "the sweeper rings once the broker is back"
+    assert not is_dispatched(database, answer.get_json()["id"]), "the sweeper rings once the broker is back"
     readiness = client("GET", "/readyz")
     assert readiness.status_code == 200
     assert readiness.get_json()["state"] == "degraded"

@@ -14,8 +14,8 @@ from storage.blobs import Blobs
 from storage.database import Database
 from storage.jobs import WorkerName
 from tasks.generate import Generate, GeneratePlan
-from tasks.in_flight import Holdings
-from tasks.isolation import SoloMarks
+from tasks.in_flight import InFlightJobs
+from tasks.isolation import Isolations
 from tests.integration.tasks.conftest import FakeEngine
 from tests.integration.web.conftest import Client, assert_problem
 
@@ -31,8 +31,8 @@ def generate(database: Database, blobs: Blobs, engine: FakeEngine) -> Generate:
         db=database,
         blobs=blobs,
         submit=engine.submit,
-        holdings=Holdings(),
-        solo_marks=SoloMarks(database),
+        in_flight=InFlightJobs(),
+        isolations=Isolations(database),
         worker=WorkerName(secrets.token_hex(4), "cpu:0@test"),
         tiers=["sd", "hd"],
         plan=GeneratePlan(),

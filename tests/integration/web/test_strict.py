@@ -15,12 +15,12 @@ def promised(database: Database):  # type: ignore[no-untyped-def]
     """Makes a live worker of tier `hd` that promises so much, until the test ends."""
     names: list[str] = []
 
-    def promise(said: str) -> None:
+    def determinism(said: str) -> None:
         names.append(f"boot-strict-{len(names)}")
         worker = Worker(f"wrk_s{len(names)}", names[-1], "host", 1, "cuda:0", ("hd",), 12, 8, said)
         heartbeat(database, worker, [], lease_seconds=30)
 
-    yield promise
+    yield determinism
     for name in names:
         say_goodbye(database, name)
 
@@ -61,7 +61,7 @@ def test_it_is_refused_while_no_live_worker_repeats_itself(client: Client, promi
     assert client.submit(**large).status_code == 202
     assert client.submit(strict=True).status_code == 202, "of its tier nothing is known"
     tiers = {tier["name"]: tier for tier in client("GET", "/v1/tiers").get_json()["tiers"]}
-    assert tiers["hd"]["promise"] == "not repeatable"
+    assert tiers["hd"]["determinism"] == "not repeatable"
     promised("within 1/255")
     assert client.submit(strict=True, **large).status_code == 202, (
         "that one can run it in step batches of its own"

@@ -77,7 +77,7 @@ def test_the_log_has_neither_prompts_nor_keys(client: Client, capsys: pytest.Cap
 def test_a_tier_says_who_serves_it_and_what_they_promise(client: Client, workers: list[Worker]) -> None:
     tiers = {tier["name"]: tier for tier in client("GET", "/v1/tiers").get_json()["tiers"]}
     assert tiers["sd"]["num_live_workers"] == len(workers)
-    assert tiers["sd"]["promise"] == "exact within a bucket"
+    assert tiers["sd"]["determinism"] == "exact within a bucket"
     assert (tiers["hd"]["num_live_workers"], tiers["hd"]["can_serve"]) == (1, True)
     assert tiers["hd"]["eta_seconds"] is None
 
@@ -135,8 +135,8 @@ def test_metrics_are_served_on_loopback(settings: Settings, api_key: str) -> Non
     for line in (
         'calotype_requests_total{method="POST",route="/v1/jobs",status="202"} 1.0',
         'calotype_jobs_accepted_total{lane="interactive",tier="sd"} 1.0',
-        "calotype_bells_rung_total 1.0",
-        "calotype_bells_failed_total 0.0",
+        "calotype_dispatches_total 1.0",
+        "calotype_dispatches_failed_total 0.0",
         "calotype_waiters_threads 0.0",
         'calotype_queue_jobs{lane="interactive",tier="sd"}',
         "calotype_webhooks_late_seconds ",

@@ -14,11 +14,11 @@ from prometheus_client import generate_latest
 from sqlalchemy import text
 
 from settings import Settings
-from storage import accounts, batches, bells, jobs, submissions, workers
+from storage import accounts, batches, dispatches, jobs, submissions, workers
 from storage.database import Database
+from storage.isolation import mark_isolated, unmark_isolated
 from storage.job_views import JobWarning, StoredImage
 from storage.jobs import Claim, WorkerName
-from storage.solo import mark_solo, unmark_solo
 from storage.workers import Worker
 from tests.fixtures.new_jobs import new_job
 from tests.integration.web.conftest import Client
@@ -63,7 +63,7 @@ def start_worker(database: Database, tier: str) -> Iterator[StartWorker]:
             tiers=(tier,),
             interactive_slots=interactive_slots,
             bulk_slots=bulk_slots,
-            promise="exact",
+            determinism="exact",
         )
         workers.heartbeat(database, worker, [], lease_seconds=30)
         started.append(worker)
@@ -214,7 +214,7 @@ def test_taken_slots_are_named_and_only_those_of_the_jobs_own_lane_count(
         1,
     )
     bulk = submit(lane="bulk")
-    bells.feed(database, tier, "bulk", 1, redispatch_seconds=15)
+    dispatches.feed(database, tier, "bulk", 1, redispatch_seconds=15)
     assert shown(client, bulk)[0] == "about_to_start"
 
 
@@ -229,7 +229,7 @@ def test_a_job_that_failed_once_says_with_what_and_when_it_is_tried_again(
     said = "1 of its 5 tries failed, the last with storage_unavailable; the next may begin in "
     assert re.fullmatch(re.escape(said) + "(35[0-9]{2}|3600) s", detail)
     let_pass(database, job_id, 3601)
-    assert shown(client, job_id)[0] == "bell_due"
+    assert shown(client, job_id)[0] == "dispatch_due"
 
 
 def test_a_job_whose_worker_died_says_that_it_runs_alone_until_it_does(
@@ -246,9 +246,9 @@ def test_a_job_whose_worker_died_says_that_it_runs_alone_until_it_does(
     again = claim(database, job_id, tier, worker)
     assert client("GET", f"/v1/jobs/{job_id}").get_json()["state"] == "running"
     assert shown(client, job_id)[0] == "runs_alone"
-    assert mark_solo(database, again.lease)
+    assert mark_isolated(database, again.lease)
     assert client("GET", f"/v1/jobs/{job_id}").get_json()["waiting_reason"] is None
-    assert unmark_solo(database, again.lease, progress=0.5)
+    assert unmark_isolated(database, again.lease, progress=0.5)
     assert client("GET", f"/v1/jobs/{job_id}").get_json()["waiting_reason"] is None, "it has run alone"
 
 
@@ -258,12 +258,12 @@ def test_a_bell_that_idle_workers_do_not_hear_is_overdue(
     worker = start_worker()
     heard, lost = submit(), submit()
     let_pass(database, lost, 60)
-    assert shown(client, lost)[0] == "bell_overdue"
+    assert shown(client, lost)[0] == "dispatch_overdue"
     claim(database, heard, tier, worker)
     assert shown(client, lost)[0] == "about_to_start", "bells are heard: it is only its turn that is missing"
     unrung = submit()
-    bells.put_back(database, unrung)
-    assert shown(client, unrung)[0] == "bell_due"
+    dispatches.put_back(database, unrung)
+    assert shown(client, unrung)[0] == "dispatch_due"
 
 
 def test_a_bulk_job_that_nobody_feeds_is_overdue(
@@ -275,9 +275,9 @@ def test_a_bulk_job_that_nobody_feeds_is_overdue(
     for job_id in (first, second):
         let_pass(database, job_id, 60)
     code, detail, _ = shown(client, first)
-    assert code == "bell_overdue"
+    assert code == "dispatch_overdue"
     assert "the sweeper or the broker may be down" in detail
-    bells.feed(database, tier, "bulk", 1, redispatch_seconds=15)
+    dispatches.feed(database, tier, "bulk", 1, redispatch_seconds=15)
     assert [shown(client, job_id)[0] for job_id in (first, second)] == ["about_to_start", "bulk_turn"]
 
 
@@ -303,7 +303,9 @@ def test_a_batch_says_for_each_tier_why_its_queued_jobs_wait(
         for line in range(1, 6)
     ]
     batch, _ = batches.create(database, account, "prompts.csv", rows, redispatch_seconds=15)
-    running, failed = (bell.job_id for bell in bells.feed(database, tier, "bulk", 2, redispatch_seconds=15))
+    running, failed = (
+        dispatch.job_id for dispatch in dispatches.feed(database, tier, "bulk", 2, redispatch_seconds=15)
+    )
     claim(database, running, tier, worker)
     release(database, claim(database, failed, tier, worker), backoff_seconds=3600)
     for seen in (

@@ -1,4 +1,4 @@
-"""Arms that share a core: each clock counts its own arm's work, and none is left undone."""
+"""Strategies that share a core: each clock counts its own arm's work, and none is left undone."""
 
 import time
 from collections.abc import Generator

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from bench.arrivals import ANCHOR_STEP_SECONDS, Arrival, StepTable, Work, arrivals
-from bench.simulated_arms import (
-    Arm,
+from bench.simulated_strategies import (
+    Strategy,
     continuous_fifo,
     continuous_shortest,
     keyed_dynamic,
@@ -30,7 +30,7 @@ from bench.simulator import (
     slowdown_gain,
 )
 
-ARMS = [
+STRATEGIES = [
     one_at_a_time,
     continuous_fifo,
     continuous_shortest,
@@ -46,26 +46,26 @@ SIZES = Work(
 )
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", STRATEGIES)
 @pytest.mark.parametrize("work", [Work(), SIZES], ids=["one size", "two sizes"])
-def test_every_arm_serves_every_request_and_none_before_its_time(arm: Arm, work: Work) -> None:
-    for arrival in served(work, arm, load=0.5, seed=3, num_requests=500):
+def test_every_arm_serves_every_request_and_none_before_its_time(strategy: Strategy, work: Work) -> None:
+    for arrival in served(work, strategy, load=0.5, seed=3, num_requests=500):
         fastest = work.step_seconds(arrival.side, 1)
         assert arrival.latency_seconds >= arrival.num_steps * fastest - 1e-9
 
 
 @pytest.mark.parametrize("arm", [continuous_fifo, ours])
-def test_device_that_re_forms_its_batches_keeps_up_near_its_capacity(arm: Arm) -> None:
+def test_device_that_re_forms_its_batches_keeps_up_near_its_capacity(strategy: Strategy) -> None:
     trace = arrivals(Work(), 0.95, 4000, seed=2)
-    arm(Work(), trace)
+    strategy(Work(), trace)
     rate = len(trace) / max(arrival.ended_at for arrival in trace)
     assert rate >= 0.93 * Work().capacity()
 
 
 def test_padding_to_the_longest_cannot_keep_up_where_we_can() -> None:
-    def last(arm: Callable[[Work, list[Arrival]], None]) -> float:
+    def last(strategy: Callable[[Work, list[Arrival]], None]) -> float:
         trace = arrivals(Work(), 0.8, 4000, seed=2)
-        arm(Work(), trace)
+        strategy(Work(), trace)
         return max(arrival.ended_at for arrival in trace)
 
     assert last(padded_dynamic(0.0)) > 1.3 * last(ours)
@@ -79,15 +79,15 @@ def test_lone_request_takes_its_solo_time_on_the_bare_model() -> None:
 
 
 @pytest.mark.parametrize("arm", [continuous_fifo, ours, with_deadlines(ours)])
-def test_lone_request_takes_its_solo_time_on_our_engine(arm: Arm) -> None:
+def test_lone_request_takes_its_solo_time_on_our_engine(strategy: Strategy) -> None:
     (arrival,) = arrivals(Work(), 0.5, 1, seed=1)
-    arm(Work(), [arrival])
+    strategy(Work(), [arrival])
     assert arrival.slowdown == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("arm", [continuous_fifo, keyed_dynamic(0.0), padded_dynamic(0.2)])
-def test_what_is_past_its_deadline_is_dropped_and_is_a_miss(arm: Arm) -> None:
-    trace = served(Work(), with_deadlines(arm), load=1.2, seed=1, num_requests=2000)
+def test_what_is_past_its_deadline_is_dropped_and_is_a_miss(strategy: Strategy) -> None:
+    trace = served(Work(), with_deadlines(strategy), load=1.2, seed=1, num_requests=2000)
     dropped = [arrival for arrival in trace if math.isinf(arrival.slowdown)]
     assert dropped
     assert in_time_share(trace) <= 1 - len(dropped) / len(trace)
@@ -130,7 +130,8 @@ def test_more_are_in_time_than_first_come_first_served_at_seven_tenths_of_the_ca
 def test_deadlines_help_ours_more_than_first_come_first_served() -> None:
     work = Work(is_solo_padded=False)
     fifo, policy = (
-        in_time_share(served(work, with_deadlines(arm), 0.7, 1, 6000)) for arm in (continuous_fifo, ours)
+        in_time_share(served(work, with_deadlines(strategy), 0.7, 1, 6000))
+        for strategy in (continuous_fifo, ours)
     )
     assert policy >= 0.9
     assert policy >= fifo + 0.1
@@ -142,7 +143,7 @@ def test_slowdown_is_a_tenth_of_that_of_keyed_batches_at_seven_tenths_of_the_cap
 
 
 def test_shortest_first_is_quicker_and_the_longest_pay_for_it() -> None:
-    ours_trace, theirs = (served(Work(), arm, 0.85, 1, 6000) for arm in (ours, continuous_shortest))
+    ours_trace, theirs = (served(Work(), strategy, 0.85, 1, 6000) for strategy in (ours, continuous_shortest))
     assert p95_slowdown(theirs) < p95_slowdown(ours_trace)
     assert p99_slowdown(theirs, 50) > p99_slowdown(ours_trace, 50)
 
@@ -150,8 +151,8 @@ def test_shortest_first_is_quicker_and_the_longest_pay_for_it() -> None:
 def test_a_figure_of_another_order_is_of_that_order() -> None:
     work, how = Work(), {"seeds": (1,), "num_requests": 3000}
     for name, of in (("shortest_slowdown_gain", slowdown_gain), ("fifo_p95_gain", p95_gain)):
-        arm = continuous_shortest if name.startswith("shortest") else continuous_fifo
-        assert FIGURES[name](work, **how) == of(work, **how, arm=arm) != of(work, **how)  # type: ignore[arg-type]
+        strategy = continuous_shortest if name.startswith("shortest") else continuous_fifo
+        assert FIGURES[name](work, **how) == of(work, **how, strategy=strategy) != of(work, **how)  # type: ignore[arg-type]
 
 
 def test_longest_class_pays_little_for_it() -> None:

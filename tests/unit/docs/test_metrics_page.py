@@ -23,7 +23,7 @@ EXAMPLES = ("deploy/prometheus-alerts.yml", "docs/howto/watch-a-fleet.md")
 class Nothing:
     """Stands for whatever the values would be read from."""
 
-    num_rung = num_failed = num_running = num_queued = 0
+    num_dispatched_now = num_failed = num_running = num_queued = 0
 
     def __len__(self) -> int:
         return 0
@@ -31,7 +31,7 @@ class Nothing:
 
 def api() -> CollectorRegistry:
     metrics = Metrics()
-    metrics.watch_bells(Nothing())
+    metrics.watch_dispatches(Nothing())
     metrics.watch_waiters(lambda: 0)
     metrics.watch_front(Nothing(), Nothing(), dict)
     metrics.watch_queues(dict, [])
@@ -54,7 +54,7 @@ def sender() -> CollectorRegistry:
 
 def sweeper() -> CollectorRegistry:
     metrics = SweeperMetrics()
-    metrics.watch_bells(Nothing())
+    metrics.watch_dispatches(Nothing())
     metrics.watch_queues(dict)
     return metrics.registry
 

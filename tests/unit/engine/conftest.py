@@ -23,7 +23,7 @@ def model() -> FakeModel:
 @pytest.fixture
 def engine(model: FakeModel, clock: SetClock) -> Engine:
     """Not started: a test turns it with `tick`."""
-    return Engine({"fake": model}, {"fake": {64 * 64: 8, 128 * 128: 4}}, promise="exact", clock=clock)
+    return Engine({"fake": model}, {"fake": {64 * 64: 8, 128 * 128: 4}}, determinism="exact", clock=clock)
 
 
 @pytest.fixture

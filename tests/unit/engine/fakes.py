@@ -84,15 +84,15 @@ class FakeWalk:
         sample: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,
-        num_deep_rows: int,
+        num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         output = self._denoiser.predict(sample, timestep, encoder_hidden_states)
         if features is None:
             features = sample.new_empty(0, *sample.shape[1:])
         num_new = len(sample) - len(features)
-        assert num_new <= num_deep_rows <= len(sample)
-        self.deep_sizes.append(num_deep_rows)
+        assert num_new <= num_full_rows <= len(sample)
+        self.deep_sizes.append(num_full_rows)
         timestep = timestep.expand(len(sample)) if timestep.ndim == 0 else timestep
         output[num_new:] = torch.tanh(features + timestep[num_new:].view(-1, 1, 1, 1) / 100)
         return output, sample[:num_new]
@@ -244,12 +244,12 @@ class FakeCachingModel(FakeModel):
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
-        self.walk = FakeWalk(self.fake)
+        self.partial_forward = FakeWalk(self.fake)
 
     @property
     def deep_sizes(self) -> list[int]:
         """Rows of every deep part that was run."""
-        sizes: list[int] = self.walk.deep_sizes
+        sizes: list[int] = self.partial_forward.deep_sizes
         return sizes
 
 
@@ -290,26 +290,26 @@ class Costly(FakeDenoiser):
 
 
 class CostlyWalk(FakeWalk):
-    """A shallow step takes `shallow_share` of the seconds of a whole one, the deep part all others."""
+    """A shallow step takes `cached_share` of the seconds of a whole one, the deep part all others."""
 
-    def __init__(self, denoiser: Costly, shallow_share: float) -> None:
+    def __init__(self, denoiser: Costly, cached_share: float) -> None:
         super().__init__(denoiser)
         self._costly = denoiser
-        self.shallow_share = shallow_share
+        self.cached_share = cached_share
 
     def predict(
         self,
         sample: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,
-        num_deep_rows: int,
+        num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        output, new = super().predict(sample, timestep, encoder_hidden_states, num_deep_rows, features)
+        output, new = super().predict(sample, timestep, encoder_hidden_states, num_full_rows, features)
         step_seconds = self._costly.step_seconds
-        deep_seconds = step_seconds(num_deep_rows) if num_deep_rows else 0.0
+        full_seconds = step_seconds(num_full_rows) if num_full_rows else 0.0
         # The seconds of a whole step have been spent by now.
-        self._costly.clock.advance((1 - self.shallow_share) * (deep_seconds - step_seconds(len(output))))
+        self._costly.clock.advance((1 - self.cached_share) * (full_seconds - step_seconds(len(output))))
         return output, new
 
 

@@ -87,7 +87,7 @@ def _request(rng: random.Random, number: int) -> GenerationRequest:
         seed=number,
         lane=rng.choice(["interactive", "bulk"]),
         strict=rng.random() < 0.1,
-        solo=rng.random() < 0.1,
+        isolated=rng.random() < 0.1,
         seconds_left=rng.choice([None, None, 50.0]),
     )
 
@@ -106,7 +106,7 @@ class Run:
         self.faults = Faults(self.schedule.faults, self.schedule.samplers, on_slow=self._pass_time)
         self.model = FaultyModel(self.faults)
         self.model.on_predict = self._cancel_inside
-        self.engine = Engine({"fake": self.model}, {"fake": LIMITS}, promise="exact", clock=self.clock)
+        self.engine = Engine({"fake": self.model}, {"fake": LIMITS}, determinism="exact", clock=self.clock)
         self.ends = [0] * len(self.schedule.requests)
 
     def to_the_end(self) -> None:
@@ -160,7 +160,7 @@ class Run:
 
 def alone(request: GenerationRequest) -> bytes:
     """The bytes of the request in an engine of its own in which nothing fails."""
-    engine = Engine({"fake": FaultyModel()}, {"fake": LIMITS}, promise="exact")
+    engine = Engine({"fake": FaultyModel()}, {"fake": LIMITS}, determinism="exact")
     handle = engine.submit(replace(request, seconds_left=None))
     while not engine.is_idle:
         engine.tick()

@@ -116,10 +116,10 @@ class FaultyWalk(FakeWalk):
         sample: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,
-        num_deep_rows: int,
+        num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        output, kept = super().predict(sample, timestep, encoder_hidden_states, num_deep_rows, features)
+        output, kept = super().predict(sample, timestep, encoder_hidden_states, num_full_rows, features)
         assert isinstance(self._denoiser, FaultyDenoiser)
         if self._denoiser.spoiled is not None:
             output[self._denoiser.spoiled] = float("nan")
@@ -165,4 +165,4 @@ class FaultyModel(FakeCachingModel):
             denoiser=denoiser, text_encoder=FaultyTextEncoder(self.faults), vae=FaultyVAE(self.faults)
         )
         vars(self._pipeline)["faults"] = self.faults
-        self.walk = FaultyWalk(denoiser)
+        self.partial_forward = FaultyWalk(denoiser)

@@ -24,7 +24,7 @@ class Member:
     submitted_at: float = 0.0
     deadline_at: float | None = None
     num_rows: int = 2
-    is_solo: bool = False
+    is_isolated: bool = False
     has_begun: bool = False
     signature: int = 0
     step_cache: int = 1

@@ -112,7 +112,7 @@ def test_tokens_of_all_rows_in_one_dimension_are_told_apart(unet: Denoiser, rows
 
 
 def test_the_first_rows_of_a_walk_have_their_own_adapters(unet: Denoiser, rows: Tensor) -> None:
-    output = passed(unet, rows[:2], MEMBERS, is_walked=True)
+    output = passed(unet, rows[:2], MEMBERS, is_partial=True)
     assert torch.equal(output, passed(unet, rows, MEMBERS)[:2])
 
 

@@ -39,7 +39,7 @@ def pixels(handle: Handle) -> np.ndarray:
 
 
 def alone(model: FakeModel, request: GenerationRequest) -> np.ndarray:
-    engine = Engine({"fake": model}, {"fake": {128 * 128: 4}}, promise="exact")
+    engine = Engine({"fake": model}, {"fake": {128 * 128: 4}}, determinism="exact")
     handle = engine.submit(request)
     turn_until_done(engine, handle)
     return pixels(handle)
@@ -54,14 +54,14 @@ def test_late_request_joins_the_next_step(engine: Engine, ask: Ask) -> None:
     assert engine.num_ticks == 4, "both shared the two steps of the second"
     assert first.future.result().mean_step_batch == 1.5
     assert second.future.result().mean_step_batch == 2.0
-    assert first.future.result().not_fuller == {"nobody_else": 4}
+    assert first.future.result().not_fuller == {"alone": 4}
 
 
 def test_members_share_the_seconds_of_their_step_batches_by_their_rows(
     model: FakeModel, clock: SetClock, ask: Ask
 ) -> None:
     """A guided member has two rows of three; what each encodes and decodes is its own."""
-    engine = Engine({"fake": model}, {"fake": {128 * 128: 4}}, promise="exact", clock=clock)
+    engine = Engine({"fake": model}, {"fake": {128 * 128: 4}}, determinism="exact", clock=clock)
 
     def take_three_seconds() -> None:
         clock.now += 3
@@ -255,7 +255,7 @@ def test_model_that_runs_alone_holds_up_its_own_requests_and_no_others(clock: Se
     alone_model.runs_alone = True
     models = {"fake": alone_model, "other": other}
     limits = {64 * 64: 8}
-    engine = Engine(models, dict.fromkeys(models, limits), promise="exact", clock=clock)
+    engine = Engine(models, dict.fromkeys(models, limits), determinism="exact", clock=clock)
     events: list[str] = []
     alone_model.text_encoder.on_encode = lambda text: events.append(f"{text} begins")
     alone_model.vae.on_decode = lambda: events.append("decoded")
@@ -332,7 +332,7 @@ def test_hook_that_fails_before_the_first_step_ends_only_its_own(engine: Engine,
         raise EngineStopped("not marked")
 
     kept = engine.submit(ask(), before_first_step=lambda: calls.append("kept"))
-    dropped = engine.submit(ask(seed=2, solo=True), before_first_step=fail)
+    dropped = engine.submit(ask(seed=2, isolated=True), before_first_step=fail)
     turn_until_done(engine, kept, dropped)
     assert sorted(calls) == ["called", "kept"], "each once"
     assert isinstance(dropped.future.exception(timeout=0), EngineStopped)
@@ -346,14 +346,14 @@ def test_a_suspects_text_is_encoded_when_it_is_noted_whose_crash_it_would_be(
     model.text_encoder.on_encode = events.append
     model.vae.on_decode = lambda: events.append("decoded")
     engine.submit(ask("first", num_inference_steps=2))
-    suspects = [
+    quarantine = [
         engine.submit(
-            ask(name, num_inference_steps=2, solo=True),
+            ask(name, num_inference_steps=2, isolated=True),
             before_first_step=lambda name=name: events.append(f"{name} noted"),  # type: ignore[misc]
         )
         for name in ("one", "two")
     ]
-    turn_until_done(engine, *suspects)
+    turn_until_done(engine, *quarantine)
     assert events == ["first", "one noted", "one", "decoded", "two noted", "two", "decoded"]
 
 
@@ -369,7 +369,7 @@ def test_a_suspect_whose_text_loses_the_device_is_the_only_one_noted(
     model.text_encoder.on_encode = lose
     names = ("innocent", "poison", "later")
     for name in names:
-        engine.submit(ask(name, solo=True), before_first_step=lambda name=name: noted.append(name))  # type: ignore[misc]
+        engine.submit(ask(name, isolated=True), before_first_step=lambda name=name: noted.append(name))  # type: ignore[misc]
     engine.start()
     assert engine.fatal.wait(10)
     assert noted == ["innocent", "poison"]
@@ -403,7 +403,7 @@ def test_drain_finishes_what_has_begun_gives_up_the_rest_and_takes_nothing_new(
     engine.start()
     first = engine.submit(ask())
     assert begun.wait(10)
-    alone = engine.submit(ask(solo=True))
+    alone = engine.submit(ask(isolated=True))
     assert not engine.drain(0.0)
     leave.set()
     assert engine.drain(10)

@@ -135,7 +135,7 @@ def test_failing_sampler_is_charged_alone_and_its_neighbours_draw_no_noise_twice
 def test_memory_that_ran_out_at_encoding_or_decoding_is_tried_again_and_changes_no_bit() -> None:
     request = GenerationRequest("fake", "fine 1", 64, 64, 3, 2.0, seed=1, negative_prompt="fine 1")
     once: dict[tuple[Kind, int], Fault] = {("encode", 2): "out of memory", ("decode", 1): "out of memory"}
-    engine = Engine({"fake": FaultyModel(Faults(once))}, {"fake": LIMITS}, promise="exact")
+    engine = Engine({"fake": FaultyModel(Faults(once))}, {"fake": LIMITS}, determinism="exact")
     handle = engine.submit(request)
     while not engine.is_idle:
         engine.tick()
@@ -146,7 +146,7 @@ def test_memory_that_ran_out_at_encoding_or_decoding_is_tried_again_and_changes_
 def test_what_does_not_fit_twice_is_charged_alone(kind: Kind) -> None:
     faults: dict[tuple[Kind, int], Fault] = {(kind, 1): "out of memory", (kind, 2): "out of memory"}
     engine = Engine(
-        {"fake": FaultyModel(Faults(faults))}, {"fake": LIMITS}, promise="exact", clock=SetClock()
+        {"fake": FaultyModel(Faults(faults))}, {"fake": LIMITS}, determinism="exact", clock=SetClock()
     )  # a clock that stands still: the order is that of arrival
     requests = [GenerationRequest("fake", f"fine {seed}", 64, 64, 2, 1.0, seed=seed) for seed in (1, 2)]
     handles = [engine.submit(request) for request in requests]
@@ -184,7 +184,7 @@ def test_nothing_large_is_kept_for_what_has_ended(caplog: pytest.LogCaptureFixtu
         return sum(issubclass(type(thing), torch.Tensor) and thing.ndim == 4 for thing in gc.get_objects())
 
     faults: dict[tuple[Kind, int], Fault] = {("predict", 3): "out of memory", ("decode", 2): "not a number"}
-    engine = Engine({"fake": FaultyModel(Faults(faults))}, {"fake": LIMITS}, promise="exact")
+    engine = Engine({"fake": FaultyModel(Faults(faults))}, {"fake": LIMITS}, determinism="exact")
     before = num_tensors()
     handles = [
         engine.submit(
@@ -204,7 +204,7 @@ def test_nothing_large_is_kept_for_what_has_ended(caplog: pytest.LogCaptureFixtu
 
 
 def test_a_step_cache_is_let_go_of_with_the_rest(ask: Ask) -> None:
-    models = Models({"fake": FakeCachingModel()}, {"fake": LIMITS}, promise="exact")
+    models = Models({"fake": FakeCachingModel()}, {"fake": LIMITS}, determinism="exact")
     generation = models.generation(ask(), submitted_at=0.0, num_ticks=0)
     generation.step_cache.keep(torch.zeros(1, 8), is_negative=False)
     generation.drop_tensors()
@@ -251,7 +251,7 @@ def test_long_tick_of_many_pieces_is_not_taken_for_hung(clock: SetClock) -> None
 
     faults: dict[tuple[Kind, int], Fault] = {("encode", number): "slow" for number in range(1, 9)}
     model = FaultyModel(Faults(faults, on_slow=pass_time))
-    engine = Engine({"fake": model}, {"fake": LIMITS}, promise="exact", clock=clock)
+    engine = Engine({"fake": model}, {"fake": LIMITS}, determinism="exact", clock=clock)
     for seed in range(8):
         engine.submit(GenerationRequest("fake", f"fine {seed}", 64, 64, 2, 1.0, seed=seed))
     engine.tick()
@@ -268,7 +268,7 @@ def test_call_that_hangs_is_seen_by_the_watchdog_whatever_it_is(kind: Kind, cloc
         seen.append(clock.now - engine.ticked_at)
 
     model = FaultyModel(Faults({(kind, 2): "slow"}, on_slow=hang))
-    engine = Engine({"fake": model}, {"fake": LIMITS}, promise="exact", clock=clock)
+    engine = Engine({"fake": model}, {"fake": LIMITS}, determinism="exact", clock=clock)
     for number in (1, 2):
         engine.submit(GenerationRequest("fake", f"fine {number}", 64, 64, 2, 1.0, seed=number))
     while not engine.is_idle:

@@ -30,11 +30,11 @@ def costly(clock: SetClock, step_seconds: Callable[[int], float], max_rows: int 
     return model
 
 
-def costly_caching(clock: SetClock, shallow_share: float = 0.25) -> FakeCachingModel:
+def costly_caching(clock: SetClock, cached_share: float = 0.25) -> FakeCachingModel:
     """A second a row of a whole step, a share of it for a shallow one."""
     denoiser = Costly(clock, float)
     model = FakeCachingModel(denoiser=denoiser)
-    model.walk = CostlyWalk(denoiser, shallow_share)
+    model.partial_forward = CostlyWalk(denoiser, cached_share)
     return model
 
 
@@ -60,19 +60,19 @@ def test_every_bucket_gets_the_seconds_that_it_takes() -> None:
 
 def test_shallow_steps_are_measured_where_the_model_has_them() -> None:
     profile, _ = measure(lambda rows: 1 + rows / 8)
-    assert profile.shallow_share == 1
+    assert profile.cached_share == 1
     clock = SetClock()
     model = costly_caching(clock)
     measured = Measurement(model, width=64, height=64, clock=clock).profile(8, seconds=0, device_name="x")
     assert [step.seconds for step in measured.steps] == pytest.approx([4.0, 8.0])
-    assert measured.shallow_share == pytest.approx(0.25)
+    assert measured.cached_share == pytest.approx(0.25)
 
 
 def test_a_shallow_step_that_saves_nothing_counts_as_a_whole_one() -> None:
     clock = SetClock()
-    model = costly_caching(clock, shallow_share=1.5)
+    model = costly_caching(clock, cached_share=1.5)
     measured = Measurement(model, width=64, height=64, clock=clock).profile(4, seconds=0, device_name="x")
-    assert measured.shallow_share == 1
+    assert measured.cached_share == 1
 
 
 def test_a_cap_between_two_buckets_is_measured_at_the_bucket_that_holds_it() -> None:
@@ -125,10 +125,10 @@ class CrampedWalk(FakeWalk):
         sample: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,
-        num_deep_rows: int,
+        num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        output, new = super().predict(sample, timestep, encoder_hidden_states, num_deep_rows, features)
+        output, new = super().predict(sample, timestep, encoder_hidden_states, num_full_rows, features)
         caches = [one for one in gc.get_objects() if type(one) is StepCache]
         new_bytes = new.numel() * new.element_size()
         if sum(cache.num_bytes for cache in caches) + new_bytes > self.max_features_bytes:
@@ -141,7 +141,7 @@ def test_a_bucket_fits_only_if_as_many_paused_rows_may_keep_their_features() -> 
     for num_rows_kept, fitting in ((24, [4, 8, 12]), (23, [4, 8]), (16, [4, 8]), (15, [4])):
         clock = SetClock()
         model = FakeCachingModel(denoiser=Costly(clock, lambda _: 1.0))
-        model.walk = CrampedWalk(model.fake, num_rows_kept * row_bytes)
+        model.partial_forward = CrampedWalk(model.fake, num_rows_kept * row_bytes)
         measurement = Measurement(model, width=64, height=64, clock=clock)
         profile = measurement.profile(12, seconds=0, device_name="an abacus")
         assert [step.num_rows for step in profile.steps] == fitting

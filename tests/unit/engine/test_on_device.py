@@ -38,7 +38,7 @@ def watched() -> WatchedModel:
 @pytest.fixture
 def watched_engine(watched: WatchedModel) -> Engine:
     """Row cap 4: four generations without guidance."""
-    return Engine({"fake": watched}, {"fake": {64 * 64: 4}}, promise="exact", on_device=watched.note)
+    return Engine({"fake": watched}, {"fake": {64 * 64: 4}}, determinism="exact", on_device=watched.note)
 
 
 def test_S38_the_engine_says_which_jobs_each_piece_of_work_is_for(
@@ -69,9 +69,11 @@ def test_S38_who_waits_is_not_on_the_device(watched: WatchedModel, watched_engin
 def test_S38_a_suspect_is_on_the_device_alone_while_its_text_is_encoded(
     watched: WatchedModel, watched_engine: Engine, ask: Ask
 ) -> None:
-    watched_engine.submit(ask(prompt="a suspect's", job_id="suspect", solo=True, num_inference_steps=1))
+    watched_engine.submit(
+        ask(prompt="a quarantined's", job_id="quarantined", isolated=True, num_inference_steps=1)
+    )
     watched_engine.tick()
-    assert [job_ids for _, job_ids in watched.seen] == [("suspect",)] * 3
+    assert [job_ids for _, job_ids in watched.seen] == [("quarantined",)] * 3
 
 
 def test_S38_the_jobs_that_lost_the_device_stay_noted(

@@ -185,7 +185,7 @@ def test_rows_that_would_be_padding_are_for_whoever_was_left_out() -> None:
     policy = Policy(lambda _: 8, step_seconds=flat)
     lost, other = Member("lost", deadline_at=1.0), Member("other", num_rows=1)
     assert policy.choose([lost, other], 0.0) == [other, lost], "three rows run at four"
-    assert policy.reason_not_fuller == "nobody_else"
+    assert policy.reason_not_fuller == "alone"
 
 
 def test_far_deadline_makes_nobody_later() -> None:
@@ -203,48 +203,53 @@ def test_nothing_waits_behind_later_arrivals_with_near_deadlines_for_ever() -> N
 
 def test_solo_generation_runs_alone_from_its_first_step_to_its_last() -> None:
     policy = Policy(lambda _: 8)
-    solo = Member("solo", is_solo=True, num_steps_left=5)
+    isolated = Member("isolated", is_isolated=True, num_steps_left=5)
     others = [Member(f"other-{i}", submitted_at=1.0, num_steps_left=5) for i in range(3)]
-    batches = run(policy, [solo, *others], 10, now=1.0)
-    assert batches[:5] == [[solo]] * 5
+    batches = run(policy, [isolated, *others], 10, now=1.0)
+    assert batches[:5] == [[isolated]] * 5
     assert all(len(batch) == 3 for batch in batches[5:])
-    assert policy.admit([Member("waiting")], [Member("solo", is_solo=True, has_begun=True)], 0.0) == []
+    assert (
+        policy.admit([Member("waiting")], [Member("isolated", is_isolated=True, has_begun=True)], 0.0) == []
+    )
 
 
 def test_S38_others_have_the_device_for_as_long_as_the_suspect_before_them_had() -> None:
     policy = Policy(lambda _: 8)
-    suspects = [Member(f"suspect-{i}", is_solo=True, num_steps_left=5) for i in range(3)]
+    quarantine = [Member(f"suspect-{i}", is_isolated=True, num_steps_left=5) for i in range(3)]
     others = [Member(f"other-{i}", submitted_at=1.0, num_steps_left=20) for i in range(3)]
-    batches = run(policy, [*suspects, *others], 30, now=1.0, step_seconds=lambda *_: 0.125)
-    assert [batch[0].name.partition("-")[0] for batch in batches] == (["suspect"] * 5 + ["other"] * 5) * 3
+    batches = run(policy, [*quarantine, *others], 30, now=1.0, step_seconds=lambda *_: 0.125)
+    assert [batch[0].name.partition("-")[0] for batch in batches] == (["quarantined"] * 5 + ["other"] * 5) * 3
 
 
 def test_S38_a_suspect_need_not_wait_until_it_is_the_next_to_be_due() -> None:
     policy = Policy(lambda _: 8)
     others = [Member(f"other-{i}", num_steps=50) for i in range(4)]
-    suspect = Member("suspect", is_solo=True, submitted_at=1.0)
-    assert policy.choose([*others, suspect], 1.0) == [suspect]
+    quarantined = Member("quarantined", is_isolated=True, submitted_at=1.0)
+    assert policy.choose([*others, quarantined], 1.0) == [quarantined]
 
 
 def test_S38_a_bulk_suspect_goes_before_no_interactive_work() -> None:
     policy = Policy(lambda _: 8)
-    other, suspect = Member("other", submitted_at=1.0), Member("suspect", is_solo=True, lane="bulk")
-    assert policy.choose([other, suspect], 1.0) == [other]
+    other, quarantined = (
+        Member("other", submitted_at=1.0),
+        Member("quarantined", is_isolated=True, lane="bulk"),
+    )
+    assert policy.choose([other, quarantined], 1.0) == [other]
 
 
 def test_S38_a_newcomer_waits_for_one_suspect_however_many_there_are() -> None:
     policy = Policy(lambda _: 8)
-    suspects = [Member(f"suspect-{i}", is_solo=True, num_steps_left=10) for i in range(8)]
-    run(policy, suspects, 25)
+    quarantine = [Member(f"suspect-{i}", is_isolated=True, num_steps_left=10) for i in range(8)]
+    run(policy, quarantine, 25)
     newcomer = Member("newcomer", submitted_at=2.5, num_steps_left=10)
-    batches = run(policy, [*suspects, newcomer], 15, now=2.5)
+    batches = run(policy, [*quarantine, newcomer], 15, now=2.5)
     assert [newcomer in batch for batch in batches] == [False] * 5 + [True] * 10
 
 
 def test_S38_suspects_follow_each_other_while_nobody_else_is_there() -> None:
     policy = Policy(lambda _: 8)
-    suspects = [Member(f"suspect-{i}", is_solo=True, num_steps_left=5) for i in range(3)]
-    assert all(len(batch) == 1 for batch in run(policy, suspects, 15))
+    quarantine = [Member(f"suspect-{i}", is_isolated=True, num_steps_left=5) for i in range(3)]
+    assert all(len(batch) == 1 for batch in run(policy, quarantine, 15))
 
 
 def test_cap_is_halved_when_memory_was_short() -> None:
@@ -315,10 +320,10 @@ def test_it_says_why_a_step_batch_was_not_fuller() -> None:
     policy = Policy(lambda _: 4, step_seconds=flat)
     pinned = SMALL._replace(is_pinned=True)
     cases = [
-        ("nobody_else", [Member("alone"), Member("elsewhere", key=LARGE, submitted_at=1.0)]),
+        ("alone", [Member("alone"), Member("elsewhere", key=LARGE, submitted_at=1.0)]),
         ("cap", [Member(str(i)) for i in range(3)]),
         ("strict", [Member(str(i), key=pinned) for i in range(3)]),
-        ("solo", [Member("solo", is_solo=True), Member("other", submitted_at=1.0)]),
+        ("isolated", [Member("isolated", is_isolated=True), Member("other", submitted_at=1.0)]),
         (None, []),
     ]
     for reason, members in cases:

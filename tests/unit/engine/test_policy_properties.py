@@ -12,7 +12,7 @@ KEYS = [SMALL, LARGE, OTHER, SMALL._replace(is_pinned=True)]
 
 @st.composite
 def members(
-    draw: st.DrawFn, lanes: tuple[str, ...] = ("interactive", "bulk"), *, solo: bool = True
+    draw: st.DrawFn, lanes: tuple[str, ...] = ("interactive", "bulk"), *, isolated: bool = True
 ) -> list[Member]:
     """A handful of generations that arrive within two seconds."""
     return [
@@ -25,7 +25,7 @@ def members(
             submitted_at=draw(st.floats(0, 2)),
             deadline_at=draw(st.none() | st.floats(1, 20)),
             num_rows=draw(st.integers(1, 2)),
-            is_solo=solo and draw(st.integers(0, 9)) == 0,
+            is_isolated=isolated and draw(st.integers(0, 9)) == 0,
         )
         for index in range(draw(st.integers(1, 14)))
     ]
@@ -42,7 +42,7 @@ def test_every_step_batch_keeps_its_cap_its_key_and_solitude(crowd, cap, profile
     for batch in run(policy, crowd, 250):
         assert len({id(member) for member in batch}) == len(batch)
         assert len({member.key for member in batch}) <= 1
-        if any(member.is_solo for member in batch):
+        if any(member.is_isolated for member in batch):
             assert len(batch) == 1
         if len(batch) > 1:
             assert sum(member.num_rows for member in batch) <= policy.max_rows(batch[0].key)
@@ -62,13 +62,13 @@ def test_device_never_idles_while_work_is_there_and_all_of_it_ends(crowd, cap, p
 @given(members(), caps)
 def test_solo_generation_is_not_interrupted(crowd, cap) -> None:  # type: ignore[no-untyped-def]
     batches = run(Policy(lambda _: cap, step_seconds=flat), crowd, 250)
-    for solo in (member for member in crowd if member.is_solo):
-        turns = [index for index, batch in enumerate(batches) if solo in batch]
-        assert turns == list(range(turns[0], turns[0] + solo.num_steps))
+    for isolated in (member for member in crowd if member.is_isolated):
+        turns = [index for index, batch in enumerate(batches) if isolated in batch]
+        assert turns == list(range(turns[0], turns[0] + isolated.num_steps))
 
 
 @settings(deadline=None, max_examples=50)
-@given(members(solo=False), caps)
+@given(members(isolated=False), caps)
 def test_interactive_work_waits_for_bulk_work_only_at_ageing_turns(crowd, cap) -> None:  # type: ignore[no-untyped-def]
     policy = Policy(lambda _: cap, bulk_patience_seconds=1e9, step_seconds=flat)
     now = 3.0
@@ -82,7 +82,7 @@ def test_interactive_work_waits_for_bulk_work_only_at_ageing_turns(crowd, cap) -
 
 
 @settings(max_examples=3, deadline=None)
-@given(members(solo=False), st.sampled_from([2, 4]), st.integers(0, 3))
+@given(members(isolated=False), st.sampled_from([2, 4]), st.integers(0, 3))
 def test_nothing_starves_under_an_endless_flood_of_short_work(crowd, cap, account) -> None:  # type: ignore[no-untyped-def]
     """Every tick brings more than the device can do, from one account of the crowd or from another."""
     policy = Policy(lambda _: cap, bulk_patience_seconds=5.0, step_seconds=flat)
@@ -114,7 +114,7 @@ def test_accounts_with_endless_work_share_within_a_quantum(kinds, cap) -> None: 
 
 
 @settings(deadline=None, max_examples=50)
-@given(members(solo=False), caps)
+@given(members(isolated=False), caps)
 def test_paused_generation_keeps_its_place(crowd, cap) -> None:  # type: ignore[no-untyped-def]
     """Its steps are neither lost nor repeated, and choosing changes nothing about a member."""
     policy = Policy(lambda _: cap, step_seconds=flat)

@@ -20,7 +20,7 @@ def test_the_knee_is_where_the_last_gain_of_a_twentieth_ends() -> None:
     # Rows a second: 40, 60, 70, 70.5.
     profile = profile_of({4: 4 / 40, 8: 8 / 60, 12: 12 / 70, 16: 16 / 70.5})
     assert profile.knee_rows == 12
-    assert profile.batching_pays
+    assert profile.is_worth_batching
     assert profile.max_rows == 12  # 70.5 is no more than the noise above 70
 
 
@@ -41,7 +41,7 @@ def test_rows_that_still_gain_a_little_are_kept() -> None:
 
 def test_a_tier_where_batching_does_not_pay_is_told_so_and_capped() -> None:
     profile = profile_of({4: 0.4, 8: 0.79, 12: 1.19})
-    assert not profile.batching_pays
+    assert not profile.is_worth_batching
     assert (profile.knee_rows, profile.max_rows) == (4, 4)
 
 

@@ -32,7 +32,7 @@ def test_costs_are_medians_by_bucket_for_each_latent_pixel() -> None:
     costs.saw_step(SMALL, 4, 1e6)
     assert known(costs).step_seconds == {4: 1.0, 8: 2.0}
     assert known(costs).decode_seconds == 3 / 64
-    assert known(costs).shallow_share == 1
+    assert known(costs).cached_share == 1
 
 
 def test_the_largest_size_that_ran_a_bucket_speaks_for_it() -> None:
@@ -74,7 +74,7 @@ def costly(clock: SetClock) -> FakeCachingModel:
     """Takes time on a clock: a second for each row of a forward pass, a tenth of it for a shallow one."""
     denoiser = Costly(clock, float)
     model = FakeCachingModel(denoiser=denoiser)
-    model.walk = CostlyWalk(denoiser, shallow_share=0.1)
+    model.partial_forward = CostlyWalk(denoiser, cached_share=0.1)
     model.text_encoder.on_encode = lambda _: clock.advance(0.25)
     model.vae.on_decode = lambda: clock.advance(0.5)
     return model
@@ -100,7 +100,7 @@ def test_an_engine_sees_what_its_steps_and_its_ends_take() -> None:
     assert found.step_seconds[8] == pytest.approx(8 / 64)
     assert found.decode_seconds == pytest.approx(0.5 / 64)
     assert found.encode_seconds == pytest.approx(0.5, abs=0.25)
-    assert found.shallow_share == 1
+    assert found.cached_share == 1
 
 
 def test_an_engine_sees_what_shallow_steps_take_and_keeps_mixed_ones_out() -> None:
@@ -109,4 +109,4 @@ def test_an_engine_sees_what_shallow_steps_take_and_keeps_mixed_ones_out() -> No
     assert both.step_seconds[8] == pytest.approx(8 / 64), "mixed steps are cheaper and do not count"
     lone = known(drawn(wanted(step_cache=3)))
     assert lone.step_seconds == {4: pytest.approx(4 / 64)}
-    assert lone.shallow_share == pytest.approx(0.1)
+    assert lone.cached_share == pytest.approx(0.1)

@@ -11,16 +11,16 @@ import torch
 from diffusers import EulerDiscreteScheduler, LCMScheduler
 from torch import Tensor
 
+from engine.determinism import SelfTest
 from engine.errors import LoadError, RequestInvalid
 from engine.loading.compilation import compile_sizes
 from engine.partial_forwards.step_cache import NUM_FIRST_FULL_STEPS
 from engine.pipelines.parked_call import ParkedCall
 from engine.policy.buckets import MULTIPLES_OF_FOUR, at
-from engine.promise import SelfTest
 from engine.request import GenerationRequest, SchedulerSpec, scheduler_named
 from engine.self_test.exact_rows import exact_row_counts
 from engine.self_test.first_image import check_image
-from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.self_test import Offer, find_determinism
 from engine.self_test.time_budget import TimeBudget
 from engine.self_test.trial_images import outcomes_of, plain_request
 from tests.unit.engine.fakes import (
@@ -41,7 +41,7 @@ OWN = SchedulerSpec("default")
 
 
 def find(model: FakeModel, limits: dict[int, int], budget: TimeBudget | None = None, **more: Any) -> SelfTest:
-    return find_promise(model, limits, more.pop("offer", Offer()), budget or TimeBudget(), **more)
+    return find_determinism(model, limits, more.pop("offer", Offer()), budget or TimeBudget(), **more)
 
 
 class Wandering(FakeDenoiser):
@@ -71,7 +71,7 @@ class LeakingVAE(FakeVAE):
 def test_rows_that_never_change_are_exact() -> None:
     model = FakeModel()
     result = find(model, {4096: 16, 16384: 8})
-    assert result.promise == "exact"
+    assert result.determinism == "exact"
     assert not model.runs_alone
     assert result.row_limits == {4096: 16, 16384: 8}
     assert result.buckets[8, 8].sizes == tuple(range(1, 17))
@@ -81,7 +81,7 @@ def test_rows_that_never_change_are_exact() -> None:
 
 def test_row_counts_that_differ_are_no_buckets() -> None:
     result = find(FakeModel(denoiser=Odd()), {4096: 12, 16384: 8})
-    assert result.promise == "exact"
+    assert result.determinism == "exact"
     assert result.buckets[8, 8].sizes == (2, 4, 6, 8, 10, 12)
     assert at(result.buckets, 8, 8).rows(1) == 2
     assert at(result.buckets, 8, 12).rows(1) == 4, "a shape that was not tried"
@@ -117,13 +117,13 @@ def test_largest_row_counts_that_differ_are_given_up_for_exactness(
 ) -> None:
     """Also where images show it: they are drawn in company again at the row counts that were found."""
     result = find(FakeModel(denoiser=SizeDependent(from_rows, difference)), {4096: max_rows})
-    assert result.promise == "exact"
+    assert result.determinism == "exact"
     assert result.row_limits == {4096: cap}
 
 
 def test_buckets_that_all_differ_are_kept_and_the_promise_is_weaker() -> None:
     result = find(FakeModel(denoiser=SizeDependent(from_rows=8)), {4096: 16})
-    assert result.promise == "exact within a bucket"
+    assert result.determinism == "exact within a bucket"
     assert result.row_limits == {4096: 16}
     assert result.buckets == {(8, 8): MULTIPLES_OF_FOUR}, "tried nonetheless"
 
@@ -140,7 +140,7 @@ def test_a_model_whose_images_depend_on_their_company_draws_one_at_a_time(denois
 
 def test_neighbours_that_hardly_show_leave_a_weaker_promise() -> None:
     model = FakeModel(denoiser=NeighbourDependent(difference=1e-5))
-    assert find(model, {4096: 8}).promise == "within 1/255"
+    assert find(model, {4096: 8}).determinism == "within 1/255"
     assert not model.runs_alone
 
 
@@ -156,12 +156,12 @@ class Unshared(FakeModel):
 
 def test_requests_that_shared_no_pass_promise_nothing_of_company() -> None:
     model = Unshared()
-    assert find(model, {4096: 16}).promise == "within 1/255"
+    assert find(model, {4096: 16}).determinism == "within 1/255"
     assert not model.runs_alone
 
 
 def test_numbers_that_wander_leave_no_promise_at_all() -> None:
-    assert find(FakeModel(denoiser=Wandering()), {4096: 8}).promise == "not repeatable"
+    assert find(FakeModel(denoiser=Wandering()), {4096: 8}).determinism == "not repeatable"
 
 
 def test_what_happens_between_forward_passes_is_seen_in_company() -> None:
@@ -177,7 +177,7 @@ def test_a_model_of_few_steps_is_tried_with_as_many_as_it_takes() -> None:
     scheduler = LCMScheduler(original_inference_steps=4, num_train_timesteps=1000)
     model = FakeModel(scheduler=scheduler)
     offer = Offer((SchedulerSpec("default"),), max_num_inference_steps=4)
-    assert find(model, {4096: 8}, offer=offer).promise == "exact"
+    assert find(model, {4096: 8}, offer=offer).determinism == "exact"
     assert not model.runs_alone
 
 
@@ -211,7 +211,7 @@ def test_what_requests_may_ask_for_and_the_model_cannot_draw_is_logged(
     NoEta.__call__ = functools.wraps(FakePipeline.__call__)(NoEta.__call__)  # type: ignore[method-assign]
     model: FakeModel = type("NoEtaModel", (FakeModel,), {"pipeline_class": NoEta})()
     offer = Offer(pipeline_parameters={"eta": 0.5})
-    assert find(model, {4096: 8}, offer=offer).promise == "exact"
+    assert find(model, {4096: 8}, offer=offer).determinism == "exact"
     assert "cannot draw with eta 0.5" in caplog.text
 
 
@@ -263,7 +263,7 @@ def with_kind(kind: Callable[[Kinds], bool], failure: Exception | None = None) -
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_request_that_users_may_make_is_drawn_in_company(kind: str) -> None:
     model = with_kind(KINDS[kind])
-    assert find(model, {4096: 16}, offer=WIDE).promise == "exact"
+    assert find(model, {4096: 16}, offer=WIDE).determinism == "exact"
     assert model.runs_alone
     harmless = with_kind(lambda _: False)
     find(harmless, {4096: 16}, offer=WIDE)
@@ -293,7 +293,7 @@ def test_a_request_that_fails_in_company_alone_shows_that_the_model_runs_alone()
 def test_a_kind_of_request_that_cannot_be_drawn_at_all_says_nothing_of_company() -> None:
     model = FakeModel()
     result = find(model, {4096: 16}, offer=replace(WIDE, pipeline_parameters={"eta": "much"}))
-    assert result.promise == "exact"
+    assert result.determinism == "exact"
     assert not model.runs_alone
 
 
@@ -319,7 +319,7 @@ def test_cap_too_high_for_the_memory_is_lowered_to_what_fits(
 ) -> None:
     denoiser = Holding()
     result = find(FakeModel(denoiser=denoiser, max_rows=10), {4096: 64, 16384: 8}, is_compiled=is_compiled)
-    assert result.promise == "exact"
+    assert result.determinism == "exact"
     assert result.row_limits == {4096: cap, 16384: 8}
     assert result.buckets[8, 8].sizes == sizes
     assert denoiser.lost is not None
@@ -329,13 +329,13 @@ def test_cap_too_high_for_the_memory_is_lowered_to_what_fits(
 
 def test_cap_is_lowered_to_what_fits_where_large_step_batches_differ_too() -> None:
     result = find(FakeModel(denoiser=SizeDependent(from_rows=8), max_rows=20), {4096: 64})
-    assert result.promise == "exact within a bucket"
+    assert result.determinism == "exact within a bucket"
     assert result.row_limits == {4096: 20}
 
 
 def test_model_of_which_not_even_a_bucket_fits_draws_one_at_a_time() -> None:
     model = FakeModel(max_rows=3)
-    assert find(model, {4096: 64}).promise == "exact"
+    assert find(model, {4096: 64}).determinism == "exact"
     assert model.runs_alone
 
 
@@ -374,13 +374,13 @@ def test_whether_a_model_runs_alone_is_known_on_any_budget(difference: float, ru
     model = FakeModel(denoiser=NeighbourDependent(difference))
     result = find(model, {4096: 16, 16384: 8}, TimeBudget(0.0))
     assert model.runs_alone is runs_alone
-    assert result.promise == ("exact" if runs_alone else "within 1/255")
+    assert result.determinism == ("exact" if runs_alone else "within 1/255")
 
 
 def test_numbers_that_wander_are_found_out_on_any_budget() -> None:
     """A strict request runs alone under the weakest promise, which must be true of it."""
     model = FakeModel(denoiser=Wandering())
-    assert find(model, {4096: 8}, TimeBudget(0.0)).promise == "not repeatable"
+    assert find(model, {4096: 8}, TimeBudget(0.0)).determinism == "not repeatable"
 
 
 def test_a_row_count_that_would_not_fit_into_what_is_left_is_not_begun(ask: Ask) -> None:

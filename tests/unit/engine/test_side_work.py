@@ -64,7 +64,7 @@ def slow_model(clock: SetClock) -> FakeModel:
 
 @pytest.fixture
 def slow_engine(slow_model: FakeModel, clock: SetClock) -> Engine:
-    return Engine({"fake": slow_model}, {"fake": {64 * 64: 8}}, promise="exact", clock=clock)
+    return Engine({"fake": slow_model}, {"fake": {64 * 64: 8}}, determinism="exact", clock=clock)
 
 
 def test_a_burst_of_prompts_joins_over_several_ticks(slow_engine: Engine, ask: Ask, clock: SetClock) -> None:
@@ -142,8 +142,8 @@ def test_a_suspect_begins_when_no_image_of_others_is_left_to_decode(
 
     slow_engine.tick()
     assert not all(other.future.done() for other in others), "one waits beside whoever runs"
-    suspect = slow_engine.submit(ask(solo=True, num_inference_steps=2), before_first_step=begin)
-    while not suspect.future.done():
+    quarantined = slow_engine.submit(ask(isolated=True, num_inference_steps=2), before_first_step=begin)
+    while not quarantined.future.done():
         slow_engine.tick()
     assert left == [0]
     assert len(slow_model.step_sizes) == 3, "no step was spent on waiting"

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from engine.determinism import SelfTest
 from engine.engine import Engine
 from engine.errors import RequestInvalid
 from engine.partial_forwards.step_cache import StepCache
 from engine.policy.buckets import Buckets
-from engine.promise import SelfTest
 from engine.request import GenerationRequest
-from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.self_test import Offer, find_determinism
 from engine.self_test.time_budget import TimeBudget
 from tests.unit.engine.fakes import FakeCachingModel, FakeModel, FakeWalk, SetClock
 
@@ -27,7 +27,7 @@ def caching_model() -> FakeCachingModel:
 
 @pytest.fixture
 def caching_engine(caching_model: FakeCachingModel, clock: SetClock) -> Engine:
-    return Engine({"fake": caching_model}, {"fake": {64 * 64: 16}}, promise="exact", clock=clock)
+    return Engine({"fake": caching_model}, {"fake": {64 * 64: 16}}, determinism="exact", clock=clock)
 
 
 def full_steps(interval: int, num_steps: int) -> list[int]:
@@ -209,7 +209,7 @@ def test_an_interval_outside_its_limits_is_refused(ask: Ask, interval: object) -
 
 
 def promised(model: FakeCachingModel) -> SelfTest:
-    return find_promise(model, {4096: 16}, Offer(), TimeBudget())
+    return find_determinism(model, {4096: 16}, Offer(), TimeBudget())
 
 
 def test_whether_a_model_has_a_step_cache_is_found_by_drawing_with_one() -> None:
@@ -219,15 +219,15 @@ def test_whether_a_model_has_a_step_cache_is_found_by_drawing_with_one() -> None
         def predict(  # type: ignore[override]
             self,
             sample: Tensor,  # noqa: ARG002
-            num_deep_rows: int,  # noqa: ARG002
+            num_full_rows: int,  # noqa: ARG002
             features: Tensor | None,  # noqa: ARG002
         ) -> tuple[Tensor, Tensor]:
             raise AssertionError("it was not asked whether it takes all arguments")
 
     model, refusing, plain = FakeCachingModel(), FakeCachingModel(), FakeModel()
-    refusing.walk = Refusing(refusing.fake)
+    refusing.partial_forward = Refusing(refusing.fake)
     for one in (model, refusing, plain):
-        find_promise(one, {4096: 16}, Offer(), TimeBudget())
+        find_determinism(one, {4096: 16}, Offer(), TimeBudget())
     assert [one.can_cache_steps for one in (model, refusing, plain)] == [True, False, False]
 
 
@@ -243,21 +243,21 @@ class RoundingWalk(FakeWalk):
         sample: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,
-        num_deep_rows: int,
+        num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        output, new = super().predict(sample, timestep, encoder_hidden_states, num_deep_rows, features)
+        output, new = super().predict(sample, timestep, encoder_hidden_states, num_full_rows, features)
         return (output + 1e-6 if self.is_otherwise(output, new) else output), new
 
 
 def test_a_full_step_that_rounds_otherwise_with_a_cache_leaves_the_weakest_promise() -> None:
     otherwise = FakeCachingModel()
-    otherwise.walk = RoundingWalk(otherwise, lambda *_: True)
-    assert promised(FakeCachingModel()).promise == "exact"
-    assert promised(otherwise).promise == "within 1/255"
+    otherwise.partial_forward = RoundingWalk(otherwise, lambda *_: True)
+    assert promised(FakeCachingModel()).determinism == "exact"
+    assert promised(otherwise).determinism == "within 1/255"
 
 
 def test_a_shallow_step_that_depends_on_the_bucket_lowers_the_cap() -> None:
     uneven = FakeCachingModel()
-    uneven.walk = RoundingWalk(uneven, lambda output, new: len(output) >= 16 and not len(new))
+    uneven.partial_forward = RoundingWalk(uneven, lambda output, new: len(output) >= 16 and not len(new))
     assert promised(uneven).row_limits == {4096: 15}

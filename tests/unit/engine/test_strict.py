@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from engine.determinism import DeterminismLevel
 from engine.engine import Engine
 from engine.errors import StrictUnavailable
-from engine.promise import Promise
 from engine.request import GenerationRequest, SchedulerSpec
-from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.self_test import Offer, find_determinism
 from engine.self_test.time_budget import TimeBudget
 from tests.unit.engine.fakes import FakeModel, NeighbourDependent, SizeDependent
 
@@ -32,9 +32,9 @@ def mixed(ask: Ask) -> list[GenerationRequest]:
     ]
 
 
-def drawn(model: FakeModel, promise: Promise, requests: list[GenerationRequest]) -> list[bytes]:
+def drawn(model: FakeModel, determinism: DeterminismLevel, requests: list[GenerationRequest]) -> list[bytes]:
     """Each joins a tick after the one before."""
-    engine = Engine({"fake": model}, {"fake": LIMITS}, promise=promise)
+    engine = Engine({"fake": model}, {"fake": LIMITS}, determinism=determinism)
     handles = []
     for request in requests:
         handles.append(engine.submit(request))
@@ -45,7 +45,7 @@ def drawn(model: FakeModel, promise: Promise, requests: list[GenerationRequest])
 
 
 @pytest.mark.parametrize(
-    ("model", "promise"),
+    ("model", "determinism"),
     [
         (FakeModel(), "exact"),
         (FakeModel(denoiser=SizeDependent(difference=1e-4)), "exact within a bucket"),
@@ -53,19 +53,19 @@ def drawn(model: FakeModel, promise: Promise, requests: list[GenerationRequest])
     ],
 )
 def test_strict_image_equals_its_solo_run_under_every_promise(
-    model: FakeModel, promise: Promise, ask: Ask
+    model: FakeModel, determinism: DeterminismLevel, ask: Ask
 ) -> None:
-    assert find_promise(model, LIMITS, Offer(), TimeBudget()).promise == promise
+    assert find_determinism(model, LIMITS, Offer(), TimeBudget()).determinism == determinism
     requests = mixed(ask)
-    together = drawn(model, promise, requests)
-    alone = [drawn(model, promise, [replace(request, strict=False)])[0] for request in requests]
+    together = drawn(model, determinism, requests)
+    alone = [drawn(model, determinism, [replace(request, strict=False)])[0] for request in requests]
     differ = [request for request, a, b in zip(requests, together, alone, strict=True) if a != b]
     assert not [request for request in differ if request.strict]
-    assert bool(differ) == (promise != "exact"), "the others show that this device would have differed"
+    assert bool(differ) == (determinism != "exact"), "the others show that this device would have differed"
 
 
 def test_strict_is_refused_where_the_device_does_not_repeat_itself(model: FakeModel, ask: Ask) -> None:
-    engine = Engine({"fake": model}, {"fake": LIMITS}, promise="not repeatable")
+    engine = Engine({"fake": model}, {"fake": LIMITS}, determinism="not repeatable")
     with pytest.raises(StrictUnavailable, match="strict"):
         engine.submit(ask(strict=True))
     assert engine.is_idle
@@ -73,10 +73,10 @@ def test_strict_is_refused_where_the_device_does_not_repeat_itself(model: FakeMo
     engine.submit(ask())
 
 
-@pytest.mark.parametrize(("promise", "num_passes"), [("exact within a bucket", 8), ("within 1/255", 32)])
+@pytest.mark.parametrize(("determinism", "num_passes"), [("exact within a bucket", 8), ("within 1/255", 32)])
 def test_strict_generations_share_only_what_their_promise_allows(
-    model: FakeModel, ask: Ask, promise: Promise, num_passes: int
+    model: FakeModel, ask: Ask, determinism: DeterminismLevel, num_passes: int
 ) -> None:
-    drawn(model, promise, [ask(seed=seed, strict=True) for seed in range(8)])
+    drawn(model, determinism, [ask(seed=seed, strict=True) for seed in range(8)])
     assert set(model.step_sizes) == {4}
     assert len(model.step_sizes) >= num_passes

@@ -5,7 +5,7 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
-from storage.bells import Bell
+from storage.dispatches import Dispatch
 from tasks.dispatch import Dispatcher
 
 
@@ -24,13 +24,13 @@ class FakeCelery:
         self.sent.append(message)
 
 
-def bell(number: int) -> Bell:
-    return Bell(f"job_{number}", "sd", "bulk", 1, number, 20, 128, 96, 2)
+def dispatch(number: int) -> Dispatch:
+    return Dispatch(f"job_{number}", "sd", "bulk", 1, number, 20, 128, 96, 2)
 
 
 def test_S23_a_message_is_the_jobs_own_and_carries_its_id_and_its_number_and_what_flower_shows() -> None:
     celery = FakeCelery()
-    assert Dispatcher(celery).ring([bell(1)])  # type: ignore[arg-type]
+    assert Dispatcher(celery).dispatch([dispatch(1)])  # type: ignore[arg-type]
     (message,) = celery.sent
     assert (message["task_id"], message["args"], message["queue"]) == ("job_1", ["job_1", 1], "sd.bulk")
     assert "kwargs" not in message
@@ -47,9 +47,9 @@ def test_a_dead_broker_raises_nothing_and_is_left_alone_for_a_while() -> None:
     celery, now = FakeCelery(), [0.0]
     dispatcher = Dispatcher(celery, clock=lambda: now[0])  # type: ignore[arg-type]
     celery.down = True
-    assert not dispatcher.ring([bell(1), bell(2), bell(3)])
-    assert not dispatcher.ring([bell(4)])
+    assert not dispatcher.dispatch([dispatch(1), dispatch(2), dispatch(3)])
+    assert not dispatcher.dispatch([dispatch(4)])
     assert (celery.num_tries, dispatcher.num_failed) == (1, 4)
     celery.down, now[0] = False, 2.0
-    assert dispatcher.ring([bell(5)])
-    assert dispatcher.num_rung == 1
+    assert dispatcher.dispatch([dispatch(5)])
+    assert dispatcher.num_dispatched_now == 1

@@ -72,14 +72,14 @@ def test_a_worker_finds_what_was_measured_on_its_device_and_caps_what_does_not_p
     (stored,) = profiles.stored
     assert (stored.tier, stored.fingerprint) == ("sd", profiles.fingerprints["sd"])
     assert stored.steps == ((4, 0.4), (8, 0.8))
-    assert (stored.max_rows, stored.batching_pays, stored.num_pixels) == (4, False, 128 * 128)
+    assert (stored.max_rows, stored.is_worth_batching, stored.num_pixels) == (4, False, 128 * 128)
 
 
 def test_a_stored_profile_whose_steps_have_changed_has_their_knee_and_keeps_its_cap() -> None:
     stored = replace(stored_profile(SD, profile_of({4: 0.4})), max_rows=16)
-    assert (stored.knee_rows, stored.batching_pays) == (4, False)
+    assert (stored.knee_rows, stored.is_worth_batching) == (4, False)
     more = with_knee(replace(stored, steps=((4, 0.4), (8, 0.5), (12, 0.75))))
-    assert (more.knee_rows, more.batching_pays, more.max_rows) == (8, True, 16)
+    assert (more.knee_rows, more.is_worth_batching, more.max_rows) == (8, True, 16)
     assert with_knee(replace(more, steps=stored.steps)) == stored
 
 

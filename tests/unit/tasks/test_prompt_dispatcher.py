@@ -3,7 +3,7 @@
 import threading
 import time
 
-from storage.bells import Bell
+from storage.dispatches import Dispatch
 from tasks.dispatch import Dispatcher
 from tasks.prompt_dispatcher import PromptDispatcher
 
@@ -23,26 +23,26 @@ class HangingCelery:
         self.sent.append(args[0])
 
 
-def bell(number: int) -> Bell:
-    return Bell(f"job_{number}", "sd", "interactive", 1, number, 20, 128, 128, 1)
+def dispatch(number: int) -> Dispatch:
+    return Dispatch(f"job_{number}", "sd", "interactive", 1, number, 20, 128, 128, 1)
 
 
 def test_S2_a_request_waits_for_a_hung_broker_a_moment_and_the_next_ones_not_at_all() -> None:
     celery = HangingCelery()
     dispatcher = PromptDispatcher(Dispatcher(celery), max_wait_seconds=0.1)  # type: ignore[arg-type]
-    assert dispatcher.ring([bell(0)])
+    assert dispatcher.dispatch([dispatch(0)])
     celery.go_on.clear()
-    assert not dispatcher.ring([bell(1)])
+    assert not dispatcher.dispatch([dispatch(1)])
     began_at = time.monotonic()
-    assert not any(dispatcher.ring([bell(number)]) for number in range(2, 1000))
+    assert not any(dispatcher.dispatch([dispatch(number)]) for number in range(2, 1000))
     assert time.monotonic() - began_at < 5
     assert celery.num_tries == 2, "one try is under way, and nobody makes another"
     assert dispatcher.num_failed == 999
     celery.go_on.set()
-    while not dispatcher.ring([bell(1000)]):
+    while not dispatcher.dispatch([dispatch(1000)]):
         time.sleep(0.01)
     assert celery.sent == ["job_0", "job_1", "job_1000"]
-    assert dispatcher.num_rung == 3
+    assert dispatcher.num_dispatched_now == 3
 
 
 def test_S2_what_was_given_up_before_it_began_is_not_sent_any_more() -> None:
@@ -50,9 +50,9 @@ def test_S2_what_was_given_up_before_it_began_is_not_sent_any_more() -> None:
     celery.go_on.clear()
     # A clock that stands still: no try looks late, so that the second one queues behind the first.
     dispatcher = PromptDispatcher(Dispatcher(celery), max_wait_seconds=0.05, clock=lambda: 0.0)  # type: ignore[arg-type]
-    assert not dispatcher.ring([bell(1)])
-    assert not dispatcher.ring([bell(2)])
+    assert not dispatcher.dispatch([dispatch(1)])
+    assert not dispatcher.dispatch([dispatch(2)])
     celery.go_on.set()
-    while not dispatcher.ring([bell(3)]):
+    while not dispatcher.dispatch([dispatch(3)]):
         time.sleep(0.01)
     assert "job_2" not in celery.sent

@@ -4,22 +4,22 @@ import threading
 
 import structlog
 
-from tasks.quarantine import Suspects
+from tasks.quarantine import Quarantine
 
 
 def test_S39_a_look_that_fails_in_an_unforeseen_way_is_logged_and_the_next_one_takes_a_suspect_up() -> None:
     taken, num_looks = threading.Event(), 0
 
-    def next_suspect() -> str | None:
+    def next_quarantined() -> str | None:
         nonlocal num_looks
         num_looks += 1
         if num_looks == 1:
             raise ZeroDivisionError
         return "job_1"
 
-    suspects = Suspects(next_suspect, lambda _: taken.set(), look_seconds=0.001)
+    quarantine = Quarantine(next_quarantined, lambda _: taken.set(), look_seconds=0.001)
     with structlog.testing.capture_logs() as said:
-        suspects.start()
+        quarantine.start()
         assert taken.wait(30)
-        suspects.stop()
+        quarantine.stop()
     assert [line["log_level"] for line in said] == ["error"]

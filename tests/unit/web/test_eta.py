@@ -25,7 +25,7 @@ PROFILE = StoredProfile(
     num_guided_rows=2,
     knee_rows=8,
     max_rows=8,
-    batching_pays=True,
+    is_worth_batching=True,
 )
 ENDS = PROFILE.encode_seconds + PROFILE.decode_seconds
 DEVICE = LiveDevice("boot-1", ("sd",), 8, 8, "exact", seconds_since_seen=0.0, profiles={"sd": PROFILE})
@@ -206,7 +206,7 @@ def test_a_running_job_past_its_cutoff_has_one_row() -> None:
     assert etas(*late)["a"] == pytest.approx(5 * 1.0 + 4 * ENDS / 2)
 
 
-CACHING = (replace(DEVICE, profiles={"sd": replace(PROFILE, shallow_share=0.25)}),)
+CACHING = (replace(DEVICE, profiles={"sd": replace(PROFILE, cached_share=0.25)}),)
 
 
 def test_shallow_steps_of_a_lone_job_cost_their_measured_share() -> None:
@@ -263,8 +263,8 @@ def test_a_long_queue_on_many_devices_is_played_through() -> None:
     assert all(seconds > 0 for seconds in found.values())
 
 
-def promising(promise: str, **changes: Any) -> LiveDevice:
-    return replace(DEVICE, promise=promise, **changes)
+def promising(determinism: str, **changes: Any) -> LiveDevice:
+    return replace(DEVICE, determinism=determinism, **changes)
 
 
 def strict(name: str, **changes: Any) -> KnownJob:
@@ -291,21 +291,23 @@ def test_strict_jobs_share_four_rows_with_each_other_where_only_the_number_of_ro
     assert found["c"] == found["d"] == pytest.approx(2 * (10 + 2 * ENDS))
 
 
-@pytest.mark.parametrize("promise", ["exact within a bucket", "within 1/255"])
-def test_strict_jobs_take_turns_with_all_others_where_they_may_not_share_their_steps(promise: str) -> None:
-    found = etas(strict("a"), job("b"), devices=(promising(promise),))
+@pytest.mark.parametrize("determinism", ["exact within a bucket", "within 1/255"])
+def test_strict_jobs_take_turns_with_all_others_where_they_may_not_share_their_steps(
+    determinism: str,
+) -> None:
+    found = etas(strict("a"), job("b"), devices=(promising(determinism),))
     assert found["a"] == found["b"] == pytest.approx(2 * (10 + ENDS))
 
 
-@pytest.mark.parametrize("promise", ["exact", "exact within a bucket"])
-def test_strict_jobs_of_a_shape_that_no_worker_tested_run_alone(promise: str) -> None:
+@pytest.mark.parametrize("determinism", ["exact", "exact within a bucket"])
+def test_strict_jobs_of_a_shape_that_no_worker_tested_run_alone(determinism: str) -> None:
     jobs = [strict(name, width=64, height=256) for name in "ab"]  # as many pixels as the tested square
-    found = etas(*jobs, devices=(promising(promise),))
+    found = etas(*jobs, devices=(promising(determinism),))
     assert [found[name] for name in "ab"] == [pytest.approx(n * (10 + ENDS)) for n in (1, 2)]
 
 
 def test_a_strict_job_that_runs_alone_runs_at_four_rows_whatever_fewer_cost() -> None:
-    fine = replace(PROFILE, steps=((2, 0.5), *PROFILE.steps), shallow_share=0.25)
+    fine = replace(PROFILE, steps=((2, 0.5), *PROFILE.steps), cached_share=0.25)
     device = (replace(DEVICE, profiles={"sd": fine}),)
     shape = {"width": 64, "height": 256, "num_steps": 20}
     assert etas(job("a", **shape), devices=device)["a"] == pytest.approx(20 * 0.5 + ENDS)
@@ -327,11 +329,11 @@ def test_nothing_is_said_of_a_strict_job_while_its_workers_would_draw_it_in_diff
     assert found.keys() == {"anywhere alone", "r1", "r2", "other"}
 
 
-@pytest.mark.parametrize("promise", ["not repeatable", "a word of a later version"])
+@pytest.mark.parametrize("determinism", ["not repeatable", "a word of a later version"])
 def test_nothing_is_said_of_a_strict_job_on_a_worker_that_refuses_it_or_is_not_understood(
-    promise: str,
+    determinism: str,
 ) -> None:
-    found = etas(strict("a"), running("b", strict=True), job("c"), devices=(promising(promise),))
+    found = etas(strict("a"), running("b", strict=True), job("c"), devices=(promising(determinism),))
     assert found.keys() == {"c"}
 
 

@@ -69,7 +69,7 @@ def forecast(rows: Rows, clock: Clock) -> Forecast:
 
 
 def shown(name: str, **changes: Any) -> Any:
-    fields = {"id": name, "state": State.QUEUED, "suspect": False, "cancel_requested_at": None}
+    fields = {"id": name, "state": State.QUEUED, "quarantined": False, "cancel_requested_at": None}
     return SimpleNamespace(**{**fields, **changes})
 
 
@@ -199,7 +199,7 @@ def test_a_thread_that_cannot_be_started_leaves_nothing_to_say(rows: Rows, clock
     [
         {"state": State.SUCCEEDED},
         {"state": State.FAILED},
-        {"suspect": True},
+        {"quarantined": True},
         {"cancel_requested_at": "a moment ago"},
     ],
 )

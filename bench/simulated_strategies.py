@@ -15,7 +15,7 @@ from bench.arrivals import IN_TIME_SLOWDOWN, Arrival, Work
 from bench.fifo import first_that_fit
 from engine.policy.policy import BatchKey, Policy
 
-Arm = Callable[[Work, Sequence[Arrival]], None]
+Strategy = Callable[[Work, Sequence[Arrival]], None]
 """Serves every arrival of the trace and writes its `ended_at`."""
 
 
@@ -28,7 +28,7 @@ def one_at_a_time(work: Work, trace: Sequence[Arrival]) -> None:
         arrival.ended_at = now
 
 
-def keyed_dynamic(timeout_seconds: float) -> Arm:
+def keyed_dynamic(timeout_seconds: float) -> Strategy:
     """Batches of equal size and step count, run to their end: full, or when the oldest has waited."""
 
     def serve(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
@@ -40,7 +40,7 @@ def keyed_dynamic(timeout_seconds: float) -> Arm:
     return serve
 
 
-def padded_dynamic(timeout_seconds: float) -> Arm:
+def padded_dynamic(timeout_seconds: float) -> Strategy:
     """Batches of equal size, run for as many steps as their longest member needs."""
 
     def serve(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
@@ -128,7 +128,7 @@ class Running:
     submitted_at: float
     account: str
     lane: str = "interactive"
-    is_solo: bool = False
+    is_isolated: bool = False
     has_begun: bool = False
     signature: int = 0
     deadline_at: float | None = None
@@ -168,9 +168,9 @@ def ours(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -
     _serve_steps(work, trace, policy.choose, policy.stepped, has_deadlines=has_deadlines)
 
 
-def with_deadlines(arm: Callable[..., None]) -> Arm:
+def with_deadlines(strategy: Callable[..., None]) -> Strategy:
     """The arm, told of each request what it may take, as a user can; it drops what is past that."""
-    return partial(arm, has_deadlines=True)
+    return partial(strategy, has_deadlines=True)
 
 
 def _serve_steps(

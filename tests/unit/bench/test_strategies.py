@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from diffusers import DDIMScheduler
 
-from bench.arms import Continuous, Dynamic, Ended, Serve
 from bench.clock import WorkClock, in_turns
 from bench.fifo import FifoEngine
 from bench.latency import Solo, goodput, serve_in_turns
+from bench.strategies import Continuous, Dynamic, Ended, Serve
 from bench.workload import GUIDANCE_SCALES, STEPS, DueRequest, mixed_requests, poisson
 from engine.errors import GenerationFailed, NumericError
 from engine.exchange import Exchange
@@ -58,7 +58,7 @@ def padded(loaded: LoadedModels) -> Dynamic:
     return Dynamic(loaded, max_rows=MAX_ROWS, timeout_seconds=0.0, by_steps=False)
 
 
-def arms(loaded: LoadedModels) -> dict[str, Serve]:
+def strategies(loaded: LoadedModels) -> dict[str, Serve]:
     return {
         "ours": Continuous(loaded),
         "first come, first served": Continuous(loaded, kind=FifoEngine),
@@ -73,7 +73,7 @@ def test_every_arrival_is_served_once_and_after_it_was_due(
     loaded: LoadedModels, asked: list[GenerationRequest], name: str
 ) -> None:
     arrivals = poisson(asked, rate=20, seed=1)
-    (ended,) = serve_in_turns([arms(loaded)[name]], arrivals)
+    (ended,) = serve_in_turns([strategies(loaded)[name]], arrivals)
     assert sorted(id(one.arrival) for one in ended) == sorted(map(id, arrivals))
     assert all(one.latency_seconds is not None and one.latency_seconds > 0 for one in ended)
 
@@ -82,7 +82,7 @@ def test_arms_that_take_turns_serve_the_same_arrivals(
     loaded: LoadedModels, asked: list[GenerationRequest]
 ) -> None:
     arrivals = poisson(asked, rate=20, seed=1)
-    found = serve_in_turns(list(arms(loaded).values()), arrivals)
+    found = serve_in_turns(list(strategies(loaded).values()), arrivals)
     assert [{id(one.arrival) for one in ended} for ended in found] == [set(map(id, arrivals))] * 5
 
 
@@ -103,7 +103,7 @@ def test_an_arm_that_is_left_in_the_middle_ends_its_calls(
     loaded: LoadedModels, model: FakeModel, asked: list[GenerationRequest], name: str
 ) -> None:
     exchange = model.exchange = CountingExchange(model.exchange)
-    serving = arms(loaded)[name]([DueRequest(one, 0.0) for one in asked], WorkClock())
+    serving = strategies(loaded)[name]([DueRequest(one, 0.0) for one in asked], WorkClock())
     assert isinstance(serving, Generator)
     for _ in range(3):
         next(serving)
@@ -143,7 +143,7 @@ def test_an_arm_that_fails_says_so(
     loaded: LoadedModels, asked: list[GenerationRequest], name: str, prompt: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        serve_in_turns([arms(loaded)[name]], [DueRequest(replace(asked[0], prompt=prompt), 0.0)])
+        serve_in_turns([strategies(loaded)[name]], [DueRequest(replace(asked[0], prompt=prompt), 0.0)])
 
 
 class BrokenScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers exports lazily
@@ -153,9 +153,9 @@ class BrokenScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers exports
 
 def test_a_batch_whose_pipelines_own_code_fails_says_so(asked: list[GenerationRequest]) -> None:
     model = FakeModel(scheduler=BrokenScheduler(clip_sample=False))
-    arm = padded(LoadedModels({"tiny": model}, {"tiny": {64 * 64: MAX_ROWS}}, "exact"))
+    strategy = padded(LoadedModels({"tiny": model}, {"tiny": {64 * 64: MAX_ROWS}}, "exact"))
     with pytest.raises(ValueError, match="no step"):
-        list(arm.run([replace(asked[0], scheduler=SchedulerSpec("default"))]))
+        list(strategy.run([replace(asked[0], scheduler=SchedulerSpec("default"))]))
 
 
 def test_the_work_is_the_same_for_the_same_seed_and_holds_every_class() -> None:

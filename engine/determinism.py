@@ -9,8 +9,13 @@ from typing import Literal
 
 from engine.policy.buckets import BucketsByShape
 
-Promise = Literal["exact", "exact within a bucket", "within 1/255", "not repeatable"]
-PROMISES: tuple[Promise, ...] = ("exact", "exact within a bucket", "within 1/255", "not repeatable")
+DeterminismLevel = Literal["exact", "exact within a bucket", "within 1/255", "not repeatable"]
+DETERMINISM_LEVELS: tuple[DeterminismLevel, ...] = (
+    "exact",
+    "exact within a bucket",
+    "within 1/255",
+    "not repeatable",
+)
 """Strongest first. A strict request equals its solo run under all but the last, and is refused there."""
 
 
@@ -18,11 +23,11 @@ PROMISES: tuple[Promise, ...] = ("exact", "exact within a bucket", "within 1/255
 class SelfTest:
     """What one model on this device can promise, and the row caps and buckets under which it holds."""
 
-    promise: Promise
+    determinism: DeterminismLevel
     row_limits: Mapping[int, int]  # max_pixels -> rows
     buckets: BucketsByShape
 
 
-def weakest(*promises: Promise) -> Promise:
+def weakest(*determinism_levels: DeterminismLevel) -> DeterminismLevel:
     """The promise that all of these keep."""
-    return max(promises, key=PROMISES.index)
+    return max(determinism_levels, key=DETERMINISM_LEVELS.index)

@@ -12,36 +12,36 @@ from storage.database import LONG_SECONDS, Database
 
 
 @dataclass(frozen=True)
-class Bell:
+class Dispatch:
     """One wake-up for one job: what a message carries, where it goes, and what Flower shows of the job."""
 
     job_id: str
     tier: str
     lane: str
     dispatch_seq: int
-    ring_number: int
+    dispatch_number: int
     num_steps: int
     width: int
     height: int
     num_images: int
 
 
-_COLUMNS = """jobs.id AS job_id, tier, lane, dispatch_seq, ring_number, num_inference_steps AS num_steps,
+_COLUMNS = """jobs.id AS job_id, tier, lane, dispatch_seq, dispatch_number, num_inference_steps AS num_steps,
               width, height, num_images"""
 
 
-def of_new_job(db: Database, job_id: str, *, account_id: str | None = None) -> Bell | None:
+def of_new_job(db: Database, job_id: str, *, account_id: str | None = None) -> Dispatch | None:
     """The bell that `storage.submissions` has counted for a fresh interactive job, or nothing."""
     query = text(
         f"""SELECT {_COLUMNS} FROM jobs
-             WHERE id = :id AND state = 'queued' AND ring_number IS NOT NULL"""
+             WHERE id = :id AND state = 'queued' AND dispatch_number IS NOT NULL"""
     )
     with db.transaction(account_id=account_id) as connection:
         row = connection.execute(query, {"id": job_id}).one_or_none()
-        return None if row is None else Bell(**row._mapping)
+        return None if row is None else Dispatch(**row._mapping)
 
 
-def feed(db: Database, tier: str, lane: str, limit: int, *, redispatch_seconds: float) -> list[Bell]:
+def feed(db: Database, tier: str, lane: str, limit: int, *, redispatch_seconds: float) -> list[Dispatch]:
     """Count bells for up to `limit` due rows that have none, fairly: accounts take turns, oldest first.
 
     None for suspects, which workers take up by themselves.
@@ -49,24 +49,24 @@ def feed(db: Database, tier: str, lane: str, limit: int, *, redispatch_seconds: 
     picked = """
         SELECT next.id
           FROM (SELECT DISTINCT account_id FROM jobs
-                 WHERE state = 'queued' AND tier = :tier AND lane = :lane AND ring_number IS NULL
-                   AND NOT suspect AND next_dispatch_at <= clock_timestamp()) AS waiting
+                 WHERE state = 'queued' AND tier = :tier AND lane = :lane AND dispatch_number IS NULL
+                   AND NOT quarantined AND next_dispatch_at <= clock_timestamp()) AS waiting
          CROSS JOIN LATERAL (
                 SELECT oldest.id, oldest.created_at,
                        row_number() OVER (ORDER BY oldest.created_at, oldest.id) AS turn
                   FROM (SELECT id, created_at FROM jobs
-                         WHERE state = 'queued' AND tier = :tier AND lane = :lane AND ring_number IS NULL
-                           AND NOT suspect AND account_id = waiting.account_id
+                         WHERE state = 'queued' AND tier = :tier AND lane = :lane AND dispatch_number IS NULL
+                           AND NOT quarantined AND account_id = waiting.account_id
                            AND next_dispatch_at <= clock_timestamp()
                          ORDER BY created_at, id LIMIT :limit) AS oldest) AS next
          ORDER BY next.turn, next.created_at LIMIT :limit"""
     parameters = {"tier": tier, "lane": lane, "limit": limit, "redispatch_seconds": redispatch_seconds}
-    return _count(db, picked, "jobs.ring_number IS NULL", parameters)
+    return _count(db, picked, "jobs.dispatch_number IS NULL", parameters)
 
 
 def replace_lost(
     db: Database, tier: str, lane: str, *, older_than: int | None, limit: int, redispatch_seconds: float
-) -> list[Bell]:
+) -> list[Dispatch]:
     """Count new bells for due rows whose bell must be gone.
 
     `older_than` is the number of the bell at the head of their queue: bells with a smaller number have
@@ -74,23 +74,23 @@ def replace_lost(
     """
     picked = """
         SELECT id FROM jobs
-         WHERE state = 'queued' AND tier = :tier AND lane = :lane AND ring_number IS NOT NULL
+         WHERE state = 'queued' AND tier = :tier AND lane = :lane AND dispatch_number IS NOT NULL
            AND next_dispatch_at <= clock_timestamp()
-           AND (CAST(:older_than AS bigint) IS NULL OR ring_number < :older_than)
-         ORDER BY ring_number LIMIT :limit"""
+           AND (CAST(:older_than AS bigint) IS NULL OR dispatch_number < :older_than)
+         ORDER BY dispatch_number LIMIT :limit"""
     parameters: dict[str, object] = {"tier": tier, "lane": lane, "older_than": older_than, "limit": limit}
     parameters["redispatch_seconds"] = redispatch_seconds
-    return _count(db, picked, "jobs.ring_number IS NOT NULL", parameters)
+    return _count(db, picked, "jobs.dispatch_number IS NOT NULL", parameters)
 
 
-def _count(db: Database, picked: str, guard: str, parameters: dict[str, object]) -> list[Bell]:
+def _count(db: Database, picked: str, guard: str, parameters: dict[str, object]) -> list[Dispatch]:
     # Numbers are drawn in the order of the pick; the guard is asked again, since another sweeper may
     # have picked the same rows.
     statement = text(
         f"""
         WITH picked AS ({picked}),
-             numbered AS MATERIALIZED (SELECT id, nextval('ring_numbers') AS number FROM picked)
-        UPDATE jobs SET dispatch_seq = dispatch_seq + 1, ring_number = numbered.number,
+             numbered AS MATERIALIZED (SELECT id, nextval('dispatch_numbers') AS number FROM picked)
+        UPDATE jobs SET dispatch_seq = dispatch_seq + 1, dispatch_number = numbered.number,
                dispatched_at = clock_timestamp(),
                next_dispatch_at = clock_timestamp() + make_interval(secs => :redispatch_seconds)
           FROM numbered
@@ -100,13 +100,13 @@ def _count(db: Database, picked: str, guard: str, parameters: dict[str, object])
         """
     )
     rows = db.run(lambda connection: connection.execute(statement, parameters).all())
-    return sorted((Bell(**row._mapping) for row in rows), key=lambda bell: bell.ring_number)
+    return sorted((Dispatch(**row._mapping) for row in rows), key=lambda dispatch: dispatch.dispatch_number)
 
 
 def put_back(db: Database, job_id: str, *, account_id: str | None = None) -> None:
     """The bell could not be published: the row is due again, without one."""
     statement = text(
-        """UPDATE jobs SET ring_number = NULL, next_dispatch_at = clock_timestamp()
+        """UPDATE jobs SET dispatch_number = NULL, next_dispatch_at = clock_timestamp()
             WHERE id = :id AND state = 'queued'"""
     )
     db.run(lambda connection: connection.execute(statement, {"id": job_id}), account_id=account_id)
@@ -115,7 +115,7 @@ def put_back(db: Database, job_id: str, *, account_id: str | None = None) -> Non
 def forget_all(db: Database) -> int:
     """The broker has lost its memory: every queued row is due again, without a bell; how many."""
     statement = text(
-        """UPDATE jobs SET ring_number = NULL, next_dispatch_at = clock_timestamp()
+        """UPDATE jobs SET dispatch_number = NULL, next_dispatch_at = clock_timestamp()
             WHERE id IN (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id FOR UPDATE) RETURNING id"""
     )
     return len(db.run(lambda connection: connection.execute(statement).all(), seconds=LONG_SECONDS))

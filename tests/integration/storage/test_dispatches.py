@@ -5,7 +5,7 @@ import secrets
 import pytest
 from sqlalchemy import text
 
-from storage import accounts, bells, submissions
+from storage import accounts, dispatches, submissions
 from storage.database import Database
 from storage.jobs import cancel
 from tests.fixtures.new_jobs import new_job
@@ -27,23 +27,25 @@ def make_due(database: Database) -> None:
 
 
 def feed(database: Database, tier: str, limit: int = 100, lane: str = "bulk") -> list[str]:
-    return [bell.job_id for bell in bells.feed(database, tier, lane, limit, redispatch_seconds=15)]
+    return [
+        dispatch.job_id for dispatch in dispatches.feed(database, tier, lane, limit, redispatch_seconds=15)
+    ]
 
 
 def replace_lost(database: Database, tier: str, older_than: int | None) -> list[str]:
-    found = bells.replace_lost(
+    found = dispatches.replace_lost(
         database, tier, "interactive", older_than=older_than, limit=100, redispatch_seconds=15
     )
-    return [bell.job_id for bell in found]
+    return [dispatch.job_id for dispatch in found]
 
 
 def test_a_fresh_interactive_job_has_its_bell_counted_for_its_caller_to_ring(
     database: Database, make_job: MakeJob, tier: str
 ) -> None:
     job = make_job(tier=tier)
-    bell = bells.of_new_job(database, job.id)
-    assert bell is not None
-    assert (bell.tier, bell.lane, bell.dispatch_seq) == (tier, "interactive", 1)
+    dispatch = dispatches.of_new_job(database, job.id)
+    assert dispatch is not None
+    assert (dispatch.tier, dispatch.lane, dispatch.dispatch_seq) == (tier, "interactive", 1)
     assert feed(database, tier, lane="interactive") == []
 
 
@@ -65,9 +67,9 @@ def test_a_bell_in_a_long_queue_is_not_doubled_however_old_it_is(
 ) -> None:
     jobs = [make_job(tier=tier) for _ in range(3)]
     make_due(database)
-    bell = bells.of_new_job(database, jobs[0].id)
-    assert bell is not None
-    assert not {job.id for job in jobs} & set(replace_lost(database, tier, bell.ring_number))
+    dispatch = dispatches.of_new_job(database, jobs[0].id)
+    assert dispatch is not None
+    assert not {job.id for job in jobs} & set(replace_lost(database, tier, dispatch.dispatch_number))
 
 
 def test_bells_that_left_the_queue_without_being_heard_are_replaced(
@@ -75,9 +77,9 @@ def test_bells_that_left_the_queue_without_being_heard_are_replaced(
 ) -> None:
     gone, waiting = make_job(tier=tier), make_job(tier=tier)
     make_due(database)
-    head = bells.of_new_job(database, waiting.id)
+    head = dispatches.of_new_job(database, waiting.id)
     assert head is not None
-    assert replace_lost(database, tier, head.ring_number) == [gone.id]
+    assert replace_lost(database, tier, head.dispatch_number) == [gone.id]
     make_due(database)
     assert set(replace_lost(database, tier, None)) == {gone.id, waiting.id}
 
@@ -88,7 +90,7 @@ def test_a_bell_that_could_not_be_published_is_put_back(
     job = make_job(tier=tier, lane="bulk")
     assert feed(database, tier) == [job.id]
     assert feed(database, tier) == []
-    bells.put_back(database, job.id)
+    dispatches.put_back(database, job.id)
     assert feed(database, tier) == [job.id]
 
 
@@ -97,7 +99,7 @@ def test_when_the_broker_forgets_every_queued_job_is_due_and_no_other(
 ) -> None:
     queued, canceled = make_job(tier=tier), make_job(tier=tier)
     cancel(database, canceled.account_id, canceled.id)
-    assert bells.forget_all(database) >= 1
+    assert dispatches.forget_all(database) >= 1
     due = feed(database, tier, lane="interactive")
     assert queued.id in due
     assert canceled.id not in due

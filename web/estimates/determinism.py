@@ -1,6 +1,6 @@
 """What workers promise of equal images, and which mates a strict job may have under each of these words.
 
-The engine has the same words and rules (`engine.promise`, `engine.loaded`, `engine.policy.policy`), which
+The engine has the same words and rules (`engine.determinism`, `engine.loaded`, `engine.policy.policy`), which
 nothing here may import; a test compares them. It does not know which workers live.
 """
 
@@ -12,10 +12,10 @@ from storage.workloads import KnownJob
 if TYPE_CHECKING:
     from catalogue.catalogue import Catalogue
 
-PROMISES = ("not repeatable", "within 1/255", "exact within a bucket", "exact")
+DETERMINISM_LEVELS = ("not repeatable", "within 1/255", "exact within a bucket", "exact")
 """Weakest first. What a worker says that is not listed is weaker than all."""
 
-UNKEPT = PROMISES[0]
+UNKEPT = DETERMINISM_LEVELS[0]
 """The one promise under which equal requests may differ, strict ones too."""
 
 PINNED_ROWS = 4
@@ -25,7 +25,7 @@ Mates = Literal["anybody", "strict", "nobody"]
 """With whom a generation may share step batches: all of its size, strict ones up to `PINNED_ROWS`, none."""
 
 
-def mates_of(job: KnownJob, promise: str, self_test_side: int | None) -> Mates | None:
+def mates_of(job: KnownJob, determinism: str, self_test_side: int | None) -> Mates | None:
     """The mates that the job may have on a worker of this promise; `None` where that cannot be told.
 
     `self_test_side` is that of the square, in pixels, at which the worker tested itself for the job's tier:
@@ -33,13 +33,13 @@ def mates_of(job: KnownJob, promise: str, self_test_side: int | None) -> Mates |
     """
     if not job.strict:
         return "anybody"
-    if promise == "within 1/255":
+    if determinism == "within 1/255":
         return "nobody"
-    if promise not in ("exact", "exact within a bucket") or self_test_side is None:
+    if determinism not in ("exact", "exact within a bucket") or self_test_side is None:
         return None
     if (job.width, job.height) != (self_test_side, self_test_side):
         return "nobody"
-    return "anybody" if promise == "exact" else "strict"
+    return "anybody" if determinism == "exact" else "strict"
 
 
 def self_test_sides(catalogue: "Catalogue") -> dict[str, int]:

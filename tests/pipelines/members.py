@@ -61,10 +61,10 @@ def draw_untouched(name: str, number: int) -> numpy.ndarray:
 def draw_in_company(name: str, numbers: range, chance: int) -> Seen:
     """Requests `numbers` in company that the seed `chance` chooses, each held to the untouched pipeline."""
     untouched = {number: _kept_untouched(name, number) for number in numbers}
-    company = Company(name, numbers, random.Random(chance))
-    company.run()
-    differences = differences_of(untouched, company.images)
-    return Seen(*differences, company.calls_a_pass, texts_of(name))
+    members = BatchMembers(name, numbers, random.Random(chance))
+    members.run()
+    differences = differences_of(untouched, members.images)
+    return Seen(*differences, members.calls_a_pass, texts_of(name))
 
 
 @on_steady_stack
@@ -81,7 +81,7 @@ def draw_one_at_a_time(name: str, numbers: range) -> Seen:
     return Seen(*differences_of(untouched, images), 1.0)
 
 
-class Company:
+class BatchMembers:
     """Requests of the pipeline `name` that share forward passes as `chance` has it."""
 
     def __init__(self, name: str, numbers: range, chance: random.Random) -> None:

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 import pytest
 
 from catalogue.catalogue import Catalogue
+from engine.determinism import DeterminismLevel
 from engine.loaded import Models
 from engine.policy.policy import BatchKey, Policy
-from engine.promise import Promise
 from engine.request import GenerationRequest
-from engine.self_test.self_test import Offer, find_promise
+from engine.self_test.self_test import Offer, find_determinism
 from engine.self_test.time_budget import TimeBudget
 from storage.workloads import KnownJob
 from tests.unit.engine.fakes import FakeModel, NeighbourDependent, SizeDependent
-from web.estimates.promises import PINNED_ROWS, mates_of, self_test_sides
+from web.estimates.determinism import PINNED_ROWS, mates_of, self_test_sides
 
 CLASSES = {"small": 128 * 128, "odd": 200 * 150, "large": 300 * 300}
 
@@ -44,7 +44,7 @@ def sizes() -> Iterator[tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("fake", "promise", "seen"),
+    ("fake", "determinism", "seen"),
     [
         (FakeModel(), "exact", {"anybody", "nobody"}),
         (FakeModel(denoiser=SizeDependent()), "exact within a bucket", {"strict", "nobody"}),
@@ -53,12 +53,12 @@ def sizes() -> Iterator[tuple[str, int, int]]:
 )
 @pytest.mark.parametrize("side_multiple", [8, 16])
 def test_a_strict_job_has_the_mates_that_the_engine_gives_it(
-    fake: FakeModel, promise: Promise, seen: set[str], side_multiple: int
+    fake: FakeModel, determinism: DeterminismLevel, seen: set[str], side_multiple: int
 ) -> None:
     fake.side_multiple = side_multiple
-    result = find_promise(fake, dict.fromkeys(CLASSES.values(), 16), Offer(), TimeBudget())
-    assert result.promise == promise
-    models = Models({"m": fake}, {"m": result.row_limits}, promise=promise)
+    result = find_determinism(fake, dict.fromkeys(CLASSES.values(), 16), Offer(), TimeBudget())
+    assert result.determinism == determinism
+    models = Models({"m": fake}, {"m": result.row_limits}, determinism=determinism)
     policy, sides = Policy(models.max_rows), self_test_sides(catalogue(side_multiple))
 
     def key_of(width: int, height: int, *, strict: bool) -> BatchKey:
@@ -68,7 +68,7 @@ def test_a_strict_job_has_the_mates_that_the_engine_gives_it(
     said = set()
     for tier, width, height in sizes():
         job = KnownJob("j", tier, "interactive", 1, 2, width, height, is_guided=True, strict=True)
-        kept, key = mates_of(job, promise, sides[tier]), key_of(width, height, strict=True)
+        kept, key = mates_of(job, determinism, sides[tier]), key_of(width, height, strict=True)
         said.add(kept)
         assert (key == key_of(width, height, strict=False)) == (kept == "anybody"), job
         if kept != "anybody":

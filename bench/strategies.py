@@ -54,7 +54,7 @@ class Continuous:
         return self.kind(
             self.loaded.models,
             self.loaded.row_limits,
-            promise=self.loaded.promise,
+            determinism=self.loaded.determinism,
             clock=clock,
             step_seconds=self.step_seconds,
         )
