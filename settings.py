@@ -1,19 +1,17 @@
-"""How this installation is reached and paced: the environment, frozen.
+"""The settings of an installation: addresses, limits and durations, read from the environment.
 
-Owns every setting, its name, its default and its check; what is served is `catalogue`'s. Only composition
-roots import it; everything below them is handed plain values. It opens no connection and knows no library
-but pydantic.
+Owns the name, the default and the validation of every setting; `catalogue` owns the models that are served.
+Only composition roots import it and pass plain values on. It opens no connections.
 """
 
 import difflib
 import os
 import re
-from collections.abc import Callable
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -33,49 +31,30 @@ from pydantic_settings import (
 )
 
 from catalogue.catalogue import Catalogue, Positive, SettingsError, load_catalogue, what_is_wrong
+from catalogue.service_urls import normalize_broker_url, normalize_database_url
 
 ROOT = Path(__file__).resolve().parent
 Seconds = Annotated[float, Field(gt=0)]
 PREFIX = "CALOTYPE_"
 SECRETS_VARIABLE = "CALOTYPE_SECRETS_DIR"
 OTHER_VARIABLES = frozenset({"CALOTYPE_BOOT_ID", "CALOTYPE_URL", "CALOTYPE_API_KEY", SECRETS_VARIABLE})
-"""Variables of ours that are no settings: a process' birth mark, options of the command line, and where
-files with settings lie."""
+"""Our variables that are not settings: the id of a process, command-line options, and the secrets folder."""
 SECRETS_FOLDER = Path("/run/secrets")
-"""Where Docker and others put them."""
+"""Where Docker and other platforms mount secrets."""
 
 
 def _split(value: Any) -> Any:
-    """A list is written with commas in the environment."""
+    """Split a list, whose items are separated by commas in the environment."""
     if not isinstance(value, str):
         return value
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 _QUOTES = ("'", '"')
-_POSTGRES = re.compile(r"(postgres|postgresql|pgsql)(\+\w+)?", re.ASCII)
-_BROKERS = {
-    "redis": "redis", "valkey": "redis", "redis+tcp": "redis",
-    "rediss": "rediss", "valkeys": "rediss", "redis+tls": "rediss", "redis+ssl": "rediss",
-}  # fmt: skip
-_LIBPQ_NAMES = frozenset({
-    "application_name", "channel_binding", "client_encoding", "connect_timeout", "dbname",
-    "fallback_application_name", "gssdelegation", "gssencmode", "gsslib", "host", "hostaddr",
-    "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "krbsrvname",
-    "load_balance_hosts", "max_protocol_version", "min_protocol_version", "options", "passfile",
-    "password", "port", "replication", "require_auth", "requirepeer", "requiressl", "scram_client_key",
-    "scram_server_key", "service", "ssl_max_protocol_version", "ssl_min_protocol_version", "sslcert",
-    "sslcertmode", "sslcompression", "sslcrl", "sslcrldir", "sslkey", "sslkeylogfile", "sslmode",
-    "sslnegotiation", "sslpassword", "sslrootcert", "sslsni", "target_session_attrs",
-    "tcp_user_timeout", "user",
-})  # fmt: skip
-"""What the query of a database URL may set (PostgreSQL 18, section 32.1.2)."""
-_DATABASE_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-_BROKER_FORM = "redis://:PASSWORD@HOST:PORT/0, or rediss:// with TLS"
 
 
 def _unquote(value: Any) -> Any:
-    """The text without the spaces around it, and without the quotes that some readers of .env files keep."""
+    """Strip spaces, and the quotes that some readers of .env files keep."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -84,56 +63,8 @@ def _unquote(value: Any) -> Any:
     return text
 
 
-def _database_url(value: SecretStr) -> SecretStr:
-    """The URL as libpq and SQLAlchemy read it, from any spelling that platforms give it."""
-    url = _spelled(value, _DATABASE_FORM, lambda name: "postgresql" if _POSTGRES.fullmatch(name) else None)
-    query = parse_qsl(urlsplit(url.get_secret_value()).query, keep_blank_values=True)
-    unknown = [name for name, _ in query if name not in _LIBPQ_NAMES]
-    if unknown:
-        # Such as `schema` and `pgbouncer`, which other programs read out of the same URL.
-        shown = ", ".join(name for name in unknown if re.fullmatch(r"[A-Za-z_]{1,40}", name)) or "a name"
-        raise ValueError(
-            f"its query sets what Postgres' own client does not know: {shown}; it is to be written "
-            f"{_DATABASE_FORM}, without that"
-        )
-    return url
-
-
-def _broker_url(value: SecretStr) -> SecretStr:
-    """The URL as redis-py and kombu read it."""
-    return _spelled(value, _BROKER_FORM, _BROKERS.get)
-
-
-def _spelled(value: SecretStr, form: str, scheme_of: Callable[[str], str | None]) -> SecretStr:
-    """The same URL under the scheme that it means; what is wrong is told without any part of the URL."""
-    url = value.get_secret_value()
-    if not url:
-        return value
-    name, mark, rest = url.partition("://")
-    scheme = scheme_of(name.lower())
-    if not mark or scheme is None:
-        # Before "://" stands no password; anything else may hold one.
-        named = f"{name!r} is not known here: " if mark and re.fullmatch(r"[\w+.:-]{1,40}", name) else ""
-        raise ValueError(f"{named}it is to be written {form}")
-    place, slash, path = rest.partition("/")
-    userinfo, at, host = place.rpartition("@")
-    # The last @ ends the password. SQLAlchemy takes the first: the others are written as it reads them.
-    rest = userinfo.replace("@", "%40") + at + host + slash + path
-    try:
-        parts = urlsplit(f"{scheme}://{rest}")
-        is_whole = parts.port != 0 and not parts.fragment and not re.search(r"\s", rest)
-    except ValueError:
-        is_whole = False
-    if not is_whole:
-        raise ValueError(
-            f"it is to be written {form}; in a name or a password / is %2F, # is %23, ? is %3F, % is %25 and "
-            "a space is %20"
-        )
-    return SecretStr(f"{scheme}://{rest}")
-
-
 def _check_address(value: str) -> str:
-    """Refuse what no client could follow; nothing at all means that it is not set."""
+    """Reject an address that is not http(s); an empty one means that the setting is not set."""
     try:
         url = urlsplit(value)
         is_address = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
@@ -145,23 +76,25 @@ def _check_address(value: str) -> str:
 
 
 def _check_public_url(value: str) -> str:
-    """The address without a slash at its end; refuse what no link of ours can be put behind."""
+    """Strip trailing slashes; reject an address to which no path can be appended."""
     value = _check_address(value).rstrip("/")
     try:
         url = urlsplit(value)
-    except ValueError:  # told by the check before
+    except ValueError:  # rejected above
         return value
     segments = url.path.split("/")[1:]
     if url.query or url.fragment or "@" in url.netloc or "?" in value or "#" in value:
-        raise ValueError("it is not an address like https://HOST/PREFIX: without user, query and fragment")
-    # Two slashes would make an address of another host out of each link.
+        raise ValueError("it is not an address like https://HOST/PREFIX, without user, query and fragment")
+    # A link that begins with two slashes would lead to another host.
     if not all(re.fullmatch(r"[\w.~%-]+", part, re.ASCII) and part.strip(".") for part in segments):
-        raise ValueError("its path holds an empty part, a dot alone, or what a path must write as %XX")
+        raise ValueError(
+            "its path has an empty segment, a dot segment, or a character that must be escaped as %XX"
+        )
     return value
 
 
 def _check_origin(value: str) -> str:
-    """Refuse what no browser would send as `Origin`, with the way to write it."""
+    """Reject a value that no browser sends as `Origin`, and suggest the right spelling."""
     if value == "*":
         return value
     url = urlsplit(_check_address(value))
@@ -169,33 +102,35 @@ def _check_origin(value: str) -> str:
     host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
     origin = f"{url.scheme}://{host}{port}"
     if not origin.isascii() or not set("@*").isdisjoint(url.netloc):
-        raise ValueError(f"{value} is not an origin: a whole name in ASCII (xn--...), without a user or *")
+        raise ValueError(
+            f"{value} is not an origin: write the full host name in ASCII (xn--...), without user or *"
+        )
     if value != origin:
         raise ValueError(f"{value} is not an origin as browsers send it; did you mean {origin}?")
     return value
 
 
 def _check_origins(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse `*` among others: the list would say less than it opens."""
+    """Reject `*` together with other origins, which it would make pointless."""
     if "*" in values and len(values) > 1:
-        raise ValueError("* stands for every origin and stands alone")
+        raise ValueError("* means every origin and must be the only value")
     return values
 
 
 def _check_file(value: Path | None) -> Path | None:
-    """Refuse a file that cannot be read, at the start rather than at the first connection."""
+    """Reject an unreadable file at the start rather than at the first connection."""
     if value is not None and not os.access(value, os.R_OK):
-        raise ValueError(f"{value} is not a file that can be read")
+        raise ValueError(f"{value} is not a readable file")
     return value
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
-# A relative path is one of the folder in which the command was given, also for the processes that it starts.
+# A relative path belongs to the working directory of the command, also in processes that it starts.
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
 class Settings(BaseSettings):
-    """Everything that the environment decides, as `CALOTYPE_<NAME>`, or a secret file `calotype_<name>`."""
+    """All settings, from variables `CALOTYPE_<NAME>` or secret files `calotype_<name>`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
@@ -203,8 +138,8 @@ class Settings(BaseSettings):
     data_dir: AbsolutePath = ROOT / ".calotype"
     profiles_dir: AbsolutePath = Field(default_factory=lambda known: known["data_dir"] / "profiles")
     run_dir: AbsolutePath | None = None
-    database_url: Annotated[SecretStr, AfterValidator(_database_url)] = SecretStr("")
-    broker_url: Annotated[SecretStr, AfterValidator(_broker_url)] = SecretStr("")
+    database_url: Annotated[SecretStr, AfterValidator(normalize_database_url)] = SecretStr("")
+    broker_url: Annotated[SecretStr, AfterValidator(normalize_broker_url)] = SecretStr("")
     broker_key_prefix: str = "calotype:"
     s3_endpoint: Address = ""
     s3_public_endpoint: Address = ""
@@ -280,22 +215,24 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _unquote_values(cls, value: Any) -> Any:
-        """Drop quotes and spaces around every value: `docker run --env-file`, for one, passes quotes on."""
+        """Strip quotes and spaces around every value: `docker run --env-file` passes quotes on."""
         return _unquote(value)
 
     @field_validator("data_dir", mode="before")
     @classmethod
     def _default_data_dir(cls, value: Any) -> Any:
-        """Take an empty variable for one that is not set, as the command line does."""
+        """Treat an empty variable as not set, as the command line does."""
         return value or cls.model_fields["data_dir"].default
 
     @field_validator("orphan_seconds")
     @classmethod
     def _check_orphan_seconds(cls, value: float, info: ValidationInfo) -> float:
-        """Refuse what an upload or a lease could come near."""
+        """Reject a value that is not far above the duration of an upload and a lease."""
         least = 10 * sum(info.data.get(name, 0) for name in ("lease_seconds", "upload_seconds"))
         if value < least:
-            raise ValueError(f"it must be {least:g} at least, ten times a lease and an upload")
+            raise ValueError(
+                f"it must be at least {least:g}, ten times the duration of a lease and an upload"
+            )
         return value
 
     @classmethod
@@ -307,30 +244,35 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # pydantic gives it by name
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What the caller says, then the environment, then the folder of secrets where there is one."""
-        # No `.env`: the one beside docker-compose.yml is Compose's own, with other names in it.
+        """Read the caller's values first, then the environment, then the secrets folder if there is one."""
+        # No `.env`: the one beside docker-compose.yml is for Compose and has other names.
         folder = secrets_folder()
         files = [SecretsSettingsSource(settings_cls, secrets_dir=folder)] if folder else []
         return (init_settings, env_settings, *files)
 
     @property
     def catalogue(self) -> Catalogue:
-        """`calotype.toml`, read once a process."""
+        """The content of `calotype.toml`, read once per process."""
         return _catalogue(self.config)
 
     @property
     def database(self) -> dict[str, Any]:
-        """Keyword arguments of `storage.database.Database`: which one, and whom it must be."""
+        """Keyword arguments of `storage.database.Database`."""
         return {"url": self.database_url.get_secret_value(), "ca_file": self.ca_file}
 
     @property
     def broker(self) -> dict[str, Any]:
-        """Keyword arguments of `tasks.broker.Broker` and `tasks.app.make_celery`."""
+        """Keyword arguments of `tasks.broker.Broker`."""
         return {
             "url": self.broker_url.get_secret_value(),
             "key_prefix": self.broker_key_prefix,
             "ca_file": self.ca_file,
         }
+
+    @property
+    def celery(self) -> dict[str, Any]:
+        """Keyword arguments of `tasks.app.make_celery`."""
+        return {**self.broker, "tiers": [tier.name for tier in self.catalogue.tiers]}
 
     @property
     def object_store(self) -> dict[str, Any]:
@@ -347,12 +289,12 @@ class Settings(BaseSettings):
 
     @property
     def paths(self) -> dict[str, str]:
-        """Every path that is set, by its variable, for a process that starts in another folder."""
+        """Every path that is set, by its variable, for a process with another working directory."""
         found = {name: value for name, value in self if isinstance(value, Path)}
         return {f"{PREFIX}{name}".upper(): str(path) for name, path in found.items()}
 
     def require(self, *names: str) -> None:
-        """Raise `SettingsError` naming the first of these settings that is empty."""
+        """Raise `SettingsError` for the first of these settings that is empty."""
         for name in names:
             value = getattr(self, name)
             if not (value.get_secret_value() if isinstance(value, SecretStr) else value):
@@ -365,19 +307,19 @@ def _catalogue(path: Path) -> Catalogue:
 
 
 def secrets_folder() -> Path | None:
-    """The folder of `CALOTYPE_SECRETS_DIR`, which must exist, or `/run/secrets` where it does."""
+    """The folder `CALOTYPE_SECRETS_DIR`, which must be readable if set, or `/run/secrets` if it exists."""
     named = os.environ.get(SECRETS_VARIABLE)
     folder = Path(named).absolute() if named else SECRETS_FOLDER
-    # Some systems keep a /run/secrets of their own, which is for nobody else to look into.
+    # Some systems have a /run/secrets of their own that we may not read.
     if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
         return folder
     if named:
-        raise SettingsError(f"{SECRETS_VARIABLE}: {folder} is not a folder that can be read")
+        raise SettingsError(f"{SECRETS_VARIABLE}: {folder} is not a readable folder")
     return None
 
 
 def origins() -> dict[str, str]:
-    """Which settings are set here, each with where: `environment`, or the path of its file."""
+    """The names of all settings that are set, each with `environment` or the path of its file."""
     folder = secrets_folder()
     files = [] if folder is None else [path for path in sorted(folder.iterdir()) if path.is_file()]
     found = {_setting_of(path.name): str(path) for path in files if _is_ours(path.name)}
@@ -385,7 +327,7 @@ def origins() -> dict[str, str]:
 
 
 def load_settings(**values: object) -> Settings:
-    """Read the environment, after `values`; raises `SettingsError` naming what is wrong or unknown."""
+    """Read the settings, with `values` first; raises `SettingsError` for invalid and unknown ones."""
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | OTHER_VARIABLES
     for setting, origin in origins().items():
         name = f"{PREFIX}{setting}".upper()

@@ -1,8 +1,9 @@
-"""What requests of different adapters gain by sharing step batches, on the shipped model.
+"""Measures how much faster requests with different adapters run when they share step batches.
 
-Eight requests with four adapters run in one step batch, and kept apart by adapter as engines do that batch
-requests of one adapter only: the same engine either way, in turns, in CPU seconds on one thread. The adapters
-have random weights, on the attention of the denoiser as most that people train.
+Eight requests with four adapters run on the shipped model in one step batch, and in one step batch for each
+adapter, as in engines that batch requests of one adapter only. Both variants use the same engine, take turns,
+and are timed in CPU seconds on one thread. The adapters have random weights, on the attention of the
+denoiser.
 
     python -m bench.adapters [--rounds 7]
 """
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def figures(num_rounds: int) -> Iterator[Figure]:
-    """The gain beside its bar and beside its limit, and what the adapters themselves cost."""
+    """Return the gain with its bar and its limit, and the cost of the adapters themselves."""
     with tempfile.TemporaryDirectory() as folder:
         loaded = load_with_adapters(Path(folder))
         rounds = [run_in_turns(loaded) for _ in range(num_rounds + 1)][1:]  # the first one warms up
@@ -71,7 +72,7 @@ def figures(num_rounds: int) -> Iterator[Figure]:
 
 @dataclass(frozen=True)
 class Seconds:
-    """CPU seconds of the same requests: in shared step batches, kept apart by adapter, without adapters."""
+    """CPU seconds of the same requests: in shared step batches, in one for each adapter, without adapters."""
 
     mixed: float
     apart: float
@@ -79,7 +80,7 @@ class Seconds:
 
 
 def run_in_turns(loaded: LoadedModels) -> Seconds:
-    """One round of the three arms."""
+    """Run one round of the three variants."""
     return Seconds(
         mixed=seconds_of(loaded, NAMES, mixes=True),
         apart=seconds_of(loaded, NAMES, mixes=False),
@@ -88,9 +89,9 @@ def run_in_turns(loaded: LoadedModels) -> Seconds:
 
 
 def seconds_of(loaded: LoadedModels, names: tuple[str, ...], *, mixes: bool) -> float:
-    """CPU seconds of the requests, which take turns with these adapters, all there at once."""
+    """Return the CPU seconds of the requests, which use these adapters in turn and all arrive at once."""
     loaded.models[MODEL].exchange.mixes_adapters = mixes
-    # Its clock stands still: all join before the first step, whatever their texts take.
+    # Its clock stands still, so that all requests join before the first step.
     engine = Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism, clock=lambda: 0.0)
     handles = []
     for number in range(NUM_REQUESTS):
@@ -101,15 +102,15 @@ def seconds_of(loaded: LoadedModels, names: tuple[str, ...], *, mixes: bool) -> 
     while not engine.is_idle:
         engine.tick()
     taken = time.process_time() - begun_at
-    mates = NUM_REQUESTS if mixes else NUM_REQUESTS / len(names)
+    num_members = NUM_REQUESTS if mixes else NUM_REQUESTS / len(names)
     met = [handle.future.result(timeout=0).mean_step_batch for handle in handles]
-    if met != [mates] * NUM_REQUESTS:
-        raise RuntimeError(f"step batches of {met} requests were run, and of {mates} were to be measured")
+    if met != [num_members] * NUM_REQUESTS:
+        raise RuntimeError(f"step batches had {met} members; {num_members} were to be measured")
     return taken
 
 
 def most_gain(loaded: LoadedModels) -> float:
-    """What the bare model's rows leave to gain where adapters cost nothing; texts and images stay."""
+    """Return the largest possible gain, by the bare model's row costs, if adapters cost nothing."""
     bare = BareModel(FOLDER, SIDE, (NUM_REQUESTS,))
     steps, prices = bare.step_table(NUM_REQUESTS), bare.prices(repeats=7)
     beside = prices.seconds(num_row_steps=0, num_texts=NUM_REQUESTS, num_images=NUM_REQUESTS)
@@ -123,9 +124,9 @@ def load_with_adapters(folder: Path) -> LoadedModels:
     """The shipped model on one thread, with adapters of random weights."""
     loras = tuple(LoraSpec(name, str(folder / f"{name}.safetensors")) for name in NAMES)
     limits = {MODEL: {SIDE * SIDE: NUM_REQUESTS}}
-    spec = ModelSpec(MODEL, str(FOLDER), loras=loras)
+    spec = ModelSpec(MODEL, str(FOLDER), adapters=loras)
     loaded = load_models([spec], device="cpu:0", row_limits=limits, num_threads=1)
-    for number, lora in enumerate(loras):  # read when they are asked for
+    for number, lora in enumerate(loras):  # loaded at first use
         save_file(random_weights(loaded.models[MODEL].modules["unet"], number), lora.path)
     return loaded
 

@@ -1,4 +1,4 @@
-"""How much of everything the benchmark of the engine measures: enough for figures, or to see that it runs."""
+"""The amount of work in each part of the engine's benchmark: for figures, or to check that it runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much of everything is measured: requests of each run, but for `seeds`."""
+    """The number of requests of each run; `seeds` counts runs."""
 
     saturating: dict[int, int]  # by side
     arrivals: dict[int, int]  # by side

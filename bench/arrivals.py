@@ -1,7 +1,7 @@
-"""Who asks for what and when, without a device: open-loop Poisson arrivals over a fixed mix of work.
+"""The load of the simulator: open-loop Poisson arrivals over a fixed mix of work.
 
-Owns the mix that every benchmark of the engine shares, the seconds of a step as a function of its rows,
-and what a request costs alone. It does not know who serves it, nor in which order.
+Owns the mix that every benchmark of the engine shares, the seconds of a step as a function of its rows, and
+the cost of a request alone. It does not know how requests are served, nor in which order.
 """
 
 import bisect
@@ -34,7 +34,7 @@ class StepTable:
         return sorted(self.seconds)
 
     def at(self, num_rows: int) -> float:
-        """Seconds of a step of `num_rows` rows, at exactly that size."""
+        """Seconds of a step of exactly `num_rows` rows."""
         if num_rows in self.seconds:
             return self.seconds[num_rows]
         rows = self._rows
@@ -48,10 +48,10 @@ class StepTable:
 
 @dataclass(frozen=True)
 class Work:
-    """What the device costs: a step table for each latent side, caps, and the ends of a generation.
+    """The costs of the device: a step table for each latent side, the row cap, the seconds of an image.
 
-    `bucket` says at how many rows the engine runs so many. A request alone is one on our engine, padded to
-    its bucket, as in the benchmark of real arms; or with `is_solo_padded` off one on the bare model.
+    `bucket` gives the row count that the engine pads a step batch to. Solo times are those of our engine, as
+    in the benchmark of real strategies; with `is_solo_padded` off, those of the bare model, without padding.
     """
 
     tables: Mapping[int, StepTable] = field(default_factory=lambda: {16: StepTable(ANCHOR_STEP_SECONDS)})
@@ -69,11 +69,11 @@ class Work:
         return self.tables[side].at(num_rows)
 
     def bare_seconds(self, num_steps: int, num_rows: int, side: int) -> float:
-        """What one request takes alone on the bare model."""
+        """Seconds of one request alone on the bare model."""
         return num_steps * self.step_seconds(side, num_rows) + self.image_seconds
 
     def solo_seconds(self, num_steps: int, num_rows: int, side: int) -> float:
-        """What one request takes alone: the unit of slowdown."""
+        """Seconds of one request alone: the unit of slowdown."""
         return self.bare_seconds(num_steps, self.bucket(num_rows) if self.is_solo_padded else num_rows, side)
 
     def row_seconds(self, side: int) -> float:
@@ -81,7 +81,7 @@ class Work:
         return min(self.step_seconds(side, rows) / rows for rows in range(1, self.max_rows + 1))
 
     def capacity(self) -> float:
-        """Requests a second of a device that runs nothing but full batches of this mix."""
+        """Requests a second of a device that runs only full batches of this mix."""
         steps = sum(count * share for count, share in self.step_counts.items())
         rows = sum((2 if scale > 1 else 1) * share for scale, share in self.guidance_scales.items())
         seconds = sum(self.row_seconds(side) * share for side, share in self.sizes.items())
@@ -90,7 +90,7 @@ class Work:
 
 @dataclass(eq=False, slots=True)
 class Arrival:
-    """One request of the trace; what an arm does with it is written into it."""
+    """One request of the trace; the strategy that serves it writes `ended_at`."""
 
     arrived_at: float
     num_steps: int
@@ -102,17 +102,17 @@ class Arrival:
 
     @property
     def latency_seconds(self) -> float:
-        """From its arrival to its image."""
+        """Seconds from its arrival to its image."""
         return self.ended_at - self.arrived_at
 
     @property
     def slowdown(self) -> float:
-        """Latency by what it would have taken alone; infinite where it was dropped."""
+        """Latency divided by the solo time; infinite if the request was dropped."""
         return self.latency_seconds / self.solo_seconds
 
 
 def arrivals(work: Work, load: float, num_requests: int, seed: int) -> list[Arrival]:
-    """Poisson arrivals at `load` times the capacity; one seed is one trace, whoever serves it."""
+    """Poisson arrivals at `load` times the capacity; one seed gives every strategy the same trace."""
     random_number = random.Random(seed)
     rate, now = load * work.capacity(), 0.0
     trace = []

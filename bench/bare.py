@@ -1,7 +1,7 @@
-"""The bare model: its own forward pass, encoder and decoder in a plain loop, each at its best batch.
+"""The bare model: its forward pass, encoder and decoder in a plain loop, each at its best batch size.
 
-What the engine is held against: no requests, no order, no sampler, no image file. It times a pass, an
-encoding and a decoding, and the price of any work follows from these.
+It is the reference for the engine: no requests, no policy, no sampler, no image file. It times a forward
+pass, an encoding and a decoding; the cost of any work follows from these.
 """
 
 import statistics
@@ -28,7 +28,7 @@ class BarePrices:
     decode_seconds: float
 
     def seconds(self, *, num_row_steps: float, num_texts: float, num_images: float) -> float:
-        """What that much work costs bare."""
+        """Return the cost of that work on the bare model, in seconds."""
         return (
             num_row_steps * self.row_seconds
             + num_texts * self.encode_seconds
@@ -50,7 +50,7 @@ class BareModel:
         self.best_images = self._best(self._decode, BATCHES)
 
     def prices(self, *, repeats: int = 3) -> BarePrices:
-        """A fresh measurement, so that it can stand between two of the engine's."""
+        """Measure again, so that measurements can alternate with the engine's."""
         return BarePrices(
             self._each(self._forward, self.best_rows, repeats),
             self._each(self._encode, self.best_texts, repeats),

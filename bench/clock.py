@@ -1,8 +1,8 @@
-"""Clocks that count an arm's work and skip its waiting, and the turns in which arms share one core.
+"""Clocks that count a strategy's work and skip its waiting, and the turns in which strategies share a core.
 
-A clock counts the CPU seconds of this process in its own arm's turns. On one thread these are the seconds
-that an idle core would have taken; what other programs take from a shared machine is left out, and so must
-every arm be on one thread. Turns are short, so that a machine that slows down slows every arm.
+A clock counts the CPU seconds of this process during its strategy's turns. Every strategy must run on one
+thread: then these are the seconds that an idle core would need, whatever else runs on the machine. Turns are
+short, so that a machine that slows down slows every strategy.
 """
 
 import time
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class WorkClock:
-    """CPU seconds of one arm's turns, plus what it skipped while there was nothing to do."""
+    """CPU seconds of one strategy's turns, plus the time that it skipped while it had no work."""
 
     def __init__(self) -> None:
         self._seconds = 0.0  # until the turn began
@@ -42,11 +42,11 @@ class WorkClock:
 
 
 Part = Callable[[WorkClock], Generator[object, None, T]]
-"""Does a piece of work on the clock given, yields wherever another may have its turn, returns its result."""
+"""Works on the given clock, yields wherever another strategy may take a turn, and returns its result."""
 
 
 def in_turns(parts: Sequence[Part[T]], turn_seconds: float = TURN_SECONDS) -> list[T]:
-    """What each of `parts` returns: all of them done on one core, so many seconds of each in turn."""
+    """Run `parts` on one core, so many seconds of each in turn; return their results."""
     found: dict[int, T] = {}
     clocks = [WorkClock() for _ in parts]
     waiting = deque((index, part(clocks[index])) for index, part in enumerate(parts))

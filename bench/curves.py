@@ -1,7 +1,7 @@
-"""The curves behind the figures: seconds of a step by rows, and what every arm does as the load grows.
+"""The curves behind the figures: seconds of a step by rows, and every strategy's results as the load grows.
 
-Owns what `bench-output/curves.json` holds. Steps are measured; the arms are simulated on them. It does not
-know how a curve is drawn.
+Owns the content of `bench-output/curves.json`. Steps are measured, strategies are simulated on them. It does
+not know how a curve is drawn.
 """
 
 import json
@@ -23,7 +23,7 @@ STRATEGIES: Mapping[str, tuple[Strategy, Strategy | None]] = {
     FIFO: (continuous_fifo, with_deadlines(continuous_fifo)),
     OURS: (ours, with_deadlines(ours)),
 }
-"""By name: without deadlines, and told of three times the solo time, where that means anything to it."""
+"""By name: the strategy without deadlines, and with three times the solo time as one, if it uses it."""
 
 
 def measure(work: Work, step_tables: Mapping[int, StepTable], num_requests: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def measure(work: Work, step_tables: Mapping[int, StepTable], num_requests: int)
         name: [served(work, strategy, load, SEED, num_requests) for load in LOADS]
         for name, (strategy, _) in STRATEGIES.items()
     }
-    told = {
+    in_time_with_deadlines = {
         name: [in_time_share(served(work, strategy, load, SEED, num_requests)) for load in LOADS]
         for name, (_, strategy) in STRATEGIES.items()
         if strategy is not None
@@ -47,7 +47,7 @@ def measure(work: Work, step_tables: Mapping[int, StepTable], num_requests: int)
         "p50_seconds": each(lambda trace: quantile([one.latency_seconds for one in trace], 0.5)),
         "p95_seconds": each(lambda trace: quantile([one.latency_seconds for one in trace], 0.95)),
         "in_time": each(in_time_share),
-        "in_time_with_deadlines": told,
+        "in_time_with_deadlines": in_time_with_deadlines,
     }
 
 
@@ -56,6 +56,6 @@ def _in_order(step_table: StepTable) -> list[float]:
 
 
 def write(curves: Mapping[str, Any], path: Path) -> None:
-    """The curves as JSON."""
+    """Write the curves as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(curves, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,9 +1,9 @@
 """The engine's figures beside their bars: `make bench-engine` prints them and writes them as JSON.
 
-Owns which arms are compared, on how much work, and what each figure's bar and limit are; the measurements
-are the other modules'. Everything runs in one process on one thread, the arms in turns, and is timed in
-CPU seconds, so that a shared machine disturbs the ratios as little as it can. Beside the figures it writes
-the curves that `bench.plots` draws.
+It chooses which strategies are compared, on how much work, and the bar and limit of each figure; other
+modules measure. Everything runs in one process on one thread, the strategies in turns, and is timed in CPU
+seconds, so that other load on the machine disturbs the ratios little. It also writes the curves that
+`bench.plots` draws.
 
     python -m bench.engine [--quick] [--only NAME ...]
 """
@@ -43,18 +43,20 @@ from bench.workload import MODEL, STEPS, mixed_requests, poisson
 from engine.pipelines.steady_stack import on_steady_stack
 
 OUTPUT = Path("bench-output") / "engine.json"
-PART_OUTPUT = Path("bench-output") / "part" / "engine.json"  # so that the file of a whole run stays whole
+PART_OUTPUT = (
+    Path("bench-output") / "part" / "engine.json"
+)  # so that a partial run does not replace the file of a complete one
 LOAD = 0.7
 FAIRNESS_LOAD = 0.85
 BAR, P95_BAR, SLOWDOWN_BAR, GOODPUT_BAR = Share(0.95), Share(0.85), Share(0.75), Share(0.75)
-"""What can be had depends on the machine, so bars are shares of what the same run says that could be had."""
+"""The limit depends on the machine, so that a bar is a share of the limit measured in the same run."""
 SHARES = [0.03 * 1.06**place for place in range(63)]
-"""Of capacity, at which goodput is sought: to 6 % for every arm, from 0.03 to 1.11, where nobody gets."""
+"""The shares of capacity at which goodput is searched, in steps of 6 %; no strategy reaches the last."""
 
 
 @on_steady_stack
 def main() -> None:
-    """Measure, print and write; one figure's failure would be all of theirs, so nothing is caught."""
+    """Measure, print and write. An error in one figure puts all of them in doubt, so that none is caught."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,7 +70,7 @@ def main() -> None:
     begun_at = time.monotonic()
     bench = load_bench(QUICK if arguments.quick else WHOLE, out.with_name("curves.json"))
     limits = dict(bench.loaded.row_limits[MODEL])
-    print(f"promise {bench.loaded.determinism!r}, rows {limits}, seeds {bench.seeds}")
+    print(f"determinism {bench.loaded.determinism!r}, rows {limits}, seeds {bench.seeds}")
     figures: list[Figure] = []
     for name in arguments.only:
         print(f"  {_elapsed(begun_at)}: {name}", flush=True)
@@ -81,17 +83,17 @@ def main() -> None:
 
 
 def output_of(parts: Sequence[str], *, is_quick: bool) -> Path:
-    """Where the figures of these parts go, if nobody says."""
+    """Return the default output file for these parts."""
     return PART_OUTPUT if is_quick or set(parts) != set(PARTS) else OUTPUT
 
 
 def _elapsed(begun_at: float) -> str:
-    """Both times: on a quiet machine they are nearly equal."""
-    return f"{time.monotonic() - begun_at:5.0f} s, {time.process_time():5.0f} of them ours"
+    """Return wall time and CPU time, which are nearly equal on a quiet machine."""
+    return f"{time.monotonic() - begun_at:5.0f} s, {time.process_time():5.0f} s of CPU"
 
 
 def throughput(bench: Bench) -> Iterator[Figure]:
-    """Saturated: ours beside the bare model, keyed and padded dynamic batching, at both tiers."""
+    """Saturated throughput: calotype, the bare model, keyed and padded dynamic batching, at both tiers."""
     for side in SIDES:
         bare = bench.bare(side)
         runs = [
@@ -131,7 +133,7 @@ def _gain(run: Saturation, strategy: str) -> float:
 
 
 def latency(bench: Bench) -> Iterator[Figure]:
-    """Open loop at 70 % of the bare model's capacity, ours beside keyed dynamic batching at its best."""
+    """Open loop at 70 % of the bare model's capacity: calotype and keyed dynamic batching."""
     for side in SIDES:
         bare, solo = bench.bare(side), bench.solo(side)
         tuning = mixed_requests(bench.amounts.tuning[side], side, seed=0)
@@ -154,10 +156,10 @@ def latency(bench: Bench) -> Iterator[Figure]:
 
 
 def good(bench: Bench) -> Iterator[Figure]:
-    """The rate that nine in ten get within three times their solo time, as a share of capacity.
+    """The rate at which 90 % of requests end within three times their solo time, as a share of capacity.
 
-    Both are told the deadlines, as a user of the API would tell them, and drop what is past them; the
-    dynamic arm has the time-out with the fewest misses.
+    Both strategies get the deadlines, as a user of the API would set them, and drop what is past them;
+    dynamic batching has the time-out with the fewest misses.
     """
     side, count = 128, bench.amounts.goodput
     bare, solo = bench.bare(side), bench.solo(side)
@@ -177,7 +179,7 @@ def good(bench: Bench) -> Iterator[Figure]:
             ]
         )
         ours.append(our_share)
-        # What was never served in time is given the lowest rate that was tried.
+        # A class that was never served in time gets the lowest rate that was tried.
         theirs.append(max(their_share, SHARES[0]))
     gains = [our / their for our, their in zip(ours, theirs, strict=True)]
     reason = "all of the capacity by what the dynamic arm serves of it"
@@ -186,7 +188,7 @@ def good(bench: Bench) -> Iterator[Figure]:
 
 
 def fairness(bench: Bench) -> Iterator[Figure]:
-    """The longest class beside first come, first served: simulated on this machine's steps, and on it."""
+    """The longest class against first come, first served: simulated, and run on this machine."""
     side = 128
     work, count = bench.work(side), bench.amounts.simulated
     found = simulator.fairness(work, num_requests=count, seeds=bench.seeds)
@@ -217,7 +219,7 @@ def _of_longest_class(ended: Sequence[Ended], solo: Solo) -> list[float]:
 
 
 def simulated(bench: Bench) -> Iterator[Figure]:
-    """The policy's figures on this machine's step seconds under a simulated clock, and the curves."""
+    """The policy's figures with this machine's step times under a simulated clock, and the curves."""
     work, count = bench.work(128), bench.amounts.simulated
     reason = "on a simulated clock"
     for name, bar, reference in (
@@ -229,7 +231,7 @@ def simulated(bench: Bench) -> Iterator[Figure]:
         yield figure_of(f"simulated_{reference}", other.samples, None, None, f"{reason}, in our place")
     gain, share = bench.simulated("goodput_gain", 128), bench.simulated("goodput_share", 128)
     yield from _simulated_goodput(gain, share, "", reason)
-    # Held to three times what the bare model takes alone, which needs no padding for exact bytes.
+    # The bar is three times the bare model's time alone, which needs no padding for exact bytes.
     strictly = replace(work, is_solo_padded=False)
     gain, share = (
         simulator.FIGURES[name](strictly, seeds=bench.seeds, num_requests=count // 5)
@@ -250,7 +252,7 @@ def _simulated_goodput(
 
 
 def exact(bench: Bench) -> Iterator[Figure]:
-    """Images equal byte for byte in any company; what the engine idles and what padding costs."""
+    """The share of images whose bytes do not depend on their batch; idle time and the cost of padding."""
     found = exactness.exact_share(bench.loaded, bench.amounts.schedules)
     yield figure_of("exact_share", found[3], 1.0, 1.0, "all of them", value=found[0])
     idle = exactness.idle_share(bench.loaded)
@@ -268,8 +270,8 @@ def less(bench: Bench) -> Iterator[Figure]:
     prices, share = bench.bare(128).prices(repeats=7), bench.cached_share(128)
     for name, option, bar, reason in (
         ("cutoff_gain", less_work.CUTOFF, BAR, "the rows that are left; texts and images stay"),
-        # Not a share: the limit knows nothing of the buckets to which deep parts are padded for exact bytes.
-        ("cache_gain", less_work.CACHE, 1.3, f"a shallow step takes {share:.2f} of a full one; no padding"),
+        # Not a share: the limit ignores the buckets to which full rows are padded for exact bytes.
+        ("cache_gain", less_work.CACHE, 1.3, f"a cached step takes {share:.2f} of a full one; no padding"),
     ):
         limit = less_work.most_gain(option, prices, share)
         yield figure_of(name, gains[option.name][3], bar, limit, f"by the bare model's costs: {reason}")
@@ -284,13 +286,13 @@ def less(bench: Bench) -> Iterator[Figure]:
 
 
 def exchanged(bench: Bench) -> Iterator[Figure]:
-    """The exchange beside diffusers' own batch, and what it costs, at both tiers."""
+    """The exchange against diffusers' own batch, and its cost, at both tiers."""
     for side in SIDES:
         yield from exchange.figures(side, bench.amounts.exchange_rounds)
 
 
 def adapted(bench: Bench) -> Iterator[Figure]:
-    """Requests of different adapters in one step batch, beside the same kept apart."""
+    """Requests with different adapters in one step batch, against a step batch for each adapter."""
     yield from adapters.figures(bench.amounts.exchange_rounds)
 
 

@@ -1,7 +1,7 @@
-"""How exact the engine is, and what that costs: byte-equal images in company, idle time, padding.
+"""Measures how exact the engine is, and the cost: byte-equal images in mixed batches, idle time, padding.
 
-`python -m bench.exactness` prints a line for each. It draws schedules of random neighbours on the shipped
-model; it owns no bar, which is `bench.engine`'s.
+`python -m bench.exactness` prints a line for each figure. It runs random schedules of requests on the shipped
+model. `bench.engine` owns the bars.
 """
 
 import random
@@ -15,7 +15,7 @@ import torch
 
 from engine.engine import Engine
 from engine.errors import Canceled
-from engine.handle import Handle
+from engine.generation import Handle
 from engine.loading.load import LoadedModels, ModelSpec, load_models
 from engine.pipelines.pipeline_call import PipelineCall
 from engine.pipelines.pipeline_model import PipelineModel
@@ -24,7 +24,7 @@ from engine.policy.buckets import at
 from engine.request import GenerationRequest, SchedulerSpec
 
 Figure = tuple[float, float, float, list[float]]
-"""Value, the least and the greatest of the samples, the samples."""
+"""The value, the smallest and the largest sample, and the samples."""
 
 MODEL = "tiny"
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "tiny"
@@ -52,10 +52,10 @@ def load() -> LoadedModels:
 
 
 def exact_share(loaded: LoadedModels, num_schedules: int = 5, num_requests: int = 10) -> Figure:
-    """Images with the bytes of their solo run ÷ images, pooled over `num_schedules` random schedules a tier.
+    """Return images with the bytes of their solo run ÷ all images, over `num_schedules` schedules a tier.
 
-    A sample is one schedule: requests at random steps, scales, cutoffs, samplers, lanes and sizes join at
-    random ticks, and some are canceled. Solo means an engine of the same model with nothing else in it.
+    A sample is one schedule: requests with random steps, scales, cutoffs, samplers, lanes and sizes join at
+    random ticks, and some are canceled. A solo run is an engine of the same model without other requests.
     """
     counts = [
         _num_equal(loaded, tier, random.Random(f"{tier} {seed}"), num_requests)
@@ -125,9 +125,9 @@ def _engine(loaded: LoadedModels) -> Engine:
 
 
 def idle_share(loaded: LoadedModels, num_runs: int = 3, num_requests: int = 24) -> Figure:
-    """Seconds between two ticks while something is unfinished ÷ all seconds with something unfinished.
+    """Return the seconds between ticks while work is unfinished ÷ all seconds with unfinished work.
 
-    A sample is one run of the engine's own thread under arrivals at random times from another thread.
+    A sample is one run of the engine's own thread, with arrivals at random times from another thread.
     """
     samples = []
     for seed in range(num_runs):
@@ -146,14 +146,14 @@ def idle_share(loaded: LoadedModels, num_runs: int = 3, num_requests: int = 24) 
 
 
 class TimedEngine(Engine):
-    """An engine that adds up the seconds in its ticks and between them, while there is work."""
+    """An engine that sums the seconds in and between its ticks while there is work."""
 
     busy_seconds = 0.0
     idle_seconds = 0.0
-    _ended_at: float | None = None  # of the last tick that left something unfinished
+    _ended_at: float | None = None  # the end of the last tick that left work unfinished
 
     def tick(self) -> None:
-        """One turn, timed."""
+        """Run and time one tick."""
         begun_at = time.perf_counter()
         if self._ended_at is not None:
             self.idle_seconds += begun_at - self._ended_at
@@ -165,7 +165,7 @@ class TimedEngine(Engine):
 
 @torch.inference_mode()
 def padding_cost(loaded: LoadedModels, max_pixels: int, num_rows: int, num_repeats: int = 30) -> Figure:
-    """Seconds of a lone request's forward pass at its bucket ÷ at its own `num_rows`, interleaved.
+    """Return the seconds of a lone request's forward pass at its bucket ÷ at its own `num_rows`, interleaved.
 
     One row is a request without guidance, two with.
     """
@@ -187,7 +187,7 @@ def padding_cost(loaded: LoadedModels, max_pixels: int, num_rows: int, num_repea
 
 
 def _forward(model: PipelineModel, call: PipelineCall, num_rows: int) -> Callable[[], object]:
-    """Makes the pass that the call waits for among so many rows; the call stays parked."""
+    """Runs the forward pass that the call waits for with so many rows; the call stays parked."""
     assert call.parked is not None
     parked = call.parked
 
@@ -221,12 +221,12 @@ def figures(loaded: LoadedModels) -> Mapping[str, Figure]:
 
 @on_steady_stack
 def main() -> None:
-    """Print the promise of this machine and every figure."""
+    """Print the determinism level of this machine and every figure."""
     loaded = load()
     limits = ", ".join(
         f"{rows} rows up to {pixels} pixels" for pixels, rows in loaded.row_limits[MODEL].items()
     )
-    print(f"promise: {loaded.determinism} ({limits})")
+    print(f"determinism: {loaded.determinism} ({limits})")
     for name, (value, low, high, samples) in figures(loaded).items():
         print(f"{name:32} {value:8.4f}  ({low:.4f} to {high:.4f}, {len(samples)} samples)")
 

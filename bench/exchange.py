@@ -1,8 +1,8 @@
-"""The exchange beside diffusers' own batch: the same requests in turns.
+"""Compares the exchange with diffusers' own batch, on the same requests in turns.
 
-Owns the arms and what each tick of the exchange is split into: the forward pass, the pipeline's own code, and
-the exchange itself. On a CPU everything is timed in CPU seconds on one thread; on a GPU in seconds of the
-clock, which begin and end with nothing left for the GPU to do.
+It splits each tick of the exchange into the forward pass, the pipeline's own code, and the exchange itself.
+On a CPU everything is timed in CPU seconds on one thread; on a GPU in wall-clock seconds between two
+synchronisations.
 
     python -m bench.exchange [--rounds 15] [--side 128 192] [--device cpu:0]
 """
@@ -49,13 +49,13 @@ def main() -> None:
 
 
 def figures(side: int, num_rounds: int, device: str = "cpu:0") -> Iterator[Figure]:
-    """The figures at this side, pixels, in fp32: the arms take turns in every round."""
+    """Return the figures at this side (pixels) in fp32; the variants take turns in every round."""
     strategies = Strategies(side, device)
     rounds = [strategies.round() for _ in range(num_rounds + 1)][1:]  # the first one warms up
     suffix = "" if side == SIDES[0] else f"_{side}"
     yield figure_of(
         f"exchange_vs_diffusers{suffix}", [one.diffusers / one.exchange for one in rounds], 0.98, None,
-        "images/s; diffusers' own batches have as many rows as the promise leaves the engine",
+        "images/s; diffusers' own batches have as many rows as the determinism level leaves the engine",
     )  # fmt: skip
     beside = statistics.median(one.split.beside_share for one in rounds)
     yield figure_of(
@@ -70,13 +70,13 @@ def figures(side: int, num_rounds: int, device: str = "cpu:0") -> Iterator[Figur
 
 @dataclass(frozen=True)
 class Split:
-    """Where the seconds of the denoising steps of one run went."""
+    """The seconds of one run's denoising steps, by what they were spent on."""
 
     spent: Spent
 
     @property
     def beside_share(self) -> float:
-        """All but the forward passes, as a share."""
+        """The share of the seconds that is not in forward passes."""
         return 1 - self.spent.forward / self.spent.total
 
     @property
@@ -92,7 +92,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of each arm for the same requests, from texts to pixels."""
+    """The seconds of each variant for the same requests, from texts to pixels."""
 
     exchange: float
     diffusers: float
@@ -187,7 +187,7 @@ class Strategies:
 
 
 def _clock_of(device: str) -> Clock:
-    """CPU seconds; for a GPU the instant at which it has done all that it was asked for."""
+    """Return CPU seconds; for a GPU the time at which it has finished all its work."""
     if not device.startswith("cuda"):
         return time.process_time
 

@@ -1,6 +1,6 @@
-"""What the cells of `bench.faults` show: the longest answer of each kind, the bars, and the table.
+"""Evaluates the cells of `bench.faults`: the longest answer of each kind, the bars, and the table.
 
-It measures nothing: cells go in, lines and JSON come out.
+It measures nothing: it turns cells into lines and JSON.
 
     python -m bench.fault_figures bench-output/faults.json      (prints what the page shows)
 """
@@ -22,7 +22,7 @@ MAX_SECONDS_UNTIL_WELL = 15.0
 
 @dataclass(frozen=True)
 class Longest:
-    """The longest of so many requests of one kind."""
+    """The longest answer among requests of one kind."""
 
     seconds: float
     num_requests: int
@@ -42,7 +42,7 @@ class Cell:
     """Submissions that were refused, by status."""
     num_refused_without_retry_after: int
     num_accepted: int
-    """Meanwhile, and when those that were not had been sent again afterwards."""
+    """The jobs accepted during the fault, and in total after the others were sent again."""
     num_lost: int
     num_doubled: int
     well_seconds: float | None
@@ -59,7 +59,7 @@ def cell_of(
     num_doubled: int,
     well_seconds: float | None,
 ) -> Cell:
-    """The figures behind those answers."""
+    """Compute the figures from those answers."""
     submissions = [answer for answer in answers if answer.kind == "submission"]
     refused = [answer for answer in submissions if answer.status is not None and answer.job_id is None]
     statuses = sorted({answer.status for answer in refused if answer.status is not None})
@@ -84,7 +84,7 @@ def _longest(answers: Sequence[Answer]) -> Longest:
 
 
 def failures(cells: Iterable[Cell]) -> list[str]:
-    """Every bar that is missed, as a sentence."""
+    """Return a sentence for every bar that is missed."""
     return [f"{cell.part} {cell.fault}: {what}" for cell in cells for what in _failures(cell)]
 
 

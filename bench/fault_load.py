@@ -1,6 +1,6 @@
-"""What clients of the API see while something behind it fails: who asks what, and how long it took.
+"""The clients of the API while a service behind it fails: their requests, and how long the answers took.
 
-It knows HTTP alone. Every client is a thread of its own, since it may wait for long.
+It knows HTTP alone. Every client is a thread of its own, because an answer may take long.
 """
 
 import threading
@@ -16,19 +16,19 @@ WAVE_SECONDS = 10.0
 PROBE_SECONDS = 0.2
 NUM_IMPATIENT, IMPATIENT_SECONDS = 8, 3.0
 MAX_WAIT_SECONDS = 40.0
-"""How long a client waits for an answer; one that is still out by then counts as this long."""
+"""The time that a client waits for an answer; a missing answer counts as this long."""
 JOB: dict[str, Any] = {"prompt": "a red heart", "width": 64, "height": 64, "num_inference_steps": 2}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One request and what became of it."""
+    """One request and its outcome."""
 
     kind: str
     asked_at: float
     seconds: float
     status: int | None = None
-    """Nothing if no answer came."""
+    """None if no answer came."""
     code: str = ""
     says_when: bool = False
     """Whether it has a `Retry-After`."""
@@ -41,7 +41,7 @@ class Answer:
 
 
 class Client:
-    """One client, with connections of its own. Not to be shared between threads."""
+    """One client with connections of its own, for one thread."""
 
     def __init__(self, url: str, api_key: str) -> None:
         headers = {"Authorization": f"Bearer {api_key}"}
@@ -73,7 +73,7 @@ class Client:
         return Answer(kind, asked_at, taken, response.status_code, body.get("code", ""), says_when, body)
 
     def submit(self, key: str, *, seconds: float = MAX_WAIT_SECONDS) -> Answer:
-        """Ask for one small image, once however often this is called with the same key."""
+        """Submit a job of one small image; calls with the same key submit it once."""
         return self.ask("submission", "/v1/jobs", job=JOB, key=key, seconds=seconds)
 
     def __enter__(self) -> Self:
@@ -84,7 +84,7 @@ class Client:
 
 
 class Load:
-    """All clients of one cell."""
+    """All clients of one cell of the table."""
 
     def __init__(
         self,
@@ -102,12 +102,12 @@ class Load:
         self._threads: list[threading.Thread] = []
         self.answers: list[Answer] = []  # appending is atomic
         self.keys: list[str] = []
-        """Of every submission that was tried."""
+        """The keys of all submissions."""
         self.accepted: dict[str, str] = {}
-        """The job ids of those that were accepted, by key."""
+        """The ids of the accepted jobs, by key."""
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start the clients."""
         begun_at = time.monotonic()
         for turn, every_seconds in self._turns():
             thread = threading.Thread(target=self._client, args=(turn, every_seconds, begun_at))
@@ -115,7 +115,7 @@ class Load:
             thread.start()
 
     def end(self) -> None:
-        """Ask nothing more; what was asked is still waited for."""
+        """Send no more requests; answers are still awaited."""
         self._ended.set()
 
     def join(self) -> None:
@@ -143,7 +143,7 @@ class Load:
         with self._make_client() as client:
             while not self._ended.wait(max(0.0, begun_at + turn * every_seconds - time.monotonic())):
                 self.answers.append(ask(client, turn))
-                # Turns that passed while it waited are left out.
+                # Ticks that passed while it waited are skipped.
                 turn = max(turn + 1, int((time.monotonic() - begun_at) / every_seconds))
 
     def _submit(self, client: Client, key: str) -> Answer:

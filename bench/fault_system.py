@@ -1,6 +1,6 @@
 """The whole system behind proxies that fail: what `calotype up` runs, with one worker on the processor.
 
-Owns how a part fails: its proxy does, or its own processes are halted. It does not know who looks on.
+A part fails by its proxy, or by stopping its processes. It does not know the clients.
 """
 
 import os
@@ -18,9 +18,9 @@ from local.up import running
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = "stopped"
-"""The server's processes are halted by SIGSTOP: the kernel still takes connections and bytes for them."""
+"""The server's processes are stopped by SIGSTOP; the kernel still accepts connections and bytes for them."""
 SERVERS = {"postgres": "postgres", "broker": "valkey", "s3": "s3"}
-"""What `calotype up` calls the parts that `/readyz` names."""
+"""The names that `calotype up` uses for the parts in `/readyz`."""
 WORKERS = '\n[[workers]]\ndevice = "cpu:0"\ntiers = ["sd", "hd"]\ninteractive_slots = 12\nbulk_slots = 8\n'
 
 
@@ -37,7 +37,7 @@ class System:
 
     @contextmanager
     def failing(self, part: str, fault: str) -> Iterator[None]:
-        """Have that part fail so while the body runs."""
+        """Let that part fail in this way while the body runs."""
         server = SERVERS[part]
         if fault == STOPPED:
             with _stopped(self._pids[server]):
@@ -72,7 +72,7 @@ def run_system(folder: Path, overrides: Mapping[str, str] | None = None) -> Iter
 
 @contextmanager
 def _stopped(pid: int) -> Iterator[None]:
-    """Halt a process and all that it started; ours alone are handed in."""
+    """Stop a process and all its children; only processes that this benchmark started are passed in."""
     halted: list[int] = []
     try:
         _halt(pid, halted)
@@ -84,7 +84,7 @@ def _stopped(pid: int) -> Iterator[None]:
 
 
 def _halt(pid: int, halted: list[int]) -> None:
-    os.kill(pid, signal.SIGSTOP)  # first, so that it starts no more
+    os.kill(pid, signal.SIGSTOP)  # the parent first, so that it starts no more children
     halted.append(pid)
     for child in _children(pid):
         with suppress(ProcessLookupError):

@@ -2,8 +2,8 @@
 
     python -m bench.faults [--seconds 20] [--parts postgres …] [--faults hung …] [--out FILE]
 
-Owns the cells and their order, what counts as lost, and when all is well again. `bench.fault_system` is
-what fails, `bench.fault_load` the clients, `bench.fault_figures` what the cells show.
+It owns the cells and their order, what counts as lost, and when the system has recovered.
+`bench.fault_system` runs the system, `bench.fault_load` the clients, and `bench.fault_figures` evaluates.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PARTS = tuple(SERVERS)
 FAULTS = (Fault.DEAD, Fault.HUNG, STOPPED, Fault.SLOW, Fault.RESETS, Fault.HALF_OPEN)
 MAX_SECONDS_UNTIL_WELL, MAX_SECONDS_UNTIL_ENDED = 120.0, 180.0
 HEAD_START_SECONDS = 0.3
-"""So that the fault finds the first submissions under way, in the middle of their transactions."""
+"""The delay that lets the fault hit the first submissions in the middle of their transactions."""
 FRESH_SECONDS = 3.0
 
 
@@ -48,7 +48,7 @@ def main() -> None:
                     print(line(cells[-1]), flush=True)
                     write(cells, asked.out)
                     if cells[-1].well_seconds is None:
-                        break  # it will not be well for the next one either: start anew
+                        break  # it would not be ready for the next cell either: start it again
     print("\n".join(report(cells)))
     sys.exit(bool(failures(cells)))
 
@@ -56,7 +56,7 @@ def main() -> None:
 def measure(
     system: System, part: str, fault: str, seconds: float, *, wave_seconds: float = WAVE_SECONDS
 ) -> Cell:
-    """One cell: the load while the fault lasts, the way back, and what became of every submission.
+    """Measure one cell: the load during the fault, the recovery, and the outcome of every submission.
 
     All clients submit at the same moment, every `wave_seconds`.
     """
@@ -73,7 +73,7 @@ def measure(
             load.end()
         fresh = Fresh(client, name)
         well_seconds = fresh.seconds_until_well()
-        load.join()  # clients that still waited when the fault ended have seen its end as well
+        load.join()  # the answers of clients that still waited at the end include the recovery
         ids = [*load.accepted.values(), *_submit_again(client, {*load.keys, *fresh.keys})]
         num_lost = _num_lost(service, sorted(set(ids)))
         num_doubled = _num_rows(service) - num_rows - len({*load.keys, *fresh.keys})
@@ -90,7 +90,7 @@ def measure(
 
 
 class Fresh:
-    """Small jobs that are submitted after a fault, one a second, until one has come to its end."""
+    """Submit small jobs after a fault, one a second, until one has ended."""
 
     def __init__(self, client: Client, name: str) -> None:
         self._client = client
@@ -99,7 +99,7 @@ class Fresh:
         self.keys: list[str] = []
 
     def seconds_until_well(self) -> float | None:
-        """Until `/readyz` has said `ready` and a fresh job has succeeded; nothing if that takes too long."""
+        """Return the seconds until `/readyz` is `ready` and a new job has succeeded; None if too long."""
         begun_at = time.monotonic()
         is_ready = has_succeeded = False
         while (seconds := time.monotonic() - begun_at) < MAX_SECONDS_UNTIL_WELL:
@@ -127,7 +127,7 @@ class Fresh:
 
 
 def _submit_again(client: Client, keys: Iterable[str]) -> Iterator[str]:
-    """Every submission once more under its key, as a client does that had no answer; the jobs' ids."""
+    """Send every submission again with its key, as a client without an answer does; return the job ids."""
     deadline = time.monotonic() + MAX_SECONDS_UNTIL_WELL
     for key in keys:
         while not (job_id := client.submit(key).job_id) and time.monotonic() < deadline:
@@ -137,7 +137,7 @@ def _submit_again(client: Client, keys: Iterable[str]) -> Iterator[str]:
 
 
 def _num_lost(service: calotype.Client, job_ids: list[str]) -> int:
-    """How many have not succeeded once all have ended, or have not ended in time."""
+    """Return how many have not succeeded or not ended in time."""
     jobs: list[calotype.Job] = []
     try:
         for found in service.follow(job_ids, timeout_seconds=MAX_SECONDS_UNTIL_ENDED):

@@ -1,7 +1,7 @@
-"""A TCP proxy on loopback that fails when it is told to, in the ways that servers and networks fail.
+"""A TCP proxy on loopback that fails on request, in the ways in which servers and networks fail.
 
-It owns the connections between clients and one server, and knows no protocol. It is meant to run in a
-process of its own (`proxied`), so that it takes nothing from the processes that are watched.
+It owns the connections between clients and one server, and knows no protocol. It runs in a process of its own
+(`proxied`), so that it takes no time from the processes that are measured.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 CHUNK_BYTES = 1 << 16
 SLOW_SECONDS = 2.0
 RESET_AFTER_SECONDS = (0.05, 1.0)
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no time: closing sends RST (socket(7))
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER with a time of 0: closing sends RST (socket(7))
 
 
 class Fault(StrEnum):
@@ -34,11 +34,11 @@ class Fault(StrEnum):
     RESETS = "resets"
     """Each connection is reset a moment after it was made."""
     HALF_OPEN = "half-open"
-    """What is connected is never answered and never closed, not even afterwards; who connects waits."""
+    """Connections are never answered and never closed, not even afterwards; new ones wait."""
 
 
 class FaultyProxy:
-    """Listens on a port of the kernel's choice, for one server. Use it within one event loop."""
+    """Listens on a free port, for one server. Use it within one event loop."""
 
     def __init__(
         self,
@@ -57,20 +57,20 @@ class FaultyProxy:
         self._lost: list[_Link] = []
         self._listener: asyncio.Server | None = None
         self._deaf: list[socket.socket] = []
-        # Bound for as long as the proxy lives, so that nobody takes the port while nothing listens on it.
+        # Bound as long as the proxy exists, so that no other process takes the port while nothing listens.
         self._holder = _bound(0)
 
     @property
     def port(self) -> int:
-        """Where clients connect."""
+        """The address for clients."""
         return int(self._holder.getsockname()[1])
 
     async def start(self) -> None:
-        """Listen, and pass everything on."""
+        """Listen, and forward everything."""
         await self.suffer(Fault.NONE)
 
     async def suffer(self, fault: Fault) -> None:
-        """Have this fault from now on, in the place of the one before."""
+        """Switch to this fault."""
         self._fault = fault
         self._stop_listening()
         if fault is Fault.DEAD:
@@ -101,7 +101,7 @@ class FaultyProxy:
         self._listener = await asyncio.start_server(self._serve, sock=_bound(self.port))
 
     async def _listen_deaf(self) -> None:
-        """Fill a queue of which nothing is taken: the kernel drops the SYN of whoever comes after."""
+        """Fill the accept queue: the kernel drops the SYN of later clients."""
         listener = _bound(self.port)
         listener.listen(0)
         self._deaf = [listener]
@@ -158,7 +158,7 @@ class FaultyProxy:
 
 
 class _Link:
-    """A client's connection and the one to the server that belongs to it. Make it within its task."""
+    """A client's connection and its connection to the server. Create it within its task."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class _Link:
         self.is_lost = False
 
     async def run(self, host: str, port: int) -> None:
-        """Connect to the server and pass on what both say, until both have ended. Raises `OSError`."""
+        """Connect to the server and forward in both directions until both have ended. Raises `OSError`."""
         await self._flowing.wait()
         self._streams.append(await asyncio.open_connection(host, port))
         (from_client, to_client), (from_server, to_server) = self._streams
@@ -188,7 +188,7 @@ class _Link:
         to_server.close()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Until the end of the stream. Chunks are read as they come, so that late ones overlap."""
+        """Forward until the end of the stream. Chunks are read as they arrive, so that delays overlap."""
         loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
@@ -213,7 +213,7 @@ class _Link:
             both.create_task(write())
 
     def reset(self) -> None:
-        """End both connections with RST."""
+        """Reset both connections."""
         for _, writer in self._streams:
             with suppress(OSError):  # closed already
                 stream = writer.get_extra_info("socket")
@@ -222,7 +222,7 @@ class _Link:
         self._end()
 
     def lose(self) -> None:
-        """Take nothing more from either side, and close neither."""
+        """Read nothing more from either side, and close neither."""
         self.is_lost = True
         self._end()
 
@@ -239,7 +239,7 @@ class Proxies:
         self._pipe = pipe
 
     def suffer(self, name: str, fault: Fault) -> None:
-        """Have that proxy fail so from now on; returns once it does."""
+        """Switch that proxy to this fault; return once it has switched."""
         self._pipe.send((name, fault))
         self._pipe.recv()
 

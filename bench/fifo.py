@@ -1,6 +1,6 @@
-"""First come, first served: the engine's batching with no policy but age, which the policy is held against.
+"""Continuous batching first come, first served: the baseline of the policy.
 
-Everything else of the engine stays: it joins and leaves at every step, and drops what is past its deadline.
+The engine is otherwise the same: generations join and leave at every step, and late ones are dropped.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ C = TypeVar("C", bound=Candidate)
 
 
 def first_that_fit(members: Sequence[C], max_rows: int) -> list[C]:
-    """The first one, and of its key, in the order given, all that fit beside those before them."""
+    """The first one and, in the order given, all others of its key that fit beside those before them."""
     batch, num_rows = [members[0]], members[0].num_rows
     for member in members[1:]:
         if num_rows == max_rows:
@@ -25,7 +25,7 @@ def first_that_fit(members: Sequence[C], max_rows: int) -> list[C]:
 
 
 class OldestFirst(Policy):
-    """A policy that looks at arrivals alone."""
+    """A policy that orders by arrival alone."""
 
     def order(self, members: Iterable[C], now: float) -> list[C]:  # noqa: ARG002  age needs no clock
         """The oldest first."""

@@ -17,12 +17,11 @@ class Share:
 
 @dataclass(frozen=True)
 class Figure:
-    """A median with its spread, the bar that it should reach, and how far anything could get.
+    """A median with its spread, its bar, and the limit of what is possible.
 
-    `limit` is the best value that anything could have here, measured or derived, and None where no such
-    number is known; `reason` says what it is, or what stands in the way. `share` is what `bar` is of it,
-    and None for a bar that does not depend on the run. Without a `bar` the figure is reported, and not
-    judged. `samples` are the raw numbers, one a seed or run.
+    `limit` is the best possible value on this machine, measured or derived, or None if unknown; `reason` says
+    what it is. `share` is `bar` ÷ `limit`, and None for a bar that does not depend on the run. A figure
+    without a `bar` is reported and not judged. `samples` are the raw numbers, one a seed or run.
     """
 
     figure: str
@@ -38,18 +37,18 @@ class Figure:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the value reaches its bar; None where it has none."""
+        """Whether the value reaches its bar; None without a bar."""
         if self.bar is None:
             return None
         return self.value <= self.bar if self.is_at_most else self.value >= self.bar
 
     @property
     def reached(self) -> float | None:
-        """The value as a share of the limit; None where there is none, or it is 0."""
+        """The value as a share of the limit; None without a limit or if it is 0."""
         return self.value / self.limit if self.limit else None
 
     def as_json(self) -> dict[str, Any]:
-        """The figure as `bench-output/engine.json` lists it."""
+        """Return the figure as in `bench-output/engine.json`."""
         return {**asdict(self), "holds": self.holds, "reached": self.reached and round(self.reached, 4)}
 
 
@@ -63,7 +62,7 @@ def figure_of(
     value: float | None = None,
     is_at_most: bool = False,
 ) -> Figure:
-    """The median of `samples`, or a `value` made of all of them; with their least and their greatest.
+    """Make a figure of the median of `samples`, or of a `value` computed from them, with their extremes.
 
     Raises `ValueError` for a bar that is a share of a limit that is not known.
     """
@@ -78,7 +77,7 @@ def figure_of(
 
 
 def table(figures: Iterable[Figure]) -> str:
-    """A line a figure."""
+    """Yield one line for each figure."""
     heads = f"{'value':>8} {'low':>8} {'high':>8} {'bar':>8} {'share':>5}  holds {'limit':>8} {'reached':>7}"
     lines = [f"{'figure':32} {heads}  reason"]
     for one in figures:

@@ -1,6 +1,6 @@
-"""What an HTTP server does beside slow clients, seen from outside: how long a probe takes, what is accepted.
+"""Measures an HTTP server beside slow clients from outside: the time of a probe, the accepted submissions.
 
-It knows where a server answers and which process it is, and neither how it was started nor what it runs.
+It knows the server's address and process id, and neither how it was started nor what it runs.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ NUM_SUBMISSIONS = 20
 NUM_STREAMS = 400
 NUM_WAITERS = 100
 TIMEOUT_SECONDS = 10.0
-"""What an answer may take; one that does not come counts as this long."""
+"""The time limit of an answer; a missing answer counts as this long."""
 BAR_SECONDS = 1.0
 MAX_PATIENCE_SECONDS = 120.0
-"""How long a lone slow client waits to be cut."""
+"""The time for which a lone slow client waits to be disconnected."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one server did under one load: seconds of `/healthz`, and of the submissions."""
+    """One server under one load: the seconds of `/healthz` and of the submissions."""
 
     front: str
     load: str
@@ -55,7 +55,7 @@ HEADINGS = ("front", "load", "p50", "p99", "max", "accepted", "longest", "RSS Mi
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs, and what its submissions and its slow clients ask for."""
+    """A running server, and the requests of its submissions and its slow clients."""
 
     name: str
     port: int
@@ -66,11 +66,11 @@ class Server:
 
     @property
     def target(self) -> Target:
-        """For slow clients, which have no key."""
+        """The paths for slow clients, which have no key."""
         return Target(self.port, large_path=self.large_path, body_path=self.submit_path)
 
     def rss_bytes(self) -> int:
-        """Of the process and its children, shared pages counted once for each."""
+        """The memory of the process and its children; shared pages count once for each."""
         total, first = 0, psutil.Process(self.pid)
         for process in (first, *first.children(recursive=True)):
             try:
@@ -98,7 +98,7 @@ def cuts(server: Server) -> str:
 
 @dataclass
 class Probes:
-    """What the probes saw."""
+    """The results of the probes."""
 
     health: list[float]
     submissions: list[tuple[float, int]]
@@ -142,7 +142,7 @@ async def _probe(server: Server, seconds: float) -> Probes:
 async def _repeat(
     group: asyncio.TaskGroup, begin: Callable[[], object], until: float, every: float, most: int = 1 << 30
 ) -> None:
-    """Begin at a fixed rate, whatever the answers take: nobody who is slow slows the asking down."""
+    """Start requests at a fixed rate, regardless of how long answers take."""
     due = time.monotonic()
     while time.monotonic() < until and most > 0:
         group.create_task(begin())  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ async def ask_health(port: int) -> tuple[float, int]:
 
 
 async def submit(server: Server) -> tuple[float, int]:
-    """Likewise of one submission."""
+    """Return seconds and status of one submission."""
     body = json.dumps({"prompt": "a red heart" * 20})
     head = f"POST {server.submit_path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n"
     head += f"Authorization: Bearer {server.key}\r\nContent-Type: application/json\r\n"

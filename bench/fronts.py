@@ -1,8 +1,8 @@
-"""Which HTTP front carries slow clients: each candidate before the same routes, measured from outside.
+"""Compares HTTP fronts under slow clients: all serve the same routes and are measured from outside.
 
-For each kind of slow client 1,000 connections are held open while `/healthz` is asked on fresh connections
+For each kind of slow client, 1,000 connections are held open while `/healthz` is requested on new connections
 and 20 submissions are sent; then 400 event streams and 100 waiting requests are open on the one process. With
-`--loads cuts` one client of each kind waits for the server to lose its patience instead.
+`--loads cuts`, one client of each kind waits until the server disconnects it.
 
 A candidate that is not installed is left out, and named: `--packages` is a folder of `pip install --target`
 with those that are no dependencies of ours.
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def starts(options: argparse.Namespace) -> Iterator[Callable[[], AbstractContextManager[Server]]]:
-    """What is measured, each started anew for each load: the API that runs already, or every candidate."""
+    """Yield what is measured, restarted for each load: the API that already runs, or every candidate."""
     if options.port:
         api = Server("calotype api", options.port, options.pid, options.key, "/v1/jobs", LARGE_PATH)
         yield lambda: nullcontext(api)
@@ -123,7 +123,7 @@ def starts(options: argparse.Namespace) -> Iterator[Callable[[], AbstractContext
 
 
 def why_absent(candidate: Candidate, packages: Path) -> str:
-    """What is not installed; nothing where all is there."""
+    """Return what is not installed; None if everything is."""
     if not (packages / candidate.module).is_dir() and not importlib.util.find_spec(candidate.module):
         return f"{candidate.module} is not installed"
     if candidate.is_behind_caddy and _caddy(packages) is None:
@@ -190,7 +190,7 @@ def caddy_config(folder: Path, port: int, inner: int) -> str:
 
 
 def kill_tree(process: "subprocess.Popen[bytes]") -> None:
-    """End it and whatever it started, at once."""
+    """Kill it and its children."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     for child in children:
@@ -202,7 +202,7 @@ def kill_tree(process: "subprocess.Popen[bytes]") -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

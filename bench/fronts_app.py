@@ -19,7 +19,7 @@ from web.front.threads import Threads
 from web.front.wsgi import CLIENT, waiting_client
 
 SUBMISSION_SECONDS = 0.02
-"""What a submission spends on its row: the thread waits, as it does for Postgres."""
+"""The time that a submission waits for its row, as for Postgres."""
 LARGE_ANSWER = b"0123456789abcdef" * 16_384
 EVENT_SECONDS = 1.0
 KEY = "calo_bench"
@@ -65,10 +65,10 @@ def _events() -> Iterator[bytes]:
 
 
 class Stream:
-    """The same from an event loop."""
+    """The event stream on an event loop."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Events for ever."""
+        """Yield events without end."""
         import asyncio
 
         while True:
@@ -86,7 +86,7 @@ front = make_front()
 
 
 def serve(port: int) -> None:
-    """The web's own way to serve, over these routes."""
+    """Serve these routes as the web serves its own."""
     limits = Limits()
     connections = Connections(limits.max_connections)
     serve_until_told(Server(front, "127.0.0.1", port, limits=limits, connections=connections))

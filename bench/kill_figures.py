@@ -1,6 +1,6 @@
-"""What a run of `bench.kills` shows: how long reaped jobs waited, what was lost, and the table.
+"""Evaluates a run of `bench.kills`: how long reaped jobs waited, what was lost, and the table.
 
-It measures nothing: events and images go in, lines and JSON come out.
+It measures nothing: it turns events and images into lines and JSON.
 
     python -m bench.kill_figures bench-output/kills.json      (prints the table)
 """
@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MAX_REAP_TO_CLAIM_SECONDS = 45.0
-SUSPECTED = ("it was on the device when its process died", "its lease ran out")
-"""What `job_events` say of a reaped job that is a suspect; see `storage.jobs`."""
+QUARANTINED = ("it was on the device when its process died", "its lease ran out")
+"""The detail in `job_events` of a reaped job that is quarantined; see `storage.jobs`."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One row of `job_events`, at so many seconds on the database's clock."""
+    """One row of `job_events`; the time is in seconds of the database's clock."""
 
     job_id: str
     transition: str
@@ -47,11 +47,11 @@ class Kills:
     num_doubled: int
     num_differing: int
     num_reaped: int
-    num_suspected: int
+    num_quarantined: int
     reap_to_claim_seconds: list[float]
-    suspected_reap_to_claim_seconds: list[float]
+    quarantined_reap_to_claim_seconds: list[float]
     start_to_claim_seconds: list[float]
-    """From the start of a worker's process to its first claim, for each that was started after a kill."""
+    """The time from the start of a worker's process to its first claim, for each start after a kill."""
 
 
 def kills_of(
@@ -61,7 +61,7 @@ def kills_of(
     num_kills: int,
     start_to_claim_seconds: Iterable[float],
 ) -> Kills:
-    """The figures behind them; `events` are in their order."""
+    """Compute the figures; `events` must be in order."""
     reaped = [event for event in events if event.transition == "reap"]
     waits = list(_reap_to_claim(events))
     return Kills(
@@ -74,15 +74,17 @@ def kills_of(
             for outcome in outcomes
         ),
         num_reaped=len(reaped),
-        num_suspected=sum(event.detail in SUSPECTED for event in reaped),
+        num_quarantined=sum(event.detail in QUARANTINED for event in reaped),
         reap_to_claim_seconds=sorted(seconds for _, seconds in waits),
-        suspected_reap_to_claim_seconds=sorted(seconds for detail, seconds in waits if detail in SUSPECTED),
+        quarantined_reap_to_claim_seconds=sorted(
+            seconds for detail, seconds in waits if detail in QUARANTINED
+        ),
         start_to_claim_seconds=sorted(start_to_claim_seconds),
     )
 
 
 def failures(kills: Kills) -> Iterator[str]:
-    """Every bar that is missed, as a sentence."""
+    """Return a sentence for every bar that is missed."""
     for name in ("num_lost", "num_doubled", "num_differing"):
         if number := getattr(kills, name):
             yield f"{name.removeprefix('num_')}: {number}"
@@ -103,7 +105,7 @@ def table(kills: Kills) -> Iterator[str]:
 def _rows(kills: Kills) -> Mapping[str, str]:
     waits, starts = kills.reap_to_claim_seconds, kills.start_to_claim_seconds
     shares = (0.5, 0.9, 0.99)
-    suspects = kills.suspected_reap_to_claim_seconds
+    quarantined = kills.quarantined_reap_to_claim_seconds
     return {
         "jobs": str(kills.num_jobs),
         "kills": str(kills.num_kills),
@@ -111,15 +113,15 @@ def _rows(kills: Kills) -> Mapping[str, str]:
         "doubled": str(kills.num_doubled),
         "differing": str(kills.num_differing),
         "taken back from dead workers": str(kills.num_reaped),
-        "of them suspected": str(kills.num_suspected),
+        "of them quarantined": str(kills.num_quarantined),
         "reap to claim, p50 / p90 / p99": " / ".join(_seconds(waits, share) for share in shares),
-        "of suspects, p50 / p90 / p99": " / ".join(_seconds(suspects, share) for share in shares),
+        "of quarantined jobs, p50 / p90 / p99": " / ".join(_seconds(quarantined, share) for share in shares),
         "worker start to first claim, p50 / max": " / ".join(_seconds(starts, share) for share in (0.5, 1.0)),
     }
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest of `ordered` that at least this share of them does not exceed."""
+    """Return the smallest of `ordered` that at least this share of them does not exceed."""
     rank = -(-len(ordered) * share // 1)
     return ordered[max(0, int(rank) - 1)]
 
@@ -129,7 +131,7 @@ def _seconds(ordered: Sequence[float], share: float) -> str:
 
 
 def _reap_to_claim(events: Iterable[Event]) -> Iterator[tuple[str | None, float]]:
-    """What is said of each that was reaped, and the seconds until its next claim."""
+    """Yield the detail of each reaped job, and the seconds until its next claim."""
     reaped: dict[str, Event] = {}
     for event in events:
         if event.transition == "reap" and event.state == "queued":

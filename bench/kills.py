@@ -1,10 +1,10 @@
-"""What it costs when both workers of a machine are killed in turn under load: `make bench-kills`.
+"""Measures the cost of killing both workers of a machine in turn under load: `make bench-kills`.
 
     python -m bench.kills [--jobs 240] [--rate 4] [--kills 8] [--every 12] [--out FILE]
 
-Runs what `calotype up` runs, with two workers on the processor, and sends SIGKILL to one after the other
-while requests of mixed steps come in an open loop; afterwards it asks for the same images again, undisturbed,
-and compares their SHA-256. `bench.kill_figures` says what the events show.
+It runs what `calotype up` runs, with two CPU workers, and sends SIGKILL to one after the other while requests
+of mixed steps arrive in an open loop. Then it submits the same requests again without kills and compares the
+SHA-256 of the images. `bench.kill_figures` evaluates the events.
 """
 
 import argparse
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKERS = "".join(f'\n[[workers]]\ndevice = "cpu:{core}"\ntiers = ["sd", "hd"]\n' for core in (0, 1))
 SIDE, SEED = 128, 0
 MAX_SECONDS = 600.0
-"""For all jobs to end, once the killing is over."""
+"""The time for all jobs to end after the last kill."""
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 class Killer:
-    """A thread that kills one worker after the other, each once it is there, so many times in all."""
+    """A thread that kills the workers in turn, each once it has started, so many times in all."""
 
     def __init__(self, ready_file: Path, num_kills: int, every_seconds: float) -> None:
         self.num_kills = num_kills
@@ -91,13 +91,13 @@ class Killer:
         """Workers that were started after a kill, by process id: seconds since 1970."""
 
     def start(self) -> None:
-        """Begin; the first one dies after one interval."""
+        """Start; the first kill comes after one interval."""
         self._first = set(self._pids().values())
         self.started_at.clear()
         self._thread.start()
 
     def join(self) -> None:
-        """Wait until it has killed as many as it was told, and for the workers that come back."""
+        """Wait for the last kill, and until the workers have restarted."""
         self._thread.join()
         deadline = time.monotonic() + MAX_SECONDS
         while len(set(self._pids().values()) - self._killed) < 2 and time.monotonic() < deadline:
@@ -109,7 +109,7 @@ class Killer:
             device = f"cpu:{len(self._killed) % 2}"
             pid = self._pids().get(device)
             if pid is None or pid in self._killed:
-                continue  # it is not back yet: its turn comes with the next
+                continue  # it has not restarted yet: the next round kills it
             os.kill(pid, signal.SIGKILL)
             self._killed.add(pid)
             print(f"killed {device} ({pid})", flush=True)
@@ -136,7 +136,7 @@ def _system(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _submit(client: Client, arrivals: Sequence[DueRequest]) -> list[str]:
-    """Each when it is due; the jobs' ids."""
+    """Submit each request when it is due; return the job ids."""
     began_at, job_ids = time.monotonic(), []
     for number, arrival in enumerate(arrivals):
         time.sleep(max(0.0, began_at + arrival.seconds - time.monotonic()))
@@ -155,13 +155,13 @@ def _submit(client: Client, arrivals: Sequence[DueRequest]) -> list[str]:
 
 
 def _ended(client: Client, job_ids: list[str]) -> list[Job]:
-    """The jobs once all have ended, or as they are after `MAX_SECONDS`."""
+    """Return the jobs once all have ended, or as they are after `MAX_SECONDS`."""
     jobs: list[Job] = []
     try:
         for found in client.follow(job_ids, timeout_seconds=MAX_SECONDS):
             jobs = found
     except WaitTimeoutError:
-        pass  # as they were last seen
+        pass  # in their last known state
     return jobs
 
 

@@ -1,7 +1,7 @@
-"""A TCP proxy on loopback that passes everything on unchanged, and each answer of the server some time later.
+"""A TCP proxy on loopback that forwards everything unchanged, and delays each answer of the server.
 
-It knows no HTTP: an answer is what the server sends after the client sent something. It is meant to run in a
-process of its own, so that it takes nothing from the process that is measured but the time that it waits.
+It knows no HTTP: an answer is what the server sends after the client sent something. It runs in a process of
+its own, so that it takes no CPU time from the process that is measured.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ CHUNK_BYTES = 1 << 16
 
 
 class LateProxy:
-    """Listens on a port of its choice; `late_seconds` is asked before each answer."""
+    """Listens on a free port; `late_seconds` is called before each answer."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
-"""Latency in an open loop: the engine beside dynamic batching on the same arrivals, at a share of capacity.
+"""Measures latency in an open loop: the engine and dynamic batching on the same arrivals.
 
-Capacity is what the bare model does at its best batch. Latency runs from an arrival's due time, and slowdown
-is latency over the time of the same request alone on an idle engine. A dropped request is a miss. All that
-is compared is served in turns.
+Capacity is the throughput of the bare model at its best batch size. Latency runs from an arrival's scheduled
+time; slowdown is latency ÷ the time of the same request alone on an idle engine. A dropped request is a miss.
+The strategies take turns.
 """
 
 import math
@@ -35,17 +35,17 @@ SHARE_IN_TIME = 0.9
 
 @dataclass(frozen=True)
 class Solo:
-    """Seconds of each (steps, guidance scale) alone on the engine."""
+    """The seconds of each (steps, guidance scale) alone on the engine."""
 
     seconds: dict[tuple[int, float], float]
 
     def of(self, request: GenerationRequest) -> float:
-        """The request's own."""
+        """Return the solo seconds of the request."""
         return self.seconds[request.num_inference_steps, request.guidance_scale]
 
 
 def measure_solo(ours: Serve, side: int, repeats: int) -> Solo:
-    """Every class of the mix alone; the fastest of `repeats`, so that slowdowns are not flattered."""
+    """Measure every class of the mix alone, the fastest of `repeats`, so as not to understate slowdowns."""
     (example,) = mixed_requests(1, side, seed=0)
     classes = [(steps, scale) for steps in STEPS for scale in GUIDANCE_SCALES]
     requests = [replace(example, num_inference_steps=steps, guidance_scale=scale) for steps, scale in classes]
@@ -55,7 +55,7 @@ def measure_solo(ours: Serve, side: int, repeats: int) -> Solo:
 
 
 def serve_in_turns(strategies: Sequence[Serve], arrivals: Sequence[DueRequest]) -> list[list[Ended]]:
-    """What became of the arrivals under each arm."""
+    """The outcome of the arrivals under each strategy."""
     return in_turns([partial(_all, strategy, arrivals) for strategy in strategies])
 
 
@@ -70,7 +70,7 @@ def _all(
 
 
 def capacity_of(prices: BarePrices, requests: Sequence[GenerationRequest]) -> float:
-    """Images a second of the bare model on this work."""
+    """Return the images a second of the bare model on this work."""
     seconds = prices.seconds(
         num_row_steps=sum(map(num_row_steps, requests)),
         num_texts=sum(map(num_texts, requests)),
@@ -80,7 +80,7 @@ def capacity_of(prices: BarePrices, requests: Sequence[GenerationRequest]) -> fl
 
 
 def slowdowns(ended: Sequence[Ended], solo: Solo) -> list[float]:
-    """Latency over solo time of every arrival, infinite where it was dropped."""
+    """Return latency ÷ solo time of every arrival; infinite if it was dropped."""
     return [
         MISSED if one.latency_seconds is None else one.latency_seconds / solo.of(one.arrival.request)
         for one in ended
@@ -108,7 +108,7 @@ def best_dynamic(
     max_rows: int,
     cost: Callable[[Sequence[Ended]], float] = p95_latency,
 ) -> Dynamic:
-    """Dynamic batching keyed by step count, at the time-out that costs least on these arrivals."""
+    """Return dynamic batching keyed by step count, at its best time-out for these arrivals."""
     strategies = [
         Dynamic(loaded, max_rows=max_rows, timeout_seconds=timeout, by_steps=True)
         for timeout in TIMEOUTS_SECONDS
@@ -127,9 +127,9 @@ def goodput(
     num_requests: int,
     shares: Sequence[float],
 ) -> Part[float]:
-    """The highest of `shares` of capacity at which nine in ten end within three times their solo time.
+    """Return the highest of `shares` of capacity at which 90 % end within three times their solo time.
 
-    The shares are searched by halving, lowest first; 0 if not even the lowest is served in time.
+    The search is binary; the result is 0 if not even the lowest share is served in time.
     """
     requests = mixed_requests(num_requests, side, seed)
 
@@ -148,7 +148,7 @@ def goodput(
 def _is_in_time(
     served: Iterator[Sequence[Ended]], num_requests: int, solo: Solo
 ) -> Generator[None, None, bool]:
-    """Whether nine in ten are in time; it looks no further than it takes to know that."""
+    """Whether 90 % are in time; it stops as soon as the answer is known."""
     num_wanted = math.ceil(SHARE_IN_TIME * num_requests - 1e-9)  # 0.9 * 80 may come out above 72
     num_hit = num_missed = 0
     for ended in served:
@@ -162,7 +162,7 @@ def _is_in_time(
 
 
 def with_deadlines(serve: Serve, solo: Solo) -> Serve:
-    """The arm, told what each request may take: three times its solo time."""
+    """Return the strategy with a deadline for each request: three times its solo time."""
 
     def serve_in_time(arrivals: Sequence[DueRequest], clock: WorkClock) -> Iterator[Sequence[Ended]]:
         return serve([_with_deadline(one, solo) for one in arrivals], clock)

@@ -1,12 +1,11 @@
-"""What less work an image gains in speed and costs in quality, on the shipped model and by its checker.
+"""Measures what less work for an image gains in speed and costs in quality, on the shipped model.
 
     python -m bench.less_work [--seeds 3] [--captions 200]
 
-Speed: an engine on one thread that always has more work than it can batch, every option over the same
-requests, the full run and the options in turns. The end, in which padding takes the place of a row that is
-dropped, is left out.
-Quality: held-out captions, each option's image against the full run's, pixel by pixel and by the judge.
-`CUTOFF` and `CACHE` are the two of `bench.engine`'s figures.
+Speed: an engine on one thread that always has more work than it can batch; every option runs the same
+requests, and the full run and the options take turns. The end, in which padding replaces a dropped row, is
+left out. Quality: held-out captions; each option's image is compared with the full run's, by pixels and by
+the judge. `bench.engine` uses `CUTOFF` and `CACHE`.
 """
 
 import argparse
@@ -44,7 +43,7 @@ STEPS = (4, 4, 12, 12, 20, 20, 20, 30, 30, 50)
 NUM_REQUESTS = 60
 BACKLOG = 2 * MAX_ROWS
 GUIDANCE_SCALE = 4.0
-EQUAL_PSNR = 99.0  # decibels, of an image that an option leaves as it is; no changed one comes near it
+EQUAL_PSNR = 99.0  # decibels, for an image that an option does not change; far above any changed image
 
 Figure = tuple[float, float, float, list[float]]
 """`(value, low, high, samples)`: the median, the extremes, and one sample a seed."""
@@ -52,7 +51,7 @@ Figure = tuple[float, float, float, list[float]]
 
 @dataclass(frozen=True)
 class Option:
-    """One way to do less, beside the request that it is compared with."""
+    """One way to do less work, and the request that it is compared with."""
 
     name: str
     changes: Mapping[str, Any]
@@ -60,7 +59,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Quality:
-    """An option's images beside the full run's: decibels of those that it changes, percent that obey."""
+    """An option's images against the full run's: decibels of the changed ones, percent that obey."""
 
     mean_psnr: float
     worst_psnr: float
@@ -97,12 +96,12 @@ def gains(
     seeds: Sequence[int],
     base: Mapping[str, Any] | None = None,
 ) -> dict[str, Figure]:
-    """For each option images/s ÷ those of the full run of the same requests, a sample a seed.
+    """Return for each option images/s ÷ those of the full run of the same requests, one sample a seed.
 
     `base` changes the full run's requests too. Full run and options take turns.
     """
     ratios: dict[str, list[float]] = {option.name: [] for option in options}
-    draw(loaded, requests(MAX_ROWS // 2, 0, base or {}))  # what is slow only once
+    draw(loaded, requests(MAX_ROWS // 2, 0, base or {}))  # the first run is slow
     for seed in seeds:
         asked = requests(NUM_REQUESTS, seed, base or {})
         changed = [[replace(one, **option.changes) for one in asked] for option in options]
@@ -116,9 +115,9 @@ def gains(
 
 
 def most_gain(option: Option, prices: BarePrices, cached_share: float) -> float:
-    """What the option could gain by the bare model's costs, if it cost nothing itself.
+    """Return the largest possible gain of the option, by the bare model's costs.
 
-    `cached_share` is what a row takes in a shallow step, of what it takes in a full one.
+    `cached_share` is the cost of a row in a cached step ÷ its cost in a full one.
     """
 
     def seconds(asked: Sequence[GenerationRequest]) -> float:
@@ -133,7 +132,7 @@ def most_gain(option: Option, prices: BarePrices, cached_share: float) -> float:
 
 
 def _num_full_row_steps(request: GenerationRequest, cached_share: float) -> float:
-    """Rows of all its steps, those of shallow steps at their share."""
+    """Return the rows of all its steps; those of cached steps count by their share."""
     cache = StepCache(request.step_cache, request.num_inference_steps)
     num_guided = request.guidance_cutoff * request.num_inference_steps
     return sum(
@@ -148,7 +147,7 @@ def qualities(
     num_captions: int,
     base: Mapping[str, Any] | None = None,
 ) -> dict[str, Quality]:
-    """For each option its images of held-out captions against the full run's."""
+    """Compare each option's images of held-out captions with the full run's."""
     scenes = captions(num_captions)
     asked = requests(num_captions, 0, base or {}, scenes)
     full = draw(loaded, asked)
@@ -173,7 +172,7 @@ def captions(count: int) -> list[Scene]:
 def requests(
     count: int, seed: int, base: Mapping[str, Any], scenes: Sequence[Scene] | None = None
 ) -> list[GenerationRequest]:
-    """Guided requests at the shares of `STEPS`, in an order of the seed's."""
+    """Return guided requests at the shares of `STEPS`, in an order that the seed determines."""
     rng = random.Random(seed)
     steps = [STEPS[index % len(STEPS)] for index in range(count)]
     rng.shuffle(steps)
@@ -191,7 +190,7 @@ def requests(
 
 
 def seconds_per_image(loaded: LoadedModels, asked: Sequence[GenerationRequest]) -> Part[float]:
-    """Seconds of an image while more requests wait than run; one begun counts by its steps."""
+    """Return the seconds of an image while more requests wait than run; a started one counts by its steps."""
 
     def serve(clock: WorkClock) -> Generator[None, None, float]:
         engine = Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism, clock=clock)
@@ -237,7 +236,7 @@ def share_obeyed(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> float
 
 
 def presets() -> list[Option]:
-    """The shipped model's, as `calotype.toml` has them."""
+    """Return the presets of the shipped model in `calotype.toml`."""
     document = tomllib.loads((ROOT / "calotype.toml").read_text(encoding="utf-8"))
     found = document["models"]["tiny"]["presets"]
     return [Option(f"preset `{name}`", changes) for name, changes in found.items()]

@@ -1,12 +1,11 @@
-"""What an S3 server that answers 20 ms late costs in throughput, with work always waiting.
+"""Measures what an S3 server that answers 20 ms late costs in throughput, with work always waiting.
 
     python -m bench.overlap [--pairs 12] [--seconds 12] [--late-ms 20] [--slots 12 8]
 
-Owns the two arms and their order. One process holds what a worker holds: a real engine on one thread, and
-`tasks.generate` on as many threads as there are slots of both lanes, over real rows and a real S3 server of
-its own, which stands behind `bench.late_proxy`. Late and not late take turns (ABBA) within one run, in
-seconds of the wall: what a thread waits is no CPU time. A shared machine therefore shows: take the median of
-many pairs.
+One process runs what a worker runs: a real engine on one thread, and `tasks.generate` on as many threads as
+there are slots of both lanes, with real rows and a real S3 server behind `bench.late_proxy`. Late and
+punctual answers take turns (ABBA) within one run, timed in wall-clock seconds, because waiting takes no CPU
+time. Other load on the machine therefore shows: take the median of many pairs.
 """
 
 import argparse
@@ -32,8 +31,9 @@ from alembic.config import Config
 from bench.late_proxy import run_proxy
 from bench.strategies import rows_of
 from bench.workload import MODEL, mixed_requests
+from catalogue.lanes import LANES, Lane
 from engine.engine import Engine
-from engine.handle import Handle
+from engine.generation import Handle
 from engine.loading.load import ModelSpec, load_engine
 from engine.request import GenerationRequest
 from local.endpoints import Embedded, embedded
@@ -50,12 +50,12 @@ from tasks.isolation import Isolations
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, MAX_ROWS, TIER = 128, 16, "sd"
 FILLING_SECONDS = 15.0
-HOUR_SECONDS = 3600.0  # a lease that nobody has to renew
+HOUR_SECONDS = 3600.0  # a lease that need not be renewed
 
 
 @dataclass(frozen=True)
 class Window:
-    """What was done in some seconds of one arm."""
+    """The work done in some seconds of one variant."""
 
     is_late: bool
     seconds: float
@@ -65,17 +65,17 @@ class Window:
 
     @property
     def speed(self) -> float:
-        """Row steps a second: finer than images, of which a window has few."""
+        """Row steps a second; finer than images, because a window has few."""
         return self.num_row_steps / self.seconds
 
     @property
     def rows(self) -> float:
-        """Rows of a step batch: what an upload can take from it by holding its slot, on any machine."""
+        """Rows of a step batch; an upload lowers it by holding a slot, on any machine."""
         return self.num_row_steps / self.num_step_batches
 
 
 class Counts:
-    """What an engine and its tasks have done so far; each number has one writer, or a lock."""
+    """The work of an engine and its tasks so far; each number has one writer or a lock."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -89,17 +89,17 @@ class Counts:
         """`engine.submit`, with each step counted."""
 
         def count(*_: int) -> None:
-            self.num_row_steps += rows_of(request)  # on the engine's thread alone
+            self.num_row_steps += rows_of(request)  # on the engine's thread only
 
         return self._engine.submit(request, on_progress=count, before_first_step=before_first_step)
 
     def finished(self) -> None:
-        """One more job is done, file and upload included."""
+        """Count one job with its file and upload."""
         with self._lock:
             self.num_images += 1
 
     def window(self, seconds: float, *, is_late: bool) -> Window:
-        """What the next seconds bring."""
+        """Return the work of the next seconds."""
         begun_at, before = time.monotonic(), self._now()
         time.sleep(seconds)
         taken, after = time.monotonic() - begun_at, self._now()
@@ -110,7 +110,7 @@ class Counts:
 
 
 def losses(windows: Sequence[Window], of: Callable[[Window], float] = lambda one: one.speed) -> list[float]:
-    """Of each pair of neighbours: the share of speed, or `of` another measure, that late answers take."""
+    """Return for each pair of neighbouring windows the share of speed (or `of`) that late answers cost."""
     found = []
     for first, second in zip(windows[::2], windows[1::2], strict=True):
         late, plain = (first, second) if first.is_late else (second, first)
@@ -138,15 +138,15 @@ def main() -> None:
             num_pairs=asked.pairs,
             seconds=asked.seconds,
             late_seconds=asked.late_ms / 1e3,
-            lanes=["interactive"] * asked.slots[0] + ["bulk"] * asked.slots[1],
+            lanes=[*[LANES[0]] * asked.slots[0], *[LANES[1]] * asked.slots[1]],
         )
     print("\n".join(report(windows, asked.late_ms)))
 
 
 def measure(
-    services: Embedded, *, num_pairs: int, seconds: float, late_seconds: float, lanes: Sequence[str]
+    services: Embedded, *, num_pairs: int, seconds: float, late_seconds: float, lanes: Sequence[Lane]
 ) -> list[Window]:
-    """The windows of both arms, in the order in which they were run; each slot is of one of `lanes`."""
+    """Yield the windows of both variants in order; each slot belongs to one of `lanes`."""
     os.environ.update(services.environment)
     command.upgrade(Config(toml_file=str(ROOT / "pyproject.toml")), "head")
     engine = load_engine(
@@ -190,7 +190,7 @@ def measure(
 
 @contextmanager
 def proxied(endpoint: str, late_seconds: Any) -> Iterator[str]:
-    """The address at which the same server answers later."""
+    """Yield the address at which the same server answers late."""
     address, context = urlsplit(endpoint), multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     arguments = (address.hostname, address.port, late_seconds, theirs)
@@ -216,9 +216,9 @@ def _blobs(services: Embedded, endpoint: str, num_slots: int) -> Blobs:
 
 
 def _serve(
-    number: int, lane: str, db: Database, generate: Generate, counts: Counts, ended: threading.Event
+    number: int, lane: Lane, db: Database, generate: Generate, counts: Counts, ended: threading.Event
 ) -> None:
-    """One slot: one job after another, as bells would bring them."""
+    """Run one slot: one job after another, as if dispatched."""
     account = accounts.create_account(db, f"bench-{number}")
     requests = itertools.cycle(mixed_requests(100, SIDE, seed=number))
     while not ended.is_set():
@@ -227,7 +227,7 @@ def _serve(
         counts.finished()
 
 
-def _job(account: str, lane: str, request: GenerationRequest) -> NewJob:
+def _job(account: str, lane: Lane, request: GenerationRequest) -> NewJob:
     return NewJob(
         account_id=account,
         model=MODEL,

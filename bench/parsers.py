@@ -1,4 +1,4 @@
-"""What the largest hostile inputs cost the API's parsers: CPU time at half of the limit and at the limit.
+"""Measures the API's parsers on the largest hostile inputs: CPU time at half of the limit and at the limit.
 
     python -m bench.parsers [--repeats 3]
 
@@ -21,12 +21,12 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.formparser import FormDataParser
 from werkzeug.http import parse_accept_header, parse_cookie, parse_etags, parse_options_header
 
-from web.api.cursor import decode_cursor
 from web.api.json_body import parse_object
-from web.api.request_limits import MAX_HEADER_BYTES
+from web.api.paging import decode_cursor
 from web.api.schemas import JobRequest, field_errors
 from web.api.webhook_url import check_webhook_url
 from web.csv.rows import parse_csv
+from web.middleware import MAX_HEADER_BYTES
 from web.refusals import Refusal
 
 CSV_BYTES, BODY_BYTES, MAX_ROWS = 10_000_000, 65_536, 10_000
@@ -44,14 +44,14 @@ class Case:
 
 
 def read_csv(data: bytes, encoding: str | None = None) -> None:
-    """Every row, and of each well-formed one the request that it means."""
+    """Read every row, and the request of each valid one."""
     for row in parse_csv(data, max_rows=MAX_ROWS, encoding=encoding):
         if not row.errors:
             _as_job(row.cells)
 
 
 def read_json(data: bytes) -> None:
-    """The body and the request that it means."""
+    """Read the body and its request."""
     _as_job(parse_object(data))
 
 
@@ -63,13 +63,13 @@ def _as_job(fields: dict[str, object]) -> None:
 
 
 def read_multipart(data: bytes) -> None:
-    """As werkzeug reads the upload, with our limit of parts."""
+    """Parse the upload with werkzeug and our limit of parts."""
     parser = FormDataParser(lambda *_, **__: io.BytesIO(), max_form_parts=32, max_form_memory_size=500_000)
     parser.parse(io.BytesIO(data), "multipart/form-data", len(data), {"boundary": "x"})
 
 
 def read_accept(data: bytes) -> object:
-    """As a page that is not there chooses between JSON and HTML."""
+    """Choose between JSON and HTML, as for a missing page."""
     accepted = parse_accept_header(data.decode(), MIMEAccept)
     return accepted.best_match(["application/problem+json", "application/json", "text/html"])
 
@@ -163,7 +163,7 @@ def main() -> None:
     for case in CASES:
         half = cpu_milliseconds(case, case.max_bytes // 2, repeats)
         whole = cpu_milliseconds(case, case.max_bytes, repeats)
-        ratio = f"{whole / half:.1f}" if whole > 1 else "-"  # below a millisecond it is noise
+        ratio = f"{whole / half:.1f}" if whole > 1 else "-"  # times below a millisecond are noise
         row = f"{case.parser:14}{case.name:33}{case.max_bytes:11,}{half:11.1f}{whole:9.1f}{ratio:>7}"
         print(f"{row}{peak_megabytes(case):9.2f}", flush=True)
 
@@ -175,7 +175,7 @@ def cpu_milliseconds(case: Case, num_bytes: int, repeats: int) -> float:
 
 
 def peak_megabytes(case: Case) -> float:
-    """What parsing the largest input took besides the input."""
+    """Return the peak memory of parsing the largest input, without the input."""
     data = case.make(case.max_bytes)
     tracemalloc.start()
     try:
@@ -195,7 +195,7 @@ def _run(case: Case, data: bytes) -> None:
     try:
         case.parse(data)
     except (Refusal, HTTPException, ValueError):
-        return  # refused, which is what most of these are for
+        return  # most of these inputs are meant to be refused
 
 
 if __name__ == "__main__":

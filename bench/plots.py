@@ -1,9 +1,9 @@
-"""Draws what `bench.engine` measured, as small SVG files that are legible in light and in dark.
+"""Draws the results of `bench.engine` as small SVG files that are legible in light and dark mode.
 
     python -m bench.plots bench-output/engine.json [--out docs/explanation]
 
-It prints the figures as a table in Markdown too, which the page about them has. It reads the list of figures,
-and the curves that lie beside it. It knows no benchmark, only what their files hold.
+It also prints the figures as a Markdown table for the docs. It reads the list of figures and the curves
+beside it, and knows only these files.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def chart(title: str, x_name: str, lines: Sequence[Line], x_ticks: Sequence[floa
 
 
 def bullets(figures: Sequence[Mapping[str, Any]]) -> str:
-    """For each figure that has a bar how much of it it reaches, at most twice; more is always better."""
+    """Plot for each figure the share of its bar that it reaches, at most twice; higher is better."""
     figures = [one for one in figures if one["bar"] is not None]
     row, left, right = 26, 262, WIDTH - 150
     height = 48 + row * len(figures)

@@ -1,8 +1,8 @@
-"""Throughput with work always waiting: the engine, dynamic batches and the bare model, in turns.
+"""Measures throughput with work always waiting: the engine, dynamic batches and the bare model, in turns.
 
-Every arm is measured in short segments, one after the other, over and over, so that a machine that slows
-down slows all of them. Only full step batches count: the end of a finite list, in which every arm runs half
-empty, is nobody's merit. What was done is priced by the bare model's own costs measured beside it.
+Every strategy is measured in short segments, again and again, so that a machine that slows down slows all of
+them. Only full step batches count, because at the end of a finite list every strategy runs half empty. The
+work is priced by the bare model's costs, measured in the same run.
 """
 
 import itertools
@@ -25,16 +25,16 @@ FILLING_TICKS = 4
 
 @dataclass
 class Done:
-    """Work of one arm: CPU seconds, and what came of them."""
+    """The work of one strategy: its CPU seconds and its results."""
 
     seconds: float = 0.0
     num_row_steps: float = 0.0
     num_idle_row_steps: float = 0.0  # of rows whose request had ended
     num_texts: int = 0
     num_images: int = 0
-    bare_seconds: float = 0.0  # what the same costs on the bare model, measured beside it
-    idle_bare_seconds: float = 0.0  # and what the idle rows cost there
-    spent: Spent = field(default_factory=Spent)  # of `seconds`, those of the exchange; only of the engine
+    bare_seconds: float = 0.0  # the cost of the same work on the bare model, measured in the same run
+    idle_bare_seconds: float = 0.0  # and the cost of the idle rows there
+    spent: Spent = field(default_factory=Spent)  # the part of `seconds` in the exchange; for the engine only
 
     @property
     def share_of_bare(self) -> float:
@@ -43,17 +43,17 @@ class Done:
 
     @property
     def most_gain(self) -> float:
-        """What leaving out the idle rows would gain, and nothing else."""
+        """The gain of leaving out the idle rows alone."""
         return 1 + self.idle_bare_seconds / self.bare_seconds
 
     @property
     def forward_share(self) -> float:
-        """The share of the seconds in which a module computes: all but what stands beside that."""
+        """The share of the seconds in which a module computes."""
         return self.spent.forward / self.seconds
 
     @property
     def beside(self) -> str:
-        """What stands beside the forward passes, as shares of the seconds."""
+        """The parts outside the forward passes, as shares of the seconds."""
         parts = {
             "the pipelines' own code": self.spent.pipeline,
             "the exchange": self.spent.exchange,
@@ -81,7 +81,7 @@ class Done:
 
 @dataclass
 class Saturation:
-    """The arms of one run."""
+    """The strategies of one run."""
 
     engine: Done = field(default_factory=Done)
     keyed: Done = field(default_factory=Done)
@@ -100,7 +100,7 @@ def saturate(
     num_requests: int,
     segment_seconds: float,
 ) -> Saturation:
-    """Run the engine through `num_requests` and the dynamic arms beside it; what each did at full batches.
+    """Run the engine and the dynamic strategies in turns; return their work at full batches.
 
     `their_max_rows` is the cap of dynamic batches.
     """
@@ -131,7 +131,7 @@ def saturate(
 def _engine_segments(
     ours: Continuous, requests: Sequence[GenerationRequest], max_rows: int, segment_seconds: float
 ) -> Iterator[Done]:
-    """The engine with all requests handed over at once, until fewer wait than fill a step batch."""
+    """Run the engine with all requests submitted at once, until fewer wait than fill a step batch."""
     with timed(ours.loaded.models[MODEL], time.process_time) as exchange:
         yield from _timed_segments(ours, exchange, requests, max_rows, segment_seconds)
 
@@ -188,7 +188,7 @@ def _dynamic_segments(
     *,
     by_steps: bool,
 ) -> Iterator[Done]:
-    """Full batches out of the same requests, as often as they are asked for."""
+    """Run full batches of the same requests, as many as the caller takes."""
     strategy = Dynamic(loaded, max_rows=max_rows, timeout_seconds=0.0, by_steps=by_steps)
     part = Done()
     for batch in _full_batches(strategy, requests, max_rows):

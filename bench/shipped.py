@@ -1,6 +1,6 @@
-"""The shipped model as the benchmark of the engine has it: loaded once, profiled, capped as a worker does it.
+"""The shipped model for the engine's benchmark: loaded once, profiled and capped as in a worker.
 
-It does not know what is measured, nor how much of it is enough.
+It does not know what is measured.
 """
 
 import time
@@ -16,10 +16,11 @@ from bench.bare import BareModel
 from bench.latency import Solo, measure_solo
 from bench.strategies import Continuous
 from bench.workload import MODEL
+from catalogue.profile import Profile
 from engine.loading.load import LoadedModels, ModelSpec, load_models
 from engine.policy.buckets import Buckets, at
-from engine.policy.profile import Profile, Profiles
-from engine.self_test.measure import Measurement
+from engine.policy.profiles import EngineProfiles
+from engine.self_test.measurement import Measurement
 
 FOLDER = Path(__file__).resolve().parents[1] / "models" / MODEL
 ROW_LIMITS = {128 * 128: 16, 192 * 192: 8}
@@ -28,7 +29,7 @@ SIDES = (128, 192)
 
 @dataclass(frozen=True)
 class Bench:
-    """The shipped model, loaded once, what its steps cost, and how much of everything is measured."""
+    """The shipped model, loaded once, with its step costs and the amounts to measure."""
 
     loaded: LoadedModels
     measured: Mapping[int, Profile]  # by side
@@ -46,40 +47,40 @@ class Bench:
         return self.amounts.seeds
 
     @cached_property
-    def profiles(self) -> Profiles:
-        """What a worker would be given."""
+    def profiles(self) -> EngineProfiles:
+        """The profiles as a worker loads them."""
         return profiles_of(self.loaded, self.measured)
 
     @property
     def ours(self) -> Continuous:
-        """The engine, given its profiles as a worker gives them."""
+        """Return the engine with its profiles, as in a worker."""
         return Continuous(self.loaded, self.profiles.step_seconds)
 
     def max_rows(self, side: int) -> int:
-        """The cap that self-test and profile leave to the tier of that side; the bare model has it too."""
+        """Return the row cap from self-test and profile for that side; the bare model uses it too."""
         return self.loaded.row_limits[MODEL][side * side]
 
     def best_rows(self, side: int) -> int:
-        """The bare model's best row count of all, which dynamic batching, that promises no bytes, may run."""
+        """Return the bare model's best row count, for dynamic batching, which guarantees no equal bytes."""
         if side not in self._best_rows:
             seconds = self.bare(side).step_table(ROW_LIMITS[side * side])
             self._best_rows[side] = min(seconds, key=lambda num_rows: seconds[num_rows] / num_rows)
         return self._best_rows[side]
 
     def cap_share(self, side: int) -> float:
-        """What self-test and profile leave of the bare model's rows a second; measured anew each time."""
+        """Measure the share of the bare model's rows a second that remains at the cap."""
         seconds = self.bare(side).step_table(ROW_LIMITS[side * side])
         best = min(taken / num_rows for num_rows, taken in seconds.items())
         return best * self.max_rows(side) / seconds[self.max_rows(side)]
 
     def solo(self, side: int) -> Solo:
-        """What every class of the mix takes alone on our engine; measured once."""
+        """Return the solo seconds of every class of the mix; measured once."""
         if side not in self._solo:
             self._solo[side] = measure_solo(self.ours, side, self.amounts.solo_repeats)
         return self._solo[side]
 
     def cached_share(self, side: int) -> float:
-        """What a shallow step of a step cache takes of a full one, as the profile has it."""
+        """Return the cost of a cached step ÷ the cost of a full one, from the profile."""
         return self.measured[side].cached_share
 
     @cached_property
@@ -88,7 +89,7 @@ class Bench:
         return {side: StepTable(self.bare(side).step_table(self.max_rows(side))) for side in SIDES}
 
     def work(self, side: int) -> Work:
-        """What the simulator needs to know of this machine at that side; measured once."""
+        """Return what the simulator needs to know about this machine at that side; measured once."""
         if side not in self._work:
             prices = self.bare(side).prices(repeats=7)
             latent_side = side // self.loaded.models[MODEL].pixels_per_latent
@@ -103,7 +104,7 @@ class Bench:
         return self._work[side]
 
     def simulated(self, name: str, side: int) -> simulator.Figure:
-        """A figure of the simulator on this machine's step seconds; found once."""
+        """Return a figure of the simulator with this machine's step times; computed once."""
         if (name, side) not in self._simulated:
             share = 5 if name.startswith("goodput") else 2  # each sample of goodput is a search
             self._simulated[name, side] = simulator.FIGURES[name](
@@ -134,13 +135,13 @@ def load_bench(amounts: Amounts, curves_path: Path) -> Bench:
     return Bench(loaded, measured, bare, amounts, curves_path)
 
 
-def profiles_of(loaded: LoadedModels, measured: Mapping[int, Profile]) -> Profiles:
+def profiles_of(loaded: LoadedModels, measured: Mapping[int, Profile]) -> EngineProfiles:
     """The profiles of the shipped model, of squares of these sides."""
     by_pixels = {side * side: profile for side, profile in measured.items()}
-    return Profiles({MODEL: by_pixels}, {MODEL: loaded.models[MODEL].pixels_per_latent})
+    return EngineProfiles({MODEL: by_pixels}, {MODEL: loaded.models[MODEL].pixels_per_latent})
 
 
 def buckets_of(loaded: LoadedModels, side: int) -> Buckets:
-    """At how many rows the shipped model runs so many, at images of this side."""
+    """Return the bucket in which the shipped model runs so many rows at this side."""
     model = loaded.models[MODEL]
     return at(model.buckets, side // model.pixels_per_latent, side // model.pixels_per_latent)

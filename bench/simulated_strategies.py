@@ -1,22 +1,26 @@
-"""One simulated device under six ways of batching: each serves a trace and writes when each image was done.
+"""One simulated device under six strategies of batching: each serves a trace and writes when images ended.
 
-Owns the simulated clock. `ours` asks `engine.policy.policy.Policy` itself at every step boundary, as the
-engine does; the others are what it is held against. The dynamic arms run at just the rows that they have.
-It knows no figures, and no seconds but those of `Work`.
+The strategies of continuous batching are policies on the device of `engine.policy.simulation`: `ours` is the
+engine's own policy. The dynamic strategies run batches to their end, at exactly the rows that they have. It
+does not know figures, nor any seconds but those of `Work`.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import TypeVar
 
 from bench.arrivals import IN_TIME_SLOWDOWN, Arrival, Work
-from bench.fifo import first_that_fit
-from engine.policy.policy import BatchKey, Policy
+from bench.fifo import OldestFirst
+from engine.policy.candidate import BatchKey, Candidate
+from engine.policy.policy import Policy
+from engine.policy.simulation import SimulatedDevice, SimulatedGeneration
+
+C = TypeVar("C", bound=Candidate)
 
 Strategy = Callable[[Work, Sequence[Arrival]], None]
-"""Serves every arrival of the trace and writes its `ended_at`."""
+"""Serves every arrival of the trace and writes its `ended_at`: infinite if it was dropped."""
 
 
 def one_at_a_time(work: Work, trace: Sequence[Arrival]) -> None:
@@ -29,7 +33,7 @@ def one_at_a_time(work: Work, trace: Sequence[Arrival]) -> None:
 
 
 def keyed_dynamic(timeout_seconds: float) -> Strategy:
-    """Batches of equal size and step count, run to their end: full, or when the oldest has waited."""
+    """Batches of equal size and step count, begun when full or when the oldest member has waited."""
 
     def serve(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
         def group_of(arrival: Arrival) -> object:
@@ -95,7 +99,7 @@ def _serve_batches(
 
 
 def _drop_late(queue: deque[Arrival], now: float) -> int:
-    """How many of the queue are past their deadline: they leave it, unserved."""
+    """Remove from the queue what is past its deadline; how many these were."""
     late = [arrival for arrival in queue if now >= _deadline_of(arrival)]
     for arrival in late:
         queue.remove(arrival)
@@ -116,114 +120,76 @@ def _take_batch(queue: deque[Arrival], max_rows: int) -> list[Arrival]:
     return batch
 
 
-@dataclass(eq=False, slots=True)
-class Running:
-    """An arrival as the policy sees it while it is in flight."""
+class ShortestFirst(OldestFirst):
+    """A policy that looks at steps left alone, however long the others wait."""
 
-    arrival: Arrival
-    key: BatchKey
-    num_steps: int
-    num_steps_left: int
-    num_rows: int
-    submitted_at: float
-    account: str
-    lane: str = "interactive"
-    is_isolated: bool = False
-    has_begun: bool = False
-    signature: int = 0
-    deadline_at: float | None = None
-
-    @property
-    def num_full_steps_left(self) -> int:
-        """All of them."""
-        return self.num_steps_left
+    def order(self, members: Iterable[C], now: float) -> list[C]:  # noqa: ARG002  steps need no clock
+        """The fewest steps left first, then the oldest."""
+        return sorted(members, key=lambda member: (member.num_steps_left, member.submitted_at))
 
 
 def continuous_fifo(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
-    """A step batch at every step, the oldest first: of its size, whatever fits in order of arrival."""
-
-    def choose(running: Sequence[Running], _now: float) -> list[Running]:
-        return first_that_fit(running, work.max_rows)
-
-    _serve_steps(work, trace, choose, lambda _key, _seconds: None, has_deadlines=has_deadlines)
+    """A new step batch at every step, the oldest first: all of its size that fit, in order of arrival."""
+    _serve_steps(work, trace, OldestFirst(lambda _: work.max_rows), has_deadlines=has_deadlines)
 
 
 def continuous_shortest(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
-    """A step batch at every step, whoever has fewest steps left first, however long the others wait."""
-
-    def choose(running: Sequence[Running], _now: float) -> list[Running]:
-        ordered = sorted(running, key=lambda member: (member.num_steps_left, member.submitted_at))
-        return first_that_fit(ordered, work.max_rows)
-
-    _serve_steps(work, trace, choose, lambda _key, _seconds: None, has_deadlines=has_deadlines)
+    """A new step batch at every step, the fewest steps left first."""
+    _serve_steps(work, trace, ShortestFirst(lambda _: work.max_rows), has_deadlines=has_deadlines)
 
 
 def ours(work: Work, trace: Sequence[Arrival], *, has_deadlines: bool = False) -> None:
-    """A step batch at every step, chosen by the policy, which knows a bucket's seconds from a profile."""
+    """A new step batch at every step, chosen by the policy, which knows a bucket's seconds from a profile."""
     policy = Policy(
-        lambda _key: work.max_rows,
+        lambda _: work.max_rows,
         step_seconds=lambda key, num_rows: work.step_seconds(key.latent_height, num_rows),
-        bucket_rows=lambda _key, num_rows: work.bucket(num_rows),
+        bucket_rows=lambda _, num_rows: work.bucket(num_rows),
     )
-    _serve_steps(work, trace, policy.choose, policy.stepped, has_deadlines=has_deadlines)
+    _serve_steps(work, trace, policy, has_deadlines=has_deadlines)
 
 
 def with_deadlines(strategy: Callable[..., None]) -> Strategy:
-    """The arm, told of each request what it may take, as a user can; it drops what is past that."""
+    """The strategy, given the deadline of each request; it drops what is past it."""
     return partial(strategy, has_deadlines=True)
 
 
-def _serve_steps(
-    work: Work,
-    trace: Sequence[Arrival],
-    choose: Callable[[Sequence[Running], float], list[Running]],
-    stepped: Callable[[BatchKey, float], None],
-    *,
-    has_deadlines: bool,
-) -> None:
-    keys = {side: BatchKey("simulated", side, side) for side in work.sizes}
-    running: list[Running] = []
-    now, num_taken = 0.0, 0
-    while running or num_taken < len(trace):
-        while num_taken < len(trace) and trace[num_taken].arrived_at <= now:
-            running.append(_joined(trace[num_taken], keys, has_deadlines=has_deadlines))
-            num_taken += 1
-        if has_deadlines:
-            running = [member for member in running if not _is_dropped(member, now)]
-        if not running:
-            now = trace[num_taken].arrived_at
-            continue
-        batch = choose(running, now)
-        key = batch[0].key
-        num_rows = work.bucket(sum(member.num_rows for member in batch))
-        seconds = work.step_seconds(key.latent_height, num_rows)
-        now += seconds
-        stepped(key, seconds)
-        for member in batch:
-            member.has_begun = True
-            member.num_steps_left -= 1
-            if not member.num_steps_left:
-                now += work.image_seconds
-                member.arrival.ended_at = now
-                running.remove(member)
+def _serve_steps(work: Work, trace: Sequence[Arrival], policy: Policy, *, has_deadlines: bool) -> None:
+    device, arrivals = SimulatedDevice(policy, _WorkCosts(work)), {}
+    for arrival in trace:
+        generation = SimulatedGeneration(
+            BatchKey("simulated", arrival.side, arrival.side),
+            arrival.num_steps,
+            arrival.num_rows,
+            arrival.num_steps,
+            account=arrival.account,
+            submitted_at=arrival.arrived_at,
+            deadline_at=_deadline_of(arrival) if has_deadlines else None,
+        )
+        arrivals[generation] = arrival
+        device.submit(generation, arrival.arrived_at)
+    while ended := device.advance():
+        for generation in ended:
+            arrivals[generation].ended_at = generation.ended_at
 
 
-def _joined(arrival: Arrival, keys: dict[int, BatchKey], *, has_deadlines: bool) -> Running:
-    return Running(
-        arrival,
-        keys[arrival.side],
-        arrival.num_steps,
-        arrival.num_steps,
-        arrival.num_rows,
-        arrival.arrived_at,
-        arrival.account,
-        deadline_at=_deadline_of(arrival) if has_deadlines else None,
-    )
+class _WorkCosts:
+    """The costs of `Work` as a simulated device reads them: an image costs its seconds when it is decoded."""
 
+    def __init__(self, work: Work) -> None:
+        self._work = work
 
-def _is_dropped(member: Running, now: float) -> bool:
-    """Whether its deadline is past, so that the engine gives it up."""
-    if member.deadline_at is None or now < member.deadline_at:
-        return False
-    member.arrival.ended_at = math.inf
-    return True
+    def step_seconds(self, key: BatchKey, num_rows: int) -> float:
+        """Seconds of a step at the bucket of `num_rows`."""
+        return self._work.step_seconds(key.latent_height, self._work.bucket(num_rows))
+
+    def cached_share(self, _: BatchKey) -> float:
+        """No step is cached."""
+        return 1.0
+
+    def encode_seconds(self, _: BatchKey) -> float:
+        """Encoding counts with decoding."""
+        return 0.0
+
+    def decode_seconds(self, _: BatchKey) -> float:
+        """Seconds of one image."""
+        return self._work.image_seconds

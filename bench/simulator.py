@@ -1,8 +1,8 @@
-"""What the policy gives in figures, under a simulated clock: `python -m bench.simulator`.
+"""Figures of the policy against other strategies, under a simulated clock: `python -m bench.simulator`.
 
 Owns the figures `p95_gain`, `slowdown_gain`, `goodput_gain`, `goodput_share` and `fairness`, each over
-several seeds. The step table is an argument: a measured one gives the figures of that machine, the
-default is that of `bench/arrivals.py`. It does not know how an arm serves.
+several seeds. The step table is an argument: a measured one gives the figures of that machine, the default is
+that of `bench/arrivals.py`. It does not know how a strategy serves.
 """
 
 import argparse
@@ -37,7 +37,7 @@ LOADS = (0.3, 0.5, 0.7, 0.85)
 
 
 class Figure(NamedTuple):
-    """A median over seeds with its spread, and what it is of."""
+    """A median over seeds, its spread, and the value of each seed."""
 
     value: float
     low: float
@@ -52,7 +52,7 @@ def p95_gain(
     num_requests: int = NUM_REQUESTS,
     strategy: Strategy = ours,
 ) -> Figure:
-    """p95 latency of step-keyed dynamic batching at its best timeout, by ours, or by another `arm`."""
+    """p95 latency of step-keyed dynamic batching at its best timeout, divided by that of `strategy`."""
     return _gain(p95_latency, strategy, work, load, seeds, num_requests)
 
 
@@ -63,7 +63,7 @@ def slowdown_gain(
     num_requests: int = NUM_REQUESTS,
     strategy: Strategy = ours,
 ) -> Figure:
-    """p95 slowdown of step-keyed dynamic batching at its best timeout, by ours, or by another `arm`."""
+    """p95 slowdown of step-keyed dynamic batching at its best timeout, divided by that of `strategy`."""
     return _gain(p95_slowdown, strategy, work, load, seeds, num_requests)
 
 
@@ -85,14 +85,14 @@ def _gain(
 def goodput_share(
     work: Work, seeds: Sequence[int] = SEEDS, num_requests: int = NUM_GOODPUT_REQUESTS
 ) -> Figure:
-    """The load, as a share of the capacity, up to which ours, told the deadlines, serves 90 % in time."""
+    """The load, as a share of the capacity, at which ours, with deadlines, still serves 90 % in time."""
     return _figure(goodput(work, with_deadlines(ours), seed, num_requests) for seed in seeds)
 
 
 def goodput_gain(
     work: Work, seeds: Sequence[int] = SEEDS, num_requests: int = NUM_GOODPUT_REQUESTS
 ) -> Figure:
-    """Our goodput by that of step-keyed dynamic batching at its best timeout, both told the deadlines."""
+    """Our goodput divided by that of step-keyed dynamic batching at its best timeout, both with deadlines."""
     return _figure(
         goodput(work, with_deadlines(ours), seed, num_requests)
         / max(goodput(work, with_deadlines(strategy), seed, num_requests) for strategy in keyed_strategies())
@@ -103,7 +103,7 @@ def goodput_gain(
 def fairness(
     work: Work, load: float = 0.85, seeds: Sequence[int] = SEEDS, num_requests: int = NUM_REQUESTS
 ) -> Figure:
-    """p99 slowdown of the longest class, ours by first come, first served with continuous batching."""
+    """p99 slowdown of the longest class, ours divided by continuous batching first come, first served."""
     longest = max(work.step_counts)
     return _figure(
         p99_slowdown(served(work, ours, load, seed, num_requests), longest)
@@ -113,7 +113,7 @@ def fairness(
 
 
 def batching_gain(work: Work) -> float:
-    """The device's capacity by that of one request at a time, on the bare model."""
+    """The device's capacity divided by that of one request at a time on the bare model."""
     seconds = sum(
         share * scale_share * work.bare_seconds(num_steps, 2 if scale > 1 else 1, side) * side_share
         for num_steps, share in work.step_counts.items()
@@ -127,10 +127,10 @@ class Measure(Protocol):
     """One of the figures."""
 
     def __call__(self, work: Work, *, seeds: Sequence[int] = SEEDS, num_requests: int = ...) -> Figure:
-        """Its median and spread over `seeds`, of traces of so many requests."""
+        """Its median and spread over `seeds`, on traces of `num_requests` requests."""
 
 
-FIGURES: dict[str, Measure] = {  # those of another arm are what stands beside ours
+FIGURES: dict[str, Measure] = {  # those of another strategy are for comparison
     "p95_gain": p95_gain,
     "fifo_p95_gain": partial(p95_gain, strategy=continuous_fifo),
     "slowdown_gain": slowdown_gain,
@@ -142,23 +142,23 @@ FIGURES: dict[str, Measure] = {  # those of another arm are what stands beside o
 
 
 def keyed_strategies() -> list[Strategy]:
-    """Step-keyed dynamic batching at every timeout that is tried."""
+    """Step-keyed dynamic batching at each of `TIMEOUTS_SECONDS`."""
     return [keyed_dynamic(seconds) for seconds in TIMEOUTS_SECONDS]
 
 
 def served(
     work: Work, strategy: Strategy, load: float, seed: int, num_requests: int = NUM_REQUESTS
 ) -> list[Arrival]:
-    """The trace of `seed` at `load`, served by `arm`, without its warm-up."""
+    """The trace of `seed` at `load`, served by `strategy`, without its warm-up."""
     trace = arrivals(work, load, num_requests, seed)
     strategy(work, trace)
     return trace[int(WARM_UP_SHARE * num_requests) :]
 
 
 def goodput(work: Work, strategy: Strategy, seed: int, num_requests: int = NUM_GOODPUT_REQUESTS) -> float:
-    """The highest load, as a share of the capacity, at which `arm` serves 90 % in time.
+    """The highest load, as a share of the capacity, at which `strategy` serves 90 % in time.
 
-    By bisection: attainment falls as load rises, but for the noise of a trace.
+    Found by bisection: attainment falls as load rises, except for the noise of a trace.
     """
     low, high = 0.0, 1.0
     for _ in range(GOODPUT_ROUNDS):
@@ -171,22 +171,22 @@ def goodput(work: Work, strategy: Strategy, seed: int, num_requests: int = NUM_G
 
 
 def in_time_share(trace: Sequence[Arrival]) -> float:
-    """The share that was served within 3 times its solo time."""
+    """The share of requests that were served within 3 times their solo time."""
     return sum(arrival.slowdown <= IN_TIME_SLOWDOWN for arrival in trace) / len(trace)
 
 
 def p95_latency(trace: Sequence[Arrival]) -> float:
-    """Seconds."""
+    """The 95th percentile of latency, in seconds."""
     return quantile([arrival.latency_seconds for arrival in trace], 0.95)
 
 
 def p95_slowdown(trace: Sequence[Arrival]) -> float:
-    """Latency by solo time."""
+    """The 95th percentile of latency divided by solo time."""
     return quantile([arrival.slowdown for arrival in trace], 0.95)
 
 
 def p99_slowdown(trace: Sequence[Arrival], num_steps: int) -> float:
-    """Latency by solo time, of the class of `num_steps` steps."""
+    """The 99th percentile of latency divided by solo time, of requests of `num_steps` steps."""
     return quantile([arrival.slowdown for arrival in trace if arrival.num_steps == num_steps], 0.99)
 
 
@@ -202,7 +202,7 @@ def _figure(values: Iterable[float]) -> Figure:
 
 
 def main() -> None:
-    """Print what every arm does at every load, then the figures."""
+    """Print the results of every strategy at every load, then the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -216,7 +216,9 @@ def main() -> None:
         points = dict(point.split(":") for point in arguments.table.split(","))
         table = StepTable({int(rows): float(seconds) for rows, seconds in points.items()})
         work = Work(tables={16: table}, max_rows=arguments.max_rows)
-    print(f"seed {seed}, capacity {work.capacity():.2f} images/s, {NUM_REQUESTS} requests an arm and load")
+    print(
+        f"seed {seed}, capacity {work.capacity():.2f} images/s, {NUM_REQUESTS} requests a strategy and load"
+    )
     for is_padded, unit in ((True, "on our engine, padded"), (False, "on the bare model")):
         print(f"alone is {unit}")
         work = replace(work, is_solo_padded=is_padded)
@@ -240,7 +242,7 @@ def _print_loads(work: Work, seed: int) -> None:
     strategies |= {f"keyed, {seconds} s": keyed_dynamic(seconds) for seconds in TIMEOUTS_SECONDS}
     strategies |= {f"padded, {seconds} s": padded_dynamic(seconds) for seconds in TIMEOUTS_SECONDS}
     longest = max(work.step_counts)
-    print(f"{'load':>5} {'arm':16} {'p95 s':>8} {'p95 slow':>9} {'in time':>8} {'p99 longest':>12}")
+    print(f"{'load':>5} {'strategy':16} {'p95 s':>8} {'p95 slow':>9} {'in time':>8} {'p99 longest':>12}")
     for load in LOADS:
         for name, strategy in strategies.items():
             trace = served(work, strategy, load, seed)

@@ -1,6 +1,6 @@
-"""Clients that keep an HTTP server waiting: many connections of one kind, opened again whenever one is cut.
+"""Clients that keep an HTTP server waiting: many connections of one kind, reopened when closed.
 
-They run in a process of their own, so that they take nothing from the process that measures.
+They run in a process of their own, so that they take no time from the process that measures.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ RETRY_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Target:
-    """The server, what its slow readers ask for, and where bodies are sent; no path needs a key."""
+    """The server, the path for slow readers, and the path for bodies; no path needs a key."""
 
     port: int
     large_path: str
@@ -46,7 +46,7 @@ class _Line:
         return found
 
     async def hold(self) -> None:
-        """Until the server ends the connection."""
+        """Wait until the server closes the connection."""
         while True:
             await self.read(65_536)
 
@@ -108,7 +108,7 @@ KINDS: dict[str, Callable[[_Line], Coroutine[Any, Any, None]]] = {
 
 
 async def seconds_until_cut(target: Target, max_seconds: float) -> dict[str, float | None]:
-    """How long one client of each kind, all at once, is borne; nothing for one that still is at the end."""
+    """Return after how long the server disconnects a client of each kind; None if it never does."""
 
     async def wait(kind: str) -> float | None:
         began = time.monotonic()
@@ -130,7 +130,7 @@ async def seconds_until_cut(target: Target, max_seconds: float) -> dict[str, flo
 
 @contextmanager
 def slow_clients(kind: str, target: Target, num_clients: int) -> Iterator[None]:
-    """`num_clients` of a kind while the body runs, which begins when each has been opened once."""
+    """Run `num_clients` of a kind while the body runs, which starts when each has connected once."""
     context = get_context("spawn")
     opened, stop = context.Event(), context.Event()
     process = context.Process(target=_run, args=(kind, target, num_clients, opened, stop), daemon=True)

@@ -1,10 +1,10 @@
-"""How long a worker takes to its first claim: a first start, which tests its device, then starts after kills.
+"""Measures the time from a worker's start to its first claim: a first start with self-test, then after kills.
 
     python -m bench.starts [--restarts 5] [--device cpu:0]
 
-Owns the starts, over data services of its own. Every start finds a job of its own waiting and is killed once
-it has claimed that. A claim is timed by the database's clock, from just before the process began; what a
-start consists of is told by the worker's own line `worker_ready`. On a shared machine look at CPU seconds.
+It runs data services of its own. Every start finds a waiting job and is killed once it has claimed it. The
+database's clock times the claim, from just before the process starts; the worker's log line `worker_ready`
+lists the parts of a start. On a shared machine look at CPU seconds.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Start:
     """One start of a worker, in seconds."""
 
     claim_seconds: float  # from before its process began to its first claim
-    ready: dict[str, Any]  # its line `worker_ready`
+    ready: dict[str, Any]  # from its log line `worker_ready`
 
     def __str__(self) -> str:
         parts = " ".join(f"{name} {seconds:.1f}" for name, seconds in self.ready["start_seconds"].items())
@@ -62,7 +62,7 @@ def summary(starts: Sequence[Start]) -> str:
 
 
 class Bench:
-    """Services, an account, and a folder for what workers keep between two starts."""
+    """Services, an account, and a folder for what workers keep between starts."""
 
     def __init__(self, services: Embedded, folder: Path, device: str) -> None:
         self._folder, self._device = folder, device
@@ -117,7 +117,7 @@ class Bench:
         job, _ = submissions.create(self._db, new, redispatch_seconds=15)
         dispatch = dispatches.of_new_job(self._db, job.id)
         if dispatch is None or not self._dispatcher.dispatch([dispatch]):
-            raise RuntimeError("the broker took no bell")
+            raise RuntimeError("the broker accepted no message")
         return job.id, job.created_at
 
 

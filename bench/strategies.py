@@ -1,9 +1,9 @@
-"""Ways to serve the same arrivals with the same pipeline and exchange: what differs is the batching.
+"""Strategies of batching on the real model: the same arrivals, pipeline and exchange, batched differently.
 
-`Continuous` is the engine itself. `Dynamic` fills a batch of a key, runs it to its end and begins the next:
-by step count, padded to the longest, or one request at a time. It promises no exact bytes, so its batches
-run at just the rows that they have, where the engine pads to a bucket. Each takes arrivals on a `WorkClock`,
-yields after every step, and says when every request ended.
+`Continuous` is the engine itself. `Dynamic` fills a batch, runs it to its end and begins the next: by step
+count, padded to the longest, or one request at a time. It guarantees no exact bytes, so its batches run at
+exactly the rows that they have, where the engine pads to a bucket. Each strategy takes arrivals on a
+`WorkClock`, yields after every step, and reports when every request ended.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from engine.request import GenerationRequest
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of one arrival: when it ended, from its due time, or nothing when it was dropped."""
+    """The end of one arrival: the seconds since it was due, or None if it was dropped."""
 
     arrival: DueRequest
     latency_seconds: float | None
@@ -40,9 +40,9 @@ Serve = Callable[[Sequence[DueRequest], WorkClock], Iterator[Sequence[Ended]]]
 
 @dataclass(frozen=True)
 class Continuous:
-    """The engine, turned by hand: arrivals join between its ticks.
+    """The engine, ticked by the benchmark: arrivals join between its ticks.
 
-    `step_seconds` is the profile that a worker would have given it; `kind` is which engine.
+    `step_seconds` is the profile that a worker would give it; `kind` is the class of the engine.
     """
 
     loaded: LoadedModels
@@ -50,7 +50,7 @@ class Continuous:
     kind: type[Engine] = Engine
 
     def engine(self, clock: Callable[[], float]) -> Engine:
-        """A new one."""
+        """A new engine."""
         return self.kind(
             self.loaded.models,
             self.loaded.row_limits,
@@ -60,7 +60,7 @@ class Continuous:
         )
 
     def __call__(self, arrivals: Sequence[DueRequest], clock: WorkClock) -> Iterator[Sequence[Ended]]:
-        """Serve them all, a tick at a time; what is past its deadline is dropped."""
+        """Serve all arrivals, a tick at a time; late ones are dropped."""
         engine = self.engine(clock)
         begun_at = clock()
         ended: list[Ended] = []
@@ -88,11 +88,11 @@ class Continuous:
                 yield tuple(ended)
                 ended.clear()
         finally:
-            engine.stop()  # whoever has seen enough leaves calls in flight
+            engine.stop()  # a caller that stops early leaves calls in flight
 
 
 def _since_due(arrival: DueRequest, now: float) -> GenerationRequest:
-    """The request as it is handed over `now`: its deadline counts from its due time."""
+    """The request as it is submitted `now`: its deadline counts from its due time."""
     left = arrival.request.seconds_left
     if left is None:
         return arrival.request
@@ -100,11 +100,11 @@ def _since_due(arrival: DueRequest, now: float) -> GenerationRequest:
 
 
 class Dynamic:
-    """Batches that are closed when full, or when their oldest has waited `timeout_seconds`.
+    """Batches that begin when full, or when their oldest member has waited `timeout_seconds`.
 
-    `by_steps` keys the queue by step count; else a batch runs as long as its longest member, and the rows of
-    those that have ended are computed for nothing. `max_rows` 1 is one request at a time. A batch of
-    diffusers' own has one guidance scale; here, as in the engine, each member has a call of its own.
+    `by_steps` keys the queue by step count; without it a batch runs as long as its longest member, and rows
+    that have ended are computed in vain. `max_rows` 1 is one request at a time. A batch of diffusers itself
+    has one guidance scale; here, as in the engine, each member has a call of its own.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Dynamic:
         self._by_steps = by_steps
 
     def __call__(self, arrivals: Sequence[DueRequest], clock: WorkClock) -> Iterator[Sequence[Ended]]:
-        """Serve them all; batches of the longest wait first."""
+        """Serve all arrivals; the batch that has waited longest first."""
         begun_at = clock()
         queues: dict[int, deque[DueRequest]] = {}
         upcoming = deque(arrivals)
@@ -139,11 +139,11 @@ class Dynamic:
                     yield (Ended(batch[index], clock() - begun_at - batch[index].seconds),)
 
     def key(self, request: GenerationRequest) -> int:
-        """The queue of a request."""
+        """The key of the queue that the request waits in."""
         return request.num_inference_steps if self._by_steps else 0
 
     def take(self, queue: deque[DueRequest]) -> list[DueRequest]:
-        """As many from the head of the queue as fit."""
+        """Take as many requests from the head of the queue as fit."""
         batch, num_rows = [queue.popleft()], 0
         num_rows = rows_of(batch[0].request)
         while queue and num_rows + rows_of(queue[0].request) <= self._max_rows:
@@ -153,7 +153,7 @@ class Dynamic:
 
     @torch.inference_mode()
     def run(self, requests: Sequence[GenerationRequest]) -> Iterator[int | None]:
-        """Draw a batch from its texts to its pixels: `None` after a step, the place of an image with it."""
+        """Draw a batch from texts to pixels; yields None after each step, and the index of each image."""
         model = self._models[requests[0].model]
         calls: list[PipelineCall] = []
         try:
@@ -163,7 +163,7 @@ class Dynamic:
                 _raise_failure(calls[-1:])
             num_rows = sum(rows_of(request) for request in requests)
             while running := [call for call in calls if _waits_for_step(call)]:
-                # The rows of those that have ended are padding, which costs as much as any row.
+                # Rows that have ended are padding, which costs as much as any row.
                 if model.exchange.run(running, num_rows):
                     raise NumericError
                 _raise_failure(running)
@@ -198,7 +198,7 @@ def _raise_failure(calls: Sequence[PipelineCall]) -> None:
 
 
 def _without_late(queue: deque[DueRequest], now: float) -> list[DueRequest]:
-    """Take out of `queue`, and return, whatever is past its deadline."""
+    """Remove from `queue` the requests that are past their deadline, and return them."""
     due = [(one, one.request.seconds_left) for one in queue]
     late = [one for one, left in due if left is not None and now >= one.seconds + left]
     for one in late:
@@ -207,5 +207,5 @@ def _without_late(queue: deque[DueRequest], now: float) -> list[DueRequest]:
 
 
 def rows_of(request: GenerationRequest) -> int:
-    """Rows of one of its steps."""
+    """Rows of each step of the request."""
     return 2 if request.guidance_scale > 1 else 1

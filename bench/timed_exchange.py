@@ -1,6 +1,6 @@
-"""An exchange that notes where its seconds go: forward passes, the pipelines' own code, the exchange itself.
+"""An exchange that measures its seconds in forward passes, in the pipelines' own code, and in itself.
 
-Owns these three sums. It does not know what calls there are, nor what a tick of the engine does besides.
+It owns these three sums. It does not know the calls, nor the rest of an engine's tick.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of an exchange: those of modules, those of pipelines between two of them, and all it took."""
+    """The seconds of an exchange: in modules, in the pipelines between two modules, and in total."""
 
     forward: float = 0.0
     pipeline: float = 0.0
@@ -25,7 +25,7 @@ class Spent:
 
     @property
     def exchange(self) -> float:
-        """What parking, signatures, gathering, scattering and switching took."""
+        """The seconds of parking, signatures, gathering, scattering and switching."""
         return self.total - self.forward - self.pipeline
 
     def __add__(self, other: "Spent") -> "Spent":
@@ -39,12 +39,12 @@ class TimedExchange(Exchange):
     """The exchange of the same pipeline as `untimed`; `spent` is read between two of its passes."""
 
     def __init__(self, untimed: Exchange, clock: Clock) -> None:
-        vars(self).update(vars(untimed))  # what it has been set to, and what it keeps
+        vars(self).update(vars(untimed))  # its settings and its caches
         self.spent = Spent()
         self._clock = clock
 
     def begin(self, *args: Any, **kwargs: Any) -> PipelineCall:
-        """As `Exchange.begin`: the pipeline's own code, up to its first forward pass."""
+        """Like `Exchange.begin`: runs the pipeline's own code up to its first forward pass."""
         started_at = self._clock()
         call = super().begin(*args, **kwargs)
         seconds = self._clock() - started_at
@@ -52,14 +52,14 @@ class TimedExchange(Exchange):
         return call
 
     def run(self, *args: Any, **kwargs: Any) -> list[PipelineCall]:
-        """As `Exchange.run`."""
+        """Like `Exchange.run`."""
         started_at = self._clock()
         not_finite = super().run(*args, **kwargs)
         self.spent += Spent(total=self._clock() - started_at)
         return not_finite
 
     def forward(self, name: str, arguments: dict[str, Any]) -> Any:
-        """As `Exchange.forward`."""
+        """Like `Exchange.forward`."""
         started_at = self._clock()
         output = super().forward(name, arguments)
         self.spent += Spent(forward=self._clock() - started_at)

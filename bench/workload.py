@@ -1,4 +1,4 @@
-"""The fixed work of the engine's benchmark: which requests come, and when. It runs nothing."""
+"""The fixed work of the engine's benchmark: its requests and their arrival times. It runs nothing."""
 
 import itertools
 import random
@@ -15,7 +15,7 @@ MODEL = "tiny"
 
 @dataclass(frozen=True)
 class DueRequest:
-    """A request and when it is due to come, in seconds from the start."""
+    """A request and its arrival time, in seconds from the start."""
 
     request: GenerationRequest
     seconds: float
@@ -39,20 +39,20 @@ def mixed_requests(count: int, side: int, seed: int) -> list[GenerationRequest]:
 
 
 def num_row_steps(request: GenerationRequest) -> int:
-    """Rows of forward passes that a request needs in all."""
+    """Return the number of rows of forward passes that a request needs in total."""
     return request.num_inference_steps * (2 if request.guidance_scale > 1 else 1)
 
 
 def num_texts(request: GenerationRequest) -> int:
-    """Texts that its pipeline encodes: with guidance the negative prompt too, though it is empty."""
+    """Return the number of texts that its pipeline encodes; guidance adds the negative prompt."""
     return 2 if request.guidance_scale > 1 else 1
 
 
 def poisson(requests: list[GenerationRequest], rate: float, seed: int) -> list[DueRequest]:
-    """The requests, arriving at `rate` a second, in an open loop.
+    """Return the requests, arriving at `rate` a second in an open loop.
 
-    The gaps are stretched so that this is the rate of just these arrivals: of a hundred, chance alone would
-    make a rate that is a tenth off.
+    The gaps are scaled so that exactly these arrivals have this rate; a hundred random gaps would miss it by
+    a tenth.
     """
     rng = random.Random(seed)
     instants = list(itertools.accumulate(rng.expovariate(1.0) for _ in requests))

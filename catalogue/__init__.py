@@ -1,1 +1,1 @@
-"""The ground floor, which everybody may import: models, tiers and parameters. No torch, SQL or HTTP."""
+"""The terms that every package may import: models, tiers, parameters, states. No torch, SQL or HTTP."""

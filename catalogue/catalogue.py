@@ -1,37 +1,40 @@
-"""What this installation serves: `calotype.toml`, checked and frozen.
+"""The models, tiers, presets and worker plans of `calotype.toml`, validated and immutable.
 
-Owns models, tiers, presets and worker plans, the schedulers' names as the web must know them without torch,
-and which tier a size belongs to. It reads one file and knows no environment.
+Owns the rule that assigns a size to a tier. It reads one file and no environment variable.
 """
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from catalogue.parameters import ADAPTER_NAME, MAX_STEP_CACHE, PARAMETERS, Lora, ParameterType, Value
+from catalogue.parameters import (
+    ADAPTER_NAME,
+    PARAMETERS,
+    PRESET_PARAMETERS,
+    Lora,
+    Parameters,
+    ParameterType,
+    Value,
+)
 from catalogue.parts import Part, check_parts, check_revision
 from catalogue.pipeline_parameters import MAX_DECLARED, PipelineParameter, value_faults
 from catalogue.pipeline_tasks import PipelineTask
+from catalogue.schedulers import ALL_SCHEDULERS
+from catalogue.step_cache import MAX_STEP_CACHE
 
+M = TypeVar("M", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0)]
-ALL_SCHEDULERS = (
-    "default",
-    *("ddim", "ddpm", "euler", "euler_karras", "euler_ancestral", "heun", "heun_karras"),
-    *("dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_2s"),
-    *("unipc", "unipc_karras", "deis", "deis_karras", "pndm", "lcm", "tcd"),
-    *("flow_match_euler", "flow_match_heun", "flow_match_lcm", "edm_euler", "edm_dpmpp_2m"),
-)
 MAX_LCM_STEPS = 50
-"""Steps that a model's consistency distillation had, of which a request's are a choice."""
+"""The steps of a consistency distillation; the steps of a request are a selection of them."""
 _NAMED_TABLES = ("presets", "parameters", "embeddings", "loras")
 
 
 class SettingsError(Exception):
-    """The environment or `calotype.toml` cannot be used; the message says which entry and why."""
+    """The environment or `calotype.toml` is not valid; the message names the entry and the reason."""
 
 
 class _Frozen(BaseModel):
@@ -39,7 +42,7 @@ class _Frozen(BaseModel):
 
 
 class Tier(_Frozen):
-    """A resolution class of one model; its name names the Celery queues."""
+    """A resolution class of one model; its name is part of the names of its Celery queues."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
     model: str
@@ -49,22 +52,38 @@ class Tier(_Frozen):
     max_step_batch_rows: Positive = 8
 
 
+_PRESET_TYPES: Mapping[ParameterType, Any] = {
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "adapters": tuple[Lora, ...],
+    "object": dict[str, Value],
+}
+
+
+def _with_preset_parameters(model: type[M]) -> type[M]:
+    """Add a field for each parameter that a preset may set; what is left out is None."""
+    fields: dict[str, Any] = {}
+    for name in PRESET_PARAMETERS:
+        known = PARAMETERS[name]
+        kind: Any = Annotated[_PRESET_TYPES.get(known.type, str), Field(ge=known.min, le=known.max)]
+        fields[name] = (kind | None, None)
+    return create_model(model.__name__, __base__=model, __doc__=model.__doc__, __module__=__name__, **fields)
+
+
+@_with_preset_parameters
 class Preset(_Frozen):
-    """Parameters of a request under a name; what it leaves out is the model's default."""
+    """Named values of parameters; the model's defaults apply to the parameters that it leaves out."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
-    num_inference_steps: Positive | None = None
-    guidance_scale: Annotated[float, Field(ge=0)] | None = None
-    guidance_cutoff: Annotated[float, Field(ge=0, le=1)] | None = None
-    step_cache: Positive | None = None
-    scheduler: str | None = None
-    strength: Annotated[float, Field(ge=0, le=1)] | None = None
-    loras: tuple[Lora, ...] | None = None
-    pipeline_parameters: dict[str, Value] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The parameters that it sets, by name."""
+        return {name: value for name in PRESET_PARAMETERS if (value := getattr(self, name)) is not None}
 
 
 class SchedulerOverrides(_Frozen):
-    """Entries of the model's own scheduler that replace what its folder says; `None` leaves one as it is."""
+    """Entries that replace those of the scheduler in the model's folder; `None` replaces nothing."""
 
     spacing: Literal["leading", "trailing", "linspace"] | None = None
     shift: Annotated[float, Field(gt=0, le=100)] | None = None
@@ -80,7 +99,7 @@ class SchedulerOverrides(_Frozen):
 
 
 class _Addition(_Frozen):
-    """What is added to one model: where its one safetensors file is, and what it does."""
+    """A safetensors file that is added to one model: its place and its description."""
 
     name: Annotated[str, Field(pattern=ADAPTER_NAME)]
     path: str
@@ -95,22 +114,22 @@ class _Addition(_Frozen):
 
 
 class LoraFile(_Addition):
-    """An adapter, which requests ask for by its name."""
+    """A LoRA adapter, which requests name."""
 
 
 class EmbeddingFile(_Addition):
-    """A textual inversion: a word that prompts may have from then on, `<name>` by default."""
+    """A textual inversion: it adds a word to prompts, `<name>` unless `token` says otherwise."""
 
     token: Annotated[str, Field(pattern=r"^\S{2,64}$")] | None = None
 
     @property
     def word(self) -> str:
-        """What stands for it in a prompt."""
+        """The word that stands for it in a prompt."""
         return self.token or f"<{self.name}>"
 
 
 class Model(_Frozen):
-    """Diffusion weights and what the web must know of them without loading torch."""
+    """Diffusion weights, and the facts about them that the web needs without torch."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     path: str
@@ -145,7 +164,7 @@ class Model(_Frozen):
     presets: tuple[Preset, ...] = ()
     parameters: Annotated[tuple[PipelineParameter, ...], Field(max_length=MAX_DECLARED)] = ()
     embeddings: tuple[EmbeddingFile, ...] = ()
-    loras: tuple[LoraFile, ...] = ()
+    adapters: Annotated[tuple[LoraFile, ...], Field(alias="loras")] = ()
     max_lora_bytes: Positive = 2**30
     tiers: tuple[Tier, ...]
 
@@ -182,7 +201,7 @@ class Model(_Frozen):
         check_revision(self.revision)
         check_revision(self.controlnet_revision, "controlnet_revision")
         self._check_tasks()
-        if self.loras and (self.compile or self.cpu_offload == "sequential"):
+        if self.adapters and (self.compile or self.cpu_offload == "sequential"):
             raise ValueError("loras: a model with compile or cpu_offload 'sequential' takes none")
         own = Part(path=self.path, weight_name=self.weight_name)
         check_parts(own, self.config, self.vae, self.transformer)
@@ -190,7 +209,7 @@ class Model(_Frozen):
         if is_gguf and self.quantization != "none":
             raise ValueError("quantization: the weights of a GGUF file are quantized already")
         if self.cpu_offload == "sequential" and (self.compile or self.quantization != "none"):
-            raise ValueError("cpu_offload: 'sequential' goes with neither compile nor quantization")
+            raise ValueError("cpu_offload: 'sequential' cannot be combined with compile or quantization")
         if self.step_cache and self.cpu_offload != "none":
             raise ValueError("step_cache: a model with cpu_offload has none")
         for scheduler in self.schedulers:
@@ -215,48 +234,57 @@ class Model(_Frozen):
         if self.controlnet is not None and "control" not in self.tasks:
             raise ValueError("controlnet: it is for the task 'control', which tasks does not name")
         if self.controlnet is not None and self.cpu_offload != "none":
-            raise ValueError("controlnet: it goes with no cpu_offload")
+            raise ValueError("controlnet: it cannot be combined with cpu_offload")
         if self.controlnet is None and self.controlnet_revision is not None:
             raise ValueError("controlnet_revision: there is no controlnet that it could be of")
 
     def _check_preset(self, preset: Preset) -> None:
-        named = f"preset {preset.name!r}"
-        if preset.scheduler is not None and preset.scheduler not in self.schedulers:
-            raise ValueError(f"{named}: scheduler {preset.scheduler!r} is not one of the model's")
-        for field in ("num_inference_steps", "guidance_scale", "step_cache"):
-            value, limit = getattr(preset, field), getattr(self, f"max_{field}")
-            if value is not None and value > limit:
-                raise ValueError(f"{named}: {field} is above {limit:g}")
-        if fault := PARAMETERS["loras"].fault_of(preset.loras or ()):
-            raise ValueError(f"{named}: loras {fault}")
-        for lora in preset.loras or ():
-            if lora.name not in [known.name for known in self.loras]:
+        named, given = f"preset {preset.name!r}", preset.given()
+        if given.get("scheduler", self.schedulers[0]) not in self.schedulers:
+            raise ValueError(f"{named}: scheduler {given['scheduler']!r} is not one of the model's")
+        for name in ("num_inference_steps", "guidance_scale", "step_cache"):
+            limit = getattr(self, f"max_{name}")
+            if given.get(name, 0) > limit:
+                raise ValueError(f"{named}: {name} is above {limit:g}")
+        for name, value in given.items():
+            if fault := PARAMETERS[name].fault_of(value):
+                raise ValueError(f"{named}: {name} {fault}")
+        for lora in given.get("loras", ()):
+            if self.lora(lora.name) is None:
                 raise ValueError(f"{named}: {lora.name!r} is not one of the model's loras")
-        for name, fault in value_faults(self.parameters, preset.pipeline_parameters or {}, self.name):
+        for name, fault in value_faults(self.parameters, given.get("pipeline_parameters", {}), self.name):
             raise ValueError(f"{named}: pipeline_parameters.{name} {fault}")
 
     def lora(self, name: str) -> LoraFile | None:
-        """The adapter of that name, or nothing."""
-        return next((lora for lora in self.loras if lora.name == name), None)
+        """The adapter of that name, or None."""
+        return next((lora for lora in self.adapters if lora.name == name), None)
+
+    def adapter_faults(self, parameters: Parameters) -> Iterator[tuple[str, str]]:
+        """The place and the fault of each named adapter that the model does not have."""
+        known = [lora.name for lora in self.adapters]
+        there_is = f"there is: {', '.join(known)}" if known else "it has none"
+        for index, lora in enumerate(parameters.loras):
+            if lora.name not in known:
+                yield f"loras/{index}/name", f"is not one of this model's adapters; {there_is}"
 
     @property
     def parts(self) -> dict[str, Part]:
-        """What is read from elsewhere than the model's own path, by entry."""
+        """The parts that are not read from the model's own path, by entry."""
         parts = {"config": self.config, "vae": self.vae, "transformer": self.transformer}
         return {entry: part for entry, part in parts.items() if part is not None}
 
     @property
     def max_step_cache(self) -> int:
-        """The largest `step_cache` of a request: 1, which is none, where the model has no step cache.
+        """The largest `step_cache` that a request may have; 1 if the model has no step cache.
 
-        It has one where its entry says so, which its worker holds to be true. A model with `cpu_offload` has
-        none: only whole models are fetched, and a step cache runs parts.
+        The entry `step_cache` says whether it has one, and its worker checks that. A model with
+        `cpu_offload` has none: offloading moves whole models, and cached steps run parts.
         """
         return MAX_STEP_CACHE if self.step_cache else 1
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The parameters that this model chooses where a request leaves them out."""
+        """The values that this model gives to parameters that a request leaves out."""
         smallest = self.tiers[0]
         return {
             "width": smallest.default_width,
@@ -272,17 +300,17 @@ class Model(_Frozen):
         }
 
     def preset(self, name: str) -> Preset | None:
-        """The preset of that name, or nothing."""
+        """The preset of that name, or None."""
         return next((preset for preset in self.presets if preset.name == name), None)
 
     @property
     def max_pixels(self) -> int:
-        """What the largest tier of this model holds."""
+        """The most pixels of an image, which the largest tier allows."""
         return self.tiers[-1].max_pixels
 
 
 class WorkerPlan(_Frozen):
-    """One `[[workers]]` entry: which devices run which tiers, and how many jobs each holds."""
+    """One `[[workers]]` entry: the device, its tiers, and how many jobs it may have in flight."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu:\d+|cuda:\d+)$")] = "auto"
     tiers: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -291,7 +319,7 @@ class WorkerPlan(_Frozen):
 
 
 class Catalogue(_Frozen):
-    """`calotype.toml`, checked: the models, their tiers and the workers that serve them."""
+    """The contents of `calotype.toml`: models, their tiers, and the workers that serve them."""
 
     default_model: str
     models: tuple[Model, ...]
@@ -324,30 +352,30 @@ class Catalogue(_Frozen):
 
     @property
     def pipeline_types(self) -> dict[str, ParameterType]:
-        """The type of each parameter that some model declares, by its name."""
+        """The types of the parameters that models declare, by name."""
         return {parameter.name: parameter.type for model in self.models for parameter in model.parameters}
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
-        """Every tier of every model, in the order of the file, small before large."""
+        """All tiers, in the order of the models in the file, and from small to large."""
         return tuple(tier for model in self.models for tier in model.tiers)
 
     def model(self, name: str | None) -> Model | None:
-        """The model of that name, the default one for `None`, or nothing."""
+        """The model of that name, or None if there is none; for `None`, the default model."""
         return next((model for model in self.models if model.name == (name or self.default_model)), None)
 
     def tier(self, name: str) -> Tier | None:
-        """The tier of that name, or nothing."""
+        """The tier of that name, or None."""
         return next((tier for tier in self.tiers if tier.name == name), None)
 
 
 def tier_for(model: Model, width: int, height: int) -> Tier | None:
-    """The smallest tier of `model` that holds `width * height` pixels, or nothing."""
+    """The smallest tier of the model that allows `width * height` pixels, or None."""
     return next((tier for tier in model.tiers if width * height <= tier.max_pixels), None)
 
 
 def load_catalogue(path: Path) -> Catalogue:
-    """Read and check `calotype.toml`; raises `SettingsError` naming the entry that is wrong."""
+    """Read and validate `calotype.toml`. Raises `SettingsError`, which names the wrong entry."""
     document: dict[str, Any] = {}
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -361,7 +389,7 @@ def load_catalogue(path: Path) -> Catalogue:
 
 
 def _with_names(document: Mapping[str, Any], place: str) -> str:
-    """The place of an entry by the names of its tables: `models.tiny` and not `models.0`."""
+    """The place of an entry with the names of its tables, `models.tiny` instead of `models.0`."""
     entry, *parts = place.split(".")
     if entry != "models" or not parts:
         return place
@@ -373,7 +401,7 @@ def _with_names(document: Mapping[str, Any], place: str) -> str:
 
 
 def what_is_wrong(error: ValidationError, call: Callable[[str], str]) -> str:
-    """Each entry that is wrong and why, on one line; without what was given, which may be a secret."""
+    """Every wrong entry and the reason, on one line. Values are left out: they may be secrets."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     places = [_place(part["loc"]) for part in found]
     messages = [part["msg"].removeprefix("Value error, ") for part in found]
@@ -390,5 +418,5 @@ def _table(entry: str, name: str, table: object) -> dict[str, object]:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    """Where an entry stands, as it was written: without the names that pydantic gives to alternatives."""
+    """The place of an entry in the file, without the names that pydantic gives to alternatives."""
     return ".".join(str(part) for part in location if "[" not in str(part))

@@ -1,7 +1,7 @@
-"""What a request may say about its images, declared once: `Parameters`, and the limits of each parameter.
+"""The parameters of an image, declared once: `Parameters` and the type and limits of each.
 
-Everything that carries, checks, stores or shows a parameter reads its name, type and limits here. How a job
-is run (its model, tier, lane, deadline or webhook) is not a parameter; limits that depend on a model are in
+Everything that passes on, checks, stores or shows a parameter reads its declaration here. How a job is run
+(its model, tier, lane, deadline or webhook) is not a parameter; limits that depend on a model are in
 `catalogue.catalogue`.
 """
 
@@ -16,12 +16,10 @@ from pydantic import BaseModel, ConfigDict
 
 MAX_SEED = 2**63 - 1
 MAX_FLOAT = float_info.max
-MAX_STEP_CACHE = 8
-"""How many steps at most one full step serves."""
 MAX_NUM_IMAGES = 4
 MAX_PIXELS_A_SIDE = 2**31 - 1
 MAX_INPUT_IMAGES = 8
-"""Of `image`, which some edit models take several of."""
+"""How many files `image` may name; some edit models take several."""
 MAX_LORAS = 8
 MAX_LORA_SCALE = 4.0
 OUTPUT_FORMATS = ("png", "webp", "jpeg")
@@ -31,27 +29,27 @@ ADAPTER_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 Value = bool | int | float | str
 ParameterType = Literal[
-    "int", "float", "bool", "string", "choice", "text", "object", "file", "files", "loras"
+    "int", "float", "bool", "string", "choice", "text", "object", "file", "files", "adapters"
 ]
-"""A string is a name; a text is a prompt; an object holds the parameters of one model; a file is the id of
-one of the account's files; loras are adapters by name, each with its scale."""
+"""A string is a name, a text a prompt, a file the id of one of the account's files. An object holds the
+parameters of one model, and adapters are named with their scales."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter of the model, by its name in `calotype.toml`, and how strongly it is applied."""
+    """A LoRA adapter, by its name in `calotype.toml`, and the scale at which it is applied."""
 
     name: str
     scale: float = 1.0
 
     def __str__(self) -> str:
-        """As a cell of a CSV has it, to the last digit: `outline:0.8`."""
+        """The adapter as a CSV cell, with every digit of the scale: `outline:0.8`."""
         short = f"{self.scale:g}"
         return f"{self.name}:{short if float(short) == self.scale else repr(self.scale)}"
 
 
 class Parameter(BaseModel):
-    """The type of one parameter, its limits, its unit and what it is for."""
+    """The type, limits, unit and description of one parameter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +61,7 @@ class Parameter(BaseModel):
     unit: str = ""
 
     def fault_of(self, value: object) -> str | None:
-        """What is wrong with a value, naming the limit and not the value; nothing if it is right."""
+        """Why the value is not valid, or None. The text names the limit and never the value."""
         match self.type:
             case "int" if type(value) is not int:
                 return "is not a whole number"
@@ -83,7 +81,7 @@ class Parameter(BaseModel):
                 return "is not the id of a file"
             case "files":
                 return _fault_of_files(value)
-            case "loras":
+            case "adapters":
                 return _fault_of_loras(value)
             case "int" | "float":
                 return self._bound_broken_by(cast("float", value))
@@ -98,7 +96,7 @@ class Parameter(BaseModel):
 
 
 def is_file_id(value: object) -> bool:
-    """Whether this is written as the id of a file, whether or not there is one."""
+    """Whether this has the form of a file id; the file may not exist."""
     return isinstance(value, str) and re.fullmatch(FILE_ID, value) is not None
 
 
@@ -115,7 +113,7 @@ def _fault_of_loras(value: object) -> str | None:
         return f"has more than {MAX_LORAS} adapters"
     loras = [one if isinstance(one, Lora) else _lora(one) for one in value]
     if not all(loras):
-        return "has an entry that is no adapter's name with a scale"
+        return "has an entry that is not the name of an adapter with a scale"
     if any(lora and not -MAX_LORA_SCALE <= lora.scale <= MAX_LORA_SCALE for lora in loras):
         return f"has a scale outside {-MAX_LORA_SCALE:g} to {MAX_LORA_SCALE:g}"
     names = [lora.name for lora in loras if lora]
@@ -123,7 +121,7 @@ def _fault_of_loras(value: object) -> str | None:
 
 
 def _lora(value: object) -> Lora | None:
-    """An adapter as JSON has it."""
+    """The adapter that a JSON object describes, or None if it describes none."""
     if not isinstance(value, Mapping) or not {"name"} <= set(value) <= {"name", "scale"}:
         return None
     name, scale = value["name"], value.get("scale", 1.0)
@@ -136,20 +134,26 @@ def _is_sequence(value: object) -> TypeGuard[Sequence[object]]:
 
 
 class KnownParameter(Parameter):
-    """A parameter that every model has."""
+    """A parameter of every model."""
 
     examples: tuple[str, ...] = ()
     is_required: bool = False
     in_presets: bool = False
     """Whether a preset may set it."""
     changes_pixels: bool = True
-    """Whether an image depends on it, and not only its file or the number of images."""
+    """Whether the pixels depend on it; other parameters change the file or the number of images."""
+    in_estimates: bool = False
+    """Whether estimates of waiting times read it from the jobs of all accounts."""
+    is_mask: bool = False
+    """Whether the file that it names is read as a mask."""
+    option: str = ""
+    """The name of its command-line option, if that is shorter than its own name."""
     note_of_value: str = ""
-    """Describes the value of a job, where a job's value needs other words than a request's."""
+    """The description of the value in a job, if it differs from that in a request."""
 
 
 class PipelineValues(Mapping[str, Value]):
-    """Values of a model's own parameters by name; frozen, so that what carries them can be hashed."""
+    """The values of a model's own parameters by name; immutable and hashable."""
 
     def __init__(self, values: Mapping[str, Value] | Iterable[tuple[str, Value]] = ()) -> None:
         self._values = dict(sorted(dict(values).items()))
@@ -172,9 +176,9 @@ class PipelineValues(Mapping[str, Value]):
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Everything that a request says about its images, as it is drawn: no value is left to choose.
+    """All parameters of a job's images, with every default filled in.
 
-    A field without a default is the model's choice where a request leaves it out; a seed is drawn.
+    The model gives the default of a field that has none here, except the seed, which is random.
     """
 
     prompt: Annotated[
@@ -186,7 +190,9 @@ class Parameters:
             is_required=True,
         ),
     ]
-    negative_prompt: Annotated[str, KnownParameter(type="text", description="What to avoid.")] = ""
+    negative_prompt: Annotated[
+        str, KnownParameter(type="text", option="negative", description="What to avoid.")
+    ] = ""
     width: Annotated[
         int,
         KnownParameter(
@@ -194,6 +200,7 @@ class Parameters:
             min=1,
             max=MAX_PIXELS_A_SIDE,
             unit="pixels",
+            in_estimates=True,
             description="Pixels; the smallest tier's default if left out.",
         ),
     ]
@@ -204,6 +211,7 @@ class Parameters:
             min=1,
             max=MAX_PIXELS_A_SIDE,
             unit="pixels",
+            in_estimates=True,
             description="Pixels; the smallest tier's default if left out.",
         ),
     ]
@@ -213,6 +221,8 @@ class Parameters:
             type="int",
             min=1,
             in_presets=True,
+            option="steps",
+            in_estimates=True,
             description="Denoising steps. "
             "With `ddim`, a number that does not divide 1000 may leave a little noise.",
         ),
@@ -223,7 +233,9 @@ class Parameters:
             type="float",
             min=0,
             in_presets=True,
-            description="How closely to follow the prompt; 1 or less means without guidance.",
+            option="guidance",
+            in_estimates=True,
+            description="How closely to follow the prompt. 1 or less turns guidance off.",
         ),
     ]
     guidance_cutoff: Annotated[
@@ -233,7 +245,8 @@ class Parameters:
             min=0,
             max=1,
             in_presets=True,
-            description="Share of the steps, from the first on, that are guided; the rest cost half. "
+            in_estimates=True,
+            description="Fraction of the steps that are guided, from the first on; the others cost half. "
             "1 if left out.",
         ),
     ] = 1.0
@@ -243,8 +256,9 @@ class Parameters:
             type="int",
             min=1,
             in_presets=True,
-            description="Every how many steps the whole model runs, up to the model's `max_step_cache`; the "
-            "steps between reuse most of it. 1, which is off, if left out.",
+            in_estimates=True,
+            description="Interval between full steps, up to the model's `max_step_cache`; the cached steps "
+            "between them reuse most of the model's work. 1 if left out, which turns the cache off.",
         ),
     ] = 1
     scheduler: Annotated[
@@ -261,7 +275,7 @@ class Parameters:
             type="int",
             min=0,
             max=MAX_SEED,
-            description="The same seed gives the same image. Drawn below 2^32 if left out.",
+            description="The same seed gives the same image. Random, below 2^32, if left out.",
         ),
     ]
     num_images: Annotated[
@@ -271,7 +285,8 @@ class Parameters:
             min=1,
             max=MAX_NUM_IMAGES,
             changes_pixels=False,
-            description="Image i uses seed + i.",
+            in_estimates=True,
+            description="Number of images; image i uses seed + i.",
         ),
     ] = 1
     output_format: Annotated[
@@ -280,6 +295,7 @@ class Parameters:
             type="choice",
             choices=OUTPUT_FORMATS,
             changes_pixels=False,
+            option="format",
             description="A PNG is lossless, and so is a WebP without `output_quality`.",
             note_of_value="png, webp or jpeg",
         ),
@@ -291,27 +307,32 @@ class Parameters:
             min=1,
             max=100,
             changes_pixels=False,
-            description="Of a JPEG (90 if left out) or of a lossy WebP; a PNG has none.",
-            note_of_value="Null for the format's own.",
+            option="quality",
+            description="Quality of a JPEG (90 if left out) or of a lossy WebP; a PNG has none.",
+            note_of_value="Null for the format's default.",
         ),
     ] = None
     image: Annotated[
         tuple[str, ...],
         KnownParameter(
             type="files",
-            description="The image to begin with, or the images to edit: ids of files, see `POST /v1/files`.",
+            description="The image to start from, or the images to edit.",
         ),
     ] = ()
     mask_image: Annotated[
         str | None,
         KnownParameter(
             type="file",
-            description="Of `image`, what is drawn anew is white here, and what is kept is black.",
+            is_mask=True,
+            option="mask",
+            description="Mask of `image`: white areas are redrawn, black areas are kept.",
         ),
     ] = None
     control_image: Annotated[
         str | None,
-        KnownParameter(type="file", description="The image that the model's ControlNet follows."),
+        KnownParameter(
+            type="file", option="control", description="The image that the model's ControlNet follows."
+        ),
     ] = None
     strength: Annotated[
         float | None,
@@ -320,17 +341,17 @@ class Parameters:
             min=0,
             max=1,
             in_presets=True,
-            description="How far `image` is changed: 1 draws all of it anew. The pipeline's own if left out.",
-            note_of_value="Null for the pipeline's own.",
+            description="How much `image` is changed; 1 redraws all of it. The pipeline's own if left out.",
+            note_of_value="Null for the pipeline's default.",
         ),
     ] = None
     loras: Annotated[
         tuple[Lora, ...],
         KnownParameter(
-            type="loras",
+            type="adapters",
             in_presets=True,
-            description="Adapters of the model, each with the scale that it is applied with: "
-            "`GET /v1/models` lists them.",
+            option="lora",
+            description="Adapters to apply, each with its scale; `GET /v1/models` lists those of a model.",
         ),
     ] = ()
     strict: Annotated[
@@ -338,8 +359,8 @@ class Parameters:
         KnownParameter(
             type="bool",
             changes_pixels=False,
-            description="The bytes that it would have alone, whatever its worker promises; it may take "
-            "longer.",
+            in_estimates=True,
+            description="Gives the same bytes as a run alone, at every determinism level; may take longer.",
         ),
     ] = False
     pipeline_parameters: Annotated[
@@ -347,19 +368,19 @@ class Parameters:
         KnownParameter(
             type="object",
             in_presets=True,
-            description="Parameters that this model alone has, by name: `GET /v1/models` lists them under "
-            "`parameters`, with their types, limits and defaults.",
+            description="The model's own parameters by name; `GET /v1/models` lists them under `parameters`, "
+            "with their types, limits and defaults.",
         ),
     ] = PipelineValues()
 
     def __post_init__(self) -> None:
-        # Whatever JSON has made of them, they are frozen here; what is wrong with them stays to be seen.
+        # JSON gives lists and dictionaries: make them immutable, and leave wrong values for `fault_of`.
         object.__setattr__(self, "pipeline_parameters", PipelineValues(self.pipeline_parameters))
         object.__setattr__(self, "image", tuple(self.image))
         object.__setattr__(self, "loras", tuple(_lora(one) or one for one in self.loras))
 
     def values(self) -> dict[str, Any]:
-        """Every parameter by its name, as JSON can hold it."""
+        """Every parameter by name, as JSON types."""
         own = {name: getattr(self, name) for name in PARAMETERS}
         return own | {
             "pipeline_parameters": dict(self.pipeline_parameters),
@@ -369,7 +390,7 @@ class Parameters:
 
     @property
     def file_ids(self) -> tuple[str, ...]:
-        """The files that it is drawn from, each once."""
+        """The ids of the input images, without duplicates."""
         named = (entries_of(getattr(self, name)) for name in FILES)
         return tuple(dict.fromkeys(chain.from_iterable(named)))
 
@@ -379,14 +400,14 @@ class Parameters:
 
 
 def entries_of(value: Any) -> list[Any]:
-    """What one of `FILES` names: the entries of a list, the one value, or nothing of None."""
+    """The values of one of `FILES` as a list: several, one, or none for None."""
     if isinstance(value, list | tuple):
         return list(value)
     return [] if value is None else [value]
 
 
 def in_one_text(value: object) -> object:
-    """A list of files or of adapters as a CSV has it, `outline:0.8 ink:1`; anything else as it is."""
+    """A list of files or adapters as one CSV cell, `outline:0.8 ink:1`; other values as they are."""
     if not isinstance(value, list):
         return value
     return " ".join(str(Lora(**one)) if isinstance(one, dict) else one for one in value)
@@ -398,11 +419,11 @@ def _declared() -> dict[str, KnownParameter]:
 
 
 PARAMETERS: Mapping[str, KnownParameter] = _declared()
-"""What is declared of each field of `Parameters`, in their order."""
+"""The declaration of each field of `Parameters`, in order."""
 DEFAULTS: Mapping[str, Any] = {
     field.name: field.default for field in fields(Parameters) if field.default is not MISSING
 }
-"""The parameters that no model chooses, where a request leaves them out."""
+"""The defaults of parameters whose default does not depend on the model."""
 MAY_BE_NONE = frozenset(name for name, value in DEFAULTS.items() if value is None)
 PRESET_PARAMETERS = tuple(name for name, parameter in PARAMETERS.items() if parameter.in_presets)
 TEXTS = tuple(name for name, parameter in PARAMETERS.items() if parameter.type == "text")
@@ -410,4 +431,4 @@ TEXTS = tuple(name for name, parameter in PARAMETERS.items() if parameter.type =
 FILES = tuple(name for name, parameter in PARAMETERS.items() if parameter.type in ("file", "files"))
 """The input images."""
 PRIVATE = (*TEXTS, "pipeline_parameters")
-"""What may hold a person's words, which webhooks and those who send them never see."""
+"""Parameters that may contain text written by users: webhooks and webhook senders never see them."""

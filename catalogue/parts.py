@@ -1,7 +1,6 @@
-"""Where the files of a model come from beside its folder: `config`, `vae` and `transformer` of its entry.
+"""Parts of a model that are not read from its own folder: its entries `config`, `vae` and `transformer`.
 
-Owns how such a part is written in `calotype.toml`, and which files a model or a part can be. It opens
-none of them.
+Owns how a part is written in `calotype.toml`, and which kinds of files are accepted. It opens no file.
 """
 
 import re
@@ -10,11 +9,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 NO_WEIGHTS = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".zip")
-"""Suffixes of files that are not read, since reading could run what is in them."""
+"""Suffixes of files that are never read, because reading one can run code that it contains."""
 
 
 class Part(BaseModel):
-    """A folder or file here, or a hub id at a commit; written as a table, or as its path alone."""
+    """A local folder or file, or a hub id at a commit; written as a table, or as the path alone."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,18 +33,18 @@ class Part(BaseModel):
 
     @property
     def file(self) -> str | None:
-        """The name of the single file that it is, or nothing."""
+        """The name of the file, or None for a folder."""
         return self.weight_name or file_in(self.path)
 
     @property
     def place(self) -> str:
-        """As a message names it."""
+        """The path, file and revision, for messages."""
         name = f" ({self.weight_name})" if self.weight_name else ""
         return f"{self.path!r}{name}" + (f" at {self.revision}" if self.revision else "")
 
 
 def check_revision(revision: str | None, entry: str = "revision") -> None:
-    """Raise `ValueError` for the revision of a hub id that is no commit."""
+    """Raise `ValueError` if the revision of a hub id is not a commit."""
     if revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(
             f"{entry} {revision!r} can move: give the commit, 40 hexadecimal digits in lower case"
@@ -53,12 +52,12 @@ def check_revision(revision: str | None, entry: str = "revision") -> None:
 
 
 def file_in(path: str) -> str | None:
-    """The path, where it names a file of weights and no folder."""
+    """The path if it names a file of weights, or None if it names a folder."""
     return path if path.endswith((".safetensors", ".gguf", *NO_WEIGHTS)) else None
 
 
 def check_parts(own: Part, config: Part | None, vae: Part | None, transformer: Part | None) -> None:
-    """Raise `ValueError` for a file that is not read, and for a configuration too many or too few."""
+    """Raise `ValueError` for a file that is not accepted, and for a missing or superfluous `config`."""
     if own.file is not None and own.file.endswith(".gguf"):
         raise ValueError(f"{own.file!r} holds one component: `path` names the model, `transformer` this file")
     parts = (("path", own, (".safetensors",)), ("vae", vae, (".safetensors",)))
@@ -68,7 +67,7 @@ def check_parts(own: Part, config: Part | None, vae: Part | None, transformer: P
                 f"{entry}: weights are read as {' or '.join(suffixes)} only, and not {part.file!r}"
             )
     if config is not None and config.file is not None:
-        raise ValueError("config: a folder in diffusers' layout, or a hub id, and no file of it")
+        raise ValueError("config: it must be a folder in diffusers' layout or a hub id, not a file")
     if own.file is not None and config is None:
         raise ValueError("config: a single file needs the folder, or the hub id, of its configuration")
     if own.file is None and config is not None:

@@ -1,7 +1,7 @@
-"""Parameters of one model's pipeline, as `calotype.toml` declares them beside those that every model has.
+"""The parameters that `calotype.toml` declares for one model, in addition to those of every model.
 
-Owns the checks of a declaration and of the values that a request gives. Which arguments the pipeline's
-`__call__` really has is known to the worker alone, which holds the declarations to it.
+Owns the checks of declarations and of values in requests. Only the worker knows the arguments of the
+pipeline's `__call__`; it compares the declarations with them when it loads the model.
 """
 
 import re
@@ -13,22 +13,25 @@ from pydantic import ConfigDict, Field, StrictFloat, StrictInt, model_validator
 from catalogue.parameters import PARAMETERS, Parameter, Value
 
 MAX_DECLARED = 32
-"""Parameters that one model may declare."""
+"""How many parameters one model may declare."""
 MAX_STRING_CHARACTERS = 1000
-"""Of a string that is declared without a `max`."""
+"""The longest value of a string that is declared without a `max`."""
 MAX_CHOICES = 64
 NAME = r"^[a-z][a-z0-9_]{0,63}$"
 _REFUSED_CHARACTER = re.compile("[\0-\x08\x0b-\x1f\ud800-\udfff]")
 
+REPORT_FIELDS = (
+    *("line", "state", "job_id", "images", "error_code", "retryable", "error", "warnings", "retry_of"),
+    *("id", "batch_id", "batch_line", "progress", "attempt", "worker", "eta_seconds", "queue_position"),
+    *("waiting_reason", "created_at", "started_at", "finished_at", "timings", "links", "tier", "lane"),
+)
+"""The fields of a job's JSON (`web.api.resources.JobResource`) and of CSV reports that no request has."""
 RESERVED = frozenset(
     {
-        # What a request, a job or a report has under these names.
         *PARAMETERS,
-        *("model", "preset", "lane", "deadline_seconds", "webhook_url", "tier", "api_key", "token", "once"),
-        *("line", "state", "job_id", "images", "error_code", "retryable", "error", "warnings", "retry_of"),
-        *("id", "batch_id", "batch_line", "progress", "attempt", "worker", "eta_seconds", "queue_position"),
-        *("waiting_reason", "created_at", "started_at", "finished_at", "timings", "links"),
-        # What the engine gives to a pipeline itself.
+        *REPORT_FIELDS,
+        *("model", "preset", "deadline_seconds", "webhook_url", "api_key", "token", "once"),
+        # Arguments that the engine sets itself.
         *(
             "generator",
             "latents",
@@ -43,22 +46,22 @@ RESERVED = frozenset(
         *("callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
         *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
         *("prompt_embeds_mask", "negative_prompt_embeds_mask", "attention_kwargs", "joint_attention_kwargs"),
-        *("cross_attention_kwargs", "image", "mask_image", "control_image", "ip_adapter_image"),
+        *("cross_attention_kwargs", "ip_adapter_image"),
         *("ip_adapter_image_embeds", "sigmas", "use_resolution_binning", "self"),
     }
 )
-"""Names that no model may declare: they mean something else already."""
+"""Names that no model may declare, because they have another meaning."""
 
 
-_WHOLE = Parameter(type="int", min=-(2**53), max=2**53, description="")  # beyond, JSON loses digits
+_WHOLE = Parameter(type="int", min=-(2**53), max=2**53, description="")  # above this, JSON loses digits
 _NUMBER = Parameter(type="float", description="")
 _LENGTH = Parameter(type="int", min=0, max=100_000, description="")
 
 
 class PipelineParameter(Parameter):
-    """One `[models.NAME.parameters.PARAM]`: an argument of the pipeline's `__call__` that a request may set.
+    """One `[models.NAME.parameters.PARAM]`: an argument of the pipeline's `__call__` that requests may set.
 
-    Without a default, the pipeline's own is taken where a request gives none.
+    Without a `default` here, the default of the pipeline applies.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,7 +86,7 @@ class PipelineParameter(Parameter):
 
     @property
     def another(self) -> Value | None:
-        """A value that is not the default, for a worker to try; None where the declaration tells of none."""
+        """A valid value other than the default, for the self-test to try; None if none is known."""
         values: list[Value | None]
         if self.type == "bool":
             values = [not self.default]
@@ -95,7 +98,7 @@ class PipelineParameter(Parameter):
         return next((one for one in fitting if self.fault_of(one) is None), None)
 
     def fault_of(self, value: object) -> str | None:
-        """What is wrong with a value, naming the limit and not the value; nothing if it is right."""
+        """Why the value is not valid, or None. The text names the limit and never the value."""
         fault = super().fault_of(value)
         if fault is not None:
             return fault
@@ -108,9 +111,9 @@ class PipelineParameter(Parameter):
         if len(value) > most:
             return f"has more than {most} characters"
         if len(value) < (self.min or 0):
-            return f"has less than {self.min} characters"
+            return f"has fewer than {self.min} characters"
         if _REFUSED_CHARACTER.search(value):
-            return "holds a character that no text means: NUL, another control character, or a lone surrogate"
+            return "contains a character that is not text: NUL, another control character or a lone surrogate"
         return None
 
     def _wrong_bounds(self) -> str | None:
@@ -151,7 +154,7 @@ class PipelineParameter(Parameter):
 def value_faults(
     declared: Iterable[PipelineParameter], given: Mapping[str, object], model: str
 ) -> Iterator[tuple[str, str]]:
-    """The name and the fault of each value that the model's declarations do not allow."""
+    """The name and the fault of each value that the declarations do not allow."""
     by_name = {parameter.name: parameter for parameter in declared}
     for name, value in given.items():
         if name not in by_name:

@@ -1,7 +1,7 @@
-"""The pipeline tasks: from what images besides its text a request is drawn, and which one a request means.
+"""The pipeline tasks (text-to-image, inpainting and others), and the rule that gives a request its task.
 
-Owns the rule by which parameters name a task, and what is wrong with those that fit none that a model offers.
-The web and the engine share it; it knows no pipeline, and no file behind an id.
+Owns which parameters imply which task, and the faults of parameters that fit no task of the model. The web
+and the engine share it. It knows no pipeline, and no file behind an id.
 """
 
 import math
@@ -13,13 +13,14 @@ from catalogue.parameters import Parameters
 PipelineTask = Literal["text-to-image", "image-to-image", "inpainting", "edit", "control"]
 PIPELINE_TASKS: tuple[PipelineTask, ...] = get_args(PipelineTask)
 WITH_STRENGTH = ("image-to-image", "inpainting")
-"""Tasks that begin with an image under noise; `strength` says how much of it."""
+"""Tasks that start from an image with added noise; `strength` sets how much."""
 
 
 def task_of(parameters: Parameters, offered: Sequence[PipelineTask]) -> PipelineTask:
-    """The task that these parameters ask for, whether or not it is among those that a model offers.
+    """The task that these parameters ask for, which may be one that the model does not offer.
 
-    An `image` is edited where the model edits; where it does both, a `strength` asks for image-to-image.
+    With an `image` the task is `edit` if the model offers it; if the model also offers image-to-image, a
+    `strength` chooses image-to-image.
     """
     if parameters.control_image is not None:
         return "control"
@@ -35,7 +36,7 @@ def task_of(parameters: Parameters, offered: Sequence[PipelineTask]) -> Pipeline
 def task_faults(
     parameters: Parameters, offered: Sequence[PipelineTask], model: str
 ) -> Iterator[tuple[str, str]]:
-    """Each parameter that fits no task that the model offers, and why; nothing where they fit one."""
+    """The parameters that fit no task of the model, and why; none if a task fits."""
     task = task_of(parameters, offered)
     offers = f"model {model!r} offers {', '.join(offered)}"
     if task not in offered:
@@ -71,7 +72,7 @@ def _not_offered(task: PipelineTask, offered: Sequence[PipelineTask], offers: st
 
 
 def strength_fault(strength: float, num_inference_steps: int) -> str | None:
-    """What is wrong with a strength so small that no step is left, with the least that leaves one."""
+    """Why a strength leaves no step, with the least strength that leaves one; None if it leaves a step."""
     if num_steps_at(strength, num_inference_steps) >= 1:
         return None
     steps = "1 step" if num_inference_steps == 1 else f"{num_inference_steps} steps"
@@ -79,10 +80,10 @@ def strength_fault(strength: float, num_inference_steps: int) -> str | None:
 
 
 def least_strength(num_inference_steps: int) -> float:
-    """The least strength that leaves one of the steps, to four decimals."""
+    """The least strength that leaves a step, to four decimals."""
     return math.ceil(10_000 / num_inference_steps) / 10_000
 
 
 def num_steps_at(strength: float, num_inference_steps: int) -> int:
-    """How many of the steps are left at this strength, as diffusers' `get_timesteps` counts them."""
+    """How many steps run at this strength, counted as in diffusers' `get_timesteps`."""
     return min(int(num_inference_steps * strength), num_inference_steps)

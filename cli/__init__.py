@@ -1,1 +1,1 @@
-"""The `calotype` command: one file a noun, each a few lines over the package that does the work."""
+"""The `calotype` command: one file per noun, each a thin layer over the package that does the work."""

@@ -1,6 +1,6 @@
-"""The `calotype` command: what all of its verbs share, and the programs that a supervisor runs.
+"""The `calotype` command: its entry point, and the commands that a supervisor runs.
 
-A composition root; the other verbs are in `cli_*.py`, one file a noun, each a few lines over the package
+A composition root. The other commands are in the other modules of `cli`, one per noun, and call the package
 that does the work. Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 nothing answers there.
 """
 
@@ -26,6 +26,7 @@ from cli.keys import keys
 from cli.local import local
 from cli.models import models
 from cli.profile import profiling
+from cli.submit import submission
 from cli.terminal import EXIT_UNREACHABLE, EXIT_USAGE, end_quietly, fail, print_text, without_style
 from client.calotype import CalotypeError, UnreachableError
 from settings import ROOT, Settings, load_settings
@@ -34,6 +35,7 @@ MAX_PORT = 65535
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(local)
+app.add_typer(submission)
 app.add_typer(jobs)
 app.add_typer(keys, name="keys", help="API keys.")
 app.add_typer(database, name="database", help="The users of the database.")
@@ -44,14 +46,14 @@ app.add_typer(profiling)
 
 
 def main() -> None:
-    """Run the command line; every foreseen failure is one line on standard error."""
+    """Run the command line; an expected failure is one line on standard error."""
     from local.errors import LocalError, NothingThere, WrongUsage
     from storage.errors import Unavailable
 
-    gc.freeze()  # what is imported stays: no collection looks at it
+    gc.freeze()  # imported modules stay in memory, so the collector need not scan them
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets a ? and no traceback
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? instead of a traceback
     try:
         app(prog_name="calotype")
     except NothingThere as error:
@@ -59,17 +61,17 @@ def main() -> None:
     except WrongUsage as error:
         fail(str(error), code=EXIT_USAGE)
     except (UnreachableError, Unavailable) as error:
-        fail(f"nothing answers: {error}", code=EXIT_UNREACHABLE)
+        fail(f"no answer: {error}", code=EXIT_UNREACHABLE)
     except (SettingsError, LocalError, CalotypeError) as error:
         fail(str(error))
     except BrokenPipeError:
         end_quietly()
     except OSError as error:
         if not error.filename:
-            raise  # no file of the user's: the trace is worth more than a line
+            raise  # not about a file of the user, so the traceback says more than one line would
         fail(f"{error.filename}: {error.strerror}")
     finally:
-        gc.freeze()  # the process ends: nothing that is left needs to be collected
+        gc.freeze()  # the process ends, so nothing needs to be collected
 
 
 @app.callback()
@@ -89,7 +91,7 @@ def calotype(
             "--no-color",
             is_eager=True,
             callback=lambda wanted: wanted and without_style(),
-            help="No colour and no bold; NO_COLOR does the same.",
+            help="Print without colour and bold, as with NO_COLOR.",
         ),
     ] = False,
 ) -> None:
@@ -117,22 +119,24 @@ def api(
 
 @app.command()
 def worker(
-    device: Annotated[str, typer.Option(help="cpu:N, cuda:N, or none: webhooks.")],
+    device: Annotated[str, typer.Option(help="cpu:N, cuda:N, or none for webhooks.")],
     tiers: Annotated[
-        str | None, typer.Option(help="Comma-separated; default: those of calotype.toml.")
+        str | None, typer.Option(help="Comma-separated; default: the tiers in calotype.toml.")
     ] = None,
-    ready_file: Annotated[Path | None, typer.Option(help="Written once it takes jobs.")] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Written when the worker is ready for jobs.")
+    ] = None,
     self_test: Annotated[
-        bool, typer.Option("--self-test", help="Test the device again, whatever is kept of earlier tests.")
+        bool, typer.Option("--self-test", help="Test the device again and ignore kept results.")
     ] = False,
     metrics_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="Default: CALOTYPE_METRICS_PORT plus the number of the device; 0: none."
+            min=0, max=65535, help="Default: CALOTYPE_METRICS_PORT plus the device number; 0 for none."
         ),
     ] = None,
 ) -> None:
-    """Serve tiers on one device until SIGTERM, or without one deliver webhooks."""
+    """Serve tiers on one device until SIGTERM; without a device, deliver webhooks."""
     from local.devices import pin_this_process
     from logs import configure_logs
 
@@ -140,7 +144,7 @@ def worker(
     configure_logs(settings.log_level, settings.log_format)
     if device == "none":
         if tiers:
-            fail("--tiers: without a device no tier is served", code=EXIT_USAGE)
+            fail("--tiers: tiers need a device", code=EXIT_USAGE)
         with _import_without_collector():
             from tasks.webhooks.worker import run_webhook_worker
 
@@ -151,7 +155,7 @@ def worker(
         metrics_port = worker_metrics_port(settings.metrics_port, device)
     if "CALOTYPE_BOOT_ID" not in os.environ:
         pin_this_process(device)
-    # After the environment is settled: torch reads it when it is imported.
+    # Imported after the environment is set, because torch reads it on import.
     with _import_without_collector():
         from tasks.worker import WorkerOptions, run_worker
 
@@ -161,7 +165,7 @@ def worker(
 
 @contextmanager
 def _import_without_collector() -> Iterator[None]:
-    """Import many modules in three quarters of the time: they leave no garbage, and stay to the end."""
+    """Import many modules in three quarters of the time: they leave no garbage to collect."""
     gc.disable()
     try:
         yield
@@ -171,7 +175,7 @@ def _import_without_collector() -> Iterator[None]:
 
 
 def worker_options(settings: Settings, device: str, tiers: str | None) -> dict[str, Any]:
-    """Tiers and slots of a worker: what was said, else what `calotype.toml` plans for this device."""
+    """Tiers and slots of a worker: the given tiers, or those that `calotype.toml` plans for the device."""
     from local.errors import WrongUsage
 
     plans = settings.catalogue.workers
@@ -185,9 +189,9 @@ def worker_options(settings: Settings, device: str, tiers: str | None) -> dict[s
 
 
 def worker_metrics_port(first_port: int, device: str) -> int:
-    """Where this device's worker answers Prometheus: workers of one machine may share an environment.
+    """The metrics port of the worker of a device, so that the workers of a machine can share an environment.
 
-    `cpu:0` and `cuda:0` get the same port: a machine that runs both sets one for each.
+    `cpu:0` and `cuda:0` get the same port; on a machine with both, set a port for each.
     """
     from local.errors import WrongUsage
 
@@ -200,14 +204,14 @@ def worker_metrics_port(first_port: int, device: str) -> int:
 
 @app.command()
 def sweep(
-    alive_file: Annotated[Path | None, typer.Option(help="Touched after every turn.")] = None,
+    alive_file: Annotated[Path | None, typer.Option(help="Touched after each sweep.")] = None,
 ) -> None:
-    """Heal what messages and dead workers leave behind, until SIGTERM. Any number may run."""
+    """Redispatch lost jobs and release those of dead workers, until SIGTERM. Any number may run."""
     from cli.terminal import require_folder
     from logs import configure_logs
 
     with _import_without_collector():
-        from tasks.sweep import run_sweeper
+        from tasks.sweeper import run_sweeper
 
     settings = load_settings()
     if alive_file is not None:

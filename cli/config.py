@@ -1,4 +1,4 @@
-"""The `calotype config` commands and `openapi`: what this installation is set to, and what it describes."""
+"""The `calotype config` commands and `calotype openapi`."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ description = typer.Typer()
 
 @config.command("show")
 def show_config(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
-    """Show every setting and every entry of calotype.toml, secrets masked, with where each came from."""
+    """Show every setting and every entry of calotype.toml with its source; secrets are masked."""
     from local.effective_settings import effective_settings, shown_settings
 
     shown = list(shown_settings(*effective_settings(data_dir)))
@@ -46,11 +46,11 @@ def show_config(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -
 def check_config(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     role: Annotated[
-        Role | None, typer.Option(help="Whose environment this is: what it lacks, or has too much of, fails.")
+        Role | None, typer.Option(help="The role of this environment; missing and superfluous settings fail.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read everything, then try out Postgres, the broker and S3 as each role."""
+    """Check the settings, then connect to Postgres, the broker and S3 as each role."""
     from local.effective_settings import effective_settings, settings_by_role
 
     settings, _ = effective_settings(data_dir)
@@ -82,10 +82,10 @@ def check_config(
 @description.command()
 def openapi(
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write it here, not to standard output.")
+        Path | None, typer.Option("-o", "--output", help="Write it to this file instead of standard output.")
     ] = None,
 ) -> None:
-    """Print the API's OpenAPI document; nothing needs to run."""
+    """Print the OpenAPI document of the API. No server is needed."""
     if output is None:
         print_text(openapi_document())
     else:
@@ -94,8 +94,8 @@ def openapi(
 
 
 def openapi_document() -> str:
-    """The document as it is kept in `docs/reference/openapi.json`."""
-    # It opens no connection, but wants to know where it would.
+    """The text of `docs/reference/openapi.json`."""
+    # The app opens no connection, but its settings must be complete.
     nowhere: dict[str, Any] = {
         "database_url": "postgresql://nobody@127.0.0.1:1/nothing",
         "broker_url": "redis://127.0.0.1:1/0",
@@ -105,7 +105,7 @@ def openapi_document() -> str:
         "metrics_port": 0,
     }
     settings = load_settings(**nowhere)
-    from web.app import create_app  # which takes a second: what is wrong with the settings is said before
+    from web.app import create_app  # takes a second, so wrong settings are reported before
 
     app = create_app(settings)
     return json.dumps(app.spec_json, indent=2) + "\n"
@@ -115,7 +115,7 @@ def _asked(look: Callable[[], str]) -> dict[str, Any]:
     try:
         return {"ok": True, "detail": look()}
     except Exception as error:
-        # Whatever a client library raises means the same here.
+        # Any exception of a client library means that the check failed.
         return {"ok": False, "detail": str(error) or type(error).__name__}
 
 

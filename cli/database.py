@@ -1,4 +1,4 @@
-"""The `calotype database` commands: what the owner of the database does for the processes that use it."""
+"""The `calotype database` commands, which the owner of the database runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,13 +15,13 @@ _VARIABLE = "CALOTYPE_DATABASE_URL="
 database = typer.Typer(no_args_is_help=True)
 UrlFile = Annotated[
     Path | None,
-    typer.Option(help="A file with the URL by which it connects, or with CALOTYPE_DATABASE_URL=URL."),
+    typer.Option(help="A file with the URL of its connection, or with CALOTYPE_DATABASE_URL=URL."),
 ]
 
 
 @database.callback()
 def commands() -> None:
-    """Keep `roles` a command of its own, however few there are."""
+    """Make Typer keep `roles` as a subcommand, although it is the only one."""
 
 
 @database.command("roles")
@@ -32,7 +32,7 @@ def set_roles(
     sweeper: UrlFile = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Create or change the database users of these URLs, each with the rights of its role."""
+    """Create or change the database users of these URLs, with the rights of their roles."""
     from local.access import open_database
     from storage.errors import RolesNotSet
     from storage.roles import set_users
@@ -51,7 +51,7 @@ def set_roles(
 
 
 def _url_in(file: Path) -> str:
-    """The URL in a file that holds it alone, or in one that systemd reads as an environment."""
+    """The URL in a file that contains only it, or in an environment file of systemd."""
     text = file.read_text(encoding="utf-8")
     line = next((line for line in text.splitlines() if line.startswith(_VARIABLE)), text)
     return load_settings(database_url=line.removeprefix(_VARIABLE)).database_url.get_secret_value()

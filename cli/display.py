@@ -1,6 +1,6 @@
-"""How a job and a batch are shown on a terminal, in a pipe and as JSON.
+"""Shows jobs and batches on a terminal, in a pipe and as JSON.
 
-Owns the words beside an answer, too: why it waits, and what was warned of. It asks nobody for anything.
+Owns the notes on standard error too: waiting reasons and warnings. It sends no request.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from client.calotype import ApiError, Batch, Job
 
 
 def show_job(found: Job, as_json: bool) -> None:
-    """Every field of a job that says something, one a line."""
+    """Print every field of a job that has a value, one per line."""
     job = found.raw
     if as_json:
         print_json(job)
@@ -38,7 +38,7 @@ def show_job(found: Job, as_json: bool) -> None:
 
 
 def show_batch(batch: Batch, as_json: bool) -> None:
-    """A batch in one line: its state, and how many of its jobs are in which."""
+    """Print a batch on one line: its state, and the number of jobs in each state."""
     if as_json:
         print_json(batch.raw)
         return
@@ -47,20 +47,20 @@ def show_batch(batch: Batch, as_json: bool) -> None:
 
 
 def note_reasons(found: Job | Batch) -> None:
-    """Beside the answer: why a job or a batch waits, and what was done otherwise than asked."""
+    """Note why a job or batch waits, and its warnings."""
     note_waiting(found)
     _note_warnings(found)
 
 
 def note_waiting(found: Job | Batch) -> None:
-    """Beside the answer: why a job or a batch waits."""
+    """Note why a job or batch waits."""
     reasons = [found.waiting_reason] if isinstance(found, Job) else found.waiting_reasons
     for reason in filter(None, reasons):
         note(f"{found.id} waits: {printable(reason.detail)}")
 
 
 def note_reading(batch: Batch) -> None:
-    """Beside the answer: how the file of a batch was read, what became of old rows, and what is doubtful."""
+    """Note how the file of a batch was read, what its rows became, and warnings."""
     if batch.read_as:
         note(f"read as {printable(batch.read_as)}")
     if sum(batch.rows.values()) > batch.rows.get("new", 0):
@@ -75,19 +75,19 @@ def _note_warnings(found: Job | Batch) -> None:
 
 
 def mistakes(error: ApiError) -> list[str]:
-    """What is wrong with a CSV, a line for each cell, and how many mistakes are not listed."""
+    """The mistakes in a CSV, one line per cell, and the number of those not listed."""
     lines = [f"  {fault}" for fault in error.errors if fault.line is not None]
     num_more = error.num_errors - len(lines)
     return [*lines, f"  and {num_more} more"] if lines and num_more > 0 else lines
 
 
 def state_of(job: Job) -> str:
-    """The state, and how far a running job is."""
+    """The state of a job, with the progress of a running one."""
     return f"running {100 * job.progress:.0f} %" if job.state == "running" else job.state
 
 
 def said(value: Any) -> str:
-    """An error or a warning as `code: detail`, anything else as it is."""
+    """An error or a warning as `code: detail`; other values unchanged."""
     if not isinstance(value, dict):
         return str(value)
     return ": ".join(str(value[name]) for name in ("code", "detail") if value.get(name))

@@ -1,4 +1,4 @@
-"""The `calotype keys` commands. They speak to the database: a key opens the API, so no route makes one."""
+"""The `calotype keys` commands. They use the database, because no route of the API creates keys."""
 
 from datetime import datetime
 from pathlib import Path
@@ -16,12 +16,14 @@ keys = typer.Typer(no_args_is_help=True)
 
 @keys.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="What it is for.")] = "default",
-    account: Annotated[str, typer.Option(help="Its account, made if need be.")] = "default",
+    name: Annotated[str, typer.Argument(help="The purpose of the key.")] = "default",
+    account: Annotated[
+        str, typer.Option(help="Its account, which is created if it does not exist.")
+    ] = "default",
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Create a key and show it, once."""
+    """Create a key and show it. It is not shown again."""
     from local.access import open_database
     from storage import accounts
 
@@ -34,19 +36,19 @@ def create_key(
         print_json({**shown, "webhook_secret": secret})
     else:
         out.print(key.plaintext, markup=False)
-        note(f"its account's webhooks are signed with {secret}")
+        note(f"webhooks of its account are signed with {secret}")
 
 
 @keys.command("account")
 def show_account(
-    name: Annotated[str, typer.Argument(help="Which account.")] = "default",
+    name: Annotated[str, typer.Argument(help="The name of the account.")] = "default",
     embed_parameters: Annotated[
-        bool | None, typer.Option(help="Write into each PNG what it was drawn from, its prompt included.")
+        bool | None, typer.Option(help="Write the parameters of each image into its PNG, with the prompt.")
     ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Show what an account has chosen, or choose for it."""
+    """Show or change the settings of an account."""
     from local.access import open_database
     from storage import accounts
 
@@ -65,7 +67,7 @@ def show_account(
 
 @keys.command("list")
 def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
-    """List every key, never its secret."""
+    """List all keys, without their secrets."""
     from local.access import open_database
     from storage import accounts
 
@@ -88,7 +90,7 @@ def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> 
 
 @keys.command("revoke")
 def revoke_key(key_id: str, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
-    """End a key's life."""
+    """Revoke a key."""
     from local.access import open_database
     from storage import accounts
     from storage.errors import NotFound
@@ -108,11 +110,11 @@ def revoke_key(key_id: str, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJso
 @keys.command("rotate")
 def rotate_key(
     key_id: str,
-    keep_old: Annotated[bool, typer.Option("--keep-old", help="Do not revoke the old one yet.")] = False,
+    keep_old: Annotated[bool, typer.Option("--keep-old", help="Do not revoke the old key yet.")] = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Create a key for the same account and name, show it, once, and revoke the old one."""
+    """Replace a key: create one with the same account and name, show it, revoke the old one."""
     from local.access import open_database
     from storage import accounts
     from storage.errors import NotFound
@@ -128,12 +130,12 @@ def rotate_key(
         print_json({"id": key.id, "account_id": key.account_id, "api_key": key.plaintext, "old": old})
         return
     out.print(key.plaintext, markup=False)
-    then = f"lives on: `calotype keys revoke {key_id}` ends it" if keep_old else "is revoked"
+    then = f"is still active: `calotype keys revoke {key_id}` revokes it" if keep_old else "is revoked"
     note(f"{key_id} {then}")
 
 
 def _warn_of_own_key(db: "Database", data_dir: Path) -> None:
-    """The key in the data folder is what `submit` and the others use there; `up` makes a new one at need."""
+    """Note that the revoked key is the one in the data folder, which `submit` and other commands use."""
     from local.errors import LocalError
     from local.state import State
     from storage import accounts
@@ -144,8 +146,8 @@ def _warn_of_own_key(db: "Database", data_dir: Path) -> None:
         return
     if own and accounts.authenticate(db, own) is None:
         note(
-            f"that was the key that the commands use in {data_dir.absolute()}: until `calotype up` is "
-            "started again, which makes another one, give them --api-key"
+            f"this was the key that the commands use in {data_dir.absolute()}: give them --api-key until "
+            "`calotype up` is started again, which creates another one"
         )
 
 

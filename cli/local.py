@@ -1,4 +1,4 @@
-"""The commands about one machine: start, look, stop, and say what is wrong with it."""
+"""The commands for a server on this machine: start, inspect and stop it, and check the machine."""
 
 import shlex
 import signal
@@ -37,7 +37,7 @@ _FOLLOW_SECONDS = 0.2
 
 
 class Shell(StrEnum):
-    """What `env --shell` takes."""
+    """The values of `env --shell`."""
 
     SH = "sh"
     FISH = "fish"
@@ -57,11 +57,14 @@ ASSIGNMENTS: dict[Shell, Callable[[str, str], str]] = {
 def up(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="The API's port; else a free one, kept.")
+        int | None,
+        typer.Option(min=1, max=65535, help="The port of the API; by default a free one, which is kept."),
     ] = None,
-    ready_file: Annotated[Path | None, typer.Option(help="Gets one JSON object once all answers.")] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="A JSON object is written to it once everything answers.")
+    ] = None,
     detach: Annotated[
-        bool, typer.Option("-d", "--detach", help="Return once all answers; `down` stops it.")
+        bool, typer.Option("-d", "--detach", help="Return once everything answers; `down` stops it.")
     ] = False,
 ) -> None:
     """Run the whole system on this machine until Ctrl-C, or in the background with --detach."""
@@ -83,9 +86,9 @@ def up(
 @local.command()
 def down(
     data_dir: DataDir = DEFAULT_DATA_DIR,
-    now: Annotated[bool, typer.Option("--now", help="Kill what does not end at once.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Kill processes that do not end at once.")] = False,
 ) -> None:
-    """Stop what `up` runs in --data-dir, once its running jobs have come to their end."""
+    """Stop what `up` runs in --data-dir, after its running jobs have ended."""
     from local.detached import stop
 
     say("stopped" if stop(data_dir, say=note, at_once=now) else f"nothing runs in {data_dir.absolute()}")
@@ -109,12 +112,10 @@ def status(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> Non
 
 @local.command("env")
 def print_environment(
-    shell: Annotated[
-        Shell, typer.Option(help="Whose words to use; sh is also that of bash and zsh.")
-    ] = Shell.SH,
+    shell: Annotated[Shell, typer.Option(help="The syntax to use; sh is also for bash and zsh.")] = Shell.SH,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Print lines that set CALOTYPE_URL and CALOTYPE_API_KEY to what runs in --data-dir."""
+    """Print shell commands that set CALOTYPE_URL and CALOTYPE_API_KEY for --data-dir."""
     from local.status import ready_of
 
     ready = ready_of(data_dir)
@@ -124,12 +125,14 @@ def print_environment(
 
 @local.command()
 def logs(
-    service: Annotated[list[str] | None, typer.Argument(help="Only these; `status` names them.")] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
-    num_lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="The last N of each.")] = 20,
+    service: Annotated[
+        list[str] | None, typer.Argument(help="Only these services; `status` lists their names.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Continue until Ctrl-C.")] = False,
+    num_lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="The last N lines of each.")] = 20,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Print what the services of --data-dir have written, each line with its service if there are several."""
+    """Print the logs of the services of --data-dir, with the service of each line if there are several."""
     from local.log_lines import log_names, read_logs
 
     folder = data_dir.absolute() / "logs"
@@ -149,12 +152,12 @@ def logs(
                 out.print(f"{name:{width}} | ", style="cyan", end="", soft_wrap=True)
             out.print(printable(line), markup=False, soft_wrap=True)
     except KeyboardInterrupt:
-        return  # that is how one stops following
+        return  # Ctrl-C ends following
 
 
 @local.command()
 def doctor(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
-    """Look at this machine and say what would stop calotype here, and how to mend it."""
+    """Check this machine, and say what would keep calotype from running and how to fix it."""
     from local.doctor import examine
     from local.machine import look_at_machine
 
@@ -182,7 +185,7 @@ def demo(
         Path | None, typer.Option(help="Default: `demo` in CALOTYPE_DATA_DIR, beside what `up` keeps there.")
     ] = None,
 ) -> None:
-    """Start everything, draw a CSV of prompts over HTTP, check every image, stop everything."""
+    """Start everything, generate a CSV of prompts over HTTP, check every image, stop everything."""
     from local.up import running
     from tiny.demo import DemoFailed, run_demo
 
@@ -190,7 +193,7 @@ def demo(
     output = output or data_dir / "output"
     if not csv.is_file():
         fail(f"--csv: {csv} is not a file", EXIT_USAGE)
-    # So that a SIGTERM stops what was started, as Ctrl-C does.
+    # A SIGTERM must stop what was started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with running(data_dir, say=say) as ready:

@@ -1,6 +1,6 @@
-"""The `calotype models` command: entries of `calotype.toml` for models of diffusers.
+"""The `calotype models` command: prints entries of `calotype.toml` for diffusers models.
 
-Owns how an entry is written; what it says is read by `engine.loading.describe`.
+Owns the TOML of an entry; `engine.loading.description` reads the facts from the model.
 """
 
 import json
@@ -16,7 +16,7 @@ from catalogue.parts import file_in
 from cli.terminal import EXIT_USAGE, fail, print_text
 
 if TYPE_CHECKING:
-    from engine.loading.describe import Description
+    from engine.loading.description import Description
 
 CONTROLNET = 'For a ControlNet: add "control" to tasks, and set controlnet and its controlnet_revision.'
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -29,36 +29,36 @@ def describe_model(
     model: Annotated[
         str, typer.Argument(help="A folder in diffusers' layout, a hub id, or a single file with --config.")
     ],
-    revision: Annotated[str | None, typer.Option(help="Of a hub id: the commit, 40 digits.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The commit of a hub id, 40 digits.")] = None,
     config: Annotated[
-        str | None, typer.Option(help="Of a single file: the folder or hub id of its configuration.")
+        str | None, typer.Option(help="The folder or hub id of the configuration of a single file.")
     ] = None,
     config_revision: Annotated[
-        str | None, typer.Option(help="Of a hub id in --config: the commit, 40 digits.")
+        str | None, typer.Option(help="The commit of a hub id in --config, 40 digits.")
     ] = None,
     weight_name: Annotated[
-        str | None, typer.Option(help="The single file in a folder or hub id; with --config.")
+        str | None, typer.Option(help="The single file in a folder or hub id; needs --config.")
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch the configuration of a hub id; never weights.")
+        bool, typer.Option("--download", help="Download the configuration of a hub id, but no weights.")
     ] = False,
     name: Annotated[
-        str | None, typer.Option(help="Of the entry and its tier; default: the folder's name.")
+        str | None, typer.Option(help="The name of the entry and its tier; default: the name of the folder.")
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--whole", help="Print a whole calotype.toml, with one worker.")
+        bool, typer.Option("--whole", help="Print a complete calotype.toml with one worker.")
     ] = False,
 ) -> None:
-    """Print the entry of calotype.toml for a model, read from its configuration alone."""
+    """Print the entry of calotype.toml for a model. Only its configuration is read."""
     if (weight_name is None and file_in(model) is None) != (config is None):
-        fail("--config: a single file needs it, and a folder has its own", code=EXIT_USAGE)
+        fail("--config: it is required for a single file, and not allowed for a folder", code=EXIT_USAGE)
     called = name or _name_of(Path(weight_name or model).with_suffix("") if config else Path(model))
     if not NAME.fullmatch(called):
-        fail("--name: 1 to 32 characters of a-z, 0-9 and -, the first no -", code=EXIT_USAGE)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of what is not needed here
-    # It imports torch, which no other command waits for.
+        fail("--name: use 1 to 32 characters of a-z, 0-9 and -, not starting with -", code=EXIT_USAGE)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings do not matter here
+    # Imported here because it imports torch, which is slow.
     from engine.errors import LoadError
-    from engine.loading.describe import describe
+    from engine.loading.description import describe
     from engine.loading.hub import Hub, NotOnDisk
     from engine.pipelines.pipeline_model import LEFT_OUT
 
@@ -74,7 +74,7 @@ def describe_model(
         fail(f"{described}: {error}")
     more = [f"weight_name = {_text(weight_name)}"] if weight_name else []
     if config is not None:
-        more.append(f"config = {_part(config, config_revision)}  # and what the file does not hold")
+        more.append(f"config = {_part(config, config_revision)}  # supplies what the file lacks")
     if Path(model).exists():
         print_text(entry_of(description, called, str(Path(model).absolute()), more=more, is_whole=whole))
     else:
@@ -88,7 +88,7 @@ def _name_of(folder: Path) -> str:
 
 
 def _part(path: str, revision: str | None) -> str:
-    """A folder or a hub id as TOML."""
+    """A folder or hub id as TOML."""
     if Path(path).exists():
         return _text(str(Path(path).absolute()))
     return f"{{ path = {_text(path)}, revision = {_text(revision)} }}"
@@ -104,7 +104,7 @@ def entry_of(
     downloads: bool = False,
     is_whole: bool = False,
 ) -> str:
-    """The entry as TOML, `more` lines behind its path; with `is_whole`, a file for `load_catalogue`."""
+    """The entry as TOML, with the lines `more` after its path; `is_whole` gives a complete file."""
     table = f"models.{name}"
     lines = [f"default_model = {_text(name)}", ""] if is_whole else []
     lines += [
@@ -149,5 +149,5 @@ def _deprecation(found: "Description") -> str:
 
 
 def _text(value: object) -> str:
-    """A string, number or boolean as TOML writes it: as JSON does, but for DEL."""
+    """A string, number or boolean as TOML, which is JSON except for DEL."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,7 +1,7 @@
-"""The `calotype profile` command: measure what steps cost here, and say where batching pays.
+"""The `calotype profile` command: measures step times, and says for which tiers batching is worth it.
 
-A device is measured in a process of its own, pinned as its worker is, because torch reads its threads
-when it is imported.
+Each device is measured in its own process, with the CPU affinity of its worker, because torch reads the
+number of threads on import.
 """
 
 import json
@@ -38,15 +38,15 @@ profiling = typer.Typer()
 
 @profiling.command()
 def profile(
-    tier: Annotated[list[str] | None, typer.Option(help="Only this tier; may be given again.")] = None,
+    tier: Annotated[list[str] | None, typer.Option(help="Only this tier; may be repeated.")] = None,
     device: Annotated[
         str | None, typer.Option(help="Only cpu:N or cuda:N; default: one of each kind in calotype.toml.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For each tier on each device.")] = 10,
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds for each tier on each device.")] = 10,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Measure seconds per step against rows, for every tier and device, and keep it for the workers."""
+    """Measure the seconds of a step by its rows, for every tier and device, for the workers to use."""
     settings = load_settings(data_dir=data_dir)
     wanted = [_tier(settings, name) for name in tier or []]
     if device is not None:
@@ -68,14 +68,14 @@ def _tier(settings: Settings, name: str) -> Tier:
 
 
 def _tiers_of(settings: Settings, device: str) -> Sequence[Tier]:
-    """The tiers that `calotype.toml` plans for the device."""
+    """The tiers of the device in `calotype.toml`."""
     plans = settings.catalogue.workers
     plan = next((plan for plan in plans if plan.device == device), None) or plans[0]
     return [_tier(settings, name) for name in plan.tiers]
 
 
 def _measure_all(settings: Settings, wanted: Sequence[Tier], seconds: float) -> list[dict[str, Any]]:
-    """One device after another; processors of equally many threads are of a kind, and one stands for all."""
+    """One device of each kind, in turn; CPU devices with equal numbers of threads are one kind."""
     from local.plan import worker_posts
     from local.tree import PROGRAM, with_tree
 
@@ -111,16 +111,22 @@ def _measure_here(
     from local.devices import pin_this_process
 
     pin_this_process(device)
-    # After the environment is settled: torch reads it when it is imported.
+    # Imported after the environment is set, because torch reads it on import.
     from engine.errors import EngineError
+    from tasks.loading import load_configured
     from tasks.profiles import ProfileFolder
-    from tasks.worker import load_planned
 
     names = {tier.model for tier in tiers}
     models = [model for model in settings.catalogue.models if model.name in names]
     num_threads = int(os.environ["OMP_NUM_THREADS"])
     try:
-        loaded = load_planned(settings, models, device=device, num_threads=num_threads)
+        loaded = load_configured(
+            models,
+            config=settings.config,
+            device=device,
+            self_test_seconds=settings.self_test_seconds,
+            num_threads=num_threads,
+        )
         return measure_tiers(
             tiers,
             loaded,
@@ -143,7 +149,7 @@ def measure_tiers(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
-    """Measure these tiers of loaded models, keep what was found in `folder`, and tell it as JSON does."""
+    """Measure these tiers of loaded models, and save the profiles in `folder`; returns them as JSON types."""
     from tasks.profiles import measure_tier
 
     found = []
@@ -157,7 +163,7 @@ def measure_tiers(
 
 
 def show(found: Sequence[dict[str, Any]]) -> None:
-    """Print the tables, and a verdict for each tier."""
+    """Print the tables and a verdict for each tier."""
     print_table(
         ("tier", "device", "rows", "seconds/step", "rows/s", "gain", "peak memory", ""),
         [line for one in found for line in _lines(one)],
@@ -189,12 +195,12 @@ def _verdict(one: dict[str, Any]) -> str:
     place = f"{one['tier']} on {one['device']}"
     ends = f"encoding {one['encode_seconds']:.3g} s, decoding {one['decode_seconds']:.3g} s"
     if one["cached_share"] < 1:
-        ends += f", a shallow step {one['cached_share']:.2f} of a full one"
+        ends += f", a cached step {one['cached_share']:.2f} of a full one"
     ends += f"; {one['file']}"
     if not found["is_worth_batching"]:
-        said = f"batching does not pay: {gain:.2f} times the rows a second at best"
+        said = f"batching is not worth it: {gain:.2f} times the rows a second at best"
         return f"{place}: {said}, so step batches are kept to {found['max_rows']} rows; {ends}"
-    said = f"batching pays: {gain:.2f} times the rows a second of {least['num_rows']} rows"
+    said = f"batching is worth it: {gain:.2f} times the rows a second of {least['num_rows']} rows"
     kept = f"the knee is at {found['knee_rows']} rows, step batches are kept to {found['max_rows']}"
     return f"{place}: {said}; {kept}; {ends}"
 

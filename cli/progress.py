@@ -1,7 +1,6 @@
-"""How a command shows that something goes on: a bar on a terminal, lines of text in a pipe.
+"""Shows progress: a bar on a terminal, lines of text in a pipe.
 
-Writes to standard error alone, so that standard output holds the answer and nothing else. Knows nothing
-of jobs.
+It writes to standard error only, so that standard output contains nothing but the result. It knows no jobs.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,12 +12,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from cli.terminal import err
 
 Show = Callable[[float, str], None]
-"""Takes what is done, 0 to 1, and what goes on now, in a few words."""
+"""Takes the fraction that is done, 0 to 1, and a few words about the current state."""
 
 
 @contextmanager
 def progress(label: str, console: Console = err) -> Iterator[Show]:
-    """Show how far `label` is, each time that the function it yields is called."""
+    """Show the progress of `label` each time the yielded function is called."""
     if not console.is_terminal or console.is_dumb_terminal:
         yield _lines(label, console)
         return
@@ -29,7 +28,7 @@ def progress(label: str, console: Console = err) -> Iterator[Show]:
 
 
 def _lines(label: str, console: Console) -> Show:
-    """A line for each new word and each new tenth, so that a log of an hour stays short."""
+    """Print a line for each new state and each tenth, so that an hour-long log stays short."""
     last: tuple[int, str] | None = None
 
     def show(done: float, what: str) -> None:

@@ -1,7 +1,7 @@
-"""Prints the command that `make install` writes to `.venv/bin/calotype`: this tree, run by this interpreter.
+"""Prints the command that `make install` writes to `.venv/bin/calotype`: this interpreter runs this tree.
 
-The tree's folder is first on Python's path, so that no `models` or `settings` of another distribution, and
-none in the current folder, is imported in place of ours. Knows the standard library alone.
+The tree's folder is first on Python's path, so that Python does not import a `models` or `settings` of
+another distribution or of the current folder. It imports only the standard library.
 """
 
 import shlex
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def command(python: Path, tree: Path) -> str:
-    """The three lines, for that interpreter and that tree."""
+    """The three lines of the script."""
     program, folder = shlex.quote(str(python)), shlex.quote(str(tree))
     return (
         "#!/bin/sh\n"

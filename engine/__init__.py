@@ -1,1 +1,1 @@
-"""Step batches: requests in, images out, no Celery, Flask, SQL, S3 or environment. Exports nothing."""
+"""The inference engine: continuous batching of diffusers pipelines, without Celery, Flask, SQL or S3."""

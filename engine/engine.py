@@ -1,8 +1,9 @@
-"""The engine: one thread that re-forms the step batch at every denoising step.
+"""Continuous batching for diffusion models: one thread forms a new step batch at every denoising step.
 
-`Engine.tick` is the whole system: take in, drop, admit, choose, step, decode. A generation is in exactly
-one of the lists `_waiting`, `_running` and `_denoised`, and only the engine thread touches them. It performs
-no I/O of its own and knows no jobs, rows or queues; who runs is the policy's, tensors the runner's.
+`Engine.tick` is one turn of the loop: take in, drop, admit, choose, step, decode. A generation is in exactly
+one of the lists `_waiting`, `_running` and `_denoised`, and only the engine thread changes them. The policy
+chooses which generations run, and the runner handles their tensors. The engine does no I/O of its own and
+knows no jobs, database rows or queues.
 """
 
 import logging
@@ -14,16 +15,16 @@ from contextlib import contextmanager
 
 import torch
 
-from engine.attempt import Attempt, translate
-from engine.determinism import DeterminismLevel
+from catalogue.determinism import DeterminismLevel
+from engine.device_work import DeviceWork, translate
 from engine.errors import (
     DeviceLost,
     EngineError,
     EngineStopped,
     OutOfMemory,
+    places_of,
 )
-from engine.generation import Generation, Progress
-from engine.handle import Handle
+from engine.generation import Generation, Handle, Progress
 from engine.loaded import Models
 from engine.pipelines.pipeline_model import PipelineModel
 from engine.pipelines.steady_stack import on_steady_stack
@@ -31,23 +32,23 @@ from engine.policy.policy import BatchKey, Policy
 from engine.policy.side_work import SideWork
 from engine.request import GeneratedImage, GenerationRequest
 from engine.runner import Runner
-from engine.traceback_places import places_of
 
 logger = logging.getLogger(__name__)
 
 OnDevice = Callable[[Sequence[str]], None]
-"""Called on the engine thread with the `job_id` of every generation that the device works on from now on:
-none at the end of a piece of work, but not after `DeviceLost`. It must be quick, and not raise."""
+"""Called on the engine thread with the `job_id` of every generation that the device is about to work on, and
+with an empty sequence when that work ends, except after `DeviceLost`. It must be quick and must not raise."""
 
 OnStep = Callable[[str, int, float, str | None], None]
-"""Called on the engine thread after each step batch: its model, rows and seconds, and why it was not fuller
-unless it was full. It must be quick, and not raise."""
+"""Called on the engine thread after each step batch with its model, rows, seconds, and the reason why it was
+not fuller (None if it was full). It must be quick and must not raise."""
 
 
 class Engine:
-    """Runs requests on loaded models, in step batches. `start` it, or call `tick` yourself.
+    """Runs requests on loaded models with continuous batching. Call `start`, or call `tick` yourself.
 
-    `on_device` learns what the device works on, so that somebody else can know it should the process die.
+    `on_device` is called with the jobs that the device works on, so that they can be recorded outside this
+    process in case it dies.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Engine:
         self.determinism: DeterminismLevel = determinism
         self.fatal = threading.Event()  # set when the process must exit; `fatal_error` says why
         self.fatal_error: EngineError | None = None
-        self.ticked_at = clock()  # when the loop last turned: old, and not idle, means hung
-        self.num_ticks = 0  # step batches begun
+        self.ticked_at = (
+            clock()
+        )  # when the loop last made progress; if that is old and the engine is not idle, it hangs
+        self.num_ticks = 0  # step batches started
         self._clock = clock
         self._note_on_device = on_device
         self._note_step = on_step
@@ -76,8 +79,8 @@ class Engine:
         self._side_work = SideWork(clock)
         self._runner = Runner(models, clock, after_pass=self._note_time)
         self.seen_costs = self._runner.seen_costs
-        # A tick of many pieces of work that each come to an end is long, and not hung.
-        self._attempt = Attempt(free=lambda: self._runner.free(self._running), after_each=self._note_time)
+        # A tick may do much work. Each piece that ends shows that the engine does not hang.
+        self._attempt = DeviceWork(free=lambda: self._runner.free(self._running), after_each=self._note_time)
         self._inbox: deque[Generation] = deque()
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
@@ -88,7 +91,7 @@ class Engine:
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    # Callers' threads.
+    # Called from any thread.
 
     def submit(
         self,
@@ -97,11 +100,12 @@ class Engine:
         on_progress: Progress | None = None,
         before_first_step: Callable[[], object] | None = None,
     ) -> Handle:
-        """Hand a request over; raises what is wrong with it, `StrictUnavailable` or `EngineStopped`.
+        """Submit a request and return a handle to its image.
 
-        That is `RequestInvalid`, or `LoraUnusable`: adapters are read here, on the caller's thread.
-        All else comes by the future, save what nobody foresaw about a request. `before_first_step` runs once
-        on the engine thread; if it fails, the generation does not start.
+        Raises `RequestInvalid`, `StrictUnavailable`, `EngineStopped`, or `LoraUnusable`, since adapter files
+        are read here, on the caller's thread. An unexpected exception of these checks is translated and
+        raised too. All later errors are set on the future. `before_first_step` runs once on the engine
+        thread; if it fails, the generation does not start.
         """
         try:
             generation = self._models.generation(
@@ -114,15 +118,15 @@ class Engine:
             generation.hold_adapters(may_wait=True)
         except EngineError:
             raise
-        except Exception as error:  # the request alone decides here, so it would fail again
+        except Exception as error:  # the checks depend on the request alone, so it would fail again
             raise translate(error) from error
-        generation.future.set_running_or_notify_cancel()  # only `Handle.cancel` cancels, at a step boundary
+        generation.future.set_running_or_notify_cancel()  # from now on only `Handle.cancel` cancels
         with self._changed:
             if not self._is_accepting:
-                generation.let_go_of_adapters()
+                generation.release_adapters()
                 raise EngineStopped
             if self.is_idle:
-                self.ticked_at = self._clock()  # it stood still because it was idle, not because it hung
+                self.ticked_at = self._clock()  # it was old because the engine was idle, not because it hung
             self._num_generations += 1
             self._inbox.append(generation)
             self._changed.notify_all()
@@ -130,21 +134,21 @@ class Engine:
 
     @property
     def num_generations(self) -> int:
-        """Generations between `submit` and their outcome."""
+        """The number of submitted generations that have not ended."""
         return self._num_generations
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to do, so that an old `ticked_at` means nothing."""
+        """Whether there is no work; `ticked_at` says nothing while this is true."""
         return self._num_generations == 0
 
     @property
     def step_cache_bytes(self) -> int:
-        """What the step caches of running generations hold."""
+        """The size of all step caches of the running generations."""
         return sum(generation.step_cache_bytes for generation in self._running)
 
     def device_memory_bytes(self) -> int | None:
-        """What this process has reserved of its GPU's memory; `None` on a CPU."""
+        """The GPU memory that this process has reserved; None on a CPU."""
         device = next(iter(self._models.by_name.values())).device
         return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
 
@@ -153,13 +157,16 @@ class Engine:
         self._thread.start()
 
     def drain(self, seconds: float) -> bool:
-        """Take no more requests, give up what has not begun, wait for the rest; whether that was in time."""
+        """Refuse new requests, end those that have not begun, and wait for the rest.
+
+        Returns whether all of them ended within `seconds`.
+        """
         with self._changed:
             self._is_accepting = False
             return self._changed.wait_for(lambda: self.is_idle, seconds)
 
     def stop(self) -> None:
-        """End the thread after its current tick; what is unfinished gets `EngineStopped`, to be retried."""
+        """End the thread after its current tick; unfinished requests get the retryable `EngineStopped`."""
         with self._changed:
             self._is_accepting = False
             self._is_stopping = True
@@ -173,18 +180,18 @@ class Engine:
         with self._changed:
             self._changed.notify_all()
 
-    # The engine thread.
+    # Called on the engine thread.
 
     @on_steady_stack
     def _run(self) -> None:
         try:
             while self._wait_for_work():
                 self.tick()
-        except Exception as error:  # the only broad one: nobody may wait for a dead thread
-            # A message may quote a prompt.
-            logger.error("the engine thread ended\n%s", places_of(error))
+        except Exception as error:  # whatever the error, no future may be left waiting for a dead thread
+            # Without the message, which may quote a prompt.
+            logger.error("the engine thread crashed\n%s", places_of(error))
             failure = translate(error)
-            # What nobody foresaw is nobody's in particular: it ends like a lost device, as a crash.
+            # An unexpected error is not tied to one request. Like a lost device, it ends the process.
             self.fatal_error = (
                 failure if isinstance(failure, DeviceLost) else DeviceLost(type(error).__name__)
             )
@@ -200,7 +207,7 @@ class Engine:
     @on_steady_stack
     @torch.inference_mode()
     def tick(self) -> None:
-        """One turn: at most one step batch and a few images, with every decision taken anew."""
+        """One turn of the loop: at most one step batch and a few decoded images. Each turn chooses afresh."""
         self.ticked_at = self._clock()
         self._take_in()
         self._drop_ended()
@@ -215,17 +222,17 @@ class Engine:
 
     def _drop_ended(self) -> None:
         now = self._clock()
-        # Of a job with an image under way the other images are wanted here, or that one was for nothing.
+        # A job is retried as a whole: if one of its images has begun, the others stay in this engine too.
         begun = {one.request.job_id for one in (*self._running, *self._denoised) if one.has_begun} - {""}
         for members in (self._waiting, self._running, self._denoised):
             for generation in list(members):
-                if (reason := generation.given_up(now)) is not None:
+                if (reason := generation.reason_to_end(now)) is not None:
                     self._end(generation, members, reason)
                 elif not (self._is_accepting or generation.has_begun or generation.request.job_id in begun):
-                    self._end(generation, members, EngineStopped())  # another worker can begin it now
+                    self._end(generation, members, EngineStopped())  # another worker can start it now
 
     def _admit(self) -> None:
-        # Calls of such a model may change its shared modules, so one begins when the one before has ended.
+        # Calls of these models may change shared modules, so each begins only when the one before has ended.
         busy = {one.key.model for one in (*self._running, *self._denoised) if one.runs_alone}
         waiting = [one for one in self._with_adapters() if one.key.model not in busy]
         admitted = self._policy.admit(waiting, self._running, self._clock())
@@ -233,7 +240,7 @@ class Engine:
             if generation.key.model in busy:
                 continue
             busy |= {generation.key.model} if generation.runs_alone else set()
-            # A suspect's text is encoded when it begins: by then it is noted whose crash it would be.
+            # An isolated generation is encoded in `_may_begin`: by then a crash can be attributed to it.
             failure = None if generation.is_isolated else self._encode(generation)
             if failure is not None:
                 self._end(generation, self._waiting, failure)
@@ -242,7 +249,7 @@ class Engine:
             self._running.append(generation)
 
     def _with_adapters(self) -> list[Generation]:
-        """Those that wait and hold their adapters; for others there was no room when they were submitted."""
+        """The waiting generations whose adapters are loaded; tries again to load those that had no room."""
         holding = []
         for generation in list(self._waiting):
             outcome: bool | EngineError = generation.has_adapters
@@ -256,21 +263,23 @@ class Engine:
 
     def _step(self, chosen: Sequence[Generation]) -> None:
         if self._denoised and any(generation.is_isolated for generation in chosen):
-            return  # nothing of others' may crash beside a suspect: first their images are decoded
+            return  # an isolated generation runs alone, so the images of others are decoded first
         chosen = [generation for generation in chosen if self._may_begin(generation)]
         if not chosen:
             return
         is_full = all(generation.is_full_step for generation in chosen)
         started_at = self._clock()
         self.num_ticks += 1
-        num_rows = [generation.num_rows for generation in chosen]  # a step may end its guidance
+        num_rows = [
+            generation.num_rows for generation in chosen
+        ]  # counted before the step, which may end guidance for some members
         for generation in chosen:
             generation.begin_step(started_at, self.num_ticks)
         is_whole = self._step_or_split(chosen)
         ended_at = self._clock()
         for generation, rows in zip(chosen, num_rows, strict=True):
             share = rows / sum(num_rows)
-            generation.pay((ended_at - started_at) * share, self._policy.reason_not_fuller)
+            generation.charge((ended_at - started_at) * share, self._policy.reason_not_fuller)
         self._note_step(
             chosen[0].key.model, sum(num_rows), ended_at - started_at, self._policy.reason_not_fuller
         )
@@ -300,13 +309,18 @@ class Engine:
             return self._attempt.twice(self._runner.encode, generation)
 
     def _step_or_split(self, members: Sequence[Generation]) -> bool:
-        """Step `members`, after an error in parts, so that only who fails alone is charged; was it whole?"""
-        attempt = self._attempt.twice if len(members) == 1 else self._attempt  # others may have filled memory
+        """Step `members` together; on an error, step them in parts, so that only the faulty one fails.
+
+        Returns whether they were stepped together.
+        """
+        attempt = (
+            self._attempt.twice if len(members) == 1 else self._attempt
+        )  # a single member cannot be split, but memory can be freed
         with self._on_device(members):
             outcome = attempt(self._runner.step, members)
         if not isinstance(outcome, EngineError):
             if any(isinstance(failure, OutOfMemory) for failure in outcome.values()):
-                # In the pipelines' own code, behind the pass: it cannot be made again in parts.
+                # Memory ran out in a pipeline's own code, after the pass, which cannot be repeated in parts.
                 self._policy.lower(members[0].key, sum(member.num_rows for member in members))
                 self._runner.free(self._running)
             for generation in members:
@@ -331,12 +345,12 @@ class Engine:
         ordered = self._policy.order_to_decode(self._denoised, self._clock())
         for generation in self._side_work.to_decode(ordered, len(self._running), lambda: bool(self._inbox)):
             started_at = self._clock()
-            if (reason := generation.given_up(started_at)) is not None:
+            if (reason := generation.reason_to_end(started_at)) is not None:
                 self._end(generation, self._denoised, reason)
                 continue
             with self._on_device([generation]):
                 pixels = self._attempt.twice(self._runner.decode, generation)
-            generation.pay(self._clock() - started_at)
+            generation.charge(self._clock() - started_at)
             if not isinstance(pixels, EngineError):
                 self._end(generation, self._denoised, generation.image(pixels, self._clock()))
             else:
@@ -346,7 +360,7 @@ class Engine:
     def _on_device(self, generations: Sequence[Generation]) -> Iterator[None]:
         self._note_on_device([generation.request.job_id for generation in generations])
         yield
-        # Not where the device was lost: then they are what it worked on last.
+        # Not after `DeviceLost`, which is raised at the `yield`: the record then shows the last work.
         self._note_on_device(())
 
     def _note_time(self) -> None:
@@ -360,7 +374,7 @@ class Engine:
 
     def _resolve(self, generation: Generation, outcome: GeneratedImage | EngineError) -> None:
         generation.drop_tensors()
-        generation.let_go_of_adapters()
+        generation.release_adapters()
         if isinstance(outcome, EngineError):
             generation.future.set_exception(outcome)
         else:
@@ -375,4 +389,6 @@ class Engine:
         self._take_in()
         for members in (self._waiting, self._running, self._denoised):
             while members:
-                self._resolve(members.pop(), type(error)(str(error)))  # a future each: raising changes it
+                self._resolve(
+                    members.pop(), type(error)(str(error))
+                )  # one error each: raising it changes its traceback

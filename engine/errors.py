@@ -1,4 +1,4 @@
-"""What can go wrong in the engine, as one tree; whether to try again is a property of the class.
+"""The engine's exceptions, as one tree; each class says with `retryable` whether to try again.
 
     EngineError                 engine_error         retryable
     ├── LoadError               model_not_loadable   final
@@ -15,15 +15,16 @@
     ├── EngineStopped           engine_stopped       retryable
     └── DeviceLost              device_lost          retryable   (the process must end)
 
-The first line of a docstring is the default message. This module does not know torch: the runner
-translates torch's exceptions into these.
+The first line of a class's docstring is its default message. This module does not import torch:
+`engine.device_work` translates torch's exceptions into these. Tracebacks are logged with `places_of`.
 """
 
+import traceback
 from typing import ClassVar
 
 
 class EngineError(Exception):
-    """The engine failed in a way that it did not estimate_of."""
+    """The engine failed in an unexpected way."""
 
     code: ClassVar[str] = "engine_error"
     retryable: ClassVar[bool] = True
@@ -53,7 +54,7 @@ class PromptInvalid(RequestInvalid):
 
 
 class LoraUnusable(EngineError):
-    """The adapter cannot be read, or is for another model."""
+    """The adapter cannot be read, or it is for another model."""
 
     code = "lora_unusable"
     retryable = False
@@ -81,7 +82,7 @@ class NumericError(EngineError):
 
 
 class StrictUnavailable(EngineError):
-    """strict: this device does not give the same numbers twice, so no promise can be kept on it."""
+    """strict: this device computes different numbers for equal requests, so none can be strict."""
 
     code = "strict_unavailable"
 
@@ -100,7 +101,7 @@ class GenerationImpossible(GenerationFailed):
 
 
 class OutOfMemory(EngineError):
-    """This generation does not fit into the device's memory, even alone."""
+    """The generation does not fit into the device's memory, even alone."""
 
     code = "out_of_memory"
 
@@ -115,3 +116,19 @@ class DeviceLost(EngineError):
     """The device can no longer be used by this process."""
 
     code = "device_lost"
+
+
+def places_of(error: BaseException) -> str:
+    """Format the traceback of `error` and its causes, the first cause first, without their messages.
+
+    Libraries quote their arguments in messages, and these may hold a prompt, which must not reach a log.
+    """
+    parts: list[str] = []
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        name = f"{type(one).__module__}.{type(one).__qualname__}".removeprefix("builtins.")
+        parts.insert(0, "".join(traceback.format_tb(one.__traceback__)) + name)
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    return "\n\nand then:\n".join(parts)

@@ -1,8 +1,8 @@
-"""Shares forward passes between suspended calls of one diffusers pipeline, whatever its class.
+"""Batches the forward passes of suspended calls of one diffusers pipeline, whatever its class.
 
-Each request is a `PipelineCall`: diffusers' own code, parked wherever it calls a module. `Exchange.run` makes
-one forward pass for many parked calls and lets each go on. All of it happens on one thread, in one
-`torch.inference_mode`. It does not choose which calls run, and knows neither requests nor deadlines.
+Each request is a `PipelineCall`: diffusers' own code, parked at every call of a module. `Exchange.run` makes
+one forward pass for many parked calls and resumes each with its rows of the output. Everything runs on one
+thread under `torch.inference_mode`. It does not choose the calls, and knows neither requests nor deadlines.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.adapters.adapter import Applied
-from engine.adapters.adapter_rows import AdapterRows, RowsUntoldError
+from engine.adapters.adapter_rows import AdapterRows, RowsUnknownError
 from engine.pipelines.components import is_denoiser
 from engine.pipelines.encoded_prompts import OwnMethod
 from engine.pipelines.parked_call import Merger, ParkedCall, split
@@ -21,24 +21,25 @@ from engine.pipelines.pipeline_call import PipelineCall
 from engine.pipelines.text_padding import TextPadding
 
 Forward = Callable[[dict[str, Any]], Any]
-"""The output of a module for the merged arguments of its calls."""
+"""Returns the output of a module for the merged arguments of its calls."""
 
 
 class Exchange:
-    """Runs calls of `pipeline` together, and of others over the same `modules`; neither is changed.
+    """Runs calls of `pipeline`, and of other pipelines over the same `modules`, together.
 
-    `modules` has every component with weights by its name; without it, those of `pipeline`.
+    `modules` has every component with weights by its name; if None, the components of `pipeline` are used.
+    Neither is changed.
     """
 
     def __init__(self, pipeline: Any, modules: Mapping[str, Any] | None = None) -> None:
         self.takes_float_timesteps = False
-        """Whether its denoiser computes the same for a whole number as for the same number in fp32."""
+        """Whether the denoiser gives the same output for an integer timestep as for that number in fp32."""
         self.has_one_layout = False
-        """Whether denoisers are given all rows in torch's usual layout: an image may have another."""
+        """Whether denoisers get all rows contiguous; an input image may have another layout."""
         self.text_padding: TextPadding | None = None
-        """What pads the texts of the calls that begin from now on."""
+        """Pads the texts of calls that begin from now on; None pads none."""
         self.mixes_adapters = True
-        """Whether rows of different adapters have not been found to have no passes to share."""
+        """Whether rows with different adapters may share a pass; False once a model has failed to do so."""
         self._pipeline = pipeline
         self._modules = modules or {}
         self._adapter_rows = AdapterRows(pipeline)
@@ -57,13 +58,12 @@ class Exchange:
         /,
         **arguments: Any,
     ) -> PipelineCall:
-        """Begin a call with these arguments; returned as it parks at its first forward pass, or has ended.
+        """Begin a call with these arguments and run it until it parks at its first forward pass or ends.
 
-        It is a call of `pipeline`, which has the same modules by the same names; None is the exchange's own.
-
-        `scheduler` is used up by the call; without one it has a copy of the pipeline's own. With `own_method`
-        (of `EncodedPrompts`) it need not encode what has been encoded before. `guided_share` of its steps are
-        guided; the others have a row for the prompt alone. All its rows have `adapters`.
+        `pipeline` has the same modules by the same names; None means the exchange's own. `scheduler` belongs
+        to the call afterwards; None means a copy of the pipeline's scheduler. `own_method`, of
+        `EncodedPrompts`, lets the call reuse prompts that were encoded before. `guided_share` is the share
+        of steps with guidance; later steps have one row instead of two. `adapters` apply to all its rows.
         """
         pad = None if self.text_padding is None else self.text_padding.of_call().padded
         call = PipelineCall(
@@ -86,15 +86,15 @@ class Exchange:
     ) -> list[PipelineCall]:
         """Make one forward pass for parked calls of equal signature; each goes on until it parks or ends.
 
-        The pass has `num_rows` rows: those of the calls, in their order, and padding. `forward` takes the
-        place of the module. Returns the calls whose part of a denoiser's output is not finite: they stay
-        parked. If the pass raises, all stay parked, and can be run again in parts.
+        The pass has `num_rows` rows: the calls' rows in order, then padding. `forward` replaces the module.
+        Returns the calls whose part of a denoiser's output is not finite; they stay parked. If the pass
+        raises, all calls stay parked and can be run again in smaller groups.
         """
         parked = [call.parked for call in calls if call.parked is not None]
         with self._with_adapters(calls, parked, num_rows, is_partial=forward is not None):
             try:
                 parts = self.outputs(parked, num_rows, forward)
-            except RowsUntoldError:
+            except RowsUnknownError:
                 self.mixes_adapters = False
                 raise
         finite = [not is_denoiser(parked[0].name) or is_finite(part) for part in parts]
@@ -123,14 +123,14 @@ class Exchange:
         )
 
     def run_to_denoiser(self, call: PipelineCall) -> None:
-        """Run a call through encoders or decoders, by itself, until it waits for a denoiser or has ended."""
+        """Run one call alone through encoders or decoders, until it waits for a denoiser or ends."""
         while call.parked is not None and not is_denoiser(call.parked.name):
             self.run([call])
 
     def outputs(
         self, parked: Sequence[ParkedCall], num_rows: int | None = None, forward: Forward | None = None
     ) -> list[Any]:
-        """What one forward pass gives each of these calls, which stay parked."""
+        """Make one forward pass and return each call's part of the output; the calls stay parked."""
         counts = [one.num_rows for one in parked]
         total = sum(counts) if num_rows is None else num_rows
         arguments = self._merger.merge(parked, total)
@@ -142,25 +142,25 @@ class Exchange:
         self._merger.forget()
         if is_whole:
             return
-        # Perturbed attention (PAG) exchanges a shared module's processors, and only its end puts them back.
+        # Perturbed attention (PAG) replaces a shared module's processors until the call ends.
         for module, processors in self._processors:
             now = module.attn_processors
             if any(now.get(name) is not one for name, one in processors.items()):
                 module.set_attn_processor(dict(processors))
 
     def free(self) -> None:
-        """Let go of the tensors that are kept between two passes."""
+        """Free the tensors that are kept between two passes."""
         self._merger.forget()
 
     def forward(self, name: str, arguments: dict[str, Any]) -> Any:
-        """The output of the module `name`, or of its method after a point, for these arguments."""
+        """The output of the module `name`, or of a method, as in `vae.decode`, for these arguments."""
         component, _, method = name.partition(".")
         module = self._modules.get(component)
         if module is None:
             module = getattr(self._pipeline, component)
         if not method:
             return module(**arguments)
-        # An autoencoder that computes in full precision is given latents of the denoiser's precision.
+        # An autoencoder may run in fp32 while pipelines pass it latents in the denoiser's dtype.
         arguments = {name: _as_floating(value, module.dtype) for name, value in arguments.items()}
         return getattr(module, method)(**arguments)
 
@@ -173,7 +173,7 @@ def _as_floating(value: Any, dtype: torch.dtype) -> Any:
 
 
 def is_finite(output: Any) -> bool:
-    """Whether the first tensor of an output is finite; what is wrong with others shows in later outputs."""
+    """Whether the first tensor of an output, or each of a list, is finite; faults in others show later."""
     if isinstance(output, Tensor):
         return not output.is_floating_point() or bool(torch.isfinite(output).all())
     if isinstance(output, dict):

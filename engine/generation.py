@@ -1,7 +1,8 @@
-"""One request in flight: how long it waited, what it cost, and who is told of it.
+"""One image in flight: a request with its pipeline call, its progress, its timings and its future.
 
-It owns the suspended call of its pipeline, and steps as that does. Runner and policy keep nothing about a
-generation; the engine's lists say where it is. Only the engine thread writes here, but for the cancel flag.
+A `Generation` owns the suspended call of its pipeline and counts steps as that call does. Runner and policy
+keep no state of a generation, and the engine's lists say which phase it is in. Only the engine thread writes
+to it, except for the cancel flag.
 """
 
 import logging
@@ -12,7 +13,9 @@ from math import ceil
 
 import numpy as np
 
+from catalogue.warnings import RequestWarning
 from engine.adapters.adapter import Applied, order_of
+from engine.adapters.adapters import asked_by
 from engine.errors import Canceled, DeadlineExceeded, EngineError
 from engine.partial_forwards.step_cache import StepCache
 from engine.pipelines.components import is_denoiser
@@ -20,18 +23,18 @@ from engine.pipelines.encoded_prompts import EncodedPrompts
 from engine.pipelines.pipeline_call import PipelineCall
 from engine.pipelines.pipeline_model import PipelineModel
 from engine.policy.policy import BatchKey, Reason
-from engine.request import GeneratedImage, GenerationRequest, RequestWarning, Timings
+from engine.request import GeneratedImage, GenerationRequest, Timings
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called as `on_progress(steps done, steps)` on the engine thread after each step: it must be quick."""
+"""Called as `on_progress(num_steps_done, num_steps)` on the engine thread after each step; must be quick."""
 
 
 class Generation:
     """A `GenerationRequest` between `submit` and its image.
 
-    Until the runner has begun its call, its rows and its steps are a guess.
+    `num_rows` and `num_steps` are expected values until the runner has begun the pipeline call.
     """
 
     def __init__(
@@ -51,11 +54,11 @@ class Generation:
         self._model = model
         self._signature = 0
         self._call: PipelineCall | None = None
-        self._adapters: Applied | None = None if request.loras else ()
+        self._adapters: Applied | None = None if asked_by(request) else ()
         self._num_rows = 2 if model.needs_guidance_row(request.guidance_scale) else 1
         self._num_steps = model.num_steps(request)
         self._step_index = 0
-        self.pass_in_step = 0  # how many passes of its step have been made: guidance can take two
+        self.pass_in_step = 0  # forward passes made in this step: with guidance some models make two
         self.step_cache = StepCache(request.step_cache, self._num_steps)
         self.future: Future[GeneratedImage] = Future()
         self.on_progress = on_progress
@@ -70,63 +73,63 @@ class Generation:
         self._num_ticks_waited = 0
         self._begun_at: float | None = None
         self._denoised_at = 0.0
-        self._num_passes = 0  # step batches that it ran in
-        self._num_mates = 0  # members of all of them, itself included
+        self._num_passes = 0  # forward passes that it was part of
+        self._num_members = 0  # generations in those passes, itself included
         self.encoding_seconds = 0.0
         self._device_seconds = 0.0
         self._not_fuller: Counter[Reason] = Counter()
 
     @property
     def call(self) -> PipelineCall:
-        """Its call; raises where none has begun, or it has been let go of."""
+        """The pipeline call; raises `RuntimeError` before it begins and after it has been dropped."""
         if self._call is None:
             raise RuntimeError("the call of this generation has not begun, or has been dropped")
         return self._call
 
     @property
     def has_adapters(self) -> bool:
-        """Whether it holds its adapters, or asks for none."""
+        """Whether its adapters are loaded, or it asks for none."""
         return self._adapters is not None
 
     @property
     def adapters(self) -> Applied:
-        """Its adapters; raises where it does not hold them."""
+        """The loaded adapters; raises `RuntimeError` if it does not hold them."""
         if self._adapters is None:
-            raise RuntimeError("this generation waits for its adapters, or has let go of them")
+            raise RuntimeError("this generation still waits for its adapters, or has released them")
         return self._adapters
 
     @property
     def adapters_order(self) -> tuple[tuple[int, float], ...]:
-        """Equal for those whose rows have the same adapters."""
+        """A sort key that is equal for generations with the same adapters at the same scales."""
         return order_of(self.adapters)
 
     def hold_adapters(self, *, may_wait: bool) -> bool:
-        """Whether it holds its adapters from now on, which stay on the device until it lets go of them.
+        """Load the adapters and keep them on the device; returns whether it holds them now.
 
-        Files may be read for that, on any thread; unless it `may_wait`, not while another thread reads one.
-        Raises `LoraUnusable`.
+        Reads files, on any thread. Unless `may_wait`, it returns False while another thread reads one. Raises
+        `LoraUnusable`.
         """
         if self._adapters is None and self._model.adapters is not None:
-            self._adapters = self._model.adapters.hold(self, self.request.loras, may_wait=may_wait)
+            self._adapters = self._model.adapters.hold(self, asked_by(self.request), may_wait=may_wait)
         return self._adapters is not None
 
-    def let_go_of_adapters(self) -> None:
-        """Let go of those it holds, and of its place in the queue for those it does not hold."""
-        if self._model.adapters is not None and self.request.loras:
+    def release_adapters(self) -> None:
+        """Release the adapters, or leave the queue for them."""
+        if self._model.adapters is not None and asked_by(self.request):
             if self._adapters is None:
                 self._model.adapters.leave_queue(self)
             else:
-                self._model.adapters.let_go(self, [lora.name for lora in self.request.loras])
+                self._model.adapters.release(self, [one.name for one in asked_by(self.request)])
             self._adapters = None
 
     def begin_call(self, prompts: EncodedPrompts) -> None:
-        """Begin its call anew, and let go of one that was begun before."""
+        """Begin the pipeline call; an earlier call is ended first."""
         self.drop_tensors()
         self._step_index, self.pass_in_step = 0, -1
         self._call = self._model.begin(self.request, prompts, adapters=self.adapters)
 
-    def note_call(self) -> None:
-        """Read off its call how far it is, how many steps it has and how many rows the next one has."""
+    def read_call(self) -> None:
+        """Read steps, rows and signature from the call, which is parked at its next forward pass."""
         is_next_step = self.call.num_steps_done > self._step_index
         self.pass_in_step = 0 if is_next_step else self.pass_in_step + 1
         self._step_index = self.call.num_steps_done
@@ -141,9 +144,9 @@ class Generation:
             self._signature = self._model.signature_number(self.call.parked, apart)
 
     def drop_tensors(self) -> None:
-        """Let go of all that is large, at the end: a caller may hold its handle for long after that.
+        """Free the call, with all that the pipeline's code holds, and the step cache.
 
-        That is its call, with all that the pipeline's own code holds, and its step cache.
+        A caller may keep the handle long afterwards.
         """
         self.step_cache.clear()
         if self._call is not None:
@@ -152,81 +155,81 @@ class Generation:
 
     @property
     def signature(self) -> int:
-        """Of equal keys, those of equal signature share the pass that their calls wait for; 0 before that."""
+        """Generations with equal key and signature share their next forward pass; 0 before the first one."""
         return self._signature
 
     @property
     def step_index(self) -> int:
-        """Steps done."""
+        """The number of steps done."""
         return self._step_index
 
     @property
     def num_steps(self) -> int:
-        """Steps in all."""
+        """The number of all steps."""
         return self._num_steps
 
     @property
     def num_full_steps_left(self) -> int:
-        """Forward passes still to be made that run the whole model."""
+        """Remaining forward passes that run the whole model."""
         if not self.step_cache.is_used:
             return self.num_steps_left
         return self.step_cache.num_full_from(self._step_index)
 
     @property
     def is_full_step(self) -> bool:
-        """Whether its next step runs the whole model."""
+        """Whether the next step is a full step, which runs the whole model."""
         return self.step_cache.is_full(self._step_index)
 
     @property
     def step_cache_bytes(self) -> int:
-        """What its step cache holds."""
+        """The size of the step cache."""
         return self.step_cache.num_bytes
 
     @property
     def num_rows(self) -> int:
-        """Rows of its next forward pass."""
+        """The rows of its next forward pass."""
         return self._num_rows
 
     @property
     def is_denoised(self) -> bool:
-        """Whether its call has ended, or waits for a module that is no denoiser."""
+        """Whether the call has ended, or waits for a module that is not a denoiser."""
         if self._call is None:
             return False
         return self._call.parked is None or not is_denoiser(self._call.parked.name)
 
     @property
     def lane(self) -> str:
-        """`interactive` or `bulk`."""
+        """The request's lane, `interactive` or `bulk`."""
         return self.request.lane
 
     @property
     def account(self) -> str:
-        """Whose it is."""
+        """The account that the request belongs to."""
         return self.request.account
 
     @property
     def is_isolated(self) -> bool:
-        """Whether nothing may run beside it."""
+        """Whether no other generation may run between its first and its last step."""
         return self.request.isolated
 
     @property
     def runs_alone(self) -> bool:
-        """Whether no other generation of its model may have begun beside it."""
+        """Whether its model draws one image at a time."""
         return self._model.runs_alone
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has been given its first step."""
+        """Whether its first step has started."""
         return self._begun_at is not None
 
     @property
     def num_steps_left(self) -> int:
-        """Forward passes still to be made: a step can have several."""
+        """Remaining forward passes; a step can have several."""
         left = self._num_steps - self._step_index
         return ceil(left * self._num_passes / self._step_index) if self._step_index else left
 
-    def given_up(self, now: float) -> EngineError | None:
-        """Why nobody waits for it any more, if so."""
+    def reason_to_end(self, now: float) -> EngineError | None:
+        """The error to end it with: `Canceled`, `DeadlineExceeded` or None."""
         if self.is_cancel_requested:
             return Canceled()
         if self.deadline_at is not None and now >= self.deadline_at:
@@ -234,38 +237,42 @@ class Generation:
         return None
 
     def begin_step(self, now: float, num_ticks: int) -> None:
-        """Take note that step batch number `num_ticks` starts and that this generation is in it."""
+        """Record that it is part of step batch number `num_ticks`, which starts now."""
         if self._begun_at is None:
             self._begun_at = now
             self._num_ticks_waited = num_ticks - self._num_ticks_at_submit
 
     def commit_step(self, num_members: int) -> None:
-        """Take note of a forward pass that it ran in with `num_members` generations, itself included."""
+        """Record a forward pass of `num_members` generations, itself included."""
         self._num_passes += 1
-        self._num_mates += num_members
+        self._num_members += num_members
 
     def report(self) -> None:
-        """Tell its progress; whoever fails to listen is not told again."""
+        """Call `on_progress`; a callback that raises is not called again."""
         if self.on_progress is None:
             return
         try:
             self.on_progress(self.step_index, self.num_steps)
         except Exception:
-            logger.warning("on_progress of %r failed: dropped", self.request.job_id, exc_info=True)
+            logger.warning(
+                "on_progress of job %r failed and will not be called again",
+                self.request.job_id,
+                exc_info=True,
+            )
             self.on_progress = None
 
-    def pay(self, device_seconds: float, not_fuller: Reason | None = None) -> None:
-        """Take note of its share of a step batch, and why that was not fuller; or of work of its own."""
+    def charge(self, device_seconds: float, not_fuller: Reason | None = None) -> None:
+        """Add its share of a step batch and why the batch was not fuller, or add work done for it alone."""
         self._device_seconds += device_seconds
         if not_fuller is not None:
             self._not_fuller[not_fuller] += 1
 
     def end_steps(self, now: float) -> None:
-        """Take note that its last step is done."""
+        """Record that its last step is done."""
         self._denoised_at = now
 
     def timings(self, now: float) -> Timings:
-        """Where the time went, for an image that became ready `now`."""
+        """The timings of an image that became ready `now`."""
         begun_at = self.submitted_at if self._begun_at is None else self._begun_at
         return Timings(
             waiting_seconds=begun_at - self.submitted_at,
@@ -278,11 +285,11 @@ class Generation:
 
     @property
     def mean_step_batch(self) -> float:
-        """The mean number of generations in the step batches that it ran in."""
-        return self._num_mates / max(1, self._num_passes)
+        """The mean number of generations in its step batches."""
+        return self._num_members / max(1, self._num_passes)
 
     def image(self, pixels: np.ndarray, now: float) -> GeneratedImage:
-        """The outcome: its decoded pixels, uint8 `(H, W, 3)`, that became ready `now`."""
+        """The result for decoded pixels, uint8 `(H, W, 3)`, that became ready `now`."""
         return GeneratedImage(
             pixels=pixels,
             warnings=self.warnings,
@@ -291,3 +298,26 @@ class Generation:
             not_fuller={str(reason): count for reason, count in self._not_fuller.items()},
             num_steps=self.num_steps,
         )
+
+
+class Handle:
+    """Returned by `Engine.submit`: the future, the progress and `cancel`. Thread-safe."""
+
+    def __init__(self, generation: Generation, wake: Callable[[], None]) -> None:
+        self._generation = generation
+        self._wake = wake
+
+    @property
+    def future(self) -> Future[GeneratedImage]:
+        """The future of the image; it raises an `EngineError` if the generation fails."""
+        return self._generation.future
+
+    @property
+    def progress(self) -> float:
+        """The share of steps done, 0..1."""
+        return self._generation.step_index / self._generation.num_steps
+
+    def cancel(self) -> None:
+        """End it with `Canceled` at the next step boundary; no effect if the image is already done."""
+        self._generation.is_cancel_requested = True
+        self._wake()

@@ -1,6 +1,6 @@
-"""What a caller may ask of the engine and what it gets back: frozen nouns, checked when they are built.
+"""Requests to the engine and their results: frozen dataclasses that are validated when they are built.
 
-Owns the fields and the checks that need no model. It does not know which models are loaded, nor torch.
+Owns the fields and the checks that need no model. It knows neither torch nor which models are loaded.
 """
 
 import math
@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from catalogue.parameters import FILES, MAX_STEP_CACHE, MAY_BE_NONE, PARAMETERS, Lora, Parameters, Value
+from catalogue.lanes import LANES, Lane
+from catalogue.parameters import FILES, MAY_BE_NONE, PARAMETERS, Parameters
+from catalogue.schedulers import WITH_KARRAS, SchedulerName
+from catalogue.step_cache import MAX_STEP_CACHE
+from catalogue.warnings import RequestWarning
 from engine.errors import PromptInvalid, RequestInvalid
 
 if TYPE_CHECKING:
@@ -16,34 +20,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-Lane = Literal["interactive", "bulk"]
-WarningCode = Literal[
-    "prompt_cut", "notation_unread", "negative_prompt_unused", "not_batched", "lora_partial"
-]
-SchedulerName = Literal[
-    "default",  # the model's own, of whatever class
-    "ddim",
-    "ddpm",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "dpmpp_2s",
-    "unipc",
-    "deis",
-    "pndm",
-    "lcm",
-    "tcd",
-    "flow_match_euler",
-    "flow_match_heun",
-    "flow_match_lcm",
-    "edm_euler",
-    "edm_dpmpp_2m",
-]
 Spacing = Literal["leading", "trailing", "linspace"]
 
-WITH_KARRAS: tuple[SchedulerName, ...] = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis")
 WITH_ETA = ("ddim", "tcd")
 WITH_SHIFT = ("flow_match_euler", "flow_match_heun", "flow_match_lcm", "dpmpp_2m", "unipc")
 WITH_SPACING = (
@@ -58,18 +36,18 @@ WITH_SPACING = (
     "deis",
     "pndm",
 )
-"""Which schedulers have these fields of a `SchedulerSpec`."""
+"""The schedulers for which a `SchedulerSpec` may set `karras`, `eta`, `shift` and `spacing`."""
 
 
 @dataclass(frozen=True)
 class SchedulerSpec:
-    """diffusers' noise scheduler, as a request names it; what is `None` is the model's own."""
+    """The noise scheduler of diffusers that a request asks for; None means the model's own setting."""
 
     name: SchedulerName = "ddim"
     karras: bool = False  # sigmas of Karras et al. 2022
-    eta: float = 0.0  # share of fresh noise per step
+    eta: float = 0.0  # fraction of fresh noise per step
     spacing: Spacing | None = None
-    shift: float | None = None  # of the noise towards the start; models trained by flow matching only
+    shift: float | None = None  # moves noise towards the first steps; only for flow-matching models
 
     def __post_init__(self) -> None:
         names = get_args(SchedulerName)
@@ -95,39 +73,35 @@ _BY_PLACE = (
 
 @dataclass(frozen=True, init=False)
 class GenerationRequest:
-    """One image, wholly described: equal requests give equal bytes on one kind of device.
+    """A request for one image: equal requests give equal bytes on devices of one kind.
 
-    `spec` is the scheduler where the catalogue has no name for it. A parameter may also be given by its own
-    name, here and to `dataclasses.replace`, and the first ones by place; `scheduler` then is a
+    `spec` is the scheduler if the catalogue has no name for it. Each parameter may also be passed as a
+    keyword, here and to `dataclasses.replace`, and the first seven by position; `scheduler` is then a
     `SchedulerSpec`.
     """
 
     model: str
     parameters: Parameters
     if TYPE_CHECKING:
-        # Parameters that can be read, and given, by their own names; a new one is read from `parameters`.
+        # Parameters that are declared for type checkers; `__getattr__` reads all of them.
         prompt: str
         negative_prompt: str
         width: int
         height: int
         num_inference_steps: int
         guidance_scale: float
-        guidance_cutoff: float  # share of the steps that are guided; the rest cost one row, not two
-        step_cache: int  # every how many steps the whole model runs: 1 is every one, without a cache
+        guidance_cutoff: float  # share of the steps that are guided; the others need one row instead of two
+        step_cache: int  # the whole model runs once in this many steps; 1 means no cache
         scheduler: SchedulerSpec
         seed: int
-        strict: bool  # the bytes of its solo run, whatever the promise: fewer mates or none, so slower
-        pipeline_parameters: Mapping[str, Value]  # arguments of the pipeline's call, in its own names
-        loras: tuple[Lora, ...]
-        strength: float | None  # of the input image; None is the pipeline's own
     spec: SchedulerSpec | None = None
     seconds_left: float | None = None  # until the deadline, counted from `submit`
     lane: Lane = "interactive"
     job_id: str = ""  # an opaque label for logs
-    account: str = ""  # an opaque label of whose it is: none sees what another cached, all take turns
-    isolated: bool = False  # suspected of a crash: nothing else runs between its first and its last step
-    # The files that its parameters name, by these, each uint8: RGB `(H, W, 3)`, a mask `(H, W)`. The ids name
-    # their content, so that equal requests have equal ones.
+    account: str = ""  # an opaque label: accounts share no cached prompts, and take turns
+    isolated: bool = False  # it may crash the device: nothing else runs between its first and last step
+    # The input images by parameter name, uint8: RGB `(H, W, 3)`, a mask `(H, W)`. They are not compared: the
+    # file ids in `parameters` are digests of their content.
     inputs: "Mapping[str, tuple[np.ndarray, ...]]" = field(default_factory=dict, compare=False, repr=False)
 
     def __init__(
@@ -158,11 +132,24 @@ class GenerationRequest:
             object.__setattr__(self, entry.name, value)
         self._check()
 
+    @property
+    def is_strict(self) -> bool:
+        """Whether its image must have the bytes of a run alone, so that it shares fewer step batches."""
+        return self.parameters.strict
+
+    def as_strict(self) -> "GenerationRequest":
+        """The same request, with an image that must have the bytes of a run alone."""
+        return self.changed(strict=True)
+
+    def changed(self, **parameters: Any) -> "GenerationRequest":
+        """The same request with other values of these parameters, or of its own fields."""
+        return replace(self, **parameters)
+
     if not TYPE_CHECKING:
 
         @property
         def scheduler(self):
-            """diffusers' noise scheduler."""
+            """The scheduler that the parameters name, or `spec`."""
             return self.spec or scheduler_named(self.parameters.scheduler)
 
         def __getattr__(self, name):
@@ -188,44 +175,33 @@ class GenerationRequest:
             ids = getattr(self.parameters, name)
             num_named = len(ids) if isinstance(ids, tuple) else int(ids is not None)
             num_given = len(self.inputs.get(name, ()))
-            _require(num_named == num_given, name, f"{num_named} files are named and {num_given} given")
-        _require(self.lane in get_args(Lane), "lane", f"{self.lane!r} is not interactive or bulk")
+            _require(num_named == num_given, name, f"{num_named} files are named but {num_given} are given")
+        _require(self.lane in LANES, "lane", f"{self.lane!r} is not interactive or bulk")
         left = self.seconds_left
         _require(left is None or math.isfinite(left), "seconds_left", f"{left} is not finite")
 
 
 @dataclass(frozen=True)
-class RequestWarning:
-    """What was drawn is not all that was asked for; `field` is the request's, `code` stays the same."""
-
-    code: WarningCode
-    field: str
-    detail: str
-
-
-@dataclass(frozen=True)
 class Timings:
-    """Where the seconds of one generation went, and how many step batches it let pass."""
+    """How long each phase of one generation took, in seconds."""
 
-    waiting_seconds: float  # from submit to the start of its first step; holds the encoding
+    waiting_seconds: float  # from submit to the start of its first step, encoding included
     encoding_seconds: float
     denoising_seconds: float  # from the start of its first step to the end of its last, pauses included
-    decoding_seconds: float  # from the end of its last step to pixels, the wait for its turn included
-    num_ticks_waited: int  # step batches begun since submit, its own first included: 1 is the very next
-    device_seconds: (
-        float  # its share, by rows, of the step batches it was in, and its own encoding and decoding
-    )
+    decoding_seconds: float  # from the end of its last step to the pixels, the wait included
+    num_ticks_waited: int  # step batches from submit to its first one, itself included: 1 means no wait
+    device_seconds: float  # its share by rows of its step batches, plus its own encoding and decoding
 
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """The image of one `GenerationRequest`, and how it came about."""
+    """The image of one `GenerationRequest`, with timings, warnings and batch statistics."""
 
     pixels: "np.ndarray"  # uint8 (H, W, 3)
     warnings: tuple[RequestWarning, ...]
     timings: Timings
-    mean_step_batch: float  # generations per step batch, averaged over its steps
-    not_fuller: "Mapping[str, int]"  # how many of its steps ran for which of `engine.policy.policy.Reason`
+    mean_step_batch: float  # mean number of generations in its step batches
+    not_fuller: "Mapping[str, int]"  # `engine.policy.policy.Reason` -> number of its step batches
     num_steps: int
 
 
@@ -235,7 +211,7 @@ def _check_text(name: str, text: str) -> None:
     except (UnicodeEncodeError, AttributeError, TypeError):
         sound = False
     if not sound:
-        raise PromptInvalid(f"{name}: not a string of Unicode text without NUL and lone surrogates")
+        raise PromptInvalid(f"{name}: not a Unicode string, or it contains NUL or a lone surrogate")
 
 
 def _require(holds: bool, field: str, complaint: str) -> None:
@@ -247,10 +223,10 @@ SCHEDULERS: Mapping[str, SchedulerSpec] = {
     **{name: SchedulerSpec(name) for name in get_args(SchedulerName)},
     **{f"{name}_karras": SchedulerSpec(name, karras=True) for name in WITH_KARRAS},
 }
-"""By the names that users know: those of the schedulers, and of the ways to ask for one."""
+"""Every scheduler by its public name; `NAME_karras` is the scheduler NAME with Karras sigmas."""
 
 
 def scheduler_named(name: str) -> SchedulerSpec:
-    """The scheduler that users call so; raises `RequestInvalid`."""
+    """The scheduler with this public name; raises `RequestInvalid` for an unknown one."""
     _require(name in SCHEDULERS, "scheduler", f"{name!r} is not one of {', '.join(SCHEDULERS)}")
     return SCHEDULERS[name]

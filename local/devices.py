@@ -1,4 +1,4 @@
-"""The devices of this machine and what a worker pinned to one of them gets, found without torch."""
+"""The devices of this machine, and the environment of a worker pinned to one of them; found without torch."""
 
 import os
 import re
@@ -14,29 +14,29 @@ _CPU_DEVICES = ("cpu:0", "cpu:1")
 
 @dataclass(frozen=True)
 class Device:
-    """One device and its share of the machine."""
+    """One device, and the part of the machine that its worker uses."""
 
     name: str
-    """`cuda:N`, N counting the GPUs that this process may see, or `cpu:N`."""
+    """`cuda:N`, where N counts the GPUs that this process can see, or `cpu:N`."""
     cores: frozenset[int] | None = None
-    """The cores it is pinned to, or nothing when it is not."""
+    """The cores that it is pinned to; empty if it is not pinned."""
     num_threads: int = 1
     visible: str | None = None
-    """What CUDA_VISIBLE_DEVICES must be for the process to see this GPU alone (as its `cuda:0`)."""
+    """The value of CUDA_VISIBLE_DEVICES with which a process sees only this GPU, as `cuda:0`."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a worker on this device must find in its environment."""
+        """The environment variables of a worker on this device."""
         threads = {name: str(self.num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         visible = {} if self.visible is None else {"CUDA_VISIBLE_DEVICES": self.visible}
-        # nvidia-smi counts by bus, CUDA by speed unless told.
+        # nvidia-smi numbers GPUs by bus, CUDA by speed unless this variable is set.
         return threads | visible | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def find_devices(
     environment: Mapping[str, str] = os.environ, cores: frozenset[int] | None = None
 ) -> tuple[Device, ...]:
-    """Every CUDA device, or two shares of the processor where there is none."""
+    """Return every CUDA device, or two CPU devices on a machine without a GPU."""
     gpus = visible_gpus(_list_gpus(), environment.get("CUDA_VISIBLE_DEVICES"))
     if gpus:
         threads = max(1, len(cores or _own_cores()) // len(gpus))
@@ -45,7 +45,7 @@ def find_devices(
 
 
 def select_devices(wanted: str, devices: Sequence[Device]) -> tuple[Device, ...]:
-    """The devices that an entry of `calotype.toml` means: every one for `auto`, else the named one."""
+    """Return the devices of a `[[workers]]` entry: all of them for `auto`, else the named one."""
     if wanted == "auto":
         return tuple(devices)
     named = tuple(device for device in devices if device.name == wanted)
@@ -55,7 +55,7 @@ def select_devices(wanted: str, devices: Sequence[Device]) -> tuple[Device, ...]
 
 
 def pin_this_process(name: str) -> None:
-    """Pin this process to a device, as `calotype up` does for its workers. Before torch is imported.
+    """Pin this process to a device, as `calotype up` does for its workers. Call it before torch is imported.
 
     Raises `WrongUsage` when this machine has no such device.
     """
@@ -70,7 +70,7 @@ def pin_this_process(name: str) -> None:
 
 
 def share_cores(names: Sequence[str], cores: frozenset[int]) -> tuple[Device, ...]:
-    """Cut the cores into as many runs of neighbours as there are names; too few are shared by all."""
+    """Split the cores into one contiguous range per name; if there are too few, all names share all cores."""
     ordered, count = sorted(cores), len(names)
     if len(ordered) < count:
         shares = [ordered] * count
@@ -83,9 +83,9 @@ def share_cores(names: Sequence[str], cores: frozenset[int]) -> tuple[Device, ..
 
 
 def visible_gpus(listing: str, limit: str | None) -> list[str]:
-    """The GPUs in the output of `nvidia-smi -L`, cut and ordered as CUDA_VISIBLE_DEVICES says.
+    """Return the GPUs in the output of `nvidia-smi -L`, selected and ordered by CUDA_VISIBLE_DEVICES.
 
-    A GPU cut into MIG slices is listed by its slices, since CUDA opens nothing else of it.
+    A GPU in MIG mode is listed by its slices, because CUDA can open only those.
     """
     gpus: list[tuple[str, str, list[str]]] = []
     for line in listing.splitlines():
@@ -102,7 +102,7 @@ def visible_gpus(listing: str, limit: str | None) -> list[str]:
             entry == index or (len(entry) > 4 and uuid.startswith(entry)) for index, uuid, _ in gpus
         )
         if not known:
-            break  # as CUDA does: what follows an unknown entry is invisible
+            break  # as in CUDA, entries after an unknown one are invisible
         seen.append(entry)
     return seen
 

@@ -1,6 +1,7 @@
-"""What would stop calotype on a machine, and how to mend it: each check looks at facts and at nothing else.
+"""Checks for what would keep calotype from running on a machine, with advice on how to fix it.
 
-Owns the limits and the advice. It looks nothing up itself, so that a test can give it any machine.
+It owns the limits and the advice. Each check reads the facts that it is given, so that a test can pass any
+machine.
 """
 
 import sys
@@ -13,7 +14,7 @@ from local.machine import Machine, Place
 _GIB = 2**30
 MIN_PYTHON = (3, 11)
 MIN_GLIBC = (2, 28)
-"""What the wheels of the embedded servers are built for (manylinux_2_28)."""
+"""The C library that the wheels of the embedded servers need (manylinux_2_28)."""
 ARCHITECTURES = frozenset({"x86_64", "AMD64", "aarch64", "arm64"})
 FAIL_DISK_BYTES, WARN_DISK_BYTES = _GIB, 5 * _GIB
 WARN_TEMPORARY_BYTES = 256 * 2**20
@@ -27,7 +28,7 @@ MIN_DRIVERS = {"11": 450, "12": 525, "13": 580}
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found, and what to do about it unless all is well."""
+    """The result of one check, and the advice if something is wrong."""
 
     name: str
     state: Literal["ok", "warn", "FAIL"]
@@ -39,12 +40,12 @@ Check = Callable[[Machine], Finding]
 
 
 def examine(machine: Machine) -> list[Finding]:
-    """What every check finds, in the order in which one would mend it."""
+    """Run every check, in the order in which a person would fix problems."""
     return [check(machine) for check in CHECKS]
 
 
 def check_python(machine: Machine) -> Finding:
-    """Whether this Python is new enough."""
+    """Check that this Python is new enough."""
     found = ".".join(map(str, machine.python))
     if machine.python < MIN_PYTHON:
         return Finding(
@@ -54,7 +55,7 @@ def check_python(machine: Machine) -> Finding:
 
 
 def check_platform(machine: Machine) -> Finding:
-    """Whether the embedded servers are built for this system and C library."""
+    """Check that the embedded servers support this system and its C library."""
     name, version = machine.libc
     found = " ".join(filter(None, (machine.system, machine.architecture, name, version)))
     yours = "use your own Postgres, Redis and S3 instead: docs/howto/use-your-own-services.md"
@@ -69,14 +70,14 @@ def check_platform(machine: Machine) -> Finding:
 
 
 def check_settings(machine: Machine) -> Finding:
-    """Whether the environment and `calotype.toml` can be read."""
+    """Check that the environment and `calotype.toml` can be read."""
     if machine.settings_problem:
         return Finding("settings", "FAIL", machine.settings_problem, "see docs/reference/settings.md")
-    return Finding("settings", "ok", "the environment and calotype.toml are understood")
+    return Finding("settings", "ok", "the environment and calotype.toml are valid")
 
 
 def check_programs(machine: Machine) -> Finding:
-    """Whether the embedded servers' programs are there and can be run."""
+    """Check that the programs of the embedded servers exist and run."""
     wrong = [problem for problem in machine.programs.values() if problem]
     if wrong:
         return Finding("programs", "FAIL", "; ".join(wrong), "run `make install` again")
@@ -84,17 +85,17 @@ def check_programs(machine: Machine) -> Finding:
 
 
 def check_data_folder(machine: Machine) -> Finding:
-    """Whether the data folder can be written, and has room."""
+    """Check that the data folder is writable and has free space."""
     return _check_place("data folder", machine.data, FAIL_DISK_BYTES, WARN_DISK_BYTES, "--data-dir")
 
 
 def check_temporary_folder(machine: Machine) -> Finding:
-    """Whether temporary files can be written."""
+    """Check that temporary files can be written."""
     return _check_place("temporary folder", machine.temporary, 0, WARN_TEMPORARY_BYTES, "TMPDIR")
 
 
 def check_shared_memory(machine: Machine) -> Finding:
-    """Whether Postgres and torch have shared memory; a container is often given little."""
+    """Check the shared memory that Postgres and torch need; containers often have little."""
     place = machine.shared_memory
     if place is None:
         return Finding("shared memory", "ok", "there is no /dev/shm, and none is needed here")
@@ -108,7 +109,7 @@ def check_shared_memory(machine: Machine) -> Finding:
 
 
 def check_memory(machine: Machine) -> Finding:
-    """Whether two CPU workers, three servers and the API fit."""
+    """Check that memory suffices for two CPU workers, three servers and the API."""
     if machine.memory_bytes is None:
         return Finding("memory", "warn", "not known on this system", "3 GiB are enough for the tiny model")
     found = f"{_size(machine.memory_bytes)} available"
@@ -119,7 +120,7 @@ def check_memory(machine: Machine) -> Finding:
 
 
 def check_open_files(machine: Machine) -> Finding:
-    """Whether a process may open enough files and sockets."""
+    """Check that a process may open enough files and sockets."""
     found = f"{machine.num_open_files} for each process"
     if machine.num_open_files >= WARN_OPEN_FILES or machine.num_open_files < 0:  # below 0: without limit
         return Finding("open files", "ok", found)
@@ -128,29 +129,29 @@ def check_open_files(machine: Machine) -> Finding:
 
 
 def check_ports(machine: Machine) -> Finding:
-    """Whether the servers can listen where they did before."""
+    """Check that the servers can listen on their ports again."""
     if machine.holder is not None:
-        return Finding("ports", "ok", f"in use by the `calotype up` that runs (process {machine.holder})")
+        return Finding("ports", "ok", f"in use by the running `calotype up` (process {machine.holder})")
     if not machine.can_listen:
         fix = "bring the loopback interface up: ip link set lo up"
         return Finding("ports", "FAIL", "no port on 127.0.0.1 can be opened", fix)
     if machine.taken_ports:
         taken = ", ".join(f"{port} of {name}" for name, port in machine.taken_ports.items())
-        fix = "nothing to do: `up` chooses others; to keep them, end what listens there (ss -ltnp)"
+        fix = "nothing to do: `up` chooses others; to keep them, end the listening program (ss -ltnp)"
         return Finding("ports", "warn", f"taken by another program: {taken}", fix)
-    return Finding("ports", "ok", "those of the data folder are free, or will be chosen")
+    return Finding("ports", "ok", "the ports of the data folder are free, or not chosen yet")
 
 
 def check_torch(machine: Machine) -> Finding:
-    """Whether torch is installed, and for what."""
+    """Check that torch is installed, and report its build."""
     if machine.torch is None:
-        fix = "workers need it: run `make install`; API, sweeper and webhooks do without"
+        fix = "workers need it: run `make install`; API, sweeper and webhooks do not"
         return Finding("torch", "warn", "not installed", fix)
     return Finding("torch", "ok", f"{machine.torch.version}, {_build(machine)}")
 
 
 def check_gpu(machine: Machine) -> Finding:
-    """Whether driver and torch fit each other; a machine without a GPU is as good."""
+    """Check that driver and torch match; a machine without a GPU passes."""
     cuda = machine.torch.cuda if machine.torch else None
     if machine.driver is None:
         return Finding("gpu", "ok", "no NVIDIA driver: the CPU is used")
@@ -173,22 +174,22 @@ def check_gpu(machine: Machine) -> Finding:
 
 
 def check_models(machine: Machine) -> Finding:
-    """Whether the weights that `calotype.toml` names are on disk."""
+    """Check that the weights that `calotype.toml` names are on disk."""
     wrong = [f"{name}: {problem}" for name, problem in machine.models.items() if problem]
     if wrong:
-        fix = "put safetensors at `path`, or fetch a hub model before; `git lfs pull` for a pointer"
-        # Where there is no torch no worker runs, and nobody misses the weights.
+        fix = "put safetensors at `path`, or download the hub model first; run `git lfs pull` for a pointer"
+        # Without torch no worker runs here, so that no weights are needed.
         return Finding("models", "FAIL" if machine.torch else "warn", "; ".join(wrong), fix)
     return Finding("models", "ok", ", ".join(machine.models) or "none")
 
 
 def check_clock(machine: Machine) -> Finding:
-    """Whether this clock agrees with the database's, whose time every job goes by."""
+    """Check that this clock agrees with the clock of the database, which decides all times of jobs."""
     skew = machine.clock_skew_seconds
     if skew is None:
-        return Finding("clock", "ok", "no database of ours runs here to compare with")
+        return Finding("clock", "ok", "no database of calotype runs here to compare with")
     if abs(skew) > WARN_SKEW_SECONDS:
-        fix = "set it by NTP: presigned links and logs are off by as much"
+        fix = "synchronise it by NTP: presigned links and logs are off by the same amount"
         return Finding("clock", "warn", f"{skew:+.1f} s from the database's", fix)
     return Finding("clock", "ok", "agrees with the database's")
 
@@ -213,7 +214,7 @@ CHECKS: tuple[Check, ...] = (
 
 def _check_place(name: str, place: Place, fail_bytes: int, warn_bytes: int, option: str) -> Finding:
     if place.problem:
-        fix = f"make it writable for this user, or choose another one by {option}"
+        fix = f"make it writable for this user, or choose another one with {option}"
         return Finding(name, "FAIL", f"{place.path}: {place.problem}", fix)
     found = f"{place.path}: {_size(place.free_bytes)} free"
     if place.free_bytes >= warn_bytes:

@@ -1,6 +1,6 @@
-"""Every setting and every entry of `calotype.toml` with its value and where that came from, to be shown.
+"""Lists every setting and every entry of `calotype.toml` with its value and its source, for display.
 
-Owns the masking: whatever leaves `shown_settings` may be pasted into a bug report.
+It owns the masking: the output of `shown_settings` is safe to paste into a bug report.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ _DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Shown:
-    """One entry as people may see it."""
+    """One entry, masked for display."""
 
     name: str
     value: Any
@@ -31,10 +31,10 @@ class Shown:
 
 
 def effective_settings(data_dir: Path) -> tuple[Settings, dict[str, str]]:
-    """What counts here, and where each that is no default is from.
+    """Return the settings in force, and the source of each that is not a default.
 
-    The environment counts first, then the folder of secrets, then the services that `calotype up` keeps
-    in `data_dir`.
+    The environment comes first, then the folder of secrets, then the state that `calotype up` keeps in
+    `data_dir`.
     """
     found = origins()
     embedded = {name: value for name, value in _of_installation(data_dir).items() if name not in found}
@@ -45,7 +45,7 @@ def effective_settings(data_dir: Path) -> tuple[Settings, dict[str, str]]:
 
 
 def settings_by_role(data_dir: Path) -> dict[Role, Settings]:
-    """What each process of `calotype up` in that folder is told; nothing where it has never run."""
+    """Return the settings that `calotype up` passes to its processes; empty if it never ran there."""
     if not (data_dir / STATE_FILE).exists():
         return {}
     given = addresses(State.read(data_dir))
@@ -53,7 +53,7 @@ def settings_by_role(data_dir: Path) -> dict[Role, Settings]:
 
 
 def shown_settings(settings: Settings, found: Mapping[str, str]) -> Iterator[Shown]:
-    """Every setting, masked, by its variable; then every entry of the catalogue."""
+    """List every setting, masked, by its variable, then every entry of the catalogue."""
     for name in Settings.model_fields:
         value = _masked(getattr(settings, name))
         yield Shown(f"CALOTYPE_{name.upper()}", value, found.get(name, _DEFAULT))
@@ -77,7 +77,7 @@ def _shown_entries(prefix: str, entries: BaseModel, file: str, *, skip: set[str]
     for name in type(entries).model_fields:
         if name not in skip:
             value = getattr(entries, name)
-            if isinstance(value, BaseModel):  # a table, of what it says
+            if isinstance(value, BaseModel):  # a table that is described by its entries
                 value = value.model_dump(exclude_none=True) or None
             origin = file if name in entries.model_fields_set else _DEFAULT
             yield Shown(prefix + name, list(value) if isinstance(value, tuple) else value, origin)
@@ -104,7 +104,7 @@ def _masked(value: object) -> object:
 
 
 def _masked_url(text: str, *, secret: bool) -> str:
-    """A URL without its password and its query, which may hold one; anything else secret is hidden whole."""
+    """Remove the password and the query of a URL; hide any other secret entirely."""
     if not text:
         return ""
     try:
@@ -116,7 +116,7 @@ def _masked_url(text: str, *, secret: bool) -> str:
         return MASK if secret else text
     user, at, host = url.netloc.rpartition("@")
     if secret and user and ":" not in user:
-        user = MASK  # a token alone
+        user = MASK  # a token in place of user and password
     elif ":" in user:
         user = f"{user.partition(':')[0]}:{MASK}"
     return urlunsplit((url.scheme, user + at + host, url.path, MASK if url.query else "", ""))

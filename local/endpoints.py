@@ -1,4 +1,4 @@
-"""The three data services of one data folder: their services for the supervisor, and their addresses."""
+"""The three data services of one data folder: as services for the supervisor, and their addresses."""
 
 import os
 import shutil
@@ -19,15 +19,15 @@ from storage.roles import DatabaseRole
 _PATH_VARIABLES = (
     "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", SECRETS_VARIABLE,
 )  # fmt: skip
-"""What libraries of ours read as a path, and what names the folder of secrets."""
+"""The variables that hold a path: those that libraries read, and the folder of secrets."""
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where the data services answer: with the owner's credentials, and with those of each role."""
+    """The addresses of the data services, with the credentials of the owner and of each role."""
 
     database_url: str
-    """As the owner of the tables."""
+    """The URL for the owner of the tables."""
     database_urls: Mapping[DatabaseRole, str]
     broker_url: str
     s3_endpoint: str
@@ -37,11 +37,11 @@ class Endpoints:
     bucket: str = BUCKET
     broker_urls: Mapping[Role, str] = field(default_factory=dict)
     s3_keys: Mapping[Role, tuple[str, str]] = field(default_factory=dict)
-    """Access key and secret key of each role that the object store knows."""
+    """The access key and the secret key of each role that the object store knows."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """The owner's, as `settings.Settings` reads it: for migrations and tests."""
+        """The environment of the owner, as `settings.Settings` reads it; for migrations and tests."""
         return {
             "CALOTYPE_DATABASE_URL": self.database_url,
             "CALOTYPE_BROKER_URL": self.broker_url,
@@ -54,8 +54,10 @@ class Endpoints:
         }
 
     def environment_of(self, role: Role) -> dict[str, str]:
-        """The same for a process of this role: what it needs, and nothing that it has no right to."""
-        access_key, secret_key = self.s3_keys.get(role, ("", ""))  # empty: not the caller's either
+        """Return the environment of a process of this role: only the credentials that the role needs."""
+        access_key, secret_key = self.s3_keys.get(
+            role, ("", "")
+        )  # empty, so that the caller's value does not apply either
         return {
             **self.environment,
             "CALOTYPE_DATABASE_URL": "" if role == "flower" else self.database_urls[role],
@@ -68,12 +70,12 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class Embedded(Endpoints):
-    """The same while they run here, with their supervisor."""
+    """The addresses of data services that run here, with their supervisor."""
 
     supervisor: Supervisor | None = None
 
     def pid(self, name: str) -> int:
-        """The process id of `postgres`, `valkey` or `s3`; raises `LookupError` while it is down."""
+        """Return the process id of `postgres`, `valkey` or `s3`. Raises `LookupError` while it is down."""
         pid = self.supervisor.pid(name) if self.supervisor else None
         if pid is None:
             raise LookupError(f"{name} is not running")
@@ -81,7 +83,7 @@ class Embedded(Endpoints):
 
 
 def data_services(state: State, say: Callable[[str], None]) -> tuple[list[Service], Endpoints]:
-    """Prepare the folders of all three, and say how to run them. Settle the ports before."""
+    """Prepare the folders of all three services and return how to run them. Choose the ports before."""
     postgres, valkey, s3 = Postgres(state), Valkey(state), SeaweedFS(state)
     postgres.prepare(say)
     valkey.prepare()
@@ -105,7 +107,7 @@ def data_services(state: State, say: Callable[[str], None]) -> tuple[list[Servic
 
 
 def addresses(state: State) -> Endpoints:
-    """Where the data services of that state answer, or would if they ran."""
+    """Return the addresses of the data services of that state, whether or not they run."""
     secrets = state.secrets
     return Endpoints(
         database_url=Postgres(state).url,
@@ -125,7 +127,7 @@ def addresses(state: State) -> Endpoints:
 def embedded(
     data_dir: Path, say: Callable[[str], None] = lambda _: None, *, keep: bool = True
 ) -> Iterator[Embedded]:
-    """Real Postgres, Valkey and S3 while the body runs; their data stay in `data_dir` if `keep`."""
+    """Run Postgres, Valkey and S3 while the body runs; keep their data in `data_dir` if `keep`."""
     with State.open(data_dir) as state:
         try:
             state.settle_ports(say)
@@ -145,15 +147,15 @@ def tidy(state: State) -> None:
 
 
 def remove(state: State) -> None:
-    """Remove a data folder and what root keeps of it elsewhere, for tests: all that it held is lost."""
+    """Remove a data folder, and what lies outside it when run as root. For tests: all its data is lost."""
     Postgres(state).forget()
     shutil.rmtree(state.folder)
 
 
 def base_environment() -> dict[str, str]:
-    """This process' environment without what would silently change a child of ours.
+    """Return the environment of this process without the variables that would change a child unnoticed.
 
-    Our programs start in the tree, where a relative path would mean another place: it becomes absolute.
+    Children start in the tree, where a relative path would mean another place, so paths are made absolute.
     """
     foreign = ("FLOWER_", "CELERY_", "GUNICORN_", "PG")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}

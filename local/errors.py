@@ -1,8 +1,8 @@
-"""What can go wrong on one machine, in words that say what to do; owns no behaviour."""
+"""The errors of `local`. Each message says what to do."""
 
 
 class LocalError(Exception):
-    """Something on this machine stops calotype; the message says what, and where to look."""
+    """Something on this machine keeps calotype from running; the message names it."""
 
 
 class NothingThere(LocalError):
@@ -10,7 +10,7 @@ class NothingThere(LocalError):
 
 
 class WrongUsage(LocalError):
-    """What was given on the command line cannot be meant; the message names the option."""
+    """An option on the command line has a value that cannot be used; the message names the option."""
 
 
 class FolderInUse(LocalError):
@@ -18,7 +18,7 @@ class FolderInUse(LocalError):
 
 
 class PortTaken(LocalError):
-    """A port that was asked for by number belongs to another process."""
+    """Another process uses a port that was requested by number."""
 
 
 class StartFailed(LocalError):

@@ -1,7 +1,7 @@
-"""Which `calotype up` runs on a data folder, from outside: found, told to stop, waited for.
+"""Finds the `calotype up` that runs on a data folder, signals it, and waits for its end.
 
-Owns the certainty that a signal reaches that process and no other: the number in the lock file may be an
-old one that the kernel has given to somebody else since. Knows no service.
+It makes sure that a signal reaches that process and no other: the kernel may have given the number in an old
+lock file to a different process. It knows no service.
 """
 
 import fcntl
@@ -28,10 +28,10 @@ class Holder:
 
     pid: int
     _handle: int | None
-    """A descriptor of the process itself (pidfd_open(2)); a signal through it cannot go astray."""
+    """A descriptor of the process (pidfd_open(2)); a signal sent through it cannot reach another process."""
 
     def tell(self, number: int) -> None:
-        """Send it a signal; nothing happens when it has ended meanwhile."""
+        """Send it a signal; does nothing if it has ended."""
         with suppress(ProcessLookupError):
             if self._handle is None:
                 os.kill(self.pid, number)
@@ -39,7 +39,7 @@ class Holder:
                 signal.pidfd_send_signal(self._handle, number)
 
     def has_ended(self, wait_seconds: float = 0) -> bool:
-        """Whether it has ended, waiting that long for it."""
+        """Wait up to that long for its end; return whether it has ended."""
         if self._handle is not None:
             return bool(select.select([self._handle], [], [], wait_seconds)[0])
         deadline = time.monotonic() + wait_seconds
@@ -52,7 +52,7 @@ class Holder:
 
 @contextmanager
 def find_holder(folder: Path) -> Iterator[Holder | None]:
-    """The `calotype up` of that folder, or nothing; raises `LocalError` if it is another user's."""
+    """Yield the `calotype up` of that folder, or None. Raises `LocalError` if another user runs it."""
     try:
         lock = os.open(folder / LOCK_FILE, os.O_RDONLY)
     except FileNotFoundError:
@@ -64,10 +64,10 @@ def find_holder(folder: Path) -> Iterator[Holder | None]:
     try:
         pid = _written_pid(lock)
         if pid is not None:
-            # Before it is looked at: from here on the number cannot come to mean another process.
+            # Opened before the check: from here on the number cannot refer to another process.
             handle = _open_process(pid)
         holder = None if pid is None else Holder(pid, handle)
-        # One that has ended and is still listed shows its files to nobody, as another user's would.
+        # The files of a zombie cannot be read, like those of another user's process.
         yield holder if holder and not holder.has_ended() and _holds(holder.pid, lock) else None
     finally:
         os.close(lock)
@@ -85,12 +85,12 @@ def _open_process(pid: int) -> int | None:
         return None
     try:
         return os.pidfd_open(pid)
-    except OSError:  # it is gone, or this kernel is older than 5.3
+    except OSError:  # it has ended, or this kernel is older than 5.3
         return None
 
 
 def _holds(pid: int, lock: int) -> bool:
-    """Whether that process lives and has the lock file open, as only a `calotype up` of this folder has."""
+    """Whether that process is alive and has the lock file open, as only this folder's `calotype up` does."""
     if not is_alive(pid):
         return False
     folder = Path(f"/proc/{pid}/fd")
@@ -111,7 +111,7 @@ def _holds(pid: int, lock: int) -> bool:
 
 
 def _is_locked(lock: int) -> bool:
-    # Shared, so that two who look at once do not take each other for an `up`.
+    # A shared lock, so that two concurrent checks do not take each other for an `up`.
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

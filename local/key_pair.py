@@ -1,6 +1,7 @@
-"""A certificate that trusts itself alone, and its key: by them the parts of one server know each other.
+"""A self-signed certificate and its key, with which the parts of one server authenticate each other.
 
-Owns making and renewing the two files. Knows no server and no authority: whoever holds the key is a part.
+It creates and renews the two files. It knows no server and no certificate authority: possession of the key
+is the proof.
 """
 
 import ipaddress
@@ -16,11 +17,11 @@ from local.state import write_privately
 
 VALID_DAYS = 3650
 RENEW_DAYS = 365
-"""A pair with less left than this is replaced at the next start."""
+"""The next start replaces a pair that expires sooner than this."""
 
 
 def ensure_key_pair(certificate: Path, key: Path, *, name: str, now: datetime | None = None) -> None:
-    """Make both files unless they belong together and stay valid for a year; 0600, for 127.0.0.1."""
+    """Create both files (mode 0600, for 127.0.0.1) unless they match and stay valid for a year."""
     now = now or datetime.now(UTC)
     if _is_good(certificate, key, now):
         return
@@ -32,7 +33,7 @@ def ensure_key_pair(certificate: Path, key: Path, *, name: str, now: datetime | 
         .issuer_name(subject)
         .public_key(private.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))  # a clock that is set back a little finds it valid
+        .not_valid_before(now - timedelta(days=1))  # valid also for a clock that is a little slow
         .not_valid_after(now + timedelta(days=VALID_DAYS))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(

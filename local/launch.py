@@ -1,8 +1,8 @@
-"""Become a supervised child: drop the user, ask to be ended with the supervisor, pin to cores, exec.
+"""Turns into a supervised child: changes the user, sets the parent-death signal, pins cores, then calls exec.
 
-Runs as a script of its own between fork and exec, because code that runs in a forked copy of a threaded
-process (`preexec_fn`) may wait forever for a lock that another thread held. Uses the standard library
-alone and imports nothing of calotype: it runs isolated from the environment (`python -I -S`).
+It is a separate script between fork and exec, because code in a forked copy of a threaded process
+(`preexec_fn`) may wait forever for a lock that another thread held. It uses the standard library alone and
+runs isolated from the environment (`python -I -S`).
 
     launch.py SUPERVISOR_PID SIGNAL UID GID CORES COMMAND…      (UID -1: keep; CORES "-": all)
 """
@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
-    """Never returns: the command takes this process' place."""
+    """Replace this process by the command; never returns."""
     supervisor, signal_number, uid, gid = map(int, arguments[:4])
     cores, command = arguments[4], arguments[5:]
     if cores != "-":
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
         os.setgid(gid)
         os.setuid(uid)
     if sys.platform == "linux":
-        # After the change of user, which would clear it.
+        # After the change of user, because that clears it.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
         if os.getppid() != supervisor:
             sys.exit("the supervisor ended before its child began")

@@ -1,6 +1,6 @@
-"""The logs of a data folder, read line by line and followed over restarts and rotations.
+"""Reads the logs of a data folder line by line, and follows them across restarts and rotations.
 
-Knows where the supervisor writes them and keeps older ones, and nothing of what they say.
+It knows where the supervisor writes logs and keeps rotated ones. It does not interpret their lines.
 """
 
 import os
@@ -16,7 +16,7 @@ _MAX_LINE_BYTES = 65_536
 
 
 class LogFile:
-    """One log from its last `num_lines` on; nothing yet where no file is."""
+    """One log, read from its last `num_lines` on; empty while the file does not exist."""
 
     def __init__(self, path: Path, num_lines: int) -> None:
         self._path = path
@@ -25,13 +25,13 @@ class LogFile:
         self._first = deque[str](maxlen=num_lines)
         self._kept: os.stat_result | None = None
         if num_lines:
-            self._first.extend(self._read_kept(0))  # the last lines may reach back over a rotation
+            self._first.extend(self._read_kept(0))  # the last lines may be in the rotated file
         if self._reopen():
             self._first.extend(self._read())
         self._is_first = True
 
     def new_lines(self) -> list[str]:
-        """The lines written since the last call; at the first call the last ones of before."""
+        """Return the lines written since the last call; the first call returns the last `num_lines`."""
         lines: list[str] = []
         if self._is_first:
             self._is_first = False
@@ -45,7 +45,7 @@ class LogFile:
         return lines
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -54,11 +54,11 @@ class LogFile:
         if self._file is None:
             return []
         if os.fstat(self._file.fileno()).st_size < self._file.tell():
-            self._file.seek(0)  # it was emptied and is written anew
+            self._file.seek(0)  # it was emptied by a rotation
         return self._split(self._file.read())
 
     def _read_kept(self, position: int) -> list[str]:
-        """What was copied aside last, from there on."""
+        """Return the lines of the newest rotated file from that position on."""
         try:
             with kept_log(self._path).open("rb") as file:
                 self._kept = os.fstat(file.fileno())
@@ -74,7 +74,7 @@ class LogFile:
         return [line.decode("utf-8", "replace") for line in whole]
 
     def _was_emptied(self, file: BinaryIO) -> bool:
-        """Whether the log was copied aside since the last look, and emptied, which comes a moment later."""
+        """Whether a rotation has copied and emptied the log since the last call."""
         try:
             kept = kept_log(self._path).stat()
         except OSError:
@@ -101,17 +101,17 @@ class LogFile:
 
 
 def log_names(folder: Path) -> list[str]:
-    """The services that have written a log in this folder."""
+    """Return the names of the services that have a log in this folder."""
     return [log.stem for log in current_logs(folder)]
 
 
 def read_logs(
     folder: Path, names: Sequence[str], num_lines: int, go_on: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[str, str]]:
-    """Each line with its service: the last `num_lines` of each, then what comes while `go_on()` says so.
+    """Yield each line with its service: the last `num_lines` of each, then new ones while `go_on()` is true.
 
-    Without names it is every service, also one whose log appears later. `go_on` is called between two
-    looks and decides how long they are apart. Raises `LocalError` for a service without a log.
+    Without names it follows every service, also those whose log appears later. `go_on` is called between two
+    polls and so sets their interval. Raises `LocalError` for a service without a log.
     """
     for name in names:
         if name not in (known := log_names(folder)):

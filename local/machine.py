@@ -1,6 +1,6 @@
-"""What a machine is like, as far as calotype cares: looked at once, without torch and without changing it.
+"""Collects the facts about a machine that calotype depends on, without torch and without changing anything.
 
-Owns the looking; what of it is good enough is `local.doctor`'s to say.
+`local.doctor` decides which of these facts are good enough.
 """
 
 import os
@@ -36,7 +36,7 @@ _ASK_CUDA = "import torch; print(torch.cuda.device_count() if torch.cuda.is_avai
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, how much room it has, and why nothing can be written into it, if so."""
+    """A folder, its free space, and the reason if it cannot be written."""
 
     path: Path
     free_bytes: int
@@ -49,7 +49,7 @@ class Torch:
 
     version: str
     cuda: str | None
-    """The CUDA that it was built for, or nothing."""
+    """The CUDA version that it was built for; None for a CPU build."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Machine:
     temporary: Place
     shared_memory: Place | None
     memory_bytes: int | None
-    """What can be had without swapping."""
+    """The memory that is available without swapping."""
     num_open_files: int
     programs: dict[str, str | None]
-    """Each embedded server, and what is wrong with its program, if anything."""
+    """Each embedded server, with the problem of its program or None."""
     holder: int | None
     """The process id of the `calotype up` that runs in the data folder."""
     taken_ports: dict[str, int]
@@ -77,18 +77,18 @@ class Machine:
     """Whether a port on 127.0.0.1 can be opened at all."""
     torch: Torch | None
     driver: str | None
-    """The version of NVIDIA's driver, or nothing."""
+    """The version of NVIDIA's driver, or None."""
     num_gpus: int | None
-    """GPUs that torch can use; nothing if it was not asked."""
+    """The number of GPUs that torch can use; None if torch was not queried."""
     models: dict[str, str | None]
-    """Each model of calotype.toml, and what is wrong with its weights, if anything."""
+    """Each model of calotype.toml, with the problem of its weights or None."""
     settings_problem: str | None
     clock_skew_seconds: float | None
-    """This machine's clock minus the database's; nothing while no database of ours runs."""
+    """The clock of this machine minus that of the database; None while no embedded database runs."""
 
 
 def look_at_machine(data_dir: Path) -> Machine:
-    """Look at the machine that this runs on; takes seconds only where there is a GPU to ask."""
+    """Collect the facts about this machine; takes seconds only where a GPU must be queried."""
     folder = data_dir.absolute()
     holder = _holder(folder)
     state = _state(folder)
@@ -118,7 +118,7 @@ def look_at_machine(data_dir: Path) -> Machine:
 
 
 def _place(wanted: Path) -> Place:
-    """The folder, or the nearest one above it that exists, since that is where it would be made."""
+    """Return the folder, or its nearest existing parent, in which it would be created."""
     path = next(path for path in (wanted, *wanted.parents) if path.is_dir())
     try:
         free_bytes = shutil.disk_usage(path).free
@@ -154,7 +154,7 @@ _PROGRAMS: dict[str, tuple[Callable[[], Path], str]] = {
 
 
 def _program_problem(find: Callable[[], Path], ask_version: str) -> str | None:
-    """Run it, if only to hear its version: the C library or the processor may not suit it."""
+    """Run it to print its version: it may not support the C library or the processor."""
     try:
         path = find()
         answer = subprocess.run(
@@ -171,7 +171,7 @@ def _program_problem(find: Callable[[], Path], ask_version: str) -> str | None:
 
 
 def _memory_bytes() -> int | None:
-    """What the kernel says is available, or what a container leaves of its limit, whichever is less."""
+    """Return the smaller of what the kernel reports as available and what the container's limit leaves."""
     found: list[int] = []
     with suppress(OSError):
         text = Path("/proc/meminfo").read_text(encoding="ascii")
@@ -207,7 +207,7 @@ def _driver() -> str | None:
 
 
 def _num_gpus() -> int:
-    """Asked in a process of its own: it takes seconds, and a broken driver may take it down."""
+    """Query torch in a separate process: it takes seconds, and a broken driver may crash it."""
     answer = _output([sys.executable, "-c", _ASK_CUDA], seconds=_CUDA_SECONDS).strip()
     return int(answer) if answer.isdecimal() else 0
 
@@ -230,14 +230,14 @@ def _models() -> tuple[dict[str, str | None], str | None]:
     found: dict[str, str | None] = {}
     for model in catalogue.models:
         place = _weights_folder(folder, model.path)
-        # A model that may be fetched need not be here before its worker starts.
+        # A model that may be downloaded need not be here before its worker starts.
         is_fetched_later = not model.local_files_only and not place.exists()
         found[model.name] = None if is_fetched_later else _weights_problem(place)
     return found, None
 
 
 def _weights_folder(folder: Path, path: str) -> Path:
-    """A folder or file beside `calotype.toml`, or where the hub's client keeps a model of that id."""
+    """Return a folder or file beside `calotype.toml`, or the place in the hub's cache for a model id."""
     if (folder / path).exists() or file_in(path) or path.count("/") != 1:
         return folder / path
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
@@ -252,7 +252,7 @@ def _weights_problem(folder: Path) -> str | None:
     if not weights:
         return f"{folder} holds no *.safetensors"
     for path in weights:
-        # A file of Git LFS that was not fetched is a few lines of text.
+        # A Git LFS file that was not downloaded is a few lines of text.
         if not os.access(path, os.R_OK):
             return f"{path} cannot be read"
         if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
@@ -270,7 +270,7 @@ def _clock_skew(state: State) -> float | None:
         with db.transaction() as connection:
             asked_at = time.time()
             there = connection.execute(text(_ASK_CLOCK)).scalar_one()
-            # It was read at some instant between: the middle is wrong by half of the answer's way at most.
+            # The server read its clock between the two instants: the middle is off by half the round trip.
             return (asked_at + time.time()) / 2 - float(there)
     except StorageError:
         return None

@@ -1,4 +1,4 @@
-"""Which programs of ours `calotype up` runs, with which environment, and when each of them is ready."""
+"""The programs that `calotype up` runs: their environments and their readiness checks."""
 
 import base64
 import http.client
@@ -22,12 +22,12 @@ from settings import ROOT, Settings
 
 _PYTHON = sys.executable
 ENGINE_START_SECONDS = 600
-"""What a large model on a slow disk may take to load; its self-test comes on top."""
+"""The time to load a large model from a slow disk, without its self-test."""
 
 
 @dataclass(frozen=True)
 class WorkerPost:
-    """A worker's place: its device, its tiers, and the file by which it reports."""
+    """One worker to run: its device, its tiers and its ready file."""
 
     name: str
     device: Device
@@ -35,11 +35,11 @@ class WorkerPost:
     report_file: Path
 
     def clear(self) -> None:
-        """Forget the report of an earlier process."""
+        """Remove the ready file of an earlier process."""
         self.report_file.unlink(missing_ok=True)
 
     def report(self) -> dict[str, object] | None:
-        """What the worker wrote once its engine was loaded, or nothing yet."""
+        """Return the ready file's content, which the worker writes once its engine is loaded; else None."""
         try:
             document = json.loads(self.report_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -48,7 +48,7 @@ class WorkerPost:
 
 
 def worker_posts(catalogue: Catalogue, run_folder: Path) -> list[WorkerPost]:
-    """One post for each device of each `[[workers]]` entry."""
+    """Return one post for each device of each `[[workers]]` entry."""
     devices = find_devices()
     posts: list[WorkerPost] = []
     for plan in catalogue.workers:
@@ -65,7 +65,7 @@ def worker_posts(catalogue: Catalogue, run_folder: Path) -> list[WorkerPost]:
 
 
 class Plan:
-    """The services of stage 1: web, workers, webhooks, sweeper and Flower over running data services."""
+    """The services of stage 1: web, workers, webhooks, sweeper and Flower. The data services already run."""
 
     def __init__(
         self, state: State, settings: Settings, endpoints: Endpoints, overrides: Mapping[str, str]
@@ -84,24 +84,24 @@ class Plan:
 
     @property
     def url(self) -> str:
-        """Where the REST API answers."""
+        """The URL of the REST API."""
         return f"http://127.0.0.1:{self._state.ports['web']}"
 
     @property
     def metrics_url(self) -> str:
-        """Where Prometheus reads."""
+        """The URL that Prometheus scrapes."""
         return self.metrics_urls["web"]
 
     @property
     def metrics_urls(self) -> dict[str, str]:
-        """The same of each process of ours, by its name."""
+        """The metrics URL of each process, by its name."""
         names = {"web": "metrics", "webhooks": "metrics_webhooks", "sweep": "metrics_sweep"}
         names |= {post.name: f"metrics_{post.name}" for post in self.posts}
         return {name: f"http://127.0.0.1:{self._state.ports[port]}/metrics" for name, port in names.items()}
 
     @property
     def flower_url(self) -> str:
-        """Where Flower answers."""
+        """The URL of Flower."""
         return f"http://127.0.0.1:{self._state.ports['flower']}"
 
     @property
@@ -110,7 +110,7 @@ class Plan:
         return f"{self._state.flower_user}:{self._state.secrets['flower_password']}"
 
     def migrate(self) -> None:
-        """Bring the schema to its newest version."""
+        """Migrate the schema to its newest version."""
         log = self._state.logs / "migrate.log"
         with log.open("wb") as output:
             answer = subprocess.run(
@@ -120,14 +120,14 @@ class Plan:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is the supervisor's to answer
+                start_new_session=True,  # the supervisor handles Ctrl-C
                 check=False,
             )
         if answer.returncode != 0:
             raise LocalError(f"the migrations failed; the end of their log {log}:\n{tail(log)}")
 
     def services(self, take_back_jobs: Callable[[str], None]) -> list[Service]:
-        """All of them; `take_back_jobs` is called with the boot id of a worker that has ended."""
+        """Return all services; `take_back_jobs` is called with the boot id of a worker that has ended."""
         workers = [self._worker(post, take_back_jobs) for post in self.posts]
         return [self._web(), *workers, self._webhooks(), self._sweep(), self._flower()]
 
@@ -143,7 +143,7 @@ class Plan:
         command.append(f"--metrics-port={self._state.ports[f'metrics_{post.name}']}")
 
         def environment() -> dict[str, str]:
-            # A boot id of its own for every start: by it the jobs of that life alone are taken back.
+            # Every start has its own boot id, so that only the jobs of that process are taken back.
             own = {"CALOTYPE_BOOT_ID": str(uuid.uuid4()), "CALOTYPE_RUN_DIR": str(self.run_folder)}
             return {**self._environment_of("worker"), **post.device.environment, **own}
 
@@ -219,7 +219,7 @@ class Plan:
 
 
 def _answering(port: int, path: str, auth: str | None = None) -> Callable[[], bool]:
-    """A probe: whether a GET there is answered with 200."""
+    """Return a probe that checks whether a GET returns 200."""
     headers = {"Authorization": "Basic " + base64.b64encode(auth.encode()).decode()} if auth else {}
 
     def answers() -> bool:

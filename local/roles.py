@@ -1,12 +1,12 @@
-"""The roles of the processes that connect to the data services, and which of them the object store knows.
+"""The roles with which processes connect to the data services, and the subset that the object store knows.
 
-Knows no service: what a role may do stands in `deploy/valkey.acl` and `deploy/seaweedfs_identity.json`.
+`deploy/valkey.acl` and `deploy/seaweedfs_identity.json` say what a role may do.
 """
 
 from typing import Literal, get_args
 
 Role = Literal["api", "worker", "sender", "sweeper", "flower"]
-"""Who connects to the data services: each role has credentials of its own."""
+"""The roles; each has its own credentials."""
 ROLES: tuple[Role, ...] = get_args(Role)
 S3_ROLES: tuple[Role, ...] = ("api", "worker", "sweeper")
-"""Who reads, writes or deletes images."""
+"""The roles that read, write or delete images."""

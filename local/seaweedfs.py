@@ -1,7 +1,7 @@
-"""The embedded S3, SeaweedFS' `weed mini`: its keys, its command line, its probe.
+"""The embedded S3 server, SeaweedFS' `weed mini`: its keys, its command line, its readiness probe.
 
-Its master, volume, filer and admin listen beside the S3 port and would serve anyone: mutual TLS under one
-certificate of their own shuts them (`deploy/seaweedfs_security.toml`).
+Its master, volume, filer and admin ports would serve any client; mutual TLS with a certificate of their own
+closes them (`deploy/seaweedfs_security.toml`).
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class SeaweedFS:
     name = "s3"
     stop_signal = signal.SIGTERM
     orphan_signal = signal.SIGTERM
-    # About one stop in six waits for a connection to itself; what it took is on disk by then.
+    # About one stop in six hangs on a connection to itself; all accepted data is on disk by then.
     stop_seconds = 4
     user: tuple[int, int] | None = None
 
@@ -43,22 +43,22 @@ class SeaweedFS:
 
     @property
     def cwd(self) -> Path:
-        """Where it reads `security.toml`."""
+        """The folder from which it reads `security.toml`."""
         return self._state.subfolder("s3")
 
     def prepare(self) -> None:
-        """Write who may do what, and by what its parts know each other; clear what an earlier run left."""
+        """Write its identities and its TLS files; remove what an earlier run left behind."""
         ensure_key_pair(self.cwd / "seaweedfs.crt", self.cwd / "seaweedfs.key", name="calotype object store")
         # Relative: this folder is its working directory, and TOML would want a path escaped.
         write_privately(self.cwd / "security.toml", self._state.filled("seaweedfs_security.toml", folder="."))
         write_privately(self._identities, self._state.filled("seaweedfs_identity.json"))
         self._data.mkdir(mode=0o700, exist_ok=True)
-        # It keeps the flags of its last run there and would take up those that we no longer pass.
+        # It stores the flags of its last run there and would reuse those that we no longer pass.
         (self._data / "mini.options").unlink(missing_ok=True)
         self.clear_sockets()
 
     def clear_sockets(self) -> None:
-        """Remove the sockets that a kill leaves behind and that stop the next start."""
+        """Remove the sockets that a kill leaves behind, because they block the next start."""
         for name in SEAWEEDFS_PORTS:
             for path in stale_sockets(self._state.ports[name]):
                 path.unlink(missing_ok=True)
@@ -68,7 +68,7 @@ class SeaweedFS:
         ports = self._state.ports
         return [
             str(weed_program()),
-            "-logtostderr=true",  # else it writes files and fixed links into /tmp
+            "-logtostderr=true",  # otherwise it writes files and fixed links into /tmp
             "mini",
             f"-dir={self._data}",
             "-ip=127.0.0.1",
@@ -77,10 +77,10 @@ class SeaweedFS:
             f"-master.port={ports['s3_master']}",
             f"-volume.port={ports['s3_volume']}",
             f"-filer.port={ports['s3_filer']}",
-            f"-admin.port={ports['s3_admin']}",  # listens even without its page
-            "-volume.id=calotype",  # else it is the port, and data would not outlive a change of port
-            # Else it may refuse writes for 15 s after a restart ("warming up"); what it forgets with it,
-            # the numbers of the volumes, the volume server tells it anew.
+            f"-admin.port={ports['s3_admin']}",  # the port listens even when its page is off
+            "-volume.id=calotype",  # the default is the port, and data would be lost when the port changes
+            # Otherwise it may refuse writes for 15 s after a restart ("warming up"). The numbers of the
+            # volumes, which it forgets with this flag, are reported again by the volume server.
             "-master.resumeState=false",
             "-volume.preStopSeconds=0",
             "-master.volumeSizeLimitMB=256",
@@ -95,13 +95,13 @@ class SeaweedFS:
         ]
 
     def environment(self) -> dict[str, str]:
-        """Nothing of the caller's: it would take an owner's keys, settings and secrets from there."""
+        """Return nothing of the caller's environment: the server would read keys and settings from it."""
         return {"PATH": "/usr/bin:/bin", "HOME": str(self.cwd)}
 
     def ready(self) -> bool:
-        """Whether it gives back the object of an earlier run, and takes and returns a new one.
+        """Whether it returns the object of an earlier run, and stores and returns a new one.
 
-        After a restart it lists buckets seconds before it can read from them.
+        After a restart it lists buckets some seconds before it can read objects.
         """
         body = secrets.token_hex(8).encode()
         try:
@@ -131,7 +131,7 @@ class SeaweedFS:
             connection.close()
 
     def _signed(self, method: str) -> str:
-        """A presigned path for the probe object (AWS signature 4), so that the probe needs no client."""
+        """Presign the path of the probe object (AWS signature 4), for which the probe needs no client."""
         now = datetime.now(UTC)
         day, instant = now.strftime("%Y%m%d"), now.strftime("%Y%m%dT%H%M%SZ")
         path, scope = f"/{BUCKET}/{quote(_PROBE)}", f"{day}/{REGION}/s3/aws4_request"

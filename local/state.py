@@ -1,6 +1,6 @@
-"""The data folder of one installation: its lock, and the 0600 file with its ports and secrets.
+"""The data folder of one installation: its lock, and the file (mode 0600) with its ports and secrets.
 
-Owns what must survive between two starts and is no service's own data. Knows no service.
+It keeps everything that must survive a restart, except the data of the services. It knows no service.
 """
 
 import fcntl
@@ -23,10 +23,10 @@ from local.roles import ROLES, S3_ROLES
 STATE_FILE = "state.json"
 LOCK_FILE = "lock"
 READY_FILE = Path("run", "ready.json")
-"""Where everything is, for as long as it runs."""
+"""The ready file: the addresses and processes of the running system."""
 _TEMPLATES = Path(__file__).resolve().parent.parent / "deploy"
 _SECRETS: Mapping[str, int] = {
-    # What has no role in its name is the owner's: of our probes and of tests.
+    # A secret without a role in its name is the owner's, for probes and tests.
     "postgres_password": 24,
     "postgres_api_password": 24,
     "postgres_worker_password": 24,
@@ -56,12 +56,12 @@ class State:
     postgres_major: int | None = None
     locations: dict[str, str] = field(default_factory=dict)
     held: list[int] = field(default_factory=list)
-    """Locked descriptors. Every child inherits them, so a folder stays locked until the last one ended."""
+    """Locked descriptors. Every child inherits them: a folder stays locked until the last child has ended."""
 
     @classmethod
     @contextmanager
     def open(cls, folder: Path, *, wait_seconds: float = 10) -> Iterator[Self]:
-        """Lock the folder, creating it if need be, and read its state or make a new one."""
+        """Lock the folder, which is created if missing, and read its state or create one."""
         state = cls(make_folder(folder))
         try:
             state._lock(wait_seconds)
@@ -74,18 +74,18 @@ class State:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """What a running or stopped installation has written; takes no lock, so do not save it."""
+        """Read the state of a running or stopped installation without a lock; it must not be saved."""
         state = cls(folder.absolute())
         state._fill(_read(state.folder / STATE_FILE))
         return state
 
     def save(self) -> None:
-        """Replace the file in one step, readable by its owner alone from its first byte."""
+        """Replace the file atomically; only its owner can ever read it."""
         names = ("ports", "secrets", "flower_user", "api_key", "postgres_major", "locations")
         write_privately(self.folder / STATE_FILE, json.dumps({n: getattr(self, n) for n in names}, indent=2))
 
     def hold(self, path: Path) -> None:
-        """Lock another folder, one that more than one data folder might come to name."""
+        """Also lock a folder outside the data folder, which another installation could name."""
         descriptor = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,12 +95,12 @@ class State:
         self.held.append(descriptor)
 
     def close(self) -> None:
-        """Let go of the locks; children that still run keep them."""
+        """Release the locks; children that still run keep them."""
         while self.held:
             os.close(self.held.pop())
 
     def settle_ports(self, say: Callable[[str], None], wanted: Mapping[str, int] | None = None) -> None:
-        """Keep each port unless another process took it meanwhile; a `wanted` one is never replaced."""
+        """Keep each port unless another process uses it now; a `wanted` port is never replaced."""
         for name, port in (wanted or {}).items():
             if not is_usable(name, port):
                 raise PortTaken(f"port {port} for {name} is taken by another process: choose another one")
@@ -114,25 +114,25 @@ class State:
         self.save()
 
     def add_ports(self, names: Iterable[str]) -> None:
-        """A port for each of these names as well, which depend on the catalogue; kept like the others."""
+        """Also assign ports to these names, which depend on the catalogue."""
         missing = [name for name in names if name not in self.ports]
         self.ports |= choose_ports(missing, self.ports.values())
         self.save()
 
     def filled(self, template: str, **more: str) -> str:
-        """A file of `deploy` with our secrets, and `more`, in place of each `${name}`."""
+        """Fill in a file of `deploy`: the secrets and `more` replace each `${name}`."""
         text = (_TEMPLATES / template).read_text(encoding="utf-8")
         return Template(text).substitute(self.secrets, **more)
 
     def subfolder(self, name: str, mode: int = 0o700) -> Path:
-        """A folder in the data folder, made if need be."""
+        """Return a folder in the data folder; it is created if missing."""
         path = self.folder / name
         path.mkdir(mode=mode, exist_ok=True)
         return path
 
     @property
     def logs(self) -> Path:
-        """Where every child writes its output."""
+        """The folder of the children's logs."""
         return self.subfolder("logs")
 
     def _lock(self, wait_seconds: float) -> None:
@@ -145,7 +145,7 @@ class State:
                 break
             except OSError:
                 holder = os.pread(descriptor, 32, 0).decode().strip()
-                # A dead supervisor's children are ending right now: they are worth a wait.
+                # The children of a dead supervisor may be ending right now, so wait for them.
                 if (holder.isdecimal() and is_alive(int(holder))) or time.monotonic() > deadline:
                     message = f"{self.folder} is in use by another `calotype up` (process {holder or '?'})"
                     raise FolderInUse(f"{message}: stop it, or choose another --data-dir") from None
@@ -166,20 +166,20 @@ class State:
 
 
 def make_folder(folder: Path) -> Path:
-    """The data folder, made if need be, as an absolute path. Raises `LocalError` if that cannot be."""
+    """Create the data folder if it is missing and return its absolute path. Raises `LocalError`."""
     folder = folder.absolute()
     try:
         if not folder.exists():
             folder.mkdir(parents=True)
-            # Root's Postgres runs under another uid and must pass through, but not look around.
+            # For root, Postgres runs under another uid and must traverse the folder, but not list it.
             folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
     except OSError as error:
-        raise LocalError(f"--data-dir: {folder} cannot be made: {error.strerror}") from error
+        raise LocalError(f"--data-dir: {folder} cannot be created: {error.strerror}") from error
     return folder
 
 
 def write_privately(path: Path, text: str) -> None:
-    """Write a 0600 file in one step: a reader sees the old text or the new one, and only its owner does."""
+    """Write a file of mode 0600 atomically: a reader sees the old text or the new one."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -197,7 +197,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise NothingThere(f"{path.parent} holds no calotype: run `calotype up` first") from error
+        raise NothingThere(
+            f"{path.parent} holds no calotype installation: run `calotype up` first"
+        ) from error
     except (OSError, ValueError) as error:
         raise LocalError(f"{path} cannot be read: {error}") from error
     if not isinstance(document, dict):

@@ -1,6 +1,6 @@
-"""What runs in a data folder, seen from outside: the lock, the ready file, the processes and the API.
+"""Reports what runs in a data folder: from the lock, the ready file, the processes and the API.
 
-Owns a picture for people and programs that holds no secret. It changes nothing and starts nothing.
+The report holds no secret. It changes nothing and starts nothing.
 """
 
 import json
@@ -20,7 +20,7 @@ _SHOWN = ("url", "flower_url", "metrics_url", "logs", "started_at")
 
 
 def read_ready(folder: Path) -> Document | None:
-    """What the ready file of that folder holds, secrets included, or nothing."""
+    """Return the content of the ready file of that folder, secrets included, or None."""
     try:
         document = json.loads((folder / READY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -29,9 +29,9 @@ def read_ready(folder: Path) -> Document | None:
 
 
 def ready_of(data_dir: Path) -> Document:
-    """What the ready file of the `calotype up` that runs there holds, secrets included.
+    """Return the content of the ready file of the running `calotype up`, secrets included.
 
-    Raises `NothingThere` where none runs, and `LocalError` while it starts or stops.
+    Raises `NothingThere` if none runs, and `LocalError` while it starts or stops.
     """
     folder = data_dir.absolute()
     with find_holder(folder) as holder:
@@ -45,7 +45,7 @@ def ready_of(data_dir: Path) -> Document:
 
 
 def status_of(data_dir: Path) -> Document | None:
-    """What runs there, or nothing. `state` is `running`, or `changing` while it starts or stops."""
+    """Return what runs there, or None. `state` is `running`, or `changing` while it starts or stops."""
     folder = data_dir.absolute()
     with find_holder(folder) as holder:
         if holder is None:
@@ -69,19 +69,19 @@ def status_of(data_dir: Path) -> Document | None:
 
 
 def _process(entry: Document) -> Document:
-    """A service or a worker, and whether its process lives: a dead one is being replaced."""
+    """Describe a service or a worker, and whether its process is alive; a dead one is being restarted."""
     return {**entry, "state": "running" if is_alive(entry["pid"]) else "restarting"}
 
 
 def _tiers(ready: Document) -> tuple[list[Document] | None, str | None]:
-    """Each tier with its queue, as the API tells them; or nothing, and why."""
+    """Return each tier with its queue as the API reports them, or nothing and the reason."""
     try:
         with Client(
             url=ready["url"], api_key=ready["api_key"], timeout_seconds=_TIMEOUT_SECONDS, max_retries=0
         ) as client:
             return [tier.raw for tier in client.tiers()], None
     except CalotypeError as error:
-        return None, f"the API does not tell its queues: {error}"
+        return None, f"the API does not report its queues: {error}"
 
 
 def _ports(folder: Path) -> dict[str, int]:

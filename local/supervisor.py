@@ -1,7 +1,7 @@
-"""Start services in order, keep them running, stop them in reverse order and leave nothing behind.
+"""Starts services in order, restarts those that end, stops them in reverse order and leaves nothing behind.
 
-Owns the life of child processes; does not know what they are. Everything happens in the one thread that
-calls `run`: the kernel ends children with the thread that started them.
+It does not know what the child processes do. Everything happens in the thread that calls `run`, because the
+kernel ends children with the thread that started them.
 """
 
 import signal
@@ -22,7 +22,7 @@ _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS, _HEALTHY_SECONDS = 0.2, 10.0, 30.0
 
 @dataclass(frozen=True)
 class Exit:
-    """How one process of a service ended, and the environment that it had."""
+    """The end of one process of a service, and the environment that the process had."""
 
     name: str
     pid: int
@@ -32,30 +32,30 @@ class Exit:
 
 @dataclass(frozen=True)
 class Service:
-    """A process to keep running. The callables are asked anew at every start."""
+    """A process to keep running. The callables are called again at every start."""
 
     name: str
     command: Callable[[], Sequence[str]]
     environment: Callable[[], Mapping[str, str]]
     cwd: Path
     stage: int = 0
-    """Started once every service of the lower stages is ready; stopped before them."""
+    """A service starts once every service of a lower stage is ready, and stops before them."""
     ready: Callable[[], bool] = lambda: True
     before_start: Callable[[], None] = lambda: None
     on_exit: Callable[[Exit], None] | None = None
-    """Called as soon as a process has ended, in a thread of its own."""
+    """Called in a separate thread as soon as a process has ended."""
     user: tuple[int, int] | None = None
     cores: frozenset[int] | None = None
     start_seconds: float = 60
     stop_seconds: float = 10
     stop_signal: int = signal.SIGTERM
     orphan_signal: int = signal.SIGKILL
-    """What the kernel sends should the supervisor die without stopping it."""
+    """The signal that the kernel sends if the supervisor dies without stopping the process."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something to be done once, before the services of its stage start."""
+    """An action that runs once, before the services of its stage start."""
 
     name: str
     run: Callable[[], None]
@@ -64,7 +64,7 @@ class Step:
 
 @dataclass
 class _Child:
-    """A service and its present process."""
+    """A service and its current process."""
 
     service: Service
     process: Process | None = None
@@ -77,7 +77,7 @@ class _Child:
 
 
 class Supervisor:
-    """Runs services until told to stop."""
+    """Runs services until `stop` is called."""
 
     def __init__(
         self,
@@ -110,14 +110,14 @@ class Supervisor:
             self._stop()
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Have `run` stop everything and return; `at_once` without asking. Safe in a signal handler."""
+        """Make `run` stop everything and return; `at_once` kills. Safe in a signal handler."""
         if at_once:
             self._at_once.set()
         self._stopping.set()
 
     @contextmanager
     def background(self) -> Iterator[None]:
-        """Run in a thread of its own while the body runs, which begins once everything is ready."""
+        """Run in a separate thread; the body starts once every service is ready."""
         errors: list[BaseException] = []
 
         def run() -> None:
@@ -144,21 +144,21 @@ class Supervisor:
             raise errors[0]
 
     def pid(self, name: str) -> int | None:
-        """The process id of that service now, or nothing while it is down."""
+        """Return the current process id of that service, or None while it is down."""
         child = next(child for child in self._children if child.service.name == name)
         return child.process.pid if child.process else None
 
     def started_at(self, name: str) -> float | None:
-        """When the present process of that service was started, in seconds since 1970."""
+        """Return when the current process of that service was started, in seconds since 1970."""
         child = next(child for child in self._children if child.service.name == name)
         return child.process.started_at if child.process else None
 
     def pids(self) -> dict[str, int]:
-        """The process id of every service that runs now."""
+        """Return the process id of every running service."""
         return {child.service.name: child.process.pid for child in self._children if child.process}
 
     def log_file(self, name: str) -> Path:
-        """Where a service of that name writes."""
+        """Return the path of the log of a service."""
         return self._logs / f"{name}.log"
 
     def _start(self) -> None:
@@ -180,7 +180,7 @@ class Supervisor:
         waiting = list(children)
         while waiting and not self._stopping.wait(_POLL_SECONDS):
             self._supervise(running)
-            # Also those that were ready: a program without a probe may still end at its first look around.
+            # Also check those that were ready: a program without a probe may end right after its start.
             for child in children:
                 returncode = child.process.poll() if child.process else 0
                 if returncode is not None:
@@ -211,7 +211,7 @@ class Supervisor:
                 child.backoff_seconds = _FIRST_BACKOFF_SECONDS
 
     def _bound_logs(self, now: float) -> None:
-        """Those of the children, and our own where it lies beside them."""
+        """Rotate the logs of the children, and our own if it is in the same folder."""
         if now >= self._logs_due_at:
             self._logs_due_at = now + _LOG_SECONDS
             rotate_logs(self._logs, max_bytes=self._max_log_bytes)
@@ -228,7 +228,7 @@ class Supervisor:
             child.process.kill()
 
     def _lost(self, child: _Child, returncode: int) -> None:
-        """Tell who wants to know that a process has ended by itself, and plan its next start."""
+        """Call `on_end` for a process that has ended by itself, and schedule its restart."""
         self._report_exit(child, returncode)
         child.restart_at = time.monotonic() + child.backoff_seconds
         log = self.log_file(child.service.name)
@@ -260,7 +260,7 @@ class Supervisor:
             if children:
                 self._say(f"stopping {', '.join(child.service.name for child in children)} …")
                 self._stop_stage(children)
-            # Before the next stage, since what follows the end of a worker needs the database.
+            # Before the next stage, because the callback after a worker's end needs the database.
             for hook in self._hooks:
                 hook.join(timeout=5)
 
@@ -276,7 +276,7 @@ class Supervisor:
                 if child.process and child.process.poll() is None:
                     if not self._at_once.is_set() and time.monotonic() < child.stop_by:
                         continue
-                    self._say(f"{child.service.name} took too long to end: killed")
+                    self._say(f"{child.service.name} did not end in time: killed")
                     child.process.kill()
                 left.remove(child)
                 self._report_exit(child, (child.process and child.process.poll()) or 0)
@@ -288,7 +288,7 @@ class Supervisor:
         hook = child.service.on_exit
         if hook is None or process is None:
             return
-        # In a thread: it may wait for a database that is down, which this thread must restart.
+        # In a thread, because it may wait for a database that this thread must restart.
         end = Exit(child.service.name, process.pid, returncode, child.environment)
         thread = threading.Thread(target=self._run_hook, args=(hook, end), daemon=True)
         thread.start()
@@ -298,7 +298,7 @@ class Supervisor:
         try:
             hook(end)
         except Exception as error:
-            self._say(f"what follows the end of {end.name} failed: {error}")
+            self._say(f"the callback after the end of {end.name} failed: {error}")
 
     def _failed(self, child: _Child, what: str) -> StartFailed:
         log = self.log_file(child.service.name)

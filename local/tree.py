@@ -1,4 +1,4 @@
-"""How a process runs this tree's `calotype` command, from any current folder and whatever is installed.
+"""How a process runs this tree's `calotype` command, from any folder and regardless of what is installed.
 
 `-P` keeps the current folder off Python's path and `PYTHONPATH` puts the tree first, so that no other `cli`
 or `settings` is imported.

@@ -1,6 +1,6 @@
-"""Everything that `calotype up` runs on one machine, put together.
+"""Runs everything on one machine, for `calotype up`.
 
-Owns the order (data services, migrations, the key, our programs), the ready file and the signals.
+It owns the order (data services, migrations, the key, our programs), the ready file and the signals.
 """
 
 import json
@@ -44,10 +44,10 @@ def run_up(
     overrides: Mapping[str, str] | None = None,
     show_secrets: bool = False,
 ) -> int:
-    """Run everything until SIGINT or SIGTERM; the exit code. Call it from the main thread.
+    """Run everything until SIGINT or SIGTERM; return the exit code. Call it from the main thread.
 
-    `overrides` are settings as the environment would hold them (`CALOTYPE_LEASE_SECONDS`).
-    `show_secrets` if what is said goes to a person and to no log.
+    `overrides` are settings as in the environment (`CALOTYPE_LEASE_SECONDS`). Set `show_secrets` only if the
+    output goes to a person and not to a log.
     """
     try:
         with _Signals() as signals, _system(data_dir, say, port, ready_file, overrides) as system:
@@ -74,10 +74,10 @@ def running(
     overrides: Mapping[str, str] | None = None,
     reached_at: ReachedAt = dict,
 ) -> Iterator[dict[str, Any]]:
-    """Run everything while the body runs; yields what the ready file holds. Raises `LocalError`.
+    """Run everything while the body runs; yield the content of the ready file. Raises `LocalError`.
 
-    `reached_at` is given the ports of this machine by name, and gives those at which our programs find
-    the data services: others where proxies stand between.
+    `reached_at` maps the ports of the data services, by name, to the ports at which our programs reach them;
+    they differ where proxies stand in between.
     """
     with (
         _system(data_dir, say, port, ready_file, overrides, reached_at) as system,
@@ -87,9 +87,10 @@ def running(
 
 
 def greeting(ready: Mapping[str, Any], last: str, *, show_secrets: bool) -> list[str]:
-    """What a person needs to begin: the addresses, the key, a first request, and how it ends.
+    """Return what a user needs to get started: the addresses, the key, a first request, and how to stop.
 
-    Without `show_secrets`, for what may become a log, it says where the key and the password lie.
+    Without `show_secrets` it names the files of the key and the password instead, because the output may be
+    logged.
     """
     example = '{"prompt": "a red heart on a white background"}'
     place = f"see {Path(ready['data_dir']) / READY_FILE}"
@@ -112,7 +113,7 @@ def greeting(ready: Mapping[str, Any], last: str, *, show_secrets: bool) -> list
 
 
 class _System:
-    """A state, its supervisor, and what the world is told of them."""
+    """A state, its supervisor, and the messages to the user about them."""
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class _System:
         )
 
     def ready(self) -> dict[str, Any]:
-        """Where everything is and which processes run now."""
+        """Return the addresses and the running processes."""
         posts = {post.name: post for post in self._plan.posts}
         metrics = self._plan.metrics_urls
         running = {
@@ -180,7 +181,7 @@ class _System:
         }
 
     def withdraw(self) -> None:
-        """Remove the ready files: what they say is no longer so, or not yet."""
+        """Remove the ready files, because they do not describe the current state."""
         for path in self._ready_files:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -245,7 +246,7 @@ def _system(
 
 
 class _Signals:
-    """The first SIGINT or SIGTERM drains, a SIGINT after it kills; before anything runs, any ends us."""
+    """The first SIGINT or SIGTERM drains; a SIGINT after it kills. Before anything runs, any signal exits."""
 
     def __init__(self) -> None:
         self.supervisor: Supervisor | None = None
@@ -268,12 +269,12 @@ class _Signals:
 
 
 def _instant(seconds: float | None) -> str | None:
-    """Seconds since 1970 as RFC 3339."""
+    """Format seconds since 1970 as RFC 3339."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _command() -> str:
-    """How a person calls this program from any folder: what `make install` wrote, or the tree's own file."""
+    """Return how to call this program from any folder: the script that `make install` wrote, or the tree."""
     written = Path(sys.prefix) / "bin" / "calotype"
     words = [str(written)] if written.exists() else ["env", f"PYTHONPATH={ROOT}", *PROGRAM]
     return shlex.join(words)

@@ -1,4 +1,4 @@
-"""The embedded Valkey, Celery's broker: its configuration, its command line, its probe."""
+"""The embedded Valkey, Celery's broker: its configuration, its command line, its readiness probe."""
 
 import signal
 import socket
@@ -21,7 +21,7 @@ save ""
 maxmemory-policy noeviction
 """
 KEY_PREFIX = "calotype:"
-"""Where the roles' keys and channels lie."""
+"""The prefix of the roles' keys and channels."""
 
 
 class Valkey:
@@ -29,7 +29,7 @@ class Valkey:
 
     name = "valkey"
     stop_signal = signal.SIGTERM
-    orphan_signal = signal.SIGTERM  # so that it writes what it holds before it ends
+    orphan_signal = signal.SIGTERM  # so that it writes its data before it ends
     stop_seconds = 30
     user: tuple[int, int] | None = None
 
@@ -38,18 +38,18 @@ class Valkey:
         self.cwd = state.folder
 
     def url(self, role: Role | None = None) -> str:
-        """Where Celery finds it, as that role or as the owner."""
+        """Return the URL for Celery, with that role or as the owner."""
         user = role or "owner"
         password = self._state.secrets[f"valkey_password_{role}" if role else "valkey_password"]
         return f"redis://{user}:{password}@127.0.0.1:{self._port}/0"
 
     @property
     def folder(self) -> Path:
-        """Its configuration and its append-only file."""
+        """The folder of its configuration and its append-only file."""
         return self._state.subfolder("valkey")
 
     def prepare(self) -> None:
-        """Write the configuration, the only place where the passwords can stand unseen."""
+        """Write the configuration, which holds the passwords: a command line is visible to all users."""
         text = _CONFIGURATION.format(port=self._port, folder=_quoted(self.folder))
         write_privately(self._configuration, text + self._state.filled("valkey.acl"))
 
@@ -58,11 +58,11 @@ class Valkey:
         return [str(valkey_program()), str(self._configuration)]
 
     def environment(self) -> dict[str, str]:
-        """Nothing of the caller's."""
+        """Return nothing of the caller's environment."""
         return {"PATH": "/usr/bin:/bin"}
 
     def ready(self) -> bool:
-        """Whether it takes our password and answers PING: while it loads its file it answers LOADING."""
+        """Whether it accepts our password and answers PING; while it loads its file it answers LOADING."""
         password = self._state.secrets["valkey_password"]
         try:
             with socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:

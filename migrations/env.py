@@ -1,7 +1,7 @@
-"""Alembic's entry point: runs the migrations over `CALOTYPE_DATABASE_URL`, one at a time.
+"""Alembic's entry point: migrates the database `CALOTYPE_DATABASE_URL`, whose user owns the tables.
 
-An advisory lock makes it safe to start it from several hosts at once. The user of that URL owns the tables.
-Before them come the roles that the migrations name, and after the newest one every role's rights.
+An advisory lock makes it safe to start on several hosts at once. It creates the roles that migrations name
+before them, and grants every role's rights after the newest one.
 """
 
 from alembic import context
@@ -20,7 +20,7 @@ LOCK_SECONDS = 10
 
 
 def run() -> None:
-    """Migrate online; there is no offline mode."""
+    """Run the migrations online; there is no offline mode."""
     settings = load_settings()
     settings.require("database_url")
     url = settings.database_url.get_secret_value().replace("postgresql://", "postgresql+psycopg2://", 1)
@@ -29,7 +29,7 @@ def run() -> None:
     engine = create_engine(url, poolclass=pool.NullPool, connect_args={**limits, **tls})
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-        # All requests wait behind whoever waits for a table's lock: better to fail and be tried again.
+        # A statement that waits for a table lock blocks all requests behind it: rather fail and be retried.
         connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
         try:
             create_groups(connection)

@@ -1,1 +1,1 @@
-"""Postgres rows and S3 blobs: the job's truth. Knows nothing of Flask, Celery or torch."""
+"""Postgres rows and S3 blobs: the source of truth for jobs. It knows nothing of Flask, Celery or torch."""

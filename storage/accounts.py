@@ -1,6 +1,6 @@
-"""Accounts and their API keys. A key is shown once; only its SHA-256 digest is kept.
+"""Accounts and their API keys. A key is shown once; only its SHA-256 digest is stored.
 
-Keys are 200 random bits, so a fast hash is enough: there is nothing to guess.
+A key has 200 random bits, so a fast hash is enough: it cannot be guessed.
 """
 
 import base64
@@ -23,7 +23,7 @@ LAST_USED_RESOLUTION_SECONDS = 60
 
 @dataclass(frozen=True)
 class NewKey:
-    """A key at the only moment when its plaintext exists."""
+    """A new key with its plaintext, which exists only at this moment."""
 
     id: str
     account_id: str
@@ -32,7 +32,7 @@ class NewKey:
 
 @dataclass(frozen=True)
 class Key:
-    """A key as it can be listed: never the secret."""
+    """A key without its secret, as it is listed."""
 
     id: str
     account_id: str
@@ -45,14 +45,14 @@ class Key:
 
 @dataclass(frozen=True)
 class Principal:
-    """Who a request speaks for."""
+    """The account and the key that a request is authenticated by."""
 
     account_id: str
     key_id: str
 
 
 def create_account(db: Database, name: str) -> str:
-    """Insert an account with a webhook secret of its own (`whsec_`, Standard Webhooks); its id."""
+    """Insert an account with a new webhook secret (`whsec_`, Standard Webhooks); returns its id."""
     account_id = new_id("acc")
     row = {
         "id": account_id,
@@ -66,14 +66,14 @@ def create_account(db: Database, name: str) -> str:
 
 
 def find_account(db: Database, name: str) -> str | None:
-    """The id of the oldest account of that name, or nothing."""
+    """The id of the oldest account with that name, or `None`."""
     query = select(accounts.c.id).where(accounts.c.name == name).order_by(accounts.c.created_at).limit(1)
     with db.transaction() as connection:
         return connection.execute(query).scalar_one_or_none()
 
 
 def embeds_parameters(db: Database, account_id: str) -> bool:
-    """Whether what the account's images were drawn from is written into them; raises `NotFound`."""
+    """Whether the account's images embed their parameters; raises `NotFound`."""
     query = select(accounts.c.embed_parameters).where(accounts.c.id == account_id)
     with db.transaction() as connection:
         wanted: bool | None = connection.execute(query).scalar_one_or_none()
@@ -83,14 +83,14 @@ def embeds_parameters(db: Database, account_id: str) -> bool:
 
 
 def embed_parameters(db: Database, account_id: str, wanted: bool) -> None:
-    """Have it done, or not any more, in images that are drawn from now on."""
+    """Set whether new images of the account embed their parameters."""
     statement = update(accounts).where(accounts.c.id == account_id).values(embed_parameters=wanted)
     with db.transaction() as connection:
         connection.execute(statement)
 
 
 def webhook_secret(db: Database, account_id: str) -> str:
-    """What the account's receivers verify signatures with; raises `NotFound`."""
+    """The secret by which the account's receivers verify signatures; raises `NotFound`."""
     query = select(accounts.c.webhook_secret).where(accounts.c.id == account_id)
     with db.transaction(account_id=account_id) as connection:
         secret: str | None = connection.execute(query).scalar_one_or_none()
@@ -100,7 +100,7 @@ def webhook_secret(db: Database, account_id: str) -> str:
 
 
 def rotate_webhook_secret(db: Database, account_id: str, *, grace_seconds: float) -> str:
-    """A new secret; for `grace_seconds` everything is signed with the one before it, too."""
+    """Set and return a new secret; for `grace_seconds` deliveries are signed with the previous one too."""
     until = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, grace_seconds)
     new = _new_webhook_secret()
     statement = (
@@ -124,9 +124,9 @@ def create_key(db: Database, account_id: str, name: str) -> NewKey:
 
 
 def rotate_key(db: Database, key_id: str, *, keep_old: bool = False) -> NewKey:
-    """A successor with the account and the name of a living key, which ends in the same transaction.
+    """Replace an active key with a new one of the same account and name, in one transaction.
 
-    With `keep_old` it lives on until it is revoked. Raises `NotFound` when there is no such living key.
+    With `keep_old` the old key stays active until it is revoked. Raises `NotFound` without an active key.
     """
     query = select(api_keys.c.account_id, api_keys.c.name).where(
         api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None)
@@ -134,17 +134,17 @@ def rotate_key(db: Database, key_id: str, *, keep_old: bool = False) -> NewKey:
     with db.transaction() as connection:
         old = connection.execute(query.with_for_update()).one_or_none()
         if old is None:
-            raise NotFound(f"no living key {key_id!r}")
+            raise NotFound(f"no active key {key_id!r}")
         if not keep_old:
             _revoke(connection, key_id)
         return _insert_key(connection, old.account_id, old.name)
 
 
 def authenticate(db: Database, plaintext: str) -> Principal | None:
-    """Whose key this is, or nothing; a revoked key is nobody's.
+    """The principal of an active key, or `None`.
 
-    One statement, and no memory of earlier ones: a revocation that has returned holds everywhere. It
-    compares digests, inside the database, so its time tells nothing of the key.
+    It runs one statement and caches nothing: once a revocation has returned, it is effective everywhere. The
+    database compares digests, so that timing reveals nothing about a key.
     """
     if len(plaintext) > MAX_KEY_CHARACTERS:
         return None
@@ -160,7 +160,7 @@ def authenticate(db: Database, plaintext: str) -> Principal | None:
 
 
 def list_keys(db: Database, account_id: str | None = None) -> list[Key]:
-    """Every key, of one account or of all, oldest first."""
+    """All keys of one account or of every account, oldest first."""
     query = select(*(api_keys.c[name] for name in Key.__dataclass_fields__)).order_by(api_keys.c.created_at)
     if account_id is not None:
         query = query.where(api_keys.c.account_id == account_id)
@@ -169,10 +169,10 @@ def list_keys(db: Database, account_id: str | None = None) -> list[Key]:
 
 
 def revoke_key(db: Database, key_id: str) -> None:
-    """End a key's life; raises `NotFound` when there is no such living key."""
+    """Revoke a key; raises `NotFound` if there is no such active key."""
     with db.transaction() as connection:
         if not _revoke(connection, key_id):
-            raise NotFound(f"no living key {key_id!r}")
+            raise NotFound(f"no active key {key_id!r}")
 
 
 def _insert_key(connection: Connection, account_id: str, name: str) -> NewKey:

@@ -1,6 +1,6 @@
-"""CSV batches: many jobs created at once, read as one resource. A batch has no state of its own.
+"""CSV batches: many jobs that are created at once and read as one resource.
 
-Its state is derived from its jobs at every read, so it can never disagree with them.
+A batch stores no state: its state is computed from its jobs at every read, so it always agrees with them.
 """
 
 import heapq
@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
+from catalogue.states import TERMINAL, State
 from storage import jobs as transitions
 from storage.database import LONG_SECONDS, Database
 from storage.deliveries import complete_batches
@@ -19,7 +20,6 @@ from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
 from storage.identifiers import new_id
 from storage.job_views import Job, list_jobs
 from storage.retries import retried, take_turn
-from storage.states import TERMINAL, State
 from storage.submissions import NewJob, insert_rows
 from storage.tables import batches, jobs
 
@@ -28,7 +28,7 @@ from storage.tables import batches, jobs
 class Batch:
     """A batch and how many of its jobs are in each state.
 
-    `reading` is how its file was read, as its maker wrote it down; its `rows` count what became of these.
+    `reading` is what its creator stored about how the file was read; its `rows` are counts by outcome.
     """
 
     id: str
@@ -43,12 +43,12 @@ class Batch:
 
     @property
     def state(self) -> str:
-        """`running`, or what its finished jobs add up to."""
+        """`running`, or the final state that follows from its jobs."""
         if sum(self.counts.get(state, 0) for state in TERMINAL) < self.num_jobs:
             return "running"
         succeeded = self.counts.get(State.SUCCEEDED, 0)
         if succeeded == self.num_jobs:
-            return "succeeded"  # so is a batch without jobs: all that its file asks for is done or under way
+            return "succeeded"  # includes a batch without jobs, whose rows all have earlier jobs
         if succeeded:
             return "partially_failed"
         return "canceled" if self.counts.get(State.CANCELED, 0) == self.num_jobs else "failed"
@@ -56,7 +56,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class EarlierJob:
-    """A row of a file that runs no job: an earlier one, or another row's, has succeeded or has not ended."""
+    """A row without a job of its own, since an earlier job of the same request succeeded or is still open."""
 
     line: int
     job_id: str
@@ -80,10 +80,10 @@ def create(
     idempotency_key: str | None = None,
     request_hash: str | None = None,
 ) -> tuple[Batch, bool]:
-    """Insert a batch and all of its jobs in one transaction, or nothing.
+    """Insert a batch and all of its jobs in one transaction.
 
-    A row that retries a job which was retried meanwhile runs no job. `(batch, False)` when the idempotency
-    key made it before; raises `IdempotencyMismatch`.
+    A row that retries a job which was just retried by another upload gets no job. Returns `(batch, False)` if
+    the idempotency key created it before; raises `IdempotencyMismatch` and `FileGone`.
     """
     batch_id = new_id("bat")
 
@@ -116,7 +116,7 @@ def create(
             insert_rows(connection, [replace(row, batch_id=batch_id) for row in to_run], redispatch_seconds)
         else:
             complete_batches(connection, [batch_id])
-        # Read back before the commit: once it is accepted, nothing may fail any more.
+        # Read before the commit, after which nothing may fail.
         return _with_counts(connection, [row])[0]
 
     batch = db.run(work, seconds=LONG_SECONDS, account_id=account_id)
@@ -130,7 +130,7 @@ def create(
 def made_before(
     db: Database, account_id: str, idempotency_key: str | None, request_hash: str | None
 ) -> Batch | None:
-    """The batch that this idempotency key made before, if any; raises `IdempotencyMismatch`."""
+    """The batch that this idempotency key created before, or `None`; raises `IdempotencyMismatch`."""
     if idempotency_key is None:
         return None
     query = select(batches.c.id, batches.c.request_hash).where(
@@ -146,9 +146,9 @@ def made_before(
 
 
 def get(db: Database, account_id: str, batch_id: str, *, with_reading: bool = True) -> Batch:
-    """The account's batch; raises `NotFound`, for another account's batch too.
+    """The account's batch; raises `NotFound`, also for another account's batch.
 
-    Without its reading: who only reports what became of a batch has no right to it.
+    Pass `with_reading=False` in roles that have no right to read that column.
     """
     columns = _COLUMNS if with_reading else _PLAIN_COLUMNS
     query = select(*columns).where(batches.c.id == batch_id, batches.c.account_id == account_id)
@@ -162,7 +162,7 @@ def get(db: Database, account_id: str, batch_id: str, *, with_reading: bool = Tr
 def list_batches(
     db: Database, account_id: str, *, limit: int = 50, before: tuple[datetime, str] | None = None
 ) -> list[Batch]:
-    """The account's batches, newest first; `before` is the `(created_at, id)` of the last one seen."""
+    """The account's batches, newest first; `before` is the `(created_at, id)` of the previous page's last."""
     query = select(*_COLUMNS).where(batches.c.account_id == account_id)
     if before is not None:
         query = query.where(tuple_(batches.c.created_at, batches.c.id) < before)
@@ -172,7 +172,7 @@ def list_batches(
 
 
 def cancel(db: Database, account_id: str, batch_id: str) -> Batch:
-    """Cancel every job of the batch that has not ended; raises `NotFound` or `JobIsFinal`."""
+    """Cancel the open jobs of the batch; raises `NotFound` or `JobIsFinal`."""
     batch = get(db, account_id, batch_id)
     if batch.state != "running":
         raise JobIsFinal(f"batch {batch_id!r} is {batch.state} and cannot be canceled")
@@ -183,7 +183,7 @@ def cancel(db: Database, account_id: str, batch_id: str) -> Batch:
     )
 
     def work(connection: Connection) -> None:
-        # Jobs before their batch, as whoever ends the last job locks them.
+        # Locks jobs before their batch, in the same order as the end of the last job.
         transitions.cancel_batch(connection, batch_id)
         connection.execute(flag)
 
@@ -192,9 +192,9 @@ def cancel(db: Database, account_id: str, batch_id: str) -> Batch:
 
 
 def jobs_of(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:
-    """What every row of the file came to, in its order, read in pages.
+    """The job of every row of the file, in the file's order, read in pages.
 
-    These are the batch's own jobs and, where `earlier_jobs` has one for a row, that one under the row's line.
+    For a row in `earlier_jobs` it is the earlier job, with the line of the row.
     """
     get(db, account_id, batch_id)
     query = select(batches.c.earlier_jobs).where(batches.c.id == batch_id, batches.c.account_id == account_id)
@@ -205,7 +205,7 @@ def jobs_of(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:
 
 
 def highest_line(db: Database, account_id: str, batch_ids: Iterable[str]) -> int:
-    """The highest line of any job of these batches; 0 without one."""
+    """The highest line of any job of these batches; 0 without jobs."""
     query = select(func.max(jobs.c.batch_line)).where(
         jobs.c.account_id == account_id, jobs.c.batch_id.in_(list(batch_ids))
     )
@@ -236,9 +236,9 @@ def _earlier_jobs(db: Database, account_id: str, rows: Sequence[tuple[int, str]]
 def _without_retried(
     connection: Connection, account_id: str, rows: Sequence[NewJob]
 ) -> tuple[list[NewJob], list[tuple[NewJob, EarlierJob]]]:
-    """The rows that still are to be run, and the others each with the retry that another upload made.
+    """Split the rows into those to run, and those that another upload has just retried, with its job.
 
-    Two uploads of the same file at once do not run it twice.
+    This keeps two simultaneous uploads of the same file from running it twice.
     """
     retries = [row.retry_of for row in rows if row.retry_of is not None]
     if not retries:

@@ -1,7 +1,7 @@
-"""Images and input files in an S3-compatible store. The only file that knows boto3.
+"""Stores images and input files in an S3-compatible store. The only module that uses boto3.
 
-Keys are the caller's; an object is written once and never changed. Presigned links are minted at
-read time for the address that clients see, and are never stored.
+Callers choose keys; an object is written once and never changed. Presigned links are created when they are
+read, for the address that clients use, and are never stored.
 """
 
 import base64
@@ -37,18 +37,18 @@ PROBE_KEY = ".calotype/probe"
 CHECK_PREFIX, CHECK_BYTES = ".calotype/check-", b"calotype config check"
 CONNECT_SECONDS, READ_SECONDS = 3, 10
 CALL_SECONDS = 15.0
-"""The longest that one call may take, however slowly its answer comes."""
+"""The longest time that one call may take, however slowly its response arrives."""
 CHECK_SECONDS = 3.0
 REFUSED_SECONDS = 15.0
-"""How long an upload is tried again that the store refuses: then another worker may have a better key."""
+"""How long an upload that the store refuses is retried; later, another worker may have a valid key."""
 LOUD_SECONDS = 60.0
 MAX_SKEW_SECONDS = 60.0
-"""Of clocks, before it is worth saying. S3 itself refuses 15 minutes."""
+"""The least clock skew that error messages mention. S3 itself refuses more than 15 minutes."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What lies under a key now."""
+    """A stored object: its key, the digest of its bytes in hexadecimal, and their number."""
 
     key: str
     sha256: str
@@ -57,7 +57,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Listed:
-    """An object in a listing; its age by the store's own clock."""
+    """An object in a listing, with its age by the store's clock."""
 
     key: str
     age_seconds: float
@@ -65,7 +65,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Page:
-    """Some objects in the order of their keys; none only where the listing has ended."""
+    """A page of objects in the order of their keys; empty only at the end of the listing."""
 
     objects: list[Listed]
     is_last: bool
@@ -74,7 +74,7 @@ class Page:
 class Blobs:
     """One bucket; safe to share between threads, as boto3's clients are.
 
-    Over https the store shows a certificate of an authority in `ca_file`, or of one that botocore trusts.
+    Over https the store's certificate is verified against `ca_file`, or the authorities that botocore trusts.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Blobs:
         ca_file: Path | None = None,
     ) -> None:
         self.bucket = bucket
-        # botocore limits how long one byte may take to come, not how long an answer may.
+        # botocore limits the wait for each byte, not for a whole response.
         self._calls = BoundedCalls(max_connections, "s3")
         self._refused_at = -LOUD_SECONDS
 
@@ -105,7 +105,7 @@ class Blobs:
                 config=Config(
                     signature_version="s3v4",
                     s3={"addressing_style": "path"},
-                    retries={"total_max_attempts": 1},  # `put` tries again itself, within its budget
+                    retries={"total_max_attempts": 1},  # `put` retries by itself, within its budget
                     connect_timeout=CONNECT_SECONDS,
                     read_timeout=READ_SECONDS,
                     tcp_keepalive=True,
@@ -115,14 +115,14 @@ class Blobs:
             return made
 
         self._client = client(endpoint)
-        # The host is part of the signature: links are signed for the address that clients use.
+        # The host is part of the signature, so links are signed for the address that clients use.
         self._signer = client(public_endpoint or endpoint)
 
     def put(self, key: str, data: bytes, *, content_type: str, budget_seconds: float) -> Stored:
         """Write an object that must not exist yet (`If-None-Match: *`), with its checksum.
 
-        Tries again within the budget, for `REFUSED_SECONDS` at most where the store refuses; a 412 on our
-        own earlier try is recognised by size and digest. Raises `BlobUnavailable`, `BlobRefused` or
+        Retries within the budget, and for at most `REFUSED_SECONDS` if the store refuses. A 412 caused by our
+        own earlier attempt is recognised by size and digest. Raises `BlobUnavailable`, `BlobRefused` or
         `BlobConflict`.
         """
         stored = Stored(key, hashlib.sha256(data).hexdigest(), len(data))
@@ -168,15 +168,15 @@ class Blobs:
         return self._ask(lambda: self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
 
     def num_bytes(self, key: str) -> int:
-        """How large the object is; raises `BlobError`."""
+        """The size of the object in bytes; raises `BlobError`."""
         return self._look(key).num_bytes
 
     def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is no error. Raises `BlobError`."""
+        """Delete an object; a missing one is no error. Raises `BlobError`."""
         self._ask(lambda: self._client.delete_object(Bucket=self.bucket, Key=key))
 
     def list_page(self, *, after: str = "", max_keys: int = 1000) -> Page:
-        """The objects whose keys come next `after` that one, 1,000 at most; raises `BlobError`."""
+        """List objects with keys after `after`, at most 1,000; raises `BlobError`."""
         answer = self._ask(
             lambda: self._client.list_objects_v2(Bucket=self.bucket, StartAfter=after, MaxKeys=max_keys)
         )
@@ -190,9 +190,9 @@ class Blobs:
     def presign(
         self, key: str, *, seconds: int, filename: str, content_type: str, for_head: bool = False
     ) -> str:
-        """A link that works for `seconds` (SigV4 in the query); neither name is ever a client's.
+        """A link that is valid for `seconds` (SigV4 in the query); `filename` must not come from a client.
 
-        The method is part of a signature: a link is for `GET`, or for `HEAD`.
+        The method is part of the signature, so a link is for either `GET` or `HEAD`.
         """
         return self._signer.generate_presigned_url(
             "head_object" if for_head else "get_object",
@@ -208,10 +208,10 @@ class Blobs:
     def presign_put(
         self, key: str, *, seconds: int, sha256: str, num_bytes: int, content_type: str
     ) -> tuple[str, dict[str, str]]:
-        """A link under which these bytes alone can be put, and the headers that must be sent with them.
+        """A link by which exactly these bytes can be uploaded, and the headers to send with them.
 
-        Length, type and digest are signed, and the store compares the digest with what comes. Where an object
-        is already, it answers 412 and keeps that.
+        Length, type and digest are signed, and the store checks the digest of the bytes. If the key exists,
+        it answers 412 and keeps the existing object.
         """
         checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
         url = self._signer.generate_presigned_url(
@@ -234,9 +234,9 @@ class Blobs:
         }
 
     def check(self) -> None:
-        """Raise `BlobError` unless the store answers, knows our key and has the bucket.
+        """Raise `BlobError` unless the store answers, accepts our key and has the bucket.
 
-        It asks for an object that need not exist: a key that may not list is told `AccessDenied` then.
+        It reads an object that need not exist; a key without the right to list gets `AccessDenied` then.
         """
         try:
             self._ask(
@@ -250,13 +250,12 @@ class Blobs:
             return
 
     def try_out(self) -> frozenset[str]:
-        """Which of `write`, `read`, `list` and `delete` our key may do, found out by doing it.
+        """Find out which of `write`, `read`, `list` and `delete` our key may do, by trying each.
 
-        What it writes is gone afterwards if it may delete, and else is left for the sweeper. Raises
-        `BlobError` where the store does not answer, knows no such key, gives back other bytes, or
-        overwrites what must not exist.
+        The object that it writes is deleted if the key may do that, else by the sweeper. Raises `BlobError`
+        if the store does not answer, does not know the key, returns other bytes or overwrites the object.
         """
-        key = CHECK_PREFIX + secrets.token_hex(8)  # its own, whatever other checks are under way
+        key = CHECK_PREFIX + secrets.token_hex(8)  # unique, since several checks may run at once
         may: dict[str, Callable[[], object]] = {
             "write": lambda: self._send_check(key, CHECK_BYTES),
             "read": lambda: self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read(),
@@ -266,15 +265,15 @@ class Blobs:
         try:
             rights.update(name for name, call in may.items() if self._is_allowed(call))
             if "write" in rights:
-                self._see_no_overwriting(key)
+                self._check_no_overwriting(key)
             if rights >= {"write", "read"} and self.get(key) != CHECK_BYTES:
-                raise BlobRefused("the store gives back other bytes than it was given", reason="Corrupted")
+                raise BlobRefused("the store returns different bytes than were written", reason="Corrupted")
         finally:
             if self._is_allowed(lambda: self._client.delete_object(Bucket=self.bucket, Key=key)):
                 rights.add("delete")
         return frozenset(rights)
 
-    def _see_no_overwriting(self, key: str) -> None:
+    def _check_no_overwriting(self, key: str) -> None:
         try:
             self._ask(lambda: self._send_check(key, b"other"))
         except _Exists:
@@ -299,7 +298,7 @@ class Blobs:
         return True
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Return once the bucket answers; raises the last `BlobError` when it does not in time."""
+        """Wait until the bucket answers; raises the last `BlobError` after `seconds`."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -314,16 +313,16 @@ class Blobs:
             with _translated(self.bucket):
                 return self._calls.call(call, seconds)
         except BlobRefused as error:
-            self._say_loudly(error)
+            self._log_refusal(error)
             raise
         except BlobUnavailable as error:
             if not isinstance(error.__cause__, ClientError):
-                # Idle connections to a store that went silent are as dead as the one that was just tried.
+                # If one connection to a store that does not answer is dead, the idle ones are dead too.
                 self._client.close()
             raise
 
-    def _say_loudly(self, error: BlobRefused) -> None:
-        # Every upload says so until an administrator acts: once a minute is enough to be found.
+    def _log_refusal(self, error: BlobRefused) -> None:
+        # Every upload fails until an administrator acts: one log line a minute is enough.
         now = time.monotonic()
         if now - self._refused_at >= LOUD_SECONDS:
             self._refused_at = now
@@ -331,12 +330,12 @@ class Blobs:
 
 
 class _Exists(Exception):
-    """An object lies under the key already."""
+    """The key exists already."""
 
 
 @contextmanager
 def _translated(bucket: str) -> Iterator[None]:
-    """botocore's errors as ours: what failed on the store's side, or on the way, can be tried again."""
+    """Translate botocore's errors to ours; failures of the store or the network are retryable."""
     try:
         yield
     except ClientError as error:
@@ -353,14 +352,14 @@ def _translated(bucket: str) -> Iterator[None]:
 
 
 def _refusal(error: ClientError, reason: str, bucket: str) -> str:
-    """What the store said, and what an administrator can do about it."""
+    """The store's message, with a hint for an administrator."""
     hints = {
         "InvalidAccessKeyId": "it does not know the access key: was it rotated?",
         "SignatureDoesNotMatch": "the secret key is wrong: was it rotated?",
         "AccessDenied": "the key has no right to do this",
         "NoSuchBucket": f"there is no bucket {bucket!r}",
         "RequestTimeTooSkewed": "its clock and ours differ",
-        "NotImplemented": "it lacks what calotype needs: If-None-Match and SHA-256 checksums",
+        "NotImplemented": "it does not support If-None-Match and SHA-256 checksums, which calotype needs",
     }
     hint = f" ({hints[reason]})" if reason in hints else ""
     skew_seconds = _skew_seconds(error)
@@ -371,7 +370,7 @@ def _refusal(error: ClientError, reason: str, bucket: str) -> str:
 
 
 def _skew_seconds(error: ClientError) -> float:
-    """How far our clock is ahead of the store's, by the `Date` of its answer; 0 without one."""
+    """How far our clock is ahead of the store's `Date` header, in seconds; 0 without one."""
     date = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
     try:
         return (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()

@@ -1,8 +1,8 @@
-"""The connection pool and the transaction. The only place where SQLAlchemy's engine is seen.
+"""The connection pool and its transactions; the only module that uses SQLAlchemy's engine.
 
-Ends every transaction in time whatever Postgres or the network does (docs/adr/0014), maps the driver's
-connection errors to `Unavailable`, and repeats a unit of work that lost a deadlock. It does not know any
-table.
+It ends every transaction in time, whatever Postgres or the network does (docs/adr/0014), translates the
+driver's connection errors to `Unavailable`, and repeats work that Postgres aborted because of a deadlock. It
+knows no tables.
 """
 
 import secrets
@@ -31,17 +31,17 @@ DEADLOCK, SERIALIZATION = "40P01", "40001"
 READ_ONLY = "25006"
 INSUFFICIENT_PRIVILEGE = "42501"
 AWAY_CLASSES = ("08", "53", "57", "58")
-"""SQLSTATE classes of a server that is out of reach, full, stopping or broken (PostgreSQL, appendix A)."""
+"""SQLSTATE classes of a server that is unreachable, full, stopping or broken (PostgreSQL, appendix A)."""
 MAX_TRIES = 5
 LONG_SECONDS = 30.0
 """For a transaction over thousands of rows."""
 MAX_CONNECT_SECONDS = 5.0
 MIN_CONNECT_SECONDS = 1.0
-"""Also for who has waited long for a free connection: a server must not look away because others are slow."""
+"""Holds even after a long wait for a free connection, so that a slow pool does not look like an outage."""
 MAX_LOOK_SECONDS = 3.0
 SERVER_SHARE = 0.8
-"""Of the time that a transaction may take, for one statement: the server then cancels it before the
-connection has to be given up."""
+"""The share of a transaction's time that one statement may take: the server cancels it before we have to
+drop the connection."""
 
 _deadlines = SocketDeadlines()
 
@@ -76,14 +76,14 @@ class Database:
         self._outage = Outage(
             self._look,
             on_end=self._engine.dispose,
-            # Long transactions too: nobody waits out his own deadline for what another has found out.
+            # This ends long transactions too, instead of letting each wait for its own deadline.
             on_confirmed=lambda: _deadlines.end_all(self),
         )
 
     def begin_request(self, seconds: float) -> None:
-        """Let all transactions of this thread take `seconds` together, until it begins another request.
+        """Limit all transactions of this thread to `seconds` in total, until its next request begins.
 
-        One that asks for its own time is not held to it.
+        A transaction with its own `seconds` is not limited by it.
         """
         self._current.left_seconds = seconds
 
@@ -91,12 +91,13 @@ class Database:
     def transaction(
         self, *, seconds: float | None = None, account_id: str | None = None
     ) -> Iterator[Connection]:
-        """One transaction: committed when the block ends well, rolled back when it raises.
+        """A transaction that is committed when the block returns and rolled back when it raises.
 
-        `seconds` if this one may take longer than others. The API sees no rows but those of `account_id`.
+        `seconds` replaces the usual limit. The API's role sees only rows of `account_id`. Raises
+        `Unavailable`.
         """
         self._outage.refuse()
-        # The deadline of a long transaction is far: looks meanwhile tell whether the server still answers.
+        # A long transaction has a late deadline: periodic checks detect earlier that the server is down.
         remind = None if seconds is None else self._outage.look_soon
         limit = self._within(seconds or self._left_seconds(), owner=self, remind=remind)
         with self._translated(), limit as deadline:
@@ -117,7 +118,7 @@ class Database:
         seconds: float | None = None,
         account_id: str | None = None,
     ) -> Result:
-        """Run `work` in a transaction, again from the start when Postgres chose it as a deadlock's victim."""
+        """Run `work` in a transaction, and again if Postgres aborted it because of a deadlock."""
         for attempt in range(MAX_TRIES):
             try:
                 with self.transaction(seconds=seconds, account_id=account_id) as connection:
@@ -134,7 +135,7 @@ class Database:
             connection.execute(text("SELECT 1"))
 
     def protection(self) -> str:
-        """In words: whether the connection is encrypted, and the server's certificate verified."""
+        """A phrase that says whether the connection is encrypted and the server's certificate verified."""
         with self.transaction() as connection:
             driver: Any = connection.connection.dbapi_connection
             if not driver.info.ssl_in_use:
@@ -144,7 +145,7 @@ class Database:
         return "encrypted, " + ("certificate verified" if is_verified else f"not verified (sslmode={mode})")
 
     def close(self) -> None:
-        """Give every connection back."""
+        """Close every connection."""
         self._outage.close()
         self._engine.dispose()
 
@@ -155,19 +156,19 @@ class Database:
         engine = create_engine(
             url.replace("postgresql://", "postgresql+psycopg2://", 1),
             connect_args={
-                "connect_timeout": max(2, int(connect_seconds)),  # libpq takes 1 for 2
+                "connect_timeout": max(2, int(connect_seconds)),  # libpq treats 1 as 2
                 "options": f"-c timezone=UTC {limits}",
                 "keepalives_idle": 5,
                 "keepalives_interval": 2,
                 "keepalives_count": 3,
-                "tcp_user_timeout": 10_000,  # ms; keepalives do not watch what was sent and not answered
+                "tcp_user_timeout": 10_000,  # ms; keepalives do not cover unacknowledged data
                 **self._tls,
             },
             **pool,
         )
 
         def connect(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
-            # libpq looks names up without any limit; its own limit covers only what comes after.
+            # libpq resolves names without a time limit; its own limit covers only what follows.
             began_at = time.monotonic()
             left_seconds = self._current.deadline.at - began_at
             try:
@@ -211,7 +212,7 @@ class Database:
                 self._current.left_seconds -= time.monotonic() - began_at
 
     def _check_out(self, connection: Any, record: Any, _fairy: Any) -> None:
-        """Put the connection under the transaction's deadline, and see whether it is still there."""
+        """Bind the connection to the transaction's deadline, and check that it still works."""
         deadline: Deadline = self._current.deadline
         _deadlines.bind(deadline, record.info["socket"])
         is_new, record.info["is_new"] = record.info["is_new"], False
@@ -222,7 +223,7 @@ class Database:
         except psycopg2.Error as error:
             if deadline.is_over:
                 raise
-            raise InvalidatePoolError from error  # SQLAlchemy then connects anew
+            raise InvalidatePoolError from error  # SQLAlchemy then reconnects
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -235,7 +236,7 @@ class Database:
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             if sqlstate(error) in (DEADLOCK, SERIALIZATION):
                 raise
-            # A server that is full refuses new connections alone, and at once: those that we have go on.
+            # A full server refuses only new connections, and at once; open connections still work.
             is_silent = isinstance(getattr(error, "orig", None), _ConnectTimedOut)
             if is_silent or (_could_not_connect(error) and not self._engine.pool.checkedout()):
                 self._outage.begin("cannot be connected to")
@@ -243,33 +244,33 @@ class Database:
         except DBAPIError as error:
             code = sqlstate(error) or ""
             if code == READ_ONLY:
-                self._engine.dispose()  # a standby, or one that was: these connections stay read-only
+                self._engine.dispose()  # a current or former standby: these connections stay read-only
             if error.connection_invalidated or code == READ_ONLY or code[:2] in AWAY_CLASSES:
                 raise Unavailable(f"the database cannot be used (SQLSTATE {code or 'none'})") from error
             raise
 
     def _look(self) -> None:
-        """Connect anew and ask; raises what the driver raises."""
+        """Check the database over a new connection; raises what the driver raises."""
         with self._within(MAX_LOOK_SECONDS), self._looking.connect() as connection:
             connection.execute(text("SELECT 1"))
 
 
 class _ConnectTimedOut(psycopg2.OperationalError):
-    """Nothing answered while we tried to connect."""
+    """The server did not answer a connection attempt."""
 
 
 def tls_options(url: str, ca_file: Path | None) -> dict[str, str]:
-    """libpq's options that verify the server, beside those in the URL, which come first.
+    """libpq's options to verify the server; options in the URL take precedence.
 
-    By itself libpq (31.18, "SSL Support") encrypts where it can and verifies nothing.
+    By default libpq (31.18, "SSL Support") encrypts if the server offers it and verifies nothing.
     """
     said = parse_qs(urlsplit(url).query)
     mode = said.get("sslmode", ["verify-full" if ca_file else "prefer"])[0]
     if mode == "require":
-        mode = "verify-full"  # of the system's authorities, where none was named
+        mode = "verify-full"  # against the system's authorities if none is given
     options = {"sslmode": mode}
     if mode.startswith("verify-") and "sslrootcert" not in said:
-        # libpq would look into ~/.postgresql; what the system trusts is in the file that Python reads too.
+        # libpq would read ~/.postgresql; Python's default file holds the system's authorities.
         options["sslrootcert"] = str(ca_file or ssl.get_default_verify_paths().cafile or "system")
     return options
 
@@ -288,16 +289,16 @@ def _close_socket(_connection: Any, record: Any) -> None:
 def _set_for_transaction(connection: Connection, seconds: float | None, account_id: str | None) -> None:
     values = {} if seconds is None else _server_limits(seconds)
     if account_id is not None:
-        values["calotype.account_id"] = account_id  # what the policies ask for
+        values["calotype.account_id"] = account_id  # read by the row-level security policies
     if values:
         connection.execute(select(*(func.set_config(name, value, True) for name, value in values.items())))
 
 
 def _server_limits(seconds: float) -> dict[str, str]:
-    """What the server ends by itself of a transaction that may take so long, in milliseconds.
+    """The server's own time limits, in milliseconds, for a transaction of at most `seconds`.
 
-    It may never learn that a connection is lost: without an end of its own the transaction would hold its
-    rows and its idempotency key against everybody for as long as the server keeps the connection.
+    The server may never notice that a connection is lost. Without these limits, the transaction would lock
+    its rows and its idempotency key for as long as the server keeps the connection.
     """
     return {
         "statement_timeout": str(max(1, int(seconds * SERVER_SHARE * 1000))),
@@ -306,10 +307,10 @@ def _server_limits(seconds: float) -> dict[str, str]:
 
 
 def _could_not_connect(error: Exception) -> bool:
-    # An error of a statement names it; SQLAlchemy has none to name while it connects.
+    # A statement's error carries that statement; an error while connecting carries none.
     return isinstance(error, OperationalError) and error.statement is None and sqlstate(error) is None
 
 
 def sqlstate(error: Exception) -> str | None:
-    """The five-character SQLSTATE behind a driver's error, when there is one."""
+    """The five-character SQLSTATE of a driver's error, or `None`."""
     return getattr(getattr(error, "orig", None), "pgcode", None)

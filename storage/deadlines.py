@@ -1,7 +1,7 @@
-"""Deadlines for calls into libraries that offer none, or not for the whole call.
+"""Deadlines for calls into libraries that have none, or none for the whole call.
 
-Owns two ways to give up: `SocketDeadlines` shuts the socket under a call that blocks in C, and
-`BoundedCalls` runs a call on a thread of its own and stops waiting for it. It does not know what is called.
+Owns two ways to end a wait: `SocketDeadlines` shuts down the socket under a call that blocks in C, and
+`BoundedCalls` runs a call on a separate thread and stops waiting for it. It does not know what is called.
 """
 
 import math
@@ -19,9 +19,9 @@ REMIND_SECONDS = 3.0
 
 
 class SocketHandle:
-    """A descriptor of our own for a socket that a library holds and closes whenever it likes.
+    """A duplicated descriptor of a socket that a library owns and may close at any time.
 
-    The library's number may be another socket's a moment later; this one stays until `close`.
+    The library's descriptor may soon be reused for another socket; this one is valid until `close`.
     """
 
     def __init__(self, fileno: int) -> None:
@@ -29,7 +29,7 @@ class SocketHandle:
         self._lock = threading.Lock()
 
     def shut(self) -> None:
-        """End the connection for everybody who holds it."""
+        """Shut the connection down for every holder of the socket."""
         with self._lock:
             if self._fileno < 0:
                 return
@@ -42,7 +42,7 @@ class SocketHandle:
                 held.detach()
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         with self._lock:
             fileno, self._fileno = self._fileno, -1
         if fileno >= 0:
@@ -53,7 +53,7 @@ class SocketHandle:
 
 
 class Deadline:
-    """The end of one piece of work; `is_over` once its socket has been shut, or would have been."""
+    """The deadline of one operation; `is_over` once it has passed and its socket, if any, was shut down."""
 
     def __init__(self, at: float, owner: object = None, remind: Callable[[], None] | None = None) -> None:
         self.at = at
@@ -65,7 +65,7 @@ class Deadline:
 
 
 class SocketDeadlines:
-    """Shuts the socket of whatever has not ended in time; one thread for all of them, started on demand.
+    """Shuts down the sockets of operations that miss their deadline, on one thread that starts on demand.
 
     A shut socket ends a blocked `recv`, `send` or `poll` at once, in any library and in any state of TLS.
     """
@@ -82,9 +82,9 @@ class SocketDeadlines:
     def arm(
         self, seconds: float, owner: object = None, *, remind: Callable[[], None] | None = None
     ) -> Deadline:
-        """Begin a deadline that is over in `seconds`, without a socket yet. End it with `disarm`.
+        """Start a deadline in `seconds`, without a socket yet. End it with `disarm`.
 
-        Until then `remind` is called every `remind_seconds`, on the deadlines' own thread: it must not wait.
+        Until then `remind` is called every `remind_seconds` on the deadlines' thread; it must not block.
         """
         now = self._clock()
         deadline = Deadline(now + seconds, owner, remind)
@@ -92,7 +92,7 @@ class SocketDeadlines:
             deadline.remind_at = now + self._remind_seconds
         with self._changed:
             self._armed.add(deadline)
-            # After a fork the parent's thread is not alive here.
+            # After a fork, the parent's thread does not run in the child.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="socket-deadlines", daemon=True)
                 self._thread.start()
@@ -100,14 +100,14 @@ class SocketDeadlines:
         return deadline
 
     def bind(self, deadline: Deadline, bound: SocketHandle) -> None:
-        """Let this socket be shut when the deadline is over; at once if it is already."""
+        """Shut this socket down when the deadline passes; at once if it already has."""
         with self._changed:
             deadline.socket = bound
             if deadline.is_over:
                 bound.shut()
 
     def end_all(self, owner: object) -> None:
-        """All deadlines of this owner are over now."""
+        """End all deadlines of this owner now."""
         with self._changed:
             for deadline in self._armed:
                 if deadline.owner is owner:
@@ -115,7 +115,7 @@ class SocketDeadlines:
             self._changed.notify()
 
     def disarm(self, deadline: Deadline) -> None:
-        """The work has ended: from now on its socket stays open."""
+        """Remove the deadline: the operation has ended and its socket stays open."""
         with self._changed:
             self._armed.discard(deadline)
 
@@ -138,7 +138,7 @@ class SocketDeadlines:
 
 
 class BoundedCalls:
-    """Runs calls on threads of their own, at most `max_calls` at once, those that were given up included."""
+    """Runs calls on separate threads, at most `max_calls` at once, including calls that timed out."""
 
     def __init__(self, max_calls: int, name: str) -> None:
         self._free = threading.BoundedSemaphore(max_calls)
@@ -151,13 +151,13 @@ class BoundedCalls:
         *,
         on_late: Callable[[Result], object] | None = None,
     ) -> Result:
-        """What `function` returns or raises; raises `TimeoutError` when it takes longer than `seconds`.
+        """Return or raise what `function` does; raises `TimeoutError` if it takes longer than `seconds`.
 
-        A call that was given up goes on until it ends by itself; `on_late` is handed its result then.
+        A call that timed out runs on until it ends by itself; `on_late` gets its result then.
         """
         end = time.monotonic() + seconds
         if not self._free.acquire(timeout=seconds):
-            raise TimeoutError(f"all threads of {self._name} wait for an answer")
+            raise TimeoutError(f"all threads of {self._name} are waiting for an answer")
         outcome: Future[Result] = Future()
         lock, is_late = threading.Lock(), False
 
@@ -184,7 +184,7 @@ class BoundedCalls:
             return outcome.result(max(0.0, end - time.monotonic()))
         except TimeoutError:
             with lock:
-                # It may have ended just now; a `TimeoutError` of its own is passed on as well.
+                # It may have ended just now; a `TimeoutError` that it raised itself is passed on too.
                 if outcome.done():
                     return outcome.result()
                 is_late = True

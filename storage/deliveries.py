@@ -1,7 +1,7 @@
-"""The outbox: which webhook deliveries are due, who sends one now, and what came of it.
+"""The outbox: webhook deliveries that are due, their claims and their attempts.
 
-A delivery is claimed under a lease, and every write after that shows its token: a sender that died is
-followed by another, a late one writes nothing. It does not know how anything is sent.
+A delivery is claimed under a lease, and every later write checks its token: another sender takes over from
+one that died, and a late sender writes nothing. It does not know how deliveries are sent.
 """
 
 from collections.abc import Collection, Sequence
@@ -30,7 +30,7 @@ MAX_RECEIVERS = 100
 
 @dataclass(frozen=True)
 class DeliveryClaim:
-    """A delivery that is now this sender's, with what it needs to send it."""
+    """A delivery that a sender has claimed, with everything needed to send it."""
 
     id: str
     account_id: str
@@ -49,7 +49,7 @@ class DeliveryClaim:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The delivery's state after an attempt, and its receiver's where that is known for its failures."""
+    """The delivery's state after an attempt, and the state of its receiver if the receiver has a row."""
 
     state: str
     receiver_state: str | None
@@ -57,7 +57,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """What one attempt came to. Without an `error_code` the receiver has it."""
+    """The result of one attempt; without an `error_code` it was delivered."""
 
     milliseconds: int
     response_status: int | None = None
@@ -67,11 +67,11 @@ class AttemptRecord:
 
 
 def complete_batches(connection: Connection, batch_ids: Collection[str]) -> None:
-    """Write `batch.completed` for those of these batches that ask for it and whose last job has ended.
+    """Insert `batch.completed` for the batches among these that have a webhook and no open jobs.
 
-    To be called in the transaction that ended a job, after it. The lock on the batch makes two last jobs
-    take turns, and the second statement sees what the first of them committed: one of the two finds the
-    batch complete, and the outbox holds an event of a batch once.
+    Call it in the transaction that ends a job, after that. If two last jobs end at once, the lock on the
+    batch serializes them and the second statement sees the first one's commit: one of the two finds the batch
+    complete, and the outbox gets the event once.
     """
     if not batch_ids:
         return
@@ -97,9 +97,9 @@ def complete_batches(connection: Connection, batch_ids: Collection[str]) -> None
 
 
 def dispatch(db: Database, *, limit: int, max_per_account: int, redispatch_seconds: float) -> list[str]:
-    """Note that a bell is rung for due deliveries, accounts in turn; the ids of up to `limit`.
+    """Record a dispatch of up to `limit` due deliveries, accounts in turn; returns their ids.
 
-    Never more for an account than it may have under way: a receiver that is down fills no queue.
+    An account gets no more than it may have in flight, so that a receiver that is down cannot fill a queue.
     """
     statement = text(
         f"""
@@ -131,8 +131,8 @@ def dispatch(db: Database, *, limit: int, max_per_account: int, redispatch_secon
     return list(db.run(lambda connection: connection.execute(statement, parameters).scalars().all()))
 
 
-def put_back(db: Database, delivery_ids: Sequence[str]) -> None:
-    """These bells could not be published: their deliveries may be rung again at once."""
+def undispatch(db: Database, delivery_ids: Sequence[str]) -> None:
+    """Undo dispatches that could not be published: their deliveries may be dispatched again at once."""
     statement = text(
         "UPDATE webhook_deliveries SET dispatched_at = NULL"
         " WHERE id = ANY(:ids) AND state = 'pending' RETURNING id"
@@ -141,12 +141,12 @@ def put_back(db: Database, delivery_ids: Sequence[str]) -> None:
 
 
 def claim(db: Database, *, max_per_account: int, lease_seconds: float) -> DeliveryClaim | None:
-    """The delivery that is most due, under a lease, or nothing.
+    """Claim the next due delivery under a lease; `None` if there is none.
 
-    Accounts with the fewest attempts under way come first, and within one its receivers likewise; none has
-    more than `max_per_account`, over all senders: a receiver that hangs holds no other account up, and its
-    own one's other receivers for one attempt at most. A receiver that fails gets one probe at a time; what
-    else is due for it is held.
+    Accounts with the fewest attempts in flight come first, and likewise receivers within an account. An
+    account has at most `max_per_account` in flight over all senders. So a receiver that hangs delays no other
+    account, and the other receivers of its account by one attempt at most. A failing receiver gets one probe
+    at a time; its other due deliveries are held.
     """
     parameters: dict[str, object] = {"max_per_account": max_per_account, "lease_seconds": lease_seconds}
     num_tries = num_holds = 0
@@ -158,7 +158,7 @@ def claim(db: Database, *, max_per_account: int, lease_seconds: float) -> Delive
         claimed = db.run(partial(_claim_of, parameters={**parameters, "account_id": account_id}))
         if claimed is not None:
             return claimed
-        # Its due deliveries may be held from now on; or another sender took the last one.
+        # Its due deliveries may have to be held, or another sender claimed the last one.
         if hold(db, account_id):
             num_holds += 1
         else:
@@ -167,7 +167,7 @@ def claim(db: Database, *, max_per_account: int, lease_seconds: float) -> Delive
 
 
 def _claim_of(connection: Connection, parameters: dict[str, object]) -> DeliveryClaim | None:
-    # Claims of one account take turns, so that each counts what the one before it has begun.
+    # Claims of one account are serialized, so that each counts the attempts begun before it.
     connection.execute(_TAKE_TURN, parameters)
     row = connection.execute(_CLAIM, parameters).one_or_none()
     if row is None:
@@ -185,10 +185,10 @@ def record(
     backoff: Backoff = DEFAULT_BACKOFF,
     patience_seconds: float = 0,
 ) -> Recorded | None:
-    """End an attempt: `delivered`, `pending` until the next one in `retry_seconds`, or `failed` without.
+    """End an attempt as `delivered`, as `pending` with a retry in `retry_seconds`, or else as `failed`.
 
-    Its receiver's circuit moves in the same transaction, by `backoff` and not before `patience_seconds`
-    are over. Nothing when the lease was lost: another sender has it.
+    The same transaction updates the receiver's circuit breaker by `backoff` and `patience_seconds`. Returns
+    `None` if the lease was lost to another sender.
     """
     state = "delivered" if attempt.error_code is None else "failed" if retry_seconds is None else "pending"
     statement = text(
@@ -250,9 +250,9 @@ def _note(
 
 
 def replay(db: Database, account_id: str, delivery_id: str) -> None:
-    """Send it again, on a fresh schedule, and probe its receiver at once if that is paused or fails.
+    """Send a delivery again on a new schedule, and probe its receiver at once if that is paused or failing.
 
-    Raises `NotFound`, or `DeliveryIsPending` when it is under way.
+    Raises `NotFound`, or `DeliveryIsPending` if it has not ended.
     """
     statement = text(
         """UPDATE webhook_deliveries SET state = 'pending', num_failures = 0, finished_at = NULL,
@@ -275,11 +275,11 @@ def replay(db: Database, account_id: str, delivery_id: str) -> None:
         raise DeliveryIsPending(f"webhook delivery {delivery_id!r} is pending: it will be sent anyway")
 
 
-# Stable within a statement, unlike `clock_timestamp()`, so that an index can be asked.
+# Stable within a statement, unlike `clock_timestamp()`, so that an index can be used.
 DUE = "state = 'pending' AND held_at IS NULL AND next_attempt_at <= statement_timestamp()"
 _SENDING = "lease_token IS NOT NULL AND next_attempt_at > statement_timestamp()"
 _DISPATCHED = "dispatched_at > statement_timestamp() - make_interval(secs => :redispatch_seconds)"
-# Every account with something pending that is not held, found by leaps over the index, not through its rows.
+# Every account with pending deliveries that are not held, by a loose index scan (one probe per account).
 WAITING = """waiting AS (
         (SELECT account_id FROM webhook_deliveries WHERE state = 'pending' AND held_at IS NULL
           ORDER BY account_id LIMIT 1)
@@ -292,7 +292,7 @@ WAITING = """waiting AS (
 NUM_SENDING = f"""SELECT count(*) FROM webhook_deliveries AS other
           WHERE other.account_id = {{account}} AND other.state = 'pending'
             AND (lease_token IS NOT NULL OR dispatched_at IS NOT NULL) AND {_SENDING}"""
-# A lock on the account's row would ask for the right to change it. The first number says what is locked.
+# A lock on the account's row would need the right to update it. The first number is the kind of the lock.
 _TAKE_TURN = text("SELECT pg_advisory_xact_lock(1, hashtext(:account_id))")
 _NEXT_ACCOUNT = text(
     f"""
@@ -306,9 +306,9 @@ _NEXT_ACCOUNT = text(
      ORDER BY sending.num, oldest.next_attempt_at LIMIT 1
     """
 )
-# Within its account the receiver with the fewest attempts under way comes first, so that one that hangs
-# costs the others the end of an attempt and not that of its queue. Receivers are found by leaps, too, and
-# no more than a hundred and the longest waiting one: an account may name a new host in every job.
+# Within an account the receiver with the fewest attempts in flight comes first, so that one that hangs delays
+# the others by one attempt and not by its whole queue. Receivers come from a loose index scan too, at most a
+# hundred of them plus the longest waiting one: an account may use a new host in every job.
 _CLAIM = text(
     f"""
     WITH RECURSIVE receivers AS (

@@ -1,4 +1,4 @@
-"""Reading webhook deliveries: an account its own, and how much waits of all. It changes no row."""
+"""Reads webhook deliveries: those of an account, and the backlog of all accounts. It changes no rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from storage.errors import NotFound
 from storage.tables import webhook_attempts, webhook_deliveries, webhook_receivers
 
 MAX_ATTEMPTS_SHOWN = 100
-"""A replay adds a schedule of them, and nothing bounds replays."""
+"""The number of attempts is not bounded, since each replay starts a new schedule."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One event on its way to one URL. `next_attempt_at` is not later than the end of an attempt in hand.
+    """One event to send to one URL. While it is being sent, `next_attempt_at` is the end of the lease.
 
-    Since `held_at` it waits for its receiver, whose `receiver_state` is there while it fails.
+    Since `held_at` it waits for a failing receiver, whose state is `receiver_state`.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt. Without `milliseconds` it is in hand, or its sender was lost."""
+    """One attempt. Without `milliseconds` it is running, or its sender was lost."""
 
     number: int
     started_at: datetime
@@ -79,7 +79,7 @@ def list_deliveries(
     limit: int = 50,
     before: tuple[datetime, str] | None = None,
 ) -> list[Delivery]:
-    """The account's deliveries, newest first; `before` is the `(created_at, id)` of the last one seen."""
+    """The account's deliveries, newest first; `before` is `(created_at, id)` of the previous page's last."""
     table = webhook_deliveries.c
     query = select(*_DELIVERY).where(table.account_id == account_id)
     for column, wanted in ((table.job_id, job_id), (table.batch_id, batch_id)):
@@ -95,15 +95,15 @@ def list_deliveries(
 
 
 def num_pending(db: Database) -> int:
-    """How many deliveries have not ended, of all accounts."""
+    """The number of pending deliveries of all accounts."""
     with db.transaction() as connection:
         return int(connection.execute(text("SELECT num_pending FROM webhook_backlog")).scalar_one())
 
 
 def seconds_late(db: Database) -> float:
-    """Since when something is due that nobody sends; 0 when whoever can be sent to is being sent to.
+    """The age in seconds of the oldest due delivery of an account with no attempt in flight; else 0.
 
-    An account with attempts under way waits for its receivers, not for us, and does not count.
+    An account with attempts in flight waits for its receivers and not for us, so it does not count.
     """
     with db.transaction() as connection:
         return float(connection.execute(text("SELECT seconds_late FROM webhook_backlog")).scalar_one())

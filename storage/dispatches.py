@@ -1,7 +1,7 @@
-"""Which queued rows need a bell, and the record of every bell that was rung.
+"""Selects the queued jobs to dispatch, and records every dispatch.
 
-Owns the dispatch columns: a bell is counted and numbered here, in a committed transaction, before
-anyone publishes it. It does not know the broker: callers tell it what they saw there.
+Owns the dispatch columns: a dispatch is counted and numbered here, in a committed transaction, before it is
+published. It does not know the broker: callers pass what they read there.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from storage.database import LONG_SECONDS, Database
 
 @dataclass(frozen=True)
 class Dispatch:
-    """One wake-up for one job: what a message carries, where it goes, and what Flower shows of the job."""
+    """One dispatch of one job: the content of its message, its queue, and what Flower shows of the job."""
 
     job_id: str
     tier: str
@@ -31,7 +31,7 @@ _COLUMNS = """jobs.id AS job_id, tier, lane, dispatch_seq, dispatch_number, num_
 
 
 def of_new_job(db: Database, job_id: str, *, account_id: str | None = None) -> Dispatch | None:
-    """The bell that `storage.submissions` has counted for a fresh interactive job, or nothing."""
+    """The dispatch that `storage.submissions` recorded for a new interactive job, or `None`."""
     query = text(
         f"""SELECT {_COLUMNS} FROM jobs
              WHERE id = :id AND state = 'queued' AND dispatch_number IS NOT NULL"""
@@ -42,9 +42,9 @@ def of_new_job(db: Database, job_id: str, *, account_id: str | None = None) -> D
 
 
 def feed(db: Database, tier: str, lane: str, limit: int, *, redispatch_seconds: float) -> list[Dispatch]:
-    """Count bells for up to `limit` due rows that have none, fairly: accounts take turns, oldest first.
+    """Record dispatches of up to `limit` due jobs that have none, accounts in turn, oldest jobs first.
 
-    None for suspects, which workers take up by themselves.
+    It leaves out quarantined jobs, which workers find by themselves.
     """
     picked = """
         SELECT next.id
@@ -64,13 +64,13 @@ def feed(db: Database, tier: str, lane: str, limit: int, *, redispatch_seconds: 
     return _count(db, picked, "jobs.dispatch_number IS NULL", parameters)
 
 
-def replace_lost(
+def redispatch_lost(
     db: Database, tier: str, lane: str, *, older_than: int | None, limit: int, redispatch_seconds: float
 ) -> list[Dispatch]:
-    """Count new bells for due rows whose bell must be gone.
+    """Record new dispatches of due jobs whose message must have been lost.
 
-    `older_than` is the number of the bell at the head of their queue: bells with a smaller number have
-    left it. `None` means that the queue is empty. Never by age alone: a long queue is not doubled.
+    `older_than` is the dispatch number at the head of their queue: messages with smaller numbers have left
+    it. `None` means that the queue is empty. Age alone is not enough: it would double a long queue.
     """
     picked = """
         SELECT id FROM jobs
@@ -84,8 +84,8 @@ def replace_lost(
 
 
 def _count(db: Database, picked: str, guard: str, parameters: dict[str, object]) -> list[Dispatch]:
-    # Numbers are drawn in the order of the pick; the guard is asked again, since another sweeper may
-    # have picked the same rows.
+    # Numbers follow the order of the pick; the guard is checked again, since another sweeper may have picked
+    # the same rows.
     statement = text(
         f"""
         WITH picked AS ({picked}),
@@ -103,8 +103,8 @@ def _count(db: Database, picked: str, guard: str, parameters: dict[str, object])
     return sorted((Dispatch(**row._mapping) for row in rows), key=lambda dispatch: dispatch.dispatch_number)
 
 
-def put_back(db: Database, job_id: str, *, account_id: str | None = None) -> None:
-    """The bell could not be published: the row is due again, without one."""
+def undispatch(db: Database, job_id: str, *, account_id: str | None = None) -> None:
+    """Undo a dispatch that could not be published: the job is due again at once."""
     statement = text(
         """UPDATE jobs SET dispatch_number = NULL, next_dispatch_at = clock_timestamp()
             WHERE id = :id AND state = 'queued'"""
@@ -113,7 +113,7 @@ def put_back(db: Database, job_id: str, *, account_id: str | None = None) -> Non
 
 
 def forget_all(db: Database) -> int:
-    """The broker has lost its memory: every queued row is due again, without a bell; how many."""
+    """Forget all dispatches after the broker lost its messages: every queued job is due; returns how many."""
     statement = text(
         """UPDATE jobs SET dispatch_number = NULL, next_dispatch_at = clock_timestamp()
             WHERE id IN (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id FOR UPDATE) RETURNING id"""
@@ -122,7 +122,7 @@ def forget_all(db: Database) -> int:
 
 
 def waiting(db: Database) -> dict[tuple[str, str], int]:
-    """How many jobs are queued in each tier and lane: the depth that clients are told."""
+    """The number of queued jobs per tier and lane, which clients see as the queue depth."""
     query = text(
         "SELECT tier, lane, count(*) AS depth FROM open_jobs WHERE state = 'queued' GROUP BY tier, lane"
     )

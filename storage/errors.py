@@ -21,21 +21,21 @@ from collections.abc import Iterable
 
 
 class StorageError(Exception):
-    """Base of the tree; `code` is stable and public, `retryable` says whether trying again can help."""
+    """Base of the tree; `code` is stable and public, `retryable` says whether a retry can succeed."""
 
     code = "storage_error"
     retryable = False
 
 
 class Unavailable(StorageError):
-    """Postgres cannot be reached, or gave up in the middle."""
+    """Postgres cannot be reached, or failed during a transaction."""
 
     code = "database_unavailable"
     retryable = True
 
 
 class NotFound(StorageError):
-    """There is no such row for this account; another account's row looks just the same."""
+    """This account has no such row; the error is the same for another account's row."""
 
     code = "not_found"
 
@@ -47,25 +47,25 @@ class IdempotencyMismatch(StorageError):
 
 
 class JobIsFinal(StorageError):
-    """The job or batch has ended, and what has ended never changes."""
+    """The job or batch has ended and cannot be changed."""
 
     code = "job_is_final"
 
 
 class DeliveryIsPending(StorageError):
-    """The webhook delivery has not ended: it will be sent without being asked for again."""
+    """The webhook delivery has not ended: it will be sent anyway."""
 
     code = "delivery_is_pending"
 
 
 class FileInUse(StorageError):
-    """A job that has not ended names the file."""
+    """A job that has not ended uses the file."""
 
     code = "file_in_use"
 
 
 class FileGone(StorageError):
-    """A file that a job names is not there: never, not any more, or not whole yet; `file_ids` are those."""
+    """Files that a job names do not exist, were deleted or are not fully uploaded; see `file_ids`."""
 
     code = "file_gone"
 
@@ -75,13 +75,13 @@ class FileGone(StorageError):
 
 
 class RolesNotSet(StorageError):
-    """The database's roles and users cannot be made as they must be; the message says by what they can."""
+    """The database roles and users cannot be created; the message says what an administrator must run."""
 
     code = "roles_not_set"
 
 
 class BlobError(StorageError):
-    """The object store refused."""
+    """A request to the object store failed."""
 
     code = "blob_error"
 
@@ -94,9 +94,9 @@ class BlobUnavailable(BlobError):
 
 
 class BlobRefused(BlobUnavailable):
-    """The object store refuses this installation: its key, its clock, its bucket, or what it asks for.
+    """The object store rejects a request because of our key, clock or bucket, or does not support it.
 
-    Retryable, since an administrator can mend it while the job waits.
+    Retryable, since an administrator can fix it while the job waits.
     """
 
     code = "storage_refused"
@@ -107,18 +107,18 @@ class BlobRefused(BlobUnavailable):
 
 
 class BlobNotFound(BlobError):
-    """Nothing lies under this key."""
+    """There is no object with this key."""
 
     code = "blob_not_found"
 
 
 class BlobConflict(BlobError):
-    """Another object holds this key: the key is not ours."""
+    """A different object has this key already."""
 
     code = "blob_conflict"
 
 
 class BlobDamaged(BlobError):
-    """What lies under this key is not what was put there."""
+    """The object with this key does not have the content that was written."""
 
     code = "blob_damaged"

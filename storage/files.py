@@ -1,9 +1,9 @@
-"""Files of accounts, which jobs start from: recorded, found, linked to jobs, deleted, forgotten.
+"""The files of accounts, which jobs use as input images: recorded, found, linked to jobs and deleted.
 
-A file's id is the digest of its bytes, within its account. A row is `uploading` from a presigned link until
-its bytes were seen, then `ready`. One that no job has named expires; one that a job has named stays until its
-owner deletes it. Objects are written before their rows and removed after them, by the caller: this knows
-neither pictures nor, but for reading, the store.
+A file's id is the digest of its bytes, unique within its account. A row is `uploading` from the presigned
+link until its bytes have been checked, then `ready`. A file that no job names expires; one that a job names
+stays until its owner deletes it. The caller writes objects before their rows and deletes them after. This
+module knows no image formats, and uses the store for reading only.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ AT_ONCE = 500
 
 @dataclass(frozen=True)
 class File:
-    """A file; while it is uploading only its declaration is known, and its sides are 0.
+    """A file. While it is `uploading`, its values are as declared, and its width and height are 0 pixels.
 
-    `expires_at` is of one that no job has named.
+    `expires_at` is `None` once a job has named the file.
     """
 
     account_id: str
@@ -43,18 +43,18 @@ class File:
 
     @property
     def sha256(self) -> str:
-        """Of its bytes."""
+        """The digest of its bytes, in hexadecimal."""
         return self.id.removeprefix(PREFIX)
 
     @property
     def is_ready(self) -> bool:
-        """Whether its bytes are there and were looked at."""
+        """Whether its bytes are stored and have been checked."""
         return self.state == "ready"
 
 
 @dataclass(frozen=True)
 class NewFile:
-    """What is known of a file before it has a row; without sides it is yet to be uploaded."""
+    """The values of a new row; without width and height (pixels) the file is still to be uploaded."""
 
     account_id: str
     id: str
@@ -66,17 +66,17 @@ class NewFile:
 
 
 def id_of(data: bytes) -> str:
-    """The id of the file with these bytes, in every account."""
+    """The id of a file with these bytes, the same in every account."""
     return PREFIX + hashlib.sha256(data).hexdigest()
 
 
 def new_key(account_id: str, file_id: str) -> str:
-    """An object key for one upload of a file: no other upload has it, be it of the same bytes."""
+    """A new object key for one upload, unique even among uploads of the same bytes."""
     return f"{account_id}/files/{file_id.removeprefix(PREFIX)}-{secrets.token_hex(8)}"
 
 
 def keep(db: Database, account_id: str, file_id: str, *, keep_seconds: float) -> File | None:
-    """The file if it is ready, with its whole time before it again; nothing if it is not there."""
+    """Restart the expiry of a ready file and return it; `None` if there is none."""
     statement = text(
         f"""UPDATE files SET expires_at = CASE WHEN expires_at IS NOT NULL THEN {_EXPIRY} END
              WHERE account_id = :account_id AND id = :id AND {_IS_READY} RETURNING {_COLUMNS}"""
@@ -86,23 +86,23 @@ def keep(db: Database, account_id: str, file_id: str, *, keep_seconds: float) ->
 
 
 def record(db: Database, new: NewFile, *, keep_seconds: float) -> tuple[File, bool]:
-    """Make the file ready, whose object is in the store; `(file, False)` where another upload was faster.
+    """Insert a file whose object is in the store as `ready`; `(file, False)` if another upload did so first.
 
-    A row that was deleted, or is still uploading, becomes this one; the object that it had is an orphan then.
+    A row that is deleted or still uploading is replaced; its previous object becomes an orphan.
     """
     return _insert(db, new, "ready", keep_seconds)
 
 
 def begin_upload(db: Database, new: NewFile, *, keep_seconds: float) -> File:
-    """The file as it is declared, `uploading`; or as it is where it is ready already.
+    """Insert the declared file as `uploading`, or return it unchanged if it is ready already.
 
-    The same declaration again keeps its key, so that two who upload the same bytes do not hinder each other.
+    The same declaration again keeps its key, so that two uploads of the same bytes do not disturb each other.
     """
     return _insert(db, new, "uploading", keep_seconds)[0]
 
 
 def get_declared(db: Database, account_id: str, file_id: str) -> File:
-    """The file in either state; raises `NotFound`."""
+    """The file, `uploading` or `ready`; raises `NotFound`."""
     query = text(
         f"""SELECT {_COLUMNS} FROM files
              WHERE account_id = :account_id AND id = :id AND deleted_at IS NULL"""
@@ -115,7 +115,7 @@ def get_declared(db: Database, account_id: str, file_id: str) -> File:
 
 
 def complete(db: Database, file: File, *, width: int, height: int, keep_seconds: float) -> File:
-    """Make an uploaded file ready, whose object was looked at; raises `NotFound` if it has gone meanwhile."""
+    """Make an uploaded file `ready` after its object was checked; raises `NotFound` if it was deleted."""
     statement = text(
         f"""UPDATE files SET state = 'ready', width = :width, height = :height, expires_at = {_EXPIRY}
              WHERE account_id = :account_id AND id = :id AND object_key = :object_key
@@ -134,7 +134,7 @@ def complete(db: Database, file: File, *, width: int, height: int, keep_seconds:
 
 
 def move(db: Database, file: File, object_key: str) -> File:
-    """The ready file with another object of the same bytes, where its own was lost; raises `NotFound`."""
+    """Replace the lost object of a ready file by another with the same bytes; raises `NotFound`."""
     statement = text(
         f"""UPDATE files SET object_key = :new_key
              WHERE account_id = :account_id AND id = :id AND object_key = :object_key AND {_IS_READY}
@@ -151,7 +151,7 @@ def move(db: Database, file: File, object_key: str) -> File:
 
 
 def get(db: Database, account_id: str, file_id: str) -> File:
-    """The file, which is ready; raises `NotFound`."""
+    """The ready file; raises `NotFound`."""
     file = found(db, account_id, [file_id]).get(file_id)
     if file is None:
         raise NotFound(f"no file {file_id!r}")
@@ -159,7 +159,7 @@ def get(db: Database, account_id: str, file_id: str) -> File:
 
 
 def found(db: Database, account_id: str, file_ids: Collection[str]) -> Mapping[str, File]:
-    """Those of these files that are ready, by id; all others are simply absent."""
+    """The ready files among these, by id; other ids are left out."""
     query = text(
         f"""SELECT {_COLUMNS} FROM files
              WHERE account_id = :account_id AND id = ANY(:ids) AND {_IS_READY}"""
@@ -174,7 +174,7 @@ def found(db: Database, account_id: str, file_ids: Collection[str]) -> Mapping[s
 def list_files(
     db: Database, account_id: str, *, limit: int, before: tuple[datetime, str] | None = None
 ) -> list[File]:
-    """Files that are ready, newest first, those after the position `before`."""
+    """A page of ready files, newest first, starting after the position `before` (created_at, id)."""
     query = text(
         f"""SELECT {_COLUMNS} FROM files
              WHERE account_id = :account_id AND {_IS_READY}
@@ -188,14 +188,14 @@ def list_files(
 
 
 def object_keys(db: Database, account_id: str, file_ids: Collection[str]) -> Mapping[str, str]:
-    """Where those of these files lie that are ready, by id."""
+    """The object keys of the ready files among these, by id."""
     return {file_id: file.object_key for file_id, file in found(db, account_id, file_ids).items()}
 
 
 def read(db: Database, blobs: Blobs, account_id: str, file_ids: Collection[str]) -> Mapping[str, bytes]:
-    """The bytes of these files by id, as they were sent; for a worker.
+    """The bytes of these files as they were uploaded, by id; for a worker.
 
-    Raises `FileGone` naming those that are not there, `BlobDamaged` and other `BlobError`s.
+    Raises `FileGone` with the missing ids, `BlobDamaged` and other `BlobError`s.
     """
     there = found(db, account_id, file_ids)
     if missing := set(file_ids) - there.keys():
@@ -204,18 +204,18 @@ def read(db: Database, blobs: Blobs, account_id: str, file_ids: Collection[str])
 
 
 def link(connection: Connection, account_id: str, named: Iterable[tuple[str, Collection[str]]]) -> None:
-    """Note which files jobs name, as (job id, file ids), in the transaction that inserts the jobs.
+    """Link jobs to the files that they name, given as (job id, file ids), in the jobs' own transaction.
 
-    They do not expire any more. Raises `FileGone` for those that are not ready, or were deleted meanwhile;
-    the transaction must end then.
+    The files no longer expire. Raises `FileGone` for those that are not ready or were just deleted; the
+    transaction must be rolled back then.
     """
     pairs = sorted((job_id, file_id) for job_id, file_ids in named for file_id in set(file_ids))
     if not pairs:
         return
     ids = sorted({file_id for _, file_id in pairs})
     values = {"account_id": account_id, "ids": ids}
-    # First who is to be kept, which waits for a sweeper that is about to let one expire; then what is there,
-    # locked until the commit against a deletion, and shared with other jobs that name it.
+    # Clearing the expiry first waits for a sweeper that is expiring one of the files. Then the remaining rows
+    # are locked until the commit: FOR SHARE blocks a deletion, but not other jobs that name the same file.
     connection.execute(_STAY, values)
     if missing := set(ids) - set(connection.execute(_LOCK, values).scalars()):
         raise FileGone(missing)
@@ -224,13 +224,15 @@ def link(connection: Connection, account_id: str, named: Iterable[tuple[str, Col
 
 
 def delete(db: Database, account_id: str, file_id: str) -> None:
-    """Mark as deleted; the sweeper removes the object. Raises `NotFound`, and `FileInUse` while a job that
-    has not ended names it."""
+    """Mark a file as deleted; the sweeper removes its object.
+
+    Raises `NotFound`, and `FileInUse` while a queued or running job names it.
+    """
     lock = text(
         """SELECT id FROM files WHERE account_id = :account_id AND id = :id AND deleted_at IS NULL
               FOR UPDATE"""
     )
-    # A statement of its own: it sees the jobs of those for whom the lock was waited for.
+    # A separate statement, since it must see jobs committed while this one waited for the lock.
     user = text(
         """SELECT job_id FROM job_files JOIN jobs ON jobs.id = job_id
             WHERE job_files.account_id = :account_id AND file_id = :id AND state IN ('queued', 'running')
@@ -244,14 +246,14 @@ def delete(db: Database, account_id: str, file_id: str) -> None:
             raise NotFound(f"no file {file_id!r}")
         job_id = connection.execute(user, values).scalar_one_or_none()
         if job_id is not None:
-            raise FileInUse(f"job {job_id!r} has not ended and uses it")
+            raise FileInUse(f"job {job_id!r} has not ended and uses this file")
         connection.execute(mark, values)
 
     db.run(work, account_id=account_id)
 
 
 def expire(db: Database) -> int:
-    """Mark files as deleted that no job has named within their time, some at a time; how many."""
+    """Mark up to `AT_ONCE` files as deleted that no job named before they expired; returns how many."""
     statement = text(
         """UPDATE files SET deleted_at = clock_timestamp() WHERE (account_id, id) IN (
                SELECT account_id, id FROM files
@@ -264,7 +266,7 @@ def expire(db: Database) -> int:
 
 
 def deleted_keys(db: Database) -> Sequence[str]:
-    """Keys of objects whose files are deleted, some at a time: no row will ever have them again."""
+    """Up to `AT_ONCE` object keys of deleted files, which no row will ever use again."""
     query = text(
         """SELECT object_key FROM files WHERE deleted_at IS NOT NULL AND object_key IS NOT NULL
             ORDER BY deleted_at LIMIT :limit"""
@@ -274,7 +276,7 @@ def deleted_keys(db: Database) -> Sequence[str]:
 
 
 def forget(db: Database, object_key: str) -> None:
-    """The object of a deleted file has been removed: its row goes too, unless a job has named the file."""
+    """Delete the row of a file whose object was removed; a row that a job names only loses its key."""
     remove = text(
         """DELETE FROM files WHERE object_key = :key AND deleted_at IS NOT NULL AND NOT EXISTS (
                SELECT FROM job_files WHERE job_files.account_id = files.account_id AND file_id = files.id)"""
@@ -286,6 +288,23 @@ def forget(db: Database, object_key: str) -> None:
             connection.execute(empty, {"key": object_key})
 
     db.run(work)
+
+
+def orphaned_files(db: Database, objects: Sequence[tuple[str, str]]) -> list[str]:
+    """The keys of those file objects (key, account id) that are orphans.
+
+    An orphan's account is in this database, and no row has its key. A key belongs to one upload, which writes
+    its row long before the object is old enough to be checked: the result stays true after the statement.
+    """
+    query = text(
+        """SELECT object.key
+             FROM unnest(CAST(:keys AS text[]), CAST(:accounts AS text[])) AS object (key, account_id)
+             JOIN accounts ON accounts.id = object.account_id
+            WHERE NOT EXISTS (SELECT FROM files WHERE files.object_key = object.key)"""
+    )
+    columns = {"keys": [key for key, _ in objects], "accounts": [account_id for _, account_id in objects]}
+    with db.transaction() as connection:
+        return list(connection.scalars(query, columns))
 
 
 def _insert(db: Database, new: NewFile, state: str, keep_seconds: float) -> tuple[File, bool]:
@@ -322,7 +341,7 @@ def _file(row: Row[Any]) -> File:
 _COLUMNS = "account_id, id, state, media_type, num_bytes, width, height, object_key, created_at, expires_at"
 _EXPIRY = "clock_timestamp() + make_interval(secs => :keep_seconds)"
 _IS_READY = "state = 'ready' AND deleted_at IS NULL"
-# The row of a file that jobs have named before it was deleted stays, too, once it is there again.
+# A file that jobs named before it was deleted does not expire either when it is uploaded again.
 _INSERT = text(
     f"""INSERT INTO files (account_id, id, state, media_type, num_bytes, width, height, object_key,
                            expires_at)

@@ -1,7 +1,7 @@
-"""What each role may do with each table, column by column: the one list of rights.
+"""What each role may do with each table, column by column: the only list of rights.
 
-Every `alembic upgrade head` brings the database to it, so a migration that adds a column grants nothing
-itself. Which rows the API sees is row-level security, which the migrations define.
+Every `alembic upgrade head` applies it, so a migration that adds a column grants nothing itself. The
+migrations define which rows the API sees, by row-level security.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def _columns(names: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Grant:
-    """The columns of one table that a role may read, set in new rows, and change; whether it deletes rows."""
+    """The columns of one table that a role may select, insert and update; whether it may delete rows."""
 
     select: tuple[str, ...] = ()
     insert: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class Grant:
 
     @property
     def rights(self) -> dict[str, tuple[str, ...]]:
-        """The columns by what may be done with them, those with none left out."""
+        """The columns by action, without actions that have no columns."""
         found = {"select": self.select, "insert": self.insert, "update": self.update}
         return {right: columns for right, columns in found.items() if columns}
 
@@ -53,19 +53,20 @@ _FILE = _columns("account_id id state media_type num_bytes width height object_k
 _JOB_FILE = _columns("account_id job_id file_id")
 _PROFILE = tuple(column.name for column in metadata.tables["profiles"].columns)
 VIEWS = {
-    "open_jobs": _columns(
-        """id state lane tier num_images width height num_inference_steps guidance_scale guidance_cutoff
-           step_cache strict dispatch_number started_at progress progress_at lease_boot_id"""
+    "open_jobs": (
+        *("id", "state", "lane", "tier", "dispatch_number", "started_at"),
+        *(name for name, parameter in PARAMETERS.items() if parameter.in_estimates),
+        *("progress", "progress_at", "lease_boot_id"),
     ),
     "webhook_backlog": _columns("num_pending seconds_late"),
     "receivers_by_state": _columns("state num_receivers"),
 }
-"""What may be known of all accounts' rows without their prompts, accounts and keys; their columns."""
+"""Views over the rows of all accounts without prompts, accounts and keys, with their columns."""
 _RECEIVER = tuple(column.name for column in metadata.tables["webhook_receivers"].columns)
 _WORKER = tuple(column.name for column in metadata.tables["workers"].columns)
 
-# Whoever ends a job writes its event, what its webhook and its batch's are about, and locks its batch. A lock
-# asks for the right to change some column of the row: this one decides nothing.
+# A role that ends jobs writes events and webhook deliveries, of batches too, and locks the batch. A lock
+# needs the right to update some column of the row: this column has no other effect.
 _EVENT = _columns("job_id transition state attempt worker detail")
 _DELIVERY = _columns("id account_id job_id batch_id event url next_attempt_at")
 _ENDING = {
@@ -208,7 +209,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             select=(
                 *_columns("id account_id state tier lane webhook_url batch_id attempt worker"),
                 *_columns("num_crashes quarantined isolated created_at deadline_at cancel_requested_at"),
-                *_columns("num_inference_steps width height num_images"),  # which Flower shows
+                *_columns("num_inference_steps width height num_images"),  # shown by Flower
                 *("error_code", *_LEASE, *_DISPATCH),
             ),
             update=(
@@ -225,7 +226,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             update=_columns("state next_attempt_at finished_at dispatched_at held_at error_code"),
         ),
         "webhook_receivers": Grant(select=_RECEIVER, update=_columns("state next_probe_at"), delete=True),
-        # It locks what it deletes, which asks for the right to change some column.
+        # It locks rows before deleting them, which needs the right to update some column.
         "sessions": Grant(select=_columns("digest expires_at"), update=("ended_at",), delete=True),
         "workers": Grant(select=_WORKER),
         "images": Grant(select=("object_key",)),
@@ -243,11 +244,11 @@ SEQUENCES: Mapping[DatabaseRole, tuple[str, ...]] = {
     "sweeper": ("dispatch_numbers",),
 }
 FUNCTIONS: Mapping[DatabaseRole, tuple[str, ...]] = {"api": ("job_states", "use_key", "principal_of_session")}
-"""Each runs with the owner's rights."""
+"""Functions that run with their owner's rights."""
 
 
 def grant_all(connection: Connection) -> None:
-    """Give the groups these rights and no others; the schema must be at its newest version."""
+    """Grant the groups exactly these rights; the schema must be at its newest version."""
     quote = connection.dialect.identifier_preparer.quote_identifier
     groups = ", ".join(GROUPS)
     tables = ", ".join(map(quote, (*metadata.tables, *VIEWS)))

@@ -1,7 +1,7 @@
-"""Quarantine: which is taken up next, and the mark `solo` on a row, which says whose a crash would be.
+"""Quarantined jobs: which one is next, and the `isolated` flag, which attributes a crash to a job.
 
-Owns that at most one job of a process bears the mark, and that only the holder of a lease writes it. It is no
-change of state: `storage.jobs.reap` reads it when a lease has run out, and a claim begins without it.
+At most one job of a process has the flag, and only the holder of its lease writes it. It is not a state:
+`storage.jobs.reap` reads it when a lease has expired, and a claim clears it.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from storage.jobs import HELD, Lease
 
 
 def next_quarantined(db: Database, tiers: Sequence[str]) -> str | None:
-    """The suspect of these tiers to be taken up next: interactive ones first, then by age."""
+    """The id of the next quarantined job of these tiers: interactive jobs first, then the oldest."""
     query = text(
         """SELECT id FROM jobs
             WHERE state = 'queued' AND quarantined AND tier = ANY(:tiers)
@@ -26,23 +26,23 @@ def next_quarantined(db: Database, tiers: Sequence[str]) -> str | None:
         return connection.execute(query, {"tiers": list(tiers)}).scalar_one_or_none()
 
 
-def mark_isolated(db: Database, lease: Lease) -> bool:
-    """Note, before it begins, that a suspect runs alone; `False`, and no mark, when the lease was lost.
+def set_isolated(db: Database, lease: Lease) -> bool:
+    """Set the flag of a quarantined job before an image begins; `False` if its lease is lost.
 
-    Only one job of a process is ever alone, so this takes the mark off its others.
+    It clears the flag of the process' other jobs, since only one job can be isolated.
     """
-    rows = db.run(lambda connection: connection.execute(_MARK, asdict(lease)).all())
+    rows = db.run(lambda connection: connection.execute(_SET, asdict(lease)).all())
     return any(row.id == lease.job_id for row in rows)
 
 
-def unmark_isolated(db: Database, lease: Lease, *, progress: float) -> bool:
-    """Note that it runs alone no longer, and how far it is (0-1): a crash from now on is not its own."""
+def clear_isolated(db: Database, lease: Lease, *, progress: float) -> bool:
+    """Clear the flag and write the progress (0-1): a later crash is not attributed to this job."""
     parameters = {**asdict(lease), "progress": progress}
-    return bool(db.run(lambda connection: connection.execute(_UNMARK, parameters).all()))
+    return bool(db.run(lambda connection: connection.execute(_CLEAR, parameters).all()))
 
 
-# Locks in id order, as a heartbeat does, and asks for the fence once the row is locked.
-_MARK = text(
+# Locks in id order, as a heartbeat does, and checks the fence again once the row is locked.
+_SET = text(
     f"""
     WITH mine AS (
         SELECT id FROM jobs
@@ -55,7 +55,7 @@ _MARK = text(
     """
 )
 
-_UNMARK = text(
+_CLEAR = text(
     f"""UPDATE jobs SET isolated = false, progress = greatest(progress, :progress)
          WHERE {HELD} AND isolated RETURNING id"""
 )

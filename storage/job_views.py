@@ -1,25 +1,27 @@
-"""Reading jobs: one row as a `Job`, lists by cursor, and the states that waiters ask for.
+"""Reads jobs: one row as a `Job`, lists by cursor, states, outcomes and events.
 
-Every query that a client can cause takes the account. Nothing here changes a row.
+Every query that a client can cause is limited to its account. It changes no rows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, literal, select, text, tuple_
 
+from catalogue.lanes import Lane
 from catalogue.parameters import PARAMETERS, PRIVATE, Parameters
+from catalogue.states import TERMINAL, State
+from catalogue.warnings import RequestWarning
 from storage.database import Database
 from storage.errors import NotFound
-from storage.states import TERMINAL, State
 from storage.tables import images, jobs
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One image of a job: where it lies and what it is."""
+    """One image of a job and its object in the store."""
 
     index: int
     seed: int
@@ -31,22 +33,14 @@ class StoredImage:
     deleted_at: datetime | None = None
 
 
-class JobWarning(TypedDict):
-    """What a finished job did not do as asked: a stable code, the field that it is about, and words."""
-
-    code: str
-    field: str
-    detail: str
-
-
 @dataclass(frozen=True)
 class Job:
-    """A job's row and its images, as they were at one moment."""
+    """A job's row and its images at one moment."""
 
     id: str
     account_id: str
     state: State
-    lane: str
+    lane: Lane
     tier: str
     model: str
     parameters: Parameters
@@ -71,7 +65,7 @@ class Job:
     error_code: str | None
     error_retryable: bool | None
     error_detail: str | None
-    warnings: tuple[JobWarning, ...]
+    warnings: tuple[RequestWarning, ...]
     timings: dict[str, float]
     images: tuple[StoredImage, ...] = ()
 
@@ -83,9 +77,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job, for whom its owner and its prompt are no business of.
+    """The outcome of a job, without its account and its prompt.
 
-    A job that went back to its queue has the error that sent it there. `seconds` is how long it ran.
+    A job that went back to its queue has the error that caused that. `seconds` is how long it ran.
     """
 
     state: State
@@ -114,17 +108,17 @@ def job_from_row(row: Row[Any], stored: Sequence[StoredImage] = ()) -> Job:
     return Job(**values, parameters=parameters, images=tuple(stored))
 
 
-def _warning(stored: JobWarning | str) -> JobWarning:
+def _warning(stored: dict[str, Any] | str) -> RequestWarning:
     if isinstance(stored, str):  # a row of 0.1.0, final and so never rewritten: "prompt: it was cut ..."
         field, _, detail = stored.partition(": ")
-        return JobWarning(code="prompt_cut", field=field, detail=detail)
-    return stored
+        return RequestWarning(code="prompt_cut", field=field, detail=detail)
+    return RequestWarning(**stored)
 
 
 def get(db: Database, account_id: str, job_id: str, *, with_prompts: bool = True) -> Job:
     """The account's job; raises `NotFound`, for another account's job too.
 
-    Without its prompts they are empty: who only reports what became of a job has no right to read them.
+    Pass `with_prompts=False` in roles that have no right to read them; they are empty then.
     """
     columns = JOB_COLUMNS if with_prompts else _WITHOUT_PROMPTS
     with db.transaction(account_id=account_id) as connection:
@@ -148,7 +142,7 @@ def list_jobs(
     before: tuple[datetime, str] | None = None,
     after_line: int | None = None,
 ) -> list[Job]:
-    """The account's jobs, newest first; `before` is the `(created_at, id)` of the last one seen.
+    """The account's jobs, newest first; `before` is the `(created_at, id)` of the previous page's last.
 
     With `after_line`, the jobs of a batch in the order of its file instead.
     """
@@ -173,9 +167,9 @@ def list_jobs(
 
 
 def outcome_of(db: Database, job_id: str) -> Outcome | None:
-    """What a worker that could not claim this job finds; nothing when there is no such job.
+    """The outcome of a job that a worker could not claim; `None` if there is no such job.
 
-    A queued job whose deadline has passed is expired, whether or not the sweeper has said so.
+    A queued job whose deadline has passed counts as expired, even before the sweeper has expired it.
     """
     query = text(
         """SELECT CASE WHEN state = 'queued' AND deadline_at <= clock_timestamp() THEN 'expired'
@@ -192,7 +186,7 @@ def outcome_of(db: Database, job_id: str) -> Outcome | None:
 
 
 def last_event_before(db: Database, seconds: float) -> int:
-    """The number of the newest event of any job that is older than so many seconds; 0 if there is none."""
+    """The number of the newest event of any job that is older than `seconds`; 0 if there is none."""
     query = text(
         """SELECT id FROM job_events WHERE created_at < clock_timestamp() - make_interval(secs => :seconds)
             ORDER BY id DESC LIMIT 1"""
@@ -217,10 +211,10 @@ TAKEN_AWAY = text(
 
 
 def taken_away(db: Database, tiers: Sequence[str], *, after: int, limit: int) -> list[tuple[int, str]]:
-    """Events newer than `after` by which a job left its queue or its worker without a worker's doing.
+    """Events newer than `after` that ended or requeued a job without its worker, as (number, job id).
 
-    It was canceled or expired in the queue, or its lease ran out. Each with its job's id; only jobs of these
-    tiers for which a message was sent.
+    The job was canceled or expired in the queue, or its worker died. Only jobs of these tiers that were
+    dispatched are included.
     """
     with db.transaction() as connection:
         rows = connection.execute(TAKEN_AWAY, {"after": after, "tiers": list(tiers), "limit": limit})
@@ -229,9 +223,9 @@ def taken_away(db: Database, tiers: Sequence[str], *, after: int, limit: int) ->
 
 @dataclass(frozen=True)
 class BadEnd:
-    """A job that failed, or that was taken back from a worker: then `transition` is `reap`.
+    """An event of a job that failed or was reaped; `transition` is `fail` or `reap`.
 
-    `state` is the job's state then; `error_code` is there where it failed.
+    `state` is the job's state after it, and `error_code` is set if that is `failed`.
     """
 
     transition: str
@@ -241,7 +235,7 @@ class BadEnd:
 
 
 def bad_ends(db: Database, *, after: int, limit: int) -> list[tuple[int, BadEnd]]:
-    """Events newer than `after` by which a job failed or was taken back, whoever wrote them."""
+    """Events newer than `after` by which any process failed or reaped a job, as (number, event)."""
     query = text(
         """SELECT job_events.id, transition, tier, job_events.state,
                   CASE WHEN job_events.state = 'failed' THEN error_code END AS error_code
@@ -254,8 +248,29 @@ def bad_ends(db: Database, *, after: int, limit: int) -> list[tuple[int, BadEnd]
         return [(row.id, BadEnd(row.transition, row.tier, row.state, row.error_code)) for row in rows]
 
 
+def orphans_among(db: Database, objects: Sequence[tuple[str, str, str, int]]) -> list[str]:
+    """The keys of those objects (key, account id, job id, attempt) that are orphans.
+
+    An orphan's job is in this database, no image points to it, and its attempt is not running. An attempt's
+    objects are written after its claim is committed, and an attempt number is claimed only once. So such an
+    attempt has ended, its `finish` would be refused, and the result stays true after the statement.
+    """
+    query = text(
+        """SELECT object.key
+             FROM unnest(CAST(:keys AS text[]), CAST(:accounts AS text[]), CAST(:jobs AS text[]),
+                         CAST(:attempts AS integer[])) AS object (key, account_id, job_id, attempt)
+             JOIN jobs ON jobs.id = object.job_id AND jobs.account_id = object.account_id
+            WHERE NOT (jobs.state = 'running' AND jobs.attempt = object.attempt)
+              AND NOT EXISTS (SELECT FROM images WHERE images.object_key = object.key)"""
+    )
+    names = ("keys", "accounts", "jobs", "attempts")
+    columns = {name: [one[position] for one in objects] for position, name in enumerate(names)}
+    with db.transaction() as connection:
+        return list(connection.scalars(query, columns))
+
+
 def states_of(db: Database, job_ids: Iterable[str]) -> dict[str, State]:
-    """The state of each of these jobs, in one query: the web's waiters, of many accounts, share it."""
+    """The state of each of these jobs of any account, in one query that all waiters of the API share."""
     query = text("SELECT id, state FROM job_states(:ids)")
     with db.transaction() as connection:
         return {row.id: State(row.state) for row in connection.execute(query, {"ids": list(job_ids)})}

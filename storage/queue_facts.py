@@ -1,7 +1,7 @@
-"""What is known of why queued jobs wait: bells, jobs ahead, slots, live workers, failed tries. Facts alone.
+"""Facts about why queued jobs wait: dispatches, jobs ahead, slots, live workers and failed attempts.
 
-One bounded statement answers for a whole page of jobs. It reads rows and never the broker; what the facts
-mean is `web.estimates.waiting_reasons`.
+One bounded statement serves a whole page of jobs. It reads rows and never the broker;
+`web.estimates.waiting_reasons` interprets the facts.
 """
 
 from collections.abc import Sequence
@@ -12,24 +12,28 @@ from sqlalchemy import text
 from storage.database import Database
 
 MAX_COUNTED = 1000
-"""Nobody reads the difference beyond; counting stops there, so that a long queue costs no more."""
+"""Counting stops here, so that a long queue costs no more; readers do not need larger numbers."""
 
 
 @dataclass(frozen=True)
 class QueueFacts:
-    """A queued job, its lane and its tier, at one moment. Seconds are the database's."""
+    """A queued job, its lane and its tier at one moment, by the database's clock."""
 
     tier: str
     lane: str
     is_dispatched: bool
-    seconds_until_due: float  # when the sweeper may ring; negative: since when it may
+    seconds_until_due: float  # until the sweeper may dispatch it; negative once it may
     seconds_since_dispatch: float | None
     num_failures: int
-    last_error: str | None  # the code of the last failed try
+    last_error: str | None  # the error code of the last failed attempt
     quarantined: bool
-    num_ahead: int | None  # bells of its tier and lane that are older; None: no bell, or over MAX_COUNTED
-    num_own_ahead: int | None  # without a bell: its account's older jobs in the same case, as above
-    num_dispatched: int  # bells of its tier and lane, at most MAX_COUNTED + 1
+    num_ahead: (
+        int | None
+    )  # earlier dispatches of its tier and lane; None: not dispatched, or over MAX_COUNTED
+    num_own_ahead: (
+        int | None
+    )  # if not dispatched: the older undispatched jobs of its account, up to MAX_COUNTED
+    num_dispatched: int  # dispatched jobs of its tier and lane, at most MAX_COUNTED + 1
     num_live_workers: int  # that serve its tier
     num_slots: int  # of its lane, in those workers
     num_busy: int  # jobs of its lane, of any tier, that those workers run
@@ -38,7 +42,7 @@ class QueueFacts:
 def queue_facts(
     db: Database, account_id: str, job_ids: Sequence[str], *, alive_seconds: float
 ) -> dict[str, QueueFacts]:
-    """The facts of those of the account's jobs that are queued, by job id."""
+    """The facts of the queued jobs among these jobs of the account, by job id."""
     parameters = {
         "account_id": account_id,
         "ids": list(job_ids),
@@ -55,7 +59,7 @@ def queue_facts(
 
 @dataclass(frozen=True)
 class NextJob:
-    """The queued job that stands for all `num_jobs` queued ones of its batch in its tier."""
+    """The queued job that represents all `num_jobs` queued jobs of its batch in its tier."""
 
     batch_id: str
     tier: str
@@ -64,7 +68,7 @@ class NextJob:
 
 
 def next_jobs(db: Database, account_id: str, batch_ids: Sequence[str]) -> list[NextJob]:
-    """One for each batch and tier: the first in the file, those that never failed before the others."""
+    """One job per batch and tier: the first in the file, jobs without failures before others."""
     query = text(
         """
         SELECT DISTINCT ON (batch_id, tier)
@@ -80,9 +84,9 @@ def next_jobs(db: Database, account_id: str, batch_ids: Sequence[str]) -> list[N
 
 
 def oldest_queued(db: Database) -> dict[tuple[str, str], float]:
-    """Seconds since the oldest queued job of each tier and lane was made; of all accounts.
+    """The age in seconds of the oldest queued job of each tier and lane, over all accounts.
 
-    Read from the two indexes of queued jobs: jobs that have ended cost nothing.
+    It reads the two indexes of queued jobs, so that ended jobs cost nothing.
     """
     query = text(
         """

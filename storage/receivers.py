@@ -1,8 +1,8 @@
-"""Receivers that fail: a few attempts in a row, then one probe at a time, and a pause after days of it.
+"""The circuit breaker of webhook receivers: after some failures in a row one probe at a time, later a pause.
 
-The deliveries of a receiver that fails are held: they are not due and cost nothing, however many they are. A
-row stands for a receiver only while it fails or its deliveries are being released (docs/adr/0012). It does
-not know how anything is sent.
+The deliveries of a failing receiver are held: they are not due and cost nothing, however many there are. A
+receiver has a row only while it fails or its deliveries are being released (docs/adr/0012). This module does
+not know how deliveries are sent.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,11 +15,11 @@ from storage.errors import NotFound
 from storage.tables import webhook_receivers
 
 FAILURES_BEFORE_HOLD = 5
-"""In a row. A receiver that answers now and then is never held."""
+"""Failures in a row. A receiver that answers now and then is never held."""
 NOT_THE_RECEIVERS = frozenset({"gone", "internal_error"})
-"""Failed attempts that say nothing against the receiver: it answered for good, or the fault was ours."""
+"""Error codes that do not count as the receiver's failure: it declined permanently, or we caused them."""
 HELD_AT_ONCE = 5000
-"""Rows are found by `id = ANY(ARRAY(...))`, which reads the primary key whatever the statistics say."""
+"""Rows are selected by `id = ANY(ARRAY(...))`, which uses the primary key whatever the statistics say."""
 RECEIVERS_AT_ONCE = 200
 MAX_LISTED = 500
 
@@ -30,7 +30,7 @@ _DUE = "state = 'pending' AND held_at IS NULL AND next_attempt_at <= statement_t
 
 @dataclass(frozen=True)
 class Backoff:
-    """When a receiver that fails is tried again, in seconds, and after how long it is paused."""
+    """The times (seconds) until a failing receiver is probed, and until it is paused."""
 
     first_probe_seconds: float = 5
     max_probe_seconds: float = 1800
@@ -42,7 +42,7 @@ DEFAULT_BACKOFF = Backoff()
 
 @dataclass(frozen=True)
 class Receiver:
-    """A receiver that fails, is paused or recovers. `failing_since` is when it failed first in a row."""
+    """A failing, paused or recovering receiver. `failing_since` is its first failure in a row."""
 
     id: str
     receiver: str
@@ -57,7 +57,7 @@ class Receiver:
 
 
 def note_success(connection: Connection, account_id: str, receiver: str) -> str | None:
-    """An attempt succeeded: what is held may go. The new state if that changed anything."""
+    """Record a successful attempt, after which held deliveries may be sent; returns a changed state."""
     statement = text(
         """
         UPDATE webhook_receivers SET state = 'recovering', num_failures = 0, num_probes = 0,
@@ -83,9 +83,9 @@ def note_failure(
     backoff: Backoff,
     patience_seconds: float = 0,
 ) -> str:
-    """An attempt failed; the receiver's state now.
+    """Record a failed attempt; returns the receiver's new state.
 
-    The next probe is not before `patience_seconds`, which the receiver asked for, are over.
+    The next probe waits at least the `patience_seconds` that the receiver asked for.
     """
     parameters = {
         **asdict(backoff),
@@ -102,10 +102,10 @@ def note_failure(
 
 
 def hold(db: Database, account_id: str) -> int:
-    """Hold due deliveries of an account whose receivers are held back; how many.
+    """Hold due deliveries of an account whose receivers are held back; returns how many.
 
-    It looks at a bounded number of rows at the head of the account's queue. The lock keeps a receiver from
-    being forgotten before what waits for it is seen.
+    It reads a bounded number of rows at the head of the account's queue. The lock keeps the row of a receiver
+    from being deleted before its waiting deliveries are seen.
     """
     lock = text(
         f"""SELECT receiver FROM webhook_receivers
@@ -133,10 +133,10 @@ def hold(db: Database, account_id: str) -> int:
 
 
 def wake(db: Database) -> int:
-    """Let one held delivery of each receiver whose probe is due go; how many.
+    """Release one held delivery of each receiver whose probe is due; returns how many.
 
-    The one that has waited longest and the newest in turn: neither a delivery that its receiver never
-    takes nor a URL of it that nobody serves any more keeps the others waiting.
+    Probes alternate between the oldest and the newest delivery, so that neither a delivery that the receiver
+    always rejects nor a URL that it no longer serves blocks the others.
     """
     held = """SELECT id FROM webhook_deliveries
                WHERE account_id = due.account_id AND receiver = due.receiver AND held_at IS NOT NULL
@@ -166,7 +166,7 @@ def wake(db: Database) -> int:
 
 
 def release(db: Database) -> int:
-    """Let held deliveries of receivers that recovered go, a bounded number; how many."""
+    """Release a bounded number of held deliveries of recovering receivers; returns how many."""
     held = "account_id = recovering.account_id AND receiver = recovering.receiver AND held_at IS NOT NULL"
     statement = text(
         f"""
@@ -196,9 +196,9 @@ def release(db: Database) -> int:
 
 
 def fail_held(db: Database, *, keep_seconds: float) -> list[str]:
-    """Fail what a paused receiver has held for `keep_seconds`, a bounded number; the ids.
+    """Fail a bounded number of deliveries that paused receivers held for `keep_seconds`; returns their ids.
 
-    The code is `receiver_paused`; it can be replayed like anything that failed.
+    Their error code is `receiver_paused`; they can be replayed like any failed delivery.
     """
     statement = text(
         f"""
@@ -226,13 +226,13 @@ def fail_held(db: Database, *, keep_seconds: float) -> list[str]:
 
 
 def forget(db: Database, *, after_seconds: float) -> int:
-    """Delete what is known of receivers that failed long ago and that nothing waits for; how many."""
+    """Delete the rows of receivers that failed long ago and have no waiting deliveries; returns how many."""
     lock = text(
         f"""SELECT id FROM webhook_receivers
              WHERE last_failed_at < statement_timestamp() - make_interval(secs => :seconds)
              ORDER BY last_failed_at LIMIT {RECEIVERS_AT_ONCE} FOR UPDATE SKIP LOCKED"""
     )
-    # A statement of its own, so that it sees what was held before the lock was taken.
+    # A separate statement, so that it sees deliveries held before the lock was taken.
     delete = text(
         """DELETE FROM webhook_receivers WHERE id = ANY(:ids) AND NOT EXISTS (
                SELECT FROM webhook_deliveries WHERE state = 'pending' AND held_at IS NULL
@@ -249,7 +249,7 @@ def forget(db: Database, *, after_seconds: float) -> int:
 
 
 def resume(db: Database, account_id: str, receiver_id: str) -> None:
-    """Probe it at once, whether it is paused or only failing; raises `NotFound`."""
+    """Probe a paused or failing receiver at once; raises `NotFound`."""
     with db.transaction(account_id=account_id) as connection:
         query = select(webhook_receivers.c.receiver).where(
             webhook_receivers.c.id == receiver_id, webhook_receivers.c.account_id == account_id
@@ -261,7 +261,7 @@ def resume(db: Database, account_id: str, receiver_id: str) -> None:
 
 
 def resume_receiver(connection: Connection, account_id: str, receiver: str) -> None:
-    """The same of one that is known by its name, if anything is known of it. Its days begin anew."""
+    """Probe a receiver by its name, if it has a row; the time until it is paused starts again."""
     statement = text(
         """
         UPDATE webhook_receivers SET state = 'failing', paused_at = NULL, num_probes = 0,
@@ -274,7 +274,7 @@ def resume_receiver(connection: Connection, account_id: str, receiver: str) -> N
 
 
 def list_receivers(db: Database, account_id: str) -> list[Receiver]:
-    """The account's receivers that are held back or recover, the latest to fail first."""
+    """The account's failing, paused and recovering receivers, the latest failure first."""
     columns = [webhook_receivers.c[name] for name in Receiver.__dataclass_fields__]
     query = (
         select(*columns)
@@ -287,7 +287,7 @@ def list_receivers(db: Database, account_id: str) -> list[Receiver]:
 
 
 def num_receivers(db: Database, state: str) -> int:
-    """How many receivers of all accounts are in this state."""
+    """The number of receivers in this state, over all accounts."""
     query = text("SELECT num_receivers FROM receivers_by_state WHERE state = :state")
     with db.transaction() as connection:
         return int(connection.execute(query, {"state": state}).scalar_one_or_none() or 0)
@@ -297,7 +297,7 @@ _PAUSES = """(known.state = 'failing' AND :is_probe
     AND known.failing_since <= clock_timestamp() - make_interval(secs => :pause_seconds))"""
 _BEGINS_TO_HOLD = """(known.state IN ('doubted', 'recovering')
     AND known.num_failures + 1 >= :failures_before_hold)"""
-# The mates of the attempt that began it, which were under way, move nothing.
+# Attempts that were already running when the receiver began to be held change nothing.
 _NOTE_FAILURE = text(
     f"""
     INSERT INTO webhook_receivers AS known

@@ -1,6 +1,6 @@
-"""The tries of one wish: a job, its retries, their retries; and which of them counts.
+"""A job with its retries, their retries and so on, and which of them counts.
 
-It reads, and holds the lock by which two uploads that retry the same job take turns. It makes no job.
+It reads them, and takes the lock that serializes two uploads which retry the same job. It creates no jobs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select, text
 
+from catalogue.states import State
 from storage.database import Database
 from storage.job_views import JOB_COLUMNS, Job, job_from_row
-from storage.states import State
 from storage.tables import jobs
 
 
 @dataclass(frozen=True)
 class Tries:
-    """A job that somebody speaks of, and the one of its tries that counts: itself, or a retry.
+    """A job, and the one that counts among it and its retries.
 
     That is one that succeeded, else one that has not ended, else the newest.
     """
@@ -27,7 +27,7 @@ class Tries:
 
 
 def tries_of(db: Database, account_id: str, job_ids: Iterable[str]) -> dict[str, Tries]:
-    """By job id; a job that is not the account's is left out. Images are not read."""
+    """The tries of these jobs by job id, without images; jobs of other accounts are left out."""
     ids = list(job_ids)
     if not ids:
         return {}
@@ -39,14 +39,14 @@ def tries_of(db: Database, account_id: str, job_ids: Iterable[str]) -> dict[str,
 
 
 def take_turn(connection: Connection, account_id: str) -> None:
-    """Until this transaction ends, let nobody else who takes turns retry a job of the account."""
+    """Lock the retries of an account until the transaction ends; other uploads wait here."""
     connection.execute(
         text("SELECT pg_advisory_xact_lock(2, hashtext(:account_id))"), {"account_id": account_id}
     )
 
 
 def retried(connection: Connection, job_ids: Sequence[str]) -> dict[str, str]:
-    """Those of these jobs that have a retry by now: its id by theirs."""
+    """The ids of existing retries of these jobs, by the id of the retried job."""
     query = select(jobs.c.retry_of, jobs.c.id).where(jobs.c.retry_of.in_(job_ids))
     return {row.retry_of: row.id for row in connection.execute(query)}
 

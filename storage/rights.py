@@ -1,7 +1,7 @@
-"""What the database user of a connection may do with our tables, as Postgres itself answers.
+"""Reads from Postgres what the user of a connection may do with our tables.
 
-Owns the questions and the words for what is found. What a role should be able to do it takes from
-`storage.grants`; what follows from a difference is its caller's to say.
+Owns the queries and the phrases for their results. `storage.grants` defines what a role should be able to do;
+callers decide what follows from a difference.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ from storage.tables import metadata
 
 
 class Right(NamedTuple):
-    """One action on a table, a view, a sequence or a function; on one column where rights go by column."""
+    """One action on a table, view, sequence or function, or on one column of a table or view."""
 
     action: str
     name: str
@@ -24,7 +24,7 @@ class Right(NamedTuple):
 
 
 def listed_rights(role: DatabaseRole) -> frozenset[Right]:
-    """Those that `storage.grants` lists."""
+    """The rights that `storage.grants` lists for the role."""
     found = set()
     for table, grant in GRANTS[role].items():
         found |= {Right(action, table, name) for action, names in grant.rights.items() for name in names}
@@ -36,7 +36,7 @@ def listed_rights(role: DatabaseRole) -> frozenset[Right]:
 
 
 def rights_of_user(connection: Connection) -> frozenset[Right]:
-    """Those that the user of this connection has, wherever from: its groups, PUBLIC or itself."""
+    """The rights that the user of this connection has, directly or through its groups or PUBLIC."""
     rows = connection.execute(
         _RIGHTS,
         {
@@ -49,10 +49,10 @@ def rights_of_user(connection: Connection) -> frozenset[Right]:
 
 
 def undue_powers(connection: Connection, role: DatabaseRole) -> list[str]:
-    """What this user is beyond a member of the role's group, in words; a member of none has no rights."""
+    """The powers of this user beyond those of the role's group, as phrases."""
     user = connection.execute(_USER, {"tables": [*metadata.tables, *VIEWS]}).one()
     if user.rolsuper:
-        return ["is a superuser, whom no right limits"]
+        return ["is a superuser, which has every right"]
     found = [words for power, words in _POWERS.items() if user._mapping[power]]
     found += [f"is a member of {group}" for group in user.groups if group != group_of(role)]
     if user.owned:
@@ -61,13 +61,13 @@ def undue_powers(connection: Connection, role: DatabaseRole) -> list[str]:
 
 
 def is_unlimited(connection: Connection) -> bool:
-    """Whether rights mean nothing for this user: it owns one of our tables, or is a superuser."""
+    """Whether rights do not limit this user, since it owns one of our tables or is a superuser."""
     user = connection.execute(_USER, {"tables": [*metadata.tables, *VIEWS]}).one()
     return bool(user.rolsuper or user.owned)
 
 
 def in_words(rights: Iterable[Right]) -> list[str]:
-    """One phrase for each action on each table, its columns in brackets: `select jobs (prompt, seed)`."""
+    """One phrase per action and table, with columns in parentheses: `select jobs (prompt, seed)`."""
     columns: dict[tuple[str, str], list[str]] = defaultdict(list)
     for right in sorted(rights):
         columns[right.name, right.action].append(right.column)

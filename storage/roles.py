@@ -1,7 +1,7 @@
-"""The database's roles: a group for each kind of process, and the users that log in as members of one.
+"""The database's roles: a group for each kind of process, and the users that are its members.
 
-A group holds the rights that `storage.grants` lists. Groups are the whole cluster's and log in nowhere; users
-are an installation's own. Which process logs in as which user is the deployment's to say.
+A group holds the rights that `storage.grants` lists. Groups exist once per cluster and cannot log in; users
+belong to one installation. The deployment decides which process logs in as which user.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _POWERS = ("rolsuper", "rolcreatedb", "rolcreaterole", "rolreplication", "rolbyp
 
 
 def group_of(role: DatabaseRole) -> str:
-    """The Postgres role that holds the rights."""
+    """The Postgres role that holds the rights of this role."""
     return f"calotype_{role}"
 
 
@@ -29,7 +29,7 @@ GROUPS = tuple(group_of(role) for role in ROLES)
 
 
 def create_groups(connection: Connection) -> None:
-    """Create those that the cluster lacks; raises `RolesNotSet` where this user may create none."""
+    """Create the groups that the cluster lacks; raises `RolesNotSet` if this user may not create roles."""
     known = set(connection.execute(text("SELECT rolname FROM pg_roles")).scalars())
     missing = [group for group in GROUPS if group not in known]
     may = text("SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user")
@@ -37,7 +37,7 @@ def create_groups(connection: Connection) -> None:
         statements = "\n".join(f"  CREATE ROLE {group} NOLOGIN;" for group in missing)
         raise RolesNotSet(
             "this database user may not create roles, and these are missing. As an administrator run\n"
-            f"{statements}\nand then this again"
+            f"{statements}\nand then run this again"
         )
     for group in missing:
         # Another database of the cluster may be migrated at the same time.
@@ -48,10 +48,10 @@ def create_groups(connection: Connection) -> None:
 
 
 def set_users(db: Database, urls: Mapping[DatabaseRole, str]) -> None:
-    """Create or change the users of these URLs, each a member of its role's group; `db` is the owner's.
+    """Create or alter the users of these URLs as members of their groups; `db` connects as the owner.
 
-    Raises `RolesNotSet` for a URL without user and password, for a user that has rights beyond its group's,
-    and where the owner may not create users.
+    Raises `RolesNotSet` for a URL without user and password, for a user with rights beyond its group's, and
+    if the owner may not create users.
     """
     users = {role: _user_of(role, url) for role, url in urls.items()}
     if len({name for name, _ in users.values()}) < len(users):
@@ -78,7 +78,7 @@ def _user_of(role: DatabaseRole, url: str) -> tuple[str, str]:
     if parts.scheme != "postgresql" or not name or not password:
         raise RolesNotSet(f"{role}: not a URL like postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
     if name in GROUPS:
-        raise RolesNotSet(f"{role}: {name} is a group, which logs in nowhere: choose another user name")
+        raise RolesNotSet(f"{role}: {name} is a group, which cannot log in: choose another user name")
     return name, password
 
 
@@ -89,7 +89,7 @@ def _set_user(connection: Connection, role: DatabaseRole, name: str, password: s
     user = connection.dialect.identifier_preparer.quote_identifier(name)
     if row is None:
         connection.exec_driver_sql(f"CREATE ROLE {user}")
-    # Not the password itself, which would stand in the log of a server that logs such statements.
+    # The verifier, since a server that logs such statements would log a password.
     driver: Any = connection.connection.dbapi_connection
     verifier = encrypt_password(password, name, driver, "scram-sha-256")
     connection.exec_driver_sql(f"ALTER ROLE {user} LOGIN PASSWORD '{verifier}'")

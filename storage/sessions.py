@@ -1,7 +1,7 @@
-"""Sessions: who gave a key in a browser lately. A row holds a digest of the cookie's value, not the value.
+"""Browser sessions that were opened with an API key. A row stores a digest of the cookie's value.
 
-A session ends with its sign-out, its key or its time, whichever is first, and each read asks for all three:
-nothing of it is remembered between requests. It does not know what a session may do.
+A session ends when its user signs out, its key is revoked or it expires; every read checks all three, and
+nothing is cached between requests. It does not know what a session may do.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ MAX_ID_CHARS = 64
 
 
 def begin(db: Database, key_id: str, *, seconds: float, instead_of: str | None = None) -> str:
-    """A new session of this key for `seconds`; its id, which is nowhere else.
+    """Insert a session of this key that expires in `seconds`; returns its id, which is not stored.
 
-    `instead_of` is the id that the browser had before; that session ends in the same transaction.
+    `instead_of` is the browser's previous session id; that session ends in the same transaction.
     """
     session_id = secrets.token_urlsafe(ID_BYTES)
     insert = text(
@@ -34,7 +34,7 @@ def begin(db: Database, key_id: str, *, seconds: float, instead_of: str | None =
 
 
 def principal_of(db: Database, session_id: str) -> Principal | None:
-    """Whom a session speaks for, or nothing: unknown, ended, too old, or its key was revoked."""
+    """The principal of a session; `None` if it is unknown, ended or expired, or its key was revoked."""
     if len(session_id) > MAX_ID_CHARS:
         return None
     with db.transaction() as connection:
@@ -43,13 +43,13 @@ def principal_of(db: Database, session_id: str) -> Principal | None:
 
 
 def end(db: Database, session_id: str) -> None:
-    """End a session, if there is one of this id: once this has returned, it reads nothing anywhere."""
+    """End the session with this id, if there is one; effective in every process once this returns."""
     with db.transaction() as connection:
         connection.execute(_END, {"digest": _digest(session_id)})
 
 
 def remove_expired(db: Database, *, limit: int = 1000) -> int:
-    """Delete up to `limit` sessions whose time is over; how many."""
+    """Delete up to `limit` expired sessions; returns how many."""
     statement = text(
         """DELETE FROM sessions WHERE digest IN (
                SELECT digest FROM sessions WHERE expires_at < statement_timestamp()

@@ -1,6 +1,6 @@
 """Every table, as SQLAlchemy Core sees it. The migrations create them; a test compares the two.
 
-Tables hold columns and nothing else: what may change and when is `storage.states` and `storage.jobs`.
+It declares columns only: `storage.transitions` and `storage.jobs` define what may change, and when.
 """
 
 from sqlalchemy import (
@@ -19,11 +19,32 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
+from catalogue.parameters import MAY_BE_NONE, PARAMETERS, KnownParameter
+
 metadata = MetaData()
 
 
 def _instant(name: str, *, nullable: bool = True) -> "Column[object]":
     return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+_TYPES = {
+    "int": Integer,
+    "float": Double,
+    "bool": Boolean,
+    "object": JSONB,
+    "files": JSONB,
+    "adapters": JSONB,
+}
+_EMPTY = {"object": "{}", "files": "[]", "adapters": "[]"}
+_MAX_INTEGER = 2**31 - 1
+
+
+def _parameter(name: str, parameter: KnownParameter) -> "Column[object]":
+    """The column of a parameter; a value that is absent is null only where the parameter may be None."""
+    is_big = parameter.type == "int" and parameter.max is not None and parameter.max > _MAX_INTEGER
+    kind = BigInteger if is_big else _TYPES.get(parameter.type, Text)
+    return Column(name, kind, nullable=name in MAY_BE_NONE, server_default=_EMPTY.get(parameter.type))
 
 
 accounts = Table(
@@ -33,10 +54,10 @@ accounts = Table(
     Column("name", Text, nullable=False),
     Column("webhook_secret", Text, nullable=False),
     _instant("created_at", nullable=False),
-    # Signs beside the new one until receivers have changed over.
+    # During the grace period it signs in addition to the new one.
     Column("previous_webhook_secret", Text),
     _instant("previous_webhook_secret_until"),
-    # Whether its images carry what they were drawn from.
+    # Whether its images embed their parameters.
     Column("embed_parameters", Boolean, nullable=False, server_default="false"),
 )
 
@@ -53,7 +74,7 @@ api_keys = Table(
     _instant("revoked_at"),
 )
 
-# The digest is that of the cookie's value, which is kept nowhere.
+# The digest of the cookie's value, which is not stored.
 sessions = Table(
     "sessions",
     metadata,
@@ -76,9 +97,9 @@ batches = Table(
     _instant("created_at", nullable=False),
     _instant("cancel_requested_at"),
     Column("webhook_url", Text),
-    # How its file was read, and what became of its rows.
+    # How its file was read, and the outcomes of its rows.
     Column("reading", JSONB, nullable=False, server_default="{}"),
-    # Rows that are done or under way already: line and job id of each.
+    # Rows with an earlier job that succeeded or is open: [line, job id] of each.
     Column("earlier_jobs", JSONB, nullable=False, server_default="[]"),
 )
 
@@ -91,61 +112,39 @@ jobs = Table(
     Column("lane", Text, nullable=False),
     Column("tier", Text, nullable=False),
     Column("model", Text, nullable=False),
-    # What was asked for.
-    Column("prompt", Text, nullable=False),
-    Column("negative_prompt", Text, nullable=False),
-    Column("width", Integer, nullable=False),
-    Column("height", Integer, nullable=False),
-    Column("num_inference_steps", Integer, nullable=False),
-    Column("guidance_scale", Double, nullable=False),
-    Column("guidance_cutoff", Double, nullable=False),
-    Column("step_cache", Integer, nullable=False),
-    Column("scheduler", Text, nullable=False),
-    Column("seed", BigInteger, nullable=False),
-    Column("num_images", Integer, nullable=False),
-    Column("strict", Boolean, nullable=False),
-    Column("output_format", Text, nullable=False),
-    Column("output_quality", Integer),  # absent: a format's own; a PNG has none
-    # Ids of files of the account; `job_files` keeps these.
-    Column("image", JSONB, nullable=False, server_default="[]"),
-    Column("mask_image", Text),
-    Column("control_image", Text),
-    Column("strength", Double),  # absent: the pipeline's own
-    # Adapters: name and scale of each.
-    Column("loras", JSONB, nullable=False, server_default="[]"),
-    # An object: the parameters of this model's own pipeline.
-    Column("pipeline_parameters", JSONB, nullable=False, server_default="{}"),
+    # The columns of a request's parameters have their names and types.
+    *(_parameter(name, parameter) for name, parameter in PARAMETERS.items()),
     Column("webhook_url", Text),
-    # Where it came from.
+    # Where the job comes from.
     Column("batch_id", Text, ForeignKey("batches.id")),
     Column("batch_line", Integer),
     Column("retry_of", Text, ForeignKey("jobs.id")),
     Column("idempotency_key", Text),
     Column("request_hash", Text),
-    # Set by a claim; the fence of every later write. `attempt` never falls.
+    # Set by a claim; they fence every later write. `attempt` never decreases.
     Column("attempt", Integer, nullable=False),
     Column("lease_token", UUID(as_uuid=False)),
     Column("lease_boot_id", Text),
     Column("lease_expires_at", DateTime(timezone=True)),
-    # `num_failures` counts transient errors, `num_crashes` processes that died while it ran alone.
+    # `num_failures` counts charged errors, `num_crashes` processes that died while it was isolated.
     Column("num_failures", Integer, nullable=False),
     Column("num_crashes", Integer, nullable=False),
-    # A suspect was held by a process that died; `solo` marks that an image of it runs alone now.
+    # Quarantined: its process died while running it. Isolated: one of its images runs alone now.
     Column("quarantined", Boolean, nullable=False),
     Column("isolated", Boolean, nullable=False),
-    # Set while queued: how many bells were rung, the number of the last one, and when to look again.
+    # Set while queued: how often it was dispatched, the last dispatch number, and when it is due again.
     Column("dispatch_seq", Integer, nullable=False),
     Column("dispatch_number", BigInteger),
     _instant("dispatched_at"),
     _instant("next_dispatch_at"),
-    # Life.
+    # Life cycle.
     _instant("created_at", nullable=False),
     _instant("deadline_at"),
     _instant("started_at"),
     _instant("finished_at"),
     _instant("cancel_requested_at"),
     Column("progress", Double, nullable=False),
-    _instant("progress_at"),  # when it was written between two heartbeats, which write it, too
+    _instant("progress_at"),  # when it was written between two heartbeats, which also write progress
     Column("worker", Text),
     Column("error_code", Text),
     Column("error_retryable", Boolean),
@@ -175,14 +174,14 @@ files = Table(
     metadata,
     Column("account_id", Text, ForeignKey("accounts.id"), primary_key=True),
     Column("id", Text, primary_key=True),  # the digest of its bytes
-    # `uploading` once a presigned link was given, `ready` once its bytes were seen.
+    # `uploading` from the presigned link on, `ready` once its bytes were checked.
     Column("state", Text, nullable=False),
     Column("media_type", Text, nullable=False),
     Column("num_bytes", BigInteger, nullable=False),
-    # As it is looked at; absent while it is uploading.
+    # After the rotation that EXIF asks for; absent while uploading.
     Column("width", Integer),
     Column("height", Integer),
-    Column("object_key", Text, unique=True),  # absent once the object was removed
+    Column("object_key", Text, unique=True),  # absent once the object was deleted
     _instant("created_at", nullable=False),
     _instant("expires_at"),  # absent once a job has named it
     _instant("deleted_at"),
@@ -221,23 +220,23 @@ webhook_deliveries = Table(
     Column("url", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("num_attempts", Integer, nullable=False),
-    # The end of an attempt's lease while it is being sent, else when to send it next.
+    # The end of the lease while it is being sent, else the time of the next attempt.
     _instant("next_attempt_at"),
     _instant("created_at", nullable=False),
     _instant("finished_at"),
-    # Failures since it was created or replayed: its place in the schedule.
+    # Failures since it was created or replayed, which is its position in the schedule.
     Column("num_failures", Integer, nullable=False),
     Column("lease_token", UUID(as_uuid=False)),
     _instant("dispatched_at"),
-    # Host and port of the URL, which Postgres reads from it.
+    # Host and port of the URL, computed by Postgres.
     Column("receiver", Text, FetchedValue(), nullable=False),
-    # Since when it waits for a receiver that fails: it is not due before that one answers.
+    # When it began to wait for its failing receiver; it is not due until the receiver answers.
     _instant("held_at"),
-    # Why it failed: the code of its last attempt, or that its receiver stayed paused.
+    # The code of its last attempt, or `receiver_paused`.
     Column("error_code", Text),
 )
 
-# Only receivers that failed lately have a row.
+# Only receivers that failed recently have a row.
 webhook_receivers = Table(
     "webhook_receivers",
     metadata,
@@ -246,7 +245,7 @@ webhook_receivers = Table(
     Column("receiver", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("num_failures", Integer, nullable=False),  # in a row
-    Column("num_probes", Integer, nullable=False),  # that failed: the place in the back-off
+    Column("num_probes", Integer, nullable=False),  # failed ones, which is the position in the backoff
     _instant("failing_since"),
     _instant("next_probe_at"),
     _instant("paused_at"),
@@ -283,7 +282,7 @@ workers = Table(
     _instant("started_at", nullable=False),
     _instant("seen_at", nullable=False),
     _instant("stopped_at"),
-    # Tier -> the fingerprint of the profile that is right for this worker there.
+    # Tier -> the fingerprint of the profile that applies to this worker.
     Column("fingerprints", JSONB, nullable=False),
 )
 

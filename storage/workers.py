@@ -1,7 +1,7 @@
-"""Who is alive: the rows by which workers say what they serve, and their heartbeat over all leases.
+"""The rows of workers, which say what they serve, and their heartbeats.
 
-A heartbeat carries every lease and every progress of one worker out, and cancellations and lost
-leases back, in one transaction. Whether the worker deserves one is for its caller to know.
+One heartbeat renews every lease and writes the progress of one worker, and returns cancellations and lost
+leases, in one transaction. The caller decides whether the worker may send one.
 """
 
 import json
@@ -31,14 +31,14 @@ class Worker:
     bulk_slots: int
     determinism: str
     fingerprints: Mapping[str, str] = field(default_factory=dict)
-    """By tier, whose profile in `storage.profiles` is right for it."""
+    """For each tier, the fingerprint of the profile in `storage.profiles` that applies to this worker."""
     started_at: datetime | None = None
     seen_at: datetime | None = None
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a heartbeat brings back: leases that are gone, and jobs whose owner wants them no more."""
+    """The result of a heartbeat: the ids of jobs whose lease is lost, and of jobs to cancel."""
 
     lost: frozenset[str]
     canceled: frozenset[str]
@@ -54,7 +54,7 @@ def heartbeat(
 ) -> Beat:
     """Renew the worker's row and all of its leases; `held` pairs each lease with its progress (0-1).
 
-    One that is leaving keeps its leases, and has said goodbye to everybody who counts on it for more.
+    A worker that `is_leaving` keeps its leases but no longer counts as live.
     """
 
     def work(connection: Connection) -> Beat:
@@ -79,9 +79,9 @@ def heartbeat(
 
 
 def write_progress(db: Database, held: Sequence[tuple[Lease, float]]) -> int:
-    """Note how far these jobs are (0-1) under their leases, in one statement; how many rows were written.
+    """Write the progress (0-1) of these jobs under their leases in one statement; returns how many rows.
 
-    It waits for nobody: a row that another statement holds is left out, and its commit is not waited for.
+    It waits neither for locks, since it skips locked rows, nor for the commit to reach the disk.
     """
     parameters = {
         "ids": [lease.job_id for lease, _ in held],
@@ -111,7 +111,7 @@ _WRITE_PROGRESS = text(
 )
 
 
-# Locks in id order: two statements over many rows must not meet head-on.
+# Locks in id order, so that two statements over many rows do not deadlock.
 _RENEW_LEASES = text(
     """
     WITH mine AS (
@@ -157,7 +157,7 @@ def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool) -
 
 
 def live_workers(db: Database, alive_seconds: float) -> list[Worker]:
-    """The workers whose heartbeat is younger than `alive_seconds` and that have not said goodbye."""
+    """The workers whose heartbeat is younger than `alive_seconds` and that are not stopped."""
     young = func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, alive_seconds)
     query = (
         select(*(workers.c[name] for name in Worker.__dataclass_fields__))
@@ -170,22 +170,22 @@ def live_workers(db: Database, alive_seconds: float) -> list[Worker]:
 
 
 def num_live_workers(db: Database, alive_seconds: float) -> Counter[str]:
-    """How many live workers serve each tier; 0 for a tier that none serves."""
+    """The number of live workers per tier; 0 for a tier that none serves."""
     return Counter(tier for worker in live_workers(db, alive_seconds) for tier in worker.tiers)
 
 
 def say_goodbye(db: Database, boot_id: str) -> None:
-    """Mark the worker as stopped, so that nobody counts on it."""
+    """Mark the worker as stopped, so that it no longer counts as live."""
     statement = text("UPDATE workers SET stopped_at = clock_timestamp() WHERE boot_id = :boot_id")
     with db.transaction() as connection:
         connection.execute(statement, {"boot_id": boot_id})
 
 
 def declare_dead(db: Database, *, boot_id: str, on_device: Collection[str] | None) -> list[tuple[str, str]]:
-    """Take back all jobs of a process that is known to be dead, and count on it no more.
+    """Reap all jobs of a process that is known to be dead, and mark its worker as stopped.
 
-    `on_device` are the jobs that its device worked on as it died, `None` where nobody knows; see
-    `storage.jobs.reap_process`. Gives `(job id, new state)` of each.
+    `on_device` are the jobs that its device worked on when it died, `None` if unknown; see
+    `storage.jobs.reap_process`. Returns `(job id, new state)` of each.
     """
 
     def work(connection: Connection) -> list[tuple[str, str]]:

@@ -1,7 +1,6 @@
-"""What live workers hold and what waits for them, with what each costs there: the ground of an estimate.
+"""The workload: live workers with their profiles, the jobs that they run, and the jobs that wait for them.
 
-Two bounded statements in one transaction: live workers with their profiles, then the jobs that they run and
-the oldest that have been rung. Rows as they are; what follows from them is `web.estimates.eta`.
+Two bounded statements in one transaction read the rows. `web.estimates.eta` computes estimates from them.
 """
 
 from collections.abc import Mapping
@@ -10,16 +9,17 @@ from typing import Any
 
 from sqlalchemy import text
 
+from catalogue.profile import Profile
 from storage.database import Database
-from storage.profiles import COLUMNS, StoredProfile
+from storage.profiles import profile_of_row
 
 MAX_QUEUED = 200
-"""Jobs of a tier and lane that are read; what stands further behind is not estimated."""
+"""Jobs of a tier and lane that are read; jobs further behind are not estimated."""
 
 
 @dataclass(frozen=True)
 class LiveDevice:
-    """A live worker, with the profile of each of its tiers that has one."""
+    """A live worker, with the profiles of those of its tiers that have one."""
 
     boot_id: str
     tiers: tuple[str, ...]
@@ -27,16 +27,16 @@ class LiveDevice:
     bulk_slots: int
     determinism: str
     seconds_since_seen: float
-    profiles: Mapping[str, StoredProfile]
+    profiles: Mapping[str, Profile]  # by tier
 
     def num_slots(self, lane: str) -> int:
-        """Jobs of the lane that it holds at once."""
+        """Jobs of the lane that it runs at once."""
         return self.bulk_slots if lane == "bulk" else self.interactive_slots
 
 
 @dataclass(frozen=True)
 class KnownJob:
-    """A job that a live worker runs, or that was rung and waits; `boot_id` is its worker's."""
+    """A job that runs on the live worker of `boot_id`, or that was dispatched and waits."""
 
     id: str
     tier: str
@@ -46,22 +46,23 @@ class KnownJob:
     width: int
     height: int
     is_guided: bool
-    strict: bool = False
+    is_strict: bool = False
     guidance_cutoff: float = 1.0
     step_cache: int = 1
-    progress: float = 0.0  # as its worker said last
+    progress: float = 0.0  # as its worker wrote it last
     boot_id: str | None = None
-    seconds_since_progress: float = 0.0  # since its worker said so between heartbeats, or took it up
+    seconds_since_progress: float = 0.0  # since it was claimed, or progress was written between heartbeats
+    seconds_running: float = 0.0  # since it was claimed
 
     @property
     def num_pixels(self) -> int:
-        """Of each of its images."""
+        """Pixels of each of its images."""
         return self.width * self.height
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The devices, what they run, and what waits for them in the order of its bells."""
+    """The devices, the jobs that they run, and the jobs that wait, in the order of their dispatch."""
 
     devices: tuple[LiveDevice, ...]
     running: tuple[KnownJob, ...]
@@ -92,12 +93,8 @@ def workload(db: Database, *, alive_seconds: float) -> Workload:
 
 
 def _device(row: Mapping[str, Any]) -> LiveDevice:
-    found = {}
-    for profile in row["profiles"]:
-        steps = tuple((rows, seconds) for rows, seconds in profile["steps"])
-        values = {**{name: profile[name] for name in COLUMNS}, "steps": steps}
-        found[profile["tier"]] = StoredProfile(**values)
-    return LiveDevice(**{**row, "tiers": tuple(row["tiers"]), "profiles": found})
+    profiles = {profile["tier"]: profile_of_row(profile) for profile in row["profiles"]}
+    return LiveDevice(**{**row, "tiers": tuple(row["tiers"]), "profiles": profiles})
 
 
 _DEVICES = text(
@@ -118,11 +115,12 @@ _JOBS = text(
     WITH known AS (
         SELECT id, 0 AS place, NULL::bigint AS dispatch_number, lease_boot_id AS boot_id, progress,
                extract(epoch FROM clock_timestamp() - greatest(progress_at, started_at))::float8
-                   AS seconds_since_progress
+                   AS seconds_since_progress,
+               extract(epoch FROM clock_timestamp() - started_at)::float8 AS seconds_running
           FROM open_jobs WHERE state = 'running' AND lease_boot_id = ANY(:boot_ids)
         UNION ALL
         SELECT oldest.id, row_number() OVER (PARTITION BY tiers.tier, lanes.lane ORDER BY dispatch_number),
-               dispatch_number, NULL, 0, 0
+               dispatch_number, NULL, 0, 0, 0
           FROM unnest(CAST(:tiers AS text[])) AS tiers(tier)
          CROSS JOIN unnest(ARRAY['interactive', 'bulk']) AS lanes(lane)
          CROSS JOIN LATERAL (
@@ -132,8 +130,9 @@ _JOBS = text(
                  ORDER BY dispatch_number LIMIT :limit) AS oldest
     )
     SELECT open_jobs.id, tier, lane, num_images, num_inference_steps AS num_steps, width, height,
-           guidance_scale > 1 AS is_guided, strict, guidance_cutoff, step_cache,
-           known.progress, known.boot_id, known.seconds_since_progress, known.place
+           guidance_scale > 1 AS is_guided, strict AS is_strict, guidance_cutoff, step_cache,
+           known.progress, known.boot_id, known.seconds_since_progress, known.seconds_running,
+           known.place
       FROM known JOIN open_jobs USING (id)
      ORDER BY known.dispatch_number NULLS FIRST, open_jobs.started_at, open_jobs.id
     """

@@ -1,1 +1,1 @@
-"""Celery: who runs what, where and how often. The only place where engine and storage meet."""
+"""Celery tasks and the processes that run them. The only package where engine and storage meet."""

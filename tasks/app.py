@@ -1,8 +1,7 @@
-"""The Celery application: its queues and its settings, and nothing that runs.
+"""The Celery application: its queues and its configuration.
 
-It lists no task modules, so that the web and Flower can import it without torch; `tasks.worker`
-registers the tasks in the process that runs them. Every setting has its reason in
-`docs/adr/0002-the-message-is-a-doorbell.md`.
+It lists no task modules, so that the API and Flower can import it without torch; each worker registers its
+tasks in its own process. `docs/adr/0002-the-message-is-a-doorbell.md` gives the reason for every option.
 """
 
 import socket
@@ -17,30 +16,30 @@ from celery.events.dispatcher import EventDispatcher
 from kombu import Connection, Queue
 
 from settings import load_settings
-from tasks.broker_tls import tls_options
+from tasks.broker import tls_options
 from tasks.queues import CPU_QUEUE, queues_of
 
 RECONNECT_SECONDS = 2.0
 LISTEN_SECONDS = 0.2
-"""How long one question for bells waits in the broker. A lane whose slots are free again is asked for in the
-next question only: meanwhile the engine may have nothing to do."""
+"""The timeout of one poll (BRPOP) for messages. A lane whose slots become free is only polled from the next
+poll on, and the engine may be idle until then."""
 KEEPALIVE = {
     option: value
     for name, value in (
         ("TCP_KEEPIDLE", 5),
         ("TCP_KEEPINTVL", 2),
         ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", 10_000),  # ms; keepalives do not watch what was sent and not acknowledged
+        ("TCP_USER_TIMEOUT", 10_000),  # ms; keepalives do not cover data that was sent and not acknowledged
     )
     if (option := getattr(socket, name, None)) is not None
 }
-"""As for Postgres: Linux would notice after two hours that a network has forgotten a connection."""
+"""As for Postgres: by default Linux notices only after two hours that a connection was dropped silently."""
 
 
 def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Path | None = None) -> Celery:
-    """An application that knows one queue for each tier and lane; any other name is an error.
+    """An application with one queue for each tier and lane, and the queue `cpu`; other names are errors.
 
-    Over `rediss` the broker has to show a certificate of an authority in `ca_file`, or else of the system's.
+    Over `rediss` the broker's certificate is verified against `ca_file`, or the system's authorities.
     """
     app = Celery("calotype", broker=url, set_as_current=False, amqp=_Amqp, events=_Events)
     app.conf.update(
@@ -51,7 +50,7 @@ def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Pat
         result_backend=None,
         task_serializer="json",
         accept_content=["json"],
-        # Durability is the row's; an early ack leaves nothing behind to be delivered again.
+        # The rows are durable, not the messages: an early ack leaves no message to be redelivered.
         task_acks_late=False,
         task_publish_retry=True,
         task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_max": 0.2},
@@ -67,7 +66,7 @@ def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Pat
         broker_use_ssl=tls_options(url, ca_file) or None,
         broker_transport_options={
             "global_keyprefix": key_prefix,
-            "queue_order_strategy": "tasks.queue_order:InteractiveFirst",
+            "queue_order_strategy": "tasks.queues:InteractiveFirst",
             "visibility_timeout": 3600,
             "socket_timeout": 5,
             "socket_connect_timeout": 3,
@@ -83,14 +82,14 @@ def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Pat
 
 
 class _PromptConnection(Connection):
-    """A connection that is tried again every two seconds, however long the broker has been away.
+    """A connection that is retried every two seconds, however long the broker has been down.
 
-    kombu's own pauses grow to 30 seconds, and Celery has no setting for them: a worker would hear nothing for
-    that long after the broker has come back.
+    kombu's own pauses grow to 30 seconds, and Celery has no setting for them: a worker would receive nothing
+    for that long after the broker is back.
     """
 
     def ensure_connection(self, *arguments: Any, **options: Any) -> Self:
-        """As kombu's, with pauses that do not grow."""
+        """Connect as kombu does, with constant pauses."""
         pauses = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
         return super().ensure_connection(*arguments, **{**pauses, **options})
 
@@ -100,18 +99,18 @@ class _Amqp(AMQP):
 
 
 class _PromptDispatcher(EventDispatcher):
-    """Tries an event once, on the loop that also hears bells.
+    """Sends an event once, on the loop that also receives messages.
 
-    Celery's heartbeat is tried until the broker is back. Meanwhile the loop would not find out that the
-    connection for bells is lost as well.
+    Celery retries its heartbeat events until the broker is back. The loop would not notice meanwhile that it
+    has lost the connection for messages as well.
     """
 
     def send(self, *arguments: Any, **options: Any) -> Any:
-        """As Celery's, without trying again: what was not sent is buffered."""
+        """Send without retries: an event that was not sent is buffered."""
         return super().send(*arguments, **{**options, "retry": False})
 
     def extend_buffer(self, other: Any) -> None:
-        """As Celery's, with what `other` still gathers: the end of a job while the broker was away."""
+        """Also take over what `other` still buffers: events of jobs that ended while the broker was down."""
         super().extend_buffer(other)
         gathered: dict[str, list[Any]] = vars(self)["_group_buffer"]
         for group, events in other._group_buffer.items():
@@ -124,11 +123,10 @@ class _Events(Events):
 
 
 def __getattr__(name: str) -> Any:
-    # `tasks.flower` asks for it; the web, which only wants `make_celery`, does not.
+    # Only `tasks.flower` imports `celery`; the API imports `make_celery` alone and needs no settings here.
     if name != "celery":
         raise AttributeError(name)
     settings = load_settings()
     settings.require("broker_url")
-    tiers = [tier.name for tier in settings.catalogue.tiers]
-    globals()["celery"] = app = make_celery(**settings.broker, tiers=tiers)
+    globals()["celery"] = app = make_celery(**settings.celery)
     return app

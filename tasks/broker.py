@@ -1,30 +1,24 @@
-"""Looking into the broker: how long a queue is, which bell is at its head, whether it lost its memory.
+"""Reads the state of the broker: the length of a queue, the message at its head, whether messages were lost.
 
-Only the sweeper and the metrics look; Celery alone writes messages. Knows kombu's layout of a queue in
-Redis: one list a queue, pushed on the left and popped on the right.
+Only the sweeper and the metrics read it; Celery alone writes messages. It depends on kombu's layout of a
+queue in Redis: one list per queue, pushed on the left and popped on the right.
 """
 
 import json
 import secrets
+import ssl
 from pathlib import Path
 from typing import Any
 
 import redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from tasks.broker_tls import tls_options
 from tasks.dispatch import DISPATCH_NUMBER_HEADER
-
-
-class BrokerDown(Exception):
-    """The broker does not answer."""
-
-    code = "broker_unavailable"
-    retryable = True
+from tasks.errors import BrokerDown
 
 
 class Broker:
-    """A look into the Redis or Valkey behind Celery."""
+    """A read-only client of the Redis or Valkey behind Celery. Every method raises `BrokerDown`."""
 
     def __init__(self, url: str, key_prefix: str, *, ca_file: Path | None = None) -> None:
         self._redis: redis.Redis = redis.Redis.from_url(
@@ -37,14 +31,14 @@ class Broker:
         self._prefix = key_prefix
 
     def depth(self, queue: str) -> int:
-        """How many bells wait in this queue; raises `BrokerDown`."""
+        """The number of messages in this queue."""
         try:
             return int(self._redis.llen(self._prefix + queue))
         except RedisError as error:
             raise BrokerDown(str(error)) from error
 
     def head(self, queue: str) -> int | None:
-        """The ring number of the bell heard next: 0 if it has none, nothing if the queue is empty."""
+        """The dispatch number of the next message: 0 if it has none, `None` if the queue is empty."""
         try:
             raw = self._redis.lindex(self._prefix + queue, -1)
         except RedisError as error:
@@ -57,9 +51,9 @@ class Broker:
             return 0
 
     def epoch(self) -> tuple[str, bool]:
-        """A value that changes when the broker may have lost messages, and whether it was just made.
+        """A value that changes when the broker may have lost messages, and whether it was just created.
 
-        It joins the server's run id, new at every start, with a key that a wiped server lacks.
+        It combines the server's run id, which is new at every start, with a key that a wiped server lacks.
         """
         try:
             key = self._prefix + "canary"
@@ -71,19 +65,19 @@ class Broker:
         return f"{run_id}:{canary!r}", made
 
     def check(self) -> None:
-        """Raise `BrokerDown` unless it answers."""
+        """Return if the broker answers."""
         try:
             self._redis.ping()
         except RedisError as error:
             raise BrokerDown(str(error)) from error
 
     def may(self, command: str, *words: str) -> bool:
-        """Whether our user may say this; it is not done. Raises `BrokerDown`.
+        """Whether our user may run this command, which is not executed.
 
-        The broker checks a command when a transaction takes it in, and this transaction is discarded.
+        The broker checks permissions when it queues a command in a transaction, and this one is discarded.
         """
         try:
-            # Not by a client's methods: they would take "QUEUED" for the answer and read it.
+            # The client's own methods would parse the reply "QUEUED" as the command's result.
             connection: Any = self._redis.connection_pool.get_connection()
             try:
                 connection.send_command("MULTI")
@@ -101,9 +95,21 @@ class Broker:
             raise BrokerDown(str(error)) from error
 
     def prefixed(self, name: str) -> str:
-        """The key or the channel of that name."""
+        """The name of a key or channel with this installation's prefix."""
         return self._prefix + name
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+
+
+def tls_options(url: str, ca_file: Path | None) -> dict[str, Any]:
+    """redis-py's options for a verified TLS connection; empty for a URL without TLS.
+
+    Celery needs them too: kombu connects to `rediss` without verifying anything unless told to.
+    """
+    if not url.startswith("rediss://"):
+        return {}
+    authorities = ca_file or ssl.get_default_verify_paths().cafile
+    options: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+    return options | ({"ssl_ca_certs": str(authorities)} if authorities else {})

@@ -1,7 +1,7 @@
-"""Celery's side of a worker: it hears bells, and stops hearing a lane whose slots are taken.
+"""Celery's side of a worker: it receives messages, and stops consuming a lane whose slots are all taken.
 
-Owns the Celery worker of this process and its signals. It knows neither rows nor the engine: a bell is
-handed to `answer`, and the end of the process to `on_shutdown`.
+Owns the Celery worker of this process, its signals and its slots. It knows neither rows nor the engine: it
+passes a job id to `answer`, and reports the end of the process to `on_shutdown`.
 """
 
 import threading
@@ -13,12 +13,55 @@ from celery import Celery, signals
 
 from tasks.pings import Pings
 from tasks.queues import GENERATE, lane_of, queues_of
-from tasks.slots import Slots
 from tasks.task_events import SilentRequest
 
 
+def _ignore(_lane: str) -> None:
+    return
+
+
+class Slots:
+    """Counts the jobs of each lane that a worker holds at once; safe to share between threads.
+
+    A slot is taken when a message is received, on Celery's loop, so that a full lane stops being consumed
+    before its next message arrives. Bulk jobs never take interactive slots.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[str, int],
+        *,
+        on_full: Callable[[str], None] = _ignore,
+        on_free: Callable[[str], None] = _ignore,
+    ) -> None:
+        self._limits = dict(limits)
+        self._taken = dict.fromkeys(limits, 0)
+        self._lock = threading.Lock()
+        self._on_full = on_full
+        self._on_free = on_free
+
+    def take(self, lane: str) -> None:
+        """Take a slot; calls `on_full` if it was the last one."""
+        with self._lock:
+            self._taken[lane] += 1
+            if self._taken[lane] == self._limits[lane]:
+                self._on_full(lane)
+
+    def give_back(self, lane: str) -> None:
+        """Release a slot; calls `on_free` if the lane was full."""
+        with self._lock:
+            self._taken[lane] -= 1
+            if self._taken[lane] == self._limits[lane] - 1:
+                self._on_free(lane)
+
+    def taken(self, lane: str) -> int:
+        """The number of slots of this lane that are in use."""
+        with self._lock:
+            return self._taken[lane]
+
+
 class Consumer:
-    """Consumes the queues of `tiers`, `slots` bells of each lane at a time, and the worker's `pings`."""
+    """Consumes the queues of `tiers`, with `slots` jobs per lane at a time, and the queue of `pings`."""
 
     def __init__(self, app: Celery, tiers: Sequence[str], slots: Mapping[str, int], pings: Pings) -> None:
         self._app = app
@@ -40,11 +83,14 @@ class Consumer:
         on_ready: Callable[[], None],
         on_shutdown: Callable[[], None],
     ) -> int:
-        """Answer bells on threads until SIGTERM; the exit code. `answer` must not raise."""
+        """Call `answer` on a thread for each message until SIGTERM; returns the exit code.
+
+        `answer` must not raise.
+        """
 
         def task(self_: Any, *arguments: Any, **_: Any) -> None:
-            # Any arguments are taken, since a forged message must give its slot back as well; the
-            # second one, the bell's number, is for people to read: the claim ignores it.
+            # Accepts any arguments, since a forged message must release its slot too. The second one, the
+            # dispatch sequence, is for people to read: the claim ignores it.
             try:
                 if arguments and isinstance(arguments[0], str):
                     answer(arguments[0])
@@ -56,8 +102,8 @@ class Consumer:
             on_ready()
 
         def received(request: Any, **_: Any) -> None:
-            # On Celery's loop, before it asks for the next message: a full lane is closed in time.
-            # We send no ETA. Celery may refuse a message that has one, and tells nobody.
+            # Runs on Celery's loop before it asks for the next message, so a full lane is paused in time.
+            # We send no ETA. Celery may refuse a message with one, and sends no signal if it does.
             if self._pings.is_one(request):
                 return
             if request.eta is None:
@@ -91,7 +137,7 @@ class Consumer:
         return int(worker.exitcode or 0)
 
     def num_taken(self, lane: str) -> int:
-        """How many slots of the lane are taken now."""
+        """The number of slots of the lane that are in use."""
         return self._slots.taken(lane)
 
     def _give_back(self, request_id: str) -> None:
@@ -119,7 +165,7 @@ class Consumer:
     def _settle(self) -> None:
         consumer = self._celery_consumer
         if consumer.task_consumer is None:
-            return  # between two connections; what is paused stays so in the next
+            return  # not connected; paused lanes stay paused on the next connection
         for queue in self._queues:
             paused, consuming = lane_of(queue) in self._paused, consumer.task_consumer.consuming_from(queue)
             if paused and consuming:

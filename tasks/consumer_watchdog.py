@@ -1,7 +1,7 @@
-"""The watchdog over the consumer: a worker sends itself pings and expects to hear them, as it does bells.
+"""The watchdog for the consumer: a worker sends pings to itself and expects to receive them.
 
-Owns the clock: how long a ping that the broker took has gone unheard. It does not know how a ping is sent or
-heard, nor what becomes of a worker that is deaf.
+Owns the clock: how long a ping that the broker accepted has not been received. It does not know how a ping
+is sent or received, nor what happens to a worker whose consumer is stalled.
 """
 
 import threading
@@ -12,23 +12,23 @@ import structlog
 
 log = structlog.get_logger()
 
-EXIT_DEAF = 73
+EXIT_STALLED = 73
 
 PINGS = 4
-"""In `watchdog_seconds`: one may be lost with the broker's memory."""
+"""The number of pings in `watchdog_seconds`: one of them may be lost if the broker restarts."""
 
 RECONNECT_SECONDS = 20.0
-"""What a consumer may take besides, once the broker takes messages again: the end of a command (5 s), a pause
-(2 s) and a try to connect (3 s) of `tasks.app`, twice that for a machine that is busy."""
+"""The additional time that a consumer may need once the broker accepts messages again: the end of a command
+(5 s), a pause (2 s) and a connection attempt (3 s) of `tasks.app`, doubled for a busy machine."""
 
 
 class ConsumerWatchdog:
-    """A thread that pings until told to stop.
+    """A thread that pings until stopped.
 
-    `ping` sends one over a connection of its own and says whether the broker took it; `is_connected` is
-    whether the consumer has subscribed to its queues. `on_deaf` is called once, on this thread, when a ping
-    has gone unheard for `watchdog_seconds`. While the broker takes none, the clock stands still: a broker
-    that is away makes nobody deaf.
+    `ping` sends one over a connection of its own and returns whether the broker accepted it; `is_connected`
+    returns whether the consumer is subscribed to its queues. `on_stalled` is called once, on this thread,
+    when no ping was received for `watchdog_seconds`. The clock stops while the broker accepts no pings: a
+    broker that is down does not make the consumer stalled.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class ConsumerWatchdog:
         is_connected: Callable[[], bool],
         *,
         watchdog_seconds: float,
-        on_deaf: Callable[[], None],
+        on_stalled: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ping = ping
         self._is_connected = is_connected
         self._watchdog_seconds = watchdog_seconds
-        self._on_deaf = on_deaf
+        self._on_stalled = on_stalled
         self._clock = clock
         self._was_connected = True
         self._silent_since: float | None = None
@@ -52,32 +52,32 @@ class ConsumerWatchdog:
         self._thread = threading.Thread(target=self._run, name="consumer-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin, once the consumer hears its queues."""
+        """Start the thread; call it once the consumer is subscribed to its queues."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ping no more: from now on nothing has to be heard."""
+        """Stop pinging; the consumer may stop receiving from now on."""
         self._stopping.set()
 
-    def heard(self) -> None:
-        """A ping has come back, whichever: the consumer is not deaf."""
+    def received(self) -> None:
+        """Reset the clock: a ping was received, no matter which."""
         with self._lock:
             self._silent_since = None
 
     def turn(self) -> bool:
-        """Ping once; whether the consumer is deaf."""
+        """Ping once; returns whether the consumer is stalled."""
         sent_at, is_connected = self._clock(), self._is_connected()
         with self._lock:
-            # What came while it was not connected it can only hear from now on.
+            # Pings sent while it was disconnected can only be received from now on.
             if self._silent_since is None or (is_connected and not self._was_connected):
                 self._silent_since = sent_at
             self._was_connected = is_connected
-        is_taken = self._ping()
+        is_accepted = self._ping()
         with self._lock:
-            if not is_taken:
+            if not is_accepted:
                 self._silent_since = None
             elif self._silent_since == sent_at:
-                self._silent_since = self._clock()  # what sending took is not the consumer's
+                self._silent_since = self._clock()  # the time that sending took does not count
             if self._silent_since is None:
                 return False
             silent_seconds = sent_at - self._silent_since
@@ -85,15 +85,15 @@ class ConsumerWatchdog:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._watchdog_seconds / PINGS):
-            if self._is_deaf() and not self._stopping.is_set():
-                log.error("consumer_deaf", seconds=self._watchdog_seconds, connected=self._is_connected())
-                self._on_deaf()
+            if self._is_stalled() and not self._stopping.is_set():
+                log.error("consumer_stalled", seconds=self._watchdog_seconds, connected=self._is_connected())
+                self._on_stalled()
                 return
 
-    def _is_deaf(self) -> bool:
+    def _is_stalled(self) -> bool:
         try:
             return self.turn()
         except Exception:
-            # A ping that cannot be sent says nothing of the consumer, and the next may go out.
+            # A ping that cannot be sent proves nothing about the consumer, and the next one may succeed.
             log.exception("ping_failed")
             return False

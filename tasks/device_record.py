@@ -1,7 +1,7 @@
-"""What native code works on, in a file that outlives the process: which jobs can have ended it.
+"""Records the jobs that native code works on in a file that outlives the process, since a job may crash it.
 
-Owns one file for each life of a worker, its format, and the lock that tells the living from the dead. It
-does not know why a job is on the device or becomes a file, nor what becomes of the jobs of a dead process.
+Owns one file per worker process, its format, and the lock that distinguishes live processes from dead ones.
+It does not know why a job is on the device, nor what happens to the jobs of a dead process.
 """
 
 import fcntl
@@ -19,33 +19,33 @@ SUFFIX = ".device"
 _NUM_BYTES = 16384
 _HEADER = struct.Struct("<II")  # the length of the body, and its CRC-32 (zlib)
 _MACHINE_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Linux: new at every boot of the machine (random(4)). A file of before a power cut may be an old one."""
+"""Linux: a new value at every boot (random(4)). After a power failure a file may hold outdated content."""
 
 
 @dataclass(frozen=True)
 class DeadProcess:
-    """A process that left a record; `on_device` is nothing where the record cannot be believed."""
+    """A process that left a record; `on_device` is `None` if the record is not valid."""
 
     boot_id: str
     on_device: frozenset[str] | None
 
 
 class DeviceRecord:
-    """The record of this process: `note` is for the engine's thread, `encoding` for any.
+    """The record of this process. The engine's thread calls `note`, any thread may call `encoding`.
 
-    It is mapped into memory, so that a note costs no system call, and what was noted is still in the kernel's
-    page cache after a SIGKILL. The lock on the file ends with the process.
+    The file is mapped into memory, so that a note costs no system call and stays in the kernel's page cache
+    after a SIGKILL. The lock on the file ends with the process.
     """
 
     def __init__(self, folder: Path, boot_id: str) -> None:
-        """Begin an empty record in `folder`, which is made where it is missing; raises `OSError`."""
+        """Create an empty record in `folder`, and the folder if it is missing; raises `OSError`."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = record_path(folder, boot_id)
         self.job_ids: tuple[str, ...] = ()
         self._encoding: list[str] = []
         self._lock = threading.Lock()
         self._machine = _machine_boot_id()
-        # Complete and locked before it has its name: nobody may take it for the record of a dead process.
+        # It is complete and locked before it gets its name, or it could pass for a dead process' record.
         unfinished = self.path.with_suffix(".new")
         self._file = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -55,14 +55,14 @@ class DeviceRecord:
         unfinished.rename(self.path)
 
     def note(self, job_ids: Sequence[str]) -> None:
-        """From now on the device works on these jobs, or on none."""
+        """Record the ids of the jobs that the device works on from now on, if any."""
         with self._lock:
             self.job_ids = tuple(job_ids)
             self._write()
 
     @contextmanager
     def encoding(self, job_id: str) -> Iterator[None]:
-        """While the block runs, native code makes an image file of this job, beside what the device does."""
+        """Record while the block runs that native code encodes an image file of this job."""
         with self._lock:
             self._encoding.append(job_id)
             self._write()
@@ -76,29 +76,31 @@ class DeviceRecord:
     def _write(self) -> None:
         body = "\n".join((self._machine, *dict.fromkeys((*self.job_ids, *self._encoding)))).encode()
         header = _HEADER.pack(len(body), zlib.crc32(body))
-        body = body[: _NUM_BYTES - _HEADER.size]  # what was cut off does not match its sum: nobody knows then
-        # The header last: a process that dies in between leaves a record that does not match its sum either.
+        body = body[
+            : _NUM_BYTES - _HEADER.size
+        ]  # a truncated body does not match its checksum, so the record is invalid
+        # The header is written last, so a crash in between leaves a record that does not match its checksum.
         self._memory[_HEADER.size : _HEADER.size + len(body)] = body
         self._memory[: _HEADER.size] = header
 
     def withdraw_if_empty(self) -> None:
-        """Take the record away if nothing is on the device: any job may have caused the fault."""
+        """Delete the record if nothing is on the device: any job may have caused the fault."""
         if not self.job_ids:
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the file, which stays, as it does when the process ends."""
+        """Close the file without deleting it, as when the process ends."""
         self._memory.close()
         os.close(self._file)
 
 
 def record_path(folder: Path, boot_id: str) -> Path:
-    """Where the record of that life of a worker lies."""
+    """The path of the record of that worker process."""
     return folder / f"{boot_id}{SUFFIX}"
 
 
 def read_record(path: Path) -> frozenset[str] | None:
-    """The jobs that were on the device or became a file last; nothing where no record can be believed."""
+    """The jobs that were on the device or being encoded last; `None` without a valid record."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -115,9 +117,9 @@ def read_record(path: Path) -> frozenset[str] | None:
 
 @contextmanager
 def dead_processes(folder: Path) -> Iterator[list[DeadProcess]]:
-    """Those whose records nobody holds any more; the records are gone once the block has ended well.
+    """The processes whose records no live process locks; deletes the records if the block succeeds.
 
-    While the block runs, nobody else is told of the same ones.
+    While the block runs, no other process gets the same ones.
     """
     found: dict[Path, int] = {}
     try:
@@ -133,11 +135,11 @@ def dead_processes(folder: Path) -> Iterator[list[DeadProcess]]:
 
 
 def _locked(path: Path) -> int | None:
-    """The open file, if no living process holds its lock."""
+    """The open file descriptor, unless a live process holds its lock."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return None  # another has just taken it away
+        return None  # another process has just deleted it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

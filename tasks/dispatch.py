@@ -1,7 +1,7 @@
-"""Ringing bells: one Celery message for each committed bell, best effort and never an error.
+"""Publishes dispatches: one Celery message for each committed dispatch, best effort, raising nothing.
 
-A bell that cannot be rung is logged and counted; the sweeper rings it again. It reads and writes no row.
-Dispatches of jobs go to the queue of their tier and lane, those of webhook deliveries to the queue `cpu`.
+A dispatch that cannot be published is logged and counted; the sweeper redispatches it. It reads and writes no
+rows. Jobs go to the queue of their tier and lane, webhook deliveries to the queue `cpu`.
 """
 
 import threading
@@ -19,29 +19,29 @@ from tasks.queues import CPU_QUEUE, DELIVER, GENERATE, queue_name
 log = structlog.get_logger()
 
 REST_SECONDS = 1.0
-DISPATCH_NUMBER_HEADER = "calotype_ring_number"
+DISPATCH_NUMBER_HEADER = "calotype_dispatch_number"
 
 
 class Dispatcher:
-    """Sends bells to their queues; safe to share between threads."""
+    """Publishes messages to their queues; safe to share between threads."""
 
     def __init__(self, celery: Celery, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._celery = celery
         self._clock = clock
         self._rest_until = 0.0
         self._lock = threading.Lock()
-        self.num_dispatched_now = 0
+        self.num_dispatched = 0
         self.num_failed = 0
 
     def dispatch(self, dispatches: Sequence[Dispatch]) -> bool:
-        """Publish the bells; `False` when the broker could not take them all. Raises nothing for that.
+        """Publish one message per dispatch; returns `False` if the broker did not accept them all.
 
-        After a failure it rests for a second, so that a dead broker costs each caller next to nothing.
+        For a second after a failure it fails at once, so that a broker that is down delays no caller.
         """
         return self._dispatch([_job_message(dispatch) for dispatch in dispatches])
 
     def dispatch_deliveries(self, delivery_ids: Sequence[str]) -> bool:
-        """The same for webhook deliveries that are due."""
+        """Publish one message per webhook delivery, in the same way."""
         return self._dispatch([_delivery_message(id_) for id_ in delivery_ids])
 
     def _dispatch(self, messages: Sequence[Mapping[str, Any]]) -> bool:
@@ -60,7 +60,7 @@ class Dispatcher:
             log.warning("dispatch_failed", id=message["args"][0], error=str(error))
             return False
         with self._lock:
-            self.num_dispatched_now += 1
+            self.num_dispatched += 1
         return True
 
 
@@ -74,9 +74,9 @@ def _job_message(dispatch: Dispatch) -> dict[str, Any]:
     }
     return {
         "name": GENERATE,
-        "task_id": dispatch.job_id,  # however often it is dispatched: ADR 0018
+        "task_id": dispatch.job_id,  # the same for every dispatch of the job: ADR 0018
         "args": [dispatch.job_id, dispatch.dispatch_seq],
-        "kwargsrepr": repr(shown),  # a header for Flower alone; the task gets no keyword arguments
+        "kwargsrepr": repr(shown),  # a header that only Flower reads; the task gets no keyword arguments
         "queue": queue_name(dispatch.tier, dispatch.lane),
         "headers": {DISPATCH_NUMBER_HEADER: dispatch.dispatch_number},
     }

@@ -1,7 +1,7 @@
-"""Going through events of jobs in the order of their numbers, each once, at a cost that does not grow.
+"""Reads the events of jobs in the order of their numbers, each once, at a constant cost.
 
-Owns the position, and the patience for an event that becomes visible after one with a higher number. It knows
-no thread, and not what the events mean.
+Owns the position, and the wait for events that become visible after ones with higher numbers. It starts no
+thread and does not know what the events mean.
 """
 
 import time
@@ -10,18 +10,18 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 LATE_SECONDS = 5.0
-"""An event is seen when its transaction ends, maybe after events with higher numbers: for so long numbers are
-looked at again."""
+"""How long numbers are read again: an event becomes visible when its transaction commits, possibly after
+events with higher numbers."""
 MAX_FOUND = 100
-"""At one look."""
+"""The most events that one turn reads."""
 
 E = TypeVar("E")
 
 
 class EventCursor(Generic[E]):
-    """`first()` gives the event after which it begins, `newest()` the newest event of any kind.
+    """`first()` returns the number to start after, `newest()` the number of the newest event of any kind.
 
-    `find(after, limit)` gives the wanted events with higher numbers, the lowest first, each with its number.
+    `find(after, limit)` returns the wanted events with higher numbers, in order, as (number, event).
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class EventCursor(Generic[E]):
         self._find = find
         self._clock = clock
         self._after: int | None = None
-        self._handled: dict[int, float] = {}  # the events that were handled, and when
+        self._handled: dict[int, float] = {}  # the handled events, and when
         self._seen: deque[tuple[float, int]] = deque()  # when each number was the newest
 
     def turn(self, handle: Callable[[E], None]) -> None:
-        """Look once. An event for which `handle` raises is found again at the next turn."""
+        """Handle the new events. An event for which `handle` raises is handled again at the next turn."""
         if self._after is None:
             self._after = self._first()
         newest = self._newest()
@@ -52,11 +52,11 @@ class EventCursor(Generic[E]):
                 handle(event)
                 self._handled[number] = now
         if len(found) == MAX_FOUND:
-            # So many that looking twice would never come to an end.
+            # There are too many to read any of them twice.
             self._after = found[-1][0]
             self._seen.clear()
         else:
-            # Also where nothing was found, or each look would read all other events since the last one found.
+            # Needed even if nothing was found, or each turn would scan all events since the last one found.
             self._seen.append((now, newest))
         while self._seen and self._seen[0][0] <= now - LATE_SECONDS:
             self._after = self._seen.popleft()[1]

@@ -1,6 +1,6 @@
-"""Flower's Celery application, with Flower's metrics behind its password like everything else that it shows.
+"""Flower's Celery application, with Flower's `/metrics` behind its password like its other pages.
 
-Owns that one change. Flower serves `/metrics` to anybody, with the names of tasks, hosts and queues.
+By default Flower serves `/metrics` without one, with the names of tasks, hosts and queues.
 """
 
 from flower.views.monitor import Metrics

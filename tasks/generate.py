@@ -1,14 +1,15 @@
-"""One job, from the bell to the finished row: claim, generate, encode, upload, finish.
+"""One job, from its message to the finished row: claim, generate, encode, upload, finish.
 
-This is the task's straight line, and the one place where engine, rows and blobs meet. The outcome is
-written to Postgres before it returns, and then observers are told of it. Nothing is ever raised to Celery:
-in the threads pool an escaped exception would leak the slot.
+This is the one place where engine, rows and blobs meet. The outcome is written to Postgres before the task
+returns, and then reported to observers. The task raises nothing: in Celery's thread pool an escaped exception
+would leak the slot.
 """
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,54 +18,42 @@ from typing import Any, Protocol
 import structlog
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from engine.errors import Canceled, DeviceLost, EngineStopped, StrictUnavailable
+from catalogue.states import State
+from engine.errors import Canceled, DeviceLost, EngineStopped, StrictUnavailable, places_of
 from engine.request import GeneratedImage, GenerationRequest
-from engine.traceback_places import places_of
 from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import BlobUnavailable, StorageError, Unavailable
-from storage.job_views import JobWarning, Outcome, StoredImage, outcome_of
+from storage.job_views import Outcome, StoredImage, outcome_of
 from storage.jobs import Claim, WorkerName
-from storage.states import State
-from tasks.images.file import content_type, encode_image
-from tasks.images.inputs import inputs_of
-from tasks.images.parameters import parameters_of
-from tasks.images.pixels import Pixels
+from tasks.images.file import content_type, encode_image, parameters_of
+from tasks.images.inputs import Pixels, inputs_of
 from tasks.in_flight import Handle, InFlightJob, InFlightJobs
 from tasks.isolation import Isolations, NotIsolated
 from tasks.job_observers import JobObserver
-from tasks.timings import timings_of
 
 log = structlog.get_logger()
 
 ELSEWHERE_BACKOFF_SECONDS = 5.0
-"""Before a job looks for another worker than this, which cannot repeat itself, or reaches no database."""
+"""The backoff of a job that this worker cannot run: it is not deterministic, or cannot reach the database."""
 
 STORE_BACKOFF_SECONDS = 30.0
-"""Before images are drawn again that could not be stored: the upload's own budget is over by then."""
-
-
-class GenerationHandle(Handle, Protocol):
-    """What `engine.submit` gives back."""
-
-    @property
-    def future(self) -> "Future[GeneratedImage]":
-        """Resolves to the image, or to an `EngineError`."""
+"""The backoff of a job whose images could not be uploaded within their time limit."""
 
 
 class Submit(Protocol):
-    """`engine.submit`; `before_first_step` runs on the engine's thread, before a solo generation starts."""
+    """`engine.submit`; `before_first_step` runs on the engine's thread before an isolated generation."""
 
     def __call__(
         self, request: GenerationRequest, *, before_first_step: Callable[[], object] | None = None
-    ) -> GenerationHandle:
-        """Hand one request over."""
+    ) -> Handle:
+        """Submit one request."""
 
 
 @dataclass(frozen=True)
 class GeneratePlan:
-    """What the task may spend; seconds."""
+    """The limits of one task: durations in seconds, and charged attempts."""
 
     lease_seconds: float = 30
     upload_seconds: float = 120
@@ -72,7 +61,7 @@ class GeneratePlan:
 
 
 class Generate:
-    """The task, with everything that it needs in hand; called on many threads at once."""
+    """The body of the task `calotype.generate`; called on many threads at once."""
 
     def __init__(
         self,
@@ -88,7 +77,7 @@ class Generate:
         encoding: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
         observers: Sequence[JobObserver] = (),
     ) -> None:
-        """`encoding` is told the job whose image file is made while its block runs."""
+        """`encoding` gives a context in which an image file of that job is encoded."""
         self._db = db
         self._blobs = blobs
         self._submit = submit
@@ -101,20 +90,20 @@ class Generate:
         self._observers = observers
 
     def __call__(self, job_id: str, *, takes_quarantined: bool = True) -> None:
-        """Take a job up. Whatever happens is in the row; nothing is raised.
+        """Run a job. Whatever happens is written to its row; nothing is raised.
 
-        A bell takes no suspects: whoever rings it does not know how many the worker holds.
+        Messages never run quarantined jobs: the sender does not know how many of them the worker holds.
         """
         try:
             self._claim_and_run(job_id, takes_quarantined)
         except StorageError as error:
-            # The row is as it was, or its lease will run out: the sweeper finds it either way.
+            # The row is unchanged, or its lease will expire: the sweeper handles both.
             log.warning("claim_failed", job_id=job_id, error=str(error))
         except BaseException as error:
             log.error("task_failed", job_id=job_id, traceback=places_of(error))
 
     def look_up(self, job_id: str) -> None:
-        """Tell the observers what the row of a job says that is not ours; raises `StorageError`."""
+        """Report the row of a job that this worker does not hold to the observers; raises `StorageError`."""
         outcome = outcome_of(self._db, job_id)
         self._observe(lambda observer: observer.found(job_id, outcome))
 
@@ -141,15 +130,15 @@ class Generate:
                 self._settle(claim, in_flight_job, error)
 
     def _generate(self, claim: Claim, in_flight_job: InFlightJob) -> list[GeneratedImage]:
-        """Submit one generation for each image together, and wait for all; one failure stops the rest."""
-        handles: list[GenerationHandle] = []
+        """Submit one generation per image at once and wait for all; one failure cancels the others."""
+        handles: list[Handle] = []
         try:
-            mark = self._isolations.of(claim) if claim.job.quarantined else None
+            isolation = self._isolations.of(claim) if claim.job.quarantined else None
             for index, request in enumerate(requests_of(claim, inputs_of(self._db, self._blobs, claim.job))):
-                begin = partial(mark.begin, index) if mark else None
+                begin = partial(isolation.begin, index) if isolation else None
                 handles.append(self._submit(request, before_first_step=begin))
-                if mark:
-                    handles[index].future.add_done_callback(partial(mark.end, index))
+                if isolation:
+                    handles[index].future.add_done_callback(partial(isolation.end, index))
         except BaseException:
             for handle in handles:
                 handle.cancel()
@@ -200,8 +189,7 @@ class Generate:
         stored: Sequence[StoredImage],
         file_timings: dict[str, float],
     ) -> None:
-        said = dict.fromkeys(warning for image in generated for warning in image.warnings)
-        warnings = [JobWarning(code=one.code, field=one.field, detail=one.detail) for one in said]
+        warnings = list(dict.fromkeys(warning for image in generated for warning in image.warnings))
         timings = {**timings_of(generated), **file_timings}
         timings = {name: round(value, 4) for name, value in timings.items()}
 
@@ -212,20 +200,20 @@ class Generate:
         self._write(claim, in_flight_job, finish, timings=timings)
 
     def _settle(self, claim: Claim, in_flight_job: InFlightJob, error: BaseException) -> None:
-        """Write down a failure: the error's class says whether another try can help."""
+        """Write a failure: fail the job, or release it if the error is retryable."""
         if in_flight_job.lost:
             log.warning("lease_lost", job_id=claim.job.id, attempt=claim.lease.attempt)
             self.look_up(claim.job.id)
             return
         if isinstance(error, DeviceLost):
-            return  # the process ends and its leases with it: a crash, whose suspects run alone next
+            return  # the process ends, which releases its jobs and quarantines those on the device
         code = getattr(error, "code", "internal_error")
         detail = str(error) or type(error).__name__
         if code == "internal_error":
             log.error("job_crashed", job_id=claim.job.id, traceback=places_of(error))
             detail = f"{type(error).__name__} in the worker"
         if getattr(error, "retryable", True):
-            # Another worker can do it, or anybody once the store is back: no fault of the job's.
+            # Not the job's fault: another worker can run it, or any worker once the store is back.
             is_ours = isinstance(error, EngineStopped | StrictUnavailable | BlobUnavailable)
             backoff_seconds = 2.0**claim.job.num_failures
             if isinstance(error, StrictUnavailable | NotIsolated):
@@ -251,9 +239,9 @@ class Generate:
     def _write(
         self, claim: Claim, in_flight_job: InFlightJob, write: Callable[[], str | None], **facts: Any
     ) -> None:
-        """Write an outcome, for as long as a lease can last while the database is away.
+        """Write an outcome, retrying for the length of a lease while the database is down.
 
-        `write` gives the new state; `facts` are of the `Outcome` that is told where it was written.
+        `write` returns the new state; `facts` are fields of the `Outcome` that observers get.
         """
         tries = Retrying(
             retry=retry_if_exception_type(Unavailable),
@@ -262,8 +250,8 @@ class Generate:
             reraise=True,
         )
         state = tries(write)
-        # No row back: either the answer to our own COMMIT was lost, or the lease is another's. The row
-        # is right in both cases; our objects, if nobody points at them, are orphans to be collected.
+        # Without a state, either the reply to our own COMMIT was lost, or the lease was. The row is right in
+        # both cases; objects that no row points to are orphans, which the sweeper collects.
         log.info(
             "job_settled" if state else "lease_lost",
             job_id=claim.job.id,
@@ -286,19 +274,19 @@ class Generate:
             try:
                 tell(observer)
             except Exception:
-                # The row is written: whoever merely watches must not undo that.
+                # The row is written: a failing observer must not change that.
                 log.exception("observer_failed")
 
 
 def requests_of(claim: Claim, inputs: Mapping[str, tuple[Pixels, ...]]) -> list[GenerationRequest]:
-    """As many generations as the job wants images; image i is the single image of seed + i."""
+    """One generation per image of the job; image i equals the image of a one-image job with seed + i."""
     job = claim.job
     return [
         GenerationRequest(
             model=job.model,
             parameters=replace(job.parameters, seed=job.parameters.seed_of(index), num_images=1),
             seconds_left=claim.seconds_left,
-            lane="bulk" if job.lane == "bulk" else "interactive",
+            lane=job.lane,
             job_id=job.id,
             account=job.account_id,
             isolated=job.quarantined,
@@ -309,12 +297,36 @@ def requests_of(claim: Claim, inputs: Mapping[str, tuple[Pixels, ...]]) -> list[
 
 
 def object_key(claim: Claim, index: int) -> str:
-    """A key that no other attempt, worker or account can have chosen."""
+    """A new object key, which no other attempt, worker or account can generate."""
     job, tail = claim.job, secrets.token_hex(8)
     return f"{job.account_id}/{job.id}/a{claim.lease.attempt}/{index}-{tail}.{job.parameters.output_format}"
 
 
+def timings_of(generated: Sequence[GeneratedImage]) -> dict[str, float]:
+    """The timings of a job as its row stores them, in seconds unless the name says otherwise.
+
+    The phases are those of the slowest image; `device_seconds` is the sum over all images, `mean_step_batch`
+    their mean. `steps_alone` and the like count the steps in step batches that were not full, by reason.
+    """
+    slowest = max(
+        generated, key=lambda image: image.timings.waiting_seconds + image.timings.denoising_seconds
+    )
+    reasons: Counter[str] = Counter()
+    for image in generated:
+        reasons.update(image.not_fuller)
+    return {
+        "waiting_seconds": slowest.timings.waiting_seconds,
+        "encoding_seconds": slowest.timings.encoding_seconds,
+        "denoising_seconds": slowest.timings.denoising_seconds,
+        "decoding_seconds": slowest.timings.decoding_seconds,
+        "num_ticks_waited": slowest.timings.num_ticks_waited,
+        "device_seconds": sum(image.timings.device_seconds for image in generated),
+        "mean_step_batch": sum(image.mean_step_batch for image in generated) / len(generated),
+        **{f"steps_{reason}": num_steps for reason, num_steps in sorted(reasons.items())},
+    }
+
+
 def _first_cause(errors: Sequence[BaseException | None]) -> BaseException:
-    """The error that ended the job: a cancellation that merely followed it comes last."""
+    """The error that ended the job, rather than a cancellation that followed it."""
     found = [error for error in errors if error is not None]
     return min(found, key=lambda error: isinstance(error, Canceled))

@@ -1,8 +1,8 @@
-"""The worker's heart: one UPDATE a beat renews every lease, and brings cancellations and losses back.
+"""The worker's heartbeat: one UPDATE renews every lease and returns cancellations and lost leases.
 
-It beats only while the engine ticks or is idle. A hung engine ends the process; a database that cannot
-be reached for a lease's length makes the worker drop its jobs, because others may have them by then. Those
-that nobody has once it can be reached are given back.
+It is sent only while the engine ticks or is idle; a hung engine ends the process. If the database cannot be
+reached for the length of a lease, the worker drops its jobs, since other workers may have claimed them. Once
+it can be reached, the worker releases those that no other worker claimed.
 """
 
 import threading
@@ -24,7 +24,7 @@ EXIT_HUNG = 70
 
 
 class Pulse(Protocol):
-    """What the heart asks of the engine."""
+    """The state of the engine that the heartbeat reads."""
 
     @property
     def ticked_at(self) -> float:
@@ -32,11 +32,11 @@ class Pulse(Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether the engine has nothing to do."""
 
 
 class Heartbeat:
-    """A thread that beats every `heartbeat_seconds`, on a database connection of its own."""
+    """A thread that sends a heartbeat every `heartbeat_seconds`; `db` should be a separate connection."""
 
     def __init__(
         self,
@@ -65,20 +65,20 @@ class Heartbeat:
         self._is_leaving = False
         self._is_stopped = False
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Beat once, so that the worker is known before it takes work, then keep beating."""
+        """Send a heartbeat, which registers the worker before it takes jobs, then start the thread."""
         self.beat()
         self._thread.start()
 
     def leave(self) -> None:
-        """Say with every beat from now on that no work is taken any more, and beat at once."""
+        """Report in all heartbeats from now on that no more jobs are taken, and send one at once."""
         self._is_leaving = True
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop beating and wait for the thread."""
+        """Stop sending heartbeats and wait for the thread."""
         self._is_stopped = True
         self._wake.set()
         self._thread.join()
@@ -92,18 +92,18 @@ class Heartbeat:
             try:
                 self.beat()
             except Exception:
-                # A worker without a heart would take jobs whose leases nobody renews.
+                # Without a heartbeat the worker would take jobs whose leases are never renewed.
                 log.exception("heartbeat_crashed")
                 self._end_process(EXIT_HUNG)
 
     def beat(self) -> None:
-        """One beat."""
+        """Send one heartbeat, unless the engine hangs; a failed one is logged."""
         if self._is_hung():
             log.error("engine_hung", seconds=self._watchdog_seconds)
             self._end_process(EXIT_HUNG)
             return
         held = self._in_flight.all()
-        # The lease is measured from before the question was sent: the answer may have been slow.
+        # The lease counts from when the statement was sent, since the reply may have been slow.
         asked_at = self._clock()
         try:
             beat = heartbeat(
@@ -115,10 +115,10 @@ class Heartbeat:
             )
         except StorageError as error:
             log.warning("heartbeat_failed", error=str(error))
-            self._drop_what_is_overdue()
+            self._drop_overdue()
             return
         self._renewed_at = asked_at
-        self._give_dropped_back()
+        self._release_dropped()
         for in_flight_job in held:
             if in_flight_job.lease.job_id in beat.lost:
                 in_flight_job.cancel(lost=True)
@@ -128,25 +128,25 @@ class Heartbeat:
     def _is_hung(self) -> bool:
         return not self._engine.is_idle and self._clock() - self._engine.ticked_at > self._watchdog_seconds
 
-    def _drop_what_is_overdue(self) -> None:
+    def _drop_overdue(self) -> None:
         if self._clock() - self._renewed_at > self._lease_seconds:
             for in_flight_job in self._in_flight.all():
                 in_flight_job.cancel(lost=True)
                 self._dropped.add(in_flight_job.lease)
 
-    def _give_dropped_back(self) -> None:
-        """Uncharged: nobody died, so that none of them may become a suspect. The fence guards each."""
+    def _release_dropped(self) -> None:
+        """Release dropped jobs without charge or quarantine, since no process died; the fence guards each."""
         try:
             for lease in tuple(self._dropped):
                 release(
                     self._db,
                     lease,
                     code="lease_overdue",
-                    detail="the database was away for longer than a lease",
+                    detail="the database was unreachable for longer than a lease",
                     charged=False,
                     max_attempts=1,
                     backoff_seconds=0,
                 )
                 self._dropped.discard(lease)
         except StorageError as error:
-            log.warning("dropped_jobs_not_given_back", count=len(self._dropped), error=str(error))
+            log.warning("dropped_jobs_not_released", count=len(self._dropped), error=str(error))

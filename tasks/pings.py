@@ -1,6 +1,6 @@
-"""Messages that a worker sends to itself, through the very connection by which it hears its work.
+"""Messages that a worker sends to itself and receives on the same connection as its jobs.
 
-Owns the queue of one worker and what is known of its consumer. It does not know what a ping that nobody hears
+Owns the queue of one worker and the state of its consumer. It does not know what a ping that is not received
 means, nor what else the worker consumes.
 """
 
@@ -17,32 +17,32 @@ from tasks.queues import PING
 log = structlog.get_logger()
 
 QUEUE_SECONDS = 600.0
-"""What a dead worker has left in its own queue is gone after so long."""
+"""The queue of a dead worker is deleted after this time."""
 
 
 class Pings:
     """The pings of one worker. Its Celery worker must consume `queue_name` besides its other queues.
 
-    The queue is named by the device and one life of one process, `cuda:0@<boot id>`.
+    The queue is named after the device and the process, `cuda:0@<boot id>`.
     """
 
     def __init__(self, app: Celery, device: str, boot_id: str) -> None:
         self._app = app
         self.queue_name = f"{device}@{boot_id}"
-        # The anonymous exchange needs no binding, which would stay in the broker for each life of a worker.
+        # The anonymous exchange needs no binding; a binding per process would stay in the broker.
         self._queue = Queue(self.queue_name, Exchange(""), routing_key=self.queue_name, expires=QUEUE_SECONDS)
         self._consumer: Any = None
         app.amqp.queues[self.queue_name] = self._queue
 
-    def listen(self, on_heard: Callable[[], None]) -> None:
-        """Call `on_heard` on Celery's loop for each ping that comes back; before the worker starts."""
+    def listen(self, on_received: Callable[[], None]) -> None:
+        """Call `on_received` on Celery's loop for each ping; must be called before the worker starts."""
 
         def ready(sender: Any, **_: Any) -> None:
             self._consumer = sender
 
         def received(request: Any, **_: Any) -> None:
             if self.is_one(request):
-                on_heard()
+                on_received()
 
         self._app.task(name=PING, send_events=False)(_do_nothing)
         signals.worker_ready.connect(ready, weak=False)
@@ -54,19 +54,19 @@ class Pings:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the consumer has subscribed to its queues, and is not between two connections."""
+        """Whether the consumer is connected and subscribed to its queues."""
         consumer = self._consumer
         return bool(consumer and consumer.connection and consumer.task_consumer)
 
     def send(self) -> bool:
-        """Send one, over a connection of its own; whether the broker took it."""
+        """Send a ping over a separate connection; returns whether the broker accepted it."""
         message = self._app.amqp.create_task_message(uuid(), PING)
         connection = self._app.connection_for_write()
         failures: tuple[type[BaseException], ...] = (
             OSError, *connection.connection_errors, *connection.channel_errors,
         )  # fmt: skip
         try:
-            # A channel asked for by name: the default one would be tried for until the broker is back.
+            # An explicit channel, since the default channel retries until the broker is back.
             with connection, connection.channel() as channel:
                 connection.Producer(channel, serializer="json").publish(
                     message.body,
@@ -83,4 +83,4 @@ class Pings:
 
 
 def _do_nothing(*_: Any, **__: Any) -> None:
-    """The task of a ping, which has done its part as soon as it is received."""
+    """The task of a ping, whose reception is all that matters."""

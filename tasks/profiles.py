@@ -1,49 +1,26 @@
-"""Profiles as files, one a tier and fingerprint, and what a worker makes of those that are its own.
+"""Profiles as files, one for each tier and fingerprint, and the ones that a worker uses.
 
-Owns the folder and the name of a CPU. A file that cannot be read counts as none; whether a profile is good
-is the engine's to say.
+Owns the folder and the name of the CPU. It does not know how a profile is measured, nor which rules read its
+numbers.
 """
 
 import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 
+from catalogue.catalogue import Tier
+from catalogue.profile import Profile, ProfileKey
 from engine.loading.load import LoadedModels
-from engine.policy.profile import Profile, ProfileKey, Profiles, find_knee
-from engine.self_test.measure import Measurement, profile_key
-from storage.profiles import StoredProfile
+from engine.policy.profiles import EngineProfiles
+from engine.self_test.measurement import Measurement, profile_key
+from storage.profiles import TierProfile
 
 log = structlog.get_logger()
-
-
-class TierFacts(Protocol):
-    """What `calotype.toml` says of a tier."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def model(self) -> str:
-        """Its model's name."""
-
-    @property
-    def default_width(self) -> int:
-        """Pixels."""
-
-    @property
-    def default_height(self) -> int:
-        """Pixels."""
-
-    @property
-    def max_pixels(self) -> int:
-        """What it holds."""
 
 
 class ProfileFolder:
@@ -53,8 +30,8 @@ class ProfileFolder:
         self._path = path
 
     def read(self, tier: str, key: ProfileKey) -> Profile | None:
-        """The tier's profile of exactly this key, or nothing."""
-        file = self._file(tier, key)
+        """The tier's profile of exactly this key; None if there is no file, or none that can be read."""
+        file = self._file(tier, key.fingerprint)
         try:
             return Profile.from_dict(json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -64,38 +41,36 @@ class ProfileFolder:
             return None
 
     def write(self, tier: str, profile: Profile) -> Path:
-        """Put the profile there, over an older one of the same key; its file."""
+        """Write the profile over an older one of the same key, and return its file."""
         self._path.mkdir(parents=True, exist_ok=True)
-        file = self._file(tier, profile.key)
+        file = self._file(tier, profile.key.fingerprint)
         unfinished = file.with_name(f".{file.name}.tmp")
         document = {"tier": tier, **profile.to_dict()}
         unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(file)
         return file
 
-    def _file(self, tier: str, key: ProfileKey) -> Path:
-        return self._path / f"{tier}.{key.fingerprint}.json"
+    def _file(self, tier: str, fingerprint: str) -> Path:
+        return self._path / f"{tier}.{fingerprint}.json"
 
 
 @dataclass(frozen=True)
 class WorkerProfiles:
-    """The profiles of one worker: what is right for each tier, and which of these there are."""
+    """The profiles of one worker: the keys that they must have, and those that were found."""
 
     keys: Mapping[str, ProfileKey]  # by tier
-    found: Mapping[str, Profile]
-    engine: Profiles
-    stored: Sequence[StoredProfile]
+    found: Mapping[str, Profile]  # by tier
+    engine: EngineProfiles
+    published: Sequence[TierProfile]
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """By tier."""
+        """The fingerprints of the keys, by tier."""
         return {tier: key.fingerprint for tier, key in self.keys.items()}
 
 
-def worker_profiles(
-    folder: ProfileFolder, tiers: Sequence[TierFacts], loaded: LoadedModels
-) -> WorkerProfiles:
-    """What the folder holds for these tiers of the loaded models on this very device."""
+def worker_profiles(folder: ProfileFolder, tiers: Sequence[Tier], loaded: LoadedModels) -> WorkerProfiles:
+    """The profiles in the folder for these tiers of the loaded models on exactly this device."""
     keys = {tier.name: key_of(tier, loaded) for tier in tiers}
     found = {tier: profile for tier, key in keys.items() if (profile := folder.read(tier, key))}
     by_class: dict[str, dict[int, Profile]] = {}
@@ -103,17 +78,17 @@ def worker_profiles(
         if tier.name in found:
             by_class.setdefault(tier.model, {})[tier.max_pixels] = found[tier.name]
     pixels = {name: model.pixels_per_latent for name, model in loaded.models.items()}
-    stored = [stored_profile(tier, found[tier.name]) for tier in tiers if tier.name in found]
-    return WorkerProfiles(keys, found, Profiles(by_class, pixels), stored)
+    published = [TierProfile(tier.name, tier.model, found[tier.name]) for tier in tiers if tier.name in found]
+    return WorkerProfiles(keys, found, EngineProfiles(by_class, pixels), published)
 
 
-def key_of(tier: TierFacts, loaded: LoadedModels) -> ProfileKey:
-    """What the profile of this tier must be of."""
+def key_of(tier: Tier, loaded: LoadedModels) -> ProfileKey:
+    """The key that a profile of this tier must have here."""
     return profile_key(loaded.models[tier.model], tier.default_width, tier.default_height, cpu_name())
 
 
 def measure_tier(
-    tier: TierFacts,
+    tier: Tier,
     loaded: LoadedModels,
     *,
     scheduler: str,
@@ -132,30 +107,8 @@ def measure_tier(
     return measurement.profile(max_rows, seconds=seconds, device_name=cpu_name())
 
 
-def stored_profile(tier: TierFacts, profile: Profile) -> StoredProfile:
-    """The profile as Postgres holds it."""
-    costs = ("encode_seconds", "decode_seconds", "num_guided_rows", "cached_share")
-    found = ("knee_rows", "max_rows", "is_worth_batching")
-    return StoredProfile(
-        tier=tier.name,
-        fingerprint=profile.key.fingerprint,
-        model=tier.model,
-        device_kind=profile.key.device_kind,
-        width=profile.key.width,
-        height=profile.key.height,
-        steps=tuple((step.num_rows, step.seconds) for step in profile.steps),
-        **{name: getattr(profile, name) for name in (*costs, *found)},
-    )
-
-
-def with_knee(profile: StoredProfile) -> StoredProfile:
-    """The profile with the knee of its steps; its cap stays."""
-    knee_rows = find_knee([(rows, rows / seconds) for rows, seconds in profile.steps])
-    return replace(profile, knee_rows=knee_rows, is_worth_batching=knee_rows > profile.steps[0][0])
-
-
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What this machine's processor calls itself, or its architecture where it does not say."""
+    """The model name of this machine's processor, or its architecture if it has none."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

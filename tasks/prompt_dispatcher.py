@@ -1,8 +1,8 @@
-"""Dispatching from a request: the broker never keeps the request for longer than a moment.
+"""Dispatches from a request without waiting for a slow broker.
 
-Messages are sent on a thread of its own. It owns how long a caller waits for that thread; what is sent and
-what a failure means is `tasks.dispatch`'s. A message that was given up may still be sent, which does no
-harm: a job that is dispatched twice is claimed once.
+Owns the thread that sends the messages, and how long a caller waits for it; `tasks.dispatch` defines messages
+and failures. A message may still be sent after its caller stopped waiting, which is harmless: a job that is
+dispatched twice is claimed once.
 """
 
 import queue
@@ -22,7 +22,7 @@ MAX_WAIT_SECONDS = 0.25
 
 
 class PromptDispatcher:
-    """A `Dispatcher` whose callers wait `max_wait_seconds` at most, and not at all while it is stuck."""
+    """A `Dispatcher` whose callers wait at most `max_wait_seconds`, and not at all while it is stuck."""
 
     def __init__(
         self,
@@ -41,17 +41,17 @@ class PromptDispatcher:
         self._num_given_up = 0
 
     @property
-    def num_dispatched_now(self) -> int:
-        """Messages that the broker took."""
-        return self._dispatcher.num_dispatched_now
+    def num_dispatched(self) -> int:
+        """The number of messages that the broker accepted."""
+        return self._dispatcher.num_dispatched
 
     @property
     def num_failed(self) -> int:
-        """Messages that it did not take, or not in time."""
+        """The number of messages that it did not accept in time."""
         return self._dispatcher.num_failed + self._num_given_up
 
     def dispatch(self, dispatches: Sequence[Dispatch]) -> bool:
-        """Publish the bells; `False` when the broker has not taken them all in time. Raises nothing."""
+        """Publish the dispatches; `False` if the broker did not accept them all in time. Raises nothing."""
         with self._lock:
             is_stuck = (
                 self._busy_since is not None and self._clock() - self._busy_since > self._max_wait_seconds
@@ -59,7 +59,7 @@ class PromptDispatcher:
             if not is_stuck:
                 sent: Future[bool] = Future()
                 self._queue.put((dispatches, sent))
-                # After a fork the parent's thread is not alive here.
+                # After a fork, the parent's thread does not run in the child.
                 if self._thread is None or not self._thread.is_alive():
                     self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
                     self._thread.start()
@@ -70,7 +70,7 @@ class PromptDispatcher:
                 sent.cancel()
         with self._lock:
             self._num_given_up += len(dispatches)
-        log.warning("dispatch_given_up", count=len(dispatches))
+        log.warning("dispatch_timed_out", count=len(dispatches))
         return False
 
     def _run(self) -> None:

@@ -1,6 +1,6 @@
-"""Results of self-tests as files, one a model and fingerprint, and what torch cannot tell of a machine.
+"""Stores results of self-tests as files, one per model and fingerprint, and reads the facts of the machine.
 
-Owns the folder and the facts that are read from the system. Whether a result holds is the engine's to say.
+Owns the folder, and the facts that torch does not report. The engine decides whether a result is valid.
 """
 
 import hashlib
@@ -8,14 +8,15 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import structlog
 
+import catalogue
 import engine
-from engine.self_test.kept import KeptSelfTest, SelfTestKey
+from engine.self_test.stored_result import SelfTestKey, StoredSelfTest
 from tasks.profiles import cpu_name
 
 log = structlog.get_logger()
@@ -24,44 +25,44 @@ PACKAGES = (
     "torch", "diffusers", "transformers", "numpy", "scipy", "tokenizers", "safetensors", "accelerate",
     "torchao",
 )  # fmt: skip
-"""Those whose code computes."""
+"""The packages whose versions can change results."""
 PREFIXES = (
     "ATEN_", "BLIS_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "GOMP_", "KMP_", "LD_", "MKL_", "NVIDIA_",
     "OMP_", "ONEDNN_", "OPENBLAS_", "PYTORCH_", "TORCH_",
 )  # fmt: skip
-"""Of variables that libraries choose kernels by."""
+"""Prefixes of environment variables by which libraries choose kernels."""
 LEFT_OUT = frozenset({"CUDA_VISIBLE_DEVICES"})
-"""Which GPU it is differs between equal workers; its name and its memory are in the key."""
+"""Equal workers differ in the number of their GPU; its name and memory are in the key instead."""
 
 
 class SelfTestFolder:
-    """A folder of results; it need not exist to be read. With `test_again` nothing in it is read."""
+    """A folder of results, which may not exist yet. With `test_again` it reads none of them."""
 
     def __init__(self, path: Path, machine: Mapping[str, str], *, test_again: bool = False) -> None:
         self.machine = machine
         self._path = path
         self._test_again = test_again
 
-    def read(self, model: str, key: SelfTestKey, row_limits: Mapping[int, int]) -> KeptSelfTest | None:
-        """The result of exactly this key, or nothing: also where the file is not what `write` left there."""
+    def read(self, model: str, key: SelfTestKey, row_limits: Mapping[int, int]) -> StoredSelfTest | None:
+        """The result for exactly this key; `None` if there is none or the file is damaged."""
         if self._test_again:
             return None
         file = self._file(model, key)
         try:
             document = json.loads(file.read_bytes())
             if not isinstance(document, dict) or document.get("key") != key.plain():
-                raise ValueError("it is of another key")
-            return KeptSelfTest.from_dict(document.get("result"), row_limits)
+                raise ValueError("the file has another key")
+            return StoredSelfTest.from_dict(document.get("result"), row_limits)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
             log.warning("self_test_result_not_read", file=str(file), error=str(error))
             return None
 
-    def write(self, model: str, key: SelfTestKey, kept: KeptSelfTest) -> None:
-        """Put the result there, over an older one of the same key, readable by its owner alone."""
+    def write(self, model: str, key: SelfTestKey, stored: StoredSelfTest) -> None:
+        """Write the result, replacing one of the same key; only the owner can read the file."""
         file = self._file(model, key)
-        document = {"model": model, "key": key.plain(), "result": kept.to_dict()}
+        document = {"model": model, "key": key.plain(), "result": stored.to_dict()}
         try:
             self._path.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(dir=self._path, prefix=f".{file.name}.")  # 0600
@@ -74,7 +75,7 @@ class SelfTestFolder:
                 unfinished.unlink(missing_ok=True)
                 raise
         except OSError as error:
-            # As in a container without a volume: it is tested at every start, which is slow and right.
+            # For example a container without a volume: tests run at every start, slow but correct.
             log.warning("self_test_result_not_kept", file=str(file), error=str(error))
 
     def _file(self, model: str, key: SelfTestKey) -> Path:
@@ -86,15 +87,15 @@ def machine_facts(
     *,
     cpuinfo: Path = Path("/proc/cpuinfo"),
     gpu_driver: Path = Path("/proc/driver/nvidia/version"),
-    source: Path = Path(engine.__file__).parent,
+    sources: Sequence[Path] = (Path(engine.__file__).parent, Path(catalogue.__file__).parent),
 ) -> dict[str, str]:
-    """Processor, GPU driver, packages, variables that kernels are chosen by, and the engine's own source."""
+    """CPU, GPU driver, package versions, environment variables and digests of the source of a test."""
     facts = {
         "cpu": cpu_name(cpuinfo),
         "cpu_flags": _cpu_flags(cpuinfo),
         "gpu_driver": _text(gpu_driver),
         "python": sys.version,
-        "source": source_digest(source),
+        **{f"source {folder.name}": source_digest(folder) for folder in sources},
     }
     facts |= {f"package {name}": _version(name) for name in PACKAGES}
     chosen = {name for name in environment if name.startswith(PREFIXES)} - LEFT_OUT
@@ -102,7 +103,7 @@ def machine_facts(
 
 
 def source_digest(folder: Path) -> str:
-    """Of every Python file below it, by name and content."""
+    """The SHA-256 over the names and contents of all Python files below the folder."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         content = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,37 +1,96 @@
-"""The sweeper: heals what messages and dead workers leave behind, by looking at rows again and again.
+"""The sweeper: repairs what lost messages and dead workers leave behind, by looking at the rows periodically.
 
-It expires, reaps, feeds the lanes, replaces lost bells, rings for webhooks that are due and removes sessions
-whose time is over. Any number of sweepers may run: every step is a guarded statement. It is a plain loop,
-neither a Celery worker nor beat, since it must outlive the broker that it heals.
+It expires and reaps jobs, dispatches them, redispatches those whose message was lost, dispatches webhook
+deliveries that are due and deletes expired sessions. Any number of sweepers may run: every step is a guarded
+statement. It is a plain loop, neither a Celery worker nor beat, since it must outlive the broker.
+`run_sweeper` is a composition root.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
+from catalogue.catalogue import SettingsError
+from catalogue.lanes import LANES
+from settings import Settings
 from storage import deliveries, dispatches, jobs, receivers, sessions
+from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import StorageError, Unavailable
 from storage.job_views import bad_ends, newest_event
+from storage.queue_facts import oldest_queued
 from storage.workers import live_workers
-from tasks.broker import Broker, BrokerDown
+from tasks.app import make_celery
+from tasks.broker import Broker
+from tasks.collectors import CollectionPlan, FileCollector, OrphanCollector
 from tasks.dispatch import Dispatcher
+from tasks.errors import BrokerDown
 from tasks.event_cursor import EventCursor
+from tasks.metrics.server import serve_metrics
 from tasks.metrics.sweeper import SweeperMetrics
-from tasks.queues import CPU_QUEUE, LANES, queue_name
+from tasks.queues import CPU_QUEUE, queue_name
 
 log = structlog.get_logger()
 
 HEARTBEATS_BEFORE_REAPING = 2
-"""That Postgres must have answered for, after it did not: each worker has one of them at least."""
+"""The heartbeat periods to wait after an outage of Postgres before reaping: each worker gets at least one."""
+
+
+def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | None = None) -> None:
+    """Sweep until `stop` is set; touches `alive_file` after every turn, for a health check."""
+    settings.require("database_url", "broker_url")
+    tiers = [tier.name for tier in settings.catalogue.tiers]
+    db = Database(**settings.database, pool_size=4)  # for the sweeps, both collectors and the metrics
+    broker = Broker(**settings.broker)
+    plan = SweepPlan(
+        sweep_seconds=settings.sweep_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        redispatch_seconds=settings.redispatch_seconds,
+        worker_alive_seconds=settings.worker_alive_seconds,
+        dispatches_per_slot=settings.dispatches_per_slot,
+        webhooks_per_account=settings.webhooks_per_account,
+        webhook_keep_seconds=settings.webhook_keep_seconds,
+    )
+
+    def after_turn() -> None:
+        if alive_file is not None:
+            alive_file.touch()
+
+    metrics = SweeperMetrics(tiers)
+    _start_collectors(settings, db, stop, metrics)
+    dispatcher = Dispatcher(make_celery(**settings.celery))
+    metrics.watch_dispatches(dispatcher)
+    metrics.watch_queues(lambda: oldest_queued(db))
+    serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port)
+    Sweeper(db, broker, dispatcher, tiers, plan, metrics=metrics).run(stop, after_turn)
+    broker.close()
+    db.close()
+
+
+def _start_collectors(
+    settings: Settings, db: Database, stop: threading.Event, metrics: SweeperMetrics
+) -> None:
+    """Start both collectors if an object store is configured, in threads: a slow store delays no sweep."""
+    try:
+        settings.require("s3_endpoint", "s3_access_key", "s3_secret_key")
+    except SettingsError as error:
+        log.warning("orphans_not_collected", error=str(error))
+        return
+    plan = CollectionPlan(orphan_seconds=settings.orphan_seconds)
+    blobs = Blobs(**settings.object_store)
+    orphans = OrphanCollector(db, blobs, plan, on_deleted=metrics.orphans_deleted.inc)
+    files = FileCollector(db, blobs, on_deleted=metrics.files_deleted.inc)
+    for name, run in {"orphans": orphans.run, "files": files.run}.items():
+        threading.Thread(target=run, args=(stop,), daemon=True, name=name).start()
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """How often, and how much at once; seconds."""
+    """How often the sweeper runs (seconds), and how much it does at once."""
 
     sweep_seconds: float = 1
     heartbeat_seconds: float = 5
@@ -79,7 +138,7 @@ class Sweeper:
             self._count_bad_ends,
             self._notice_broker_loss,
             self._feed,
-            self._replace_lost,
+            self._redispatch_lost,
             self._tend_receivers,
             self._dispatch_deliveries,
             self._remove_sessions,
@@ -94,11 +153,11 @@ class Sweeper:
             stop.wait(self._plan.sweep_seconds)
 
     def sweep(self) -> None:
-        """One turn. A part that fails is logged and tried again at the next turn.
+        """Run every part once. A part that fails is logged, and runs again at the next turn.
 
-        A broker that does not answer is waited for once a turn, so that it does not hold up reaping.
+        After one timeout of the broker the turn skips the parts that need it, so that reaping is not delayed.
         """
-        asks_broker = (self._notice_broker_loss, self._feed, self._replace_lost, self._dispatch_deliveries)
+        asks_broker = (self._notice_broker_loss, self._feed, self._redispatch_lost, self._dispatch_deliveries)
         is_broker_down = False
         for part in self._parts:
             if is_broker_down and part in asks_broker:
@@ -107,13 +166,13 @@ class Sweeper:
                 part()
             except (StorageError, BrokerDown) as error:
                 if isinstance(error, Unavailable):
-                    # Leases ran out while nobody could renew them: living workers renew them first.
+                    # Leases expired while no worker could renew them: let live workers renew them first.
                     self._reap_from = self._clock() + HEARTBEATS_BEFORE_REAPING * self._plan.heartbeat_seconds
                 is_broker_down = is_broker_down or isinstance(error, BrokerDown)
                 self._metrics.failures.labels(_name(part)).inc()
                 log.warning("sweep_part_failed", part=_name(part), error=str(error))
             except Exception:
-                # What one part trips over must not keep the others from healing.
+                # A bug in one part must not stop the others.
                 self._metrics.failures.labels(_name(part)).inc()
                 log.exception("sweep_part_failed", part=_name(part))
         self._metrics.sweeps.inc()
@@ -121,7 +180,7 @@ class Sweeper:
     def _reap(self) -> None:
         if self._clock() < self._reap_from:
             return
-        # Leases that a supervisor ended by hand must not wait long: the look costs one small index.
+        # It runs every turn, since a supervisor may have ended leases early; the query reads one small index.
         while reaped := jobs.reap(self._db):
             for job_id, state in reaped:
                 log.warning("job_reaped", job_id=job_id, state=state)
@@ -132,7 +191,7 @@ class Sweeper:
             log.info("jobs_expired", count=num_expired)
 
     def _count_bad_ends(self) -> None:
-        # From the events, since jobs are also taken back by workers and supervisors, and fail in workers.
+        # Counted from events, since workers and supervisors reap jobs too, and jobs fail in workers.
         self._bad_ends.turn(self._metrics.ended_badly)
 
     def _notice_broker_loss(self) -> None:
@@ -156,11 +215,11 @@ class Sweeper:
                 dispatches.feed(self._db, tier, lane, room, redispatch_seconds=self._plan.redispatch_seconds)
             )
 
-    def _replace_lost(self) -> None:
+    def _redispatch_lost(self) -> None:
         for tier in self._tiers:
             for lane in LANES:
                 head = self._broker.head(queue_name(tier, lane))
-                found = dispatches.replace_lost(
+                found = dispatches.redispatch_lost(
                     self._db,
                     tier,
                     lane,
@@ -181,7 +240,7 @@ class Sweeper:
         receivers.forget(self._db, after_seconds=self._plan.webhook_keep_seconds)
 
     def _dispatch_deliveries(self) -> None:
-        # A lost bell is rung again by age, unlike a job's: there are few of them, and the queue is bounded.
+        # Redispatched by age, unlike jobs: there are few deliveries, and the queue is bounded.
         room = self._plan.max_dispatches - self._broker.depth(CPU_QUEUE)
         if room <= 0:
             return
@@ -192,7 +251,7 @@ class Sweeper:
             redispatch_seconds=self._plan.redispatch_seconds,
         )
         if not self._dispatcher.dispatch_deliveries(dispatched):
-            deliveries.put_back(self._db, dispatched)
+            deliveries.undispatch(self._db, dispatched)
 
     def _remove_sessions(self) -> None:
         sessions.remove_expired(self._db)
@@ -200,7 +259,7 @@ class Sweeper:
     def _dispatch(self, dispatched: list[dispatches.Dispatch]) -> None:
         if not self._dispatcher.dispatch(dispatched):
             for dispatch in dispatched:
-                dispatches.put_back(self._db, dispatch.job_id)
+                dispatches.undispatch(self._db, dispatch.job_id)
 
     def _live_bulk_slots(self) -> dict[str, int]:
         slots: dict[str, int] = {}

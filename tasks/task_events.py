@@ -1,7 +1,7 @@
-"""What Flower is told of our tasks: Celery's events, with the state, the error and the runtime of a job.
+"""The Celery events that Flower gets about our tasks, with the state, the error and the runtime of a job.
 
-Owns which event stands for which outcome, and sends events as this process' Celery worker does. Celery's own
-would call every task that returns a success. It reads no row. The reasons are in ADR 0018.
+Owns which event represents which outcome, and sends events through this process' Celery worker. Celery's own
+events would report every task that returns as a success. It reads no rows. ADR 0018 gives the reasons.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from typing import Any
 from celery import signals
 from celery.worker.request import Request
 
+from catalogue.states import State
 from storage.job_views import Outcome
-from storage.states import State
 
 OWN_WORDS = frozenset(
     {
@@ -28,44 +28,44 @@ OWN_WORDS = frozenset(
         "worker_lost",
     }
 )
-"""Error codes whose details we wrote ourselves and quote nothing in. Any other detail is not shown: it may
-quote a library, and with it a prompt, a path or a link; that of `invalid_prompt` quotes the prompt."""
+"""Error codes whose details are our own text without quotations. Other details are not shown: they may quote
+a library, and with it a prompt, a path or a link; the detail of `invalid_prompt` quotes the prompt."""
 
 
 @dataclass(frozen=True)
 class TaskEvent:
-    """One event of Celery's: its type, such as `task-succeeded`, and its fields."""
+    """One Celery event: its type, such as `task-succeeded`, and its fields."""
 
     type: str
     fields: dict[str, Any] = field(default_factory=dict)
 
 
 Tell = Callable[[str, TaskEvent], None]
-"""Tell Flower of the task with this id."""
+"""Send an event about the task with this id."""
 
 
 class SilentRequest(Request):
-    """A message whose task tells Flower by itself what became of it.
+    """A Celery request that sends no events of its own, since the task sends them.
 
-    It heeds no `revoke` and no `expires`: a job is canceled by its row, and its id may be sent again.
+    It ignores `revoke` and `expires`: a job is canceled by its row, and its id may be sent again.
     """
 
     def send_event(self, type: str, **fields: Any) -> None:
-        """Send nothing; only `task-received`, which does not pass here, is Celery's to send."""
+        """Send nothing. Celery sends `task-received` by another path."""
 
     def revoked(self) -> bool:
-        """Never: the guarded claim decides whether the job runs."""
+        """Return `False`: the guarded claim decides whether the job runs."""
         return False
 
 
 class TaskEvents:
-    """Sends events as this process' Celery worker does, which buffers them while the broker is away."""
+    """Sends events through this process' Celery worker, which buffers them while the broker is down."""
 
     def __init__(self) -> None:
         self._consumer: Any = None
 
     def listen(self) -> None:
-        """Find the Celery worker once it is ready; call this before it starts."""
+        """Start to send once the Celery worker is ready; call this before it starts."""
 
         def ready(sender: Any, **_: Any) -> None:
             self._consumer = sender
@@ -73,19 +73,19 @@ class TaskEvents:
         signals.worker_ready.connect(ready, weak=False)
 
     def tell(self, task_id: str, event: TaskEvent) -> None:
-        """Tell Flower; nothing waits for it, and nothing is raised."""
+        """Send an event without waiting; raises nothing."""
         dispatcher = self._consumer and self._consumer.event_dispatcher
         if dispatcher:
             dispatcher.send(event.type, uuid=task_id, **event.fields)
 
 
 def started(attempt: int) -> TaskEvent:
-    """A worker has taken it up, for the `attempt`th time."""
+    """The event of a job that a worker has claimed, in its `attempt`th attempt (from 1)."""
     return TaskEvent("task-started", {"retries": attempt - 1, "exception": None, "result": None})
 
 
 def event_of(outcome: Outcome | None) -> TaskEvent | None:
-    """The event that shows this outcome; nothing for a job that another worker runs. `None`: no such job."""
+    """The event for this outcome; `None` while a worker runs the job. No outcome means no such job."""
     if outcome is None:
         return TaskEvent("task-revoked", {"exception": "there is no such job"})
     fields = {"result": None, "exception": None, "runtime": outcome.seconds}
@@ -95,7 +95,7 @@ def event_of(outcome: Outcome | None) -> TaskEvent | None:
         case State.FAILED:
             return TaskEvent("task-failed", {**fields, "exception": _error(outcome)})
         case State.CANCELED:
-            return TaskEvent("task-revoked", {**fields, "exception": "canceled: its owner asked for that"})
+            return TaskEvent("task-revoked", {**fields, "exception": "canceled by its owner"})
         case State.EXPIRED:
             reason = "expired: its deadline passed before a worker was free"
             return TaskEvent("task-revoked", {**fields, "exception": reason, "expired": True})
@@ -107,7 +107,7 @@ def event_of(outcome: Outcome | None) -> TaskEvent | None:
 
 def _summary(outcome: Outcome) -> str:
     images = f"{outcome.num_images} image" + "s" * (outcome.num_images != 1)
-    return f"{images}, {outcome.timings.get('device_seconds', 0.0):.2f} s of the device"
+    return f"{images}, {outcome.timings.get('device_seconds', 0.0):.2f} s on the device"
 
 
 def _error(outcome: Outcome) -> str:

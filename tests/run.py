@@ -1,7 +1,8 @@
-"""`make test`: two pytest processes at once, and one last line that counts the tests of both.
+"""`make test`: three pytest processes at once, and one last line that counts the tests of all three.
 
-Most tests wait for services, processes and timeouts; those of the engine compute. Side by side they take as
-long as the first alone. Those of the engine have a lower priority, since nothing in them is timed.
+The tests of the engine compute. The tests of whole systems wait for processes to start and to draw. The
+others wait for services and timeouts. Side by side they keep two cores busy. The tests that measure time have
+the highest priority; no test of the engine does.
 """
 
 import os
@@ -10,43 +11,73 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
 COMPUTING = ("tests/integration/engine", "tests/pipelines", "tests/unit/bench", "tests/unit/engine")
-NICENESS = 10
+SYSTEMS = (
+    "tests/browser",
+    "tests/e2e",
+    "tests/integration/local",
+    *sorted(map(str, Path("tests/integration").glob("test_*.py"))),
+)
+FEW_THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+"""More threads than free cores wait for each other instead of computing; by default they spin meanwhile."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tests that run one after the other in one pytest process."""
+
+    arguments: tuple[str, ...]
+    niceness: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def start(self, report: Path, log: Path | None) -> "subprocess.Popen[bytes]":
+        """Start pytest; it writes to `log`, or to the output of this process."""
+        command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *self.arguments]
+        with ExitStack() as stack:
+            output = None if log is None else stack.enter_context(log.open("wb"))
+            return subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=None if log is None else subprocess.STDOUT,
+                env={**os.environ, **self.environment},
+                preexec_fn=lambda: os.nice(self.niceness) and None,
+            )
+
+
+PARTS = {
+    "the others": Part(tuple(f"--ignore={path}" for path in (*COMPUTING, *SYSTEMS))),
+    "whole systems": Part(SYSTEMS, niceness=5),
+    "the engine": Part(COMPUTING, niceness=10, environment=FEW_THREADS),
+}
 
 
 def main() -> int:
     """Run all tests; returns 0 if all passed."""
     started_at = time.monotonic()
-    waiting = [f"--ignore={folder}" for folder in COMPUTING]
-    with tempfile.TemporaryDirectory() as folder:
-        computed, waited, log = (Path(folder, name) for name in ("computed.xml", "waited.xml", "log"))
-        with log.open("wb") as output:
-            computing = subprocess.Popen(
-                _pytest(computed, *COMPUTING),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # More threads than free cores wait for each other instead of computing.
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                preexec_fn=lambda: os.nice(NICENESS) and None,
-            )
-        try:
-            codes = [subprocess.run(_pytest(waited, *waiting), check=False).returncode]
-            codes.append(computing.wait())
-        finally:
-            computing.kill()
-        print(f"\n==> {' '.join(COMPUTING)}, which ran beside them", flush=True)
-        sys.stdout.write(log.read_text(encoding="utf-8", errors="replace"))
-        counts = sum((_counts(report) for report in (computed, waited)), Counter[str]())
+    counts, codes = Counter[str](), list[int]()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        reports = [Path(folder, f"{number}.xml") for number in range(len(PARTS))]
+        # The output of the first is shown while it runs.
+        logs = [None if number == 0 else Path(folder, f"{number}.log") for number in range(len(PARTS))]
+        running = [
+            part.start(report, log) for part, report, log in zip(PARTS.values(), reports, logs, strict=True)
+        ]
+        for process in running:
+            stack.callback(process.kill)
+        for name, process, report, log in zip(PARTS, running, reports, logs, strict=True):
+            codes.append(process.wait())
+            if log is not None:
+                print(f"\n==> {name}, which ran beside the others", flush=True)
+                sys.stdout.write(log.read_text(encoding="utf-8", errors="replace"))
+            counts += _counts(report)
     ended = ", ".join(f"{counts[kind]} {kind}" for kind in ("passed", "failed", "skipped"))
     print(f"==> {ended} in {time.monotonic() - started_at:.0f} s")
-    return 0 if codes == [0, 0] else 1
-
-
-def _pytest(report: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments]
+    return 1 if any(codes) else 0
 
 
 def _counts(report: Path) -> "Counter[str]":

@@ -1,5 +1,5 @@
-"""The tiny model that ships with calotype: its data, its trainers and its judge.
+"""The tiny model that ships with calotype: its training data, its trainers, its judge and the demo.
 
-Owns everything needed to make `models/tiny/` again and to say how well it obeys a caption.
-It knows nothing of jobs, workers or HTTP; the engine reads only the files in `models/tiny/`.
+Owns everything that is needed to train `models/tiny/` again and to measure how well it follows captions. The
+engine reads only the files in `models/tiny/`.
 """

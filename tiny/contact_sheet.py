@@ -1,6 +1,6 @@
 """Draws a contact sheet: many images in a grid, each with its caption and a note under it.
 
-Knows nothing of where the images come from, nor what the notes mean.
+It does not know where the images come from, nor what the notes mean.
 """
 
 import textwrap
@@ -21,7 +21,7 @@ INK = "#333333"
 
 @dataclass(frozen=True)
 class Captioned:
-    """One picture of the sheet; `note_colour` is any that Pillow knows."""
+    """One picture of the sheet; `note_colour` is any colour that Pillow accepts."""
 
     picture: Image.Image
     caption: str
@@ -30,9 +30,9 @@ class Captioned:
 
 
 def draw_contact_sheet(*groups: Sequence[Captioned]) -> Image.Image:
-    """One RGB image with every picture at its own size, centred in its cell, above its words.
+    """Draw one RGB image with every picture unscaled and centred in its cell, above its caption and note.
 
-    Each group begins a row.
+    Each group begins a new row.
     """
     cells = list(_placed(groups))
     num_rows = max((place // NUM_COLUMNS + 1 for place, _ in cells), default=0)
@@ -55,7 +55,7 @@ def draw_contact_sheet(*groups: Sequence[Captioned]) -> Image.Image:
 
 
 def _placed(groups: Sequence[Sequence[Captioned]]) -> Iterator[tuple[int, Captioned]]:
-    """The cell of each picture, counted row by row."""
+    """Yield each picture with the number of its cell, counted row by row."""
     first = 0
     for group in groups:
         yield from enumerate(group, first)

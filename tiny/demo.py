@@ -1,8 +1,8 @@
-"""The demo: one machine's whole system on real input, seen from outside, over HTTP alone.
+"""The demo: runs real jobs through a whole calotype on one machine, as an HTTP client.
 
-It submits, follows, downloads and checks like any client, and shows what it saw, with the checker's
-verdict beside each image. A failure anywhere is a `DemoFailed` that says what failed; a wrong picture is
-the model's and no failure. Starting and stopping the system is `local.up`'s.
+It submits, follows, downloads and checks jobs like any client, and prints a table with the checker's verdict
+on each image. Any failure raises `DemoFailed`; a wrong image is a fault of the model and not a failure.
+`local.up` starts and stops the system.
 """
 
 import io
@@ -31,23 +31,23 @@ INKS = {RIGHT: "#1f7a34", WRONG: "#b3261e", NOT_JUDGED: "#777777"}
 
 
 class DemoFailed(Exception):
-    """Something that the demo promises did not happen."""
+    """A step of the demo failed."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A job, its image and what the checker says of the two; `number` is its place on the sheet, from 1."""
+    """A job with its image and the checker's verdict; `number` is its place on the sheet, from 1."""
 
     number: int
     job: Job
     picture: Image.Image
     verdict: Verdict
-    words: str = ""  # what it was drawn from besides its prompt
+    words: str = ""  # its inputs besides the prompt, for the caption
 
 
 def run_demo(ready: Mapping[str, Any], csv_path: Path, out: Path, console: Console) -> None:
-    """Submit one job a tier, a CSV, and a row of jobs that begin with images or have a LoRA; follow them,
-    check every image, and write the sheet, jobs and verdicts.
+    """Submit one job per tier, a CSV, and jobs with input images or a LoRA; follow them, check every image,
+    and write the contact sheet, the jobs and the verdicts to `out`.
     """
     out.mkdir(parents=True, exist_ok=True)
     with Client(url=ready["url"], api_key=ready["api_key"]) as client:
@@ -94,14 +94,14 @@ def _follow(client: Client, submitted: list[Job], console: Console) -> list[Job]
 
 
 def _doing(jobs: Sequence[Job]) -> str:
-    """How many run; while none does, why the first that waits does."""
+    """How many jobs run; if none does, the first waiting reason."""
     running = sum(job.state == "running" for job in jobs)
     reasons = [job.waiting_reason for job in jobs if job.waiting_reason]
     return f"  {reasons[0].detail}" if reasons and not running else f"  {running} running"
 
 
 def _check_image(client: Client, number: int, job: Job, words: Mapping[str, str]) -> Drawn:
-    """Download through the presigned link; it must be a PNG of the size that was asked for."""
+    """Download through the presigned link; the image must be a PNG of the requested size."""
     picture = Image.open(io.BytesIO(client.image(job)))
     picture.load()
     if picture.format != "PNG" or picture.size != (job.width, job.height):
@@ -118,7 +118,7 @@ def _write(drawn: Sequence[Drawn], out: Path) -> None:
         (out / name).write_text(json.dumps(data, indent=2) + "\n")
     plain = [_captioned(one) for one in drawn if not one.words]
     row = [_captioned(one) for one in drawn if one.words]
-    begins_with = [Captioned(input_picture(), "what the images of this row begin with")] if row else []
+    begins_with = [Captioned(input_picture(), "the input image of this row")] if row else []
     draw_contact_sheet(plain, [*begins_with, *row]).save(out / "contact-sheet.png")
 
 
@@ -169,7 +169,7 @@ def _summarise(drawn: Sequence[Drawn], out: Path, console: Console) -> None:
     judged = [one for one in drawn if one.verdict.word != NOT_JUDGED]
     agreed = sum(one.verdict.word == RIGHT for one in judged)
     others = len(drawn) - len(judged)
-    beyond = f"; {others} more {'is' if others == 1 else 'are'} not in its language" if others else ""
+    beyond = f"; {others} more cannot be judged" if others else ""
     console.print(f"The checker agrees with {agreed} of {len(judged)}{beyond}.")
     console.print(f"  contact sheet  {out / 'contact-sheet.png'}", soft_wrap=True)
     console.print(f"  jobs           {out / 'jobs.json'}", soft_wrap=True)

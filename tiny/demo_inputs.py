@@ -1,7 +1,7 @@
-"""The demo's last row: jobs that begin with an image, and jobs with a LoRA, beside plain ones.
+"""The last row of the demo: jobs with an input image and jobs with a LoRA.
 
-Owns which they are and how their images are judged. It submits like any client, and asks for nothing that the
-server does not say it offers.
+Owns the list of these jobs and how their images are judged. It submits only what the server's list of models
+says it offers.
 """
 
 import io
@@ -28,14 +28,14 @@ SEED = 11
 
 @dataclass(frozen=True)
 class FromInputs:
-    """A job of the row, and in words what it was drawn from."""
+    """A job of the row, with its inputs in words."""
 
     job: Job
     words: str
 
 
 def submit_from_inputs(client: Client) -> Iterator[FromInputs]:
-    """Submit what the default model offers of image-to-image, inpainting and the LoRA `outline`."""
+    """Submit jobs for image-to-image, inpainting and the LoRA `outline`, if the default model has them."""
     model = next(model for model in client.models() if model.raw["default"])
     tasks = model.raw["tasks"]
     if "image-to-image" in tasks or "inpainting" in tasks:
@@ -53,14 +53,14 @@ def submit_from_inputs(client: Client) -> Iterator[FromInputs]:
 
 
 def input_picture() -> Image.Image:
-    """The image that the row begins with."""
+    """The input image of the row."""
     scene = read_caption(STARTS_WITH)
     assert scene is not None
     return render(scene, SIDE, random.Random(SEED))
 
 
 def verdict_of(picture: Image.Image, job: Job) -> Verdict:
-    """What the checker says of an image; the shape of an outline is seen once its inside is filled."""
+    """The checker's verdict on an image; outlines are filled first, so that it can see their shapes."""
     has_outlines = any(lora["name"] == LORA and lora["scale"] for lora in job.loras)
     return judge(fill_outlines(picture) if has_outlines else picture, job.prompt)
 
@@ -71,7 +71,7 @@ def _submit(client: Client, model: Model, prompt: str, words: str, **inputs: Any
 
 
 def _right_half() -> Image.Image:
-    """A mask: white is drawn anew."""
+    """A mask; white parts are redrawn."""
     mask = Image.new("L", (SIDE, SIDE))
     ImageDraw.Draw(mask).rectangle((SIDE // 2, 0, SIDE, SIDE), 255)
     return mask

@@ -1,8 +1,8 @@
-"""Reads an image back: which background, which shapes of which colours, and where they are.
+"""Reads a scene from an image: its background, its shapes, their colours and their places.
 
-It sees pixels alone. Colours are the nearest of the palette, shapes the best overlap with each shape
-drawn at the same place and size. `obeys` compares what it saw with what a scene's caption says; it says
-nothing of beauty.
+It uses pixels alone. A colour is the nearest one of the palette, and a shape the one that overlaps best when
+drawn with the same bounding box. `obeys` compares the result with the caption of a scene. It does not judge
+beauty.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from scipy import ndimage
 from tiny.scenes import BACKGROUND_COLOURS, OBJECT_COLOURS, SHAPES, Colour, Scene, shape_mask
 
 MIN_AREA = 0.004
-"""Smaller blobs are specks: a fraction of the image."""
+"""The least area of a thing, as a fraction of the image; smaller blobs are ignored."""
 FOREGROUND_DISTANCE = 60
-"""How far from the background's colour a pixel must be to belong to a thing (RGB, Euclidean)."""
+"""The least distance from the background's colour for a pixel to belong to a thing (RGB, Euclidean)."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One thing as the judge saw it; `x` and `y` are its centre, as fractions of the side."""
+    """A thing found in an image; `x` and `y` are its centre; all numbers are fractions of the image."""
 
     shape: str
     colour: str
@@ -34,10 +34,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which parts of a caption an image shows.
+    """Which parts of a caption an image shows correctly.
 
-    For a pair, `place` says only that the two lie along the relation's axis; which of them is where shows
-    in `colour` and `shape`, which are compared in the order that the relation gives.
+    For a pair, `place` says only that the two things lie along the relation's axis. Their order shows in
+    `colour` and `shape`, which are compared in the order that the relation gives.
     """
 
     background: bool
@@ -52,7 +52,7 @@ class Verdict:
 
 
 def look(image: Image.Image) -> tuple[str, list[Seen]]:
-    """The background's name and the things on it, largest first, at most two."""
+    """Return the background's name and at most two things, largest first."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(edge, axis=0)
@@ -76,7 +76,7 @@ def _extent(blob: NDArray[np.bool_]) -> tuple[slice, slice]:
 
 
 def _best_shape(blob: NDArray[np.bool_]) -> str:
-    """The shape whose mask, drawn to the same bounding box, overlaps the blob best."""
+    """The shape whose mask, scaled to the same bounding box, overlaps the blob best."""
     rows, columns = _extent(blob)
     cut = Image.fromarray(blob[rows, columns]).resize((48, 48), Image.Resampling.BILINEAR)
     found = np.asarray(cut, dtype=bool)
@@ -102,7 +102,7 @@ def _overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 
 def nearest(colour: NDArray[Any], palette: dict[str, Colour]) -> str:
-    """The palette's name for an RGB colour."""
+    """The name of the palette's nearest colour to an RGB colour."""
     return min(palette, key=lambda name: float(np.linalg.norm(colour - np.array(palette[name]))))
 
 
@@ -122,7 +122,7 @@ def obeys(image: Image.Image, scene: Scene) -> Verdict:
 
 
 def in_caption_order(things: list[Seen], scene: Scene) -> list[Seen]:
-    """For a pair, the order that the relation gives: its places say which thing is which."""
+    """Sort a pair by position, so that its things are in the order of the caption."""
     if len(things) < 2:
         return things
     if scene.relation in ("above", "below"):

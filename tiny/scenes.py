@@ -1,7 +1,7 @@
-"""Scenes that code draws: the training data of the tiny model, and the truth its judge checks against.
+"""Synthetic scenes: the training data of the tiny model, and the ground truth for its judge.
 
-A `Scene` is one or two coloured shapes on a plain background; `caption` says it in words, `read_caption`
-reads them back, and `render` draws it at any size. This module does not know of tensors, latents or training.
+A `Scene` is one or two coloured shapes on a plain background. `caption` describes it in words, `read_caption`
+parses these words, and `render` draws it at any size. This module knows nothing of tensors or training.
 """
 
 import random
@@ -55,7 +55,7 @@ SUPERSAMPLING: Final = 3
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape of a scene, in words: what the caption says of it and nothing more."""
+    """One shape of a scene, exactly as the caption describes it."""
 
     shape: str
     colour: str
@@ -63,14 +63,14 @@ class Thing:
     place: str = ""
 
     def words(self) -> str:
-        """The noun phrase with its article: `a large blue star`."""
+        """The noun phrase with its article, such as `a large blue star`."""
         phrase = " ".join(word for word in (self.size, self.colour, self.shape) if word)
         return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing with a place, or two things and their relation, on a background."""
+    """A background with one thing at a place, or with two things and their relation."""
 
     background: str
     first: Thing
@@ -79,11 +79,11 @@ class Scene:
 
     @property
     def things(self) -> tuple[Thing, ...]:
-        """The things in the order in which the caption names them."""
+        """The things in the order of the caption."""
         return (self.first,) if self.second is None else (self.first, self.second)
 
     def caption(self) -> str:
-        """The scene in words; two scenes with one caption differ only by jitter."""
+        """The scene in words. Images of scenes with equal captions differ only by jitter."""
         if self.second is None:
             where = f" {self.first.place}" if self.first.place else ""
             return f"{self.first.words()}{where} on a {self.background} background"
@@ -91,9 +91,9 @@ class Scene:
 
 
 def read_caption(text: str) -> Scene | None:
-    """The scene that this caption says, or nothing: no scene that can be drawn and seen is said so.
+    """Parse a caption; returns None if no visible scene has this caption.
 
-    Case and spacing do not matter; every word does.
+    Case and spacing are ignored; every word must match.
     """
     words = " ".join(text.lower().split())
     found = _CAPTION.fullmatch(words)
@@ -103,7 +103,7 @@ def read_caption(text: str) -> Scene | None:
     second = Thing(said["shape2"], said["colour2"]) if said["relation"] else None
     first = Thing(said["shape"], said["colour"], said["size"], said["place"])
     scene = Scene(said["background"], first, said["relation"], second)
-    # Whatever the pattern let pass and no caption says (a wrong article, a size in a pair) is not one.
+    # The pattern also matches texts that no caption has: a wrong article, or a size in a pair.
     is_seen = all(thing.colour != scene.background for thing in scene.things)
     return scene if is_seen and scene.caption() == words and not (second and first.size) else None
 
@@ -122,7 +122,7 @@ _CAPTION: Final = re.compile(
 
 
 def is_held_out(thing: Thing, background: str) -> bool:
-    """Whether this shape-colour-background triple is kept out of training (about one in twelve)."""
+    """Whether this triple of shape, colour and background is kept out of training (about one in twelve)."""
     code = (
         SHAPES.index(thing.shape) * 7
         + list(OBJECT_COLOURS).index(thing.colour) * 5
@@ -132,7 +132,7 @@ def is_held_out(thing: Thing, background: str) -> bool:
 
 
 def draw_scene(rng: random.Random, *, pairs: float = 0.4, held_out: bool = False) -> Scene:
-    """Draw a random scene; `held_out` chooses which side of the split every thing of it is on."""
+    """Return a random scene whose things are all held out, or all not, as `held_out` says."""
     while True:
         background = rng.choice(list(BACKGROUND_COLOURS))
         colours = [name for name in OBJECT_COLOURS if name != background]
@@ -157,7 +157,7 @@ def draw_scene(rng: random.Random, *, pairs: float = 0.4, held_out: bool = False
 
 
 def render(scene: Scene, side: int, rng: random.Random) -> Image.Image:
-    """Draw the scene as a square RGB image of `side` pixels, with a little jitter of place and size."""
+    """Draw the scene as a square RGB image of `side` pixels, with a little jitter in place and size."""
     canvas_side = side * SUPERSAMPLING
     canvas = Image.new("RGB", (canvas_side, canvas_side), BACKGROUND_COLOURS[scene.background])
     for thing, (x, y), radius in arrangement(scene):
@@ -169,7 +169,7 @@ def render(scene: Scene, side: int, rng: random.Random) -> Image.Image:
 
 
 def arrangement(scene: Scene) -> list[tuple[Thing, tuple[float, float], float]]:
-    """Each thing with its centre and radius before any jitter, as fractions of the side."""
+    """Each thing with its centre and radius, before jitter, as fractions of the side."""
     if scene.second is None:
         return [(scene.first, PLACES[scene.first.place], SIZES[scene.first.size])]
     first_at, second_at = RELATIONS[scene.relation]
@@ -177,7 +177,7 @@ def arrangement(scene: Scene) -> list[tuple[Thing, tuple[float, float], float]]:
 
 
 def shape_mask(shape: str, side: int, x: float, y: float, radius: float) -> Image.Image:
-    """An `L` mask of one shape; centre and radius are fractions of `side`."""
+    """A mask (mode `L`) of one shape; centre and radius are fractions of `side`."""
     mask = Image.new("L", (side, side), 0)
     pen = ImageDraw.Draw(mask)
     cx, cy, r = x * side, y * side, radius * side
@@ -211,7 +211,7 @@ def shape_mask(shape: str, side: int, x: float, y: float, radius: float) -> Imag
         disc(0, 0, 1.0)
         disc(0.48, 0, 0.82, fill=0)
     else:
-        raise ValueError(f"no such shape: {shape!r}; choose one of {', '.join(SHAPES)}")
+        raise ValueError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
     return mask
 
 

@@ -1,7 +1,7 @@
-"""The styles of the tiny model's LoRAs: how a scene is drawn in each, and how each is seen in pixels.
+"""The styles of the tiny model's LoRAs: how a scene is drawn in each, and how each is detected in pixels.
 
-`outline` draws a thing as a line around its inside, `ink` draws every scene in black on white. Places and
-sizes are those of `scenes.render`, with the same jitter. This module does not know of tensors or training.
+`outline` draws a thing as a line around its inside; `ink` draws every scene in black on white. Places, sizes
+and jitter are those of `scenes.render`. This module knows nothing of tensors or training.
 """
 
 import random
@@ -27,14 +27,15 @@ from tiny.scenes import (
 )
 
 LINE_WIDTH: Final = 0.22
-"""Of an outline, as a fraction of its thing's radius: about what the VAE can still draw at 128 pixels."""
+"""The width of an outline as a fraction of the thing's radius: about the least that the VAE can draw at 128
+pixels."""
 LEAST_DEPTH: Final = 0.7
-"""How deep a pixel lies in its shape to be judged: 1 is the depth of the deepest one. In every shape that is
-deeper than the line is wide."""
+"""The least depth of pixels that count as a thing's inside; the deepest pixel of a shape has depth 1. In
+every shape this is deeper than the line is wide."""
 LEAST_SHARE: Final = 0.5
-"""An image is outlined if more of its things' insides has the background's colour than has not."""
+"""An image is outlined if more than this share of the insides has the background's colour."""
 JITTER: Final = 0.05
-"""How far a thing may reach beyond its place and its radius, as a fraction of the side."""
+"""How far a thing may exceed its place and radius, as a fraction of the side."""
 
 
 def render_outline(scene: Scene, side: int, rng: random.Random) -> Image.Image:
@@ -57,26 +58,26 @@ def render_outline(scene: Scene, side: int, rng: random.Random) -> Image.Image:
 
 
 def render_ink(scene: Scene, side: int, rng: random.Random) -> Image.Image:
-    """The scene in black on white, whatever colours its caption names."""
+    """Draw the scene in black on white, whatever colours its caption names."""
     return render(in_ink(scene), side, rng)
 
 
 def has_inside(thing: Thing) -> bool:
-    """Whether an outline of this thing looks different from the thing: a ring's does not."""
+    """Whether an outline of this thing looks different from the thing; that of a ring does not."""
     return thing.shape != "ring"
 
 
 def in_ink(scene: Scene) -> Scene:
-    """The scene with its colours replaced, which the judge can look for."""
+    """The scene with black things on white, for the judge to compare with."""
     second = None if scene.second is None else replace(scene.second, colour="black")
     return replace(scene, background="white", first=replace(scene.first, colour="black"), second=second)
 
 
 def outline_share(image: Image.Image, scene: Scene) -> float:
-    """The share of the things' insides that has the background's colour: 0 for filled, 1 for outlined ones.
+    """The share of the things' insides that has the background's colour: 0 if filled, 1 if outlined.
 
-    A thing is looked for where the caption puts it, and its inside is that of its shape, drawn as large as
-    what is there; one that is missing counts as filled. Raises ValueError for a scene of rings alone.
+    A thing is looked for where the caption puts it. Its inside is that of its shape, scaled to what was
+    found; a missing thing counts as filled. Raises `ValueError` for a scene of rings only.
     """
     shares = []
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -84,14 +85,14 @@ def outline_share(image: Image.Image, scene: Scene) -> float:
         if has_inside(thing):
             shares.append(_emptiness(pixels, thing, centre, radius))
     if not shares:
-        raise ValueError(f"no outline shows in {scene.caption()!r}: a ring is drawn alike in both styles")
+        raise ValueError(f"{scene.caption()!r} has only rings, which look the same with and without outlines")
     return sum(shares) / len(shares)
 
 
 def fill_outlines(image: Image.Image) -> Image.Image:
-    """The image with each closed line's inside in the line's colour, so that the judge can name its shape.
+    """Fill each closed line with its colour, so that the judge can recognize the shape.
 
-    It fills the hole of a plain ring as well.
+    This also fills the hole of a ring.
     """
     pixels = np.array(image.convert("RGB"))
     lines = _foreground(pixels.astype(np.float32))
@@ -107,7 +108,7 @@ def _emptiness(
     pixels: NDArray[np.float32], thing: Thing, centre: tuple[float, float], radius: float
 ) -> float:
     reach, side = radius + JITTER, len(pixels)
-    x, y = (min(max(c, radius), 1 - radius) for c in centre)  # large things are moved to fit in
+    x, y = (min(max(c, radius), 1 - radius) for c in centre)  # `render` moves large things inside the image
     left, top = (max(0, round((c - reach) * side)) for c in (x, y))
     right, bottom = (min(side, round((c + reach) * side)) for c in (x, y))
     window = pixels[top:bottom, left:right]
@@ -121,7 +122,7 @@ def _emptiness(
 
 
 def _inside(shape: str, extent: tuple[slice, ...]) -> NDArray[np.bool_]:
-    """The deepest pixels of the shape, as large as `extent`."""
+    """The deepest pixels of the shape, scaled to `extent`."""
     height, width = (one.stop - one.start for one in extent)
     mask = np.asarray(shape_mask(shape, 192, 0.5, 0.5, 0.4)) > 127
     cut = Image.fromarray(mask[ndimage.find_objects(mask.astype(np.int32))[0]])
@@ -131,7 +132,7 @@ def _inside(shape: str, extent: tuple[slice, ...]) -> NDArray[np.bool_]:
 
 
 def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """How far each pixel of the mask is from the nearest one that is not of it; the frame is not of it."""
+    """The distance of each pixel of the mask from the nearest pixel outside it; the border is outside."""
     return np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1)))[1:-1, 1:-1]
 
 
@@ -141,7 +142,7 @@ def _foreground(pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _ground(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The background's colour, as the judge sees it."""
+    """The background's colour, computed as in the judge."""
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return np.asarray(np.median(edge, axis=0), dtype=np.float32)
 
@@ -173,15 +174,15 @@ def _is_not_ink_itself(scene: Scene) -> bool:
 
 @dataclass(frozen=True)
 class Style:
-    """One style: its renderer, and what is seen of it in an image of a scene."""
+    """A style: its renderer, and the functions that detect it in an image."""
 
     render: Callable[[Scene, int, random.Random], Image.Image]
     can_show: Callable[[Scene], bool]
-    """Whether the style draws this scene otherwise than `scenes.render` does, in every thing of it."""
+    """Whether every thing of this scene looks different in this style than from `scenes.render`."""
     shows: Callable[[Image.Image, Scene], bool]
-    """Whether the image is in the style; of a scene that can show it."""
+    """Whether the image, of a scene that can show the style, is in the style."""
     judge: Callable[[Image.Image, Scene], Verdict]
-    """`judge.obeys`, of what the image shows once the style is taken off."""
+    """`judge.obeys` on the image with the style removed."""
 
 
 STYLES: Final = {

@@ -1,7 +1,7 @@
-"""What the tiny model's checker says of an image and its prompt, in words and as data.
+"""The checker's verdict on an image of the tiny model and its prompt, in words and as data.
 
-It judges prompts of the language in which that model was taught, and says so of all others. It looks at
-obedience alone: `tiny.judge` does the seeing.
+It judges prompts in the caption language that the model was trained on; all others are `NOT_JUDGED`.
+`tiny.judge` reads the image.
 """
 
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ PARTS = ("colour", "shape")
 
 @dataclass(frozen=True)
 class Verdict:
-    """`RIGHT`, `WRONG` with what is wrong, or `NOT_JUDGED`."""
+    """`RIGHT`, `WRONG` with a list of faults, or `NOT_JUDGED`."""
 
     word: str
     faults: tuple[str, ...] = ()
 
     def sentence(self) -> str:
-        """For people: what is wrong, or that nothing is."""
+        """The verdict as text for people."""
         if self.word == NOT_JUDGED:
-            return "not in the checker's language"
+            return "not judged: the prompt is not a caption that the checker knows"
         return "; ".join(self.faults) or RIGHT
 
     def data(self) -> dict[str, Any]:
-        """For programs."""
+        """The verdict as JSON for programs."""
         return {"verdict": self.word, "faults": list(self.faults)}
 
 
 def judge(picture: Image.Image, prompt: str) -> Verdict:
-    """Whether the image shows what the prompt says, part by part."""
+    """Compare an image with its prompt, part by part."""
     scene = read_caption(prompt)
     if scene is None:
         return Verdict(NOT_JUDGED)
@@ -55,7 +55,7 @@ def _faults(picture: Image.Image, scene: Scene) -> list[str]:
         swapped = things[::-1]
         if found.place and _as_wanted(things, scene) < 1 == _as_wanted(swapped, scene):
             return [*faults, f"place: saw them the other way round, wanted {scene.relation}"]
-        if not found.place:  # then their places say nothing of which is which: take the kinder order
+        if not found.place:  # positions do not tell which is which: take the better order
             things = max(things, swapped, key=lambda order: _as_wanted(order, scene))
     for part in PARTS:
         saw, wanted = (_listed(part, several) for several in (things, scene.things))
@@ -67,7 +67,7 @@ def _faults(picture: Image.Image, scene: Scene) -> list[str]:
 
 
 def _as_wanted(things: list[Seen], scene: Scene) -> float:
-    """The share of colours and shapes, in this order, that are as the prompt says."""
+    """The share of colours and shapes that match the prompt, in this order of things."""
     right = [
         bool(getattr(seen, part) == getattr(thing, part))
         for seen, thing in zip(things, scene.things, strict=True)

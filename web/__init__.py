@@ -1,1 +1,1 @@
-"""HTTP only: parse, call storage, ring the bell, render. Knows nothing of torch and of how tasks run."""
+"""HTTP only: parse, call storage, dispatch, render. It knows nothing of torch or of how tasks run."""

@@ -1,10 +1,10 @@
-"""The composition root of the web: settings in, a Flask application out. The only file here that reads them.
+"""The composition root of the web: settings in, a Flask application out. No other file here reads settings.
 
-It opens no connection: the process starts while Postgres, the broker or S3 are down, and `/readyz` says so.
+It opens no connection: the process starts even if Postgres, the broker or S3 is down, and `/readyz` reports
+that.
 """
 
 from flask_openapi.openapi import OpenAPI
-from pydantic import SecretStr
 
 from catalogue.catalogue import tier_for
 from logs import configure_logs
@@ -26,38 +26,41 @@ from tasks.prompt_dispatcher import PromptDispatcher
 from web.api import batches, files, health, jobs, tiers, webhook_deliveries, webhook_receivers
 from web.api.admission import Admission
 from web.api.faults import CheckedApi
-from web.api.health import make_looks
+from web.api.health import make_health_checks
 from web.api.image_checks import ImageChecks
-from web.api.options import register_options
-from web.api.preference import register_preferences
 from web.api.request import ApiRequest
-from web.api.request_limits import register_request_limits
-from web.errors import Problem, answer_invalid, register_errors
+from web.api.request_headers import register_preferences
 from web.estimates.forecast import Forecast
+from web.estimates.waiting_reasons import Limits, Waits
 from web.metrics import Metrics
-from web.middleware.access_log import register_access_log
-from web.middleware.security_headers import register_security_headers
-from web.pages import docs, job_page, page, sign_in
+from web.middleware import (
+    register_access_log,
+    register_options,
+    register_request_limits,
+    register_security_headers,
+)
+from web.pages import docs, job_page, page
 from web.pages.html_errors import register_unknown_addresses
 from web.prefix import Prefix, UnderPrefix
+from web.problems import Problem, answer_invalid, register_errors
 from web.session import form_token
 from web.waiting import Waiter
 from web.wiring import EXTENSION, Wiring, path_of
 
 VERSION = "0.1.0"
 MAX_CONNECTIONS = 10
-MAX_FORM_PARTS = 32  # the page that draws has 16 fields
+MAX_FORM_PARTS = 32  # the form for a job has about 20
 TRANSACTION_SECONDS, POOL_SECONDS, REQUEST_SECONDS = 5.0, 1.5, 6.0
-"""For one transaction, for a free connection, for all transactions of a request: so that a request is refused
-within 8 seconds when Postgres hangs, wherever it is just then."""
+"""Limits for one transaction, for getting a connection, and for all transactions of a request. Together they
+refuse a request within 8 seconds if Postgres hangs, wherever in the request that happens."""
 DOWNLOAD_SECONDS = 15.0
-"""For one image that a CSV names by URL."""
-DESCRIPTION = """Turns prompts into images. Errors are RFC 9457 `application/problem+json` with a stable
-`code`; every answer carries `X-Request-ID`."""
+"""The time limit for downloading one image that a CSV names by URL."""
+DESCRIPTION = """Generates images from prompts. Errors are RFC 9457 `application/problem+json` with a stable
+`code`. Every response has an `X-Request-ID`."""
 
 
 def create_app(settings: Settings | None = None) -> OpenAPI:
-    """The application that `web.serve` puts behind the front."""
+    """The WSGI application that `web.serve` puts behind the front."""
     settings = settings or load_settings()
     settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
     configure_logs(settings.log_level, settings.log_format)
@@ -100,7 +103,6 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     app.register_blueprint(docs.blueprint)
     app.register_blueprint(page.blueprint)
     app.register_blueprint(job_page.blueprint)
-    app.register_blueprint(sign_in.blueprint)
     docs.describe(app, wiring.catalogue)
     prefix = Prefix(settings.public_url, app.url_map)
     app.wsgi_app = UnderPrefix(app.wsgi_app, prefix)  # type: ignore[method-assign]
@@ -119,7 +121,7 @@ def _wire(settings: Settings) -> Wiring:
     )
     blobs = Blobs(**settings.object_store)
     tier_names = [tier.name for tier in settings.catalogue.tiers]
-    celery = make_celery(**settings.broker, tiers=tier_names)
+    celery = make_celery(**settings.celery)
     dispatcher = PromptDispatcher(Dispatcher(celery))
     waiter = Waiter(lambda ids: states_of(db, ids), max_waiters=settings.max_waiters)
     metrics = Metrics()
@@ -134,7 +136,7 @@ def _wire(settings: Settings) -> Wiring:
         with celery.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=3)
 
-    looks = make_looks(
+    health_checks = make_health_checks(
         db=db,
         check_broker=check_broker,
         check_blobs=blobs.check,
@@ -145,7 +147,7 @@ def _wire(settings: Settings) -> Wiring:
         db=db,
         blobs=blobs,
         dispatcher=dispatcher,
-        looks=looks,
+        health_checks=health_checks,
         catalogue=settings.catalogue,
         admission=Admission(
             settings.catalogue, tier_for, settings.webhook_allowed_networks, settings.webhook_ports
@@ -155,9 +157,11 @@ def _wire(settings: Settings) -> Wiring:
         forecast=Forecast(
             lambda: workload(db, alive_seconds=settings.worker_alive_seconds), settings.catalogue
         ),
+        waits=Waits(
+            db, Limits(settings.redispatch_seconds, settings.max_attempts, settings.worker_alive_seconds)
+        ),
         public_url=settings.public_url,
         redispatch_seconds=settings.redispatch_seconds,
-        max_attempts=settings.max_attempts,
         worker_alive_seconds=settings.worker_alive_seconds,
         max_wait_seconds=settings.max_wait_seconds,
         image_url_seconds=settings.image_url_seconds,
@@ -175,7 +179,3 @@ def _wire(settings: Settings) -> Wiring:
         ),
         file_seconds=settings.file_seconds,
     )
-
-
-def _plain(secret: SecretStr) -> str:
-    return secret.get_secret_value()

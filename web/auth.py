@@ -1,8 +1,7 @@
-"""Authentication: the account of a request, from its key or its session, before anything else is read.
+"""Authentication: finds the account of a request from its key or its session, before anything else is read.
 
-The API takes a session for reading alone; the pages' own forms draw with it (docs/adr/0016).
-
-The database is asked every time: what was revoked or signed out before a request came opens nothing.
+The API accepts a session for reading only; the forms of the pages may also submit jobs (docs/adr/0016).
+Every request asks the database, so that a revoked key or an ended session is refused at once.
 """
 
 from typing import Any, cast
@@ -15,13 +14,13 @@ from storage.database import Database
 from web.refusals import Unauthenticated
 from web.session import COOKIE
 
-READING = frozenset({"GET", "HEAD"})  # what a session may do in the API
+READING = frozenset({"GET", "HEAD"})  # the methods that a session may use in the API
 
 
 def require_key(db: Database) -> None:
-    """Put the request's principal where `account_id` finds it; raises `Unauthenticated`.
+    """Find the principal of the request and keep it for `account_id`. Raises `Unauthenticated`.
 
-    A request that only reads may show a session's cookie instead of a key.
+    A request that only reads may send a session cookie instead of a key.
     """
     authorization = request.authorization
     if authorization is None and request.method in READING and account_of_session(db) is not None:
@@ -35,19 +34,19 @@ def require_key(db: Database) -> None:
 
 
 def refuse_session() -> None:
-    """Refuse a request with a session alone: what it asks for lets its reader do more than read."""
+    """Refuse a request that has only a session, because its response grants more than read access."""
     if request.authorization is None:
         raise _refused("an API key is required here, a session is not enough", "")
 
 
 def account_of_session(db: Database) -> str | None:
-    """The account of the browser's session, noted as the request's principal; nothing without one."""
+    """Return the account of the browser's session, or None; keep its principal for the request."""
     principal = principal_of_session(db)
     return None if principal is None else principal.account_id
 
 
 def principal_of_session(db: Database) -> Principal | None:
-    """Whom the browser's session speaks for, noted as the request's principal; nothing without one."""
+    """Return the principal of the browser's session, or None; keep it for the request."""
     cookie = request.cookies.get(COOKIE)
     principal = sessions.principal_of(db, cookie) if cookie else None
     if principal is not None:
@@ -56,7 +55,7 @@ def principal_of_session(db: Database) -> Principal | None:
 
 
 def principal_of_form(db: Database) -> Principal | None:
-    """Whose key came in the form's field `api_key`, noted as the request's principal; or nothing."""
+    """Return the principal of the key in the form field `api_key`, or None; keep it for the request."""
     principal = authenticate(db, request.form.get("api_key", "").strip())
     if principal is not None:
         g.principal = principal
@@ -64,7 +63,7 @@ def principal_of_form(db: Database) -> Principal | None:
 
 
 def account_id() -> str:
-    """The account that the current request speaks for."""
+    """Return the account of the current request."""
     return cast("Principal", g.principal).account_id
 
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one web process; `tasks.metrics.server` answers them. Labels are few, never an id."""
+"""Prometheus metrics of one web process; `tasks.metrics.server` serves them. No label holds an id."""
 
 from collections.abc import Callable, Iterator, Mapping, Sized
 from functools import partial
@@ -14,19 +14,19 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Threads(Protocol):
-    """What runs the requests."""
+    """The threads that run the requests."""
 
     @property
     def num_running(self) -> int:
-        """Requests that hold a thread."""
+        """The number of requests that hold a thread."""
 
     @property
     def num_queued(self) -> int:
-        """Requests that wait for one."""
+        """The number of requests that wait for a thread."""
 
 
 class Metrics:
-    """The registry of one application, so that two in one process do not meet."""
+    """The registry of one application, so that two applications in one process do not collide."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -36,41 +36,45 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "calotype_request_seconds",
-            "Time to an answer; waiting for a job included.",
+            "Time to the response, including waiting for a job.",
             ["method", "route"],
             buckets=BUCKETS,
             registry=self.registry,
         )
         self.jobs_accepted = Counter(
-            "calotype_jobs_accepted", "Jobs made one at a time.", ["tier", "lane"], registry=self.registry
+            "calotype_jobs_accepted", "Jobs submitted singly.", ["tier", "lane"], registry=self.registry
         )
         self.batch_rows_accepted = Counter(
-            "calotype_batch_rows_accepted", "Jobs made by CSV.", registry=self.registry
+            "calotype_batch_rows_accepted", "Jobs submitted in CSV files.", registry=self.registry
         )
 
     def watch_dispatches(self, dispatches: Dispatches) -> None:
-        """Export how many bells were rung and how many could not be."""
+        """Export how many messages were dispatched and how many dispatches failed."""
         self.registry.register(DispatchCollector(dispatches))
 
     def watch_waiters(self, count: Callable[[], float]) -> None:
-        """Export how many threads wait for a job now."""
+        """Export how many requests wait for a job to end."""
         gauge = Gauge("calotype_waiters_threads", "Threads that wait for a job.", registry=self.registry)
         gauge.set_function(count)
 
     def watch_front(
         self, connections: Sized, threads: Threads, num_cut: Callable[[], Mapping[str, int]]
     ) -> None:
-        """Export what the front holds now, and how many connections it cut, by the phase they were in."""
+        """Export what the front holds, and how many connections it closed, by their phase."""
         for name, documentation, read in (
             ("calotype_connections", "Connections of clients.", lambda: len(connections)),
-            ("calotype_running_requests", "Requests that hold a thread.", lambda: threads.num_running),
+            (
+                "calotype_running_requests",
+                "The number of requests that hold a thread.",
+                lambda: threads.num_running,
+            ),
             ("calotype_queued_requests", "Requests that wait for a thread.", lambda: threads.num_queued),
         ):
             Gauge(name, documentation, registry=self.registry).set_function(read)
         self.registry.register(_CutCollector(num_cut))
 
     def watch_queues(self, depth: Callable[[], Mapping[tuple[str, str], int]], tiers: list[str]) -> None:
-        """Export how many jobs are queued; read from Postgres when Prometheus asks."""
+        """Export how many jobs are queued; read from Postgres at each scrape."""
 
         def read() -> Iterator[tuple[list[str], float]]:
             found = depth()
@@ -81,7 +85,7 @@ class Metrics:
         self.registry.register(RowCollector("calotype_queue_jobs", "Jobs that wait.", ["tier", "lane"], read))
 
     def watch_workers(self, live: Callable[[], Mapping[str, int]], tiers: list[str]) -> None:
-        """Export how many live workers serve each tier; read from Postgres when Prometheus asks."""
+        """Export how many live workers serve each tier; read from Postgres at each scrape."""
 
         def read() -> Iterator[tuple[list[str], float]]:
             found = live()
@@ -89,19 +93,19 @@ class Metrics:
                 yield [tier], found.get(tier, 0)
 
         self.registry.register(
-            RowCollector("calotype_tier_live_workers", "Live workers that serve it.", ["tier"], read)
+            RowCollector("calotype_tier_live_workers", "Live workers of the tier.", ["tier"], read)
         )
 
     def watch_webhooks(self, num_pending: Callable[[], float], seconds_late: Callable[[], float]) -> None:
-        """Export how many webhooks wait and how late they are; read from Postgres when Prometheus asks."""
+        """Export how many webhooks wait and how late they are; read from Postgres at each scrape."""
         for name, documentation, read in (
             ("calotype_webhooks_pending", "Webhook deliveries that have not ended.", num_pending),
-            ("calotype_webhooks_late_seconds", "Since when webhooks are due and not sent.", seconds_late),
+            ("calotype_webhooks_late_seconds", "How long due webhooks have not been sent.", seconds_late),
         ):
             self.registry.register(RowCollector(name, documentation, [], partial(_alone, read)))
 
     def watch_receivers(self, count: Callable[[str], float]) -> None:
-        """Export how many webhook receivers fail and how many are paused; read when Prometheus asks."""
+        """Export how many webhook receivers fail and how many are paused; read at each scrape."""
 
         def read() -> Iterator[tuple[list[str], float]]:
             for state in ("failing", "paused"):
@@ -122,7 +126,7 @@ class _CutCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(
-            "calotype_connections_cut", "Connections ended since their clients were slow.", labels=["phase"]
+            "calotype_connections_cut", "Connections closed because of slow clients.", labels=["phase"]
         )
         for phase, count in self._num_cut().items():
             family.add_metric([phase], count)

@@ -1,4 +1,4 @@
-"""Every reason for which the web refuses a request, as an exception with its HTTP status and stable code.
+"""The reasons for refusing a request, as exceptions with an HTTP status and a stable code.
 
 Refusal
  ├─ MalformedBody         400 malformed_body
@@ -15,7 +15,7 @@ Refusal
  │   └─ InvalidImage      422 invalid_image
  └─ Busy                  503 busy
 
-Storage has errors of its own; `web.errors` turns both kinds into answers.
+Storage has its own errors; `web.problems` turns both into responses.
 """
 
 from collections.abc import Iterable
@@ -27,13 +27,13 @@ MAX_DETAIL_CHARACTERS = 1000
 
 
 def quoted(text: str) -> str:
-    """What a client sent, for a message: its beginning, in quotes and without control characters."""
+    """The beginning of a client's text for a message, in quotes and with control characters escaped."""
     return repr(text[:MAX_QUOTED_CHARACTERS])
 
 
 @dataclass(frozen=True)
 class FieldError:
-    """One thing that is wrong: which field, and which limit it breaks. `line` is of a CSV file."""
+    """One error: the field, and the limit that it breaks. `line` is a line of a CSV file."""
 
     field: str
     detail: str
@@ -41,7 +41,7 @@ class FieldError:
     parameter: bool = False
 
     def as_json(self) -> dict[str, str | int]:
-        """As an item of `errors`: a CSV cell, a query parameter or header, or a JSON pointer."""
+        """An item of `errors`: a CSV cell, a query parameter or header, or a JSON pointer."""
         if self.line is not None:
             return {"line": self.line, "field": self.field, "detail": self.detail}
         if self.parameter:
@@ -50,9 +50,9 @@ class FieldError:
 
 
 class Refusal(Exception):
-    """Base of the tree: `status` is HTTP's, `code` is ours, `errors` name fields and limits.
+    """Base of the tree: `status` is for HTTP, `code` is stable, `errors` name fields and limits.
 
-    `num_errors` is how many were found, where `errors` are the first of them.
+    `num_errors` counts all errors, of which `errors` may have only the first.
     """
 
     status = 400
@@ -74,95 +74,95 @@ class Refusal(Exception):
 
 
 class MalformedBody(Refusal):
-    """The body cannot be read as what it says it is."""
+    """The body cannot be read as the type that it declares."""
 
     code = "malformed_body"
 
 
 class Unauthenticated(Refusal):
-    """There is no key, or it is nobody's."""
+    """The key is missing, unknown or revoked."""
 
     status = 401
     code = "unauthenticated"
 
 
 class CrossSite(Refusal):
-    """Another site's page sent a form of ours."""
+    """A page of another site sent one of our forms."""
 
     status = 403
     code = "cross_site"
 
 
 class ImageNotFound(Refusal):
-    """The job has no such image: not yet, not any more, or not at all."""
+    """The job has no such image: not yet, no longer, or never."""
 
     status = 404
     code = "image_not_found"
 
 
 class JobIsNotFinal(Refusal):
-    """Only what has ended can be tried again."""
+    """Only jobs that have ended can be retried."""
 
     status = 409
     code = "job_is_not_final"
 
 
 class NotServed(Refusal):
-    """An old job asks for a model, a size or a scheduler that is served no more."""
+    """An old job needs a model, size or scheduler that is no longer served."""
 
     status = 409
     code = "not_served"
 
 
 class FileNotUploaded(Refusal):
-    """Nothing, or something else than was declared, lies where a file was to be put."""
+    """The upload link of a declared file has no bytes, or other bytes than were declared."""
 
     status = 409
     code = "file_not_uploaded"
 
 
 class BodyTooLarge(Refusal):
-    """The body is larger than this route takes."""
+    """The body is larger than this route accepts."""
 
     status = 413
     code = "body_too_large"
 
 
 class UnsupportedMediaType(Refusal):
-    """The body is of a type that this route does not take."""
+    """The body has a media type that this route does not accept."""
 
     status = 415
     code = "unsupported_media_type"
 
 
 class InvalidRequest(Refusal):
-    """The request can be read, and says something that cannot be done."""
+    """The request can be parsed but breaks a limit."""
 
     status = 422
     code = "invalid_request"
 
     @classmethod
     def of(cls, errors: list[FieldError]) -> "InvalidRequest":
-        """One refusal that names every field; its detail is the first of them."""
+        """One refusal for all of these errors; its detail is the first one."""
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         place = f"{errors[0].field}: " if errors[0].field else ""
         return cls(f"{place}{errors[0].detail}{more}", errors)
 
 
 class InvalidCsv(InvalidRequest):
-    """The upload is no CSV that can be run; `errors` name lines and fields."""
+    """The uploaded CSV has errors; `errors` name lines and fields."""
 
     code = "invalid_csv"
 
 
 class InvalidImage(InvalidRequest):
-    """The file is no picture that can be drawn from; `errors` say which field brought it, and why."""
+    """The file cannot be used as an input image; `errors` name its field and the reason."""
 
     code = "invalid_image"
 
 
 class Busy(Refusal):
-    """Too many ask for the same at once: try again."""
+    """Too many requests are doing the same at once; the client can retry."""
 
     status = 503
     code = "busy"

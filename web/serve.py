@@ -19,13 +19,13 @@ from web.wiring import EXTENSION, Wiring
 
 CSV_UPLOADS, FILE_UPLOADS = ("POST", "/v1/batches"), ("POST", "/v1/files")
 UPLOADS_HELD = 4
-"""How many of the largest uploads one process holds while they come, slowly maybe."""
+"""The number of uploads of the largest size that one process holds while they arrive."""
 SHARED_PATHS = ("/v1/", "/healthz", "/readyz", "/openapi.json")
-"""What pages of other origins may read, where a setting names them: no page of ours, and no session."""
+"""The paths that pages of other origins may read if a setting names the origins: the API, but no pages."""
 
 
 def run_api(settings: Settings, host: str, port: int) -> None:
-    """Serve the API there; returns when it has drained after SIGTERM."""
+    """Serve the API on that host and port; return when it has drained after SIGTERM."""
     app = create_app(settings)
     wiring: Wiring = app.extensions[EXTENSION]
     max_uploads = {
@@ -38,7 +38,7 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         answer_seconds=settings.answer_seconds,
         idle_seconds=settings.idle_seconds,
         num_threads=settings.web_threads,
-        # Beyond what the system grants nobody could be cut for the next one: accepting would fail.
+        # Above the system's limit of open files, accepting a connection fails.
         max_connections=max(1, min(settings.max_connections, raise_file_limit() - RESERVED_FILES)),
         max_body_bytes=settings.max_body_bytes,
         max_held_upload_bytes=UPLOADS_HELD * max(max_uploads.values()),
@@ -47,14 +47,14 @@ def run_api(settings: Settings, host: str, port: int) -> None:
     public_prefix = Prefix(settings.public_url, app.url_map)
 
     def max_upload(method: str, path: str, authorization: str) -> int:
-        """A CSV or a file may be large, but only from whoever shows a key."""
+        """A CSV or a file may be large, but only in a request with a valid key."""
         max_bytes = max_uploads.get((method, public_prefix.stripped(_as_bytes(path))))
         if max_bytes is None or not _is_known(wiring, authorization):
             return limits.max_body_bytes
         return max_bytes
 
     connections = Connections(limits.max_connections)
-    below = unquote(prefix_path(settings.public_url))  # a prefix, which a proxy may have left in place
+    below = unquote(prefix_path(settings.public_url))  # the prefix, which a proxy may not have removed
     shared_paths = (*SHARED_PATHS, *(below + path for path in SHARED_PATHS))
     cross_origin = CrossOrigin(settings.cors_origins, shared_paths)
     front = Front(app, limits, threads, max_upload, cross_origin)
@@ -64,7 +64,7 @@ def run_api(settings: Settings, host: str, port: int) -> None:
 
 
 def _as_bytes(path: str) -> str:
-    """A path of ASGI, which is decoded as UTF-8, with a character for each byte, as WSGI has it."""
+    """Convert a path from ASGI (decoded as UTF-8) to WSGI (one character for each byte)."""
     return path.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
@@ -73,4 +73,4 @@ def _is_known(wiring: Wiring, authorization: str) -> bool:
     try:
         return scheme.lower() == "bearer" and authenticate(wiring.db, token.strip()) is not None
     except StorageError:
-        return False  # the view asks again, and says what is wrong
+        return False  # the view checks again and reports the error

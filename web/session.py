@@ -1,8 +1,8 @@
-"""A browser's session as a cookie: its value is the session's id, random and nothing else.
+"""A browser's session as a cookie whose value is a random session id.
 
-Every request asks `storage.sessions` whether it still lives, so a sign-out, a revoked key or a restart of a
-web process changes nothing that another process would not see. The pages' forms carry a token of the session,
-which no other site can know; it does not know what a session may do.
+Every request asks `storage.sessions` whether the session is valid, so that a sign-out or a revoked key takes
+effect in every process. Forms carry a token of the session, which no other site can know. `web.auth` decides
+what a session may do.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ _TOKEN_OF = b"calotype: the forms of this session"
 
 
 def begin(db: Database, principal: Principal) -> None:
-    """Give the browser a new session of this key with the answer, and end the one that it had.
+    """Start a new session of this key, set its cookie on the answer, and end the previous session.
 
-    The cookie is for this site's own requests and out of the reach of scripts.
+    The cookie is SameSite=Strict and HttpOnly.
     """
     session_id = sessions.begin(
         db, principal.key_id, seconds=SESSION_SECONDS, instead_of=request.cookies.get(COOKIE)
@@ -47,9 +47,9 @@ def begin(db: Database, principal: Principal) -> None:
 
 
 def end(db: Database, response: Response) -> None:
-    """End the browser's session, copies of its cookie included, and take the cookie back.
+    """End the browser's session, for all copies of its cookie, and delete the cookie.
 
-    Raises `Unavailable` while the database is away: the session lives, and the cookie stays to end it with.
+    Raises `Unavailable` while the database is down: the session stays valid, and the cookie stays.
     """
     session_id = request.cookies.get(COOKIE)
     if session_id is not None:
@@ -60,16 +60,16 @@ def end(db: Database, response: Response) -> None:
 
 
 def form_token() -> str:
-    """What a form of this session carries: HMAC-SHA256 under the session's id, which it does not tell.
+    """Return the CSRF token of this session: an HMAC-SHA256 (RFC 2104) keyed by the session id.
 
-    Nothing is kept of it. It ends with the session, and one of another session is another (RFC 2104; the
-    pattern is OWASP's, Cross-Site Request Forgery Prevention, "HMAC-based token").
+    It is not stored, and it is valid as long as the session (OWASP, Cross-Site Request Forgery Prevention,
+    "HMAC-based token").
     """
     session_id: str = g.get("session_id") or request.cookies.get(COOKIE, "")
     return hmac.new(session_id.encode("utf-8", "surrogateescape"), _TOKEN_OF, hashlib.sha256).hexdigest()
 
 
 def is_form_token(token: str) -> bool:
-    """Whether this came from a form of the running request's own session; without a session nothing does."""
+    """Whether this is the token of the current request's session; False without a session."""
     given = token.encode("utf-8", "surrogatepass")
     return COOKIE in request.cookies and hmac.compare_digest(given, form_token().encode())

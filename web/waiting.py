@@ -1,7 +1,7 @@
-"""Waiting for jobs to end without holding anything: one poller looks for all who wait.
+"""Waits for jobs to end: one poller reads the states for all requests that wait.
 
-A waiter holds a thread and no database connection; at most `max_waiters` may wait at once. It knows neither
-HTTP nor SQL: it is handed a function that reads states, and a future that is done once nobody waits any more.
+A waiting request holds no database connection; at most `max_waiters` may wait at once. It knows neither HTTP
+nor SQL: it receives a function that reads states, and a future that is done once the client has disconnected.
 """
 
 import threading
@@ -10,8 +10,8 @@ from concurrent.futures import Future
 
 import structlog
 
+from catalogue.states import TERMINAL, State
 from storage.errors import StorageError
-from storage.states import TERMINAL, State
 
 log = structlog.get_logger()
 
@@ -19,7 +19,7 @@ StatesOf = Callable[[Collection[str]], Mapping[str, State]]
 
 
 class Waiter:
-    """All waiters of one process. Its poller starts with the first and ends with the last of them."""
+    """All waiting requests of one process. The poller starts with the first one and ends with the last."""
 
     def __init__(
         self,
@@ -40,14 +40,14 @@ class Waiter:
 
     @property
     def num_waiters(self) -> int:
-        """How many threads wait now."""
+        """The number of requests that wait."""
         with self._lock:
             return sum(map(len, self._waiting.values()))
 
     def wait(self, job_id: str, seconds: float, hang_up: "Future[None] | None" = None) -> bool:
-        """Return when the job has ended, the time is over or `hang_up` is done.
+        """Wait until the job has ended, the time is up or `hang_up` is done.
 
-        `False` at once when too many wait already.
+        Returns `False` at once if too many requests wait already.
         """
         ended = threading.Event()
         with self._lock:
@@ -65,7 +65,7 @@ class Waiter:
         return True
 
     def stop(self) -> None:
-        """Let everyone go, now and from now on: the process is about to end."""
+        """End all waits, now and in the future, because the process is about to exit."""
         with self._lock:
             self._stopped = True
             for events in self._waiting.values():
@@ -73,13 +73,13 @@ class Waiter:
                     ended.set()
 
     def _ensure_poller(self) -> None:
-        # After a fork the parent's thread is not alive here, so the child starts its own.
+        # After a fork the parent's thread does not exist in the child, so the child starts its own.
         if self._poller is None or not self._poller.is_alive():
             self._poller = threading.Thread(target=self._poll, name="job-waiter", daemon=True)
             self._poller.start()
 
     def _poll(self) -> None:
-        pause = threading.Event()  # never set: a sleep that tests need not patch
+        pause = threading.Event()  # never set: used as a sleep
         pause_seconds = self._poll_seconds
         while awaited := self._awaited():
             try:
@@ -93,7 +93,7 @@ class Waiter:
     def _awaited(self) -> list[str]:
         with self._lock:
             if not self._waiting:
-                self._poller = None  # under the lock: whoever comes next starts another
+                self._poller = None  # under the lock, so that the next waiting request starts another poller
             return list(self._waiting)
 
     def _release(self, states: Mapping[str, State]) -> None:

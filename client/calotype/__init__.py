@@ -31,7 +31,6 @@ from .errors import (
     WaitTimeoutError,
     WebhookError,
 )
-from .parameters import JobParameters
 from .resources import (
     TERMINAL_STATES,
     Batch,
@@ -39,6 +38,7 @@ from .resources import (
     Image,
     Job,
     JobError,
+    JobParameters,
     JobWarning,
     Model,
     Tier,

@@ -1,4 +1,4 @@
-"""From an HTTP answer to its meaning: JSON, a link, or the error of the tree that it stands for. Pure."""
+"""Reads HTTP responses: JSON, a link, or the `CalotypeError` that they mean. Sends nothing."""
 
 import email.utils
 import time
@@ -10,7 +10,7 @@ from .errors import CalotypeError, UnexpectedAnswerError, UnreachableError, api_
 
 
 def failure_of(response: httpx2.Response) -> CalotypeError | None:
-    """The error that an answer of status 400 and above stands for; None for any other."""
+    """The error that a response of status 400 or above means; None for other responses."""
     if not response.is_error:
         return None
     problem = _json(response)
@@ -20,18 +20,18 @@ def failure_of(response: httpx2.Response) -> CalotypeError | None:
 
 
 def failure_of_connection(url: str, error: httpx2.RequestError) -> UnreachableError:
-    """The error for an answer that never came, in words that lead to the cause."""
+    """The error for a request without a response. Its message names the likely cause."""
     if "certificate" not in str(error).lower():
         return UnreachableError(f"{url}: {str(error) or type(error).__name__}")
     return UnreachableError(
-        f"{url}: its certificate is not trusted ({error}); if an authority of your own signed it, "
-        "name its certificate in CALOTYPE_CA_FILE or SSL_CERT_FILE",
+        f"{url}: its certificate is not trusted ({error}); if your own authority signed it, "
+        "set its certificate in CALOTYPE_CA_FILE or SSL_CERT_FILE",
         retryable=False,
     )
 
 
 def json_object(response: httpx2.Response) -> dict[str, Any]:
-    """The body, where the API answers with an object. Raises `UnexpectedAnswerError` for anything else."""
+    """The JSON object of a response. Raises `UnexpectedAnswerError` for anything else."""
     body = _json(response)
     if response.is_success and isinstance(body, dict):
         return body
@@ -39,17 +39,17 @@ def json_object(response: httpx2.Response) -> dict[str, Any]:
 
 
 def link_of(response: httpx2.Response) -> str:
-    """Where the answer redirects to, as an absolute address."""
+    """The absolute URL that a response redirects to."""
     if not response.is_redirect:
         raise unexpected(response)
     return str(response.url.join(response.headers["Location"]))
 
 
 def unexpected(response: httpx2.Response) -> UnexpectedAnswerError:
-    """The error for a page, a redirect or foreign JSON where the API would answer otherwise."""
+    """The error for a page, a redirect or JSON that the API would not send."""
     place = response.headers.get("Location")
     return UnexpectedAnswerError(
-        f"{_origin(response)}: what answers there is no calotype "
+        f"{_origin(response)}: the server at this address is not calotype "
         f"({response.status_code} {response.reason_phrase}" + (f" to {place})" if place else ")")
     )
 

@@ -1,6 +1,6 @@
-"""`AsyncClient`: the methods of `Client` for asyncio, each a coroutine or an asynchronous iterator.
+"""`AsyncClient`: the methods of `Client` for asyncio, as coroutines and asynchronous iterators.
 
-Owns the connections and the sending; all else is shared with `Client`, whose docstrings say more.
+Owns the connections and sends the requests; everything else is shared with `Client`, which documents more.
 """
 
 import asyncio
@@ -15,19 +15,18 @@ import httpx2
 from . import __version__, calls, steps
 from .connection import connection_to
 from .files import image_path, read_csv, read_image, write_whole
-from .parameters import JobParameters
 from .presigned import hide_query_async
-from .resources import Batch, File, Job, Model, Tier
-from .steps import Conduct, Fetch, Found, Outcome, Put, Send, Sleep, Step, Steps
+from .resources import Batch, File, Job, JobParameters, Model, Tier
+from .steps import Fetch, Found, Outcome, Put, RetryPolicy, Send, Sleep, Step, Steps
 from .webhooks import verify_webhook
 
 T = TypeVar("T")
 
 
 class AsyncClient:
-    """One account's view of one installation, for asyncio. Close it, or use it as a context manager.
+    """An asyncio client for one account at one server. Close it, or use it as a context manager.
 
-    Takes what `Client` takes, and reads the same variables of the environment.
+    It takes the arguments of `Client` and reads the same environment variables.
     """
 
     verify_webhook = staticmethod(verify_webhook)
@@ -44,7 +43,7 @@ class AsyncClient:
         self._connection = connection_to(
             url, api_key, timeout_seconds=timeout_seconds, ca_file=ca_file, version=__version__
         )
-        self._conduct = Conduct(self._connection.url, max_retries)
+        self._retry_policy = RetryPolicy(self._connection.url, max_retries)
         self._api = httpx2.AsyncClient(**self._connection.api_options)
         self._links = httpx2.AsyncClient(
             **self._connection.link_options, event_hooks={"request": [hide_query_async]}
@@ -65,7 +64,7 @@ class AsyncClient:
 
     @property
     def url(self) -> str:
-        """The address of the installation."""
+        """The address of the server."""
         return self._connection.url
 
     async def submit(
@@ -78,30 +77,32 @@ class AsyncClient:
     ) -> Job:
         """Submit a job; with `wait_seconds`, return once it has ended or after that time.
 
-        `parameters` are those of `POST /v1/jobs`, as `width`, `seed` or `output_format`. The request carries
-        an `Idempotency-Key`, one made here if none is given, so that a lost answer never draws twice.
+        `parameters` are those of `POST /v1/jobs`, such as `width`, `seed` or `output_format`. The request has
+        an `Idempotency-Key`, a random one if none is given, so that a repeated request creates one job only.
         """
         return await self._run(
             steps.sent(
                 calls.submit(prompt, parameters, idempotency_key=idempotency_key, wait_seconds=wait_seconds),
-                self._conduct,
+                self._retry_policy,
             )
         )
 
     async def get(self, job_id: str, *, wait_seconds: float = 0) -> Job:
         """The job now, or as soon as it ends within `wait_seconds`."""
-        return await self._run(steps.sent(calls.get_job(job_id, wait_seconds=wait_seconds), self._conduct))
+        return await self._run(
+            steps.sent(calls.get_job(job_id, wait_seconds=wait_seconds), self._retry_policy)
+        )
 
     async def wait(self, job: Job | str, *, timeout_seconds: float | None = None) -> Job:
-        """The job once it has ended, however it ended (`raise_unless_succeeded` tells).
+        """The job once it has ended, in any final state (see `raise_unless_succeeded`).
 
-        Raises `WaitTimeoutError`; the job goes on. A service that restarts meanwhile is waited for.
+        Raises `WaitTimeoutError`; the job goes on. The server may restart in the meantime.
         """
-        return await self._run(steps.ended_job(_id(job), timeout_seconds, self._conduct))
+        return await self._run(steps.ended_job(_id(job), timeout_seconds, self._retry_policy))
 
     def watch(self, job: Job | str, *, poll_seconds: float = 1) -> AsyncIterator[Job]:
-        """The job, now and at every look until it has ended; the last one is its end."""
-        return self._iterate(steps.watched_job(_id(job), poll_seconds, self._conduct))
+        """The job, now and after each poll, until it has ended."""
+        return self._iterate(steps.watched_job(_id(job), poll_seconds, self._retry_policy))
 
     def jobs(
         self,
@@ -112,44 +113,44 @@ class AsyncClient:
         batch_id: str | None = None,
         page_size: int = 100,
     ) -> AsyncIterator[Job]:
-        """Every job that matches, newest first. Pages are asked for as they are needed."""
+        """All matching jobs, newest first. Pages are requested as they are needed."""
         filters = {"state": state, "tier": tier, "lane": lane, "batch_id": batch_id, "limit": page_size}
-        return self._iterate(steps.listed(filters, self._conduct))
+        return self._iterate(steps.listed(filters, self._retry_policy))
 
     def follow(
         self, jobs: Iterable[Job | str], *, timeout_seconds: float | None = None
     ) -> AsyncIterator[list[Job]]:
-        """All of these jobs, now and after each round of looks, until all have ended.
+        """All of these jobs, now and after each round of polls, until all have ended.
 
-        Raises `WaitTimeoutError` with those that have not.
+        Raises `WaitTimeoutError` with the jobs that have not ended.
         """
-        return self._iterate(steps.followed([_id(job) for job in jobs], timeout_seconds, self._conduct))
+        return self._iterate(steps.followed([_id(job) for job in jobs], timeout_seconds, self._retry_policy))
 
     async def cancel(self, job: Job | str) -> Job:
-        """Cancel a job. One that runs ends at its next step. Raises `ConflictError` if it has ended."""
-        return await self._run(steps.sent(calls.cancel_job(_id(job)), self._conduct))
+        """Cancel a job; a running one stops at its next step. Raises `ConflictError` if it has ended."""
+        return await self._run(steps.sent(calls.cancel_job(_id(job)), self._retry_policy))
 
     async def retry(self, job: Job | str, *, idempotency_key: str | None = None) -> Job:
-        """A new job with the parameters and seed of one that has ended, or `ConflictError`."""
+        """Create a job with the parameters and seed of one that has ended. Raises `ConflictError`."""
         return await self._run(
-            steps.sent(calls.retry(_id(job), idempotency_key=idempotency_key), self._conduct)
+            steps.sent(calls.retry(_id(job), idempotency_key=idempotency_key), self._retry_policy)
         )
 
     async def download(self, job: Job | str, to: str | os.PathLike[str], *, index: int = 0) -> Path:
-        """Save an image of a job that has succeeded; `to` is a file, or a folder that exists.
+        """Save an image of a succeeded job; `to` is a file, or a folder that exists.
 
-        The file is written whole or not at all, after its SHA-256 was compared with the server's. The key
-        is not sent to the object store that the API redirects to. Raises `JobNotSucceededError`, and
-        `NotFoundError` if there is no such image, and `OSError` if the file cannot be written.
+        The SHA-256 is compared with the recorded one first, and the file is written completely or not at
+        all. The API key is not sent to the object store. Raises `JobNotSucceededError`, `NotFoundError` if
+        there is no such image, and `OSError` if the file cannot be written.
         """
-        found, data = await self._run(steps.downloaded(job, index, self._conduct))
+        found, data = await self._run(steps.downloaded(job, index, self._retry_policy))
         path = image_path(to, found, index)
         await asyncio.to_thread(write_whole, path, data)
         return path
 
     async def image(self, job: Job | str, *, index: int = 0) -> bytes:
-        """The bytes of an image, checked as `download` does."""
-        return (await self._run(steps.downloaded(job, index, self._conduct)))[1]
+        """The bytes of an image, checked as in `download`."""
+        return (await self._run(steps.downloaded(job, index, self._retry_policy)))[1]
 
     async def csv(
         self,
@@ -162,68 +163,70 @@ class AsyncClient:
         encoding: str | None = None,
         idempotency_key: str | None = None,
     ) -> Batch:
-        """Upload a CSV of prompts, a path or its bytes, as one batch; `wait_batch` and `results` go on.
+        """Upload a CSV of prompts, a path or its bytes, as one batch; see `wait_batch` and `results`.
 
-        `delimiter` (`semicolon`) and `encoding` (`windows-1251`) are recognised if left out; the batch's
-        `read_as` and `warnings` say how. What `results_csv` gave continues: what succeeded is left alone.
-        Raises `InvalidRequestError` whose `errors` name line and column, and then nothing was accepted,
-        and `OSError` if the file cannot be read.
+        `delimiter` (`semicolon`) and `encoding` (`windows-1251`) are detected if left out; `read_as` and
+        `warnings` of the batch say how. An uploaded `results_csv` continues its batch: rows that succeeded
+        are skipped. Raises `InvalidRequestError`, whose `errors` name line and column, if any row is not
+        valid (nothing is accepted then), and `OSError` if the file cannot be read.
         """
         name, content = await asyncio.to_thread(read_csv, file, filename)
         form = {"model": model, "webhook_url": webhook_url, "delimiter": delimiter, "encoding": encoding}
         return await self._run(
-            steps.sent(calls.upload_csv(name, content, form, idempotency_key=idempotency_key), self._conduct)
+            steps.sent(
+                calls.upload_csv(name, content, form, idempotency_key=idempotency_key), self._retry_policy
+            )
         )
 
     async def upload(self, image: str | os.PathLike[str] | bytes) -> File:
-        """Send an image that jobs may start from, a path or its bytes; a job names it by its `id`.
+        """Upload a PNG, JPEG or WebP, a path or its bytes, from which jobs may start by its `id`.
 
-        A PNG, JPEG or WebP. A large one goes straight to the object store. The same image again gives the
-        same file. It is deleted after a day unless a job names it. Raises `InvalidRequestError` for what is
-        no such image, `UploadError`, and `OSError` if the file cannot be read.
+        A large file is sent directly to the object store. The same image always gives the same file. It is
+        deleted after a day unless a job uses it. Raises `InvalidRequestError` if it is not such an image,
+        `UploadError`, and `OSError` if the file cannot be read.
         """
-        return await self._run(steps.uploaded(read_image(image), self._conduct))
+        return await self._run(steps.uploaded(read_image(image), self._retry_policy))
 
     async def get_batch(self, batch_id: str) -> Batch:
         """The batch now."""
-        return await self._run(steps.sent(calls.get_batch(batch_id), self._conduct))
+        return await self._run(steps.sent(calls.get_batch(batch_id), self._retry_policy))
 
     async def wait_batch(self, batch: Batch | str, *, timeout_seconds: float | None = None) -> Batch:
         """The batch once all of its jobs have ended. Raises `WaitTimeoutError`; the batch goes on."""
-        return await self._run(steps.ended_batch(_id(batch), timeout_seconds, self._conduct))
+        return await self._run(steps.ended_batch(_id(batch), timeout_seconds, self._retry_policy))
 
     def watch_batch(self, batch: Batch | str, *, poll_seconds: float = 1) -> AsyncIterator[Batch]:
-        """The batch, now and at every look until all of its jobs have ended; the last one is its end."""
-        return self._iterate(steps.watched_batch(_id(batch), poll_seconds, self._conduct))
+        """The batch, now and after each poll, until all of its jobs have ended."""
+        return self._iterate(steps.watched_batch(_id(batch), poll_seconds, self._retry_policy))
 
     async def cancel_batch(self, batch: Batch | str) -> Batch:
-        """Cancel what has not ended of a batch. Raises `ConflictError` if all has."""
-        return await self._run(steps.sent(calls.cancel_batch(_id(batch)), self._conduct))
+        """Cancel the jobs of a batch that have not ended. Raises `ConflictError` if all have."""
+        return await self._run(steps.sent(calls.cancel_batch(_id(batch)), self._retry_policy))
 
     async def retry_batch(self, batch: Batch | str, *, idempotency_key: str | None = None) -> Batch:
-        """A new batch of the jobs of one that failed, expired or were canceled, with their seeds."""
+        """Create a batch of the jobs that failed, expired or were canceled, with the same seeds."""
         call = calls.retry_batch(_id(batch), idempotency_key=idempotency_key)
-        return await self._run(steps.sent(call, self._conduct))
+        return await self._run(steps.sent(call, self._retry_policy))
 
     async def results_csv(self, batch: Batch | str) -> bytes:
-        """`results.csv` as it is: for a spreadsheet, and for `csv` once more."""
-        return await self._run(steps.sent(calls.get_results_file(_id(batch)), self._conduct))
+        """The file `results.csv`, for a spreadsheet or to continue the batch with `csv`."""
+        return await self._run(steps.sent(calls.get_results_file(_id(batch)), self._retry_policy))
 
     async def results(self, batch: Batch | str) -> list[dict[str, str]]:
-        """`results.csv`: each row of the CSV and what became of it so far, by column."""
-        return await self._run(steps.sent(calls.get_report(_id(batch), "results"), self._conduct))
+        """The rows of `results.csv`: each row of the CSV and its result so far, by column."""
+        return await self._run(steps.sent(calls.get_report(_id(batch), "results"), self._retry_policy))
 
     async def errors(self, batch: Batch | str) -> list[dict[str, str]]:
-        """`errors.csv`: the rows that ended without an image and why, by column."""
-        return await self._run(steps.sent(calls.get_report(_id(batch), "errors"), self._conduct))
+        """The rows of `errors.csv`: those that ended without an image and why, by column."""
+        return await self._run(steps.sent(calls.get_report(_id(batch), "errors"), self._retry_policy))
 
     async def tiers(self) -> list[Tier]:
-        """The classes of sizes, and how long their queues are."""
-        return await self._run(steps.sent(calls.list_tiers(), self._conduct))
+        """The tiers and the lengths of their queues."""
+        return await self._run(steps.sent(calls.list_tiers(), self._retry_policy))
 
     async def models(self) -> list[Model]:
         """The models and their limits."""
-        return await self._run(steps.sent(calls.list_models(), self._conduct))
+        return await self._run(steps.sent(calls.list_models(), self._retry_policy))
 
     async def _run(self, goal: Steps[T]) -> T:
         outcome = Outcome()

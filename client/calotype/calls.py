@@ -1,7 +1,7 @@
-"""The routes of the API: one function a route, which builds the request and says how its answer is read.
+"""The routes of the API: a function for each, which builds the request and a reader of its response.
 
-Pure: nothing here sends anything. A call may be repeated after a lost answer if its method is GET or if it
-carries an `Idempotency-Key`, by which the server knows a repetition (docs/reference/api.md).
+Nothing here sends anything. A call may be repeated after a lost response if its method is GET or if it has an
+`Idempotency-Key`, by which the server recognises a repetition (docs/reference/api.md).
 """
 
 import csv
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request, and what its answer means; `wait_seconds` is how long the server may hold it."""
+    """A request and the reader of its response; the server may hold the request for `wait_seconds`."""
 
     method: str
     path: str
@@ -55,7 +55,7 @@ class Call(Generic[T]):
 def submit(
     prompt: str, parameters: Mapping[str, Any], *, idempotency_key: str | None, wait_seconds: int
 ) -> Call[Job]:
-    """`POST /v1/jobs`. None means left out."""
+    """`POST /v1/jobs`. A parameter that is None is left out."""
     given = {name: value for name, value in parameters.items() if value is not None}
     return Call(
         "POST",
@@ -75,7 +75,7 @@ def retry(job_id: str, *, idempotency_key: str | None) -> Call[Job]:
 
 
 def get_job(job_id: str, *, wait_seconds: float = 0) -> Call[Job]:
-    """`GET /v1/jobs/{id}`; with a wait, as soon as the job has ended."""
+    """`GET /v1/jobs/{id}`; with `wait_seconds`, as soon as the job has ended."""
     return _get(
         f"/v1/jobs/{_part(job_id)}",
         _as(job_of),
@@ -91,12 +91,12 @@ def list_jobs(filters: Mapping[str, Any], cursor: str | None) -> Call[JobPage]:
 
 
 def cancel_job(job_id: str) -> Call[Job]:
-    """`DELETE /v1/jobs/{id}`. A second one is answered with 409, so it is not repeated."""
+    """`DELETE /v1/jobs/{id}`. It is not repeated, because a second one is answered with 409."""
     return Call("DELETE", f"/v1/jobs/{_part(job_id)}", _as(job_of), is_repeatable=False)
 
 
 def find_image(job_id: str, index: int) -> Call[str]:
-    """`GET /v1/jobs/{id}/images/{index}`: the presigned link that it redirects to."""
+    """`GET /v1/jobs/{id}/images/{index}`: the presigned link of the redirect."""
     return _get(f"/v1/jobs/{_part(job_id)}/images/{index}", link_of)
 
 
@@ -122,7 +122,7 @@ def get_batch(batch_id: str) -> Call[Batch]:
 
 
 def cancel_batch(batch_id: str) -> Call[Batch]:
-    """`DELETE /v1/batches/{id}`, not repeated for the reason given at `cancel_job`."""
+    """`DELETE /v1/batches/{id}`. Like `cancel_job`, it is not repeated."""
     return Call("DELETE", f"/v1/batches/{_part(batch_id)}", _as(batch_of), is_repeatable=False)
 
 
@@ -133,23 +133,23 @@ def retry_batch(batch_id: str, *, idempotency_key: str | None) -> Call[Batch]:
 
 
 def get_results_file(batch_id: str) -> Call[bytes]:
-    """`GET /v1/batches/{id}/results.csv` as it is."""
+    """`GET /v1/batches/{id}/results.csv`, unchanged."""
     return _get(f"/v1/batches/{_part(batch_id)}/results.csv", lambda response: response.content)
 
 
 def get_report(batch_id: str, name: str) -> Call[list[dict[str, str]]]:
-    """`GET /v1/batches/{id}/results.csv` or `errors.csv`: a dictionary a row, by column."""
+    """`GET /v1/batches/{id}/results.csv` or `errors.csv`: one dictionary per row, by column."""
     return _get(f"/v1/batches/{_part(batch_id)}/{name}.csv", _rows)
 
 
 def send_file(content: bytes) -> Call[File]:
-    """`POST /v1/files`. A repetition finds the file by its bytes."""
+    """`POST /v1/files`. A repetition returns the same file, because its id is its content."""
     files = {"file": ("image", content, "application/octet-stream")}
     return Call("POST", "/v1/files", _as(file_of), is_repeatable=True, files=files)
 
 
 def begin_upload(sha256: str, num_bytes: int, media_type: str) -> Call[File | PresignedUpload]:
-    """`POST /v1/files/uploads`: where the bytes are to be put, or the file."""
+    """`POST /v1/files/uploads`: a link to put the bytes at, or the file if it exists."""
     declared = {"sha256": sha256, "num_bytes": num_bytes, "media_type": media_type}
     return Call("POST", "/v1/files/uploads", _as(upload_of), is_repeatable=True, json=declared)
 
@@ -193,5 +193,5 @@ def _once(idempotency_key: str | None) -> dict[str, str]:
 
 
 def _part(name: str) -> str:
-    """An id as one part of a path, whatever is in it."""
+    """An id, quoted as one segment of a path."""
     return quote(as_utf8("id", name), safe="")

@@ -1,6 +1,6 @@
-"""Where the service is and how to speak to it: arguments, then the environment, checked before any request.
+"""The address, API key and TLS settings, from arguments or the environment, checked before any request.
 
-Owns the rule that the API key travels to the API alone. It opens no connection.
+Owns the rule that the API key is sent to the API only. It opens no connection.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ URL_VARIABLE, KEY_VARIABLE, CA_VARIABLE = "CALOTYPE_URL", "CALOTYPE_API_KEY", "C
 
 @dataclass(frozen=True)
 class Connection:
-    """One account's way to one installation."""
+    """The address and the credentials of one account at one server."""
 
     url: str
     api_key: str
@@ -31,17 +31,17 @@ class Connection:
 
     @property
     def api_options(self) -> dict[str, Any]:
-        """Options of the `httpx2` client for the API. It follows no redirect, so that the key stays here."""
+        """Options of the `httpx2` client for the API. It follows no redirect: the key goes nowhere else."""
         headers = {"Authorization": f"Bearer {self.api_key}", "User-Agent": self.user_agent}
         return {**self._options, "base_url": self.url, "headers": headers}
 
     @property
     def link_options(self) -> dict[str, Any]:
-        """Options of the `httpx2` client that opens presigned links, which carry credentials of their own."""
+        """Options of the `httpx2` client for presigned links, which contain their own credentials."""
         return {**self._options, "headers": {"User-Agent": self.user_agent}, "follow_redirects": True}
 
     def request_options(self, call: Call[Any]) -> dict[str, Any]:
-        """Keyword arguments of `request` for this call; an answer that may be held is waited for."""
+        """Keyword arguments of `request` for this call; the read timeout includes `wait_seconds`."""
         seconds = self.timeout_seconds
         return {
             "params": dict(call.params),
@@ -54,7 +54,7 @@ class Connection:
 
     @property
     def _options(self) -> dict[str, Any]:
-        # Proxies of the environment count, but never for this machine.
+        # The proxies of the environment are not used for this machine.
         return {
             "timeout": self.timeout_seconds,
             "verify": self.tls,
@@ -65,7 +65,7 @@ class Connection:
 def connection_to(
     url: str | None, api_key: str | None, *, timeout_seconds: float, ca_file: str | Path | None, version: str
 ) -> Connection:
-    """The connection that is meant. Raises `ConfigurationError` naming what is missing or cannot be used."""
+    """The connection. Raises `ConfigurationError`, which names what is missing or not valid."""
     url = (url or os.environ.get(URL_VARIABLE, "")).strip().rstrip("/")
     api_key = (api_key or os.environ.get(KEY_VARIABLE, "")).strip()
     if not url:
@@ -73,7 +73,7 @@ def connection_to(
     if not api_key:
         raise ConfigurationError(f"no API key: set {KEY_VARIABLE}, or give `api_key`")
     if not (api_key.isascii() and api_key.isprintable()):
-        raise ConfigurationError("the API key holds characters that no key has")
+        raise ConfigurationError("the API key contains characters that no key has")
     _check_url(url)
     return Connection(
         url,
@@ -85,11 +85,13 @@ def connection_to(
 
 
 def _check_url(url: str) -> None:
-    """Raise `ConfigurationError` unless paths can be appended to `url`; no message shows a password of it."""
-    rule = "an address is https://HOST or http://HOST:PORT, and a path if need be"
+    """Raise `ConfigurationError` unless paths can be appended to `url`. No message shows its password."""
+    rule = "an address is https://HOST or http://HOST:PORT, optionally with a path"
     if "@" in url:
         # httpx2 would send the user as Basic credentials in place of the key.
-        raise ConfigurationError(f"the address holds a user or an '@': {rule}; the key is given by itself")
+        raise ConfigurationError(
+            f"the address contains a user or an '@': {rule}; the key is given separately"
+        )
     for sign, means in (("?", "a query or ends in '?'"), ("#", "a fragment or ends in '#'")):
         if sign in url:
             raise ConfigurationError(f"the address {url.partition(sign)[0]!r} has {means}: {rule}")
@@ -104,7 +106,7 @@ def _check_url(url: str) -> None:
 
 
 def _tls(ca_file: str | Path | None) -> ssl.SSLContext:
-    """The system's authorities, or those of SSL_CERT_FILE or SSL_CERT_DIR; `ca_file`'s beside them."""
+    """Trust the system's authorities, or those of SSL_CERT_FILE or SSL_CERT_DIR, and those in `ca_file`."""
     try:
         context = httpx2.create_ssl_context()
         if ca_file is not None:

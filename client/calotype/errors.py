@@ -1,22 +1,22 @@
-"""Everything that the client raises, as one tree; each error says whether the same call may succeed later.
+"""All errors that the client raises, as one tree; `retryable` says whether the call may succeed later.
 
 CalotypeError
- ├─ ConfigurationError          no address or key, or one that cannot be used
- ├─ UnsendableError             no request can carry this value: field
+ ├─ ConfigurationError          the address or the key is missing or not valid
+ ├─ UnsendableError             a value cannot be sent: field
  ├─ UnreachableError            nothing answers, or the connection was lost
- │   └─ UnexpectedAnswerError   something that is no calotype answers there
- ├─ ApiError                    the server refused: status, code, errors by field, request id
+ │   └─ UnexpectedAnswerError   the server there is not calotype
+ ├─ ApiError                    the server rejected it: status, code, errors by field, request id
  │   ├─ InvalidRequestError     400, 413, 415, 422
  │   ├─ UnauthenticatedError    401
  │   ├─ NotFoundError           404
  │   ├─ ConflictError           409
  │   ├─ RateLimitError          429
  │   └─ ServerError             5xx
- ├─ JobNotSucceededError        the job ended otherwise, or has not ended
- ├─ WaitTimeoutError            the time to wait is over; the job goes on
- ├─ DownloadError               the image did not arrive whole
- ├─ UploadError                 the store did not take the file
- └─ WebhookError                a message that no secret signed, or too old a one
+ ├─ JobNotSucceededError        the job has not succeeded
+ ├─ WaitTimeoutError            the wait timed out; the job goes on
+ ├─ DownloadError               the image did not arrive complete
+ ├─ UploadError                 the object store rejected the file
+ └─ WebhookError                a webhook is not signed by a known secret, or too old
 """
 
 from collections.abc import Mapping
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
     from .resources import Batch, Job
 
 RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
-"""Statuses of a service, or of a proxy before it, that may answer in a moment."""
+"""Statuses of a server, or of a proxy in front of it, that may be gone in a moment."""
 
 
 class CalotypeError(Exception):
-    """Base of the tree: `code` is stable, `retryable` says whether the same call may succeed later."""
+    """Base class. `code` is stable; `retryable` says whether the same call may succeed later."""
 
     code: str = "calotype_error"
     retryable: bool = False
 
 
 class ConfigurationError(CalotypeError, ValueError):
-    """No address or API key was given, or one that cannot be used."""
+    """The address or the API key is missing or not valid."""
 
     code = "configuration"
 
 
 class UnsendableError(CalotypeError, ValueError):
-    """A value that no request can carry; `field` names it, and nothing was sent."""
+    """The value of `field` cannot be sent. Nothing was sent."""
 
     code = "unsendable"
 
@@ -55,7 +55,7 @@ class UnsendableError(CalotypeError, ValueError):
 
 
 class UnreachableError(CalotypeError):
-    """Nothing answers at this address in time, or the connection was lost before the answer."""
+    """Nothing answered in time, or the connection was lost before the response."""
 
     code = "unreachable"
 
@@ -65,7 +65,7 @@ class UnreachableError(CalotypeError):
 
 
 class UnexpectedAnswerError(UnreachableError):
-    """What answers at this address is no calotype: a page, a redirect, JSON of another service."""
+    """The server at this address is not calotype: it sent a page, a redirect or other JSON."""
 
     code = "unexpected_answer"
 
@@ -75,7 +75,7 @@ class UnexpectedAnswerError(UnreachableError):
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with a request: the field, and the limit that it breaks; `line` is of a CSV."""
+    """One fault of a request: the field and the limit that it breaks. `line` is the line of a CSV."""
 
     field: str
     detail: str
@@ -88,7 +88,7 @@ class Fault:
 
 
 class ApiError(CalotypeError):
-    """The server refused; `problem` is its RFC 9457 body."""
+    """The server rejected the request; `problem` is the body of its response (RFC 9457)."""
 
     def __init__(
         self, status: int, problem: Mapping[str, Any], *, retry_after_seconds: float | None = None
@@ -100,19 +100,19 @@ class ApiError(CalotypeError):
         self.request_id: str | None = problem.get("request_id") or None
         self.retryable = status in RETRYABLE_STATUSES
         self.retry_after_seconds = retry_after_seconds
-        """What the server asked for by `Retry-After`."""
+        """The value of `Retry-After`, if the server sent one."""
         self.errors = tuple(_faults(problem.get("errors")))
         num_errors = problem.get("num_errors")
         self.num_errors = num_errors if isinstance(num_errors, int) else len(self.errors)
-        """How many faults there are; `errors` holds at most the first hundred."""
-        # The first is the summary; others may be the same mistake in other lines.
+        """The number of faults, of which `errors` holds at most the first hundred."""
+        # The summary repeats the first fault; others may be the same mistake in other lines.
         is_told = bool(self.errors) and self.errors[0].detail in self.detail
         more = [str(fault) for fault in self.errors[is_told:]]
         super().__init__("; ".join([f"{status} {self.detail}".strip(), *more]))
 
     @property
     def errors_by_field(self) -> dict[str, list[str]]:
-        """What is wrong with each field; without a field of its own it is under the empty name."""
+        """The faults of each field; those without a field have the empty name."""
         found: dict[str, list[str]] = {}
         for fault in self.errors:
             found.setdefault(fault.field, []).append(fault.detail)
@@ -120,31 +120,31 @@ class ApiError(CalotypeError):
 
 
 class InvalidRequestError(ApiError):
-    """The request says something that cannot be done; `errors` name fields and limits."""
+    """The request is not valid; `errors` names fields and limits."""
 
 
 class UnauthenticatedError(ApiError):
-    """There is no key, or it is nobody's."""
+    """The API key is missing or unknown."""
 
 
 class NotFoundError(ApiError):
-    """There is nothing of that name for this key."""
+    """The account has nothing with this id."""
 
 
 class ConflictError(ApiError):
-    """The job or batch is in a state that does not allow it."""
+    """The state of the job or batch does not allow this."""
 
 
 class RateLimitError(ApiError):
-    """Too many requests; `retry_after_seconds` says when."""
+    """Too many requests; try again after `retry_after_seconds`."""
 
 
 class ServerError(ApiError):
-    """The service, or a proxy before it, failed."""
+    """The server, or a proxy in front of it, failed."""
 
 
 class JobNotSucceededError(CalotypeError):
-    """A job that ended otherwise, or has not ended; `job` is the job."""
+    """The job failed, was canceled, expired or has not ended; `job` is the job."""
 
     def __init__(self, job: "Job") -> None:
         self.job = job
@@ -155,7 +155,7 @@ class JobNotSucceededError(CalotypeError):
 
 
 class WaitTimeoutError(CalotypeError, TimeoutError):
-    """The time to wait is over; `found` are the jobs or batches that go on."""
+    """The wait timed out; `found` are the jobs or batches that have not ended."""
 
     code = "wait_timeout"
     retryable = True
@@ -168,21 +168,21 @@ class WaitTimeoutError(CalotypeError, TimeoutError):
 
 
 class DownloadError(CalotypeError):
-    """An image did not arrive whole, or its link was refused."""
+    """The image did not arrive complete, or its link was rejected."""
 
     code = "download_failed"
     retryable = True
 
 
 class UploadError(CalotypeError):
-    """The store did not take a file under the link for it."""
+    """The object store rejected the upload of a file."""
 
     code = "upload_failed"
     retryable = True
 
 
 class WebhookError(CalotypeError, ValueError):
-    """A webhook that must not be believed; `code` says why."""
+    """A webhook that must not be trusted; `code` says why."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -192,7 +192,7 @@ class WebhookError(CalotypeError, ValueError):
 def api_error(
     status: int, problem: Mapping[str, Any], *, retry_after_seconds: float | None = None
 ) -> ApiError:
-    """The error of the tree for this status."""
+    """The error class for this status."""
     kinds: dict[int, type[ApiError]] = {
         400: InvalidRequestError,
         401: UnauthenticatedError,
@@ -208,7 +208,7 @@ def api_error(
 
 
 def _faults(found: Any) -> list[Fault]:
-    """The items of `errors` that can be read; a JSON pointer (RFC 6901) loses its `#/`."""
+    """The readable items of `errors`; `#/` is removed from JSON pointers (RFC 6901)."""
     if not isinstance(found, list):
         return []
     faults = []

@@ -1,4 +1,4 @@
-"""The caller's own files: a CSV or an image that is read, an image that is written whole or not at all."""
+"""Reads CSV files and images of the caller, and writes images completely or not at all."""
 
 import os
 import secrets
@@ -8,7 +8,7 @@ from .resources import Job
 
 
 def read_csv(file: str | os.PathLike[str] | bytes, filename: str | None) -> tuple[str, bytes]:
-    """The name of a CSV for the server, and its content. Raises `OSError`."""
+    """The file name to send and the content. Raises `OSError`."""
     if isinstance(file, bytes):
         return filename or "prompts.csv", file
     path = Path(file)
@@ -21,7 +21,7 @@ def read_image(image: str | os.PathLike[str] | bytes) -> bytes:
 
 
 def media_type_of(content: bytes) -> str | None:
-    """By the first bytes of an image; None for what the API reads no image from."""
+    """The media type by the first bytes; None if the API does not accept such images."""
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if content.startswith(b"\xff\xd8\xff"):
@@ -30,16 +30,16 @@ def media_type_of(content: bytes) -> str | None:
 
 
 def image_path(to: str | os.PathLike[str], job: Job, index: int) -> Path:
-    """Where the image goes: `to`, or a file named after the job in it if it is a folder."""
+    """The path to write to: `to`, or if that is a folder, a file in it that is named after the job."""
     path = Path(to)
     return path / f"{job.id}-{index}.{job.output_format}" if path.is_dir() else path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` there in one step, or leave what was there as it is.
+    """Replace the file in one step, or leave it unchanged.
 
-    What is no ordinary file, as /dev/stdout, is written to and not replaced; so is a file in a folder where
-    this user may make none.
+    A special file such as /dev/stdout is written to instead of replaced; so is a file in a folder in which
+    this user may not create files.
     """
     target = path.resolve()
     if target.exists() and not (target.is_file() and os.access(target.parent, os.W_OK | os.X_OK)):

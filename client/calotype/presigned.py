@@ -1,20 +1,20 @@
-"""Presigned links in logs: httpx2 logs each address at INFO, and the query of such a link is a credential."""
+"""Keeps presigned links out of logs: httpx2 logs every URL, and their query is a credential."""
 
 import httpx2
 
 
 class PresignedUrl(httpx2.URL):
-    """An address that is sent whole and written without its query."""
+    """A URL that is sent complete and printed without its query."""
 
     def __str__(self) -> str:
         return str(self.copy_with(query=None)) if self.query else super().__str__()
 
 
 def hide_query(request: httpx2.Request) -> None:
-    """A request hook of `httpx2.Client`, called for every redirect too."""
+    """A request hook for `httpx2.Client`, which also calls it for redirects."""
     request.url = PresignedUrl(request.url)
 
 
 async def hide_query_async(request: httpx2.Request) -> None:
-    """The same for `httpx2.AsyncClient`."""
+    """The request hook for `httpx2.AsyncClient`."""
     hide_query(request)

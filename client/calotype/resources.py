@@ -1,13 +1,14 @@
-"""What the API answers, as frozen dataclasses: jobs, images, batches, files, tiers, models.
+"""What is sent to the API, as typed dictionaries, and what it answers, as frozen dataclasses.
 
-A field that a later server adds changes nothing here and is found in `raw`; a field that an older server
-does not send has its default. Knows no HTTP.
+A parameter that only a later server knows is sent too: a type checker rejects it, but the client does not. A
+field that only a later server sends is in `raw`; a field that an older server does not send has its default.
+The server decides the limits of parameters (`GET /v1/models`). This module knows no HTTP.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, Required, TypedDict, TypeVar
 
 from .errors import JobNotSucceededError
 
@@ -15,7 +16,43 @@ Json = dict[str, Any]
 T = TypeVar("T")
 
 TERMINAL_STATES = frozenset({"succeeded", "failed", "canceled", "expired"})
-"""The states of a job that never change again."""
+"""The final states of a job."""
+
+
+class Lora(TypedDict, total=False):
+    """An adapter of the model and how strongly it is applied: 1 if `scale` is left out."""
+
+    name: Required[str]
+    scale: float
+
+
+class JobParameters(TypedDict, total=False):
+    """The keyword arguments of `submit`. The model chooses those that are left out or None."""
+
+    negative_prompt: str | None
+    model: str | None
+    width: int | None
+    height: int | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    guidance_cutoff: float | None
+    step_cache: int | None
+    preset: str | None
+    scheduler: str | None
+    seed: int | None
+    num_images: int | None
+    output_format: Literal["png", "webp", "jpeg"] | None
+    output_quality: int | None
+    image: str | Sequence[str] | None
+    mask_image: str | None
+    control_image: str | None
+    strength: float | None
+    loras: Sequence[Lora] | None
+    lane: Literal["interactive", "bulk"] | None
+    strict: bool | None
+    deadline_seconds: float | None
+    webhook_url: str | None
+    pipeline_parameters: Mapping[str, bool | int | float | str] | None
 
 
 @dataclass(frozen=True)
@@ -32,7 +69,7 @@ class Image:
 
 @dataclass(frozen=True)
 class JobError:
-    """Why a job failed; `retryable` if another try can help."""
+    """Why a job failed; `retryable` says whether another try can succeed."""
 
     code: str
     retryable: bool = False
@@ -44,7 +81,7 @@ class JobError:
 
 @dataclass(frozen=True)
 class JobWarning:
-    """Something that was not done as asked; `field` names the parameter."""
+    """Something that was not done as requested; `field` names the parameter."""
 
     code: str
     field: str = ""
@@ -53,7 +90,7 @@ class JobWarning:
 
 @dataclass(frozen=True)
 class WaitingReason:
-    """Why a job waits; `tier` and `num_jobs` are given for a batch alone."""
+    """Why a job waits; only those of batches have `tier` and `num_jobs`."""
 
     code: str
     detail: str = ""
@@ -63,7 +100,7 @@ class WaitingReason:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the server showed it last; `raw` is the whole answer."""
+    """A job as in the last response; `raw` is the whole response."""
 
     id: str
     state: str
@@ -115,14 +152,14 @@ class Job:
         return self.state in TERMINAL_STATES or self.finished_at is not None
 
     def raise_unless_succeeded(self) -> None:
-        """Raise `JobNotSucceededError`, with the job's own error code, in every other state."""
+        """Raise `JobNotSucceededError` with the job's error code, unless the job has succeeded."""
         if self.state != "succeeded":
             raise JobNotSucceededError(self)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A CSV and how far its jobs are; `raw` is the whole answer."""
+    """A CSV and the progress of its jobs; `raw` is the whole response."""
 
     id: str
     state: str
@@ -142,13 +179,13 @@ class Batch:
 
     @property
     def has_ended(self) -> bool:
-        """Whether every job of it has ended."""
+        """Whether all of its jobs have ended."""
         return self.state != "running"
 
 
 @dataclass(frozen=True)
 class File:
-    """An image that jobs may start from; `expires_at` is None once one has named it; `raw` is the answer."""
+    """An image that jobs may start from; `expires_at` is None once a job uses it."""
 
     id: str
     num_bytes: int = 0
@@ -164,7 +201,7 @@ class File:
 
 @dataclass(frozen=True)
 class PresignedUpload:
-    """Where the bytes of a file are to be put, and the headers that must go with them."""
+    """The link to put the bytes of a file at, and the headers to send with them."""
 
     id: str
     url: str
@@ -173,7 +210,7 @@ class PresignedUpload:
 
 @dataclass(frozen=True)
 class Tier:
-    """A class of sizes that one model serves; `raw` is the whole answer."""
+    """A resolution class of one model; `raw` is the whole response."""
 
     name: str
     model: str = ""
@@ -190,7 +227,7 @@ class Tier:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that this server offers; its limits are in `raw`."""
+    """A model of this server; its limits are in `raw`."""
 
     name: str
     raw: Json = field(default_factory=dict, repr=False, compare=False)
@@ -205,7 +242,7 @@ class JobPage:
 
 
 def job_of(document: Json) -> Job:
-    """A job from its JSON. Raises `TypeError`, `ValueError` or `KeyError` for what is none."""
+    """A job from its JSON. Raises `TypeError`, `ValueError` or `KeyError` if it is not one."""
     return _filled(
         Job,
         document,
@@ -219,7 +256,7 @@ def job_of(document: Json) -> Job:
 
 
 def batch_of(document: Json) -> Batch:
-    """A batch from its JSON; raises as `job_of` does."""
+    """A batch from its JSON; raises like `job_of`."""
     reasons = document.get("waiting_reasons") or ()
     return _filled(
         Batch,
@@ -232,17 +269,17 @@ def batch_of(document: Json) -> Batch:
 
 
 def file_of(document: Json) -> File:
-    """A file from its JSON; raises as `job_of` does."""
+    """A file from its JSON; raises like `job_of`."""
     return _filled(File, document, **_instants(document, "created_at", "expires_at"), raw=document)
 
 
 def upload_of(document: Json) -> File | PresignedUpload:
-    """Where a file is to be put, or the file if it is there already; raises as `job_of` does."""
+    """The link for a file, or the file if the server has it; raises like `job_of`."""
     return _filled(PresignedUpload, document) if "url" in document else file_of(document)
 
 
 def job_page_of(document: Json) -> JobPage:
-    """A page of jobs from its JSON; raises as `job_of` does."""
+    """A page of jobs from its JSON; raises like `job_of`."""
     return JobPage(tuple(map(job_of, document["jobs"])), document.get("next_cursor"))
 
 
@@ -256,7 +293,7 @@ def _image_of(document: Json) -> Image:
 
 
 def _filled(kind: Callable[..., T], document: Json, **values: Any) -> T:
-    """A dataclass from the fields that it knows; `values` count before the document."""
+    """A dataclass from the fields that it knows; `values` take precedence over the document."""
     names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]  # every kind here is a dataclass
     return kind(**{name: document[name] for name in names if name in document} | values)
 

@@ -1,7 +1,7 @@
-"""What a caller gives, as it can be sent: JSON, texts and headers, or `UnsendableError` naming the field.
+"""Checks that values can be sent as JSON, text or headers; raises `UnsendableError` with the field.
 
-Owns what no request can carry, as a number that JSON has not or half of a surrogate pair. The limits of each
-field are the server's.
+Rejects what no request can contain, such as NaN or half of a surrogate pair. The server checks the limits of
+each field.
 """
 
 import json
@@ -13,7 +13,7 @@ from .errors import UnsendableError
 
 
 def json_fields(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields with numbers of other libraries, such as numpy's, turned into Python's own."""
+    """The fields, with numbers of other libraries such as numpy converted to Python numbers."""
     sendable = {}
     for name, value in given.items():
         try:
@@ -25,17 +25,17 @@ def json_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def texts(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Texts, or sequences of texts, of a form or a query; raises for one that UTF-8 cannot hold."""
+    """The fields of a form or query: texts or sequences of texts that UTF-8 can encode."""
     for name, value in given.items():
         for text in value if isinstance(value, list | tuple) else (value,):
             if not isinstance(text, str | int | float):
-                raise UnsendableError(name, f"is a {type(text).__name__} and no text")
+                raise UnsendableError(name, f"is a {type(text).__name__}, not a text")
             as_utf8(name, str(text))
     return dict(given)
 
 
 def as_utf8(field: str, text: str) -> bytes:
-    """The bytes of a text."""
+    """The UTF-8 bytes of a text."""
     try:
         return text.encode()
     except (UnicodeEncodeError, AttributeError) as error:
@@ -43,9 +43,9 @@ def as_utf8(field: str, text: str) -> bytes:
 
 
 def header(field: str, text: str) -> str:
-    """A header's value: printable ASCII without spaces around it (RFC 9110 section 5.5)."""
+    """The value of a header: printable ASCII without surrounding spaces (RFC 9110 section 5.5)."""
     if not (isinstance(text, str) and text.isascii() and text.isprintable() and text == text.strip()):
-        raise UnsendableError(field, "must be printable ASCII, without spaces around it")
+        raise UnsendableError(field, "must be printable ASCII without surrounding spaces")
     return text
 
 
@@ -59,5 +59,5 @@ def _number(value: Any) -> Any:
 
 def _refusal(field: str, error: Exception) -> UnsendableError:
     if isinstance(error, UnicodeEncodeError):
-        return UnsendableError(field, f"holds {error.object[error.start]!a}, which UTF-8 cannot hold")
+        return UnsendableError(field, f"contains {error.object[error.start]!a}, which UTF-8 cannot encode")
     return UnsendableError(field, f"cannot be sent: {error}")

@@ -1,6 +1,6 @@
-"""Verifying a webhook by the scheme of Standard Webhooks 1.0: HMAC-SHA256 over id, timestamp and body.
+"""Verifies webhooks (Standard Webhooks 1.0): HMAC-SHA256 over id, timestamp and body.
 
-Needs the standard library alone and no client; the secret is `GET /v1/webhook-secret`.
+It needs only the standard library and no client; `GET /v1/webhook-secret` returns the secret.
 """
 
 import base64
@@ -21,12 +21,12 @@ _PREFIX = "whsec_"
 
 @dataclass(frozen=True)
 class WebhookEvent:
-    """A message that is genuine. `id` is the same in every attempt to deliver it."""
+    """A verified message. Every attempt to deliver it has the same `id`."""
 
     id: str
     type: str
     timestamp: int
-    """When this attempt was signed, in seconds since 1970."""
+    """When this attempt was signed, in seconds since 1970-01-01."""
     data: Mapping[str, Any]
     """The job or the batch, without prompts."""
     raw: Mapping[str, Any]
@@ -40,13 +40,13 @@ def verify_webhook(
     tolerance_seconds: float = TOLERANCE_SECONDS,
     now: float | None = None,
 ) -> WebhookEvent:
-    """The event in `body`, the request's body as it came; raises `WebhookError` if it may be forged.
+    """The event in `body`, the unchanged body of the request. Raises `WebhookError` if it may be forged.
 
-    `secrets` is one `whsec_` secret or several while one is being replaced. The message is good if any of
-    its `v1` signatures is of any of them, and its timestamp is within `tolerance_seconds` of `now`, which is
-    this machine's clock if left out. The `code` of the error is `missing_header`, `invalid_header`,
+    `secrets` is one `whsec_` secret, or several while one is being replaced. The message is genuine if one
+    of its `v1` signatures matches one of them, and if its timestamp is within `tolerance_seconds` of `now`
+    (by default, of this machine's clock). The `code` of the error is `missing_header`, `invalid_header`,
     `timestamp_too_old`, `timestamp_too_new`, `no_matching_signature` or `invalid_body`. Raises
-    `ConfigurationError` for a secret that is none.
+    `ConfigurationError` for a secret that is not valid.
     """
     data = _bytes(body)
     given = {name.lower(): value for name, value in headers.items()}
@@ -65,7 +65,7 @@ def _bytes(body: bytes | str) -> bytes:
     try:
         return body.encode() if isinstance(body, str) else bytes(body)
     except UnicodeEncodeError as error:
-        raise WebhookError("invalid_body", "the body holds what UTF-8 cannot hold") from error
+        raise WebhookError("invalid_body", "the body contains text that UTF-8 cannot encode") from error
 
 
 def _header(given: Mapping[str, str], name: str) -> str:
@@ -75,7 +75,9 @@ def _header(given: Mapping[str, str], name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise WebhookError("invalid_header", f"the header {name} holds what UTF-8 cannot hold") from error
+        raise WebhookError(
+            "invalid_header", f"the header {name} contains text that UTF-8 cannot encode"
+        ) from error
     return value
 
 
@@ -97,7 +99,7 @@ def _key(secret: str) -> bytes:
     except (binascii.Error, ValueError):
         key = b""
     if not key:
-        raise ConfigurationError("a webhook secret is 'whsec_' and base64")
+        raise ConfigurationError("a webhook secret is 'whsec_' followed by base64")
     return key
 
 
@@ -107,7 +109,7 @@ def _is_signed(content: bytes, signatures: str, keys: Iterable[bytes]) -> bool:
     for key in keys:
         expected = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest())
         for signature in given:
-            # Every pair is compared, so that the time tells nothing about which one matched.
+            # Every pair is compared, so that the time does not reveal which one matched.
             is_signed |= hmac.compare_digest(expected, signature.encode())
     return is_signed
 
@@ -118,5 +120,5 @@ def _event(message_id: str, signed_at: int, data: bytes) -> WebhookEvent:
     except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict) or not isinstance(message.get("data"), dict):
-        raise WebhookError("invalid_body", "the body is signed, and is no JSON object with `data`")
+        raise WebhookError("invalid_body", "the body is signed, but it is not a JSON object with `data`")
     return WebhookEvent(message_id, str(message.get("type", "")), signed_at, message["data"], message)

@@ -1,1 +1,1 @@
-"""LoRA adapters: read from files, held on the device, applied by rows."""
+"""LoRA adapters: reads them from files, keeps them on the device, and applies them to rows of a batch."""

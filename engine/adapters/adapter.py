@@ -1,7 +1,7 @@
-"""An adapter as it lies on the device: LoRA's two matrices for each layer that it changes.
+"""An adapter on the device: the two LoRA matrices of each layer that it changes.
 
-`A` maps a layer's input to a few numbers and `B` maps these to its output (Hu et al. 2021, arXiv 2106.09685):
-the layer then gives `W x + scale * B A x`. It knows no file and no pass.
+`A` maps a layer's input to `rank` numbers and `B` maps these to its output (Hu et al. 2021, arXiv
+2106.09685): the layer then returns `W x + scale * B A x`. It knows nothing of files or forward passes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,46 +18,46 @@ _numbers = count(1)
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """What is added to one `Linear` or `Conv2d`.
+    """The matrices for one `Linear` or `Conv2d`.
 
-    Of a `Linear` with `in` inputs and `out` outputs `down` is `(in, rank)` and `up` is `(rank, out)`. Of a
-    convolution they are weights as `torch.nn.functional.conv2d` takes them, `down` with the `geometry` of the
-    layer itself, by the names of its arguments.
+    For a `Linear` with `in` inputs and `out` outputs, `down` is `(in, rank)` and `up` is `(rank, out)`. For a
+    convolution both are weights for `torch.nn.functional.conv2d`, and `geometry` has the layer's own stride,
+    padding and dilation, which `down` uses.
     """
 
     down: Tensor
     up: Tensor
-    scale: float  # of the file; a request's own scale comes on top
+    scale: float  # from the file; multiplied by the request's scale
     geometry: Mapping[str, Any] | None = None
 
     @property
     def num_bytes(self) -> int:
-        """What its tensors take."""
+        """Bytes of its tensors on the device."""
         return self.down.nbytes + self.up.nbytes
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """Layers by a pipeline's component and by their paths in it; each reading of a file is another."""
+    """Layers by component of a pipeline and by path in it; each reading of a file gets its own `number`."""
 
     name: str
     layers: Mapping[str, Mapping[str, Layer]]
-    num_unread: int = 0  # layers of its file that the model does not have
+    num_unread: int = 0  # layers of the file that the model does not have
     number: int = field(default_factory=lambda: next(_numbers))
 
     @property
     def num_layers(self) -> int:
-        """Layers that it changes."""
+        """Number of layers that it changes."""
         return sum(map(len, self.layers.values()))
 
     @property
     def num_bytes(self) -> int:
-        """What all its layers take."""
+        """Bytes of all its layers."""
         return sum(layer.num_bytes for paths in self.layers.values() for layer in paths.values())
 
     @property
     def changes_texts(self) -> bool:
-        """Whether it has layers of a text encoder."""
+        """Whether it changes a text encoder."""
         return not all(map(is_denoiser, self.layers))
 
 
@@ -66,10 +66,10 @@ Applied = Sequence[tuple[Adapter, float]]
 
 
 def order_of(applied: Applied) -> tuple[tuple[int, float], ...]:
-    """Equal for equal adapters with equal scales: rows of one order stand side by side in a pass."""
+    """Return a sort key, equal for equal adapters and scales, that puts equal rows side by side in a pass."""
     return tuple((adapter.number, scale) for adapter, scale in applied)
 
 
 def texts_order_of(applied: Applied) -> tuple[tuple[int, float], ...]:
-    """The same of those that change what a text encoder gives."""
+    """Return the `order_of` the adapters that change a text encoder."""
     return order_of([(adapter, scale) for adapter, scale in applied if adapter.changes_texts])

@@ -1,8 +1,8 @@
-"""Adds to each row of a forward pass what the adapters of its request add, and nothing to the others.
+"""Applies adapters to the rows of a forward pass whose requests have them, and changes no other row.
 
-Hooks stand on the layers that some row of the pass changes, and only while it runs: what has no adapter runs
-as if there were none in the world. A row's part is computed in an order of its own, so that its bits do not
-depend on the rows beside it. It owns no adapter, and does not know which calls share a pass.
+Hooks are set only on the layers that the pass's adapters change, and only while it runs, so passes without
+adapters have no overhead. A row's adapters are applied in the order of its request, so that its bits do not
+depend on the other rows. It does not own adapters, nor know which calls share a pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +19,16 @@ from torch.nn.functional import conv2d
 from engine.adapters.adapter import Applied, Layer, order_of
 
 RowsKey = tuple[Any, ...]
-MAX_ALIKE = 16384  # shapes that are remembered
+MAX_SHAPES = 16384  # most shapes whose exactness is remembered
 
 
-class RowsUntoldError(RuntimeError):
-    """A layer's input has no row for each image, so rows of different adapters cannot be told apart."""
+class RowsUnknownError(RuntimeError):
+    """A layer's input does not have one row per image, so it is unknown which adapters apply to which row."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring rows of a pass that have the same adapters."""
+    """Adjacent rows of a pass that have the same adapters."""
 
     start: int
     stop: int
@@ -37,10 +37,10 @@ class Span:
 
 @dataclass(frozen=True)
 class _Pass:
-    """A forward pass: its rows, padding included, and who has which of them.
+    """A forward pass: its number of rows, padding included, and the adapters of each.
 
-    `is_listed`: a row is an entry of a list, whose entries may differ in length. `is_partial`: a layer may be
-    given the first rows alone.
+    With `is_listed` the pass gets a list with one entry per row, and entries may differ in length. With
+    `is_partial` a layer may get only the first rows.
     """
 
     num_rows: int
@@ -59,7 +59,7 @@ class AdapterRows:
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
         self._modules: dict[str, dict[str, Module]] = {}  # by component, and by path
-        self._alike: dict[RowsKey, bool] = {}
+        self._is_exact: dict[RowsKey, bool] = {}  # whether rows together have the bits of single rows
 
     @contextmanager
     def applied(
@@ -71,14 +71,14 @@ class AdapterRows:
         is_listed: bool = False,
         is_partial: bool = False,
     ) -> Iterator[None]:
-        """Let what runs inside, a pass of the module `name`, give each of its members what its adapters add.
+        """Apply the adapters of `members` to the pass of the module `name` that runs inside the block.
 
-        `members` are adapters and row counts in the order of the pass's `num_rows` rows. Raises
-        `RowsUntoldError` inside.
+        `members` are the adapters and the row count of each batch member, in the order of the pass's
+        `num_rows` rows. The pass raises `RowsUnknownError` if its rows cannot be separated.
         """
         spans = _spans(members)
         component = name.partition(".")[0]
-        a_pass = _Pass(num_rows, spans, is_listed, is_partial)
+        forward_pass = _Pass(num_rows, spans, is_listed, is_partial)
         by_path: dict[str, list[tuple[Span, Layer, float]]] = {}
         for span in spans:
             for adapter, scale in span.applied:
@@ -86,7 +86,7 @@ class AdapterRows:
                     by_path.setdefault(path, []).append((span, layer, scale * layer.scale))
         modules = self._modules_of(component) if by_path else {}
         hooks = [
-            modules[path].register_forward_hook(partial(self._hook, a_pass, parts), with_kwargs=True)
+            modules[path].register_forward_hook(partial(self._hook, forward_pass, parts), with_kwargs=True)
             for path, parts in by_path.items()
         ]
         try:
@@ -102,23 +102,23 @@ class AdapterRows:
 
     def _hook(
         self,
-        a_pass: _Pass,
+        forward_pass: _Pass,
         parts: Sequence[tuple[Span, Layer, float]],
         module: Module,
-        by_place: tuple[Any, ...],
-        by_name: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
         output: Tensor,
     ) -> Tensor:
-        (given, *_), num_rows = (*by_place, *by_name.values()), a_pass.num_rows
+        (given, *_), num_rows = (*args, *kwargs.values()), forward_pass.num_rows
         count = len(given)
-        if a_pass.is_partial and count < num_rows:
+        if forward_pass.is_partial and count < num_rows:
             num_rows = count
-        elif count % num_rows or (count != num_rows and a_pass.is_listed):
-            if not a_pass.is_uniform:
-                raise RowsUntoldError(f"{count} entries for {num_rows} rows in a {type(module).__name__}")
+        elif count % num_rows or (count != num_rows and forward_pass.is_listed):
+            if not forward_pass.is_uniform:
+                raise RowsUnknownError(f"{count} entries for {num_rows} rows in a {type(module).__name__}")
             num_rows, parts = 1, [(Span(0, 1, one.applied), layer, scale) for one, layer, scale in parts]
         is_linear = parts[0][1].geometry is None
-        # Tokens may stand row after row in one dimension.
+        # The tokens of all rows may be in one dimension, one row after another.
         rows = given.reshape(num_rows, -1, given.shape[-1]) if is_linear else given
         added_to = output.reshape(num_rows, -1, output.shape[-1]) if is_linear else output
         for span, layer, scale in parts:
@@ -128,24 +128,24 @@ class AdapterRows:
         return added_to.reshape(output.shape)
 
     def _add(self, output: Tensor, rows: Tensor, layer: Layer, scale: float) -> None:
-        """Add to `output`, in place, what the layer gives for these rows, each with the bits of a lone one.
+        """Add the layer's result for `rows` to `output` in place; each row has the bits of a row alone.
 
-        Kernels are chosen by shape, so that is seen at the first rows of a shape: where several at once do
-        not give the bits of one after the other, it is one after the other from then on.
+        Kernels are chosen by shape. The first time a shape occurs, its rows are computed both together and
+        one by one; if the bits differ, rows of this shape are computed one by one from then on.
         """
         add = _add_linear if layer.geometry is None else _add_convolution
         if len(rows) == 1:
             add(output, rows, layer, scale)
             return
         key = (rows.shape, layer.down.shape, layer.up.shape, rows.dtype, layer.down.dtype, output.dtype)
-        if len(self._alike) >= MAX_ALIKE:
-            self._alike.clear()
-        if key not in self._alike:
+        if len(self._is_exact) >= MAX_SHAPES:
+            self._is_exact.clear()
+        if key not in self._is_exact:
             together = output.clone()
             add(together, rows, layer, scale)
             _add_one_by_one(add, output, rows, layer, scale)
-            self._alike[key] = torch.equal(together, output)
-        elif self._alike[key]:
+            self._is_exact[key] = torch.equal(together, output)
+        elif self._is_exact[key]:
             add(output, rows, layer, scale)
         else:
             _add_one_by_one(add, output, rows, layer, scale)
@@ -175,7 +175,7 @@ def _add_one_by_one(
 
 
 def _add_linear(output: Tensor, rows: Tensor, layer: Layer, scale: float) -> None:
-    """`output` `(R, T, out)` and `rows` `(R, T, in)`: a product for each row, and not one of all tokens."""
+    """Add to `output` `(R, T, out)` from `rows` `(R, T, in)`: one matrix product per row, not one for all."""
     down = torch.bmm(rows.to(layer.down.dtype), layer.down.expand(len(rows), -1, -1))
     up = layer.up.expand(len(rows), -1, -1)
     if output.dtype == up.dtype:

@@ -1,1 +1,1 @@
-"""From weights on a disk or a hub to models on a device, ready to draw."""
+"""Loads models from a disk or a hub onto a device."""

@@ -1,8 +1,8 @@
-"""When `torch.compile` may compile: while models are loaded, the sizes that their tiers name; never later.
+"""Compiles models with `torch.compile` while they are loaded, for the sizes of their tiers, and never later.
 
-A shape takes from seconds to minutes to compile. Were that left to the first job that asks for it, every
-job of the worker would stand still meanwhile, and the watchdog could not tell it from a hung step. So what
-was not compiled by then runs as it was written: always, hence with the same bits each time.
+Compiling a shape takes seconds to minutes. If a job triggered it, every job of the worker would wait, and the
+watchdog could not tell it from a hung step. So shapes that were not compiled at load always run uncompiled,
+and give the same bits each time.
 """
 
 import logging
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from engine.attempt import unless_out_of_memory
+from engine.device_work import unless_out_of_memory
 from engine.errors import OutOfMemory
 from engine.pipelines.parked_call import ParkedCall
 from engine.pipelines.pipeline_model import PipelineModel
@@ -27,8 +27,8 @@ Size = tuple[int, int]
 
 
 @contextmanager
-def only_here(*, is_wanted: bool) -> Iterator[None]:
-    """Let what runs inside be compiled, and nothing that runs in this process afterwards."""
+def compilation_allowed(*, is_wanted: bool) -> Iterator[None]:
+    """Allow compilation inside the block, and forbid it in this process afterwards."""
     if not is_wanted:
         yield
         return
@@ -36,12 +36,12 @@ def only_here(*, is_wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.compiler.set_stance("eager_on_recompile")  # what is compiled stays in use
+        torch.compiler.set_stance("eager_on_recompile")  # compiled code stays in use
 
 
 @contextmanager
-def as_written() -> Iterator[None]:
-    """Run inside what every size that no tier names will run."""
+def uncompiled() -> Iterator[None]:
+    """Run the block uncompiled, as sizes that are not a tier's default run."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
@@ -51,7 +51,7 @@ def as_written() -> Iterator[None]:
 def compile_sizes(
     model: PipelineModel, sizes: Iterable[Size], row_limits: Mapping[int, int], budget: TimeBudget
 ) -> dict[int, int]:
-    """Compile every bucket of each of these sizes while the time lasts; the row limits that fit."""
+    """Compile every bucket of each size until the budget is spent; return row limits that fit into memory."""
     limits = dict(row_limits)
     for size in sizes:
         if budget.is_spent():
@@ -74,7 +74,7 @@ def _request(width: int, height: int) -> GenerationRequest:
 def _compile_rows(
     model: PipelineModel, size: Size, parked: ParkedCall, max_rows: int, budget: TimeBudget
 ) -> int:
-    """Make a forward pass at each bucket up to `max_rows`; the most rows that fit."""
+    """Make a forward pass at each bucket up to `max_rows`; return the largest row count that fits."""
     pixels, fitted = model.pixels_per_latent, BUCKET_STEP
     buckets = at(model.buckets, size[1] // pixels, size[0] // pixels)
     for num_rows in sorted({buckets.rows(rows) for rows in range(parked.num_rows, max_rows + 1)}):
@@ -82,7 +82,7 @@ def _compile_rows(
             return max_rows
         if not _fits(model, parked, num_rows):
             logger.warning(
-                "%s: %d rows of %dx%d pixels do not fit, so its step batches are kept to %d",
+                "%s: %d rows of %dx%d pixels do not fit into memory, so step batches are limited to %d rows",
                 OutOfMemory.code, num_rows, *size, fitted,
             )  # fmt: skip
             return fitted
@@ -91,9 +91,9 @@ def _compile_rows(
 
 
 def _fits(model: PipelineModel, parked: ParkedCall, num_rows: int) -> bool:
-    """Whether so many rows do; raises what was wrong where they are no more than the smallest bucket."""
+    """Whether `num_rows` rows fit into memory; raises the error if the smallest bucket fails."""
 
-    def predict() -> None:  # torch compiles what it meets
+    def predict() -> None:  # compiles the shape
         model.exchange.outputs([parked], num_rows)
 
     if num_rows <= BUCKET_STEP:

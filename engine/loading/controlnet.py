@@ -1,7 +1,7 @@
-"""A ControlNet from a folder or a hub id, on its device, for the pipelines of one model.
+"""Reads a ControlNet from a folder or a hub id onto its device.
 
-Owns which of its files are read and what a broken one is called. It knows no pipeline: whether the two fit
-shows in the first image.
+Owns the choice of its files and the errors for broken ones. It knows no pipeline: the first image shows
+whether the ControlNet fits the model.
 """
 
 import json
@@ -11,19 +11,19 @@ from typing import Any
 import diffusers
 import torch
 
-from engine.attempt import translate
+from engine.device_work import translate
 from engine.errors import LoadError, OutOfMemory
 from engine.loading.hub import Hub, names_in, text_in
 from engine.loading.layout import files_of_component
+from engine.loading.optimization import pad_small_linears
 from engine.loading.read_pipeline import Source, dtype_of
-from engine.loading.small_step_batches import pad_small_linears
 from engine.loading.weight_files import FileFacts, facts_of
 
 CONFIG = "config.json"
 
 
 def read_controlnet(source: Source, device: torch.device, hub: Hub) -> tuple[Any, FileFacts]:
-    """The ControlNet on `device`, and the files that it was read from; raises `LoadError`."""
+    """Return the ControlNet on `device` and the files that it was read from; raises `LoadError`."""
     try:
         folder = hub.component(
             source.path,
@@ -48,9 +48,9 @@ def _class_of(folder: Path) -> Any:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise LoadError(f"its {CONFIG} names no class ({type(error).__name__})") from error
     if "ControlNet" not in name or not hasattr(diffusers, name):
-        raise LoadError(f"it is a {name}, and no ControlNet that diffusers {diffusers.__version__} has")
+        raise LoadError(f"{name} is not a ControlNet class of diffusers {diffusers.__version__}")
     if "Union" in name:
-        raise LoadError(f"a {name} asks for a mode with each image, which no request gives")
+        raise LoadError(f"a {name} needs a control mode with each image, and requests have none")
     return getattr(diffusers, name)
 
 
@@ -63,7 +63,7 @@ def _read(controlnet_class: Any, folder: Path, source: Source, device: torch.dev
             use_safetensors=True,
             local_files_only=True,
         )
-    except Exception as error:  # out of the libraries, from a strange value or a broken file
+    except Exception as error:  # the libraries may raise any exception for a broken file
         if isinstance(translate(error), OutOfMemory):
             raise
         raise LoadError(f"its files cannot be read ({type(error).__name__}: {error})") from error

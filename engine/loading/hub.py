@@ -1,8 +1,8 @@
-"""From a model's path to a folder on disk: one that is there, or a hub id at a pinned revision.
+"""Finds a model's files: in a local folder, in the hub cache, or on a model hub at a pinned commit.
 
-The only module that reaches a model hub, before the engine starts and only where a model allows it. What
-has been downloaded is complete and never asked for again, since a commit does not change. Every failure
-becomes a `LoadError` of one sentence that says what to do; every wait has an end.
+The only module that connects to a model hub, before the engine starts and only if the model allows it. Files
+in the cache are never requested again, since a commit does not change. Every failure becomes a `LoadError`
+of one sentence with a remedy; every wait has a timeout.
 """
 
 import errno
@@ -44,28 +44,28 @@ from engine.loading.layout import (
 logger = logging.getLogger(__name__)
 
 MAX_NAMED = 5
-"""Files that a message lists of a repository."""
+"""Most files of a repository that an error lists."""
 
 SAFETENSORS = ".safetensors"
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
-"""What diffusers calls the file of an adapter."""
+"""diffusers' default name for the file of an adapter."""
 
-Choice = Callable[[Collection[str], ReadText], list[str]]
-"""Which of a repository's files are wanted; raises `LoadError` where one is missing."""
+ChooseFiles = Callable[[Collection[str], ReadText], list[str]]
+"""Chooses the files to fetch from a repository's file names; raises `LoadError` if one is missing."""
 
 
 class NotOnDisk(LoadError):
-    """A model that could be fetched is not on this disk, and the caller did not allow fetching it."""
+    """A model is not in the cache, and the caller did not allow fetching it."""
 
 
 class _NotListed(LoadError):
-    """What is wanted is not in a repository, or not yet in the cache."""
+    """A file is not in a repository, or not yet in the cache."""
 
 
 class Hub:
-    """A model hub and its cache on this disk; by default those of the `HF_*` variables.
+    """A model hub and its cache on this disk, by default those of the `HF_*` environment variables.
 
-    `timeout_seconds` bounds the connection and each silence of the hub, not a whole download.
+    `timeout_seconds` bounds connecting and each read, not a whole download.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class Hub:
         variant: str | None,
         local_files_only: bool,
         left_out: Collection[str],
-        spared: Callable[[Layout], Collection[str]] = lambda _: (),
+        config_only: Callable[[Layout], Collection[str]] = lambda _: (),
     ) -> Path:
-        """The folder of a model, downloaded if it must and may be; raises `LoadError`.
+        """Return the folder of a model, after downloading it if needed and allowed; raises `LoadError`.
 
-        Of the components that `spared` gives for its layout the configuration alone is wanted.
+        For the components that `config_only` returns for its layout, only the configuration is fetched.
         """
         if Path(path).is_dir():
             return Path(path)
@@ -102,12 +102,12 @@ class Hub:
                     f"there is no {INDEX}, so it is not in diffusers' layout: choose another repository"
                 )
             layout = layout_of(read(INDEX), left_out)
-            return files_to_load(layout, names, variant, read, spared(layout))
+            return files_to_load(layout, names, variant, read, config_only(layout))
 
-        return self._found(path, revision, choose, command, local_files_only=local_files_only)
+        return self._snapshot_with(path, revision, choose, command, local_files_only=local_files_only)
 
     def file(self, path: str, *, revision: str | None, name: str, local_files_only: bool) -> Path:
-        """One file of a repository, downloaded if it must and may be; raises `LoadError`."""
+        """Return one file of a repository, after downloading it if needed and allowed; raises `LoadError`."""
 
         def choose(names: Collection[str], _: ReadText) -> list[str]:
             if name not in names:
@@ -117,12 +117,12 @@ class Hub:
             return [name]
 
         command = f"hf download {path} {name} --revision {revision}"
-        return self._found(path, revision, choose, command, local_files_only=local_files_only) / name
+        return self._snapshot_with(path, revision, choose, command, local_files_only=local_files_only) / name
 
     def component(
         self, path: str, *, revision: str | None, component: str, variant: str | None, local_files_only: bool
     ) -> Path:
-        """The folder of a component that is published alone, or in a model's folder; raises `LoadError`."""
+        """Return the folder of a component, published alone or in a model's folder; raises `LoadError`."""
 
         def choose(names: Collection[str], read: ReadText) -> list[str]:
             return files_of_component(names, component, variant, read)
@@ -131,29 +131,29 @@ class Hub:
             folder = Path(path)
         else:
             command = f"hf download {path} --revision {revision} --include '*.json' --include '*.safetensors'"
-            folder = self._found(path, revision, choose, command, local_files_only=local_files_only)
+            folder = self._snapshot_with(path, revision, choose, command, local_files_only=local_files_only)
         return (folder / choose(names_in(folder), text_in(folder))[0]).parent
 
     def weights(
         self, path: str, *, revision: str | None, weight_name: str | None, local_files_only: bool
     ) -> Path:
-        """One safetensors file: that one, one of a folder, or one of a hub id; raises `LoadError`.
+        """Return a safetensors file, given by its path, in a folder, or of a hub id; raises `LoadError`.
 
-        What it says names no path of this machine: users see it.
+        The error contains no path of this machine, because users see it.
         """
         if Path(path).is_dir():
             return _weights_in(Path(path), weight_name)
         if path.endswith(SAFETENSORS) and revision is None:
             if not Path(path).is_file():
-                raise LoadError("its file is not there")
+                raise LoadError("its file does not exist")
             return Path(path)
         revision, name = _pinned(revision), weight_name or LORA_WEIGHTS
         if not name.endswith(SAFETENSORS):
-            raise LoadError(f"weight_name: {name!r} is no safetensors file")
+            raise LoadError(f"weight_name: {name!r} is not a safetensors file")
         try:
             cached = try_to_load_from_cache(path, name, cache_dir=self._cache, revision=revision)
         except HFValidationError as error:
-            raise LoadError("there is no such file or folder, and this is no hub id") from error
+            raise LoadError("there is no such file or folder, and this is not a hub id") from error
         if isinstance(cached, str):
             return Path(cached)
         if constants.is_offline_mode() or local_files_only:
@@ -162,15 +162,15 @@ class Hub:
         try:
             return self._fetch(path, revision, name)
         except EntryNotFoundError as error:
-            raise LoadError(f"{path} has no {name}: name its file in `weight_name`") from error
+            raise LoadError(f"{path} has no {name}: set `weight_name` to its file") from error
         except (httpx2.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             command = f"hf download {path} {name} --revision {revision}"
-            raise LoadError(self._complaint(error, path, revision, command)) from error
+            raise LoadError(self._message(error, path, revision, command)) from error
 
-    def _found(
-        self, path: str, revision: str | None, choose: Choice, command: str, *, local_files_only: bool
+    def _snapshot_with(
+        self, path: str, revision: str | None, choose: ChooseFiles, command: str, *, local_files_only: bool
     ) -> Path:
-        """The folder of a repository at a commit, with the files that are chosen of it."""
+        """Return the folder of a repository at a commit, which contains the files that `choose` returns."""
         revision = _pinned(revision)
         cached = self._snapshot(path, revision)
         if cached is None:
@@ -184,7 +184,7 @@ class Hub:
             except Incomplete as error:
                 missing = str(error)
         if constants.is_offline_mode():
-            raise LoadError(f"{missing}, and HF_HUB_OFFLINE is set; where the hub can be reached: {command}")
+            raise LoadError(f"{missing}, and HF_HUB_OFFLINE is set: run {command} on a machine with access")
         if local_files_only:
             raise LoadError(f"{missing}: set `local_files_only = false`, or run {command}")
         return self._download(path, revision, choose, command)
@@ -192,9 +192,9 @@ class Hub:
     def configuration(
         self, path: str, *, revision: str | None, local_files_only: bool, left_out: Collection[str]
     ) -> Path:
-        """The folder of a model with its `config.json` files; no weights are fetched.
+        """Return the folder of a model with its `config.json` files; no weights are fetched.
 
-        Raises `NotOnDisk` where only `local_files_only` keeps it from being fetched, else `LoadError`.
+        Raises `NotOnDisk` if `local_files_only` is all that prevents fetching it, else `LoadError`.
         """
         if Path(path).is_dir():
             return Path(path)
@@ -222,26 +222,26 @@ class Hub:
                     if f"{component}/{file}" in listed:
                         self._fetch(path, revision, f"{component}/{file}")
         except (httpx2.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise LoadError(self._complaint(error, path, revision, command)) from error
+            raise LoadError(self._message(error, path, revision, command)) from error
         return index.parent
 
     def _cached_index(self, path: str, revision: str) -> object:
-        """The path of the index in the cache, or no string."""
+        """Return the path of the index in the cache; any value other than a string means a miss."""
         try:
             return try_to_load_from_cache(path, INDEX, cache_dir=self._cache, revision=revision)
         except HFValidationError as error:
-            raise LoadError("there is no such folder, and this is no hub id") from error
+            raise LoadError("there is no such folder, and this is not a hub id") from error
 
     def _snapshot(self, path: str, revision: str) -> Path | None:
-        """The folder of a repository at a commit in the cache, whatever of it is there."""
+        """Return the cache's folder of a repository at a commit, complete or not; None if there is none."""
         try:
             validate_repo_id(path)
         except HFValidationError as error:
-            raise LoadError("there is no such file or folder, and this is no hub id") from error
+            raise LoadError("there is no such file or folder, and this is not a hub id") from error
         folder = self._cache / repo_folder_name(repo_id=path, repo_type="model") / "snapshots" / revision
         return folder if folder.is_dir() else None
 
-    def _download(self, repository: str, revision: str, choose: Choice, command: str) -> Path:
+    def _download(self, repository: str, revision: str, choose: ChooseFiles, command: str) -> Path:
         disable_progress_bars()
         try:
             found = HfApi(endpoint=self._endpoint).model_info(
@@ -258,7 +258,7 @@ class Hub:
             )
             fetched = [self._fetch(repository, revision, name) for name in files]
         except (httpx2.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise LoadError(self._complaint(error, repository, revision, command)) from error
+            raise LoadError(self._message(error, repository, revision, command)) from error
         return fetched[0].parents[len(Path(files[0]).parts) - 1]
 
     def _fetch(self, repository: str, revision: str, name: str) -> Path:
@@ -283,11 +283,11 @@ class Hub:
         if free < num_bytes:
             raise LoadError(
                 f"it takes {num_bytes / 1e9:.1f} GB, and the disk of {self._cache} has"
-                f" {free / 1e9:.1f} GB left (HF_HUB_CACHE names another place)"
+                f" {free / 1e9:.1f} GB left (set HF_HUB_CACHE to use another disk)"
             )
 
-    def _complaint(self, error: Exception, repository: str, revision: str, command: str) -> str:
-        """What went wrong and what to do, for one of the hub library's errors or of the network's."""
+    def _message(self, error: Exception, repository: str, revision: str, command: str) -> str:
+        """Return cause and remedy as text, for an error of the hub library or of the network."""
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if isinstance(error, DisabledRepoError):
             return f"{self._endpoint} has disabled {repository}: choose another model"
@@ -296,24 +296,24 @@ class Hub:
         if isinstance(error, GatedRepoError) or status == 403:
             return (
                 f"its files are gated: accept the terms on {self._endpoint}/{repository}"
-                " and put a token of that account into HF_TOKEN"
+                " and set HF_TOKEN to a token of that account"
             )
         if isinstance(error, RepositoryNotFoundError) or status == 401:
             return (
-                f"{self._endpoint} knows no {repository}, or it is private and HF_TOKEN opens it not:"
-                " correct `path`"
+                f"{self._endpoint} has no {repository}, or it is private and HF_TOKEN gives no access:"
+                " correct `path` or HF_TOKEN"
             )
         if status is not None:
             return f"{self._endpoint} answered {status}: try again later, or run {command}"
         if getattr(error, "errno", None) == errno.ENOSPC:
-            return f"the disk of {self._cache} is full (HF_HUB_CACHE names another place)"
+            return f"the disk of {self._cache} is full (set HF_HUB_CACHE to use another disk)"
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
         if isinstance(cause, HfHubHTTPError):
-            return self._complaint(cause, repository, revision, command)
+            return self._message(cause, repository, revision, command)
         if isinstance(cause, httpx2.HTTPError | OfflineModeIsEnabled | LocalEntryNotFoundError):
             return (
                 f"{self._endpoint} cannot be reached ({type(cause).__name__}: {cause}):"
-                f" where it can, run {command}, and bring its cache here"
+                f" run {command} on a machine with access, and copy its cache here"
             )
         said = " ".join(str(error).split())
         return f"{type(error).__name__}: {said}: try again later, or run {command}"
@@ -325,12 +325,12 @@ def _pinned(revision: str | None) -> str:
             "there is no such folder, and a hub id needs `revision`: the commit, 40 hexadecimal digits"
         )
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise LoadError(f"revision {revision!r} can move: give the commit, 40 hexadecimal digits")
+        raise LoadError(f"revision {revision!r} is not a commit: give its 40 hexadecimal digits")
     return revision
 
 
 def _weights_in(folder: Path, name: str | None) -> Path:
-    """The safetensors file of that name; without one diffusers' own, or the only one there is."""
+    """Return the safetensors file of that name; without one, diffusers' `LORA_WEIGHTS` or the only file."""
     found = sorted(folder.glob(f"*{SAFETENSORS}"))
     named = [one for one in found if one.name == (name or LORA_WEIGHTS)]
     if named:
@@ -338,15 +338,15 @@ def _weights_in(folder: Path, name: str | None) -> Path:
     if name is not None:
         raise LoadError(f"its folder has no safetensors file {name!r}")
     if len(found) != 1:
-        raise LoadError(f"its folder has {len(found)} safetensors files: name one in `weight_name`")
+        raise LoadError(f"its folder has {len(found)} safetensors files: set `weight_name` to one of them")
     return found[0]
 
 
 def text_in(folder: Path) -> Callable[[str], str]:
-    """What reads one of the files under `folder`; a file that is no UTF-8 text is a `ValueError`."""
+    """Return a function that reads a file under `folder`; it raises `ValueError` if that is not UTF-8."""
     return lambda name: (folder / name).read_text(encoding="utf-8")
 
 
 def names_in(folder: Path) -> list[str]:
-    """Every file under `folder`, as a hub lists them: relative, with slashes."""
+    """Return the path of every file under `folder` as a hub lists them: relative, with slashes."""
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

@@ -1,7 +1,7 @@
-"""What a model holds in diffusers' layout, read from names alone before anything is loaded or downloaded.
+"""Chooses the files of a model in diffusers' layout by their names, before they are loaded or downloaded.
 
-Owns the choice of files: weights as safetensors, configuration, vocabularies, and nothing that could run.
-It works on a folder's names and on a hub listing alike, and knows neither torch nor the network.
+The files are weights as safetensors, configuration and vocabularies, and nothing executable. It works on the
+names in a folder and in a hub listing alike, and knows neither torch nor the network.
 """
 
 import json
@@ -15,16 +15,16 @@ from engine.errors import LoadError
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
 WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
-"""Beginnings of the names of components without weights; others are known by their class."""
+"""Prefixes of the names of components without weights; others are recognized by their class."""
 CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
     "Scheduler": ("scheduler_config.json",),
     "Guidance": ("guider_config.json",),
     "Processor": ("preprocessor_config.json", "processor_config.json"),
     "FeatureExtractor": ("preprocessor_config.json",),
 }
-"""By a part of a class's name: the configuration that its components have, which are without weights."""
+"""Configuration files of components without weights, by a part of the component's class name."""
 WITHOUT_VOCABULARY = ("ByT5Tokenizer",)
-"""Tokenizers that read bytes."""
+"""Tokenizers that need no vocabulary file because they read bytes."""
 VOCABULARIES = (
     {"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spiece.model"}, {"tokenizer.model"},
 )  # fmt: skip
@@ -46,15 +46,15 @@ class Incomplete(LoadError):
 
 @dataclass(frozen=True)
 class Layout:
-    """A `model_index.json`: the class that reads the model, and its components that are loaded."""
+    """The contents of a `model_index.json`: the pipeline class and the components to load."""
 
     pipeline: str
     components: tuple[str, ...]
-    absent: tuple[str, ...]  # those that the pipeline could have and this model has not
-    classes: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # of each component: library, class
+    absent: tuple[str, ...]  # components that the pipeline supports and this model lacks
+    classes: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # component -> (library, class)
 
     def without(self, names: Collection[str]) -> "Layout":
-        """The same without these components, which are read from elsewhere."""
+        """Return the layout without these components, which are read from elsewhere."""
         return replace(
             self,
             components=tuple(one for one in self.components if one not in names),
@@ -63,7 +63,7 @@ class Layout:
 
 
 ReadText = Callable[[str], str]
-"""The text of one of the names, for the small files that say which others are read."""
+"""Returns the text of a file by its name; called for the indexes that list other files."""
 
 
 def read_layout(index: Path, left_out: Collection[str]) -> Layout:
@@ -80,7 +80,7 @@ def read_layout(index: Path, left_out: Collection[str]) -> Layout:
 
 
 def layout_of(text: str, left_out: Collection[str]) -> Layout:
-    """The text of a `model_index.json`, without the components in `left_out`; raises `LoadError`."""
+    """Parse the text of a `model_index.json`, without the components in `left_out`; raises `LoadError`."""
     try:
         document = json.loads(text)
         entries = {
@@ -99,8 +99,8 @@ def layout_of(text: str, left_out: Collection[str]) -> Layout:
     for name, (library, _) in entries.items():
         if library is not None and library not in LIBRARIES:
             raise LoadError(
-                f"its {name} needs code of its own ({library!r}), and no code is loaded:"
-                " choose a model that needs none"
+                f"its {name} needs code of its own ({library!r}), and code is never loaded from a model:"
+                " choose a model without code"
             )
     present = {
         name: (str(library), str(kind)) for name, (library, kind) in entries.items() if library is not None
@@ -114,7 +114,7 @@ def _no_index(error: Exception) -> str:
 
 
 def check_components(layout: Layout, needed: Collection[str]) -> None:
-    """Raise `Incomplete` naming those of `needed` that the model comes without."""
+    """Raise `Incomplete` for the components in `needed` that the model lacks."""
     missing = [name for name in needed if name not in layout.components]
     if missing:
         raise Incomplete(f"it has no {' and no '.join(missing)}, which its pipeline needs")
@@ -127,10 +127,10 @@ def files_to_load(
     read: ReadText,
     without_weights: Collection[str] = (),
 ) -> list[str]:
-    """Those of `names` that are read; raises `LoadError` saying what is missing.
+    """Return the names of the files to load; raises `LoadError` for a missing file.
 
-    `read` is asked for the index of weights that lie in shards: it says which of them belong together. Of the
-    components in `without_weights` the configuration alone is read.
+    `read` is called for the index of sharded weights, which lists the shards. For the components in
+    `without_weights` only the configuration is included.
     """
     files = [INDEX]
     for component in layout.components:
@@ -146,9 +146,9 @@ def files_to_load(
 def files_of_component(
     names: Collection[str], component: str, variant: str | None, read: ReadText
 ) -> list[str]:
-    """The configuration, first, and the weights of one of diffusers' components that is published alone.
+    """Return the configuration, first, and the weights of a diffusers component that is published alone.
 
-    They lie beside each other, at the root or in a folder of the component's name.
+    Both are at the root or both are in a folder named after the component.
     """
     folder = next((one for one in ("", component) if f"{one}/config.json".lstrip("/") in names), None)
     if folder is None:
@@ -159,7 +159,7 @@ def files_of_component(
 
 
 def not_read(layout: Layout, names: Collection[str], files: Collection[str]) -> list[str]:
-    """Weights that lie beside those that are read: another variant, or the same in another form."""
+    """Return weights in the model's folders that are not loaded, such as another variant."""
     return sorted(
         name
         for name in names
@@ -168,9 +168,9 @@ def not_read(layout: Layout, names: Collection[str], files: Collection[str]) -> 
 
 
 def _check_plain(component: str, class_name: str, names: Collection[str]) -> bool:
-    """Whether a component has weights besides; raises `LoadError` where a cache has stopped half-way.
+    """Return whether a component has weights; raises `Incomplete` if a file that its kind needs is missing.
 
-    What is looked for is what no component of its kind can be read without.
+    Files can be missing after a download that stopped half-way.
     """
     if component.startswith("tokenizer") or "Tokenizer" in class_name:
         has_vocabulary = any(vocabulary <= set(names) for vocabulary in VOCABULARIES)
@@ -189,9 +189,10 @@ def _check_plain(component: str, class_name: str, names: Collection[str]) -> boo
 def _weights(
     component: str, inside: list[str], variant: str | None, read: ReadText, *, prefers_single: bool
 ) -> list[str]:
-    """The weights of one component: the variant if it has that, else the plain ones, all shards or none.
+    """Return the weights of one component: of the variant if there is one, else the plain ones.
 
-    Where one file lies beside shards of the same weights, transformers reads the file, diffusers the shards.
+    If both a single file and shards of the same weights exist, transformers reads the file and diffusers the
+    shards. Raises `Incomplete` if shards are missing.
     """
     singles: dict[str | None, str] = {}
     shards: dict[str | None, list[str]] = {}
@@ -223,21 +224,21 @@ def _weights(
 
 
 def _named_by_index(component: str, index: str, inside: list[str], read: ReadText) -> list[str]:
-    """The shards that their index names, and no other that lies beside them."""
+    """Return the shards that the index lists, and no other file in the folder."""
     folder = index.rpartition("/")[0]
     try:
         named = json.loads(read(index))["weight_map"].values()
         wanted = sorted({f"{folder}/{name}".lstrip("/") for name in named})
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise LoadError(
-            f"its {component}: {index} is no index of shards ({type(error).__name__}): fetch it again"
+            f"its {component}: {index} is not an index of shards ({type(error).__name__}): fetch it again"
         ) from error
     missing = [name for name in wanted if name not in inside]
     if missing:
         there = f"{len(wanted) - len(missing)} of {len(wanted)} shards"
-        raise Incomplete(f"its {component} is incomplete: {there}, {index} names {missing[0]} too")
+        raise Incomplete(f"its {component} is incomplete: {there}, {index} also lists {missing[0]}")
     if not wanted:
-        raise LoadError(f"its {component} is incomplete: {index} names no shards: fetch it again")
+        raise LoadError(f"its {component} is incomplete: {index} lists no shards: fetch it again")
     return wanted
 
 
@@ -245,7 +246,5 @@ def _without_index(component: str, shards: list[str]) -> str:
     found = re.search(r"-of-(\d+)", shards[0])
     total = int(found[1]) if found else 0
     if len(shards) < total:
-        return f"its {component} is incomplete: {len(shards)} of {total} shards, and no index that names them"
-    return (
-        f"its {component} is incomplete: it lies in shards, and there is no index (…safetensors.index.json)"
-    )
+        return f"its {component} is incomplete: {len(shards)} of {total} shards, and no index that lists them"
+    return f"its {component} is incomplete: its shards have no index (…safetensors.index.json)"

@@ -1,7 +1,7 @@
-"""Weights that transformers did not find in the files of a component, and made up.
+"""Detects weights that transformers did not find in a component's files and initialized at random.
 
-Owns how they are learned of: transformers reports them to its log alone, and goes on with random numbers.
-What diffusers did not find stays without a value, which `engine.loading.failures.check_whole` sees.
+transformers reports them only in its log, so this reads its log records. Weights that diffusers did not find
+stay on the meta device, and `engine.loading.failures.check_complete` detects those.
 """
 
 import logging
@@ -19,18 +19,19 @@ WARNING = (
     "diffusers.loaders.single_file_model",
     "transformers.distributed.tensor_parallel",
 )
-"""Which list every weight that is missing or left over, or that lies on one device alone."""
-OF_NO_USE = ("Some weights of", "The following layers were not sharded")
+"""Loggers that warn of every missing, unused or unsharded weight."""
+DROPPED = ("Some weights of", "The following layers were not sharded")
+"""Prefixes of the warnings that are dropped."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 HEADING = re.compile(r"(?P<model>\w+) LOAD REPORT.* from: (?P<folder>.+)")
 ROW = re.compile(r"^\s*(?P<key>\S[^|\n]*?)\s*\|\s*(?P<status>MISSING|MISMATCH)", re.MULTILINE)
 UNUSED = re.compile(r"(?:^|\.)(?:pooler|lm_head|position_ids)(?:\.|$)")
-"""Weights that a text encoder's class has and no pipeline reads."""
+"""Weights of text encoder classes that no pipeline uses."""
 
 
 @contextmanager
 def none_missing() -> Iterator[None]:
-    """Raise `LoadError` at the end where transformers made up weights meanwhile; its reports reach no log."""
+    """Raise `LoadError` at the end if transformers initialized weights at random; drops its log reports."""
     logger = logging.getLogger(REPORTING)
     others = [logging.getLogger(name) for name in WARNING]
     reports: list[str] = []
@@ -43,16 +44,16 @@ def none_missing() -> Iterator[None]:
         return False
 
     def drop(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(OF_NO_USE)
+        return not record.getMessage().startswith(DROPPED)
 
     level = logger.level
     for other in others:
         other.addFilter(drop)
     logger.addFilter(keep)
-    logger.setLevel(logging.WARNING)  # else it may not even say so
+    logger.setLevel(logging.WARNING)  # the report is a warning, and the level may be above that
     try:
         yield
-    except RuntimeError:  # which refers to the report
+    except RuntimeError:  # its message refers to the report
         _check(reports)
         raise
     finally:
@@ -72,8 +73,8 @@ def _check(reports: list[str]) -> None:
         named = f"{Path(heading['folder'].strip()).name} ({heading['model']})" if heading else "text encoder"
         if other:
             raise LoadError(
-                f"its {named}: its weights {', '.join(other[:MAX_NAMED])} are of another size than its"
-                f" config.json says: {ONE_REVISION}"
+                f"its {named}: the sizes of its weights {', '.join(other[:MAX_NAMED])} differ from its"
+                f" config.json: {ONE_REVISION}"
             )
         if missing:
             raise LoadError(missing_weights(named, missing))

@@ -1,6 +1,6 @@
-"""Weights that were published quantized: which package reads them, and whether it is installed.
+"""Checks that the package for weights that were published quantized is installed.
 
-Owns the names of the methods as `config.json` has them. It quantizes nothing itself:
+Owns the names of the quantization methods in `config.json`. It quantizes nothing:
 `engine.loading.optimization` does.
 """
 
@@ -17,24 +17,25 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
     "quanto": ("optimum.quanto", "pip install optimum-quanto"),
 }
-"""By the method: the module that reads its weights, and what installs it."""
+"""Method -> module that reads its weights, and the command that installs it."""
 
 
 def check_quantization(named: str, config: Mapping[str, Any]) -> None:
-    """Raise `LoadError` where a component cannot be read for want of a package; `named` is how it is called.
+    """Raise `LoadError` if reading a component needs a package that is not installed.
 
-    `config` is its `config.json`, which says by `quantization_config` that its weights are quantized.
+    `named` is the component in error texts. `config` is its `config.json`; a `quantization_config` in it says
+    that the weights are quantized.
     """
     quantization = config.get("quantization_config")
     if quantization is None:
         return
     if not isinstance(quantization, dict):
         raise LoadError(
-            f"{named}: its quantization_config is no object: take config.json as it was published"
+            f"{named}: its quantization_config is not an object: use config.json as it was published"
         )
     method = quantization.get("quant_method")
     if method is None and (quantization.get("load_in_8bit") or quantization.get("load_in_4bit")):
-        method = "bitsandbytes"  # as it was written before it had a name
+        method = "bitsandbytes"  # older configurations have no quant_method
     check_package(named, str(method))
 
 
@@ -61,5 +62,5 @@ def is_quantized(module: Any) -> bool:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package around it
+    except ModuleNotFoundError:  # the parent package is missing
         return False

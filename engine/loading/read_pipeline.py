@@ -1,7 +1,7 @@
-"""From a folder of weights, a single file, or a hub id, to a diffusers pipeline on its device, ready to draw.
+"""Reads a diffusers pipeline from a folder, a single file or a hub id onto its device.
 
-Owns which files are read, in which dtype, and what each broken one is called. It knows nothing of engines,
-requests and self-tests.
+Owns which files are read, in which dtype, and the errors for broken ones. It does not know engines, requests
+or self-tests.
 """
 
 import inspect
@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from engine.errors import LoadError
-from engine.loading.failures import check_whole, failure
+from engine.loading.failures import check_complete, failure
 from engine.loading.hub import Hub, names_in, text_in
 from engine.loading.layout import (
     INDEX,
@@ -29,37 +29,37 @@ from engine.loading.layout import (
 )
 from engine.loading.loaded_pipeline import make_ready
 from engine.loading.missing_weights import none_missing
-from engine.loading.optimization import AS_IT_IS, Optimization, optimized
+from engine.loading.optimization import NO_OPTIMIZATION, Optimization, optimized
 from engine.loading.quantized_weights import check_quantization, is_quantized
 from engine.loading.replaced_components import Part, Reading, file_of, read_component
 from engine.loading.scheduler_overrides import AS_PUBLISHED, SchedulerOverrides, overridden
 from engine.loading.single_file import check_suffix, components_in, read_single_file
-from engine.loading.textual_inversions import TextualInversion, teach
+from engine.loading.textual_inversions import TextualInversion, load_textual_inversions
 from engine.loading.weight_files import FileFacts, check_files, facts_of, read_object, tensors_in
 from engine.pipelines.components import denoiser_among
 from engine.pipelines.pipeline_model import LEFT_OUT, not_given
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# diffusers logs the end of a prompt that it cuts; we say so to the caller and log nobody's prompts.
+# diffusers logs the text that it truncates; we warn the caller instead, and never log prompts.
 logging.getLogger("diffusers.pipelines").setLevel(logging.ERROR)
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a pipeline comes from and how it is read; `revision` and `local_files_only` are a hub id's."""
+    """Where a pipeline comes from and how it is read; `revision` and `local_files_only` are for hub ids."""
 
     path: str
     revision: str | None = None
     local_files_only: bool = True
-    variant: str | None = None  # which of several sets of weights, `fp16` for one
+    variant: str | None = None  # one of several sets of weights, such as `fp16`
     dtype: str = "auto"  # one of `DTYPES`; auto: full precision on CPU, half on CUDA
-    optimization: Optimization = AS_IT_IS
-    scheduler: SchedulerOverrides = AS_PUBLISHED  # of the model's own scheduler
-    weight_name: str | None = None  # of a single file in a folder or hub id
-    config: Part | None = None  # the configuration of a single file, and what the file lacks
-    vae: Part | None = None  # in the place of the model's own
-    transformer: Part | None = None  # weights in the place of the model's own
+    optimization: Optimization = NO_OPTIMIZATION
+    scheduler: SchedulerOverrides = AS_PUBLISHED  # applied to the model's own scheduler
+    weight_name: str | None = None  # name of a single file in a folder or hub id
+    config: Part | None = None  # for a single file: its configuration and the components that it lacks
+    vae: Part | None = None  # replaces the model's own
+    transformer: Part | None = None  # weights that replace the model's own
     embeddings: tuple[TextualInversion, ...] = ()
 
     @property
@@ -75,14 +75,14 @@ class Source:
 
 
 def read_pipeline(source: Source, device: torch.device, hub: Hub) -> tuple[Any, FileFacts]:
-    """The pipeline on `device`, and the files that it was read from; raises `LoadError`."""
+    """Return the pipeline on `device` and the files that it was read from; raises `LoadError`."""
     dtype = dtype_of(source.dtype, device)
     file = _single_file(source, hub)
     folder, layout, files = _configured(source, file, hub)
     pipeline_class = _pipeline_class(layout)
     left_out = not_given(pipeline_class)
     can_lack = pipeline_class._optional_components
-    # Of several text encoders a model may say that it does without a later one, as Stable Diffusion 3 of T5.
+    # A model can lack its second or third text encoder if its index says so: Stable Diffusion 3 without T5.
     further = [name for name in layout.absent if name[-1].isdigit()]
     try:
         check_components(layout, _needed(pipeline_class, {*left_out, *can_lack, *further}))
@@ -101,40 +101,40 @@ def read_pipeline(source: Source, device: torch.device, hub: Hub) -> tuple[Any, 
     if file is not None:
         facts += facts_of({file.name: file})
     if source.variant and not any(f".{source.variant}" in name for name in files):
-        reading = replace(reading, variant=None)  # diffusers refuses one that no component has
-    words = [(one.token, _vectors(one, source, hub)) for one in source.embeddings]
-    facts += facts_of(dict(words))
+        reading = replace(reading, variant=None)  # diffusers refuses a variant that no component has
+    embeddings = [(one.token, _embedding_file(one, source, hub)) for one in source.embeddings]
+    facts += facts_of(dict(embeddings))
     pipeline = _read(pipeline_class, reading, file, given)
-    teach(pipeline, words)
+    load_textual_inversions(pipeline, embeddings)
     return _finished(pipeline, source, device), facts
 
 
 def _single_file(source: Source, hub: Hub) -> Path | None:
-    """The one file that holds the model; None where it lies in a folder of diffusers' layout."""
+    """Return the single file of a model; None if the model is a folder in diffusers' layout."""
     if source.weight_name:
         check_suffix(source.weight_name)
     file = file_of(source.own, hub, local_files_only=source.local_files_only)
     if file is None:
         if source.config is not None:
-            raise LoadError("config: the model is a folder, which has its own: take the entry out")
+            raise LoadError("config: the model is a folder with its own configuration: remove the entry")
         return None
     check_suffix(file.name)
     if not file.is_file():
         raise LoadError(f"there is no file {str(file)!r}: correct the path")
     if source.config is None:
         raise LoadError(
-            "config: a single file needs its configuration: give a folder in diffusers' layout, or a hub id,"
-            " of the model that it was made from"
+            "config: a single file needs a configuration: set it to a folder in diffusers' layout, or a hub"
+            " id, of the model that the file was made from"
         )
     tensors_in(file)
     return file
 
 
 def _configured(source: Source, file: Path | None, hub: Hub) -> tuple[Path, Layout, list[str]]:
-    """The folder that says what the model is made of, its layout, and which of its files are read."""
+    """Return the folder with the model's configuration, its layout, and the names of the files to read."""
     part = source.own if file is None or source.config is None else source.config
 
-    def spared(layout: Layout) -> Collection[str]:
+    def config_only(layout: Layout) -> Collection[str]:
         return {*source.replaced, *(components_in(file, layout) if file is not None else ())}
 
     try:
@@ -144,18 +144,18 @@ def _configured(source: Source, file: Path | None, hub: Hub) -> tuple[Path, Layo
             variant=source.variant,
             local_files_only=source.local_files_only,
             left_out=LEFT_OUT,
-            spared=spared,
+            config_only=config_only,
         )
         layout = read_layout(folder / INDEX, LEFT_OUT)
         names = names_in(folder)
-        files = files_to_load(layout, names, source.variant, text_in(folder), spared(layout))
+        files = files_to_load(layout, names, source.variant, text_in(folder), config_only(layout))
         check_files(folder, files)
         _check_quantization(folder, layout, source.replaced)
     except LoadError as error:
-        held = "" if file is None else f"config: from {part.place}, for what {file.name} does not hold: "
-        raise LoadError(f"{held}{failure(error, {})}") from error
-    if beside := not_read(layout, names, files):
-        logger.info("%s: beside what is read lie %s", part.place, ", ".join(beside))
+        purpose = "" if file is None else f"config: from {part.place}, for components not in {file.name}: "
+        raise LoadError(f"{purpose}{failure(error, {})}") from error
+    if unused := not_read(layout, names, files):
+        logger.info("%s: weights that are not read: %s", part.place, ", ".join(unused))
     return folder, layout, files
 
 
@@ -166,20 +166,20 @@ def _check_quantization(folder: Path, layout: Layout, replaced: Collection[str])
             check_quantization(f"its {name} ({class_name})", read_object(config, f"{name}/config.json"))
 
 
-def _vectors(word: TextualInversion, source: Source, hub: Hub) -> Path:
+def _embedding_file(embedding: TextualInversion, source: Source, hub: Hub) -> Path:
     try:
         return hub.weights(
-            word.path,
-            revision=word.revision,
-            weight_name=word.weight_name,
+            embedding.path,
+            revision=embedding.revision,
+            weight_name=embedding.weight_name,
             local_files_only=source.local_files_only,
         )
     except LoadError as error:
-        raise LoadError(f"embeddings: {word.token!r}: {error}") from error
+        raise LoadError(f"embeddings: {embedding.token!r}: {error}") from error
 
 
 def _pipeline_class(layout: Layout) -> Any:
-    """diffusers' class that the model is for."""
+    """Return diffusers' class of the model."""
     if not hasattr(diffusers, layout.pipeline):
         raise LoadError(
             f"it is a {layout.pipeline}, which diffusers {diffusers.__version__} does not have:"
@@ -189,7 +189,7 @@ def _pipeline_class(layout: Layout) -> Any:
 
 
 def _check_classes(layout: Layout) -> None:
-    """Raise `LoadError` for a component of a class that the installed libraries do not have."""
+    """Raise `LoadError` for a component whose class the installed libraries do not have."""
     for name, (library, class_name) in layout.classes.items():
         module = diffusers if library == "diffusers" else transformers
         if not hasattr(module, class_name):
@@ -199,13 +199,13 @@ def _check_classes(layout: Layout) -> None:
             )
 
 
-def _needed(pipeline_class: Any, spared: Collection[str]) -> list[str]:
-    """The components that the pipeline cannot be built without."""
+def _needed(pipeline_class: Any, optional: Collection[str]) -> list[str]:
+    """Return the components that the pipeline cannot be built without, except those in `optional`."""
     parameters = inspect.signature(pipeline_class.__init__).parameters.values()
     return [
         one.name
         for one in parameters
-        if one.default is one.empty and one.name != "self" and one.name not in spared
+        if one.default is one.empty and one.name != "self" and one.name not in optional
     ]
 
 
@@ -220,7 +220,7 @@ def _read(pipeline_class: Any, reading: Reading, file: Path | None, given: Mappi
                     dtype=reading.dtype, variant=variant,
                 )  # fmt: skip
             else:
-                # safetensors only, and no code comes with a model, whoever made it.
+                # Only safetensors are read, and code from a model is never run.
                 pipeline = pipeline_class.from_pretrained(
                     reading.folder,
                     dtype=reading.dtype,
@@ -230,14 +230,14 @@ def _read(pipeline_class: Any, reading: Reading, file: Path | None, given: Mappi
                     trust_remote_code=False,
                     **given,
                 )
-    except Exception as error:  # out of the libraries, from a strange value or a broken file
+    except Exception as error:  # the libraries may raise any exception for a broken file
         raise failure(error, layout.classes) from error
-    check_whole(pipeline.components)
+    check_complete(pipeline.components)
     return pipeline
 
 
 def _finished(pipeline: Any, source: Source, device: torch.device) -> Any:
-    """The pipeline on its device, as its catalogue entry wants it."""
+    """Apply the settings of the catalogue entry to the pipeline and move it to its device."""
     name = denoiser_among(list(pipeline.components)) or ""
     if source.optimization.quantization != "none" and is_quantized(pipeline.components.get(name)):
         raise LoadError("quantization: its weights were published quantized: set it to 'none'")
@@ -247,9 +247,9 @@ def _finished(pipeline: Any, source: Source, device: torch.device) -> Any:
 
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; `auto` is full precision on CPU, half on CUDA.
+    """Return the dtype of that name; `auto` is full precision on CPU and half precision on CUDA.
 
-    Not yet seen on a GPU: `make test-gpu` prints what each dtype does there.
+    Not tried on a GPU yet: `make test-gpu` prints the result of each dtype.
     """
     if name != "auto":
         if name not in DTYPES:
@@ -257,5 +257,5 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
         return DTYPES[name]
     if device.type == "cpu":
         return torch.float32
-    # GPUs before Ampere only emulate bf16, many times slower than they compute in fp16.
+    # GPUs before Ampere emulate bf16, many times slower than fp16.
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

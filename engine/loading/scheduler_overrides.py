@@ -1,7 +1,7 @@
-"""A model's own scheduler as its operator wants it: the entries of its folder, and what replaces them.
+"""Overrides entries in the configuration of a model's own scheduler, as the operator sets them.
 
-Owns which entries can be replaced, and how a scheduler is made anew with other entries. It does not know
-where the overrides are written, nor which other schedulers are made from the result.
+Owns which entries can be overridden, and how a scheduler is rebuilt with other entries. It does not know
+where the overrides are written, nor which other schedulers are built from the result.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,21 +20,21 @@ DETERMINISTIC = (
     TypeError,
     ValueError,
 )
-"""What diffusers' schedulers raise at a configuration or a number of steps that they cannot take."""
+"""Errors of diffusers' schedulers for a configuration or a number of steps that they do not support."""
 
 
 @dataclass(frozen=True)
 class SchedulerOverrides:
-    """Entries of a model's own scheduler that its operator knows better; `None` leaves an entry as it is."""
+    """Entries of a model's own scheduler that the operator overrides; `None` keeps an entry."""
 
     spacing: Spacing | None = None
-    shift: float | None = None  # of the noise towards the start, at every resolution; flow matching only
+    shift: float | None = None  # shift of the noise schedule at every resolution; flow matching only
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     use_karras_sigmas: bool | None = None
     rescale_betas_zero_snr: bool | None = None
 
     def given(self) -> dict[str, Any]:
-        """Those that are not `None`, by field."""
+        """Return the overrides that are not `None`, by field."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -44,7 +44,7 @@ AS_PUBLISHED = SchedulerOverrides()
 
 
 def overridden(own: Any, overrides: SchedulerOverrides) -> Any:
-    """The model's own scheduler with these entries changed; raises `LoadError` by field."""
+    """Return the model's own scheduler with `overrides` applied; raises `LoadError` naming the field."""
     given = overrides.given()
     if not given:
         return own
@@ -58,7 +58,7 @@ def overridden(own: Any, overrides: SchedulerOverrides) -> Any:
         if entry not in known or (kind == "flow" and not is_for_flow) or (name == "shift" and kind != "flow"):
             raise LoadError(
                 f"scheduler.{name}: its {scheduler_class.__name__} does not read it:"
-                " take it out of the model's scheduler table"
+                " remove it from the model's scheduler table"
             )
         changes[entry] = value
     if "shift" in given and "use_dynamic_shifting" in known:
@@ -70,13 +70,14 @@ def overridden(own: Any, overrides: SchedulerOverrides) -> Any:
     except DETERMINISTIC as error:
         fields = ", ".join(f"scheduler.{name}" for name in given)
         said = " ".join(str(error).split())
-        raise LoadError(f"{fields}: its {scheduler_class.__name__} cannot be made so ({said})") from error
+        raise LoadError(f"{fields}: its {scheduler_class.__name__} does not support it ({said})") from error
 
 
 def unclipped(own: Any) -> Any:
-    """The model's own scheduler without `clip_sample`, the default of DDIM and DDPM, unless it is for pixels.
+    """Return the model's own scheduler without `clip_sample`, unless it is for pixels.
 
-    Those for pixels say `thresholding`; another kind's own scheduler is left as it is.
+    `clip_sample` is the default of DDIM and DDPM. Schedulers for pixels have `thresholding`. A scheduler of
+    an unknown kind is returned unchanged.
     """
     config = own.config
     if config.get("clip_sample") and not config.get("thresholding") and kind_of(own) != "unknown":
@@ -85,19 +86,19 @@ def unclipped(own: Any) -> Any:
 
 
 def changed(own: Any, **entries: Any) -> Any:
-    """A scheduler like `own` with other entries."""
+    """Return a scheduler like `own` with these entries changed."""
     own_class: Any = type(own)
     known = entries_of(own_class)
     said = {name: value for name, value in own_entries(own).items() if name in known}
-    # Passed though they are in the configuration: pipelines change entries there that `from_config` drops.
+    # Entries are passed again because pipelines change some in the configuration that `from_config` drops.
     return own_class.from_config(own.config, **{**said, **entries})
 
 
 def own_entries(own: Any) -> dict[str, Any]:
-    """What the model's own scheduler says, the defaults of its class included.
+    """Return the entries of the model's own scheduler, including the defaults of its class.
 
-    The spacing alone is left to the other class where the configuration leaves it open, as diffusers does:
-    DDIM's stride does not fit `linspace`, which is the default of Euler and the solvers.
+    `timestep_spacing` is left out if the configuration does not set it, as in diffusers, so that another
+    class uses its own default: DDIM's stride does not fit `linspace`, the default of Euler and the solvers.
     """
     open_entries = {"timestep_spacing"} & set(own.config.get("_use_default_values", ()))
     return {

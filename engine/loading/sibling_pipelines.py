@@ -1,7 +1,7 @@
-"""Pipelines of further tasks over the modules of one that is loaded: diffusers' own classes for them.
+"""Builds pipelines for further tasks from the modules of a loaded pipeline, with diffusers' own classes.
 
-Owns which class draws a task beside a given class, and how it is made without a second set of weights. It
-does not know what the model offers, nor how a request becomes a call.
+Owns which class draws a task for a given class, and how it is built without a second set of weights. It does
+not know which tasks the model offers, nor how a request becomes a call.
 """
 
 import inspect
@@ -21,21 +21,21 @@ WORDS: Mapping[PipelineTask, str] = {
     "inpainting": "Inpaint",
     "control": "ControlNet",
 }
-"""What diffusers puts into the name of a class for its task."""
+"""The word for each task in diffusers' class names."""
 MAPPINGS: Mapping[PipelineTask, str] = {
     "text-to-image": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
     "image-to-image": "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",
     "inpainting": "AUTO_INPAINT_PIPELINES_MAPPING",
 }
-"""diffusers' classes by the kind of model, for what the names do not tell."""
+"""diffusers' tables of classes by kind of model, for classes that are not found by their names."""
 
 
 def class_for(pipeline_class: Any, task: PipelineTask) -> Any | None:
-    """The class that draws `task` with the components of `pipeline_class`, itself perhaps; None for none."""
+    """Return the class that draws `task` with `pipeline_class`'s components, maybe the same one, or None."""
     if task in own_tasks(pipeline_class):
         return pipeline_class
     if own_tasks(pipeline_class) == ("control",):
-        return None  # its denoiser may take the control image as channels of its own
+        return None  # its denoiser may take the control image as additional channels
     for found in (_class_named(pipeline_class, task), _class_mapped(pipeline_class, task)):
         if inspect.isclass(found) and _draws(found, task):
             return found
@@ -54,7 +54,7 @@ def _class_named(pipeline_class: Any, task: PipelineTask) -> Any | None:
 def _class_mapped(pipeline_class: Any, task: PipelineTask) -> Any | None:
     if task not in MAPPINGS:
         return None
-    # It imports every pipeline of diffusers, which takes a second.
+    # Imported here because it imports every pipeline of diffusers, which takes a second.
     from diffusers.pipelines import auto_pipeline
 
     mappings = {one: getattr(auto_pipeline, name) for one, name in MAPPINGS.items()}
@@ -68,7 +68,7 @@ def _draws(pipeline_class: Any, task: PipelineTask) -> bool:
 
 
 def tasks_beside(pipeline_class: Any) -> tuple[PipelineTask, ...]:
-    """What a model of this class can offer without further weights, its own tasks first."""
+    """Return the tasks that a model of this class can offer without further weights, its own tasks first."""
     own = own_tasks(pipeline_class)
     others = [task for task in PIPELINE_TASKS if task not in (*own, "control")]
     return (*own, *(task for task in others if class_for(pipeline_class, task) is not None))
@@ -77,7 +77,7 @@ def tasks_beside(pipeline_class: Any) -> tuple[PipelineTask, ...]:
 def pipelines_for(
     pipeline: Any, tasks: Sequence[PipelineTask], controlnet: Any = None
 ) -> dict[PipelineTask, Any]:
-    """A pipeline for each task over the modules of `pipeline`, which is one of them where it can draw it.
+    """Return a pipeline for each task, built from the modules of `pipeline`; `pipeline` itself if it fits.
 
     Raises `LoadError` for a task that diffusers has no class for.
     """
@@ -91,7 +91,7 @@ def pipelines_for(
         if task_class is own_class:
             found[task] = pipeline
             if task == "control" and controlnet is not None:
-                raise LoadError(f"controlnet: a {own_class.__name__} comes with its own")
+                raise LoadError(f"controlnet: a {own_class.__name__} has its own: remove the entry")
             continue
         if task == "control" and controlnet is None:
             raise LoadError("tasks: 'control' needs a ControlNet: set controlnet to its folder or hub id")
@@ -101,18 +101,18 @@ def pipelines_for(
 
 
 def _made(pipeline_class: Any, pipeline: Any, given: Mapping[str, Any]) -> Any:
-    """A pipeline of that class with the components and entries of another.
+    """Return a pipeline of that class with the components and configuration of `pipeline`.
 
-    diffusers' `from_pipe` would cast all components to one dtype, and a VAE may have its own.
+    diffusers' `from_pipe` would cast all components to one dtype, and a VAE may have another.
     """
-    at_hand = {**not_given(pipeline_class), **pipeline.config, **pipeline.components, **given}
+    available = {**not_given(pipeline_class), **pipeline.config, **pipeline.components, **given}
     parameters = inspect.signature(pipeline_class.__init__).parameters.values()
     wanted = [one for one in parameters if one.name != "self" and one.kind is not one.VAR_KEYWORD]
-    missing = [one.name for one in wanted if one.default is one.empty and one.name not in at_hand]
+    missing = [one.name for one in wanted if one.default is one.empty and one.name not in available]
     if missing:
         raise LoadError(
-            f"tasks: a {pipeline_class.__name__} needs a {' and a '.join(missing)}, which this model has not"
+            f"tasks: a {pipeline_class.__name__} needs a {' and a '.join(missing)}, which this model lacks"
         )
-    made = pipeline_class(**{one.name: at_hand[one.name] for one in wanted if one.name in at_hand})
+    made = pipeline_class(**{one.name: available[one.name] for one in wanted if one.name in available})
     made.set_progress_bar_config(disable=True)
     return made

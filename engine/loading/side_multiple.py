@@ -1,7 +1,7 @@
-"""What the sides of a pipeline's images are multiples of, read from the configuration of its components.
+"""Computes the number that an image's sides must be multiples of, from the configuration of components.
 
-Owns how the pipelines of diffusers compute `vae_scale_factor`, pack latents into patches, and check a size.
-It knows no list of classes or models, and builds none.
+Follows diffusers' pipelines in computing `vae_scale_factor`, packing latents into patches, and checking
+sizes. It keeps no list of classes or models, and builds no model.
 """
 
 import ast
@@ -11,20 +11,20 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-LEAST = 8
-"""Every side is a multiple of that."""
+MIN_MULTIPLE = 8
+"""Every side is a multiple of this."""
 WHOLE_FACTORS = ("spatial_compression_ratio", "scale_factor_spatial")
-"""Entries of an autoencoder's configuration that say how many pixels a latent has."""
+"""Entries of an autoencoder's configuration with the side of a latent in pixels."""
 MAX_LEVELS = 8
 MAX_FACTOR = 1024
 
 
 def pixels_per_latent(name: str, autoencoder: Mapping[str, Any]) -> int:
-    """`vae_scale_factor`, as pipelines compute it; `name` is that of the autoencoder, empty without one."""
+    """Return `vae_scale_factor` as pipelines compute it; `name` is the autoencoder's, or empty."""
     if not name:
         return 1  # the denoiser works on pixels
     factor = _scale_factor(autoencoder)
-    # Kandinsky's pipelines round the sides of an image up to the square of it.
+    # Kandinsky's pipelines round the sides of an image up to a multiple of its square.
     return factor * factor if name == "movq" else factor
 
 
@@ -40,19 +40,19 @@ def _scale_factor(autoencoder: Mapping[str, Any]) -> int:
         blocks = autoencoder.get(entry)
         if isinstance(blocks, list) and 0 < len(blocks) <= MAX_LEVELS:
             return int(2 ** (len(blocks) - 1 + more))
-    return LEAST
+    return MIN_MULTIPLE
 
 
 def patch_of(index: Mapping[str, Any], denoiser: Mapping[str, Any], autoencoder: Mapping[str, Any]) -> int:
-    """How many latents along a side are one token, as the denoiser, pipeline or autoencoder says."""
+    """Return the latents along the side of a token, from the denoiser, pipeline or autoencoder."""
     entries = [denoiser.get("patch_size"), denoiser.get("all_patch_size"), index.get("patch_size")]
-    if not any(largest(autoencoder.get(entry)) for entry in WHOLE_FACTORS):  # they count its patches too
+    if not any(largest(autoencoder.get(entry)) for entry in WHOLE_FACTORS):  # these include its patches
         entries.append(autoencoder.get("patch_size"))
     return max(largest(entry) or 1 for entry in entries)
 
 
 def largest(value: object) -> int | None:
-    """The largest whole number of a configuration's entry, which can be a list; None where there is none."""
+    """Return the largest positive integer of an entry, which can be a list; None without one."""
     values = value if isinstance(value, list | tuple) else [value]
     return max((one for one in values if type(one) is int and 0 < one <= MAX_FACTOR), default=None)
 
@@ -60,7 +60,7 @@ def largest(value: object) -> int | None:
 def side_multiple(
     pipeline_class: Any, factor: int, patch: int, index: Mapping[str, Any], denoiser: Mapping[str, Any]
 ) -> int:
-    """What both sides of an image are multiples of, in pixels."""
+    """Return the number of pixels that both sides of an image must be multiples of."""
     values = {
         "self.vae_scale_factor": factor,
         "self.patch_size": largest(index.get("patch_size")) or patch,
@@ -68,12 +68,12 @@ def side_multiple(
     }
     checked = _checked(pipeline_class, values)
     if not checked and hasattr(pipeline_class, "_pack_latents"):
-        checked = [2 * factor]  # two latents a side become one token, as FLUX has it
-    return math.lcm(LEAST, factor * patch, *checked)
+        checked = [2 * factor]  # as in FLUX: a token has two latents along a side
+    return math.lcm(MIN_MULTIPLE, factor * patch, *checked)
 
 
 def _checked(pipeline_class: Any, values: Mapping[str, int]) -> list[int]:
-    """The numbers N of `height % N` in the pipeline's own check of a request."""
+    """Return every N in `height % N` and `width % N` of the pipeline's `check_inputs`."""
     check = getattr(pipeline_class, "check_inputs", None)
     if check is None:
         return []
@@ -84,7 +84,7 @@ def _checked(pipeline_class: Any, values: Mapping[str, int]) -> list[int]:
 
 
 def _value(expression: ast.expr, values: Mapping[str, int]) -> int | None:
-    """A whole number, one of `values`, or a product of these; None for anything else."""
+    """Return the value of an integer, of a name in `values`, or of a product of these; else None."""
     if isinstance(expression, ast.Constant) and type(expression.value) is int:
         return expression.value
     if isinstance(expression, ast.BinOp) and isinstance(expression.op, ast.Mult):

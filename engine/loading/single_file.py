@@ -1,7 +1,7 @@
-"""A model whose weights lie in one file, as other programs save it, with its configuration beside it.
+"""Reads a model whose weights are in a single file, as other programs save it.
 
-Owns which components such a file holds; what it lacks is read from the folder of the configuration. How its
-weights are called there is diffusers' to know, and nothing is fetched.
+Owns which components the file contains; the others are read from the folder with its configuration. diffusers
+owns the names of weights in the file. It fetches nothing.
 """
 
 from collections.abc import Collection, Mapping
@@ -27,22 +27,22 @@ SUFFIX = ".safetensors"
 
 
 def is_weights(name: str) -> bool:
-    """Whether a path names a file of weights and no folder."""
+    """Whether a path names a weights file rather than a folder."""
     return name.endswith((SUFFIX, ".gguf", ".ckpt", ".bin", ".pt", ".pth"))
 
 
 def check_suffix(name: str) -> None:
-    """Raise `LoadError` for weights that are no safetensors."""
+    """Raise `LoadError` for weights that are not safetensors."""
     if name.endswith(".gguf"):
         raise LoadError(
-            f"{name} holds one component: give `path` the folder of the model, and `transformer` this file"
+            f"{name} contains one component: set `path` to the model's folder, and `transformer` to this file"
         )
     if not name.endswith(SUFFIX):
-        raise LoadError(f"weights are read as safetensors only, and this is {name}: choose one that ends so")
+        raise LoadError(f"weights are read as safetensors only, not {name}: choose a .safetensors file")
 
 
 def components_in(file: Path, layout: Layout) -> list[str]:
-    """The components that a file has weights for, whatever its configuration says; raises `LoadError`."""
+    """Return the components that a file contains weights for; raises `LoadError`."""
     keys = dict.fromkeys(tensors_in(file))
     denoiser = denoiser_among(layout.components)
     return [
@@ -63,7 +63,10 @@ def read_single_file(
     dtype: torch.dtype,
     variant: str | None,
 ) -> Any:
-    """The pipeline of a file, with what it does not hold from `folder`; raises whatever diffusers raises."""
+    """Return the pipeline of a file, with missing components from `folder`; raises any error of diffusers.
+
+    `held` are the components that are not read from `folder`, `given` are those that have been read already.
+    """
     _check_readable(pipeline_class, layout, given)
     beside = {
         name: _read_component(folder, name, library, class_name, dtype, variant)
@@ -76,7 +79,7 @@ def read_single_file(
 
 
 def _check_readable(pipeline_class: Any, layout: Layout, given: Mapping[str, Any]) -> None:
-    """Raise `LoadError` for a class that diffusers reads from folders alone: it would leave the file out."""
+    """Raise `LoadError` for a class that diffusers reads only from folders: it would ignore the file."""
     denoiser = denoiser_among(layout.components) or ""
     kinds = [pipeline_class]
     if denoiser in layout.classes and denoiser not in given:
@@ -84,7 +87,7 @@ def _check_readable(pipeline_class: Any, layout: Layout, given: Mapping[str, Any
     for kind in kinds:
         if not hasattr(kind, "from_single_file"):
             raise LoadError(
-                f"diffusers reads no {kind.__name__} from a single file: take the model as a folder"
+                f"diffusers cannot read a {kind.__name__} from a single file: use the model as a folder"
             )
 
 

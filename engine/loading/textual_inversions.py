@@ -1,7 +1,7 @@
-"""Words that a model is taught when it is loaded: a token for prompts, and the vectors that it stands for.
+"""Loads textual inversions (Gal et al. 2022, arXiv 2208.01618): a token for prompts and its embeddings.
 
-They are learned by textual inversion (Gal et al. 2022, arXiv 2208.01618) and read by diffusers' own loader,
-before anything else looks at tokenizers and text encoders. It does not know where files come from.
+diffusers' own loader reads them, before other code reads tokenizers and text encoders. It does not know where
+the files come from.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,48 +15,48 @@ from engine.errors import LoadError
 
 LOADER = "load_textual_inversion"
 OF_SDXL: Mapping[str, str] = {"clip_l": "", "clip_g": "_2"}
-"""The two parts of a file for SDXL, each with the ending of its tokenizer's and text encoder's names."""
+"""Part of a file for SDXL -> ending of the names of its tokenizer and text encoder."""
 
 
 @dataclass(frozen=True)
 class TextualInversion:
-    """A word of a prompt, and the one safetensors file that says what it means."""
+    """A token for prompts, and the safetensors file with its embeddings."""
 
     token: str
-    path: str  # of a file, of a folder, or a hub id with its `revision`
+    path: str  # a file, a folder, or a hub id with its `revision`
     revision: str | None = None
-    weight_name: str | None = None  # which file of a folder or a hub id
+    weight_name: str | None = None  # the file to use in a folder or a hub id
 
 
-def teach(pipeline: Any, words: Iterable[tuple[str, Path]]) -> None:
-    """Give the pipeline these tokens with their files; raises `LoadError`, which names the token."""
-    for token, path in words:
+def load_textual_inversions(pipeline: Any, files: Iterable[tuple[str, Path]]) -> None:
+    """Add tokens to the pipeline from their files; raises `LoadError`, which names the token."""
+    for token, path in files:
         if not callable(getattr(pipeline, LOADER, None)):
-            raise LoadError(f"embeddings: diffusers reads none for a {type(pipeline).__name__}")
+            raise LoadError(f"embeddings: diffusers cannot load them for a {type(pipeline).__name__}")
         try:
-            _teach(pipeline, token, load_file(path))
-        except Exception as error:  # out of the libraries, for whatever the file has
+            _load(pipeline, token, load_file(path))
+        except Exception as error:  # the libraries may raise any exception for a broken file
             said = " ".join(str(error).split())
             raise LoadError(
                 f"embeddings: {token!r} cannot be used: {type(error).__name__}: {said}"
             ) from error
 
 
-def _teach(pipeline: Any, token: str, vectors: Mapping[str, Any]) -> None:
+def _load(pipeline: Any, token: str, vectors: Mapping[str, Any]) -> None:
     if not vectors.keys() & OF_SDXL.keys():
-        _teach_one(pipeline, token, vectors, "")
+        _load_one(pipeline, token, vectors, "")
         return
     for part, ending in OF_SDXL.items():
         if part in vectors and getattr(pipeline, f"text_encoder{ending}", None) is not None:
-            _teach_one(pipeline, token, {"emb_params": vectors[part]}, ending)
+            _load_one(pipeline, token, {"emb_params": vectors[part]}, ending)
 
 
-def _teach_one(pipeline: Any, token: str, vectors: Mapping[str, Any], ending: str) -> None:
+def _load_one(pipeline: Any, token: str, vectors: Mapping[str, Any], ending: str) -> None:
     encoder = getattr(pipeline, f"text_encoder{ending}")
     width = encoder.get_input_embeddings().weight.shape[-1]
     for found in vectors.values():
         if found.shape[-1] != width:
-            raise ValueError(f"its vectors have {found.shape[-1]} numbers, and the model's have {width}")
+            raise ValueError(f"its embeddings have {found.shape[-1]} dimensions, the model's have {width}")
     getattr(pipeline, LOADER)(
         dict(vectors), token=token, tokenizer=getattr(pipeline, f"tokenizer{ending}"), text_encoder=encoder
     )

@@ -1,6 +1,7 @@
-"""Which denoisers can be walked through block by block, and how a call's arguments fit a walk.
+"""Partial forwards: a denoiser run block by block, so that cached rows can skip its inner blocks.
 
-A walk leaves out the deep part of a model for some of its rows. It owns no walk and runs none.
+Maps each supported class of denoisers to its partial forward, and a call's arguments to the parameters of
+that forward. It does not know which rows are cached.
 """
 
 import inspect
@@ -20,7 +21,7 @@ PARTIAL_FORWARDS: Mapping[str, Any] = {
     "SanaTransformer2DModel": SanaPartialForward,
     "FluxTransformer2DModel": FluxPartialForward,
 }
-"""By the class of a denoiser."""
+"""The partial forward by the class name of a denoiser."""
 UNET_NAMES = {
     "sample": "latents",
     "timestep": "timesteps",
@@ -28,21 +29,17 @@ UNET_NAMES = {
     "added_cond_kwargs": "added",
     "timestep_cond": "timestep_cond",
 }
-"""The walk's names for arguments of a UNet; the other walks have their model's own."""
+"""A UNet's argument -> parameter of `UNetPartialForward`. Transformers keep their argument names."""
 
 
 def partial_forward_of(denoiser: Any) -> Any:
-    """A walk through this model, or None where there is none of its kind."""
-    partial_forward = PARTIAL_FORWARDS.get(type(denoiser).__name__)
-    return (
-        partial_forward(denoiser)
-        if partial_forward is not None and partial_forward.fits_partial_forward(denoiser)
-        else None
-    )
+    """The partial forward of this denoiser, or None if its class or configuration is not supported."""
+    kind = PARTIAL_FORWARDS.get(type(denoiser).__name__)
+    return kind(denoiser) if kind is not None and kind.supports(denoiser) else None
 
 
 def fitting(partial_forward: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by the walk's names; raises `TypeError` for one that it would leave out."""
+    """The arguments by parameter of its `predict`; raises `TypeError` for one that it does not support."""
     names = UNET_NAMES if isinstance(partial_forward, UNetPartialForward) else {}
     known = inspect.signature(partial_forward.predict).parameters
     named = {}
@@ -51,7 +48,7 @@ def fitting(partial_forward: Any, arguments: Mapping[str, Any]) -> dict[str, Any
         if name in known:
             named[name] = value
         elif not (value is None or value == {} or (argument == "return_dict" and value is False)):
-            raise TypeError(f"a step cache cannot be used with {argument}")
+            raise TypeError(f"a step cache cannot be used with the argument {argument}")
     if "return_dict" not in arguments:
-        raise TypeError("a step cache needs a pipeline that asks for tuples")
+        raise TypeError("a step cache needs a pipeline that passes return_dict=False")
     return named

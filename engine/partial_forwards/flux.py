@@ -1,7 +1,7 @@
-"""diffusers' `FluxTransformer2DModel` walked block by block: double blocks, then single ones.
+"""Runs diffusers' `FluxTransformer2DModel` block by block: double blocks, then single blocks.
 
-Owns the order of the submodules around the blocks, that of its `forward`; which rows run which blocks is
-`transformer_walk`'s.
+It calls the submodules around the blocks in the order of the model's `forward`. `run_blocks` decides which
+rows run which blocks.
 """
 
 from typing import Any
@@ -13,14 +13,14 @@ from engine.partial_forwards.transformer import Tokens, run_blocks
 
 
 class FluxPartialForward:
-    """Walks one transformer; `fits_partial_forward` says beforehand whether it is of the kind known here."""
+    """A FLUX.1 transformer in which cached rows run only the first block."""
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
 
     @staticmethod
-    def fits_partial_forward(transformer: Any) -> bool:
-        """Whether `transformer` is FLUX.1's, with a block besides the first."""
+    def supports(transformer: Any) -> bool:
+        """Whether this is FLUX.1's transformer with at least two blocks."""
         is_known = type(transformer).__name__ == "FluxTransformer2DModel"
         return is_known and len(_blocks(transformer)) > 1
 
@@ -37,7 +37,7 @@ class FluxPartialForward:
         num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The output `(R, tokens, 4 C)` of `forward` with these arguments, and the first rows' features."""
+        """The output `(R, tokens, 4 C)` of `forward`, and the features of the full rows, which are first."""
         model = self._transformer
         image = model.x_embedder(hidden_states)
         times = [timestep.to(image.dtype) * 1000]
@@ -48,7 +48,7 @@ class FluxPartialForward:
             text=model.context_embedder(encoder_hidden_states),
             time_embeds=model.time_text_embed(*times, pooled_projections),
         )
-        rotation = model.pos_embed(torch.cat((txt_ids, img_ids), dim=0))  # of tokens: the same for every row
+        rotation = model.pos_embed(torch.cat((txt_ids, img_ids), dim=0))  # by token, the same for every row
         blocks = [_Block(block, rotation) for block in _blocks(model)]
         image, new = run_blocks(blocks, tokens, num_full_rows, features)
         return model.proj_out(model.norm_out(image, tokens.time_embeds)), new
@@ -59,7 +59,7 @@ def _blocks(transformer: Any) -> list[Any]:
 
 
 class _Block:
-    """A double block, or a single one, which joins the two streams and parts them again: called alike."""
+    """A double or a single block; diffusers calls both with separate image and text tokens."""
 
     def __init__(self, block: Any, rotation: tuple[Tensor, Tensor]) -> None:
         self._block = block

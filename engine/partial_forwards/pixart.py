@@ -1,7 +1,7 @@
-"""diffusers' `PixArtTransformer2DModel` walked block by block: self-attention, then attention to the text.
+"""Runs diffusers' `PixArtTransformer2DModel` block by block: self-attention, then attention to the text.
 
-Owns the order of the submodules around the blocks, that of its `forward`; which rows run which blocks is
-`transformer_walk`'s.
+It calls the submodules around the blocks in the order of the model's `forward`. `run_blocks` decides which
+rows run which blocks.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from engine.partial_forwards.transformer import Tokens, run_blocks, text_bias, u
 
 
 class PixArtPartialForward:
-    """Walks one transformer; `fits_partial_forward` says beforehand whether it is of the kind known here."""
+    """A PixArt transformer in which cached rows run only the first block."""
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
 
     @staticmethod
-    def fits_partial_forward(transformer: Any) -> bool:
-        """Whether `transformer` is PixArt's, with a block besides the first."""
+    def supports(transformer: Any) -> bool:
+        """Whether this is PixArt's transformer with at least two blocks."""
         is_known = type(transformer).__name__ == "PixArtTransformer2DModel"
         return is_known and len(transformer.transformer_blocks) > 1
 
@@ -36,7 +36,7 @@ class PixArtPartialForward:
         num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The output `(R, 2 C, h, w)` of `forward` with these arguments, and the first rows' features."""
+        """The output `(R, 2 C, h, w)` of `forward`, and the features of the full rows, which are first."""
         model = self._transformer
         height, width = hidden_states.shape[-2:]
         image = model.pos_embed(hidden_states)
@@ -55,7 +55,7 @@ class PixArtPartialForward:
 
 
 class _CrossAttendingBlock:
-    """A `BasicTransformerBlock`: the text is read by all blocks and changed by none."""
+    """A `BasicTransformerBlock`, which reads the text tokens and does not change them."""
 
     def __init__(self, block: Any) -> None:
         self._block = block

@@ -1,7 +1,7 @@
-"""diffusers' `SanaTransformer2DModel` walked block by block: linear attention, text, and a convolution.
+"""Runs diffusers' `SanaTransformer2DModel` block by block: linear attention, text, and a convolution.
 
-Owns the order of the submodules around the blocks, that of its `forward`; which rows run which blocks is
-`transformer_walk`'s.
+It calls the submodules around the blocks in the order of the model's `forward`. `run_blocks` decides which
+rows run which blocks.
 """
 
 from dataclasses import replace
@@ -13,14 +13,14 @@ from engine.partial_forwards.transformer import Tokens, run_blocks, text_bias, u
 
 
 class SanaPartialForward:
-    """Walks one transformer; `fits_partial_forward` says beforehand whether it is of the kind known here."""
+    """A SANA transformer in which cached rows run only the first block."""
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
 
     @staticmethod
-    def fits_partial_forward(transformer: Any) -> bool:
-        """Whether `transformer` is SANA's, with a block besides the first and no guidance as an input."""
+    def supports(transformer: Any) -> bool:
+        """Whether this is SANA's transformer with at least two blocks and without a guidance input."""
         is_known = type(transformer).__name__ == "SanaTransformer2DModel"
         return is_known and not transformer.config.guidance_embeds and len(transformer.transformer_blocks) > 1
 
@@ -34,7 +34,7 @@ class SanaPartialForward:
         num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The output `(R, C, h, w)` of `forward` with these arguments, and the first rows' features."""
+        """The output `(R, C, h, w)` of `forward`, and the features of the full rows, which are first."""
         model = self._transformer
         height, width = hidden_states.shape[-2:]
         patch_size = model.config.patch_size
@@ -54,7 +54,7 @@ class SanaPartialForward:
 
 
 class _ConvolvingBlock:
-    """A `SanaTransformerBlock`, which must know how many tokens a row and a column of the image have."""
+    """A `SanaTransformerBlock`, whose convolution needs the height and width of the image in tokens."""
 
     def __init__(self, block: Any, height: int, width: int) -> None:
         self._block = block

@@ -1,7 +1,7 @@
-"""diffusers' `SD3Transformer2DModel` walked block by block: joint blocks over an image and a text stream.
+"""Runs diffusers' `SD3Transformer2DModel` block by block: joint blocks over image and text tokens.
 
-Owns the order of the submodules around the blocks, that of its `forward`; which rows run which blocks is
-`transformer_walk`'s.
+It calls the submodules around the blocks in the order of the model's `forward`. `run_blocks` decides which
+rows run which blocks.
 """
 
 from typing import Any
@@ -12,14 +12,14 @@ from engine.partial_forwards.transformer import Tokens, run_blocks, unpatchify
 
 
 class StableDiffusion3PartialForward:
-    """Walks one transformer; `fits_partial_forward` says beforehand whether it is of the kind known here."""
+    """A Stable Diffusion 3 transformer in which cached rows run only the first block."""
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
 
     @staticmethod
-    def fits_partial_forward(transformer: Any) -> bool:
-        """Whether `transformer` is Stable Diffusion 3's, with a block besides the first."""
+    def supports(transformer: Any) -> bool:
+        """Whether this is Stable Diffusion 3's transformer with at least two blocks."""
         is_known = type(transformer).__name__ == "SD3Transformer2DModel"
         return is_known and len(transformer.transformer_blocks) > 1
 
@@ -33,7 +33,7 @@ class StableDiffusion3PartialForward:
         num_full_rows: int,
         features: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The output `(R, C, h, w)` of `forward` with these arguments, and the first rows' features."""
+        """The output `(R, C, h, w)` of `forward`, and the features of the full rows, which are first."""
         model = self._transformer
         height, width = hidden_states.shape[-2:]
         tokens = Tokens(
@@ -48,7 +48,7 @@ class StableDiffusion3PartialForward:
 
 
 class _JointBlock:
-    """A `JointTransformerBlock`, with a second attention or without; the last one drops the text."""
+    """A `JointTransformerBlock`, with or without a second attention; the last one returns no text."""
 
     def __init__(self, block: Any) -> None:
         self._block = block

@@ -1,66 +1,57 @@
-"""A generation's step cache: when it runs the whole model, and what its rows keep from one full step on.
+"""The step cache of one generation: the features of its last full step, which its cached steps reuse.
 
-The rule looks at the generation's own step index alone, so that no batch mate can change an image. A full
-step leaves its rows' features, the deep part's output; the shallow steps after it stand on them.
+Which steps are full is decided in `catalogue.step_cache`.
 """
 
 from torch import Tensor
 
-NUM_FIRST_FULL_STEPS = 4
-NUM_LAST_FULL_STEPS = 1
-"""The layout is decided in the first steps and the pixels in the last one; a few-step job skips nothing."""
+from catalogue.step_cache import is_full_step, num_full_steps
 
 
 class StepCache:
-    """Of one generation; `interval` 1 means that every step is full and nothing is kept."""
+    """The features of one generation; with `interval` 1 every step is full and nothing is stored."""
 
     def __init__(self, interval: int, num_steps: int) -> None:
         self.interval = interval
         self._num_steps = num_steps
-        self._features: dict[bool, Tensor] = {}  # whether the row is unconditional -> (1, ...)
+        self._features: dict[bool, Tensor] = {}  # is the row the unconditional one? -> features (1, ...)
 
     @property
     def is_used(self) -> bool:
-        """Whether any step may be shallow."""
+        """Whether any step may be cached."""
         return self.interval > 1
 
     @property
     def num_bytes(self) -> int:
-        """What it holds, in the device's memory unless it has left that."""
+        """Bytes that it holds, in the device's memory unless `leave_device` moved them."""
         return sum(kept.numel() * kept.element_size() for kept in tuple(self._features.values()))
 
     def is_full(self, step_index: int) -> bool:
-        """Whether this step runs the whole model: every `interval`-th, the first four and the last."""
-        return (
-            step_index % self.interval == 0
-            or step_index < NUM_FIRST_FULL_STEPS
-            or step_index >= self._num_steps - NUM_LAST_FULL_STEPS
-        )
+        """Whether this step runs the whole model."""
+        return is_full_step(step_index, self.interval, self._num_steps)
 
     def num_full_from(self, step_index: int) -> int:
-        """How many of the steps from this one on run the whole model."""
-        if self.interval == 1:
-            return self._num_steps - step_index
-        return sum(map(self.is_full, range(step_index, self._num_steps)))
+        """The number of steps, from this one on, that run the whole model."""
+        return num_full_steps(self.interval, self._num_steps, first=step_index)
 
     def keep(self, features: Tensor, *, is_negative: bool) -> None:
-        """Store one row's features `(1, ...)`; a copy, since a view would hold the whole step batch's."""
+        """Keep a copy of one row's features `(1, ...)`; a view would keep those of the whole step batch."""
         self._features[is_negative] = features.clone()
 
     def kept(self, *, is_negative: bool) -> Tensor:
-        """One row's features `(1, ...)` of the last full step."""
+        """One row's features `(1, ...)` from the last full step."""
         return self._features[is_negative]
 
     def leave_device(self) -> None:
-        """Move what it holds to main memory, whence the next step fetches it: numbers stay as they are."""
+        """Move the features to main memory, where the next step finds them; their values do not change."""
         self._features = {is_negative: kept.cpu() for is_negative, kept in self._features.items()}
 
     def clear(self) -> None:
-        """Let go of everything, at the end."""
+        """Free all features."""
         self._features.clear()
 
     def drop_unneeded(self, step_index: int, *, is_guided: bool) -> None:
-        """Free what the step `step_index`, the next one, does not read: all of it before a full step."""
+        """Free the features that the next step, `step_index`, does not read: all before a full step."""
         if step_index >= self._num_steps or self.is_full(step_index):
             self._features.clear()
         elif not is_guided:

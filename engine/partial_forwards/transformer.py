@@ -1,10 +1,10 @@
-"""The blocks of a diffusers transformer run so that a row may reuse what most of them added a step before.
+"""First Block Cache for the transformers of diffusers: cached rows run only the first block.
 
-The first block runs on every row. What the blocks behind it add to the image tokens, their residual, changes
-slowly from step to step (Chen et al. 2024, arXiv 2406.01125; First Block Cache of ParaAttention, diffusers'
-`hooks/first_block_cache.py`), so a shallow row adds that of its last full step. Owns this one walk and what
-all transformers do to tokens at their end; which submodules come before and behind it, each kind's own file
-says. It knows no generation and keeps nothing.
+The blocks after the first add a residual to the image tokens that changes slowly from step to step (Chen et
+al. 2024, arXiv 2406.01125; First Block Cache of ParaAttention, diffusers' `hooks/first_block_cache.py`), so a
+cached row adds the residual of its last full step instead of running them. Owns the loop over the
+blocks and what all these transformers do after it; the file of each model runs the submodules around the
+blocks. It knows nothing of generations and keeps no state.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,15 +19,15 @@ MAX_FP16 = 65504.0
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the blocks read, and the two streams of tokens that they change, of R rows."""
+    """The input and output of a block for R rows: image and text tokens, and what all blocks read."""
 
     image: Tensor  # (R, tokens, width)
-    text: Tensor | None  # (R, tokens, width); none behind a last block that lets go of it
-    time_embeds: Tensor  # (R, ...), as the kind's blocks read them
-    text_bias: Tensor | None = None  # (R, 1, tokens): 0, or far below it at padding
+    text: Tensor | None  # (R, tokens, width); None if the last block returns no text
+    time_embeds: Tensor  # (R, ...), in the shape that the model's blocks read
+    text_bias: Tensor | None = None  # (R, 1, tokens): 0 at text, -10000 at padding
 
     def first(self, num_rows: int) -> Self:
-        """The first rows alone."""
+        """The first `num_rows` rows."""
         rows = slice(num_rows)
         return type(self)(
             self.image[rows],
@@ -43,11 +43,11 @@ def run_blocks(
     num_full_rows: int,
     features: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The image tokens `(R, tokens, width)` behind the last block, and the residuals of the first rows.
+    """The image tokens `(R, tokens, width)` after the last block, and the residuals of the full rows.
 
-    `features` are residuals kept of the last rows, or nothing if all rows are new; the blocks behind the
-    first run on the first `num_full_rows`, at least as many as are new. What new rows get is those blocks'
-    own output, bit for bit: only shallow rows add a residual.
+    `features` are the kept residuals of the last rows, which are cached, or None if all rows are full. The
+    blocks after the first run on the first `num_full_rows` rows: all full ones, and perhaps cached ones up to
+    a bucket. Full rows get the blocks' own output, bit for bit; cached rows add their residual.
     """
     tokens = blocks[0](tokens)
     num_new = len(tokens.image) - (0 if features is None else len(features))
@@ -64,17 +64,17 @@ def run_blocks(
 
 
 def unpatchify(tokens: Tensor, height: int, width: int, patch_size: int) -> Tensor:
-    """Tokens `(R, h/p * w/p, p * p * C)` as the image `(R, C, h, w)` whose patches they are."""
+    """Assemble the image `(R, C, h, w)` from patches `(R, h/p * w/p, p * p * C)`."""
     patches: Tensor = tokens.unflatten(2, (patch_size, patch_size, -1))
     patches = patches.unflatten(1, (height // patch_size, width // patch_size))  # (R, h/p, w/p, p, p, C)
     return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def text_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What masked attention adds to its scores, `(R, 1, tokens)`, from 1 at text and 0 at padding."""
+    """The bias `(R, 1, tokens)` of attention scores for a mask `(R, tokens)`: 1 at text, 0 at padding."""
     return ((1 - mask.to(dtype)) * -10000.0).unsqueeze(1)
 
 
 def _clipped(tokens: Tensor) -> Tensor:
-    """As Flux' blocks clip their own in fp16, where large activations would overflow."""
+    """Clip fp16 tokens, which would overflow otherwise, as FLUX's own blocks do."""
     return tokens.clip(-MAX_FP16, MAX_FP16) if tokens.dtype == torch.float16 else tokens

@@ -1,9 +1,9 @@
-"""A diffusers UNet walked block by block, so that a row may reuse its deep part of an earlier step.
+"""DeepCache for a UNet of diffusers (Ma et al. 2023, arXiv 2312.00858): cached rows skip the inner blocks.
 
-DeepCache (Ma et al. 2023, arXiv 2312.00858): what the inner blocks add changes slowly from step to step,
-so a shallow row runs the outermost path alone: the first convolution and the last layer of the last up
-block, on the features that the row's last full step left there. Owns the walk, which calls the UNet's own
-submodules in the order of `UNet2DConditionModel.forward`; it knows no generation and keeps nothing.
+The output of the inner blocks changes slowly from step to step, so a cached row runs only the first
+convolution and the last layer of the last up block, on the features that its last full step kept. Calls the
+UNet's submodules in the order of `UNet2DConditionModel.forward`. It knows nothing of generations and keeps no
+state.
 """
 
 from typing import Any
@@ -17,14 +17,14 @@ MID_BLOCKS = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
 
 
 class UNetPartialForward:
-    """Runs one UNet partially; `fits_partial_forward` says beforehand whether it can."""
+    """A UNet in which cached rows run only the outermost layers."""
 
     def __init__(self, unet: Any) -> None:
         self._unet = unet
 
     @staticmethod
-    def fits_partial_forward(unet: Any) -> bool:
-        """Whether `unet` is built of the plain blocks of Stable Diffusion, at least two levels of them."""
+    def supports(unet: Any) -> bool:
+        """Whether `unet` has only the plain blocks of Stable Diffusion, and at least two levels of them."""
         return (
             len(unet.down_blocks) > 1
             and all(type(block).__name__ in DOWN_BLOCKS for block in unet.down_blocks)
@@ -46,10 +46,10 @@ class UNetPartialForward:
         features: Tensor | None,
         timestep_cond: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The output `(R, C, h, w)`, and the new features `(R - kept, c, h, w)` of the first rows.
+        """The output `(R, C, h, w)`, and the features `(R - kept, c, h, w)` of the full rows, the first ones.
 
-        `features` are those kept of the last rows, or nothing if all are new; the deep part runs on the
-        first `num_full_rows`, at least as many as are new.
+        `features` are those kept of the last rows, which are cached, or None if all rows are full. The inner
+        blocks run on the first `num_full_rows` rows: all full ones, and perhaps cached ones up to a bucket.
         """
         unet = self._unet
         time_embeds = self._time_embeds(latents, timesteps, prompt_embeds, added, timestep_cond)
@@ -57,7 +57,7 @@ class UNetPartialForward:
             encoder_hidden_states=prompt_embeds, added_cond_kwargs=added
         )
         hidden = unet.conv_in(2 * latents - 1.0 if unet.config.center_input_sample else latents)
-        skip = hidden  # the last layer of the last up block reads the first convolution besides
+        skip = hidden  # the last layer also reads the output of the first convolution
         num_new = len(latents) - (0 if features is None else len(features))
         new = hidden.new_empty(0)
         if num_full_rows:
@@ -87,7 +87,7 @@ class UNetPartialForward:
         return embeds if unet.time_embed_act is None else unet.time_embed_act(embeds)
 
     def _full(self, hidden: Tensor, time_embeds: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """Everything between the first convolution and the last layer: what a shallow row leaves out."""
+        """Run the inner blocks: everything between the first convolution and the last layer."""
         unet = self._unet
         skips = [hidden]
         for block in unet.down_blocks:
@@ -97,7 +97,7 @@ class UNetPartialForward:
         for block in unet.up_blocks[:-1]:
             taken = tuple(skips[-len(block.resnets) :])
             del skips[-len(block.resnets) :]
-            # The size that the next block's skip has: sides need not be multiples of the whole factor.
+            # Upsample to the size of the next skip: sides need not be multiples of the total factor.
             hidden = _call(
                 block,
                 hidden,
@@ -121,7 +121,7 @@ def _call(block: Any, hidden: Tensor, time_embeds: Tensor, prompt_embeds: Tensor
 def _up_layer(
     block: Any, layer: int, hidden: Tensor, skip: Tensor, time_embeds: Tensor, prompt_embeds: Tensor
 ) -> Tensor:
-    """One layer of an up block: a ResNet, and an attention where the block has them."""
+    """Run one layer of an up block: a ResNet block, and attention if the block has it."""
     hidden = block.resnets[layer](torch.cat([hidden, skip], dim=1), time_embeds)
     if getattr(block, "has_cross_attention", False):
         attention = block.attentions[layer]

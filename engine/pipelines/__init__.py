@@ -1,1 +1,1 @@
-"""diffusers pipelines as the engine runs them: calls that park at each forward pass."""
+"""diffusers pipelines as the engine runs them: each call is suspended at every forward pass."""

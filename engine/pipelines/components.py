@@ -1,12 +1,12 @@
-"""What a pipeline's components are for, by their names: which denoise, and which run once in a call."""
+"""Recognizes the components of a pipeline by name: denoisers, and modules that run once in a call."""
 
 from collections.abc import Sequence
 
 SIDE_MODULES = ("text_encoder", "image_encoder", "image_embedder", "vae", "vqvae", "vqgan", "movq", "safety_")
-"""Beginnings of the names of components that run once in a call, before or after the denoising steps."""
+"""Prefixes of the names of components that run once in a call, before or after the denoising steps."""
 
 DENOISERS = ("transformer", "unet", "decoder")
-"""Names of components that denoise, where a pipeline has others besides that run at every step."""
+"""Names of denoisers, most likely first, for pipelines in which other components run at every step too."""
 
 
 def is_denoiser(name: str) -> bool:
@@ -15,6 +15,6 @@ def is_denoiser(name: str) -> bool:
 
 
 def denoiser_among(names: Sequence[str]) -> str | None:
-    """Which of a pipeline's components denoises; a second one, as ZImageOmni's `siglip`, comes after it."""
+    """The name of the denoiser among component names, or None; `siglip` of ZImageOmni is not one."""
     found = [name for name in (*DENOISERS, *filter(is_denoiser, names)) if name in names]
     return found[0] if found else None

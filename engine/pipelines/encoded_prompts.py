@@ -1,64 +1,66 @@
-"""What `encode_prompt` of diffusers pipelines has returned, kept for the next request that asks for the same.
+"""A cache of what `encode_prompt` of diffusers pipelines returns, for requests with the same prompt.
 
-Owns which calls of that method may be answered from an earlier one, and whom an entry answers: the account
-that made it, or everybody where all its texts are empty. It knows no pipeline's class and no tensor's
-meaning, and changes none: with or without it an image has the same bytes.
+Owns the rule of which calls may be answered from the cache. An entry is used only for the account that made
+it, or for every account if all its texts are empty. It knows neither pipeline classes nor what tensors mean;
+an image has the same bytes with or without the cache.
 """
 
 import copy
 import functools
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from engine.pipelines.least_recently_used import LeastRecentlyUsed
-
 METHOD = "encode_prompt"
-"""By this name diffusers' pipelines have the method that runs their text encoders."""
+"""The method of diffusers' pipelines that runs their text encoders."""
 
 MAX_BYTES = 64 * 2**20
-ENTRY_BYTES = 2048  # what Python needs for an entry besides its tensors and its text, rounded up
+ENTRY_BYTES = 2048  # memory of an entry besides its tensors and texts, rounded up
 PLAIN = (type(None), bool, int, float, torch.device, torch.dtype)
 ANYBODY = ""
 
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
 OwnMethod = Callable[[Any, str], Callable[..., Any]]
-"""Makes the `encode_prompt` of a call's pipeline; the text tells it from others of the same call."""
+"""Makes the `encode_prompt` of a call's pipeline; the string tells nested pipelines of one call apart."""
 
 
 class EncodedPrompts:
-    """Entries of all pipelines of one engine, within `max_bytes`; used on the engine thread alone."""
+    """The cache of one engine, for all its pipelines, within `max_bytes`; only for the engine thread."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._kept: LeastRecentlyUsed[Hashable, Any] = LeastRecentlyUsed(max_bytes)
+        self._kept: _LeastRecentlyUsed[Hashable, Any] = _LeastRecentlyUsed(max_bytes)
 
     @property
     def num_bytes(self) -> int:
-        """What the entries take."""
+        """The size of all entries."""
         return self._kept.num_bytes
 
     def of(self, account: str, model: str, adapters: Hashable = ()) -> OwnMethod:
-        """Makes methods for one call; `adapters` are those that change what its text encoders give.
+        """Return a function that makes the `encode_prompt` of one call.
 
-        Without an `account` nobody knows whose its texts are: none is kept.
+        `adapters` are those that change its text encoders. Without an `account` only empty texts are cached.
         """
         return functools.partial(self._own_method, account, (model, adapters))
 
     def clear(self) -> None:
-        """Give all of it back, when the device is short of memory."""
+        """Drop all entries, when the device is short of memory."""
         self._kept.clear()
 
     def _own_method(self, account: str, model: Hashable, pipeline: Any, place: str) -> Callable[..., Any]:
-        """In place of the `encode_prompt` of `pipeline`, which is one call's own and has not begun.
+        """A replacement for `encode_prompt` of `pipeline`, the copy that belongs to one call.
 
-        What the call has written to its pipeline meanwhile, its guidance scale for one, counts as an
-        argument, since `encode_prompt` may read it.
+        Attributes that the call has set on its pipeline since then, such as its guidance scale, count as
+        arguments, since `encode_prompt` may read them.
         """
         encode, untouched = pipeline.encode_prompt, dict(vars(pipeline))
 
-        @functools.wraps(encode)  # pipelines may read its parameters
+        @functools.wraps(encode)  # pipelines may inspect its signature
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             now = vars(pipeline)
             written = {name: now[name] for name in now if name != METHOD and _is_new(name, now, untouched)}
@@ -74,15 +76,15 @@ class EncodedPrompts:
             kept = self._kept.get(key)
             if kept is None:
                 return self._encode(pipeline, functools.partial(encode, *args, **kwargs), key, texts)
-            return copy.deepcopy(kept)  # what a call does to its tensors is not done to another's
+            return copy.deepcopy(kept)  # a call may change its tensors in place
 
         return encode_prompt
 
     def _encode(self, pipeline: Any, encode: Callable[[], Any], key: Hashable, texts: list[str]) -> Any:
-        """Encode, and keep what came of it if the same call would do exactly the same again.
+        """Encode, and cache the result if an equal call would do exactly the same.
 
-        What draws from torch's global generator has other tensors at each seed, and leaves other noise to
-        the rest of its call; what writes to its pipeline does more than return something.
+        It would not if encoding draws from torch's global generator, since the result and the later noise
+        then depend on the seed, or if it sets attributes of its pipeline.
         """
         noise, before = torch.get_rng_state(), dict(vars(pipeline))
         encoded = encode()
@@ -95,8 +97,39 @@ class EncodedPrompts:
         return encoded
 
 
+class _LeastRecentlyUsed(Generic[K, V]):
+    """Values by key, at most `max_bytes` in total; the least recently used are dropped. Not thread-safe."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()  # least recently used first
+        self.num_bytes = 0
+
+    def get(self, key: K) -> V | None:
+        """Return the value of `key` and mark it as most recently used; None if there is none."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
+
+    def keep(self, key: K, value: V, num_bytes: int) -> None:
+        """Add the value of a new key, unless it alone exceeds `max_bytes`."""
+        if num_bytes > self._max_bytes:
+            return
+        self._kept[key] = (value, num_bytes)
+        self.num_bytes += num_bytes
+        while self.num_bytes > self._max_bytes:
+            _, (_, num_freed_bytes) = self._kept.popitem(last=False)
+            self.num_bytes -= num_freed_bytes
+
+    def clear(self) -> None:
+        """Drop all values."""
+        self._kept.clear()
+        self.num_bytes = 0
+
+
 class NotPlainError(Exception):
-    """An argument is no plain value, such as a tensor or an image."""
+    """An argument is not a plain value: for example a tensor or an image."""
 
 
 def _is_new(name: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
@@ -104,12 +137,12 @@ def _is_new(name: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> boo
 
 
 def _plain(value: Any, texts: list[str]) -> Hashable:
-    """Equal for equal plain values of one type; `texts` gets all texts in it. Raises `NotPlainError`."""
+    """A key that is equal for equal values of one type. Appends all strings in it to `texts`."""
     if type(value) is str:
         texts.append(value)
         return value
     if isinstance(value, PLAIN):
-        return type(value), repr(value)  # 1, 1.0 and True are equal, as are 0.0 and -0.0
+        return type(value), repr(value)  # type and text, because 1 == 1.0 == True and 0.0 == -0.0
     if type(value) in (list, tuple):
         return type(value), tuple(_plain(one, texts) for one in value)
     if type(value) is dict and all(type(name) is str for name in value):
@@ -118,10 +151,10 @@ def _plain(value: Any, texts: list[str]) -> Hashable:
 
 
 def _holds_tensors(value: Any, storages: dict[int, int]) -> bool:
-    """Whether it is tensors and plain values alone; `storages` gets the bytes behind each, by address."""
+    """Whether it consists of tensors and plain values; adds the size of each storage by address."""
     if type(value) is Tensor:
         stored = value.untyped_storage()
-        storages[stored.data_ptr()] = stored.nbytes()  # a view keeps all of it alive
+        storages[stored.data_ptr()] = stored.nbytes()  # a view keeps its whole storage alive
         return True
     if isinstance(value, dict):
         value = list(value.values())

@@ -1,7 +1,8 @@
-"""A call of a module that waits for its forward pass: its arguments, and which calls can share that pass.
+"""A call of a module that waits for its forward pass, and how several such calls share one pass.
 
-A `ParkedCall` finds which of its arguments have a row for each image. `merge` makes one call of many whose
-signatures are equal, and `split` gives each its part of the output. Neither knows pipelines or the engine.
+A `ParkedCall` finds which of its arguments have a row for each image. `Merger` merges calls of equal
+signature into one, and `split` returns each call's part of the output. It knows nothing of pipelines or the
+engine.
 """
 
 import copy
@@ -15,27 +16,27 @@ from torch import Tensor
 from torch.nn import Module
 
 Kind = Literal["rows", "list", "row_values", "shared", "value"]
-"""What an argument's leaf is: a tensor `(R, ...)` with a row for each of R images, a list of R tensors, a
-list of R lists of values, a tensor that all rows share, or any other value. Calls whose last three kinds are
-equal can share a pass."""
+"""The kind of an argument's leaf: a tensor `(R, ...)` with a row for each of R images, a list of R tensors, a
+list of R lists of values, a tensor that all rows share, or any other value. Leaves of the last three kinds
+must be equal for calls to share a pass."""
 
 PER_ROW_NUMBERS = frozenset({"timestep", "timesteps", "timestep_ratio", "time", "t", "sigma", "guidance"})
-"""Arguments that diffusers' models take as one number or as a vector `(R,)`."""
+"""Arguments that diffusers' models take as one number or as a tensor `(R,)`."""
 
 READ_FROM_ROW_0 = ("_ids", "_shapes", "_seq_lens", "_pos")
-"""Endings of arguments whose first row some models use for all rows (FLUX.2's ids, Qwen-Image's shapes), or
-that have no rows at all, though a single frame looks like one (Kandinsky 5's positions)."""
+"""Suffixes of arguments of which models read row 0 for all rows (FLUX.2's ids, Qwen-Image's shapes), or which
+have no rows although a single frame looks like one (Kandinsky 5's positions)."""
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device)
 BRANCHES = (dict, list, tuple)
 
 
 class ParkedCall:
-    """One call of the module `name`, with `num_rows` rows; calls of equal `signature` can share a pass.
+    """A call of the module `name` with `num_rows` rows; calls of equal `signature` can share a pass.
 
-    With `has_float_numbers`, whole numbers of `PER_ROW_NUMBERS` are given as fp32: schedulers differ in which
-    of the two a timestep is. With `has_one_layout` tensors with rows are contiguous: else the layout of a
-    pass, by which kernels are chosen, would depend on who shares it.
+    With `has_float_numbers`, integers of `PER_ROW_NUMBERS` are converted to fp32, since a timestep is an
+    integer in some schedulers and a float in others. With `has_one_layout`, tensors with rows are made
+    contiguous: kernels are chosen by layout, which would otherwise depend on the other calls of the pass.
     """
 
     __slots__ = ("has_one_layout", "kinds", "leaves", "name", "num_rows", "signature", "spec")
@@ -64,7 +65,7 @@ class ParkedCall:
                 if has_float_numbers and not value.is_floating_point():
                     value = value.to(torch.float32)
                 if value.numel() == 1:
-                    value = value.reshape(1).expand(self.num_rows)  # the model would do the same
+                    value = value.reshape(1).expand(self.num_rows)  # as the model would do
             if is_listed and isinstance(value, list) and len(value) == self.num_rows:
                 self.leaves.append(value)
                 self.kinds.append("list")
@@ -82,7 +83,7 @@ class ParkedCall:
         self.signature = (name, self.spec, tuple(tokens))
 
     def _add(self, argument: str, value: Any, tokens: list[Any], memory: "SharedTensors") -> Any:
-        """Append the leaves of `value`; returns the spec from which `_built` makes `value` again."""
+        """Append the leaves of `value`; returns the spec from which `_built` restores `value`."""
         if isinstance(value, dict):
             return type(value), tuple(
                 (key, self._add(argument, one, tokens, memory)) for key, one in value.items()
@@ -104,7 +105,7 @@ class ParkedCall:
         return None
 
     def last_row(self, memory: "SharedTensors") -> "ParkedCall":
-        """The same call for the last of its rows alone."""
+        """The same call with its last row only."""
         rows = ("rows", "list", "row_values")
         leaves = (
             leaf[-1:] if kind in rows else leaf for kind, leaf in zip(self.kinds, self.leaves, strict=True)
@@ -112,19 +113,19 @@ class ParkedCall:
         return ParkedCall(self.name, _built(self.spec, leaves), memory)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of this call alone, by name."""
+        """The arguments of this call by name."""
         named: dict[str, Any] = _built(self.spec, iter(self.leaves))
         return named
 
 
 class SharedTensors:
-    """The content of one pipeline call's shared tensors; a tensor that stays the same is read once."""
+    """Digests of the shared tensors of one pipeline call; a tensor that stays the same is hashed once."""
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[Tensor, Any]] = {}
 
     def token(self, place: int, tensor: Tensor) -> Any:
-        """A value that is equal for tensors of equal bytes; `place` is that of the leaf in its call."""
+        """A value that is equal for tensors of equal content; `place` is the leaf's number in its call."""
         seen = self._seen.get(place)
         if seen is not None and seen[0] is tensor:
             return seen[1]
@@ -135,15 +136,15 @@ class SharedTensors:
 
 
 class Merger:
-    """Merges calls, and keeps the result: tensors that are the same at the next step are not copied again."""
+    """Merges calls; keeps merged tensors, so that inputs which are the same at the next step are reused."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, int], tuple[list[Tensor], int, Tensor]] = {}
 
     def merge(self, calls: Sequence[ParkedCall], num_rows: int) -> dict[str, Any]:
-        """The arguments of one call with the rows of all `calls`, whose signatures are equal.
+        """The arguments of one call with the rows of all `calls`, which have equal signatures.
 
-        The last row is repeated up to `num_rows`: such padding raises nothing and is as fast as any row.
+        The last row is repeated as padding up to `num_rows`: valid values raise no errors.
         """
         first = calls[0]
         num_padding = num_rows - sum(call.num_rows for call in calls)
@@ -152,7 +153,7 @@ class Merger:
         leaves: list[Any] = []
         for index, kind in enumerate(first.kinds):
             column = [call.leaves[index] for call in calls]
-            if kind == "rows" and index == 0:  # the latents, which some pipelines write to in place
+            if kind == "rows" and index == 0:  # the latents, which some pipelines change in place
                 leaves.append(_concatenated(column, num_padding))
             elif kind == "rows":
                 leaves.append(self._rows((first.name, index), column, num_padding))
@@ -165,7 +166,7 @@ class Merger:
         return named
 
     def forget(self) -> None:
-        """Let go of all tensors, as when one whose rows were merged has ended."""
+        """Free all kept tensors, for example when a call whose rows were merged has ended."""
         self._kept.clear()
 
     def _rows(self, place: tuple[str, int], parts: list[Tensor], num_padding: int) -> Tensor:
@@ -188,12 +189,13 @@ def _concatenated(parts: list[Tensor], num_padding: int) -> Tensor:
 
 
 def split(output: Any, row_counts: Sequence[int], num_rows: int, *, is_listed: bool = False) -> list[Any]:
-    """The parts of a module's `output` for calls of so many rows each; it has `num_rows`, padding included.
+    """Split a module's `output` into parts for calls with these row counts.
 
-    Tensors that have an entry for each row are cut, also those that an object such as the distribution of an
-    encoded image holds; anything else is the same in every part. `is_listed` says that the calls gave a list
-    with an entry for each row, so that a list of the output has one too; else its entries are a ControlNet's
-    blocks, of which there may be as many as rows.
+    The output has `num_rows` rows, padding included. Tensors with an entry for each row are sliced, also
+    inside objects such as the distribution of an encoded image; anything else is shared by all parts.
+    `is_listed` says that the calls passed a list with an entry for each row, so that a list in the output has
+    one too. Otherwise a list holds, for example, the outputs of a ControlNet's blocks, and may have
+    `num_rows` entries by chance.
     """
     leaves: list[Any] = []
     spec = _taken_apart(output, num_rows if is_listed else None, leaves)
@@ -206,7 +208,7 @@ def split(output: Any, row_counts: Sequence[int], num_rows: int, *, is_listed: b
 
 
 def doubled(output: Any, *, is_listed: bool = False) -> Any:
-    """The output that a module gives for two equal rows, from that for one; `is_listed` is `split`'s."""
+    """Repeat the output for one row as the output for two equal rows; `is_listed` as in `split`."""
     leaves: list[Any] = []
     spec = _taken_apart(output, 1 if is_listed else None, leaves)
     both = (
@@ -234,13 +236,13 @@ def _taken_apart(value: Any, list_length: int | None, leaves: list[Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class HoldsTensors:
-    """In a spec: an object of which each part has a copy, with its own rows of the tensors."""
+    """Part of a spec: an object with tensors; each part of a split gets a copy with its own rows."""
 
     object: Any
 
 
 def _held_tensors(value: Any) -> dict[str, Tensor]:
-    """The tensors among the attributes of a plain object."""
+    """The attributes of a plain object that are tensors."""
     if isinstance(value, Tensor | Module | type) or not hasattr(value, "__dict__"):
         return {}
     return {name: one for name, one in vars(value).items() if isinstance(one, Tensor)}
@@ -267,9 +269,9 @@ def _built(spec: Any, leaves: Iterator[Any]) -> Any:
 
 
 def _description(value: Any) -> Any:
-    """A value that is equal for equal values of one type; what cannot be hashed is equal to itself alone."""
+    """A key that is equal for equal plain values of one type; any other object equals only itself."""
     if isinstance(value, Tensor):
-        return value.dtype, value.ndim  # an entry of a list: entries of any length share a pass
+        return value.dtype, value.ndim  # of a list of tensors: entries of any length share a pass
     if not isinstance(value, PLAIN):
-        return id(value)  # the call itself keeps it alive
+        return id(value)  # the call keeps the object alive, so the id is not reused
     return type(value), value

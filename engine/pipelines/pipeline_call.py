@@ -1,7 +1,7 @@
-"""One request as diffusers runs it: `pipeline.__call__` in a greenlet, which parks at each forward pass.
+"""Runs `pipeline.__call__` of diffusers in a greenlet that is suspended ("parked") at every forward pass.
 
-Owns the copy of the pipeline that the call writes to, and stand-ins for the modules that it shares with other
-calls. It does not know which calls share a forward pass, nor how the arguments came about.
+Owns the call's copy of the pipeline, in which stand-ins replace the modules that all calls share. It does not
+know which calls share a forward pass, nor how a request becomes arguments.
 """
 
 import copy
@@ -19,32 +19,31 @@ from diffusers.configuration_utils import ConfigMixin
 from torch.nn import Module
 
 from engine.adapters.adapter import Applied
+from engine.errors import places_of
 from engine.pipelines.components import is_denoiser
 from engine.pipelines.encoded_prompts import METHOD, OwnMethod
 from engine.pipelines.parked_call import ParkedCall, SharedTensors, doubled
 from engine.pipelines.steady_stack import switch
-from engine.traceback_places import places_of
 
 logger = logging.getLogger(__name__)
 PARKED_METHODS = ("encode", "decode")
-"""Methods of autoencoders that are forward passes of their own."""
+"""Methods of autoencoders that are forward passes too, so that a call parks at them."""
 FORMER_PART = "text_model"
-"""What was a part of CLIP's text encoder, and is the encoder itself in transformers 5; pipelines still ask
-for it where they are given `clip_skip`."""
+"""An attribute of CLIP's text encoder that transformers 5 removed: the encoder itself takes its place.
+Pipelines still read it if `clip_skip` is given."""
 
 Pad = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
-"""Gives the arguments of a module, by its name, with their text padded."""
+"""Returns the arguments of the named module with their texts padded."""
 
 
 class PipelineCall:
-    """A call of `pipeline`, which has not begun; `go_on` begins it, and lets it run to its next forward pass.
+    """A call of `pipeline` with its own state; `go_on` starts it and runs it to its next forward pass.
 
-    Weights are shared with the pipeline; what a call writes to the pipeline itself, its scheduler or its
-    guider stays in the call. `scheduler` takes the place of a copy of the pipeline's own, and what
-    `own_method` makes that of its `encode_prompt`. `pad` changes the arguments of each forward pass;
-    `has_float_numbers` is `ParkedCall`'s, and so is `has_one_layout`, for denoisers. `guided_share` of its
-    steps are guided. `adapters` are those of its rows in every module; whoever makes its passes applies
-    them.
+    The call shares weights with the pipeline and nothing else: what it sets on the pipeline, its scheduler or
+    its guider stays in the call. `scheduler` replaces the copy of the pipeline's scheduler, and the result of
+    `own_method` replaces `encode_prompt`. `pad` changes the arguments of each forward pass.
+    `has_float_numbers` and, for denoisers, `has_one_layout` are passed to `ParkedCall`. `guided_share` is the
+    share of steps with guidance. `adapters` apply to its rows in every module; the exchange applies them.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class PipelineCall:
         self._has_one_layout = has_one_layout
         self._guided_share = guided_share
         self._on_end = on_end
-        self._copies: list[Any] = []  # its pipeline, and those in it
+        self._copies: list[Any] = []  # of the pipeline and of the stateful objects in it
         self._shared_tensors = SharedTensors()
         self._global_generators = _global_generators()
         self._noise = _first_noise(self._global_generators, arguments.get("generator"))
@@ -82,25 +81,25 @@ class PipelineCall:
 
     @property
     def num_steps(self) -> int | None:
-        """Denoising steps in all; None until the call has set its scheduler up."""
+        """The number of denoising steps; None until the call has set up its scheduler."""
         own = vars(self._pipeline)
         scheduler = own.get("scheduler")
-        if own.get("_num_timesteps") is not None:  # fewer than the scheduler's, where it begins with an image
+        if own.get("_num_timesteps") is not None:  # fewer than the scheduler's if it starts from an image
             return int(own["_num_timesteps"])
         if getattr(scheduler, "num_inference_steps", None) is None:
             return None
         return len(scheduler.timesteps)
 
     def go_on(self, output: Any = None) -> None:
-        """Give the call the output of its forward pass; returns when it is parked again or has ended."""
+        """Resume the call with the output of its forward pass; returns when it parks again or has ended."""
         self.parked = None
         with self._own_noise():
             switch(self._greenlet, output)
         if self._greenlet.dead:
-            self._let_go()
+            self._release()
 
     def park(self, name: str, arguments: Mapping[str, Any]) -> Any:
-        """Wait for the forward pass of the module `name`, inside the call; returns its output."""
+        """Suspend the call until the forward pass of the module `name` is done; returns the output."""
         if self._pad is not None:
             arguments = self._pad(name, arguments)
         denoises = is_denoiser(name)
@@ -119,27 +118,27 @@ class PipelineCall:
         return doubled(output, is_listed="list" in parked.kinds) if is_cut else output
 
     def _is_past_guidance(self) -> bool:
-        """Whether the next step is not guided: the last of its two rows, with the prompt, stands for both.
+        """Whether the next step is unguided: only its last row, with the prompt, runs, and is used for both.
 
-        The sum of guidance, `u + scale * (c - u)`, is then `c` to the bit, as without guidance.
+        The guided sum `u + scale * (c - u)` is then `c` bit for bit, as without guidance.
         """
         if self._guided_share >= 1:
             return False
         return self.num_steps_done >= self._guided_share * (self.num_steps or 0)
 
     def is_running(self) -> bool:
-        """Whether the caller's code runs inside the call."""
+        """Whether the current code runs inside this call."""
         return greenlet.getcurrent() is self._greenlet
 
     def end(self) -> None:
-        """End the call where it is parked; its tensors are freed before this returns."""
+        """End a parked call; its tensors are freed before this returns."""
         if not self._greenlet.dead:
             switch(self._greenlet, Ended)
-        self._let_go()
+        self._release()
 
     @contextmanager
     def _own_noise(self) -> Iterator[None]:
-        """Give torch's global generators to this call: some pipelines draw from them what they encode."""
+        """Give this call its own state of torch's global generators: some pipelines draw from them."""
         outside = _states(self._global_generators)
         _set_states(self._global_generators, self._noise)
         try:
@@ -153,25 +152,23 @@ class PipelineCall:
             self.result = self._pipeline(**self._arguments)
         except Ended:
             pass
-        except Exception as error:  # the pipeline's own code may raise anything, and whoever asked is told
+        except Exception as error:  # the pipeline's code may raise anything; the runner reports it
             self.error = error
 
-    def _let_go(self) -> None:
-        # Pipeline, stand-ins, scheduler and call refer to each other, and an error to the frames that it
-        # left: without this, memory waits for a collection.
+    def _release(self) -> None:
+        # Pipeline, stand-ins, scheduler and call form reference cycles, and an error refers to its frames.
+        # Without this, their memory is freed only by a garbage collection.
         self.parked = None
         for own in self._copies:
             vars(own).clear()
         if self.error is not None:
-            # No message, which may quote a prompt.
-            logger.warning(
-                "a pipeline's call failed: %s\n%s", type(self.error).__name__, places_of(self.error)
-            )
+            # Without the message, which may quote a prompt.
+            logger.warning("a pipeline call failed: %s\n%s", type(self.error).__name__, places_of(self.error))
             self.error = self.error.with_traceback(None)
             self.error.__context__ = self.error.__cause__ = None
         self._arguments = {}
         self.adapters = ()
-        self._pad = None  # it keeps what it has padded
+        self._pad = None  # it holds padded tensors
         self._shared_tensors = SharedTensors()
         self._on_end(self.result is not None)
 
@@ -186,15 +183,15 @@ class PipelineCall:
             self._copies.append(scheduler)
         own = self._copied(pipeline, parts, "")
         own_scheduler = vars(own).get("scheduler")
-        if own_scheduler is not None:  # a scheduler may have a length, so that its truth says nothing
+        if own_scheduler is not None:  # compared with None, since a scheduler that has a length may be falsy
             own_scheduler.num_inference_steps = None
             self._count_steps(own_scheduler)
         return own
 
     def _copied(self, pipeline: Any, parts: dict[int, Any], place: str) -> Any:
-        """A shallow copy of a pipeline with parts of its own, which `parts` has by the id of the originals.
+        """A shallow copy of a pipeline in which `parts`, by id of the original, replace its components.
 
-        A combined pipeline holds the same parts again, in pipelines of its own; `place` is the way to one.
+        A combined pipeline holds the same components again in nested pipelines; `place` is the path to one.
         """
         own = copy.copy(pipeline)
         self._copies.append(own)
@@ -203,10 +200,10 @@ class PipelineCall:
                 vars(own)[name] = parts[id(value)]
             elif isinstance(value, DiffusionPipeline):
                 vars(own)[name] = self._copied(value, parts, f"{place}.{name}")
-            elif isinstance(value, ConfigMixin):  # schedulers, guiders, image processors: they keep state
+            elif isinstance(value, ConfigMixin):  # stateful: schedulers, guiders, image processors
                 vars(own)[name] = parts[id(value)] = copy.deepcopy(value)
                 self._copies.append(vars(own)[name])
-        vars(own).pop("_num_timesteps", None)  # of an earlier call of the pipeline itself
+        vars(own).pop("_num_timesteps", None)  # left by an earlier call of the pipeline
         own.set_progress_bar_config(disable=True)
         if self._own_method is not None and callable(getattr(own, METHOD, None)):
             vars(own)[METHOD] = self._own_method(own, place)
@@ -215,7 +212,7 @@ class PipelineCall:
     def _count_steps(self, scheduler: Any) -> None:
         step = scheduler.step
 
-        @functools.wraps(step)  # pipelines read the parameters of `step`
+        @functools.wraps(step)  # pipelines inspect the signature of `step`
         def counted(*args: Any, **kwargs: Any) -> Any:
             stepped = step(*args, **kwargs)
             self.num_steps_done += 1
@@ -225,14 +222,14 @@ class PipelineCall:
 
 
 def _global_generators() -> list[torch.Generator]:
-    """torch's own generators that a pipeline's code can draw from: the CPU's, and that of a GPU in use."""
+    """torch's global generators that pipelines can draw from: those of the CPU and of a GPU in use."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return [torch.default_generator]
     return [torch.default_generator, torch.cuda.default_generators[torch.cuda.current_device()]]
 
 
 def _first_noise(global_generators: Sequence[torch.Generator], generator: Any) -> list[torch.Tensor]:
-    """The states of torch's global generators at the seed of the request's own generator."""
+    """The states of torch's global generators when seeded like the request's generator."""
     first = generator[0] if isinstance(generator, list) and generator else generator
     if not isinstance(first, torch.Generator):
         return _states(global_generators)
@@ -250,20 +247,20 @@ def _set_states(generators: Sequence[torch.Generator], states: Sequence[torch.Te
 
 
 class Ended(BaseException):
-    """Ends a call at its parked place; not an `Exception`, which a pipeline might catch."""
+    """Ends a parked call. It is not an `Exception`, since a pipeline might catch that."""
 
 
 class StandIn:
-    """Takes the place of a module in a call's pipeline: it parks where the module would run.
+    """Replaces a module in a call's copy of the pipeline: calling it parks the call.
 
-    All else that a pipeline asks of the module is the module's own: its configuration, dtype, hooks, class.
+    Every other attribute comes from the module: its configuration, dtype, hooks and class.
     """
 
     def __init__(self, module: Module, name: str, call: PipelineCall) -> None:
         vars(self).update(_module=module, _name=name, _call=call)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the module, as soon as its forward pass has been made."""
+        """Park the call; returns the output when the forward pass is done."""
         return self._parked(self._name, self._module, _plain(self._module).forward, args, kwargs)
 
     def _parked(
@@ -275,9 +272,9 @@ class StandIn:
         return self._call.park(name, dict(zip(names, args, strict=False)) | kwargs)
 
     def to(self, *_: Any, **__: Any) -> "StandIn":
-        """The same: other calls are parked at the module, so none may change its dtype or its place.
+        """Do nothing: other calls use the module, so no call may change its dtype or device.
 
-        SDXL's calls with an image would leave its VAE in the denoiser's precision.
+        SDXL's calls with an input image would leave its VAE in the denoiser's dtype.
         """
         return self
 
@@ -296,13 +293,13 @@ class StandIn:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._module, name, value)
 
-    @property  # type: ignore[misc]  # `isinstance` asks for it, and mypy knows it as an attribute
+    @property  # type: ignore[misc]  # read by `isinstance`; mypy expects an attribute
     def __class__(self) -> type:
         return type(self._module)
 
 
 def _plain(module: Any) -> Any:
-    """The module that `torch.compile` has wrapped, or the module itself."""
+    """The module inside a wrapper of `torch.compile`, or the module itself."""
     return getattr(module, "_orig_mod", module)
 
 
@@ -310,7 +307,7 @@ _names_by_function: dict[Any, list[str]] = {}
 
 
 def _argument_names(function: Any) -> list[str]:
-    """The names of a bound method's positional parameters; the signature of each is read once."""
+    """The positional parameters of a bound method; each signature is read once."""
     key = getattr(function, "__func__", function)
     if key not in _names_by_function:
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -1,7 +1,7 @@
-"""Which pipeline tasks a pipeline class of diffusers is for, or why it draws no request.
+"""Finds out which pipeline tasks a pipeline class of diffusers can draw, or why it can draw none.
 
-Owns what the signature of a class's call, its components, its output class and the words of its name say
-about that. It knows no list of classes, reads no model, and builds nothing.
+Decides by the class's signatures, its components, its output class and words in its name, never by a list of
+classes. It reads no model and builds nothing.
 """
 
 import dataclasses
@@ -15,28 +15,28 @@ from diffusers.utils import BaseOutput
 from catalogue.pipeline_tasks import PipelineTask
 
 NEEDED = ("prompt", "num_inference_steps", "generator", "output_type")
-"""Arguments that the engine gives to every call."""
+"""Arguments that the engine passes to every call."""
 SIDES = ("width", "height")
-"""The same where it draws from text alone; else an image can say its size by its own."""
+"""Arguments also needed for text-to-image; with an input image, the size may come from that image."""
 VIDEO = frozenset({"frames", "video"})
 SOUND = frozenset({"audios", "audio", "sound"})
 IMAGE = frozenset({"images", "image"})
-"""Fields of output classes. diffusers calls a list of images `images`, Kandinsky 5 `image`."""
+"""Fields of output classes. Images are called `images`, and `image` in Kandinsky 5."""
 VIDEO_ARGUMENTS = frozenset({"num_frames", "video_length", "frames", "video"})
 CONTROLS = ("controlnet", "adapter", "control_image")
-"""Components and arguments of classes that follow a control image."""
+"""Components and arguments of classes for control images."""
 IMAGE_ARGUMENTS = ("image", "images")
-"""Those of a call that an image of a request can be; `images` only where a word of the name says so."""
+"""Arguments for a request's image; `images` only if a word of the class name says so (`IMAGE_TASK`)."""
 IMAGE_TASK = re.compile(r"Img2Img|Image2Image|ImageToImage|Inpaint|Edit|Pix2Pix")
-"""Words of class names: these tasks begin with an image, though its argument has the default None."""
+"""Words in names of classes that need an image, although the argument has the default None."""
 OTHER_TASK = re.compile(r"Upscale|SuperResolution|Refiner|Variation|Depth2Img|DiffEdit|Layered")
-"""Words of class names: what they make of an image no pipeline task asks for."""
+"""Words in names of classes for image tasks that no pipeline task covers."""
 TEXT_IS_NOT_ENOUGH = re.compile(r"^gligen_(boxes|phrases)$|^(source|target)_embeds$")
-"""Arguments with the default None that a call fails without."""
+"""Arguments that a call needs although they have the default None."""
 
 
 def refusal_of(pipeline_class: Any) -> str | None:
-    """Why this class cannot draw requests, as a clause whose subject is the class; None where it can."""
+    """Why this class cannot draw requests, as a clause whose subject is the class; None if it can."""
     arguments = inspect.signature(pipeline_class.__call__).parameters
     outputs = outputs_of(pipeline_class)
     if outputs & VIDEO or VIDEO_ARGUMENTS & set(arguments):
@@ -46,12 +46,12 @@ def refusal_of(pipeline_class: Any) -> str | None:
     if outputs and not outputs & IMAGE:
         return f"draws no image: its call returns {_listed(sorted(outputs)[:4])}"
     if OTHER_TASK.search(pipeline_class.__name__):
-        return "makes of an image what no request asks for"
+        return "does a task that requests cannot ask for"
     if "ControlNetUnion" in pipeline_class.__name__:
         return "needs a mode with its control image, which no request gives"
     task = own_tasks(pipeline_class)[0]
     if task == "control" and _begins_with_an_image(pipeline_class):
-        return "needs an image beside a control image, and a request gives one of the two"
+        return "needs an image beside a control image, but a request can have only one of the two"
     given = (
         ("prompt", *IMAGE_ARGUMENTS, "mask_image", "control_image")
         if task != "text-to-image"
@@ -62,15 +62,15 @@ def refusal_of(pipeline_class: Any) -> str | None:
         name for name in (*required, *filter(TEXT_IS_NOT_ENOUGH.search, arguments)) if name not in given
     ]
     if others:
-        return f"needs {_listed(others)} besides a prompt, which no request has"
+        return f"needs {_listed(others)} besides a prompt, which requests do not have"
     needed = (*NEEDED, *SIDES) if task == "text-to-image" else NEEDED
     if missing := [name for name in needed if name not in arguments]:
-        return f"has no {missing[0]} among the arguments of its call, which requests set"
+        return f"has no argument {missing[0]} in its call, which every request sets"
     return None
 
 
 def own_tasks(pipeline_class: Any) -> tuple[PipelineTask, ...]:
-    """What this class is for, as published: its usual task first, and edit where an image is optional."""
+    """The tasks of this class, the usual one first; edit is the second one if an image is optional."""
     arguments = inspect.signature(pipeline_class.__call__).parameters
     components = inspect.signature(pipeline_class.__init__).parameters
     if any(name in arguments or name in components for name in CONTROLS):
@@ -99,10 +99,9 @@ def _is_required(name: str, argument: inspect.Parameter) -> bool:
 
 
 def outputs_of(pipeline_class: Any) -> frozenset[str]:
-    """The fields of what its call returns; empty where diffusers does not say.
+    """The fields of the output class of its call; empty if diffusers does not say which class that is.
 
-    They are those of the output class in its annotation, else of the one that its documentation names or its
-    module defines.
+    The output class is in the return annotation, or named in the docstring, or defined in the module.
     """
     returned = inspect.signature(pipeline_class.__call__).return_annotation
     found = [one for one in get_args(returned) or (returned,) if _is_output(one)]

@@ -1,18 +1,18 @@
-"""Notations of other programs in a prompt, which the text encoders here read as letters.
+"""Finds prompt syntax of other programs, such as weights, which the text encoders here read as plain text.
 
-People bring prompts from AUTOMATIC1111's web UI, InvokeAI's compel, ComfyUI, NovelAI and Midjourney, where
-`(a heart:1.3)` is a weight. Owns the patterns and a sentence about what was found. It changes no prompt.
+Users copy prompts from AUTOMATIC1111's web UI, InvokeAI's compel, ComfyUI, NovelAI and Midjourney, where
+`(a heart:1.3)` is a weight. Owns the patterns and the warning about what was found. It changes no prompt.
 Each pattern takes time linear in the prompt.
 """
 
 import re
 
-_NUMBER = r"[+-]?(?:\d{0,2}\.\d{1,6}|[0-2]\.?)"  # a whole number above 2 is hardly a weight
+_NUMBER = r"[+-]?(?:\d{0,2}\.\d{1,6}|[0-2]\.?)"  # an integer above 2 is unlikely to be a weight
 _DECIMAL = r"[+-]?\d{0,2}\.\d{1,6}"
-_FREE = r"(?<!\\)"  # behind a backslash, a bracket means itself in those programs too
+_FREE = r"(?<!\\)"  # a bracket after a backslash is literal in those programs too
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    # A weight behind a colon, but no time, ratio, scale or verse: `(16:9)`, `(at 10:30)`, `(1:1.85)`.
-    # In brackets, before a bracket whose partner is further away, and in one that nobody closed.
+    # A weight after a colon, but not a time, ratio, scale or verse: `(16:9)`, `(at 10:30)`, `(1:1.85)`. It is
+    # in brackets, or before a closing bracket with nested ones, or after a bracket that is never closed.
     (
         "a weight",
         re.compile(
@@ -21,7 +21,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
             rf"|{_FREE}\([^()]*[^\d\s()]\s*:\s*{_DECIMAL}\s*$"
         ),
     ),
-    # Midjourney's, but no address of IPv6.
+    # Midjourney's weights, but not an IPv6 address.
     (
         "a weight",
         re.compile(
@@ -31,7 +31,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a weight", re.compile(rf"{_FREE}\({_FREE}\([^()]*\)\)")),
     ("a weight", re.compile(rf"{_FREE}\{{{_FREE}\{{[^{{}}]*\}}\}}")),
     ("a weight", re.compile(rf"{_FREE}\[(?!\s*\])[^\[\]]*\](?<!\\\])")),
-    # compel: after a word two signs at least, since `Disney+` is a name, and no dash between two words.
+    # compel's weights: two signs or more after a word, since `Disney+` is a name, and no dash between words.
     ("a weight", re.compile(r"\)(?:\+{1,8}|-{1,8}|\d{1,2}\.\d{1,6})(?=[\s,.;:)]|$)")),
     ("a weight", re.compile(r"[^\W\d_]{2,30}(?:\+{2,8}(?=[\s,.;:)]|$)|-{2,8}(?=[,.;:)]|$))")),
     (
@@ -54,7 +54,7 @@ MAX_SHOWN_CHARACTERS = 40
 
 
 def notation_in(text: str) -> str | None:
-    """A sentence about the notations in a prompt, or nothing where all of it may be meant as it stands."""
+    """A warning about the foreign syntax in a prompt, or None if there is none."""
     found: dict[str, str] = {}
     plain = _NAMES_THAT_END_SO.sub(" ", text)
     for means, pattern in _PATTERNS:
@@ -67,11 +67,11 @@ def notation_in(text: str) -> str | None:
         return None
     shown = ", ".join(f'"{piece}" ({means})' for piece, means in list(found.items())[:MAX_SHOWN])
     more = f" and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
-    return f"{shown}{more} was read letter by letter: what other programs take it for has no effect here"
+    return f"{shown}{more} was read as plain text: the syntax of other programs has no effect here"
 
 
 def _is_in_capitals(text: str) -> bool:
-    """Whether words of capitals are the text's own manner: then AND is a word like any other."""
+    """Whether most words are in capitals; then AND is an ordinary word."""
     others = [word for word in text.split() if any(letter.isalpha() for letter in word)]
     keywords = len(_KEYWORDS.findall(text))
     return len(_WORD_OF_CAPITALS.findall(text)) - keywords > (len(others) - keywords) / 2

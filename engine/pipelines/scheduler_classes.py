@@ -1,6 +1,6 @@
-"""diffusers' scheduler classes by kind, and what each name of `SchedulerName` stands for among them.
+"""diffusers' scheduler classes by kind of model, and the class and settings of every `SchedulerName`.
 
-Owns which classes can draw with which models, as data. It makes no scheduler and reads no request.
+Owns, as data, which scheduler classes work with which models. It makes no scheduler and reads no request.
 """
 
 import inspect
@@ -29,16 +29,16 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from engine.request import SchedulerName
+from catalogue.schedulers import SchedulerName
 
 Kind = Literal["diffusion", "consistency", "flow", "edm", "unknown"]
-"""What a model learned to predict, and at which noise levels: a sampler of another kind would draw noise.
+"""What a model predicts, and at which noise levels. A scheduler of another kind would draw noise.
 
-diffusion: the noise, v or the sample, at whole timesteps (Ho et al. 2020, 2006.11239).
-consistency: the same, distilled to jump to the end (Luo et al. 2023, 2310.04378).
-flow: the velocity of a rectified flow (Esser et al. 2024, 2403.03206).
-edm: as diffusion, but told the logarithm of sigma (Karras et al. 2022, 2206.00364).
-unknown: another class of diffusers; only the model's own pipeline knows how to call it.
+diffusion: predicts the noise, v or the sample at integer timesteps (Ho et al. 2020, 2006.11239).
+consistency: the same, distilled to predict the final sample in one step (Luo et al. 2023, 2310.04378).
+flow: predicts the velocity of a rectified flow (Esser et al. 2024, 2403.03206).
+edm: like diffusion, conditioned on the logarithm of sigma (Karras et al. 2022, 2206.00364).
+unknown: any other class of diffusers; only the model's own pipeline knows how to use it.
 """
 CLASSES: Mapping[Kind, tuple[str, ...]] = {
     "diffusion": (
@@ -64,14 +64,14 @@ CLASSES: Mapping[Kind, tuple[str, ...]] = {
     "flow": ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"),
     "edm": ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"),
 }
-"""The kind of a model by the class of its own scheduler; solvers of the first may say `use_flow_sigmas`."""
+"""The kind of a model by its scheduler's class. Solvers of diffusion models may set `use_flow_sigmas`."""
 NOISE_OF_ITS_OWN = ("CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler")
-"""Classes that draw noise from torchsde's Brownian trees, and not from the generator of the call."""
+"""Classes that draw noise from torchsde's Brownian trees instead of the generator of the call."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """What a scheduler's name stands for: a class of diffusers, and the entries that make it that sampler."""
+    """The class of diffusers and the configuration entries that a scheduler's name stands for."""
 
     scheduler_class: Any
     entries: Mapping[str, Any] = field(default_factory=dict)
@@ -111,8 +111,8 @@ SAMPLERS: Mapping[Kind, Mapping[SchedulerName, Sampler]] = {
         "unipc": Sampler(UniPCMultistepScheduler, UNIPC),
         "deis": Sampler(DEISMultistepScheduler, DEIS),
         "pndm": Sampler(PNDMScheduler, {"skip_prk_steps": True}),
-        # Weights distilled for consistency sampling are often published under the scheduler of the model that
-        # they were made from, so who lists these names for such a model is believed.
+        # Weights distilled for consistency sampling are often published with the scheduler of the original
+        # model, so these names may be offered for any diffusion model.
         **CONSISTENCY_SAMPLERS,
     },
     "consistency": CONSISTENCY_SAMPLERS,
@@ -129,16 +129,16 @@ SAMPLERS: Mapping[Kind, Mapping[SchedulerName, Sampler]] = {
     },
     "unknown": {},
 }
-"""By kind and name. `default` is not among them: it is the model's own scheduler, of whatever class."""
+"""Samplers by kind and name. `default`, the model's own scheduler of any class, is not listed."""
 
 HANDED = ("mu", "sigmas", "timesteps")
-"""What a pipeline may hand to `set_timesteps` instead of a number of steps, or beside it."""
+"""Arguments that pipelines may pass to `set_timesteps` instead of, or beside, a number of steps."""
 
 
 def kind_of(scheduler: Any) -> Kind:
-    """The kind of a model that came with this scheduler of diffusers."""
+    """The kind of a model that was published with this scheduler."""
     name, config = type(scheduler).__name__, scheduler.config
-    if config.get("timestep_type") == "continuous":  # told a function of sigma, as by Stable Video Diffusion
+    if config.get("timestep_type") == "continuous":  # as in Stable Video Diffusion
         return "unknown"
     kind: Kind = next((kind for kind, names in CLASSES.items() if name in names), "unknown")
     is_flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
@@ -147,11 +147,11 @@ def kind_of(scheduler: Any) -> Kind:
 
 @cache
 def entries_of(scheduler_class: Any) -> frozenset[str]:
-    """The entries of a configuration that the class reads."""
+    """The configuration entries that the class reads."""
     return frozenset(inspect.signature(scheduler_class.__init__).parameters) - {"self", "kwargs"}
 
 
 @cache
 def taken_by(scheduler_class: Any) -> frozenset[str]:
-    """What its `set_timesteps` takes besides a number of steps: of `HANDED`."""
+    """The arguments of `HANDED` that its `set_timesteps` accepts."""
     return frozenset(inspect.signature(scheduler_class.set_timesteps).parameters) & frozenset(HANDED)

@@ -1,7 +1,7 @@
-"""The schedulers of one model: which names it can be drawn with, and a new instance of one for each request.
+"""The schedulers of one model: which names requests may use, and a new instance for each request.
 
-Owns how a scheduler of another class is made from the model's own, and what is refused. It does not know
-pipelines, nor who steps the instances that it makes.
+Owns how a scheduler of another class is made from the model's own, and which requests are refused. It knows
+neither pipelines nor the calls that use the instances.
 """
 
 import copy
@@ -36,18 +36,18 @@ from engine.pipelines.scheduler_classes import (
 from engine.request import SCHEDULERS, SchedulerSpec
 
 FOR_PIXELS = {"clip_sample": False, "thresholding": False}
-"""Latents have no bounds, as pixels do, so other classes than the model's own never clip."""
+"""Unlike pixels, latents are not bounded, so schedulers of other classes than the model's own never clip."""
 NEEDED = ("rescale_betas_zero_snr", "use_dynamic_shifting", "invert_sigmas", "shift_terminal")
-"""Entries that a model was made for: a class that does not know one of them cannot draw with such a model."""
+"""Entries that a model depends on: a class without such an entry cannot draw with that model."""
 MAX_CHECKED = 256
 
 
 class Schedulers:
-    """The schedulers of one model, each of the kind of `own`, the one that its pipeline came with.
+    """The schedulers of one model, all of the same kind as `own`, the scheduler of its pipeline.
 
-    `own` is read and never changed. `handed` says what the model's pipeline gives to `set_timesteps` besides
-    the number of steps, of `HANDED`; a class that does not take it is not for this model. Raises `LoadError`
-    by field for overrides that do not fit, and for a scheduler that contradicts itself.
+    `own` is never changed. `handed` lists the arguments of `HANDED` that the model's pipeline passes to
+    `set_timesteps`; a class that does not accept them cannot be used. Raises `LoadError` by field for
+    overrides that do not fit, and for a scheduler whose entries contradict each other.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Schedulers:
         self._check = lru_cache(MAX_CHECKED)(self._tried)
 
     def names(self) -> list[str]:
-        """The names that users may ask for with this model, its own scheduler first."""
+        """The scheduler names that requests may use with this model, `default` first."""
         found = []
         for name, spec in SCHEDULERS.items():
             with suppress(RequestInvalid):
@@ -78,13 +78,13 @@ class Schedulers:
         image_seq_len: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Any:
-        """A new scheduler for one request; raises `RequestInvalid` by field where the model does not have it.
+        """A new scheduler for one request; raises `RequestInvalid` by field if the model cannot use it.
 
-        The first of equal requests is walked through with a small tensor, so that what cannot be drawn is
-        refused before it costs anything. `image_seq_len` is the image's number of patches, which decides the
-        shift where the model's scheduler says `use_dynamic_shifting`. Steps draw their noise from `generator`
-        where the pipeline gives them none, as those for flow matching do. After a call of the pipeline,
-        `handed` of the scheduler says what the pipeline gave to `set_timesteps`.
+        The first of equal requests is tried out on a small tensor, so that a bad one is refused before it
+        costs device time. `image_seq_len` is the image's number of patches; it decides the shift if the
+        model's scheduler has `use_dynamic_shifting`. Steps draw noise from `generator` if the pipeline passes
+        them none, as flow-matching pipelines do. After a call of the pipeline, the scheduler's `handed` names
+        the arguments that the pipeline passed to `set_timesteps`.
         """
         self._check(spec, num_inference_steps, image_seq_len if self._is_shifted else None)
         scheduler = self._made(spec)
@@ -92,47 +92,47 @@ class Schedulers:
         return scheduler
 
     def check_offer(self, name: str, spec: SchedulerSpec, default_steps: int, max_steps: int) -> None:
-        """Raise `LoadError` unless requests for this scheduler, which users call `name`, can be drawn.
+        """Raise `LoadError` unless requests can use this scheduler, whose public name is `name`.
 
-        It is walked through at one step, at the default and at the most; where some number of steps between
-        them can fail, which is cheap to see, each is tried.
+        It is tried out with one step, the default number and the largest. If a number of steps between can
+        fail, which is cheap to check, each is checked.
         """
         with offering(name, self._own):
             self._check_spec(spec, 1)
             scheduler = self._made(spec)
             if _looks_up(scheduler) and self.kind != "unknown":
                 for num_steps in range(1, min(max_steps, self.max_steps(spec)) + 1):
-                    with refusing(f"num_inference_steps: {num_steps} cannot be had of this scheduler"):
+                    with refusing(f"num_inference_steps: {num_steps} is not possible with this scheduler"):
                         set_whole(scheduler, num_steps)
             for num_steps in sorted({1, default_steps, max_steps}):
                 self.make(spec, num_steps)
 
     def num_forward_passes(self, spec: SchedulerSpec, num_inference_steps: int) -> int:
-        """How often a request calls the denoiser: some schedulers do so twice a step, others once more.
+        """How often a request calls the denoiser: some schedulers need two calls a step, others one extra.
 
-        Raises what `make` raises.
+        Raises `RequestInvalid` like `make`.
         """
         return self._check(spec, num_inference_steps, None)
 
     def takes(self, spec: SchedulerSpec) -> frozenset[str]:
-        """What `set_timesteps` of this scheduler takes besides a number of steps: of `HANDED`."""
+        """The arguments of `HANDED` that `set_timesteps` of this scheduler accepts."""
         return taken_by(self._class_of(spec))
 
     def _class_of(self, spec: SchedulerSpec) -> Any:
         return type(self._own) if spec.name == "default" else SAMPLERS[self.kind][spec.name].scheduler_class
 
     def _tried(self, spec: SchedulerSpec, num_inference_steps: int, image_seq_len: int | None) -> int:
-        """The number of forward passes; raises `RequestInvalid`."""
+        """Try the scheduler out; returns the number of forward passes, or raises `RequestInvalid`."""
         self._check_spec(spec, num_inference_steps)
-        with refusing(f"scheduler: {spec.name} cannot be made for this model"):
+        with refusing(f"scheduler: {spec.name} cannot be set up for this model"):
             scheduler = self._made(spec)
         if self.kind == "unknown":
-            return num_inference_steps  # only its pipeline knows how it is set up and stepped
-        with refusing(f"num_inference_steps: {num_inference_steps} cannot be had of this scheduler"):
-            with np.errstate(invalid="raise"):  # 0 / 0, as of `shift_terminal` at one step
+            return num_inference_steps  # only the model's pipeline knows how to use it
+        with refusing(f"num_inference_steps: {num_inference_steps} is not possible with this scheduler"):
+            with np.errstate(invalid="raise"):  # 0 / 0, as with `shift_terminal` at one step
                 self._set_timesteps(scheduler, num_inference_steps, image_seq_len)
-            is_finite = walk_is_finite(scheduler, spec.eta)
-        if not is_finite:  # eta 1 where the terminal SNR is zero, for one
+            is_finite = steps_are_finite(scheduler, spec.eta)
+        if not is_finite:  # for example eta 1 with zero terminal SNR
             raise RequestInvalid(
                 f"scheduler: {spec.name}, eta {spec.eta}, has no finite steps on this model"
                 f" at {num_inference_steps} steps"
@@ -171,12 +171,12 @@ class Schedulers:
             )
 
     def _draws_otherwise(self) -> bool:
-        """Whether the model is for pixels, or gives a variance as well: only its own scheduler knows how."""
+        """Whether the model draws pixels or predicts a variance, which only its own scheduler supports."""
         variance_type = self._config.get("variance_type") or ""
         return bool(self._config.get("thresholding")) or variance_type.startswith("learned")
 
     def max_steps(self, spec: SchedulerSpec) -> int:
-        """The most steps that a request for this scheduler may have."""
+        """The largest number of steps for this scheduler."""
         limit: int = self._config.get("num_train_timesteps", 1000)
         if "original_inference_steps" not in entries_of(self._class_of(spec)):
             return limit
@@ -184,7 +184,7 @@ class Schedulers:
         return min(limit, distilled)
 
     def _set_timesteps(self, scheduler: Any, num_inference_steps: int, image_seq_len: int | None) -> None:
-        """As `retrieve_timesteps` of diffusers' pipelines does, with what this model's pipeline gives it."""
+        """Set timesteps like diffusers' `retrieve_timesteps`, passing what this model's pipeline passes."""
         given: dict[str, Any] = {}
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
         if "sigmas" in self._handed:
@@ -208,7 +208,7 @@ class Schedulers:
         sampler = SAMPLERS[self.kind][spec.name]
         entries = {**own_entries(self._own), **FOR_PIXELS, **sampler.entries}
         if self.kind == "flow":
-            # The request's shift, or the model's own under the name that its scheduler's class gives it.
+            # The request's shift, or the model's own, whose name depends on the scheduler's class.
             own_shift = self._config.get("shift", self._config.get("flow_shift", 1.0))
             shift = own_shift if spec.shift is None else spec.shift
             entries |= {"shift": shift, "flow_shift": shift}
@@ -218,7 +218,7 @@ class Schedulers:
             entries |= {**OTHER_SIGMAS, "use_karras_sigmas": True}
         known = entries_of(sampler.scheduler_class)
         made = sampler.scheduler_class(**{name: value for name, value in entries.items() if name in known})
-        # Pipelines read some that only the model's own scheduler knows: how the shift follows from the size.
+        # Pipelines read entries of the model's own scheduler, such as how the shift depends on the size.
         made.register_to_config(**{name: value for name, value in entries.items() if name not in known})
         return prepared(made)
 
@@ -229,13 +229,13 @@ def check_consistent(scheduler: Any) -> None:
     if config.get("rescale_betas_zero_snr") and config.get("prediction_type") == "epsilon":
         raise LoadError(
             f"its {name} has rescale_betas_zero_snr with prediction_type 'epsilon': the first timestep is"
-            " noise alone, and who predicts that knows nothing of the image (it is divided by zero): one of"
-            " the two entries is wrong"
+            " pure noise, from which predicted noise gives no image (a division by zero), so one of the two"
+            " entries is wrong"
         )
 
 
 def shift_of(config: Mapping[str, Any], image_seq_len: int | None) -> float:
-    """`mu` of an image of so many patches, as `calculate_shift` in diffusers' pipelines has it."""
+    """`mu` for an image with this many patches, as `calculate_shift` in diffusers' pipelines."""
     first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (last - first)
     intercept = config.get("base_shift", 0.5) - slope * first
@@ -245,7 +245,7 @@ def shift_of(config: Mapping[str, Any], image_seq_len: int | None) -> float:
 
 @contextmanager
 def refusing(complaint: str) -> Iterator[None]:
-    """Turn what diffusers' schedulers raise into `RequestInvalid`; `complaint` begins with the field."""
+    """Raise errors of diffusers' schedulers as `RequestInvalid`; `complaint` begins with the field."""
     try:
         yield
     except RequestInvalid:
@@ -257,19 +257,19 @@ def refusing(complaint: str) -> Iterator[None]:
 
 @contextmanager
 def offering(name: str, own: Any) -> Iterator[None]:
-    """Turn the refusal of a scheduler that users call `name` into `LoadError`, which says what to do."""
+    """Turn the refusal of a scheduler that is offered as `name` into a `LoadError` that says what to do."""
     try:
         yield
     except RequestInvalid as error:
         raise LoadError(
             f"schedulers: {name!r} cannot be offered ({error}; its own is a {type(own).__name__}):"
-            " take it out of the list, or lower max_num_inference_steps where that is what it names"
+            " remove it from the list, or lower max_num_inference_steps if that is the cause"
         ) from error
 
 
 @torch.inference_mode()
-def walk_is_finite(scheduler: Any, eta: float = 0.0) -> bool:
-    """Step a scheduler whose timesteps are set through all of them with a small tensor, as pipelines do."""
+def steps_are_finite(scheduler: Any, eta: float = 0.0) -> bool:
+    """Step a scheduler through all its timesteps on a small tensor; returns whether the result is finite."""
     generator = torch.Generator("cpu").manual_seed(0)
     optional = {"generator": generator, "eta": eta}
     parameters = inspect.signature(scheduler.step).parameters
@@ -285,39 +285,39 @@ def walk_is_finite(scheduler: Any, eta: float = 0.0) -> bool:
 
 
 def set_whole(scheduler: Any, num_inference_steps: int) -> None:
-    """Set the timesteps, which are indices of `alphas_cumprod`; raises `ValueError` where one is beyond it.
+    """Set timesteps that are indices of `alphas_cumprod`; raises `ValueError` if one is out of range.
 
-    diffusers adds `steps_offset` to them and does not look whether the sum is still within the model.
+    diffusers adds `steps_offset` to them and does not check the range.
     """
     scheduler.set_timesteps(num_inference_steps)
     first, last = int(scheduler.timesteps.max()), scheduler.config.num_train_timesteps - 1
     if first > last:
         raise ValueError(
-            f"its first timestep would be {first}, and the model's is {last}:"
+            f"its first timestep would be {first}, but the model's last is {last}:"
             f" spacing {scheduler.config.timestep_spacing!r}, steps_offset {scheduler.config.steps_offset}"
         )
 
 
 def _looks_up(scheduler: Any) -> bool:
-    """Whether its timesteps are indices of `alphas_cumprod`; other classes interpolate between sigmas."""
+    """Whether its timesteps are indices of `alphas_cumprod`; other classes interpolate sigmas."""
     return hasattr(scheduler, "alphas_cumprod") and not hasattr(scheduler, "sigmas")
 
 
 def prepared(scheduler: Any) -> Any:
-    """The same scheduler for one pipeline call, which notes in `handed` what its `set_timesteps` is given.
+    """Prepare a scheduler for one pipeline call; returns the same object.
 
-    Its steps draw from `noise_generator` where the pipeline gives them none; without one, from torch's own.
-    And it begins with the first of its timesteps where the second is equal. Without a begin index diffusers
-    looks the first timestep up and takes the second of two equal ones: many Karras sigmas, which are rounded
-    to whole timesteps, would end in an IndexError at the last step. Solvers have `scale_noise` too, which
-    pipelines for flow matching call to begin with an image.
+    `handed` records which arguments its `set_timesteps` gets. Steps draw noise from `noise_generator` if the
+    pipeline passes them no generator; if that is None too, from torch's global one. If the first two
+    timesteps are equal, the begin index is set: diffusers would look the first one up and find the second,
+    and many Karras sigmas, rounded to integer timesteps, would end in an IndexError at the last step.
+    Solvers get `scale_noise`, which flow-matching pipelines call to start from an image.
     """
     set_timesteps, step = scheduler.set_timesteps, scheduler.step
     has_noise = "generator" in inspect.signature(step).parameters
     scheduler.handed, scheduler.noise_generator = frozenset(), None
 
-    # Not a class of our own: BriaPipeline compares the scheduler's with diffusers'.
-    @wraps(set_timesteps)  # pipelines read its parameters
+    # Wrapped methods, not a subclass: BriaPipeline compares the scheduler's class with diffusers'.
+    @wraps(set_timesteps)  # pipelines inspect its signature
     def noting(*args: Any, **kwargs: Any) -> None:
         scheduler.handed = frozenset(name for name in HANDED if kwargs.get(name) is not None)
         set_timesteps(*args, **kwargs)
@@ -330,8 +330,8 @@ def prepared(scheduler: Any) -> Any:
         if has_noise and kwargs.get("generator") is None:
             kwargs["generator"] = scheduler.noise_generator
         stepped = step(*args, **kwargs)
-        # `PixArtAlphaPipeline` takes a lone step's second output, the sample without noise. Solvers do not
-        # return it; behind a lone step it is their first one.
+        # With a single step, `PixArtAlphaPipeline` reads the second output, the denoised sample. Solvers do
+        # not return it, but after a single step it equals their first output.
         is_lone = isinstance(stepped, tuple) and len(stepped) == len(scheduler.timesteps) == 1
         return stepped * 2 if is_lone else stepped
 
@@ -344,6 +344,6 @@ def prepared(scheduler: Any) -> Any:
 def _scale_noise(
     scheduler: Any, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
-    """As flow-matching schedulers have it: a solver's `add_noise` is the same sum of image and noise."""
+    """`scale_noise` of flow-matching schedulers; `add_noise` of a solver computes the same sum."""
     noisy: torch.Tensor = scheduler.add_noise(sample, noise, timestep)
     return noisy

@@ -1,10 +1,10 @@
-"""Resumes suspended calls always from one place of the C stack, so that a backtrace can be taken inside them.
+"""Always resumes suspended calls from the same place on the C stack, so that torch can take backtraces.
 
-A greenlet keeps the part of the C stack that is its own; what lies above is the caller's. Torch takes a
-backtrace for every error that it raises, also for one that is caught at once. Where the caller is not where
-it was when the greenlet began, the backtrace runs into bytes that are no frames, and the process dies of a
-segmentation fault. So a base, whose frames never change, does all switching; what drives the calls is a
-greenlet beside them, and asks it. This module knows greenlets alone.
+A greenlet saves its own part of the C stack; the frames above it belong to the caller. Torch takes a
+backtrace for every error that it raises, even one that is caught at once. If the caller's frames are not
+where they were when the greenlet began, the backtrace reads bytes that are not frames, and the process dies
+with a segmentation fault. So one base function, whose frames never change, does all switching. The code that
+drives the calls runs in a greenlet of its own and asks the base to switch. This module knows only greenlets.
 """
 
 import contextvars
@@ -21,9 +21,9 @@ _thread = threading.local()
 
 
 def on_steady_stack(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-    """Let `function` begin and resume calls from a base of its own, or from the one that it is called on.
+    """Run `function` on a base, so that it can begin and resume calls; a nested use shares the outer base.
 
-    A call must be resumed on the base where it began.
+    A call must be resumed on the base on which it began.
     """
 
     @functools.wraps(function)
@@ -43,7 +43,7 @@ def on_steady_stack(function: Callable[Parameters, Returned]) -> Callable[Parame
 
 
 def switch(call: greenlet.greenlet, value: Any) -> None:
-    """Let `call` go on with `value` until it gives way or ends; from the base, if there is one."""
+    """Resume `call` with `value` until it suspends itself or ends; from the base, if there is one."""
     if _drives():
         call.parent = greenlet.getcurrent().parent
         call.parent.switch((call, value))
@@ -57,7 +57,7 @@ def _drives() -> bool:
 
 
 def _serve(driver: greenlet.greenlet) -> Any:
-    """Run `driver` to its end, and each call that it names; returns what `driver` returns."""
+    """Run `driver` to its end, and the calls that it asks for; returns what `driver` returns."""
     target: greenlet.greenlet = driver
     values: tuple[Any, ...] = ()
     while True:

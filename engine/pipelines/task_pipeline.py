@@ -1,27 +1,30 @@
-"""A pipeline of a loaded model for one pipeline task: how a request becomes the arguments of its call.
+"""The pipeline of a model for one pipeline task, and how a request becomes the arguments of its call.
 
-What its class can do is read off the signature of its call and its components, never from a list of classes.
-It knows no other call, and nothing of forward passes.
+It reads what a class can do from the signature of its call and from its components, never from a list of
+classes. It resizes input images as diffusers does. It knows nothing of other calls or of forward passes.
 """
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from catalogue.parameters import Value
 from catalogue.pipeline_tasks import WITH_STRENGTH, PipelineTask, least_strength, num_steps_at, strength_fault
 from engine.errors import RequestInvalid
-from engine.pipelines.input_images import image_arguments
 from engine.pipelines.truncation import Reader
 from engine.request import GenerationRequest
 
+Inputs = Mapping[str, tuple[np.ndarray, ...]]
+"""Input images by parameter name: uint8, RGB `(H, W, 3)`, a mask `(H, W)`."""
+
 LONGEST_READ_FIRST = 1024
-"""Tokenizers that read no more tokens than that cut a prompt; the limits of others are the pipeline's own."""
+"""A tokenizer with a larger limit than this cuts no prompt; a pipeline may set a limit of its own."""
 TRIAL_STRENGTH = 0.75
 NO_IMAGES: Mapping[str, Any] = {
     "image": (),
@@ -33,10 +36,10 @@ NO_IMAGES: Mapping[str, Any] = {
 
 
 class TaskPipeline:
-    """`pipeline` as it draws `task` with a denoiser of this configuration."""
+    """A pipeline that draws `task`; `denoiser_config` is the configuration of its denoiser."""
 
     declared: Mapping[str, Value | None] = MappingProxyType({})
-    """The defaults of the parameters that the model declares: one that the call does not take is left out."""
+    """The defaults of the model's declared parameters; the call may lack one that keeps its default."""
 
     def __init__(self, task: PipelineTask, pipeline: Any, denoiser_config: Any) -> None:
         self.task = task
@@ -46,7 +49,7 @@ class TaskPipeline:
 
     @property
     def class_name(self) -> str:
-        """The pipeline's class."""
+        """The class name of the pipeline."""
         return type(self.pipeline).__name__
 
     def takes(self, parameter: str) -> bool:
@@ -54,55 +57,55 @@ class TaskPipeline:
         return parameter in self._parameters
 
     def check(self, request: GenerationRequest) -> None:
-        """Raise `RequestInvalid` for what the call has no parameter for, and for a strength without steps."""
+        """Raise `RequestInvalid` for parameters that the call lacks and for a strength without steps."""
         for name, value in request.parameters.pipeline_parameters.items():
             if not self.takes(name) and value != self.declared.get(name):
                 raise RequestInvalid(f"pipeline_parameters/{name}: a {self.class_name} has no such parameter")
-        if request.strength is not None and not self.takes("strength"):
-            raise RequestInvalid(f"strength: a {self.class_name} takes none")
+        if request.parameters.strength is not None and not self.takes("strength"):
+            raise RequestInvalid(f"strength: a {self.class_name} has no such parameter")
         strength = self._strength(request)
         if strength is not None and (fault := strength_fault(strength, request.num_inference_steps)):
             raise RequestInvalid(f"strength: {fault}")
 
     def num_steps(self, request: GenerationRequest) -> int:
-        """How many steps the call is expected to have, before it has said so itself."""
+        """The number of steps that the call is expected to have, before it is begun."""
         strength = self._strength(request)
         steps = request.num_inference_steps
         return steps if strength is None else max(1, num_steps_at(strength, steps))
 
     def _strength(self, request: GenerationRequest) -> float | None:
-        """How far it changes the image of this request; None where it does not begin with one.
+        """The strength of the change to the input image; None if the call has no strength.
 
-        Where the request does not say, it is the pipeline's own, or as much as leaves a step.
+        If the request has none, it is the pipeline's default, or the smallest strength that leaves a step.
         """
         if self.task not in WITH_STRENGTH or not self.takes("strength"):
             return None
-        if request.strength is not None:
-            return request.strength
+        if request.parameters.strength is not None:
+            return request.parameters.strength
         return max(float(self._parameters["strength"].default), least_strength(request.num_inference_steps))
 
     def arguments(self, request: GenerationRequest) -> dict[str, Any]:
-        """The arguments of the call, with a generator of the request's seed."""
+        """The arguments of the call, including a generator with the request's seed."""
         given = request.parameters.pipeline_parameters
         arguments: dict[str, Any] = {
             "prompt": request.prompt,
             "width": request.width,
             "height": request.height,
-            "max_area": request.width * request.height,  # Kontext's, which else draws a megapixel
+            "max_area": request.width * request.height,  # for FLUX.1 Kontext, which would draw a megapixel
             "num_inference_steps": request.num_inference_steps,
-            # On the CPU: a seed means the same numbers on every device.
+            # On the CPU, so that a seed gives the same noise on every device.
             "generator": torch.Generator("cpu").manual_seed(request.seed),
-            # What was cropped to its mask is pasted into the whole image by PIL, and by nothing else.
+            # With a crop around the mask, only PIL output is pasted back into the whole image.
             "output_type": "pil" if self._is_cropped(request) else "np",
-            "guidance_schedule": None,  # Ideogram's default, which excludes a scale
-            "use_resolution_binning": False,  # else an image is drawn at another size, and resized
+            "guidance_schedule": None,  # replaces Ideogram's default, which excludes a guidance scale
+            "use_resolution_binning": False,  # otherwise an image is drawn at another size and resized
             **given,
             self.guidance_parameter: request.guidance_scale if request.guidance_cutoff else 1.0,
         }
         if request.negative_prompt:
             arguments["negative_prompt"] = request.negative_prompt
         elif self.guidance_parameter == "true_cfg_scale" and request.guidance_scale > 1:
-            # As the authors of Qwen-Image do: without a negative prompt there is no guidance.
+            # Qwen-Image applies guidance only with a negative prompt; its authors pass a space too.
             arguments["negative_prompt"] = " "
         if request.scheduler.eta:
             arguments["eta"] = request.scheduler.eta
@@ -118,9 +121,9 @@ class TaskPipeline:
         return crop is not None and self.takes("padding_mask_crop")
 
     def trial_images(self, request: GenerationRequest, *, num_images: int = 1) -> dict[str, Any]:
-        """What makes a request one of this task: made images, which its seed chooses, and a strength.
+        """Parameters that make a request one of this task: images generated from its seed, and a strength.
 
-        With no more than one step the strength is 1, since a smaller one would leave none.
+        For one step the strength is 1, since a smaller one would leave no step.
         """
         size = (request.width, request.height)
         if self.task == "text-to-image":
@@ -140,10 +143,10 @@ class TaskPipeline:
 
     @property
     def guidance_parameter(self) -> str:
-        """The argument that a request's `guidance_scale` is.
+        """The argument of the call that gets a request's `guidance_scale`.
 
-        Where a call has two, the one of that name is an input of models that were distilled to take one, and
-        the other is the model's guidance if it is in use by default, as for Qwen-Image and not for FLUX.1.
+        If a call has both `true_cfg_scale` and `guidance_scale`, the latter is an input of distilled models.
+        `true_cfg_scale` is used if its default turns guidance on, as in Qwen-Image and not in FLUX.1.
         """
         default = self._defaults().get("true_cfg_scale")
         is_distilled = getattr(self._denoiser_config, "guidance_embeds", False)
@@ -151,7 +154,7 @@ class TaskPipeline:
         return "true_cfg_scale" if is_true else "guidance_scale"
 
     def is_guided(self, request: GenerationRequest) -> bool:
-        """Whether a negative prompt has any effect on this request."""
+        """Whether a negative prompt has an effect on this request."""
         if not self.takes("negative_prompt") or not request.guidance_cutoff:
             return False
         if self.takes("true_cfg_scale") and self.guidance_parameter != "true_cfg_scale":
@@ -160,12 +163,12 @@ class TaskPipeline:
         return request.guidance_scale > 1
 
     def readers(self, request: GenerationRequest, *, is_negative: bool = False) -> list[Reader]:
-        """The tokenizers whose encoders read a beginning of the prompt alone.
+        """The tokenizers of text encoders that cut long prompts.
 
-        CLIP's limit is its own; that of the others is the call's `max_sequence_length`, if it has one.
+        CLIP has a fixed limit; for the others it is the call's `max_sequence_length`, if there is one.
         """
         tokenizers = [one for name, one in self.pipeline.components.items() if name.startswith("tokenizer")]
-        # FLUX.2 and Kandinsky 5 have a processor there, which holds a tokenizer.
+        # In FLUX.2 and Kandinsky 5 it is a processor that holds a tokenizer.
         found = [getattr(one, "tokenizer", one) for one in tokenizers if one is not None]
         names = [_tokenizer_name(one, number) for number, one in enumerate(found, start=1)]
         has_several = len(set(names)) > 1
@@ -181,7 +184,7 @@ class TaskPipeline:
         if "CLIP" not in type(tokenizer).__name__:
             limit = min(limit, given.get("max_sequence_length") or limit)
             if given.get("complex_human_instruction") and not is_negative:
-                # As `SanaPipeline` counts: the text has its own tokens behind those of the instruction.
+                # As in `SanaPipeline`, the tokens of the instruction do not count against the limit.
                 instruction = "\n".join(given["complex_human_instruction"])
                 limit += len(tokenizer.encode(instruction)) - 2
         return Reader(tokenizer, limit, name, instruction)
@@ -190,14 +193,49 @@ class TaskPipeline:
         return {name: one.default for name, one in self._parameters.items() if one.default is not one.empty}
 
 
+def image_arguments(
+    task: PipelineTask, inputs: Inputs, takes: Collection[str], size: tuple[int, int]
+) -> dict[str, Any]:
+    """The image arguments of a call that has the parameters `takes` and draws `size` (width, height).
+
+    Images to change, masks and control images are resized to `size` as diffusers' `VaeImageProcessor` does,
+    without keeping their proportions. Images to edit keep their size, unless the call draws at their size.
+    """
+    images = inputs.get("image", ())
+    if task == "image-to-image":
+        return {"image": _fitted(images[0], size)}
+    if task == "inpainting":
+        return {"image": _fitted(images[0], size), "mask_image": _fitted_mask(inputs["mask_image"][0], size)}
+    if task == "control":
+        name = "control_image" if "control_image" in takes else "image"
+        return {name: _fitted(inputs["control_image"][0], size)}
+    if task == "edit":
+        edited = [Image.fromarray(image) if "width" in takes else _fitted(image, size) for image in images]
+        if "image" not in takes:
+            return {"images": edited}
+        return {"image": edited[0] if len(edited) == 1 else edited}
+    return {}
+
+
+def _fitted(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    picture = Image.fromarray(image)
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _fitted_mask(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Resize a mask; edges become gray, and the pipeline makes them black or white."""
+    picture = Image.fromarray(mask)  # Lanczos would overshoot at edges
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
+
+
 def _tokenizer_name(tokenizer: Any, number: int) -> str:
-    """What its users call its kind, `CLIP` or `T5`, where its class says so; else its number."""
+    """The usual name of a tokenizer, such as `CLIP` or `T5`, from its class, or else its number."""
     name, suffix, _ = type(tokenizer).__name__.partition("Tokenizer")
     return name if name and suffix else f"{number}"
 
 
 def _picture(size: tuple[int, int], seed: int) -> np.ndarray:
-    """A square on a plain background, in colours that the seed chooses, `(H, W, 3)`."""
+    """A square on a plain background in random colours, `(H, W, 3)`."""
     width, height = size
     colours = np.random.default_rng(seed).integers(0, 256, (2, 3), dtype=np.uint8)
     picture = np.full((height, width, 3), colours[0], np.uint8)
@@ -206,7 +244,7 @@ def _picture(size: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def _mask(size: tuple[int, int]) -> np.ndarray:
-    """The right half is drawn anew, `(H, W)`."""
+    """A mask `(H, W)` that is white, to be redrawn, in the right half."""
     mask = np.zeros((size[1], size[0]), np.uint8)
     mask[:, size[0] // 2 :] = 255
     return mask

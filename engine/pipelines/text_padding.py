@@ -1,7 +1,7 @@
-"""Pads texts of different lengths to a few lengths, so that calls of one pipeline can share forward passes.
+"""Pads texts to a few lengths, so that calls with prompts of different lengths can share forward passes.
 
-Owns the places in a module's arguments where the length of a text shows, and the lengths that texts are
-padded to. It does not know how either was found, nor which calls share a pass.
+Owns the places in a module's arguments whose size depends on the length of a text, and the lengths to pad to.
+It does not know how they were found, nor which calls share a pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 MAX_KEPT = 16
-"""Padded tensors that one call keeps; those of a step are the same at the next."""
+"""The most padded tensors that one call keeps for its next step, which has the same inputs."""
 
 Fill = Literal["zeros", "mask", "missing mask", "continued"]
 FILLS: tuple[Fill, ...] = ("zeros", "mask", "missing mask", "continued")
@@ -20,11 +20,11 @@ FILLS: tuple[Fill, ...] = ("zeros", "mask", "missing mask", "continued")
 
 @dataclass(frozen=True, slots=True)
 class TextPlace:
-    """An argument of `module` whose length along `dimension` is that of the text, and of `num_others` more.
+    """An argument of `module` with a size of text length + `num_others` along `dimension`.
 
-    `path` names the argument and its members, joined by slashes. `fill` says what a text is padded with
-    there: zeros; zeros of a mask; a mask that the pipeline leaves out, made with ones for the text; or
-    positions that go on as they began.
+    `path` is the argument's name and the keys inside it, joined by slashes. `fill` says how it is padded:
+    with zeros; as a mask, with zeros; by making a mask that the pipeline omits, with ones for the text; or by
+    continuing its positions.
     """
 
     module: str
@@ -34,13 +34,13 @@ class TextPlace:
     fill: Fill
 
     def length_in(self, value: Any) -> int | None:
-        """How long the text in `value` is; None where the argument has another form than at the test."""
+        """The length of the text in `value`; None if the argument has another form than in the self-test."""
         if not isinstance(value, Tensor) or value.ndim <= self.dimension:
             return None
         return value.shape[self.dimension] - self.num_others
 
     def padded(self, value: Any, text: Tensor, length: int, target: int) -> Tensor | None:
-        """The argument for a text padded to `target`; None where it has another form than at the test."""
+        """The argument padded to `target`; None if it has another form than in the self-test."""
         if self.fill == "missing mask":
             if value is not None:
                 return None
@@ -52,7 +52,7 @@ class TextPlace:
             kept: Tensor = value
             return kept
         places = value.movedim(self.dimension, 0)
-        head, tail = places[:length], places[length:]  # a mask of text and image begins with the text
+        head, tail = places[:length], places[length:]  # in a mask for text and image, the text is first
         if self.fill == "continued":
             step = head[-1] - head[-2] if length > 1 else torch.zeros_like(head[-1])
             counts = torch.arange(1, target - length + 1, device=head.device, dtype=head.dtype)
@@ -64,22 +64,22 @@ class TextPlace:
 
 @dataclass(frozen=True)
 class TextPadding:
-    """Pads the texts of a pipeline's calls to one of `lengths`; a module's first place is its text."""
+    """How to pad the texts of a pipeline's calls to one of `lengths`; a module's first place is its text."""
 
     places: tuple[TextPlace, ...]
     lengths: tuple[int, ...]
 
     def of_call(self) -> "PaddedCall":
-        """What pads the arguments of one call."""
+        """Return an object that pads the arguments of one call."""
         return PaddedCall(self)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """A JSON document of it."""
         return {"places": [asdict(place) for place in self.places], "lengths": list(self.lengths)}
 
     @classmethod
     def of_plain(cls, document: Any) -> Self:
-        """What `plain` made; raises `ValueError` for anything else."""
+        """Read the output of `plain`; raises `ValueError` for anything else."""
         try:
             places = tuple(TextPlace(**place) for place in document["places"])
             lengths = tuple(document["lengths"])
@@ -102,7 +102,7 @@ def _is_sound(place: TextPlace) -> bool:
 
 
 class PaddedCall:
-    """Pads the arguments of one call, and keeps what it has padded: tensors stay the same between steps."""
+    """Pads the arguments of one call; an unchanged argument gives the same padded tensor at every step."""
 
     def __init__(self, padding: TextPadding) -> None:
         self._lengths = padding.lengths
@@ -112,10 +112,10 @@ class PaddedCall:
         self._kept: dict[tuple[str, str, int], tuple[Any, Tensor]] = {}
 
     def padded(self, module: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The arguments with their text padded, or as they are.
+        """The arguments with their text padded.
 
-        So they stay where the text is longer than all lengths, or an argument has another form than at the
-        test: such a call shares passes with its like alone.
+        They are returned unchanged if the text exceeds all lengths, or if an argument has another form than
+        in the self-test; such a call shares passes only with calls of equal length.
         """
         places = self._places.get(module)
         if places is None:
@@ -138,7 +138,7 @@ class PaddedCall:
         source = text if value is None else value
         key = (place.module, place.path, id(source))
         kept = self._kept.get(key)
-        if kept is not None:  # the source is kept as well, so that its id is its own
+        if kept is not None:  # the source is kept too, so its id is not reused
             return kept[1]
         tensor = place.padded(value, text, length, target)
         if tensor is not None:
@@ -149,7 +149,7 @@ class PaddedCall:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested arguments by path."""
+    """Yield the leaves of nested arguments with their paths."""
     if isinstance(value, Mapping):
         members: Any = value.items()
     elif isinstance(value, list | tuple):
@@ -162,7 +162,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _replaced(path: str, value: Any, changed: Mapping[str, Any]) -> Any:
-    """The same with the changed leaves; what has none of them stays the same object."""
+    """The value with the changed leaves; a part without changed leaves stays the same object."""
     if path in changed:
         return changed[path]
     if not any(one.startswith(f"{path}/") for one in changed):

@@ -1,6 +1,6 @@
-"""What a text loses at a text encoder's limit, in words: how much is read, and which words are not.
+"""Describes in words how much of a text exceeds a text encoder's limit, and which words are dropped.
 
-Text encoders have such a limit and none of them complains. Knows tokenizers, and no model.
+Text encoders cut long texts without an error. This module knows tokenizers and no model.
 """
 
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ MAX_SHOWN_CHARACTERS = 120
 
 @dataclass(frozen=True)
 class Reader:
-    """A text encoder's tokenizer, and how many tokens it reads.
+    """The tokenizer of a text encoder and its limit in tokens.
 
-    The limit counts the encoder's own start and end, and the `instruction` that it reads before the text;
-    sentences count neither.
+    The limit includes start and end tokens, and the `instruction` before the text. Sentences do not count
+    these.
     """
 
     tokenizer: Any
     limit: int
-    name: str = ""  # where a model has several encoders, whose limits differ
+    name: str = ""  # set if a model has several encoders
     instruction: str = ""
 
 
 def unread(text: str, readers: Sequence[Reader]) -> tuple[str, ...]:
-    """A sentence for the owner of the text about each reader that does not read all of it.
+    """Return a sentence for each reader that does not read all of the text.
 
-    Of what is dropped, a sentence shows the beginning. Readers of one name say one sentence.
+    It shows the beginning of the dropped part. Readers with the same name share one sentence.
     """
     sentences: dict[str, str] = {}
     for reader in sorted(readers, key=lambda reader: reader.limit):
@@ -51,9 +51,9 @@ def _sentence(reader: Reader, text: str) -> str | None:
 
 def _dropped(tokenizer: Any, text: str, limit: int) -> str:
     if not tokenizer.is_fast:
-        return ""  # only the tokenizers in Rust know where in the text a token came from
+        return ""  # only the Rust tokenizers return offsets
     kept = tokenizer(text, truncation=True, max_length=limit, return_offsets_mapping=True)
-    end = max(end for _, end in kept.offset_mapping)  # the encoder's own tokens stand at (0, 0)
+    end = max(end for _, end in kept.offset_mapping)  # start and end tokens have the offset (0, 0)
     is_within_word = text[end - 1 : end].isalnum() and text[end : end + 1].isalnum()
     printable = (letter if letter.isprintable() else " " for letter in text[end:])
     words = "…" * is_within_word + " ".join("".join(printable).split())

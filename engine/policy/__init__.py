@@ -1,1 +1,1 @@
-"""The policy: who runs next and in which company. Pure Python on a given clock; no torch."""
+"""The policy decides which generations share each step batch: pure Python, an injected clock, no torch."""

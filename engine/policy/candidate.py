@@ -1,31 +1,31 @@
-"""What the policy may know of a generation, and what must match for two of them to share a forward pass.
+"""The facts of a generation that the policy may use, and the key that two must share for one forward pass.
 
-Owns the batch key. It knows no tensors, and nothing of who runs next.
+Owns the batch key. It does not know tensors, nor which generation runs next.
 """
 
 from typing import NamedTuple, Protocol
 
 
 class BatchKey(NamedTuple):
-    """What must match for two generations to share a forward pass; seeds, steps and scales need not."""
+    """What must match for two generations to share a forward pass; seeds, steps and scales may differ."""
 
     model: str
     latent_height: int
     latent_width: int
-    is_pinned: bool = False  # strict, where the promise is not exact: `PINNED_ROWS` only
-    is_alone: bool = False  # strict, where places and neighbours show too: one generation a step batch
+    is_pinned: bool = False  # strict, below the determinism level `exact`: at most `PINNED_ROWS` rows
+    is_alone: bool = False  # strict, if other members of the batch change bits: one generation a step batch
 
 
 class Candidate(Protocol):
-    """All that the policy may know of a generation."""
+    """The facts of a generation that the policy may use."""
 
     @property
     def key(self) -> BatchKey:
-        """What it may share a forward pass with."""
+        """Generations of equal keys may share a forward pass."""
 
     @property
     def signature(self) -> int:
-        """Of equal keys, those of equal signature share a forward pass; it can be another at each step."""
+        """Of generations of equal keys, those of equal signature share one; it can change at each step."""
 
     @property
     def lane(self) -> str:
@@ -33,36 +33,36 @@ class Candidate(Protocol):
 
     @property
     def account(self) -> str:
-        """Whose it is: an opaque label, with which it shares its turns."""
+        """An opaque label of its owner: generations of one account share its turns."""
 
     @property
     def is_isolated(self) -> bool:
-        """Whether it must run alone."""
+        """Whether nothing else may run between its first and its last step."""
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has been given its first step."""
+        """Whether its first step has started."""
 
     @property
     def num_rows(self) -> int:
-        """Rows of its next step: two with guidance, else one."""
+        """Rows of the next step: two with guidance, else one."""
 
     @property
     def num_steps(self) -> int:
-        """Steps in all."""
+        """The total number of steps."""
 
     @property
     def num_steps_left(self) -> int:
-        """Steps still to run."""
+        """The number of steps still to run."""
 
     @property
     def num_full_steps_left(self) -> int:
-        """Those of them that run the whole model; what a shallow one takes beside them is little."""
+        """Steps to run that are not cached; cached ones take little time beside them."""
 
     @property
     def submitted_at(self) -> float:
-        """When it arrived, on the policy's clock."""
+        """The instant of its arrival, on the policy's clock."""
 
     @property
     def deadline_at(self) -> float | None:
-        """When it is worth nothing any more, on the policy's clock."""
+        """The instant at which it is dropped, on the policy's clock."""

@@ -1,21 +1,27 @@
-"""Due times: by when a generation should be done, whether its deadline is lost, what a deadline lets in.
+"""Due times: when a generation should be done, whether it can meet its deadline, and with how many rows.
 
-Owns the pace of steps and what follows from it. It does not know lanes' precedence, turns or who runs.
-docs/adr/0008-due-times-and-turns.md has the reasons and the simulations behind the number.
+Owns the seconds of steps and what follows from them. It does not know the order of lanes, nor turns.
+docs/adr/0008-due-times-and-turns.md has the reasons, and the simulations behind the numbers.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, TypeVar
 
 from engine.policy.candidate import BatchKey, Candidate
-from engine.policy.pace import Pace
 
-OVERTAKING_STEPS = 12  # who has e times as few steps may come by so many full steps later, and go first
-QUANTUM_STEPS = 8  # by so many full steps may a key or an account be ahead of another
+OVERTAKING_STEPS = 12
+"""A generation with 1/e of the steps of another may arrive up to this many full steps later and go first."""
+QUANTUM_STEPS = 8
+"""A key or an account may be ahead of another by this many full steps."""
+SMOOTHING = 0.2
+"""The share of a new measurement in the smoothed one."""
+
+K = TypeVar("K", bound=Hashable)
 
 
 class DueTimes:
-    """The due times of one policy; while no pace is known of a key, its generations are due on arrival."""
+    """The due times of one policy; generations of a key without known step seconds are due on arrival."""
 
     def __init__(
         self,
@@ -31,13 +37,13 @@ class DueTimes:
         self._full_steps: dict[BatchKey, float] = {}  # seconds
 
     def urgency(self, member: Candidate, now: float) -> tuple[bool, float, float]:
-        """What to sort by: whether its deadline is lost, its due time, its arrival.
+        """The sort key of a generation: whether it will miss its deadline, its due time, its arrival.
 
-        Due is some time after arrival, which grows with the logarithm of its steps: of two that wait, the
-        shorter goes first unless it came that much later. A deadline before that is due itself.
+        The time from arrival until it is due grows with the logarithm of its steps: of two that wait, the
+        shorter goes first unless it arrived that much later. An earlier deadline is the due time itself.
         """
         submitted_at, deadline_at = member.submitted_at, member.deadline_at
-        due_at = submitted_at + self._allowance_seconds(member)
+        due_at = submitted_at + self._seconds_until_due(member)
         if deadline_at is None:
             return False, due_at, submitted_at
         fastest_seconds = self._bucket_seconds(member.key, member.num_rows)
@@ -56,19 +62,19 @@ class DueTimes:
         return 0
 
     def quantum_seconds(self, keys: Iterable[BatchKey]) -> float:
-        """The lead that turns allow, where `keys` are about: full steps of the slowest of them."""
+        """The lead that turns allow among `keys`: `QUANTUM_STEPS` full steps of the slowest of them."""
         return QUANTUM_STEPS * max(self._full_step_seconds(key) for key in keys)
 
     def see(self, key: BatchKey, num_rows: int, seconds: float, *, is_full: bool) -> None:
-        """Take note that a step of `num_rows` rows, in its bucket, took `seconds`; see `Pace.see`."""
+        """Record that a step of `num_rows` rows, padded to its bucket, took `seconds`; see `Pace.see`."""
         if self._pace.see(key, self._bucket_rows(key, num_rows), seconds, is_full=is_full):
             self._full_steps.clear()
 
     def forget_caps(self) -> None:
-        """Take note that `max_rows` gives other caps from now on."""
+        """Record that `max_rows` gives other caps from now on."""
         self._full_steps.clear()
 
-    def _allowance_seconds(self, member: Candidate) -> float:
+    def _seconds_until_due(self, member: Candidate) -> float:
         if member.lane != "interactive":
             return self._bulk_patience_seconds
         return OVERTAKING_STEPS * self._full_step_seconds(member.key) * math.log(member.num_steps)
@@ -81,3 +87,47 @@ class DueTimes:
 
     def _bucket_seconds(self, key: BatchKey, num_rows: int) -> float:
         return self._pace.seconds(key, self._bucket_rows(key, num_rows))
+
+
+class Pace(Generic[K]):
+    """Predicts step seconds from a profile or, where `profiled` returns None, from steps measured here."""
+
+    def __init__(self, profiled: Callable[[K, int], float | None] | None = None) -> None:
+        self._profiled = profiled
+        self._seen: dict[K, dict[int, float]] = {}
+        self._predicted: dict[tuple[K, int], float] = {}
+
+    def seconds(self, key: K, num_rows: int) -> float:
+        """Seconds of one step of `key` at `num_rows` rows; 0.0 while nothing is known about the key.
+
+        For a number of rows that was neither profiled nor seen it is the nearest one that was seen: a guess
+        that never makes a smaller step batch look faster than it was seen to be.
+        """
+        known = self._predicted.get((key, num_rows))
+        if known is None:
+            known = self._predicted[key, num_rows] = self._predict(key, num_rows)
+        return known
+
+    def see(self, key: K, num_rows: int, seconds: float, *, is_full: bool = True) -> bool:
+        """Record that a step of `key` at `num_rows` rows took `seconds`; whether predictions change.
+
+        A step with cached rows would have taken longer without them, so it can only raise a prediction.
+        """
+        if self._profiled is not None and self._profiled(key, num_rows) is not None:
+            return False
+        seen = self._seen.setdefault(key, {})
+        known = seen.get(num_rows, seconds)
+        if not is_full and seconds < known:
+            return False
+        seen[num_rows] = known + SMOOTHING * (seconds - known)
+        self._predicted.clear()
+        return True
+
+    def _predict(self, key: K, num_rows: int) -> float:
+        profiled = self._profiled(key, num_rows) if self._profiled is not None else None
+        if profiled is not None:
+            return profiled
+        seen = self._seen.get(key)
+        if not seen:
+            return 0.0
+        return seen[min(seen, key=lambda rows: (abs(rows - num_rows), rows))]

@@ -1,40 +1,40 @@
-"""Who runs next: pure Python on a given clock, shared with the simulator, and it imports no torch.
+"""The policy: which generations share the next step batch, chosen afresh at every denoising step.
 
-Owns the order of generations (lane, turns, due time), the row caps, and why a step batch was not fuller.
-It does not know tensors, threads or errors: the engine asks at every step boundary and does as told.
+Owns the order of generations (lane, turns, due time), the row caps, and the reason why a step batch was not
+fuller. It is pure Python with an injected clock, so that engine, estimates and benchmarks drive the same
+policy; it does not know tensors, threads or errors.
 
-The rules, in the order in which they bind (docs/adr/0008-due-times-and-turns.md has the reasons):
+The rules, in order of precedence (docs/adr/0008-due-times-and-turns.md has the reasons):
 
-1. A `solo` generation goes first in its lane and, once it has begun, runs with nothing beside it to its end;
-   then others have the device for as long as it had.
-2. Interactive work goes before bulk work: a bulk generation not chosen is paused, its latents stay.
-3. Every `AGEING_TURN`-th step batch belongs to bulk work that has waited `bulk_patience_seconds`.
-4. In a lane, batch keys take turns, and so do accounts: who is more than a quantum ahead goes last.
-5. Then the earliest due goes first, and last what cannot meet its deadline any more.
-6. Nobody joins a step batch who would make a member of it miss a deadline that it can meet, nor who would
-   miss its own: more rows are slower steps.
+1. An isolated generation goes first in its lane and, once begun, runs alone to its end; then others get the
+   device for as long as it had it.
+2. Interactive work goes before bulk work: a bulk generation not chosen is paused and keeps its latents.
+3. Every `AGING_TURN`-th step batch goes to bulk work that has waited `bulk_patience_seconds`.
+4. In a lane, batch keys take turns, and so do accounts: one that is more than a quantum ahead goes last.
+5. Then the earliest due time goes first; generations that can no longer meet their deadline go last.
+6. A generation does not join a step batch if a member could then no longer meet its deadline, or if it would
+   miss its own there: more rows make slower steps.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
-from engine.policy.ageing import AgeingTurns
+from catalogue.determinism import PINNED_ROWS
 from engine.policy.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR
 from engine.policy.candidate import BatchKey, Candidate
 from engine.policy.due_times import DueTimes
-from engine.policy.turns import Turns
+from engine.policy.turns import AgingTurns, Turns
 
-__all__ = ["PINNED_ROWS", "BatchKey", "Candidate", "Policy", "Reason"]
+__all__ = ["BatchKey", "Candidate", "Policy", "Reason"]
 
-PINNED_ROWS = 4  # of strict generations where the promise is not exact
 MAX_ADMISSIONS_PER_TICK = 8
-RECOVERY_STEPS = 256  # after so many step batches a lowered cap is tried four rows higher
+RECOVERY_STEPS = 256  # step batches after which a lowered cap is tried four rows higher
 
 Reason = Literal["isolated", "alone", "strict", "due", "cap", "memory"]
-"""Why a step batch was not fuller: a suspect ran alone, nobody else of its key was there, it was pinned to
-`PINNED_ROWS`, with more rows a member, or who was left out, would have missed a deadline, or it was as
-full as the model's cap or the device's memory allows."""
+"""Why a step batch was not fuller. An isolated generation ran alone; no other generation of the key was
+there; it was pinned to `PINNED_ROWS`; with more rows a member, or a generation left out, would have missed a
+deadline; or it was as full as the model's cap or the device's memory allows."""
 
 
 C = TypeVar("C", bound=Candidate)
@@ -43,8 +43,8 @@ C = TypeVar("C", bound=Candidate)
 class Policy:
     """Chooses admissions and step batches; owns the turns of keys and accounts, and the due times.
 
-    `max_rows` is the cap of a key; `step_seconds(key, rows)` is a profile, `None` where it knows nothing;
-    `bucket_rows(key, rows)` says at how many rows so many run.
+    `max_rows` gives the cap of a key. `step_seconds(key, rows)` reads a profile, and returns None for what it
+    does not hold. `bucket_rows(key, rows)` gives the row count that a batch is padded to.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Policy:
         self._num_steps_lowered: dict[BatchKey, int] = {}  # since the cap was lowered or raised last
         self._key_turns: dict[str, Turns[BatchKey]] = defaultdict(Turns)  # by lane
         self._account_turns: dict[str, Turns[str]] = defaultdict(Turns)  # by lane
-        self._owed_seconds = 0.0  # to others, by the last solo generation
+        self._owed_seconds = 0.0  # device time that the last isolated generation owes to others
         self._chosen: list[tuple[str, str, int]] = []  # lane, account, rows of each member chosen last
-        self._step_turns, self._admission_turns, self._decoding_turns = (AgeingTurns() for _ in range(3))
+        self._step_turns, self._admission_turns, self._decoding_turns = (AgingTurns() for _ in range(3))
 
     def admit(self, waiting: Sequence[C], running: Sequence[C], now: float) -> list[C]:
-        """Those of `waiting` to encode before the next step: few, so that encoding never stalls it."""
+        """The generations of `waiting` to encode before the next step: few, so that it is not delayed."""
         if not waiting or any(member.is_isolated and member.has_begun for member in running):
             return []
         ordered = self.order(waiting, now)
@@ -83,7 +83,7 @@ class Policy:
         return chosen
 
     def order(self, members: Iterable[C], now: float) -> list[C]:
-        """Interactive before bulk, accounts that are ahead last, then the lost last and the earliest due."""
+        """Sort by lane (interactive first), accounts ahead, deadlines that will be missed, and due time."""
         lanes: dict[str, list[C]] = {}
         for member in members:
             lanes.setdefault(member.lane, []).append(member)
@@ -97,23 +97,23 @@ class Policy:
         return ordered
 
     def order_to_decode(self, denoised: Sequence[C], now: float) -> list[C]:
-        """The same, with its turn for bulk work that waits for decoding behind ever new interactive work."""
+        """Sort likewise, with aging turns for bulk work, which would wait behind new interactive work."""
         aged = [member for member in denoised if self._is_aged(member, now)]
         return self._decoding_turns.order(self.order(denoised, now), aged)
 
     def max_rows(self, key: BatchKey) -> int:
         """The most rows that one forward pass of this key may have."""
         if key.is_alone:
-            return 1  # who leads a step batch runs whatever the cap is
+            return 1  # the first member of a step batch runs even if it has more rows
         if key.is_pinned:
             return PINNED_ROWS
         max_rows = self._max_rows(key)
         return min(max_rows, self._lowered.get(key, max_rows))
 
     def stepped(self, key: BatchKey, seconds: float, *, is_full: bool = True, is_whole: bool = True) -> None:
-        """Take note that the step batch chosen last, of `key`, took `seconds`; members pay by their rows.
+        """Record that the step batch chosen last, of `key`, took `seconds`, charged by the members' rows.
 
-        `is_full`: none of its rows was shallow. `is_whole`: it ran as one, and not in parts after an error.
+        `is_full` says that no row was cached, `is_whole` that it did not run in parts after an error.
         """
         num_rows = sum(rows for _, _, rows in self._chosen)
         if not num_rows:
@@ -128,9 +128,9 @@ class Policy:
             self._recover(key)
 
     def lower(self, key: BatchKey, num_rows: int) -> None:
-        """Take note that `num_rows` rows of `key` did not fit into memory: half of them is the new cap.
+        """Record that `num_rows` rows of `key` did not fit into memory: half of them is the cap for a while.
 
-        For a while: what took the memory may be gone, and finding out costs one split step batch.
+        Other users of the memory may leave; finding out costs one split step batch.
         """
         self._lowered[key] = max(1, min(self.max_rows(key), num_rows) // 2)
         self._num_steps_lowered[key] = 0
@@ -160,22 +160,22 @@ class Policy:
         if leader.is_isolated:
             self._owed_seconds = 0.0
             return [leader], "isolated"
-        mates = [member for member in ordered if _can_share(member, leader) and not member.is_isolated]
-        fillers = self._fillers(running, mates, now) if len(urgent) < len(running) else []
-        batch = self._fill(mates, fillers, now)
-        left_out = [member for member in (*mates, *fillers) if member not in batch]
+        sharing = [member for member in ordered if _can_share(member, leader) and not member.is_isolated]
+        fillers = self._fillers(running, sharing, now) if len(urgent) < len(running) else []
+        batch = self._fill(sharing, fillers, now)
+        left_out = [member for member in (*sharing, *fillers) if member not in batch]
         return batch, self._reason(leader.key, batch, left_out)
 
     def _urgent(self, running: Sequence[C], now: float) -> list[C]:
-        """The members that go before all others in this turn, of one lane: all of them if it is the only."""
+        """The members of the lane that goes first in this turn."""
         interactive = [member for member in running if member.lane == "interactive"]
         aged = [member for member in running if self._is_aged(member, now)]
         if interactive and aged:
-            return aged if self._step_turns.is_theirs() else interactive
+            return aged if self._step_turns.is_next_aged() else interactive
         return interactive or list(running)
 
     def _in_turn(self, members: Sequence[C], now: float) -> list[C]:
-        """`members` of one lane: keys that are ahead last, accounts that are ahead last, then by due time."""
+        """Sort `members` of one lane: keys ahead last, then accounts ahead last, then by due time."""
         lane = members[0].lane
         keys = {member.key for member in members}
         keys_ahead = (
@@ -191,10 +191,10 @@ class Policy:
             ),
         )
 
-    def _fillers(self, running: Sequence[C], mates: Sequence[C], now: float) -> list[C]:
-        """Who may take the rows that the urgent leave: the others of their key, interactive ones first."""
-        taken = set(map(id, mates))
-        others = [member for member in running if _can_share(member, mates[0]) and id(member) not in taken]
+    def _fillers(self, running: Sequence[C], urgent: Sequence[C], now: float) -> list[C]:
+        """The key's other generations, interactive ones first, for rows that the urgent ones leave free."""
+        taken = set(map(id, urgent))
+        others = [member for member in running if _can_share(member, urgent[0]) and id(member) not in taken]
         return [member for member in self.order(others, now) if not member.is_isolated]
 
     def _accounts_ahead(self, lane: str, members: Sequence[C]) -> set[str]:
@@ -205,16 +205,16 @@ class Policy:
             accounts, self._due_times.quantum_seconds({m.key for m in members})
         )
 
-    def _fill(self, mates: Sequence[C], fillers: Sequence[C], now: float) -> list[C]:
-        """The first of `mates`, whatever its rows, and all that fit beside it and make nobody late.
+    def _fill(self, urgent: Sequence[C], fillers: Sequence[C], now: float) -> list[C]:
+        """The first of `urgent`, whatever its row count, and all that fit beside it without making any late.
 
-        Where none of `mates` can be in time any more, as many as fit: their pace is a guess. Rows that would
-        be padding are for whoever was left out, since they slow nobody down.
+        If none of `urgent` can be in time any more, as many as fit: their step seconds are a guess. Rows that
+        would be padding go to generations that were left out, since they slow the step batch down no further.
         """
-        cap = max_rows = self.max_rows(mates[0].key)
+        cap = max_rows = self.max_rows(urgent[0].key)
         batch: list[C] = []
         num_rows = 0
-        for member in (*mates, *fillers) if self._any_in_time(mates, now) else ():
+        for member in (*urgent, *fillers) if self._any_in_time(urgent, now) else ():
             in_time_rows = self._due_times.max_rows_in_time(member, now)
             leads = not batch and in_time_rows > 0
             if leads or num_rows + member.num_rows <= min(max_rows, in_time_rows):
@@ -224,8 +224,8 @@ class Policy:
             if num_rows >= max_rows:
                 break
         if batch:
-            cap = min(cap, self._bucket_rows(mates[0].key, num_rows))
-        return _filled_up(batch, (*mates, *fillers), cap)
+            cap = min(cap, self._bucket_rows(urgent[0].key, num_rows))
+        return _filled_up(batch, (*urgent, *fillers), cap)
 
     def _any_in_time(self, members: Sequence[C], now: float) -> bool:
         return any(self._due_times.max_rows_in_time(member, now) for member in members)
@@ -248,7 +248,7 @@ def _can_share(one: Candidate, other: Candidate) -> bool:
 
 
 def _filled_up(batch: Sequence[C], members: Iterable[C], max_rows: int) -> list[C]:
-    """`batch` and all of `members` that fit beside it; the first whatever its rows, if it is empty."""
+    """`batch` and all of `members` that fit beside it; an empty batch gets the first one in any case."""
     filled, taken, num_rows = list(batch), set(map(id, batch)), _num_rows(batch)
     for member in members:
         if filled and num_rows >= max_rows:

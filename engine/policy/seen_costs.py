@@ -1,7 +1,7 @@
-"""What steps, encodings and decodings took here as generations ran: the last of each, and their medians.
+"""Seconds of steps, encodings and decodings, as generations run: the latest of each kind, and medians.
 
-The engine thread adds, other threads read. It does not know profiles or tiers, nor who needs the numbers;
-what is measured on purpose is `engine.self_test.measure`'s.
+The engine thread adds, other threads read. It does not know profiles or tiers; `engine.self_test.measurement`
+makes separate measurements.
 """
 
 import threading
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
-from engine.policy.policy import BatchKey
+from engine.policy.candidate import BatchKey
 
 NUM_KEPT = 64
-"""Of each kind and size, the last; so that what changes with the machine's load is forgotten."""
+"""Measurements kept for each kind and size; older ones, from another load of the machine, are dropped."""
 MIN_SEEN = 3
-"""Fewer say nothing: the first one of a process warms up, and a median needs company."""
+"""Fewer steps are not used, since the first one of a process includes the warm-up."""
 
 K = TypeVar("K")
 Shape = tuple[str, int, int]  # model, latent height, latent width
@@ -24,16 +24,16 @@ Shape = tuple[str, int, int]  # model, latent height, latent width
 
 @dataclass(frozen=True)
 class Costs:
-    """What one model costs at sizes of one kind, for each latent pixel where it grows with the size."""
+    """Costs of one model at a class of sizes; those that grow with the size are per latent pixel."""
 
-    step_seconds: Mapping[int, float]  # of full steps, by bucket; never empty
-    encode_seconds: float  # all prompts of a generation, from the cache of embeddings too
-    decode_seconds: float
-    cached_share: float  # seconds of a step that is shallow for all its rows, of a full one's; 1: not seen
+    step_seconds: Mapping[int, float]  # per latent pixel, of full steps, by bucket; never empty
+    encode_seconds: float  # all prompts of a generation, cached ones included
+    decode_seconds: float  # per latent pixel
+    cached_share: float  # seconds of a cached step, divided by those of a full one; 1: not seen
 
 
 class SeenCosts:
-    """The costs of one engine; a step of full rows and shallow ones together is not kept."""
+    """The costs of one engine; steps with both full and cached rows are not kept."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,32 +43,32 @@ class SeenCosts:
         self._decodings: dict[Shape, deque[float]] = _kept()
 
     def saw_step(self, key: BatchKey, bucket: int, seconds: float, *, full_share: float = 1.0) -> None:
-        """Take note of a step batch at `bucket` rows; `full_share` of its rows ran the whole model."""
-        place = (_shape(key), bucket)
+        """Record a step batch at `bucket` rows; `full_share` of its rows ran the whole model."""
+        where = (_shape(key), bucket)
         with self._lock:
             if full_share == 1:
-                self._full[place].append(seconds)
+                self._full[where].append(seconds)
             elif not full_share:
-                self._cached[place].append(seconds)
+                self._cached[where].append(seconds)
 
     def saw_encoding(self, key: BatchKey, seconds: float) -> None:
-        """Take note of what the prompts of one generation took."""
+        """Record the seconds of encoding the prompts of one generation."""
         with self._lock:
             self._encodings[key.model].append(seconds)
 
     def saw_decoding(self, key: BatchKey, seconds: float) -> None:
-        """Take note of what one image took."""
+        """Record the seconds of decoding one image."""
         with self._lock:
             self._decodings[_shape(key)].append(seconds)
 
     def costs(self, model: str, min_latents: int, max_latents: int) -> Costs | None:
-        """What the model costs at sizes of so many latent pixels; None while too little was seen.
+        """The costs of the model at sizes of that many latent pixels; None while too little was measured.
 
-        Of each bucket it is the largest size that counts: from there down costs are about in proportion.
+        Each bucket has the cost of the largest size seen: smaller ones cost about in proportion.
         """
-        with self._lock:  # the engine thread waits for it, so that nothing is computed here
-            all_full = {place: list(seen) for place, seen in self._full.items() if place[0][0] == model}
-            all_cached = {place: list(seen) for place, seen in self._cached.items() if place[0][0] == model}
+        with self._lock:  # the engine thread waits for it, so nothing is computed while it is held
+            all_full = {where: list(seen) for where, seen in self._full.items() if where[0][0] == model}
+            all_cached = {where: list(seen) for where, seen in self._cached.items() if where[0][0] == model}
             all_decodings = {
                 shape: list(seen) for shape, seen in self._decodings.items() if shape[0] == model
             }
@@ -84,11 +84,11 @@ class SeenCosts:
             return None
         steps = {
             rows: seconds / _latents(shape)
-            for shape in fits  # small ones first, so that a larger one takes their place
+            for shape in fits  # small ones first, so that larger ones overwrite them
             for (other, rows), seconds in full.items()
             if other == shape
         }
-        shares = [cached[place] / full[place] for place in cached if place[0] in fits and place in full]
+        shares = [cached[where] / full[where] for where in cached if where[0] in fits and where in full]
         return Costs(
             step_seconds=dict(sorted(steps.items())),
             encode_seconds=sum(encodings) / len(encodings) if encodings else 0.0,
@@ -98,8 +98,8 @@ class SeenCosts:
 
 
 def _medians(seen: Mapping[K, list[float]], least: int) -> dict[K, float]:
-    """Of all that were seen at least so often."""
-    return {place: median(seconds) for place, seconds in seen.items() if len(seconds) >= least}
+    """The medians of all that were measured at least `least` times."""
+    return {where: median(seconds) for where, seconds in seen.items() if len(seconds) >= least}
 
 
 def _kept() -> defaultdict[K, deque[float]]:

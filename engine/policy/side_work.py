@@ -1,21 +1,21 @@
-"""How long encoding and decoding may hold up the next step batch: pure Python on a given clock.
+"""How long encoding and decoding may delay the next step batch: pure Python with an injected clock.
 
-Owns the two slices of a tick, as shares of a measured step, and the end of each. It knows neither texts
-nor pixels, and no torch: the engine asks which of its ordered members still fit, the simulator can too.
+Owns the two time slices of a tick, as shares of a measured step. It does not know texts or pixels: engine and
+simulation ask which of their ordered members still fit.
 
-Both run on the engine thread, between step batches. On a CPU a second thread would take its seconds from
-the very cores that step. On CUDA a side stream could overlap them; that is not done, since no GPU has
-been seen yet to measure it on, and kernels that share a device contend for it all the same.
+Both run on the engine thread, between step batches. On a CPU a second thread would take its time from the
+cores that run the steps. On CUDA a side stream could overlap them; that is not done, since it has not been
+measured on a GPU yet, and kernels on one device contend for it in any case.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 ENCODING_SHARE = 0.5
-"""Of a step's seconds: who is left over joins one step later, and the others wait half a step at most."""
+"""A share of a step's seconds: texts left over join one step later; others wait at most half a step."""
 
 DECODING_SHARE = 1.0
-"""Of a step's seconds: a finished image is worth more now than one step of all others, and no more."""
+"""A share of a step's seconds: finishing an image now may delay all others by one step, and no more."""
 
 SMOOTHING = 0.2
 
@@ -23,32 +23,32 @@ T = TypeVar("T")
 
 
 class SideWork:
-    """Deals out the time between step batches. The first of each kind always gets its turn."""
+    """Divides the time between step batches; at least one member of each kind is always processed."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._step_seconds: float | None = None
 
     def stepped(self, seconds: float) -> None:
-        """Take note that a step batch took `seconds`."""
+        """Record that a step batch took `seconds`."""
         known = seconds if self._step_seconds is None else self._step_seconds
         self._step_seconds = known + SMOOTHING * (seconds - known)
 
     def to_encode(self, members: Sequence[T]) -> Iterator[T]:
-        """Those to encode before the next step, in the order given; all of them before the first step.
+        """The members to encode before the next step, in the order given; before the first step, all of them.
 
-        The step waits for half of its own time, and for the one that began last, at most.
+        The step is delayed by at most half of its own time and the encoding that began last.
         """
         return self._within(members, ENCODING_SHARE)
 
     def to_decode(
         self, members: Sequence[T], num_running: int, has_arrivals: Callable[[], bool] = lambda: False
     ) -> Iterator[T]:
-        """Those to decode before the next step, in the order given.
+        """The members to decode before the next step, in the order given.
 
-        The step waits for as long as it takes itself, and for the one that began last, at most; but while
-        more images wait for this than generations run, nothing else matters, so none of them starves. Where
-        nothing runs at all, that holds until somebody arrives.
+        The step is delayed by at most its own time and the decoding that began last. But while more images
+        wait than generations run, decoding goes on, so that no image starves; if nothing runs at all, it goes
+        on until a generation arrives.
         """
 
         def is_free(index: int) -> bool:

@@ -1,1 +1,1 @@
-"""What is found out about a model when it is loaded: what it can do, what it promises, what it costs."""
+"""Tests and measures a loaded model: its abilities, its determinism level, its costs."""

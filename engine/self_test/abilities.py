@@ -1,6 +1,7 @@
-"""Finds out what a loaded model can do besides drawing: cut guidance off, cache steps, pad texts.
+"""Finds out which features a loaded model supports: guidance cutoff, step cache, text padding.
 
-Each is tried on calls of the model; what its class is called decides nothing. It knows no promise.
+Each feature is tried on calls of the model; the name of its class does not matter. It does not know
+determinism levels.
 """
 
 import logging
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attempt import IMPOSSIBLE
+from engine.device_work import IMPOSSIBLE
 from engine.pipelines.components import is_denoiser
 from engine.pipelines.parked_call import PER_ROW_NUMBERS
 from engine.pipelines.pipeline_call import PipelineCall
@@ -29,7 +30,7 @@ from engine.self_test.time_budget import TimeBudget
 from engine.self_test.trial_images import MAX_DIFFERENCE, cached_request, difference, drawn
 
 DETERMINISTIC = (*IMPOSSIBLE, RuntimeError)
-TEXTS_OF_TWO_LENGTHS = (0, 3)  # of `PROMPTS`
+TEXTS_OF_TWO_LENGTHS = (0, 3)  # indexes of `PROMPTS`
 logger = logging.getLogger(__name__)
 
 
@@ -39,34 +40,34 @@ def find_text_padding(
     requests: Sequence[GenerationRequest],
     budget: TimeBudget,
 ) -> TextPadding | None:
-    """How texts can be padded, by two requests whose texts have different lengths."""
+    """Return how texts can be padded, found with two requests whose texts have different lengths."""
     chosen = [requests[number] for number in TEXTS_OF_TWO_LENGTHS]
-    bare = drawn(model, row_limits, chosen)
+    unpadded = drawn(model, row_limits, chosen)
 
     def is_unchanged() -> bool:
-        return difference(bare, drawn(model, row_limits, chosen)) <= MAX_DIFFERENCE
+        return difference(unpadded, drawn(model, row_limits, chosen)) <= MAX_DIFFERENCE
 
     begin = [partial(model.begin, request) for request in chosen]
     found = on_steady_stack(find_padding)(model.exchange, begin, is_unchanged, budget)
     if found is not None:
-        logger.info("texts of a %s are padded to one of %s tokens", model.class_name, found.lengths)
+        logger.info("texts of a %s are padded to one of these lengths: %s", model.class_name, found.lengths)
     return found
 
 
 def find_abilities(model: PipelineModel, request: GenerationRequest) -> None:
-    """Set what a request may ask of the model besides what its call declares: a cutoff, a step cache."""
+    """Set on the model which features its requests may use: guidance cutoff, step cache, several images."""
     model.exchange.takes_float_timesteps = _takes_float_timesteps(model, request)
     model.can_cache_steps = model.partial_forward is not None
     if model.can_cache_steps:
         cached = drawn(model, {request.width * request.height: BUCKET_STEP}, [cached_request(request)])[0]
         model.can_cache_steps = isinstance(cached, np.ndarray)
     _find_rows_of_guidance(model, request)
-    _find_lacks_of_tasks(model, request)
+    _find_limits_of_tasks(model, request)
     model.takes_several_images = "edit" in model.tasks and _takes_several_images(model, request)
 
 
-def _find_lacks_of_tasks(model: PipelineModel, request: GenerationRequest) -> None:
-    """Set for which of the further tasks guidance cannot be cut off or steps cannot be cached."""
+def _find_limits_of_tasks(model: PipelineModel, request: GenerationRequest) -> None:
+    """Set the tasks, except the first, in which guidance cannot be cut off or steps cannot be cached."""
     model.uncut_tasks, model.uncached_tasks = (), ()
     row_limits = {request.width * request.height: BUCKET_STEP}
     for task in model.tasks[1:]:
@@ -82,7 +83,10 @@ def _find_lacks_of_tasks(model: PipelineModel, request: GenerationRequest) -> No
 @on_steady_stack
 @torch.inference_mode()
 def _takes_float_timesteps(model: PipelineModel, request: GenerationRequest) -> bool:
-    """Whether requests whose schedulers give whole timesteps can share a pass with others."""
+    """Whether the denoiser gives the same output for float timesteps as for integers.
+
+    If so, requests whose schedulers have integer timesteps can share a pass with others.
+    """
     model.exchange.takes_float_timesteps = False
     call = model.begin(request)
     try:
@@ -98,8 +102,8 @@ def _takes_float_timesteps(model: PipelineModel, request: GenerationRequest) -> 
         as_float = {argument: value.to(torch.float32) for argument, value in whole.items()}
         outputs = [model.exchange.forward(name, {**arguments, **one}) for one in (whole, as_float)]
         return is_equal(*outputs)
-    except DETERMINISTIC as error:  # the numbers are an index, for one
-        logger.debug("timesteps of a %s are whole numbers: %s", model.class_name, error)
+    except DETERMINISTIC as error:  # for example because the denoiser uses timesteps as an index
+        logger.debug("a %s needs integer timesteps: %s", model.class_name, error)
         return False
     finally:
         call.end()
@@ -108,9 +112,9 @@ def _takes_float_timesteps(model: PipelineModel, request: GenerationRequest) -> 
 @on_steady_stack
 @torch.inference_mode()
 def _find_rows_of_guidance(model: PipelineModel, request: GenerationRequest) -> None:
-    """Set how many rows a guided step has, and whether one of them leaves where guidance is cut off.
+    """Set the number of rows of a guided step, and whether guidance can be cut off.
 
-    It does where an image that is cut off from its first step on is that of scale 1.
+    It can if a guided step has two rows and an image with a cutoff at its first step equals that of scale 1.
     """
     call = model.begin(request)
     rows = []
@@ -129,7 +133,7 @@ def _find_rows_of_guidance(model: PipelineModel, request: GenerationRequest) -> 
 @on_steady_stack
 @torch.inference_mode()
 def _is_cut(model: PipelineModel, request: GenerationRequest) -> bool:
-    """Whether its image that is cut off from its first step on is that of scale 1."""
+    """Whether the image with a cutoff at the first step equals that of scale 1, within `MAX_DIFFERENCE`."""
     cut = _drawn_by_one_call(model, model.begin(request, guided_share=0.0))
     unguided = _drawn_by_one_call(model, model.begin(replace(request, guidance_scale=1.0)))
     are_drawn = cut[0] is not None and unguided[0] is not None
@@ -139,7 +143,7 @@ def _is_cut(model: PipelineModel, request: GenerationRequest) -> bool:
 @on_steady_stack
 @torch.inference_mode()
 def _takes_several_images(model: PipelineModel, request: GenerationRequest) -> bool:
-    """Whether a second image changes what an edit draws, and not how many images it draws."""
+    """Whether a second input image of an edit changes its result and not the number of results."""
     one, both = model.trial(request, "edit"), model.trial(request, "edit", num_images=2)
     first, second = both.inputs["image"]
     other = replace(both, inputs={"image": (first, 255 - second)})
@@ -151,27 +155,27 @@ def _takes_several_images(model: PipelineModel, request: GenerationRequest) -> b
 
 
 def _num_rows(model: PipelineModel, request: GenerationRequest) -> int | None:
-    """Rows of the request's first step; None where it does not come so far."""
+    """Return the rows of the request's first step; None if it fails before that."""
     call = model.begin(request)
     try:
         model.exchange.run_to_denoiser(call)
         return None if call.parked is None else call.parked.num_rows
     except DETERMINISTIC as error:
-        logger.debug("a %s takes one image: %s", model.class_name, error)
+        logger.debug("a %s fails with several input images: %s", model.class_name, error)
         return None
     finally:
         call.end()
 
 
 def _drawn_by_one_call(model: PipelineModel, call: PipelineCall) -> list[Any]:
-    """The image of a call that is run by itself, `(H, W, 3)` uint8; None where it fails."""
+    """Return a list of one image, `(H, W, 3)` uint8, of a call that runs alone; `[None]` if it fails."""
     try:
         while call.parked is not None:
             if model.exchange.run([call]):
                 return [None]
         return [None if call.error is not None else image_of(call.result)]
     except DETERMINISTIC as error:
-        logger.debug("guidance of a %s cannot be cut off: %s", model.class_name, error)
+        logger.debug("a trial call of a %s fails: %s", model.class_name, error)
         return [None]
     finally:
         call.end()

@@ -1,7 +1,7 @@
-"""Finds the row counts of a forward pass at which each row has the bits that it has among 4 rows.
+"""Finds the row counts of a forward pass at which each row has the same bits as in a pass of 4 rows.
 
-Kernels are chosen by shape, so another CPU, GPU or thread count may choose otherwise: nothing is assumed. It
-knows forward passes of parked calls, and no images.
+Kernels are chosen by shape, CPU or GPU, and thread count, so the counts are measured and never assumed. It
+knows forward passes of parked calls, but not images.
 """
 
 import logging
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.attempt import unless_out_of_memory
+from engine.device_work import unless_out_of_memory
 from engine.errors import OutOfMemory
 from engine.partial_forwards import fitting
 from engine.pipelines.parked_call import ParkedCall
@@ -26,7 +26,7 @@ from engine.self_test.time_budget import TimeBudget
 
 logger = logging.getLogger(__name__)
 FINE_SECONDS = 0.5
-"""Only where a step of 4 rows takes no longer is every row count tried; else 2 and the multiples of 4."""
+"""Every row count is tried if a step of 4 rows takes at most this long; else 2 and the multiples of 4."""
 PROMPTS = ("a row", "a green ring above a black square", "", "three small circles on a yellow background")
 
 
@@ -40,10 +40,11 @@ def exact_row_counts(
     *,
     is_compiled: bool = False,
 ) -> tuple[set[int], int] | None:
-    """The row counts that are exact for all of the requests, and the most rows that fit into memory.
+    """Return the row counts that are exact for all requests, and the most rows that fit into memory.
 
-    Counts above `max_rows` are not tried. None where the budget is spent before all are tried, and where no
-    count can be exact: a row with a step cache takes all beside it through the walk, which rounds otherwise.
+    Counts above `max_rows` are not tried. Returns None if the budget is spent before all are tried, and if no
+    count can be exact: a row with a step cache puts its whole batch through the partial forward, which may
+    round differently.
     """
     exact: set[int] | None = None
     seen = set()
@@ -54,7 +55,7 @@ def exact_row_counts(
                 continue
             seen.add(probe.signature)
             if not probe.has_exact_partial_forward:
-                logger.warning("a step of a %s rounds otherwise beside a step cache", model.class_name)
+                logger.warning("the partial forward of a %s differs from its forward pass", model.class_name)
                 return None
             counts = probe.exact_row_counts(max_rows, budget, is_compiled=is_compiled)
         finally:
@@ -66,8 +67,11 @@ def exact_row_counts(
     return exact or {BUCKET_STEP}, max_rows
 
 
-def largest_in_unison(found: set[int]) -> int:
-    """The largest of `found` below which no multiple of 4 is missing: shapes not tried run at these alone."""
+def largest_without_gap(found: set[int]) -> int:
+    """Return the largest count in `found` below which no multiple of 4 is missing.
+
+    Shapes that were not tried run at multiples of 4 only.
+    """
     end = BUCKET_STEP
     while end in found:
         end += BUCKET_STEP
@@ -75,10 +79,10 @@ def largest_in_unison(found: set[int]) -> int:
 
 
 class _Probe:
-    """Calls of one request and of others like it, some steps further, each parked at a denoiser's pass.
+    """Calls of one request and of similar ones at later steps, each parked at a pass of the denoiser.
 
-    It is the pass behind the first `num_passes` of a step. Several are compared, since two orders of a sum
-    can give one row the same bits by chance.
+    Each is parked after the first `num_passes` passes of its step. Several calls are compared because two
+    orders of summation can give one row the same bits by chance.
     """
 
     def __init__(self, model: PipelineModel, request: GenerationRequest, num_passes: int = 0) -> None:
@@ -99,13 +103,13 @@ class _Probe:
         self._references = [self._outputs([one], BUCKET_STEP)[0] for one in self._parked]
 
     def end(self) -> None:
-        """Let go of the calls."""
+        """End the calls."""
         for call in self._calls:
             call.end()
 
     @property
     def has_exact_partial_forward(self) -> bool:
-        """Whether a whole step through the walk has the bits of the module's own forward pass."""
+        """Whether a full step of the partial forward has the bits of the module's own forward pass."""
         if not self._is_partial:
             return True
         wholes = [self._model.exchange.outputs([one], BUCKET_STEP)[0] for one in self._parked]
@@ -116,20 +120,20 @@ class _Probe:
     def exact_row_counts(
         self, max_rows: int, budget: TimeBudget, *, is_compiled: bool
     ) -> tuple[set[int], int] | None:
-        """As the function of this name; counts of fewer rows than one call has never run: none is tried."""
+        """Return what `exact_row_counts` does; counts below the rows of one call are not tried."""
         found, fitted = {*range(1, self._num_rows), BUCKET_STEP}, BUCKET_STEP
         seconds = self._step_seconds(budget)
         is_fine = not is_compiled and seconds <= FINE_SECONDS
         for num_rows in range(self._num_rows, max_rows + 1):
             if num_rows == BUCKET_STEP or not (is_fine or num_rows == 2 or num_rows % BUCKET_STEP == 0):
                 continue
-            if budget.is_spent(seconds):  # those of the count before, which had fewer rows
+            if budget.is_spent(seconds):  # of the previous count, which had fewer rows
                 return None
             began_at = budget.used_seconds
             is_equal = unless_out_of_memory(partial(self._is_equal, num_rows), self._model.device)
             if isinstance(is_equal, OutOfMemory):
                 logger.warning(
-                    "%s: %d rows of a %s do not fit, so its step batches are kept to %d",
+                    "%s: %d rows of a %s do not fit into memory, so step batches are limited to %d rows",
                     OutOfMemory.code, num_rows, self._model.class_name, fitted,
                 )  # fmt: skip
                 return found, fitted
@@ -139,7 +143,7 @@ class _Probe:
         return found, max_rows
 
     def _step_seconds(self, budget: TimeBudget) -> float:
-        """Seconds of one forward pass of 4 rows that is warm, until its output is there to be read."""
+        """Return the seconds of a warm forward pass of 4 rows, including device synchronization."""
         self._synchronize()
         started_at = budget.used_seconds
         self._model.exchange.outputs(self._parked[:1], BUCKET_STEP)
@@ -151,12 +155,13 @@ class _Probe:
             torch.cuda.synchronize(self._model.device)
 
     def _is_equal(self, num_rows: int) -> bool:
-        """Whether each call gets its reference among so many rows, wherever it stands."""
+        """Whether each call has the bits of its reference in a pass of `num_rows` rows, at each position."""
         num_members = num_rows // self._num_rows
-        # Fewer calls than there are places are tried in each of them. So are all where a kernel has a rest of
-        # rows behind its multiples of 4: one call's bits may be equal there by chance.
-        has_all = num_members >= BUCKET_STEP and num_rows % BUCKET_STEP == 0
-        shifts = range(1) if has_all else range(len(self._parked))
+        # One arrangement is enough for 4 or more calls in a multiple of 4 rows. Otherwise every call is tried
+        # at every position: kernels handle the rows after the last multiple of 4 separately, and the bits of
+        # one call can be equal there by chance.
+        is_enough = num_members >= BUCKET_STEP and num_rows % BUCKET_STEP == 0
+        shifts = range(1) if is_enough else range(len(self._parked))
         for shift in shifts:
             numbers = [(shift + number) % len(self._parked) for number in range(num_members)]
             outputs = self._outputs([self._parked[number] for number in numbers], num_rows)
@@ -168,9 +173,10 @@ class _Probe:
         return True
 
     def _outputs(self, members: Sequence[ParkedCall], num_rows: int) -> list[Any]:
-        """What must be equal wherever a row stands: of a model with step caches, what the walk gives.
+        """Return the outputs that must not depend on a row's position.
 
-        It draws a whole step, which `has_exact_partial_forward` has compared, its features, and a cached step
+        With a step cache they come from the partial forward: the output of a full step, which
+        `has_exact_partial_forward` compares first, its features, and the output of a cached step.
         """
         model = self._model
         if not self._is_partial:
@@ -187,7 +193,7 @@ class _Probe:
 
 
 def _advance(model: PipelineModel, call: PipelineCall, num_steps: int) -> None:
-    """Run a call to its first step, and so many further; never to its end."""
+    """Run a call to its first step and `num_steps` steps further, but never to its end."""
     model.exchange.run_to_denoiser(call)
     for _ in range(num_steps):
         if call.num_steps is not None and call.num_steps_done < call.num_steps - 1:

@@ -1,6 +1,6 @@
-"""One real image when a model is loaded: a model that can draw none does not start.
+"""Draws one image when a model is loaded; a worker does not start with a model that cannot draw.
 
-Owns the sentence that says which component is at fault, and what to do. It keeps nothing.
+Owns the error that names the faulty component and the remedy. It stores nothing.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from catalogue.pipeline_tasks import PipelineTask
-from engine.attempt import IMPOSSIBLE
+from engine.device_work import IMPOSSIBLE
 from engine.errors import EngineError, LoadError, NumericError, OutOfMemory
 from engine.exchange import is_finite
 from engine.loading.compilation import Size
@@ -22,7 +22,7 @@ from engine.request import GenerationRequest, SchedulerSpec
 from engine.self_test.trial_images import NUM_STEPS, drawn, plain_request
 
 DETERMINISTIC = (*IMPOSSIBLE, RuntimeError)
-REMEDY = "the components do not fit together, take those that were published together"
+REMEDY = "the components do not fit together, use those that were published together"
 
 
 @on_steady_stack
@@ -36,14 +36,13 @@ def check_image(
     task: PipelineTask | None = None,
     entry: str = "tiers",
 ) -> np.ndarray:
-    """Draw one image of `size`, its width and height; raises `LoadError` unless it is finite and as large.
+    """Draw one image of `size` (width, height); raises `LoadError` unless it is finite and has that size.
 
-    It is one of `task`, the model's usual one by default, and made of made images where that takes some.
-
-    A few steps are enough for most; an image that is not finite after these is drawn again with as many as a
-    request has by default. An error about the size begins with `entry`.
+    It is of `task`, by default the model's first, with generated input images if the task needs some. A few
+    steps are enough for most models; an image that is not finite is drawn again with `default_steps`. `entry`
+    is the setting that an error about the size names.
     """
-    model.runs_alone = True  # until more is known
+    model.runs_alone = True  # until the self-test has run
     pixels: np.ndarray | EngineError = NumericError()
     plain = request = plain_request(0, size, scheduler)
     for num_steps in sorted({min(min(NUM_STEPS), default_steps), default_steps}):
@@ -57,15 +56,17 @@ def check_image(
         draws = "it draws no image" if task is None else f"{entry}: it draws no image"
         raise LoadError(f"{draws}: {_why(model, request, pixels)}") from pixels
     if pixels.shape[:2] != (size[1], size[0]):
-        came = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise LoadError(f"{entry}: asked for {size[0]}x{size[1]} it draws {came}: give sizes that it takes")
+        drew = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise LoadError(
+            f"{entry}: asked for {size[0]}x{size[1]} it draws {drew}: set sizes that the model supports"
+        )
     return pixels
 
 
 @on_steady_stack
 @torch.inference_mode()
 def _why(model: PipelineModel, request: GenerationRequest, failure: EngineError) -> str:
-    """Which component fails, and how: the call is made once more, and each module's output is looked at."""
+    """Return which component fails, and how: repeats the call and checks the output of each module."""
     call = model.begin(request)
     try:
         while call.parked is not None:
@@ -86,14 +87,14 @@ def _why(model: PipelineModel, request: GenerationRequest, failure: EngineError)
 
 
 def _misfit(model: PipelineModel, error: Exception) -> str:
-    """What is known of the components where the pipeline's own code fails, between two of their outputs."""
+    """Return the facts that can explain an error in the pipeline's own code, between two modules."""
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     sentence = f"a {model.class_name} fails with its {type(model.scheduler).__name__} ({said})"
     vae = getattr(model.modules.get("vae"), "config", {})
     absent = [name for name in ("scaling_factor", "shift_factor") if name in vae and vae[name] is None]
     if absent and "NoneType" in said:
         named = model.named("vae")
-        return f"{sentence}: its {named} has no {absent[0]}, take the vae that the model was published with"
+        return f"{sentence}: its {named} has no {absent[0]}, use the vae that the model was published with"
     name = denoiser_among(list(model.modules)) or ""
     config: Any = model.modules[name].config
     channels = [config.get(entry) for entry in ("in_channels", "out_channels")]
@@ -107,9 +108,9 @@ def _misfit(model: PipelineModel, error: Exception) -> str:
 
 def _not_finite(model: PipelineModel, component: str) -> str:
     dtype = str(model.dtype_of(component)).removeprefix("torch.")
-    remedy = "its weights are damaged, or those of another model"
+    remedy = "its weights are damaged, or of another model"
     if dtype != "float32":
-        remedy = "set dtype = 'float32', or 'bfloat16' where the device has that"
+        remedy = "set dtype = 'float32', or 'bfloat16' if the device supports it"
         if component == "vae":
-            remedy += ", or have the configuration of the vae say force_upcast"
-    return f"what its {model.named(component)} computes in {dtype} is not finite; {remedy}"
+            remedy += ", or set force_upcast in the configuration of the vae"
+    return f"the output of its {model.named(component)} in {dtype} is not finite; {remedy}"

@@ -1,7 +1,7 @@
-"""Finds out when a pipeline is loaded whether its texts can be padded without a change of its images.
+"""Finds out when a pipeline is loaded whether its texts can be padded without changing its images.
 
-Compares two calls whose texts have different lengths, pads them, and compares again. What a class of
-pipelines is called decides nothing. It does not know requests; whoever asks draws the images.
+Compares two calls whose texts have different lengths, pads them, and compares again; the name of the pipeline
+class does not matter. It does not know requests: the caller draws the images.
 """
 
 import logging
@@ -19,10 +19,10 @@ from engine.pipelines.text_padding import Fill, TextPadding, TextPlace, leaves
 from engine.self_test.time_budget import TimeBudget
 
 LENGTHS = (32, 64, 128, 192, 256, 384, 512, 768, 1024)
-"""Tokens. A text is padded to the next of those at which padding was seen to change nothing."""
+"""Numbers of tokens. A text is padded to the next of these at which padding changes no image."""
 
 NUM_PASSES = 4
-"""Of a denoising step at most: two of guidance, and before each a ControlNet's."""
+"""Most passes of a denoising step: two for guidance, each after one of a ControlNet."""
 
 NAMES_OF_TEXT = ("encoder", "text", "prompt", "txt")
 logger = logging.getLogger(__name__)
@@ -35,13 +35,13 @@ def find_text_padding(
     is_unchanged: Callable[[], bool],
     budget: TimeBudget,
 ) -> TextPadding | None:
-    """How texts of this pipeline can be padded; None where they cannot, or need not.
+    """Return how texts of this pipeline can be padded; None if they cannot be, or need not be.
 
-    Two calls are begun, with texts of different lengths. Where the arguments of their first step differ in
-    the length of a text alone, and the module takes a mask of the text or its length, the passes are made
-    again with the text padded to each of `LENGTHS`, until an output differs. Then `is_unchanged` draws whole
-    images, padded to the least and the greatest length, and says whether they are as without padding. A call
-    that fails padded, or a budget that is spent before any image is drawn, means no padding.
+    `begin` starts two calls whose texts have different lengths. If the arguments of their first step differ
+    only in the length of a text, and the module takes a mask or the length of the text, the passes are
+    repeated with the text padded to each of `LENGTHS`, until an output differs. Then `is_unchanged` draws
+    images padded to the smallest and the largest length, and compares them with images without padding. If a
+    padded call fails, or the budget is spent before an image is drawn, texts are not padded.
     """
     steps = [first_step(exchange, one) for one in begin]
     places = _places(*steps)
@@ -61,14 +61,14 @@ def find_text_padding(
 
 
 def first_step(exchange: Exchange, begin: Callable[[], PipelineCall]) -> list[ParkedCall]:
-    """The denoiser's passes of a call's first step, and those of its ControlNets."""
+    """Return the passes of the denoiser and its ControlNets in a call's first step."""
     call = begin()
     passes: list[ParkedCall] = []
     while call.parked is not None and call.num_steps_done == 0 and len(passes) < NUM_PASSES:
         if is_denoiser(call.parked.name):
             passes.append(call.parked)
         if exchange.run([call]):
-            break  # not finite
+            break  # the output is not finite
     call.end()
     return passes
 
@@ -81,7 +81,7 @@ def _is_unchanged_at(
 
 
 def _places(ones: Sequence[ParkedCall], others: Sequence[ParkedCall]) -> tuple[TextPlace, ...]:
-    """Where two calls differ in the length of their texts; nothing where padding would not let them share."""
+    """Return where two calls differ in the length of their texts; empty if they then share no pass."""
     if [one.name for one in ones] != [other.name for other in others]:
         return ()
     found: dict[str, list[TextPlace]] = {}
@@ -101,7 +101,7 @@ def _places(ones: Sequence[ParkedCall], others: Sequence[ParkedCall]) -> tuple[T
 
 
 def _places_in(one: ParkedCall, other: ParkedCall) -> list[TextPlace]:
-    """Those of one module, its text first; none where an argument differs in any other way."""
+    """Return the places in one module, its text first; empty if an argument differs in any other way."""
     ones, others = dict(leaves(one.arguments())), dict(leaves(other.arguments()))
     if ones.keys() != others.keys():
         return []
@@ -123,7 +123,7 @@ def _places_in(one: ParkedCall, other: ParkedCall) -> list[TextPlace]:
 
 
 def _lengths_along(one: Tensor, other: Tensor) -> tuple[int, int, int] | None:
-    """The one dimension in which the shapes differ, and both lengths; None where there are several."""
+    """Return the only dimension in which the shapes differ, and both lengths; None if there are several."""
     if one.ndim != other.ndim:
         return None
     pairs = enumerate(zip(one.shape, other.shape, strict=True))
@@ -154,7 +154,7 @@ def _place(
 
 
 def _with_mask(call: ParkedCall, places: list[TextPlace], by_path: Mapping[str, Any]) -> list[TextPlace]:
-    """The places if one is a mask or the call gives lengths; or with a mask that it leaves out; or none."""
+    """Return the places, plus a mask that the call leaves out; empty if it has neither mask nor lengths."""
     if any(place.fill == "mask" for place in places):
         return places
     missing = [path for path, value in by_path.items() if value is None and _is_named(path, "mask")]
@@ -206,7 +206,7 @@ def _lengths_that_change_nothing(
     steps: Sequence[Sequence[ParkedCall]],
     budget: TimeBudget,
 ) -> list[int]:
-    """Those of `LENGTHS`, from the least on, at which the passes of both steps have the outputs they had."""
+    """Return the `LENGTHS`, smallest first, at which padding leaves the outputs of both steps unchanged."""
     modules = {place.module for place in places}
     passes = {(number, one.name): one for number, step in enumerate(steps) for one in reversed(step)}
     calls = [one for (_, name), one in passes.items() if name in modules]
@@ -222,13 +222,13 @@ def _lengths_that_change_nothing(
             if not all(_are_near(one, other) for one, other in zip(outputs, padded, strict=True)):
                 break
             found.append(length)
-    except Exception as error:  # a module may raise anything of a text that is longer than it takes
+    except Exception as error:  # a module may raise anything for a text that is too long
         logger.debug("texts are padded to %s: longer ones raise %s", found, type(error).__name__)
     return found
 
 
 def _are_near(one: Any, other: Any) -> bool:
-    """Whether two outputs agree in half of their digits: their images are compared after that."""
+    """Whether two outputs agree in half of their digits; their images are compared afterwards."""
     tensors = [[leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor)] for output in (one, other)]
     if len(tensors[0]) != len(tensors[1]):
         return False

@@ -1,4 +1,4 @@
-"""How long a piece of work may take in all, asked between its parts. It knows no work and ends none."""
+"""A time limit for a piece of work, which the work checks between its parts. It never interrupts work."""
 
 import math
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class TimeBudget:
-    """Seconds from now on; without a number, as many as it takes."""
+    """A limit in seconds from now on; unlimited by default."""
 
     def __init__(self, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
@@ -16,15 +16,15 @@ class TimeBudget:
 
     @property
     def used_seconds(self) -> float:
-        """Since it was made."""
+        """Seconds since the start."""
         return self._clock() - self._began_at
 
     @property
     def left_seconds(self) -> float:
-        """Until it is spent; never negative."""
+        """Seconds until the limit; never negative."""
         return max(0.0, self.seconds - self.used_seconds)
 
     def is_spent(self, next_seconds: float = 0.0) -> bool:
-        """Whether nothing is left, or less than the next part is thought to take; once so, it stays so."""
+        """Whether less time is left than the next part is expected to take; once true, it stays true."""
         self._is_spent |= self.used_seconds + next_seconds >= self.seconds
         return self._is_spent

@@ -1,7 +1,7 @@
-"""One GET of an image from a stranger's server: within a time and a size, from public addresses alone.
+"""Downloads an image from an untrusted server: limited in time and size, from public addresses only.
 
-It sends no cookie and no credentials, decodes no encoding and reads no proxy from the environment;
-`tasks.webhooks.connection` decides where it may go and when it ends. It does not look into what it gets.
+It sends no cookies and no credentials, accepts no content encoding and ignores proxies in the environment;
+`tasks.webhooks.connection` checks addresses and enforces the deadline. It does not check the image itself.
 """
 
 import ssl
@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httpcore2
 
+from tasks.errors import DownloadFailed
 from tasks.webhooks.addresses import DEFAULT_PORTS, Network
 from tasks.webhooks.client import ATTEMPT_CODES, as_sent
 from tasks.webhooks.connection import MAX_HEADER_BYTES, Budget, PinningBackend, Resolve, resolve_by_dns
@@ -19,23 +20,19 @@ from tasks.webhooks.connection import MAX_HEADER_BYTES, Budget, PinningBackend, 
 MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _WORDS = {
-    "address_refused": "it leads to an address that is not public",
-    "port_refused": "its port is not one that images are fetched from",
+    "address_refused": "its host has an address that is not public",
+    "port_refused": "images are not downloaded from its port",
     "name_not_found": "its host has no address",
     "tls_failed": "its host has no trusted certificate",
     "timeout": "it took too long",
-    "connection_failed": "its host cannot be connected to",
+    "connection_failed": "its host cannot be reached",
     "connection_lost": "the connection was lost",
-    "answer_malformed": "the answer is no HTTP",
+    "answer_malformed": "the response is not valid HTTP",
 }
 
 
-class DownloadFailed(Exception):
-    """The image was not had; the message says why, and nothing of what is inside the network."""
-
-
 class ImageDownload:
-    """Gets within `timeout_seconds` in all: names, connections, TLS, redirects and the body together."""
+    """Downloads within `timeout_seconds`, which include DNS, connections, TLS, redirects and the body."""
 
     def __init__(
         self,
@@ -57,7 +54,7 @@ class ImageDownload:
             self._tls.load_verify_locations(ca_file)
 
     def get(self, url: str) -> bytes:
-        """The body of a 200; raises `DownloadFailed`. Redirects are followed to https URLs alone."""
+        """The body of a 200 response; raises `DownloadFailed`. Redirects are followed to https URLs only."""
         budget = Budget(time.monotonic() + self._timeout_seconds)
         for _ in range(MAX_REDIRECTS + 1):
             found = self._answer(url, budget)
@@ -67,7 +64,7 @@ class ImageDownload:
         raise DownloadFailed(f"it redirects more than {MAX_REDIRECTS} times")
 
     def _answer(self, url: str, budget: Budget) -> bytes | str:
-        """The body, or where it is to be had."""
+        """The body, or the target of a redirect."""
         try:
             return self._exchange(_checked(url), budget)
         except DownloadFailed:
@@ -100,7 +97,7 @@ class ImageDownload:
             if response.status in _REDIRECTS and (target := _location(response)):
                 return target
             if response.status != 200:
-                raise DownloadFailed(f"it answers {response.status}")
+                raise DownloadFailed(f"it answered {response.status}")
             return self._body(response)
 
     def _body(self, response: httpcore2.Response) -> bytes:
@@ -115,7 +112,7 @@ class ImageDownload:
 def _checked(url: str) -> SplitResult:
     parts = urlsplit(url)
     if parts.scheme != "https" or "@" in parts.netloc or not parts.hostname:
-        raise DownloadFailed("only https URLs are fetched, without a user's name")
+        raise DownloadFailed("only https URLs are fetched, and none with a user name")
     return parts
 
 

@@ -1,8 +1,8 @@
-"""What a file is before anything is drawn from it: a PNG, JPEG or WebP of one picture, whole, within limits.
+"""Checks that a file is a complete PNG, JPEG or WebP with one image, within limits.
 
-The web asks it about every upload, the task before it decodes. It bounds what a file may cost: the format is
-told by its first bytes, the size by its header, and only then is anything decoded. Knows Pillow and no numpy,
-which the API is served without; pixels are `tasks.images.pixels`.
+The API checks every upload with it, and the task opens files with it. It limits the cost of a file: the first
+bytes give the format and the header the size before anything is decoded. It uses Pillow without numpy, which
+the API's image lacks; `tasks.images.inputs` decodes pixels.
 """
 
 import io
@@ -15,16 +15,18 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from tasks.errors import ImageUnreadable
+
 MAX_DECODED_WEBP = 12_500_000
-"""Pixels. Pillow takes 16 bytes for each, four times what it takes for other formats; whether the file is
-whole it finds out when it opens it, whatever its size."""
+"""In pixels, for each of which Pillow needs 16 bytes, four times as many as for other formats. It detects a
+truncated WebP of any size when opening it."""
 MAX_SCANS, MAX_MARKS = 100, 10_000
-"""Of a JPEG. Encoders write about ten; each is a pass over the whole picture for a few dozen bytes."""
-ORIENTATION = 0x0112  # the tag of EXIF
+"""Limits of a JPEG. Encoders write about ten scans; a few dozen bytes can cost a pass over the image."""
+ORIENTATION = 0x0112  # the EXIF tag
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 _PREVIEW = (64, 64)
 _PNG_MARK, _JPEG_MARK = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-_MARK = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)  # those with a length, and the end
+_MARK = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)  # markers with a length, and the end
 _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
 _OPENERS: Mapping[str, Callable[[io.BytesIO], ImageFile]] = {
     "image/png": PngImageFile,
@@ -48,13 +50,9 @@ _OTHERS: Mapping[bytes, str] = {
 _BRANDS: Mapping[bytes, str] = {b"avif": "an AVIF", b"heic": "a HEIC", b"heix": "a HEIC", b"mif1": "a HEIC"}
 
 
-class ImageUnreadable(ValueError):
-    """The file is no image that can be drawn from; the message says why, as what follows "the file"."""
-
-
 @dataclass(frozen=True)
 class ImageLimits:
-    """The largest picture that is read; `max_bytes` is of the file, pixels and sides of what is in it."""
+    """The largest file in bytes, and the largest image in pixels and in pixels per side."""
 
     max_bytes: int
     max_pixels: int
@@ -63,7 +61,7 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Pixels of the picture as it is looked at, turned as its EXIF says, and its media type."""
+    """Width and height in pixels, after the rotation that EXIF asks for, and the media type."""
 
     width: int
     height: int
@@ -71,10 +69,10 @@ class ImageFacts:
 
 
 def read(data: bytes, limits: ImageLimits) -> ImageFacts:
-    """What the file is; it is decoded once, to see that all of it is there. Raises `ImageUnreadable`.
+    """Check the file and decode it once to see that it is complete. Raises `ImageUnreadable`.
 
-    Takes up to 200 MB of memory and two seconds for 50 million pixels, a plain JPEG 4 MB; so its caller does
-    one at a time.
+    For 50 million pixels this takes up to 200 MB of memory and two seconds, for a baseline JPEG 4 MB; so its
+    caller must run one at a time.
     """
     if len(data) > limits.max_bytes:
         raise ImageUnreadable(f"is larger than {limits.max_bytes} bytes")
@@ -82,26 +80,26 @@ def read(data: bytes, limits: ImageLimits) -> ImageFacts:
     image = open_image(data, limits)
     width, height = image.size[::-1] if orientation_of(image) in _SIDEWAYS else image.size
     try:
-        # Of a JPEG all bytes are read, and few pixels made.
+        # Reads every byte of a JPEG but produces few pixels.
         image.draft(image.mode, _PREVIEW)
         if media_type != "image/webp" or width * height <= MAX_DECODED_WEBP:
             image.load()
-        open_image(data).verify()  # the check sums of a PNG, which decoding passes over
+        open_image(data).verify()  # checks the checksums of a PNG, which decoding skips
     except Exception as error:
         raise broken(error) from error
     return ImageFacts(width, height, media_type)
 
 
 def open_image(data: bytes, limits: ImageLimits | None = None) -> ImageFile:
-    """The one picture of the file, not decoded yet. Raises `ImageUnreadable`."""
+    """Open the file's single image without decoding it. Raises `ImageUnreadable`."""
     media_type = media_type_of(data)
     if media_type == "image/webp" and limits is not None:
-        # Pillow makes room for the whole canvas when it opens one.
+        # Pillow allocates the whole canvas when it opens a WebP.
         _check_size(_webp_size(data), limits)
     if media_type == "image/jpeg" and _is_of_too_many_scans(data):
         raise ImageUnreadable(f"is a JPEG of more than {MAX_SCANS} scans or {MAX_MARKS} segments")
     try:
-        # Not by `Image.open`, which asks every format that Pillow knows, and warns of sizes by its own limit.
+        # `Image.open` would try every format that Pillow knows, and warn about sizes by its own limit.
         image = _OPENERS[media_type](io.BytesIO(data))
         num_frames = int(getattr(image, "n_frames", 1))
     except Exception as error:
@@ -109,28 +107,28 @@ def open_image(data: bytes, limits: ImageLimits | None = None) -> ImageFile:
     if limits is not None:
         _check_size(image.size, limits)
     if num_frames > 1:
-        raise ImageUnreadable(f"is animated ({num_frames} frames); an image that stands still is read")
+        raise ImageUnreadable(f"is animated ({num_frames} frames); only still images are accepted")
     return image
 
 
 def orientation_of(image: ImageFile) -> int:
-    """How EXIF says that it is to be turned, 1 to 8 as there; 1 where it says nothing that can be read."""
+    """The orientation in EXIF, 1 to 8; 1 if EXIF is absent or unreadable."""
     try:
         found = int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # Pillow trips over broken EXIF in many ways, and the picture is whole
+    except Exception:  # broken EXIF raises many kinds of errors, and the image itself is intact
         return 1
     return found if found in range(1, 9) else 1
 
 
 def media_type_of(data: bytes) -> str:
-    """By its first bytes, whatever its name and its sender say. Raises `ImageUnreadable` for all others."""
+    """The media type by the file's first bytes alone. Raises `ImageUnreadable` for other formats."""
     if data.startswith(_PNG_MARK):
         return "image/png"
     if data.startswith(_JPEG_MARK):
         return "image/jpeg"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
-    raise ImageUnreadable(f"is {_name_of_other(data)}; PNG, JPEG and WebP images are read")
+    raise ImageUnreadable(f"is {_name_of_other(data)}; PNG, JPEG and WebP are accepted")
 
 
 def _name_of_other(data: bytes) -> str:
@@ -139,7 +137,9 @@ def _name_of_other(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         return _BRANDS.get(data[8:12], "a video, or a HEIC or AVIF")
     start = data[:16].lstrip() if data[:1] in b"<\r\n\t " else data[:16]
-    return next((name for mark, name in _OTHERS.items() if start.startswith(mark)), "no image that is known")
+    return next(
+        (name for mark, name in _OTHERS.items() if start.startswith(mark)), "not in a known image format"
+    )
 
 
 def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -147,13 +147,13 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
     if min(size) < 1:
         raise ImageUnreadable("is broken or cut off: it has no pixels")
     if max(size) > limits.max_side:
-        raise ImageUnreadable(f"has {width} x {height} pixels; a side may have {limits.max_side}")
+        raise ImageUnreadable(f"has {width} x {height} pixels; the limit is {limits.max_side} per side")
     if width * height > limits.max_pixels:
-        raise ImageUnreadable(f"has {width} x {height} pixels; {limits.max_pixels} in all are read")
+        raise ImageUnreadable(f"has {width} x {height} pixels; the limit is {limits.max_pixels} in total")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """The canvas (RFC 9649, section 2; RFC 6386, section 9.1)."""
+    """The canvas size (RFC 9649, section 2; RFC 6386, section 9.1)."""
     head = data[:30].ljust(30, b"\0")
     match head[12:16]:
         case b"VP8X":
@@ -164,11 +164,11 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         case b"VP8 " if head[23:26] == b"\x9d\x01\x2a":
             sides = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
             return sides[0] & 0x3FFF, sides[1] & 0x3FFF
-    raise ImageUnreadable("is broken or cut off: it is a WebP without a picture")
+    raise ImageUnreadable("is broken or cut off: it is a WebP without an image")
 
 
 def _is_of_too_many_scans(data: bytes) -> bool:
-    """Looks at the first picture of a JPEG alone, whatever follows it (ITU-T T.81, section B.1.1)."""
+    """Whether the first image of a JPEG has too many scans or markers (ITU-T T.81, section B.1.1)."""
     place, num_scans = 2, 0
     for _ in range(MAX_MARKS):
         mark = _MARK.search(data, place)
@@ -182,5 +182,5 @@ def _is_of_too_many_scans(data: bytes) -> bool:
 
 
 def broken(error: Exception) -> ImageUnreadable:
-    """Whatever a broken file makes Pillow trip over: OSError, SyntaxError, ValueError, struct.error, ..."""
+    """The error for whatever Pillow raises on a broken file: OSError, SyntaxError, struct.error, ..."""
     return ImageUnreadable(f"is broken or cut off: {str(error)[:100] or type(error).__name__}")

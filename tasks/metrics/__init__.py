@@ -1,1 +1,1 @@
-"""What the processes of `tasks` tell Prometheus, and the server that answers it."""
+"""The Prometheus metrics of workers and sweepers, and the HTTP server for them."""

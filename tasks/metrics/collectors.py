@@ -1,6 +1,6 @@
-"""Metrics whose values are asked for when Prometheus reads them: rows of Postgres, messages of a dispatcher.
+"""Metrics that are read when Prometheus scrapes them: rows of Postgres, and counters of a dispatcher.
 
-Used by the API's process and the sweeper's. Of a row's metric it knows the shape, not what is read.
+The API and the sweeper use them. The caller provides the query of a row metric.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,35 +16,37 @@ log = structlog.get_logger()
 
 
 class Dispatches(Protocol):
-    """What counts the bells: a dispatcher."""
+    """The counters of a dispatcher."""
 
     @property
-    def num_dispatched_now(self) -> int:
-        """Dispatches that the broker took."""
+    def num_dispatched(self) -> int:
+        """The number of dispatches that the broker accepted."""
 
     @property
     def num_failed(self) -> int:
-        """Dispatches that it did not take."""
+        """The number of dispatches that it did not accept."""
 
 
 class DispatchCollector(Collector):
-    """How many bells were rung, and how many could not be."""
+    """Exports how many dispatches were published, and how many failed."""
 
     def __init__(self, dispatches: Dispatches) -> None:
         self._dispatches = dispatches
 
     def collect(self) -> Iterator[Metric]:
-        """Both counters."""
+        """Yield both counters."""
         yield CounterMetricFamily(
-            "calotype_dispatches", "Dispatches published.", value=self._dispatches.num_dispatched_now
+            "calotype_dispatches", "Dispatches published.", value=self._dispatches.num_dispatched
         )
         yield CounterMetricFamily(
-            "calotype_dispatches_failed", "Dispatches that stayed silent.", value=self._dispatches.num_failed
+            "calotype_dispatches_failed",
+            "Dispatches that could not be published.",
+            value=self._dispatches.num_failed,
         )
 
 
 class RowCollector(Collector):
-    """A gauge whose values are rows of Postgres: absent, never wrong, while it does not answer."""
+    """A gauge with a value per row of Postgres; it is absent while Postgres does not answer."""
 
     def __init__(
         self,
@@ -59,11 +61,11 @@ class RowCollector(Collector):
         self._read = read
 
     def describe(self) -> Iterator[Metric]:
-        """Without asking Postgres, which may be down when we start."""
+        """Yield the gauge without values, since Postgres may be down at the start."""
         yield self._family()
 
     def collect(self) -> Iterator[Metric]:
-        """One value for each row."""
+        """Yield one value per row."""
         family = self._family()
         try:
             for labels, value in self._read():

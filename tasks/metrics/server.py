@@ -1,7 +1,7 @@
-"""Answers Prometheus over HTTP/1.1, on a port and a thread of its own in each process.
+"""Serves metrics to Prometheus over HTTP/1.1, on a separate port and thread in each process.
 
-Any program that reaches the port may connect, so everything is bounded: connections, headers, seconds. One
-answer is made at a time, since some read Postgres. It knows no metric: a registry is handed to it.
+Any program that reaches the port may connect, so connections, headers and durations are limited. Responses
+are built one at a time, since some read Postgres. It knows no metric: it serves the registry it is given.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ from prometheus_client.exposition import choose_encoder
 log = structlog.get_logger()
 
 MAX_CONNECTIONS = 16
-"""Beyond them the oldest that has asked nothing is cut, or the oldest."""
+"""Beyond this, the oldest connection is closed, preferably one without a complete request."""
 BACKLOG = 1024
-"""Connections that may wait to be accepted. Where it overflows, a client's SYN is dropped and comes again a
-second later, behind clients that came after it."""
+"""Connections that may wait to be accepted. If it overflows, a client's SYN is dropped and repeated a second
+later, behind clients that connected after it."""
 MAX_HEADER_BYTES = 8192
 HEADER_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
-"""To make an answer and to have it read."""
+"""The time to build a response and send it."""
 LINGER_SECONDS = 5.0
-"""How long a client that still sends may take to see that it was answered."""
+"""How long a client that is still sending may take to read the response."""
 
 
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> None:
-    """Answer `GET /metrics` there for as long as the process lives; nowhere where `port` is 0.
+    """Serve `GET /metrics` at this address until the process ends; does nothing if `port` is 0.
 
-    A port that is taken is logged, never fatal.
+    A port that is in use is logged and not fatal.
     """
     if not port:
         return
@@ -50,7 +50,7 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> None:
 class _Server:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._connections: dict[asyncio.Task[None], asyncio.WriteTransport] = {}  # the oldest first
+        self._connections: dict[asyncio.Task[None], asyncio.WriteTransport] = {}  # in order of age
         self._asked: set[asyncio.Task[None]] = set()  # those whose request is complete
         self._maker = ThreadPoolExecutor(1, "metrics-answer")
 
@@ -74,21 +74,21 @@ class _Server:
                 writer.write(await self._answer(header.decode("latin-1")))
                 await writer.drain()
                 writer.write_eof()
-            # A reset for what was never read would take the answer away from a client that still sends.
+            # Unread data would cause a reset, by which a client that is still sending loses the response.
             async with asyncio.timeout(LINGER_SECONDS):
                 while await reader.read(MAX_HEADER_BYTES):
                     pass
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
-            pass  # too slow, too large or gone: nobody is there to be told
+            pass  # too slow, too large or gone: there is no client to answer
         except asyncio.CancelledError:
-            pass  # cut for the next one; this task has nothing left to do
+            pass  # closed in favour of another connection
         finally:
             self._connections.pop(task, None)
             self._asked.discard(task)
             writer.transport.abort()
 
     def _cut_one(self) -> None:
-        # At once: many may connect before a cancelled task runs, and each would cut the same one.
+        # Removed at once: many may connect before the cancelled task runs, and each must close another one.
         task = min(self._connections, key=self._asked.__contains__)
         self._connections.pop(task).abort()
         task.cancel()

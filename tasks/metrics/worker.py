@@ -1,20 +1,20 @@
-"""What a worker tells Prometheus of its jobs, its step batches and its memory.
+"""The metrics of a worker: its jobs, its step batches and its memory.
 
-Owns the metrics of one worker process; labels are few, and never an id, an account or a word of a prompt. The
-seconds of a job are those of its row (`tasks.timings`): nothing is measured twice.
+Labels are few, and never an id, an account or text of a prompt. The seconds of a job are those in its row
+(`tasks.generate.timings_of`), so nothing is measured twice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from catalogue.lanes import LANES
+from catalogue.states import State
 from engine.errors import EngineError
 from storage.errors import StorageError
 from storage.job_views import Outcome
 from storage.jobs import Claim
-from storage.states import State
 from tasks.job_observers import JobObserver
-from tasks.queues import LANES
 
 STAGES = {
     "waiting_seconds": "joining",
@@ -24,61 +24,61 @@ STAGES = {
     "file_seconds": "file",
     "upload_seconds": "upload",
 }
-"""The stage that each timing of a job is about."""
+"""The stage that each timing of a job measures."""
 STAGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
 STEP_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 
 
 class WorkerMetrics(JobObserver):
-    """The registry of one worker; what it may count of its tiers begins with 0 and not with nothing."""
+    """The registry of one worker; the counters of its tiers start at 0 rather than absent."""
 
     def __init__(self, tiers: Sequence[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._settled = Counter(
             "calotype_jobs_settled",
-            "Claims of jobs that ended, by the job's state then; `queued`: it went back to its queue.",
+            "Ended claims of jobs, by the job's new state; `queued`: it went back to its queue.",
             ["tier", "lane", "state"],
             registry=registry,
         )
         self._failures = Counter(
             "calotype_job_failures",
-            "Claims of jobs that ended with an error, by its code, tries that are made again included.",
+            "Claims of jobs that ended with an error, by code, including those that are retried.",
             ["tier", "code"],
             registry=registry,
         )
         self._images = Counter("calotype_images", "Images stored.", ["tier"], registry=registry)
         self._device_seconds = Counter(
             "calotype_device_seconds",
-            "Seconds of the device, shared by rows, of jobs that succeeded.",
+            "Seconds on the device of succeeded jobs, shared by rows.",
             ["tier"],
             registry=registry,
         )
         self._stages = Histogram(
             "calotype_job_stage_seconds",
-            "Where the seconds of jobs that succeeded went; of the slowest image of each.",
+            "Duration of each stage of succeeded jobs, for the slowest image of each job.",
             ["tier", "lane", "stage"],
             buckets=STAGE_BUCKETS,
             registry=registry,
         )
         self._rows = Histogram(
             "calotype_step_batch_rows",
-            "Rows of each step batch; guidance makes two of a generation.",
+            "Rows of each step batch; a generation with guidance has two.",
             ["model"],
             buckets=ROW_BUCKETS,
             registry=registry,
         )
         self._step_seconds = Histogram(
             "calotype_step_seconds",
-            "Time of each step batch.",
+            "Duration of each step batch.",
             ["model"],
             buckets=STEP_BUCKETS,
             registry=registry,
         )
         self._reasons = Counter(
             "calotype_step_batches",
-            "Step batches, by why they were not fuller.",
+            "Step batches, by the reason why they were not full.",
             ["model", "reason"],
             registry=registry,
         )
@@ -93,40 +93,44 @@ class WorkerMetrics(JobObserver):
                     self._settled.labels(tier, lane, state.value)
 
     def watch_slots(self, limits: Mapping[str, int], taken: Callable[[str], int]) -> None:
-        """Export how many slots each lane has, and how many of them are taken."""
-        slots = Gauge("calotype_slots", "Jobs that it may hold at once.", ["lane"], registry=self.registry)
-        held = Gauge("calotype_held_jobs", "Jobs that it holds now.", ["lane"], registry=self.registry)
+        """Export how many slots each lane has, and how many are in use."""
+        slots = Gauge(
+            "calotype_slots", "Jobs that the worker may hold at once.", ["lane"], registry=self.registry
+        )
+        held = Gauge(
+            "calotype_held_jobs", "Jobs that the worker holds now.", ["lane"], registry=self.registry
+        )
         for lane, limit in limits.items():
             slots.labels(lane).set(limit)
             held.labels(lane).set_function(lambda lane=lane: taken(lane))  # type: ignore[misc]
 
     def watch_device(self, device: str, memory_bytes: Callable[[], int | None]) -> None:
-        """Export what tensors hold of the device's memory; nothing where that is the process' own."""
+        """Export the reserved device memory, unless the device uses the memory of the process."""
         if memory_bytes() is None:
             return
         gauge = Gauge(
             "calotype_device_memory_bytes",
-            "Memory of the device that this process has reserved.",
+            "Device memory that this process has reserved.",
             ["device"],
             registry=self.registry,
         )
         gauge.labels(device).set_function(lambda: memory_bytes() or 0)
 
     def stepped(self, model: str, num_rows: int, seconds: float, reason: str | None) -> None:
-        """A step batch has run; `reason` is why it was not fuller, if it was not full."""
+        """Count a step batch; `reason` is why it was not full, `None` if it was."""
         self._rows.labels(model).observe(num_rows)
         self._step_seconds.labels(model).observe(seconds)
         self._reasons.labels(model, reason or "full").inc()
 
     def claimed(self, claim: Claim) -> None:
-        """How long it was queued; a job that had been taken up before was not queued all that time."""
+        """Record the time in the queue; in later attempts it would include the earlier ones."""
         job = claim.job
         if claim.lease.attempt == 1 and job.started_at is not None:
             queued_seconds = (job.started_at - job.created_at).total_seconds()
             self._stages.labels(job.tier, job.lane, "queued").observe(queued_seconds)
 
     def settled(self, claim: Claim, outcome: Outcome) -> None:
-        """Count it; of a success, where its seconds went."""
+        """Count the outcome; for a success, record the duration of its stages too."""
         job = claim.job
         self._settled.labels(job.tier, job.lane, outcome.state.value).inc()
         if outcome.state is State.SUCCEEDED:
@@ -139,5 +143,5 @@ class WorkerMetrics(JobObserver):
 
 
 def _codes_below(kind: type[EngineError] | type[StorageError]) -> set[str]:
-    """The code of an error class and of all that derive from it."""
+    """The codes of an error class and its subclasses."""
     return {kind.code}.union(*(_codes_below(one) for one in kind.__subclasses__()))

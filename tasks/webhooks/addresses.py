@@ -1,8 +1,8 @@
-"""Which addresses and ports webhooks may be sent to: public https ones, and networks opened on purpose.
+"""Decides which addresses and ports webhooks may be sent to: public ones, and explicitly allowed networks.
 
-Pure Python over a table of its own, since what `ipaddress` calls global differs between versions of Python.
-It resolves no name and opens no connection: the web asks it about literal addresses when a URL is submitted,
-the sender about every resolved address of every attempt.
+It has its own table, since `ipaddress`'s idea of global addresses differs between Python versions. It
+resolves no names and opens no connections: the API checks literal addresses when a URL is submitted, the
+sender every resolved address of every attempt.
 """
 
 import ipaddress
@@ -33,7 +33,7 @@ SPECIAL_PURPOSE = (
     "203.0.113.0/24",  # documentation, RFC 5737
     "224.0.0.0/4",  # multicast, RFC 5771
     "240.0.0.0/4",  # reserved, RFC 1112; limited broadcast, RFC 8190
-    # IPv6 Special-Purpose Address Registry. Most of it lies outside 2000::/3 and is closed by that, too.
+    # IPv6 Special-Purpose Address Registry. Most of it is also closed by being outside 2000::/3.
     "::/128",  # unspecified, RFC 4291
     "::1/128",  # loopback, RFC 4291
     "::ffff:0:0/96",  # mapped IPv4, RFC 4291
@@ -49,27 +49,26 @@ SPECIAL_PURPOSE = (
     "5f00::/16",  # segment routing, RFC 9602
     "fc00::/7",  # private use, RFC 4193
     "fe80::/10",  # link local, RFC 4291
-    # IPv6 Global Unicast Address Assignments: what nobody has been given yet.
+    # IPv6 Global Unicast Address Assignments: blocks that are not assigned yet.
     "2d00::/8",
     "2e00::/7",
     "3000::/4",
 )
-"""Closed: IANA's registries of special-purpose addresses, with entries up to RFC 9780 (2025), and what it
-holds in reserve. Entries that the registries call globally reachable are closed too: nobody receives
-webhooks at an anycast relay.
+"""Closed networks: IANA's registries of special-purpose addresses, with entries up to RFC 9780 (2025), and
+unassigned blocks. Entries that are globally reachable are closed too: an anycast relay receives no webhooks.
 https://www.iana.org/assignments/iana-ipv4-special-registry
 https://www.iana.org/assignments/iana-ipv6-special-registry
 https://www.iana.org/assignments/ipv6-unicast-address-assignments"""
 
 OF_PROVIDERS = ("168.63.129.16/32",)
-"""Public by the registries, and yet private: at this one every Azure machine finds its host."""
+"""Public by the registries but private in effect: Azure machines reach their host at this address."""
 
 _CLOSED: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in (*SPECIAL_PURPOSE, *OF_PROVIDERS))
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291 §2.4, all that IANA has ever assigned from
 
 
 def is_open(address: Address, allowed: Iterable[Network] = ()) -> bool:
-    """Whether webhooks may be sent to this address; `allowed` networks come before every rule."""
+    """Whether webhooks may be sent to this address; `allowed` networks override every rule."""
     if is_within(address, allowed):
         return True
     if isinstance(address, ipaddress.IPv6Address) and (
@@ -80,12 +79,12 @@ def is_open(address: Address, allowed: Iterable[Network] = ()) -> bool:
 
 
 def is_within(address: Address, networks: Iterable[Network]) -> bool:
-    """Whether one of these networks holds this address; a mapped IPv4 address is an IPv6 address here."""
+    """Whether one of these networks contains the address; a mapped IPv4 address counts as IPv6."""
     return any(address.version == network.version and address in network for network in networks)
 
 
 def what_is_wrong_with_port(port: int, ports: Iterable[int]) -> str | None:
-    """Why webhooks are not sent to this port of a public host, or nothing."""
+    """Why webhooks are not sent to this port of a public host; `None` if they are."""
     accepted = sorted(ports)
     if port in accepted:
         return None
@@ -93,5 +92,5 @@ def what_is_wrong_with_port(port: int, ports: Iterable[int]) -> str | None:
 
 
 def _is_isatap(address: ipaddress.IPv6Address) -> bool:
-    # RFC 5214 §6.1: 0000:5efe or 0200:5efe and an IPv4 address, to which a host sends it through a tunnel.
+    # RFC 5214 §6.1: 0000:5efe or 0200:5efe, then the IPv4 address at the end of a tunnel.
     return (int(address) >> 32) & 0xFDFF_FFFF == 0x0000_5EFE

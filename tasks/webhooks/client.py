@@ -1,7 +1,7 @@
-"""One POST to a stranger's server, and what came of it: within a time, with the beginning of the answer.
+"""Sends one POST to an untrusted server within a time limit, and returns the start of the response.
 
-It follows no redirect, decodes no encoding, keeps no cookie, and reads no proxy from the environment;
-`tasks.webhooks.connection` decides where it may go and when it ends. It knows neither rows nor signatures.
+It follows no redirects, decodes no content encoding, keeps no cookies and ignores proxies in the environment;
+`tasks.webhooks.connection` checks addresses and enforces the deadline. It knows neither rows nor signatures.
 """
 
 import re
@@ -18,18 +18,9 @@ from urllib.parse import SplitResult, urlsplit
 
 import httpcore2
 
+from tasks.errors import AddressRefused, HeaderTooLarge, NameNotFound, PortRefused, TlsFailed
 from tasks.webhooks.addresses import DEFAULT_PORTS, Network
-from tasks.webhooks.connection import (
-    AddressRefused,
-    Budget,
-    HeaderTooLarge,
-    NameNotFound,
-    PinningBackend,
-    PortRefused,
-    Resolve,
-    TlsFailed,
-    resolve_by_dns,
-)
+from tasks.webhooks.connection import Budget, PinningBackend, Resolve, resolve_by_dns
 
 ANSWER_BYTES = 2048
 ANSWER_SECONDS = 3.0
@@ -37,7 +28,7 @@ ANSWER_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: a status with the beginning of its body, or an `error_code` that says why not."""
+    """The response: a status and the start of the body, or else an `error_code`."""
 
     milliseconds: int
     status: int | None = None
@@ -48,7 +39,7 @@ class Answer:
 
 
 class WebhookClient:
-    """Posts within `timeout_seconds` in all: name, connection, TLS, request and answer together."""
+    """Posts within `timeout_seconds`, which include DNS, connection, TLS, request and response."""
 
     def __init__(
         self,
@@ -68,7 +59,7 @@ class WebhookClient:
             self._tls.load_verify_locations(ca_file)
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """What came of it, whatever came of it: raises nothing for a receiver's fault."""
+        """Post `body` and return the result; a failure of the receiver is a result too and raises nothing."""
         begun = time.monotonic()
         budget = Budget(begun + self._timeout_seconds)
         try:
@@ -83,10 +74,10 @@ class WebhookClient:
     def _exchange(self, url: str, headers: Mapping[str, str], body: bytes, budget: Budget) -> dict[str, Any]:
         parts = urlsplit(url)
         if parts.scheme != "https" or "@" in parts.netloc:
-            raise AddressRefused("only plain https URLs are sent to")
+            raise AddressRefused("webhooks are only sent to https URLs without a user name")
         backend = PinningBackend(self._resolve, self._allowed, self._ports, budget)
         sent = {"Host": parts.netloc, "Accept-Encoding": "identity", "Connection": "close", **headers}
-        # A pool of its own for every attempt: no connection, cookie or fault is shared between receivers.
+        # A new pool for every attempt, so that receivers share no connections, cookies or failures.
         with (
             httpcore2.ConnectionPool(self._tls, max_connections=1, network_backend=backend) as pool,
             pool.stream("POST", as_sent(parts), headers=list(sent.items()), content=body) as response,
@@ -100,12 +91,8 @@ class WebhookClient:
 
 
 ATTEMPT_CODES: dict[type[Exception], str] = {
-    AddressRefused: "address_refused",
-    PortRefused: "port_refused",
-    NameNotFound: "name_not_found",
-    UnicodeError: "name_not_found",
-    TlsFailed: "tls_failed",
-    HeaderTooLarge: "answer_malformed",
+    **{kind: kind.code for kind in (AddressRefused, PortRefused, NameNotFound, TlsFailed, HeaderTooLarge)},
+    UnicodeError: NameNotFound.code,
     httpcore2.TimeoutException: "timeout",
     httpcore2.ConnectError: "connection_failed",
     httpcore2.NetworkError: "connection_lost",
@@ -114,7 +101,7 @@ ATTEMPT_CODES: dict[type[Exception], str] = {
 
 
 def as_sent(parts: SplitResult) -> httpcore2.URL:
-    """The URL as it was asked for: read from a string, the library drops `;parameters` of its path."""
+    """The URL unchanged; when the library parses a string, it drops `;parameters` of the path."""
     target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
     return httpcore2.URL(
         scheme=b"https",
@@ -125,7 +112,7 @@ def as_sent(parts: SplitResult) -> httpcore2.URL:
 
 
 def _beginning(response: httpcore2.Response, budget: Budget) -> str:
-    """The first bytes of the body as text; what is not there soon is not waited for, the status counts."""
+    """The first bytes of the body as text, without a long wait: the status alone decides the result."""
     budget.deadline = min(budget.deadline, time.monotonic() + ANSWER_SECONDS)
     data = b""
     with suppress(
@@ -139,7 +126,7 @@ def _beginning(response: httpcore2.Response, budget: Budget) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without control characters, which neither a row nor a terminal should get."""
+    """Replace control characters, which must reach neither a row nor a terminal."""
     return re.sub(r"[^\n\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]", "\ufffd", text)
 
 
@@ -153,7 +140,7 @@ def _retry_after(response: httpcore2.Response) -> float | None:
         return float(text)
     try:
         instant = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):  # the latter for a year that no calendar holds
+    except (ValueError, OverflowError):  # OverflowError for a year out of range
         return None
     instant = instant if instant.tzinfo else instant.replace(tzinfo=UTC)
     return max(0.0, (instant - datetime.now(UTC)).total_seconds())

@@ -1,8 +1,8 @@
-"""A connection to a checked address, cut off when its time or its size is used up.
+"""Connects to checked addresses only, with limits on time and size.
 
-The name is resolved here, every address is checked, and only what was checked is connected to, so that a
-name which points elsewhere a moment later changes nothing; the certificate is still that of the name. It
-is httpcore2's network backend and knows nothing of what is sent.
+It resolves the host, checks every address and connects only to checked ones, so that DNS rebinding has no
+effect; the certificate is still verified for the host. It is a network backend of httpcore2 and does not know
+what is sent.
 """
 
 import ipaddress
@@ -17,6 +17,7 @@ from typing import Any
 
 import httpcore2
 
+from tasks.errors import AddressRefused, HeaderTooLarge, NameNotFound, PortRefused, TlsFailed
 from tasks.webhooks.addresses import Network, is_open, is_within, what_is_wrong_with_port
 
 Resolve = Callable[[str, int], Sequence[str]]
@@ -27,40 +28,20 @@ READ_BYTES = 4096
 WRITE_BYTES = 8192
 
 
-class AddressRefused(Exception):
-    """The name leads to an address that webhooks are not sent to."""
-
-
-class PortRefused(Exception):
-    """The URL names a port that webhooks are not sent to."""
-
-
-class NameNotFound(Exception):
-    """The name has no address."""
-
-
-class TlsFailed(Exception):
-    """No trusted connection under this name: mostly a certificate that is wrong."""
-
-
-class HeaderTooLarge(Exception):
-    """The receiver sends more header than any receiver needs."""
-
-
 def resolve_by_dns(host: str, port: int) -> list[str]:
-    """Every address of a name, as the system resolves it."""
+    """Every address of a host, from the system's resolver."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     return [str(entry[4][0]) for entry in found]
 
 
 @dataclass
 class Budget:
-    """How long an attempt may go on; moved nearer once the status is known."""
+    """The deadline of one attempt, on the monotonic clock; it may be moved nearer."""
 
     deadline: float
 
     def left(self, error: type[Exception]) -> float:
-        """Seconds left; raises `error` when there are none."""
+        """The seconds left; raises `error` if there are none."""
         seconds = self.deadline - time.monotonic()
         if seconds <= 0:
             raise error("the attempt took too long")
@@ -68,7 +49,7 @@ class Budget:
 
 
 class PinningBackend(httpcore2.NetworkBackend):
-    """Connects to the checked addresses of a name and to no other."""
+    """Connects only to addresses of a host that were checked."""
 
     def __init__(
         self,
@@ -91,8 +72,8 @@ class PinningBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
-        """A connection to the first checked address that answers; one bad address refuses the name."""
-        del timeout, local_address  # the budget's; ours
+        """Connect to the first address that answers; if one address is refused, the whole host is."""
+        del timeout, local_address  # replaced by the deadline and by our own choice of address
         addresses = self._checked(host.strip("[]"), port)
         for position, address in enumerate(addresses):
             share = self._budget.left(httpcore2.ConnectTimeout) / (len(addresses) - position)
@@ -114,14 +95,14 @@ class PinningBackend(httpcore2.NetworkBackend):
         for text in addresses:
             address = ipaddress.ip_address(text)
             if not is_open(address, self._allowed):
-                # Not which one: the account may be looking for what is inside.
-                raise AddressRefused(f"{host} leads to a private or reserved address")
+                # The address itself is not named: the account may be probing the local network.
+                raise AddressRefused(f"{host} has a private or reserved address")
             if wrong_port and not is_within(address, self._allowed):
                 raise PortRefused(wrong_port)
         return addresses[:MAX_ADDRESSES]
 
     def _resolved(self, host: str, port: int) -> Sequence[str]:
-        # The system's resolver knows no deadline; a thread that still waits for it ends by itself.
+        # The system's resolver has no deadline; a thread that waits for it ends by itself.
         results: queue.SimpleQueue[Sequence[str] | OSError | UnicodeError] = queue.SimpleQueue()
 
         def look_up() -> None:
@@ -134,43 +115,43 @@ class PinningBackend(httpcore2.NetworkBackend):
         try:
             found = results.get(timeout=self._budget.left(httpcore2.ConnectTimeout))
         except queue.Empty:
-            raise httpcore2.ConnectTimeout(f"looking up {host} took too long") from None
+            raise httpcore2.ConnectTimeout(f"resolving {host} took too long") from None
         if isinstance(found, Exception):
-            raise NameNotFound(f"{host} cannot be looked up") from found
+            raise NameNotFound(f"{host} cannot be resolved") from found
         return found
 
 
 class _BoundedStream(httpcore2.NetworkStream):
-    """A connection whose every operation ends by the budget's deadline, however slowly bytes drip."""
+    """A connection whose operations all end by the deadline, however slowly bytes arrive."""
 
     def __init__(self, stream: httpcore2.NetworkStream, budget: Budget, max_bytes: int) -> None:
         self._stream, self._budget, self._max_bytes, self._num_read = stream, budget, max_bytes, 0
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Bytes as they come, up to what headers and what is wanted of a body may take."""
+        """Read available bytes; raises `HeaderTooLarge` after `max_bytes` in total."""
         del timeout
         if self._num_read > self._max_bytes:
-            raise HeaderTooLarge(f"the answer has more than {self._max_bytes} bytes of header")
+            raise HeaderTooLarge(f"the response header has more than {self._max_bytes} bytes")
         max_bytes = min(max_bytes, READ_BYTES)
         data = self._stream.read(max_bytes, self._budget.left(httpcore2.ReadTimeout))
         self._num_read += len(data)
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """The whole buffer, a piece at a time."""
+        """Write the whole buffer in small pieces."""
         del timeout
         for start in range(0, len(buffer), WRITE_BYTES):
             left = self._budget.left(httpcore2.WriteTimeout)
             self._stream.write(buffer[start : start + WRITE_BYTES], left)
 
     def close(self) -> None:
-        """At once: nobody is waited for."""
+        """Close the connection without waiting."""
         self._stream.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        """TLS with the name that was asked for, not the address."""
+        """Start TLS and verify the certificate for the host, not the address."""
         del timeout
         left = self._budget.left(httpcore2.ConnectTimeout)
         try:
@@ -182,5 +163,5 @@ class _BoundedStream(httpcore2.NetworkStream):
         return _BoundedStream(stream, self._budget, self._max_bytes)
 
     def get_extra_info(self, info: str) -> Any:
-        """As the socket has it."""
+        """Return what the socket reports."""
         return self._stream.get_extra_info(info)

@@ -1,8 +1,8 @@
-"""The task that delivers: claim what is due, sign it, post it, record what came of it, and the next.
+"""The task that delivers webhooks: it claims due deliveries one by one, signs, posts and records them.
 
-A bell only wakes it: which delivery is sent is decided by the claim, so a lost, doubled or forged bell
-changes nothing. Deliveries are at least once: a sender that dies after its receiver has answered, and
-before the record, is followed by another attempt under the same `webhook-id`.
+A message only wakes it: the claim decides which delivery is sent, so lost, duplicate or forged messages are
+harmless. Deliveries are made at least once: if a sender dies after its receiver answered and before it
+recorded that, another attempt follows with the same `webhook-id`.
 """
 
 import random
@@ -30,8 +30,8 @@ JITTER = 0.1
 
 @dataclass(frozen=True)
 class DeliverPlan:
-    """How often and how many at once. `retry_seconds` are the pauses after each failure, in order;
-    `backoff` is of a receiver that fails, whatever is to be delivered to it."""
+    """The limits of deliveries. `retry_seconds` are the pauses of a delivery after each of its failures;
+    `backoff` applies to a failing receiver with all of its deliveries."""
 
     retry_seconds: tuple[float, ...]
     max_per_account: int
@@ -41,13 +41,13 @@ class DeliverPlan:
 
 
 class DeliveryObserver:
-    """Called for each attempt, on the thread that makes it; it must not wait. This one does nothing."""
+    """Called on the thread of each attempt; must not block. This base class does nothing."""
 
     def begun(self, claimed: DeliveryClaim) -> None:
-        """An attempt is about to be made."""
+        """An attempt begins."""
 
     def attempted(self, claimed: DeliveryClaim, attempt: AttemptRecord, state: str | None) -> None:
-        """It was made; `state` is the delivery's now, `None` where another sender has it."""
+        """An attempt ended; `state` is the new state of the delivery, `None` if another sender has it."""
 
 
 class Deliver:
@@ -67,7 +67,7 @@ class Deliver:
         self._stopping = False
 
     def __call__(self) -> int:
-        """Deliver until nothing is due, or until told to stop; how many attempts were made."""
+        """Deliver until nothing is due or `stop` is called; returns the number of attempts."""
         num_attempts = 0
         try:
             while not self._stopping:
@@ -81,12 +81,12 @@ class Deliver:
                 self._attempt(claimed)
                 num_attempts += 1
         except StorageError as error:
-            # What was claimed is due again when its lease ends.
+            # A claimed delivery is due again when its lease ends.
             log.warning("deliveries_interrupted", error=str(error))
         return num_attempts
 
     def stop(self) -> None:
-        """Begin nothing more; what is in hand comes to its end."""
+        """Begin no more attempts; running ones are finished."""
         self._stopping = True
 
     def _attempt(self, claimed: DeliveryClaim) -> None:
@@ -96,7 +96,7 @@ class Deliver:
         except Unavailable:
             raise
         except Exception:
-            # A fault of ours must take its turn in the schedule, too, instead of being tried for ever.
+            # Our own errors follow the schedule too, instead of being retried forever.
             log.exception("delivery_not_sent", delivery_id=claimed.id)
             answer = Answer(milliseconds=0, error_code="internal_error")
         attempt = judge(answer)
@@ -107,7 +107,7 @@ class Deliver:
         log.info(
             "webhook_attempted",
             delivery_id=claimed.id,
-            # `event` is the log line's own name.
+            # `event` is the key of the log line's name.
             webhook_event=claimed.event,
             attempt=claimed.num_attempts,
             milliseconds=attempt.milliseconds,
@@ -128,13 +128,13 @@ class Deliver:
             try:
                 tell(observer)
             except Exception:
-                # The attempt is recorded: whoever merely watches must not undo that.
+                # The attempt is recorded: a failing observer must not change that.
                 log.exception("observer_failed")
 
     def _record(
         self, claimed: DeliveryClaim, attempt: AttemptRecord, pause: float | None, patience_seconds: float
     ) -> Recorded | None:
-        """An answer that is not written down is asked for again: a database that stutters gets a moment."""
+        """Record the attempt, with retries: an unrecorded attempt would be sent again."""
         tries = Retrying(
             retry=retry_if_exception_type(Unavailable),
             wait=wait_random_exponential(multiplier=0.1, max=2),
@@ -158,7 +158,7 @@ class Deliver:
 
     def _send(self, claimed: DeliveryClaim) -> Answer:
         body = payload_of(self._db, claimed, self._plan.public_url)
-        # Aware and in UTC: the library takes the fields of any other time for UTC.
+        # It must be in UTC: the library reads the fields of any other time as UTC.
         now = datetime.now(UTC)
         secrets = [claimed.webhook_secret, claimed.previous_webhook_secret]
         signatures = [
@@ -174,10 +174,11 @@ class Deliver:
         return self._client.post(claimed.url, headers, body)
 
     def pause_after(self, claimed: DeliveryClaim, answer: Answer) -> float | None:
-        """Seconds until the next attempt if this one failed, or nothing when it is not to be tried again.
+        """The seconds until the next attempt if this one failed; `None` if there is none.
 
-        The schedule's pause with a little jitter, so that a receiver that comes back is not met by all at
-        once; longer if the receiver asks for it, up to the longest pause of the schedule.
+        It is the schedule's pause with jitter, so that a receiver that has recovered does not get all
+        deliveries at once. It is longer if the receiver asks for that, up to the longest pause of the
+        schedule.
         """
         pauses = self._plan.retry_seconds
         if answer.status == GONE or claimed.num_failures >= len(pauses):
@@ -187,17 +188,17 @@ class Deliver:
 
 
 def _patience(answer: Answer) -> float:
-    """Seconds for which the receiver asks to be left alone."""
+    """The seconds until the next request that the receiver asks for (`Retry-After`)."""
     return (answer.retry_after_seconds or 0.0) if answer.status in ASKS_FOR_PATIENCE else 0.0
 
 
 def judge(answer: Answer) -> AttemptRecord:
-    """Any 2xx has delivered it; a redirect is a failure, since it is not followed."""
+    """The result of an attempt: any 2xx delivers; a redirect is a failure, since it is not followed."""
     code, detail = answer.error_code, answer.error_detail
     if answer.status is not None and not 200 <= answer.status < 300:
         code, detail = "http_status", f"the receiver answered {answer.status}"
         if 300 <= answer.status < 400:
             code, detail = "redirect", f"the receiver answered {answer.status}; redirects are not followed"
         elif answer.status == GONE:
-            code, detail = "gone", "the receiver answered 410 and wants no more of it"
+            code, detail = "gone", "the receiver answered 410: it does not want this delivery"
     return AttemptRecord(answer.milliseconds, answer.status, code, detail, answer.text)

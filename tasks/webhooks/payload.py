@@ -1,7 +1,7 @@
-"""What a webhook says: its type, the instant of the event, and the job or batch as the API shows it.
+"""The body of a webhook: its type, the time of the event, and the job or batch as the API shows it.
 
-Built anew for every attempt, from rows that no longer change. It leaves out the prompts, which can be
-long and are the receiver's to fetch, and every link that works without a key or stops working.
+It is built for every attempt from rows that no longer change. It leaves out prompts, which can be long and
+which the receiver can fetch, and links that work without a key or expire.
 """
 
 import json
@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from catalogue.parameters import PARAMETERS, PRIVATE
+from catalogue.states import State
 from storage import batches, job_views
 from storage.batches import Batch
 from storage.database import Database
 from storage.deliveries import DeliveryClaim
 from storage.job_views import Job
-from storage.states import State
 
 _OF_JOB = ("id", "state", "tier", "model", "lane")
-_PARAMETERS = tuple(name for name in PARAMETERS if name not in (*PRIVATE, "strict"))
+_PARAMETERS = tuple(name for name in PARAMETERS if name not in PRIVATE)
 _LIFE_OF_JOB = (
     "batch_id", "batch_line", "retry_of", "attempt", "created_at", "started_at", "finished_at",
 )  # fmt: skip
@@ -25,7 +25,7 @@ _OF_BATCH = ("id", "state", "filename", "num_jobs", "created_at", "finished_at")
 
 
 def payload_of(db: Database, claimed: DeliveryClaim, public_url: str) -> bytes:
-    """The body of this delivery: JSON, UTF-8. Without a `public_url` its links are paths."""
+    """The body of this delivery as JSON in UTF-8. Without a `public_url` its links are paths."""
     root = public_url.rstrip("/")
     if claimed.batch_id is not None:
         batch = batches.get(db, claimed.account_id, claimed.batch_id, with_reading=False)
@@ -57,8 +57,8 @@ def _job(job: Job, here: str) -> dict[str, Any]:
         **{name: getattr(job.parameters, name) for name in _PARAMETERS},
         **{name: getattr(job, name) for name in _LIFE_OF_JOB},
     }
-    # Without its words: those of a prompt that was cut are the prompt's own.
-    warnings = [{"code": warning["code"], "field": warning["field"]} for warning in job.warnings]
+    # Without the detail, which quotes the prompt if that was truncated.
+    warnings = [{"code": warning.code, "field": warning.field} for warning in job.warnings]
     return {**same, "warnings": warnings, "images": images, "error": error, "links": {"self": here}}
 
 
@@ -72,4 +72,4 @@ def _batch(batch: Batch, here: str) -> dict[str, Any]:
 def _as_json(value: object) -> str:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    raise TypeError(f"{type(value).__name__} in a webhook")
+    raise TypeError(f"a webhook cannot contain a {type(value).__name__}")

@@ -1,10 +1,9 @@
-"""The worker without a device: it serves the queue `cpu`, and loads no engine. A composition root.
+"""The worker without a device: it delivers webhooks from the queue `cpu` and loads no engine.
 
-`calotype worker --device none`. Any number may run, anywhere that reaches Postgres, the broker and the
-receivers; it needs neither S3 nor torch.
+A composition root, started by `calotype worker --device none`. Any number may run, wherever Postgres, the
+broker and the receivers can be reached; it needs neither S3 nor torch. It owns the metrics of deliveries.
 """
 
-import json
 import os
 import socket
 import threading
@@ -14,29 +13,32 @@ from typing import Any
 
 import structlog
 from celery import Celery, signals
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from settings import Settings
 from storage.database import Database
 from storage.deliveries import AttemptRecord, DeliveryClaim
 from storage.receivers import Backoff
 from tasks.app import make_celery
-from tasks.consumer_watchdog import EXIT_DEAF, ConsumerWatchdog
-from tasks.metrics.sender import SenderMetrics
+from tasks.consumer_watchdog import EXIT_STALLED, ConsumerWatchdog
 from tasks.metrics.server import serve_metrics
 from tasks.pings import Pings
 from tasks.queues import CPU_QUEUE, DELIVER
+from tasks.ready import write_ready_file
 from tasks.task_events import SilentRequest, TaskEvent, TaskEvents, Tell
-from tasks.webhooks.client import WebhookClient
+from tasks.webhooks.client import ATTEMPT_CODES, WebhookClient
 from tasks.webhooks.deliver import Deliver, DeliverPlan, DeliveryObserver
 
 log = structlog.get_logger()
 
 DEVICE = "none"
 MAX_CONNECTIONS = 8
+BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30)
+"""Seconds of one attempt."""
 
 
 def run_webhook_worker(settings: Settings, ready_file: Path | None = None, *, metrics_port: int = 0) -> int:
-    """Deliver webhooks until SIGTERM, and let attempts in hand end; returns the exit code."""
+    """Deliver webhooks until SIGTERM, then finish the running attempts; returns the exit code."""
     settings.require("database_url", "broker_url")
     db = Database(**settings.database, pool_size=min(settings.webhook_threads + 1, MAX_CONNECTIONS))
     client = WebhookClient(
@@ -52,26 +54,26 @@ def run_webhook_worker(settings: Settings, ready_file: Path | None = None, *, me
         public_url=settings.public_url,
         backoff=Backoff(pause_seconds=settings.webhook_pause_seconds),
     )
-    app = make_celery(**settings.broker, tiers=[tier.name for tier in settings.catalogue.tiers])
+    app = make_celery(**settings.celery)
     task_events = TaskEvents()
     task_events.listen()
     metrics = SenderMetrics()
     deliver = Deliver(db, client, plan, observers=[FlowerDeliveryObserver(task_events.tell), metrics])
     serve_metrics(metrics.registry, settings.metrics_host, metrics_port)
 
-    def end_deaf() -> None:
+    def end_stalled() -> None:
         deliver.stop()
-        threading.Event().wait(settings.webhook_timeout_seconds)  # attempts in hand come to their end
-        os._exit(EXIT_DEAF)
+        threading.Event().wait(settings.webhook_timeout_seconds)  # let running attempts finish
+        os._exit(EXIT_STALLED)
 
     pings = Pings(app, DEVICE, str(uuid.uuid4()))
     watchdog = ConsumerWatchdog(
         pings.send,
         lambda: pings.is_connected,
         watchdog_seconds=settings.watchdog_seconds,
-        on_deaf=end_deaf,
+        on_stalled=end_stalled,
     )
-    pings.listen(watchdog.heard)
+    pings.listen(watchdog.received)
     try:
         return _serve(app, deliver, settings.webhook_threads, ready_file, pings, watchdog)
     finally:
@@ -89,14 +91,13 @@ def _serve(
     watchdog: ConsumerWatchdog,
 ) -> int:
     def task(self_: Any, *_: Any, **__: Any) -> None:
-        # Whatever a message carries, it says no more than "look": the id in it is for people to read.
+        # A message only says "look for due deliveries": the id in it is for people to read.
         del self_
         deliver()
 
     def ready(**_: Any) -> None:
         log.info("worker_ready", device=DEVICE, queues=[CPU_QUEUE], threads=num_threads)
-        if ready_file is not None:
-            _announce(ready_file)
+        write_ready_file(ready_file, device=DEVICE, tiers=[], queues=[CPU_QUEUE])
         watchdog.start()
 
     def shutting_down(**_: Any) -> None:
@@ -125,28 +126,21 @@ def _serve(
     return int(worker.exitcode or 0)
 
 
-def _announce(ready_file: Path) -> None:
-    facts = {"pid": os.getpid(), "device": DEVICE, "tiers": [], "queues": [CPU_QUEUE]}
-    unfinished = ready_file.with_name(ready_file.name + ".tmp")
-    unfinished.write_text(json.dumps(facts))
-    unfinished.replace(ready_file)
-
-
 class FlowerDeliveryObserver(DeliveryObserver):
-    """Tells Flower of each delivery under its own id, whichever message woke this process."""
+    """Sends Celery events to Flower under the delivery's id, no matter which message led to it."""
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
 
     def begun(self, claimed: DeliveryClaim) -> None:
-        """STARTED; also a delivery that had ended and is replayed, which only RETRY takes back."""
+        """Send STARTED; before it RETRY, without which Flower ignores a replayed delivery that had ended."""
         if claimed.num_attempts > 1:
             self._tell(claimed.id, TaskEvent("task-retried", {"exception": None, "result": None}))
         retries = claimed.num_attempts - 1
         self._tell(claimed.id, TaskEvent("task-started", {"retries": retries, "exception": None}))
 
     def attempted(self, claimed: DeliveryClaim, attempt: AttemptRecord, state: str | None) -> None:
-        """SUCCESS, FAILURE, or RETRY until the next attempt; neither the address nor what was answered."""
+        """Send SUCCESS, FAILURE or RETRY, without the URL and the response body."""
         answer = "no answer" if attempt.response_status is None else f"answered {attempt.response_status}"
         fields = {"result": None, "exception": None, "runtime": attempt.milliseconds / 1000}
         if state == "delivered":
@@ -155,3 +149,38 @@ class FlowerDeliveryObserver(DeliveryObserver):
             error = {"exception": f"{attempt.error_code}: {answer}"}
             type_ = "task-failed" if state == "failed" else "task-retried"
             self._tell(claimed.id, TaskEvent(type_, {**fields, **error}))
+
+
+class SenderMetrics(DeliveryObserver):
+    """The metrics of one webhook worker. No label names a receiver, of which accounts may have any number."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._attempts = Counter(
+            "calotype_webhook_attempts",
+            "Attempts, by the resulting state of their delivery; `lost`: another worker has claimed it.",
+            ["state"],
+            registry=registry,
+        )
+        self._failures = Counter(
+            "calotype_webhook_failures", "Failed attempts, by error code.", ["code"], registry=registry
+        )
+        self._seconds = Histogram(
+            "calotype_webhook_attempt_seconds",
+            "Duration of an attempt, from the DNS lookup to the response.",
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        # `increase()` misses the first event of a counter that did not exist before it.
+        for state in ("delivered", "pending", "failed", "lost"):
+            self._attempts.labels(state)
+        for code in {*ATTEMPT_CODES.values(), "http_status", "redirect", "gone", "internal_error"}:
+            self._failures.labels(code)
+
+    def attempted(self, claimed: DeliveryClaim, attempt: AttemptRecord, state: str | None) -> None:  # noqa: ARG002
+        """Count the attempt."""
+        self._attempts.labels(state or "lost").inc()
+        self._seconds.observe(attempt.milliseconds / 1000)
+        if attempt.error_code is not None:
+            self._failures.labels(attempt.error_code).inc()

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, sync_playwright
 
+from catalogue.warnings import RequestWarning
 from local.endpoints import Embedded
 from storage import jobs
 from storage.blobs import Blobs
 from storage.database import Database
-from storage.job_views import JobWarning, StoredImage
+from storage.job_views import StoredImage
 from storage.workers import Worker, heartbeat, say_goodbye
 from tests.served import served
 
@@ -83,7 +84,7 @@ class Hand:
         self._claims[job_id] = claim
         heartbeat(self._db, WORKER, [(claim.lease, progress)], lease_seconds=600)
 
-    def finish(self, job_id: str, warnings: Sequence[JobWarning] = ()) -> None:
+    def finish(self, job_id: str, warnings: Sequence[RequestWarning] = ()) -> None:
         """Store an image for each that was asked, and end the job."""
         claim = self._claims[job_id]
         stored = []

@@ -31,7 +31,7 @@ def test_S25_after_a_sign_in_in_another_tab_the_form_says_so_and_keeps_what_was_
         expect(tab.get_by_role("heading", name="Latest jobs")).to_be_visible()
 
         page.get_by_role("button", name="Draw").click()
-        message = page.get_by_role("alert").filter(has_text="belongs to another session")
+        message = page.get_by_role("alert").filter(has_text="belongs to an earlier session")
         expect(message).to_be_in_viewport()
         expect(page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
         expect(page.get_by_label("Steps")).to_have_value("9")
@@ -75,7 +75,7 @@ def test_S25_a_job_is_canceled_and_tried_again_from_its_page(
         first = page.url
         page.get_by_role("button", name="Cancel").click()
         expect(page.locator("#job")).to_contain_text("canceled")
-        page.get_by_role("button", name="Try it again").click()
+        page.get_by_role("button", name="Retry").click()
         expect(page.locator("#job")).to_contain_text("queued")
         expect(page.get_by_role("row", name="retry of")).to_be_visible()
         assert page.url.partition("#")[0] != first.partition("#")[0]

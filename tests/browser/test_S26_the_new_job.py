@@ -107,7 +107,7 @@ def test_S26_a_page_without_scripts_that_loads_itself_again_stays_where_it_was_s
         give_key(page, api_key)
         draw_with_settings_open(page)
         expect(page.locator("#job")).to_be_visible()
-        page.get_by_role("heading", name="The same from a shell").scroll_into_view_if_needed()
+        page.get_by_role("heading", name="The same job from a shell").scroll_into_view_if_needed()
         with page.expect_navigation():
             pass
-        expect(page.get_by_role("heading", name="The same from a shell")).to_be_in_viewport()
+        expect(page.get_by_role("heading", name="The same job from a shell")).to_be_in_viewport()

@@ -19,7 +19,7 @@ OPEN_PAGES = {
     "/healthz": "says that the process answers",
     "/readyz": "says which parts answer, and no address, key or prompt",
     "/openapi.json": "describes the API, the same for everybody",
-    "/docs": "the same as a page",
+    "/docs": "a page to try the API on, the same for everybody",
     "/": "leads to the page where a key is asked for",
     "/sign-in": "the page where a key is asked for",
 }

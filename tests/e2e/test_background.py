@@ -75,9 +75,9 @@ def test_ctrl_c_before_all_is_ready_leaves_nothing_running(data_dir: Path) -> No
 
 
 def test_up_runs_in_the_background_until_down_has_stopped_all_of_it(
-    data_dir: Path, tmp_path: Path, kept_self_tests: dict[str, str]
+    data_dir: Path, tmp_path: Path, kept_self_tests: dict[str, str], one_worker: dict[str, str]
 ) -> None:
-    answer = calotype(data_dir, "up", "--detach", **kept_self_tests)
+    answer = calotype(data_dir, "up", "--detach", **kept_self_tests, **one_worker)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     ready = json.loads((data_dir / "run" / "ready.json").read_text())
     assert ready["url"] in answer.stdout

@@ -33,7 +33,7 @@ def test_the_demo_says_what_the_checker_thinks_and_fails_for_no_picture(
     ]
     right = sum(verdict["verdict"] == "right" for verdict in verdicts)
     text = said.getvalue()
-    assert f"The checker agrees with {right} of 7; 1 more is not in its language." in text
+    assert f"The checker agrees with {right} of 7; 1 more cannot be judged." in text
     assert "prompt_cut  image 4, prompt: it has 36 tokens and the text encoder reads the first 30" in text
     assert "\x1b" not in text, "no colours where they cannot be seen"
     Image.open(tmp_path / "out" / "contact-sheet.png").verify()

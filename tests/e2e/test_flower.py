@@ -73,7 +73,7 @@ def test_S23_canceled_failed_and_expired_jobs_are_no_successes(system: System, f
     (ended, missed) = system.finish([canceled, late])
     assert (ended["state"], missed["state"]) == ("canceled", "failed")
     task = task_of(system, flower, canceled, "REVOKED")
-    assert task["exception"] == "canceled: its owner asked for that"
+    assert task["exception"] == "canceled by its owner"
     assert task["runtime"] > 0
     task = task_of(system, flower, late, "FAILURE")
     assert task["exception"].startswith(f"{missed['error']['code']}: ")

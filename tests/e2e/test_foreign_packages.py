@@ -112,11 +112,16 @@ def test_S27_every_program_of_the_procfile_runs_this_tree(python: Path, words: t
 
 @pytest.fixture
 def running(
-    command: Path, elsewhere: Path, tmp_path: Path, kept_self_tests: dict[str, str]
+    command: Path,
+    elsewhere: Path,
+    tmp_path: Path,
+    kept_self_tests: dict[str, str],
+    one_worker: dict[str, str],
 ) -> Iterator[Path]:
     """`calotype up` of that environment, started from the folder of foreign packages; its data folder."""
     data = tmp_path / "data"
-    started = run(command, "up", "--detach", "--data-dir", data, cwd=elsewhere, **kept_self_tests)
+    settings = kept_self_tests | one_worker
+    started = run(command, "up", "--detach", "--data-dir", data, cwd=elsewhere, **settings)
     assert started.returncode == 0, started.stdout + started.stderr
     yield data
     run(command, "down", "--data-dir", data, cwd=elsewhere)

@@ -6,7 +6,7 @@ import pytest
 
 from bench.exchange import figures
 from bench.figures import table
-from engine.self_test.measure import Measurement
+from engine.self_test.measurement import Measurement
 from tests.gpu.drawing import MODEL, SHIPPED, Engines
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -1,7 +1,6 @@
 """Requests with other adapters, and with none, keep on this device what is promised of images in company."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def test_an_image_does_not_depend_on_the_adapters_of_its_batch_mates(
     offer(engine, tmp_path)
     plain = asked(1, scheduler=scheduler_of(kind))
     choices = [(), (Lora("soft"),), (Lora("bold", -0.5),), (Lora("soft", 0.7), Lora("bold"))]
-    requests = [replace(plain, loras=loras) for loras in choices]
+    requests = [plain.changed(loras=loras) for loras in choices]
     alone = [drawn(engine, [request])[0] for request in requests]
     worst, _ = differences(drawn(engine, requests), alone)
     change, _ = differences(alone[1:], alone[:1] * 3)

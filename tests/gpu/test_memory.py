@@ -63,7 +63,7 @@ def test_a_step_that_runs_out_of_memory_is_split_and_no_image_is_lost(
     used = num_bytes_used(lambda: drawn(small, requests[:12]))
     small._models.by_name[MODEL].buckets = UNTESTED  # those found would keep step batches to 8 rows
     untested = Engine(small._models.by_name, {MODEL: {512 * 512: HIGH_LIMIT}}, determinism=small.determinism)
-    with little_memory(2 * used), caplog.at_level(logging.WARNING, logger="engine.attempt"):
+    with little_memory(2 * used), caplog.at_level(logging.WARNING, logger="engine.device_work"):
         handles = [untested.submit(request) for request in requests]
         finish(untested)
     images = [handle.future.result(timeout=0).pixels for handle in handles]

@@ -51,7 +51,7 @@ def lay_out(target: str, folder: Path) -> Image:
             continue  # the list of packages, which `_requirements` reads
         for pattern in words[:-1]:
             for source in ROOT.glob(pattern):
-                _copy(source, app / words[-1])
+                _copy(source, app / words[-1], into_folder=words[-1].endswith("/"))
     for name in packages(target):
         _link(name, site)
     # Without `-S` it would see all that is installed here.
@@ -68,7 +68,9 @@ def lay_out(target: str, folder: Path) -> Image:
     return Image(app, environment)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, *, into_folder: bool) -> None:
+    if into_folder:
+        target.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     else:

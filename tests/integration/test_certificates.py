@@ -19,8 +19,9 @@ from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import BlobUnavailable, Unavailable
 from tasks.app import make_celery
-from tasks.broker import Broker, BrokerDown
+from tasks.broker import Broker
 from tasks.dispatch import Dispatcher
+from tasks.errors import BrokerDown
 from tests.tls_front import TlsFront
 
 MakeFront = Callable[..., TlsFront]
@@ -214,5 +215,5 @@ def test_S30_a_proxy_of_the_environment_is_used_but_not_to_this_machine(
 
 
 def test_S29_a_file_of_authorities_that_cannot_be_read_is_named_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not a file that can be read"):
+    with pytest.raises(ValueError, match="not a readable file"):
         Settings(ca_file=tmp_path / "none.pem")

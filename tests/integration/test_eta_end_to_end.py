@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from engine.determinism import DeterminismLevel
+from catalogue.determinism import DeterminismLevel
 from engine.engine import Engine
 from engine.loading.load import LoadedModels
 from engine.policy.buckets import MULTIPLES_OF_FOUR
@@ -70,7 +70,7 @@ FULL_STEP_SECONDS = 24.0
 
 
 def costly(clock: SetClock) -> FakeCachingModel:
-    """A step takes 8 seconds and 1 a row, a quarter of which is its shallow part."""
+    """A step takes 8 seconds and 1 a row, of which a cached step takes a quarter."""
     denoiser = Costly(clock, lambda num_rows: 8.0 + num_rows)
     model = FakeCachingModel(denoiser=denoiser)
     model.partial_forward = CostlyWalk(denoiser, cached_share=0.25)
@@ -95,18 +95,18 @@ class System:
     answered: list["Future[None]"] = field(default_factory=list)
 
     def submit(self, **fields: Any) -> dict[str, Any]:
-        """A job as its first answer shows it; its bell is answered as soon as a slot is free."""
+        """A job as its first answer shows it; a worker receives its message as soon as a slot is free."""
         response = self.client.submit(**fields)
         assert response.status_code == 202, response.get_data(as_text=True)
         job: dict[str, Any] = response.get_json()
         return job
 
     def dispatch(self, job_id: str) -> None:
-        """What the broker does, in the order of the bells."""
+        """Queue the message of a job, as the broker does."""
         self.dispatches.append(job_id)
 
     def settle(self) -> None:
-        """Answer bells while a slot is free, and wait until the engine has every job that holds a slot.
+        """Receive messages while a slot is free, and wait until the engine has every job that holds a slot.
 
         One at a time: two threads might hand their jobs to the engine the other way round.
         """
@@ -121,7 +121,7 @@ class System:
             self.answered.append(self.threads.submit(self.generate, self.dispatches.popleft()))
 
     def turn(self, num_ticks: int) -> None:
-        """Let the engine turn, and the worker's heart beat."""
+        """Let the engine turn, and the worker send a heartbeat."""
         for _ in range(num_ticks):
             self.settle()
             if not self.engine.is_idle:
@@ -156,7 +156,7 @@ def make_system(
         if is_measured:
             folder.write(name, measure_tier(tier, loaded, scheduler="ddim", seconds=0, clock=clock))
         profiles = worker_profiles(folder, [tier], loaded)
-        publish(database, profiles.stored)
+        publish(database, profiles.published)
         engine = Engine(
             loaded.models,
             profiles.engine.capped(loaded.row_limits),
@@ -172,7 +172,7 @@ def make_system(
             client=Client(app_on(clock, ours, database).test_client(), api_key),
             clock=clock,
             engine=engine,
-            heartbeat=heart_of(database, worker, in_flight, engine),
+            heartbeat=heartbeat_of(database, worker, in_flight, engine),
             generate=Generate(
                 db=database,
                 blobs=blobs,
@@ -210,8 +210,8 @@ def app_on(clock: SetClock, settings: Settings, database: Database) -> Any:
     return app
 
 
-def heart_of(database: Database, worker: Worker, in_flight: InFlightJobs, engine: Engine) -> Heartbeat:
-    """A heart that beats when it is told to."""
+def heartbeat_of(database: Database, worker: Worker, in_flight: InFlightJobs, engine: Engine) -> Heartbeat:
+    """A heartbeat that the test triggers."""
     return Heartbeat(
         database,
         worker,
@@ -219,7 +219,7 @@ def heart_of(database: Database, worker: Worker, in_flight: InFlightJobs, engine
         engine,
         heartbeat_seconds=1,
         lease_seconds=60,
-        watchdog_seconds=1e9,  # the engine's clock is not the heart's
+        watchdog_seconds=1e9,  # it reads another clock than the engine
         end_process=lambda code: pytest.fail(f"the worker ended with {code}"),
     )
 
@@ -294,7 +294,7 @@ def test_an_estimate_counts_what_cutoff_and_step_cache_leave_out(make_system: An
 
 
 @pytest.mark.parametrize("determinism", ["within 1/255", "exact within a bucket"])
-def test_an_estimate_counts_the_mates_that_strict_jobs_may_not_have(
+def test_an_estimate_counts_that_strict_jobs_may_not_share_step_batches(
     make_system: Any, determinism: DeterminismLevel
 ) -> None:
     system = make_system(is_measured=True, determinism=determinism)
@@ -307,7 +307,7 @@ def test_an_estimate_counts_the_turns_that_strict_jobs_take_with_others(make_sys
     assert_near(watch(system, requests), lead_seconds=QUANTUM_STEPS * FULL_STEP_SECONDS)
 
 
-def test_a_lone_job_that_leaves_work_out_is_told_sooner(make_system: Any) -> None:
+def test_a_lone_job_that_leaves_work_out_has_a_shorter_estimate(make_system: Any) -> None:
     system = make_system(is_measured=True)
     (whole,) = watch(system, [{"num_inference_steps": 40}]).values()
     (less,) = watch(system, [{"num_inference_steps": 40, "step_cache": 4}]).values()

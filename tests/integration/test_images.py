@@ -47,8 +47,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
     [
         (
             "api",
-            ("web.app", "tasks.sweep", "tasks.app", "flower", "alembic", "web.serve"),
-            ("torch", "diffusers", "transformers", "numpy", "engine", "models", *DEVELOPERS),
+            ("web.app", "tasks.sweeper", "tasks.app", "flower", "alembic", "web.serve"),
+            (
+                "torch",
+                "diffusers",
+                "transformers",
+                "numpy",
+                "engine.engine",
+                "engine.loading",
+                "tiny",
+                *DEVELOPERS,
+            ),
         ),
         (
             "worker",

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from catalogue.catalogue import load_catalogue
+from catalogue.profile import Profile
 from cli.profile import measure_tiers, show
 from cli.terminal import EXIT_USAGE
 from engine.loading.load import LoadedModels
-from engine.policy.profile import Profile
 from settings import ROOT
 from tasks.profiles import ProfileFolder, worker_profiles
 from tests.unit.engine.fakes import Costly, FakeModel, SetClock
@@ -27,7 +27,7 @@ def run_profile(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, "-m", "cli", "profile", "--seconds", "0", *arguments],
         cwd=ROOT,
-        env={**os.environ, "CALOTYPE_PROFILES_DIR": str(folder)},
+        env={**os.environ, "CALOTYPE_PROFILES_DIR": str(folder), "CALOTYPE_SELF_TEST_SECONDS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -84,9 +84,11 @@ def test_every_tier_of_the_plan_is_measured_and_shown_in_a_table(
     assert shown == stored
     for name, profile in files.items():
         (verdict,) = re.findall(rf"^{name} on \S+: (batching.*)$", out, flags=re.MULTILINE)
-        assert verdict.startswith("batching pays" if profile.is_worth_batching else "batching does not pay")
+        assert verdict.startswith(
+            "batching is worth it" if profile.is_worth_batching else "batching is not worth it"
+        )
         assert f"step batches are kept to {profile.max_rows}" in verdict
-        assert f"a shallow step {profile.cached_share:.2f} of a full one" in verdict
+        assert f"a cached step {profile.cached_share:.2f} of a full one" in verdict
 
 
 def test_a_tier_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
@@ -115,13 +117,14 @@ def test_where_batching_does_not_pay_it_says_so_and_the_worker_is_capped(
     found, loaded = measured_on_an_abacus(tmp_path, lambda rows: rows / 4)
     show(found)
     out = capsys.readouterr().out
-    assert "sd on cpu:0: batching does not pay: 1.00 times the rows a second at best" in out
+    assert "sd on cpu:0: batching is not worth it: 1.00 times the rows a second at best" in out
     assert "so step batches are kept to 4 rows" in out
     assert "shallow" not in out, "this model has no step cache"
     worker = worker_profiles(ProfileFolder(tmp_path), [SD, HD], loaded)
     assert worker.engine.capped(loaded.row_limits) == {"tiny": {16384: 4, 36864: 8}}
-    (stored,) = worker.stored
-    assert (stored.max_rows, stored.is_worth_batching, stored.is_learned) == (4, False, False)
+    (published,) = worker.published
+    profile = published.profile
+    assert (profile.max_rows, profile.is_worth_batching, profile.is_learned) == (4, False, False)
 
 
 def test_where_batching_pays_up_to_a_knee_the_worker_is_capped_there(
@@ -130,7 +133,7 @@ def test_where_batching_pays_up_to_a_knee_the_worker_is_capped_there(
     found, loaded = measured_on_an_abacus(tmp_path, lambda rows: 1.0 if rows <= 8 else rows / 8)
     show(found)
     out = capsys.readouterr().out
-    assert "batching pays: 2.00 times the rows a second of 4 rows; the knee is at 8 rows" in out
+    assert "batching is worth it: 2.00 times the rows a second of 4 rows; the knee is at 8 rows" in out
     assert "step batches are kept to 8" in out
     worker = worker_profiles(ProfileFolder(tmp_path), [SD], loaded)
     assert worker.engine.capped(loaded.row_limits)["tiny"][16384] == 8

@@ -10,7 +10,7 @@ from catalogue import catalogue
 from engine.errors import LoadError
 from engine.loading.scheduler_overrides import SchedulerOverrides
 from settings import ROOT, Settings
-from tasks.worker import load_planned
+from tasks.loading import load_configured
 
 TIER = "[models.tiny.tiers.sd]"
 
@@ -32,8 +32,9 @@ def test_a_worker_loads_a_model_with_the_overrides_of_its_entry(tmp_path: Path) 
     before = torch.get_num_threads()
     try:
         models = models_of(tmp_path, 'spacing = "leading"\nrescale_betas_zero_snr = false')
-        settings = Settings(self_test_seconds=1)
-        loaded = load_planned(settings, models, device="cpu:0", num_threads=1)
+        loaded = load_configured(
+            models, config=Settings().config, device="cpu:0", self_test_seconds=1, num_threads=1
+        )
     finally:
         torch.set_num_threads(before)
     config = loaded.models["tiny"].scheduler.config
@@ -46,4 +47,6 @@ def test_a_worker_does_not_start_with_an_override_that_the_model_does_not_read(t
     with pytest.raises(
         LoadError, match=r"model 'tiny' from .*: scheduler\.shift: its DDIMScheduler does not"
     ):
-        load_planned(Settings(), models, device="cpu:0", num_threads=1)
+        load_configured(
+            models, config=Settings().config, device="cpu:0", self_test_seconds=600, num_threads=1
+        )

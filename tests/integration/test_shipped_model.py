@@ -35,7 +35,9 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def engine(model: Model) -> Iterator[Engine]:
     limits = {"tiny": {tier.max_pixels: tier.max_step_batch_rows for tier in model.tiers}}
-    engine = load_engine([ModelSpec("tiny", str(TINY))], device="cpu:0", row_limits=limits, num_threads=1)
+    spec = ModelSpec("tiny", str(TINY))
+    # The shortest self-test: `test_running_engine` checks the full one on this model.
+    engine = load_engine([spec], device="cpu:0", row_limits=limits, num_threads=1, self_test_seconds=0)
     engine.start()
     yield engine
     engine.stop()

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from catalogue.states import TERMINAL, State
 from cli.terminal import EXIT_USAGE
 from local.endpoints import Embedded
 from settings import ROOT
 from storage import dispatches, submissions
 from storage.database import Database
 from storage.job_views import get
-from storage.states import TERMINAL, State
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
 from tasks.worker import EXIT_NO_ENGINE
@@ -95,9 +95,9 @@ def test_S38_a_start_after_the_first_uses_what_was_tested_and_says_where_its_sec
     assert second["determinism"] == first["determinism"]
     assert first["start_seconds"].keys() == second["start_seconds"].keys()
     assert first["start_seconds"].keys() == {"import", "load", "self_test", "connect", "total"}
-    assert "begins" in (tmp_path / "1.log").read_text()
-    assert "begins" not in (tmp_path / "2.log").read_text()
-    assert "'exact', kept from" in (tmp_path / "2.log").read_text()
+    assert "' starts: " in (tmp_path / "1.log").read_text()
+    assert "' starts: " not in (tmp_path / "2.log").read_text()
+    assert "'exact', stored at" in (tmp_path / "2.log").read_text()
 
 
 def ready_line(migrated: Embedded, profiles: Path, log: Path) -> dict[str, Any]:
@@ -118,11 +118,12 @@ def ready_line(migrated: Embedded, profiles: Path, log: Path) -> dict[str, Any]:
 
 
 def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_nothing(
-    migrated: Embedded, database: Database, account: str, tmp_path: Path
+    migrated: Embedded, database: Database, account: str, tmp_path: Path, kept_self_tests: dict[str, str]
 ) -> None:
     prefix = "calotype:"  # the one that the worker's key is good for
     environment = {
         **os.environ,
+        **kept_self_tests,
         **migrated.environment_of("worker"),
         "CALOTYPE_BROKER_KEY_PREFIX": prefix,
         "CALOTYPE_DRAIN_SECONDS": "0.2",
@@ -173,6 +174,7 @@ def test_a_worker_draws_with_diffusers_own_pipeline_and_the_parameters_of_its_mo
         **migrated.environment_of("worker"),
         "CALOTYPE_CONFIG": str(config),
         "CALOTYPE_BROKER_KEY_PREFIX": prefix,
+        "CALOTYPE_SELF_TEST_SECONDS": "1",
     }
     command = [sys.executable, "-m", "cli", "worker", "--device", "cpu:0", "--tiers", "sd"]
     command += ["--ready-file", str(ready_file)]

@@ -1,7 +1,7 @@
-"""Which small pipelines there are, and how one is made: built once a session, in `eval()`.
+"""Builds small pipelines with random weights, each once per session and in `eval()` mode.
 
-`BUILDS` holds a `Build` for each pipeline class; the family modules fill it. A build knows its tasks and what
-its call needs beyond `requests.arguments`. It does not know who runs it.
+`BUILDS` has a `Build` for each pipeline class; the family modules fill it. A build knows its tasks and what
+its call needs beyond `requests.arguments`. It does not know which test uses it.
 """
 
 import inspect
@@ -35,14 +35,14 @@ class Build:
 
 
 UNSET = ("pad_token", "gate_up_proj", "down_proj")
-"""Endings of the names of parameters that diffusers leaves as the memory was."""
+"""Suffixes of the names of parameters that diffusers leaves uninitialized."""
 AUTOENCODERS = ("vae", "movq", "vqgan", "vqvae")
 BUILDS: dict[str, Build] = {}
 
 
 @cache
 def built(name: str) -> Any:
-    """The pipeline of class `name`; the same object for the whole session."""
+    """The pipeline of class `name`; the same object during the whole session."""
     build = BUILDS[name]
     torch.manual_seed(7)
     pipeline_class = getattr(diffusers, name)

@@ -1,7 +1,7 @@
-"""Which classes of the installed diffusers draw images, and why some of them are not tried.
+"""The pipeline classes of the installed diffusers that draw images, and why some are not tested.
 
-Every class that diffusers exports and whose name says pipeline is sorted here, so that a new release cannot
-add one unseen. `NOT_IMAGES` names the packages of diffusers whose pipelines make something else.
+Every pipeline class that diffusers exports is sorted here, so that a new release cannot add one unnoticed.
+`NOT_IMAGES` names the packages of diffusers whose pipelines make something else.
 """
 
 import inspect
@@ -52,7 +52,7 @@ NOT_IMAGES = {
     "wan": VIDEO,
 }
 IMAGES_AMONG_OTHERS = {"Cosmos2TextToImagePipeline"}
-"""Classes that draw images though their package is for something else."""
+"""Classes that draw images although their package is for something else."""
 NOT_IMAGE_CLASSES = {
     "AnimateDiffPAGPipeline": VIDEO,
     "AudioDiffusionPipeline": AUDIO,
@@ -89,7 +89,7 @@ ALONE = {
     "StableDiffusionXLPAGInpaintPipeline": PAG,
     "StableDiffusionXLPAGPipeline": PAG,
 }
-"""Classes whose calls share no pass, or whose images would depend on their company, and the reason."""
+"""Classes whose calls cannot share a pass, or whose images would depend on other members, and why."""
 INVERTED = "draws from what an earlier call, `invert`, has left in the pipeline"
 NOT_TRIED = {
     "Cosmos2TextToImagePipeline": "does not draw without its safety checker, which needs downloaded weights",
@@ -104,14 +104,14 @@ NOT_TRIED = {
 
 
 def image_pipelines() -> list[str]:
-    """The names of the pipeline classes that draw images, sorted; also those that a missing package hides."""
+    """The sorted names of the pipeline classes that draw images, even if they need a missing package."""
     return sorted(
         name for name in _exported() if not _package_says_other(name) and name not in NOT_IMAGE_CLASSES
     )
 
 
 def reason_not_tried(name: str) -> str | None:
-    """Why a class that draws images has no build; None where there is no reason."""
+    """Why a class that draws images has no build, or None."""
     kind = getattr(diffusers, name)
     if not issubclass(kind, DiffusionPipeline):
         missing = [one for one in kind._backends if one not in ("torch", "transformers")]

@@ -1,4 +1,4 @@
-"""The option that makes the tests of pipelines long, and what they have seen, for the page."""
+"""The option for the long form of the tests of pipelines, and their results for the page."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,20 +14,20 @@ OPTION = "--pipelines-page"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        OPTION, type=Path, help="try more requests and companies, and write this page of what was seen"
+        OPTION, type=Path, help="run more requests and batches, and write the results to this page"
     )
 
 
 @pytest.fixture(scope="session")
 def page_path(request: pytest.FixtureRequest) -> Path | None:
-    """Where the page is written; None in the short form, which writes none."""
+    """The file for the page; None in the short form."""
     path: Path | None = request.config.getoption(OPTION, default=None)
     return path
 
 
 @pytest.fixture(scope="session")
 def seen(page_path: Path | None) -> Iterator[dict[str, Seen]]:
-    """What each class has shown so far; after a whole run in the long form, the page is written of it."""
+    """The results of each class so far; a complete run in the long form writes the page from them."""
     shown: dict[str, Seen] = {}
     yield shown
     if page_path is not None and page.is_whole(shown):

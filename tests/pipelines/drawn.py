@@ -1,4 +1,4 @@
-"""Reads the image off what a pipeline or a call of it has returned, as numbers from 0 to 1."""
+"""Reads the image from the output of a pipeline or of a call, as numbers from 0 to 1."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy
 
 
 def pixels(output: Any) -> numpy.ndarray:
-    """The numbers of the first image of what a pipeline returned, in 0 .. 1."""
+    """The numbers, 0 to 1, of the first image that a pipeline returned."""
     drawn = output.images if hasattr(output, "images") else output.image
     while isinstance(drawn, list):
         drawn = drawn[0]
@@ -14,7 +14,7 @@ def pixels(output: Any) -> numpy.ndarray:
 
 
 def image_of(call: Any) -> numpy.ndarray:
-    """The first image of a call that has ended; raises what ended it otherwise."""
+    """The first image of a call that has ended; raises its error if it failed."""
     if call.error is not None:
         raise call.error
     return pixels(call.result)

@@ -1,7 +1,7 @@
-"""Draws requests with other adapters and with none in random company, and by diffusers' own pipeline.
+"""Draws requests with different adapters, or none, in random batches, and by diffusers itself.
 
-Two adapters with random weights for the attention of the denoiser are written to files, and read by the
-loader of diffusers on both sides. It does not know what the pipeline is.
+Two adapters with random weights for the denoiser's attention are written to files, which both sides read. It
+does not know the pipeline's class.
 """
 
 import copy
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from engine.adapters.adapter import Adapter, Applied
 from engine.adapters.adapter_file import AdapterReader, takes_adapters
-from engine.adapters.adapter_rows import RowsUntoldError
+from engine.adapters.adapter_rows import RowsUnknownError
 from engine.pipelines.components import denoiser_among
 from engine.pipelines.steady_stack import on_steady_stack
 from tests.pipelines.builds import built, modules
@@ -29,20 +29,20 @@ from tests.pipelines.members import MEAN, MOST, BatchMembers, differences_of
 from tests.pipelines.requests import arguments, seed
 
 SEEN: dict[str, str] = {}
-"""What the page says of each class that has been tried."""
+"""The texts of the page for each class that was tested."""
 
 ENDINGS = ("to_q", "to_k", "to_v", "to_out.0", "to_qkv", "qkv", "to_qkv_mlp_proj", "to_query", "to_value")
 CHOICES: tuple[dict[str, float], ...] = ({"a": 1.0}, {}, {"b": -0.75}, {"a": 0.5, "b": 1.0})
-"""Adapters with their scales, in turns."""
+"""Adapters with their scales, used in turn."""
 LOUDNESS = 0.5
 NUDGE = 1 + 1e-6
 
 
 @dataclass(frozen=True)
 class LoraSeen:
-    """What a company of adapters has shown: differences in steps of 1/255, and calls in a pass.
+    """The results of batches with mixed adapters: differences in steps of 1/255, and calls in a pass.
 
-    Above the bound they are what is left of them beyond diffusers' own, when its scales change
+    A difference above the bound is reduced by the difference of diffusers' own images when its scales change
     by a millionth.
     """
 
@@ -50,7 +50,7 @@ class LoraSeen:
     mean: float
     calls_a_pass: float
     mixes: bool
-    change: float  # of a plain image by its adapters, the most of them
+    change: float  # the largest change of a plain image by its adapters
 
     @property
     def is_equal(self) -> bool:
@@ -58,7 +58,7 @@ class LoraSeen:
 
 
 def takes_loras(name: str) -> bool:
-    """Whether diffusers loads adapters for this class, and it can have company at all."""
+    """Whether diffusers loads adapters for this class, and its calls can share passes."""
     return name not in ALONE and takes_adapters(built(name))
 
 
@@ -70,14 +70,14 @@ def scales_of(number: int) -> dict[str, float]:
 @on_steady_stack
 @torch.inference_mode()
 def draw_with_loras(name: str, numbers: range, chance: int) -> LoraSeen:
-    """Requests `numbers` in company, each held to diffusers' own pipeline with the request's adapters."""
+    """Draw requests `numbers` in batches; compare each with diffusers' own image with its adapters."""
     with torch.inference_mode(False), TemporaryDirectory() as folder:
         paths = written(name, Path(folder))
         reader = AdapterReader(built(name), torch.device("cpu"))
         adapters = {adapter: reader.read(adapter, path) for adapter, path in paths.items()}
         theirs = with_loras(name, paths)
     references = {number: drawn(name, theirs, number, scales_of(number)) for number in numbers}
-    members = LoraCompany(name, numbers, random.Random(chance), adapters)
+    members = LoraMembers(name, numbers, random.Random(chance), adapters)
     members.run()
     changes = [
         abs(image - drawn(name, theirs, number, {})).max() * 255
@@ -86,7 +86,7 @@ def draw_with_loras(name: str, numbers: range, chance: int) -> LoraSeen:
     ]
     differences = differences_of(references, members.images)
     if differences[0] > MOST or differences[1] > MEAN:
-        # Of a denoiser in half precision, diffusers' own image moves with the last bit of a scale.
+        # With a denoiser in half precision, diffusers' own image changes with the last bit of a scale.
         nudged = {
             number: drawn(
                 name, theirs, number, {one: NUDGE * scale for one, scale in scales_of(number).items()}
@@ -98,8 +98,8 @@ def draw_with_loras(name: str, numbers: range, chance: int) -> LoraSeen:
     return LoraSeen(*differences, members.calls_a_pass, members.mixes, float(max(changes)))
 
 
-class LoraCompany(BatchMembers):
-    """Requests of one pipeline, each with adapters of its own, that share passes as `chance` has it."""
+class LoraMembers(BatchMembers):
+    """Requests of one pipeline, each with its own adapters, that share passes as `chance` decides."""
 
     def __init__(
         self, name: str, numbers: range, chance: random.Random, adapters: Mapping[str, Adapter]
@@ -119,12 +119,12 @@ class LoraCompany(BatchMembers):
     def _make_pass(self, chosen: list[Any]) -> list[Any]:
         try:
             return super()._make_pass(chosen)
-        except RowsUntoldError:  # as the engine does
+        except RowsUnknownError:  # as the engine does
             return [ill for call in chosen for ill in super()._make_pass([call])]
 
 
 def written(name: str, folder: Path) -> dict[str, Path]:
-    """Two adapters of different rank for the denoiser's attention."""
+    """Two adapters of different ranks for the denoiser's attention."""
     parts = modules(built(name))
     component = denoiser_among(list(parts)) or ""
     layers = [
@@ -157,7 +157,7 @@ def with_loras(name: str, paths: Mapping[str, Path]) -> Any:
 
 
 def _over(pipeline: Any, copies: Mapping[int, Any]) -> Any:
-    """A copy of the pipeline over copies of its modules, by the ids of these; so are pipelines within it."""
+    """A copy of the pipeline over copies of its modules, by id; nested pipelines are copied too."""
     own = copy.copy(pipeline)
     for part, value in vars(pipeline).items():
         if isinstance(value, DiffusionPipeline):

@@ -1,8 +1,7 @@
-"""Draws requests of one pipeline in random company through the exchange, and alone, and compares the images.
+"""Draws requests of one pipeline in random batches through the exchange, and alone, and compares the images.
 
-A seeded scheduler lets requests join at random ticks, cancels some where they are parked, and at each tick
-makes one forward pass of a random group of calls whose signatures are equal. It does not know what the
-pipeline is.
+A seeded loop lets requests join at random ticks, cancels some parked ones, and at each tick makes one forward
+pass for a random group of calls of equal signature. It does not know the pipeline's class.
 """
 
 import random
@@ -23,15 +22,15 @@ from tests.pipelines.texts import Texts, texts_of
 
 MAX_ROWS = 8
 MOST, MEAN = 2.0, 0.2
-"""Bounds of the difference of any number of an image, and of their mean, in steps of 1/255."""
+"""Bounds of the largest and of the mean difference of an image, in steps of 1/255."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a company of requests has shown.
+    """The results of some requests.
 
-    `most` and `mean` are differences in steps of 1/255. `calls_a_pass` is the mean number of calls in a
-    pass of the denoiser. `texts` says what became of texts of different lengths.
+    `most` and `mean` are differences in steps of 1/255. `calls_a_pass` is the mean number of calls in a pass
+    of the denoiser. `texts` is the result for texts of different lengths.
     """
 
     most: float
@@ -50,7 +49,7 @@ class Seen:
 
 @torch.inference_mode()
 def draw_untouched(name: str, number: int) -> numpy.ndarray:
-    """The image of request `number` by diffusers' own call; torch's global generator has the same seed."""
+    """The image of request `number` by diffusers' own call, with the same seed for torch's own generator."""
     pipeline = built(name)
     torch.manual_seed(seed(number))
     return pixels(pipeline(**arguments(name, number)))
@@ -58,8 +57,8 @@ def draw_untouched(name: str, number: int) -> numpy.ndarray:
 
 @on_steady_stack
 @torch.inference_mode()
-def draw_in_company(name: str, numbers: range, chance: int) -> Seen:
-    """Requests `numbers` in company that the seed `chance` chooses, each held to the untouched pipeline."""
+def draw_in_batches(name: str, numbers: range, chance: int) -> Seen:
+    """Draw requests `numbers` in batches that the seed `chance` decides, and compare with the pipeline."""
     untouched = {number: _kept_untouched(name, number) for number in numbers}
     members = BatchMembers(name, numbers, random.Random(chance))
     members.run()
@@ -70,7 +69,7 @@ def draw_in_company(name: str, numbers: range, chance: int) -> Seen:
 @on_steady_stack
 @torch.inference_mode()
 def draw_one_at_a_time(name: str, numbers: range) -> Seen:
-    """Requests `numbers` through the exchange, each begun when the one before it has ended."""
+    """Draw requests `numbers` through the exchange, one after another."""
     untouched = {number: _kept_untouched(name, number) for number in numbers}
     exchange, images = Exchange(built(name)), {}
     for number in numbers:
@@ -82,7 +81,7 @@ def draw_one_at_a_time(name: str, numbers: range) -> Seen:
 
 
 class BatchMembers:
-    """Requests of the pipeline `name` that share forward passes as `chance` has it."""
+    """Requests of the pipeline `name` that share forward passes as `chance` decides."""
 
     def __init__(self, name: str, numbers: range, chance: random.Random) -> None:
         self.images: dict[int, numpy.ndarray] = {}
@@ -101,7 +100,7 @@ class BatchMembers:
         return sum(self._denoised) / max(1, len(self._denoised))
 
     def run(self) -> None:
-        """Every request to its end; one in four meets a twin that is canceled on its way."""
+        """Run every request to its end; one in four has a twin that is canceled halfway."""
         while self._waiting or self._calls:
             if self._waiting and (not self._calls or self._chance.random() < 0.6):
                 self._join()
@@ -164,6 +163,6 @@ def _kept_untouched(name: str, number: int) -> numpy.ndarray:
 def differences_of(
     untouched: dict[int, numpy.ndarray], images: dict[int, numpy.ndarray]
 ) -> tuple[float, float]:
-    """The largest difference of any number, and the largest mean of an image, in steps of 1/255."""
+    """The largest and the mean difference of an image, in steps of 1/255."""
     apart = [numpy.abs(untouched[number] - images[number]) * 255 for number in untouched]
     return max(float(one.max()) for one in apart), max(float(one.mean()) for one in apart)

@@ -1,7 +1,7 @@
 """Makes the arguments of a small request from its number: text, steps, scales, seed and images all differ.
 
-Owns what a user may vary. Which of these a pipeline takes is read from the signature of its `__call__`;
-what it needs beside them stands in its build.
+Owns what a user may vary. The signature of a pipeline's `__call__` says which of these it takes; its build
+has what it needs besides.
 """
 
 import inspect
@@ -40,7 +40,7 @@ def picture(number: int, size: int) -> Image.Image:
 
 
 def sometimes_pictures(number: int) -> list[Image.Image] | None:
-    """Pictures for a pipeline that draws with and without: every other request has one."""
+    """Pictures for a pipeline with an optional image: every other request has one."""
     return [picture(number, 64)] if number % 2 else None
 
 

@@ -1,4 +1,4 @@
-"""Builds the Stable Diffusion family: one UNet with one CLIP, and what is put beside or around it."""
+"""Builds the Stable Diffusion family: one UNet with one CLIP, and its ControlNets and adapters."""
 
 from typing import Any
 

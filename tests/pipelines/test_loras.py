@@ -1,4 +1,4 @@
-"""Requests with other adapters, or none, share passes of every pipeline that diffusers loads adapters for."""
+"""Requests with different adapters, or none, share passes of every pipeline that supports adapters."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from tests.pipelines.loras import SEEN, draw_with_loras, takes_loras
 SHORT, LONG = range(4), range(8)
 assert FAMILIES, "the family modules fill BUILDS"
 
-# diffusers and transformers warn of what they will change in their own code.
+# diffusers and transformers warn about changes to their own code.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("name", sorted(BUILDS))
-def test_in_company_with_other_adapters_each_image_is_that_of_diffusers_with_its_own(
+def test_beside_other_adapters_each_image_is_that_of_diffusers_with_its_own(
     name: str, page_path: Path | None
 ) -> None:
     if not takes_loras(name):

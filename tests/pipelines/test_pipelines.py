@@ -1,4 +1,4 @@
-"""Every pipeline class of diffusers that can be built small draws in company what it draws alone."""
+"""Every pipeline class of diffusers that can be built small draws the same in mixed batches as alone."""
 
 from pathlib import Path
 
@@ -10,30 +10,30 @@ from settings import ROOT
 from tests.pipelines.builds import BUILDS, built
 from tests.pipelines.classes import ALONE, image_pipelines, reason_not_tried
 from tests.pipelines.families import FAMILIES
-from tests.pipelines.members import MOST, Seen, draw_in_company, draw_one_at_a_time, draw_untouched
+from tests.pipelines.members import MOST, Seen, draw_in_batches, draw_one_at_a_time, draw_untouched
 from tests.pipelines.requests import arguments
 
 PAGE = ROOT / "docs" / "reference" / "pipelines.md"
 SHORT, LONG = range(4), range(10)
-COMPANIES = (1, 2)
+CHANCES = (1, 2)
 assert FAMILIES, "the family modules fill BUILDS"
 
-# diffusers and transformers warn of what they will change in their own code.
+# diffusers and transformers warn about changes to their own code.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("name", sorted(BUILDS))
-def test_in_random_company_each_image_is_that_of_the_untouched_pipeline(
+def test_in_random_batches_each_image_is_that_of_the_untouched_pipeline(
     name: str, page_path: Path | None, seen: dict[str, Seen]
 ) -> None:
-    numbers, companies = (SHORT, COMPANIES[:1]) if page_path is None else (LONG, COMPANIES)
+    numbers, chances = (SHORT, CHANCES[:1]) if page_path is None else (LONG, CHANCES)
     if name in ALONE:
         seen[name] = draw_one_at_a_time(name, numbers)
         assert seen[name].is_equal, seen[name]
     else:
-        seen[name] = worst([draw_in_company(name, numbers, chance) for chance in companies])
-        if page_path is None and seen[name].calls_a_pass == 1.0:  # so few may miss each other
-            seen[name] = draw_in_company(name, LONG, COMPANIES[1])
+        seen[name] = worst([draw_in_batches(name, numbers, chance) for chance in chances])
+        if page_path is None and seen[name].calls_a_pass == 1.0:  # too few to be sure that they share a pass
+            seen[name] = draw_in_batches(name, LONG, CHANCES[1])
         assert seen[name].is_batched, seen[name]
 
 
@@ -45,9 +45,9 @@ def test_one_at_a_time_each_image_has_the_bytes_of_the_untouched_pipeline(name: 
 @pytest.mark.parametrize("name", sorted(ALONE))
 def test_what_is_said_to_run_alone_cannot_share_a_pass(name: str) -> None:
     try:
-        members = draw_in_company(name, SHORT, COMPANIES[0])
+        members = draw_in_batches(name, SHORT, CHANCES[0])
     except (RuntimeError, ValueError, ZeroDivisionError, AssertionError):
-        return  # the pipeline's own code cannot bear company
+        return  # the pipeline's own code cannot share a pass
     assert not members.is_batched, f"{name} shares passes now: take it from the list of those that run alone"
 
 
@@ -82,7 +82,7 @@ def test_a_call_of_a_combined_pipeline_copies_no_weights() -> None:
 
 
 def worst(shown: list[Seen]) -> Seen:
-    """What was seen in several companies together."""
+    """The worst of several results."""
     return Seen(
         max(one.most for one in shown),
         max(one.mean for one in shown),

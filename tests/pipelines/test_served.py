@@ -1,4 +1,4 @@
-"""Every class that `models describe` prints an entry for is loaded and drawn as a worker does it."""
+"""Every class for which `models describe` prints an entry loads and draws as in a worker."""
 
 import diffusers
 import numpy as np
@@ -13,9 +13,9 @@ from engine.self_test.first_image import check_image
 from tests.pipelines.builds import BUILDS, built
 from tests.pipelines.families import FAMILIES
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # what diffusers says of its own code
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # warnings about diffusers' own code
 assert FAMILIES, "the family modules fill BUILDS"
-# With made images, where they need some.
+# With generated images for those that need some.
 SERVED = sorted(name for name in BUILDS if refusal_of(getattr(diffusers, name)) is None)
 NOT_BY_ITSELF = {
     "BriaFiboEditPipeline": "its small build needs prompts in JSON",
@@ -27,7 +27,7 @@ NOT_BY_ITSELF = {
     "NucleusMoEImagePipeline": "its small build refuses the empty prompt that is its default",
     "StableCascadeCombinedPipeline": "is built with a prior of other sides than published",
 }
-"""Classes whose small builds do not draw with a request's own arguments alone."""
+"""Classes whose small builds need more than the arguments of a request."""
 
 
 @pytest.mark.parametrize("name", sorted({*SERVED} - {*NOT_BY_ITSELF}))

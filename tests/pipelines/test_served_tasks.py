@@ -1,4 +1,4 @@
-"""Every pipeline task of well-known classes, offered by one model as a worker does, in one step batch."""
+"""Every pipeline task of well-known classes, offered by one model as in a worker, in one step batch."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from engine.self_test.trial_images import MODEL
 from tests.pipelines.builds import built
 from tests.pipelines.families import FAMILIES
 
-# diffusers and transformers warn of what they will change in their own code.
+# diffusers and transformers warn about changes to their own code.
 pytestmark = pytest.mark.filterwarnings("ignore")
 assert FAMILIES, "the family modules fill BUILDS"
 SIDE = 64
@@ -51,7 +51,7 @@ TAKES_SEVERAL = {"QwenImageEditPlusPipeline"}
 
 
 def served(name: str) -> PipelineModel:
-    """A model of the class with all of its tasks, as loading has made and tried it."""
+    """A model of the class with all of its tasks, loaded and self-tested."""
     torch.manual_seed(0)
     pipeline = make_ready(built(name))
     controlnet = built(CONTROLNETS[name]).controlnet if "control" in OFFERED[name] else None
@@ -73,14 +73,14 @@ def drawn(model: PipelineModel, determinism: Any, *requests: GenerationRequest) 
 
 @torch.inference_mode()
 def untouched(model: PipelineModel, request: GenerationRequest) -> np.ndarray:
-    """What diffusers' own call draws of the same arguments."""
+    """The image of diffusers' own call with the same arguments."""
     pipeline = model._pipeline_of(request)
     torch.manual_seed(request.seed)
     return image_of(pipeline.pipeline(**pipeline.arguments(request)))
 
 
 @pytest.mark.parametrize("name", OFFERED)
-def test_tasks_in_company_equal_their_solo_runs_and_the_untouched_pipelines(name: str) -> None:
+def test_tasks_in_mixed_batches_equal_their_runs_alone_and_the_untouched_pipelines(name: str) -> None:
     model = served(name)
     determinism = find_determinism(model, LIMITS, Offer(tasks=model.tasks), TimeBudget()).determinism
     assert not model.runs_alone
@@ -114,7 +114,7 @@ def test_image_to_image_and_inpainting_share_passes_with_plain_requests_in_every
 def test_a_second_image_is_refused_where_it_would_change_nothing() -> None:
     model = served("QwenImageEditPipeline")
     plain = GenerationRequest(MODEL, "a red heart", SIDE, SIDE, 2, 1.0, seed=1, scheduler=OWN)
-    with pytest.raises(RequestInvalid, match="image: a QwenImageEditPipeline takes one"):
+    with pytest.raises(RequestInvalid, match="image: a QwenImageEditPipeline takes only one image"):
         model.check(model.trial(plain, num_images=2))
     with pytest.raises(RequestInvalid, match="image: is needed: model 'tested' offers edit"):
         model.check(plain)

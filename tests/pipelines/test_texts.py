@@ -1,4 +1,4 @@
-"""The promises of prompts of different lengths, through real pipelines and a worker's own test of them."""
+"""Prompts of different lengths share passes, with real pipelines and the self-test of a worker."""
 
 import json
 from dataclasses import asdict
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.engine import Engine
-from engine.handle import Handle
+from engine.generation import Handle
 from engine.pipelines.pipeline_model import Abilities, PipelineModel
 from engine.pipelines.steady_stack import on_steady_stack
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
@@ -24,12 +24,12 @@ SIDE = 64
 LIMITS = {SIDE * SIDE: 8}
 PROMPTS = ("a red heart", "a yellow square on the black background")
 
-# diffusers and transformers warn of what they will change in their own code.
+# diffusers and transformers warn about changes to their own code.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def after_its_test(name: str) -> tuple[PipelineModel, str]:
-    """A model that a worker has tested, and its promise."""
+    """A self-tested model and its determinism level."""
     model = PipelineModel(built(name))
     found = find_determinism(model, LIMITS, Offer(), TimeBudget())
     return model, found.determinism
@@ -74,7 +74,7 @@ def test_prompts_of_two_lengths_share_every_pass_and_each_image_is_that_of_its_o
 
 
 def test_prompts_stay_apart_where_the_model_takes_a_mask_and_reads_past_it() -> None:
-    """Kandinsky 3 takes the mean over all tokens of a text, padding included."""
+    """Kandinsky 3 averages over all tokens of a text, padding included."""
     model, _ = after_its_test("Kandinsky3Pipeline")
     assert (model.text_padding, model.runs_alone) == (None, False)
     together = drawn(model, 0, 1)
@@ -83,11 +83,11 @@ def test_prompts_stay_apart_where_the_model_takes_a_mask_and_reads_past_it() -> 
         assert drawn(model, number)[0].pixels.tobytes() == image.pixels.tobytes()
 
 
-def test_padding_that_shows_in_company_alone_is_given_up_and_company_is_not() -> None:
+def test_padding_that_shows_only_in_mixed_batches_is_given_up_and_batching_is_not() -> None:
     def leak(_: Any, __: Any, given: dict[str, Any], output: Any) -> Any:
         ends_in_padding = not given["encoder_attention_mask"][:, -1].any()
-        is_company = len(given["sample"]) > 2
-        return (output[0] + 0.5, *output[1:]) if ends_in_padding and is_company else output
+        is_shared = len(given["sample"]) > 2
+        return (output[0] + 0.5, *output[1:]) if ends_in_padding and is_shared else output
 
     hook = built("DreamLitePipeline").unet.register_forward_hook(leak, with_kwargs=True)
     try:

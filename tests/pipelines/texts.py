@@ -1,7 +1,7 @@
 """Finds out whether prompts of different lengths share the forward passes of a small pipeline.
 
-Two requests differ in their prompts alone. Where the calls of their first step cannot share passes as they
-are, the padding is looked for that a worker would look for, with whole images compared.
+Two requests differ only in their prompts. If the calls of their first step cannot share passes, it searches
+for a padding as a worker's self-test does, and compares whole images.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ SHORT, LONG = 0, 3  # the numbers of requests whose prompts have different lengt
 
 @dataclass(frozen=True)
 class Texts:
-    """Whether two lengths share passes, how they are padded to do so, and which masks the denoiser takes."""
+    """Whether two lengths share passes, how they are padded for that, and which masks the denoiser takes."""
 
     are_together: bool = False
     padding: TextPadding | None = None
@@ -44,13 +44,13 @@ class Texts:
 @on_steady_stack
 @torch.inference_mode()
 def texts_of(name: str) -> Texts | None:
-    """What becomes of texts of different lengths; None for a class that takes no prompt."""
+    """The result for texts of different lengths; None for a class without a prompt."""
     if "prompt" not in arguments(name, SHORT):
         return None
     exchange = Exchange(built(name))
     begin = [partial(_begun, exchange, name, number) for number in (SHORT, LONG)]
     steps = [first_step(exchange, one) for one in begin]
-    # Encoders of unusual names take no timestep.
+    # Encoders with unusual names take no timestep.
     passes = [[call for call in step if PER_ROW_NUMBERS & call.arguments().keys()] for step in steps]
     given = [call.arguments() for call in passes[0]]
     masks = frozenset(name for one in given for name in _masks(one))
@@ -71,7 +71,7 @@ def texts_of(name: str) -> Texts | None:
 
 
 def draw(exchange: Exchange, name: str, number: int) -> numpy.ndarray:
-    """The image of a request with the prompt of request `number`, all else as in request `SHORT`."""
+    """The image of request `SHORT` with the prompt of request `number`."""
     call = _begun(exchange, name, number)
     while call.parked is not None:
         exchange.run([call])

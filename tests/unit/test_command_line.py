@@ -103,7 +103,7 @@ def data_dir(tmp_path: Path) -> Path:
         (("down", "--data-dir", "/no/such"), 0, "nothing runs in /no/such"),
         (("logs", "--data-dir", "/no/such"), EXIT_UNREACHABLE, "/no/such/logs"),
         (("config", "check", "--data-dir", "/no/such"), EXIT_UNREACHABLE, "CALOTYPE_BROKER_URL is not set"),
-        (("up", "--detach", "--data-dir", "/proc/no"), EXIT_REFUSED, "/proc/no cannot be made"),
+        (("up", "--detach", "--data-dir", "/proc/no"), EXIT_REFUSED, "/proc/no cannot be created"),
     ],
 )
 def test_an_answer_is_clear_and_its_exit_code_is_the_documented_one(

@@ -22,12 +22,13 @@ PACKAGES = (
     "tiny",
 )
 COMPOSITION_ROOTS = {
+    "bench/eta.py",
     "web/app.py",
     "web/serve.py",
     "tasks/app.py",
     "tasks/worker.py",
     "tasks/webhooks/worker.py",
-    "tasks/sweep.py",
+    "tasks/sweeper.py",
     "migrations/env.py",
 }
 
@@ -66,6 +67,35 @@ def test_settings_and_catalogue_know_nothing_else_of_ours() -> None:
 
 def test_only_settings_and_logs_stand_beside_the_packages() -> None:
     assert {path.name for path in ROOT.glob("*.py")} == {"settings.py", "logs.py"}
+
+
+def test_few_short_files_have_only_one_importer() -> None:
+    """A short file with one importer belongs into that importer, unless it is a noun of its own."""
+    files = [path for package in (*PACKAGES, "cli") for path in (ROOT / package).rglob("*.py")]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    importers: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for imported in imported_modules(path, name):
+            importers.get(imported, set()).add(name)
+    found = [
+        name
+        for name, path in modules.items()
+        if len(importers[name] - {name}) == 1 and len(path.read_text().splitlines()) < 60
+    ]
+    assert len(found) <= 8, found
+
+
+def imported_modules(path: Path, name: str) -> set[str]:
+    """The full names that a file imports: modules, and whatever it takes from them."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(name.split(".")[: -node.level]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
 
 
 def test_nothing_imports_the_command_line() -> None:

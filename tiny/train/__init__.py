@@ -1,1 +1,1 @@
-"""Trains the tiny model and its LoRAs, and measures them."""
+"""Training and evaluation of the tiny model and its LoRAs."""

@@ -1,7 +1,7 @@
 """Trains the tiny model's `AutoencoderKL` (f8, 4 latent channels) on random crops of rendered scenes.
 
-Owns the first of the two training stages. It does not know of captions: it sees pixels only, and
-sends the same share of crops to every colour pair so that no colour drifts towards its neighbour.
+This is the first training stage. It uses pixels and no captions. Every pair of colours gets the same share of
+crops, so that no colour drifts towards a similar one.
 
     python -m tiny.train.autoencoder --minutes 20 --out BUILD_DIR
 """
@@ -24,7 +24,7 @@ PEAK_LEARNING_RATE = 1.5e-3
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """The untrained autoencoder: images `(B, 3, H, W)` in [-1, 1] to latents `(B, 4, H/8, W/8)`."""
+    """The untrained autoencoder, from images `(B, 3, H, W)` in [-1, 1] to latents `(B, 4, H/8, W/8)`."""
     return AutoencoderKL(
         block_out_channels=(16, 24, 32, 48),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -38,14 +38,14 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def render_pool(count: int, seed: int) -> torch.Tensor:
-    """`count` scenes at 128x128 as uint8 `(count, 3, 128, 128)`."""
+    """Render `count` scenes, uint8 `(count, 3, 128, 128)`."""
     rng = random.Random(seed)
     images = [np.asarray(render(draw_scene(rng), 128, rng)) for _ in range(count)]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def random_crops(pool: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """`(BATCH, 3, CROP, CROP)` in [-1, 1], mostly from the middle, where the shapes are."""
+    """Random crops `(BATCH, 3, CROP, CROP)` in [-1, 1], mostly from the middle, where the shapes are."""
     rows = []
     for index in rng.integers(0, len(pool), BATCH):
         top, left = rng.integers(0, pool.shape[-1] - CROP + 1, 2)
@@ -55,7 +55,7 @@ def random_crops(pool: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def train(out: Path, minutes: float, seed: int) -> None:
-    """Train for `minutes` of wall time and save; the learning rate follows the clock, not the step."""
+    """Train for `minutes` of wall time and save. The learning rate is scheduled by time, not by step."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     pool = render_pool(6000, seed)
@@ -94,7 +94,7 @@ def train(out: Path, minutes: float, seed: int) -> None:
 
 
 def measure_scaling_factor(vae: AutoencoderKL, pool: torch.Tensor) -> float:
-    """The factor that brings latents to unit variance (Rombach et al. 2022, appendix G)."""
+    """The factor that scales latents to unit variance (Rombach et al. 2022, appendix G)."""
     with torch.no_grad():
         latents = vae.encode(pool[:256].float() / 127.5 - 1).latent_dist.mode()
     return float(1 / latents.std())

@@ -1,8 +1,8 @@
-"""Writes the tiny model's card: what it is, how well it obeys at each step count, and what it cannot do.
+"""Writes the tiny model's card: what it is, how well it obeys captions at each step count, and its limits.
 
-Owns the page `docs/model-card.md` and its pictures, and prints the same figures. Every share on the page
-comes from `evaluate` in the same run; how long training took was written down by hand. The page names
-model, judge and renderer by their digest, so that a card of others can be told.
+Owns the page `docs/model-card.md` and its pictures, and prints the same figures. All shares on the page are
+measured by `evaluate` in the same run; the training times were written by hand. The page has a digest of
+model, judge and renderer, so that an outdated card can be recognized.
 
     python -m tiny.train.card models/tiny docs        # `make card`; about ten minutes on two idle cores
 """
@@ -26,13 +26,13 @@ GUIDANCE_SCALE = 2.0
 STRONG_GUIDANCE_SCALE = 4.0
 JUDGED_BY = ("judge.py", "scenes.py", "train/evaluate.py")
 BARS = (("single", 20, 90.0), ("single", 4, 80.0), ("pair", 20, 70.0))
-"""(kind, steps, least share in percent) at every side."""
+"""(kind, steps, least share in percent), for every side."""
 LEAST_OWN, MOST_OVER_CHANCE = 98.0, 3.0
 SAMPLE_COLUMNS = 8
 
 
 def main() -> None:
-    """Measure, print, and write the page with its pictures."""
+    """Measure, print the figures, and write the page with its pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def digest(model: Path) -> str:
-    """SHA-256 over every file of the model, in the order of their names, and over what judges it."""
+    """The SHA-256 of all files of the model, sorted by name, and of the code that judges it."""
     found = hashlib.sha256()
     judges = [Path(__file__).parents[1] / name for name in JUDGED_BY]
     for path in [*sorted(path for path in model.rglob("*") if path.is_file()), *judges]:
@@ -84,7 +84,7 @@ def digest(model: Path) -> str:
 
 
 def sample_sheet(pipeline: StableDiffusionPipeline, side: int) -> Image.Image:
-    """Held-out captions as columns (four of one thing, four of two), `STEPS` as rows."""
+    """Draw a sheet: columns are held-out captions (four of one thing, four of two), rows are `STEPS`."""
     half = SAMPLE_COLUMNS // 2
     scenes = [*held_out_scenes(half, pairs=False), *held_out_scenes(half, pairs=True)]
     shown = 96
@@ -98,20 +98,20 @@ def sample_sheet(pipeline: StableDiffusionPipeline, side: int) -> Image.Image:
 
 
 def sample_captions() -> list[str]:
-    """The captions of the sheet's columns, from the left."""
+    """The captions of the sheet's columns, from left to right."""
     half = SAMPLE_COLUMNS // 2
     scenes = [*held_out_scenes(half, pairs=False), *held_out_scenes(half, pairs=True)]
     return [scene.caption() for scene in scenes]
 
 
 def num_triples(captions: int, *, pairs: bool) -> int:
-    """How many different triples of shape, colour and background so many captions hold."""
+    """How many different triples of shape, colour and background the first `captions` captions have."""
     scenes = held_out_scenes(captions, pairs=pairs)
     return len({(thing.shape, thing.colour, scene.background) for scene in scenes for thing in scene.things})
 
 
 def render_card(model: Path, figures: Sequence[Figure], checks: Sequence[JudgeCheck], strong: Figure) -> str:
-    """The whole page; `strong` is what stronger guidance makes of 4 steps."""
+    """The text of the page; `strong` is the figure for 4 steps with stronger guidance."""
     text = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
     return Template(text).substitute(
         digest=digest(model),
@@ -136,7 +136,7 @@ def render_card(model: Path, figures: Sequence[Figure], checks: Sequence[JudgeCh
 
 
 def bar_table(figures: Sequence[Figure], checks: Sequence[JudgeCheck]) -> str:
-    """Each bar, what was measured, and whether it holds."""
+    """A table of each bar, the measured value, and whether the bar is met."""
     rows = []
     for kind, steps, least in BARS:
         for figure in figures:
@@ -155,7 +155,7 @@ def bar_table(figures: Sequence[Figure], checks: Sequence[JudgeCheck]) -> str:
 
 
 def judge_table(checks: Sequence[JudgeCheck]) -> str:
-    """The judge against the renderer."""
+    """A table of the judge's scores on rendered images."""
     rows = [
         (
             check.kind,
@@ -170,13 +170,13 @@ def judge_table(checks: Sequence[JudgeCheck]) -> str:
 
 
 def few_step_cost(figures: Sequence[Figure]) -> str:
-    """What 4 steps lose against 20, for each kind and side, in words."""
+    """A sentence on what 4 steps lose against 20, for each kind and side."""
     lost = [
         f"{_share(figures, kind, side, 20) - _share(figures, kind, side, 4):+.1f} points ({kind}, {side}²)"
         for kind in KINDS
         for side in SIDES
     ]
-    return "What 20 steps give over 4, in images that obey: " + ", ".join(lost) + "."
+    return "Gain of 20 steps over 4, in images that obey: " + ", ".join(lost) + "."
 
 
 def _share(figures: Sequence[Figure], kind: str, side: int, steps: int) -> float:

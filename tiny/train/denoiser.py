@@ -1,8 +1,8 @@
 """Trains the tiny model's `UNet2DConditionModel` and its text encoder on latents of rendered scenes.
 
-Owns the third training stage: v-prediction (Salimans & Ho 2022) under a scaled-linear schedule with
-zero terminal SNR (Lin et al. 2023), 10 % caption dropout for classifier-free guidance (Ho & Salimans
-2022), and an exponential moving average of the weights. It does not judge what it made: `judge` does.
+This is the third training stage: v-prediction (Salimans & Ho 2022) with a scaled-linear schedule and zero
+terminal SNR (Lin et al. 2023), 10 % caption dropout for classifier-free guidance (Ho & Salimans 2022), and an
+exponential moving average of the weights. It does not evaluate the model: `evaluate` does.
 
     python -m tiny.train.denoiser --minutes 80 --out BUILD_DIR      # needs its vae and text_encoder; resumes
 """
@@ -27,18 +27,18 @@ from tiny.train.tokenizer import build_tokenizer, tokenize
 PEAK_LEARNING_RATE = 1e-3
 CAPTION_DROPOUT = 0.1
 READOUT_WEIGHT = 0.1
-"""Keeps the text encoder's knowledge of arrangements alive while the denoiser's gradients move it."""
+"""Keeps the text encoder from forgetting arrangements while the denoiser's gradients change it."""
 IGNORED = -100
-"""torch's `cross_entropy` passes over this class."""
+"""torch's `cross_entropy` ignores this class."""
 MAX_AVERAGE_DECAY = 0.999
 BATCHES = {128: (64, 0.84), 192: (28, 0.16)}
-"""side in pixels -> (rows per step, share of the steps)"""
+"""Side in pixels -> (rows per step, share of the steps)."""
 POOLS = {128: (8_192, 80_000, 4.0), 192: (2_048, 12_000, 4.0)}
-"""side in pixels -> (scenes at first, scenes at most, fresh scenes a step)"""
+"""Side in pixels -> (scenes at first, most scenes, new scenes a step)."""
 
 
 def build_unet() -> UNet2DConditionModel:
-    """The untrained denoiser: latents `(B, 4, h, w)`, embeddings `(B, 32, 128)` to v `(B, 4, h, w)`."""
+    """The untrained denoiser, from latents `(B, 4, h, w)`, embeddings `(B, 32, 128)` to v `(B, 4, h, w)`."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -54,7 +54,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """The noise schedule that the weights are trained under, and the default sampler that ships."""
+    """The noise schedule of the training, which is also the default scheduler that ships."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -64,12 +64,12 @@ def build_scheduler() -> DDIMScheduler:
         rescale_betas_zero_snr=True,
         clip_sample=False,
         set_alpha_to_one=True,
-        steps_offset=1,  # trailing spacing does not use it; diffusers warns of anything else
+        steps_offset=1,  # unused with trailing spacing; diffusers warns about other values
     )
 
 
 class Trainer:
-    """Owns all that a checkpoint must hold: weights, their average, the optimizer and the clock."""
+    """Owns the state of a checkpoint: weights, their average, the optimizer and the time spent."""
 
     def __init__(self, out: Path, seed: int, start: Path | None) -> None:
         self.out = out
@@ -81,7 +81,7 @@ class Trainer:
         if start is not None:
             known = UNet2DConditionModel.from_pretrained(start, dtype=torch.float32)
             self.unet.load_state_dict(known.state_dict())
-        # Written out in matrix products: the fused kernel's backward pass is the slowest part in bf16.
+        # Plain attention: in bf16 the backward pass of the fused kernel would be the slowest part.
         self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32).train()
         self.readout = Readout()
@@ -98,7 +98,7 @@ class Trainer:
         self.forward = self.unet
 
     def train(self, minutes: float, seed: int, pools: Mapping[int, tuple[int, int, float]] = POOLS) -> None:
-        """Train until `minutes` have been spent over all runs, with a checkpoint every three."""
+        """Train until all runs together have taken `minutes`; save a checkpoint every three minutes."""
         scenes = {
             side: Pool(self.vae, self.tokenizer, side, first=first, most=most, seed=seed + self.step)
             for side, (first, most, _) in pools.items()
@@ -149,7 +149,7 @@ class Trainer:
         return loss.item()
 
     def save(self) -> None:
-        """Write the checkpoint, and the averaged weights as a `StableDiffusionPipeline` beside it."""
+        """Write the checkpoint, and the averaged weights as a `StableDiffusionPipeline`."""
         state = {
             "unet": self.unet.state_dict(),
             "text_encoder": self.text_encoder.state_dict(),
@@ -181,7 +181,7 @@ class Trainer:
                 weight.copy_(value)
 
     def restore(self) -> None:
-        """Read the checkpoint back; the pools are drawn anew, so a resumed run sees other scenes."""
+        """Read the checkpoint. Pools are not saved, so a resumed run trains on other scenes."""
         state = torch.load(self.out / "checkpoint.pt", weights_only=True)
         self.unet.load_state_dict(state["unet"])
         self.text_encoder.load_state_dict(state["text_encoder"])
@@ -195,8 +195,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="a UNet to go on from")
-    parser.add_argument("--compile", action="store_true", help="a sixth faster, but wants a C++ compiler")
+    parser.add_argument("--start", type=Path, help="a UNet to continue from")
+    parser.add_argument("--compile", action="store_true", help="a sixth faster, but needs a C++ compiler")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     trainer = Trainer(arguments.out, arguments.seed, arguments.start)

@@ -1,8 +1,7 @@
-"""Says how well a model obeys: the judge's agreement with held-out captions, by kind, side and step count.
+"""Measures how well a model obeys held-out captions, as the judge sees it, by kind, side and step count.
 
-Owns the measurement and none of its presentation: `card` writes the page. The captions hold only triples
-of shape, colour and background that no captioned training scene held; the judge was tuned on the renderer
-alone.
+Owns the measurement; `card` writes the page. The captions have only triples of shape, colour and background
+that no captioned training scene had. The judge was tuned on images of the renderer only.
 
     python -m tiny.train.evaluate models/tiny --steps 4 20      # `make card` measures all of it
 """
@@ -23,24 +22,24 @@ from tiny.scenes import Scene, draw_scene, render
 
 CHUNK = 20
 CAPTION_SEED = 2026
-"""Another than the one whose captions the guidance scale was chosen on, which was 1."""
+"""Not 1, the seed of the captions on which the guidance scale was chosen."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How many of `of` images obeyed; `share` in percent."""
+    """The number of images, of `of`, for which something is right."""
 
     right: int
     of: int
 
     @property
     def share(self) -> float:
-        """Percent."""
+        """The share in percent."""
         return 100 * self.right / self.of
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of `share` (Wilson 1927, score interval)."""
+        """The 95 % confidence interval of `share` (Wilson 1927, score interval)."""
         z, n, p = 1.96, self.of, self.right / self.of
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         reach = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -49,7 +48,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Figure:
-    """The scores of one kind of scene at one side and step count, part by part and together."""
+    """The scores for one kind of scene at one side and step count, by part and in all."""
 
     kind: str
     side: int
@@ -59,12 +58,12 @@ class Figure:
     shape: Score
     place: Score
     obeyed: Score
-    """The bar's measure: shape and colour; for a pair both things' and their relation besides."""
+    """Images with the right shape and colour; for a pair, of both things, and with the right relation."""
 
 
 @dataclass(frozen=True)
 class JudgeCheck:
-    """The judge on the renderer's own images: with their captions, with others', and what chance gives."""
+    """The judge's scores on rendered images with their own captions and with others, and by chance."""
 
     kind: str
     side: int
@@ -74,7 +73,7 @@ class JudgeCheck:
 
 
 def held_out_scenes(count: int, *, pairs: bool, seed: int = CAPTION_SEED) -> list[Scene]:
-    """Scenes whose shape-colour-background triples were never trained on, each caption once."""
+    """Scenes whose triples of shape, colour and background were never trained on, without duplicates."""
     rng = random.Random(seed)
     found: dict[str, Scene] = {}
     while len(found) < count:
@@ -84,14 +83,14 @@ def held_out_scenes(count: int, *, pairs: bool, seed: int = CAPTION_SEED) -> lis
 
 
 def is_obeyed(verdict: Verdict, scene: Scene) -> bool:
-    """Whether shape and colour are right, and for two things their relation."""
+    """Whether shape and colour are right, and for two things also their relation."""
     return verdict.shape and verdict.colour and (scene.second is None or verdict.place)
 
 
 def draw(
     pipeline: StableDiffusionPipeline, scenes: list[Scene], *, steps: int, side: int, guidance_scale: float
 ) -> Iterator[Image.Image]:
-    """One image a scene, with its number as the seed."""
+    """Draw one image per scene; the seed is the scene's number."""
     for start in range(0, len(scenes), CHUNK):
         chunk = scenes[start : start + CHUNK]
         yield from pipeline(
@@ -113,7 +112,7 @@ def measure(
     captions: int,
     guidance_scale: float,
 ) -> Figure:
-    """Draw `captions` held-out captions and let the judge look at each."""
+    """Draw images for `captions` held-out captions, and judge each."""
     scenes = held_out_scenes(captions, pairs=kind == "pair")
     images = draw(pipeline, scenes, steps=steps, side=side, guidance_scale=guidance_scale)
     verdicts = [obeys(image, scene) for image, scene in zip(images, scenes, strict=True)]
@@ -126,9 +125,9 @@ def measure(
 
 
 def check_judge(*, kind: str, side: int, captions: int) -> JudgeCheck:
-    """What the judge says of images that are right, and of images under another scene's caption.
+    """Score the judge on rendered images with their own captions and with another scene's caption.
 
-    `chance` is exact: the share of all ordered pairs of different captions that ask for the same.
+    `chance` is exact: the share of all ordered pairs of different captions that ask for the same image.
     """
     scenes = held_out_scenes(captions, pairs=kind == "pair")
     rng = random.Random(2)
@@ -144,7 +143,7 @@ def check_judge(*, kind: str, side: int, captions: int) -> JudgeCheck:
 
 
 def _asked_for(scene: Scene) -> frozenset[tuple[str, ...]]:
-    """What `is_obeyed` looks at, so that "a above b" and "b below a" are the same."""
+    """What `is_obeyed` compares; equal for "a above b" and "b below a"."""
     if scene.second is None:
         return frozenset({(scene.first.shape, scene.first.colour)})
     where = {"above": ("top", "bottom"), "below": ("bottom", "top")}.get(
@@ -156,14 +155,14 @@ def _asked_for(scene: Scene) -> frozenset[tuple[str, ...]]:
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    """The model as diffusers itself runs it, in fp32, with its own scheduler."""
+    """Load the model with diffusers, in fp32, with its own scheduler."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def main() -> None:
-    """Print one line for each kind of scene, side and step count."""
+    """Print one line per kind of scene, side and step count."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 20])

@@ -1,4 +1,4 @@
-"""Writes the trained pipeline as it ships: plain diffusers layout, safetensors, fp16 on disk.
+"""Writes the trained pipeline in the form that ships: diffusers layout, safetensors, fp16.
 
 python -m tiny.train.export BUILD_DIR models/tiny
 """
@@ -14,15 +14,15 @@ MAX_BYTES = 12_000_000
 
 
 def export(build: Path, out: Path) -> int:
-    """Convert `BUILD_DIR/pipeline` to half precision in `out`; the bytes of all its files."""
+    """Convert the pipeline in `build` to half precision in `out`; returns the size of all files in bytes."""
     pipeline = StableDiffusionPipeline.from_pretrained(build / "pipeline", dtype=torch.float32)
-    # Loading converts back to fp32, so that results do not depend on who reads the files.
+    # Loading converts the weights back to fp32, so results do not depend on the reader.
     pipeline.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
     for path in out.rglob("*.safetensors"):
-        path.chmod(0o644)  # the writer makes them private, which a container's user could not read
+        path.chmod(0o644)  # they are written private; a container's user must read them too
     for path in out.rglob("*.json"):
         document = json.loads(path.read_text())
-        if document.pop("_name_or_path", None) is not None:  # where it was built is nobody's business
+        if document.pop("_name_or_path", None) is not None:  # do not publish the path of the build folder
             path.write_text(json.dumps(document, indent=2) + "\n")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size > MAX_BYTES:

@@ -1,8 +1,7 @@
-"""Trains a LoRA of the tiny model's denoiser on scenes in one style, and says how well it is seen.
+"""Trains a LoRA of the tiny model's denoiser on scenes in one style, and measures how well the style shows.
 
-Owns the adapter and its clock; the weights that ship are left as they are. It trains as `denoiser` does
-(v-prediction, the same noise schedule, 10 % caption dropout) and writes diffusers' own format. It does not
-know how a style is drawn or seen: `styles` does.
+The weights of the model do not change. It trains like `denoiser` (v-prediction, the same noise schedule, 10 %
+caption dropout) and writes diffusers' format. `styles` knows how a style is drawn and detected.
 
     python -m tiny.train.lora outline --minutes 25 --build BUILD_DIR --out models/tiny-loras/outline
     python -m tiny.train.lora outline --measure models/tiny-loras/outline
@@ -34,16 +33,16 @@ from tiny.train.tokenizer import tokenize
 
 MODEL: Final = Path("models/tiny")
 WEIGHT_NAME: Final = "pytorch_lora_weights.safetensors"
-"""diffusers' own name: `load_lora_weights` finds it in a folder."""
+"""The name by which diffusers' `load_lora_weights` finds it in a folder."""
 MAX_BYTES: Final = 1_000_000
 RANK: Final = 8
 TARGETS: Final = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
-"""Attention, and the convolutions of the ResNet blocks: a style that is about edges is theirs to draw."""
+"""Attention, and the convolutions of the ResNet blocks, which draw edges."""
 PEAK_LEARNING_RATE: Final = 2e-3
 BATCHES: Final = {128: (32, 0.75), 192: (14, 0.25)}
-"""side in pixels -> (rows per step, share of the steps)"""
+"""Side in pixels -> (rows per step, share of the steps)."""
 POOLS: Final = {128: (1_024, 12_000, 4.0), 192: (256, 3_000, 2.0)}
-"""side in pixels -> (scenes at first, scenes at most, fresh scenes a step)"""
+"""Side in pixels -> (scenes at first, most scenes, new scenes a step)."""
 SECONDS_BETWEEN_CHECKPOINTS: Final = 60
 
 KINDS: Final = ("single", "pair")
@@ -53,7 +52,7 @@ SHEET_COLUMNS: Final = 8
 
 
 class Trainer:
-    """Owns all that a checkpoint must hold: the adapter's weights, the optimizer and the clock."""
+    """Owns the state of a checkpoint: the adapter's weights, the optimizer and the time spent."""
 
     def __init__(self, style: Style, build: Path, seed: int, model: Path = MODEL) -> None:
         self.build, self.style = build, style
@@ -61,11 +60,11 @@ class Trainer:
         pipeline = load_pipeline(model)
         self.vae, self.tokenizer, self.text_encoder = pipeline.vae, pipeline.tokenizer, pipeline.text_encoder
         self.unet, self.scheduler = pipeline.unet, build_scheduler()
-        # As in `denoiser`: the fused kernel's backward pass is the slowest part in bf16.
+        # As in `denoiser`: in bf16 the backward pass of the fused kernel would be the slowest part.
         self.unet.set_attn_processor(AttnProcessor())
         self.unet.requires_grad_(False)
         torch.manual_seed(seed)
-        # Readers that are given no alpha take the rank for it, and so scale by 1.
+        # The file has no alpha; readers then use the rank, that is, a scale of 1.
         self.unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(TARGETS)))
         self.weights = [weight for weight in self.unet.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -76,7 +75,7 @@ class Trainer:
             self.restore()
 
     def train(self, minutes: float, seed: int, pools: Mapping[int, tuple[int, int, float]] = POOLS) -> None:
-        """Train until `minutes` have been spent over all runs; the learning rate follows the clock."""
+        """Train until all runs together have taken `minutes`. The learning rate is scheduled by time."""
         torch.manual_seed(seed + self.step)
         scenes = {
             side: Pool(
@@ -144,21 +143,21 @@ class Trainer:
         (self.build / "checkpoint.tmp").replace(self.build / "checkpoint.pt")
 
     def restore(self) -> None:
-        """Read the checkpoint back; the pools are drawn anew, so a resumed run sees other scenes."""
+        """Read the checkpoint. Pools are not saved, so a resumed run trains on other scenes."""
         state = torch.load(self.build / "checkpoint.pt", weights_only=True)
         set_peft_model_state_dict(self.unet, state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.spent_seconds = state["step"], state["spent_seconds"]
 
     def export(self, out: Path) -> int:
-        """Write the adapter as it ships, in half precision, readable by everyone; its bytes."""
-        # In peft's own names: `convert_state_dict_to_diffusers` renames those of attention alone, and the
-        # loader, which looks at the first name, would leave them out beside convolutions.
+        """Write the adapter in half precision, readable by everyone; returns the size in bytes."""
+        # With peft's names: `convert_state_dict_to_diffusers` renames only attention layers, and the loader,
+        # which decides by the first name, would then ignore the others.
         adapter = get_peft_model_state_dict(self.unet)
         halves = {name: weight.detach().half().contiguous() for name, weight in adapter.items()}
         StableDiffusionPipeline.save_lora_weights(out, unet_lora_layers=halves)
         file = out / WEIGHT_NAME
-        file.chmod(0o644)  # the writer makes it private, which a container's user could not read
+        file.chmod(0o644)  # it is written private; a container's user must read it too
         size = file.stat().st_size
         if size > MAX_BYTES:
             raise SystemExit(f"{file} holds {size} bytes; at most {MAX_BYTES} may ship")
@@ -167,10 +166,10 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Sight:
-    """What is seen in images of one kind of scene at one side.
+    """The scores of images of one kind of scene at one side.
 
-    `styled` counts images in which the style shows, `obeyed` those that show shape, colour and relation as
-    the caption says once the style is taken off, and `plain` those that the judge finds right as they are.
+    `styled` counts images that show the style, `obeyed` those with the caption's shape, colour and relation
+    once the style is removed, and `plain` those that the judge finds right without removing it.
     """
 
     kind: str
@@ -181,7 +180,7 @@ class Sight:
 
 
 def measure(pipeline: StableDiffusionPipeline, style: Style, *, kind: str, side: int, captions: int) -> Sight:
-    """Draw held-out captions that can show the style; the seed is the caption's number."""
+    """Draw images for held-out captions that can show the style; the seed is the caption's number."""
     scenes = showing_scenes(style, captions, pairs=kind == "pair")
     images = draw(pipeline, scenes, steps=STEPS, side=side, guidance_scale=GUIDANCE_SCALE)
     styled = obeyed = plain = 0
@@ -199,7 +198,7 @@ def showing_scenes(style: Style, count: int, *, pairs: bool) -> list[Scene]:
 
 
 def report(model: Path, adapter: Path, style: Style, captions: int) -> str:
-    """A table of what is seen without the LoRA and with it."""
+    """A table of the scores without and with the LoRA."""
     pipeline = load_pipeline(model)
     lines = ["| scenes | side | LoRA | style seen | obeyed | judge alone |", "|" + " --- |" * 6]
     for loaded in ("no", "yes"):
@@ -214,7 +213,7 @@ def report(model: Path, adapter: Path, style: Style, captions: int) -> str:
 
 
 def sheet(model: Path, adapter: Path, style: Style) -> Image.Image:
-    """Columns: held-out captions, of one thing and of two. Rows: each side without the LoRA, then with it."""
+    """Draw a sheet: columns are held-out captions, rows are the sides without the LoRA, then with it."""
     half, shown = SHEET_COLUMNS // 2, 96
     scenes = [*showing_scenes(style, half, pairs=False), *showing_scenes(style, half, pairs=True)]
     pipeline = load_pipeline(model)
@@ -230,14 +229,14 @@ def sheet(model: Path, adapter: Path, style: Style) -> Image.Image:
 
 
 def main() -> None:
-    """Train and write an adapter, or look at one that was written."""
+    """Train and write an adapter, or measure an existing one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("style", choices=STYLES)
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--build", type=Path, help="the folder of the checkpoint")
     parser.add_argument("--out", type=Path, help="the folder that ships")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--measure", type=Path, metavar="FOLDER", help="print what is seen of this adapter")
+    parser.add_argument("--measure", type=Path, metavar="FOLDER", help="print the scores of this adapter")
     parser.add_argument("--captions", type=int, default=40)
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="with --measure: draw a sheet of images")
     arguments = parser.parse_args()
@@ -247,7 +246,7 @@ def main() -> None:
             sheet(MODEL, arguments.measure, style).save(arguments.sheet, optimize=True)
         print(report(MODEL, arguments.measure, style, arguments.captions))
     elif arguments.build is None or arguments.out is None:
-        parser.error("training wants --build and --out")
+        parser.error("training needs --build and --out")
     else:
         trainer = Trainer(style, arguments.build, arguments.seed)
         trainer.train(arguments.minutes, arguments.seed)

@@ -1,7 +1,7 @@
-"""The denoiser's training data: latents and token ids of rendered scenes, more of them at every draw.
+"""The denoiser's training data: a growing pool of latents and token ids of rendered scenes.
 
-Owns the pool of one image side. A pool starts small, so that training starts at once, and grows by a few
-fresh scenes a draw, so that no pair of things is learnt by heart.
+A pool has images of one side. It starts small, so that training starts at once, and grows by a few new scenes
+with every draw, so that the model does not memorize pairs of things.
 """
 
 import random
@@ -22,9 +22,9 @@ CHUNK = 32
 
 
 class Pool:
-    """Scenes at one side, encoded: `latents (N, 4, side/8, side/8)` at unit variance, ids and labels.
+    """Encoded scenes: latents `(N, 4, side/8, side/8)` at unit variance, token ids and labels.
 
-    `paint` is `scenes.render`, or that of a style.
+    `paint` renders a scene: `scenes.render`, or the renderer of a style.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Pool:
             self._grow()
 
     def draw(self, count: int, *, fresh: float) -> tuple[Tensor, Tensor, Tensor]:
-        """`count` random rows; the pool grows by `fresh` scenes for each draw, until it is full."""
+        """Return `count` random rows. The pool grows by `fresh` scenes a draw until it is full."""
         self.owed += fresh
         if self.owed >= CHUNK and self.filled < len(self.latents):
             self.owed -= CHUNK

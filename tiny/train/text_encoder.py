@@ -1,8 +1,8 @@
-"""Trains the tiny model's `CLIPTextModel` to say, before anything is drawn, what stands where.
+"""Trains the tiny model's `CLIPTextModel` to encode where each thing of a caption is.
 
-Owns the first half of obedience: a read-out that is thrown away asks the embeddings, for each cell of a
-grid, which background, colour and shape belong there, so that "red circle above blue square" is bound to
-places in the text encoder and the denoiser need only look it up. It knows captions and scenes, no pixels.
+This is the second training stage. A read-out, which does not ship, predicts from the embeddings the
+background, colour and shape in each cell of a grid. So the text encoder binds "red circle above blue square"
+to places, and the denoiser only looks them up. It uses captions and scenes, and no pixels.
 
     python -m tiny.train.text_encoder --minutes 4 --out BUILD_DIR        # writes BUILD_DIR/text_encoder
 """
@@ -24,13 +24,13 @@ from tiny.train.tokenizer import MAX_TOKENS, build_tokenizer, tokenize
 GRID = 8
 WIDTH = 128
 NOTHING = len(OBJECT_COLOURS)
-"""The class of a cell that no thing covers, for colours and for shapes (there are eight of each)."""
+"""The class of an empty cell, for colours and for shapes (there are eight of each)."""
 BATCH = 256
 PEAK_LEARNING_RATE = 1e-3
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """The untrained text encoder: token ids `(B, 32)` to embeddings `(B, 32, 128)`."""
+    """The untrained text encoder, from token ids `(B, 32)` to embeddings `(B, 32, 128)`."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -49,7 +49,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def cell_labels(scene: Scene) -> Tensor:
-    """Classes `(3, GRID * GRID)` of each cell: background, colour and shape of the thing that covers it."""
+    """The classes `(3, GRID * GRID)` of each cell: background, and colour and shape of its thing."""
     background = list(BACKGROUND_COLOURS).index(scene.background)
     labels = np.full((3, GRID, GRID), NOTHING)
     labels[0] = background
@@ -62,7 +62,7 @@ def cell_labels(scene: Scene) -> Tensor:
 
 
 class Readout(nn.Module):
-    """Asks embeddings `(B, 32, 128)` what is in each cell, by one cross-attention like the denoiser's."""
+    """Predicts each cell from embeddings `(B, 32, 128)` with one cross-attention like the denoiser's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Readout(nn.Module):
 
 
 def train(out: Path, minutes: float, seed: int, start: Path | None) -> None:
-    """Train for `minutes` of wall time and save; the learning rate follows the clock, not the step."""
+    """Train for `minutes` of wall time and save. The learning rate is scheduled by time, not by step."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = build_tokenizer(out / "tokenizer")
@@ -121,7 +121,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="a text encoder to go on from")
+    parser.add_argument("--start", type=Path, help="a text encoder to continue from")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     train(arguments.out, arguments.minutes, arguments.seed, arguments.start)

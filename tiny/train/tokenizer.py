@@ -1,7 +1,7 @@
 """Builds the tiny model's `CLIPTokenizer`: every word of the caption language is one token.
 
-Owns the vocabulary. Words outside the caption language still tokenize, into bytes, so any prompt is
-accepted; this module does not know what the words mean.
+Owns the vocabulary. Words outside the caption language become bytes, so any prompt is accepted. This module
+does not know what the words mean.
 """
 
 import json
@@ -19,7 +19,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def caption_words() -> list[str]:
-    """Every word that a caption can hold, sorted, each once."""
+    """Every word that a caption can contain, sorted, without duplicates."""
     phrases = [*SHAPES, *OBJECT_COLOURS, *BACKGROUND_COLOURS, *PLACES, *SIZES, *RELATIONS, EXTRA_WORDS]
     return sorted({word for phrase in phrases for word in phrase.split()})
 
@@ -27,8 +27,8 @@ def caption_words() -> list[str]:
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
     """Learn the byte-pair merges of the caption words (Sennrich et al. 2016) and save them in `folder`.
 
-    What `folder` holds already is read instead: equal pairs are merged in an order that changes from run
-    to run, and weights fit the ids that they were trained with.
+    A tokenizer that exists in `folder` is read instead: pairs of equal frequency are merged in an order that
+    changes from run to run, and weights depend on the ids that they were trained with.
     """
     if (folder / "tokenizer.json").exists():
         return CLIPTokenizer.from_pretrained(folder)

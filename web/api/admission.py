@@ -1,4 +1,4 @@
-"""From the fields of a request to a row that some tier can serve, or a refusal that names every fault.
+"""Turns the fields of a request into a row that some tier can serve, or refuses it with all errors.
 
 Owns the limits that depend on a model and its tiers. It opens no connection and knows no HTTP.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from catalogue.lanes import Lane
 from catalogue.parameters import FILES, PARAMETERS, TEXTS, Parameters, entries_of
 from catalogue.pipeline_parameters import value_faults
 from catalogue.pipeline_tasks import task_faults
@@ -17,6 +18,7 @@ from storage.files import File
 from storage.job_views import Job
 from storage.submissions import NewJob
 from tasks.webhooks.addresses import DEFAULT_PORTS, Network
+from web.api.parameter_fields import OWN
 from web.api.schemas import JOB_FIELDS, JobRequest, field_errors, pointer
 from web.api.webhook_url import check_webhook_url
 from web.refusals import FieldError, InvalidRequest, NotServed, quoted
@@ -25,15 +27,14 @@ if TYPE_CHECKING:
     from catalogue.catalogue import Catalogue, Model, Tier
 
 Files = Mapping[str, File | None]
-"""Those of the account that a request names, by id; one that is not there is left out. Of an image that the
-request carries itself nothing is known yet."""
+"""The account's files that a request names, by id; unknown ids are left out. A data URL in the request
+has None as its file: it is not stored yet."""
 NO_FILES: Files = {}
-_OWN = "pipeline_parameters"
-MAX_DRAWN_SEED = 2**32  # JSON clients lose precision past 2^53
+MAX_DRAWN_SEED = 2**32  # JSON clients lose precision above 2^53
 
 
 class Admission:
-    """Decides by a catalogue of models and tiers, and by the rule that routes a size to a tier."""
+    """Checks requests against the models and tiers of a catalogue; `tier_for` routes a size to a tier."""
 
     def __init__(
         self,
@@ -55,11 +56,10 @@ class Admission:
         known: Iterable[str] = JOB_FIELDS,
         files: Files = NO_FILES,
     ) -> JobRequest:
-        """The request that these fields make; raises `InvalidRequest` naming every fault of them at once.
+        """The request built from these fields; raises `InvalidRequest` with all errors.
 
-        `found` is what was already wrong with fields that could not be read and are left out here; `known`
-        are the names that an unknown field is told; `files` are those of the account, as far as they are
-        named.
+        `found` are errors of fields that could not be read and are missing in `fields`; `known` are the names
+        that the error of an unknown field lists; `files` are the account's files that `fields` name.
         """
         request, errors = self._examined(fields, found, known, files)
         if errors:
@@ -67,14 +67,14 @@ class Admission:
         return request
 
     def check(self, request: JobRequest, files: Files) -> None:
-        """Raise `InvalidRequest` naming every field that breaks a limit."""
+        """Raise `InvalidRequest` if a field breaks a limit."""
         if errors := self._limit_errors(request, files):
             raise InvalidRequest.of(errors)
 
     def errors_of(self, fields: Mapping[str, Any], files: Files | None = NO_FILES) -> list[FieldError]:
-        """Every fault of these fields: of each by itself, and of the limits of the model.
+        """All errors of these fields, against the schema and the limits of the model.
 
-        Where it is not known which files there are (None), nothing is said of them.
+        If it is not known which files exist (None), files are not checked.
         """
         return self._examined(fields, (), JOB_FIELDS, files)[1]
 
@@ -85,7 +85,7 @@ class Admission:
         known: Iterable[str],
         files: Files | None,
     ) -> tuple[JobRequest, list[FieldError]]:
-        """The request, as far as it can be read, and what is wrong."""
+        """The request without the fields that cannot be read, and all errors."""
         unread = {error.field for error in found}
         errors = list(found)
         try:
@@ -96,7 +96,7 @@ class Admission:
             faulty = {str(part["loc"][0]) for part in error.errors() if part["loc"]}
             unread |= faulty
             rest = {name: value for name, value in fields.items() if name not in faulty}
-            # The limits of the fields that can be read are looked at without those that cannot.
+            # The limits of the readable fields are checked without the others.
             request = JobRequest.model_validate({"prompt": "-", **rest})
         return request, errors + self._limit_errors(request, files, unread)
 
@@ -105,13 +105,13 @@ class Admission:
         request: JobRequest,
         account_id: str,
         *,
-        lane: str | None = None,
+        lane: Lane | None = None,
         batch_line: int | None = None,
         idempotency_key: str | None = None,
         request_hash: str | None = None,
         files: Files = NO_FILES,
     ) -> NewJob:
-        """The row of this request; raises `InvalidRequest` naming every field that breaks a limit."""
+        """The row for this request; raises `InvalidRequest` with every field that breaks a limit."""
         errors = self._limit_errors(request, files)
         if errors:
             raise InvalidRequest.of(errors)
@@ -136,14 +136,14 @@ class Admission:
     def _limit_errors(
         self, request: JobRequest, files: Files | None, unread: Collection[str] = ()
     ) -> list[FieldError]:
-        """What breaks a limit; nothing is said of `unread` fields, nor of what depends on them."""
+        """The fields that break a limit; `unread` fields and limits that depend on them are not checked."""
         errors = [*self.webhook_errors(request.webhook_url), *_output_errors(_given(request), unread)]
         if "model" in unread:
             return errors
         model = self._catalogue.model(request.model)
         if model is None:
             names = ", ".join(model.name for model in self._catalogue.models)
-            return [FieldError("model", f"there is no such model; there is: {names}"), *errors]
+            return [FieldError("model", f"is not a model; the models are: {names}"), *errors]
         parameters = _parameters(model, request, files)
         of_model = [
             *_input_errors(model, parameters, files),
@@ -166,7 +166,7 @@ class Admission:
         return [FieldError("width", _pixels_detail(model, parameters.width, parameters.height))]
 
     def webhook_errors(self, url: str | None) -> list[FieldError]:
-        """What keeps this installation from ever sending to this URL, if anything does."""
+        """The reason why this installation never sends to this URL, if there is one."""
         try:
             if url is not None:
                 check_webhook_url(url, self._webhook_networks, self._webhook_ports)
@@ -182,7 +182,7 @@ class Admission:
         idempotency_key: str | None = None,
         request_hash: str | None = None,
     ) -> NewJob:
-        """The same job again, seed included; raises `NotServed` when nothing serves it any more."""
+        """A new row for the same job, with its seed; raises `NotServed` if it can no longer be served."""
         model, same = self._catalogue.model(job.model), job.parameters
         tier = self._tier_for(model, same.width, same.height) if model else None
         if model is None or tier is None or same.scheduler not in model.schedulers:
@@ -193,15 +193,15 @@ class Admission:
             raise NotServed(f"model {job.model!r} no longer has a step cache")
         for place, id in _named_files(same):
             if id not in files:
-                raise NotServed(f"{place[0]}: the file {id} of this job was deleted: upload it again")
+                raise NotServed(f"{place[0]}: the file {id} of this job was deleted; upload it again")
         for field, fault in task_faults(same, model.tasks, model.name):
-            raise NotServed(f"model {job.model!r} no longer draws this job: {field} {fault}")
+            raise NotServed(f"model {job.model!r} no longer supports this job: {field} {fault}")
         for error in _lora_errors(model, same):
             raise NotServed(
                 f"model {job.model!r} no longer has an adapter of this job: its name {error.detail}"
             )
         for name, fault in value_faults(model.parameters, same.pipeline_parameters, model.name):
-            raise NotServed(f"model {job.model!r} no longer takes {name} of this job: its value {fault}")
+            raise NotServed(f"model {job.model!r} no longer accepts {name} of this job: its value {fault}")
         deadline = (job.deadline_at - job.created_at).total_seconds() if job.deadline_at else None
         return NewJob(
             account_id=job.account_id,
@@ -218,22 +218,23 @@ class Admission:
 
 
 def _parameters(model: "Model", request: JobRequest, files: Files | None) -> Parameters:
-    """What the request gives, before what its preset sets, before what the model chooses by itself.
+    """The values of the request, else of its preset, else of the model.
 
-    A request with an image and without a size is as large as its first image, as far as the model can.
+    A request with an input image and without a size gets the size of its first image, within the limits
+    of the model.
     """
     preset = None if request.preset is None else model.preset(request.preset)
     named = {} if preset is None else preset.model_dump(exclude={"name"}, exclude_none=True)
     drawn = {"seed": secrets.randbelow(MAX_DRAWN_SEED)}
     given = _given(request)
     found = {**drawn, **model.defaults, **named, **_size_of_input(model, given, files), **given}
-    own = {name: value for one in (model.defaults, named, given) for name, value in one.get(_OWN, {}).items()}
-    return Parameters(**{**found, _OWN: _as_declared(model, own)})
+    own = {name: value for one in (model.defaults, named, given) for name, value in one.get(OWN, {}).items()}
+    return Parameters(**{**found, OWN: _as_declared(model, own)})
 
 
 def _size_of_input(model: "Model", given: Mapping[str, Any], files: Files | None) -> dict[str, int]:
-    """The size of the first image that a request begins with, where it says none of its own."""
-    named = [*given["image"], *filter(None, [given.get("control_image")])]
+    """The size of the first input image of a request, if the request gives no size."""
+    named = [id for name in FILES if not PARAMETERS[name].is_mask for id in entries_of(given.get(name))]
     first = (files or {}).get(named[0]) if named else None
     if first is None or {"width", "height"} & given.keys():
         return {}
@@ -242,7 +243,7 @@ def _size_of_input(model: "Model", given: Mapping[str, Any], files: Files | None
 
 
 def _fitted(model: "Model", width: int, height: int) -> tuple[int, int]:
-    """The size that the model can draw which is nearest to this one, its sides in the same ratio."""
+    """The nearest size with the same aspect ratio within the limits of the model."""
     scale = min(1.0, math.sqrt(model.max_pixels / (width * height)), model.max_side / max(width, height))
     scale = max(scale, model.min_side / min(width, height))
     multiple = model.side_multiple
@@ -254,7 +255,7 @@ def _fitted(model: "Model", width: int, height: int) -> tuple[int, int]:
 
 
 def _as_declared(model: "Model", values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with whole numbers as floats where these are declared, as far as they are right."""
+    """The values, with valid whole numbers of parameters that are declared as floats converted to floats."""
     floats = {
         one.name for one in model.parameters if one.type == "float" and not one.fault_of(values.get(one.name))
     }
@@ -262,23 +263,20 @@ def _as_declared(model: "Model", values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _given(request: JobRequest) -> dict[str, Any]:
-    found = {name: getattr(request, name) for name in PARAMETERS}
-    if request.loras is not None:  # type: ignore[attr-defined]
-        found["loras"] = [lora.model_dump() for lora in found["loras"]]
-    return {name: value for name, value in found.items() if value is not None}
+    return request.model_dump(include=set(PARAMETERS), exclude_none=True)
 
 
 def _output_errors(given: Mapping[str, Any], unread: Collection[str]) -> list[FieldError]:
     is_png = given["output_format"] == "png" and "output_format" not in unread
     if not is_png or given.get("output_quality") is None:
         return []
-    return [FieldError("output_quality", "has no meaning for a png, which is lossless")]
+    return [FieldError("output_quality", "does not apply to png, which is lossless")]
 
 
 def _input_errors(model: "Model", asked: Parameters, files: Files | None) -> list[FieldError]:
-    """What the account does not have, and what the model cannot do with what it is given."""
+    """The files that the account does not have, and combinations of inputs that the model cannot use."""
     missing = [
-        FieldError(pointer(place), f"there is no file {quoted(id)} of this account: upload it first")
+        FieldError(pointer(place), f"is not a file of this account: {quoted(id)}; upload it first")
         for place, id in _named_files(asked)
         if files is not None and id not in files
     ]
@@ -288,7 +286,7 @@ def _input_errors(model: "Model", asked: Parameters, files: Files | None) -> lis
 
 
 def _named_files(asked: Parameters) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """The place of each file in a request, and its id."""
+    """The location of each file in a request, and its id."""
     for name in FILES:
         value = getattr(asked, name)
         for index, id in enumerate(entries_of(value)):
@@ -296,23 +294,16 @@ def _named_files(asked: Parameters) -> Iterator[tuple[tuple[int | str, ...], str
 
 
 def _lora_errors(model: "Model", asked: Parameters) -> list[FieldError]:
-    known = [lora.name for lora in model.loras]
-    there_is = f"there is: {', '.join(known)}" if known else "it has none"
-    return [
-        FieldError(f"loras/{index}/name", f"is not one of this model's adapters; {there_is}")
-        for index, lora in enumerate(asked.loras)
-        if lora.name not in known
-    ]
+    return [FieldError(place, fault) for place, fault in model.adapter_faults(asked)]
 
 
 def _parameter_errors(model: "Model", asked: Parameters) -> list[FieldError]:
-    errors = []
-    if asked.num_inference_steps > model.max_num_inference_steps:
-        errors.append(FieldError("num_inference_steps", f"is above {model.max_num_inference_steps}"))
-    if asked.guidance_scale > model.max_guidance_scale:
-        errors.append(FieldError("guidance_scale", f"is above {model.max_guidance_scale:g}"))
-    if asked.step_cache > model.max_step_cache:
-        errors.append(FieldError("step_cache", _step_cache_detail(model)))
+    limits = {name: getattr(model, f"max_{name}", None) for name in PARAMETERS}
+    errors = [
+        FieldError(name, _above(model, name, most))
+        for name, most in limits.items()
+        if most is not None and getattr(asked, name) > most
+    ]
     if asked.scheduler not in model.schedulers:
         known = ", ".join(model.schedulers)
         errors.append(FieldError("scheduler", f"is not one of this model's schedulers: {known}"))
@@ -321,7 +312,7 @@ def _parameter_errors(model: "Model", asked: Parameters) -> list[FieldError]:
 
 def _pipeline_errors(model: "Model", asked: Parameters) -> list[FieldError]:
     return [
-        FieldError(pointer((_OWN, name)), fault)
+        FieldError(pointer((OWN, name)), fault)
         for name, fault in value_faults(model.parameters, asked.pipeline_parameters, model.name)
     ]
 
@@ -330,21 +321,21 @@ def _preset_errors(model: "Model", request: JobRequest) -> list[FieldError]:
     if request.preset is None or model.preset(request.preset) is not None:
         return []
     known = ", ".join(preset.name for preset in model.presets)
-    there_is = f"there is: {known}" if known else "it has none"
-    return [FieldError("preset", f"is not one of this model's presets; {there_is}")]
+    they_are = f"they are: {known}" if known else "it has none"
+    return [FieldError("preset", f"is not one of this model's presets; {they_are}")]
 
 
-def _step_cache_detail(model: "Model") -> str:
-    if model.max_step_cache == 1:
-        return f"is above 1: model {model.name!r} has no step cache"
-    return f"is above {model.max_step_cache}"
+def _above(model: "Model", name: str, most: float) -> str:
+    if name == "step_cache" and not model.step_cache:
+        return f"is above {most}: model {model.name!r} has no step cache"
+    return f"is above {most:g}" if isinstance(most, float) else f"is above {most}"
 
 
 def _text_errors(model: "Model", asked: Parameters) -> list[FieldError]:
     limit = model.max_prompt_characters
     texts = {name: getattr(asked, name) for name in TEXTS}
     return [
-        FieldError(field, f"has {len(text)} characters; at most {limit} are accepted")
+        FieldError(field, f"has {len(text)} characters; the limit is {limit}")
         for field, text in texts.items()
         if len(text) > limit
     ]
@@ -364,5 +355,5 @@ def _pixels_detail(model: "Model", width: int, height: int) -> str:
     largest = model.tiers[-1]
     return (
         f"{width} x {height} is {width * height} pixels; the largest tier of model {model.name!r}, "
-        f"{largest.name!r}, takes at most {largest.max_pixels}"
+        f"{largest.name!r}, accepts at most {largest.max_pixels}"
     )

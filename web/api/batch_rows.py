@@ -1,8 +1,8 @@
-"""From the rows of an upload to what is to be done: new jobs, retries of old ones, and nothing.
+"""Turns the rows of a CSV into new jobs and retries of old jobs.
 
-A row that names its old job in `job_id`, as our reports do, is left alone where that job or a retry of it has
-succeeded or has not ended; else it is tried again with its seed. A row whose parameters were edited is a new
-job. Owns these rules; what a job may ask for is `web.api.admission`'s.
+A row that names an old job in `job_id`, as reports do, needs no new job if that job or a retry of it has
+succeeded or has not ended; otherwise the job is retried with its seed. A row whose parameters were edited is
+a new job. Owns these rules; `web.api.admission` decides what a job may ask for.
 """
 
 import math
@@ -16,18 +16,19 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from catalogue.parameters import FILES, PARAMETERS, PRESET_PARAMETERS, entries_of
+from catalogue.states import WITHOUT_IMAGE, State
 from storage import batches
 from storage.batches import EarlierJob
 from storage.identifiers import new_id
 from storage.job_views import Job
 from storage.retries import Tries, tries_of
-from storage.states import WITHOUT_IMAGE, State
 from storage.submissions import NewJob
 from web.api.admission import Files
 from web.api.fetched_files import FetchedFiles
 from web.api.input_files import files_named
+from web.api.parameter_fields import OWN
 from web.api.schemas import JOB_ID, JobRequest
-from web.api.strict import strict_errors
+from web.api.submission import strict_errors
 from web.auth import account_id
 from web.csv.header import COLUMNS
 from web.csv.rows import CsvRow, refuse_rows
@@ -36,29 +37,28 @@ from web.wiring import wired
 
 Item = TypeVar("Item")
 
-_OWN = "pipeline_parameters"
 ROWS_AT_ONCE = 500
 MAX_SHOWN_LINES = 20
 PICTURE_FIELDS = ("model", *PARAMETERS)
-"""What decides which picture a job makes, as its row keeps it."""
+"""The columns of a job on which its images depend."""
 
 
 @dataclass
 class Work:
-    """What an upload comes to."""
+    """What the rows of a CSV become."""
 
     jobs: list[NewJob] = field(default_factory=list)
     earlier: list[EarlierJob] = field(default_factory=list)
     retried: dict[str, str] = field(default_factory=dict)
-    """The id of the job that retries another, by that one's."""
+    """The id of the retry, by the id of the job that it retries."""
     continued: set[str | None] = field(default_factory=set)
-    """The batches of the old jobs that its rows name; None for jobs of no batch."""
+    """The batches of the old jobs that rows name; None for jobs without a batch."""
     edited_lines: list[int] = field(default_factory=list)
-    """The lines of rows that name an old job and ask for another picture."""
+    """The lines of rows that name an old job but have other parameters."""
 
     @property
     def warnings(self) -> list[dict[str, str]]:
-        """What its maker should know before anything is drawn."""
+        """The warnings of the batch."""
         if not self.edited_lines:
             return []
         shown = ", ".join(map(str, self.edited_lines[:MAX_SHOWN_LINES]))
@@ -66,16 +66,16 @@ class Work:
         more = f" and {num_more} more" if num_more > 0 else ""
         lines = "line" if len(self.edited_lines) == 1 else "lines"
         detail = (
-            f"{lines} {shown}{more}: the parameters are not those of the job "
-            "that is named, so the row is a new job; cancel the batch if a spreadsheet has changed them"
+            f"{lines} {shown}{more}: the parameters differ from those of the job in job_id, so a new job was "
+            "made; cancel the batch if a spreadsheet has changed the parameters by mistake"
         )
         return [{"code": "rows_edited", "field": "job_id", "detail": detail}]
 
 
 def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
-    """All rows or none: raises `InvalidCsv` naming every row that cannot be, the first of them in words.
+    """The work for all rows; raises `InvalidCsv` with the errors of all rows if one is invalid.
 
-    `defaults` are for rows that leave a column out and speak of no old job.
+    `defaults` apply to rows that leave a column empty and name no old job.
     """
     work = Work()
     first_lines: dict[int, int | None] = {}
@@ -90,17 +90,17 @@ def work_of(rows: Iterable[CsvRow], defaults: Mapping[str, str]) -> Work:
                 room = MAX_ERRORS - len(errors)
                 errors += [FieldError(item.field, item.detail, row.line) for item in found[:room]]
     except InvalidCsv as error:
-        # What was wrong before the line from which the file cannot be read is said too.
+        # The file cannot be read from some line on; errors of the lines before are reported too.
         raise refuse_rows([*errors, *error.errors], num_errors=num_errors + error.num_errors) from error
-    strict = strict_errors(work.jobs)
-    errors = sorted([*errors, *strict], key=lambda error: error.line or 0)
+    unrepeatable = strict_errors(work.jobs)
+    errors = sorted([*errors, *unrepeatable], key=lambda error: error.line or 0)
     if errors:
-        raise refuse_rows(errors, num_errors=num_errors + len(strict))
+        raise refuse_rows(errors, num_errors=num_errors + len(unrepeatable))
     return _under_first_lines(work, first_lines)
 
 
 def work_again(jobs: Iterable[Job]) -> Work:
-    """What is left to do of a batch: its jobs that ended without an image; raises `NotServed` by line."""
+    """Retries of a batch's jobs that ended without an image; raises `NotServed` by line."""
     work = Work()
     errors: list[FieldError] = []
     num_errors = 0
@@ -129,7 +129,7 @@ def work_again(jobs: Iterable[Job]) -> Work:
 
 
 def asked_of(job: Job) -> dict[str, Any]:
-    """The request that would make this job again, every parameter named."""
+    """The request that would create this job again, with every parameter."""
     return {
         "model": job.model,
         **job.parameters.values(),
@@ -139,26 +139,26 @@ def asked_of(job: Job) -> dict[str, Any]:
 
 
 def deadline_seconds(job: Job) -> float | None:
-    """How long after its acceptance the job's deadline is, as it was asked for."""
+    """The `deadline_seconds` of the job's request."""
     if job.deadline_at is None:
         return None
     seconds = (job.deadline_at - job.created_at).total_seconds()
-    # Never 0, which no job may ask for. PostgreSQL keeps microseconds, and may have rounded to none.
+    # Never 0, which no request may have. PostgreSQL stores microseconds and may have rounded to 0.
     return round(seconds, 3) or round(seconds, 6) or 1e-6
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What the account has of that which some rows name: old jobs and how they were retried, and files."""
+    """What some rows name: old jobs of the account with their retries, and its files."""
 
     tries: Mapping[str, Tries]
     files: Files
 
 
 def _add(work: Work, row: CsvRow, known: _Known, defaults: Mapping[str, str]) -> list[FieldError]:
-    """Put into `work` what the row asks for; or everything that is wrong with it."""
+    """Add the row to `work`, or return all of its errors."""
     if row.errors and not row.cells:
-        return list(row.errors)  # there is nothing else to look at
+        return list(row.errors)  # nothing else can be checked
     try:
         if row.job_id is None:
             request = _read({**defaults, **row.cells}, row, known.files)
@@ -166,7 +166,7 @@ def _add(work: Work, row: CsvRow, known: _Known, defaults: Mapping[str, str]) ->
         elif row.job_id in known.tries:
             _add_again(work, row, known.tries[row.job_id], known.files)
         else:
-            detail = f"there is no job {quoted(row.job_id)} of this account; leave it empty for a new one"
+            detail = f"is not a job of this account: {quoted(row.job_id)}; leave the cell empty for a new job"
             return [*row.errors, FieldError("job_id", detail)]
     except InvalidRequest as error:
         return [replace(found, field=_column_of(found.field)) for found in error.errors]
@@ -174,19 +174,19 @@ def _add(work: Work, row: CsvRow, known: _Known, defaults: Mapping[str, str]) ->
 
 
 def _column_of(field: str) -> str:
-    """A model's own parameter has a column of its name, and the entries of a list share one."""
-    name = field.removeprefix(f"{_OWN}/")
-    return name.partition("/")[0] if name.partition("/")[0] in (*FILES, "loras") else name
+    """The column of a field: a model's own parameter has its own, entries of a list share one."""
+    name = field.removeprefix(f"{OWN}/")
+    return name.partition("/")[0] if name.partition("/")[0] in PARAMETERS else name
 
 
 def _add_again(work: Work, row: CsvRow, tries: Tries, files: Files) -> None:
     work.continued.add(tries.first.batch_id)
     asked = had = asked_of(tries.first)
     if "preset" in row.cells:
-        # Fields that are given go before it, and these were not.
+        # Fields of a request override its preset, and these were not in the request.
         asked = {name: value for name, value in asked.items() if name not in PRESET_PARAMETERS}
-    own = {**asked.get(_OWN, {}), **row.cells.get(_OWN, {})}
-    request = _read_again({**asked, **row.cells, _OWN: own}, row, files)
+    own = {**asked.get(OWN, {}), **row.cells.get(OWN, {})}
+    request = _read_again({**asked, **row.cells, OWN: own}, row, files)
     is_edited = "preset" in row.cells or not all(
         _is_same(getattr(request, name), had[name]) for name in PICTURE_FIELDS
     )
@@ -200,14 +200,14 @@ def _add_again(work: Work, row: CsvRow, tries: Tries, files: Files) -> None:
 
 
 def _add_retry(work: Work, job: NewJob, tries: Tries) -> None:
-    """The job is named at once: another row of the file may continue the same old one."""
+    """The id is chosen here, since another row of the file may name the same old job."""
     job_id = new_id("job")
     work.jobs.append(replace(job, id=job_id, retry_of=tries.counting_id))
     work.retried[tries.counting_id] = job_id
 
 
 def _read_again(asked: Mapping[str, Any], row: CsvRow, files: Files) -> JobRequest:
-    """Without the limits of its model, which may have gone: a job that is left alone needs none."""
+    """Like `_read` without the model's limits: a row without a new job does not need the model to exist."""
     if not row.errors:
         with suppress(ValidationError):
             return JobRequest.model_validate(dict(asked))
@@ -215,7 +215,7 @@ def _read_again(asked: Mapping[str, Any], row: CsvRow, files: Files) -> JobReque
 
 
 def _read(asked: Mapping[str, Any], row: CsvRow, files: Files) -> JobRequest:
-    """Raises `InvalidRequest` for everything that is wrong with the row's cells."""
+    """The request of the row; raises `InvalidRequest` with all errors of its cells."""
     return wired().admission.read(asked, found=row.errors, known=COLUMNS, files=files)
 
 
@@ -233,7 +233,7 @@ def _earlier(work: Work, line: int, tries: Tries) -> EarlierJob:
 
 
 def _is_same(asked: object, had: object) -> bool:
-    """A spreadsheet rounds what it shows, and writes what it shows; files lose their byte-order marks."""
+    """Equal up to what spreadsheets change: they round numbers and drop byte-order marks."""
     if isinstance(asked, float) and isinstance(had, float):
         return math.isclose(asked, had, rel_tol=1e-6)
     if isinstance(asked, Mapping) and isinstance(had, Mapping):
@@ -246,7 +246,7 @@ def _is_same(asked: object, had: object) -> bool:
 
 
 def _with_known(rows: Iterable[CsvRow]) -> Iterator[tuple[CsvRow, _Known]]:
-    """Each row, with what the account has of that which it and those beside it name."""
+    """Each row, with the old jobs and the files that it and its neighbours name."""
     fetched = FetchedFiles(account_id())
     for page in map(fetched.fetched, _pages(rows)):
         ids = {row.job_id for row in page if row.job_id is not None and re.fullmatch(JOB_ID, row.job_id)}
@@ -263,12 +263,12 @@ def _files_in(page: Iterable[CsvRow]) -> Iterator[str]:
 
 
 def _plain(value: object) -> object:
-    """An adapter of a request as a job has it."""
+    """An adapter of a request in the form in which a job stores it."""
     return value.model_dump() if isinstance(value, BaseModel) else value
 
 
 def _pages(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Some items at a time; those before a line that cannot be read come before its error."""
+    """The items in pages; items before an unreadable line are yielded before its error is raised."""
     remaining = iter(items)
     while True:
         page: list[Item] = []
@@ -283,17 +283,17 @@ def _pages(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _under_first_lines(work: Work, first_lines: Mapping[int, int | None]) -> Work:
-    """The rows by their lines in the file that was uploaded first, which no two rows share.
+    """The work with the line numbers of the file that was uploaded first, each used by one row.
 
-    A row that names no such line, or one that a row before it has, gets a number above all of these and
-    above every line of the batches that the file continues: images are saved by it.
+    A row without such a number, or with the number of an earlier row, gets one above all of these and above
+    every line of the batches that the file continues: clients save images under these numbers.
     """
     row_of: dict[int, int] = {}
     for line, first in first_lines.items():
         if first is not None:
             row_of.setdefault(first, line)
     if not row_of or (not work.continued and len(row_of) < len(first_lines)):
-        return work  # a column of this name in a file that is no report
+        return work  # the file has such a column but is not a report
     line_of = {line: first for first, line in row_of.items()}
     highest = max(max(row_of), batches.highest_line(wired().db, account_id(), filter(None, work.continued)))
     others = (line for line in first_lines if line not in line_of)

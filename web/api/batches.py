@@ -1,11 +1,10 @@
-"""`/v1/batches`: a CSV of prompts becomes many bulk jobs at once, or a report by line and none.
+"""`/v1/batches`: a CSV of prompts becomes one bulk job per row, or a report of errors by line and no job.
 
-Owns the upload and the answers. `web.csv.rows` reads the file; `web.api.batch_rows` makes jobs of its rows.
+Owns the upload and the answers. `web.csv.rows` reads the file; `web.api.batch_rows` turns rows into jobs.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -18,26 +17,28 @@ from storage import batches
 from storage.batches import Batch
 from storage.errors import NotFound
 from storage.job_views import Job
-from web.api.batch_rows import Work, work_again, work_of
-from web.api.cursor import decode_cursor, encode_cursor
-from web.api.idempotency import digest_of, idempotency_key
-from web.api.resources import BatchList, BatchResource, batch_resource, batch_resources
-from web.api.schemas import BATCH_ID, BatchPath, PageQuery
+from web.api.addresses import Addresses
+from web.api.batch_rows import work_again, work_of
+from web.api.paging import PageQuery, decode_cursor, page_of
+from web.api.request_headers import digest_of, idempotency_key
+from web.api.resources import BatchList, BatchResource, batch_resource
+from web.api.schemas import BATCH_ID, BatchPath
+from web.api.submission import NewBatch, submit_batch
 from web.auth import SECURITY, account_id, require_key
 from web.csv.header import COLUMNS, DELIMITERS, known_delimiter
 from web.csv.reports import ReportQuery, error_lines, result_lines
 from web.csv.rows import parse_csv
 from web.csv.text import known_encoding
-from web.errors import documented
+from web.problems import documented
 from web.refusals import BodyTooLarge, FieldError, InvalidCsv, InvalidRequest, UnsupportedMediaType, quoted
-from web.wiring import url_of, wired
+from web.wiring import addresses, url_of, wired
 
-DEFAULTS = ("model",)  # for every row that leaves the column out
+DEFAULTS = ("model",)  # for rows that leave the column empty
 DIALECT = {"delimiter": known_delimiter, "encoding": known_encoding}
 FORM_FIELDS = (*DEFAULTS, "webhook_url", *DIALECT)
-MULTIPART_BYTES = 65_536  # what the envelope around the file may take
+MULTIPART_BYTES = 65_536  # for the rest of the form
 REPORT_ROW_BYTES = 2048
-"""What a report may have more of a row than the file that made it: its columns, and letters as UTF-8."""
+"""By how much a row of a report may be longer than the row it came from: more columns, and UTF-8."""
 REPORT_MARK = b"job_id"
 HEADER_BYTES = 65_536
 MAX_FILENAME_CHARACTERS = 200
@@ -53,27 +54,27 @@ _UPLOAD = {
                     "file": {
                         "type": "string",
                         "contentMediaType": "text/csv",
-                        "description": "A header line, then one job a row. "
+                        "description": "A header line, then one job per row. "
                         f"Columns: {', '.join(COLUMNS)}; "
-                        "only `prompt` is required, an empty cell means the default. What `results.csv` and "
-                        "`errors.csv` have beside them may be there too: a row with a `job_id` continues "
+                        "only `prompt` is required, and an empty cell means the default. The other columns "
+                        "of `results.csv` and `errors.csv` are accepted too: a row with a `job_id` continues "
                         "that job.",
                     },
                     "delimiter": {
                         "type": "string",
-                        "description": f"{', '.join(DELIMITERS)}, or the character itself; recognised if "
-                        "left out.",
+                        "description": f"{', '.join(DELIMITERS)}, or the character itself; detected if left "
+                        "out.",
                     },
                     "encoding": {
                         "type": "string",
-                        "description": "Of the file, as `windows-1251` or `macintosh`; recognised if left "
-                        "out: a byte-order mark, then UTF-8, then what Excel writes.",
+                        "description": "The file's encoding, such as `windows-1251` or `macintosh`. If left "
+                        "out it is detected: by byte-order mark, else UTF-8, else the encoding of Excel.",
                     },
-                    "model": {"type": "string", "description": "For rows that name none."},
+                    "model": {"type": "string", "description": "The model for rows that do not name one."},
                     "webhook_url": {
                         "type": "string",
-                        "description": "Told once, when the last job has ended; a row's column `webhook_url` "
-                        "is told of that row's job.",
+                        "description": "Receives one message when the last job has ended. The column "
+                        "`webhook_url` of a row receives the messages of that row's job.",
                     },
                 },
             }
@@ -85,7 +86,7 @@ blueprint = APIBlueprint(
     "batches",
     __name__,
     url_prefix="/v1/batches",
-    abp_tags=[{"name": "batches", "description": "A CSV of prompts, run when nobody waits for an image."}],
+    abp_tags=[{"name": "batches", "description": "A CSV of prompts, run as bulk jobs."}],
     abp_security=SECURITY,
     abp_responses=documented(401, 422, 500, 503),
 )
@@ -93,7 +94,7 @@ blueprint = APIBlueprint(
 
 @blueprint.before_request
 def authenticate() -> None:
-    """A key first; the rest of the request is read afterwards."""
+    """Check the key before anything else of the request is read."""
     require_key(wired().db)
 
 
@@ -104,7 +105,7 @@ def authenticate() -> None:
     responses={202: BatchResource, **documented(400, 413, 415)},
 )
 def create_batch() -> Response:
-    """Checks every row first: one bad row, and nothing is created and every bad line is reported."""
+    """Checks every row first. If one is invalid, no job is created and all errors are reported by line."""
     file, form, faults = _uploaded()
     data = file.read()
     wiring = wired()
@@ -112,7 +113,7 @@ def create_batch() -> Response:
     if not _is_report(data):
         limit = wiring.max_csv_bytes
     if len(data) > limit:
-        raise BodyTooLarge(f"file: larger than {limit} bytes")
+        raise BodyTooLarge(f"file: is larger than {limit} bytes")
     key = None
     try:
         key = idempotency_key()
@@ -121,7 +122,7 @@ def create_batch() -> Response:
     sent = [part.encode() for item in sorted(form.items()) for part in item]
     digest = digest_of(data, *sent)
 
-    def read() -> tuple[Work, dict[str, Any]]:
+    def read() -> NewBatch:
         own = wiring.catalogue.pipeline_types
         dialect = {name: form.get(name) for name in DIALECT}
         try:
@@ -133,27 +134,28 @@ def create_batch() -> Response:
             raise
         if faults:
             raise InvalidRequest.of(faults)
-        return work, {"read_as": rows.read_as, "warnings": [*rows.warnings, *work.warnings]}
+        reading = {"read_as": rows.read_as, "warnings": [*rows.warnings, *work.warnings]}
+        return NewBatch(work.jobs, work.earlier, reading)
 
     return _accept(_filename(file), read, key, digest, form.get("webhook_url"))
 
 
 @blueprint.post(
     "/<batch_id>/retry",
-    summary="Run what failed again",
+    summary="Retry a batch",
     responses={202: BatchResource, **documented(404, 409)},
 )
 def retry_batch(path: BatchPath) -> Response:
-    """A new batch of the jobs that failed, expired or were canceled, with their parameters and seeds.
+    """Creates a batch of the jobs that failed, expired or were canceled, with their parameters and seeds.
 
-    A job that was retried before counts as its retry: one that has succeeded or has not ended is left alone.
-    With nothing left to run the new batch has no jobs. Its reports have every row of the old one.
+    If a job was retried before, its retry counts: a retry that succeeded or has not ended is not repeated.
+    If nothing is left to run, the new batch has no jobs. Its reports have every row of the old batch.
     """
     batch = _get(path.batch_id)
 
-    def read() -> tuple[Work, dict[str, Any]]:
-        jobs = batches.jobs_of(wired().db, batch.account_id, batch.id)
-        return work_again(jobs), {"retry_of": batch.id}
+    def read() -> NewBatch:
+        work = work_again(batches.jobs_of(wired().db, batch.account_id, batch.id))
+        return NewBatch(work.jobs, work.earlier, {"retry_of": batch.id})
 
     key = idempotency_key(scope=f"retry {batch.id}")
     return _accept(batch.filename, read, key, digest_of(), batch.webhook_url)
@@ -161,52 +163,32 @@ def retry_batch(path: BatchPath) -> Response:
 
 def _accept(
     filename: str,
-    read: Callable[[], tuple[Work, dict[str, Any]]],
+    read: Callable[[], NewBatch],
     key: str | None,
     digest: str,
     webhook_url: str | None,
 ) -> Response:
-    wiring = wired()
-    # Before its rows are looked at: what was accepted once is shown, whatever would be refused by now.
-    batch, created = batches.made_before(wiring.db, account_id(), key, digest), False
-    if batch is None:
-        work, reading = read()
-        batch, created = batches.create(
-            wiring.db,
-            account_id(),
-            filename,
-            work.jobs,
-            earlier_jobs=work.earlier,
-            reading=reading,
-            redispatch_seconds=wiring.redispatch_seconds,
-            webhook_url=webhook_url,
-            idempotency_key=key,
-            request_hash=digest,
-        )
+    batch, created = submit_batch(read, account_id(), key, digest, filename=filename, webhook_url=webhook_url)
     response = _shown(batch, 202)
     response.headers["Location"] = url_of(f"/v1/batches/{batch.id}")
-    if created:
-        wiring.metrics.batch_rows_accepted.inc(batch.num_jobs)
-    else:
+    if not created:
         response.headers["Idempotent-Replayed"] = "true"
     return response
 
 
 @blueprint.get("", summary="List batches", responses={200: BatchList})
 def list_your_batches(query: PageQuery) -> Response:
-    """Your batches, newest first, a page at a time."""
+    """Your batches, newest first, one page at a time."""
     position = decode_cursor(query.cursor)
     found = batches.list_batches(wired().db, account_id(), limit=query.limit + 1, before=position)
-    page = found[: query.limit]
-    more = len(found) > query.limit
-    cursor = encode_cursor(page[-1].created_at, page[-1].id) if more else None
-    shown = BatchList(batches=batch_resources(account_id(), page), next_cursor=cursor)
+    page, cursor = page_of(found, query.limit)
+    shown = BatchList(batches=_shown_batches(page), next_cursor=cursor)
     return jsonify(shown.model_dump(mode="json"))
 
 
 @blueprint.get("/<batch_id>", summary="Show a batch", responses={200: BatchResource, **documented(404)})
 def get_batch(path: BatchPath) -> Response:
-    """How far the batch is."""
+    """The batch and its progress."""
     return _shown(_get(path.batch_id), 200)
 
 
@@ -214,11 +196,12 @@ def get_batch(path: BatchPath) -> Response:
     "/<batch_id>", summary="Cancel a batch", responses={200: BatchResource, **documented(404, 409)}
 )
 def cancel_batch(path: BatchPath) -> Response:
-    """Cancels what has not ended; finished jobs keep their images. `409` once everything has ended."""
+    """Cancels the jobs that have not ended; others keep their images. `409` if all jobs have ended."""
     _check_id(path.batch_id)
     return _shown(batches.cancel(wired().db, account_id(), path.batch_id), 200)
 
 
+Lines = Callable[[Iterable[Job], ReportQuery, Sequence[str], Addresses], Iterator[str]]
 _CSV: dict[str | int | HTTPStatus, Any] = {
     200: {
         "description": "CSV, in the order of the upload.",
@@ -231,37 +214,37 @@ _CSV: dict[str | int | HTTPStatus, Any] = {
     "/<batch_id>/results.csv", summary="Download the results", responses={**_CSV, **documented(404)}
 )
 def download_results(path: BatchPath, query: ReportQuery) -> Response:
-    """Every row, what it asked for and what became of it so far; image links are this API's and do not rot.
+    """Every row with its parameters, its state and permanent links to its images.
 
-    It can be uploaded again, which runs what came to nothing.
+    It can be uploaded again, which retries the rows that ended without images.
     """
-    return _csv(_get(path.batch_id), "results", partial(result_lines, query=query))
+    return _csv(_get(path.batch_id), "results", result_lines, query)
 
 
 @blueprint.get("/<batch_id>/errors.csv", summary="Download the errors", responses={**_CSV, **documented(404)})
 def download_errors(path: BatchPath, query: ReportQuery) -> Response:
-    """The rows that failed, expired or were canceled, and why. It can be uploaded again."""
-    return _csv(_get(path.batch_id), "errors", partial(error_lines, query=query))
+    """The rows that failed, expired or were canceled, with the reason. It can be uploaded again."""
+    return _csv(_get(path.batch_id), "errors", error_lines, query)
 
 
 def max_report_bytes(max_csv_bytes: int, max_csv_rows: int) -> int:
-    """The largest upload: a report of the largest file that is accepted, which can be uploaded again."""
+    """The largest upload: the report of the largest accepted file, since reports can be uploaded again."""
     return max_csv_bytes + max_csv_rows * REPORT_ROW_BYTES
 
 
 def _is_report(data: bytes) -> bool:
-    """Whether its first lines name the column of a report, in any encoding that a spreadsheet writes."""
+    """Whether its first lines name a column of a report, in any encoding that spreadsheets write."""
     return REPORT_MARK in data[:HEADER_BYTES].replace(b"\0", b"").lower()
 
 
 def _uploaded() -> tuple[FileStorage, dict[str, str], list[FieldError]]:
-    """The file, the form's fields, and what is wrong with those that do not decide how the file is read.
+    """The file, the form's fields, and the errors of fields that do not affect how the file is read.
 
-    Raises a `Refusal` naming every part that is missing or wrong if the file cannot be read for one of them.
+    Raises a `Refusal` with all errors if a field that does affect it is invalid.
     """
     if request.mimetype != "multipart/form-data":
         raise UnsupportedMediaType(
-            f"Content-Type is {quoted(request.mimetype or 'missing')}: this route takes "
+            f"Content-Type {quoted(request.mimetype or 'missing')} is not accepted: send "
             "'multipart/form-data' with the CSV in the field 'file'",
             headers={"Accept": "multipart/form-data"},
         )
@@ -271,9 +254,9 @@ def _uploaded() -> tuple[FileStorage, dict[str, str], list[FieldError]]:
         files, form = request.files, request.form
     except RequestEntityTooLarge as error:
         raise BodyTooLarge(f"file: the upload is larger than {limit} bytes") from error
-    names = [name or "" for name in (*files.keys(), *form.keys())]  # a part may have none at all
+    names = [name or "" for name in (*files.keys(), *form.keys())]  # a part may have no name
     faults = [
-        FieldError(name[:100], f"is not a known field; there is: file, {', '.join(FORM_FIELDS)}")
+        FieldError(name[:100], f"is not a field; the fields are: file, {', '.join(FORM_FIELDS)}")
         for name in names
         if name != "file" and name not in FORM_FIELDS
     ]
@@ -281,13 +264,13 @@ def _uploaded() -> tuple[FileStorage, dict[str, str], list[FieldError]]:
     file = files.get("file")
     if file is None or len(files.getlist("file")) > 1:
         errors.append(FieldError("file", "exactly one CSV file is required in the multipart field 'file'"))
-    # A form sends a choice that nobody made as an empty text.
+    # Browsers send an unused choice of a form as an empty string.
     given = {name: form[name] for name in FORM_FIELDS if form.get(name)}
     for name, known in DIALECT.items():
-        said = given.pop(name, "auto")
+        value = given.pop(name, "auto")
         try:
-            if said != "auto":
-                given[name] = known(said)  # so that a repetition is known by what it means
+            if value != "auto":
+                given[name] = known(value)  # normalised, so that the digest does not depend on the spelling
         except ValueError as error:
             errors.append(FieldError(name, str(error)))
     faults += wired().admission.webhook_errors(given.get("webhook_url"))
@@ -312,14 +295,21 @@ def _check_id(batch_id: str) -> None:
         raise NotFound(f"no batch {quoted(batch_id)}")
 
 
+def _shown_batches(found: Sequence[Batch]) -> list[BatchResource]:
+    waits, to = wired().waits.of_batches(account_id(), found), addresses()
+    return [batch_resource(batch, waits.get(batch.id, []), to) for batch in found]
+
+
 def _shown(batch: Batch, status: int) -> Response:
-    response = jsonify(batch_resource(batch).model_dump(mode="json"))
+    (shown,) = _shown_batches([batch])
+    response = jsonify(shown.model_dump(mode="json"))
     response.status_code = status
     return response
 
 
-def _csv(batch: Batch, name: str, lines: Callable[[Iterable[Job]], Iterator[str]]) -> Response:
+def _csv(batch: Batch, name: str, lines: Lines, query: ReportQuery) -> Response:
     jobs = batches.jobs_of(wired().db, batch.account_id, batch.id)
-    response = Response(stream_with_context(lines(jobs)), mimetype="text/csv")
+    text = lines(jobs, query, tuple(wired().catalogue.pipeline_types), addresses())
+    response = Response(stream_with_context(text), mimetype="text/csv")
     response.headers["Content-Disposition"] = f'attachment; filename="{batch.id}-{name}.csv"'
     return response

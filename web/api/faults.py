@@ -1,8 +1,8 @@
-"""Every fault of a request in one answer, whichever was found first.
+"""All errors of a request in one answer.
 
-A route stops at the first part of its request that is wrong: the query, the body, a header, or a limit of
-the model. Before such a refusal is sent, this module looks at all parts. It knows which parts a route
-declares and none of their limits.
+A route stops at the first invalid part of its request: the query, the body, a header, or a limit of the
+model. Before the refusal is sent, this module checks the other parts too. It knows which parts a route
+declares, but none of their limits.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 from catalogue.parameters import FILES, entries_of
 from storage.errors import StorageError
 from web.api.admission import Files
-from web.api.idempotency import idempotency_key
 from web.api.input_files import files_named, is_carried
+from web.api.request_headers import idempotency_key
 from web.api.schemas import JobRequest, field_errors, parameter_errors
 from web.auth import account_id
 from web.refusals import FieldError, InvalidRequest, Refusal
@@ -29,10 +29,10 @@ API = "/v1/"
 
 
 class CheckedApi(OpenAPI):
-    """The application; its API takes no query parameter that the route does not declare."""
+    """The application; routes of the API refuse query parameters that they do not declare."""
 
     def preprocess_request(self) -> ResponseReturnValue | None:
-        """As Flask's, then the query: whoever shows no key learns nothing about it."""
+        """Like Flask's, but also checks the query; without a valid key a request is refused before that."""
         answer = super().preprocess_request()
         if answer is None and is_of_api() and (faults := query_faults()):
             raise InvalidRequest.of(faults)
@@ -40,8 +40,8 @@ class CheckedApi(OpenAPI):
 
 
 def completed(refusal: InvalidRequest) -> InvalidRequest:
-    """The same refusal with every other fault of the running request beside those that it names."""
-    # Before a key is known, nobody looks at more than was looked at already.
+    """The same refusal, with every other error of the current request added."""
+    # Nothing more is checked for a request without a valid key.
     if not is_of_api() or "principal" not in g:
         return refusal
     named = dict.fromkeys(refusal.errors)
@@ -52,17 +52,17 @@ def completed(refusal: InvalidRequest) -> InvalidRequest:
         return refusal
     if type(refusal) is InvalidRequest:
         return InvalidRequest.of([*named, *more])
-    # A report by line keeps its words; the faults of the request itself stand before those of the lines.
+    # A report by line keeps its detail; errors of the request itself precede those of the lines.
     return type(refusal)(refusal.detail, [*more, *named], num_errors=refusal.num_errors + len(more))
 
 
 def is_of_api() -> bool:
-    """Whether the running request is for a route of the API."""
+    """Whether the current request is for a route of the API."""
     return request.path.startswith(API) and request.url_rule is not None
 
 
 def query_faults() -> list[FieldError]:
-    """What is wrong with the query: unknown parameters, one that is given twice, values out of bounds."""
+    """The errors of the query: unknown parameters, repeated parameters, values out of bounds."""
     model = _declared("query")
     fields = {} if model is None else model.model_fields
     given: dict[str, Any] = {}
@@ -71,7 +71,9 @@ def query_faults() -> list[FieldError]:
         if name in fields and _is_list(fields[name].annotation):
             given[name] = values
         elif len(values) > 1 and name in fields:
-            faults.append(FieldError(name, f"is given {len(values)} times; once is accepted", parameter=True))
+            faults.append(
+                FieldError(name, f"appears {len(values)} times; it may appear once", parameter=True)
+            )
         else:
             given[name] = values[0]
     try:
@@ -82,7 +84,7 @@ def query_faults() -> list[FieldError]:
 
 
 def header_faults() -> list[FieldError]:
-    """What is wrong with the headers that a submission may carry."""
+    """The errors of the headers that a submission may have."""
     try:
         if request.method == "POST":
             idempotency_key()
@@ -92,7 +94,7 @@ def header_faults() -> list[FieldError]:
 
 
 def body_faults() -> list[FieldError]:
-    """What is wrong with a JSON body, where the route takes one and it can be read."""
+    """The errors of a JSON body, if the route declares one and it can be parsed."""
     model = _declared("body")
     if model is None:
         return []
@@ -112,7 +114,7 @@ def body_faults() -> list[FieldError]:
 
 
 def _files_in(fields: Mapping[str, Any]) -> Files | None:
-    """The files that a body names, and the images that it carries; None where they cannot be looked up."""
+    """The files that a body names, and the images inside it; None if the files cannot be looked up."""
     texts = [text for name in FILES for text in entries_of(fields.get(name))]
     carried = [one for one in texts if isinstance(one, str) and is_carried(one)]
     with suppress(StorageError):
@@ -121,17 +123,17 @@ def _files_in(fields: Mapping[str, Any]) -> Files | None:
 
 
 def known_fields() -> tuple[str, ...]:
-    """The fields of the JSON body that the running route takes."""
+    """The fields of the JSON body that the current route declares."""
     model = _declared("body")
     return () if model is None else tuple(model.model_fields)
 
 
 class _Nothing(BaseModel, extra="forbid"):
-    """The query of a route that declares none."""
+    """The query of a route that declares no parameters."""
 
 
 def _declared(part: str) -> type[BaseModel] | None:
-    """The model of this part (`query`, `body`) of the route, as flask-openapi reads it off the view."""
+    """The model of this part (`query`, `body`) of the route, from the annotations of its view."""
     return _models_of(current_app.view_functions[str(request.endpoint)]).get(part)
 
 

@@ -1,7 +1,7 @@
-"""Images that the rows of an upload name by URL: each is fetched once, and becomes a file of the account.
+"""Images that rows of a CSV name by URL: each is downloaded once and becomes a file of the account.
 
-Owns how many there may be and how long all of them may take. Where a URL may lead is
-`tasks.images.download`'s.
+Owns how many URLs a CSV may name and how long the downloads may take. `tasks.images.download` decides which
+addresses may be downloaded from.
 """
 
 import time
@@ -11,21 +11,20 @@ from dataclasses import replace
 from typing import Any
 
 from catalogue.parameters import FILES, entries_of, is_file_id
-from tasks.images.download import DownloadFailed
-from tasks.images.facts import ImageUnreadable
+from tasks.errors import DownloadFailed, ImageUnreadable
 from web.api.file_intake import store
 from web.csv.rows import CsvRow
 from web.refusals import FieldError
 from web.wiring import wired
 
-NEITHER = "should be ids of files or https URLs, with spaces between them"
+NEITHER = "should be ids of files or https URLs, separated by spaces"
 AT_ONCE = 8
 ALL_SECONDS = 45.0
-"""For all images of an upload: whoever has more to fetch uploads them as files first."""
+"""The limit for all images of one CSV; more images have to be uploaded as files first."""
 
 
 class FetchedFiles:
-    """The ids of the files that URLs have become, in one upload of this account."""
+    """The downloads of one CSV of this account."""
 
     def __init__(self, account_id: str) -> None:
         self._account_id = account_id
@@ -34,7 +33,7 @@ class FetchedFiles:
         self._ends_at = time.monotonic() + ALL_SECONDS
 
     def fetched(self, rows: Iterable[CsvRow]) -> list[CsvRow]:
-        """The rows with the ids of files in place of URLs; what cannot be had is an error of its row."""
+        """The rows with ids of files in place of URLs; a failed download is an error of its row."""
         page = list(rows)
         urls = dict.fromkeys(text for row in page for _, text in _named(row.cells) if _is_url(text))
         self._fetch([url for url in urls if url not in self._ids and url not in self._faults])
@@ -43,11 +42,11 @@ class FetchedFiles:
     def _fetch(self, urls: list[str]) -> None:
         room = wired().max_csv_urls - len(self._ids) - len(self._faults)
         detail = (
-            f"the file names more than {wired().max_csv_urls} images by URL: "
-            "upload them with POST /v1/files, and name their ids"
+            f"the CSV names more than {wired().max_csv_urls} images by URL: "
+            "upload them with POST /v1/files and use their ids"
         )
         self._faults |= dict.fromkeys(urls[max(0, room) :], detail)
-        # What is downloaded is held until it is stored: some at a time.
+        # A download stays in memory until it is stored, so they run a few at a time.
         for start in range(0, max(0, room), AT_ONCE):
             some = urls[:room][start : start + AT_ONCE]
             with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -58,14 +57,14 @@ class FetchedFiles:
                 try:
                     self._ids[url] = store(self._account_id, download.result()).id
                 except (DownloadFailed, ImageUnreadable) as error:
-                    self._faults[url] = f"the image of this URL cannot be had: {error}"
+                    self._faults[url] = f"the image at this URL cannot be used: {error}"
 
     def _has_time(self, url: str) -> bool:
         if time.monotonic() < self._ends_at:
             return True
         self._faults[url] = (
-            f"fetching the images of this file took more than {ALL_SECONDS:g} s: "
-            "upload them with POST /v1/files, and name their ids"
+            f"downloading the images of this CSV took more than {ALL_SECONDS:g} s: "
+            "upload them with POST /v1/files and use their ids"
         )
         return False
 
@@ -92,7 +91,7 @@ class FetchedFiles:
 
 
 def _named(cells: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The field and the text of each image that a row names."""
+    """The field and the text of each input image that a row names."""
     return [(name, text) for name in FILES for text in entries_of(cells.get(name))]
 
 

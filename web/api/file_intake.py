@@ -1,27 +1,27 @@
-"""A file on its way in: looked at, put into the store, recorded. Its bytes came with a request, or are there.
+"""Accepts a file: checks, stores and records it. Its bytes come with a request or were uploaded to its link.
 
-Owns the order: nothing is stored that was not looked at, and no row is ready whose object is not there. Which
-part of a request brought the bytes its callers know, and say in their refusals.
+Owns the order: nothing is stored before it is checked, and no row is ready before its object exists. Callers
+know which part of a request had the bytes, and say so in their refusals.
 """
 
 from storage import files
 from storage.errors import BlobNotFound
 from storage.files import File, NewFile
-from tasks.images.facts import ImageUnreadable
+from tasks.errors import ImageUnreadable
 from web.refusals import FileNotUploaded
 from web.wiring import wired
 
 STORE_SECONDS = 10.0
-"""How long the store is tried: a client waits for the answer."""
+"""How long storing is retried, while a client waits for the answer."""
 
 
 def store(account_id: str, data: bytes) -> File:
-    """The account's file of these bytes. Raises `ImageUnreadable`, `Busy`, and what the store raises."""
+    """The account's file of these bytes. Raises `ImageUnreadable`, `Busy`, and `BlobError`."""
     return take_in(account_id, data)[0]
 
 
 def take_in(account_id: str, data: bytes) -> tuple[File, bool]:
-    """The same; False if the account had the file before, which then has its whole time again."""
+    """The same, and False if the account had the file before; its expiry is then extended."""
     wiring = wired()
     file_id = files.id_of(data)
     kept = files.keep(wiring.db, account_id, file_id, keep_seconds=wiring.file_seconds)
@@ -38,7 +38,7 @@ def take_in(account_id: str, data: bytes) -> tuple[File, bool]:
 
 
 def _is_there(file: File) -> bool:
-    """Whether its object still is; one that was lost is mended by sending its bytes again."""
+    """Whether its object exists. A lost object is stored again when its bytes are sent again."""
     try:
         return wired().blobs.num_bytes(file.object_key) == file.num_bytes
     except BlobNotFound:
@@ -46,26 +46,26 @@ def _is_there(file: File) -> bool:
 
 
 def take_over(file: File) -> File:
-    """The declared file once its bytes were put under its link: read back and looked at.
+    """The declared file, after its bytes were uploaded to its link: read back and checked.
 
-    Raises `FileNotUploaded` while they are not there or are others, `ImageUnreadable` and `Busy`.
+    Raises `FileNotUploaded` if the bytes are missing or not the declared ones, `ImageUnreadable` and `Busy`.
     """
     wiring = wired()
     try:
         num_bytes = wiring.blobs.num_bytes(file.object_key)
     except BlobNotFound as error:
-        raise FileNotUploaded("nothing has been put under the link yet") from error
+        raise FileNotUploaded("nothing has been uploaded to the link yet") from error
     if num_bytes != file.num_bytes:
-        raise FileNotUploaded(f"{num_bytes} bytes were put under the link, {file.num_bytes} were declared")
+        raise FileNotUploaded(f"{num_bytes} bytes were uploaded to the link, {file.num_bytes} were declared")
     with wiring.image_checks.room(num_bytes):
         data = wiring.blobs.get(file.object_key)
         if files.id_of(data) != file.id:
             raise FileNotUploaded(
-                "other bytes were put under the link than were declared: the SHA-256 differs"
+                "the bytes at the link are not those that were declared: the SHA-256 differs"
             )
         facts = wiring.image_checks.facts(data)
     if facts.media_type != file.media_type:
-        raise ImageUnreadable(f"is {facts.media_type}, and was declared as {file.media_type}")
+        raise ImageUnreadable(f"is {facts.media_type} but was declared as {file.media_type}")
     return files.complete(
         wiring.db, file, width=facts.width, height=facts.height, keep_seconds=wiring.file_seconds
     )

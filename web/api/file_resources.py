@@ -1,27 +1,27 @@
-"""Files as clients receive them, and the presigned links by which they are opened and put."""
+"""Files as clients receive them. Pure functions of rows and of the addresses to put into links."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from pydantic import BaseModel, Field
 
 from storage.files import File
-from web.wiring import url_of, wired
+from web.api.addresses import Addresses
 
 Links = dict[str, str]
 
 
 class FileResource(BaseModel):
-    """An image that jobs may start from; a job names it by its id."""
+    """An image that jobs can use as input, by its id."""
 
     id: str = Field(description="`file_` and the SHA-256 of its bytes: the same bytes have the same id.")
     num_bytes: int
     media_type: str
-    width: int = Field(description="Pixels, as it is looked at: turned as its EXIF says.")
-    height: int
+    width: int = Field(description="Pixels, after the EXIF rotation.")
+    height: int = Field(description="Pixels, after the EXIF rotation.")
     sha256: str
     created_at: datetime
     expires_at: datetime | None = Field(
-        description="When it is deleted unless a job names it by then. Null once one has: it stays."
+        description="When it is deleted, unless a job uses it first. Null once a job has used it."
     )
     links: Links
 
@@ -34,19 +34,19 @@ class FileList(BaseModel):
 
 
 class UploadResource(BaseModel):
-    """Where to put the bytes of a declared file, and what to send with them."""
+    """The presigned link that accepts the bytes of a declared file."""
 
     id: str
     method: str
     url: str
-    headers: dict[str, str] = Field(description="To be sent as they are: they are part of the signature.")
+    headers: dict[str, str] = Field(description="Send them unchanged: they are part of the signature.")
     expires_at: datetime
     links: Links
 
 
-def file_resource(file: File) -> FileResource:
+def file_resource(file: File, addresses: Addresses) -> FileResource:
     """A file that is ready."""
-    here = url_of(f"/v1/files/{file.id}")
+    here = addresses.of(f"/v1/files/{file.id}")
     return FileResource(
         id=file.id,
         num_bytes=file.num_bytes,
@@ -60,33 +60,14 @@ def file_resource(file: File) -> FileResource:
     )
 
 
-def upload_resource(file: File) -> UploadResource:
-    """A file that is yet to be put, with a freshly signed link for it."""
-    wiring = wired()
-    url, headers = wiring.blobs.presign_put(
-        file.object_key,
-        seconds=wiring.image_url_seconds,
-        sha256=file.sha256,
-        num_bytes=file.num_bytes,
-        content_type=file.media_type,
-    )
+def upload_resource(file: File, addresses: Addresses) -> UploadResource:
+    """A declared file whose bytes are still to be sent, with a new link."""
+    url, headers = addresses.signed_upload(file)
     return UploadResource(
         id=file.id,
         method="PUT",
         url=url,
         headers=headers,
-        expires_at=datetime.now(UTC) + timedelta(seconds=wiring.image_url_seconds),
-        links={"complete": url_of(f"/v1/files/{file.id}/complete")},
-    )
-
-
-def content_url(file: File, *, for_head: bool = False) -> str:
-    """A link that opens the file without a key, for a while, with `GET` or with `HEAD`."""
-    wiring = wired()
-    return wiring.blobs.presign(
-        file.object_key,
-        seconds=wiring.image_url_seconds,
-        filename=f"{file.sha256[:16]}.{file.media_type.removeprefix('image/')}",
-        content_type=file.media_type,
-        for_head=for_head,
+        expires_at=addresses.expires_at(),
+        links={"complete": addresses.of(f"/v1/files/{file.id}/complete")},
     )

@@ -1,8 +1,8 @@
-"""Whether what a client sends is an image that can be drawn from, looked at one at a time.
+"""Checks that uploads are images which jobs can use as input, one at a time.
 
-Looking decodes it on the thread of its request: what that takes of memory and time is bounded by the limits,
-by looking at one file after the other in this process, and by how many bytes of files are on their way in at
-once. Owns the turn and the room; what is an image is `tasks.images.facts`'.
+An image is decoded on the thread of its request. Memory and time are bounded by the limits, by decoding one
+file at a time in this process, and by the bytes of files that may be in memory at once. This module owns the
+lock and that budget; `tasks.images.facts` decides what an image is.
 """
 
 import threading
@@ -14,7 +14,7 @@ from web.refusals import Busy
 
 WAIT_SECONDS = 5.0
 MAX_HELD_BYTES = 134_217_728
-"""Of files that are looked at, wait for it, or are being put into the store; a request holds them twice."""
+"""For files that wait for a check, are being checked, or are being stored; each is in memory twice."""
 
 
 class ImageChecks:
@@ -36,10 +36,10 @@ class ImageChecks:
 
     @contextmanager
     def room(self, num_bytes: int) -> Iterator[None]:
-        """Hold a file of so many bytes while the body runs; raises `Busy` where too many are held."""
+        """Reserve memory for a file while the body runs; raises `Busy` if too much is reserved already."""
         with self._counting:
             if self._held_bytes and self._held_bytes + num_bytes > self._max_held_bytes:
-                raise Busy("too many files are coming in: try again")
+                raise Busy("too many files are being uploaded; try again")
             self._held_bytes += num_bytes
         try:
             yield
@@ -48,9 +48,9 @@ class ImageChecks:
                 self._held_bytes -= num_bytes
 
     def facts(self, data: bytes) -> ImageFacts:
-        """What the image is; raises `ImageUnreadable`, and `Busy` where many others are looked at."""
+        """The facts of the image; raises `ImageUnreadable`, and `Busy` if other checks take too long."""
         if not self._turn.acquire(timeout=self._wait_seconds):
-            raise Busy("too many images are being looked at: try again")
+            raise Busy("too many images are being checked; try again")
         try:
             return read(data, self.limits)
         finally:

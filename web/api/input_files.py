@@ -1,7 +1,7 @@
-"""The files that requests are drawn from: which they name, and those that a request carries itself.
+"""The input images of requests: the files that a request names, and data URLs that it contains.
 
-Owns how an image in a request becomes a file of the account. What an image may be is
-`tasks.images.facts`'; what a model does with it is not known here.
+Owns how an image inside a request becomes a file of the account. `tasks.images.facts` decides what an image
+may be; what a model does with it is not known here.
 """
 
 import base64
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from catalogue.parameters import FILES, entries_of, is_file_id
 from storage import files
 from storage.files import File
-from tasks.images.facts import ImageUnreadable
+from tasks.errors import ImageUnreadable
 from web.api.admission import Files
 from web.api.file_intake import store
 from web.api.parameter_fields import DATA_URL
@@ -27,9 +27,9 @@ _CARRIED = re.compile(
 
 
 def with_files(account_id: str, body: JobRequest) -> tuple[JobRequest, Files]:
-    """The request with the images that it carries stored as files, and all files that it names.
+    """The request with its data URLs stored as files, and all files that it names.
 
-    Raises `InvalidRequest` naming every image that cannot be read; nothing is stored of a request that breaks
+    Raises `InvalidRequest` naming every image that cannot be read. Nothing is stored if the request breaks
     another limit.
     """
     texts = _texts_in(body)
@@ -51,7 +51,7 @@ def with_files(account_id: str, body: JobRequest) -> tuple[JobRequest, Files]:
 
 
 def is_carried(text: str) -> bool:
-    """Whether this is the image itself and no id of a file."""
+    """Whether this is a data URL of an image rather than the id of a file."""
     return text[: len(DATA_URL)].lower() == DATA_URL
 
 
@@ -62,7 +62,7 @@ def _texts_in(body: JobRequest) -> list[str]:
 def _all_stored(
     account_id: str, body: JobRequest, carried: Collection[str]
 ) -> tuple[dict[str, File], list[FieldError]]:
-    """The file that each carried image has become, and what is wrong with the others, by their places."""
+    """The stored file of each data URL, and the errors of the others by their place in the request."""
     stored: dict[str, File] = {}
     errors: list[FieldError] = []
     for name in FILES:
@@ -79,20 +79,20 @@ def _all_stored(
 
 
 def files_named(account_id: str, ids: Iterable[object]) -> Files:
-    """The files of the account of these ids; those that are not there are left out."""
+    """The account's files of these ids; unknown ids are left out."""
     known = sorted({id for id in ids if isinstance(id, str) and is_file_id(id)})
     return files.found(wired().db, account_id, known) if known else {}
 
 
 def _stored(account_id: str, url: str) -> File:
-    """The file that the URL carries; raises `ValueError` saying what is wrong with it."""
+    """The stored file of a data URL; raises `ValueError` if it is not valid."""
     carried = _CARRIED.fullmatch(url)
     if carried is None:
-        raise ValueError("is not a data URL of an image in base64: data:image/png;base64,...")
+        raise ValueError("is not a data URL of a base64-encoded image: data:image/png;base64,...")
     try:
         data = base64.b64decode(carried["data"], validate=True)
     except binascii.Error as error:
-        raise ValueError("holds base64 that cannot be read") from error
+        raise ValueError("contains invalid base64") from error
     try:
         return store(account_id, data)
     except ImageUnreadable as error:

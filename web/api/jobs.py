@@ -1,40 +1,34 @@
-"""`/v1/jobs`: accept a job, show it, wait for it, cancel it, try it again, lead to its images."""
+"""`/v1/jobs`: submit a job, show it, wait for it, cancel it, retry it, open its images."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
-import structlog
 from flask import Response, jsonify, redirect, request
 from flask_openapi.blueprint import APIBlueprint
 from werkzeug.wrappers import Response as AnyResponse
 
-from storage import dispatches
 from storage import jobs as transitions
-from storage.errors import IdempotencyMismatch, NotFound, StorageError, Unavailable
+from storage.errors import NotFound, Unavailable
 from storage.job_views import Job, get, list_jobs
-from storage.submissions import NewJob, create, made_before
-from web.api.cursor import decode_cursor, encode_cursor
-from web.api.idempotency import digest_of, digest_of_meaning, idempotency_key
+from storage.submissions import NewJob
 from web.api.input_files import files_named, with_files
-from web.api.preference import preferences, said_seconds
-from web.api.resources import JobList, JobResource, job_resource, job_resources, signed_url
+from web.api.paging import decode_cursor, page_of
+from web.api.request_headers import digest_of, digest_of_meaning, idempotency_key, preferences, said_seconds
+from web.api.resources import JobList, JobResource, job_resource
 from web.api.schemas import JOB_ID, ImagePath, JobListQuery, JobPath, JobRequest, WaitQuery
-from web.api.strict import strict_errors
+from web.api.submission import submit
 from web.auth import SECURITY, account_id, require_key
-from web.errors import documented
 from web.front.wsgi import waiting_client
-from web.refusals import ImageNotFound, InvalidRequest, JobIsNotFinal, NotServed, quoted
-from web.wiring import url_of, wired
-
-log = structlog.get_logger()
+from web.problems import documented
+from web.refusals import ImageNotFound, JobIsNotFinal, quoted
+from web.wiring import addresses, url_of, wired
 
 blueprint = APIBlueprint(
     "jobs",
     __name__,
     url_prefix="/v1/jobs",
-    abp_tags=[{"name": "jobs", "description": "One request for images, from acceptance to its end."}],
+    abp_tags=[{"name": "jobs", "description": "One request for images, from acceptance to completion."}],
     abp_security=SECURITY,
     abp_responses=documented(401, 422, 500, 503),
 )
@@ -42,7 +36,7 @@ blueprint = APIBlueprint(
 
 @blueprint.before_request
 def authenticate() -> None:
-    """A key first; the rest of the request is read afterwards."""
+    """Check the key before anything else of the request is read."""
     require_key(wired().db)
 
 
@@ -50,11 +44,11 @@ def authenticate() -> None:
     "", summary="Submit a job", responses={200: JobResource, 202: JobResource, **documented(400, 413, 415)}
 )
 def create_job(body: JobRequest) -> Response:
-    """Accepts a job: `202`, or with `Prefer: wait=N` the finished job (`200`) if it ends in time.
+    """Accepts a job: `202`, or `200` with `Prefer: wait=N` if the job ends within N seconds.
 
-    `Preference-Applied` says how long it would have waited, and is left out where it could not wait.
+    `Preference-Applied` has the seconds that were applied. It is absent if too many requests wait already.
 
-    With an `Idempotency-Key` the same request again gives the same job, marked `Idempotent-Replayed: true`.
+    With an `Idempotency-Key` a repeated request returns the same job and `Idempotent-Replayed: true`.
     """
     key, digest = idempotency_key(), digest_of_meaning(body)
 
@@ -64,13 +58,13 @@ def create_job(body: JobRequest) -> Response:
             known, account_id(), idempotency_key=key, request_hash=digest, files=files
         )
 
-    # Of jobs that were made when the digest was one of the body's bytes: the same bytes still find them.
+    # Jobs of earlier versions were stored with a digest of the body's bytes: the same bytes still find them.
     return _accept(admit, key, digest, earlier_digest=digest_of(request.get_data()))
 
 
 @blueprint.get("", summary="List jobs", responses={200: JobList})
 def list_your_jobs(query: JobListQuery) -> Response:
-    """Your jobs, newest first, a page at a time."""
+    """Your jobs, newest first, one page at a time."""
     found = list_jobs(
         wired().db,
         account_id(),
@@ -81,18 +75,16 @@ def list_your_jobs(query: JobListQuery) -> Response:
         limit=query.limit + 1,
         before=decode_cursor(query.cursor),
     )
-    page = found[: query.limit]
-    more = len(found) > query.limit
-    cursor = encode_cursor(page[-1].created_at, page[-1].id) if more else None
-    shown = JobList(jobs=job_resources(account_id(), page), next_cursor=cursor)
+    page, cursor = page_of(found, query.limit)
+    shown = JobList(jobs=shown_jobs(account_id(), page), next_cursor=cursor)
     return jsonify(shown.model_dump(mode="json"))
 
 
 @blueprint.get("/<job_id>", summary="Show a job", responses={200: JobResource, **documented(404)})
 def get_job(path: JobPath, query: WaitQuery) -> Response:
-    """The job now, or with `?wait=N` as soon as it has ended, after N seconds at the latest.
+    """The job now. With `?wait=N` the answer comes when the job has ended, or after N seconds.
 
-    `Prefer: wait=N` asks for the same.
+    `Prefer: wait=N` does the same.
     """
     job = _get(path.job_id)
     if query.wait is not None:
@@ -107,7 +99,7 @@ def get_job(path: JobPath, query: WaitQuery) -> Response:
     responses={200: JobResource, 202: JobResource, **documented(404, 409)},
 )
 def cancel_job(path: JobPath) -> Response:
-    """`200` when it is canceled, `202` when it runs and will be at its next step; `409` once it has ended."""
+    """`200` if the job is canceled, `202` if it runs and stops at its next step, `409` if it has ended."""
     _check_id(path.job_id)
     job = transitions.cancel(wired().db, account_id(), path.job_id)
     return _shown(job, 200 if job.is_terminal else 202)
@@ -115,14 +107,14 @@ def cancel_job(path: JobPath) -> Response:
 
 @blueprint.post(
     "/<job_id>/retry",
-    summary="Try a job again",
+    summary="Retry a job",
     responses={200: JobResource, 202: JobResource, **documented(404, 409)},
 )
 def retry_job(path: JobPath) -> Response:
-    """A new job with the same parameters and seed, and `retry_of`; `409` while the old one has not ended."""
+    """Creates a job with the same parameters and seed, and `retry_of`. `409` until the original job ends."""
     job = _get(path.job_id)
     if not job.is_terminal:
-        raise JobIsNotFinal(f"job {job.id!r} is {job.state} and cannot be tried again yet")
+        raise JobIsNotFinal(f"job {job.id!r} is {job.state} and cannot be retried before it ends")
     key, digest = idempotency_key(scope=f"retry {job.id}"), digest_of()
     files = files_named(job.account_id, job.parameters.file_ids)
     admit = partial(wired().admission.readmit, job, files=files, idempotency_key=key, request_hash=digest)
@@ -132,59 +124,24 @@ def retry_job(path: JobPath) -> Response:
 @blueprint.get(
     "/<job_id>/images/<index>",
     summary="Open an image",
-    responses={302: {"description": "A freshly signed link."}, **documented(404)},
+    responses={302: {"description": "Redirect to a newly signed link."}, **documented(404)},
 )
 def open_image(path: ImagePath) -> AnyResponse:
-    """Redirects to a link that works for a few minutes; this address itself does not rot."""
+    """Redirects to a link that works for a few minutes. This address itself is permanent."""
     job = _get(path.job_id)
     image = next((image for image in job.images if image.index == path.index), None)
     if image is None or image.deleted_at is not None:
         raise ImageNotFound(f"job {job.id!r} is {job.state} and has no image {path.index}")
-    response = redirect(signed_url(job, image, for_head=request.method == "HEAD"), 302)
+    response = redirect(addresses().signed_image(job, image, for_head=request.method == "HEAD"), 302)
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
-def submit(
-    admit: Callable[[], NewJob],
-    account: str,
-    key: str | None,
-    digest: str,
-    *,
-    earlier_digest: str | None = None,
-) -> tuple[Job, bool]:
-    """Commit first, ring afterwards; a bell that stays silent is the sweeper's, never the client's.
-
-    `(job, False)` when its idempotency key made it before: what was accepted once is shown, whatever would
-    be refused by now. Else raises the refusal of `admit`, or `InvalidRequest`. `earlier_digest` is what an
-    earlier version kept of the same request.
-    """
-    try:
-        return _submit(admit, account, key, digest)
-    except IdempotencyMismatch:
-        earlier = None if earlier_digest is None else made_before(wired().db, account, key, earlier_digest)
-        if earlier is None:
-            raise
-        return earlier, False
-
-
-def _submit(admit: Callable[[], NewJob], account: str, key: str | None, digest: str) -> tuple[Job, bool]:
-    wiring = wired()
-    try:
-        new = admit()
-        if errors := strict_errors([new]):
-            raise InvalidRequest.of(errors)
-    except (InvalidRequest, NotServed):
-        earlier = made_before(wiring.db, account, key, digest)
-        if earlier is None:
-            raise
-        return earlier, False
-    job, created = create(wiring.db, new, redispatch_seconds=wiring.redispatch_seconds)
-    if created:
-        wiring.metrics.jobs_accepted.labels(job.tier, job.lane).inc()
-        if job.lane == "interactive":
-            _dispatch(job)
-    return job, created
+def shown_jobs(account_id: str, jobs: Sequence[Job]) -> list[JobResource]:
+    """The account's jobs for clients, with why they wait and how long they take: one query for all."""
+    waits, etas = wired().waits.of_jobs(account_id, jobs), wired().forecast.of_jobs(jobs)
+    to = addresses()
+    return [job_resource(job, waits.get(job.id), etas.get(job.id), to) for job in jobs]
 
 
 def _accept(
@@ -199,19 +156,8 @@ def _accept(
     return _shown(job, 200 if waited is not None and job.is_terminal else 202, headers)
 
 
-def _dispatch(job: Job) -> None:
-    db = wired().db
-    try:
-        dispatch = dispatches.of_new_job(db, job.id, account_id=job.account_id)
-        if dispatch is not None and not wired().dispatcher.dispatch([dispatch]):
-            # The row says the truth, and the sweeper rings as soon as it can.
-            dispatches.put_back(db, job.id, account_id=job.account_id)
-    except StorageError as error:
-        log.warning("dispatch_not_recorded", job_id=job.id, error=type(error).__name__)
-
-
 def _waited_as_preferred(job: Job, headers: dict[str, str]) -> Job | None:
-    """As `_waited`, for as long as the client's `Prefer` says; notes in `headers` what was applied."""
+    """As `_waited`, for the seconds of the `Prefer` header; adds `Preference-Applied` to `headers`."""
     seconds = preferences(request.headers.get("Prefer")).wait_seconds
     if seconds is None:
         return None
@@ -222,7 +168,7 @@ def _waited_as_preferred(job: Job, headers: dict[str, str]) -> Job | None:
 
 
 def _waited(job: Job, seconds: float) -> Job | None:
-    """The job as soon as it has ended, or after these seconds; nothing where too many wait already."""
+    """The job once it has ended, or after this many seconds; None if too many requests wait already."""
     wiring = wired()
     seconds = min(seconds, wiring.max_wait_seconds)
     if job.is_terminal or seconds <= 0:
@@ -235,7 +181,7 @@ def _waited(job: Job, seconds: float) -> Job | None:
     try:
         return get(wiring.db, job.account_id, job.id)
     except Unavailable:
-        return job  # it was accepted, and that is what the answer must say
+        return job  # the job was accepted, and the response must say so
 
 
 def _get(job_id: str) -> Job:
@@ -244,14 +190,14 @@ def _get(job_id: str) -> Job:
 
 
 def _check_id(job_id: str) -> None:
-    # What cannot be an id never reaches Postgres, and looks like a job that is not there.
+    # A string that cannot be an id never reaches Postgres, and gets the answer of an unknown job.
     if not re.fullmatch(JOB_ID, job_id):
         raise NotFound(f"no job {quoted(job_id)}")
 
 
 def _shown(job: Job, status: int, headers: dict[str, str] | None = None) -> Response:
-    body: dict[str, Any] = job_resource(job).model_dump(mode="json")
-    response = jsonify(body)
+    (shown,) = shown_jobs(job.account_id, [job])
+    response = jsonify(shown.model_dump(mode="json"))
     response.status_code = status
     response.headers.update(headers or {})
     return response

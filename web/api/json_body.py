@@ -1,8 +1,7 @@
-"""Reading a JSON body: size, type, encoding and shape, before anyone looks at its meaning.
+"""Parsing a JSON body: its size, type, encoding and structure. It knows no field.
 
-Python's parser accepts duplicate keys, NaN, any depth and any number of members; this one does not, and
-counts before it parses. JSON has one kind of number (RFC 8259, section 6): `128.0` is read as the whole
-number that it is. It knows no field.
+Python's parser accepts duplicate keys, NaN, any depth and any number of members. This one rejects them, and
+counts before it parses. JSON has one kind of number (RFC 8259, section 6), so `128.0` becomes an `int`.
 """
 
 import codecs
@@ -26,15 +25,15 @@ from web.refusals import (
 )
 
 MAX_DEPTH = 16
-MAX_MEMBERS = 256  # of all objects and arrays together; a job has 20 fields
-MAX_NUMBER_CHARACTERS = 400  # the largest of doubles has 309 digits
-MAX_WHOLE = 2**53  # up to here every whole number is a double of its own
-# Possessive, and content with an unfinished string: it never looks at a character twice.
+MAX_MEMBERS = 256  # in all objects and arrays together; a job has about 25 fields
+MAX_NUMBER_CHARACTERS = 400  # the largest double has 309 digits
+MAX_WHOLE = 2**53  # up to here a double represents every whole number exactly
+# Possessive quantifiers, and strings that may be unfinished: no character is examined twice.
 _STRING_OR_MARK = re.compile(r'"(?:[^"\\]++|\\.?)*+"?|[\[\]{},]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _JSON_TYPE = re.compile(
     r"application/([a-z0-9!#$&^_.+-]+\+)?json"
-)  # RFC 6839, section 3.1: what ends in +json is JSON
+)  # RFC 6839, section 3.1: the suffix +json means JSON
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 _OTHER_ENCODINGS = (
     ("UTF-32", (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)),
@@ -43,16 +42,16 @@ _OTHER_ENCODINGS = (
 
 
 def read_json_bytes(request: Request) -> bytes:
-    """The raw body, when it is small enough and says that it is JSON."""
+    """The raw body; raises a `Refusal` unless it is small enough and declared as JSON."""
     if not _JSON_TYPE.fullmatch(request.mimetype):
         raise UnsupportedMediaType(
-            f"Content-Type is {quoted(request.mimetype or 'missing')}: this route takes 'application/json'",
+            f"Content-Type {quoted(request.mimetype or 'missing')} is not accepted: send 'application/json'",
             headers={"Accept": "application/json"},
         )
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if charset not in _CHARSETS:
         raise UnsupportedMediaType(
-            f"charset is {quoted(charset)}: JSON is sent as UTF-8 (RFC 8259, section 8.1)",
+            f"charset {quoted(charset)} is not accepted: send JSON as UTF-8 (RFC 8259, section 8.1)",
             headers={"Accept": "application/json"},
         )
     try:
@@ -60,19 +59,19 @@ def read_json_bytes(request: Request) -> bytes:
     except RequestEntityTooLarge as error:
         raise BodyTooLarge(
             f"the body is larger than {request.max_content_length} bytes; "
-            "a larger image is uploaded first, with POST /v1/files"
+            "upload larger images first, with POST /v1/files"
         ) from error
     except ClientDisconnected as error:
         raise MalformedBody("the body is shorter than its Content-Length") from error
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object whose every key can be named; raises `MalformedBody` or `InvalidRequest`.
+    """The JSON object; raises `MalformedBody`, or `InvalidRequest` if a key has a lone surrogate.
 
-    Its strings may hold lone surrogates, which the schemas refuse by field.
+    Its strings may contain lone surrogates, which the schemas refuse by field.
     """
     if not data:
-        raise MalformedBody("the body is empty, which is not JSON: an object is expected")
+        raise MalformedBody("the body is empty; a JSON object is expected")
     text = _decoded(data)
     _check_shape(text)
     try:
@@ -96,11 +95,11 @@ def parse_object(data: bytes) -> dict[str, Any]:
 def _decoded(data: bytes) -> str:
     """UTF-8, with or without a byte-order mark."""
     other = next((name for name, marks in _OTHER_ENCODINGS if data.startswith(marks)), None)
-    # In UTF-16 and UTF-32 each of the first characters of JSON, which are ASCII, has zero bytes beside it.
+    # JSON begins with ASCII characters, which have zero bytes beside them in UTF-16 and UTF-32.
     if other is None and b"\0" in data[:2]:
         other = "UTF-16 or UTF-32"
     if other is not None:
-        raise MalformedBody(f"the body is {other}: JSON is sent as UTF-8 (RFC 8259, section 8.1)")
+        raise MalformedBody(f"the body is {other}: send JSON as UTF-8 (RFC 8259, section 8.1)")
     try:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -109,7 +108,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _check_shape(text: str) -> None:
-    # By counting, since the parser itself would run out of stack.
+    # Counted before parsing, since the parser itself would run out of stack.
     depth, num_members = 0, 1
     for match in _STRING_OR_MARK.finditer(text):
         if match[0] == ",":
@@ -119,7 +118,7 @@ def _check_shape(text: str) -> None:
         elif match[0] in "[{":
             depth += 1
             if depth > MAX_DEPTH:
-                raise MalformedBody(f"the body is nested deeper than {MAX_DEPTH} levels")
+                raise MalformedBody(f"the body is nested more than {MAX_DEPTH} levels deep")
         elif match[0] in "]}":
             depth -= 1
 
@@ -129,7 +128,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _finite(digits: str) -> float:
-    """A number written with a point or an exponent: an `int` where it is whole, exactly as written."""
+    """A number with a point or an exponent: an `int` if what is written is exactly a whole number."""
     _check_length(digits)
     value = float(digits)
     if value in (float("inf"), float("-inf")):
@@ -142,7 +141,7 @@ def _finite(digits: str) -> float:
 def _is_exactly(value: int, digits: str) -> bool:
     try:
         return Decimal(digits) == value
-    except InvalidOperation:  # an exponent beyond all bounds
+    except InvalidOperation:  # an exponent that Decimal cannot represent
         return False
 
 
@@ -160,17 +159,17 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise MalformedBody(f"the key {quoted(twice)} is given twice")
+        raise MalformedBody(f"the key {quoted(twice)} appears more than once")
     return value
 
 
 def _refuse_surrogates(value: Any, pointer: str) -> None:
-    """Refuse a lone surrogate in a key. In the text of a field the schema names it with all other faults."""
+    """Refuse a lone surrogate in a key. In a string the schema reports it with all other errors."""
     if isinstance(value, dict):
         for key, item in value.items():
             if _SURROGATE.search(key):
                 raise InvalidRequest.of(
-                    [FieldError(pointer[:MAX_QUOTED_CHARACTERS], "holds a key with a lone surrogate")]
+                    [FieldError(pointer[:MAX_QUOTED_CHARACTERS], "has a key with a lone surrogate")]
                 )
             _refuse_surrogates(item, f"{pointer}/{key}" if pointer else key)
     elif isinstance(value, list):

@@ -1,11 +1,13 @@
-"""The declared parameters as fields of pydantic models: as a request may give them, and as a job has them.
+"""The declared parameters as fields of pydantic models: of requests, jobs and presets.
 
-Owns how a declaration (`catalogue.parameters`) becomes a type, limits and a line of OpenAPI. It does not know
-which parameters there are.
+Owns how a declaration (`catalogue.parameters`) becomes a type, limits and a line of OpenAPI, and the
+normalisation of prompt texts. It does not know which parameters exist.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -30,17 +32,25 @@ from catalogue.parameters import (
     is_file_id,
 )
 from catalogue.pipeline_parameters import MAX_DECLARED, MAX_STRING_CHARACTERS, PipelineParameter
-from web.api.text import Text, VisibleText, cleaned
 
 if TYPE_CHECKING:
     from catalogue.catalogue import Catalogue
 
+MAX_TEXT_CHARACTERS = 131_072  # for every model: a longer text is not examined
+MAX_MARKS_IN_A_ROW = 30  # UAX #15 §13, Stream-Safe Text: no script needs more
+DATA_URL = "data:image/"
+"""The beginning of a URL that contains an image itself (RFC 2397)."""
+_REFUSED_CHARACTER = re.compile("[\0-\x08\x0b-\x1f\ud800-\udfff]")
+
+OWN = next(name for name, parameter in PARAMETERS.items() if parameter.type == "object")
+"""The parameter whose entries are the parameters that a model declares itself."""
+
 M = TypeVar("M", bound=BaseModel)
-FieldOf = Callable[[str, KnownParameter], tuple[Any, Any]]  # a type, and what pydantic's `Field` makes
+FieldOf = Callable[[str, KnownParameter], tuple[Any, Any]]  # a type and the result of pydantic's `Field`
 
 
 class LoraField(BaseModel):
-    """An adapter of the model, and how strongly it is applied."""
+    """An adapter of the model, and its scale."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
@@ -50,21 +60,21 @@ class LoraField(BaseModel):
         ge=-MAX_LORA_SCALE,
         le=MAX_LORA_SCALE,
         allow_inf_nan=False,
-        description="1 applies it as it was trained, 0 not at all.",
+        description="1 applies the adapter as it was trained, 0 not at all.",
     )
 
 
 def with_parameters(
-    field_of: FieldOf, *, before: Mapping[str, tuple[str, ...]]
+    field_of: FieldOf, *, names: Iterable[str] = PARAMETERS, before: Mapping[str, tuple[str, ...]]
 ) -> Callable[[type[M]], type[M]]:
-    """Add every parameter to a model, in the declared order.
+    """Add the parameters of these names to a model, in the declared order.
 
-    `before` says which fields of the model itself stand before which parameter; the others follow them.
+    `before` gives the model's own fields that precede a parameter; its other fields follow the parameters.
     """
 
     def extended(model: type[M]) -> type[M]:
         own = {name: (field.annotation, field) for name, field in model.model_fields.items()}
-        declared = {name: field_of(name, parameter) for name, parameter in PARAMETERS.items()}
+        declared = {name: field_of(name, PARAMETERS[name]) for name in names}
         order = dict.fromkeys(chain.from_iterable((*before.get(name, ()), name) for name in declared))
         every = {**declared, **own}
         rest = [name for name in own if name not in order]
@@ -78,7 +88,7 @@ def with_parameters(
 
 
 def as_given(name: str, parameter: KnownParameter) -> tuple[Any, Any]:
-    """The field of a request. One that is left out and could come from a preset or the model is None."""
+    """The field of a request. It is None if left out where a preset or the model may choose the value."""
     if parameter.type == "object":
         return _limited(parameter), Field(default_factory=dict, description=parameter.description)
     if parameter.type == "files":
@@ -101,6 +111,17 @@ def as_answered(name: str, parameter: KnownParameter) -> tuple[Any, Any]:
     return kind, Field(description=parameter.note_of_value or None)
 
 
+def as_preset(name: str, parameter: KnownParameter) -> tuple[Any, Any]:  # noqa: ARG001
+    """The field of a preset; None if the preset does not set it."""
+    return _TYPES[parameter.type] | None, Field()
+
+
+def names_in_entries(name: str) -> Iterable[str] | None:
+    """The field names of each entry, if the parameter is a list of objects."""
+    is_list_of_objects = name in PARAMETERS and PARAMETERS[name].type == "adapters"
+    return LoraField.model_fields if is_list_of_objects else None
+
+
 _TYPES: Mapping[str, Any] = {
     "int": int,
     "float": float,
@@ -111,7 +132,7 @@ _TYPES: Mapping[str, Any] = {
     "object": dict[str, bool | int | float | str],
     "file": str,
     "files": list[str],
-    "loras": list[LoraField],
+    "adapters": list[LoraField],
 }
 
 
@@ -134,7 +155,7 @@ def _limited(parameter: KnownParameter) -> Any:
             return _File
         case "files":
             return _Files
-        case "loras":
+        case "adapters":
             return Annotated[list[LoraField], Field(max_length=MAX_LORAS), AfterValidator(_each_once)]
     return _TYPES[parameter.type]
 
@@ -147,12 +168,12 @@ def pipeline_schema(catalogue: "Catalogue") -> dict[str, Any]:
             declared.setdefault(parameter.name, []).append((model.name, parameter))
     return {
         "title": "PipelineParameters",
-        "description": "What a request may set of a model's own pipeline, by name.",
+        "description": "Parameters that only some models have, by name.",
         "type": "object",
         "properties": {
             name: {
                 "anyOf": [*(_value_schema(parameter) for _, parameter in found), {"type": "null"}],
-                "description": "; ".join(f"of {model}: {_what_for(parameter)}" for model, parameter in found),
+                "description": "; ".join(f"{model}: {_what_for(parameter)}" for model, parameter in found),
             }
             for name, found in declared.items()
         },
@@ -181,24 +202,59 @@ def _what_for(parameter: PipelineParameter) -> str:
     return ", ".join(filter(None, (parameter.description, f"{default} if left out")))
 
 
+def cleaned(text: str) -> str:
+    """The text in NFC; raises `ValueError` for characters that rows or text encoders cannot store."""
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise ValueError(f"has more than {MAX_TEXT_CHARACTERS} characters")
+    if found := _REFUSED_CHARACTER.search(text):
+        raise ValueError(_what_is_wrong_with(found[0]))
+    if text.isascii():
+        return text
+    _check_marks(text)
+    return unicodedata.normalize("NFC", text)
+
+
+def _what_is_wrong_with(character: str) -> str:
+    if character == "\0":
+        return "contains a NUL character"
+    if character < " ":
+        return f"contains the control character U+{ord(character):04X}; only \\n and \\t are accepted"
+    return "contains a lone surrogate, which is not a character"
+
+
+def _check_marks(text: str) -> None:
+    # Normalization sorts the marks after a letter in a time that grows with the square of their number.
+    num_marks = 0
+    for character in text:
+        num_marks = num_marks + 1 if unicodedata.combining(character) else 0
+        if num_marks > MAX_MARKS_IN_A_ROW:
+            raise ValueError(f"has more than {MAX_MARKS_IN_A_ROW} combining marks in a row")
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank; it needs at least 1 visible character")
+    return text
+
+
 def _listed(value: Any) -> Any:
-    """A single file stands for a list of it."""
+    """A single file is accepted in place of a list."""
     return [value] if isinstance(value, str) else value
 
 
-def _named_or_carried(text: str) -> str:
+def _id_or_data_url(text: str) -> str:
     if not is_file_id(text) and text[: len(DATA_URL)].lower() != DATA_URL:
         raise ValueError(
-            f"should be the id of a file, or the image itself as a URL that begins with {DATA_URL}"
+            f"should be the id of a file, or the image itself as a data URL that begins with {DATA_URL}"
         )
     return text
 
 
-def _each_once(loras: list[LoraField]) -> list[LoraField]:
-    names = [lora.name for lora in loras]
+def _each_once(adapters: list[LoraField]) -> list[LoraField]:
+    names = [adapter.name for adapter in adapters]
     if len(set(names)) < len(names):
-        raise ValueError("names an adapter twice")
-    return loras
+        raise ValueError("names an adapter more than once")
+    return adapters
 
 
 def _cleaned_if_text(value: Any) -> Any:
@@ -206,16 +262,16 @@ def _cleaned_if_text(value: Any) -> Any:
 
 
 def _bounded(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that are given; `null` for one is the same as leaving it out."""
+    """The values without those that are `null`, which is the same as leaving them out."""
     if len(values) > MAX_DECLARED:
         raise ValueError(f"has more than {MAX_DECLARED} entries")
     return {name: value for name, value in values.items() if value is not None}
 
 
-DATA_URL = "data:image/"
-"""The beginning of a URL that carries an image itself (RFC 2397)."""
+Text = Annotated[str, AfterValidator(cleaned)]
+VisibleText = Annotated[Text, AfterValidator(_not_blank)]
 _FILE = {"type": "string", "pattern": f"{FILE_ID}|^{DATA_URL}"}
-_File = Annotated[str, AfterValidator(_named_or_carried), WithJsonSchema(_FILE)]
+_File = Annotated[str, AfterValidator(_id_or_data_url), WithJsonSchema(_FILE)]
 _Files = Annotated[
     list[_File],
     Field(max_length=MAX_INPUT_IMAGES),
@@ -229,7 +285,9 @@ _Files = Annotated[
         }
     ),
 ]
-_OwnValue = Annotated[Any, AfterValidator(_cleaned_if_text)]  # its type is the model's to check
+_OwnValue = Annotated[
+    Any, AfterValidator(_cleaned_if_text)
+]  # admission checks its type: it depends on the model
 _OBJECT = {
     "type": "object",
     "additionalProperties": {

@@ -1,27 +1,38 @@
-"""Flask's request as this API reads it: JSON strictly, uploads in memory, compressed bodies as plain ones."""
+"""Flask's request class, adapted to this API: strict JSON, uploads in memory, compressed bodies.
+
+A compressed kilobyte can become a megabyte, so nothing is decompressed beyond the limit of a plain body.
+"""
 
 import io
+import zlib
 from typing import IO, Any
 
 from flask import Request
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.utils import cached_property
 
-from web.api.content_coding import coding_of, decoded
 from web.api.json_body import parse_object, read_json_bytes
+from web.refusals import MalformedBody, UnsupportedMediaType, quoted
+
+_GZIP, _ZLIB = 31, 15  # zlib's window bits, which also select the format
+_FORMATS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _ZLIB}
+ACCEPTED = "gzip, deflate"
+MAX_MEMBERS = 64
+"""The most members of one gzip body (RFC 1952, section 2.2); each costs a decompressor."""
 
 
 class ApiRequest(Request):
     """The request class of the application."""
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:  # noqa: ARG002
-        """The body as a JSON object; raises a `Refusal`. flask-openapi asks for it, silently in vain."""
+        """The body as a JSON object; raises a `Refusal` even where flask-openapi passes `silent`."""
         if not hasattr(self, "_json_object"):
             self._json_object = parse_object(read_json_bytes(self))
         return self._json_object
 
     @cached_property
     def stream(self) -> IO[bytes]:
-        """The plain body, from which werkzeug reads data and forms; raises a `Refusal`."""
+        """The decompressed body, from which werkzeug reads data and forms; raises a `Refusal`."""
         coding = coding_of(self.headers.get("Content-Encoding"))
         sent: IO[bytes] = super().stream
         if coding is None:
@@ -36,5 +47,41 @@ class ApiRequest(Request):
         filename: str | None = None,  # noqa: ARG002
         content_length: int | None = None,  # noqa: ARG002
     ) -> IO[bytes]:
-        # An upload is bounded and read whole; a file on disk would outlive a connection that breaks.
+        # Uploads are bounded and read whole; a temporary file would outlive a connection that breaks.
         return io.BytesIO()
+
+
+def coding_of(header: str | None) -> str | None:
+    """The coding that a `Content-Encoding` header names, if any; raises `UnsupportedMediaType`."""
+    names = [name.strip().lower() for name in (header or "").split(",")]
+    codings = [name for name in names if name not in ("", "identity")]
+    if not codings:
+        return None
+    if len(codings) > 1 or codings[0] not in _FORMATS:
+        named = quoted(", ".join(codings))
+        raise UnsupportedMediaType(
+            f"Content-Encoding {named} is not supported: send the body uncompressed or as one of {ACCEPTED}",
+            headers={"Accept-Encoding": ACCEPTED},  # RFC 9110, section 12.5.3
+        )
+    return codings[0]
+
+
+def decoded(data: bytes, coding: str, max_bytes: int) -> bytes:
+    """The decompressed body; raises `MalformedBody`, or `RequestEntityTooLarge` beyond `max_bytes`."""
+    plain = bytearray()
+    for _ in range(MAX_MEMBERS):
+        decoder = zlib.decompressobj(_FORMATS[coding])
+        try:
+            plain += decoder.decompress(data, max_bytes - len(plain) + 1)
+        except zlib.error as error:
+            raise MalformedBody(
+                f"the body cannot be decompressed as {coding}, which its Content-Encoding names: {error}"
+            ) from error
+        if len(plain) > max_bytes:
+            raise RequestEntityTooLarge
+        if not decoder.eof:
+            raise MalformedBody(f"the {coding} body is incomplete")
+        data = decoder.unused_data
+        if not data:
+            return bytes(plain)
+    raise MalformedBody(f"the body has more than {MAX_MEMBERS} {coding} members")

@@ -1,22 +1,132 @@
-"""`/v1/tiers` and `/v1/models`: what is served, within which limits, how long the queues are."""
+"""`/v1/tiers` and `/v1/models`: what is served, its limits, and the length of the queues."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from flask import Response, jsonify
 from flask_openapi.blueprint import APIBlueprint
+from pydantic import BaseModel, Field
 
+from catalogue.determinism import weakest
+from catalogue.parameters import PRESET_PARAMETERS
 from storage.dispatches import waiting
 from storage.workers import Worker, live_workers
-from web.api.model_resource import ModelList, model_resource
-from web.api.resources import QueueDepth, TierList, TierResource
+from web.api.parameter_fields import as_preset, with_parameters
 from web.auth import SECURITY, require_key
-from web.errors import documented
-from web.estimates.determinism import DETERMINISM_LEVELS
+from web.problems import documented
 from web.wiring import wired
+
+if TYPE_CHECKING:
+    from catalogue.catalogue import Model, Tier
+
+
+class QueueDepth(BaseModel):
+    """Queued jobs in each lane."""
+
+    interactive: int
+    bulk: int
+
+
+class TierResource(BaseModel):
+    """A resolution class, the length of its queue, and whether a live worker serves it."""
+
+    name: str
+    model: str
+    max_pixels: int
+    default_width: int
+    default_height: int
+    queue_depth: QueueDepth
+    num_live_workers: int
+    can_serve: bool
+    determinism: str | None = Field(
+        description="How repeatable images are: the weakest determinism level of the live workers."
+    )
+    eta_seconds: float | None = Field(
+        None,
+        description="Estimated seconds for a new interactive job of the default size, steps and guidance. "
+        "Null where no estimate is reliable.",
+    )
+
+
+class TierList(BaseModel):
+    """Every tier, ordered by size within a model."""
+
+    tiers: list[TierResource]
+
+
+@with_parameters(as_preset, names=PRESET_PARAMETERS, before={PRESET_PARAMETERS[0]: ("name",)})
+class PresetResource(BaseModel):
+    """Named parameters; null means the model's default."""
+
+    name: str
+
+
+class AdapterResource(BaseModel):
+    """A LoRA of the model; a request names it in `loras`."""
+
+    name: str
+    description: str
+
+
+class WordResource(BaseModel):
+    """A word that the model learned by textual inversion, for use in prompts."""
+
+    word: str
+    description: str
+
+
+class ModelParameterResource(BaseModel):
+    """A parameter that only this model has; a request gives it in `pipeline_parameters`."""
+
+    name: str
+    type: str = Field(description="int, float, bool, string or choice")
+    default: bool | int | float | str | None = Field(description="Null: the pipeline's own default.")
+    min: int | float | None = Field(description="The smallest number, or the shortest string in characters.")
+    max: int | float | None = Field(description="The largest number, or the longest string in characters.")
+    choices: list[str]
+    unit: str
+    description: str
+
+
+class ModelResource(BaseModel):
+    """A model and its limits."""
+
+    name: str
+    default: bool
+    schedulers: list[str] = Field(description="The first is the default.")
+    default_num_inference_steps: int
+    max_num_inference_steps: int
+    default_guidance_scale: float
+    max_guidance_scale: float
+    max_step_cache: int = Field(description="1 if the model has no step cache.")
+    presets: list[PresetResource] = Field(description="Values for `preset` of a request.")
+    tasks: list[str] = Field(
+        description="What the model can do: `text-to-image` needs only a prompt, the others input images."
+    )
+    loras: list[AdapterResource] = Field(description="Names for `loras` of a request.")
+    embeddings: list[WordResource] = Field(description="Words that the model learned by textual inversion.")
+    parameters: list[ModelParameterResource] = Field(
+        description="Names and limits for `pipeline_parameters` of a request."
+    )
+    min_side: int
+    max_side: int
+    side_multiple: int
+    max_pixels: int
+    max_prompt_characters: int
+    tiers: list[str]
+
+
+class ModelList(BaseModel):
+    """Every model."""
+
+    models: list[ModelResource]
+
 
 blueprint = APIBlueprint(
     "tiers",
     __name__,
     url_prefix="/v1",
-    abp_tags=[{"name": "catalogue", "description": "What is served here."}],
+    abp_tags=[{"name": "catalogue", "description": "The models and tiers that are served."}],
     abp_security=SECURITY,
     abp_responses=documented(401, 422, 500, 503),
 )
@@ -24,19 +134,19 @@ blueprint = APIBlueprint(
 
 @blueprint.before_request
 def authenticate() -> None:
-    """A key first; the rest of the request is read afterwards."""
+    """Check the key before anything else of the request is read."""
     require_key(wired().db)
 
 
 @blueprint.get("/tiers", summary="List tiers", responses={200: TierList})
 def list_tiers() -> Response:
-    """Every tier: its limits, its queue, and whether a live worker serves it."""
-    return jsonify(TierList(tiers=tier_resources()).model_dump(mode="json"))
+    """Every tier with its limits, its queue, and whether a live worker serves it."""
+    return jsonify(TierList(tiers=shown_tiers()).model_dump(mode="json"))
 
 
 @blueprint.get("/models", summary="List models", responses={200: ModelList})
 def list_models() -> Response:
-    """Every model: its limits, schedulers and tiers."""
+    """Every model with its limits, schedulers and tiers."""
     catalogue = wired().catalogue
     models = [
         model_resource(model, default=model.name == catalogue.default_model) for model in catalogue.models
@@ -44,42 +154,55 @@ def list_models() -> Response:
     return jsonify(ModelList(models=models).model_dump(mode="json"))
 
 
-def tier_resources() -> list[TierResource]:
-    """The tiers as they are now."""
+def shown_tiers() -> list[TierResource]:
+    """The tiers as they are now, for clients."""
     wiring = wired()
     depth = waiting(wiring.db)
     workers = live_workers(wiring.db, wiring.worker_alive_seconds)
     etas = wiring.forecast.of_tiers()
-    found = []
-    for tier in wiring.catalogue.tiers:
-        serving = [worker for worker in workers if tier.name in worker.tiers]
-        queue = QueueDepth(
-            interactive=depth.get((tier.name, "interactive"), 0), bulk=depth.get((tier.name, "bulk"), 0)
+    return [
+        tier_resource(
+            tier,
+            QueueDepth(
+                interactive=depth.get((tier.name, "interactive"), 0), bulk=depth.get((tier.name, "bulk"), 0)
+            ),
+            [worker for worker in workers if tier.name in worker.tiers],
+            etas.get(tier.name),
         )
-        found.append(
-            TierResource(
-                name=tier.name,
-                model=tier.model,
-                max_pixels=tier.max_pixels,
-                default_width=tier.default_width,
-                default_height=tier.default_height,
-                queue_depth=queue,
-                num_live_workers=len(serving),
-                can_serve=bool(serving),
-                determinism=weakest_determinism(serving),
-                eta_seconds=etas.get(tier.name),
-            )
-        )
-    return found
+        for tier in wiring.catalogue.tiers
+    ]
 
 
-def weakest_determinism(workers: list[Worker]) -> str | None:
-    """What can be said of every image, whichever of these workers draws it."""
-    determinism_levels = [worker.determinism for worker in workers]
-    return min(
-        determinism_levels,
-        key=lambda determinism: (
-            DETERMINISM_LEVELS.index(determinism) if determinism in DETERMINISM_LEVELS else -1
-        ),
-        default=None,
+def tier_resource(
+    tier: "Tier", depth: QueueDepth, workers: Sequence[Worker], eta_seconds: float | None
+) -> TierResource:
+    """The tier; `workers` are the live ones that serve it."""
+    return TierResource(
+        name=tier.name,
+        model=tier.model,
+        max_pixels=tier.max_pixels,
+        default_width=tier.default_width,
+        default_height=tier.default_height,
+        queue_depth=depth,
+        num_live_workers=len(workers),
+        can_serve=bool(workers),
+        determinism=weakest(worker.determinism for worker in workers) if workers else None,
+        eta_seconds=eta_seconds,
+    )
+
+
+def model_resource(model: "Model", *, default: bool) -> ModelResource:
+    """The model as the catalogue declares it."""
+    made_here = {"default", "tiers", "schedulers", "presets", "parameters", "tasks", "loras", "embeddings"}
+    same = ModelResource.model_fields.keys() - made_here
+    return ModelResource(
+        **{name: getattr(model, name) for name in same},
+        default=default,
+        schedulers=list(model.schedulers),
+        presets=[PresetResource(**preset.model_dump()) for preset in model.presets],
+        tasks=list(model.tasks),
+        loras=[AdapterResource(name=lora.name, description=lora.description) for lora in model.adapters],
+        embeddings=[WordResource(word=one.word, description=one.description) for one in model.embeddings],
+        parameters=[ModelParameterResource(**parameter.model_dump()) for parameter in model.parameters],
+        tiers=[tier.name for tier in model.tiers],
     )

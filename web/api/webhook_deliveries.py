@@ -1,4 +1,4 @@
-"""`/v1/webhook-deliveries`: what was sent to your receivers, what they answered, and sending it again."""
+"""`/v1/webhook-deliveries`: messages to receivers and their answers; replaying; the webhook secret."""
 
 import re
 from datetime import datetime
@@ -11,11 +11,11 @@ from pydantic import BaseModel, Field
 from storage import accounts, deliveries
 from storage.delivery_views import Attempt, Delivery, get, list_deliveries
 from storage.errors import NotFound
-from web.api.cursor import decode_cursor, encode_cursor
+from web.api.paging import decode_cursor, page_of
 from web.api.resources import Links
 from web.api.schemas import DELIVERY_ID, DeliveryListQuery, DeliveryPath
 from web.auth import SECURITY, account_id, refuse_session, require_key
-from web.errors import documented
+from web.problems import documented
 from web.refusals import quoted
 from web.wiring import url_of, wired
 
@@ -23,19 +23,19 @@ GRACE_SECONDS = 86_400
 
 
 class AttemptResource(BaseModel):
-    """One attempt to deliver. Without `milliseconds` it is in hand, or its sender was lost."""
+    """One attempt to deliver. Without `milliseconds` it is in progress, or its sender has died."""
 
     number: int
     started_at: datetime
     milliseconds: int | None
     response_status: int | None
-    error_code: str | None = Field(description="Null when the receiver answered with a 2xx.")
+    error_code: str | None = Field(description="Null if the receiver answered with a 2xx status.")
     error_detail: str | None
-    answer: str | None = Field(description="The beginning of what the receiver answered, 2 KB at most.")
+    answer: str | None = Field(description="The beginning of the receiver's answer, at most 2 KB.")
 
 
 class DeliveryResource(BaseModel):
-    """One event on its way to one URL; its id is the `webhook-id` of every attempt."""
+    """One event for one URL. Its id is the `webhook-id` header of every attempt."""
 
     id: str
     event: str
@@ -47,18 +47,18 @@ class DeliveryResource(BaseModel):
     next_attempt_at: datetime | None
     created_at: datetime
     finished_at: datetime | None
-    held_at: datetime | None = Field(description="Since when it waits for a receiver that fails.")
+    held_at: datetime | None = Field(description="When it was put on hold because its receiver fails.")
     receiver_state: Literal["failing", "paused", "recovering"] | None = Field(
-        description="Of its receiver, while it is pending; null when nothing is wrong with it."
+        description="State of its receiver while the delivery is pending; null if the receiver works."
     )
     error_code: str | None = Field(
-        description="Why it failed: the code of its last attempt, or `receiver_paused`."
+        description="Why the delivery failed: the code of its last attempt, or `receiver_paused`."
     )
     links: Links
 
 
 class DeliveryWithAttempts(DeliveryResource):
-    """A delivery and everything that was tried, oldest first."""
+    """A delivery and its attempts, oldest first."""
 
     attempts: list[AttemptResource]
 
@@ -71,7 +71,7 @@ class DeliveryList(BaseModel):
 
 
 class WebhookSecret(BaseModel):
-    """What your receivers verify signatures with."""
+    """The secret with which receivers verify signatures."""
 
     webhook_secret: str = Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
 
@@ -80,7 +80,7 @@ blueprint = APIBlueprint(
     "webhooks",
     __name__,
     url_prefix="/v1",
-    abp_tags=[{"name": "webhooks", "description": "Messages to your servers, signed and tried again."}],
+    abp_tags=[{"name": "webhooks", "description": "Signed messages to your servers, with retries."}],
     abp_security=SECURITY,
     abp_responses=documented(401, 422, 500, 503),
 )
@@ -88,27 +88,27 @@ blueprint = APIBlueprint(
 
 @blueprint.before_request
 def authenticate() -> None:
-    """A key first; the rest of the request is read afterwards."""
+    """Check the key before anything else of the request is read."""
     require_key(wired().db)
 
 
 @blueprint.get("/webhook-secret", summary="Show the webhook secret", responses={200: WebhookSecret})
 def show_webhook_secret() -> Response:
-    """The secret of your account, for the Standard Webhooks libraries. A session does not see it."""
-    refuse_session()  # whoever holds it can sign in our name
+    """The secret of your account, for Standard Webhooks libraries. Needs an API key, not a session."""
+    refuse_session()  # the secret allows its reader to sign messages in our name
     return _secret(accounts.webhook_secret(wired().db, account_id()))
 
 
-@blueprint.post("/webhook-secret/rotate", summary="Change the webhook secret", responses={200: WebhookSecret})
+@blueprint.post("/webhook-secret/rotate", summary="Rotate the webhook secret", responses={200: WebhookSecret})
 def rotate_webhook_secret() -> Response:
-    """A new secret. For a day every message carries a signature by the old one, too."""
+    """Creates a new secret. For a day every message is also signed with the old one."""
     secret = accounts.rotate_webhook_secret(wired().db, account_id(), grace_seconds=GRACE_SECONDS)
     return _secret(secret)
 
 
 @blueprint.get("/webhook-deliveries", summary="List webhook deliveries", responses={200: DeliveryList})
 def list_your_deliveries(query: DeliveryListQuery) -> Response:
-    """Your webhook deliveries, newest first, a page at a time."""
+    """Your webhook deliveries, newest first, one page at a time."""
     found = list_deliveries(
         wired().db,
         account_id(),
@@ -118,9 +118,7 @@ def list_your_deliveries(query: DeliveryListQuery) -> Response:
         limit=query.limit + 1,
         before=decode_cursor(query.cursor),
     )
-    page = found[: query.limit]
-    more = len(found) > query.limit
-    cursor = encode_cursor(page[-1].created_at, page[-1].id) if more else None
+    page, cursor = page_of(found, query.limit)
     shown = DeliveryList(webhook_deliveries=[_resource(delivery) for delivery in page], next_cursor=cursor)
     return jsonify(shown.model_dump(mode="json"))
 
@@ -131,19 +129,19 @@ def list_your_deliveries(query: DeliveryListQuery) -> Response:
     responses={200: DeliveryWithAttempts, **documented(404)},
 )
 def get_delivery(path: DeliveryPath) -> Response:
-    """The delivery and its attempts, the latest 100."""
+    """The delivery and its latest 100 attempts."""
     return _shown(path.delivery_id, 200)
 
 
 @blueprint.post(
     "/webhook-deliveries/<delivery_id>/replay",
-    summary="Send a webhook delivery again",
+    summary="Replay a webhook delivery",
     responses={202: DeliveryWithAttempts, **documented(404, 409)},
 )
 def replay_delivery(path: DeliveryPath) -> Response:
-    """Sends it again, delivered or failed, under the same id; `409` while it is pending."""
+    """Sends a delivered or failed delivery again under the same id. `409` while it is pending."""
     _check_id(path.delivery_id)
-    # The sweeper rings for it at its next turn, as for any other: it alone knows how full the queue is.
+    # The sweeper dispatches it, like every delivery: only the sweeper knows how full the queue is.
     deliveries.replay(wired().db, account_id(), path.delivery_id)
     return _shown(path.delivery_id, 202)
 

@@ -1,4 +1,4 @@
-"""`/v1/webhook-receivers`: which of your receivers fail or are paused, since when and why; resuming."""
+"""`/v1/webhook-receivers`: the receivers that fail or are paused, since when and why; resuming them."""
 
 import re
 from datetime import datetime
@@ -14,22 +14,22 @@ from storage.receivers import Receiver
 from web.api.resources import Links
 from web.api.schemas import RECEIVER_ID, ReceiverPath
 from web.auth import SECURITY, account_id, require_key
-from web.errors import documented
+from web.problems import documented
 from web.wiring import url_of, wired
 
 
 class ReceiverResource(BaseModel):
-    """A receiver, which is host and port, that fails or is paused. One that works has none."""
+    """A receiver (host and port) that fails, is paused or recovers. Working receivers are not listed."""
 
     id: str
     receiver: str = Field(examples=["hooks.example.com:8443"])
     state: Literal["failing", "paused", "recovering"] = Field(
-        description="`failing`: one probe at a time; `paused`: nothing is sent until you resume it; "
-        "`recovering`: it answered, and what was held is sent."
+        description="`failing`: one message at a time is sent as a probe. `paused`: nothing is sent until "
+        "you resume it. `recovering`: it accepted a message, and the held ones are being sent."
     )
-    num_failures: int = Field(description="In a row.")
+    num_failures: int = Field(description="Consecutive failures.")
     failing_since: datetime | None
-    next_probe_at: datetime | None = Field(description="Null when the next message to it is the probe.")
+    next_probe_at: datetime | None = Field(description="Null if the next message to it is the probe.")
     paused_at: datetime | None
     last_failed_at: datetime
     last_error_code: str
@@ -38,7 +38,7 @@ class ReceiverResource(BaseModel):
 
 
 class ReceiverList(BaseModel):
-    """The account's receivers that do not work, the latest to fail first."""
+    """The account's receivers that do not work, the most recent failure first."""
 
     webhook_receivers: list[ReceiverResource]
 
@@ -47,7 +47,7 @@ blueprint = APIBlueprint(
     "webhook_receivers",
     __name__,
     url_prefix="/v1",
-    abp_tags=[{"name": "webhooks", "description": "Messages to your servers, signed and tried again."}],
+    abp_tags=[{"name": "webhooks", "description": "Signed messages to your servers, with retries."}],
     abp_security=SECURITY,
     abp_responses=documented(401, 422, 500, 503),
 )
@@ -55,15 +55,13 @@ blueprint = APIBlueprint(
 
 @blueprint.before_request
 def authenticate() -> None:
-    """A key first; the rest of the request is read afterwards."""
+    """Check the key before anything else of the request is read."""
     require_key(wired().db)
 
 
-@blueprint.get(
-    "/webhook-receivers", summary="List webhook receivers that fail", responses={200: ReceiverList}
-)
+@blueprint.get("/webhook-receivers", summary="List failing webhook receivers", responses={200: ReceiverList})
 def list_your_receivers() -> Response:
-    """Your receivers that fail, are paused or recover; at most 500."""
+    """Your receivers that fail, are paused or recover, at most 500."""
     shown = ReceiverList(webhook_receivers=_resources())
     return jsonify(shown.model_dump(mode="json"))
 
@@ -74,7 +72,7 @@ def list_your_receivers() -> Response:
     responses={202: ReceiverList, **documented(404)},
 )
 def resume_receiver(path: ReceiverPath) -> Response:
-    """Sends it one message at once, and all that waits when it takes that one."""
+    """Sends one message at once, and the held ones if the receiver accepts it."""
     if not re.fullmatch(RECEIVER_ID, path.receiver_id):
         raise NotFound(f"no webhook receiver {path.receiver_id!r}")
     receivers.resume(wired().db, account_id(), path.receiver_id)

@@ -1,6 +1,6 @@
-"""Whether a webhook URL may be stored: https, a plain host and port, no address that is literally private.
+"""Checks of a webhook URL before it is stored: https, an allowed port, no private address or local name.
 
-Names are not resolved here; port and every resolved address are checked again when something is sent.
+Names are not resolved here. The port and every resolved address are checked again before a message is sent.
 """
 
 import ipaddress
@@ -17,11 +17,13 @@ _LOCAL_NAMES = ("localhost", "local", "internal", "localdomain", "home.arpa")
 
 
 def check_webhook_form(url: str) -> str:
-    """The URL itself; raises `ValueError` when it is no https URL with a plain host."""
+    """Return the URL; raises `ValueError` unless it is an https URL with a plain host."""
     if len(url) > MAX_CHARACTERS:
         raise ValueError(f"is longer than {MAX_CHARACTERS} characters")
     if not all("\x21" <= character <= "\x7e" for character in url) or "\\" in url:
-        raise ValueError("holds a character that a URL cannot hold: only printable ASCII is accepted")
+        raise ValueError(
+            "contains a character that is not allowed in a URL: only printable ASCII is accepted"
+        )
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -30,16 +32,17 @@ def check_webhook_form(url: str) -> str:
     if parts.scheme != "https":
         raise ValueError("must start with https://")
     if port == 0 or "%" in parts.netloc:
-        raise ValueError("names port 0 or a zone, which no public host has")
+        raise ValueError("has port 0 or an IPv6 zone, which no public host has")
     if "@" in parts.netloc:
-        raise ValueError("must not carry a user name or password")
+        raise ValueError("must not contain a user name or password")
     return url
 
 
 def check_webhook_url(url: str, allowed: Sequence[Network] = (), ports: Sequence[int] = DEFAULT_PORTS) -> str:
-    """The same, and it may be sent to: a public host at one of `ports`, or any port of `allowed` networks.
+    """As `check_webhook_form`; the host must be public and the port one of `ports`.
 
-    Where networks are opened, a name may lead into one: its port is then checked with its addresses.
+    Hosts in `allowed` networks may use any port. A name may resolve to one of these, so the port of a name is
+    only checked together with its addresses if there are any.
     """
     check_webhook_form(url)
     parts = urlsplit(url)
@@ -51,7 +54,7 @@ def check_webhook_url(url: str, allowed: Sequence[Network] = (), ports: Sequence
         may_use_any_port = bool(allowed)
     else:
         if not is_open(address, allowed):
-            raise ValueError("names a private or reserved address; only public ones are accepted")
+            raise ValueError("has a private or reserved address; only public addresses are accepted")
         may_use_any_port = is_within(address, allowed)
     wrong = what_is_wrong_with_port(parts.port or HTTPS_PORT, ports)
     if wrong and not may_use_any_port:
@@ -61,10 +64,10 @@ def check_webhook_url(url: str, allowed: Sequence[Network] = (), ports: Sequence
 
 def _check_name(host: str, *, may_be_local: bool) -> None:
     if not _HOST.fullmatch(host):
-        raise ValueError("has no host name that could be looked up")
+        raise ValueError("has no valid host name")
     last = host.rpartition(".")[2].lower()
     if re.fullmatch(r"\d+|0x[0-9a-f]*", last):
-        raise ValueError("writes an address in a form that is not accepted: use four decimal numbers")
+        raise ValueError("has an IP address in an unsupported notation: use four decimal numbers")
     is_local = any(host.lower() == name or host.lower().endswith("." + name) for name in _LOCAL_NAMES)
     if is_local and not may_be_local:
-        raise ValueError("names this machine or a private network; only public hosts are accepted")
+        raise ValueError("has a local host name; only public hosts are accepted")

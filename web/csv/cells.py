@@ -1,12 +1,14 @@
-"""What the text of one cell means: numbers, truth values and text as people's spreadsheets write them.
+"""The notations of one CSV cell: numbers, booleans and text as spreadsheets of many languages write them.
 
-What could mean two things is refused and says so. It also marks text that a spreadsheet would run as a
-formula, and takes that mark off again. It knows no file and no row.
+Each notation is reduced to a plain one, which pydantic reads; an ambiguous cell is refused. This module also
+escapes text that a spreadsheet would run as a formula, and removes the escape. It knows no file and no row.
 """
 
-import math
 import re
 from collections.abc import Mapping
+from typing import Any
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from catalogue.parameters import PARAMETERS, TEXTS, ParameterType
 
@@ -14,10 +16,10 @@ TYPES: Mapping[str, ParameterType] = {
     **{name: parameter.type for name, parameter in PARAMETERS.items()},
     "deadline_seconds": "float",
 }
-"""The type of each column; one that is not here holds a name."""
+"""The type of each column; columns that are not listed contain names."""
 MAX_NUMBER_CHARACTERS = 40
 
-# What spreadsheets show for TRUE and FALSE in the languages of their users, and what people type.
+# TRUE and FALSE as spreadsheets of many languages show them, and as people type them.
 _TRUE = {
     "true", "wahr", "vrai", "verdadero", "vero", "verdadeiro", "waar", "prawda", "sant", "sann", "sand",
     "tosi", "igaz", "pravda", "adevărat", "doğru", "истина", "true()", "yes", "y", "ja", "oui", "si", "sí",
@@ -36,11 +38,11 @@ _MISSING = {"NA", "NULL", "\\N"}
 _INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 _GROUPED = re.compile(r"[+-]?[0-9]{1,3}([,.'\u2019 \u00a0\u202f])[0-9]{3}(?:\1[0-9]{3})*(?:[.,][0-9]+)?")
 _SCIENTIFIC = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+)?[eE][+-]?[0-9]{1,4}")
-_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
-_WHOLE = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
+_INT: TypeAdapter[int] = TypeAdapter(int)
+_FLOAT: TypeAdapter[float] = TypeAdapter(FiniteFloat)
 _COMMA_NUMBER = re.compile(r"[+-]?[0-9]*,[0-9]+(?:[eE][+-]?[0-9]{1,4})?")
 _AS_TEXT = re.compile(r'="(.{0,100})"')
-# What makes Excel or LibreOffice read a cell as a formula, full-width forms included.
+# Excel and LibreOffice read a cell that begins with one of these as a formula, full-width forms included.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 _MARK = "'"
 _MAX_RETYPED_CHARACTERS = 40
@@ -49,15 +51,15 @@ _WORDS_OF_VALUES = re.compile(
     r"|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)",
     re.IGNORECASE,
 )
-"""The words beside the digits of what a spreadsheet takes for a number, a date, a time, money or a truth."""
+"""Words beside digits in text that a spreadsheet takes for a number, date, time, amount or boolean."""
 
 
 def typed_cell(
     column: str, cell: str, delimiter: str = ",", kind: ParameterType | None = None
 ) -> str | int | float | list[str] | list[dict[str, str | float]]:
-    """The value that a field's text means; raises `ValueError` saying what it should be.
+    """The value of a cell or form field; raises `ValueError` with what it should be.
 
-    `kind` is the type of a column that is no column of ours.
+    `kind` is the type of a column that a model declares.
     """
     kind = kind or TYPES.get(column, "string")
     if kind == "text":
@@ -77,26 +79,26 @@ def typed_cell(
     text = unmarked(text)
     if kind == "files":
         return text.split()
-    if kind == "loras":
+    if kind == "adapters":
         return [_lora(part) for part in text.split()]
-    return text.lower() if column == "output_format" else text
+    return text.lower() if column in PARAMETERS and kind == "choice" else text
 
 
 def is_empty(cell: str) -> bool:
-    """Whether nothing can be seen in it."""
+    """Whether the cell has no visible character."""
     return not cell.strip().strip(_INVISIBLE).strip()
 
 
 def is_missing(column: str, cell: str) -> bool:
-    """Whether R (`NA`) or SQL (`NULL`, `\\N`) wrote that there is no value; in prompts these are text."""
+    """Whether the cell is a missing value of R (`NA`) or SQL (`NULL`, `\\N`); in prompts these are text."""
     return column not in TEXTS and cell.strip() in _MISSING
 
 
 def harmless(cell: object) -> object:
-    """A text cell that every spreadsheet keeps as it is, and that we take for no error of one.
+    """The cell, escaped if it is text that a spreadsheet would change or that looks like an error of one.
 
-    Without its mark it might be run as a formula, or come back as another text: `007` as 7, `3/4` as a date.
-    Numbers and nothing stay as they are.
+    Without the escape it might be run as a formula, or be saved as other text: `007` as 7, `3/4` as a date.
+    Numbers are unchanged, and None becomes an empty cell.
     """
     if isinstance(cell, str) and _is_marked(cell.lstrip(_MARK)):
         return _MARK + cell
@@ -104,7 +106,7 @@ def harmless(cell: object) -> object:
 
 
 def unmarked(cell: str) -> str:
-    """The text that `harmless` was given."""
+    """The text that `harmless` escaped."""
     if cell.startswith(_MARK) and _is_marked(cell.lstrip(_MARK)):
         return cell.removeprefix(_MARK)
     return cell
@@ -115,7 +117,7 @@ def _is_marked(text: str) -> bool:
 
 
 def _is_retyped(text: str) -> bool:
-    """Whether a spreadsheet takes the text for a value, and writes that in a way of its own."""
+    """Whether a spreadsheet takes the text for a value and would write it in another notation."""
     if len(text) > _MAX_RETYPED_CHARACTERS:
         return False
     words = re.findall(r"[^\W\d_]+", text)
@@ -132,54 +134,59 @@ def _text(cell: str) -> str:
 def _whole_number(text: str, delimiter: str) -> int:
     if _SCIENTIFIC.fullmatch(text):
         raise ValueError(
-            "should be a whole number; a spreadsheet has shortened it and lost digits: format the column as "
-            "a number without decimals, or as text"
+            "should be a whole number; a spreadsheet has shortened it and dropped digits: format the column "
+            "as a number without decimals, or as text"
         )
     plain = _with_point(text, delimiter)
-    found = _WHOLE.fullmatch(plain)
-    if found is None:
-        raise ValueError("should be a whole number")
-    return int(found[1])
+    return int(_read(_INT, plain.removesuffix("."), "should be a whole number"))
 
 
 def _number(text: str, delimiter: str) -> float:
     is_percent = text.endswith("%")
     plain = _with_point(text.removesuffix("%").rstrip(), delimiter, is_whole=False)
-    if not _NUMBER.fullmatch(plain):
-        raise ValueError("should be a number")
-    number = float(plain) / (100 if is_percent else 1)
-    if not math.isfinite(number):
-        raise ValueError("should be a finite number")
-    return number
+    return float(_read(_FLOAT, plain, "should be a number")) / (100 if is_percent else 1)
+
+
+def _read(reader: TypeAdapter[Any], plain: str, should_be: str) -> Any:
+    """The number that pydantic reads in plain notation; Python's own `1_000` is refused."""
+    if "_" in plain:
+        raise ValueError(should_be)
+    try:
+        return reader.validate_strings(plain)
+    except ValidationError as error:
+        is_infinite = error.errors()[0]["type"] == "finite_number"
+        raise ValueError("should be a finite number" if is_infinite else should_be) from error
 
 
 def _lora(text: str) -> dict[str, str | float]:
-    """An adapter and its scale, as `outline:0.8`; 1 where none is given.
+    """An adapter and its scale, such as `outline:0.8`; the scale is 1 if left out.
 
-    A scale has no thousands, so that a comma in it is a point.
+    A scale has no thousands, so a comma in it is a decimal comma.
     """
     name, colon, scale = text.partition(":")
-    plain = scale.replace(",", ".")
-    if not name or name.endswith(",") or (colon and not _NUMBER.fullmatch(plain)):
-        raise ValueError("should be names of adapters with a space between them, as outline or outline:0.8")
-    return {"name": name, "scale": float(plain)} if colon else {"name": name}
+    should_be = "should be names of adapters separated by spaces, such as outline or outline:0.8"
+    if not name or name.endswith(","):
+        raise ValueError(should_be)
+    return (
+        {"name": name, "scale": _read(_FLOAT, scale.replace(",", "."), should_be)}
+        if colon
+        else {"name": name}
+    )
 
 
 def _with_point(text: str, delimiter: str, *, is_whole: bool = True) -> str:
-    """The same number with a point, where its separators can mean only one thing.
+    """The number with a decimal point; raises `ValueError` if its separators are ambiguous.
 
-    Programs that part cells with semicolons do so since their decimals have commas.
+    Programs that separate cells with semicolons do so because their decimals have commas.
     """
     grouped = _GROUPED.fullmatch(text)
     if grouped and not _is_decimal(text, grouped[1], delimiter, is_whole):
-        raise ValueError(
-            f"has what may be a thousands separator ({grouped[1]!r}), and should be written without"
-        )
+        raise ValueError(f"may have a thousands separator ({grouped[1]!r}); write the number without one")
     return text.replace(",", ".") if _COMMA_NUMBER.fullmatch(text) else text
 
 
 def _is_decimal(text: str, separator: str, delimiter: str, is_whole: bool) -> bool:
-    """Whether three digits after a mark are decimals: `1,500` may be one and a half, or fifteen hundred."""
+    """Whether three digits after a separator are decimals: `1,500` may be 1.5 or 1500."""
     if separator not in ".," or text.count(",") + text.count(".") > 1:
         return False
     if text.lstrip("+-").startswith("0"):
@@ -204,4 +211,4 @@ def _is_spreadsheet_error(text: str) -> bool:
 
 def _refuse_spreadsheet_errors(text: str) -> None:
     if _is_spreadsheet_error(text):
-        raise ValueError(f"holds the spreadsheet's error {text[:12]}: mend its formula, or widen its column")
+        raise ValueError(f"contains the spreadsheet error {text[:12]}: fix its formula or widen its column")

@@ -1,7 +1,7 @@
-"""What the first lines of a CSV say about the rest: its delimiter, and what each column is.
+"""The header of a CSV: its delimiter, and the meaning of each column.
 
-A title is one of ours however it is spelled, one that only our own reports have, or a mistake that is named
-with its place. It reads no row.
+A title is a known column in any spelling, a column that only reports have, or an error with its position. It
+reads no rows.
 """
 
 import csv
@@ -11,21 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from catalogue.pipeline_parameters import REPORT_FIELDS
+from web.api.parameter_fields import OWN
 from web.api.schemas import JOB_FIELDS
 from web.csv.text import BREAK_IN_A_CELL
 from web.refusals import FieldError
 
-COLUMNS = tuple(name for name in JOB_FIELDS if name not in ("lane", "pipeline_parameters"))
-"""A batch is always bulk, and each parameter of a model has a column of its own name."""
-REPORT_COLUMNS = (
-    "line", "state", "job_id", "images", "error_code", "retryable", "error", "warnings", "retry_of",
-    "id", "batch_id", "batch_line", "progress", "attempt", "worker", "eta_seconds", "queue_position",
-    "waiting_reason", "created_at", "started_at", "finished_at", "timings", "links",
-    "tier", "lane", "pipeline_parameters",
-)  # fmt: skip
-"""What `results.csv`, `errors.csv` and the JSON of a job have beside what was asked for.
+COLUMNS = tuple(name for name in JOB_FIELDS if name not in ("lane", OWN))
+"""A batch is always bulk, and each parameter that a model declares has its own column."""
+REPORT_COLUMNS = (*REPORT_FIELDS, OWN)
+"""The columns of `results.csv`, `errors.csv` and of a job's JSON that are not parameters of a request.
 
-They are known only in a file that names jobs: elsewhere, `images` is somebody's word for `num_images`.
+They are known only in a file that names jobs; in other files `images` probably means `num_images`.
 """
 _ONLY_IN_REPORTS = frozenset(REPORT_COLUMNS) - {"job_id", "id", "line"}
 MAX_COLUMNS = 64
@@ -33,7 +30,7 @@ MAX_TITLE_CHARACTERS = 100
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 UNTITLED = ""
 NO_DELIMITER = "\x1f"
-"""Stands for the delimiter of a file with one column, where every delimiter is text."""
+"""The delimiter of a file with one column, where commas and the like are text."""
 
 _WORDS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes", NO_DELIMITER: "one column"}
 _BLANK = "".join(DELIMITERS.values()) + ' "' + BREAK_IN_A_CELL
@@ -53,73 +50,72 @@ _PANDAS_UNTITLED = re.compile(r"unnamed: \d{1,4}(_level_\d{1,2})?", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Dialect:
-    """How cells are kept apart. With `skips_spaces`, spaces after a delimiter belong to no cell."""
+    """How cells are separated. With `skips_spaces`, spaces after a delimiter are ignored."""
 
     delimiter: str
     skips_spaces: bool = False
 
     @property
     def words(self) -> str:
-        """For people: `semicolons`."""
+        """In words: `semicolons`."""
         return _WORDS[self.delimiter]
 
 
 def known_delimiter(name: str) -> str:
-    """The character that a client names, by word or as itself; raises `ValueError`."""
+    """The delimiter that a client gives as a word or as the character; raises `ValueError`."""
     found = DELIMITERS.get(name.strip(" ").lower(), "\t" if name == "\\t" else name)
     if found not in DELIMITERS.values():
-        raise ValueError(f"is not a known delimiter; there is: {', '.join(DELIMITERS)}")
+        raise ValueError(f"is not a delimiter; the delimiters are: {', '.join(DELIMITERS)}")
     return found
 
 
 def named_in(line: str) -> str | None:
-    """The delimiter that a first line `sep=;` names, as Excel reads and some programs write it."""
+    """The delimiter in a first line such as `sep=;`, which Excel reads and some programs write."""
     found = _SEP.fullmatch(line)
     return found[1] if found else None
 
 
 def is_blank(line: str) -> bool:
-    """Whether the line has no text in any cell, whatever the delimiter is."""
+    """Whether all cells of the line are empty, for any delimiter."""
     return not line.strip(_BLANK).strip()
 
 
 def has_too_many_columns(line: str) -> bool:
-    """Counted before anything is parsed; empty columns at the end are left out, as Excel writes thousands."""
+    """Whether the line has too many columns; empty ones at its end, which Excel adds, do not count."""
     return any(line.rstrip(mark + " \n").count(mark) >= MAX_COLUMNS for mark in DELIMITERS.values())
 
 
 class Titles:
-    """What a header may name: our own columns, and the parameters that models declare (`own`)."""
+    """The known titles: our own columns, and the parameters that models declare (`own`)."""
 
     def __init__(self, own: Iterable[str] = ()) -> None:
         self.own = frozenset(own)
         self.columns = (*COLUMNS, *own)
-        # The second is how pandas writes an object's entry.
+        # pandas writes an entry of an object in the second form.
         self._names = {
             **{_key(name): name for name in self.own},
-            **{_key(f"pipeline_parameters.{name}"): name for name in self.own},
+            **{_key(f"{OWN}.{name}"): name for name in self.own},
             **_OURS,
         }
 
     def name_of(self, title: str) -> str | None:
-        """Our name of a column, `UNTITLED` for one without a title; nothing: the title is not known."""
+        """The name of a column; `UNTITLED` if it has no title, None if the title is unknown."""
         if not title.strip(_BLANK).strip() or _PANDAS_UNTITLED.fullmatch(title.strip()):
             return UNTITLED
         return title.strip() if title.strip() in self.own else self._names.get(_key(title))
 
     def is_known(self, title: str) -> bool:
-        """Whether the title is that of a column."""
+        """Whether the title is known."""
         return _key(title) in self._names
 
     def unknown(self, title: str, place: int) -> str:
-        """What is wrong with a title that is not known."""
-        there_is = ", ".join(self.columns)
-        return (
-            f"column {letters_of(place)} is not a known column{self.perhaps([title])}; there is: {there_is}"
-        )
+        """The error of an unknown title."""
+        known = ", ".join(self.columns)
+        hint = self.perhaps([title])
+        return f"column {letters_of(place)} is not a known column{hint}; the columns are: {known}"
 
     def perhaps(self, titles: Iterable[str]) -> str:
-        """A question for the column that one of these titles is near to, if any is."""
+        """A hint at the column whose name is close to one of these titles, if there is one."""
         near = next(filter(None, map(self._nearest, titles)), None)
         return f" (did you mean {near!r}?)" if near else ""
 
@@ -130,9 +126,9 @@ class Titles:
 
 
 def dialect_of(line: str, titles: Titles, given: str | None, named: str | None = None) -> Dialect:
-    """The delimiter that finds most of our titles in the header's first line; a comma where none does.
+    """The delimiter that gives the most known titles in the header's first line; the comma if none does.
 
-    One that is named goes before, unless the file was saved with another one since and kept its first line.
+    The delimiter of a `sep=` line is preferred, unless the file was saved with another one later.
     """
     if given is not None:
         return Dialect(given, f"{given} " in line)
@@ -146,7 +142,7 @@ def dialect_of(line: str, titles: Titles, given: str | None, named: str | None =
 
 
 def cells_of(line: str, delimiter: str) -> list[str]:
-    """The cells of one line, as far as it can be read."""
+    """The cells of one line; none if it cannot be parsed."""
     try:
         return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
     except (csv.Error, StopIteration):
@@ -154,7 +150,7 @@ def cells_of(line: str, delimiter: str) -> list[str]:
 
 
 def columns_of(titles: Sequence[str], known_titles: Titles, line: int) -> tuple[list[str], list[FieldError]]:
-    """Our name of each column, `UNTITLED` for one without a title; and what is wrong with the header."""
+    """The name of each column, `UNTITLED` if it has no title, and the errors of the header."""
     columns = [known_titles.name_of(title) for title in titles]
     errors: list[FieldError] = []
     known = [column for column in columns if column]
@@ -166,17 +162,19 @@ def columns_of(titles: Sequence[str], known_titles: Titles, line: int) -> tuple[
                 FieldError(title.strip()[:MAX_TITLE_CHARACTERS], known_titles.unknown(title, place), line)
             )
     errors += [
-        FieldError(column, f"this column is there twice: {_places(columns, column)}", line)
+        FieldError(column, f"this column appears more than once: {_places(columns, column)}", line)
         for column, num_times in sorted(Counter(known).items())
         if num_times > 1
     ]
     if not {"prompt", "job_id", "id"} & set(known):
-        errors.append(FieldError("prompt", "this column is required in the header, the first line", line))
+        errors.append(
+            FieldError("prompt", "this column is required in the header, which is the first line", line)
+        )
     return [column or UNTITLED for column in columns], errors
 
 
 def report_columns_in(titles: Sequence[str], known_titles: Titles, line: int) -> list[FieldError]:
-    """What is wrong with a header that has an `id` and no `job_id`, if no row's `id` is that of a job."""
+    """The errors of a header that has `id` and not `job_id`, if no row's `id` is the id of a job."""
     columns = [known_titles.name_of(title) for title in titles]
     if "job_id" in columns or "id" not in columns:
         return []
@@ -188,7 +186,7 @@ def report_columns_in(titles: Sequence[str], known_titles: Titles, line: int) ->
 
 
 def letters_of(place: int) -> str:
-    """What spreadsheets call the column at this place: 0 is A, 26 is AA."""
+    """The column's name in spreadsheets: 0 is A, 26 is AA."""
     letters = ""
     place += 1
     while place:
@@ -207,6 +205,6 @@ def _places(columns: Sequence[str | None], column: str) -> str:
 
 def _no_header(titles: Sequence[str], known_titles: Titles, line: int) -> FieldError:
     shown = ", ".join(repr(title.strip()[:30]) for title in titles[:3])
-    detail = f"the first line must name the columns, and names none that is known: {shown}"
-    there_is = ", ".join(known_titles.columns)
-    return FieldError("prompt", f"{detail}{known_titles.perhaps(titles)}; there is: {there_is}", line)
+    detail = f"the first line must name the columns, but has no known name: {shown}"
+    known = ", ".join(known_titles.columns)
+    return FieldError("prompt", f"{detail}{known_titles.perhaps(titles)}; the columns are: {known}", line)

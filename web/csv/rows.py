@@ -1,6 +1,6 @@
-"""Prompts as CSV: a file's bytes become rows with line numbers and typed cells, or a report by line.
+"""Parsing a CSV of prompts: bytes become rows with line numbers and typed cells, or errors by line.
 
-It reads a row at a time and counts columns, lines and characters before it parses them. Pure: no HTTP, no
+It reads one row at a time, and counts columns, lines and characters before it parses them. Pure: no HTTP, no
 rows of Postgres, no limits of a model.
 """
 
@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from catalogue.parameters import ParameterType
+from web.api.parameter_fields import OWN
 from web.csv.cells import is_empty, is_missing, typed_cell
 from web.csv.header import (
     COLUMNS,
@@ -31,15 +32,15 @@ from web.refusals import FieldError, InvalidCsv
 
 MAX_ROW_CHARACTERS = 131_072
 MAX_WARNINGS = 10
-MAX_LINES_PER_ROW = 10  # on average: empty lines and those of cells with several
+MAX_LINES_PER_ROW = 10  # on average, for empty lines and cells with line breaks
 
 
 @dataclass(frozen=True)
 class CsvRow:
-    """One row: the line where it starts, and the cells that are not empty, typed by their column.
+    """One row: the line where it starts, and its cells that are not empty, typed by their column.
 
-    `job_id` is the old job that the row speaks of, and `first_line` the line that it had in the file which
-    made that job, both as our own reports say it.
+    `job_id` is the old job that the row names, and `first_line` the line of that job's row in the file that
+    created it; both are columns of reports.
     """
 
     line: int
@@ -50,9 +51,10 @@ class CsvRow:
 
 
 class CsvFile:
-    """The rows of a file, one at a time, and what had to be recognised to read them.
+    """The rows of a file, one at a time, and how it was read.
 
-    `read_as` says it in words, `warnings` what was assumed; there may be more of these after the last row.
+    `read_as` is the delimiter and the encoding in words. `warnings` are assumptions, and grow while rows
+    are read.
     """
 
     def __init__(self, read_as: str, warnings: list[dict[str, str]], rows: Iterator[CsvRow]) -> None:
@@ -75,11 +77,11 @@ def parse_csv(
     encoding: str | None = None,
     own: Mapping[str, ParameterType] | None = None,
 ) -> CsvFile:
-    """A file with a header; a row with wrong cells carries its errors.
+    """Parse a file with a header; a row with invalid cells has `errors`.
 
-    `delimiter` is a character and `encoding` a name from `known_encoding`, where they are given. `own` are
-    the parameters that models declare, with their types; each is a column. Raises `InvalidCsv` when the file
-    as a whole cannot be read, also after its first rows.
+    `delimiter` is a character and `encoding` a name from `known_encoding`; both are detected if None. `own`
+    are the parameters that models declare, with their types; each is a column. Raises `InvalidCsv` if the
+    file cannot be read, possibly after its first rows.
     """
     found = encoding_of(data, encoding)
     source = _RowLines(Lines(data, found, max_lines=max_rows * MAX_LINES_PER_ROW))
@@ -93,14 +95,14 @@ def parse_csv(
 
 
 def refuse_rows(errors: Sequence[FieldError], *, num_errors: int | None = None) -> InvalidCsv:
-    """The report by line as a refusal; its detail tells the first. `num_errors` counts all."""
+    """The errors by line as a refusal; its detail is the first. `num_errors` counts all."""
     first = errors[0]
     field = f", {first.field}" if first.field else ""
     return InvalidCsv(f"line {first.line}{field}: {first.detail}", errors, num_errors=num_errors)
 
 
 class _RowLines:
-    """A file's lines for the CSV reader, counted by row; those of the row at hand are kept for its errors."""
+    """The lines of a file for the CSV reader; those of the current row are kept for its errors."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
@@ -122,7 +124,7 @@ class _RowLines:
         return line + "\n"
 
     def end_row(self) -> None:
-        """What follows belongs to another row."""
+        """Start another row with the next line."""
         self.row.clear()
         self.first_line = self._lines.num_lines + 1
         self._characters_left = MAX_ROW_CHARACTERS
@@ -131,11 +133,11 @@ class _RowLines:
 def _begin(
     source: _RowLines, titles: Titles, given: str | None, warnings: list[dict[str, str]]
 ) -> tuple[str, Dialect]:
-    """The header's first line and what parts its cells; raises `InvalidCsv` for a file without one."""
+    """The header's first line and its dialect; raises `InvalidCsv` for a file without a header."""
     named = None
     while (line := _first_text(source)) is not None:
         if source.first_line == 1 and line.lstrip('"').startswith("#TYPE "):
-            detail = "line 1 is the #TYPE line that PowerShell writes, and was passed over"
+            detail = "line 1 is the #TYPE line that PowerShell writes; it was skipped"
             warnings.append({"code": "type_line_skipped", "field": "", "detail": detail})
             source.end_row()
             continue
@@ -148,7 +150,7 @@ def _begin(
 
 
 def _first_text(source: _RowLines) -> str | None:
-    """The next line that is not blank, counted before anything is parsed."""
+    """The next line that is not blank; its columns are counted before it is parsed."""
     while True:
         try:
             line, error = next(source, None), None
@@ -188,7 +190,7 @@ class _Reader:
         self._titles = [title.strip() for title in self._next() or []]
         if any(self._titles[MAX_COLUMNS:]):
             raise _too_many_columns(source.first_line)
-        del self._titles[MAX_COLUMNS:]  # empty ones
+        del self._titles[MAX_COLUMNS:]  # these are empty
         self._columns, errors = columns_of(self._titles, titles, source.first_line)
         if errors:
             raise refuse_rows(errors)
@@ -224,7 +226,7 @@ class _Reader:
         return None if cells is None else [cell.replace(BREAK_IN_A_CELL, "\n") for cell in cells]
 
     def _unreadable(self, error: csv.Error) -> InvalidCsv:
-        """The mistake where it begins: a quote that is not closed is noticed only lines later."""
+        """The error, placed at its beginning: an unclosed quote is noticed only lines later."""
         source = self._source
         place = _open_quote(source.row, self._dialect)
         if place is None:
@@ -234,9 +236,9 @@ class _Reader:
             because = f"not closed: {error}" if "characters" in str(error) else "never closed"
             return refused(f"a quote is opened here and {because}", line, column)
         detail = (
-            f"cannot be read as CSV: the quoted cell that begins here ends in line "
-            f"{source.first_line + place.goes_on_in}, and text follows its quote; "
-            "within quotes, write a quote twice"
+            f"is not valid CSV: the quoted cell that begins here ends in line "
+            f"{source.first_line + place.goes_on_in}, and text follows the closing quote; "
+            "inside quotes, write a quote twice"
         )
         return refused(detail, line, column)
 
@@ -252,56 +254,60 @@ class _Reader:
 
     def _warn_of_header(self, line: int) -> None:
         if len(self._warnings) < MAX_WARNINGS:
-            detail = f"line {line} is the header again and was passed over: are there several files in one?"
+            detail = (
+                f"line {line} repeats the header and was skipped: does the file consist of several files?"
+            )
             self._warnings.append({"code": "header_repeated", "field": "", "detail": detail})
 
     def _row(self, line: int, cells: Sequence[str]) -> CsvRow:
-        # Excel leaves out empty cells at the end of a row, and some programs add some.
+        # Excel omits empty cells at the end of a row, and some programs add some.
         if not all(map(is_empty, filter(None, cells[len(self._columns) :]))):
             return CsvRow(line, {}, (FieldError("", self._too_many(cells), line),))
         typed: dict[str, Any] = {}
         errors = []
         for place, (column, cell) in enumerate(zip(self._columns, cells, strict=False)):
             if (is_empty(cell) and column != "prompt") or is_missing(column, cell):
-                continue  # left out: the default
+                continue  # left out, so the default applies
             try:
                 if column in COLUMNS:
                     typed[column] = typed_cell(column, cell, self._dialect.delimiter)
                 elif column in self._own:
-                    values = typed.setdefault("pipeline_parameters", {})
-                    # A string may be a prompt of another encoder: it is read as prompts are.
+                    values = typed.setdefault(OWN, {})
+                    # A string may be the prompt of another text encoder, so it is read like prompts.
                     kind = "text" if self._own[column] == "string" else self._own[column]
                     values[column] = typed_cell(column, cell, self._dialect.delimiter, kind)
                 elif column == UNTITLED:
                     self._check_untitled(place, cell)
             except ValueError as error:
                 errors.append(FieldError(column or f"column {letters_of(place)}", str(error), line))
-        said = {
+        texts = {
             column: "" if is_missing(column, cell) else cell.strip()
             for column, cell in zip(self._columns, cells, strict=False)
         }
-        job_id = said.get("job_id") or (said.get("id", "") if said.get("id", "").startswith("job_") else "")
+        job_id = texts.get("job_id") or (
+            texts.get("id", "") if texts.get("id", "").startswith("job_") else ""
+        )
         if job_id and not typed.get("prompt", "").strip():
             typed.pop("prompt", None)
-        return CsvRow(line, typed, tuple(errors), job_id or None, _line_number(said.get("line", "")))
+        return CsvRow(line, typed, tuple(errors), job_id or None, _line_number(texts.get("line", "")))
 
     def _too_many(self, cells: Sequence[str]) -> str:
         detail = f"the row has {len(cells)} cells, the header {len(self._columns)}"
         if any("“" in cell or "”" in cell for cell in cells):
-            return f'{detail}; “ and ” are no quotes of CSV, which are straight: "'
-        return f"{detail}; quote cells that hold {_SINGULAR.get(self._dialect.delimiter, 'a delimiter')}"
+            return f'{detail}; “ and ” are not CSV quotes, which are straight: "'
+        return f"{detail}; quote cells that contain {_SINGULAR.get(self._dialect.delimiter, 'a delimiter')}"
 
     @staticmethod
     def _check_untitled(place: int, cell: str) -> None:
-        # pandas writes the numbers of its rows as a first column without a title.
+        # pandas writes row numbers as a first column without a title.
         if place > 0 or not cell.strip().isdecimal():
-            raise ValueError("this column has no title in the header, and a cell in this row")
+            raise ValueError("this column has no title in the header but a cell in this row")
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a quoted cell begins, counted from the row's first line and cell; and in which line text follows
-    its end."""
+    """Where a quoted cell begins, relative to the row's first line and cell, and the line where text follows
+    its closing quote."""
 
     line: int
     column: int
@@ -309,7 +315,7 @@ class _Place:
 
 
 def _open_quote(lines: Sequence[str], dialect: Dialect) -> _Place | None:
-    """The quoted cell of these lines that is the last one when they cannot be read on."""
+    """The quoted cell in these lines at which parsing stopped."""
     column = begun_line = 0
     state = "start"
     for number, line in enumerate(lines):
@@ -333,7 +339,7 @@ _SINGULAR = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a pipe"}
 
 
 def _line_number(text: str) -> int | None:
-    text = text.removesuffix(".0")  # pandas writes whole numbers so where one is missing
+    text = text.removesuffix(".0")  # pandas writes whole numbers like this if a value is missing
     return int(text) if text.isascii() and text.isdecimal() and 0 < len(text) < 10 and int(text) > 0 else None
 
 
@@ -342,4 +348,4 @@ def _too_many_columns(line: int) -> InvalidCsv:
 
 
 def _no_row() -> InvalidCsv:
-    return refused("the file has no row: a header line with 'prompt' and at least one row are required", 1)
+    return refused("the file has no rows: a header line with 'prompt' and at least one row are required", 1)

@@ -1,7 +1,7 @@
-"""The text of an uploaded CSV: the encoding of its bytes, and its lines, decoded as they are asked for.
+"""The text of an uploaded CSV: the encoding of its bytes, and its lines, decoded one by one.
 
-The encoding is given, or follows from a fixed rule that looks at the first bytes and at whether all of them
-are UTF-8 (docs/adr/0017). It knows no delimiter, no quote and no column.
+The encoding is given, or follows from a fixed rule that examines the first bytes and whether all bytes are
+UTF-8 (docs/adr/0017). This module knows no delimiters, quotes or columns.
 """
 
 import codecs
@@ -16,7 +16,7 @@ EVIDENCE_BYTES = 65_536
 MAX_NAME_CHARACTERS = 40
 MAX_SAMPLE_CHARACTERS = 60
 BREAK_IN_A_CELL = "\0"
-"""What a line break that ends no row becomes for the CSV reader; no file of ours holds a NUL."""
+"""Stands for a line break inside a cell, for the CSV reader; accepted files contain no NUL."""
 
 _OTHER_FORMATS = {
     b"\x89PNG": "a PNG image",
@@ -26,12 +26,12 @@ _OTHER_FORMATS = {
     b"\xd0\xcf\x11\xe0": "a spreadsheet document of Excel 97",
     b"%PDF": "a PDF",
     b"{\\rtf": "an RTF document",
-    b"<!DOCTYPE": "a page of the web",
-    b"<!doctype": "a page of the web",
-    b"<html": "a page of the web",
+    b"<!DOCTYPE": "a web page",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
     b"<?xml": "XML",
 }
-# The longer ones first: UTF-32's begins with UTF-16's.
+# Longer marks first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -39,7 +39,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# Python's names, and ours for people.
+# Python's names, and the usual names.
 ENCODINGS = {
     "utf-8": "UTF-8",
     "utf-16-le": "UTF-16 LE",
@@ -61,7 +61,7 @@ ENCODINGS = {
     "gb18030": "GB18030",
     "big5hkscs": "Big5",
 }
-# Programs write the larger set under the smaller one's name, as the WHATWG's encoding standard has it.
+# Programs use the larger set under the name of the smaller one (WHATWG Encoding Standard).
 _SUPERSETS = {
     "ascii": "utf-8",
     "utf-8-sig": "utf-8",
@@ -78,10 +78,10 @@ _SEVERAL = {"utf-16": ("utf-16-le", "utf-16-be"), "utf-32": ("utf-32-le", "utf-3
 _EXAMPLES = "utf-8, utf-16, windows-1252, windows-1251, iso-8859-15, macintosh, shift_jis, gb18030"
 _BEYOND_ASCII = bytes(range(0x80, 0x100))
 _LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-# What Western text has beside its letters, and what therefore says nothing about the encoding.
+# Punctuation that is common in Western text and therefore not evidence of another encoding.
 _USUAL_MARKS = "«»‹›“”‘’„…–—•€£§©®™°²³½×ºª¿¡\u00a0"  # noqa: RUF001
-# Western letters, punctuation, Cyrillic and CJK in UTF-8: what Windows-1252 shows as `Ã©`, `â€™`, `ÐºÐ¾`.
-# A pattern that begins with a set of bytes is searched for faster by far than one that begins with a choice.
+# Western letters, punctuation, Cyrillic and CJK in UTF-8, which Windows-1252 shows as `Ã©`, `â€™`, `ÐºÐ¾`.
+# The search is much faster for a pattern that begins with a set of bytes than with an alternative.
 _UTF_8 = re.compile(
     rb"[\xc2-\xed](?:(?<=[\xc2\xc3])[\x80-\xbf]|(?<=\xe2)\x80[\x90-\xbf]|(?<=\xe2)\x82\xac"
     rb"|(?<=[\xc4-\xdf])[\x80-\xbf][\xc4-\xdf][\x80-\xbf]"
@@ -91,20 +91,20 @@ _UTF_8 = re.compile(
 
 @dataclass(frozen=True)
 class Encoding:
-    """How bytes become text; `assumed` says what a person should look at, where nothing is sure."""
+    """How bytes become text; `assumed` is a warning for the user if the encoding is a guess."""
 
     codec: str
     assumed: str = ""
 
     @property
     def words(self) -> str:
-        """The name that people know: `UTF-8`, `Windows-1252`."""
+        """The usual name: `UTF-8`, `Windows-1252`."""
         return ENCODINGS[self.codec]
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """The first byte that an encoding does not have, or a NUL; and whether other letters came before it."""
+    """The first byte that is invalid in an encoding, or a NUL; and whether non-ASCII letters precede it."""
 
     position: int
     line: int
@@ -113,21 +113,21 @@ class _Fault:
 
 
 def known_encoding(name: str) -> str:
-    """Python's name of an encoding that a client names in any usual spelling; raises `ValueError`."""
+    """Python's name of an encoding in any usual spelling; raises `ValueError`."""
     try:
         found = codecs.lookup(name[:MAX_NAME_CHARACTERS].strip()).name
     except (LookupError, ValueError):
         found = ""
     found = _SUPERSETS.get(found, found)
     if found not in ENCODINGS and found not in _SEVERAL:
-        raise ValueError(f"is not a known encoding; there is: {_EXAMPLES} and others of their kinds")
+        raise ValueError(f"is not a known encoding; examples are: {_EXAMPLES}")
     return found
 
 
 def encoding_of(data: bytes, given: str | None = None) -> Encoding:
-    """The encoding of a file, all of whose bytes it has, without a NUL among them.
+    """The encoding in which all bytes of a file are valid and none is a NUL.
 
-    `given` is a name from `known_encoding`. Raises `InvalidCsv` for the line of the first byte that is wrong.
+    `given` is a name from `known_encoding`. Raises `InvalidCsv` with the line of the first invalid byte.
     """
     for start, name in _OTHER_FORMATS.items():
         if data.startswith(start):
@@ -140,29 +140,28 @@ def encoding_of(data: bytes, given: str | None = None) -> Encoding:
     if fault is None:
         return Encoding(codec)
     if fault.is_nul:
-        raise refused("the file holds a NUL byte; CSV is text", fault.line)
+        raise refused("the file contains a NUL byte; CSV is text", fault.line)
     if evident or fault.after_other_letters:
         raise refused(
-            f"the file is not {ENCODINGS[codec]} from here on, and is before: "
-            "it is damaged, or two files in one; if it is in one encoding, name that in 'encoding'",
+            f"the file is not {ENCODINGS[codec]} from here on, but is before: it is damaged, or consists of "
+            "two files; if it has one encoding, name it in 'encoding'",
             fault.line,
         )
     return _assumed(data, fault)
 
 
 def refused(detail: str, line: int, field: str = "") -> InvalidCsv:
-    """The refusal of a whole file, for one thing in one line."""
+    """The refusal of a whole file for one error in one line."""
     place = f", {field}" if field else ""
     return InvalidCsv(f"line {line}{place}: {detail}", [FieldError(field, detail, line)])
 
 
 class Lines:
-    """A file's lines without their ends, decoded as they are asked for and bounded before they are read.
+    """The lines of a file without their line ends, decoded one by one and limited in length.
 
-    A line ends with LF, CR LF or CR CR LF (Windows writes this for CR LF in text mode), and with CR where
-    the first one does, as on a classic Mac. Any other of these characters is a break inside a cell, and is
-    given as `BREAK_IN_A_CELL`. Byte-order marks and the
-    control-Z that ends a file on DOS are left out.
+    A line ends with LF, CR LF or CR CR LF (Windows writes this for CR LF in text mode), or with CR if the
+    first line does, as on a classic Mac. Any other of these characters is a break inside a cell and becomes
+    `BREAK_IN_A_CELL`. Byte-order marks, and the control-Z that ends a file on DOS, are removed.
     """
 
     def __init__(self, data: bytes, encoding: Encoding, *, max_lines: int) -> None:
@@ -173,7 +172,7 @@ class Lines:
         self._max_lines = max_lines
 
     def next(self, max_characters: int) -> str | None:
-        """The next line, or its first `max_characters` and one more; nothing at the end of the file."""
+        """The next line, or its first `max_characters + 1` characters; None at the end of the file."""
         line = self._text.readline(max_characters + 1)
         if not line:
             return None
@@ -190,7 +189,7 @@ def _marked(data: bytes) -> str | None:
 
 
 def _alternating(data: bytes) -> str | None:
-    """UTF-16 without a mark: it begins with two ASCII characters, as every header that we know does."""
+    """UTF-16 without a mark that begins with two ASCII characters, as every known header does."""
     is_zero = [byte == 0 for byte in data[:4]]
     if is_zero == [False, True, False, True]:
         return "utf-16-le"
@@ -201,19 +200,19 @@ def _as_given(data: bytes, given: str, evident: str | None) -> Encoding:
     candidates = _SEVERAL.get(given, (given,))
     if evident and evident not in candidates and _marked(data):
         raise refused(
-            f"the file begins with the byte-order mark of {ENCODINGS[evident]}, which 'encoding' contradicts",
+            f"the file begins with the byte-order mark of {ENCODINGS[evident]}, but 'encoding' names another",
             1,
         )
     codec = next((codec for codec in candidates if codec == evident), candidates[0])
     fault = _first_fault(data, codec)
     if fault is not None:
-        what = "the file holds a NUL byte" if fault.is_nul else f"the file is not {ENCODINGS[codec]}"
-        raise refused(f"{what}, which 'encoding' says that it is", fault.line)
+        what = "the file contains a NUL byte" if fault.is_nul else f"the file is not {ENCODINGS[codec]}"
+        raise refused(f"{what}, although 'encoding' names {given}", fault.line)
     return Encoding(codec)
 
 
 def _assumed(data: bytes, first: _Fault) -> Encoding:
-    """What Excel writes where it writes no UTF-8: a code page, which nothing in the file names."""
+    """The code page in which Excel saves files that are not UTF-8; nothing in the file names it."""
     codec = "mac-roman" if _ends_lines_with_cr(data, "utf-8") else "cp1252"
     fault = _first_fault(data, codec)
     unlikely = _unlikely_at(data, first.position, codec)
@@ -221,7 +220,7 @@ def _assumed(data: bytes, first: _Fault) -> Encoding:
         lines = [fault.line] if fault is not None else []
         line = min([*lines, *([_line_number_at(data, unlikely)] if unlikely is not None else [])])
         raise refused(
-            f"the file is not UTF-8, and hardly {ENCODINGS[codec]}: name its encoding in 'encoding' "
+            f"the file is not UTF-8 and probably not {ENCODINGS[codec]}: name its encoding in 'encoding' "
             f"({_EXAMPLES}), or save it as UTF-8",
             line,
         )
@@ -236,9 +235,10 @@ def _assumed(data: bytes, first: _Fault) -> Encoding:
 
 
 def _unlikely_at(data: bytes, position: int, codec: str) -> int | None:
-    """Where a file is hardly Western text of one code page, from the line of its first other letter on.
+    """The position of evidence that a file is not Western text of one code page.
 
-    Words without an ASCII letter and UTF-8 are looked for everywhere, lines in `EVIDENCE_BYTES`.
+    The whole file is searched for words without ASCII letters and for UTF-8; lines are examined in the
+    `EVIDENCE_BYTES` from the line of `position` on.
     """
     start = _line_start(data, position)
     places = [_UTF_8.search(data), _words_beyond_ascii(codec).search(data)]
@@ -253,10 +253,10 @@ def _unlikely_at(data: bytes, position: int, codec: str) -> int | None:
 
 
 def _words_beyond_ascii(codec: str) -> re.Pattern[bytes]:
-    """A word of three letters or more, none of them ASCII: Cyrillic or Greek in a code page."""
+    """A word of three or more letters without an ASCII letter: Cyrillic or Greek in a code page."""
     letters = bytes(byte for byte in _BEYOND_ASCII if bytes([byte]).decode(codec, "replace").isalpha())
     beyond = re.escape(letters)
-    # The same as (?<![A-Za-z%b])[%b]{3,}+, but begun with a set: see _UTF_8.
+    # The same as (?<![A-Za-z%b])[%b]{3,}+, but beginning with a set: see _UTF_8.
     return re.compile(rb"[%b](?<![A-Za-z%b].)[%b]{2,}+(?![A-Za-z])" % ((beyond,) * 3), re.DOTALL)
 
 
@@ -267,7 +267,7 @@ def _is_mostly_beyond_ascii(line: bytes, marks: bytes) -> bool:
 
 
 def _is_utf_8(line: bytes, codec: str) -> bool:
-    """Whether a line is whole UTF-8 by more than chance: on a Mac, `’é` is a letter of UTF-8."""
+    """Whether a line is UTF-8, and not by chance: `’é` in Mac OS Roman is also a letter in UTF-8."""
     if codec == "mac-roman":
         return False
     try:
@@ -292,13 +292,13 @@ def _ends_lines_with_cr(data: bytes, codec: str) -> bool:
 
 
 def _first_fault(data: bytes, codec: str) -> _Fault | None:
-    # A piece at a time: as one text, the file would take up to four times its bytes.
+    # In pieces: the text of the whole file would take up to four times its bytes.
     decoder = codecs.getincrementaldecoder(codec)()
     num_lf = num_cr = 0
     is_ascii = True
     for start in range(0, len(data), DECODED_BYTES):
         piece = data[start : start + DECODED_BYTES]
-        num_kept = len(decoder.getstate()[0])  # of a character that began in the piece before
+        num_kept = len(decoder.getstate()[0])  # bytes of a character that began in the previous piece
         position = None
         try:
             text = decoder.decode(piece, final=start + DECODED_BYTES >= len(data))

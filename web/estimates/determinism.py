@@ -1,49 +1,34 @@
-"""What workers promise of equal images, and which mates a strict job may have under each of these words.
+"""What a queued job may share step batches with on a live worker, as far as the worker's row shows.
 
-The engine has the same words and rules (`engine.determinism`, `engine.loaded`, `engine.policy.policy`), which
-nothing here may import; a test compares them. It does not know which workers live.
+The rules are those of `catalogue.determinism`; here they are applied to a job and a worker's self-tests.
+This module does not decide which workers are live.
 """
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from catalogue.determinism import DETERMINISM_LEVELS, NOT_REPEATABLE, Sharing, sharing_of
 from storage.workloads import KnownJob
 
 if TYPE_CHECKING:
     from catalogue.catalogue import Catalogue
 
-DETERMINISM_LEVELS = ("not repeatable", "within 1/255", "exact within a bucket", "exact")
-"""Weakest first. What a worker says that is not listed is weaker than all."""
 
-UNKEPT = DETERMINISM_LEVELS[0]
-"""The one promise under which equal requests may differ, strict ones too."""
+def sharing_on(job: KnownJob, level: str, self_test_side: int | None) -> Sharing | None:
+    """What the job may share step batches with on a worker of this level; `None` if that is unknown.
 
-PINNED_ROWS = 4
-"""The most rows of a step batch of strict generations that share it with each other alone."""
-
-Mates = Literal["anybody", "strict", "nobody"]
-"""With whom a generation may share step batches: all of its size, strict ones up to `PINNED_ROWS`, none."""
-
-
-def mates_of(job: KnownJob, determinism: str, self_test_side: int | None) -> Mates | None:
-    """The mates that the job may have on a worker of this promise; `None` where that cannot be told.
-
-    `self_test_side` is that of the square, in pixels, at which the worker tested itself for the job's tier:
-    a strict job of another shape is drawn alone, since nobody has seen what mates do to that.
+    `self_test_side` is the side in pixels of the square at which the worker tested itself for the job's tier.
     """
-    if not job.strict:
-        return "anybody"
-    if determinism == "within 1/255":
-        return "nobody"
-    if determinism not in ("exact", "exact within a bucket") or self_test_side is None:
+    if job.is_strict and (level not in DETERMINISM_LEVELS or level == NOT_REPEATABLE):
         return None
-    if (job.width, job.height) != (self_test_side, self_test_side):
-        return "nobody"
-    return "anybody" if determinism == "exact" else "strict"
+    if job.is_strict and self_test_side is None and level != "within 1/255":
+        return None
+    is_tried = (job.width, job.height) == (self_test_side, self_test_side)
+    return sharing_of(level, is_strict=job.is_strict, is_tried=is_tried)
 
 
 def self_test_sides(catalogue: "Catalogue") -> dict[str, int]:
-    """Of each tier, the side in pixels of its largest square, at which workers test themselves."""
+    """The side in pixels of each tier's largest square, at which workers test themselves, by tier."""
     multiples = {model.name: model.side_multiple for model in catalogue.models}
     return {
         tier.name: math.isqrt(tier.max_pixels) // multiples[tier.model] * multiples[tier.model]

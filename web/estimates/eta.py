@@ -1,31 +1,22 @@
-"""When jobs will be drawn: the workload of live workers played through to its end, by their profiles.
+"""When jobs will be drawn: live workers are simulated under the engine's own policy until the jobs end.
 
-Pure arithmetic on what `storage.workloads` read. Devices take queued jobs into free slots in the order of
-their bells; on a device interactive work goes first, tiers and sizes take turns, and the oldest generations
-share a step up to the cap of its profile, but for strict ones, which have the mates that the promise of the
-device leaves them. A generation's encoding and decoding are spread over its steps.
-It does not estimate_of new jobs, bulk's ageing, failures, or the seconds of files and uploads.
+Owns the order in which jobs reach workers: free slots take queued jobs in the order of their dispatch. Which
+generations share a step batch, and when, is simulated by `engine.policy.simulation`; costs come from the
+profiles. It ignores future jobs, failures, accounts, deadlines, and the time to encode and upload files.
 """
 
+import math
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 
+from catalogue.determinism import NOT_REPEATABLE, PINNED_ROWS
+from catalogue.profile import Profile
+from engine.policy.candidate import BatchKey
+from engine.policy.policy import Policy
+from engine.policy.simulation import COARSE_STEPS, SimulatedDevice, SimulatedGeneration
 from storage.workloads import KnownJob, LiveDevice, Workload
-from web.estimates.determinism import PINNED_ROWS, UNKEPT, mates_of
-from web.estimates.foreseen import EstimatedGeneration, estimate_of, shared_step_seconds
-
-
-def honest_tiers(workload: Workload) -> frozenset[str]:
-    """The tiers of which every live worker has a profile, as of its other tiers that have work."""
-    known, unknown = set[str](), set[str]()
-    busy = _busy_tiers(workload)
-    for device in workload.devices:
-        unmeasured = set(device.tiers) - device.profiles.keys()
-        (unknown if unmeasured & busy else known).update(device.tiers)
-        unknown.update(unmeasured)
-    return frozenset(known - unknown)
+from web.estimates.determinism import sharing_on
 
 
 def seconds_until_drawn(
@@ -34,196 +25,207 @@ def seconds_until_drawn(
     row_limits: Mapping[str, int],
     self_test_sides: Mapping[str, int],
 ) -> dict[str, float]:
-    """Seconds from now until the last image of each job; a job that cannot be told of honestly is left out.
+    """Seconds from now until the last image of each job; jobs without a reliable estimate are left out.
 
-    `row_limits` gives the configured cap of each tier, `self_test_sides` the size at which its workers tested
-    themselves (`web.estimates.determinism`).
+    By tier, `row_limits` gives the configured cap and `self_test_sides` the side in pixels of the square at
+    which workers tested themselves.
     """
-    honest = honest_tiers(workload)
-    jobs = {job.id: job for job in (*workload.running, *workload.queued)}
+    jobs = (*workload.running, *workload.queued)
+    busy = {job.tier for job in jobs}
+    known, unknown, workers = set[str](), set[str](), []
+    for device in workload.devices:
+        unmeasured = set(device.tiers) - device.profiles.keys()
+        unknown |= unmeasured
+        if unmeasured & busy:
+            unknown.update(device.tiers)
+        else:
+            known.update(device.tiers)
+            workers.append(_Worker(device, workload.running, row_limits, self_test_sides))
     wanted = {
-        job_id
-        for job_id in job_ids
-        if job_id in jobs and jobs[job_id].tier in honest
-        if _has_known_mates(jobs[job_id], workload, self_test_sides)
+        job.id
+        for job in jobs
+        if job.id in job_ids and job.tier in known - unknown
+        if not job.is_strict or _has_known_sharing(job, workload.devices, self_test_sides)
     }
-    return _Simulation(workload, row_limits, self_test_sides).until(wanted) if wanted else {}
+    return _ends(workers, workload.queued, wanted) if wanted else {}
 
 
-def _has_known_mates(job: KnownJob, workload: Workload, self_test_sides: Mapping[str, int]) -> bool:
-    """Whether it is known with whom the job shares steps, whichever device may draw it."""
-    if not job.strict:
-        return True
-    side = self_test_sides.get(job.tier)
+def _has_known_sharing(job: KnownJob, devices: Iterable[LiveDevice], sides: Mapping[str, int]) -> bool:
+    """Whether every device that may draw the job lets it share step batches with the same others."""
     found = {
-        mates_of(job, device.determinism, side)
-        for device in workload.devices
+        sharing_on(job, device.determinism, sides.get(job.tier))
+        for device in devices
         if job.tier in device.tiers and job.boot_id in (None, device.boot_id)
     }
     return len(found) == 1 and None not in found
 
 
-def _busy_tiers(workload: Workload) -> set[str]:
-    return {job.tier for job in (*workload.running, *workload.queued)}
+def _ends(workers: list["_Worker"], queued: Iterable[KnownJob], wanted: set[str]) -> dict[str, float]:
+    """Simulate until all `wanted` jobs have ended; return the seconds from now until each of them ends."""
+    queue = _Queue(queued)
+    queue.fill(workers, 0.0)
+    ends = {job_id: 0.0 for worker in workers for job_id in worker.drawn if job_id in wanted}
+    events: list[tuple[float, int, dict[str, float]]] = []
+
+    def simulate(index: int) -> None:
+        if ended := workers[index].run_until_jobs_end():
+            heappush(events, (workers[index].device.now, index, ended))
+
+    for index in range(len(workers)):
+        simulate(index)
+    while events and ends.keys() < wanted:
+        now, index, ended = heappop(events)
+        ends |= {job_id: max(0.0, ended_at) for job_id, ended_at in ended.items() if job_id in wanted}
+        queue.fill([workers[index]], max(0.0, now))
+        simulate(index)
+    return ends
 
 
-@dataclass
-class _Device:
-    """A device in the play: what it holds, and until when that has been played."""
+class _Queue:
+    """The queued jobs, by tier, lane and whether they are strict: in each group only the oldest is next."""
 
-    facts: LiveDevice
-    row_limits: Mapping[str, int]
-    self_test_sides: Mapping[str, int]
-    generations: list[EstimatedGeneration] = field(default_factory=list)
-    held: dict[str, list[str]] = field(default_factory=lambda: {"interactive": [], "bulk": []})
-    now: float = 0.0
-    version: int = 0  # of what it holds: an event foreseen before that changed is void
+    def __init__(self, jobs: Iterable[KnownJob]) -> None:
+        self._waiting: dict[tuple[str, str, bool], deque[tuple[int, KnownJob]]] = {}
+        for order, job in enumerate(jobs):
+            self._waiting.setdefault((job.tier, job.lane, job.is_strict), deque()).append((order, job))
 
-    @property
-    def num_held(self) -> int:
-        """Jobs, of both lanes."""
-        return sum(map(len, self.held.values()))
-
-    def has_slot(self, tier: str, lane: str, is_strict: bool) -> bool:
-        """Whether it would take such a job now, and keep it."""
-        if is_strict and self.facts.determinism == UNKEPT:
-            return False
-        return tier in self.facts.tiers and len(self.held[lane]) < self.facts.num_slots(lane)
-
-    def take(self, job: KnownJob, order: int, now: float) -> None:
-        """Begin the job, or go on with it."""
-        self.simulate_until(now)
-        self.held[job.lane].append(job.id)
-        # Where that is not known, nobody is told of the job, and those behind it of the worst.
-        found = mates_of(job, self.facts.determinism, self.self_test_sides.get(job.tier)) or "nobody"
-        self.generations += estimate_of(job, order, self.facts.profiles[job.tier], found)
-
-    def simulate_until(self, now: float) -> None:
-        """Let what is in step batches go on at its rate."""
-        for one in self.generations:
-            one.steps_left = max(0.0, one.steps_left - one.rate * (now - self.now))
-        self.now = now
-
-    def catch_up(self) -> None:
-        """Add the steps since progress was last written: by itself, or with a heartbeat."""
-        self.settle()
-        for one in self.generations:
-            seconds = min(self.facts.seconds_since_seen, one.job.seconds_since_progress)
-            one.steps_left = max(0.0, one.steps_left - one.rate * seconds)
-
-    def settle(self) -> None:
-        """Choose the step batches anew: the rate of every generation until the next event."""
-        self.version += 1
-        for one in self.generations:
-            one.rate = 0.0
-        is_urgent = any(one.job.lane == "interactive" for one in self.generations)
-        urgent = [one for one in self.generations if one.job.lane == "interactive" or not is_urgent]
-        keys = {one.key for one in urgent}
-        for key in keys:
-            members = [one for one in self.generations if one.key == key]
-            members.sort(key=lambda one: (is_urgent and one.job.lane != "interactive", one.order))
-            self._share_steps(members, len(keys))
-
-    def _share_steps(self, members: list[EstimatedGeneration], num_keys: int) -> None:
-        job = members[0].job
-        profile = self.facts.profiles[job.tier]
-        max_rows = min(profile.max_rows, self.row_limits.get(job.tier, profile.max_rows))
-        if members[0].mates != "anybody":
-            max_rows = PINNED_ROWS if members[0].mates == "strict" else 1
-        batch, num_rows = [members[0]], members[0].num_rows
-        for one in members[1:]:
-            if num_rows >= max_rows:
-                break
-            if num_rows + one.num_rows <= max_rows:
-                batch.append(one)
-                num_rows += one.num_rows
-        scale = job.num_pixels / profile.num_pixels
-        seconds = scale * shared_step_seconds(profile, batch)
-        ends_seconds = profile.encode_seconds + scale * profile.decode_seconds
-        seconds += sum(ends_seconds / one.job.num_steps for one in batch)
-        for one in batch:
-            one.rate = 1 / (seconds * num_keys)
-
-    def next_event(self) -> float | None:
-        """When the next generation is drawn or changes its rows, if nothing else happens until then."""
-        ends = [
-            self.now + (0.0 if one.is_drawn else one.steps_until_change / one.rate)
-            for one in self.generations
-            if one.is_drawn or one.rate
-        ]
-        return min(ends, default=None)
-
-    def drop_drawn(self) -> list[KnownJob]:
-        """Let go of what has been drawn; the jobs that have ended with it."""
-        drawn = [one for one in self.generations if one.is_drawn]
-        self.generations = [one for one in self.generations if not one.is_drawn]
-        left = {one.job.id for one in self.generations}
-        ended = {one.job.id: one.job for one in drawn if one.job.id not in left}
-        for job in ended.values():
-            self.held[job.lane].remove(job.id)
-        return list(ended.values())
+    def fill(self, workers: Iterable["_Worker"], now: float) -> None:
+        """Give jobs to free slots, the first dispatched first, each to the worker with the fewest jobs."""
+        while takers := {
+            kind: free
+            for kind in self._waiting
+            if (free := [worker for worker in workers if worker.has_slot(*kind)])
+        }:
+            kind = min(takers, key=lambda kind: self._waiting[kind][0][0])
+            _, job = self._waiting[kind].popleft()
+            if not self._waiting[kind]:
+                del self._waiting[kind]
+            min(takers[kind], key=lambda worker: len(worker.jobs)).take(job, now)
 
 
-class _Simulation:
-    """The devices, what waits for them, and the time."""
+class _Worker:
+    """A worker with its simulated device; it is also the `Costs` of that device."""
 
     def __init__(
-        self, workload: Workload, row_limits: Mapping[str, int], self_test_sides: Mapping[str, int]
+        self,
+        facts: LiveDevice,
+        running: Iterable[KnownJob],
+        row_limits: Mapping[str, int],
+        self_test_sides: Mapping[str, int],
     ) -> None:
-        busy = _busy_tiers(workload)
-        honest = [one for one in workload.devices if not (busy & set(one.tiers)) - one.profiles.keys()]
-        self._devices = {one.boot_id: _Device(one, row_limits, self_test_sides) for one in honest}
-        for order, job in enumerate(workload.running):
-            device = self._devices.get(job.boot_id or "")
-            if device is not None and job.tier in device.facts.profiles:
-                device.take(job, order, 0.0)
-        # By tier, lane and whether they are strict.
-        self._waiting: dict[tuple[str, str, bool], deque[tuple[int, KnownJob]]] = {}
-        for order, job in enumerate(workload.queued, start=len(workload.running)):
-            self._waiting.setdefault((job.tier, job.lane, job.strict), deque()).append((order, job))
-        for device in self._devices.values():
-            device.catch_up()
+        self.jobs: dict[str, KnownJob] = {}
+        self._facts = facts
+        self._row_limits = row_limits
+        self._self_test_sides = self_test_sides
+        self._num_images_left: dict[str, int] = {}  # by job
+        self._job_ids: dict[SimulatedGeneration, str] = {}
+        self.drawn: list[str] = []  # jobs that have ended since their progress was written
+        self.device = self._new_device()
+        mine = [one for one in running if one.boot_id == facts.boot_id and one.tier in facts.profiles]
+        self._catch_up(mine)
 
-    def until(self, job_ids: Iterable[str]) -> dict[str, float]:
-        """Play until all of these have ended; when each of them did."""
-        wanted, found = set(job_ids), dict[str, float]()
-        self._fill(self._devices.values(), 0.0)
-        events: list[tuple[float, str, int]] = []
-        for boot_id in self._devices:
-            self._estimate(boot_id, events)
-        while events and found.keys() < wanted:
-            now, boot_id, version = heappop(events)
-            device = self._devices[boot_id]
-            if version != device.version:
-                continue
-            device.simulate_until(now)
-            ended = device.drop_drawn()
-            found |= {job.id: now for job in ended if job.id in wanted}
-            self._fill([device], now)
-            self._estimate(boot_id, events)
-        return found
+    def has_slot(self, tier: str, lane: str, is_strict: bool) -> bool:
+        """Whether the worker has a free slot for such a job now."""
+        if is_strict and self._facts.determinism == NOT_REPEATABLE:
+            return False
+        num_taken = sum(job.lane == lane for job in self.jobs.values())
+        return tier in self._facts.tiers and num_taken < self._facts.num_slots(lane)
 
-    def _estimate(self, boot_id: str, events: list[tuple[float, str, int]]) -> None:
-        at = self._devices[boot_id].next_event()
-        if at is not None:
-            heappush(events, (at, boot_id, self._devices[boot_id].version))
+    def take(self, job: KnownJob, at: float) -> None:
+        """Start the job at the time `at`."""
+        self._submit(job, self._generations(job, at), at)
 
-    def _fill(self, devices: Iterable[_Device], now: float) -> None:
-        """Give waiting jobs to free slots, the oldest bell first, to the device that holds the least."""
-        choice = list(devices)
-        while True:
-            # Only the first of a place can be next, however many wait behind it.
-            takers = {
-                place: free
-                for place in self._waiting
-                if (free := [device for device in choice if device.has_slot(*place)])
-            }
-            if not takers:
-                break
-            place = min(takers, key=lambda place: self._waiting[place][0][0])
-            order, job = self._waiting[place].popleft()
-            if not self._waiting[place]:
-                del self._waiting[place]
-            min(takers[place], key=lambda device: device.num_held).take(job, order, now)
-        for device in choice:
-            device.settle()
+    def _submit(self, job: KnownJob, generations: Sequence[SimulatedGeneration], at: float) -> None:
+        self.jobs[job.id] = job
+        self._num_images_left[job.id] = len(generations)
+        for one in generations:
+            self._job_ids[one] = job.id
+            self.device.submit(one, at)
+
+    def _catch_up(self, jobs: Sequence[KnownJob]) -> None:
+        """Begin with the running jobs and the steps that they ran since their progress was written.
+
+        The simulation of that time assumes that the jobs that run now are those that ran then.
+        """
+        generations = {job.id: self._generations(job, -job.seconds_running) for job in jobs}
+        for images in generations.values():
+            for one in images:
+                self.device.submit(one, 0.0)
+        lag_of = {job.id: min(self._facts.seconds_since_seen, job.seconds_since_progress) for job in jobs}
+        steps: dict[SimulatedGeneration, int] = {}
+        seconds_to_end_of_step = [0.0] if not jobs else []
+        for job in sorted(jobs, key=lambda job: lag_of[job.id]):
+            self.device.run_until(lag_of[job.id])
+            seconds_to_end_of_step.append(max(0.0, self.device.now - lag_of[job.id]))
+            steps |= {one: one.step_index for one in generations[job.id] if math.isnan(one.ended_at)}
+        self.device = self._new_device(now=min(seconds_to_end_of_step))
+        for job in jobs:
+            images = [one for one in generations[job.id] if one in steps]
+            for one in images:
+                one.step_index, one.ended_at = steps[one], math.nan
+            if images:
+                self._submit(job, images, 0.0)
+            else:
+                self.drawn.append(job.id)
+
+    def _generations(self, job: KnownJob, submitted_at: float) -> list[SimulatedGeneration]:
+        """The images of the job, all of them at its mean progress."""
+        # If this is unknown, the job gets no estimate, and those behind it get one for the worst case.
+        sharing = sharing_on(job, self._facts.determinism, self._self_test_sides.get(job.tier)) or "none"
+        return [
+            SimulatedGeneration(
+                BatchKey(job.tier, job.height, job.width, sharing != "any", sharing == "none"),
+                job.num_steps,
+                self._facts.profiles[job.tier].num_guided_rows,
+                math.ceil(job.guidance_cutoff * job.num_steps) if job.is_guided else 0,
+                job.step_cache,
+                job.lane,
+                submitted_at=submitted_at,
+                step_index=round(job.num_steps * job.progress),
+            )
+            for _ in range(job.num_images)
+        ]
+
+    def _new_device(self, now: float = 0.0) -> SimulatedDevice:
+        policy = Policy(
+            self._max_rows, step_seconds=self.step_seconds, bucket_rows=lambda _, num_rows: num_rows
+        )
+        return SimulatedDevice(policy, self, now=now, steps_per_choice=COARSE_STEPS)
+
+    def run_until_jobs_end(self) -> dict[str, float]:
+        """Simulate until the next jobs end; return their end times by id, empty if no job is left."""
+        ended: dict[str, float] = {}
+        while not ended and (drawn := self.device.advance()):
+            for one in drawn:
+                job_id = self._job_ids.pop(one)
+                self._num_images_left[job_id] -= 1
+                if not self._num_images_left[job_id]:
+                    del self.jobs[job_id]
+                    ended[job_id] = one.ended_at
+        return ended
+
+    def step_seconds(self, key: BatchKey, num_rows: int) -> float:
+        """Seconds of a full step; one that only strict generations share is padded to `PINNED_ROWS`."""
+        profile, scale = self._cost(key)
+        return scale * profile.step_seconds(max(num_rows, PINNED_ROWS if key.is_pinned else 1))
+
+    def cached_share(self, key: BatchKey) -> float:
+        """Seconds of a step in which every row is cached, divided by those of a full step."""
+        return self._cost(key)[0].cached_share
+
+    def encode_seconds(self, key: BatchKey) -> float:
+        """Seconds of encoding, which does not depend on the size."""
+        return self._cost(key)[0].encode_seconds
+
+    def decode_seconds(self, key: BatchKey) -> float:
+        """Seconds of decoding, in proportion to the pixels of the measured size."""
+        profile, scale = self._cost(key)
+        return scale * profile.decode_seconds
+
+    def _cost(self, key: BatchKey) -> tuple[Profile, float]:
+        profile = self._facts.profiles[key.model]
+        return profile, key.latent_height * key.latent_width / profile.num_pixels
+
+    def _max_rows(self, key: BatchKey) -> int:
+        max_rows = self._facts.profiles[key.model].max_rows
+        return min(max_rows, self._row_limits.get(key.model, max_rows))

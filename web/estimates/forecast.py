@@ -1,21 +1,21 @@
-"""How long jobs and tiers still take: read, played through, and kept a second for all requests of a process.
+"""Estimates for requests of the API: reads the workload, simulates it, and keeps the result for a second.
 
-An estimate costs a query and some arithmetic, and must never be what slows the API down: it is made beside
-the requests, none of which waits for it longer than `MAX_WAIT_SECONDS`, it may take a share of one processor
-and no more, and what is unknown beyond that is left out. It never fails either.
+An estimate costs a query and some arithmetic, and must never slow the API down. So it runs on a separate
+thread, no request waits for it longer than `MAX_WAIT_SECONDS`, and all of them together take no more than
+`SHARE` of a processor. Beyond that, jobs are shown without an estimate. An estimate never raises.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import structlog
 
+from catalogue.states import State
 from storage.errors import StorageError
 from storage.job_views import Job
-from storage.states import State
 from storage.workloads import KnownJob, Workload
 from web.estimates.determinism import self_test_sides
 from web.estimates.eta import seconds_until_drawn
@@ -27,43 +27,43 @@ log = structlog.get_logger()
 
 KEPT_SECONDS = 1.0
 SHARE = 0.1
-"""Of a processor, for estimates."""
+"""The share of a processor that estimates may take."""
 MAX_SAVED_SECONDS = 0.5
-"""So much may be spent at once after a quiet time."""
+"""Processor seconds that may be spent at once after an idle period."""
 MAX_AGE_SECONDS = 5.0
-"""An older outlook says nothing, unless it was costly or a new one is being made."""
+"""An older snapshot is not shown, unless it was costly or a new one is being made."""
 MAX_AGE_IN_COSTS = 20
-"""So old may an outlook get, in what it cost: twice as long as until the next may be made after it."""
+"""A costly snapshot is shown for this many times its cost: twice as long as until the next may be made."""
 MAX_AGED_SECONDS = 60.0
-"""So old may it get at most, and while a new one is being made, so that who asks rarely is answered too."""
+"""The age limit of any snapshot; the only one while a new one is being made, for infrequent requests."""
 MAX_WAIT_SECONDS = 0.03
-"""Where an outlook takes longer, the last one is taken: an answer is never late for its estimate."""
+"""A request waits this long for a new snapshot, and then takes the last one."""
 
 Begin = Callable[[Callable[[], None]], None]
-"""Runs what it is given, now or beside the caller."""
+"""Runs the given function, at once or on another thread."""
 
 
 def on_a_thread(work: Callable[[], None]) -> None:
-    """Run `work` beside the caller."""
+    """Run `work` on a new thread."""
     threading.Thread(target=work, name="forecast", daemon=True).start()
 
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What was foreseen at one moment."""
+    """The estimates of one moment, in seconds from then."""
 
     made_at: float
-    known: frozenset[str] = frozenset()  # jobs that were looked at, with an estimate or without
+    known: frozenset[str] = frozenset()  # jobs that were read, with or without an estimate
     jobs: dict[str, float] = field(default_factory=dict)
     tiers: dict[str, float] = field(default_factory=dict)
-    has_failed: bool = False  # then it is kept for everybody, whatever they want to know
+    has_failed: bool = False  # a failed snapshot applies to all jobs
 
 
 class Forecast:
     """Estimates for the models of `catalogue`; `read` gives the workload and may raise `StorageError`.
 
-    `processor_clock` tells what the thread that calls it has had of a processor. That is what is limited;
-    waiting for Postgres takes nothing of it.
+    `processor_clock` gives the processor seconds of the calling thread. They are limited; waiting for
+    Postgres takes none.
     """
 
     def __init__(
@@ -81,46 +81,46 @@ class Forecast:
         self._usual_jobs = _usual_jobs(catalogue)
         self._clock = clock
         self._processor_clock = processor_clock
-        self._lock = threading.Lock()  # held for a moment only
-        self._made: threading.Event | None = None  # of the outlook that is being made
+        self._lock = threading.Lock()  # held only briefly
+        self._made: threading.Event | None = None  # set when the snapshot in progress is ready
         self._snapshot = _Snapshot(made_at=clock() - 2 * KEPT_SECONDS)
-        self._cost_seconds = 0.0  # of the last outlook
+        self._cost_seconds = 0.0  # of the last snapshot
         self._saved_seconds = MAX_SAVED_SECONDS
         self._saved_at = clock()
 
     def of_jobs(self, jobs: Iterable[Job]) -> dict[str, float]:
-        """Seconds until the images of each of these jobs are drawn, by id, where that can be told."""
-        wanted = {job.id for job in jobs if _is_foreseeable(job)}
+        """Seconds until the images of each job are drawn, by id; jobs without an estimate are left out."""
+        wanted = {job.id for job in jobs if _can_be_estimated(job)}
         if not wanted:
             return {}
-        outlook, age = self._look(wanted)
-        return {name: _left(outlook.jobs[name], age) for name in wanted & outlook.jobs.keys()}
+        snapshot, age = self._current(wanted)
+        return {name: _left(snapshot.jobs[name], age) for name in wanted & snapshot.jobs.keys()}
 
     def of_tiers(self) -> dict[str, float]:
-        """Seconds for an interactive job of the usual size, steps and guidance that came now, by tier."""
-        return dict(self._look(set())[0].tiers)
+        """Seconds for a new interactive job of the usual size, steps and guidance, by tier."""
+        return dict(self._current(set())[0].tiers)
 
-    def _look(self, wanted: set[str]) -> tuple[_Snapshot, float]:
-        """The outlook, made anew if it is old or does not know all that is wanted, and its age."""
+    def _current(self, wanted: set[str]) -> tuple[_Snapshot, float]:
+        """A snapshot that is new enough to be shown, and its age; rebuilt if it is old or lacks jobs."""
         wait_until = time.monotonic() + MAX_WAIT_SECONDS
-        # Twice: what was being made when they were asked for may not know the youngest jobs.
+        # Twice: a snapshot that was in progress when a job was created may not have read it.
         for _ in range(2):
-            made = self._order(wanted)
+            made = self._make_if_needed(wanted)
             if made is None or not made.wait(max(0.0, wait_until - time.monotonic())):
                 break
         with self._lock:
-            outlook, now, is_being_made = self._snapshot, self._clock(), self._made is not None
+            snapshot, now, is_being_made = self._snapshot, self._clock(), self._made is not None
             max_age = max(MAX_AGE_SECONDS, MAX_AGE_IN_COSTS * self._cost_seconds)
         max_age = MAX_AGED_SECONDS if is_being_made else min(max_age, MAX_AGED_SECONDS)
-        age = now - outlook.made_at
-        return (outlook if age <= max_age else _Snapshot(now)), age
+        age = now - snapshot.made_at
+        return (snapshot if age <= max_age else _Snapshot(now)), age
 
-    def _order(self, wanted: set[str]) -> threading.Event | None:
-        """See to it that a better outlook is made; set once it is. None where none is needed or may be."""
+    def _make_if_needed(self, wanted: set[str]) -> threading.Event | None:
+        """Begin a snapshot; its event is set when it is ready. None if no snapshot is needed or allowed."""
         with self._lock:
             now = self._clock()
-            says_enough = self._snapshot.has_failed or wanted <= self._snapshot.known
-            if now - self._snapshot.made_at <= KEPT_SECONDS and says_enough:
+            knows_all = self._snapshot.has_failed or wanted <= self._snapshot.known
+            if now - self._snapshot.made_at <= KEPT_SECONDS and knows_all:
                 return None
             if self._made is not None:
                 return self._made
@@ -135,49 +135,48 @@ class Forecast:
             return None
         return made
 
-    def _make_anew(self, made: threading.Event) -> None:
-        started_at, spent_before = self._clock(), self._processor_clock()
-        outlook = _Snapshot(started_at)
-        try:
-            outlook = self._make(started_at)
-        finally:
-            with self._lock:
-                self._cost_seconds = self._processor_clock() - spent_before
-                self._saved_seconds -= self._cost_seconds
-                self._snapshot, self._made = outlook, None
-            made.set()
-
     def _may_spend(self, now: float) -> bool:
         self._saved_seconds += SHARE * (now - self._saved_at)
         self._saved_seconds, self._saved_at = min(self._saved_seconds, MAX_SAVED_SECONDS), now
         return self._saved_seconds > 0
 
+    def _make_anew(self, made: threading.Event) -> None:
+        started_at, spent_before = self._clock(), self._processor_clock()
+        snapshot = _Snapshot(started_at)
+        try:
+            snapshot = self._make(started_at)
+        finally:
+            with self._lock:
+                self._cost_seconds = self._processor_clock() - spent_before
+                self._saved_seconds -= self._cost_seconds
+                self._snapshot, self._made = snapshot, None
+            made.set()
+
     def _make(self, now: float) -> _Snapshot:
         try:
             found = self._read()
-            names = [job.id for job in (*found.running, *found.queued)]
-            jobs = self._until_drawn(found, names)
-            return _Snapshot(now, frozenset(names), jobs, self._of_usual_jobs(found))
+            names = frozenset(job.id for job in (*found.running, *found.queued))
+            return _Snapshot(now, names, self._estimates(found, names), self._of_usual_jobs(found))
         except StorageError as error:
             log.warning("workload_not_read", error=type(error).__name__)
         except Exception:  # a job is shown without its estimate, never hidden because of it
             log.exception("estimate_failed")
         return _Snapshot(self._clock(), has_failed=True)
 
-    def _until_drawn(self, workload: Workload, job_ids: Sequence[str]) -> dict[str, float]:
-        return seconds_until_drawn(workload, job_ids, self._row_limits, self._self_test_sides)
-
     def _of_usual_jobs(self, found: Workload) -> dict[str, float]:
         etas: dict[str, float] = {}
         for job in self._usual_jobs:
             if (job.tier, job.lane) not in found.cut_off:
                 behind_all = replace(found, queued=(*found.queued, job))
-                etas |= self._until_drawn(behind_all, [job.id])
+                etas |= self._estimates(behind_all, {job.id})
         return {name: _left(seconds, 0) for name, seconds in etas.items()}
 
+    def _estimates(self, workload: Workload, job_ids: Iterable[str]) -> dict[str, float]:
+        return seconds_until_drawn(workload, set(job_ids), self._row_limits, self._self_test_sides)
 
-def _is_foreseeable(job: Job) -> bool:
-    """A suspect waits until nothing runs beside it, and what is to be canceled will not be drawn."""
+
+def _can_be_estimated(job: Job) -> bool:
+    """Whether the job will be drawn in its turn; a quarantined job waits until it can run alone."""
     is_open = job.state in (State.QUEUED, State.RUNNING)
     return is_open and not job.quarantined and job.cancel_requested_at is None
 
@@ -186,7 +185,7 @@ def _left(seconds: float, age: float) -> float:
     return round(max(0.0, seconds - age), 2)
 
 
-def _usual_jobs(catalogue: "Catalogue") -> Sequence[KnownJob]:
+def _usual_jobs(catalogue: "Catalogue") -> list[KnownJob]:
     return [
         KnownJob(
             id=tier.name,

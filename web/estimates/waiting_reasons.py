@@ -1,38 +1,122 @@
-"""Why a queued job waits, in a stable code and in words: a table of rules over what Postgres knows of it.
+"""Why jobs wait: a stable code, an explanation for their owner, and the position in the queue.
 
-Only what rows show is said: that the broker has lost a bell, for one, can be no more than suspected.
-Pure; who reads the rows is `web.estimates.waits`, and threads that wait for a job are `web.waiting`.
+A table of rules is applied to the rows of a queued job; the first rule that applies gives the reason. It says
+only what rows show: that the broker lost a message, for example, is only a guess. Jobs and batches
+are shown even when the facts cannot be read.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import structlog
 from pydantic import BaseModel, Field
 
-from storage.queue_facts import MAX_COUNTED, QueueFacts
+from catalogue.states import State
+from storage.batches import Batch
+from storage.database import Database
+from storage.errors import StorageError
+from storage.job_views import Job
+from storage.queue_facts import MAX_COUNTED, QueueFacts, next_jobs, queue_facts
+
+log = structlog.get_logger()
 
 
 class WaitingReason(BaseModel):
     """Why a job waits."""
 
-    code: str = Field(description="Stable; the API page lists them.")
+    code: str = Field(description="Stable; `docs/reference/api.md` lists the codes.")
     detail: str
+
+
+class TierWait(WaitingReason):
+    """Why the queued jobs of a batch wait in one tier: the reason of the job that is next in that tier."""
+
+    tier: str
+    num_jobs: int = Field(description="Queued jobs of the batch in this tier.")
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What is shown of a job that waits; `position` 1 is next."""
+
+    reason: WaitingReason
+    position: int | None = None
 
 
 @dataclass(frozen=True)
 class Limits:
-    """After how long a bell counts as overdue, and how often a job is tried."""
+    """When a dispatch counts as overdue, how often a job is tried, when a silent worker counts as dead."""
 
     overdue_seconds: float
     max_attempts: int
+    worker_alive_seconds: float
+
+
+class Waits:
+    """Reads why jobs and batches wait, a whole page of them at once."""
+
+    def __init__(self, db: Database, limits: Limits) -> None:
+        self._db = db
+        self._limits = limits
+
+    def of_jobs(self, account_id: str, jobs: Iterable[Job]) -> dict[str, Wait]:
+        """The waits by job id; jobs that do not wait are left out. One query for all."""
+        found = list(jobs)
+        isolated = [job.id for job in found if _waits_to_run_isolated(job)]
+        queued = [job.id for job in found if job.state is State.QUEUED]
+        return dict.fromkeys(isolated, Wait(ISOLATED)) | self._in_queue(account_id, queued)
+
+    def of_batches(self, account_id: str, batches: Iterable[Batch]) -> dict[str, list[TierWait]]:
+        """The waits by batch id; batches without a queued job are left out. Two queries for all."""
+        waiting = [batch.id for batch in batches if batch.counts.get(State.QUEUED)]
+        if not waiting:
+            return {}
+        try:
+            nexts = next_jobs(self._db, account_id, waiting)
+        except StorageError as error:
+            log.warning("next_jobs_not_read", error=type(error).__name__)
+            return {}
+        waits = self._in_queue(account_id, [one.job_id for one in nexts])
+        found: dict[str, list[TierWait]] = {}
+        for one in nexts:
+            reason = waits[one.job_id].reason
+            wait = TierWait(tier=one.tier, num_jobs=one.num_jobs, code=reason.code, detail=reason.detail)
+            found.setdefault(one.batch_id, []).append(wait)
+        return found
+
+    def _in_queue(self, account_id: str, job_ids: list[str]) -> dict[str, Wait]:
+        """The wait of each of these jobs, which were queued a moment ago."""
+        if not job_ids:
+            return {}
+        alive_seconds = self._limits.worker_alive_seconds
+        try:
+            found = queue_facts(self._db, account_id, job_ids, alive_seconds=alive_seconds)
+        except StorageError as error:
+            log.warning("queue_facts_not_read", error=type(error).__name__)
+            return dict.fromkeys(job_ids, Wait(UNREAD))
+        return dict.fromkeys(job_ids, Wait(LEFT)) | {
+            job_id: Wait(
+                reason_of(facts, self._limits), None if facts.num_ahead is None else facts.num_ahead + 1
+            )
+            for job_id, facts in found.items()
+        }
+
+
+def _waits_to_run_isolated(job: Job) -> bool:
+    """Whether a worker claimed it from quarantine and has not begun it.
+
+    `isolated` is cleared once its images are drawn, so progress is checked too.
+    """
+    return job.state is State.RUNNING and job.quarantined and not job.isolated and job.progress == 0
 
 
 def reason_of(facts: QueueFacts, limits: Limits) -> WaitingReason:
-    """What must change first for the job to start: the first rule that has something to say."""
+    """What must change first for the job to start: the reason of the first rule that applies."""
     for code, rule in RULES.items():
         detail = rule(facts, limits)
         if detail is not None:
             return WaitingReason(code=code, detail=detail)
-    raise AssertionError("the last rule always speaks")
+    raise AssertionError("the last rule always applies")
 
 
 def _no_live_worker(facts: QueueFacts, _: Limits) -> str | None:
@@ -44,32 +128,30 @@ def _no_live_worker(facts: QueueFacts, _: Limits) -> str | None:
 def _retry_backoff(facts: QueueFacts, limits: Limits) -> str | None:
     if facts.is_dispatched or not facts.num_failures or facts.seconds_until_due <= 0:
         return None
-    tries = (
-        f"{facts.num_failures} of its {limits.max_attempts} tries failed, the last with {facts.last_error}"
-    )
-    return f"{tries}; the next may begin in {max(1, round(facts.seconds_until_due))} s"
+    tries = f"{facts.num_failures} of {limits.max_attempts} attempts failed, the last with {facts.last_error}"
+    return f"{tries}; the next may start in {max(1, round(facts.seconds_until_due))} s"
 
 
 def _dispatch_overdue(facts: QueueFacts, limits: Limits) -> str | None:
     is_fed = facts.lane == "bulk" and facts.num_dispatched > 0
     if facts.num_busy or (is_fed and not facts.is_dispatched):
-        return None  # bells are rung and heard: this one has not had its turn
+        return None  # messages are sent and received: this job has not had its turn
     if facts.seconds_since_dispatch is not None and facts.seconds_since_dispatch > limits.overdue_seconds:
         return (
-            f"its bell was rung {facts.seconds_since_dispatch:.0f} s ago and idle workers have not heard it: "
-            "the broker may be down or have lost it; the sweeper rings again"
+            f"dispatched {facts.seconds_since_dispatch:.0f} s ago, but no idle worker has picked it up: the "
+            "broker may be down or the message was lost; the sweeper dispatches it again"
         )
     if not facts.is_dispatched and facts.seconds_until_due < -limits.overdue_seconds:
         return (
-            f"its bell should have been rung {-facts.seconds_until_due:.0f} s ago: "
-            "the sweeper or the broker may be down, or still catching up"
+            f"should have been dispatched {-facts.seconds_until_due:.0f} s ago: "
+            "the sweeper or the broker may be down or overloaded"
         )
     return None
 
 
 def _runs_alone(facts: QueueFacts, _: Limits) -> str | None:
     return (
-        "the worker that held it died; a worker that is free takes it up, and it will run alone"
+        "its worker died while running it; the next idle worker runs it in isolation"
         if facts.quarantined
         else None
     )
@@ -79,18 +161,18 @@ def _bulk_turn(facts: QueueFacts, _: Limits) -> str | None:
     if facts.is_dispatched or facts.lane != "bulk":
         return None
     own = _count(facts.num_own_ahead, "job")
-    return f"bulk jobs are started a few at a time, accounts taking turns, with {own} of yours before it"
+    return f"bulk jobs are dispatched a few at a time, in turn between accounts; {own} of yours ahead of it"
 
 
 def _dispatch_due(facts: QueueFacts, _: Limits) -> str | None:
-    return None if facts.is_dispatched else "its bell is rung at the sweeper's next turn"
+    return None if facts.is_dispatched else "the sweeper dispatches it in its next round"
 
 
 def _all_slots_busy(facts: QueueFacts, _: Limits) -> str | None:
     if facts.num_busy < facts.num_slots:
         return None
     workers = _count(facts.num_live_workers, "live worker")
-    slots = f"all {facts.num_slots} {facts.lane} slots of the {workers} of tier {facts.tier!r} are taken"
+    slots = f"all {facts.num_slots} {facts.lane} slots of the {workers} of tier {facts.tier!r} are in use"
     return f"{slots}; {_count(facts.num_ahead, 'job')} ahead"
 
 
@@ -101,7 +183,7 @@ def _jobs_ahead(facts: QueueFacts, _: Limits) -> str | None:
 
 
 def _about_to_start(facts: QueueFacts, _: Limits) -> str | None:
-    return f"its bell has been rung and tier {facts.tier!r} has a free slot: a worker takes it next"
+    return f"dispatched, and tier {facts.tier!r} has a free slot: a worker takes it next"
 
 
 def _count(number: int | None, noun: str) -> str:
@@ -113,7 +195,7 @@ def _count(number: int | None, noun: str) -> str:
 RULES = {
     "no_live_worker": _no_live_worker,
     "retry_backoff": _retry_backoff,
-    "runs_alone": _runs_alone,  # before what is said of bells: none is rung for it
+    "runs_alone": _runs_alone,  # before the rules about dispatches: quarantined jobs are not dispatched
     "dispatch_overdue": _dispatch_overdue,
     "bulk_turn": _bulk_turn,
     "dispatch_due": _dispatch_due,
@@ -121,12 +203,12 @@ RULES = {
     "jobs_ahead": _jobs_ahead,
     "about_to_start": _about_to_start,
 }
-"""Each is worth saying only where none before it speaks: the order is part of the table."""
+"""The order is part of the table: a reason is given only where none before it applies."""
 
-ALONE = WaitingReason(
+ISOLATED = WaitingReason(
     code="runs_alone",
-    detail="the worker that held it died; its new worker runs it as soon as nothing runs beside it",
+    detail="its worker died while running it; its new worker runs it in isolation once its other jobs end",
 )
-UNREAD = WaitingReason(code="unknown", detail="why it waits could not be read")
-LEFT = WaitingReason(code="unknown", detail="it left the queue while this was read")
+UNREAD = WaitingReason(code="unknown", detail="the reason could not be read")
+LEFT = WaitingReason(code="unknown", detail="it left the queue while the reason was read")
 CODES = frozenset({*RULES, UNREAD.code})

@@ -1,1 +1,1 @@
-"""The HTTP front of the API: what is slow waits on the event loop, and only what is ready takes a thread."""
+"""The HTTP front of the API: slow clients wait on an event loop, and only complete requests take a thread."""

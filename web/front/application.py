@@ -1,8 +1,8 @@
-"""The front as an ASGI application (version 3): what a request passes before and after its view.
+"""The front as an ASGI application (version 3): reads the request, runs the view, sends the answer.
 
-A whole body first, then a thread; the answer is taken off the thread, and waits for its reader on the event
-loop. It knows neither routes nor rows: which WSGI application it serves, and whose uploads are welcome, it is
-told. Without `web.front.connection` below it, it runs under any ASGI server, and then cuts nobody off.
+It reads the whole body on the event loop, calls the WSGI application in a thread, and sends the answer from
+the event loop. It knows no route and no row. It runs under any ASGI server, but only `web.front.connection`
+can close the connections of slow clients.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from web.front.threads import Threads
 from web.front.wsgi import Answer, Pieces, WaitingClient, WsgiApplication, answer_of, environ_of
 
 MaxUpload = Callable[[str, str, str], int]
-"""From method, path and `Authorization` to the bytes that such a request may bring; called in a thread."""
+"""Maps method, path and `Authorization` to the largest body that the request may have; called in a thread."""
 
 LIVENESS_PATH = "/healthz"
 READINESS_PATH = "/readyz"
-"""Has threads of its own: it says what hangs while all others wait for what hangs."""
+"""The path with its own threads, so that it can report a hang while all other threads hang."""
 
 
 class Front:
@@ -56,13 +56,13 @@ class Front:
 
     @property
     def num_cut(self) -> int:
-        """Connections that were cut to bound memory."""
+        """The number of connections that were closed to bound memory."""
         return self._bodies.num_cut + self._answers.num_cut
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            raise NotImplementedError(f"{scope['type']} is not served")  # as a server asks for lifespan
+            raise NotImplementedError(f"{scope['type']} is not served")  # such as `lifespan`
         exchange = Exchange(scope, receive, send, self._limits)
         exchange.more_headers = self._cross_origin.headers(exchange)
         try:
@@ -81,14 +81,14 @@ class Front:
             await _refuse(exchange, refused)
 
     def stop(self) -> None:
-        """End every stream now: the process is about to end. Called on the event loop."""
+        """End every stream, because the process is about to exit. Call it on the event loop."""
         self._is_stopping = True
         for task in self._streams:
             task.cancel()
 
     async def _show_liveness(self, exchange: Exchange) -> None:
         if self._threads.stuck_seconds() > self._limits.stuck_seconds:
-            raise Busy(f"no thread has moved for {self._limits.stuck_seconds:.0f} s")
+            raise Busy(f"no thread has started or finished work for {self._limits.stuck_seconds:.0f} s")
         body = json.dumps({"state": "ok"}).encode()
         headers = own_headers(b"application/json", body)
         await exchange.begin(200, [*headers, (b"x-request-id", new_id("req").encode())])
@@ -99,9 +99,11 @@ class Front:
         threads = self._readiness_threads if exchange.scope["path"] == READINESS_PATH else self._threads
         client = WaitingClient(lent=threads.lent)
         environ = environ_of(exchange.scope, body, length, client)
-        # A body that stays unread must not be read for the sake of its end.
+        # An unread body must not be read merely to find its end.
         watch = asyncio.create_task(_notice_hang_up(exchange, client)) if isinstance(body, bytes) else None
-        context = contextvars.Context()  # one for the request, whichever threads its pieces are made in
+        context = (
+            contextvars.Context()
+        )  # one context for the request, in whichever threads its pieces are made
         call = partial(
             answer_of,
             self._app,
@@ -143,7 +145,7 @@ class Front:
     async def _send_pieces(
         self, exchange: Exchange, pieces: Pieces, client: WaitingClient, context: contextvars.Context
     ) -> None:
-        """A thread makes a piece and is free again while a slow reader takes it."""
+        """Make each piece in a thread, and release the thread while a slow client reads the piece."""
         piece: bytes | None = pieces.first
         while piece is not None:
             with self._answers.holding(exchange.connection.abort) as holding:
@@ -157,7 +159,7 @@ class Front:
     async def _send_stream(
         self, exchange: Exchange, stream: AsyncIterator[bytes], client: WaitingClient
     ) -> None:
-        """From the event loop; ends with the stream, the client, or this process."""
+        """Send a stream from the event loop until the stream, the client or this process ends."""
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
@@ -194,7 +196,7 @@ async def _notice_hang_up(exchange: Exchange, client: WaitingClient) -> None:
 
 
 async def _answer_empty(exchange: Exchange, headers: list[Header]) -> None:
-    """An `OPTIONS` that no view sees: a preflight, or of the whole server (RFC 9110, section 9.3.7)."""
+    """Answer an `OPTIONS` that reaches no view: a preflight, or `OPTIONS *` (RFC 9110, section 9.3.7)."""
     await exchange.begin(204, [*headers, (b"x-request-id", new_id("req").encode())])
     await exchange.send(b"", more=False)
 

@@ -1,7 +1,7 @@
-"""Reading the bodies of requests before a thread is taken: how large, how slow, and how much at once.
+"""Reads request bodies before a thread is taken, and limits their size, their duration and their total size.
 
-Anybody may send a small body; who wants to send more shows first that the upload is welcome, by a function
-that the front is handed. It knows no route and no key.
+Any client may send a small body. A function that the front receives decides which requests may bring a larger
+one. It knows no route and no key.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from web.front.refusals import BodyTooSlow
 from web.front.wsgi import UnreadBody
 
 MaxUploadOf = Callable[[Exchange], Awaitable[int]]
-"""How many bytes the body of this request may have."""
+"""Returns the largest body that this request may have, in bytes."""
 
 
 class Bodies:
-    """All bodies that one process is reading."""
+    """All request bodies that one process is reading."""
 
     def __init__(self, limits: Limits, max_upload_of: MaxUploadOf) -> None:
         self._limits = limits
@@ -28,11 +28,11 @@ class Bodies:
 
     @property
     def num_cut(self) -> int:
-        """Connections that were cut to bound memory."""
+        """The number of connections that were closed to bound memory."""
         return self._small.num_cut + self._uploads.num_cut
 
     async def read(self, exchange: Exchange) -> tuple[bytes | UnreadBody, int | None]:
-        """The body and its length. One that is too large stays unread, for the view to refuse by its length.
+        """Return the body and its length. A body that is too large stays unread; the view refuses its length.
 
         Raises `BodyTooSlow` or `ClientGone`.
         """
@@ -46,7 +46,7 @@ class Bodies:
             has_ended = await self._read_into(body, exchange, self._small, max_bytes, seconds)
             if has_ended and len(body) <= max_bytes:
                 return bytes(body), len(body)
-        # It is an upload: what it says, or what came of it so far, is more than anybody may send.
+        # It is an upload: its declared or received length exceeds the limit for any client.
         max_bytes = await self._max_upload_of(exchange)
         if not has_ended and max(length, len(body)) <= max_bytes:
             seconds = self._limits.body_seconds + max_bytes / self._limits.upload_bytes_per_second
@@ -58,7 +58,7 @@ class Bodies:
     async def _read_into(
         self, body: bytearray, exchange: Exchange, held: Held, max_bytes: int, seconds: float
     ) -> bool:
-        """Read on until the body ends, which is the answer, or is larger than `max_bytes`."""
+        """Read until the body ends or exceeds `max_bytes`; return whether it ended."""
         with held.holding(exchange.connection.abort) as holding:
             holding.grow(len(body))
             try:
@@ -70,7 +70,7 @@ class Bodies:
                         body += piece
                         holding.grow(len(piece))
             except TimeoutError:
-                raise BodyTooSlow(f"the body was not whole within {seconds:.0f} s") from None
+                raise BodyTooSlow(f"the body was not complete within {seconds:.0f} s") from None
             finally:
                 exchange.connection.note_waiting(False)
         return not more

@@ -1,7 +1,7 @@
-"""HTTP/1.1 over uvicorn and h11, with a deadline for every phase in which a client keeps us waiting.
+"""HTTP/1.1 over uvicorn and h11, with a deadline for every phase in which the server waits for the client.
 
-Owns connections: which phase each is in, who is cut when there are too many, and how one ends so that its
-client can still read the answer. While a request is being answered the deadlines are `web.front.exchange`'s.
+It tracks the phase of each connection, chooses which connection to close when there are too many, and closes
+it so that the client can still read the answer. `web.front.exchange` owns the deadlines of an answer.
 """
 
 import asyncio
@@ -24,34 +24,34 @@ from web.front.parser import LINE_ENDS, Parser
 from web.front.refusals import BadFraming, HeaderTooLarge, RefusalLog, Refused, UnknownCoding, problem
 
 SEND_BUFFER_BYTES = 65_536
-"""In the kernel, which would else hold megabytes for whoever reads nothing; Linux doubles it."""
+"""The kernel's send buffer, which could otherwise hold megabytes for a slow client; Linux doubles it."""
 RESET = struct.pack("ii", 1, 0)
-"""`SO_LINGER` of no time: what is unsent is dropped, where the kernel would go on sending it for hours."""
+"""`SO_LINGER` with a time of 0: unsent data is dropped; otherwise the kernel would retry for hours."""
 
 MAX_FAULT_CHARACTERS = 200
 
 GRACE_SECONDS = 1.0
-"""What a client has to go on before it is cut for another, as long as there is any room."""
+"""While there is room, a connection that has been silent for less than this is not closed for another."""
 
 
 class Phase(Enum):
-    """What a connection is doing."""
+    """The phase of a connection."""
 
     HEADER = "header"
     BUSY = "busy"
     LINGER = "linger"
-    """The answer was sent before the body was read: what comes of it is thrown away, and then it goes on."""
+    """The answer was sent before the body was read: the rest is discarded, then the connection continues."""
     IDLE = "idle"
     CLOSING = "closing"
-    """The last answer was sent: what comes is thrown away until the client ends the connection too."""
+    """The last answer was sent: input is discarded until the client closes the connection too."""
 
 
 class Connections:
     """All connections of one process, at most `max_connections`.
 
-    From four fifths of them on, a new one has another cut: the one whose client has sent or taken nothing for
-    longest, unless that is less than `GRACE_SECONDS`. So a client has the time to send its request even while
-    all others are being worked for. Beyond the limit it is cut all the same.
+    Above four fifths of the limit a new connection closes another: the one whose client has been silent
+    longest, unless that is less than `GRACE_SECONDS`, so that a client has time to send its request. At the
+    limit the grace does not apply.
     """
 
     def __init__(self, max_connections: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -60,32 +60,32 @@ class Connections:
         self._clock = clock
         self._open: set[Connection] = set()
         self._waiting: dict[Connection, float] = {}
-        """Since when, the longest first."""
+        """When each connection began to wait for its client; the longest wait comes first."""
         self.num_cut: Counter[str] = Counter()
-        """By the phase in which they were."""
+        """The number of closed connections by phase."""
         self.refusals = RefusalLog()
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, connection: "Connection") -> None:
-        """One more, in whose place another may be cut, or itself where nobody else waits for a client."""
+        """Add a connection. If there are too many, close another one, or this one if no other waits."""
         self._open.add(connection)
         slowest, since = next(iter(self._waiting.items()), (connection, math.inf))
         is_late = self._clock() - since >= GRACE_SECONDS
         if len(self) > self._max_connections or (len(self) > self._num_roomy and is_late):
-            # Now: until its socket is closed the next new one would find the same.
+            # At once: until its socket is closed, the next new connection would choose it again.
             self.remove(slowest)
             slowest.cut()
 
     def note(self, connection: "Connection", *, is_waiting: bool) -> None:
-        """A connection that has just begun to wait for its client, or that has made progress, is the last."""
+        """Move a connection to the end of the order, since it began to wait or made progress just now."""
         self._waiting.pop(connection, None)
         if is_waiting and connection in self._open:
             self._waiting[connection] = self._clock()
 
     def remove(self, connection: "Connection") -> None:
-        """It has ended, or is about to."""
+        """Remove a connection that has ended or is about to end."""
         self._open.discard(connection)
         self._waiting.pop(connection, None)
 
@@ -111,22 +111,22 @@ class Connection(H11Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether an answer could still arrive."""
+        """Whether an answer could still reach the client."""
         return self._phase is not Phase.CLOSING
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the process is about to end, so that this answer is the connection's last."""
+        """Whether the process is about to exit, so that this answer is the last one on the connection."""
         return self._is_stopping
 
     async def drained(self) -> None:
-        """Return when everything that was sent has left this process, or the client has."""
+        """Wait until everything sent has left this process, or the client has disconnected."""
         if self._gentle is not None:
             self._gentle.flush()
         await self.flow.drain()
 
     def abort(self) -> None:
-        """End the connection now, with what the kernel still holds for it."""
+        """Close the connection now and drop what the kernel still holds for it."""
         if self._transport is not None:
             if not self._transport.is_closing():
                 self._transport.get_extra_info("socket").setsockopt(
@@ -135,12 +135,12 @@ class Connection(H11Protocol):
             self._transport.abort()
 
     def note_waiting(self, is_waiting: bool) -> None:
-        """Whether the next step of a request is its client's: to send more, or to take what was sent."""
+        """Set whether the server waits for the client to send more, or to read what was sent."""
         if self._phase is Phase.BUSY:
             self._all.note(self, is_waiting=is_waiting)
 
     def cut(self) -> None:
-        """End the connection since its client took too long."""
+        """Close the connection because its client took too long."""
         self._all.num_cut[self._phase.value] += 1
         if self._transport is not None and not self._transport.get_write_buffer_size():
             self._transport.close()
@@ -148,33 +148,33 @@ class Connection(H11Protocol):
             self.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """asyncio's call."""
+        """Called by asyncio."""
         self._transport = transport
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        transport.set_write_buffer_limits(high=0)  # so that `drained` means that nothing is left
+        transport.set_write_buffer_limits(high=0)  # so that `drained` means that the buffer is empty
         self._gentle = GentleTransport(transport, self)
         super().connection_made(self._gentle)  # type: ignore[arg-type]
         self._all.add(self)
         self._enter(Phase.HEADER)
 
     def data_received(self, data: bytes) -> None:
-        """asyncio's call."""
+        """Called by asyncio."""
         if self._phase in (Phase.LINGER, Phase.CLOSING):
             self._note_dropped(len(data))
         if self._phase is Phase.CLOSING:
             return
         if self._phase is Phase.IDLE:
             if not data.strip(LINE_ENDS):
-                return  # no request begins with that: see `Parser`
+                return  # no request begins with these bytes: see `Parser`
             self._enter(Phase.HEADER)
         super().data_received(data)
         self._settle()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """asyncio's call: the client sends no more. Whether the connection stays open for an answer.
+        """Called by asyncio at the end of input. Returns whether the connection stays open for an answer.
 
-        A client that has gone looks the same as one that has ended only its side and reads on. Views learn
-        that it has gone, so that none goes on waiting; what they answer is sent all the same.
+        A disconnected client looks the same as one that has closed only its sending side. Views see it as
+        disconnected, so that none keeps waiting; their answer is sent anyway.
         """
         if self._phase is not Phase.BUSY or self._transport is None or not self._transport.can_write_eof():
             return False
@@ -183,24 +183,24 @@ class Connection(H11Protocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio's call."""
+        """Called by asyncio."""
         self._enter(Phase.CLOSING)
         self._stop_clock()
         self._all.remove(self)
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """uvicorn's call."""
+        """Called by uvicorn."""
         super().on_response_complete()
         self._settle()
 
     def shutdown(self) -> None:
-        """uvicorn's call: the process is about to end."""
+        """Called by uvicorn: the process is about to exit."""
         self._is_stopping = True
         super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's call: what came is no HTTP, or its header is too large."""
+        """Called by uvicorn: the input is not HTTP, or its header is too large."""
         refused = self._fault(msg)
         self._all.refusals.note(refused)
         headers, body = problem(refused)
@@ -218,19 +218,19 @@ class Connection(H11Protocol):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # its view has been answered for
+            self.cycle.disconnected = True  # its view has already answered
             self.cycle.message_event.set()
 
     def close_gently(self, transport: asyncio.Transport) -> None:
-        """End the connection so that the client can read what was sent (RFC 9112, section 9.6).
+        """Close the connection so that the client can read the answer (RFC 9112, section 9.6).
 
-        A socket that is closed over unread bytes, or to which more bytes come, resets the connection, and an
-        answer that was not read yet may be lost. So our side ends first, and what comes is thrown away.
+        Closing a socket with unread input resets the connection, and an answer that the client has not read
+        may be lost. So the server closes its sending side first, and discards what still arrives.
         """
         if self._phase is Phase.CLOSING:
             return
         self._enter(Phase.CLOSING)
-        # A pool notices that an idle connection has ended when it needs the next one: do not wait for that.
+        # A connection pool notices a closed idle connection only at its next use: do not wait for that.
         is_idle = self._is_stopping and self.conn.is_between_requests
         if self._is_half_closed or is_idle:
             transport.close()
@@ -242,7 +242,7 @@ class Connection(H11Protocol):
         is_whole = False
 
         async def receive_or_leave() -> Message:
-            """uvicorn's, and its end for a client that sends no more."""
+            """Like uvicorn's `receive`, but also reports a disconnect for a client that sends no more."""
             nonlocal is_whole
             if is_whole and self._is_half_closed:
                 return {"type": "http.disconnect"}
@@ -256,17 +256,17 @@ class Connection(H11Protocol):
         await self._application(with_us, receive_or_leave, send)
 
     def _fault(self, otherwise: str) -> Refused:
-        """Why what came could not be read."""
+        """Return the reason why the input could not be read."""
         fault = self.conn.fault
         if fault is None:
             return BadFraming(otherwise)
         if fault.error_status_hint == 431 and self.conn.our_state is h11.IDLE:
             return HeaderTooLarge(f"the header has more than {self._limits.max_header_bytes} bytes")
-        detail = f"no request that can be read: {str(fault)[:MAX_FAULT_CHARACTERS]}"
+        detail = f"the request could not be parsed: {str(fault)[:MAX_FAULT_CHARACTERS]}"
         return UnknownCoding(detail) if fault.error_status_hint == 501 else BadFraming(detail)
 
     def _settle(self) -> None:
-        """Enter the phase that uvicorn's and h11's states amount to."""
+        """Set the phase from the states of uvicorn and h11."""
         if self._phase is Phase.CLOSING:
             return
         if self.cycle is not None and not self.cycle.response_complete:
@@ -302,7 +302,7 @@ class Connection(H11Protocol):
             self.cut()
 
     def _watch_lingering(self) -> None:
-        """Cut the connection once its client is silent for too long, or too slow; else look again later."""
+        """Close the connection if its client is silent for too long or too slow; else check again later."""
         until = self._lingers_until()
         if self.loop.time() >= until:
             self.cut()
@@ -322,9 +322,9 @@ class Connection(H11Protocol):
 
 
 class GentleTransport:
-    """What uvicorn writes to: closing it lets the client read what was sent.
+    """The transport that uvicorn writes to; closing it lets the client read the answer.
 
-    uvicorn writes a header, a body and the end one by one. They leave together, with one call of the system.
+    uvicorn writes header, body and end one by one. They are sent together, with one system call.
     """
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
@@ -337,7 +337,7 @@ class GentleTransport:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Send this, at the end of this turn of the event loop at the latest."""
+        """Send this at the latest at the end of this iteration of the event loop."""
         if not data or self._is_closing:
             return
         if not self._unsent:
@@ -345,17 +345,17 @@ class GentleTransport:
         self._unsent.append(data)
 
     def flush(self) -> None:
-        """Send now what was written."""
+        """Send what was written now."""
         unsent, self._unsent = self._unsent, []
         if unsent and not self._transport.is_closing():
             self._transport.write(b"".join(unsent))
 
     def is_closing(self) -> bool:
-        """Also while the client is still to read."""
+        """True also while the client still has to read the answer."""
         return self._is_closing or self._transport.is_closing()
 
     def close(self) -> None:
-        """End the connection, gently."""
+        """Close the connection so that the client can read the answer."""
         self.flush()
         self._is_closing = True
         self._connection.close_gently(self._transport)

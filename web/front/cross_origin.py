@@ -1,7 +1,7 @@
-"""Which pages of other origins may read our answers: CORS, as the Fetch standard has it.
+"""CORS (Fetch standard): which pages of other origins may read answers.
 
-It is handed the origins and the paths that a setting opens, and knows no route. A cookie never opens
-anything: there is no `Access-Control-Allow-Credentials`, and keys travel in `Authorization`.
+A setting names the origins; it knows no route. Cookies are never accepted across origins: there is no
+`Access-Control-Allow-Credentials`, and keys travel in `Authorization`.
 """
 
 from collections.abc import Collection
@@ -10,19 +10,19 @@ from web.front.exchange import Exchange, Header
 
 ANY = "*"
 PREFLIGHT_SECONDS = 7200
-"""The longest that Chromium keeps the answer to a preflight."""
+"""The longest time for which Chromium caches the answer to a preflight."""
 METHODS = b"GET, HEAD, POST, DELETE, OPTIONS"
 SENT_HEADERS = b"Authorization, Content-Type, Idempotency-Key, Prefer, X-Request-ID, *"
-"""What a page may send. `*` stands for any other, but not for `Authorization`."""
+"""The headers that a page may send. `*` stands for any header except `Authorization`."""
 READ_HEADERS = (
     b"Allow, Content-Disposition, Idempotent-Replayed, Location, Preference-Applied, Retry-After, "
     b"WWW-Authenticate, X-Request-ID"
 )
-"""What a page may read of an answer besides its status and its body."""
+"""The headers of an answer that a page may read."""
 
 
 class CrossOrigin:
-    """The origins that may read, each as browsers send it, or `*` for all; and the paths that they may."""
+    """The origins that may read answers, as browsers send them, or `*`; and the paths open to them."""
 
     def __init__(self, origins: Collection[str] = (), paths: tuple[str, ...] = ()) -> None:
         self._allows_any = ANY in origins
@@ -30,12 +30,12 @@ class CrossOrigin:
         self._paths = paths
 
     def headers(self, exchange: Exchange) -> list[Header]:
-        """What every answer to this request says, whoever may read it."""
+        """Return the CORS headers of the answer to this request."""
         if not self._is_open(exchange):
             return []
         if self._allows_any:
             return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", READ_HEADERS)]
-        # A cache must not give one origin what was answered to another, or to none.
+        # A cache must not serve one origin the response to another, or to a request without one.
         vary = (b"vary", b"Origin")
         origin = exchange.headers.get(b"origin", b"")
         if origin not in self._origins:
@@ -47,7 +47,7 @@ class CrossOrigin:
         ]
 
     def preflight(self, exchange: Exchange) -> list[Header]:
-        """What a browser that asks before it sends is told besides; empty where it is not told yes."""
+        """Return the additional headers of a preflight's answer; empty if the request is not allowed."""
         headers = exchange.headers
         if exchange.scope["method"] != "OPTIONS" or b"access-control-request-method" not in headers:
             return []

@@ -1,4 +1,4 @@
-"""One request and its answer on their way: ASGI's messages under the deadlines of the front."""
+"""One request and its answer: ASGI messages under the deadlines of the front."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -14,65 +14,65 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 CONNECTION = "calotype.connection"
-"""The key among a scope's extensions under which a `Connection` stands."""
+"""The key of the `Connection` in the extensions of a scope."""
 
 CUT_SHORT = "calotype.cut_short"
-"""The key in the message of a disconnect that tells of a client which may still read why it is refused."""
+"""The key in a disconnect message which says that the client may still read a refusal."""
 
 
 class ClientGone(Exception):
-    """Nobody is there to be answered."""
+    """The client has disconnected."""
 
 
 class Connection(Protocol):
-    """What a server may offer beyond ASGI."""
+    """What a server can do beyond ASGI."""
 
     @property
     def is_open(self) -> bool:
-        """Whether an answer could still arrive at a client that sends no more."""
+        """Whether an answer could still reach a client that sends no more."""
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the process is about to end, so that this answer is the connection's last."""
+        """Whether the process is about to exit, so that this answer is the last one on the connection."""
 
     async def drained(self) -> None:
-        """Return when everything that was sent has left this process."""
+        """Wait until everything sent has left this process."""
 
     def note_waiting(self, is_waiting: bool) -> None:
-        """Whether the next step is the client's: to send more, or to take what was sent."""
+        """Set whether the server waits for the client to send more, or to read what was sent."""
 
     def abort(self) -> None:
-        """End the connection now, whatever is still to be sent."""
+        """Close the connection now, and drop what is unsent."""
 
 
 class PlainConnection:
-    """Of a server that offers nothing: nobody is cut off."""
+    """The `Connection` under a server without these abilities: no client is ever disconnected."""
 
     is_open = False
     is_stopping = False
 
     async def drained(self) -> None:
-        """At once: nobody can say."""
+        """Return at once, because the server cannot tell."""
 
     def note_waiting(self, is_waiting: bool) -> None:
-        """In vain."""
+        """Do nothing."""
 
     def abort(self) -> None:
-        """In vain."""
+        """Do nothing."""
 
 
 Header = tuple[bytes, bytes]
 
 
 class Exchange:
-    """What the front knows of one request, and how it answers."""
+    """One request as the front sees it, and the means to answer it."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
         self.scope = _with_plain_target(scope)
         self.headers: dict[bytes, bytes] = dict(self.scope["headers"])
         self.connection: Connection = (scope.get("extensions") or {}).get(CONNECTION) or PlainConnection()
         self.more_headers: list[Header] = []
-        """Headers that every answer to this request carries, whichever part gives it."""
+        """The headers that every answer to this request carries, whichever part answers."""
         self.has_begun = False
         self._receive = receive
         self._send = send
@@ -82,13 +82,13 @@ class Exchange:
 
     @property
     def content_length(self) -> int | None:
-        """As the client said it; nothing for a chunked body, or none."""
+        """The `Content-Length`; None for a chunked body or no body."""
         said = self.headers.get(b"content-length")
         return int(said) if said else None
 
     @property
     def has_body(self) -> bool:
-        """Whether a body belongs to this request (RFC 9112, section 6.3)."""
+        """Whether this request has a body (RFC 9112, section 6.3)."""
         return b"content-length" in self.headers or b"transfer-encoding" in self.headers
 
     def check_header(self) -> None:
@@ -104,10 +104,10 @@ class Exchange:
         if b"transfer-encoding" in self.headers and self.scope["http_version"] == "1.0":
             raise BadFraming("HTTP/1.0 has no Transfer-Encoding")
         if not self.scope["http_version"].startswith("1."):
-            raise UnknownVersion(f"HTTP/{self.scope['http_version']} is not spoken here, HTTP/1.1 is")
+            raise UnknownVersion(f"HTTP/{self.scope['http_version']} is not supported; use HTTP/1.1")
         method = self.scope["method"]
         if method != method.upper():
-            # h11 and werkzeug would disagree about whether a "head" has a body.
+            # h11 and werkzeug would disagree whether a "head" request has a body.
             raise UnknownMethod("names of methods are in upper case (RFC 9110, section 9.1)")
         if not self.scope["raw_path"].startswith(b"/") and (method, self.scope["raw_path"]) != (
             "OPTIONS",
@@ -116,7 +116,7 @@ class Exchange:
             raise BadFraming("the target of the request is neither a path nor an http address")
 
     async def receive(self) -> tuple[bytes, bool]:
-        """The next bytes of the body, and whether there are more; raises `ClientGone` or `BadFraming`."""
+        """Return the next bytes of the body and whether more follow. Raises `ClientGone` or `BadFraming`."""
         message = await self._receive()
         if message.get(CUT_SHORT):
             raise BadFraming("the connection ended before the body did: it is shorter than its length")
@@ -148,15 +148,15 @@ class Exchange:
         self.connection.note_waiting(False)
 
     async def cut(self) -> None:
-        """End the connection, and let the server notice."""
+        """Close the connection through the server."""
         self.connection.abort()
         await asyncio.sleep(0)
 
     def _ends_connection(self) -> bool:
-        """Whether no other request can follow on this connection, which the answer must then say.
+        """Whether no further request can follow on this connection; the answer then says so.
 
-        An answer may come before the body was read. Where little of it is left the rest is read and dropped,
-        and the connection goes on. A client that asked first (`Expect`) may send the body or not.
+        An answer may be sent before the body was read. A short rest of the body is read and discarded, and
+        the connection continues. A client that sent `Expect` may send the body or not.
         """
         if self.connection.is_stopping:
             return True
@@ -168,9 +168,9 @@ class Exchange:
 
 
 def _with_plain_target(scope: Scope) -> Scope:
-    """The scope of a request whose target is a whole address, as if it had come with the path alone.
+    """Rewrite the scope of a request in absolute form to the form with the path alone.
 
-    The host of the address goes before the header `Host` (RFC 9112, section 3.2.2).
+    The host of the address takes precedence over the header `Host` (RFC 9112, section 3.2.2).
     """
     target: bytes = scope["raw_path"]
     if not target.lower().startswith((b"http://", b"https://")):

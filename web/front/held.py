@@ -1,11 +1,11 @@
-"""What is held in memory for slow clients, and who is cut when it becomes too much: the slowest of them."""
+"""Bounds the memory held for slow clients: above the limit, the slowest client is disconnected."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Holding:
-    """The bytes held for one client."""
+    """The bytes that are held for one client."""
 
     def __init__(self, held: "Held", cut: Callable[[], None]) -> None:
         self._held = held
@@ -13,16 +13,16 @@ class Holding:
         self.num_bytes = 0
 
     def grow(self, num_bytes: int) -> None:
-        """Hold more; whoever has held something for longest, maybe this one, is cut beyond the bound."""
+        """Hold more bytes; above the bound, disconnect the slowest client, which may be this one."""
         self._held.add(self, num_bytes)
 
     def shrink(self, num_bytes: int) -> None:
-        """Hold less: the client moved on, and is the last to be cut now."""
+        """Hold fewer bytes: the client made progress, and is now the last one to be disconnected."""
         self._held.take(self, num_bytes)
 
 
 class Held:
-    """All that is held of one kind, at most `max_bytes`."""
+    """All bytes of one kind that are held, at most `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -32,7 +32,7 @@ class Held:
 
     @contextmanager
     def holding(self, cut: Callable[[], None]) -> Iterator[Holding]:
-        """A client's holding while the body runs; `cut` ends the client's connection."""
+        """Yield the account of one client while the body runs; `cut` closes the client's connection."""
         holding = Holding(self, cut)
         try:
             yield holding

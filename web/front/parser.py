@@ -1,7 +1,7 @@
-"""HTTP/1.1 as h11 reads it, and what RFC 9112 asks a server to overlook.
+"""h11's HTTP/1.1 parser, with the tolerance that RFC 9112 asks of a server.
 
-Owns the bytes between two requests of a connection, and the reason why a request could not be read. It knows
-no socket and no deadline.
+It handles the bytes between two requests and keeps the reason why a request could not be parsed. It knows no
+socket and no deadline.
 """
 
 import h11
@@ -18,20 +18,20 @@ class Parser(h11.Connection):
     def __init__(self, max_header_bytes: int) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size=max_header_bytes)
         self.fault: h11.RemoteProtocolError | None = None
-        """Why what came is no HTTP."""
+        """The reason why the input is not HTTP."""
 
     @property
     def is_between_requests(self) -> bool:
-        """Whether each request that has begun is whole."""
+        """Whether every request that has begun is complete."""
         return self.their_state in (h11.DONE, h11.IDLE, *_IS_LAST) and not self.trailing_data[0]
 
     def next_event(self) -> Event:
-        """As h11 has it; raises `h11.RemoteProtocolError`."""
+        """Like h11's. Raises `h11.RemoteProtocolError`."""
         if self.their_state is h11.IDLE:
             self._skip_empty_lines()
         elif self.their_state in _IS_LAST and self._receive_buffer:
-            # What follows a last request is not read (RFC 9112, section 9.6). h11 would call it a fault, and
-            # the client would be told of that instead of its answer.
+            # Bytes after the last request are not read (RFC 9112, section 9.6). h11 would raise an error,
+            # and the client would get that error instead of its answer.
             self._receive_buffer.maybe_extract_at_most(len(self._receive_buffer))
             return NEED_DATA
         try:
@@ -41,7 +41,7 @@ class Parser(h11.Connection):
             raise
 
     def _skip_empty_lines(self) -> None:
-        """Some old clients end a body with a line end that is not counted (RFC 9112, section 2.2)."""
+        """Some old clients send an extra line end after a body (RFC 9112, section 2.2)."""
         data = self._receive_buffer._data
         if data and data[0] in LINE_ENDS:
             self._receive_buffer.maybe_extract_at_most(len(data) - len(data.lstrip(LINE_ENDS)))

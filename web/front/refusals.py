@@ -1,4 +1,4 @@
-"""Why the front turns a request away before any view sees it, each with its HTTP status and stable code.
+"""The reasons for which the front refuses a request before a view sees it, with HTTP status and stable code.
 
 Refused
  ├─ BadFraming      400 bad_request
@@ -31,15 +31,15 @@ class Refused(Exception):
     status = 400
     code = "bad_request"
     closes = True
-    """Whether the connection ends with the answer, since what follows on it cannot be told."""
+    """Whether the connection ends with the answer, because what follows on it cannot be parsed."""
 
 
 class BadFraming(Refused):
-    """Where this request ends and the next begins is ambiguous (RFC 9112, section 6.3)."""
+    """The end of this request is ambiguous (RFC 9112, section 6.3)."""
 
 
 class BodyTooSlow(Refused):
-    """The body was not whole within its deadline."""
+    """The body was not complete within its deadline."""
 
     status = 408
     code = "request_timeout"
@@ -53,7 +53,7 @@ class HeaderTooLarge(Refused):
 
 
 class UnknownMethod(Refused):
-    """No method of HTTP is written like this (RFC 9110, sections 9.1 and 15.6.2)."""
+    """The method is not a valid HTTP method (RFC 9110, sections 9.1 and 15.6.2)."""
 
     status = 501
     code = "not_implemented"
@@ -75,7 +75,7 @@ class UnknownVersion(Refused):
 
 
 class Busy(Refused):
-    """Every thread is taken and the queue is full."""
+    """All threads are busy and the queue is full."""
 
     status = 503
     code = "busy"
@@ -83,9 +83,9 @@ class Busy(Refused):
 
 
 class RefusalLog:
-    """Logs how many requests were turned away, once a second for each reason. Used on the event loop.
+    """Logs once a second, for each reason, how many requests were refused. Used on the event loop.
 
-    A line for each would let whoever holds no key fill the log, and have the loop wait for the log's lock.
+    One line for each request would let clients without a key fill the log and block the event loop.
     """
 
     def __init__(self, *, log_seconds: float = LOG_SECONDS) -> None:
@@ -93,7 +93,7 @@ class RefusalLog:
         self._counts: Counter[tuple[int, str]] = Counter()
 
     def note(self, refused: Refused) -> None:
-        """One more."""
+        """Count one refusal."""
         if not self._counts:
             asyncio.get_running_loop().call_later(self._log_seconds, self._say)
         self._counts[refused.status, refused.code] += 1
@@ -105,7 +105,7 @@ class RefusalLog:
 
 
 def own_headers(content_type: bytes, body: bytes) -> list[tuple[bytes, bytes]]:
-    """Of an answer that no view gives."""
+    """Return the headers of an answer that no view gives."""
     return [
         (b"content-type", content_type),
         (b"content-length", str(len(body)).encode()),
@@ -115,7 +115,7 @@ def own_headers(content_type: bytes, body: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def problem(refused: Refused) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Headers and body of an RFC 9457 answer, in the shape of `web.errors`."""
+    """Return headers and body of an RFC 9457 answer, in the shape of `web.problems`."""
     request_id = new_id("req")
     body = json.dumps(
         {

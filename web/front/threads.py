@@ -1,6 +1,6 @@
-"""The threads that run the WSGI application: so many at once, so many in the queue, and no more.
+"""Runs the WSGI application in a bounded number of threads, with a bounded queue.
 
-A piece of work that only waits lends its place to another for as long. It knows nothing of HTTP.
+While work only waits, it lends its place to other work. It knows nothing of HTTP.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ Work = Callable[[], None]
 
 @dataclass(frozen=True)
 class _Queued:
-    """Work in the queue, since when, and how to refuse it; what carries on an answer cannot be refused."""
+    """Queued work: when it was queued, and how to refuse it; work on a started answer is never refused."""
 
     since: float
     work: Work
@@ -30,7 +30,7 @@ class _Queued:
 
 
 class Threads:
-    """Started on demand and kept; daemons, so that one that hangs does not keep the process."""
+    """Starts threads on demand and keeps them; they are daemons, so that a hang does not block the exit."""
 
     def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
@@ -45,29 +45,29 @@ class Threads:
 
     @property
     def num_running(self) -> int:
-        """Pieces of work that hold a place."""
+        """The number of pieces of work that run."""
         return self._num_running
 
     @property
     def num_queued(self) -> int:
-        """Pieces of work that wait for a place."""
+        """The number of pieces of work that wait for a place."""
         return len(self._queued)
 
     @property
     def num_lent(self) -> int:
-        """Pieces of work that wait for something else and have lent their place."""
+        """The number of pieces of work that wait for something else and have lent their place."""
         return self._num_lent
 
     def stuck_seconds(self) -> float:
-        """How long all places have been taken while nothing began or ended; 0 while one is free."""
+        """How long all places have been busy while no work started or finished; 0 while one is free."""
         with self._lock:
             full = self._num_running >= self._limits.num_threads
             return self._clock() - self._moved_at if full else 0.0
 
     async def run(self, function: Callable[[], Result], *, begun: bool = False) -> Result:
-        """The function's result, from a thread; raises `Busy`, or what it raises.
+        """Run the function in a thread and return its result. Raises `Busy`, or what the function raises.
 
-        With `begun` it carries on an answer that has begun, and is queued however long the queue is.
+        With `begun` it continues a started answer, and is queued regardless of the length of the queue.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -89,9 +89,9 @@ class Threads:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """While the body runs, in one of these threads, another piece of work has its place.
+        """Lend the place of the current thread to other work while the body runs.
 
-        Afterwards it goes on at once, so that for a moment one more than `num_threads` may run.
+        Afterwards the thread continues at once, so that for a moment more than `num_threads` may run.
         """
         with self._lock:
             self._num_lent += 1
@@ -127,7 +127,7 @@ class Threads:
             queued = self._queued.popleft()
             seconds = self._clock() - queued.since
             if queued.refuse is not None and seconds > self._limits.max_queue_seconds:
-                queued.refuse()  # its own work would come on top of what its client has waited
+                queued.refuse()  # its work would add to the time that its client has already waited
                 continue
             self._num_running += 1
             self._hand_out(queued.work)
@@ -152,7 +152,7 @@ class Threads:
         try:
             loop.call_soon_threadsafe(settle, *arguments)
         except RuntimeError:
-            if not loop.is_closed():  # the process is ending, and nobody waits for this any more
+            if not loop.is_closed():  # the process is ending, and no request waits for this any more
                 raise
 
 

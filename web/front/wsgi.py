@@ -1,6 +1,6 @@
-"""One call of a WSGI application (PEP 3333) whose request is whole, and its answer as a value.
+"""Calls a WSGI application (PEP 3333) with a complete request and returns its answer as a value.
 
-It knows no socket and no thread: `answer_of` is called in one, and gives back bytes, pieces, or a stream
+It knows no socket and no thread: `answer_of` is called in a thread and returns bytes, pieces, or a stream
 that the event loop sends.
 """
 
@@ -17,33 +17,33 @@ from urllib.parse import unquote_to_bytes
 from werkzeug.exceptions import ServiceUnavailable
 
 WsgiApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes] | AsyncIterable[bytes]]
-"""As PEP 3333 has it; besides, an answer may be asynchronous: the event loop sends it without a thread."""
+"""A PEP 3333 application; its answer may also be asynchronous, and is then sent without a thread."""
 CLIENT = "calotype.client"
-"""The key in a WSGI environment under which a view finds its `WaitingClient`."""
+"""The key of the `WaitingClient` in a WSGI environment."""
 PIECE_SECONDS = 0.05
-"""How long small items of a stream are gathered into one piece."""
+"""The time for which small items of a stream are gathered into one piece."""
 LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True)
 class WaitingClient:
-    """What a view that waits may ask of the front."""
+    """What the front offers to a view that waits."""
 
     hang_up: "Future[None]" = field(default_factory=Future)
-    """Done once the client has gone, or the answer has."""
+    """A future that is done once the client has disconnected or the answer was sent."""
     lent: Callable[[], AbstractContextManager[None]] = nullcontext
-    """While the body of this runs, the view's place among the threads is another's."""
+    """A context manager that lends the thread's place to other work while its body runs."""
 
 
 def waiting_client(environ: Mapping[str, Any]) -> WaitingClient:
-    """The client of this request; behind another server one that never hangs up."""
+    """Return the client of this request; under another server, one that never disconnects."""
     client: WaitingClient = environ.get(CLIENT) or WaitingClient()
     return client
 
 
 @dataclass
 class Answer:
-    """What the application said. Whoever takes the body calls `close` afterwards, in a thread."""
+    """The answer of the application. The reader of the body must call `close` afterwards, in a thread."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -52,7 +52,7 @@ class Answer:
 
 
 class Pieces:
-    """A streamed answer: `next_piece` gathers what comes quickly, and is called in a thread."""
+    """A streamed answer; `next_piece` gathers items that come quickly, and is called in a thread."""
 
     def __init__(self, first: bytes, items: Iterator[bytes], max_bytes: int) -> None:
         self.first = first
@@ -60,30 +60,30 @@ class Pieces:
         self._max_bytes = max_bytes
 
     def next_piece(self) -> bytes | None:
-        """Some bytes, or nothing at the end."""
+        """Return some bytes; empty at the end."""
         piece, ended = gather(self._items, self._max_bytes)
         return None if ended and not piece else piece
 
 
 class UnreadBody(io.RawIOBase):
-    """The body of a request that is too large to be read: its length has the view refuse it beforehand."""
+    """The body of a request that is too large to be read; the view refuses it by its length."""
 
     def readable(self) -> bool:
-        """As files say it."""
+        """Return True, as the interface of files requires."""
         return True
 
     def readinto(self, _buffer: Any) -> int:
-        """Only where a key became known since the front asked."""
+        """Raise an error; called only if a key became valid after the front had checked it."""
         raise ServiceUnavailable("the key could not be checked before the body was read; try again")
 
 
 def environ_of(
     scope: Mapping[str, Any], body: "bytes | UnreadBody", content_length: int | None, client: WaitingClient
 ) -> dict[str, Any]:
-    """The environment of a request (PEP 3333); bytes stand for themselves as Latin-1.
+    """Build the environment of a request (PEP 3333); bytes are decoded as Latin-1.
 
-    A name with an underscore is dropped, as it would pass for one with a hyphen. `X-Forwarded-Proto` is
-    believed from a proxy on this machine, and no other header that names another than the peer is.
+    Header names with an underscore are dropped, because they would look like names with a hyphen.
+    `X-Forwarded-Proto` is accepted from a proxy on this machine; no other forwarding header is.
     """
     peer, server = scope.get("client") or ("", 0), scope.get("server") or ("", 0)
     environ = {
@@ -126,7 +126,7 @@ def _add_header(environ: dict[str, Any], name: str, value: str) -> None:
 def answer_of(
     app: WsgiApplication, environ: dict[str, Any], *, max_whole_bytes: int, piece_bytes: int
 ) -> Answer:
-    """Call the application, and take its answer whole where its length is known and within the bound."""
+    """Call the application, and read its whole answer if its length is known and within the bound."""
     said: list[Any] = []
 
     def start_response(status: str, headers: list[tuple[str, str]], _error: Any = None) -> None:
@@ -151,7 +151,7 @@ def answer_of(
 
 
 def gather(items: Iterator[bytes], max_bytes: int) -> tuple[bytes, bool]:
-    """The next items as one piece, and whether they were the last."""
+    """Return the next items as one piece, and whether they were the last."""
     found: list[bytes] = []
     num_bytes, until = 0, time.monotonic() + PIECE_SECONDS
     while num_bytes < max_bytes and (not found or time.monotonic() < until):

@@ -1,18 +1,14 @@
-"""`/openapi.json`, `/docs` and `/docs/try`: the API described, to read and to try, from here alone.
-
-`/docs` is written on the server and needs no scripts. `/docs/try` is Swagger UI, which does.
-"""
+"""`/openapi.json` and `/docs`: the OpenAPI document, and Swagger UI to try the API with, served from here."""
 
 from importlib.resources import files
 from typing import TYPE_CHECKING, cast
 
-from flask import Blueprint, Response, current_app, jsonify, render_template, send_from_directory
+from flask import Blueprint, Response, current_app, jsonify, redirect, render_template, send_from_directory
 from flask_openapi.openapi import OpenAPI
-from markupsafe import Markup, escape
+from werkzeug.wrappers import Response as AnyResponse
 
-from web.api.parameter_fields import pipeline_schema
-from web.pages.api_reference import reference_of
-from web.wiring import url_of
+from web.api.parameter_fields import OWN, pipeline_schema
+from web.wiring import path_of, url_of
 
 if TYPE_CHECKING:
     from catalogue.catalogue import Catalogue
@@ -30,23 +26,14 @@ def show_openapi() -> Response:
 
 @blueprint.get("/docs")
 def show_docs() -> str:
-    """The same document for people."""
-    return render_template("docs.html", reference=reference_of(cast("OpenAPI", current_app).spec_json))
+    """Swagger UI, which loads nothing from other hosts."""
+    return render_template("docs.html")
 
 
 @blueprint.get("/docs/try")
-def show_swagger() -> str:
-    """Swagger UI, which works without any other host."""
-    return render_template("swagger.html")
-
-
-@blueprint.app_template_filter("prose")
-def as_prose(text: str) -> Markup:
-    """Text of the document with its `code` marked up, and everything else escaped."""
-    parts = str(escape(text)).split("`")
-    # Every second part stood between two backquotes.
-    marked = (f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts))
-    return Markup("<br>".join("".join(marked).split("\n\n")))
+def show_old_address() -> AnyResponse:
+    """Redirect to `/docs`, where Swagger UI is now."""
+    return redirect(path_of("/docs"), 301)
 
 
 @blueprint.get("/docs/<path:asset>")
@@ -56,15 +43,15 @@ def show_asset(asset: str) -> Response:
 
 
 def describe(app: OpenAPI, catalogue: "Catalogue") -> None:
-    """Generate the document, once every route is registered, with what these models alone take."""
+    """Generate the document, once every route is registered, with the parameters of these models."""
     app.generate_spec_json()  # type: ignore[no-untyped-call]
     if catalogue.pipeline_types:
         schemas = app.spec_json["components"]["schemas"]
         schemas["PipelineParameters"] = pipeline_schema(catalogue)
-        given = schemas["JobRequest"]["properties"]["pipeline_parameters"]
+        given = schemas["JobRequest"]["properties"][OWN]
         given["anyOf"] = [{"$ref": "#/components/schemas/PipelineParameters"}, {"type": "null"}]
     for operations in app.spec_json["paths"].values():
         for operation in operations.values():
-            # flask-openapi promises a 422 of its own kind for routes that read nothing.
+            # flask-openapi adds its own kind of 422 to routes that read nothing.
             if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                 del operation["responses"]["422"]

@@ -1,28 +1,20 @@
-"""The form that draws: what was typed, what is wrong with each field, and the request that it means.
+"""The form for a job: its fields, the entered text, the errors in it, and the request that it makes.
 
-It turns text into the API's own `JobRequest`, so that the page and the API have one set of limits.
-It knows neither HTTP nor rows; the key that comes with the form is its caller's.
+The fields follow from the declared parameters. The text becomes the API's own `JobRequest`, so that the page
+and the API have the same limits. It knows neither HTTP nor rows, nor the API key that may come with it.
 """
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from catalogue.parameters import (
-    DEFAULTS,
-    FILES,
-    MAX_NUM_IMAGES,
-    MAX_SEED,
-    PARAMETERS,
-    TEXTS,
-    Parameter,
-    in_one_text,
-)
+from catalogue.parameters import DEFAULTS, FILES, PARAMETERS, TEXTS, Parameter, ParameterType, in_one_text
 from storage.job_views import Job
 from web.api.admission import NO_FILES, Admission, Files
-from web.api.idempotency import digest_of
+from web.api.parameter_fields import OWN
+from web.api.request_headers import digest_of
 from web.api.schemas import JobRequest
 from web.csv.cells import typed_cell
 from web.refusals import FieldError
@@ -31,25 +23,20 @@ if TYPE_CHECKING:
     from catalogue.catalogue import Catalogue, Model
     from catalogue.pipeline_parameters import PipelineParameter
 
-_OWN = "pipeline_parameters"
-_OWN_FIELD = re.compile(rf"{_OWN}/[a-z][a-z0-9_]{{0,63}}")
-"""The field of a model's own parameter, named as the API names its faults."""
-_NOT_ASKED = ("strict", "output_quality", _OWN)
-_PARAMETERS = tuple(name for name in PARAMETERS if name not in _NOT_ASKED)
+_OWN_FIELD = re.compile(rf"{OWN}/[a-z][a-z0-9_]{{0,63}}")
+"""The field of a model's own parameter, named as the API names its errors."""
+_PARAMETERS = tuple(name for name in PARAMETERS if name != OWN)
 FIELDS = ("tier", *_PARAMETERS)
-PLACED = frozenset(
-    {
-        *("prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale"),
-        *("guidance_cutoff", "step_cache", "scheduler", "seed", "num_images", "output_format"),
-    }
-)
-"""The parameters that the page gives a place and a label of their own."""
+SIDES = ("width", "height")
+_SHOWN_AT_ONCE = ("prompt", "num_images")
+"""The parameters outside "More settings"."""
+_SHORT_TYPES: tuple[ParameterType, ...] = ("int", "float", "bool", "string", "choice")
 _ONCE = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class DrawForm:
-    """One state of the form. `once` is drawn with it: the same form sent twice makes one job."""
+    """One state of the form. `once` is rendered into it: the same form sent twice creates one job."""
 
     values: Mapping[str, str] = field(default_factory=dict)
     errors: Mapping[str, list[str]] = field(default_factory=dict)
@@ -58,26 +45,26 @@ class DrawForm:
 
     @classmethod
     def sent(cls, fields: Mapping[str, str]) -> "DrawForm":
-        """As a browser sent it; what is no field of ours is passed over."""
-        # A browser sends a line break of a text field as CR LF.
+        """The form as a browser sent it; unknown fields are ignored."""
+        # Browsers send a line break of a text field as CR LF.
         names = (*FIELDS, *filter(_OWN_FIELD.fullmatch, fields))
         values = {name: fields.get(name, "").replace("\r\n", "\n") for name in names}
         return cls(values, {}, once_of(fields), was_sent=True)
 
     @classmethod
     def of_job(cls, job: Job, catalogue: "Catalogue") -> "DrawForm":
-        """Filled with an old job's parameters, its seed included."""
+        """Filled with the parameters of an old job, its seed included."""
         same, tier = job.parameters, catalogue.tier(job.tier)
         named = same.values()
         values = {"tier": job.tier, **{name: _shown(in_one_text(named[name])) for name in _PARAMETERS}}
         is_of_tier = tier and (same.width, same.height) == (tier.default_width, tier.default_height)
         if is_of_tier and not same.file_ids:
-            values |= {"width": "", "height": ""}
-        values |= {f"{_OWN}/{name}": _shown(value) for name, value in same.pipeline_parameters.items()}
+            values |= dict.fromkeys(SIDES, "")
+        values |= {f"{OWN}/{name}": _shown(value) for name, value in named[OWN].items()}
         return cls(values)
 
     def refused(self, errors: Iterable[FieldError]) -> "DrawForm":
-        """The same with what is wrong beside each field; what belongs to none stands under `""`."""
+        """The same form with its errors by field; those that belong to no field are under `""`."""
         found: dict[str, list[str]] = {}
         for error in errors:
             entry = error.field.partition("/")[0]  # of a list: `image/0`
@@ -89,55 +76,55 @@ class DrawForm:
 
     @property
     def digest(self) -> str:
-        """Over everything that was typed."""
+        """The digest of everything that was typed."""
         own = (f"{name}\n{text}" for name, text in sorted(self.values.items()) if name not in FIELDS)
         return digest_of(*(text.encode() for text in (*(self.values.get(name, "") for name in FIELDS), *own)))
 
     @property
     def idempotency_key(self) -> str:
-        """Names this form and what it says: edited and sent again, it is another job.
+        """Identifies this form with its text: a form that was edited and sent again makes another job.
 
-        The line break keeps it apart from every key that a client of the API can send.
+        The line break makes it different from every key that a client of the API can send.
         """
         return f"page {self.once}\n{self.digest}"
 
     @property
     def file_ids(self) -> list[str]:
-        """The files that were named, as far as they can be."""
+        """The ids of files that the form names, whether or not they exist."""
         return [id for name in FILES for id in self.values.get(name, "").split()]
 
     def job_request(
         self, catalogue: "Catalogue", admission: Admission, files: Files = NO_FILES
     ) -> JobRequest:
-        """What the form asks for; raises `InvalidRequest` naming every field that is wrong.
+        """The request that the form makes; raises `InvalidRequest` naming every field with an error.
 
-        An image without a size decides the size itself; else a tier has one of its own.
+        Without a size, it gets that of its tier or of its first input image.
         """
         asked: dict[str, object] = {}
         errors = []
         for name in _PARAMETERS:
             text = self.values.get(name, "")
             if not text.strip() and not PARAMETERS[name].is_required:
-                continue  # left empty: the model's default
+                continue  # left empty: the default
             try:
                 asked[name] = text if name in TEXTS else typed_cell(name, text)
             except ValueError as error:
                 errors.append(FieldError(name, str(error)))
-        asked[_OWN] = own = {}
+        asked[OWN] = own = {}
         for name, kind in catalogue.pipeline_types.items():
-            text = self.values.get(f"{_OWN}/{name}", "")
+            text = self.values.get(f"{OWN}/{name}", "")
             if text.strip():
                 try:
                     own[name] = text if kind == "string" else typed_cell(name, text, kind=kind)
                 except ValueError as error:
-                    errors.append(FieldError(f"{_OWN}/{name}", str(error)))
+                    errors.append(FieldError(f"{OWN}/{name}", str(error)))
         tier = catalogue.tier(self.values.get("tier", "")) if self.values.get("tier") else catalogue.tiers[0]
         if tier is None:
             names = ", ".join(tier.name for tier in catalogue.tiers)
-            errors.append(FieldError("tier", f"there is no such tier; there is: {names}"))
+            errors.append(FieldError("tier", f"is not a tier; the tiers are: {names}"))
         else:
-            sides = {"width": tier.default_width, "height": tier.default_height}
-            asked = {"model": tier.model, **({} if self.file_ids else sides), **asked}
+            size = dict(zip(SIDES, (tier.default_width, tier.default_height), strict=True))
+            asked = {"model": tier.model, **({} if self.file_ids else size), **asked}
         return admission.read(asked, found=errors, files=files)
 
 
@@ -149,91 +136,114 @@ def _shown(value: object) -> str:
 
 @dataclass(frozen=True)
 class FormField:
-    """A field that the page has no place of its own for; `options` are all that may be chosen, if few."""
+    """One field of the form. `options`, if any, are its only valid values; `min` is the smallest number."""
 
     name: str
     label: str
     hint: str
-    is_number: bool
-    options: tuple[str, ...]
+    type: ParameterType
+    options: tuple[str, ...] = ()
+    min: str = ""
+    is_shown_at_once: bool = False
+    is_required: bool = False
+
+    @property
+    def is_short(self) -> bool:
+        """Whether two such fields fit into one line."""
+        return self.type in _SHORT_TYPES
+
+    @property
+    def is_number(self) -> bool:
+        """Whether a browser should ask for a number."""
+        return self.type in ("int", "float")
 
 
-def other_fields(catalogue: "Catalogue") -> list[FormField]:
-    """The parameters without a place of their own, and those that some model alone declares."""
+def fields_of(catalogue: "Catalogue") -> list[FormField]:
+    """A field for each declared parameter, then for each that only some models declare."""
     known = [
-        _field(name, name, [parameter], [_rule(parameter, DEFAULTS.get(name))])
+        FormField(
+            name,
+            name.removeprefix("num_").replace("_", " ").capitalize(),
+            _hint(catalogue, name),
+            parameter.type,
+            _options(catalogue, name),
+            "" if parameter.min is None else f"{parameter.min:g}",
+            name in _SHOWN_AT_ONCE,
+            parameter.is_required,
+        )
         for name, parameter in PARAMETERS.items()
-        if name in _PARAMETERS and name not in PLACED
+        if name in _PARAMETERS
     ]
     declared: dict[str, list[tuple[str, PipelineParameter]]] = {}
     for model in catalogue.models:
         for parameter in model.parameters:
             declared.setdefault(parameter.name, []).append((model.name, parameter))
-    own = [
-        _field(
-            f"{_OWN}/{name}",
-            name,
-            [parameter for _, parameter in found],
-            [f"{model}: {_rule(parameter, parameter.default)}" for model, parameter in found],
-        )
-        for name, found in declared.items()
-    ]
-    return [*known, *own]
+    return [*known, *(_own_field(name, found) for name, found in declared.items())]
 
 
-def _field(name: str, label: str, declared: Sequence[Parameter], rules: Sequence[str]) -> FormField:
-    kind = declared[0].type
+def _own_field(name: str, found: "Sequence[tuple[str, PipelineParameter]]") -> FormField:
+    kind = found[0][1].type
     options: tuple[str, ...] = ("true", "false") if kind == "bool" else ()
     if kind == "choice":
-        options = tuple(dict.fromkeys(choice for parameter in declared for choice in parameter.choices))
-    return FormField(name, label, " · ".join(rules), kind in ("int", "float"), options)
+        options = tuple(dict.fromkeys(choice for _, parameter in found for choice in parameter.choices))
+    rules = [
+        "; ".join(filter(None, (one.description, _bounds(one, one.min, one.max), _if_empty(one.default))))
+        for _, one in found
+    ]
+    hint = " · ".join(f"{model}: {rule}" for (model, _), rule in zip(found, rules, strict=True))
+    return FormField(f"{OWN}/{name}", name, hint, kind, options)
 
 
-def _rule(parameter: Parameter, default: object) -> str:
-    least, most = (None if bound is None else f"{bound:g}" for bound in (parameter.min, parameter.max))
+def _options(catalogue: "Catalogue", name: str) -> tuple[str, ...]:
+    if name == "scheduler":
+        return tuple(dict.fromkeys(one for model in catalogue.models for one in model.schedulers))
+    return ("true", "false") if PARAMETERS[name].type == "bool" else PARAMETERS[name].choices
+
+
+def _hint(catalogue: "Catalogue", name: str) -> str:
+    """What a parameter means, its limits and its default, by model if the models differ."""
+    parameter = PARAMETERS[name]
+    meaning = re.split(r"[.;:] |[.;:]$", parameter.description)[0].replace("`", "")
+    rules = {model.name: _rule(model, name, parameter) for model in catalogue.models}
+    if len(set(rules.values())) == 1:
+        rule = next(iter(rules.values()))
+    else:
+        rule = " · ".join(f"{model}: {rule}" for model, rule in rules.items())
+    return "; ".join(filter(None, (meaning if meaning.lower() != parameter.unit else "", rule)))
+
+
+def _rule(model: "Model", name: str, parameter: Parameter) -> str:
+    default = {**DEFAULTS, **model.defaults}.get(name, "drawn at random")
+    if name in SIDES:
+        sides = f"{model.min_side} to {model.max_side} pixels, a multiple of {model.side_multiple}"
+        return f"{sides}; at most {model.max_pixels} pixels in all; the size above if empty"
+    if parameter.type not in _SHORT_TYPES:
+        return f"at most {model.max_prompt_characters} characters" if parameter.type == "text" else ""
+    most = getattr(model, f"max_{name}", parameter.max)
+    if_empty = "" if default is None else _if_empty(default)  # the pipeline or the format chooses
+    return "; ".join(filter(None, (_bounds(parameter, parameter.min, most), if_empty)))
+
+
+def _bounds(parameter: Parameter, least: float | None, most: float | None) -> str:
     unit = " characters" if parameter.type == "string" else f" {parameter.unit}".rstrip()
-    bounds = ""
     if least is not None and most is not None:
-        bounds = f"{least} to {most}{unit}"
-    elif least is not None or most is not None:
-        bounds = f"from {least}{unit}" if most is None else f"up to {most}{unit}"
-    if_empty = "the pipeline's own" if default is None else _shown(default)
-    return "; ".join(filter(None, (parameter.description, bounds, f"{if_empty} if empty")))
+        return f"{_plain(least)} to {_plain(most)}{unit}"
+    if least is not None:
+        return f"from {_plain(least)}{unit}"
+    return "" if most is None else f"up to {_plain(most)}{unit}"
+
+
+def _plain(number: float) -> str:
+    return f"{number:g}" if isinstance(number, float) else str(number)
+
+
+def _if_empty(default: object) -> str:
+    if default is None:
+        return "the default of the pipeline if empty"
+    return f"{_plain(default) if isinstance(default, float) else _shown(default)} if empty"
 
 
 def once_of(fields: Mapping[str, str]) -> str:
-    """The mark by which a form that is sent twice is known; a new one where what came is no mark of ours."""
+    """The token that identifies a form that is sent twice; a new one if the form has no valid token."""
     once = fields.get("once", "")
     return once if _ONCE.fullmatch(once) else secrets.token_hex(16)
-
-
-def limits(catalogue: "Catalogue") -> dict[str, str]:
-    """One line for each field: its limits and what an empty field means, by model where there are several."""
-    rules: dict[str, Callable[[Model], str]] = {
-        "prompt": lambda m: f"at most {m.max_prompt_characters} characters",
-        "num_inference_steps": lambda m: (
-            f"1 to {m.max_num_inference_steps}; {m.default_num_inference_steps} if empty"
-        ),
-        "guidance_scale": lambda m: f"0 to {m.max_guidance_scale:g}; {m.default_guidance_scale:g} if empty",
-        "step_cache": lambda m: (
-            f"1 to {m.max_step_cache} steps a run of the whole model; 1 if empty"
-            if m.max_step_cache > 1
-            else "1: it has none"
-        ),
-        "width": lambda m: (
-            f"{m.min_side} to {m.max_side} pixels, a multiple of {m.side_multiple}; "
-            f"at most {m.max_pixels} pixels in all"
-        ),
-    }
-    several = len(catalogue.models) > 1
-    found = {
-        name: " · ".join((f"{m.name}: " if several else "") + rule(m) for m in catalogue.models)
-        for name, rule in rules.items()
-    }
-    return {
-        **found,
-        "guidance_cutoff": "0 to 1 of the steps, the first ones; 1 if empty",
-        "seed": f"0 to {MAX_SEED}; drawn if empty",
-        "num_images": f"1 to {MAX_NUM_IMAGES}; image i uses seed + i",
-        "output_format": "png and webp are lossless, jpeg has quality 90",
-    }

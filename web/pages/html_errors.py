@@ -1,4 +1,4 @@
-"""Errors of the pages, as pages: what the API says in JSON, for a person to read."""
+"""Errors of the pages as HTML, with the same words as the API's JSON."""
 
 from http import HTTPStatus
 
@@ -7,7 +7,7 @@ from flask import Blueprint, Flask, Response, g, make_response, render_template,
 from werkzeug.exceptions import HTTPException
 
 from storage.errors import StorageError
-from web.errors import (
+from web.problems import (
     PROBLEM,
     answer_anything_else,
     answer_http_error,
@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 def register_html_errors(blueprint: Blueprint) -> None:
-    """Answer every exception of this blueprint's routes with a page."""
+    """Answer every exception of this blueprint's routes with an HTML page."""
     blueprint.register_error_handler(Refusal, lambda error: _as_page(answer_refusal(error)))
     blueprint.register_error_handler(StorageError, lambda error: _as_page(answer_storage_error(error)))
     blueprint.register_error_handler(HTTPException, lambda error: _as_page(answer_http_error(error)))
@@ -28,7 +28,7 @@ def register_html_errors(blueprint: Blueprint) -> None:
 
 
 def register_unknown_addresses(app: Flask) -> None:
-    """Answer a browser that asks for what no route has with a page, and everybody else as the API does."""
+    """Answer an unknown address with an HTML page in a browser, and with the API's JSON elsewhere."""
 
     def answer(error: HTTPException) -> Response:
         problem = answer_http_error(error)
@@ -40,12 +40,12 @@ def register_unknown_addresses(app: Flask) -> None:
 def _wants_page() -> bool:
     if request.path.startswith("/v1/"):
         return False
-    # The first one is for those who take anything.
+    # The first media type is chosen where a client accepts any.
     return request.accept_mimetypes.best_match([PROBLEM, "application/json", "text/html"]) == "text/html"
 
 
 def _as_page(problem: Response) -> Response:
-    """The problem that the API would send, with its status and headers, as HTML."""
+    """The API's problem document as HTML, with its status and headers."""
     g.is_page = True
     body = problem.get_json(force=True, silent=True) or {}
     html = render_template(

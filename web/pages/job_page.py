@@ -1,6 +1,6 @@
-"""`/jobs/{id}`: one job as a page, and the forms on it: cancel it, try it again.
+"""`/jobs/{id}`: one job as a page, with forms to cancel and to retry it.
 
-The forms carry the session's token, as the form that draws does; a key alone opens nothing here.
+The forms carry the session's token, as the form for a job does; an API key alone is not accepted here.
 """
 
 import json
@@ -14,26 +14,28 @@ from functools import partial
 from flask import Blueprint, Response, make_response, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
+from catalogue.parameters import FILES, PARAMETERS, entries_of, in_one_text
+from catalogue.states import TERMINAL, State
 from storage import jobs as transitions
 from storage.errors import JobIsFinal, NotFound
 from storage.job_views import Job, get
-from storage.states import TERMINAL, State
 from web import session
-from web.api.idempotency import digest_of
 from web.api.input_files import files_named
-from web.api.jobs import submit
-from web.api.resources import job_resource
+from web.api.jobs import shown_jobs
+from web.api.parameter_fields import OWN
+from web.api.request_headers import digest_of
 from web.api.schemas import JOB_ID
+from web.api.submission import submit
 from web.auth import account_of_session
 from web.pages.draw_form import DrawForm, once_of
 from web.pages.html_errors import register_html_errors
-from web.pages.page import STALE_FORM, front_page
-from web.pages.same_site import refuse_cross_site
+from web.pages.page import STALE_FORM, front_page, refuse_cross_site
 from web.refusals import quoted
 from web.wiring import path_of, url_of, wired
 
-CAN_BE_TRIED_AGAIN = TERMINAL - {State.SUCCEEDED}
-"""The states in which a job came to nothing."""
+CAN_BE_RETRIED = TERMINAL - {State.SUCCEEDED}
+"""The states in which a job ended without images."""
+SHOWN_ID_CHARACTERS = 17
 
 blueprint = Blueprint("job_page", __name__)
 register_html_errors(blueprint)
@@ -41,7 +43,7 @@ register_html_errors(blueprint)
 
 @blueprint.get("/jobs/<job_id>")
 def show_job(job_id: str) -> Response:
-    """One job: its images, what was asked, what it took, what went wrong."""
+    """One job: its images, its parameters, its timings, its error."""
     account_id = account_of_session(wired().db)
     if not re.fullmatch(JOB_ID, job_id):
         raise NotFound(f"no job {quoted(job_id)}")
@@ -52,7 +54,7 @@ def show_job(job_id: str) -> Response:
 
 @blueprint.post("/jobs/<job_id>/cancel")
 def cancel_job(job_id: str) -> AnyResponse:
-    """Cancel the job; one that has ended meanwhile is shown as it is."""
+    """Cancel the job; if it has ended meanwhile, its page is shown."""
 
     def cancel(job: Job) -> str:
         with suppress(JobIsFinal):
@@ -64,12 +66,12 @@ def cancel_job(job_id: str) -> AnyResponse:
 
 @blueprint.post("/jobs/<job_id>/retry")
 def retry_job(job_id: str) -> AnyResponse:
-    """The same job again, and its page; one that has not ended is shown as it is."""
+    """Retry the job and show the new one; if it has not ended, its own page is shown."""
 
     def retry(job: Job) -> str:
         if not job.is_terminal:
             return job.id
-        # The line break keeps it apart from every key that a client of the API can send.
+        # The line break makes the key different from every key that a client of the API can send.
         key, digest = f"page retry {once_of(request.form)}\n{job.id}", digest_of()
         files = files_named(job.account_id, job.parameters.file_ids)
         admit = partial(wired().admission.readmit, job, files=files, idempotency_key=key, request_hash=digest)
@@ -79,7 +81,7 @@ def retry_job(job_id: str) -> AnyResponse:
 
 
 def _act_on(job_id: str, act: Callable[[Job], str]) -> AnyResponse:
-    """Do it for the session whose token came along, and lead to the job that it names."""
+    """Act on the job for the session whose token was sent, and redirect to the job that `act` returns."""
     refuse_cross_site()
     account_id = account_of_session(wired().db)
     if not re.fullmatch(JOB_ID, job_id):
@@ -93,22 +95,42 @@ def _act_on(job_id: str, act: Callable[[Job], str]) -> AnyResponse:
 
 
 def _shown(job: Job, *, status: int = 200, refusal: str | None = None) -> Response:
-    shown = job_resource(job)
+    (shown,) = shown_jobs(job.account_id, [job])
+    values = job.parameters.values()
     html = render_template(
         "job.html",
         job=shown,
+        parameters={
+            name.replace("_", " "): _text_of(name, values[name])
+            for name, parameter in PARAMETERS.items()
+            # The prompt is the heading of the page.
+            if name != OWN and not parameter.is_required and values[name] not in (None, "", [])
+        },
+        own={name: _text(value) for name, value in values[OWN].items()},
         command=_command_for(job),
         live=None if job.is_terminal else path_of(f"/jobs/{job.id}"),
         refusal=refusal,
         is_canceling=job.cancel_requested_at is not None,
-        can_retry=job.state in CAN_BE_TRIED_AGAIN,
+        can_retry=job.state in CAN_BE_RETRIED,
         once=secrets.token_hex(16),
     )
     return make_response(html, status)
 
 
+def _text_of(name: str, value: object) -> str:
+    if name in FILES:
+        return " ".join(f"{id[:SHOWN_ID_CHARACTERS]}…" for id in entries_of(value))
+    return f"{_text(in_one_text(value))} {PARAMETERS[name].unit}".rstrip()
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _command_for(job: Job) -> str:
-    """The same job again from a shell, quoted for it."""
+    """A shell command that submits the same job again."""
     asked = {"model": job.model, **job.parameters.values()}
     given = {name: value for name, value in asked.items() if value not in (None, {}, [])}
     body = json.dumps(given, ensure_ascii=False)

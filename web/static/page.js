@@ -1,6 +1,5 @@
-// What the pages do better with scripts; every page works without. Written here rather than taken from a
-// library: two things are wanted, forms that keep the page (and what was typed), and jobs that are looked at
-// again while some are unfinished.
+// Every page works without this script. With it, forms are sent without leaving the page (and keep what was
+// typed), and jobs are updated while some are unfinished. No library is needed for these two.
 
 const PAUSE_MS = 1000;
 
@@ -13,7 +12,7 @@ const keep = (root, values) => {
   }
 };
 
-// A form that stays: the answer replaces the page in place, or the form alone when something was wrong.
+// Send a form without leaving the page: the answer replaces the page, or only the form if it has errors.
 const send = async (form, button) => {
   const fields = new URLSearchParams(new FormData(form));
   if (form.id === "draw") fields.set("next", "/");
@@ -40,7 +39,7 @@ const send = async (form, button) => {
       form.replaceWith(again);
       keep(document, { api_key: fields.get("api_key") });
       const wrong = again.querySelector("[aria-invalid]") ?? again.querySelector("[role=alert]");
-      if (wrong.matches("[role=alert]")) wrong.tabIndex = -1; // so that the page can go to what it says
+      if (wrong.matches("[role=alert]")) wrong.tabIndex = -1; // so that it can take the focus
       wrong.focus();
     } else {
       tell(form, page.querySelector("main [role=alert]")?.textContent);
@@ -52,8 +51,8 @@ const send = async (form, button) => {
   }
 };
 
-// To the new job: it is said, and the page goes to its card. On a wide screen, where the form stands beside the
-// jobs, who sees the card stays where they were, so that the next prompt can be typed at once.
+// Announce the new job and move the focus to its card. On a wide screen, where the form is beside the jobs and the
+// card is visible, the focus stays in the form, so that the next prompt can be typed at once.
 const lead = (id, focused, here) => {
   const card = document.getElementById(id);
   history.replaceState(null, "", card ? `${here}#${id}` : here);
@@ -65,7 +64,7 @@ const lead = (id, focused, here) => {
   } else {
     (document.getElementById(focused) ?? document.getElementById("main")).focus({ preventScroll: true });
   }
-  // A moment later: what is there as the page changes is not always read out.
+  // Delayed, since screen readers may miss text that appears while the page changes.
   setTimeout(() => {
     document.getElementById("news").textContent = "Accepted. The new job is the first of the latest jobs.";
   }, 100);
@@ -89,7 +88,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) event.target.closest("form")?.requestSubmit();
 });
 
-// Takes what is new and keeps what is the same, so that no image is loaded twice.
+// Replace what has changed and keep the rest, so that no image is loaded twice.
 const renew = (shown, fresh) => {
   const focused = shown.contains(document.activeElement) ? document.activeElement : null;
   for (const item of fresh.querySelectorAll("[data-item]")) {
@@ -110,17 +109,17 @@ const look = async () => {
     try {
       const answer = await fetch(shown.dataset.live);
       if ([401, 403, 404].includes(answer.status)) {
-        // The session has ended, or the job is not this account's: asking again would change nothing.
+        // The session has ended, or the job belongs to another account: asking again would not help.
         shown.removeAttribute("data-live");
-        document.getElementById("news").textContent = "Not up to date any more: give the key again.";
+        document.getElementById("news").textContent = "No longer up to date: enter the key again.";
         return;
       }
       const fresh = answer.ok && (await read(answer)).getElementById(shown.id);
-      // The page may have changed while the answer was on its way.
+      // The page may have changed while the request was running.
       if (fresh && shown.isConnected) renew(shown, fresh);
       if (answer.ok && !fresh) location.reload(); // the database is back
     } catch {
-      // Not reachable now; the next turn looks again.
+      // The server cannot be reached; the next round tries again.
     }
   }
   setTimeout(look, PAUSE_MS);

@@ -1,4 +1,4 @@
-// validatorUrl: Swagger UI would otherwise ask a public host about our document.
+// validatorUrl: Swagger UI would otherwise send the document to a public host.
 window.ui = SwaggerUIBundle({
   url: document.getElementById("swagger-ui").dataset.document,
   dom_id: "#swagger-ui",

@@ -1,7 +1,8 @@
-"""Two tiny random models on disk, in diffusers' own layout, and diffusers' own pipelines of them."""
+"""Two tiny random models on disk in diffusers' layout, and diffusers' own pipelines of them."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ ROW_LIMITS = {16384: 16, 36864: 8}
 
 
 def build_pipeline(folder: Path, scheduler: DDIMScheduler) -> StableDiffusionPipeline:
-    """The layout of the tiny model with seeded random weights, loud enough that every step matters."""
+    """The layout of the tiny model with seeded random weights, large enough that every step matters."""
     torch.manual_seed(7)
     tokenizer = build_tokenizer(folder / "made")
     unet, vae, text_encoder = build_unet(), build_autoencoder(), build_text_encoder(tokenizer)
@@ -28,7 +29,7 @@ def build_pipeline(folder: Path, scheduler: DDIMScheduler) -> StableDiffusionPip
         unet.conv_out.weight.mul_(2.0)
         vae.decoder.conv_out.weight.mul_(2.5)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # diffusers corrects steps_offset and says so
+        warnings.simplefilter("ignore", FutureWarning)  # diffusers corrects steps_offset and warns
         return StableDiffusionPipeline(
             vae=vae,
             text_encoder=text_encoder,
@@ -62,7 +63,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def pipelines(folders: dict[str, Path]) -> dict[str, StableDiffusionPipeline]:
-    """diffusers' own pipelines: what the engine is compared with."""
+    """diffusers' own pipelines, to compare the engine with."""
     loaded = {}
     for name, folder in folders.items():
         loaded[name] = StableDiffusionPipeline.from_pretrained(
@@ -72,18 +73,34 @@ def pipelines(folders: dict[str, Path]) -> dict[str, StableDiffusionPipeline]:
     return loaded
 
 
-def load(folders: dict[str, Path], num_threads: int, row_limits: dict[int, int]) -> Engine:
-    """An engine with both models, not started."""
+def load(
+    folders: dict[str, Path],
+    num_threads: int,
+    row_limits: dict[int, int],
+    *,
+    self_test_seconds: float = inf,
+    limits_of: Mapping[str, dict[int, int]] | None = None,
+) -> Engine:
+    """An engine with both models, not started; `limits_of` replaces `row_limits` for the models it names."""
     specs = [ModelSpec(name, str(folder)) for name, folder in folders.items()]
-    limits = dict.fromkeys(folders, row_limits)
-    return load_engine(specs, device="cpu:0", row_limits=limits, num_threads=num_threads)
+    limits = dict.fromkeys(folders, row_limits) | dict(limits_of or {})
+    return load_engine(
+        specs,
+        device="cpu:0",
+        row_limits=limits,
+        num_threads=num_threads,
+        self_test_seconds=self_test_seconds,
+    )
 
 
 @pytest.fixture(scope="session")
 def engine(folders: dict[str, Path]) -> Iterator[Engine]:
-    """A started engine on one thread, as a worker that is pinned to one core has it."""
+    """A started engine with one torch thread, as in a worker that is pinned to one core.
+
+    Its self-test is the shortest. A test that needs the engine's determinism level loads another one.
+    """
     num_threads = torch.get_num_threads()
-    engine = load(folders, 1, ROW_LIMITS)
+    engine = load(folders, 1, ROW_LIMITS, self_test_seconds=0)
     engine.start()
     yield engine
     engine.stop()

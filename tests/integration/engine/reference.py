@@ -1,4 +1,4 @@
-"""What diffusers' own pipeline makes of a request: the reference for the engine's images."""
+"""The image of diffusers' own pipeline for a request: the reference for the engine's images."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ CLASSES: dict[str, Any] = {
 
 
 def diffusers_image(pipeline: StableDiffusionPipeline, request: GenerationRequest) -> np.ndarray:
-    """The same request through `StableDiffusionPipeline`."""
+    """Draw the request with `StableDiffusionPipeline`."""
     spec: SchedulerSpec = request.scheduler
     changes: dict[str, Any] = {"timestep_spacing": spec.spacing} if spec.spacing else {}
     changes |= {"use_karras_sigmas": True} if spec.karras else {}

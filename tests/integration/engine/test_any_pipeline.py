@@ -1,4 +1,4 @@
-"""The promises of the engine: pipelines of any class, drawn in company as they draw alone."""
+"""The engine draws with pipelines of any class, in mixed batches as they draw alone."""
 
 import inspect
 import time
@@ -15,7 +15,7 @@ from diffusers.callbacks import SD3CFGCutoffCallback, SDCFGCutoffCallback, SDXLC
 
 from engine.engine import Engine
 from engine.errors import Canceled, DeadlineExceeded, DeviceLost, LoadError, OutOfMemory, RequestInvalid
-from engine.handle import Handle
+from engine.generation import Handle
 from engine.loading.load import ModelSpec, load_engine
 from engine.pipelines.parked_call import ParkedCall
 from engine.pipelines.pipeline_model import PipelineModel
@@ -31,7 +31,7 @@ LIMITS = {SIDE * SIDE: 8}
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """diffusers' own pipelines by kind; PAG is Stable Diffusion's with another class."""
+    """diffusers' own pipelines by kind; PAG is Stable Diffusion with another class."""
     built = {kind: build(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
     built["pag"] = build(
         "stable_diffusion", tmp_path_factory.mktemp("pag"), pipeline_class=StableDiffusionPAGPipeline
@@ -72,7 +72,7 @@ def asked(kind: str, number: int, **changes: Any) -> GenerationRequest:
 
 
 def theirs(pipeline: Any, request: GenerationRequest, **changes: Any) -> np.ndarray:
-    """What diffusers' own pipeline draws of the request, uint8 `(H, W, 3)`."""
+    """The image of diffusers' own pipeline for the request, uint8 `(H, W, 3)`."""
     for module in pipeline.components.values():
         if isinstance(module, torch.nn.Module):
             module.eval()
@@ -103,7 +103,7 @@ def pixels(handle: Handle) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_drawn_in_company_equal_those_of_the_untouched_pipeline(
+def test_images_drawn_in_mixed_batches_equal_those_of_the_untouched_pipeline(
     engine: Engine, pipelines: dict[str, Any], kind: str
 ) -> None:
     requests = [asked(kind, number) for number in range(4)]
@@ -120,7 +120,7 @@ def test_images_drawn_in_company_equal_those_of_the_untouched_pipeline(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_image_does_not_depend_on_its_batch_mates(engine: Engine, kind: str) -> None:
+def test_an_image_does_not_depend_on_other_batch_members(engine: Engine, kind: str) -> None:
     alone = engine.submit(asked(kind, 1))
     finish(engine)
     handles = [engine.submit(asked(kind, number)) for number in (0, 1, 2, 1)]
@@ -156,7 +156,7 @@ class Unshared(PipelineModel):
 @pytest.mark.parametrize(
     ("model_class", "determinism"), [(PipelineModel, "exact"), (Unshared, "within 1/255")]
 )
-def test_no_company_is_promised_of_requests_that_shared_no_pass(
+def test_requests_that_share_no_pass_lower_the_level_to_within_1_255(
     pipelines: dict[str, Any], model_class: type[PipelineModel], determinism: str
 ) -> None:
     model = model_class(pipelines["stable_diffusion"])
@@ -164,7 +164,7 @@ def test_no_company_is_promised_of_requests_that_shared_no_pass(
     assert (found.determinism, model.runs_alone) == (determinism, False)
 
 
-def test_a_model_whose_images_depend_on_their_company_draws_one_at_a_time(
+def test_a_model_whose_images_depend_on_batch_members_draws_one_at_a_time(
     folders: dict[str, Path], pipelines: dict[str, Any]
 ) -> None:
     engine = load(folders, "pag")
@@ -179,7 +179,7 @@ def test_a_model_whose_images_depend_on_their_company_draws_one_at_a_time(
         assert [(one.code, one.field) for one in image.warnings] == [("not_batched", "model")]
 
 
-def test_a_request_that_is_canceled_or_late_leaves_at_a_step_and_harms_nobody(
+def test_a_request_that_is_canceled_or_late_leaves_at_a_step_and_affects_no_other(
     engine: Engine, pipelines: dict[str, Any]
 ) -> None:
     canceled = engine.submit(asked("flux", 1, num_inference_steps=50))
@@ -199,10 +199,12 @@ def test_a_request_that_is_canceled_or_late_leaves_at_a_step_and_harms_nobody(
 
 
 def test_progress_counts_steps_whatever_the_pipeline_calls_between_them(engine: Engine) -> None:
-    told: list[tuple[int, int]] = []
-    engine.submit(asked("stable_diffusion_3", 1), on_progress=lambda done, steps: told.append((done, steps)))
+    progress: list[tuple[int, int]] = []
+    engine.submit(
+        asked("stable_diffusion_3", 1), on_progress=lambda done, steps: progress.append((done, steps))
+    )
     finish(engine)
-    assert told == [(done, 7) for done in range(1, 8)]
+    assert progress == [(done, 7) for done in range(1, 8)]
 
 
 def test_what_the_pipeline_has_no_parameter_for_is_refused_by_name(engine: Engine) -> None:
@@ -234,9 +236,9 @@ def test_step_caches_of_mixed_requests_leave_every_image_its_bytes(engine: Engin
 
 
 def test_two_passes_of_a_step_have_features_of_their_own(engine: Engine) -> None:
-    """FLUX.1 with a negative prompt of true guidance calls its transformer twice a step."""
+    """FLUX.1 with true guidance and a negative prompt calls its transformer twice a step."""
     request = asked("flux", 1, num_inference_steps=12, negative_prompt="grey")
-    guided = replace(request, pipeline_parameters={"true_cfg_scale": 4.0})
+    guided = request.changed(pipeline_parameters={"true_cfg_scale": 4.0})
     cached = replace(guided, step_cache=2)
     handles = [engine.submit(one) for one in (guided, cached)]
     finish(engine)
@@ -279,7 +281,7 @@ def test_a_step_cache_and_a_guidance_that_is_cut_off_go_together(engine: Engine)
 
 def test_parameters_of_the_pipeline_alone_reach_its_call(engine: Engine, pipelines: dict[str, Any]) -> None:
     plain = asked("stable_diffusion_xl", 1)
-    own = replace(plain, pipeline_parameters={"guidance_rescale": 0.7, "clip_skip": 1})
+    own = plain.changed(pipeline_parameters={"guidance_rescale": 0.7, "clip_skip": 1})
     handles = [engine.submit(one) for one in (plain, own)]
     finish(engine)
     expected = theirs(pipelines["stable_diffusion_xl"], own, guidance_rescale=0.7, clip_skip=1)
@@ -293,7 +295,7 @@ def test_a_parameter_that_the_pipeline_has_not_is_refused_by_name(
     with pytest.raises(RequestInvalid, match="pipeline_parameters/true_cfg_scale"):
         engine.submit(asked("sana", 1, pipeline_parameters={"true_cfg_scale": 2.0}))
     with pytest.raises(LoadError, match=r"parameters\.true_cfg_scale"):
-        load(folders, "sana", pipeline_parameters={"true_cfg_scale": None})
+        load(folders, "sana", trial_values={"true_cfg_scale": None})
 
 
 @pytest.mark.parametrize(
@@ -341,7 +343,7 @@ def test_guidance_is_cut_off_where_the_pipeline_knows_no_callback_for_it(
     calls: list[None] = []
 
     def unguided(_: Any, __: Any, output: Any) -> Any:
-        """Half of the steps as they are; from then on both rows are the one with the prompt."""
+        """Half of the steps are unchanged; after that both rows are the one with the prompt."""
         calls.append(None)
         return output if len(calls) <= 3 else (torch.cat([output[0][1:], output[0][1:]]), *output[1:])
 

@@ -22,7 +22,8 @@ from settings import ROOT
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 REMEDY = re.compile(
-    r"(?:: |, or |, )(?:take|fetch|choose|set|run|correct|install|give|put|pip install)\b|\brun (?:hf|`git)"
+    r"(?:: |, or |, )(?:add|take|use|fetch|choose|set|run|correct|remove|install|give|pip install)\b"
+    r"|\brun (?:hf|`git)"
 )
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -155,7 +156,10 @@ CASES: dict[str, tuple[Spoil, str]] = {
         entries("model_index.json", unet=["diffusers", "FluxTransformer2DModel"]),
         "its unet",
     ),
-    "code of its own": (entries("model_index.json", unet=["my_code", "UNet"]), "no code is loaded"),
+    "code of its own": (
+        entries("model_index.json", unet=["my_code", "UNet"]),
+        "code is never loaded from a model",
+    ),
     "no configuration": (without("unet/config.json"), r"its unet has no configuration \(config.json\)"),
     "no scheduler": (without("scheduler/scheduler_config.json"), "its scheduler has no configuration"),
     "no vocabulary": (without("tokenizer/tokenizer.json"), "its tokenizer has no vocabulary"),
@@ -165,27 +169,27 @@ CASES: dict[str, tuple[Spoil, str]] = {
         as_pickle(UNET, "unet/diffusion_pytorch_model.bin"),
         "safetensors only, and its unet has only",
     ),
-    "a pickle by another name": (as_pickle(UNET, UNET), f"{UNET} is a pickle under the name"),
+    "a pickle by another name": (as_pickle(UNET, UNET), f"{UNET} is a pickle with the name"),
     "a text encoder that is a pickle": (as_pickle(TEXT_ENCODER, TEXT_ENCODER), f"{TEXT_ENCODER} is a pickle"),
-    "a pointer of Git LFS": (text(UNET, POINTER), f"{UNET} is a pointer of Git LFS .* run `git lfs pull`"),
-    "a pointer for a text encoder": (text(TEXT_ENCODER, POINTER), f"{TEXT_ENCODER} is a pointer of Git LFS"),
+    "a pointer of Git LFS": (text(UNET, POINTER), f"{UNET} is a Git LFS pointer .* run `git lfs pull`"),
+    "a pointer for a text encoder": (text(TEXT_ENCODER, POINTER), f"{TEXT_ENCODER} is a Git LFS pointer"),
     "a pointer for a vocabulary": (
         text("tokenizer/tokenizer.json", POINTER),
-        "tokenizer.json is a pointer of Git LFS",
+        "tokenizer.json is a Git LFS pointer",
     ),
     "a web page for weights": (text(VAE, PAGE), f"{VAE} is a web page .* `resolve`"),
     "a web page for a configuration": (text("vae/config.json", PAGE), "vae/config.json is a web page"),
     "nothing": (content(VAE, lambda _: b""), f"{VAE} is empty: fetch it again"),
-    "a few bytes": (content(VAE, lambda whole: whole[:5]), f"{VAE} is no safetensors file"),
-    "noise": (content(VAE, lambda _: bytes(range(200)) * 9), f"{VAE} is no safetensors file"),
-    "cut in its header": (content(UNET, lambda whole: whole[:100]), f"{UNET} is cut off in its header"),
+    "a few bytes": (content(VAE, lambda whole: whole[:5]), f"{VAE} is not a safetensors file"),
+    "noise": (content(VAE, lambda _: bytes(range(200)) * 9), f"{VAE} is not a safetensors file"),
+    "cut in its header": (content(UNET, lambda whole: whole[:100]), f"{UNET} is truncated in its header"),
     "cut in its tensors": (
         content(UNET, lambda whole: whole[:-100]),
-        rf"{UNET} is cut off: it has \d+ bytes of \d+:",
+        rf"{UNET} is truncated: it has \d+ bytes of \d+:",
     ),
-    "a text encoder cut": (content(TEXT_ENCODER, lambda whole: whole[:-1]), f"{TEXT_ENCODER} is cut off"),
+    "a text encoder cut": (content(TEXT_ENCODER, lambda whole: whole[:-1]), f"{TEXT_ENCODER} is truncated"),
     "bytes too many": (content(VAE, lambda whole: whole + b"more"), f"{VAE} is too long"),
-    "a header that is no JSON": (
+    "a header that is not JSON": (
         content(VAE, lambda whole: whole[:8] + b"x" + whole[9:]),
         f"{VAE} has a broken header",
     ),
@@ -196,11 +200,14 @@ CASES: dict[str, tuple[Spoil, str]] = {
         entries("text_encoder/config.json", dtype="float99", torch_dtype="float99"),
         "",
     ),
-    "a weight by another name": (tensors(UNET, renamed), r"its unet .*no file has its weights|unet.*missing"),
+    "a weight by another name": (
+        tensors(UNET, renamed),
+        r"its unet .*no file contains the weights|unet.*missing",
+    ),
     "an autoencoder's weight by another name": (tensors(VAE, renamed), r"its vae .*weights"),
     "a text encoder's weight by another name": (
         tensors(TEXT_ENCODER, renamed),
-        r"its text_encoder \(CLIPTextModel\): no file has its weights embeddings",
+        r"its text_encoder \(CLIPTextModel\): no file contains the weights embeddings",
     ),
     "weights of another model": (tensors(UNET, lambda _: {"x": torch.zeros(1)}), "its unet"),
     "a weight of another size": (tensors(UNET, resized), "its unet .*expected shape.*: take weights and"),
@@ -210,17 +217,20 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "a text encoder's of another size": (
         tensors(TEXT_ENCODER, resized),
-        r"its text_encoder \(CLIPTextModel\): its weights .* of another size than its config.json says",
+        r"its text_encoder \(CLIPTextModel\): the sizes of its weights .* differ from its config.json",
     ),
     "a configuration cut": (
         content("unet/config.json", lambda whole: whole[:50]),
-        "unet/config.json is no JSON",
+        "unet/config.json is not JSON",
     ),
     "a configuration of latin letters": (
         content("vae/config.json", lambda _: b'{"a": "\xe9"}'),
-        "config.json is no JSON",
+        "config.json is not JSON",
     ),
-    "a configuration that is a list": (text("unet/config.json", "[]"), "unet/config.json is no object"),
+    "a configuration that is a list": (
+        text("unet/config.json", "[]"),
+        "unet/config.json is not a JSON object",
+    ),
     "a configuration of nothing": (text("text_encoder/config.json", "{}"), "its text_encoder"),
     "another configuration": (
         entries("unet/config.json", cross_attention_dim=7),
@@ -241,7 +251,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
         entries("scheduler/scheduler_config.json", beta_schedule="none"),
         "its scheduler",
     ),
-    "a scheduler that is a list": (text("scheduler/scheduler_config.json", "[1]"), "is no object"),
+    "a scheduler that is a list": (text("scheduler/scheduler_config.json", "[1]"), "is not a JSON object"),
     "a tokenizer cut": (
         content("tokenizer/tokenizer.json", lambda whole: whole[: len(whole) // 2]),
         "its tokenizer",
@@ -259,7 +269,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "a quantization that is a word": (
         entries("unet/config.json", quantization_config="int8"),
-        "its quantization_config is no object",
+        "its quantization_config is not an object",
     ),
     "a quantized text encoder": (
         entries("text_encoder/config.json", quantization_config={"quant_method": "bitsandbytes"}),
@@ -271,17 +281,17 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "shards without an index": (
         each(in_shards(), without("unet/diffusion_pytorch_model.safetensors.index.json")),
-        "there is no index",
+        "its shards have no index|no index that lists them",
     ),
-    "an index of no shards": (in_shards(weight_map={}), "names no shards"),
-    "an index of another form": (in_shards(weight_map=[1]), "is no index of shards"),
+    "an index of no shards": (in_shards(weight_map={}), "lists no shards"),
+    "an index of another form": (in_shards(weight_map=[1]), "is not an index of shards"),
     "an index out of the folder": (in_shards(weight_map={"a": "../../x.safetensors"}), "is incomplete"),
     "a shard cut": (
         each(
             in_shards(),
             content("unet/diffusion_pytorch_model-00002-of-00002.safetensors", lambda whole: whole[:-3]),
         ),
-        "00002-of-00002.safetensors is cut off",
+        "00002-of-00002.safetensors is truncated",
     ),
 }
 

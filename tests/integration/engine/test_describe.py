@@ -1,4 +1,4 @@
-"""The promises of `calotype models describe`: its entry is accepted, and the model draws by it."""
+"""`calotype models describe` prints an entry that is accepted and with which the model draws."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPAGPipeline
 from catalogue.catalogue import Model, load_catalogue
 from cli.models import entry_of
 from engine.errors import LoadError
-from engine.loading.describe import describe
+from engine.loading.description import describe
 from engine.loading.hub import Hub
 from engine.loading.load import ModelSpec, load_engine
 from engine.pipelines.pipeline_model import LEFT_OUT
@@ -61,10 +61,12 @@ def test_a_model_draws_by_its_described_entry_with_every_default_given(kind: str
         default_num_inference_steps=model.default_num_inference_steps,
         max_num_inference_steps=model.max_num_inference_steps,
         max_side=model.max_side,
-        pipeline_parameters={one.name: None for one in model.parameters},
+        trial_values={one.name: None for one in model.parameters},
         pipeline_defaults={one.name: one.default for one in model.parameters},
     )
-    engine = load_engine([spec], device="cpu:0", row_limits={"tiny": {tier.max_pixels: 2}}, num_threads=1)
+    limits = {"tiny": {tier.max_pixels: 2}}
+    # The shortest self-test: images alone and in one batch.
+    engine = load_engine([spec], device="cpu:0", row_limits=limits, num_threads=1, self_test_seconds=0)
     request = GenerationRequest(
         "tiny",
         "a red heart",
@@ -102,7 +104,7 @@ def test_the_entry_of_a_large_model_is_accepted_with_its_native_size(kind: str, 
         (None, "there is no model_index.json"),
         ({"_class_name": "NoSuchPipeline"}, "has no pipeline 'NoSuchPipeline'"),
         ({"_class_name": "StableDiffusionControlNetImg2ImgPipeline"}, "needs an image beside a control im"),
-        ({"_class_name": "StableDiffusionUpscalePipeline"}, "makes of an image what no request asks for"),
+        ({"_class_name": "StableDiffusionUpscalePipeline"}, "does a task that requests cannot ask for"),
         ({"_class_name": "KandinskyV22PriorPipeline"}, "draws no image: its call returns image_embeds"),
         ({"_class_name": "KandinskyV22Pipeline"}, "needs image_embeds and negative_image_embeds besides"),
         ({"_class_name": "StableDiffusionGLIGENPipeline"}, "needs gligen_phrases and gligen_boxes besides"),
@@ -154,7 +156,7 @@ def test_a_single_file_is_described_by_its_configuration(tmp_path: Path) -> None
     assert model.parts["config"].path == str(folder)
     alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert alone.stderr.splitlines() == [
-        "calotype: --config: a single file needs it, and a folder has its own"
+        "calotype: --config: it is required for a single file, and not allowed for a folder"
     ]
 
 

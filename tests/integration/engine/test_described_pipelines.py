@@ -1,4 +1,4 @@
-"""The promises of a description, for every pipeline class of the installed diffusers.
+"""Descriptions of models, for every pipeline class of the installed diffusers.
 
 A class that draws no request is refused by its reason; the sides of those that draw from text are right.
 """
@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from engine.errors import LoadError
-from engine.loading.describe import Description, describe
+from engine.loading.description import Description, describe
 from engine.pipelines.pipeline_task import outputs_of, own_tasks, refusal_of
 from tests.pipelines import families
 from tests.pipelines.builds import BUILDS, CONTROL, EDIT, IMAGE, INPAINT, TEXT, built
@@ -105,7 +105,7 @@ def test_few_classes_are_refused_for_another_reason_than_two_kinds_of_images() -
     others = {
         name
         for name, why in refused.items()
-        if why and not why.startswith(("needs an image beside", "needs a mode", "makes of an image"))
+        if why and not why.startswith(("needs an image beside", "needs a mode", "does a task"))
     }
     assert {name for name in others if ".deprecated." not in CLASSES[name].__module__} == {
         *DECODERS,
@@ -240,7 +240,7 @@ def test_a_step_cache_is_offered_where_the_denoiser_has_a_walk_and_the_pipeline_
     with_one = {name for name in SERVED if made_of(name, tmp_path / name).has_step_cache}
     assert {"FluxPipeline", "SanaPipeline", "PixArtAlphaPipeline", "StableDiffusion3Pipeline"} <= with_one
     assert {"StableDiffusionPipeline", "StableDiffusionXLPipeline"} <= with_one
-    # Without tuples, with guidance as an input, without a walk.
+    # Without tuples, with guidance as an input, without a partial forward.
     assert not with_one & {"LDMTextToImagePipeline", "SanaSprintPipeline", "ZImagePipeline"}
 
 

@@ -1,4 +1,4 @@
-"""Kept prompts of diffusers' pipelines: fewer encodings, the same bytes, and an account sees only its own."""
+"""Cached prompts: fewer encodings, the same bytes, and each account uses only its own."""
 
 import functools
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def engine_of(pipeline: Any) -> Engine:
-    """An engine of this pipeline, not started, with nothing kept."""
+    """An engine of this pipeline, not started, with an empty cache."""
     return Engine({"tiny": PipelineModel(pipeline)}, {"tiny": LIMITS}, determinism="exact")
 
 
@@ -47,7 +47,7 @@ def drawn(engine: Engine, request: GenerationRequest) -> np.ndarray:
 
 @contextmanager
 def encodings_of(pipeline: Any) -> Iterator[list[str]]:
-    """The text encoders that run inside, by name."""
+    """The names of the text encoders that run inside the block."""
     ran: list[str] = []
     encoders = [name for name in pipeline.components if name.startswith("text_encoder")]
     hooks = [
@@ -89,7 +89,7 @@ def test_a_prompt_that_its_account_has_asked_for_is_not_encoded_again_and_draws_
     ],
     ids=str,
 )
-def test_who_asks_for_anything_else_or_is_somebody_else_has_it_encoded(
+def test_another_prompt_or_another_account_is_encoded_again(
     pipelines: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     pipeline = pipelines["stable_diffusion"]
@@ -100,7 +100,7 @@ def test_who_asks_for_anything_else_or_is_somebody_else_has_it_encoded(
     assert ran
 
 
-def test_what_nobody_asked_for_is_not_kept(pipelines: dict[str, Any]) -> None:
+def test_prompts_without_an_account_are_not_kept(pipelines: dict[str, Any]) -> None:
     pipeline = pipelines["stable_diffusion"]
     engine = engine_of(pipeline)
     drawn(engine, asked(account=""))
@@ -133,7 +133,7 @@ def test_memory_that_runs_out_takes_the_kept_prompts_along(pipelines: dict[str, 
 
 
 class Noisy(StableDiffusionPipeline):  # type: ignore[misc]  # untyped
-    """Its prompts are encoded with noise of torch's global generator."""
+    """It encodes prompts with noise from torch's global generator."""
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         positive, negative = super().encode_prompt(*args, **kwargs)
@@ -141,7 +141,7 @@ class Noisy(StableDiffusionPipeline):  # type: ignore[misc]  # untyped
 
 
 class Writing(StableDiffusionPipeline):  # type: ignore[misc]  # untyped
-    """Its call needs more of `encode_prompt` than what that returns."""
+    """Its `encode_prompt` sets an attribute that the call reads."""
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         self._shift = 0.5
@@ -152,7 +152,7 @@ class Writing(StableDiffusionPipeline):  # type: ignore[misc]  # untyped
 
 
 class Reading(StableDiffusionPipeline):  # type: ignore[misc]  # untyped
-    """Its tensors depend on the guidance scale, which is no argument of the method."""
+    """Its tensors depend on the guidance scale, which is not an argument of the method."""
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         positive, negative = super().encode_prompt(*args, **kwargs)
@@ -194,7 +194,8 @@ def test_tensors_that_a_call_changes_in_place_stay_as_they_were_for_the_next(
 def test_a_loaded_engine_keeps_prompts(pipelines: dict[str, Any], tmp_path: Path) -> None:
     pipelines["flux"].save_pretrained(tmp_path / "flux")
     spec = ModelSpec("tiny", str(tmp_path / "flux"))
-    engine = load_engine([spec], device="cpu:0", row_limits={"tiny": LIMITS}, num_threads=1)
+    limits = {"tiny": LIMITS}
+    engine = load_engine([spec], device="cpu:0", row_limits=limits, num_threads=1, self_test_seconds=0)
     first = drawn(engine, asked())
     assert engine._runner._prompts.num_bytes > 0
     assert drawn(engine, asked()).tobytes() == first.tobytes()

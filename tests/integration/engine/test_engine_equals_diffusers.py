@@ -1,4 +1,4 @@
-"""The engine's image is the image of diffusers' own pipeline, for every way of asking."""
+"""The engine draws the image of diffusers' own pipeline for every kind of request."""
 
 from dataclasses import replace
 from typing import Any
@@ -53,7 +53,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_image_equals_that_of_the_diffusers_pipeline(
     engine: Engine, pipelines: dict[str, StableDiffusionPipeline], model: str, way: str
 ) -> None:
-    """At most 2/255 anywhere and 0.2/255 on average, although our forward pass has other rows beside it."""
+    """At most 2/255 anywhere and 0.2/255 on average, although the engine's forward pass has other rows."""
     request = replace(REQUEST, model=model, **WAYS[way])
     expected = diffusers_image(pipelines[model], request)
     image = engine.submit(request).future.result(timeout=60)
@@ -68,7 +68,7 @@ def test_image_equals_that_of_the_diffusers_pipeline(
 def test_prompt_beyond_the_encoders_limit_is_reported(
     engine: Engine, pipelines: dict[str, StableDiffusionPipeline]
 ) -> None:
-    """The image is that of the shortened prompt, as with diffusers, and a warning says what was cut."""
+    """The image is that of the shortened prompt, as in diffusers, and a warning says what was cut."""
     read, dropped = "a red heart and " * 7 + "a red", "heart and a blue star and a ring"
     request = replace(REQUEST, model=MODELS[0], prompt=f"{read} {dropped}", num_inference_steps=2)
     image = engine.submit(request).future.result(timeout=60)
@@ -100,7 +100,7 @@ def test_each_text_that_is_cut_has_its_own_warning_and_a_long_loss_is_shown_by_i
 
 
 def test_a_word_that_is_read_in_part_is_shown_as_the_part_that_was_not(engine: Engine) -> None:
-    """Words outside the vocabulary are many tokens, so the limit can fall within one."""
+    """A word outside the vocabulary is many tokens, so the limit can cut it."""
     request = replace(REQUEST, model=MODELS[0], prompt="a red star " * 9 + "zyxwvut", num_inference_steps=1)
     (warning,) = engine.submit(request).future.result(timeout=60).warnings
     assert '"…wvut" was not used' in warning.detail

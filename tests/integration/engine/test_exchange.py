@@ -1,4 +1,4 @@
-"""The promises of the exchange, on diffusers' own pipelines: what a call draws, and what it leaves behind."""
+"""The exchange with diffusers' own pipelines: what a call draws, and that it leaves nothing behind."""
 
 import copy
 import gc
@@ -13,7 +13,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPAGPipeline, StableDiffusionPipeline
 
 from engine.exchange import Exchange
-from engine.loading.offloading import offload_models
+from engine.loading.optimization import offload_models
 from engine.pipelines.components import is_denoiser
 from engine.pipelines.pipeline_call import PipelineCall
 from tests.integration.engine.reference import MODELS
@@ -21,7 +21,7 @@ from tests.integration.engine.tiny_families import build
 
 
 def asked(number: int) -> dict[str, Any]:
-    """Arguments of a small request, each number another one."""
+    """The arguments of a small request; each number gives another one."""
     return {
         "prompt": f"a red heart {number}",
         "negative_prompt": "grey" if number % 2 else None,
@@ -46,7 +46,7 @@ def inference() -> Iterator[None]:
 
 
 def advance(exchange: Exchange, calls: list[PipelineCall]) -> None:
-    """One forward pass, of the largest group of calls that can share one."""
+    """Make one forward pass for the largest group of calls that can share one."""
     groups: dict[Any, list[PipelineCall]] = {}
     for call in calls:
         if call.parked is not None:
@@ -186,7 +186,7 @@ def _fail(*_: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_a_call_whose_numbers_are_not_finite_is_named_and_harms_nobody(pipeline: Any) -> None:
+def test_a_call_whose_numbers_are_not_finite_is_named_and_harms_no_other(pipeline: Any) -> None:
     alone = pipeline(**asked(1)).images[0]
     exchange = Exchange(pipeline)
     sound, ill = (to_first_step(exchange, 1) for _ in range(2))
@@ -199,7 +199,7 @@ def test_a_call_whose_numbers_are_not_finite_is_named_and_harms_nobody(pipeline:
     assert np.abs(drawn(sound) - alone).max() <= 0.01 / 255
 
 
-def test_what_a_call_draws_from_torch_itself_follows_its_seed_and_nobody_else(pipeline: Any) -> None:
+def test_what_a_call_draws_from_torch_itself_follows_its_seed_alone(pipeline: Any) -> None:
     def with_own_noise(number: int) -> dict[str, Any]:
         return asked(number) | {"callback_on_step_end": _add_noise}
 
@@ -252,7 +252,7 @@ def test_a_pipeline_takes_a_stand_in_for_the_module_itself(pipeline: Any) -> Non
 
 
 def test_a_call_cannot_move_a_module_that_others_are_parked_at(pipeline: Any) -> None:
-    """SDXL's calls with an image bring the VAE to full precision, and back to that of the denoiser."""
+    """SDXL's calls with an image convert the VAE to fp32, and back to the denoiser's dtype."""
     call = Exchange(pipeline).begin(**asked(1))
     before = pipeline.vae.dtype
     stand_in = vars(call._pipeline)["vae"]

@@ -127,31 +127,31 @@ def test_what_a_file_lacks_is_read_from_its_configuration(
     weights.unlink()
     said = refused(file, config=Part(str(folder)))
     assert (
-        f"for what part.safetensors does not hold: weights are read as safetensors only, and its {lacking[0]}"
-        in said
+        "for components not in part.safetensors: weights are read as safetensors only, and its"
+        f" {lacking[0]}" in said
     )
 
 
 @pytest.mark.parametrize(
     ("path", "changes", "said"),
     [
-        ("one.safetensors", {}, "config: a single file needs its configuration: give"),
+        ("one.safetensors", {}, "config: a single file needs a configuration: set"),
         ("model", {"config": Part("model")}, "config: the model is a folder"),
         ("none.safetensors", {"config": Part("model")}, "there is no file .*: correct the path"),
         (
             "one.ckpt",
             {"config": Part("model")},
-            "weights are read as safetensors only, and this is one.ckpt: choose",
+            "weights are read as safetensors only, not one.ckpt: choose",
         ),
-        ("one.gguf", {"config": Part("model")}, "holds one component: give `path`"),
-        ("model", {"transformer": Part("one.safetensors")}, "has no transformer: take the entry out"),
+        ("one.gguf", {"config": Part("model")}, "contains one component: set `path`"),
+        ("model", {"transformer": Part("one.safetensors")}, "has no transformer: remove the entry"),
         ("model", {"vae": Part("one.gguf")}, "vae: from .*one.gguf"),
         ("model", {"vae": Part("nobody/taesd")}, "vae: from 'nobody/taesd': .* needs `revision`"),
         ("model", {"vae": Part("nobody/taesd", ANOTHER)}, f"at {ANOTHER}: it is not on this disk: set"),
         (
             "model",
             {"vae": Part("model/text_encoder")},
-            "vae: from .*: it is a None, and the model takes AutoencoderKL",
+            "vae: from .*: it is a None, and the model needs AutoencoderKL",
         ),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_class_that_diffusers_reads_from_folders_alone_is_refused(tmp_path: Pa
     build("pixart", tmp_path).save_pretrained(tmp_path / "model")
     save_file({"x": torch.zeros(1)}, tmp_path / "one.safetensors")
     said = refused(tmp_path / "one.safetensors", config=Part(str(tmp_path / "model")))
-    assert re.search(r"diffusers reads no PixArt\w+ from a single file: take the model as a folder", said)
+    assert re.search(r"diffusers cannot read a PixArt\w+ from a single file: use the model as a folder", said)
 
 
 def test_a_file_of_a_pinned_hub_id_is_read_from_the_cache_with_its_configuration(
@@ -196,7 +196,7 @@ def test_a_file_of_a_pinned_hub_id_is_read_from_the_cache_with_its_configuration
     assert f"hf download nobody/merged two.safetensors --revision {REVISION}" in said
     said = refused("nobody/merged", **{**spec, "config": Part("nobody/config", REVISION)})
     assert (
-        f"config: from 'nobody/config' at {REVISION}, for what one.safetensors does not hold: it is not"
+        f"config: from 'nobody/config' at {REVISION}, for components not in one.safetensors: it is not"
         in said
     )
 
@@ -220,7 +220,7 @@ def test_of_a_hub_id_the_file_alone_is_downloaded_and_of_its_configuration_what_
             variant=None,
             local_files_only=False,
             left_out=("safety_checker", "feature_extractor", "image_encoder"),
-            spared=lambda layout: {"unet", "vae"} & set(layout.components),
+            config_only=lambda layout: {"unet", "vae"} & set(layout.components),
         )
         fetched = {one.parent.name for one in folder.rglob("*.safetensors")}
         assert fetched == {"text_encoder"}
@@ -271,7 +271,7 @@ def tiny_autoencoder(folder: Path, num_levels: int = 4, **changes: Any) -> Path:
         ({"latent_channels": 16}, "has latents of 16 channels, and those of the model have 4: choose"),
         (
             {"num_levels": 3},
-            "a latent of its AutoencoderTiny is 4 pixels wide, and one of the model 8: choose",
+            "a latent of its AutoencoderTiny is 4 pixels wide, and a latent of the model 8: choose",
         ),
     ],
 )
@@ -330,8 +330,8 @@ def test_of_shards_beside_one_file_the_shards_are_read_and_the_log_says_what_lie
     save_file(zeros, model / UNET, metadata={"format": "pt"})
     with caplog.at_level(logging.INFO, "engine.loading.read_pipeline"):
         assert np.array_equal(drawn(model), plain)
-    (said,) = [record.getMessage() for record in caplog.records if "beside" in record.getMessage()]
-    assert said.endswith(f"beside what is read lie {UNET}")
+    (said,) = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
+    assert said.endswith(f"weights that are not read: {UNET}")
     _, facts = read_pipeline(Source(str(model)), CPU, Hub(endpoint=NOWHERE))
     assert UNET not in [name for name, *_ in facts]
 

@@ -149,7 +149,7 @@ def test_hf_hub_offline_is_honoured(repository: Path, tmp_path: Path) -> None:
     ("failing", "status", "code", "complaint"),
     [
         ("listing_fails", 404, "RevisionNotFound", f"has no revision {REVISION}"),
-        ("listing_fails", 404, "RepoNotFound", f"knows no {REPOSITORY}, or it is private and HF_TOKEN"),
+        ("listing_fails", 404, "RepoNotFound", f"has no {REPOSITORY}, or it is private and HF_TOKEN"),
         ("listing_fails", 401, "", "HF_TOKEN"),
         ("listing_fails", 403, "GatedRepo", "gated: accept the terms on .*HF_TOKEN"),
         ("files_fail", 401, "GatedRepo", "gated: accept the terms on .*HF_TOKEN"),
@@ -188,9 +188,9 @@ def test_a_disk_that_is_too_small_is_told_before_the_download(repository: Path, 
     ("changes", "complaint"),
     [
         ({"revision": None}, "no such folder, and a hub id needs `revision`"),
-        ({"revision": "main"}, "'main' can move"),
-        ({"revision": REVISION[:12]}, "can move"),
-        ({"path": "no/such/folder/at/all"}, "no hub id"),
+        ({"revision": "main"}, "'main' is not a commit"),
+        ({"revision": REVISION[:12]}, "is not a commit"),
+        ({"path": "no/such/folder/at/all"}, "not a hub id"),
     ],
 )
 def test_what_is_not_pinned_is_refused_without_a_question(
@@ -237,12 +237,12 @@ def test_one_file_of_weights_is_downloaded_once_and_nothing_else(repository: Pat
     ("changes", "said"),
     [
         ({"local_files_only": True}, "ink.safetensors of nobody/tiny-model is not on this disk"),
-        ({"weight_name": None}, "has no pytorch_lora_weights.safetensors: name its file in `weight_name`"),
-        ({"weight_name": "ink.ckpt"}, "weight_name: 'ink.ckpt' is no safetensors file"),
-        ({"revision": "main"}, "'main' can move"),
+        ({"weight_name": None}, "has no pytorch_lora_weights.safetensors: set `weight_name` to its file"),
+        ({"weight_name": "ink.ckpt"}, "weight_name: 'ink.ckpt' is not a safetensors file"),
+        ({"revision": "main"}, "'main' is not a commit"),
         ({"revision": None}, "there is no such folder, and a hub id needs `revision`"),
-        ({"path": "/no/such/place"}, "there is no such file or folder, and this is no hub id"),
-        ({"path": "/secret/ink.safetensors", "revision": None}, "^its file is not there$"),
+        ({"path": "/no/such/place"}, "there is no such file or folder, and this is not a hub id"),
+        ({"path": "/secret/ink.safetensors", "revision": None}, "^its file does not exist$"),
     ],
 )
 def test_weights_that_are_not_there_are_told_in_a_sentence_without_a_path_of_the_machine(
@@ -260,7 +260,7 @@ def test_of_a_folder_the_named_file_or_the_only_one_is_taken(tmp_path: Path) -> 
     (tmp_path / "ink.safetensors").touch()
     assert weights(tmp_path, "", **folder, weight_name=None).name == "ink.safetensors"
     (tmp_path / "clay.safetensors").touch()
-    with pytest.raises(LoadError, match="has 2 safetensors files: name one in `weight_name`"):
+    with pytest.raises(LoadError, match="has 2 safetensors files: set `weight_name`"):
         weights(tmp_path, "", **folder, weight_name=None)
     assert weights(tmp_path, "", **folder, weight_name="clay.safetensors").name == "clay.safetensors"
     with pytest.raises(LoadError, match=r"no safetensors file 'chalk\.safetensors'"):

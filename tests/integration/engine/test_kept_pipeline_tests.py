@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from diffusers import StableDiffusionPAGPipeline
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from engine.determinism import SelfTest
 from engine.loading.load import ModelSpec, load_models
 from engine.pipelines.pipeline_model import Abilities, PipelineModel
+from engine.self_test.self_test import SelfTest
 from tasks.self_test_results import SelfTestFolder, machine_facts
 from tests.integration.engine.tiny_families import build
 
@@ -38,6 +39,7 @@ class Start:
     spec: ModelSpec
     folder: Path
     machine: dict[str, str] = field(default_factory=machine_facts)
+    self_test_seconds: float = inf
     test_again: bool = False
 
     def run(self) -> Found:
@@ -54,6 +56,7 @@ class Start:
                 device="cpu:0",
                 row_limits={"tiny": LIMITS},
                 num_threads=1,
+                self_test_seconds=self.self_test_seconds,
                 results=SelfTestFolder(self.folder, self.machine, test_again=self.test_again),
             )
         finally:
@@ -113,7 +116,7 @@ CHANGES: dict[str, Any] = {
 def test_S38_a_start_tests_a_pipeline_again_when_anything_of_it_has_changed(
     plain: tuple[Start, Found], change: str, tmp_path: Path
 ) -> None:
-    start = replace(plain[0], folder=tmp_path / "results")
+    start = replace(plain[0], folder=tmp_path / "results", self_test_seconds=0)
     shutil.copytree(plain[0].folder, start.folder)
     assert CHANGES[change](start).run().num_passes > 5 * NUM_PASSES_OF_ONE_IMAGE
     assert len(list(start.folder.iterdir())) == (1 if change == "on demand" else 2)  # it is of another key

@@ -1,4 +1,4 @@
-"""LoRAs of requests, mixed in one step batch by rows: an image is that of its solo run, and of diffusers."""
+"""LoRAs mixed by rows in a step batch: each image equals the one drawn alone, and diffusers' own."""
 
 import random
 import re
@@ -20,7 +20,7 @@ from engine.adapters.adapter_file import AdapterReader
 from engine.adapters.lora_files import LoraSpec
 from engine.engine import Engine
 from engine.errors import Canceled, LoadError, LoraUnusable, RequestInvalid
-from engine.handle import Handle
+from engine.generation import Handle
 from engine.loading.load import ModelSpec, load_engine
 from engine.loading.optimization import Optimization
 from engine.loading.sibling_pipelines import pipelines_for
@@ -81,7 +81,7 @@ def engine(files: dict[str, Path]) -> Iterator[Engine]:
     """An engine that the tests turn by hand."""
     before = torch.get_num_threads()
     loras = tuple(LoraSpec(name, str(path)) for name, path in files.items())
-    spec = ModelSpec("tiny", str(TINY), step_cache=True, loras=loras)
+    spec = ModelSpec("tiny", str(TINY), step_cache=True, adapters=loras)
     yield load_engine([spec], device="cpu:0", row_limits={"tiny": {SIDE * SIDE: 12}}, num_threads=1)
     torch.set_num_threads(before)
 
@@ -165,7 +165,7 @@ def test_four_adapters_and_none_share_every_pass(engine: Engine) -> None:
 
 
 def test_caches_and_cutoffs_leave_rows_their_adapters(engine: Engine) -> None:
-    """In one pass some rows run full steps, some shallow ones, and some have lost their second row."""
+    """In one pass some rows run full steps, some cached steps, and some have lost their second row."""
     requests = [
         asked(
             *([Lora(SOUND[seed % 4], 0.8)] if seed % 5 else []),
@@ -204,29 +204,29 @@ def test_the_image_is_that_of_diffusers_with_these_adapters(
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=lora.name)
     pipeline.set_adapters([lora.name for lora in loras], [lora.scale for lora in loras])
     request = asked(*loras, guidance_scale=3.0, negative_prompt="a blue star")
-    mates = [asked(Lora("bold"), seed=2), asked(seed=3), asked(Lora("soft", 0.3), seed=4)]
-    image = together(engine, [request, *mates], apart=0)[0].future.result(timeout=0)
+    others = [asked(Lora("bold"), seed=2), asked(seed=3), asked(Lora("soft", 0.3), seed=4)]
+    image = together(engine, [request, *others], apart=0)[0].future.result(timeout=0)
     theirs = diffusers_image(pipeline, request).astype(int)
     assert image.mean_step_batch > 1
     assert abs(theirs - image.pixels).max() <= 2
-    plain = alone(engine, replace(request, loras=()))
+    plain = alone(engine, request.changed(loras=()))
     assert abs(plain.astype(int) - image.pixels).max() > 10, "an adapter that does not show proves nothing"
 
 
 def test_a_plain_request_has_the_bytes_of_a_model_without_adapters(engine: Engine) -> None:
     request = asked(guidance_scale=3.0)
-    bare = load_engine(
-        [ModelSpec("tiny", str(TINY))], device="cpu:0", row_limits={"tiny": {SIDE * SIDE: 12}}, num_threads=1
-    )
+    limits = {"tiny": {SIDE * SIDE: 12}}
+    spec = ModelSpec("tiny", str(TINY))
+    bare = load_engine([spec], device="cpu:0", row_limits=limits, num_threads=1, self_test_seconds=0)
     wanted = alone(bare, request).tobytes()
-    mates = [asked(Lora(name), seed=seed) for seed, name in enumerate(SOUND)]
-    beside = together(engine, [request, *mates], apart=0)[0].future.result(timeout=0)
+    others = [asked(Lora(name), seed=seed) for seed, name in enumerate(SOUND)]
+    beside = together(engine, [request, *others], apart=0)[0].future.result(timeout=0)
     assert beside.mean_step_batch > 1
     assert beside.pixels.tobytes() == wanted == alone(engine, request).tobytes()
 
 
 def test_no_hook_stands_where_no_row_has_an_adapter(engine: Engine) -> None:
-    """What loads adapters must not cost those who ask for none."""
+    """Loading adapters must not slow down requests without adapters."""
     unet = engine._models.by_name["tiny"].modules["unet"]
     seen: list[int] = []
     look = unet.register_forward_pre_hook(
@@ -247,15 +247,15 @@ def test_kept_embeddings_are_of_the_adapters_that_they_were_encoded_with(engine:
     choices = [(), (Lora("words"),), (Lora("words", 0.5),), (Lora("bold"),)]
     first = [alone(engine, asked(*loras, prompt="a green ring")) for loras in choices]
     again = [alone(engine, asked(*loras, prompt="a green ring")) for loras in choices]
-    nobodys = [alone(engine, asked(*loras, prompt="a green ring", account="")) for loras in choices]
+    unowned = [alone(engine, asked(*loras, prompt="a green ring", account="")) for loras in choices]
     assert len({image.tobytes() for image in first}) == len(choices)
     assert [image.tobytes() for image in first] == [image.tobytes() for image in again]
-    assert [image.tobytes() for image in first] == [image.tobytes() for image in nobodys]
+    assert [image.tobytes() for image in first] == [image.tobytes() for image in unowned]
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_adapter_fails_its_own_request_alone(engine: Engine, name: str) -> None:
-    mate = engine.submit(asked(Lora("bold")))
+    other = engine.submit(asked(Lora("bold")))
     engine.tick()
     with pytest.raises(LoraUnusable, match=f"loras: '{name}' cannot be used") as raised:
         engine.submit(asked(Lora("soft"), Lora(name)))
@@ -264,7 +264,7 @@ def test_a_broken_adapter_fails_its_own_request_alone(engine: Engine, name: str)
     assert "/" not in str(raised.value)
     while not engine.is_idle:
         engine.tick()
-    assert mate.future.result(timeout=0).pixels.tobytes() == alone(engine, asked(Lora("bold"))).tobytes()
+    assert other.future.result(timeout=0).pixels.tobytes() == alone(engine, asked(Lora("bold"))).tobytes()
 
 
 def test_an_adapter_that_fits_in_part_is_applied_and_its_request_is_told(engine: Engine) -> None:
@@ -328,7 +328,7 @@ def test_who_finds_no_room_waits_for_it(files: dict[str, Path]) -> None:
     assert [image.tobytes() for image in images] == [image.tobytes() for image in isolated]
 
 
-def test_one_that_is_canceled_while_it_waits_for_room_keeps_nobody_waiting(files: dict[str, Path]) -> None:
+def test_a_request_canceled_while_it_waits_for_room_does_not_block_others(files: dict[str, Path]) -> None:
     engine = few(files, "soft")
     running, waiting = engine.submit(asked(Lora("soft"))), engine.submit(asked(Lora("words")))
     engine.tick()
@@ -342,7 +342,7 @@ def test_one_that_is_canceled_while_it_waits_for_room_keeps_nobody_waiting(files
 
 def test_adapters_that_do_not_fit_together_are_refused(files: dict[str, Path]) -> None:
     engine = few(files, "soft")
-    with pytest.raises(LoraUnusable, match=r"'soft', 'bold' would take \d+ bytes, more than max_lora_bytes"):
+    with pytest.raises(LoraUnusable, match=r"'soft', 'bold' would use \d+ bytes, more than max_lora_bytes"):
         engine.submit(asked(Lora("soft"), Lora("bold")))
     assert engine.is_idle
 
@@ -385,12 +385,12 @@ def test_compiled_models_and_pipelines_without_a_loader_are_refused_at_load(
     loras = (LoraSpec("bold", str(files["bold"])),)
     limits = {"m": {SIDE * SIDE: 4}}
     for optimization in (Optimization(compile=True), Optimization(cpu_offload="sequential")):
-        spec = ModelSpec("m", str(TINY), loras=loras, optimization=optimization)
+        spec = ModelSpec("m", str(TINY), adapters=loras, optimization=optimization)
         with pytest.raises(LoadError, match=r"loras: |cpu_offload: "):
             load_engine([spec], device="cpu:0", row_limits=limits)
     build("pixart", tmp_path).save_pretrained(tmp_path / "pixart")
-    spec = ModelSpec("m", str(tmp_path / "pixart"), loras=loras)
-    with pytest.raises(LoadError, match="loras: diffusers reads none for a PixArt"):
+    spec = ModelSpec("m", str(tmp_path / "pixart"), adapters=loras)
+    with pytest.raises(LoadError, match="loras: diffusers cannot load them for a PixArt"):
         load_engine([spec], device="cpu:0", row_limits=limits)
 
 

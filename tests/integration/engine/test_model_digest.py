@@ -1,4 +1,4 @@
-"""A profile is of all that a model consists of, whoever holds the parts."""
+"""A profile belongs to all components of a model, whatever class holds them."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.pipelines.pipeline_model import PipelineModel
-from engine.self_test.measure import model_digest
+from engine.self_test.measurement import model_digest
 from tests.integration.engine.tiny_families import BUILDERS, build
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from catalogue.catalogue import ALL_SCHEDULERS
 from engine.errors import LoadError, RequestInvalid
 from engine.loading.hub import Hub
 from engine.loading.load import ModelSpec, load_engine
@@ -57,7 +56,14 @@ def _threads() -> Iterator[None]:
 
 def load(path: Path | str, **changes: Any) -> Any:
     spec = ModelSpec("m", str(path), **changes)
-    return load_engine([spec], device="cpu:0", row_limits=LIMITS, num_threads=1, hub=Hub(endpoint=NO_HUB))
+    return load_engine(
+        [spec],
+        device="cpu:0",
+        row_limits=LIMITS,
+        num_threads=1,
+        hub=Hub(endpoint=NO_HUB),
+        self_test_seconds=0,  # the shortest self-test: images alone and in one batch
+    )
 
 
 def draw(engine: Any, scheduler: str = "default") -> Any:
@@ -82,7 +88,7 @@ def draw(engine: Any, scheduler: str = "default") -> Any:
 def test_a_pinned_revision_is_read_from_the_hubs_cache(
     saved: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
-    """Links into `blobs`, as the hub's library makes them, and nobody to ask."""
+    """Links into `blobs`, as the hub's library creates them, without a hub to connect to."""
     repository = tmp_path / "models--nobody--tiny"
     for source in (path for path in saved[kind].rglob("*") if path.is_file()):
         link = repository / "snapshots" / REVISION / source.relative_to(saved[kind])
@@ -92,13 +98,15 @@ def test_a_pinned_revision_is_read_from_the_hubs_cache(
         shutil.copy(source, blob)
         link.symlink_to(blob)
     spec = ModelSpec("m", "nobody/tiny", revision=REVISION)
-    hub = Hub(endpoint=NO_HUB, cache=tmp_path)
-    engine = load_engine([spec], device="cpu:0", row_limits=LIMITS, num_threads=1, hub=hub)
+    engine = load_engine(
+        [spec],
+        device="cpu:0",
+        row_limits=LIMITS,
+        num_threads=1,
+        hub=Hub(endpoint=NO_HUB, cache=tmp_path),
+        self_test_seconds=0,
+    )
     assert (draw(engine) == draw(load(saved[kind]))).all()
-
-
-def test_the_catalogue_knows_the_schedulers_of_the_engine() -> None:
-    assert set(ALL_SCHEDULERS) == set(SCHEDULERS)
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
@@ -244,7 +252,7 @@ def test_half_precision_of_sdxl_decodes_in_full_where_its_autoencoder_says_so(
     change(copied / "vae" / "config.json", force_upcast=False)
     if dtype == "float16":
         with pytest.raises(
-            LoadError, match=r"what its vae \(AutoencoderKL\) computes in float16 is not finite"
+            LoadError, match=r"the output of its vae \(AutoencoderKL\) in float16 is not finite"
         ):
             load(copied, dtype=dtype)
     else:

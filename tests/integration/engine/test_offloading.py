@@ -1,6 +1,6 @@
-"""Models offloaded whole: one on the device at a time, whatever order an engine runs them in.
+"""Offloading of whole models: one is on the device at a time, in any order in which an engine runs them.
 
-The device is the CPU here, so that nothing really moves; who stays where is what is checked.
+The device is the CPU here, so nothing really moves: the tests check which model is resident.
 """
 
 import inspect
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.exchange import Exchange
-from engine.loading.offloading import Place, offload_models
+from engine.loading.optimization import DeviceSlot, offload_models
 from engine.pipelines.components import is_denoiser
 from tests.integration.engine.tiny_families import BUILDERS, build
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 class Model(torch.nn.Linear):
-    """Notes where it is sent, and finds no room on a full device."""
+    """Records its moves, and can fail to fit on the device."""
 
     def __init__(self, name: str, moves: list[tuple[str, str]], *, fits: bool = True) -> None:
         super().__init__(1, 1)
@@ -33,42 +33,42 @@ class Model(torch.nn.Linear):
         return self
 
 
-def test_whoever_runs_sends_away_whoever_was_there() -> None:
+def test_model_that_runs_evicts_the_resident_model() -> None:
     moves: list[tuple[str, str]] = []
     text_encoder, denoiser, vae = (Model(name, moves) for name in ("text_encoder", "denoiser", "vae"))
-    place = Place(torch.device("meta"))
+    slot = DeviceSlot(torch.device("meta"))
     for model in (text_encoder, denoiser, denoiser, vae, denoiser, text_encoder, denoiser):
-        place.bring(model)
-        assert place.resident is model
+        slot.load(model)
+        assert slot.resident is model
     there: set[str] = set()
     for name, where in moves:
         (there.discard if where == "cpu" else there.add)(name)
         assert len(there) <= 1, moves
     assert there == {"denoiser"}
-    assert len(moves) == 6 + 5, "a model that is there already is not moved"
+    assert len(moves) == 6 + 5, "the resident model is not moved again"
 
 
-def test_model_that_does_not_fit_is_gone_again_when_the_next_one_comes() -> None:
+def test_model_that_does_not_fit_is_moved_back_to_main_memory() -> None:
     moves: list[tuple[str, str]] = []
-    place = Place(torch.device("meta"))
-    place.bring(Model("denoiser", moves))
+    slot = DeviceSlot(torch.device("meta"))
+    slot.load(Model("denoiser", moves))
     with pytest.raises(torch.OutOfMemoryError):
-        place.bring(Model("text_encoder", moves, fits=False))
+        slot.load(Model("text_encoder", moves, fits=False))
     assert moves[-1] == ("text_encoder", "cpu")
-    assert place.resident is None
+    assert slot.resident is None
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
 @torch.inference_mode()
 def test_each_part_of_a_pipeline_takes_the_device_for_itself(kind: str, tmp_path: Path) -> None:
-    """Encode, step, decode, and a request that joins between two steps; with the same numbers as without."""
+    """Encode, step and decode, with a request that joins between two steps: offloading changes no pixel."""
     images = []
     for is_offloaded in (False, True):
         pipeline = build(kind, tmp_path)
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval()
-        place = offload_models(pipeline, torch.device("cpu")) if is_offloaded else None
+        slot = offload_models(pipeline, torch.device("cpu")) if is_offloaded else None
         exchange, ran = Exchange(pipeline), []
         calls = [exchange.begin(**asked(pipeline, 0))]
         while any(call.parked is not None for call in calls):
@@ -77,7 +77,7 @@ def test_each_part_of_a_pipeline_takes_the_device_for_itself(kind: str, tmp_path
                 ran.append(call.parked.name)
                 exchange.run([call])
                 component = getattr(pipeline, ran[-1].partition(".")[0])
-                assert place is None or place.resident is component
+                assert slot is None or slot.resident is component
             if len(calls) == 1 and is_denoiser(ran[-1]):
                 calls.append(exchange.begin(**asked(pipeline, 1)))
         assert len({name.partition(".")[0] for name in ran}) >= 3, "an encoder, the denoiser, the VAE"
@@ -86,7 +86,7 @@ def test_each_part_of_a_pipeline_takes_the_device_for_itself(kind: str, tmp_path
 
 
 def asked(pipeline: Any, number: int) -> dict[str, Any]:
-    """Arguments of a small request, each number another one."""
+    """Arguments of a small request; each number gives another prompt and seed."""
     given = {
         "prompt": f"a red heart {number}",
         "num_inference_steps": 2,

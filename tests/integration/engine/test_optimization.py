@@ -1,4 +1,4 @@
-"""What makes a model faster or smaller: the image stays the model's, and the promise is kept under it."""
+"""Settings that make a model faster or smaller keep its images and its determinism level."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ import torch
 from engine.engine import Engine
 from engine.errors import LoadError
 from engine.loading.load import ModelSpec, load_engine
-from engine.loading.optimization import Optimization, optimized, settle
+from engine.loading.optimization import Optimization, adapt_to_offloading, optimized
 from engine.request import GenerationRequest, SchedulerSpec
 from settings import ROOT
 from tests.integration.engine.tiny_families import build
@@ -53,20 +53,22 @@ def drawn(engine: Engine, *requests: GenerationRequest) -> list[np.ndarray]:
 
 
 def check(engine: Engine, plain: np.ndarray, mean: float) -> None:
-    """The image is the plain one within `mean` of 255 on average, and company does not show in it."""
+    """The image differs from the plain one by `mean` (0 to 255) on average, and not in a mixed batch."""
     (alone,) = drawn(engine, REQUEST)
     difference = np.abs(alone.astype(int) - plain.astype(int))
     assert difference.mean() < mean
     assert alone.std() > 5, "a picture, not a blank"
-    mates = [replace(REQUEST, seed=seed, num_inference_steps=5, strict=seed % 2 == 0) for seed in (8, 9)]
-    mates.append(replace(REQUEST, seed=10, guidance_scale=1.0, scheduler=SchedulerSpec("euler", karras=True)))
-    mates.append(replace(REQUEST, seed=11, scheduler=SchedulerSpec("lcm"), strict=False))
+    others = [REQUEST.changed(seed=seed, num_inference_steps=5, strict=seed % 2 == 0) for seed in (8, 9)]
+    others.append(
+        replace(REQUEST, seed=10, guidance_scale=1.0, scheduler=SchedulerSpec("euler", karras=True))
+    )
+    others.append(REQUEST.changed(seed=11, scheduler=SchedulerSpec("lcm"), strict=False))
     assert engine.determinism in ("exact", "exact within a bucket", "within 1/255")
-    assert np.array_equal(drawn(engine, *mates, REQUEST)[-1], alone), engine.determinism
+    assert np.array_equal(drawn(engine, *others, REQUEST)[-1], alone), engine.determinism
     for scheduler in (SchedulerSpec("euler_ancestral"), SchedulerSpec("ddim", eta=1.0)):
-        noisy = replace(REQUEST, scheduler=scheduler, strict=False)
+        noisy = REQUEST.changed(scheduler=scheduler, strict=False)
         (alone,) = drawn(engine, noisy)
-        (*_, among_others) = drawn(engine, *mates, noisy)
+        (*_, among_others) = drawn(engine, *others, noisy)
         difference = np.abs(among_others.astype(int) - alone.astype(int))
         assert difference.max() <= (0 if engine.determinism == "exact" else 1), engine.determinism
 
@@ -87,16 +89,16 @@ def plain(folders: dict[str, Path]) -> np.ndarray:
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_setting_keeps_the_image_and_the_promise(
+def test_setting_keeps_the_image_and_the_determinism_level(
     folders: dict[str, Path], plain: np.ndarray, changes: dict[str, Any], mean: float
 ) -> None:
     check(load(folders["shipped"], **changes), plain, mean)
 
 
 def test_tiles_are_blended_into_nearly_the_same_image(folders: dict[str, Path]) -> None:
-    """An image larger than a tile, alone and in company."""
-    large = replace(REQUEST, width=192, height=192)
-    limits = {"m": {192 * 192: 4}}
+    """An image longer than a tile, alone and in a mixed batch."""
+    large = replace(REQUEST, width=192, height=64)
+    limits = {"m": {192 * 64: 4}}
     images = []
     for is_tiled in (False, True):
         spec = ModelSpec("m", str(folders["shipped"]), optimization=Optimization(vae_tiling=is_tiled))
@@ -109,7 +111,7 @@ def test_tiles_are_blended_into_nearly_the_same_image(folders: dict[str, Path]) 
 
 @needs_torchao
 @pytest.mark.parametrize(("quantization", "mean"), [("int8", 1.0), ("fp8", 12.0)])
-def test_quantized_weights_keep_the_image_and_the_promise(
+def test_quantized_weights_keep_the_image_and_the_determinism_level(
     folders: dict[str, Path], plain: np.ndarray, quantization: Any, mean: float
 ) -> None:
     engine = load(folders["shipped"], optimization=Optimization(quantization=quantization))
@@ -175,7 +177,7 @@ def compiled(folders: dict[str, Path]) -> tuple[Engine, int]:
     return engine, num_compiled()
 
 
-def test_compiled_blocks_keep_the_image_and_the_promise(
+def test_compiled_blocks_keep_the_image_and_the_determinism_level(
     folders: dict[str, Path], compiled: tuple[Engine, int]
 ) -> None:
     check(compiled[0], drawn(load(folders["stable_diffusion"], rows=4), REQUEST)[0], 0.2)
@@ -191,14 +193,14 @@ def test_what_no_tier_names_runs_uncompiled_so_that_no_job_waits_for_a_compiler(
     """
     engine, num_at_start = compiled
     sized = replace(REQUEST, width=width)
-    mates = [replace(sized, seed=seed, num_inference_steps=5) for seed in (8, 9)]
+    others = [replace(sized, seed=seed, num_inference_steps=5) for seed in (8, 9)]
     image = drawn(engine, sized)[0]
     assert num_compiled() == num_at_start
     plain = load(folders["stable_diffusion"], rows=4)
     same = [torch.equal(predicted(engine, width, seed), predicted(plain, width, seed)) for seed in range(4)]
     assert all(same) != is_compiled
     assert num_compiled() == num_at_start
-    assert np.array_equal(drawn(engine, *mates, sized)[-1], image)
+    assert np.array_equal(drawn(engine, *others, sized)[-1], image)
 
 
 def test_nothing_is_compiled_on_the_engines_own_thread(compiled: tuple[Engine, int]) -> None:
@@ -253,7 +255,7 @@ def test_offloaded_model_is_not_moved_and_its_tensors_are_wanted_on_the_device(o
         device = torch.device("cpu")
 
     loaded: Any = Loaded()
-    settle(loaded, wanted, device)
+    adapt_to_offloading(loaded, wanted, device)
     assert loaded.device == device
     with pytest.raises(LoadError, match="neither compile nor quantization"):
         optimized(pipeline, Optimization(cpu_offload="sequential", quantization="int8"), device)

@@ -1,4 +1,4 @@
-"""Parameters that only some pipelines have do in company what they do in diffusers' own call."""
+"""Parameters that only some pipelines have work in mixed batches as in diffusers' own call."""
 
 from typing import Any
 
@@ -67,6 +67,6 @@ def theirs(pipeline: Any, request: GenerationRequest) -> np.ndarray:
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(request.seed),
-        **request.pipeline_parameters,
+        **request.parameters.pipeline_parameters,
     ).images[0]
     return np.asarray(image)

@@ -1,4 +1,4 @@
-"""The promises of the pipeline tasks: one set of weights draws them all, mixed in one step batch.
+"""Pipeline tasks: one set of weights draws all of them, mixed in one step batch.
 
 The model is the shipped one, with a ControlNet of random weights beside it.
 """
@@ -25,14 +25,14 @@ from PIL import Image
 from catalogue.pipeline_tasks import PipelineTask
 from engine.engine import Engine
 from engine.errors import Canceled, LoadError, RequestInvalid
-from engine.handle import Handle
+from engine.generation import Handle
 from engine.loaded import Models
 from engine.loading.load import LoadedModels, ModelSpec, load_models
 from engine.pipelines.pipeline_model import PipelineModel
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
 from settings import ROOT
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # what diffusers says of its own code
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # warnings about diffusers' own code
 
 SIDE = 64
 LIMITS = {SIDE * SIDE: 12}
@@ -55,7 +55,7 @@ PROMPTS = ("a red heart on a white background", "two blue stars", "a green ring 
 
 @pytest.fixture(scope="module")
 def controlnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a ControlNet for the shipped model: random, and loud enough to be seen."""
+    """A folder with a random ControlNet for the shipped model, large enough to show in the image."""
     torch.manual_seed(3)
     unet = StableDiffusionPipeline.from_pretrained(
         ROOT / "models/tiny", safety_checker=None, dtype=torch.float32
@@ -79,7 +79,7 @@ def loaded(controlnet: Path) -> Iterator[LoadedModels]:
         tasks=TASKS,
         controlnet=str(controlnet),
         schedulers=("ddim",),
-        pipeline_parameters=parameters,
+        trial_values=parameters,
         pipeline_defaults={"padding_mask_crop": None, "controlnet_conditioning_scale": 1.0},
     )
     yield load_models([spec], device="cpu:0", row_limits={"tiny": LIMITS}, num_threads=1)
@@ -88,7 +88,7 @@ def loaded(controlnet: Path) -> Iterator[LoadedModels]:
 
 @pytest.fixture
 def engine(loaded: LoadedModels) -> Iterator[Engine]:
-    """Turned by hand, so that joins and cancels fall where a test says."""
+    """The test calls its ticks, so that joins and cancels happen where a test says."""
     engine = Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism, clock=lambda: 0.0)
     yield engine
     engine.stop()
@@ -106,7 +106,7 @@ def mask(number: int, side: int = SIDE) -> np.ndarray:
 
 
 def asked(task: PipelineTask, number: int, **changes: Any) -> GenerationRequest:
-    """A request of this task whose every part its number chooses."""
+    """A request of this task; its number decides every parameter."""
     inputs: dict[str, tuple[np.ndarray, ...]] = {}
     given: dict[str, Any] = {}
     ids = [f"file_{number:063x}{index}" for index in range(3)]
@@ -142,7 +142,7 @@ def drawn(engine: Engine, *requests: GenerationRequest) -> list[GeneratedImage]:
     return [handle.future.result(timeout=0) for handle in handles]
 
 
-def test_all_tasks_share_one_set_of_weights_and_the_promise_is_exact(loaded: LoadedModels) -> None:
+def test_all_tasks_share_one_set_of_weights_and_the_level_is_exact(loaded: LoadedModels) -> None:
     model = loaded.models["tiny"]
     assert model.tasks == TASKS
     assert loaded.determinism == "exact"
@@ -185,7 +185,7 @@ def random_request(rng: random.Random, number: int) -> GenerationRequest:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_bytes_do_not_depend_on_requests_of_other_tasks(engine: Engine, seed: int) -> None:
-    """Requests join at random ticks and some are canceled: who stays has the bytes of its solo run."""
+    """Requests join at random ticks and some are canceled: the others have the bytes that they have alone."""
     rng = random.Random(seed)
     requests = [random_request(rng, number) for number in range(16)]
     joins = [rng.randint(0, 8) for _ in requests]
@@ -269,7 +269,7 @@ def test_what_the_mask_keeps_is_kept(engine: Engine) -> None:
 def test_the_control_image_and_its_scale_show_in_the_image(engine: Engine) -> None:
     first = asked("control", 4, num_inference_steps=8)
     other = replace(first, inputs={"control_image": (picture(99),)})
-    weaker = replace(first, pipeline_parameters={"controlnet_conditioning_scale": 0.0})
+    weaker = first.changed(pipeline_parameters={"controlnet_conditioning_scale": 0.0})
     images = [image.pixels.tobytes() for image in drawn(engine, first, other, weaker)]
     assert len(set(images)) == 3
     [plain] = drawn(engine, asked("text-to-image", 4, num_inference_steps=8))
@@ -277,12 +277,12 @@ def test_the_control_image_and_its_scale_show_in_the_image(engine: Engine) -> No
 
 
 def test_progress_and_the_number_of_steps_are_those_that_the_strength_leaves(engine: Engine) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     request = asked("image-to-image", 6, num_inference_steps=10, strength=0.31)
-    handle = engine.submit(request, on_progress=lambda done, steps: told.append((done, steps)))
-    assert engine._inbox[0].num_steps == 3, "foreseen before its call has begun"
+    handle = engine.submit(request, on_progress=lambda done, steps: progress.append((done, steps)))
+    assert engine._inbox[0].num_steps == 3, "known before its call has started"
     finish(engine)
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert progress == [(1, 3), (2, 3), (3, 3)]
     assert handle.future.result(timeout=0).num_steps == 3
 
 
@@ -339,7 +339,7 @@ def test_the_default_of_another_tasks_parameter_keeps_no_request_from_being_draw
 
 
 def test_a_strict_edit_runs_alone_and_a_strict_image_to_image_need_not(loaded: LoadedModels) -> None:
-    """What sizes the images of an edit come to was not tried."""
+    """The self-test does not try the sizes of images of an edit."""
     model = loaded.models["tiny"]
     models = Models(loaded.models, loaded.row_limits, determinism="exact")
     request = asked("image-to-image", 1, strict=True)
@@ -355,11 +355,11 @@ def test_a_strict_edit_runs_alone_and_a_strict_image_to_image_need_not(loaded: L
     [
         ({"tasks": ("edit",)}, "tasks: a StableDiffusionPipeline cannot offer 'edit': set tasks ="),
         ({"tasks": ("text-to-image", "control")}, "tasks: 'control' needs a ControlNet: set controlnet"),
-        ({"controlnet": "here"}, "controlnet: it is for the task 'control', which tasks does not name"),
+        ({"controlnet": "here"}, "controlnet: only the task 'control' uses it: add 'control' to tasks"),
         ({"tasks": TASKS, "controlnet": "nowhere"}, "controlnet 'nowhere': there is no such folder"),
         (
             {"tasks": TASKS, "controlnet": str(ROOT / "models/tiny/unet")},
-            "it is a UNet2DConditionModel, and no",
+            "UNet2DConditionModel is not a ControlNet class",
         ),
         ({"tasks": TASKS, "controlnet": str(ROOT / "models/tiny")}, "there is no config.json"),
     ],

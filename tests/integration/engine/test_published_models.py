@@ -1,4 +1,4 @@
-"""Models as they are published draw in mixed company what diffusers' own pipeline draws of them."""
+"""Published models draw in mixed batches what diffusers' own pipeline draws with them."""
 
 import inspect
 import json
@@ -28,8 +28,8 @@ from tests.integration.engine.tiny_families import build
 class Kind(NamedTuple):
     builder: str
     changes: dict[str, Any]  # how the tiny pipeline differs from the plain one of its builder
-    load: dict[str, Any]  # what diffusers must be told to load it
-    call: dict[str, Any]  # what diffusers' pipeline must be told besides the request
+    load: dict[str, Any]  # arguments with which diffusers loads it
+    call: dict[str, Any]  # arguments of diffusers' pipeline besides those of the request
 
 
 # As published with Stable Diffusion 1.5, whose index names what is left out.
@@ -132,7 +132,8 @@ def engine(pipelines: dict[str, Any]) -> Iterator[Engine]:
     before = torch.get_num_threads()
     specs = [ModelSpec(name, str(Path(pipeline.name_or_path))) for name, pipeline in pipelines.items()]
     limits = {name: {96 * 96: 16} for name in KINDS}
-    yield load_engine(specs, device="cpu:0", row_limits=limits, num_threads=1)
+    # The shortest self-test: images alone and in one batch.
+    yield load_engine(specs, device="cpu:0", row_limits=limits, num_threads=1, self_test_seconds=0)
     torch.set_num_threads(before)
 
 

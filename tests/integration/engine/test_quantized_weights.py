@@ -16,7 +16,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, TorchAoConfig
 
-from engine.determinism import DETERMINISM_LEVELS
+from catalogue.determinism import DETERMINISM_LEVELS
 from engine.errors import LoadError
 from engine.loading.hub import Hub
 from engine.loading.load import ModelSpec, load_engine
@@ -53,7 +53,12 @@ def loaded(made: Path, file: str | None = None, **changes: Any) -> Any:
     part = None if file is None else Part(str(made / file))
     spec = ModelSpec("m", str(made / "model"), transformer=part, **changes)
     return load_engine(
-        [spec], device="cpu:0", row_limits=LIMITS, num_threads=1, hub=Hub(endpoint="http://127.0.0.1:1")
+        [spec],
+        device="cpu:0",
+        row_limits=LIMITS,
+        num_threads=1,
+        hub=Hub(endpoint="http://127.0.0.1:1"),
+        self_test_seconds=0,  # the shortest self-test: images alone and in one batch
     )
 
 
@@ -83,9 +88,9 @@ def test_the_steps_of_a_quantized_transformer_compute_in_the_models_dtype(made: 
     [
         (lambda whole: whole[:-4000], "transformer: from .*: .*: (?:fetch|take)"),
         (lambda whole: whole[:60], "transformer: from .*: .*: (?:fetch|take)"),
-        (lambda _: b"nothing", "cut.gguf is no GGUF file: fetch it again"),
+        (lambda _: b"nothing", "cut.gguf is not a GGUF file: fetch it again"),
         (lambda _: b"", "cut.gguf is empty: fetch it again"),
-        (lambda _: b"version https://git-lfs.github.com/spec/v1\n", "cut.gguf is a pointer of Git LFS"),
+        (lambda _: b"version https://git-lfs.github.com/spec/v1\n", "cut.gguf is a Git LFS pointer"),
     ],
 )
 def test_a_broken_file_is_told_in_one_line(made: Path, tmp_path: Path, change: Any, said: str) -> None:

@@ -1,4 +1,4 @@
-"""The engine thread with a real model: pre-emption, cancellation and what loading refuses."""
+"""The engine thread with a real model: preemption, cancellation, and models that do not load."""
 
 import threading
 from pathlib import Path
@@ -28,7 +28,7 @@ BULK: dict[str, Any] = {
 
 
 def test_interactive_takes_its_first_step_within_two_ticks(engine: Engine) -> None:
-    """With the engine full of 50-step bulk work, of its own size and of others."""
+    """The engine is full of 50-step bulk work, of the same size and of others."""
     ticking = threading.Event()
     bulk = [
         engine.submit(
@@ -50,7 +50,7 @@ def test_interactive_takes_its_first_step_within_two_ticks(engine: Engine) -> No
 
 
 def test_only_safetensors_are_loaded(tmp_path: Path, folders: dict[str, Path]) -> None:
-    """A folder whose UNet is a pickle does not load; neither does one that is not there."""
+    """A folder whose UNet is a pickle does not load, and neither does a missing folder."""
     folder = tmp_path / "pickled"
     for path in folders[MODELS[0]].rglob("*"):
         if path.is_file():
@@ -71,7 +71,7 @@ def test_a_device_that_does_not_exist_is_refused(folders: dict[str, Path]) -> No
 
 
 def test_catalogue_tells_the_truth_about_every_model() -> None:
-    """The web refuses by `calotype.toml` alone, so what it allows must run here."""
+    """The web checks only against `calotype.toml`, so all that it allows must run here."""
     catalogue = load_catalogue(ROOT / "calotype.toml")
     for model in catalogue.models:
         assert set(model.schedulers) <= set(SCHEDULERS)

@@ -1,4 +1,4 @@
-"""Every scheduler that a model has, by the exchange: each image as diffusers' own pipeline draws it alone."""
+"""Every scheduler of a model through the exchange: each image is that of diffusers' own pipeline."""
 
 import inspect
 from pathlib import Path
@@ -70,7 +70,7 @@ CASES = [
     CASES,
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_every_scheduler_of_a_model_draws_in_company_what_it_draws_alone(
+def test_every_scheduler_of_a_model_draws_in_mixed_batches_what_it_draws_alone(
     tmp_path: Path, kind: str, own: Any, handed: Any
 ) -> None:
     pipeline = build(kind, tmp_path)

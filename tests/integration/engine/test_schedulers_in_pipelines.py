@@ -1,4 +1,4 @@
-"""diffusers' own pipelines, drawn with every scheduler that their model is said to have."""
+"""diffusers' own pipelines draw with every scheduler that `Schedulers` lists for their model."""
 
 import inspect
 from pathlib import Path
@@ -42,7 +42,7 @@ def draw(pipeline: Any, scheduler: Any, steps: int = 4, **arguments: Any) -> np.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     if "use_resolution_binning" in inspect.signature(pipeline.__call__).parameters:
-        arguments["use_resolution_binning"] = False  # else it draws 1024 pixels and shrinks them
+        arguments["use_resolution_binning"] = False  # otherwise it draws 1024 pixels and scales them down
     pipeline.scheduler = scheduler
     try:
         return 255 * np.asarray(

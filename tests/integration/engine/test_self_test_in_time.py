@@ -1,6 +1,5 @@
-"""A worker whose self-test may take no time starts at once, with a weaker promise that it then keeps."""
+"""A worker whose self-test has no time starts at once, with a lower determinism level that it then keeps."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ def load(folders: dict[str, Path], names: tuple[str, ...], seconds: float) -> En
     )
 
 
-def test_worker_over_its_budget_starts_with_the_weakest_promise_and_says_so(
+def test_worker_over_its_budget_starts_within_1_255_and_logs_it(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "engine.loading.load")
@@ -33,21 +32,21 @@ def test_worker_over_its_budget_starts_with_the_weakest_promise_and_says_so(
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == len(MODELS)
     for name, said in zip(MODELS, warnings, strict=True):
-        assert f"self-test of '{name}' left off" in said
-        assert "it promises 'within 1/255'" in said
+        assert f"self-test of '{name}' stopped" in said
+        assert "the determinism level is 'within 1/255'" in said
     request = GenerationRequest(MODELS[0], "a red heart", 64, 64, 3, 4.0, seed=3, strict=True)
     alone = drawn(engine, request)[0]
-    mates = [replace(request, seed=seed, strict=False) for seed in range(3)]
-    assert np.array_equal(drawn(engine, *mates, request)[-1], alone)
+    others = [request.changed(seed=seed, strict=False) for seed in range(3)]
+    assert np.array_equal(drawn(engine, *others, request)[-1], alone)
 
 
-def test_worker_within_its_budget_says_what_it_promises_and_how_long_that_took(
+def test_worker_within_its_budget_logs_its_determinism_level_and_the_seconds(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "engine.loading.load")
     assert load(folders, MODELS[:1], 600.0).determinism == "exact"
-    begins, ends = (record.getMessage() for record in caplog.records)
-    assert begins == f"self-test of '{MODELS[0]}' begins: 0 s of 600 are used"
+    starts, ends = (record.getMessage() for record in caplog.records)
+    assert starts == f"self-test of '{MODELS[0]}' starts: 0 s of 600 s are used"
     assert ends.startswith(f"self-test of '{MODELS[0]}': 'exact', after ")
 
 

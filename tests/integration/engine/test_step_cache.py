@@ -1,4 +1,4 @@
-"""A step cache leaves full steps as they are, to the bit, and shallow ones close to them."""
+"""A step cache does not change a bit of full steps, and cached steps stay close to them."""
 
 from pathlib import Path
 from typing import Any
@@ -65,22 +65,22 @@ def rows(num_rows: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 15)])
 @pytest.mark.parametrize("blocks", BLOCKS)
-def test_a_walk_that_skips_nothing_is_the_unets_own_forward(blocks: str, size: tuple[int, int]) -> None:
+def test_a_partial_forward_of_full_rows_is_the_unets_own_forward(blocks: str, size: tuple[int, int]) -> None:
     model = unet(**BLOCKS[blocks])
-    assert UNetPartialForward.fits_partial_forward(model)
+    assert UNetPartialForward.supports(model)
     latents, timesteps, embeds = rows(8, *size)
     expected = model(latents, timesteps, encoder_hidden_states=embeds, return_dict=False)[0]
     output, features = UNetPartialForward(model).predict(latents, timesteps, embeds, None, 8, None)
     assert torch.equal(output, expected)
     assert len(features) == 8
-    # On the features of this very step a shallow row is a full one: nothing else differs between them.
+    # With features of the same step, a cached row equals a full one.
     cached, none = UNetPartialForward(model).predict(latents, timesteps, embeds, None, 0, features)
     assert torch.equal(cached, expected)
     assert len(none) == 0
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
-def test_full_and_shallow_rows_of_one_pass_have_the_bits_of_passes_of_their_own(blocks: str) -> None:
+def test_full_and_cached_rows_of_one_pass_have_the_bits_of_passes_of_their_own(blocks: str) -> None:
     model = unet(**BLOCKS[blocks])
     partial_forward = UNetPartialForward(model)
     latents, timesteps, embeds = rows(8, 16, 16)
@@ -89,7 +89,7 @@ def test_full_and_shallow_rows_of_one_pass_have_the_bits_of_passes_of_their_own(
     full, _ = partial_forward.predict(latents, timesteps, embeds, None, 8, None)
     cached, _ = partial_forward.predict(latents, timesteps, embeds, None, 0, kept)
     assert not torch.equal(full, cached), "a shortcut that changes nothing proves nothing"
-    # Three new rows: the deep part takes a fourth, and what it gives that one is dropped.
+    # Three full rows: the inner blocks run a fourth one too, whose output is dropped.
     output, features = partial_forward.predict(latents, timesteps, embeds, None, 4, kept[3:])
     assert torch.equal(output[:3], full[:3])
     assert torch.equal(output[3:], cached[3:])
@@ -106,8 +106,8 @@ def test_full_and_shallow_rows_of_one_pass_have_the_bits_of_passes_of_their_own(
         {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
     ],
 )
-def test_a_unet_of_other_blocks_is_not_walked(changes: dict[str, Any]) -> None:
-    assert not UNetPartialForward.fits_partial_forward(unet(**changes))
+def test_a_unet_of_other_blocks_is_not_supported(changes: dict[str, Any]) -> None:
+    assert not UNetPartialForward.supports(unet(**changes))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_unet_of_other_blocks_is_not_walked(changes: dict[str, Any]) -> None:
 def test_a_models_full_step_with_a_cache_is_its_step_without(
     name: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    """On what the pipeline itself gives its denoiser, in two calls that share the pass."""
+    """With the arguments that the pipeline passes to its denoiser, in two calls that share the pass."""
     model = PipelineModel(build(name, tmp_path, **changes))
     own = SchedulerSpec("default")
     calls = []
@@ -146,7 +146,7 @@ def test_a_models_full_step_with_a_cache_is_its_step_without(
     assert torch.equal(parts[0][0], expected[: parked[0].num_rows])
     assert torch.equal(output, expected)
     again, _ = model.partial_forward.predict(**named, num_full_rows=0, features=features)
-    # A UNet keeps what its last layer reads, a transformer what is to be added, and sums round.
+    # A UNet keeps the input of its last layer, a transformer a residual, and its sum is rounded.
     tolerance = 0.0 if name in ("stable_diffusion", "stable_diffusion_xl") else 1e-5
     assert torch.allclose(again, expected, rtol=0, atol=tolerance)
     for call in calls:

@@ -42,7 +42,7 @@ def drawn(engine: Engine, request: GenerationRequest) -> np.ndarray:
 def test_a_taught_word_draws_what_it_draws_in_diffusers(ink: Path) -> None:
     source = Source(str(TINY), embeddings=(TextualInversion("<ink>", str(ink)),))
     pipeline, files = read_pipeline(source, CPU, Hub())
-    assert files[-1][:2] == ("<ink>", ink.stat().st_size), "a kept self-test is of these vectors alone"
+    assert files[-1][:2] == ("<ink>", ink.stat().st_size), "a stored self-test is for these embeddings only"
     engine = Engine({"m": PipelineModel(pipeline)}, {"m": {64 * 64: 8}}, determinism="exact")
     theirs = StableDiffusionPipeline.from_pretrained(
         TINY, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
@@ -61,10 +61,10 @@ def test_a_taught_word_draws_what_it_draws_in_diffusers(ink: Path) -> None:
     [
         (
             TextualInversion("<ink>", "narrow.safetensors"),
-            "'<ink>' cannot be used: .* 7 numbers, and the model's",
+            "'<ink>' cannot be used: .* 7 dimensions, the model's",
         ),
         (TextualInversion("<ink>", "torn.safetensors"), "'<ink>' cannot be used: SafetensorError"),
-        (TextualInversion("<ink>", "absent.safetensors"), "'<ink>': its file is not there"),
+        (TextualInversion("<ink>", "absent.safetensors"), "'<ink>': its file does not exist"),
     ],
 )
 @pytest.mark.usefixtures("ink")

@@ -1,6 +1,6 @@
-"""Tiny random pipelines of several classes, made from diffusers' configuration classes, as users save them.
+"""Tiny random pipelines of several classes, as users would save them.
 
-The weights mean nothing, but they are loud: every step and both prompts show in the pixels.
+The weights are random but large, so that every step and both prompts show in the pixels.
 """
 
 import inspect
@@ -51,7 +51,7 @@ T5_WORDS = ("a", "the", "red", "blue", "green", "heart", "star", "ring", "on", "
 
 
 def build(kind: str, folder: Path, **changes: Any) -> Any:
-    """The tiny pipeline of `kind`, with seeded weights; `folder` takes what the tokenizers leave."""
+    """The tiny pipeline of `kind` with seeded weights; its tokenizers are written to `folder`."""
     torch.manual_seed(7)
     pipeline = BUILDERS[kind](folder / "made", **changes)
     with torch.no_grad():
@@ -163,7 +163,7 @@ def _flux(made: Path, guidance_embeds: bool = True) -> Any:
 
 def _pixart(made: Path, is_sigma: bool = False) -> Any:  # noqa: ARG001  nothing is left there
     transformer = PixArtTransformer2DModel(
-        sample_size=128,  # at this size Alpha is told height, width and their ratio
+        sample_size=128,  # at this size Alpha takes height, width and their ratio
         use_additional_conditions=not is_sigma,
         num_layers=2,
         attention_head_dim=8,
@@ -217,7 +217,7 @@ def _sana(made: Path, scheduler: Any = None) -> Any:  # noqa: ARG001  nothing is
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         transformer=transformer,
-        # As published: flow matching under the name of a solver that is not ours.
+        # As published: flow matching with a solver whose name has no entry here.
         scheduler=scheduler
         or DPMSolverMultistepScheduler(
             flow_shift=3.0, use_flow_sigmas=True, prediction_type="flow_prediction"
@@ -302,7 +302,7 @@ def _t5_tokenizer() -> Any:
 
 
 def _gemma_tokenizer() -> Any:
-    """Byte pairs that spell each word of the pipeline's instruction from its start: one word, one token."""
+    """Byte pairs with one token for each word of the pipeline's instruction."""
     words = sorted({*T5_WORDS, *" ".join(INSTRUCTION).split()})
     letters = sorted({"▁", "\n", *"".join(words)})
     merges: dict[tuple[str, str], str] = {}

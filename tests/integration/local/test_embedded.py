@@ -286,7 +286,7 @@ def test_database_of_a_removed_data_folder_is_moved_aside(tmp_path: Path) -> Non
     with embedded(folder, said.append, keep=False) as endpoints:
         assert query(endpoints.database_url, "SELECT 1") == [(1,)]
         assert len(list(elsewhere(folder).glob("postgres-*/data/PG_VERSION"))) == 1
-    assert any("moved to" in line for line in said)
+    assert any("moved it to" in line for line in said)
 
 
 @as_root

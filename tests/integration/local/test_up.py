@@ -62,8 +62,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def up(folder: Path, kept_self_tests: dict[str, str]) -> Iterator[Up]:
-    up = Up(folder, kept_self_tests)
+def settings_of_up(kept_self_tests: dict[str, str], one_worker: dict[str, str]) -> dict[str, str]:
+    return kept_self_tests | one_worker
+
+
+@pytest.fixture
+def up(folder: Path, settings_of_up: dict[str, str]) -> Iterator[Up]:
+    up = Up(folder, settings_of_up)
     yield up
     up.stop()
 
@@ -128,7 +133,7 @@ def test_up_that_is_stopped_while_it_starts_leaves_nothing_behind(up: Up, folder
 
 @pytest.mark.timeout(900)
 def test_second_up_finds_its_key_and_its_data_after_a_kill(
-    up: Up, folder: Path, kept_self_tests: dict[str, str]
+    up: Up, folder: Path, settings_of_up: dict[str, str]
 ) -> None:
     ready = up.ready()
     before = State.read(folder)
@@ -136,7 +141,7 @@ def test_second_up_finds_its_key_and_its_data_after_a_kill(
     up.process.kill()
     up.process.wait()
     up.file.unlink()
-    second = Up(folder, kept_self_tests)
+    second = Up(folder, settings_of_up)
     try:
         again = second.ready()
         assert (again["api_key"], again["url"]) == (ready["api_key"], ready["url"])

@@ -101,7 +101,7 @@ def test_S35_config_check_fails_for_the_owners_url_in_a_roles_environment(migrat
     good = checked(api, "--role", "api")
     assert good == {"name": "postgres", "ok": True, "detail": "api has the rights of its role, and no others"}
     bad = checked({**api, **owner}, "--role", "api")
-    assert (bad["ok"], bad["detail"]) == (False, "api is a superuser, whom no right limits")
+    assert (bad["ok"], bad["detail"]) == (False, "api is a superuser, which has every right")
     found = "answers, not encrypted; this user is the tables' owner or a superuser"
     assert checked({**api, **owner})["detail"] == found
     flower = checked(migrated.environment_of("flower"), "--role", "flower")

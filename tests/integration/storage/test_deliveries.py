@@ -154,11 +154,11 @@ def test_a_receiver_that_is_down_gets_a_few_bells_and_others_take_turns(
     assert theirs.id in dispatched
     assert len(deliveries.dispatch(database, limit=100, max_per_account=4, redispatch_seconds=60)) == 3
     assert deliveries.dispatch(database, limit=100, max_per_account=4, redispatch_seconds=60) == []
-    # What is being sent counts, too; a bell that nobody heard is rung again.
+    # What is being sent counts, too; a message that no worker received is sent again.
     for _ in range(4):
         assert deliveries.claim(database, max_per_account=4, lease_seconds=60) is not None
     assert deliveries.dispatch(database, limit=100, max_per_account=4, redispatch_seconds=0.001) != []
-    deliveries.put_back(database, dispatched)
+    deliveries.undispatch(database, dispatched)
 
 
 def test_no_account_has_more_attempts_under_way_than_allowed(

@@ -1,4 +1,4 @@
-"""The promises about bells: none is forgotten, none is doubled by age, accounts take turns."""
+"""The promises about dispatches: none is forgotten, none is doubled by age, accounts take turns."""
 
 import secrets
 
@@ -32,8 +32,8 @@ def feed(database: Database, tier: str, limit: int = 100, lane: str = "bulk") ->
     ]
 
 
-def replace_lost(database: Database, tier: str, older_than: int | None) -> list[str]:
-    found = dispatches.replace_lost(
+def redispatch_lost(database: Database, tier: str, older_than: int | None) -> list[str]:
+    found = dispatches.redispatch_lost(
         database, tier, "interactive", older_than=older_than, limit=100, redispatch_seconds=15
     )
     return [dispatch.job_id for dispatch in found]
@@ -69,7 +69,7 @@ def test_a_bell_in_a_long_queue_is_not_doubled_however_old_it_is(
     make_due(database)
     dispatch = dispatches.of_new_job(database, jobs[0].id)
     assert dispatch is not None
-    assert not {job.id for job in jobs} & set(replace_lost(database, tier, dispatch.dispatch_number))
+    assert not {job.id for job in jobs} & set(redispatch_lost(database, tier, dispatch.dispatch_number))
 
 
 def test_bells_that_left_the_queue_without_being_heard_are_replaced(
@@ -79,18 +79,18 @@ def test_bells_that_left_the_queue_without_being_heard_are_replaced(
     make_due(database)
     head = dispatches.of_new_job(database, waiting.id)
     assert head is not None
-    assert replace_lost(database, tier, head.dispatch_number) == [gone.id]
+    assert redispatch_lost(database, tier, head.dispatch_number) == [gone.id]
     make_due(database)
-    assert set(replace_lost(database, tier, None)) == {gone.id, waiting.id}
+    assert set(redispatch_lost(database, tier, None)) == {gone.id, waiting.id}
 
 
-def test_a_bell_that_could_not_be_published_is_put_back(
+def test_a_dispatch_that_could_not_be_published_is_undone(
     database: Database, make_job: MakeJob, tier: str
 ) -> None:
     job = make_job(tier=tier, lane="bulk")
     assert feed(database, tier) == [job.id]
     assert feed(database, tier) == []
-    dispatches.put_back(database, job.id)
+    dispatches.undispatch(database, job.id)
     assert feed(database, tier) == [job.id]
 
 

@@ -8,13 +8,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from catalogue.states import State
+from catalogue.warnings import RequestWarning
 from storage import accounts, jobs, submissions
 from storage.database import Database
 from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
-from storage.isolation import mark_isolated, unmark_isolated
-from storage.job_views import Job, JobWarning, StoredImage, get, list_jobs
+from storage.isolation import clear_isolated, set_isolated
+from storage.job_views import Job, StoredImage, get, list_jobs
 from storage.jobs import Claim, Lease, WorkerName
-from storage.states import State
 from storage.workers import Worker, declare_dead, heartbeat
 from tests.fixtures.new_jobs import new_job
 from tests.integration.storage.conftest import WORKER, MakeJob
@@ -88,7 +89,7 @@ def test_a_finished_job_has_its_images_and_one_final_event(
     job = make_job(num_images=2)
     claim = claim_job(job.id)
     stored = [picture(claim, 0), picture(claim, 1)]
-    cut = JobWarning(
+    cut = RequestWarning(
         code="prompt_cut", field="prompt", detail="it has 80 tokens and the text encoder reads the first 75"
     )
     assert jobs.finish(
@@ -112,7 +113,7 @@ def test_a_warning_of_an_older_release_can_still_be_read(
             {"id": claim.job.id},
         )
     (warning,) = get(database, claim.job.account_id, claim.job.id).warnings
-    assert warning == JobWarning(code="prompt_cut", field="prompt", detail="the prompt has 82 tokens: cut")
+    assert warning == RequestWarning("prompt_cut", "prompt", "the prompt has 82 tokens: cut")
 
 
 def test_a_stale_worker_cannot_write(database: Database, make_job: MakeJob, claim_job: ClaimJob) -> None:
@@ -161,7 +162,7 @@ def test_a_drain_costs_a_job_no_try(database: Database, make_job: MakeJob, claim
     assert get(database, job.account_id, job.id).num_failures == 0
 
 
-def test_a_crash_makes_suspects_and_charges_only_the_one_that_ran_alone(
+def test_a_crash_quarantines_jobs_and_charges_only_the_one_that_ran_alone(
     database: Database, make_job: MakeJob, claim_job: ClaimJob
 ) -> None:
     culprit, mate = make_job(), make_job()
@@ -172,7 +173,7 @@ def test_a_crash_makes_suspects_and_charges_only_the_one_that_ran_alone(
     for charge in (1, 2, 3):
         claimed = claim_job(culprit.id)
         assert claimed.job.quarantined
-        assert mark_isolated(database, claimed.lease)
+        assert set_isolated(database, claimed.lease)
         claim_job(mate.id)
         for job in (culprit, mate):
             let_leases_run_out(database, job)
@@ -184,7 +185,7 @@ def test_a_crash_makes_suspects_and_charges_only_the_one_that_ran_alone(
 
 
 @pytest.fixture
-def claim_suspect(database: Database, make_job: MakeJob, claim_job: ClaimJob) -> ClaimJob:
+def claim_quarantined(database: Database, make_job: MakeJob, claim_job: ClaimJob) -> ClaimJob:
     """A job whose worker died, claimed again."""
 
     def claim(**changes: object) -> Claim:
@@ -204,48 +205,48 @@ def num_crashes(database: Database, claim: Claim) -> int:
     return get(database, claim.job.account_id, claim.job.id).num_crashes
 
 
-def test_one_job_of_a_process_is_marked_at_a_time(database: Database, claim_suspect: ClaimJob) -> None:
+def test_one_job_of_a_process_is_isolated_at_a_time(database: Database, claim_quarantined: ClaimJob) -> None:
     """Who ran alone before is done: what the process dies of now is the doing of who runs alone now."""
-    before, after = (claim_suspect(worker=WorkerName("one", "one")) for _ in range(2))
-    elsewhere = claim_suspect(worker=WorkerName("two", "two"))
+    before, after = (claim_quarantined(worker=WorkerName("one", "one")) for _ in range(2))
+    elsewhere = claim_quarantined(worker=WorkerName("two", "two"))
     for claim in (elsewhere, before, after):
-        assert mark_isolated(database, claim.lease)
+        assert set_isolated(database, claim.lease)
     assert [num_crashes(database, claim) for claim in (before, after, elsewhere)] == [0, 1, 1]
 
 
 def test_a_job_that_ran_alone_is_not_charged_for_what_comes_after(
-    database: Database, claim_suspect: ClaimJob
+    database: Database, claim_quarantined: ClaimJob
 ) -> None:
-    claim = claim_suspect()
-    assert mark_isolated(database, claim.lease)
-    assert unmark_isolated(database, claim.lease, progress=0.5)
+    claim = claim_quarantined()
+    assert set_isolated(database, claim.lease)
+    assert clear_isolated(database, claim.lease, progress=0.5)
     assert get(database, claim.job.account_id, claim.job.id).progress == 0.5
-    assert not unmark_isolated(database, claim.lease, progress=0.5), "it is not marked any more"
+    assert not clear_isolated(database, claim.lease, progress=0.5), "it is not isolated any more"
     assert num_crashes(database, claim) == 0
 
 
 def test_a_mark_is_written_by_its_holder_alone(
-    database: Database, claim_suspect: ClaimJob, claim_job: ClaimJob
+    database: Database, claim_quarantined: ClaimJob, claim_job: ClaimJob
 ) -> None:
-    """A stale worker neither takes a charge off the next one, nor marks what is another's."""
-    stale = claim_suspect()
+    """A stale worker neither takes a charge off the next one, nor flags the job of another."""
+    stale = claim_quarantined()
     let_leases_run_out(database, stale.job)
     jobs.reap(database)
     fresh = claim_job(stale.job.id)
-    assert not mark_isolated(database, stale.lease)
+    assert not set_isolated(database, stale.lease)
     assert not get(database, fresh.job.account_id, fresh.job.id).isolated
-    assert mark_isolated(database, fresh.lease)
-    assert not unmark_isolated(database, stale.lease, progress=1)
+    assert set_isolated(database, fresh.lease)
+    assert not clear_isolated(database, stale.lease, progress=1)
     assert num_crashes(database, fresh) == 1
 
 
 def test_a_mark_that_waited_for_its_row_asks_again_whether_the_lease_is_held(
-    database: Database, claim_suspect: ClaimJob
+    database: Database, claim_quarantined: ClaimJob
 ) -> None:
     """The job was given back and claimed anew, by the same process, while the statement waited."""
-    stale = claim_suspect()
-    marked: list[bool] = []
-    thread = threading.Thread(target=lambda: marked.append(mark_isolated(database, stale.lease)))
+    stale = claim_quarantined()
+    flagged: list[bool] = []
+    thread = threading.Thread(target=lambda: flagged.append(set_isolated(database, stale.lease)))
     with database.transaction() as connection:
         connection.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": stale.job.id})
         thread.start()
@@ -257,7 +258,7 @@ def test_a_mark_that_waited_for_its_row_asks_again_whether_the_lease_is_held(
         change = text("UPDATE jobs SET lease_token = gen_random_uuid() WHERE id = :id")
         connection.execute(change, {"id": stale.job.id})
     thread.join(10)
-    assert marked == [False]
+    assert flagged == [False]
     assert not get(database, stale.job.account_id, stale.job.id).isolated
 
 
@@ -280,7 +281,7 @@ def details(database: Database, job: Job) -> list[tuple[str, str]]:
         return [(row.worker, row.detail) for row in connection.execute(query, {"id": job.id})]
 
 
-def test_S38_only_what_was_on_the_device_of_a_dead_process_is_suspected(
+def test_S38_only_what_was_on_the_device_of_a_dead_process_is_quarantined(
     database: Database, make_job: MakeJob, claim_job: ClaimJob
 ) -> None:
     on_device, waiting = make_job(), make_job()
@@ -297,7 +298,7 @@ def test_S38_only_what_was_on_the_device_of_a_dead_process_is_suspected(
     assert details(database, waiting) == [(worker, "it was not on the device when its process died")]
 
 
-def test_S38_a_suspect_is_charged_only_where_it_was_on_the_device(
+def test_S38_a_quarantined_job_is_charged_only_where_it_was_on_the_device(
     database: Database, make_job: MakeJob, claim_job: ClaimJob
 ) -> None:
     """Its process may die between two of its steps, by what other threads do."""
@@ -306,13 +307,13 @@ def test_S38_a_suspect_is_charged_only_where_it_was_on_the_device(
     declare_dead(database, boot_id="first", on_device={quarantined.id})
     for on_device, num_crashes in ((set(), 0), ({quarantined.id}, 1), (None, 2), (set(), 2)):
         claimed = claim_job(quarantined.id, worker=WorkerName("next", "next"))
-        assert mark_isolated(database, claimed.lease)
+        assert set_isolated(database, claimed.lease)
         declare_dead(database, boot_id="next", on_device=on_device)
         after = get(database, quarantined.account_id, quarantined.id)
         assert (after.quarantined, after.isolated, after.num_crashes) == (True, False, num_crashes)
 
 
-def test_S38_a_job_that_kills_its_process_off_the_device_is_suspected_at_the_third_death(
+def test_S38_a_job_that_kills_its_process_off_the_device_is_quarantined_at_the_third_death(
     database: Database, make_job: MakeJob, claim_job: ClaimJob
 ) -> None:
     job = make_job()
@@ -323,10 +324,10 @@ def test_S38_a_job_that_kills_its_process_off_the_device_is_suspected_at_the_thi
         assert (after.quarantined, after.num_crashes) == (is_quarantined, 0)
 
 
-def test_S38_a_suspect_is_charged_for_deaths_whose_record_names_it_alone(
+def test_S38_a_quarantined_job_is_charged_for_deaths_whose_record_names_it_alone(
     database: Database, make_job: MakeJob, claim_job: ClaimJob
 ) -> None:
-    """It kills as its image becomes a file, when it is not marked any more."""
+    """It kills as its image becomes a file, when it is not isolated any more."""
     job = make_job()
     for on_device, state, num_crashes in (
         ({job.id}, "queued", 0),
@@ -340,7 +341,7 @@ def test_S38_a_suspect_is_charged_for_deaths_whose_record_names_it_alone(
         assert get(database, job.account_id, job.id).num_crashes == num_crashes
 
 
-def test_S38_a_lease_that_runs_out_makes_a_suspect_of_its_job(
+def test_S38_a_lease_that_runs_out_quarantines_its_job(
     database: Database, make_job: MakeJob, claim_job: ClaimJob
 ) -> None:
     """Its host is lost, and with it what the device worked on."""
@@ -434,7 +435,7 @@ def test_a_job_that_is_given_up_for_lost_leaves_its_delivery(
             break
         claimed = claim_job(job.id)
         if claimed.job.quarantined:
-            mark_isolated(database, claimed.lease)
+            set_isolated(database, claimed.lease)
         let_leases_run_out(database, job)
         jobs.reap(database)
     query = text("SELECT event FROM webhook_deliveries WHERE job_id = :id")

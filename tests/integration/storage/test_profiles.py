@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
+from catalogue.profile import Profile, PublishedKey, StepCost
 from storage import jobs, workers
 from storage.database import Database
 from storage.jobs import WorkerName
-from storage.profiles import StoredProfile, learn, publish
+from storage.profiles import TierProfile, learn, publish
 from storage.workers import Worker
 from storage.workloads import KnownJob, LiveDevice, Workload, workload
 from tests.integration.storage.conftest import MakeJob
@@ -28,21 +29,13 @@ def tier() -> str:
 
 
 @pytest.fixture
-def profile(tier: str) -> StoredProfile:
-    return StoredProfile(
-        tier=tier,
-        fingerprint="0123",
-        model="tiny",
-        device_kind="a processor, 1 thread",
-        width=128,
-        height=64,
-        steps=((4, 0.25), (8, 0.4)),
+def profile() -> Profile:
+    return Profile(
+        key=PublishedKey("0123", "a processor, 1 thread", width=128, height=64),
+        steps=steps_of({4: 0.25, 8: 0.4}),
         encode_seconds=0.01,
         decode_seconds=0.02,
         num_guided_rows=2,
-        knee_rows=8,
-        max_rows=8,
-        is_worth_batching=True,
     )
 
 
@@ -65,9 +58,8 @@ def start_worker(database: Database, tier: str) -> Iterator[StartWorker]:
         workers.say_goodbye(database, worker.boot_id)
 
 
-def with_knee(profile: StoredProfile) -> StoredProfile:
-    """A rule of the test's own: the knee is the last step."""
-    return replace(profile, knee_rows=profile.steps[-1][0], is_worth_batching=len(profile.steps) > 1)
+def steps_of(seconds: dict[int, float]) -> tuple[StepCost, ...]:
+    return tuple(StepCost.of_median(*pair) for pair in seconds.items())
 
 
 def device_of(found: Workload, worker: Worker) -> LiveDevice:
@@ -80,9 +72,10 @@ def queued_in(found: Workload, tier: str) -> list[KnownJob]:
 
 
 def test_a_worker_is_found_with_the_profile_of_its_fingerprint(
-    database: Database, profile: StoredProfile, start_worker: StartWorker, tier: str
+    database: Database, profile: Profile, start_worker: StartWorker, tier: str
 ) -> None:
-    publish(database, [profile, replace(profile, fingerprint="4567", max_rows=4)])
+    other = replace(profile, key=profile.key._replace(fingerprint="4567"), steps=steps_of({4: 9.0}))  # type: ignore[union-attr]
+    publish(database, [TierProfile(tier, "tiny", one) for one in (profile, other)])
     worker = start_worker()
     device = device_of(workload(database, alive_seconds=20), worker)
     assert device.profiles == {tier: profile}
@@ -92,20 +85,20 @@ def test_a_worker_is_found_with_the_profile_of_its_fingerprint(
 
 
 def test_a_worker_of_another_kind_is_found_without(
-    database: Database, profile: StoredProfile, start_worker: StartWorker, tier: str
+    database: Database, profile: Profile, start_worker: StartWorker, tier: str
 ) -> None:
-    publish(database, [profile])
+    publish(database, [TierProfile(tier, "tiny", profile)])
     others = [start_worker(fingerprints=one) for one in ({tier: "89ab"}, {}, {"else": "0123"})]
     found = workload(database, alive_seconds=20)
     assert [device_of(found, worker).profiles for worker in others] == [{}, {}, {}]
 
 
 def test_publishing_again_takes_the_place_of_what_was_known(
-    database: Database, profile: StoredProfile, start_worker: StartWorker, tier: str
+    database: Database, profile: Profile, start_worker: StartWorker, tier: str
 ) -> None:
-    newer = replace(profile, steps=((4, 0.5),), max_rows=4, is_worth_batching=False)
-    publish(database, [profile])
-    publish(database, [newer])
+    newer = replace(profile, steps=steps_of({4: 0.5}), cached_share=0.5)
+    publish(database, [TierProfile(tier, "tiny", profile)])
+    publish(database, [TierProfile(tier, "tiny", newer)])
     worker = start_worker()
     assert device_of(workload(database, alive_seconds=20), worker).profiles == {tier: newer}
 
@@ -121,7 +114,7 @@ def test_a_dead_worker_and_its_jobs_are_not_there(
     assert queued_in(found, tier) == []
 
 
-def test_running_and_rung_jobs_are_told_in_their_order_and_those_without_a_bell_are_not(
+def test_running_and_dispatched_jobs_are_read_in_their_order_and_others_are_not(
     database: Database, start_worker: StartWorker, make_job: MakeJob, tier: str
 ) -> None:
     worker = start_worker()
@@ -132,14 +125,14 @@ def test_running_and_rung_jobs_are_told_in_their_order_and_those_without_a_bell_
     assert claimed is not None
     workers.heartbeat(database, worker, [(claimed.lease, 0.5)], lease_seconds=30)
     early, late = make_job(tier=tier, width=64, strict=True), make_job(tier=tier)
-    make_job(tier=tier, lane="bulk")  # has no bell yet
+    make_job(tier=tier, lane="bulk")  # not dispatched yet
     found = workload(database, alive_seconds=20)
     (running,) = [job for job in found.running if job.tier == tier]
     assert (running.id, running.boot_id, running.progress) == (first.id, worker.boot_id, 0.5)
     assert (running.num_steps, running.is_guided, running.num_images) == (7, False, 3)
     assert 0 <= running.seconds_since_progress < 20
     assert [job.id for job in queued_in(found, tier)] == [early.id, late.id]
-    assert [(job.width, job.height, job.strict) for job in queued_in(found, tier)] == [
+    assert [(job.width, job.height, job.is_strict) for job in queued_in(found, tier)] == [
         (64, 128, True),
         (128, 128, False),
     ]
@@ -162,23 +155,24 @@ def test_a_long_queue_is_cut_off_and_says_so(
 
 
 def test_what_a_worker_learned_is_found_and_adds_to_what_was_learned_before(
-    database: Database, profile: StoredProfile, start_worker: StartWorker, tier: str
+    database: Database, profile: Profile, start_worker: StartWorker, tier: str
 ) -> None:
     worker = start_worker()
-    first = replace(profile, is_learned=True, steps=((4, 0.25), (8, 0.4)), cached_share=0.5)
-    learn(database, first, with_knee)
+    first = replace(profile, learned_max_rows=12, cached_share=0.5)
+    learn(database, TierProfile(tier, "tiny", first))
     assert device_of(workload(database, alive_seconds=20), worker).profiles == {tier: first}
-    learn(database, replace(first, steps=((8, 0.5), (12, 0.6)), cached_share=1.0, max_rows=16), with_knee)
+    more = replace(first, steps=steps_of({8: 0.5, 12: 0.6}), cached_share=1.0, learned_max_rows=16)
+    learn(database, TierProfile(tier, "tiny", more))
     (found,) = device_of(workload(database, alive_seconds=20), worker).profiles.values()
-    assert found.steps == ((4, 0.25), (8, 0.5), (12, 0.6))
+    assert found.steps == steps_of({4: 0.25, 8: 0.5, 12: 0.6})
     assert (found.cached_share, found.max_rows) == (0.5, 16), "what was not seen stays"
-    learn(database, with_knee(replace(first, steps=((4, 0.3),))), with_knee)
+    learn(database, TierProfile(tier, "tiny", replace(first, steps=steps_of({4: 0.3}))))
     (found,) = device_of(workload(database, alive_seconds=20), worker).profiles.values()
     assert (found.knee_rows, found.is_worth_batching) == (12, True), "the knee is that of all steps"
 
 
 class WhileOpen:
-    """A database that, before it commits, waits until somebody waits for its transaction."""
+    """A database that, before it commits, waits until another session waits for its transaction."""
 
     def __init__(self, database: Database, begin: Callable[[], None]) -> None:
         self._database = database
@@ -190,40 +184,43 @@ class WhileOpen:
             pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
             self._begin()
             deadline = time.monotonic() + 20
-            while not self._somebody_waits_for(pid):
+            while not self._is_waited_for(pid):
                 assert time.monotonic() < deadline, "nobody waits"
 
-    def _somebody_waits_for(self, pid: int) -> bool:
+    def _is_waited_for(self, pid: int) -> bool:
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE :pid = ANY(pg_blocking_pids(pid))"
         with self._database.transaction() as connection:
             return bool(connection.execute(text(waiting), {"pid": pid}).scalar_one())
 
 
 def test_of_two_workers_that_learn_at_once_for_the_first_time_neither_is_lost(
-    database: Database, profile: StoredProfile, start_worker: StartWorker
+    database: Database, profile: Profile, start_worker: StartWorker, tier: str
 ) -> None:
     worker = start_worker()
-    few, many = (replace(profile, is_learned=True, steps=(step,)) for step in profile.steps)
-    other = threading.Thread(target=learn, args=(database, many, with_knee))
-    learn(WhileOpen(database, other.start), few, with_knee)  # type: ignore[arg-type]
+    few, many = (
+        TierProfile(tier, "tiny", replace(profile, learned_max_rows=8, steps=(step,)))
+        for step in profile.steps
+    )
+    other = threading.Thread(target=learn, args=(database, many))
+    learn(WhileOpen(database, other.start), few)  # type: ignore[arg-type]
     other.join(20)
     (found,) = device_of(workload(database, alive_seconds=20), worker).profiles.values()
     assert found.steps == profile.steps
 
 
 def test_what_was_measured_takes_the_place_of_what_was_learned_and_never_the_other_way_round(
-    database: Database, profile: StoredProfile, start_worker: StartWorker, tier: str
+    database: Database, profile: Profile, start_worker: StartWorker, tier: str
 ) -> None:
     worker = start_worker()
-    learned = replace(profile, is_learned=True, steps=((12, 9.0),))
-    learn(database, learned, with_knee)
-    publish(database, [profile])
+    learned = TierProfile(tier, "tiny", replace(profile, learned_max_rows=8, steps=steps_of({12: 9.0})))
+    learn(database, learned)
+    publish(database, [TierProfile(tier, "tiny", profile)])
     assert device_of(workload(database, alive_seconds=20), worker).profiles == {tier: profile}
-    learn(database, learned, with_knee)
+    learn(database, learned)
     assert device_of(workload(database, alive_seconds=20), worker).profiles == {tier: profile}
 
 
-def test_a_job_that_leaves_work_out_is_told_with_what_it_leaves_out(
+def test_a_job_that_leaves_work_out_is_read_with_what_it_leaves_out(
     database: Database, start_worker: StartWorker, make_job: MakeJob, tier: str
 ) -> None:
     start_worker()

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import trustme
 
+from catalogue.warnings import RequestWarning
 from engine.errors import Canceled
-from engine.request import GeneratedImage, GenerationRequest, RequestWarning, Timings
+from engine.request import GeneratedImage, GenerationRequest, Timings
 from storage import submissions
 from storage.blobs import Blobs
 from storage.database import Database

@@ -17,7 +17,7 @@ from local.ports import choose_ports
 from settings import ROOT
 from storage.dispatches import Dispatch
 from tasks.app import make_celery
-from tasks.consumer_watchdog import EXIT_DEAF
+from tasks.consumer_watchdog import EXIT_STALLED
 from tasks.dispatch import Dispatcher
 
 WATCHDOG_SECONDS = 1.5
@@ -38,9 +38,9 @@ pings = Pings(app, "cpu:0", name)
 consumer = Consumer(app, ["sd"], slots, pings)
 watchdog = ConsumerWatchdog(
     pings.send, lambda: pings.is_connected,
-    watchdog_seconds=float(watchdog_seconds), on_deaf=lambda: os._exit(73),
+    watchdog_seconds=float(watchdog_seconds), on_stalled=lambda: os._exit(73),
 )
-pings.listen(watchdog.heard)
+pings.listen(watchdog.received)
 
 def answer(job_id):
     if job_id == "hold":
@@ -97,16 +97,16 @@ def consumers(services: Embedded, tmp_path: Path) -> Iterator[Consumers]:
 def test_S39_a_worker_that_hears_nothing_ends_and_another_takes_its_bells(
     consumers: Consumers, fault: str
 ) -> None:
-    deaf = consumers.start("deaf")
+    stalled = consumers.start("stalled")
     consumers.dispatch(fault)
-    assert consumers.heard(fault, "deaf")
-    assert deaf.wait(30) == EXIT_DEAF
+    assert consumers.heard(fault, "stalled")
+    assert stalled.wait(30) == EXIT_STALLED
     consumers.dispatch("job")
     consumers.start("next")
     assert consumers.heard("job", "next")
 
 
-def test_S39_a_worker_whose_slots_are_all_taken_is_not_deaf(consumers: Consumers) -> None:
+def test_S39_a_worker_whose_slots_are_all_taken_is_not_stalled(consumers: Consumers) -> None:
     process = consumers.start("busy")
     for _ in range(2):
         consumers.dispatch("hold")

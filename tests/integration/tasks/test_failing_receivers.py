@@ -217,7 +217,7 @@ def test_S41_a_receiver_that_fails_for_days_is_paused_and_its_owner_is_told(
     held = counts(database, account)["held"]
     assert {each.receiver_state for each in list_deliveries(database, account)} == {"paused"}
     warning = make_job(webhook_url=receiver.url("/other")).warnings[0]
-    assert (warning["code"], warning["field"]) == ("webhook_receiver_paused", "webhook_url")
+    assert (warning.code, warning.field) == ("webhook_receiver_paused", "webhook_url")
     assert make_job(webhook_url="https://elsewhere.example.com/").warnings == ()
 
     receiver.behave = answer(200)

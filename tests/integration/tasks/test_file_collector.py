@@ -12,8 +12,7 @@ from storage.database import Database
 from storage.errors import BlobNotFound, BlobUnavailable
 from storage.files import File, NewFile
 from storage.roles import DatabaseRole
-from tasks.collectors.files import FileCollector
-from tasks.collectors.orphans import CollectionPlan, OrphanCollector
+from tasks.collectors import CollectionPlan, FileCollector, OrphanCollector
 from tests.integration.tasks.conftest import MakeJob
 
 NOW = CollectionPlan(orphan_seconds=-60)

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from catalogue.parameters import Lora
+from catalogue.states import State
+from catalogue.warnings import RequestWarning
 from engine.errors import (
     Canceled,
     DeviceLost,
@@ -22,15 +24,14 @@ from engine.errors import (
     NumericError,
     StrictUnavailable,
 )
-from engine.request import GenerationRequest, RequestWarning
+from engine.request import GenerationRequest
 from storage import accounts, files, jobs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import Unavailable
 from storage.files import NewFile
-from storage.job_views import JobWarning, get
+from storage.job_views import get
 from storage.jobs import WorkerName
-from storage.states import State
 from storage.workers import Worker, live_workers
 from tasks.generate import Generate, GeneratePlan
 from tasks.heartbeat import Heartbeat
@@ -97,7 +98,7 @@ def test_input_images_reach_the_engine_as_pixels_and_are_named_in_the_image(
         ((image,), (mask,)) = (handle.request.inputs[name] for name in ("image", "mask_image"))
         assert (image.shape, mask.shape) == ((64, 96, 3), (64, 96))
         assert tuple(image[0, 0]) == (214, 34, 40)
-        assert handle.request.loras == (Lora("outline", 0.5),)
+        assert handle.request.parameters.loras == (Lora("outline", 0.5),)
     stored, _ = get(database, job.account_id, job.id).images
     told = png_text(blobs.get(stored.object_key))
     assert (told["image"], told["mask_image"], told["loras"]) == (red_file, red_file, "outline:0.5")
@@ -205,7 +206,7 @@ def test_what_the_engine_warns_of_is_on_the_job_once_for_all_its_images(
     engine.behave = lambda handle: handle.succeed((RequestWarning("prompt_cut", "prompt", "it is long"),))
     generate(job.id)
     done = get(database, job.account_id, job.id)
-    assert done.warnings == (JobWarning(code="prompt_cut", field="prompt", detail="it is long"),)
+    assert done.warnings == (RequestWarning(code="prompt_cut", field="prompt", detail="it is long"),)
 
 
 def test_a_bell_rung_many_times_runs_the_job_once(
@@ -279,7 +280,7 @@ def worker(tier: str) -> Worker:
 def heartbeat(
     worker_database: Database, in_flight: InFlightJobs, engine: FakeEngine, worker: Worker
 ) -> Heartbeat:
-    """A heart that the test beats by hand."""
+    """A heartbeat that the test triggers by hand."""
     return Heartbeat(
         worker_database,
         worker,
@@ -366,7 +367,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing(
     assert (after.state, after.num_failures, after.images) == (State.QUEUED, 0, ())
 
 
-def test_a_suspect_runs_alone_and_is_marked_before_its_first_step(
+def test_a_quarantined_job_runs_alone_and_is_isolated_before_its_first_step(
     database: Database, generate: Generate, engine: FakeEngine, make_job: MakeJob
 ) -> None:
     job = make_job()
@@ -416,7 +417,7 @@ def test_a_hung_engine_ends_the_process_and_a_busy_one_does_not(
 def test_a_heart_that_fails_in_an_unforeseen_way_ends_the_process(
     database: Database, in_flight: InFlightJobs, engine: FakeEngine
 ) -> None:
-    """A worker without a heart would take jobs on leases that nobody renews."""
+    """A worker without a heartbeat would take jobs on leases that nobody renews."""
     ended = threading.Event()
 
     worker = Worker("w-broken", "b-broken", "host", 1, "cpu:0", ("sd",), 4, 1, "exact")
@@ -450,7 +451,7 @@ def test_when_a_later_image_is_refused_the_earlier_ones_are_stopped(
     assert get(database, job.account_id, job.id).state is State.QUEUED
 
 
-def test_a_suspect_whose_lease_was_lost_does_not_begin(
+def test_a_quarantined_job_whose_lease_was_lost_does_not_begin(
     database: Database, generate: Generate, engine: FakeEngine, make_job: MakeJob
 ) -> None:
     job = make_job()
@@ -480,7 +481,7 @@ def test_a_suspect_whose_lease_was_lost_does_not_begin(
     assert get(database, job.account_id, job.id).state is State.QUEUED
 
 
-def test_S38_what_was_dropped_in_an_outage_is_given_back_uncharged_and_unsuspected(
+def test_S38_what_was_dropped_in_an_outage_is_given_back_uncharged_and_not_quarantined(
     database: Database,
     worker_database: Database,
     generate: Generate,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from catalogue.states import State
 from engine.engine import Engine
 from storage import jobs
 from storage.blobs import Blobs
@@ -13,13 +14,12 @@ from storage.database import Database
 from storage.errors import Unavailable
 from storage.job_views import get
 from storage.jobs import WorkerName
-from storage.states import State
 from storage.workers import Worker
 from tasks.generate import Generate, GeneratePlan
 from tasks.heartbeat import EXIT_HUNG, Heartbeat
 from tasks.in_flight import InFlightJobs
 from tasks.isolation import Isolations
-from tasks.worker import EXIT_DEVICE_LOST, end_when_fatal
+from tasks.process_end import EXIT_DEVICE_LOST, end_when_fatal
 from tests.integration.tasks.conftest import MakeJob
 from tests.unit.engine.fakes import FakeModel, SetClock
 
@@ -167,7 +167,7 @@ def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_
     in_flight: InFlightJobs,
     make_job: MakeJob,
 ) -> None:
-    """Batch mates, and who waits: all can be claimed elsewhere at once, as suspects, and none is charged."""
+    """Batch members and waiting jobs are all claimable elsewhere at once, quarantined and not charged."""
     size = {"width": 64, "height": 64}
     made = [make_job(prompt=prompt, **size) for prompt in ("lose the device", "a red heart", "a blue star")]
     left: list[tuple[State, bool, int]] = []
@@ -197,7 +197,7 @@ def test_every_lease_has_been_given_up_by_the_time_a_process_without_its_device_
     assert not in_flight.all()
 
 
-def test_S38_only_the_jobs_that_a_device_was_lost_on_are_suspected(
+def test_S38_only_the_jobs_that_a_device_was_lost_on_are_quarantined(
     database: Database,
     worker_database: Database,
     real_engine: Engine,

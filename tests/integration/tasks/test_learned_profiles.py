@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from catalogue.profile import Profile
 from engine.loading.load import LoadedModels
 from engine.policy.policy import BatchKey
 from engine.policy.seen_costs import MIN_SEEN, NUM_KEPT, SeenCosts
 from local.endpoints import Embedded
 from storage import workers
 from storage.database import Database
-from storage.profiles import StoredProfile
 from storage.workers import Worker
 from storage.workloads import workload
 from tasks.learned_profiles import LearnedProfiles
@@ -60,7 +60,7 @@ def published(database: Database) -> Iterator[Any]:
     """What everybody finds of a worker with these profiles, by tier."""
     boot_id = secrets.token_hex(8)
 
-    def find(profiles: WorkerProfiles) -> dict[str, StoredProfile]:
+    def find(profiles: WorkerProfiles) -> dict[str, Profile]:
         tiers = tuple(profiles.keys)
         worker = Worker(boot_id, boot_id, "test", 1, "cpu:0", tiers, 3, 2, "exact", profiles.fingerprints)
         workers.heartbeat(database, worker, [], lease_seconds=30)
@@ -69,6 +69,10 @@ def published(database: Database) -> Iterator[Any]:
 
     yield find
     workers.say_goodbye(database, boot_id)
+
+
+def seconds_of(profile: Profile) -> dict[int, float]:
+    return {step.num_rows: step.seconds for step in profile.steps}
 
 
 def see(costs: SeenCosts, key: BatchKey, seconds: float, *, num_rows: int = 4, times: int = MIN_SEEN) -> None:
@@ -82,7 +86,7 @@ def test_nothing_is_published_before_jobs_have_run(
     worker_database: Database, costs: SeenCosts, tiers: list[Any], tmp_path: Path, published: Any
 ) -> None:
     learned, profiles = learner(worker_database, costs, tiers, tmp_path)
-    assert learned.publish() == []
+    assert learned.publish() == {}
     assert published(profiles) == {}
 
 
@@ -92,14 +96,14 @@ def test_a_tier_is_published_once_its_own_sizes_were_seen(
     learned, profiles = learner(worker_database, costs, tiers, tmp_path)
     see(costs, BatchKey("tiny", 8, 16), 0.5)
     learned.publish()
-    (found,) = published(profiles).values()
-    assert (found.tier, found.width, found.height) == (tiers[0].name, 128, 128)
-    assert found.steps == ((4, pytest.approx(1.0)),), "half the pixels took half a second"
+    ((tier, found),) = published(profiles).items()
+    assert (tier, found.key.width, found.key.height) == (tiers[0].name, 128, 128)
+    assert seconds_of(found) == {4: pytest.approx(1.0)}, "half the pixels took half a second"
     assert (found.encode_seconds, found.decode_seconds) == (0.25, pytest.approx(1.0))
     assert (found.num_guided_rows, found.max_rows, found.is_learned) == (2, 16, True)
     see(costs, LARGE, 3.0)
     learned.publish()
-    assert published(profiles)[tiers[1].name].steps == ((4, pytest.approx(3.0)),)
+    assert seconds_of(published(profiles)[tiers[1].name]) == {4: pytest.approx(3.0)}
 
 
 def test_what_has_hardly_moved_is_not_told_again(
@@ -109,12 +113,12 @@ def test_what_has_hardly_moved_is_not_told_again(
     see(costs, SMALL, 1.0)
     assert len(learned.publish()) == 1
     see(costs, SMALL, 1.05, times=NUM_KEPT)
-    assert learned.publish() == []
+    assert learned.publish() == {}
     see(costs, SMALL, 1.5, times=NUM_KEPT)
     assert len(learned.publish()) == 1
     see(costs, SMALL, 2.0, num_rows=8)
     assert len(learned.publish()) == 1
-    assert published(profiles)[tiers[0].name].steps == ((4, pytest.approx(1.5)), (8, pytest.approx(2.0)))
+    assert seconds_of(published(profiles)[tiers[0].name]) == {4: pytest.approx(1.5), 8: pytest.approx(2.0)}
 
 
 class Turns(threading.Event):
@@ -162,4 +166,4 @@ def test_a_tier_that_was_measured_is_not_learned(
     learned, _ = learner(worker_database, costs, tiers, tmp_path)
     see(costs, SMALL, 1.0)
     see(costs, LARGE, 1.0)
-    assert [one.tier for one in learned.publish()] == [tiers[1].name]
+    assert learned.publish().keys() == {tiers[1].name}

@@ -17,13 +17,12 @@ from storage import jobs
 from storage.blobs import CHECK_PREFIX, Blobs, Listed, Page
 from storage.database import Database
 from storage.errors import BlobNotFound, BlobUnavailable
-from storage.job_views import StoredImage
+from storage.job_views import StoredImage, orphans_among
 from storage.jobs import Claim, WorkerName
-from storage.orphans import orphans_among
 from storage.roles import DatabaseRole
-from tasks.collectors.orphans import CollectionPlan, OrphanCollector
+from tasks.collectors import CollectionPlan, OrphanCollector
 from tasks.generate import object_key
-from tasks.sweep import run_sweeper
+from tasks.sweeper import run_sweeper
 from tests.integration.tasks.conftest import MakeJob
 
 NOW = CollectionPlan(orphan_seconds=-60)  # whatever its age: a store tells the time in whole seconds

@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
 
+from engine.request import GeneratedImage
 from storage import jobs
 from storage.database import Database
 from storage.errors import Unavailable
@@ -15,8 +17,7 @@ from storage.job_views import get
 from storage.jobs import Claim, Lease, WorkerName, claim
 from storage.workers import Worker, heartbeat, write_progress
 from storage.workloads import workload
-from tasks.in_flight import InFlightJobs
-from tasks.progress import ProgressWriter
+from tasks.in_flight import InFlightJobs, ProgressWriter
 
 from .conftest import MakeJob
 
@@ -28,6 +29,7 @@ class Moving:
 
     def __init__(self) -> None:
         self.progress = 0.0
+        self.future: Future[GeneratedImage] = Future()
 
     def cancel(self) -> None:
         raise AssertionError
@@ -163,7 +165,7 @@ def test_S24_progress_that_cannot_be_written_is_dropped_and_the_next_is_written(
 def test_S24_a_write_that_hangs_is_followed_by_none_until_it_ends(
     held: tuple[InFlightJobs, list[Moving]],
 ) -> None:
-    """So that nothing queues up; the heart and the engine have threads of their own."""
+    """So that nothing queues up; the heartbeat and the engine have threads of their own."""
     in_flight, generations = held
     begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
 

@@ -1,4 +1,4 @@
-"""Quarantine are taken up without bells, by whoever is free, and no worker holds two of them."""
+"""Quarantined jobs are taken up without dispatches by any free worker, and no worker holds two of them."""
 
 import secrets
 import threading
@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 
+from catalogue.states import State
 from storage import dispatches, jobs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.isolation import next_quarantined
 from storage.job_views import Job, get
 from storage.jobs import WorkerName
-from storage.states import State
 from storage.workers import declare_dead
 from tasks.generate import Generate, GeneratePlan
 from tasks.in_flight import InFlightJobs
-from tasks.isolation import Isolations
-from tasks.quarantine import Quarantine
+from tasks.isolation import Isolations, Quarantine
 
 from .conftest import FakeEngine, MakeJob
 
@@ -64,7 +63,7 @@ def workers(database: Database, blobs: Blobs, tier: str) -> Iterator[list[Worker
 
 
 @pytest.fixture
-def make_suspect(database: Database, make_job: MakeJob, tier: str) -> MakeJob:
+def make_quarantined(database: Database, make_job: MakeJob, tier: str) -> MakeJob:
     def make(**changes: object) -> Job:
         job, name = make_job(**changes), WorkerName(secrets.token_hex(4), "dead")
         assert jobs.claim(database, job.id, tiers=[tier], worker=name, lease_seconds=30)
@@ -74,10 +73,10 @@ def make_suspect(database: Database, make_job: MakeJob, tier: str) -> MakeJob:
     return make
 
 
-def test_S38_suspects_are_spread_and_no_worker_holds_two(
-    database: Database, workers: list[Worker], make_suspect: MakeJob
+def test_S38_quarantined_jobs_are_spread_and_no_worker_holds_two(
+    database: Database, workers: list[Worker], make_quarantined: MakeJob
 ) -> None:
-    made = [make_suspect() for _ in range(5)]
+    made = [make_quarantined() for _ in range(5)]
     for worker in workers:
         worker.quarantine.start()
     for num_left in range(5, 0, -1):
@@ -88,11 +87,11 @@ def test_S38_suspects_are_spread_and_no_worker_holds_two(
     assert {len(worker.engine.handles) for worker in workers} <= {1, 2, 3, 4}
 
 
-def test_S38_a_suspect_waits_for_no_worker_that_has_one(
-    database: Database, workers: list[Worker], make_suspect: MakeJob
+def test_S38_a_quarantined_job_waits_for_no_worker_that_has_one(
+    database: Database, workers: list[Worker], make_quarantined: MakeJob
 ) -> None:
-    """The other one takes it, long before a bell would be rung again."""
-    made = [make_suspect() for _ in range(2)]
+    """The other one takes it, long before a redispatch would be due."""
+    made = [make_quarantined() for _ in range(2)]
     workers[0].quarantine.start()
     wait_for(lambda: workers[0].held == [made[0].id])
     workers[1].quarantine.start()
@@ -100,10 +99,10 @@ def test_S38_a_suspect_waits_for_no_worker_that_has_one(
     assert get(database, made[1].account_id, made[1].id).worker == "other"
 
 
-def test_S38_a_bell_takes_no_suspect(
-    database: Database, workers: list[Worker], make_suspect: MakeJob, make_job: MakeJob
+def test_S38_a_message_takes_no_quarantined_job(
+    database: Database, workers: list[Worker], make_quarantined: MakeJob, make_job: MakeJob
 ) -> None:
-    quarantined, job = make_suspect(), make_job()
+    quarantined, job = make_quarantined(), make_job()
     workers[0].engine.behave = lambda handle: handle.succeed()
     for one in (quarantined, job):
         workers[0].generate(one.id, takes_quarantined=False)
@@ -111,30 +110,30 @@ def test_S38_a_bell_takes_no_suspect(
     assert states == [State.QUEUED, State.SUCCEEDED]
 
 
-def test_S38_no_bell_is_rung_for_a_suspect(
-    database: Database, tier: str, make_suspect: MakeJob, make_job: MakeJob
+def test_S38_no_quarantined_job_is_dispatched(
+    database: Database, tier: str, make_quarantined: MakeJob, make_job: MakeJob
 ) -> None:
-    make_suspect()
+    make_quarantined()
     job = make_job(redispatch_seconds=0)
-    dispatches.put_back(database, job.id)
+    dispatches.undispatch(database, job.id)
     dispatched = dispatches.feed(database, tier, "interactive", 10, redispatch_seconds=15)
     assert [dispatch.job_id for dispatch in dispatched] == [job.id]
 
 
-def test_S38_interactive_suspects_go_first_and_those_of_other_tiers_are_left_alone(
-    database: Database, tier: str, make_suspect: MakeJob
+def test_S38_interactive_quarantined_jobs_go_first_and_those_of_other_tiers_are_left_alone(
+    database: Database, tier: str, make_quarantined: MakeJob
 ) -> None:
-    bulk, interactive = make_suspect(lane="bulk"), make_suspect()
+    bulk, interactive = make_quarantined(lane="bulk"), make_quarantined()
     assert next_quarantined(database, [tier]) == interactive.id
     assert next_quarantined(database, ["another"]) is None
     jobs.cancel(database, interactive.account_id, interactive.id)
     assert next_quarantined(database, [tier]) == bulk.id
 
 
-def test_S38_suspects_are_looked_for_again_after_the_database_was_away(
-    database: Database, workers: list[Worker], make_suspect: MakeJob, tier: str
+def test_S38_quarantined_jobs_are_looked_for_again_after_the_database_was_away(
+    database: Database, workers: list[Worker], make_quarantined: MakeJob, tier: str
 ) -> None:
-    made, away = make_suspect(), Database(UNREACHABLE, 1)
+    made, away = make_quarantined(), Database(UNREACHABLE, 1)
     looks: list[Callable[[], str | None]] = [lambda: next_quarantined(away, [tier])] * 2
 
     def look() -> str | None:

@@ -8,6 +8,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
+from catalogue.states import State
 from local.endpoints import Embedded
 from storage import accounts, jobs, sessions
 from storage.database import Database
@@ -15,7 +16,6 @@ from storage.errors import Unavailable
 from storage.job_views import get
 from storage.jobs import WorkerName
 from storage.roles import DatabaseRole
-from storage.states import State
 from storage.workers import Worker, declare_dead, heartbeat, say_goodbye
 from tasks.app import make_celery
 from tasks.broker import Broker
@@ -88,7 +88,7 @@ def test_a_large_batch_puts_only_a_few_bells_into_the_broker(bench: Bench, make_
     for _ in range(3):
         bench.sweeper.sweep()
     assert bench.depth("bulk") == 4
-    assert bench.dispatcher.num_dispatched_now == 4
+    assert bench.dispatcher.num_dispatched == 4
 
 
 def test_a_tier_without_a_live_worker_is_not_fed(
@@ -119,7 +119,7 @@ def test_a_wiped_broker_is_noticed_and_every_bell_is_rung_again(bench: Bench, ma
 
 
 def test_a_bell_that_was_never_rung_is_rung_by_the_sweeper(bench: Bench, make_job: MakeJob) -> None:
-    """The API died between its commit and its bell."""
+    """The API died between its commit and its dispatch."""
     make_job(redispatch_seconds=0)
     assert bench.depth("interactive") == 0
     bench.sweeper.sweep()

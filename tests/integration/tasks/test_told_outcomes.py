@@ -34,7 +34,7 @@ def test_S23_a_success_is_told_with_what_it_took(generate: Generate, make_job: M
     generate(job.id)
     assert types_of(told, job.id) == ["task-started", "task-succeeded"]
     fields = told[-1][1].fields
-    assert fields["result"] == "2 images, 1.00 s of the device"
+    assert fields["result"] == "2 images, 1.00 s on the device"
     assert 0 < fields["runtime"] < 30
 
 

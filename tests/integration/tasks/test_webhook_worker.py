@@ -22,7 +22,7 @@ from storage.delivery_views import Delivery, list_deliveries
 from storage.roles import DatabaseRole
 from tasks.app import make_celery
 from tasks.broker import Broker
-from tasks.consumer_watchdog import EXIT_DEAF
+from tasks.consumer_watchdog import EXIT_STALLED
 from tasks.dispatch import Dispatcher
 from tasks.queues import CPU_QUEUE, DELIVER
 from tasks.sweeper import Sweeper, SweepPlan
@@ -208,4 +208,4 @@ def test_S39_a_sender_that_hears_nothing_ends(
     (queues,) = (control.inspect(timeout=5).active_queues() or {}).values()
     for queue in queues:
         control.cancel_consumer(queue["name"])
-    assert worker.wait(30) == EXIT_DEAF
+    assert worker.wait(30) == EXIT_STALLED

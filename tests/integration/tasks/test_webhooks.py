@@ -15,11 +15,12 @@ import pytest
 from sqlalchemy import text
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from catalogue.warnings import RequestWarning
 from storage import accounts, deliveries, jobs
 from storage.database import Database
 from storage.delivery_views import Attempt, Delivery, get, list_deliveries
 from storage.errors import Unavailable
-from storage.job_views import JobWarning, StoredImage
+from storage.job_views import StoredImage
 from storage.roles import DatabaseRole
 from tasks.webhooks.client import WebhookClient
 from tasks.webhooks.deliver import Deliver, DeliverPlan
@@ -140,7 +141,7 @@ def test_a_succeeded_job_is_told_with_links_that_do_not_rot_and_without_its_prom
     claimed = jobs.claim(database, job.id, tiers=[tier], worker=worker, lease_seconds=30)
     assert claimed is not None
     image = StoredImage(0, 1, f"webhooks/{job.id}.png", "0" * 64, 10, 16, 8)
-    warning = JobWarning(code="prompt_cut", field="prompt", detail='"secret wish" was not used')
+    warning = RequestWarning(code="prompt_cut", field="prompt", detail='"secret wish" was not used')
     assert jobs.finish(database, claimed.lease, stored=[image], warnings=[warning], timings={})
     make_deliver()()
     said = json.loads(receiver.received[0].body)

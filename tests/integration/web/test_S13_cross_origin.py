@@ -164,10 +164,10 @@ def test_S12_S13_a_prefix_of_letters_beyond_ascii_opens_the_same_paths(
         ("http://localhost:80", "did you mean http://localhost?"),
         ("app.example.com", "not an address"),
         ("null", "not an address"),
-        ("https://*.example.com", "a whole name"),
+        ("https://*.example.com", "full host name"),
         ("https://bücher.example", "ASCII"),
-        ("https://user@app.example.com", "without a user"),
-        ("*, https://app.example.com", "stands alone"),
+        ("https://user@app.example.com", "without user"),
+        ("*, https://app.example.com", "must be the only value"),
     ],
 )
 def test_S13_an_origin_that_no_browser_sends_is_refused_with_the_way_to_write_it(

@@ -8,7 +8,7 @@ from flask import Flask
 
 from settings import Settings
 from tests.integration.web.conftest import Client, Draw
-from web.api.preference import DEFAULT_WAIT_SECONDS
+from web.api.request_headers import DEFAULT_WAIT_SECONDS
 from web.app import create_app
 
 LONGEST = 0.2

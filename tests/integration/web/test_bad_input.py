@@ -34,7 +34,7 @@ def num_jobs(database: Database, account: str) -> int:
         ({"seed": -1}, "#/seed", "0"),
         ({"seed": 2**64}, "#/seed", "9223372036854775807"),
         ({"guidance": 4}, "#/guidance", "guidance_scale"),
-        ({"a/b~c": 4}, "#/a~1b~0c", "not known"),
+        ({"a/b~c": 4}, "#/a~1b~0c", "is unknown"),
         ({"webhook_url": "https://169.254.169.254/"}, "#/webhook_url", "private"),
         ({"scheduler": "\0"}, "#/scheduler", "ddim"),
         ({"model": "\0"}, "#/model", "tiny"),

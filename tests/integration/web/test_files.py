@@ -16,7 +16,8 @@ from werkzeug.test import TestResponse
 from storage import files, jobs
 from storage.blobs import Blobs
 from storage.database import Database
-from tasks.images.facts import ImageLimits, ImageUnreadable, read
+from tasks.errors import ImageUnreadable
+from tasks.images.facts import ImageLimits, read
 from tests.fixtures.image_files import FILES, HEIGHT, WIDTH, encoded, files_of, photo, turned
 from tests.integration.web.conftest import Client, assert_problem
 from web.api.image_checks import ImageChecks
@@ -126,9 +127,9 @@ def test_each_kind_of_file_gets_what_it_is_read_as(client: Client, row: str) -> 
 
 def test_a_file_with_too_many_bytes_is_refused_by_its_size(client: Client, small: ImageChecks) -> None:
     body = assert_problem(send(client, bytes(small.limits.max_bytes + 1)), 413, "body_too_large")
-    assert body["detail"] == "file: larger than 3000 bytes"
+    assert body["detail"] == "file: is larger than 3000 bytes"
     body = assert_problem(send(client, bytes(100_000)), 413, "body_too_large")
-    assert body["detail"] == "file: larger than 3000 bytes"
+    assert body["detail"] == "file: is larger than 3000 bytes"
     body = assert_problem(begin(client, bytes(3001)), 422, "invalid_request")
     assert body["detail"] == "num_bytes: should be at most 3000"
 
@@ -266,7 +267,7 @@ def test_nothing_else_can_be_put_under_the_link(client: Client) -> None:
     assert put(upload, PICTURE, **{"Content-Type": "text/html"}).status_code == 403
     assert httpx2.get(upload["url"], trust_env=False).status_code == 403
     body = assert_problem(client("POST", f"/v1/files/{upload['id']}/complete"), 409, "file_not_uploaded")
-    assert "nothing has been put" in body["detail"]
+    assert "nothing has been uploaded" in body["detail"]
 
 
 @pytest.mark.parametrize("others", [bytes(len(PICTURE)), PICTURE[:-1]])
@@ -293,7 +294,7 @@ def test_what_was_put_is_looked_at_like_what_is_sent(client: Client) -> None:
     upload = begin(client, jpeg).get_json()
     assert put(upload, jpeg).status_code == 200
     body = assert_problem(client("POST", f"/v1/files/{upload['id']}/complete"), 422, "invalid_image")
-    assert body["detail"] == "the file is image/jpeg, and was declared as image/png"
+    assert body["detail"] == "the file is image/jpeg but was declared as image/png"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from storage import files
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.job_views import get
-from tasks.images.download import DownloadFailed, ImageDownload
+from tasks.errors import DownloadFailed
+from tasks.images.download import ImageDownload
 from tests.fixtures.catalogues import catalogue_with
 from tests.fixtures.pictures import picture
 from tests.integration.tasks.receiver import Receiver, answer
@@ -109,12 +110,12 @@ def test_a_job_can_carry_a_small_image_itself_which_becomes_a_file(client: Clien
 @pytest.mark.parametrize(
     ("fields", "pointer", "detail"),
     [
-        ({"image": NOBODYS}, "#/image/0", "there is no file"),
+        ({"image": NOBODYS}, "#/image/0", "is not a file of this account"),
         ({"image": "https://example.com/a.png"}, "#/image/0", "should be the id of a file"),
         ({"image": "data:image/png;base64,!!"}, "#/image/0", "is not a data URL"),
         ({"image": "data:image/png;base64,aGVsbG8="}, "#/image/0", "image"),
         ({"image": [NOBODYS] * 9}, "#/image", "at most 8"),
-        ({"mask_image": NOBODYS}, "#/mask_image", "there is no file"),
+        ({"mask_image": NOBODYS}, "#/mask_image", "is not a file of this account"),
         ({"strength": 0.5}, "#/strength", "image"),
         ({"loras": [{"name": "nobody"}]}, "#/loras/0/name", "is not one of this model's adapters"),
         ({"loras": [{"name": "a", "scale": 5}]}, "#/loras/0/scale", "less than or equal to 4"),
@@ -246,7 +247,7 @@ def test_what_is_wrong_with_an_image_stands_beside_its_field(app: Flask, client:
     browser = app.test_client()
     fields = {"prompt": "a heart", "image": NOBODYS, "loras": "nobody", "api_key": client.key}
     page = browser.post("/", data=fields).get_data(as_text=True)
-    for name, why in (("image", "there is no file"), ("loras", "is not one of this model")):
+    for name, why in (("image", "is not a file of this account"), ("loras", "is not one of this model")):
         assert (
             why in page.partition(f'id="{name}"')[2][:1500]
             or why in page.partition(f'for="{name}"')[2][:1500]
@@ -272,8 +273,8 @@ def test_nothing_is_stored_of_a_request_that_is_refused(client: Client) -> None:
 @pytest.mark.parametrize(
     ("loras", "detail"),
     [
-        ([{"name": "outline", "x": 1}], "is not known; there is: name, scale"),
-        (["outline"], "should be an object, as"),
+        ([{"name": "outline", "x": 1}], "is unknown; the known names are: name, scale"),
+        (["outline"], "should be an object such as"),
     ],
 )
 def test_an_entry_that_is_no_adapter_is_told_what_one_is(client: Client, loras: Any, detail: str) -> None:
@@ -322,7 +323,7 @@ def test_a_csv_names_images_by_url_each_of_which_is_fetched_once(
     [
         ("https://10.0.0.1/a.png", "an address that is not public"),
         ("http://localhost/a.png", "only https URLs are fetched"),
-        ("https://localhost:1/a.png", "cannot be connected to"),
+        ("https://localhost:1/a.png", "cannot be reached"),
     ],
 )
 def test_a_url_that_leads_inside_or_nowhere_is_reported_by_its_line(
@@ -337,7 +338,7 @@ def test_no_image_is_fetched_from_a_network_that_was_opened_for_webhooks(setting
     inside = (ipaddress.ip_network("127.0.0.0/8"),)
     closed = create_app(settings.model_copy(update={"webhook_allowed_networks": inside}))
     opened = create_app(settings.model_copy(update={"fetch_allowed_networks": inside}))
-    for app, why in ((closed, "not public|not one"), (opened, "cannot be connected to")):
+    for app, why in ((closed, "not public|not downloaded from"), (opened, "cannot be reached")):
         with pytest.raises(DownloadFailed, match=why):
             app.extensions[EXTENSION].download.get("https://127.0.0.1:1/a.png")
 

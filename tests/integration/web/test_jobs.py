@@ -45,13 +45,13 @@ def dispatch_seq(database: Database, job_id: str) -> int:
         return int(found.scalar_one())
 
 
-def test_an_interactive_job_is_rung_and_a_bulk_job_left_to_the_sweeper(
+def test_an_interactive_job_is_dispatched_and_a_bulk_job_left_to_the_sweeper(
     app: Flask, client: Client, database: Database
 ) -> None:
     wiring: Wiring = app.extensions[EXTENSION]
-    dispatched = wiring.dispatcher.num_dispatched_now
+    dispatched = wiring.dispatcher.num_dispatched
     job_ids = [client.submit(lane=lane).get_json()["id"] for lane in ("interactive", "bulk")]
-    assert wiring.dispatcher.num_dispatched_now == dispatched + 1
+    assert wiring.dispatcher.num_dispatched == dispatched + 1
     assert [dispatch_seq(database, job_id) for job_id in job_ids] == [1, 0]
 
 
@@ -68,7 +68,9 @@ def test_a_dead_broker_does_not_turn_a_job_away(settings: Settings, api_key: str
         answer = client.submit()
         assert answer.status_code == 202
     assert client("GET", answer.headers["Location"]).get_json()["state"] == "queued"
-    assert not is_dispatched(database, answer.get_json()["id"]), "the sweeper rings once the broker is back"
+    assert not is_dispatched(database, answer.get_json()["id"]), (
+        "the sweeper dispatches it once the broker is back"
+    )
     readiness = client("GET", "/readyz")
     assert readiness.status_code == 200
     assert readiness.get_json()["state"] == "degraded"

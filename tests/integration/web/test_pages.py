@@ -96,7 +96,7 @@ def test_a_tier_without_a_worker_says_so(browser: FlaskClient, database: Databas
         html = text(browser.get("/"))
     finally:
         say_goodbye(database, worker.boot_id)
-    assert html.count("none: jobs wait until one comes") == 1
+    assert html.count("none: jobs wait until one starts") == 1
 
 
 def test_a_key_becomes_a_cookie_that_scripts_and_other_sites_never_see(
@@ -126,7 +126,7 @@ def test_a_wrong_key_is_told_and_never_shown_or_logged(
         answer = browser.post("/session", data=data)
         assert answer.status_code == 401
         html = assert_sound(answer)
-        assert "not known, or was revoked" in html
+        assert "is unknown or was revoked" in html
         assert 'aria-invalid="true"' in html
         assert "Set-Cookie" not in answer.headers
         assert "wrongsecret" not in html
@@ -262,7 +262,7 @@ def test_a_form_sent_twice_draws_once_and_an_edited_one_again(
     ("field", "value", "said"),
     [
         ("prompt", "  ", "is blank"),
-        ("prompt", "a" * 2001, "at most 2000"),
+        ("prompt", "a" * 2001, "the limit is 2000"),
         ("num_inference_steps", "151", "is above 150"),
         ("num_inference_steps", "many", "should be a whole number"),
         ("guidance_scale", "31", "is above 30"),
@@ -273,7 +273,7 @@ def test_a_form_sent_twice_draws_once_and_an_edited_one_again(
         ("num_images", "5", "less than or equal to 4"),
         ("width", "100", "a multiple of 8"),
         ("height", "9999", "from 64 to 256"),
-        ("tier", "8k", "there is: sd, hd"),
+        ("tier", "8k", "the tiers are: sd, hd"),
         ("scheduler", "magic", "ddim, euler"),
     ],
 )
@@ -424,22 +424,6 @@ def test_without_a_database_the_pages_say_so(without_database: FlaskClient) -> N
         assert answer.headers["Retry-After"] == "2"
         assert_sound(answer)
     assert "database does not answer" in text(without_database.get("/"))
-
-
-def test_the_reference_is_whole_without_scripts(browser: FlaskClient, client: Client) -> None:
-    html = assert_sound(browser.get("/docs"))
-    document = client("GET", "/openapi.json").get_json()
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            assert f'<span class="method">{method.upper()}</span> {path}</h3>' in html
-            assert operation["summary"] in html
-    for name, schema in document["components"]["schemas"].items():
-        assert f'<h3 id="schema-{name}">' in html
-        for field in schema.get("properties", {}):
-            assert f"<code>{field}</code>" in html
-    for link in set(re.findall(r'href="#([^"]+)"', html)):
-        assert f'id="{link}"' in html
-    assert "at most 9223372036854775807" in html
 
 
 def test_a_mistyped_address_is_a_page_for_a_browser_and_a_problem_for_a_program(browser: FlaskClient) -> None:

@@ -11,7 +11,7 @@ from storage.database import Database
 from storage.submissions import create
 from tests.fixtures.new_jobs import new_job
 from tests.integration.web.conftest import Client, Draw, assert_problem
-from web.api.idempotency import digest_of
+from web.api.request_headers import digest_of
 from web.api.schemas import JobRequest
 
 KEY = {"Idempotency-Key": "k-1"}
@@ -103,8 +103,8 @@ def test_S6_a_whole_number_may_be_written_with_a_point(client: Client, written: 
         ("true", "integer"),
         ('"128"', "integer"),
         ("[128]", "integer"),
-        ("9007199254740994.0", "above 2^53 written without a point"),
-        ("1e300", "above 2^53 written without a point"),
+        ("9007199254740994.0", "above 2^53 write it without a point"),
+        ("1e300", "above 2^53 write it without a point"),
     ],
 )
 @pytest.mark.parametrize("name", ["width", "seed", "num_images", "num_inference_steps", "output_quality"])
@@ -254,19 +254,19 @@ STATES = "'queued', 'running', 'succeeded', 'failed', 'canceled' or 'expired'"
         ("/v1/jobs?state=queued&state=done&state=finished", "state", STATES),
         ("/v1/jobs?state=queued,running", "state", STATES),
         ("/v1/jobs?" + "&".join(["state=queued"] * 7), "state", "at most 6 values"),
-        ("/v1/jobs?status=queued", "status", "there is: limit, cursor, state, tier, lane, batch_id"),
+        ("/v1/jobs?status=queued", "status", "names are: limit, cursor, state, tier, lane, batch_id"),
         ("/v1/jobs?lane=fast", "lane", "'interactive' or 'bulk'"),
         ("/v1/jobs?limit=0", "limit", "greater than or equal to 1"),
         ("/v1/jobs?limit=201", "limit", "less than or equal to 200"),
         ("/v1/jobs?limit=", "limit", "integer"),
-        ("/v1/jobs?limit=5&limit=6", "limit", "is given 2 times; once is accepted"),
+        ("/v1/jobs?limit=5&limit=6", "limit", "appears 2 times; it may appear once"),
         ("/v1/jobs?cursor=nonsense", "cursor", "next_cursor"),
         ("/v1/jobs?batch_id=1", "batch_id", "pattern"),
-        ("/v1/batches?state=running", "state", "there is: limit, cursor"),
+        ("/v1/batches?state=running", "state", "names are: limit, cursor"),
         ("/v1/webhook-deliveries?state=sent", "state", "'pending', 'delivered' or 'failed'"),
-        ("/v1/webhook-receivers?state=paused", "state", "there is none"),
-        ("/v1/tiers?model=tiny", "model", "there is none"),
-        ("/v1/models?x", "x", "there is none"),
+        ("/v1/webhook-receivers?state=paused", "state", "there are none"),
+        ("/v1/tiers?model=tiny", "model", "there are none"),
+        ("/v1/models?x", "x", "there are none"),
     ],
 )
 def test_S11_a_fault_of_a_query_names_its_parameter_and_what_there_is(

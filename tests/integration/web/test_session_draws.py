@@ -100,7 +100,7 @@ def test_S25_a_form_without_the_sessions_token_does_nothing_and_loses_nothing(
     answer = browser.post("/", data={**TYPED, **{k: v.encode("utf-8", "replace") for k, v in sent.items()}})
     assert answer.status_code == 403
     html = text(answer)
-    assert "this form belongs to another session" in html
+    assert "this form belongs to an earlier session" in html
     assert_kept(html)
     assert num_jobs(client) == 0
     assert draw(browser, token=token_in(html)).status_code == 303, "the form that came back can be sent"
@@ -123,7 +123,7 @@ def test_S25_after_a_sign_in_in_another_tab_a_stale_form_says_so_and_keeps_what_
     browser.post("/session", data={"api_key": stranger.key})
     answer = draw(browser, token=stale)
     assert answer.status_code == 403
-    assert "you have signed in again meanwhile" in text(answer)
+    assert "you have signed in again since" in text(answer)
     assert_kept(text(answer))
     assert draw(browser, token=token_in(text(answer))).status_code == 303
     assert (num_jobs(client), num_jobs(stranger)) == (0, 1), "it is drawn for who is signed in now"
@@ -157,7 +157,7 @@ def test_S25_a_revoked_key_ends_the_drawing_at_once(
     accounts.revoke_key(database, key.id)
     answer = draw(browser, token=token, seed="2")
     assert answer.status_code == 401
-    assert "the session is over" in text(answer)
+    assert "the session has ended" in text(answer)
     assert_kept(text(answer).replace('value="2"', 'value="41"'))
     assert num_jobs(client) == 1
 
@@ -235,7 +235,7 @@ def test_S25_a_running_job_says_that_it_is_being_canceled(
     assert jobs.claim(database, job_id, tiers=["sd", "hd"], worker=worker, lease_seconds=30)
     act(browser, job_id, "cancel", token=token_of(browser))
     html = text(browser.get(f"/jobs/{job_id}"))
-    assert "is being canceled" in html
+    assert "Being canceled" in html
     assert "/cancel" not in html
 
 
@@ -281,7 +281,7 @@ def test_S25_a_job_is_changed_by_nobody_else(
     job_id = client.submit().get_json()["id"]
     token = token_of(browser)
     stale = act(browser, job_id, verb, token="0" * 64)
-    assert (stale.status_code, "belongs to another session" in text(stale)) == (403, True)
+    assert (stale.status_code, "belongs to an earlier session" in text(stale)) == (403, True)
     assert act(app.test_client(), job_id, verb, token=token).status_code == 401
     other = signed_in(app, stranger.key)
     assert act(other, job_id, verb, token=token_of(other)).status_code == 404

@@ -147,7 +147,7 @@ def test_metrics_are_served_on_loopback(settings: Settings, api_key: str) -> Non
     assert client("GET", "/metrics").status_code == 404
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/docs/try"])
+@pytest.mark.parametrize("path", ["/", "/docs"])
 def test_a_page_loads_nothing_from_elsewhere(client: Client, path: str) -> None:
     html = client("GET", path).get_data(as_text=True)
     links = re.findall(r'(?:src|href)="([^"]*)"', html)
@@ -161,12 +161,17 @@ def test_a_page_loads_nothing_from_elsewhere(client: Client, path: str) -> None:
     assert "<script>" not in html
 
 
+def test_the_old_address_of_swagger_ui_leads_to_the_new_one(client: Client) -> None:
+    answer = client("GET", "/docs/try")
+    assert (answer.status_code, answer.headers["Location"]) == (301, "/docs")
+
+
 def test_every_answer_has_its_security_headers(app: Flask) -> None:
     for path in ("/", "/docs", "/docs/try", "/healthz", "/v1/jobs", "/nothing"):
         headers = app.test_client().get(path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["X-Frame-Options"] == "DENY"
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
-    for path in ("/", "/docs"):
-        assert "'unsafe" not in app.test_client().get(path).headers["Content-Security-Policy"]
+    assert "'unsafe" not in app.test_client().get("/").headers["Content-Security-Policy"]
+    assert "script-src 'self';" in app.test_client().get("/docs").headers["Content-Security-Policy"]
     assert app.test_client().get("/v1/jobs").headers["Cache-Control"] == "no-store"

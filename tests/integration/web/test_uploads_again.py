@@ -281,7 +281,7 @@ def test_S22_another_accounts_report_is_refused_by_line(
 def test_S22_an_id_that_is_no_jobs_is_refused_by_line(client: Client, job_id: str) -> None:
     problem = assert_problem(upload(client, f"prompt,job_id\na,\nb,{job_id}\n".encode()), 422, "invalid_csv")
     assert [(error["line"], error["field"]) for error in problem["errors"]] == [(3, "job_id")]
-    assert f"there is no job '{job_id}' of this account" in problem["detail"]
+    assert f"is not a job of this account: '{job_id}'" in problem["detail"]
 
 
 def test_S22_a_row_that_is_there_twice_is_tried_once(client: Client, draw: Draw, fail: Fail) -> None:

@@ -13,11 +13,12 @@ from flask import Flask
 from prometheus_client import generate_latest
 from sqlalchemy import text
 
+from catalogue.warnings import RequestWarning
 from settings import Settings
 from storage import accounts, batches, dispatches, jobs, submissions, workers
 from storage.database import Database
-from storage.isolation import mark_isolated, unmark_isolated
-from storage.job_views import JobWarning, StoredImage
+from storage.isolation import clear_isolated, set_isolated
+from storage.job_views import StoredImage
 from storage.jobs import Claim, WorkerName
 from storage.workers import Worker
 from tests.fixtures.new_jobs import new_job
@@ -96,7 +97,7 @@ def release(database: Database, claimed: Claim, *, backoff_seconds: float) -> No
 
 
 def let_pass(database: Database, job_id: str, seconds: float) -> None:
-    """What was noted of this job's bell was noted so much earlier."""
+    """Move the dispatch times of this job into the past."""
     with database.transaction() as connection:
         connection.execute(
             text(
@@ -197,7 +198,7 @@ def test_another_accounts_jobs_are_a_number_and_its_bulk_jobs_not_even_that(
     assert "0 jobs of yours" in shown(client, own[0])[1]
     assert shown(client, own[1]) == (
         "bulk_turn",
-        "bulk jobs are started a few at a time, accounts taking turns, with 1 job of yours before it",
+        "bulk jobs are dispatched a few at a time, in turn between accounts; 1 job of yours ahead of it",
         None,
     )
 
@@ -210,7 +211,7 @@ def test_taken_slots_are_named_and_only_those_of_the_jobs_own_lane_count(
     waiting = submit()
     assert shown(client, waiting) == (
         "all_slots_busy",
-        f"all 1 interactive slots of the 1 live worker of tier {tier!r} are taken; 0 jobs ahead",
+        f"all 1 interactive slots of the 1 live worker of tier {tier!r} are in use; 0 jobs ahead",
         1,
     )
     bulk = submit(lane="bulk")
@@ -226,7 +227,7 @@ def test_a_job_that_failed_once_says_with_what_and_when_it_is_tried_again(
     release(database, claim(database, job_id, tier, worker), backoff_seconds=3600)
     code, detail, position = shown(client, job_id)
     assert (code, position) == ("retry_backoff", None)
-    said = "1 of its 5 tries failed, the last with storage_unavailable; the next may begin in "
+    said = "1 of 5 attempts failed, the last with storage_unavailable; the next may start in "
     assert re.fullmatch(re.escape(said) + "(35[0-9]{2}|3600) s", detail)
     let_pass(database, job_id, 3601)
     assert shown(client, job_id)[0] == "dispatch_due"
@@ -246,27 +247,27 @@ def test_a_job_whose_worker_died_says_that_it_runs_alone_until_it_does(
     again = claim(database, job_id, tier, worker)
     assert client("GET", f"/v1/jobs/{job_id}").get_json()["state"] == "running"
     assert shown(client, job_id)[0] == "runs_alone"
-    assert mark_isolated(database, again.lease)
+    assert set_isolated(database, again.lease)
     assert client("GET", f"/v1/jobs/{job_id}").get_json()["waiting_reason"] is None
-    assert unmark_isolated(database, again.lease, progress=0.5)
+    assert clear_isolated(database, again.lease, progress=0.5)
     assert client("GET", f"/v1/jobs/{job_id}").get_json()["waiting_reason"] is None, "it has run alone"
 
 
-def test_a_bell_that_idle_workers_do_not_hear_is_overdue(
+def test_a_dispatch_that_no_idle_worker_receives_is_overdue(
     client: Client, submit: Submit, start_worker: StartWorker, tier: str, database: Database
 ) -> None:
     worker = start_worker()
-    heard, lost = submit(), submit()
+    received, lost = submit(), submit()
     let_pass(database, lost, 60)
     assert shown(client, lost)[0] == "dispatch_overdue"
-    claim(database, heard, tier, worker)
-    assert shown(client, lost)[0] == "about_to_start", "bells are heard: it is only its turn that is missing"
-    unrung = submit()
-    dispatches.put_back(database, unrung)
-    assert shown(client, unrung)[0] == "dispatch_due"
+    claim(database, received, tier, worker)
+    assert shown(client, lost)[0] == "about_to_start", "messages are received: only its turn has not come"
+    undispatched = submit()
+    dispatches.undispatch(database, undispatched)
+    assert shown(client, undispatched)[0] == "dispatch_due"
 
 
-def test_a_bulk_job_that_nobody_feeds_is_overdue(
+def test_a_bulk_job_that_is_never_dispatched_is_overdue(
     client: Client, submit: Submit, start_worker: StartWorker, tier: str, database: Database
 ) -> None:
     start_worker()
@@ -336,7 +337,7 @@ def test_what_was_cut_is_said_by_the_job_and_in_the_batchs_results(
         database, job["id"], tiers=["sd"], worker=WorkerName("boot", "cpu:0"), lease_seconds=30
     )
     assert claimed is not None
-    cut = JobWarning(code="prompt_cut", field="prompt", detail='it has 40 tokens: "a ring" was not used')
+    cut = RequestWarning(code="prompt_cut", field="prompt", detail='it has 40 tokens: "a ring" was not used')
     image = StoredImage(0, 1, f"test/{job['id']}", "0" * 64, 1, 128, 128)
     assert jobs.finish(database, claimed.lease, stored=[image], warnings=[cut], timings={})
     done = client("GET", f"/v1/jobs/{job['id']}").get_json()

@@ -20,7 +20,7 @@ def run_of(job_id: str, waits: float, *, detail: str = ELSEWHERE) -> list[Event]
 def test_S38_what_was_taken_back_waits_until_its_next_claim() -> None:
     events = [*run_of("one", 2.0), *run_of("other", 4.0, detail=ON_DEVICE)]
     kills = kills_of([WELL, WELL], events, num_kills=1, start_to_claim_seconds=[9.0, 3.0])
-    assert (kills.num_reaped, kills.num_suspected) == (2, 1)
+    assert (kills.num_reaped, kills.num_quarantined) == (2, 1)
     assert kills.reap_to_claim_seconds == [2.0, 4.0]
     assert not list(failures(kills))
     lines = list(table(kills))

@@ -78,8 +78,8 @@ def test_gains_have_a_sample_a_seed_of_requests_that_ran_as_the_option_says() ->
     for value, low, high, samples in found.values():
         assert samples == [value] == [low] == [high]
         assert value > 0
-    assert model.deep_sizes, "some steps had a cache"
-    assert 0 in model.deep_sizes or min(model.deep_sizes) < max(model.deep_sizes)
+    assert model.inner_sizes, "some steps had a cache"
+    assert 0 in model.inner_sizes or min(model.inner_sizes) < max(model.inner_sizes)
 
 
 def test_points_lost_are_negative_where_more_obey() -> None:

@@ -1,4 +1,4 @@
-"""The simulator: what its arms must do whatever the policy, and that the policy keeps its figures."""
+"""The simulator: what its strategies must do whatever the policy, and that the policy keeps its figures."""
 
 import math
 from collections.abc import Callable
@@ -46,15 +46,15 @@ SIZES = Work(
 )
 
 
-@pytest.mark.parametrize("arm", STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("work", [Work(), SIZES], ids=["one size", "two sizes"])
-def test_every_arm_serves_every_request_and_none_before_its_time(strategy: Strategy, work: Work) -> None:
+def test_every_strategy_serves_every_request_and_none_before_its_time(strategy: Strategy, work: Work) -> None:
     for arrival in served(work, strategy, load=0.5, seed=3, num_requests=500):
         fastest = work.step_seconds(arrival.side, 1)
         assert arrival.latency_seconds >= arrival.num_steps * fastest - 1e-9
 
 
-@pytest.mark.parametrize("arm", [continuous_fifo, ours])
+@pytest.mark.parametrize("strategy", [continuous_fifo, ours])
 def test_device_that_re_forms_its_batches_keeps_up_near_its_capacity(strategy: Strategy) -> None:
     trace = arrivals(Work(), 0.95, 4000, seed=2)
     strategy(Work(), trace)
@@ -78,14 +78,14 @@ def test_lone_request_takes_its_solo_time_on_the_bare_model() -> None:
     assert arrival.slowdown == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("arm", [continuous_fifo, ours, with_deadlines(ours)])
+@pytest.mark.parametrize("strategy", [continuous_fifo, ours, with_deadlines(ours)])
 def test_lone_request_takes_its_solo_time_on_our_engine(strategy: Strategy) -> None:
     (arrival,) = arrivals(Work(), 0.5, 1, seed=1)
     strategy(Work(), [arrival])
     assert arrival.slowdown == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("arm", [continuous_fifo, keyed_dynamic(0.0), padded_dynamic(0.2)])
+@pytest.mark.parametrize("strategy", [continuous_fifo, keyed_dynamic(0.0), padded_dynamic(0.2)])
 def test_what_is_past_its_deadline_is_dropped_and_is_a_miss(strategy: Strategy) -> None:
     trace = served(Work(), with_deadlines(strategy), load=1.2, seed=1, num_requests=2000)
     dropped = [arrival for arrival in trace if math.isinf(arrival.slowdown)]

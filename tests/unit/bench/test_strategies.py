@@ -179,7 +179,7 @@ def test_arrivals_come_at_just_the_rate_that_was_asked_for(asked: list[Generatio
     ("num_requests", "num_missed", "is_enough"),
     [(80, 8, True), (80, 9, False), (10, 1, True), (150, 16, False)],
 )
-def test_nine_in_ten_are_enough_whoever_misses_first(
+def test_nine_in_ten_are_enough_whichever_misses_first(
     num_requests: int, num_missed: int, is_enough: bool
 ) -> None:
     solo = Solo({(steps, scale): 1.0 for steps in STEPS for scale in GUIDANCE_SCALES})

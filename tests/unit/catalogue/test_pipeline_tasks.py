@@ -98,11 +98,11 @@ def test_the_shipped_model_offers_what_its_weights_can_draw() -> None:
 def entry(**changes: Any) -> Model:
     """The shipped model with these entries."""
     model = load_catalogue(ROOT / "calotype.toml").models[0]
-    return Model.model_validate({**model.model_dump(), **changes})
+    return Model.model_validate({**model.model_dump(by_alias=True), **changes})
 
 
 def test_an_entry_without_tasks_offers_text_to_image() -> None:
-    entries = load_catalogue(ROOT / "calotype.toml").models[0].model_dump(exclude={"tasks"})
+    entries = load_catalogue(ROOT / "calotype.toml").models[0].model_dump(exclude={"tasks"}, by_alias=True)
     assert Model.model_validate(entries).tasks == ("text-to-image",)
 
 

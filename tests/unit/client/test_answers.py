@@ -1,4 +1,4 @@
-"""The promises of the client about answers: what is no calotype, what an error says, what is new."""
+"""The promises of the client about answers: what is not calotype, what an error says, what is new."""
 
 from datetime import UTC, datetime
 
@@ -28,10 +28,10 @@ def client_of(url: str) -> Client:
 
 
 @pytest.mark.parametrize("body", [b"<html>Welcome</html>", b"[]", b"null", b"", b"{}", b'{"id": "job_1"}'])
-def test_what_answers_without_a_job_is_no_calotype(serve: Serve, body: bytes) -> None:
+def test_what_answers_without_a_job_is_not_calotype(serve: Serve, body: bytes) -> None:
     with (
         client_of(serve(Answer(body=body)).url) as client,
-        pytest.raises(UnexpectedAnswerError, match="no calotype"),
+        pytest.raises(UnexpectedAnswerError, match="is not calotype"),
     ):
         client.get("job_1")
 

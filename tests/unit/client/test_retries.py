@@ -13,7 +13,7 @@ from client.calotype import (
     ServerError,
     UnreachableError,
 )
-from client.calotype.steps import Conduct
+from client.calotype.steps import RetryPolicy
 
 from .conftest import Answer, Serve, Server, job_answer, problem_answer
 
@@ -114,10 +114,10 @@ def test_retry_after_may_be_a_date(serve: Serve) -> None:
 def test_delays_double_up_to_a_bound_and_are_spread() -> None:
     failure = UnreachableError("x")
     for draw, factor in ((0.0, 0.5), (1.0, 1.0)):
-        conduct = Conduct("", 9, draw=lambda draw=draw: draw)  # type: ignore[misc]
-        delays = [conduct.delay_seconds(number, failure) for number in range(7)]
+        policy = RetryPolicy("", 9, draw=lambda draw=draw: draw)  # type: ignore[misc]
+        delays = [policy.delay_seconds(number, failure) for number in range(7)]
         assert delays == [factor * seconds for seconds in (0.5, 1, 2, 4, 8, 8, 8)]
-    assert conduct.delay_seconds(9, failure) is None
+    assert policy.delay_seconds(9, failure) is None
 
 
 def test_what_is_not_there_to_be_canceled_says_so(serve: Serve) -> None:

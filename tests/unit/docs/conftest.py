@@ -1,4 +1,4 @@
-"""Reading our own pages: the tables under a heading."""
+"""Fixtures that read the pages: every page, and the tables under a heading."""
 
 import re
 from collections.abc import Callable

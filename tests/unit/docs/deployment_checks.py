@@ -1,7 +1,8 @@
-"""What a deployment file names and the code does not have: commands, ports, paths and variables.
+"""Finds names in deployment files that do not exist in the code: commands, options, ports, paths, variables.
 
-Each check returns sentences, one for each thing that does not exist, so that a test can ask of a changed
-copy whether the change was noticed.
+Each check returns a sentence for each missing name, so that a test can change a copy of a file and expect
+one. Which settings a process cannot do without is not checked here: `tests/integration/test_images.py` runs
+the services with the settings that they are given.
 """
 
 import importlib.util
@@ -26,21 +27,12 @@ OURS_IN_THE_ENVIRONMENT = {"PORT", "FLOWER_PORT"}
 POSTGRES_IMAGE = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD_FILE"}
 PYTHON = {"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "HOME"}
 IN_THE_IMAGES = {"test", "pg_isready", "valkey-cli", "wget"}
-"""What health checks call in images; that the images of others hold them is from their documentation."""
+"""Programs that health checks call; that other projects' images contain them is from their documentation."""
 ON_THE_HOST = {"cp", "docker", "git", "honcho", "install", "make", "sh", "sleep", "systemctl"}
-NEEDS = {
-    "api": "web/app.py",
-    "none": "tasks/webhooks/worker.py",  # as a device: before the word `worker`
-    "worker": "tasks/worker.py",
-    "sweep": "tasks/sweep.py",
-    "alembic": "migrations/env.py",
-    "celery": "tasks/app.py",
-}
-"""Where the process of a command says which settings it cannot do without."""
 
 
 def problems(deployment: Deployment) -> list[str]:
-    """Everything that is named and does not exist."""
+    """Every name in the files that does not exist."""
     return [
         *(f"{command.place}: {found}" for command in deployment.commands for found in check_command(command)),
         *check_variables(deployment),
@@ -50,7 +42,7 @@ def problems(deployment: Deployment) -> list[str]:
 
 
 def check_command(command: Command) -> Iterable[str]:
-    """A program, and for ours its module, subcommand, options and application."""
+    """Check the program, and for our own its module, subcommand, options and application."""
     program, *words = [word for word in command.words if not re.match(r"\w+=", word)]
     if program == "sudo":
         program, *words = words
@@ -87,9 +79,9 @@ def _check_module(module: str, *arguments: str) -> Iterable[str]:
 
         yield from _unknown(options, {f"--{name.replace('_', '-')}" for name in known})
         if "flower" not in arguments:
-            yield f"celery is not told `flower`: {arguments}"
+            yield f"celery does not run `flower`: {arguments}"
     elif module == "alembic" and arguments != ("upgrade", "head"):
-        yield f"alembic is told {arguments}"
+        yield f"alembic runs {arguments}"
     for word in arguments:
         if match := re.fullmatch(r"([a-z]+\.[a-z]+):(\w+)(\(\))?", word):
             path = ROOT / (match[1].replace(".", "/") + ".py")
@@ -123,7 +115,7 @@ def _unknown(given: Iterable[str], known: Iterable[str]) -> Iterable[str]:
 
 
 def check_variables(deployment: Deployment) -> Iterable[str]:
-    """Each variable is read by someone, and each that is needed is given."""
+    """Check that some process reads each variable that the files set."""
     from flower.options import options as flower
 
     of_flower = {f"FLOWER_{name.replace('-', '_').upper()}" for name in flower}
@@ -131,7 +123,7 @@ def check_variables(deployment: Deployment) -> Iterable[str]:
     for name in deployment.names:
         for variable in re.findall(r"\b(?:CALOTYPE|FLOWER|POSTGRES)_[A-Z0-9_]+\b", deployment.text(name)):
             if variable not in known:
-                yield f"{name}: nobody reads {variable}"
+                yield f"{name}: no process reads {variable}"
     offered = deployment.variables_of(".env.example")
     used = dict(re.findall(r"(?<!\$)\$\{(\w+):-([^}]*)\}", deployment.text("docker-compose.yml")))
     if used != offered:
@@ -143,42 +135,30 @@ def check_variables(deployment: Deployment) -> Iterable[str]:
         environment = service["environment"]
         secrets = {path.rpartition("/")[2].upper() for path in mounted(service)}
         for variable in {key for key in environment if key not in known}:
-            yield f"docker-compose.yml: {name}: nobody reads {variable}"
+            yield f"docker-compose.yml: {name}: no process reads {variable}"
         for variable in sorted(secrets - SETTINGS):
             if variable.startswith("CALOTYPE_"):
                 yield f"docker-compose.yml: {name}: {variable} is no setting"
-        missing = needed_by(deployment, name) - environment.keys() - secrets
-        yield from (f"docker-compose.yml: {name} is not given {variable}" for variable in sorted(missing))
-
-
-def needed_by(deployment: Deployment, service: str) -> set[str]:
-    """The settings without which the process of a service of ours ends at once."""
-    place = f"docker-compose.yml: {service}"
-    words = next(command.words for command in deployment.commands if command.place == place)
-    source = next(path for word, path in NEEDS.items() if word in words)
-    required = re.search(r"settings\.require\(([^)]*)\)", (ROOT / source).read_text(encoding="utf-8"))
-    assert required, source
-    return {f"CALOTYPE_{name.upper()}" for name in re.findall(r"\w+", required[1])}
 
 
 def _check_procfile_and_units(deployment: Deployment, known: set[str]) -> Iterable[str]:
     for name, line in deployment.procfile.items():
         for variable in set(re.findall(r"\$\{?(\w+)", line)) - known:
-            yield f"Procfile: {name}: nobody sets {variable}"
+            yield f"Procfile: {name}: nothing sets {variable}"
     for path in sorted((deployment.root / "deploy" / "systemd").glob("*.env.example")):
         for variable in deployment.variables_of(f"deploy/systemd/{path.name}").keys() - known:
-            yield f"{path.name}: nobody reads {variable}"
+            yield f"{path.name}: no process reads {variable}"
     for name, unit in deployment.units.items():
         service = unit["Service"] if unit.has_section("Service") else {}
         given = {word.partition("=")[0] for word in service.get("Environment", "").split()}
         for variable in given - known:
-            yield f"{name}: nobody reads {variable}"
+            yield f"{name}: no process reads {variable}"
         for variable in set(re.findall(r"\$\{?(\w+)", service.get("ExecStart", ""))) - given:
             yield f"{name}: {variable} has no default"
 
 
 def check_ports(deployment: Deployment) -> Iterable[str]:
-    """A port is the same wherever it stands, and each published one is listened on."""
+    """Check that a port is the same in all files, and that a service listens on each published port."""
     services, text = deployment.services, deployment.text
     web = re.findall(r"--port=(\d+)", str(deployment.stage("api", "CMD")[-1]))[0]
     s3 = re.findall(r"-s3\.port=(\d+)", str(services["seaweedfs"]["command"]))[0]
@@ -194,9 +174,9 @@ def check_ports(deployment: Deployment) -> Iterable[str]:
     if endpoint != f"http://seaweedfs:{s3}":
         yield f"docker-compose.yml: S3 listens on {s3}, and CALOTYPE_S3_ENDPOINT is {endpoint}"
     if f":{web}" not in deployment.variables_of(".env.example")["CALOTYPE_PUBLIC_URL"]:
-        yield ".env.example: CALOTYPE_PUBLIC_URL is not where the API answers"
+        yield ".env.example: CALOTYPE_PUBLIC_URL is not the API's address"
     if f":{s3}" not in deployment.variables_of(".env.example")["CALOTYPE_S3_PUBLIC_ENDPOINT"]:
-        yield ".env.example: CALOTYPE_S3_PUBLIC_ENDPOINT is not where S3 answers"
+        yield ".env.example: CALOTYPE_S3_PUBLIC_ENDPOINT is not the address of S3"
     brokers = {f"calotype_broker_url_{role}": "@valkey:6379/0" for role in ROLES}
     databases = {f"calotype_database_url_{role}": "@postgres:5432/calotype" for role in DATABASE_ROLES}
     owner = {"calotype_database_url": "@postgres:5432/calotype"}
@@ -215,19 +195,19 @@ def check_ports(deployment: Deployment) -> Iterable[str]:
 
 
 def check_paths(deployment: Deployment) -> Iterable[str]:
-    """Each file is there: in the checkout, among the secrets that are made, or written by the command."""
+    """Check that each file is in the checkout, among the made secrets, or written by the command."""
     yield from _check_mounts(deployment)
     allowed = re.findall(r"^!(.+)$", deployment.text(".dockerignore"), re.MULTILINE)
     for target in ("dependencies", "api", "worker"):
         for words in deployment.stage(target, "COPY"):
             for source in [] if words[0].startswith("--from") else words[:-1]:
                 if not any(ROOT.glob(source)):
-                    yield f"Dockerfile: {target} copies {source}, which is not there"
+                    yield f"Dockerfile: {target} copies {source}, which does not exist"
                 if not any(fnmatch(source, rule) for rule in allowed):
-                    yield f".dockerignore: keeps {source} out, which {target} copies"
+                    yield f".dockerignore: excludes {source}, which {target} copies"
     for rule in allowed:
         if not any(ROOT.glob(rule)):
-            yield f".dockerignore: {rule} is not there"
+            yield f".dockerignore: {rule} does not exist"
     for name in deployment.names:
         for path in re.findall(rf"{HOME}/([\w./-]*\w)", deployment.text(name)):
             if not path.startswith(".venv") and not (ROOT / path).exists():
@@ -257,4 +237,4 @@ def _check_mounts(deployment: Deployment) -> Iterable[str]:
         probe = str(service.get("healthcheck", {}).get("test", ""))
         for path in re.findall(r"/tmp/[\w.-]+", probe):
             if path not in service["command"]:
-                yield f"docker-compose.yml: {name}: {path} is looked at, and nothing writes it"
+                yield f"docker-compose.yml: {name}: {path} is read by the health check, and nothing writes it"

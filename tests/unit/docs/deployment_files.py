@@ -1,6 +1,6 @@
-"""The deployment files, read: Procfile, Compose file, Dockerfile, systemd units, env examples, how-tos.
+"""Reads the deployment files: Procfile, Compose file, Dockerfile, systemd units, env examples, how-tos.
 
-Owns their forms: continuation lines, merge keys, `$${...}`. It judges nothing; `deployment_checks` does.
+Owns their syntax: continuation lines, merge keys, `$${...}`. `deployment_checks` compares them with the code.
 """
 
 import re
@@ -21,26 +21,26 @@ HOWTOS = ("deploy-with-compose", "deploy-with-systemd", "use-your-own-services")
 PAGES = tuple(f"docs/howto/{name}.md" for name in HOWTOS)
 FILES = ("Procfile", "docker-compose.yml", "Dockerfile", ".dockerignore", ".env.example", "deploy", *PAGES)
 HOME = "/opt/calotype"
-"""Where the units expect the checkout."""
+"""The checkout that the units expect."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command and where it stands."""
+    """One command, and the file and process that it is from."""
 
     place: str
     words: list[str]
 
 
 class Unit(RawConfigParser):
-    """A systemd unit: keys keep their case, and one that stands twice is an error."""
+    """A systemd unit: keys keep their case, and a duplicate key is an error."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(strict=True, interpolation=None, delimiters=("=",), comment_prefixes=("#",))
         self.read_string(path.read_text(encoding="utf-8"))
 
     def optionxform(self, optionstr: str) -> str:
-        """As it is written."""
+        """Keep the case."""
         return optionstr
 
 
@@ -51,12 +51,12 @@ class Deployment:
         self.root = root
 
     def text(self, name: str) -> str:
-        """One file."""
+        """The text of one file."""
         return (self.root / name).read_text(encoding="utf-8")
 
     @property
     def names(self) -> list[str]:
-        """Every file's path below the root."""
+        """The path of every file below the root."""
         places = [self.root / name for name in FILES]
         found = [path for place in places for path in (place, *sorted(place.rglob("*")))]
         texts = [path for path in found if path.is_file() and path.suffix != ".pyc"]
@@ -74,13 +74,13 @@ class Deployment:
 
     @property
     def services(self) -> dict[str, dict[str, Any]]:
-        """Compose's services."""
+        """The services of the Compose file."""
         services: dict[str, dict[str, Any]] = self.compose["services"]
         return services
 
     @property
     def ours(self) -> dict[str, dict[str, Any]]:
-        """Those that are built here."""
+        """The services whose image is built here."""
         return {name: service for name, service in self.services.items() if "build" in service}
 
     @cached_property
@@ -110,7 +110,7 @@ class Deployment:
         return {path.name: Unit(path) for path in sorted(paths)}
 
     def variables_of(self, name: str) -> dict[str, str]:
-        """The assignments of an env example."""
+        """The assignments in an env example."""
         return dict(re.findall(r"^(\w+)=(.*)$", self.text(name), re.MULTILINE))
 
     @cached_property
@@ -138,7 +138,7 @@ class Deployment:
 
     @property
     def made_secrets(self) -> dict[str, str]:
-        """What `deploy/make-secrets` makes from the templates beside it."""
+        """The secrets that `deploy/make-secrets` makes, by file name."""
         paths = [path for path in sorted((self.root / "deploy").iterdir()) if path.is_file()]
         return _made_by(tuple((path.name, path.read_text(encoding="utf-8")) for path in paths))
 
@@ -181,7 +181,7 @@ def _in_shell(place: str, words: list[str]) -> list[Command]:
 
 
 def _shell_blocks(text: str) -> list[list[str]]:
-    """Each command in the `sh` blocks of a page; lines may continue, comments and exports are no commands."""
+    """Each command in the `sh` blocks of a page, without comments and exports; lines may continue."""
     lines = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     joined = re.sub(r"\\\n\s*", "", lines).splitlines()
     return [words for line in joined if (words := shlex.split(line, comments=True)) and words[0] != "export"]

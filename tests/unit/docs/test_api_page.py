@@ -7,13 +7,14 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from catalogue.states import State
+from catalogue.warnings import WarningCode
 from engine.policy.policy import Reason
-from engine.request import GeneratedImage, Timings, WarningCode
+from engine.request import GeneratedImage, Timings
 from settings import ROOT, Settings
 from storage import errors as storage_errors
-from storage.states import State
-from tasks.images.inputs import InputMissing
-from tasks.timings import timings_of
+from tasks.errors import InputMissing
+from tasks.generate import timings_of
 from web import refusals
 from web.api.schemas import JobRequest
 from web.app import create_app

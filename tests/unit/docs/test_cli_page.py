@@ -1,4 +1,4 @@
-"""docs/reference/cli.md says what cli/__main__.py does."""
+"""docs/reference/cli.md documents every command, option and exit code of `cli`."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ import typer.main
 from cli.__main__ import app
 from cli.terminal import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
 from settings import ROOT
-from tasks.consumer_watchdog import EXIT_DEAF
+from tasks.consumer_watchdog import EXIT_STALLED
 from tasks.heartbeat import EXIT_HUNG
 
 from .conftest import ReadTable
@@ -53,12 +53,13 @@ def test_the_options_of_a_command_are_all_documented_and_exist(name: str) -> Non
 
 def test_every_exit_code_is_documented(read_table: ReadTable) -> None:
     documented = {int(row[0]) for row in read_table(PAGE, "## Exit codes")}
-    # Read as text: importing the worker would import torch.
-    worker = re.findall(
-        r"^EXIT_\w+ = (\d+)", (ROOT / "tasks/worker.py").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    # Read as text: importing these would import torch.
+    sources = [
+        (ROOT / path).read_text(encoding="utf-8") for path in ("tasks/worker.py", "tasks/process_end.py")
+    ]
+    worker = re.findall(r"^EXIT_\w+ = (\d+)", "\n".join(sources), re.MULTILINE)
     ours = {EXIT_REFUSED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE}
-    assert documented == {0, *ours, EXIT_HUNG, EXIT_DEAF, *map(int, worker)}
+    assert documented == {0, *ours, EXIT_HUNG, EXIT_STALLED, *map(int, worker)}
 
 
 def test_the_options_before_the_command_are_documented() -> None:

@@ -1,4 +1,4 @@
-"""The page on hung dependencies shows the figures that were measured, and the bars that they are held to."""
+"""The page on hung dependencies shows the measured figures and their bars."""
 
 from bench.fault_figures import failures, read, table
 from bench.faults import FAULTS, PARTS

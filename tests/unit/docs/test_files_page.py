@@ -1,10 +1,11 @@
-"""docs/reference/files.md says of every kind of file what it gets, and each of them gets it."""
+"""docs/reference/files.md has the response for every kind of file, and the code agrees."""
 
 import pytest
 
 from settings import Settings
-from tasks.images.facts import ImageLimits, ImageUnreadable, read
-from tasks.images.pixels import mask_pixels, pixels
+from tasks.errors import ImageUnreadable
+from tasks.images.facts import ImageLimits, read
+from tasks.images.inputs import mask_pixels, pixels
 from tests.fixtures.image_files import FILES, files_of
 from web.api.file_resources import FileResource
 

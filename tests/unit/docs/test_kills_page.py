@@ -1,4 +1,4 @@
-"""docs/explanation/when-a-worker-dies.md shows what `make bench-kills` prints, and the bars hold."""
+"""docs/explanation/when-a-worker-dies.md has the table that `make bench-kills` prints, and its bars hold."""
 
 import re
 
@@ -9,7 +9,7 @@ PAGE = ROOT / "docs" / "explanation" / "when-a-worker-dies.md"
 
 
 def rows(lines: list[str]) -> dict[str, list[str]]:
-    """A table's other columns by its first."""
+    """The other columns of a table, keyed by its first."""
     cells = [line.strip("|").split("|") for line in lines if line.startswith("|")]
     return {name.strip(): [value.strip() for value in values] for name, *values in cells[2:]}
 

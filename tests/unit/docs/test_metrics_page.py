@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md lists the metrics of each process, and the examples ask for real ones."""
+"""docs/reference/metrics.md lists the metrics of each process, and the examples query existing ones."""
 
 import re
 from typing import get_args
@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry
 
 from engine.policy.policy import Reason
 from settings import ROOT
-from tasks.metrics.sender import SenderMetrics
 from tasks.metrics.sweeper import SweeperMetrics
 from tasks.metrics.worker import STAGES, WorkerMetrics
+from tasks.webhooks.worker import SenderMetrics
 from web.metrics import Metrics
 
 from .conftest import ReadTable
@@ -21,9 +21,9 @@ EXAMPLES = ("deploy/prometheus-alerts.yml", "docs/howto/watch-a-fleet.md")
 
 
 class Nothing:
-    """Stands for whatever the values would be read from."""
+    """A fake for every object that the metrics read."""
 
-    num_dispatched_now = num_failed = num_running = num_queued = 0
+    num_dispatched = num_failed = num_running = num_queued = 0
 
     def __len__(self) -> int:
         return 0
@@ -116,7 +116,7 @@ def test_every_stage_and_every_reason_is_explained(read_table: ReadTable) -> Non
 
 
 @pytest.mark.parametrize("path", EXAMPLES)
-def test_an_example_asks_for_metrics_that_exist(path: str) -> None:
+def test_an_example_queries_metrics_that_exist(path: str) -> None:
     known = {name for make in REGISTRIES.values() for name in metrics_of(make())}
     histograms = {
         f"{name}_{suffix}"

@@ -1,4 +1,4 @@
-"""docs/reference/openapi.json is what the code says."""
+"""docs/reference/openapi.json equals the document that the code generates."""
 
 import json
 

@@ -18,7 +18,9 @@ MAX_IMAGE_BYTES = 600_000
 
 def test_the_first_sentence_says_what_it_is() -> None:
     first = README.split("\n\n")[1]
-    assert first.startswith("calotype is a self-hosted text-to-image service")
+    assert first.startswith(
+        "calotype is a self-hosted text-to-image API with a durable job queue and continuous batching."
+    )
 
 
 def test_the_pictures_at_the_top_exist_and_are_small() -> None:

@@ -3,8 +3,9 @@
 import re
 from typing import get_args
 
+from catalogue.schedulers import SchedulerName
 from engine.pipelines.scheduler_classes import CLASSES, SAMPLERS
-from engine.request import SCHEDULERS, SchedulerName
+from engine.request import SCHEDULERS
 from settings import ROOT
 
 from .conftest import ReadTable

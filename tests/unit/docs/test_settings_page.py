@@ -1,4 +1,4 @@
-"""docs/reference/settings.md says what settings.py reads, no more and no less."""
+"""docs/reference/settings.md documents every setting and every entry of `calotype.toml`, and no others."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from catalogue.catalogue import (
-    ALL_SCHEDULERS,
     Catalogue,
     EmbeddingFile,
     LoraFile,
@@ -22,6 +21,7 @@ from catalogue.catalogue import (
 )
 from catalogue.parts import Part
 from catalogue.pipeline_parameters import PipelineParameter
+from catalogue.schedulers import ALL_SCHEDULERS
 from cli.__main__ import app
 from settings import ROOT, Settings
 
@@ -74,9 +74,10 @@ def test_every_entry_of_the_catalogue_is_documented_with_its_default(
     heading: str, entries: type[BaseModel], read_table: ReadTable
 ) -> None:
     rows = read_table(PAGE, heading)[: len(entries.model_fields)]
-    assert [row[0].strip("`") for row in rows] == list(entries.model_fields)
+    fields = {field.alias or name: field for name, field in entries.model_fields.items()}
+    assert [row[0].strip("`") for row in rows] == list(fields)
     for row in rows:
-        field = entries.model_fields[row[0].strip("`")]
+        field = fields[row[0].strip("`")]
         if "table" not in row[1]:  # named by the table itself
             assert row[1].strip("`") == _shown(field), row[0]
 

@@ -1,4 +1,4 @@
-"""docs/howto/receive-webhooks.md shows a receiver that works, and the schedule, events and codes that are."""
+"""docs/howto/receive-webhooks.md has a working receiver, and the schedule, events and codes of the code."""
 
 import re
 import sys
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
+from catalogue.states import TERMINAL
 from client import calotype
 from settings import ROOT, Settings
-from storage.states import TERMINAL
 from tasks.webhooks.client import ATTEMPT_CODES, Answer
 from tasks.webhooks.deliver import judge
 
@@ -21,7 +21,7 @@ TEXT = (ROOT / PAGE).read_text(encoding="utf-8")
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
-def test_the_receiver_of_the_page_takes_what_is_signed_and_nothing_else(
+def test_the_receiver_of_the_page_accepts_signed_messages_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

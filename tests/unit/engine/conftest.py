@@ -1,4 +1,4 @@
-"""An engine of a fake model under a set clock, and requests for it."""
+"""An engine with a fake model and a clock set by hand, and requests for it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,13 +22,13 @@ def model() -> FakeModel:
 
 @pytest.fixture
 def engine(model: FakeModel, clock: SetClock) -> Engine:
-    """Not started: a test turns it with `tick`."""
+    """Not started; tests call `tick`."""
     return Engine({"fake": model}, {"fake": {64 * 64: 8, 128 * 128: 4}}, determinism="exact", clock=clock)
 
 
 @pytest.fixture
 def ask() -> Callable[..., GenerationRequest]:
-    """A request with everything filled in."""
+    """Makes a complete request."""
 
     def ask(prompt: str = "fine", **changes: Any) -> GenerationRequest:
         plain = {"width": 64, "height": 64, "num_inference_steps": 4, "guidance_scale": 1.0, "seed": 1}

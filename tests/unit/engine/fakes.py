@@ -1,4 +1,4 @@
-"""A pipeline of arithmetic instead of weights, that fails on command, and a clock that is set by hand."""
+"""A fake pipeline that computes without weights and fails on command, and a clock set by hand."""
 
 import inspect
 from collections.abc import Callable
@@ -19,7 +19,7 @@ PIXELS_PER_LATENT = 8
 
 
 class FakeTextEncoder(Module):
-    """Gives a text the number of its mark, `(1, 1, 1)`."""
+    """Encodes a text as the number of its mark, `(1, 1, 1)`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class FakeTextEncoder(Module):
 
 
 class FakeDenoiser(Module):
-    """Elementwise, so every row is exact; what it does to a prompt is written in `MARKS`."""
+    """Elementwise, so every row is exact; `MARKS` lists what it does for each prompt."""
 
     dtype = torch.float32
     device = torch.device("cpu")
@@ -41,8 +41,8 @@ class FakeDenoiser(Module):
     def __init__(self) -> None:
         super().__init__()
         self.config = FrozenDict()
-        self.max_rows = 1000  # more rows than that are out of memory
-        self.step_sizes: list[int] = []  # rows of every forward pass tried
+        self.max_rows = 1000  # more rows run out of memory
+        self.step_sizes: list[int] = []  # rows of every attempted forward pass
         self.on_predict: Callable[[], None] = lambda: None
 
     def forward(
@@ -73,11 +73,11 @@ class FakeDenoiser(Module):
 
 
 class FakeWalk:
-    """The deep part of a `FakeDenoiser` is the sine; a shallow row adds its timestep to earlier latents."""
+    """A partial forward of `FakeDenoiser`: full rows compute the sine, cached rows reuse earlier latents."""
 
     def __init__(self, denoiser: FakeDenoiser) -> None:
         self._denoiser = denoiser
-        self.deep_sizes: list[int] = []  # rows of every deep part that was run
+        self.inner_sizes: list[int] = []  # rows of every run of the inner blocks
 
     def predict(
         self,
@@ -92,14 +92,14 @@ class FakeWalk:
             features = sample.new_empty(0, *sample.shape[1:])
         num_new = len(sample) - len(features)
         assert num_new <= num_full_rows <= len(sample)
-        self.deep_sizes.append(num_full_rows)
+        self.inner_sizes.append(num_full_rows)
         timestep = timestep.expand(len(sample)) if timestep.ndim == 0 else timestep
         output[num_new:] = torch.tanh(features + timestep[num_new:].view(-1, 1, 1, 1) / 100)
         return output, sample[:num_new]
 
 
 class FakeVAE(Module):
-    """Eight pixels along a side for each latent."""
+    """A decoder to eight pixels a side per latent."""
 
     dtype = torch.float32
 
@@ -115,7 +115,7 @@ class FakeVAE(Module):
 
 
 class FakePipeline(DiffusionPipeline):  # type: ignore[misc]
-    """A pipeline as diffusers writes them, whose modules compute next to nothing."""
+    """A pipeline like those of diffusers, with modules that compute almost nothing."""
 
     vae_scale_factor = PIXELS_PER_LATENT
     num_decodings = 1
@@ -172,12 +172,12 @@ class FakePipeline(DiffusionPipeline):  # type: ignore[misc]
         return ImagePipelineOutput(images=image)
 
     def stepped(self, latents: Tensor, prompt: str) -> Tensor:  # noqa: ARG002
-        """The latents after a step; a test's own pipeline may do something to them."""
+        """The latents after a step; subclasses may change them."""
         return latents
 
 
 class FakeModel(PipelineModel):
-    """A loaded `FakePipeline`, with what its parts note and can be told; it can cut guidance off."""
+    """A loaded `FakePipeline` that records its passes and can be told to fail; it can cut guidance off."""
 
     can_cut_guidance = True
     pipeline_class = FakePipeline
@@ -206,7 +206,7 @@ class FakeModel(PipelineModel):
 
     @property
     def num_decodings(self) -> int:
-        """How often its pipeline decodes an image."""
+        """The number of passes of a decoding."""
         return int(self._pipeline.num_decodings)
 
     @num_decodings.setter
@@ -215,12 +215,12 @@ class FakeModel(PipelineModel):
 
     @property
     def step_sizes(self) -> list[int]:
-        """Rows of every forward pass tried."""
+        """The rows of every attempted forward pass."""
         return self.fake.step_sizes
 
     @property
     def max_rows(self) -> int:
-        """More rows than that are out of memory."""
+        """More rows than this run out of memory."""
         return self.fake.max_rows
 
     @max_rows.setter
@@ -229,7 +229,7 @@ class FakeModel(PipelineModel):
 
     @property
     def on_predict(self) -> Callable[[], None]:
-        """Called in every forward pass."""
+        """A function that every forward pass calls."""
         return self.fake.on_predict
 
     @on_predict.setter
@@ -247,9 +247,9 @@ class FakeCachingModel(FakeModel):
         self.partial_forward = FakeWalk(self.fake)
 
     @property
-    def deep_sizes(self) -> list[int]:
-        """Rows of every deep part that was run."""
-        sizes: list[int] = self.partial_forward.deep_sizes
+    def inner_sizes(self) -> list[int]:
+        """The rows of every run of the inner blocks."""
+        sizes: list[int] = self.partial_forward.inner_sizes
         return sizes
 
 
@@ -266,7 +266,7 @@ class SizeDependent(FakeDenoiser):
 
 
 class NeighbourDependent(FakeDenoiser):
-    """A row's numbers depend on the rows beside it."""
+    """A denoiser whose rows depend on the other rows."""
 
     def __init__(self, difference: float = 1e-3) -> None:
         super().__init__()
@@ -277,7 +277,7 @@ class NeighbourDependent(FakeDenoiser):
 
 
 class Costly(FakeDenoiser):
-    """Takes time on a clock: `step_seconds` of the rows of each forward pass."""
+    """Advances a clock by `step_seconds` of the rows of each forward pass."""
 
     def __init__(self, clock: "SetClock", step_seconds: Callable[[int], float]) -> None:
         super().__init__()
@@ -290,7 +290,7 @@ class Costly(FakeDenoiser):
 
 
 class CostlyWalk(FakeWalk):
-    """A shallow step takes `cached_share` of the seconds of a whole one, the deep part all others."""
+    """A cached step takes `cached_share` of the seconds of a full one; the inner blocks take the rest."""
 
     def __init__(self, denoiser: Costly, cached_share: float) -> None:
         super().__init__(denoiser)
@@ -308,13 +308,13 @@ class CostlyWalk(FakeWalk):
         output, new = super().predict(sample, timestep, encoder_hidden_states, num_full_rows, features)
         step_seconds = self._costly.step_seconds
         full_seconds = step_seconds(num_full_rows) if num_full_rows else 0.0
-        # The seconds of a whole step have been spent by now.
+        # The seconds of a full step have passed by now.
         self._costly.clock.advance((1 - self.cached_share) * (full_seconds - step_seconds(len(output))))
         return output, new
 
 
 class SetClock:
-    """A clock that stands still until it is told to move."""
+    """A clock that moves only when a test advances it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -323,5 +323,5 @@ class SetClock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Move it on."""
+        """Advance the clock."""
         self.now += seconds

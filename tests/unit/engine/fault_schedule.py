@@ -1,4 +1,4 @@
-"""A seeded schedule of requests and of all that can go wrong with them, and its run through an engine."""
+"""A seeded schedule of requests and faults, and its run through an engine."""
 
 import random
 from concurrent.futures import Future
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.engine import Engine
 from engine.errors import EngineError, EngineStopped, GenerationFailed, NumericError, OutOfMemory
-from engine.handle import Handle
+from engine.generation import Handle
 from engine.request import GeneratedImage, GenerationRequest, SchedulerSpec
 from tests.unit.engine.fakes import SetClock
 from tests.unit.engine.faulty_model import CULPRITS, Fault, Faults, FaultyModel, Kind, SamplerFault
@@ -27,20 +27,20 @@ SPECS = [SchedulerSpec(), SchedulerSpec(eta=0.5), SchedulerSpec("euler"), Schedu
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is asked and when, who is canceled, and what fails: calls of the model, samplers, callbacks."""
+    """Which requests are made and when, which are canceled, and what fails: model, samplers, callbacks."""
 
     requests: list[GenerationRequest]
     joins: list[int]
     cancels: dict[int, int]  # before which tick
-    cancels_inside: dict[int, int]  # from which forward pass on, while that runs
+    cancels_inside: dict[int, int]  # from which forward pass on, during that pass
     faults: dict[tuple[Kind, int], Fault]
     samplers: dict[int, SamplerFault]
-    unmarked: set[int]  # whose hook before the first step fails
-    deaf: set[int]  # whose listener fails
+    unmarked: set[int]  # requests whose hook before the first step fails
+    deaf: set[int]  # requests whose progress callback fails
 
     @classmethod
     def drawn(cls, rng: random.Random, *, faults: list[Fault]) -> "Schedule":
-        """With more of them, and more trouble, than a worker will see in a year."""
+        """A schedule with more faults than a worker sees in a year."""
         requests = [_request(rng, number) for number in range(rng.randint(2, 12))]
         kinds: list[Kind] = ["encode", "predict", "predict", "predict", "decode"]
 
@@ -59,7 +59,7 @@ class Schedule:
         )
 
     def charges(self, number: int) -> tuple[type[EngineError], ...]:
-        """How a request may end by its own doing, whoever is beside it; if there is a way, it must."""
+        """The errors that a request may end with by its own fault; if there are any, it must end with one."""
         request = self.requests[number]
         texts = [request.prompt, request.negative_prompt if request.guidance_scale > 1 else ""]
         words = [text.rpartition(" ")[0] for text in texts]
@@ -94,7 +94,7 @@ def _request(rng: random.Random, number: int) -> GenerationRequest:
 
 @dataclass
 class Run:
-    """One schedule on one engine, turned by hand; a slow call takes a minute."""
+    """Runs one schedule on one engine by calling `tick`; a slow call takes a minute."""
 
     schedule: Schedule
     clock: SetClock = field(default_factory=SetClock)
@@ -110,7 +110,7 @@ class Run:
         self.ends = [0] * len(self.schedule.requests)
 
     def to_the_end(self) -> None:
-        """Every request is asked, and the engine turned until nothing is left of them."""
+        """Submit every request, and tick until all have ended."""
         for tick in range(2000):
             for number, joins_at in enumerate(self.schedule.joins):
                 if joins_at == tick:
@@ -129,11 +129,11 @@ class Run:
         raise AssertionError("it never ends")
 
     def submit(self, number: int) -> None:
-        """Ask for one, with what shall go wrong about it."""
+        """Submit one request, with its faults."""
 
         def listen(*_: int) -> None:
             if number in self.schedule.deaf:
-                raise ValueError("nobody listens")
+                raise ValueError("the callback fails")
 
         def mark() -> None:
             if number in self.schedule.unmarked:
@@ -159,7 +159,7 @@ class Run:
 
 
 def alone(request: GenerationRequest) -> bytes:
-    """The bytes of the request in an engine of its own in which nothing fails."""
+    """The bytes of the request, run alone in an engine without faults."""
     engine = Engine({"fake": FaultyModel()}, {"fake": LIMITS}, determinism="exact")
     handle = engine.submit(replace(request, seconds_left=None))
     while not engine.is_idle:

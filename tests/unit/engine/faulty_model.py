@@ -1,6 +1,6 @@
 """A model of arithmetic that fails by schedule: the nth encoding, forward pass or decoding, and bad prompts.
 
-It notes whom each fault hit while nobody else was in the same call: those alone may be charged.
+It records each request that a fault hit while it was alone in a call: only these may fail.
 """
 
 from collections import Counter
@@ -28,9 +28,10 @@ CULPRITS = ("explode", "not a number", "huge", "cannot be encoded")
 
 @dataclass
 class Faults:
-    """What fails, and whom that may be charged to.
+    """The faults, and the requests that may fail because of them.
 
-    Prompts are a word and a number, `fine 3`: the word is what it does, the number whose it is.
+    A prompt is a word and a number, such as `fine 3`: the word says what it does, the number is the
+    request's.
     """
 
     by_call: Mapping[tuple[Kind, int], Fault] = field(default_factory=dict)
@@ -43,12 +44,12 @@ class Faults:
     alone_without_room: set[int] = field(default_factory=set)  # in the forward pass before
 
     def next(self, kind: Kind) -> Fault | None:
-        """The fault of this call."""
+        """The fault of this call, or None."""
         self.num_calls[kind] += 1
         return self.by_call.get((kind, self.num_calls[kind]))
 
     def happen(self, fault: Fault | None) -> None:
-        """Raise it, or take its time."""
+        """Raise the fault, or let its time pass."""
         if fault == "out of memory":
             raise torch.OutOfMemoryError("CUDA out of memory")
         if fault == "exception":
@@ -60,7 +61,7 @@ class Faults:
 
 
 class FaultyTextEncoder(FakeTextEncoder):
-    """Gives the number of a mark and whose it is, `(1, 1, 2)`."""
+    """Encodes a text as the number of its mark and of its request, `(1, 1, 2)`."""
 
     def __init__(self, faults: Faults) -> None:
         super().__init__()
@@ -81,12 +82,12 @@ class FaultyTextEncoder(FakeTextEncoder):
 
 
 class FaultyDenoiser(FakeDenoiser):
-    """Knows whose the rows are."""
+    """A denoiser that knows the request of each row."""
 
     def __init__(self, faults: Faults) -> None:
         super().__init__()
         self.faults = faults
-        self.spoiled: Tensor | None = None  # which rows of the last forward pass are no numbers
+        self.spoiled: Tensor | None = None  # rows of the last forward pass that are NaN
 
     def predict(self, sample: Tensor, timestep: Tensor, marks: Tensor) -> Tensor:
         faults, numbers = self.faults, marks[:, 0, 1]
@@ -95,7 +96,7 @@ class FaultyDenoiser(FakeDenoiser):
         self.spoiled = None
         alone = present if len(present) == 1 else set()
         is_out_of_memory = fault == "out of memory"
-        is_second = alone == faults.alone_without_room  # the first may be somebody else's memory
+        is_second = alone == faults.alone_without_room  # at first, others may have filled the memory
         if fault not in (None, "slow") and (is_second or not is_out_of_memory):
             faults.charged |= alone
         faults.alone_without_room = alone if is_out_of_memory else set()
@@ -109,7 +110,7 @@ class FaultyDenoiser(FakeDenoiser):
 
 
 class FaultyWalk(FakeWalk):
-    """A shallow row is spoiled as a full one is."""
+    """Cached rows fail like full ones."""
 
     def predict(
         self,
@@ -127,7 +128,7 @@ class FaultyWalk(FakeWalk):
 
 
 class FaultyVAE(FakeVAE):
-    """Fails by schedule."""
+    """A decoder that fails by schedule."""
 
     def __init__(self, faults: Faults) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class FaultyVAE(FakeVAE):
 
 
 class FaultyPipeline(FakePipeline):
-    """Its own code between two forward passes fails for some."""
+    """A pipeline whose own code between two forward passes fails for some requests."""
 
     faults: Faults
 
@@ -154,7 +155,7 @@ class FaultyPipeline(FakePipeline):
 
 
 class FaultyModel(FakeCachingModel):
-    """A loaded model whose parts fail by one book of faults."""
+    """A loaded model whose parts fail by one list of faults."""
 
     pipeline_class = FaultyPipeline
 

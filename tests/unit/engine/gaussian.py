@@ -1,7 +1,7 @@
-"""A model that is known exactly: what a perfect denoiser of normally distributed images would give.
+"""An exact model: the perfect denoiser of normally distributed images.
 
-Whatever the scheduler, the images that it draws must have the mean and the deviation of the data. They lie
-outside of -1..1, as latents may: who clips is seen.
+With any scheduler, its images must have the mean and the deviation of the data. They exceed -1..1, as latents
+may, so that a scheduler that clips is detected.
 """
 
 import inspect
@@ -16,7 +16,7 @@ SHAPE = (1, 4, 40, 40)
 
 
 def draw(scheduler: Any, num_steps: int, *, seed: int = 0, eta: float = 0.0) -> Tensor:
-    """The images that the scheduler draws with the model, driven as diffusers' pipelines do: `SHAPE`."""
+    """The images, of `SHAPE`, that the scheduler draws with the model in a loop like diffusers' pipelines."""
     scheduler.set_timesteps(num_steps)
     generator = torch.Generator("cpu").manual_seed(seed)
     latents = torch.randn(SHAPE, generator=generator, dtype=torch.float32)
@@ -33,7 +33,7 @@ def draw(scheduler: Any, num_steps: int, *, seed: int = 0, eta: float = 0.0) -> 
 
 
 def _x_0(noisy: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The mean of the data, given alpha x_0 + sigma n."""
+    """The mean of the data given alpha x_0 + sigma n."""
     gain = alpha * DEVIATION**2 / (alpha**2 * DEVIATION**2 + sigma**2)
     mean: Tensor = MEAN + gain * (noisy - alpha * MEAN)
     return mean
@@ -49,7 +49,7 @@ def _prediction(scheduler: Any) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _edm(scheduler: Any, model_input: Tensor, timestep: Tensor) -> Tensor:
-    """What the network gives, of which D = c_skip x + c_out F is made: Karras et al. 2022, table 1."""
+    """The network's output F in D = c_skip x + c_out F (Karras et al. 2022, table 1)."""
     sigma, data = torch.exp(4 * timestep), scheduler.config.sigma_data
     noisy = model_input * (sigma**2 + data**2) ** 0.5
     c_skip, c_out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2) ** 0.5

@@ -1,4 +1,4 @@
-"""Generations as the policy sees them, and a simulated clock that turns it over them."""
+"""Generations as the policy sees them, and a loop that runs the policy with a simulated clock."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Member:
     lane: str = "interactive"
     account: str = ""
     num_steps: int = 20
-    num_steps_left: int = 0  # all of them, unless it is given
+    num_steps_left: int = 0  # all steps, unless given
     submitted_at: float = 0.0
     deadline_at: float | None = None
     num_rows: int = 2
@@ -36,22 +36,22 @@ class Member:
 
     @property
     def num_full_steps_left(self) -> int:
-        """All of those that are left, unless every so many are shallow."""
+        """All remaining steps, or those that are not cached."""
         return -(-self.num_steps_left // self.step_cache)
 
     @property
     def row_steps(self) -> int:
-        """What it has had of the device."""
+        """The device seconds that it has used."""
         return self.num_steps_done * self.num_rows
 
 
 def flat(_key: BatchKey, _num_rows: int) -> float:
-    """A profile of a device on which rows cost nothing: every step takes `STEP_SECONDS`."""
+    """Step seconds of a device on which more rows cost nothing: always `STEP_SECONDS`."""
     return STEP_SECONDS
 
 
 def rising(_key: BatchKey, num_rows: int) -> float:
-    """A profile of a device on which eight rows take twice as long as four."""
+    """Step seconds of a device on which eight rows take twice as long as four."""
     return STEP_SECONDS * num_rows / 4
 
 
@@ -62,7 +62,7 @@ def run(
     now: float = 0.0,
     step_seconds: Callable[[BatchKey, int], float] = flat,
 ) -> list[list[Member]]:
-    """Turn the policy `num_ticks` times over those of `members` that have arrived and are not done."""
+    """Run the policy for `num_ticks` over the members that have arrived and are not done."""
     batches = []
     for _ in range(num_ticks):
         running = [member for member in members if member.num_steps_left and member.submitted_at <= now]
@@ -83,5 +83,5 @@ def run(
 
 
 def bulk(count: int, key: BatchKey = SMALL) -> list[Member]:
-    """As many bulk generations of 50 steps."""
+    """`count` bulk generations of 50 steps."""
     return [Member(f"bulk-{i}", key=key, lane="bulk", num_steps=50) for i in range(count)]

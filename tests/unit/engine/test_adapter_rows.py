@@ -1,4 +1,4 @@
-"""What adapters add to rows of a pass: to each its own, with the bits of a lone row, to others nothing."""
+"""Adapters apply to the rows of their request only, and each row has the bits that it has alone."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from engine.adapters import adapter_rows
 from engine.adapters.adapter import Adapter, Applied, Layer
-from engine.adapters.adapter_rows import AdapterRows, RowsUntoldError
+from engine.adapters.adapter_rows import AdapterRows, RowsUnknownError
 
 FEATURES, TOKENS = 16, 5
 
@@ -20,7 +20,7 @@ def adapter(seed: int, rank: int = 4) -> Adapter:
 
 
 class Denoiser(nn.Module):
-    """One layer, which is given what a test wants it to be given."""
+    """One layer whose inputs a test chooses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_a_row_without_adapters_and_padding_have_the_bits_of_the_module(unet: De
     assert not unet.layer._forward_hooks
 
 
-def test_a_row_has_the_same_bits_wherever_it_stands(unet: Denoiser, rows: Tensor) -> None:
+def test_a_row_has_the_same_bits_at_every_position(unet: Denoiser, rows: Tensor) -> None:
     applied = [(A, 1.0), (B, 0.5)]
     same = rows[:1].repeat(4, 1, 1)
     lone = passed(unet, same, [(applied, 1)])[0]
@@ -85,10 +85,10 @@ def test_a_row_has_the_same_bits_wherever_it_stands(unet: Denoiser, rows: Tensor
     assert all(torch.equal(one, lone) for one in output[1:])
 
 
-def test_where_several_rows_round_otherwise_each_is_computed_by_itself(
+def test_rows_that_round_differently_together_are_computed_one_by_one(
     unet: Denoiser, rows: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As kernels that are chosen by shape do on some devices; it is found out at the first pass."""
+    """Some devices choose kernels by shape; the first pass of a shape detects it."""
     counts: list[int] = []
 
     def rounding(output: Tensor, given: Tensor, _: Layer, scale: float) -> None:
@@ -105,24 +105,24 @@ def test_where_several_rows_round_otherwise_each_is_computed_by_itself(
     assert counts == [4, 1, 1, 1, 1, 1, 1, 1, 1]
 
 
-def test_tokens_of_all_rows_in_one_dimension_are_told_apart(unet: Denoiser, rows: Tensor) -> None:
-    """As experts and packed attentions have them."""
+def test_tokens_in_one_dimension_get_the_adapters_of_their_row(unet: Denoiser, rows: Tensor) -> None:
+    """Experts and packed attention have tokens in this form."""
     flat = passed(unet, rows.reshape(-1, FEATURES), MEMBERS)
     assert torch.equal(flat.reshape(rows.shape), passed(unet, rows, MEMBERS))
 
 
-def test_the_first_rows_of_a_walk_have_their_own_adapters(unet: Denoiser, rows: Tensor) -> None:
+def test_the_first_rows_of_a_partial_forward_get_their_own_adapters(unet: Denoiser, rows: Tensor) -> None:
     output = passed(unet, rows[:2], MEMBERS, is_partial=True)
     assert torch.equal(output, passed(unet, rows, MEMBERS)[:2])
 
 
-def test_rows_that_cannot_be_told_apart_share_no_pass_unless_they_are_of_one_request(
+def test_rows_that_cannot_be_separated_share_a_pass_only_within_one_request(
     unet: Denoiser, rows: Tensor
 ) -> None:
     ragged = rows.reshape(-1, FEATURES)[:7]
-    with pytest.raises(RowsUntoldError):
+    with pytest.raises(RowsUnknownError):
         passed(unet, ragged, MEMBERS, is_listed=True)
-    with pytest.raises(RowsUntoldError):
+    with pytest.raises(RowsUnknownError):
         passed(unet, rows.reshape(-1, FEATURES), MEMBERS, is_listed=True)
     assert not unet.layer._forward_hooks
     whole = passed(unet, ragged, [(MEMBERS[2][0], 4)], is_listed=True)

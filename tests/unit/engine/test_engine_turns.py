@@ -1,4 +1,4 @@
-"""The engine's loop with a fake model, turned by hand or by its thread: joins, cancels, faults, endings."""
+"""The engine's loop with a fake model, by `tick` or in its thread: joins, cancels, faults, endings."""
 
 import threading
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from engine.errors import (
     OutOfMemory,
     RequestInvalid,
 )
-from engine.handle import Handle
+from engine.generation import Handle
 from engine.pipelines.scheduler_classes import SAMPLERS
 from engine.request import GenerationRequest, SchedulerSpec, scheduler_named
 from tests.unit.engine.fakes import FakeModel, SetClock
@@ -60,7 +60,7 @@ def test_late_request_joins_the_next_step(engine: Engine, ask: Ask) -> None:
 def test_members_share_the_seconds_of_their_step_batches_by_their_rows(
     model: FakeModel, clock: SetClock, ask: Ask
 ) -> None:
-    """A guided member has two rows of three; what each encodes and decodes is its own."""
+    """The guided member has two of three rows; encoding and decoding count for each member alone."""
     engine = Engine({"fake": model}, {"fake": {128 * 128: 4}}, determinism="exact", clock=clock)
 
     def take_three_seconds() -> None:
@@ -81,7 +81,7 @@ def test_different_samplers_steps_and_scales_share_a_step_batch(
         ask(seed=1, num_inference_steps=3),
         ask(seed=2, scheduler=SchedulerSpec("ddim", eta=1.0), guidance_scale=3.0),
         ask(seed=3, scheduler=SchedulerSpec("ddim", spacing="trailing"), guidance_scale=7.0),
-        ask(seed=4, scheduler=SchedulerSpec("euler")),  # its timesteps are no whole numbers
+        ask(seed=4, scheduler=SchedulerSpec("euler")),  # its timesteps are not integers
     ]
     handles = [engine.submit(request) for request in requests]
     turn_until_done(engine, *handles)
@@ -125,7 +125,7 @@ def test_caller_cannot_cancel_behind_the_engines_back(engine: Engine, ask: Ask) 
 def test_cancel_takes_effect_between_the_passes_of_a_decoding(
     engine: Engine, model: FakeModel, clock: SetClock, ask: Ask
 ) -> None:
-    """Some pipelines denoise once more behind their decoder; each of those passes is one of its own."""
+    """Some pipelines denoise again after their decoder; each of these passes runs alone."""
     handle = engine.submit(ask())
     ticked_at: list[float] = []
 
@@ -210,7 +210,7 @@ def test_batch_that_does_not_fit_is_split_and_no_one_is_charged(
 def test_history_and_noise_survive_a_step_that_ran_out_of_memory(
     engine: Engine, model: FakeModel, ask: Ask, name: str
 ) -> None:
-    """In the middle of all trajectories, which are of many lengths: each goes on from where it was."""
+    """It fails in the middle of trajectories of many lengths; each continues from where it was."""
     requests = [ask(seed=i, num_inference_steps=3 + i, scheduler=scheduler_named(name)) for i in range(8)]
     handles = [engine.submit(request) for request in requests]
     engine.tick()
@@ -250,7 +250,7 @@ def test_failing_generation_never_touches_its_neighbours(
 
 
 def test_model_that_runs_alone_holds_up_its_own_requests_and_no_others(clock: SetClock, ask: Ask) -> None:
-    """Calls of such a model may change what they share, so the next begins when one has been decoded."""
+    """Calls of such a model may change shared modules, so the next begins when one has been decoded."""
     alone_model, other = FakeModel(), FakeModel()
     alone_model.runs_alone = True
     models = {"fake": alone_model, "other": other}
@@ -290,7 +290,7 @@ def test_lost_device_fails_everything_as_retryable_and_asks_for_an_exit(engine: 
 
 
 def test_hung_step_shows_in_ticked_at(model: FakeModel, clock: SetClock, engine: Engine, ask: Ask) -> None:
-    """What the heartbeat looks at: not idle, and the last tick is old."""
+    """What the heartbeat checks: the engine is not idle, and the last tick is old."""
     entered, leave = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -316,7 +316,7 @@ def test_hung_step_shows_in_ticked_at(model: FakeModel, clock: SetClock, engine:
 def test_engine_that_was_idle_for_long_is_not_taken_for_hung(
     engine: Engine, clock: SetClock, ask: Ask
 ) -> None:
-    """Between `submit` and the thread's waking, the heartbeat must not see an old tick beside new work."""
+    """Between `submit` and the thread's next tick, the heartbeat must not see an old tick with new work."""
     engine.tick()
     clock.now += 1000.0
     engine.submit(ask())
@@ -339,7 +339,7 @@ def test_hook_that_fails_before_the_first_step_ends_only_its_own(engine: Engine,
     assert pixels(kept).shape == (64, 64, 3)
 
 
-def test_a_suspects_text_is_encoded_when_it_is_noted_whose_crash_it_would_be(
+def test_an_isolated_text_is_encoded_once_its_job_is_noted_as_on_the_device(
     engine: Engine, model: FakeModel, ask: Ask
 ) -> None:
     events: list[str] = []
@@ -357,7 +357,7 @@ def test_a_suspects_text_is_encoded_when_it_is_noted_whose_crash_it_would_be(
     assert events == ["first", "one noted", "one", "decoded", "two noted", "two", "decoded"]
 
 
-def test_a_suspect_whose_text_loses_the_device_is_the_only_one_noted(
+def test_an_isolated_job_whose_text_loses_the_device_is_the_only_one_noted(
     engine: Engine, model: FakeModel, ask: Ask
 ) -> None:
     noted: list[str] = []
@@ -437,7 +437,7 @@ def test_engine_that_never_started_can_be_stopped(engine: Engine, ask: Ask) -> N
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"width": 60}, "steps of 8"),
+        ({"width": 60}, "not a multiple of 8"),
         ({"width": 136, "height": 128}, "above 16384 pixels"),
         ({"num_inference_steps": 1001}, "above 1000"),
     ],

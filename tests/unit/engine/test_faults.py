@@ -1,4 +1,4 @@
-"""Faults by seeded schedule: who is not the cause gets the bytes of its solo run; each future ends once."""
+"""Faults by seeded schedule: only their cause fails, all others get the bytes of a run alone."""
 
 import gc
 import random
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.attempt import translate
+from engine.device_work import translate
 from engine.engine import Engine
 from engine.errors import (
     Canceled,
@@ -73,22 +73,22 @@ def test_only_the_cause_of_a_fault_is_charged_and_every_future_ends_once(seed: i
         assert steps_done <= num_steps + 1, "the step that was under way, and no other"
 
 
-def test_schedules_bring_about_every_kind_of_end_and_mixed_company() -> None:
-    """Were one of them never drawn, the test above would say nothing about it."""
+def test_schedules_bring_about_every_kind_of_end_and_mixed_batches() -> None:
+    """If one of them never happened, the test above would not cover it."""
     ends: Counter[type] = Counter()
-    mates, num_stopped_inside = 0.0, 0
+    num_members, num_stopped_inside = 0.0, 0
     for seed in range(60):
         run = Run(Schedule.drawn(random.Random(seed), faults=FAULTS))
         run.to_the_end()
         for number, handle in run.handles.items():
             error = handle.future.exception(timeout=0)
             ends[type(error)] += 1
-            mates += 0.0 if error else handle.future.result().mean_step_batch
+            num_members += 0.0 if error else handle.future.result().mean_step_batch
             num_stopped_inside += isinstance(error, Canceled) and number in run.steps_at_cancel
     kinds = (Canceled, DeadlineExceeded, EngineStopped, GenerationFailed, NumericError, OutOfMemory)
     assert all(ends[kind] >= 5 for kind in kinds), ends
     assert ends[type(None)] >= 50
-    assert mates / ends[type(None)] > 1.3
+    assert num_members / ends[type(None)] > 1.3
     assert num_stopped_inside >= 5
 
 
@@ -118,7 +118,7 @@ def test_lost_device_ends_everything_once_whatever_was_under_way(seed: int) -> N
 
 @pytest.mark.parametrize("fault", SAMPLER_CHARGES)
 def test_failing_sampler_is_charged_alone_and_its_neighbours_draw_no_noise_twice(fault: SamplerFault) -> None:
-    """Theirs went first, in the same step: what they drew from their generators must not be lost."""
+    """Their samplers ran first in the same step: the noise that they drew must not be lost."""
     run = Run(Schedule([], [], {}, {}, {}, {9: fault}, set(), set()))
     plain = GenerationRequest("fake", "fine 0", 64, 64, 4, 1.0, seed=0, negative_prompt="fine 0")
     specs = [SchedulerSpec(eta=0.5), SchedulerSpec("euler_ancestral"), SchedulerSpec("dpmpp_2m")]
@@ -147,13 +147,13 @@ def test_what_does_not_fit_twice_is_charged_alone(kind: Kind) -> None:
     faults: dict[tuple[Kind, int], Fault] = {(kind, 1): "out of memory", (kind, 2): "out of memory"}
     engine = Engine(
         {"fake": FaultyModel(Faults(faults))}, {"fake": LIMITS}, determinism="exact", clock=SetClock()
-    )  # a clock that stands still: the order is that of arrival
+    )  # the clock does not move, so the order is that of arrival
     requests = [GenerationRequest("fake", f"fine {seed}", 64, 64, 2, 1.0, seed=seed) for seed in (1, 2)]
     handles = [engine.submit(request) for request in requests]
     while not engine.is_idle:
         engine.tick()
     errors = [handle.future.exception(timeout=0) for handle in handles]
-    # Which of the two met the faults is the policy's to say, and its clock's.
+    # The policy and its clock decide which of the two meets the faults.
     assert sorted(map(type, errors), key=str) == sorted([OutOfMemory, type(None)], key=str)
     spared = errors.index(None)
     assert handles[spared].future.result().pixels.tobytes() == alone(requests[spared])
@@ -176,8 +176,8 @@ def test_lowered_cap_recovers_once_memory_is_there_again(engine: Engine, model: 
 
 
 def test_nothing_large_is_kept_for_what_has_ended(caplog: pytest.LogCaptureFixture) -> None:
-    """Handles, errors and images are held by tasks for as long as an upload takes."""
-    caplog.set_level("CRITICAL", "engine.attempt")  # pytest keeps records, and they their tracebacks
+    """Tasks keep handles, errors and images until the upload is done."""
+    caplog.set_level("CRITICAL", "engine.device_work")  # pytest keeps log records, which keep tracebacks
 
     def num_tensors() -> int:
         gc.collect()
@@ -211,8 +211,8 @@ def test_a_step_cache_is_let_go_of_with_the_rest(ask: Ask) -> None:
     assert generation.step_cache.num_bytes == 0
 
 
-def test_engine_that_ends_for_a_reason_nobody_foresaw_charges_nobody(engine: Engine, ask: Ask) -> None:
-    """A bug outside the model's work: the process must end, and its jobs be tried again as suspects."""
+def test_engine_that_ends_for_an_unexpected_reason_charges_no_request(engine: Engine, ask: Ask) -> None:
+    """After a bug outside the model's work the process must end; its jobs are retried in isolation."""
     handle = engine.submit(ask())
     engine._policy = None  # type: ignore[assignment]  # any bug will do
     engine.start()
@@ -235,14 +235,14 @@ def test_engine_that_ends_for_a_reason_nobody_foresaw_charges_nobody(engine: Eng
 def test_library_that_finds_no_memory_for_itself_is_out_of_memory(
     message: str, kind: type[EngineError]
 ) -> None:
-    """cuBLAS and cuDNN allocate beside torch, and say so in words of their own."""
+    """cuBLAS and cuDNN allocate memory themselves and report it in their own words."""
     is_torchs = message.startswith("CUDA out of memory")
     error = torch.OutOfMemoryError(message) if is_torchs else RuntimeError(message)
     assert type(translate(error)) is kind
 
 
 def test_long_tick_of_many_pieces_is_not_taken_for_hung(clock: SetClock) -> None:
-    """Each encoding takes 50 seconds: the watchdog's 60 must not fall between two of them."""
+    """Each encoding takes 50 seconds; the watchdog's 60 seconds must start anew after each."""
     seen: list[float] = []
 
     def pass_time() -> None:

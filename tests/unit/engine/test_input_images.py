@@ -1,9 +1,9 @@
-"""The promises of input images: which argument each becomes, and at what size."""
+"""Input images: which argument each becomes, and at what size."""
 
 import numpy as np
 from PIL import Image
 
-from engine.pipelines.input_images import image_arguments
+from engine.pipelines.task_pipeline import image_arguments
 
 SIZE = (64, 48)  # width, height
 PICTURE = np.random.default_rng(1).integers(0, 256, (96, 96, 3), dtype=np.uint8)

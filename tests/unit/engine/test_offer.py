@@ -1,4 +1,4 @@
-"""What the catalogue tells users they may ask for, and the model cannot do, is refused when it is loaded."""
+"""Loading refuses a catalogue that offers something the model does not support."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,27 +19,30 @@ def check(model: FakeModel, **entries: Any) -> None:
 @pytest.mark.parametrize(
     ("entries", "complaint"),
     [
-        ({"side_multiple": 4}, r"^side_multiple: 4 is no multiple of 8, the pixels along a side of one"),
-        ({"side_multiple": 12}, r"^side_multiple: 12 is no multiple of 8"),
-        ({"pipeline_parameters": {"clip_skip": 2}}, r"^parameters\.clip_skip: a FakePipeline has no such"),
-        ({"pipeline_parameters": {"guidance_scale": 2}}, r"^parameters\.guidance_scale: it is given what"),
+        ({"side_multiple": 4}, r"^side_multiple: 4 is not a multiple of 8, the side of one latent in pixels"),
+        ({"side_multiple": 12}, r"^side_multiple: 12 is not a multiple of 8"),
+        ({"trial_values": {"clip_skip": 2}}, r"^parameters\.clip_skip: a FakePipeline has no such"),
+        (
+            {"trial_values": {"guidance_scale": 2}},
+            r"^parameters\.guidance_scale: its value comes from",
+        ),
         ({"schedulers": ("flow_match_euler",)}, r"flow_match_euler is not for this kind of model"),
-        ({"step_cache": True}, r"^step_cache: a FakePipeline with its FakeDenoiser has none"),
+        ({"step_cache": True}, r"^step_cache: a FakePipeline with its FakeDenoiser does not support it"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused_by_the_name_of_its_entry(
+def test_an_unsupported_offer_is_refused_by_the_name_of_its_entry(
     entries: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(LoadError, match=complaint):
         check(FakeModel(), **entries)
 
 
-def test_what_the_model_can_do_is_offered() -> None:
+def test_a_supported_offer_is_accepted() -> None:
     model = FakeCachingModel()
     check(
         model,
         side_multiple=16,
-        pipeline_parameters={"eta": 0.5},
+        trial_values={"eta": 0.5},
         schedulers=("default", "ddim", "euler"),
         step_cache=True,
     )

@@ -1,4 +1,4 @@
-"""What the engine says it has on the device, at each moment that could end the process."""
+"""The engine reports what runs on the device, at each moment that could end the process."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ Ask = Callable[..., GenerationRequest]
 
 
 class WatchedModel(FakeModel):
-    """Writes down, whenever the device is asked for something, what the engine says is on it."""
+    """Records at each use of the device which jobs the engine has reported to be on it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,9 @@ def test_S38_the_engine_says_which_jobs_each_piece_of_work_is_for(
     ]
 
 
-def test_S38_who_waits_is_not_on_the_device(watched: WatchedModel, watched_engine: Engine, ask: Ask) -> None:
+def test_S38_a_waiting_job_is_not_on_the_device(
+    watched: WatchedModel, watched_engine: Engine, ask: Ask
+) -> None:
     for number in range(6):
         watched_engine.submit(ask(prompt="same", seed=number, job_id=str(number)))
     watched_engine.tick()
@@ -66,7 +68,7 @@ def test_S38_who_waits_is_not_on_the_device(watched: WatchedModel, watched_engin
     assert [len(job_ids) for job_ids in steps] == [4], "the other two wait for a place"
 
 
-def test_S38_a_suspect_is_on_the_device_alone_while_its_text_is_encoded(
+def test_S38_an_isolated_job_is_on_the_device_alone_while_its_text_is_encoded(
     watched: WatchedModel, watched_engine: Engine, ask: Ask
 ) -> None:
     watched_engine.submit(
@@ -79,11 +81,11 @@ def test_S38_a_suspect_is_on_the_device_alone_while_its_text_is_encoded(
 def test_S38_the_jobs_that_lost_the_device_stay_noted(
     watched: WatchedModel, watched_engine: Engine, ask: Ask
 ) -> None:
-    watched_engine.submit(ask(job_id="mate"))
+    watched_engine.submit(ask(job_id="other"))
     watched_engine.submit(ask(prompt="lose the device", job_id="culprit"))
     with pytest.raises(DeviceLost):
         watched_engine.tick()
-    assert set(watched.on_device) == {"mate", "culprit"}
+    assert set(watched.on_device) == {"other", "culprit"}
 
 
 def test_S38_an_error_of_one_row_leaves_nothing_noted(

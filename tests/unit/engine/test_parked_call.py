@@ -1,4 +1,4 @@
-"""The promises of parked calls: who can share a forward pass, and that each gets its own part of it."""
+"""Parked calls: which can share a forward pass, and that each gets its own part of the output."""
 
 from typing import Any
 
@@ -137,8 +137,8 @@ def test_each_call_gets_its_rows_of_the_distribution_of_an_encoded_image() -> No
         assert torch.equal(part.latent_dist.mode(), alone.mode())
 
 
-def test_with_one_layout_a_row_of_a_pass_has_the_same_strides_whoever_made_it() -> None:
-    """What was made of an image has its channels last, and kernels are chosen by that."""
+def test_with_one_layout_a_row_of_a_pass_has_the_same_strides_however_it_was_made() -> None:
+    """Latents of an input image have their channels last, and kernels are chosen by layout."""
     plain, other = latents(1), latents(2).to(memory_format=torch.channels_last)
 
     def made(value: Tensor) -> ParkedCall:

@@ -4,11 +4,12 @@ import math
 import subprocess
 import sys
 
-from engine.policy.ageing import AGEING_TURN
+from catalogue.determinism import PINNED_ROWS
 from engine.policy.buckets import MULTIPLES_OF_FOUR, Buckets
 from engine.policy.candidate import BatchKey
 from engine.policy.due_times import OVERTAKING_STEPS
-from engine.policy.policy import PINNED_ROWS, Policy
+from engine.policy.policy import Policy
+from engine.policy.turns import AGING_TURN
 from tests.unit.engine.members import LARGE, OTHER, SMALL, STEP_SECONDS, Member, bulk, flat, rising, run
 
 
@@ -72,7 +73,7 @@ def test_interactive_work_of_another_size_pauses_bulk_work_too() -> None:
 
 def test_interactive_takes_its_first_step_within_two_ticks_even_while_bulk_work_ages() -> None:
     """Everything is full of bulk work that has waited so long that it has turns of its own."""
-    for phase in range(AGEING_TURN + 1):
+    for phase in range(AGING_TURN + 1):
         policy = Policy(lambda _: 8, bulk_patience_seconds=60.0)
         members = [*bulk(8), *bulk(8, key=LARGE)]
         first = Member("first", submitted_at=100.0, num_steps_left=100)
@@ -134,7 +135,7 @@ def test_long_work_goes_before_short_work_that_came_its_allowance_later() -> Non
         assert policy.order([long, short], short.submitted_at)[0].name == expected
 
 
-def test_nobody_joins_who_would_make_a_member_of_the_step_batch_late() -> None:
+def test_no_generation_joins_that_would_make_a_member_of_the_step_batch_late() -> None:
     policy = Policy(lambda _: 8, step_seconds=rising)
     first, tight = Member("first", deadline_at=9.0), Member("tight", deadline_at=9.1, num_steps=80)
     others = [Member(str(i), submitted_at=4.0) for i in range(3)]
@@ -142,7 +143,7 @@ def test_nobody_joins_who_would_make_a_member_of_the_step_batch_late() -> None:
     assert policy.reason_not_fuller == "due"
 
 
-def test_nobody_joins_who_would_be_late_in_a_step_batch_that_can_be_larger() -> None:
+def test_no_generation_joins_that_would_be_late_in_a_step_batch_that_can_be_larger() -> None:
     policy = Policy(lambda _: 8, step_seconds=rising)
     first, second = Member("first", deadline_at=8.0), Member("second", deadline_at=8.0)
     tight = Member("tight", deadline_at=9.0, num_steps=80)  # it needs all but as long alone
@@ -150,12 +151,12 @@ def test_nobody_joins_who_would_be_late_in_a_step_batch_that_can_be_larger() -> 
     assert policy.choose([first, second, tight, *others], 0.0) == [first, second, *others[:2]]
 
 
-def test_what_cannot_meet_its_deadline_slows_nobody_who_can() -> None:
+def test_what_cannot_meet_its_deadline_slows_down_none_that_can() -> None:
     policy = Policy(lambda _: 8, step_seconds=flat)
     lost, others = Member("lost", deadline_at=1.0), [Member(str(i), deadline_at=5.0) for i in range(2)]
     assert policy.choose([lost, *others], 0.0) == others
     assert policy.reason_not_fuller == "due"
-    assert policy.choose([lost], 0.0) == [lost], "the pace is a guess, and nobody else is there"
+    assert policy.choose([lost], 0.0) == [lost], "the pace is a guess, and no other is there"
     filler = Member("filler", lane="bulk")
     assert policy.choose([lost, filler], 0.0) == [lost, filler], "nor does it wait for bulk work"
 
@@ -173,7 +174,7 @@ def test_work_without_a_deadline_fills_its_step_batches() -> None:
     assert len(policy.choose([Member(str(i)) for i in range(6)], 0.0)) == 4
 
 
-def test_shallow_steps_do_not_make_a_deadline_lost() -> None:
+def test_cached_steps_do_not_make_a_deadline_lost() -> None:
     policy = Policy(lambda _: 8, step_seconds=flat)
     thrifty = Member("thrifty", num_steps=60, step_cache=3, deadline_at=2.5)  # 20 full steps: 2.0 s
     plain = Member("plain", num_steps=60, deadline_at=2.5)
@@ -181,14 +182,14 @@ def test_shallow_steps_do_not_make_a_deadline_lost() -> None:
     assert policy.choose([thrifty, Member("other")], 0.0)[0] is thrifty
 
 
-def test_rows_that_would_be_padding_are_for_whoever_was_left_out() -> None:
+def test_rows_that_would_be_padding_are_for_generations_left_out() -> None:
     policy = Policy(lambda _: 8, step_seconds=flat)
     lost, other = Member("lost", deadline_at=1.0), Member("other", num_rows=1)
     assert policy.choose([lost, other], 0.0) == [other, lost], "three rows run at four"
     assert policy.reason_not_fuller == "alone"
 
 
-def test_far_deadline_makes_nobody_later() -> None:
+def test_far_deadline_makes_none_later() -> None:
     policy = Policy(lambda _: 2, step_seconds=flat)
     patient, later = Member("patient", deadline_at=3600.0), Member("later", submitted_at=0.1)
     assert policy.order([later, patient], 0.1) == [patient, later]
@@ -201,7 +202,7 @@ def test_nothing_waits_behind_later_arrivals_with_near_deadlines_for_ever() -> N
     assert policy.choose([patient, hasty], 31.0) == [patient]
 
 
-def test_solo_generation_runs_alone_from_its_first_step_to_its_last() -> None:
+def test_isolated_generation_runs_alone_from_its_first_step_to_its_last() -> None:
     policy = Policy(lambda _: 8)
     isolated = Member("isolated", is_isolated=True, num_steps_left=5)
     others = [Member(f"other-{i}", submitted_at=1.0, num_steps_left=5) for i in range(3)]
@@ -213,22 +214,22 @@ def test_solo_generation_runs_alone_from_its_first_step_to_its_last() -> None:
     )
 
 
-def test_S38_others_have_the_device_for_as_long_as_the_suspect_before_them_had() -> None:
+def test_S38_others_have_the_device_for_as_long_as_the_quarantined_one_before_them_had() -> None:
     policy = Policy(lambda _: 8)
-    quarantine = [Member(f"suspect-{i}", is_isolated=True, num_steps_left=5) for i in range(3)]
+    quarantined = [Member(f"quarantined-{i}", is_isolated=True, num_steps_left=5) for i in range(3)]
     others = [Member(f"other-{i}", submitted_at=1.0, num_steps_left=20) for i in range(3)]
-    batches = run(policy, [*quarantine, *others], 30, now=1.0, step_seconds=lambda *_: 0.125)
+    batches = run(policy, [*quarantined, *others], 30, now=1.0, step_seconds=lambda *_: 0.125)
     assert [batch[0].name.partition("-")[0] for batch in batches] == (["quarantined"] * 5 + ["other"] * 5) * 3
 
 
-def test_S38_a_suspect_need_not_wait_until_it_is_the_next_to_be_due() -> None:
+def test_S38_a_quarantined_job_need_not_wait_until_it_is_the_next_to_be_due() -> None:
     policy = Policy(lambda _: 8)
     others = [Member(f"other-{i}", num_steps=50) for i in range(4)]
     quarantined = Member("quarantined", is_isolated=True, submitted_at=1.0)
     assert policy.choose([*others, quarantined], 1.0) == [quarantined]
 
 
-def test_S38_a_bulk_suspect_goes_before_no_interactive_work() -> None:
+def test_S38_a_quarantined_bulk_job_goes_before_no_interactive_work() -> None:
     policy = Policy(lambda _: 8)
     other, quarantined = (
         Member("other", submitted_at=1.0),
@@ -237,19 +238,19 @@ def test_S38_a_bulk_suspect_goes_before_no_interactive_work() -> None:
     assert policy.choose([other, quarantined], 1.0) == [other]
 
 
-def test_S38_a_newcomer_waits_for_one_suspect_however_many_there_are() -> None:
+def test_S38_a_newcomer_waits_for_one_quarantined_job_however_many_there_are() -> None:
     policy = Policy(lambda _: 8)
-    quarantine = [Member(f"suspect-{i}", is_isolated=True, num_steps_left=10) for i in range(8)]
-    run(policy, quarantine, 25)
+    quarantined = [Member(f"quarantined-{i}", is_isolated=True, num_steps_left=10) for i in range(8)]
+    run(policy, quarantined, 25)
     newcomer = Member("newcomer", submitted_at=2.5, num_steps_left=10)
-    batches = run(policy, [*quarantine, newcomer], 15, now=2.5)
+    batches = run(policy, [*quarantined, newcomer], 15, now=2.5)
     assert [newcomer in batch for batch in batches] == [False] * 5 + [True] * 10
 
 
-def test_S38_suspects_follow_each_other_while_nobody_else_is_there() -> None:
+def test_S38_quarantined_jobs_follow_each_other_while_no_other_is_there() -> None:
     policy = Policy(lambda _: 8)
-    quarantine = [Member(f"suspect-{i}", is_isolated=True, num_steps_left=5) for i in range(3)]
-    assert all(len(batch) == 1 for batch in run(policy, quarantine, 15))
+    quarantined = [Member(f"quarantined-{i}", is_isolated=True, num_steps_left=5) for i in range(3)]
+    assert all(len(batch) == 1 for batch in run(policy, quarantined, 15))
 
 
 def test_cap_is_halved_when_memory_was_short() -> None:
@@ -275,24 +276,24 @@ def test_bulk_work_is_encoded_at_times_although_interactive_work_never_ends() ->
     policy, waiting = Policy(lambda _: 8), bulk(1)
     late = 1000.0  # long after a bulk job loses its patience
     firsts = []
-    for number in range(AGEING_TURN):
+    for number in range(AGING_TURN):
         members = [*waiting, Member(f"i{number}", submitted_at=late), Member(f"j{number}", submitted_at=late)]
         firsts.append(policy.admit(members, [], late)[0])
-    assert [member.lane for member in firsts] == ["interactive"] * (AGEING_TURN - 1) + ["bulk"]
+    assert [member.lane for member in firsts] == ["interactive"] * (AGING_TURN - 1) + ["bulk"]
 
 
 def test_a_finished_bulk_image_is_decoded_although_interactive_ones_never_end() -> None:
     policy, denoised = Policy(lambda _: 8), bulk(1)
     late = 1000.0
     firsts = []
-    for number in range(AGEING_TURN):
+    for number in range(AGING_TURN):
         members = [*denoised, *(Member(f"i{number} {place}", submitted_at=late) for place in range(8))]
         firsts.append(policy.order_to_decode(members, late)[0])
-    assert [member.lane for member in firsts] == ["interactive"] * (AGEING_TURN - 1) + ["bulk"]
+    assert [member.lane for member in firsts] == ["interactive"] * (AGING_TURN - 1) + ["bulk"]
     assert [one.lane for one in policy.order_to_decode(denoised, late)] == ["bulk"]
 
 
-def test_steps_that_were_shallow_or_split_do_not_make_a_deadline_look_attainable() -> None:
+def test_cached_or_split_steps_do_not_make_a_deadline_look_attainable() -> None:
     policy, member = Policy(lambda _: 8), Member("a", num_steps_left=10, deadline_at=9.0)
     others = [Member(f"b{number}", submitted_at=50.0) for number in range(3)]
 
@@ -307,7 +308,7 @@ def test_steps_that_were_shallow_or_split_do_not_make_a_deadline_look_attainable
     assert is_last(), "ten seconds are left of nine"
     for _ in range(50):
         step(0.1, is_full=False)
-    assert is_last(), "rows that were shallow say nothing about full ones"
+    assert is_last(), "cached rows say nothing about full ones"
     for _ in range(50):
         step(0.1, is_whole=False)
     assert is_last()

@@ -1,4 +1,4 @@
-"""What the policy promises for any members in any order, found by hypothesis."""
+"""Properties of the policy for any members in any order, tested with hypothesis."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,7 +60,7 @@ def test_device_never_idles_while_work_is_there_and_all_of_it_ends(crowd, cap, p
 
 @settings(deadline=None, max_examples=50)
 @given(members(), caps)
-def test_solo_generation_is_not_interrupted(crowd, cap) -> None:  # type: ignore[no-untyped-def]
+def test_isolated_generation_is_not_interrupted(crowd, cap) -> None:  # type: ignore[no-untyped-def]
     batches = run(Policy(lambda _: cap, step_seconds=flat), crowd, 250)
     for isolated in (member for member in crowd if member.is_isolated):
         turns = [index for index, batch in enumerate(batches) if isolated in batch]
@@ -69,7 +69,7 @@ def test_solo_generation_is_not_interrupted(crowd, cap) -> None:  # type: ignore
 
 @settings(deadline=None, max_examples=50)
 @given(members(isolated=False), caps)
-def test_interactive_work_waits_for_bulk_work_only_at_ageing_turns(crowd, cap) -> None:  # type: ignore[no-untyped-def]
+def test_interactive_work_waits_for_bulk_work_only_at_aging_turns(crowd, cap) -> None:  # type: ignore[no-untyped-def]
     policy = Policy(lambda _: cap, bulk_patience_seconds=1e9, step_seconds=flat)
     now = 3.0
     for member in crowd:

@@ -1,4 +1,4 @@
-"""Keys and accounts take turns: nobody gets far ahead of another, whoever has more work or came first."""
+"""Keys and accounts take turns: none gets far ahead of another, however much work it has."""
 
 import pytest
 

@@ -1,18 +1,19 @@
-"""A profile says what its numbers say: where the knee is, what pays, and whose it is."""
+"""A profile follows from its numbers: the knee, the cap, the seconds of a step, and its fingerprint."""
 
 import json
 from dataclasses import replace
 
 import pytest
 
+from catalogue.profile import Profile, ProfileKey, StepCost
 from engine.policy.policy import BatchKey
-from engine.policy.profile import Profile, ProfileKey, Profiles, StepCost
+from engine.policy.profiles import EngineProfiles
 
 KEY = ProfileKey("0123", "float32", "a processor", 1, "2.0", width=128, height=128)
 
 
 def profile_of(seconds: dict[int, float], key: ProfileKey = KEY) -> Profile:
-    steps = tuple(StepCost(rows, one, one, one) for rows, one in seconds.items())
+    steps = tuple(StepCost.of_median(rows, one) for rows, one in seconds.items())
     return Profile(key, steps, encode_seconds=0.01, decode_seconds=0.02, num_guided_rows=2)
 
 
@@ -39,7 +40,7 @@ def test_rows_that_still_gain_a_little_are_kept() -> None:
     assert (profile.knee_rows, profile.max_rows) == (8, 12)
 
 
-def test_a_tier_where_batching_does_not_pay_is_told_so_and_capped() -> None:
+def test_a_tier_that_is_not_worth_batching_is_capped() -> None:
     profile = profile_of({4: 0.4, 8: 0.79, 12: 1.19})
     assert not profile.is_worth_batching
     assert (profile.knee_rows, profile.max_rows) == (4, 4)
@@ -75,7 +76,7 @@ def test_what_is_no_profile_is_refused(change: dict[str, object]) -> None:
 
 def test_rows_that_do_not_rise_and_steps_that_take_no_time_are_refused() -> None:
     for seconds in ({8: 0.4, 4: 0.2}, {}, {4: 0.0}):
-        with pytest.raises(ValueError, match="no profile"):
+        with pytest.raises(ValueError, match="invalid profile"):
             profile_of(seconds)
 
 
@@ -99,7 +100,7 @@ def test_a_device_is_named_with_its_threads_unless_it_is_a_gpu() -> None:
     assert replace(KEY, num_threads=0, device_name="a GPU").device_kind == "a GPU"
 
 
-PROFILES = Profiles({"tiny": {16384: profile_of({4: 0.4, 8: 0.79})}}, {"tiny": 8, "other": 8})
+PROFILES = EngineProfiles({"tiny": {16384: profile_of({4: 0.4, 8: 0.79})}}, {"tiny": 8, "other": 8})
 
 
 def test_row_limits_are_lowered_to_what_pays_and_never_raised() -> None:
@@ -114,5 +115,5 @@ def test_seconds_of_a_step_are_in_proportion_to_the_pixels_of_what_was_measured(
     assert PROFILES.step_seconds(BatchKey("tiny", 24, 24), 6) is None
     assert PROFILES.step_seconds(BatchKey("other", 16, 16), 6) is None
     # Its class goes up to twice the measured side.
-    class_profile = Profiles({"tiny": {4 * 16384: profile_of({4: 0.4})}}, {"tiny": 8})
+    class_profile = EngineProfiles({"tiny": {4 * 16384: profile_of({4: 0.4})}}, {"tiny": 8})
     assert class_profile.step_seconds(BatchKey("tiny", 32, 32), 4) == pytest.approx(4 * 0.4)

@@ -1,4 +1,4 @@
-"""Which prompts are written for other programs, and which only look so."""
+"""Prompts with syntax of other programs are recognized, and similar plain ones are not."""
 
 import time
 
@@ -85,7 +85,7 @@ def test_E12_many_pieces_are_counted_and_long_ones_cut() -> None:
     sentence = str(
         notation_in("(a cat:1.1) (a dog:1.2) (a cow:1.3) (a pig:1.4) (a " + "very " * 99 + "big ox:1.5)")
     )
-    assert " and 2 more was read letter by letter" in sentence
+    assert " and 2 more was read as plain text" in sentence
     assert len(sentence) < 300
 
 
@@ -117,7 +117,7 @@ def test_E12_many_pieces_are_counted_and_long_ones_cut() -> None:
     ],
 )
 def test_E12_a_prompt_takes_time_in_proportion_to_its_length(piece: str) -> None:
-    """The least of some tries: a pattern that tries again from every character would take a hundredfold."""
+    """The fastest of some tries; a pattern that restarts at every character would take 100 times as long."""
 
     def seconds(num_characters: int) -> float:
         text, taken = (piece * num_characters)[:num_characters], []

@@ -1,4 +1,4 @@
-"""What a request may hold; the web checks too, but the engine trusts nobody."""
+"""The engine validates requests itself, although the web does too."""
 
 from dataclasses import replace
 from typing import Any
@@ -115,7 +115,7 @@ def test_every_error_has_a_code_and_a_message_of_its_own() -> None:
     def below(parent: type[EngineError]) -> list[type[EngineError]]:
         return [parent, *(one for child in parent.__subclasses__() for one in below(child))]
 
-    # Not those of other packages, nor of other tests.
+    # Without the classes of other packages and of other tests.
     classes = [one for one in below(EngineError) if one.__module__ == EngineError.__module__]
     assert len({one.code for one in classes}) == len(classes)
     assert all(str(one()).endswith((".", "alone.")) for one in classes)

@@ -1,4 +1,4 @@
-"""The schedulers of a model: those of its kind alone, each as diffusers has it, new for each request."""
+"""A model has only schedulers of its kind, each like diffusers' own, and new for each request."""
 
 import inspect
 import itertools
@@ -49,7 +49,7 @@ V = {**BETAS, "prediction_type": "v_prediction"}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 FLOW_MODEL = FlowMatchEulerDiscreteScheduler(shift=3.0)
 CONSISTENCY = ("lcm", "tcd", "flow_match_lcm")
-"""They jump to the end, which a denoiser that was not distilled for it cannot do."""
+"""They jump to the end, for which this denoiser is not distilled."""
 
 BY_HAND: dict[str, tuple[Any, Any]] = {
     "ddim": (DDIMScheduler, {"clip_sample": False}),
@@ -83,7 +83,7 @@ EDM_BY_HAND: dict[str, tuple[Any, Any]] = {
 
 
 def wave(scheduler: Any, num_steps: int, *, seed: int = 0) -> torch.Tensor:
-    """The last latents of a walk with some elementwise function as the model, as pipelines drive it."""
+    """The last latents of a loop like diffusers' pipelines, with an elementwise function as the model."""
     scheduler.set_timesteps(num_steps)
     timesteps = scheduler.timesteps
     if len(timesteps) > 1 and timesteps[0] == timesteps[1] and hasattr(scheduler, "set_begin_index"):
@@ -149,7 +149,7 @@ def test_a_name_draws_what_diffusers_own_class_draws_with_all_its_entries_given(
     ids=case_id,
 )
 def test_E1_at_50_steps_every_scheduler_draws_the_same_images(own: Any) -> None:
-    """Those of a model that is known exactly: who clips latents, or is told other noise levels, is off."""
+    """With an exact model, a scheduler that clips latents or uses wrong noise levels is detected."""
     schedulers = Schedulers(own)
     names = [name for name in schedulers.names() if name not in CONSISTENCY]
     assert len(names) >= 3
@@ -168,7 +168,7 @@ OWN = [
 
 @pytest.mark.parametrize("own_class", OWN, ids=lambda one: one.__name__)
 def test_no_entry_of_another_classs_default_comes_in(own_class: Any) -> None:
-    """Every entry that both classes read is the model's own, or is what the name means."""
+    """Every entry that both classes read is the model's own, or is set by the name."""
     own = own_class()
     schedulers = Schedulers(own)
     names = set(schedulers.names()) - {"default"}
@@ -298,7 +298,7 @@ def test_noise_is_drawn_from_the_calls_generator_alone(own: Any, spec: Scheduler
 
 @pytest.mark.parametrize("name", ["flow_match_lcm", "default"])
 def test_noise_is_the_requests_where_a_pipeline_gives_no_generator(name: str) -> None:
-    """As those for flow matching, which call `step` without one."""
+    """Flow-matching pipelines call `step` without one."""
     images = []
     for around, seed in ((1, 0), (2, 0), (1, 3)):
         torch.manual_seed(around)
@@ -315,7 +315,7 @@ def test_noise_is_the_requests_where_a_pipeline_gives_no_generator(name: str) ->
 
 
 def test_entries_that_a_pipeline_has_corrected_stay_corrected() -> None:
-    """Stable Diffusion's sets `steps_offset` and `clip_sample` where a folder leaves them open."""
+    """Stable Diffusion's pipeline sets `steps_offset` and `clip_sample` if a folder does not."""
     own = DDIMScheduler(**BETAS)
     own._internal_dict = type(own.config)({**own.config, "steps_offset": 1})
     assert "steps_offset" in own.config["_use_default_values"]
@@ -330,7 +330,7 @@ def test_entries_that_a_pipeline_has_corrected_stay_corrected() -> None:
 def test_karras_sigmas_that_round_to_equal_timesteps_do_not_lose_the_last_step(
     name: str, num_steps: int
 ) -> None:
-    """Without a begin index, diffusers begins with the second of two equal timesteps."""
+    """Without a begin index, diffusers starts at the second of two equal timesteps."""
     own = DDIMScheduler(**V, rescale_betas_zero_snr=True, timestep_spacing="trailing")
     scheduler = Schedulers(own).make(scheduler_named(name), num_steps)
     images = draw(scheduler, num_steps)
@@ -357,7 +357,7 @@ def test_a_pipeline_that_gives_its_own_sigmas_has_only_schedulers_that_take_them
 
 
 def test_only_classes_that_take_what_the_pipeline_gives_are_offered() -> None:
-    """As Flux's pipeline gives sigmas and a shift for [schnell], and CogView 4's timesteps beside sigmas."""
+    """FLUX.1 passes sigmas and a shift for [schnell], and CogView 4 passes timesteps and sigmas."""
     names = Schedulers(FlowMatchEulerDiscreteScheduler(), handed=["sigmas", "mu"]).names()
     assert names == ["default", "unipc", "flow_match_euler", "flow_match_lcm"]
     shifted = Schedulers(FlowMatchEulerDiscreteScheduler(), handed=["mu"])
@@ -380,7 +380,7 @@ def test_the_forward_passes_of_a_request_are_counted_by_its_scheduler() -> None:
 
 @pytest.mark.parametrize("name", ["flow_match_euler", "flow_match_heun", "dpmpp_2m", "unipc"])
 def test_every_scheduler_of_a_flow_can_begin_with_an_image(name: str) -> None:
-    """`scale_noise` is (1 - sigma) image + sigma noise, at the step that the pipeline begins with."""
+    """`scale_noise` is (1 - sigma) image + sigma noise at the first step of the pipeline."""
     made = Schedulers(FLOW_MODEL).make(scheduler_named(name), 8)
     made.set_timesteps(8)
     made.set_begin_index(2)
@@ -390,7 +390,7 @@ def test_every_scheduler_of_a_flow_can_begin_with_an_image(name: str) -> None:
     assert torch.allclose(noisy, (1 - sigma) * image + sigma * noise, atol=1e-6)
 
 
-# What is refused by field, and at load
+# Refused by field, and at load
 
 
 @settings(max_examples=60, deadline=None)
@@ -451,7 +451,7 @@ def test_E4_steps_beyond_the_models_timesteps_are_refused_by_field_and_at_load()
     schedulers = Schedulers(DDIMScheduler(timestep_spacing="leading", steps_offset=1))
     for name in ("ddim", "ddpm", "default"):
         with pytest.raises(
-            RequestInvalid, match=r"^num_inference_steps: 1000 cannot be had .* would be 1000"
+            RequestInvalid, match=r"^num_inference_steps: 1000 is not possible .* would be 1000"
         ):
             schedulers.make(scheduler_named(name), 1000)
         with pytest.raises(LoadError, match=f"'{name}' cannot be offered .*num_inference_steps: "):

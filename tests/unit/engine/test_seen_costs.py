@@ -71,7 +71,7 @@ def test_what_is_long_ago_is_forgotten() -> None:
 
 
 def costly(clock: SetClock) -> FakeCachingModel:
-    """Takes time on a clock: a second for each row of a forward pass, a tenth of it for a shallow one."""
+    """Takes time on a clock: a second for each row of a forward pass, a tenth of it for a cached one."""
     denoiser = Costly(clock, float)
     model = FakeCachingModel(denoiser=denoiser)
     model.partial_forward = CostlyWalk(denoiser, cached_share=0.1)
@@ -103,7 +103,7 @@ def test_an_engine_sees_what_its_steps_and_its_ends_take() -> None:
     assert found.cached_share == 1
 
 
-def test_an_engine_sees_what_shallow_steps_take_and_keeps_mixed_ones_out() -> None:
+def test_an_engine_sees_what_cached_steps_take_and_keeps_mixed_ones_out() -> None:
     both = known(drawn(wanted(), wanted(step_cache=3), wanted(step_cache=3, seed=2)))
     assert set(both.step_seconds) == {8}, "three guided generations always step together"
     assert both.step_seconds[8] == pytest.approx(8 / 64), "mixed steps are cheaper and do not count"

@@ -8,7 +8,7 @@ from hypothesis.strategies import floats, integers
 
 from engine.engine import Engine
 from engine.errors import Canceled, DeadlineExceeded
-from engine.handle import Handle
+from engine.generation import Handle
 from engine.policy.side_work import DECODING_SHARE, ENCODING_SHARE, SideWork
 from engine.request import GenerationRequest
 from tests.unit.engine.fakes import FakeModel, SetClock

@@ -1,10 +1,10 @@
-"""A linear layer gives few rows the bits that it gives four."""
+"""A padded linear layer gives one to three rows the bits that they get among four."""
 
 import pytest
 import torch
 from torch import nn
 
-from engine.loading.small_step_batches import pad_small_linears
+from engine.loading.optimization import pad_small_linears
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (3,), (1, 1), (1, 3), (3, 1), (1, 2, 1)])

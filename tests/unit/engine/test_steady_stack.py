@@ -1,4 +1,4 @@
-"""The promises of the steady stack: errors inside suspended calls, and what passes through the base."""
+"""The steady stack: errors inside suspended calls, and what passes through the base."""
 
 import contextvars
 import subprocess

@@ -1,4 +1,4 @@
-"""Which steps a step cache leaves out, what it holds meanwhile, and how its rows share a forward pass."""
+"""Which steps are cached, what a step cache holds meanwhile, and how its rows share a forward pass."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from engine.determinism import SelfTest
 from engine.engine import Engine
 from engine.errors import RequestInvalid
 from engine.partial_forwards.step_cache import StepCache
 from engine.policy.buckets import Buckets
 from engine.request import GenerationRequest
-from engine.self_test.self_test import Offer, find_determinism
+from engine.self_test.self_test import Offer, SelfTest, find_determinism
 from engine.self_test.time_budget import TimeBudget
 from tests.unit.engine.fakes import FakeCachingModel, FakeModel, FakeWalk, SetClock
 
@@ -60,10 +59,10 @@ def test_features_are_held_from_a_full_step_until_the_next_and_only_while_their_
     assert cache.num_bytes == 0
 
 
-def test_full_rows_alone_enter_the_deep_part_and_only_bucket_sizes_are_run(
+def test_only_full_rows_enter_the_inner_blocks_and_only_bucket_sizes_are_run(
     caching_engine: Engine, caching_model: FakeCachingModel, ask: Ask
 ) -> None:
-    """Two guided generations are four rows; the second joins a step later, so full steps fall apart."""
+    """Two guided generations have four rows; the second joins a step later, so their full steps differ."""
     first = caching_engine.submit(ask(seed=1, num_inference_steps=7, guidance_scale=4.0, step_cache=3))
     caching_engine.tick()
     second = caching_engine.submit(
@@ -72,11 +71,11 @@ def test_full_rows_alone_enter_the_deep_part_and_only_bucket_sizes_are_run(
     while not caching_engine.is_idle:
         caching_engine.tick()
     assert first.future.result().num_steps == second.future.result().num_steps == 7
-    assert caching_model.deep_sizes == [4, 4, 4, 4, 4, 0, 4, 4]
+    assert caching_model.inner_sizes == [4, 4, 4, 4, 4, 0, 4, 4]
     assert set(caching_model.step_sizes) == {4}
 
 
-def test_the_deep_part_runs_at_bucket_sizes_and_not_at_all_where_no_row_is_full(
+def test_the_inner_blocks_run_at_bucket_sizes_and_not_at_all_without_full_rows(
     caching_engine: Engine, caching_model: FakeCachingModel, ask: Ask
 ) -> None:
     caching_model.buckets = {(8, 8): Buckets((2, 3, 5, 6))}
@@ -84,9 +83,9 @@ def test_the_deep_part_runs_at_bucket_sizes_and_not_at_all_where_no_row_is_full(
         caching_engine.submit(ask(seed=seed, num_inference_steps=9, step_cache=2 + seed % 2))
     while not caching_engine.is_idle:
         caching_engine.tick()
-    # From the fifth step on: full for interval 2 alone, for nobody, for both, for nobody, and the last one.
+    # From the fifth step on: full for interval 2, for none, for both, for none, and the last one.
     assert caching_model.step_sizes == [5] * 9
-    assert caching_model.deep_sizes == [5, 5, 5, 5, 2, 0, 5, 0, 5]
+    assert caching_model.inner_sizes == [5, 5, 5, 5, 2, 0, 5, 0, 5]
 
 
 def test_rows_without_a_cache_share_the_pass_with_cached_ones_and_change_nothing(
@@ -146,7 +145,7 @@ def test_a_row_that_fails_in_a_full_step_leaves_its_cached_neighbours_as_they_ar
 def test_memory_that_ran_out_takes_no_features_from_those_that_need_them_again(
     caching_engine: Engine, caching_model: FakeCachingModel, ask: Ask
 ) -> None:
-    """On a device with memory of its own they wait in main memory: not yet seen on a GPU."""
+    """On a device with its own memory they wait in main memory. Not tested on a GPU."""
     requests = [ask(seed=seed, num_inference_steps=9, step_cache=4) for seed in range(6)]
     handles = [caching_engine.submit(one) for one in requests]
     while not caching_engine.step_cache_bytes:
@@ -180,7 +179,7 @@ def test_a_generation_alone_is_tried_again_once_features_of_paused_ones_have_lef
 
 
 def test_features_leave_a_devices_memory_for_main_memory() -> None:
-    """Tensors without data, as torch's own compiler uses them, can be on a device that is not there."""
+    """Fake tensors, as torch's compiler uses them, can be on a device that does not exist."""
     cache = StepCache(3, 12)
     with FakeTensorMode():
         cache.keep(torch.empty(1, 8, device="cuda"), is_negative=False)
@@ -208,12 +207,12 @@ def test_an_interval_outside_its_limits_is_refused(ask: Ask, interval: object) -
         ask(step_cache=interval)
 
 
-def promised(model: FakeCachingModel) -> SelfTest:
+def self_tested(model: FakeCachingModel) -> SelfTest:
     return find_determinism(model, {4096: 16}, Offer(), TimeBudget())
 
 
 def test_whether_a_model_has_a_step_cache_is_found_by_drawing_with_one() -> None:
-    """A denoiser that can be walked may have a pipeline that cannot, and one that cannot is not tried."""
+    """A supported denoiser may have a pipeline that is not; an unsupported denoiser is not tried."""
 
     class Refusing(FakeWalk):
         def predict(  # type: ignore[override]
@@ -232,7 +231,7 @@ def test_whether_a_model_has_a_step_cache_is_found_by_drawing_with_one() -> None
 
 
 class RoundingWalk(FakeWalk):
-    """Rounds otherwise than the denoiser, where `is_otherwise` says so of the output and its features."""
+    """Rounds differently from the denoiser if `is_otherwise` says so for the output and features."""
 
     def __init__(self, model: FakeModel, is_otherwise: Callable[[Tensor, Tensor], bool]) -> None:
         super().__init__(model.fake)
@@ -250,14 +249,14 @@ class RoundingWalk(FakeWalk):
         return (output + 1e-6 if self.is_otherwise(output, new) else output), new
 
 
-def test_a_full_step_that_rounds_otherwise_with_a_cache_leaves_the_weakest_promise() -> None:
+def test_a_full_step_that_rounds_differently_with_a_cache_leaves_the_weakest_level() -> None:
     otherwise = FakeCachingModel()
     otherwise.partial_forward = RoundingWalk(otherwise, lambda *_: True)
-    assert promised(FakeCachingModel()).determinism == "exact"
-    assert promised(otherwise).determinism == "within 1/255"
+    assert self_tested(FakeCachingModel()).determinism == "exact"
+    assert self_tested(otherwise).determinism == "within 1/255"
 
 
-def test_a_shallow_step_that_depends_on_the_bucket_lowers_the_cap() -> None:
+def test_a_cached_step_that_depends_on_the_bucket_lowers_the_cap() -> None:
     uneven = FakeCachingModel()
     uneven.partial_forward = RoundingWalk(uneven, lambda output, new: len(output) >= 16 and not len(new))
-    assert promised(uneven).row_limits == {4096: 15}
+    assert self_tested(uneven).row_limits == {4096: 15}

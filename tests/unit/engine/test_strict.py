@@ -1,11 +1,10 @@
-"""A strict request has the bytes of its solo run under every promise, or is refused."""
+"""A strict request has the bytes of its run alone at every determinism level, or is refused."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
-from engine.determinism import DeterminismLevel
+from catalogue.determinism import DeterminismLevel
 from engine.engine import Engine
 from engine.errors import StrictUnavailable
 from engine.request import GenerationRequest, SchedulerSpec
@@ -33,7 +32,7 @@ def mixed(ask: Ask) -> list[GenerationRequest]:
 
 
 def drawn(model: FakeModel, determinism: DeterminismLevel, requests: list[GenerationRequest]) -> list[bytes]:
-    """Each joins a tick after the one before."""
+    """Each joins one tick after the previous one."""
     engine = Engine({"fake": model}, {"fake": LIMITS}, determinism=determinism)
     handles = []
     for request in requests:
@@ -52,15 +51,15 @@ def drawn(model: FakeModel, determinism: DeterminismLevel, requests: list[Genera
         (FakeModel(denoiser=NeighbourDependent(difference=1e-5)), "within 1/255"),
     ],
 )
-def test_strict_image_equals_its_solo_run_under_every_promise(
+def test_strict_image_equals_its_run_alone_at_every_determinism_level(
     model: FakeModel, determinism: DeterminismLevel, ask: Ask
 ) -> None:
     assert find_determinism(model, LIMITS, Offer(), TimeBudget()).determinism == determinism
     requests = mixed(ask)
     together = drawn(model, determinism, requests)
-    alone = [drawn(model, determinism, [replace(request, strict=False)])[0] for request in requests]
+    alone = [drawn(model, determinism, [request.changed(strict=False)])[0] for request in requests]
     differ = [request for request, a, b in zip(requests, together, alone, strict=True) if a != b]
-    assert not [request for request in differ if request.strict]
+    assert not [request for request in differ if request.parameters.strict]
     assert bool(differ) == (determinism != "exact"), "the others show that this device would have differed"
 
 
@@ -74,7 +73,7 @@ def test_strict_is_refused_where_the_device_does_not_repeat_itself(model: FakeMo
 
 
 @pytest.mark.parametrize(("determinism", "num_passes"), [("exact within a bucket", 8), ("within 1/255", 32)])
-def test_strict_generations_share_only_what_their_promise_allows(
+def test_strict_generations_share_only_what_their_determinism_level_allows(
     model: FakeModel, ask: Ask, determinism: DeterminismLevel, num_passes: int
 ) -> None:
     drawn(model, determinism, [ask(seed=seed, strict=True) for seed in range(8)])

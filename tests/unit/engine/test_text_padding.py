@@ -1,4 +1,4 @@
-"""The promises of padded texts: what is padded with what, when nothing is, and what is found at load."""
+"""Padded texts: how texts and masks are padded, when they are not, and what the self-test finds."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ PADDING = TextPadding((TEXT, MASK), (4, 8))
 
 
 def arguments(length: int, **others: Any) -> dict[str, Any]:
-    """Those of a transformer whose text has so many tokens, all of them real."""
+    """Arguments of a transformer for a text of that many tokens, without padding."""
     text = torch.randn(1, length, WIDTH, generator=torch.Generator().manual_seed(length))
     mask = torch.ones(1, length, dtype=torch.int64)
     return {"x": torch.zeros(1, 4), "text": text, "mask": mask, **others}
@@ -40,7 +40,7 @@ def signature(given: dict[str, Any]) -> Any:
     return ParkedCall("transformer", given, SharedTensors()).signature
 
 
-def test_texts_get_zeros_and_their_masks_too_up_to_the_next_length() -> None:
+def test_texts_and_their_masks_are_padded_with_zeros_to_the_next_length() -> None:
     given = arguments(3)
     made = padded(PADDING, given)
     assert torch.equal(made["text"][:, :3], given["text"])
@@ -56,7 +56,7 @@ def test_texts_of_different_lengths_share_a_signature_once_they_are_padded() -> 
     assert signature(padded(PADDING, arguments(4))) != signature(padded(PADDING, arguments(5)))
 
 
-def test_a_mask_that_is_left_out_is_made_also_for_a_text_that_needs_no_padding() -> None:
+def test_a_missing_mask_is_added_even_to_a_text_that_needs_no_padding() -> None:
     left_out = TextPlace("transformer", "mask", 1, 0, "missing mask")
     padding = TextPadding((TEXT, left_out), (4,))
     short, whole = (padded(padding, arguments(length, mask=None)) for length in (2, 4))
@@ -73,7 +73,7 @@ def test_a_mask_of_text_and_image_is_padded_between_them() -> None:
     assert made["kwargs"]["scale"] == 1.0
 
 
-def test_positions_go_on_as_they_began() -> None:
+def test_positions_are_continued_in_the_padding() -> None:
     ids = TextPlace("transformer", "txt_ids", 0, 0, "continued")
     made = padded(
         TextPadding((TEXT, ids), (5,)), arguments(3, txt_ids=torch.tensor([[0, 4], [0, 5], [0, 6]]))
@@ -91,20 +91,20 @@ def test_positions_go_on_as_they_began() -> None:
         {"x": torch.zeros(1, 4)},
     ],
 )
-def test_arguments_of_another_form_than_at_the_test_stay_as_they_are(given: dict[str, Any]) -> None:
+def test_arguments_of_another_form_than_at_the_test_are_not_changed(given: dict[str, Any]) -> None:
     made = padded(PADDING, given)
     assert made.keys() == given.keys()
     assert all(made[name] is value for name, value in given.items())
 
 
-def test_what_is_the_same_at_the_next_step_is_padded_once() -> None:
+def test_arguments_that_are_the_same_at_the_next_step_are_padded_once() -> None:
     call, given = PADDING.of_call(), arguments(3)
     first, second = (call.padded("transformer", {**given, "x": torch.zeros(1, 4)}) for _ in range(2))
     assert second["text"] is first["text"]
     assert call.padded("transformer", arguments(3))["text"] is not first["text"]
 
 
-def test_a_kept_self_test_carries_the_padding() -> None:
+def test_a_stored_self_test_contains_the_padding() -> None:
     found = Abilities(False, 2, True, False, takes_float_timesteps=True, text_padding=PADDING)
     assert Abilities.of_plain(json.loads(json.dumps(asdict(found)))) == found
 
@@ -127,7 +127,7 @@ def test_a_padding_that_was_changed_on_disk_is_refused(change: dict[str, Any]) -
 
 
 class Attends(nn.Module):
-    """A denoiser whose image latents attend to a text; `mask` may be ignored, or the text limited."""
+    """A denoiser whose image latents attend to a text; it can ignore `mask` or limit the text."""
 
     def __init__(self, *, reads_mask: bool = True, max_length: int = 4096) -> None:
         super().__init__()
@@ -142,14 +142,14 @@ class Attends(nn.Module):
 
 
 class Draws:
-    """A pipeline of one step whose text has as many tokens as the prompt has letters."""
+    """A pipeline of one step with one text token for each letter of the prompt."""
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer, self.scheduler = transformer, SimpleNamespace(step=lambda x: x, timesteps=[1])
         self.components = {"transformer": transformer}
 
     def set_progress_bar_config(self, **_: Any) -> None:
-        """As diffusers' pipelines."""
+        """Like the calls of diffusers' pipelines."""
 
     def __call__(self, prompt: str, has_mask: bool = True) -> Any:
         given = arguments(len(prompt), mask=torch.ones(1, len(prompt)) if has_mask else None)
@@ -165,7 +165,7 @@ def found(
         partial(exchange.begin, PipelineScheduler(), prompt=prompt) for prompt in ("heart", "a red heart")
     ]
     padding = find_text_padding(exchange, begin, is_unchanged, TimeBudget(seconds))
-    assert exchange.text_padding is None, "whoever asked sets it"
+    assert exchange.text_padding is None, "the caller sets it"
     return padding
 
 
@@ -179,24 +179,24 @@ class PipelineScheduler:
         return x
 
 
-def test_texts_are_padded_where_the_mask_hides_the_padding() -> None:
+def test_texts_are_padded_if_the_mask_hides_the_padding() -> None:
     places = (TextPlace("transformer", "text", 1, 0, "zeros"), TextPlace("transformer", "mask", 1, 0, "mask"))
     assert found(Attends()) == TextPadding(places, LENGTHS)
 
 
-def test_texts_stay_apart_where_the_model_ignores_its_mask() -> None:
+def test_texts_are_not_padded_if_the_model_ignores_its_mask() -> None:
     assert found(Attends(reads_mask=False)) is None
 
 
-def test_texts_stay_apart_where_whole_images_change_though_one_pass_does_not() -> None:
+def test_texts_are_not_padded_if_images_change_although_single_passes_do_not() -> None:
     assert found(Attends(), lambda: False) is None
 
 
-def test_texts_are_padded_no_further_than_the_model_takes_them() -> None:
+def test_texts_are_padded_only_to_lengths_that_the_model_accepts() -> None:
     padding = found(Attends(max_length=200))
     assert padding is not None
     assert padding.lengths == tuple(length for length in LENGTHS if length <= 200)
 
 
-def test_nothing_is_padded_in_no_time() -> None:
+def test_texts_are_not_padded_without_a_time_budget() -> None:
     assert found(Attends(), seconds=0.0) is None

@@ -72,7 +72,11 @@ def draw(caption: str) -> Image.Image:
             f"a red ring left of a red ring {ON_GRAY}",
             "things: saw 1, wanted 2",
         ),
-        (f"a red ring {ON_GRAY}", "a red ring in the rain", "not in the checker's language"),
+        (
+            f"a red ring {ON_GRAY}",
+            "a red ring in the rain",
+            "not judged: the prompt is not a caption that the checker knows",
+        ),
     ],
 )
 def test_a_verdict_names_what_is_wrong(drawn: str, wanted: str, sentence: str) -> None:

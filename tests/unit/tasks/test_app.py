@@ -43,7 +43,7 @@ def test_S2_an_event_is_tried_once_and_kept_while_the_broker_is_away() -> None:
     celery, producer = make_celery("redis://127.0.0.1:1/0", "test:", ["sd"]), AwayProducer()
     events = celery.events.Dispatcher(celery.connection_for_write(), hostname="w", enabled=False)
     events.enabled, events.producer = True, producer
-    # As Celery's heartbeat says it, on the loop that hears bells.
+    # Sent like Celery's heartbeat, on the loop that receives messages.
     events.send("worker-heartbeat", retry=True)
     assert not producer.retries
     assert [event["type"] for event, _ in events._outbound_buffer] == ["worker-heartbeat"]

@@ -1,4 +1,4 @@
-"""When the watchdog calls a consumer deaf, and when it must not, on a clock that is set by hand."""
+"""When the watchdog calls a consumer stalled, and when it must not, on a clock that is set by hand."""
 
 import threading
 
@@ -17,17 +17,17 @@ class Scene:
             self._ping,
             lambda: self.is_connected,
             watchdog_seconds=4,
-            on_deaf=lambda: None,
+            on_stalled=lambda: None,
             clock=lambda: self.now,
         )
 
     def _ping(self) -> bool:
         if self.is_taken and self.hears:
-            self.watchdog.heard()
+            self.watchdog.received()
         return self.is_taken
 
     def turn(self, seconds: int) -> bool:
-        """Whether it is called deaf within that time."""
+        """Whether it is called stalled within that time."""
         for _ in range(seconds):
             self.now += 1
             if self.watchdog.turn():
@@ -42,7 +42,7 @@ def scene() -> Scene:
     return scene
 
 
-def test_S39_pings_that_are_taken_and_not_heard_make_it_deaf(scene: Scene) -> None:
+def test_S39_pings_that_are_taken_and_not_heard_make_it_stalled(scene: Scene) -> None:
     scene.hears = False
     assert not scene.turn(5)
     assert scene.turn(1)
@@ -72,12 +72,12 @@ def test_S39_a_consumer_has_the_time_to_connect_again(scene: Scene) -> None:
     assert scene.turn(1)
 
 
-def test_S39_a_consumer_that_never_connects_again_is_deaf(scene: Scene) -> None:
+def test_S39_a_consumer_that_never_connects_again_is_stalled(scene: Scene) -> None:
     scene.hears = scene.is_connected = False
     assert scene.turn(int(RECONNECT_SECONDS) + 10)
 
 
-def test_S39_a_broker_that_is_slow_to_take_a_ping_is_no_deaf_consumer(scene: Scene) -> None:
+def test_S39_a_broker_that_is_slow_to_take_a_ping_is_no_stalled_consumer(scene: Scene) -> None:
     """What sending takes is not the consumer's."""
 
     def ping_slowly() -> bool:
@@ -85,7 +85,7 @@ def test_S39_a_broker_that_is_slow_to_take_a_ping_is_no_deaf_consumer(scene: Sce
         return True
 
     scene.watchdog = ConsumerWatchdog(
-        ping_slowly, lambda: True, watchdog_seconds=4, on_deaf=lambda: None, clock=lambda: scene.now
+        ping_slowly, lambda: True, watchdog_seconds=4, on_stalled=lambda: None, clock=lambda: scene.now
     )
     assert not scene.watchdog.turn()
     scene.now += 1
@@ -93,7 +93,7 @@ def test_S39_a_broker_that_is_slow_to_take_a_ping_is_no_deaf_consumer(scene: Sce
 
 
 def test_S39_a_ping_that_fails_in_an_unforeseen_way_does_not_end_the_watchdog() -> None:
-    num_pings, is_deaf = 0, threading.Event()
+    num_pings, is_stalled = 0, threading.Event()
 
     def ping() -> bool:
         nonlocal num_pings
@@ -102,8 +102,8 @@ def test_S39_a_ping_that_fails_in_an_unforeseen_way_does_not_end_the_watchdog() 
             raise ZeroDivisionError
         return True
 
-    watchdog = ConsumerWatchdog(ping, lambda: True, watchdog_seconds=0.01, on_deaf=is_deaf.set)
+    watchdog = ConsumerWatchdog(ping, lambda: True, watchdog_seconds=0.01, on_stalled=is_stalled.set)
     with structlog.testing.capture_logs() as said:
         watchdog.start()
-        assert is_deaf.wait(30)
-    assert [line["event"] for line in said] == ["ping_failed", "consumer_deaf"]
+        assert is_stalled.wait(30)
+    assert [line["event"] for line in said] == ["ping_failed", "consumer_stalled"]

@@ -123,7 +123,7 @@ def test_S38_more_jobs_than_a_record_holds_are_not_cut_down_to_some(tmp_path: Pa
 
 
 def test_S38_a_fault_outside_the_device_leaves_no_record(tmp_path: Path) -> None:
-    """So that whoever takes the jobs back suspects them all."""
+    """So that the reaper quarantines them all."""
     busy, idle = DeviceRecord(tmp_path, "busy"), DeviceRecord(tmp_path, "idle")
     busy.note(["job_a"])
     for record in (busy, idle):

@@ -52,4 +52,4 @@ def test_a_dead_broker_raises_nothing_and_is_left_alone_for_a_while() -> None:
     assert (celery.num_tries, dispatcher.num_failed) == (1, 4)
     celery.down, now[0] = False, 2.0
     assert dispatcher.dispatch([dispatch(5)])
-    assert dispatcher.num_dispatched_now == 1
+    assert dispatcher.num_dispatched == 1

@@ -2,10 +2,10 @@
 
 from prometheus_client import CollectorRegistry
 
-from tasks.metrics.sender import SenderMetrics
 from tasks.metrics.sweeper import SweeperMetrics
 from tasks.metrics.worker import WorkerMetrics
 from tasks.webhooks.client import ATTEMPT_CODES
+from tasks.webhooks.worker import SenderMetrics
 
 
 def values(registry: CollectorRegistry, name: str, label: str) -> set[str]:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from settings import Settings
-from tasks.images.facts import MEDIA_TYPES, ImageFacts, ImageLimits, ImageUnreadable, media_type_of, read
+from tasks.errors import ImageUnreadable
+from tasks.images.facts import MEDIA_TYPES, ImageFacts, ImageLimits, media_type_of, read
 from tests.fixtures.image_files import (
     FILES,
     HEIGHT,
@@ -126,7 +127,7 @@ def test_other_formats_are_called_by_their_names(kind: str) -> None:
     data = files_of("GIF, BMP, TIFF, HEIC, AVIF, SVG, PDF")[kind]
     said = refusal(data)
     assert kind in said
-    assert "PNG, JPEG and WebP images are read" in said
+    assert "PNG, JPEG and WebP are accepted" in said
 
 
 def test_the_bytes_decide_and_not_what_follows_them() -> None:

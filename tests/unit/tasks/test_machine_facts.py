@@ -16,11 +16,13 @@ def machine(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "driver").write_text("NVRM version: 550.54\n")
     (tmp_path / "source" / "families").mkdir(parents=True)
     (tmp_path / "source" / "families" / "family.py").write_text("pass\n")
+    (tmp_path / "catalogue").mkdir()
+    (tmp_path / "catalogue" / "step_cache.py").write_text("pass\n")
     return {
         "environment": {"OMP_NUM_THREADS": "1", "PATH": "/bin"},
         "cpuinfo": tmp_path / "cpuinfo",
         "gpu_driver": tmp_path / "driver",
-        "source": tmp_path / "source",
+        "sources": (tmp_path / "source", tmp_path / "catalogue"),
     }
 
 
@@ -31,10 +33,11 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no driver": lambda one: one["gpu_driver"].unlink(),
     "a variable": lambda one: one["environment"].update(OMP_NUM_THREADS="2"),
     "one more variable": lambda one: one["environment"].update(CUBLAS_WORKSPACE_CONFIG=":4096:8"),
-    "other code": lambda one: (one["source"] / "families" / "family.py").write_text("pass  # now\n"),
-    "a new module": lambda one: (one["source"] / "new.py").write_text(""),
-    "a module of another name": lambda one: (one["source"] / "families" / "family.py").rename(
-        one["source"] / "families" / "kin.py"
+    "other code": lambda one: (one["sources"][0] / "families" / "family.py").write_text("pass  # now\n"),
+    "another rule of the catalogue": lambda one: (one["sources"][1] / "step_cache.py").write_text(""),
+    "a new module": lambda one: (one["sources"][0] / "new.py").write_text(""),
+    "a module of another name": lambda one: (one["sources"][0] / "families" / "family.py").rename(
+        one["sources"][0] / "families" / "kin.py"
     ),
 }
 
@@ -51,12 +54,12 @@ def test_S38_a_change_of_the_machine_shows(
 def test_S38_what_computes_nothing_does_not_show(machine: dict[str, Any]) -> None:
     before = machine_facts(**machine)
     machine["environment"] |= {"PATH": "/usr/bin", "CUDA_VISIBLE_DEVICES": "1"}
-    (machine["source"] / "notes.txt").write_text("")
+    (machine["sources"][0] / "notes.txt").write_text("")
     assert machine_facts(**machine) == before
 
 
 def test_S38_a_machine_that_tells_nothing_has_facts(machine: dict[str, Any], tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
-    facts = machine_facts({}, cpuinfo=nowhere, gpu_driver=nowhere, source=machine["source"])
+    facts = machine_facts({}, cpuinfo=nowhere, gpu_driver=nowhere, sources=machine["sources"])
     assert facts["package torch"]
     assert facts["cpu_flags"] == ""

@@ -5,16 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from catalogue.catalogue import load_catalogue
+from catalogue.profile import Profile
 from engine.loading.load import LoadedModels
-from engine.policy.profile import Profile
 from settings import ROOT
 from tasks.profiles import (
     ProfileFolder,
     cpu_name,
     key_of,
     measure_tier,
-    stored_profile,
-    with_knee,
     worker_profiles,
 )
 from tests.unit.engine.fakes import FakeModel
@@ -69,24 +67,24 @@ def test_a_worker_finds_what_was_measured_on_its_device_and_caps_what_does_not_p
     assert profiles.found.keys() == {"sd"}
     assert profiles.engine.capped(loaded().row_limits) == {"tiny": {16384: 4, 36864: 8}}
     assert profiles.fingerprints.keys() == {"sd", "hd"}
-    (stored,) = profiles.stored
-    assert (stored.tier, stored.fingerprint) == ("sd", profiles.fingerprints["sd"])
-    assert stored.steps == ((4, 0.4), (8, 0.8))
-    assert (stored.max_rows, stored.is_worth_batching, stored.num_pixels) == (4, False, 128 * 128)
+    (published,) = profiles.published
+    assert (published.tier, published.model) == ("sd", "tiny")
+    assert published.profile == profiles.found["sd"]
+    assert published.profile.key.fingerprint == profiles.fingerprints["sd"]
+    assert (published.profile.max_rows, published.profile.is_worth_batching) == (4, False)
 
 
-def test_a_stored_profile_whose_steps_have_changed_has_their_knee_and_keeps_its_cap() -> None:
-    stored = replace(stored_profile(SD, profile_of({4: 0.4})), max_rows=16)
-    assert (stored.knee_rows, stored.is_worth_batching) == (4, False)
-    more = with_knee(replace(stored, steps=((4, 0.4), (8, 0.5), (12, 0.75))))
+def test_a_learned_profile_has_the_knee_of_its_steps_and_the_configured_cap() -> None:
+    few = replace(profile_of({4: 0.4}), learned_max_rows=16)
+    assert (few.is_learned, few.knee_rows, few.is_worth_batching, few.max_rows) == (True, 4, False, 16)
+    more = replace(few, steps=profile_of({4: 0.4, 8: 0.5, 12: 0.75}).steps)
     assert (more.knee_rows, more.is_worth_batching, more.max_rows) == (8, True, 16)
-    assert with_knee(replace(more, steps=stored.steps)) == stored
 
 
 def test_a_worker_without_profiles_runs_as_configured(tmp_path: Path) -> None:
     profiles = worker_profiles(ProfileFolder(tmp_path / "nothing"), TIERS, loaded())
     assert profiles.engine.capped(loaded().row_limits) == loaded().row_limits
-    assert not profiles.stored
+    assert not profiles.published
 
 
 def test_what_is_measured_is_what_the_worker_looks_for(tmp_path: Path) -> None:

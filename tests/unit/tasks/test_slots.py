@@ -1,6 +1,6 @@
 """The promise about slots: a full lane says so, and another lane's slots are its own."""
 
-from tasks.slots import Slots
+from tasks.consumer import Slots
 
 
 def test_a_lane_is_told_full_at_its_last_slot_and_free_at_the_first_given_back() -> None:

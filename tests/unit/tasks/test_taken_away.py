@@ -4,7 +4,7 @@ import pytest
 
 from storage.errors import Unavailable
 from tasks.event_cursor import LATE_SECONDS, MAX_FOUND, EventCursor
-from tasks.taken_away import TakenAway
+from tasks.job_observers import TakenAway
 
 
 class Events:

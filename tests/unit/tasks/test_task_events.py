@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from celery.events.state import State as FlowersState
 
+from catalogue.states import State
 from storage.job_views import Outcome
-from storage.states import State
 from tasks.task_events import TaskEvent, event_of, started
 
 SUCCEEDED = Outcome(State.SUCCEEDED, seconds=2.5, num_images=2, timings={"device_seconds": 1.25})
@@ -30,7 +30,7 @@ RECEIVED = TaskEvent("task-received", {"name": "calotype.generate", "args": "['j
 @pytest.mark.parametrize(
     ("outcome", "state", "runtime", "result", "exception"),
     [
-        (SUCCEEDED, "SUCCESS", 2.5, "2 images, 1.25 s of the device", None),
+        (SUCCEEDED, "SUCCESS", 2.5, "2 images, 1.25 s on the device", None),
         (
             FAILED,
             "FAILURE",
@@ -44,7 +44,7 @@ RECEIVED = TaskEvent("task-received", {"name": "calotype.generate", "args": "['j
             "REVOKED",
             0.5,
             None,
-            "canceled: its owner asked for that",
+            "canceled by its owner",
         ),
         (
             Outcome(State.EXPIRED),

@@ -1,4 +1,4 @@
-"""The promises about the measurement: held-out captions, honest chance, honest intervals."""
+"""The evaluation: held-out captions, exact chance, correct intervals."""
 
 import pytest
 

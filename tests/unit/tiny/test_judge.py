@@ -1,4 +1,4 @@
-"""The promises about the data and its judge: the judge sees what the renderer drew."""
+"""The training data and its judge: the judge sees what the renderer drew."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The promises about the styles: each is drawn where the scene is, and seen in pixels alone."""
+"""Styles: each is drawn where the scene is, and is detected from pixels alone."""
 
 import random
 

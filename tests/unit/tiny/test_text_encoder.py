@@ -1,4 +1,4 @@
-"""The promises about captions and arrangements: what the text encoder is asked is what the renderer draws."""
+"""Captions and arrangements: the labels of the text encoder match what the renderer draws."""
 
 import random
 from pathlib import Path

@@ -11,9 +11,9 @@ import pytest
 from web.api.resources import JobResource
 from web.csv.cells import harmless, typed_cell
 from web.csv.header import COLUMNS, REPORT_COLUMNS, known_delimiter
+from web.csv.reports import write_csv
 from web.csv.rows import parse_csv
 from web.csv.text import known_encoding
-from web.csv.writing import write_csv
 from web.refusals import InvalidCsv
 
 
@@ -61,16 +61,16 @@ def test_a_line_break_in_a_cell_is_one_character() -> None:
         (b"prompt,seed\n,\n", "no row"),
         (b"seed\n1\n", "required in the header"),
         (b"prompt,colour\na,b\n", "colour"),
-        (b"prompt,prompt\na,b\n", "twice"),
-        (b"prompt\na\0b\n", "line 2: the file holds a NUL"),
+        (b"prompt,prompt\na,b\n", "more than once"),
+        (b"prompt\na\0b\n", "line 2: the file contains a NUL"),
         (b"prompt\nok\n\x81\n", "line 3: the file is not UTF-8"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "PNG"),
         (gzip.compress(b"prompt\na\n"), "gzip"),
         (b"PK\x03\x04....", "ZIP"),
         (b"{\\rtf1\\ansi prompt", "RTF"),
-        (b"<!DOCTYPE html><html>", "a page of the web"),
+        (b"<!DOCTYPE html><html>", "a web page"),
         (b'prompt\n"unfinished\n', "line 2, prompt: a quote is opened here and never closed"),
-        (b'prompt\n"a"b\n', "cannot be read as CSV"),
+        (b'prompt\n"a"b\n', "is not valid CSV"),
         (b"prompt\n" + b"a" * 200_000 + b"\n", "line 2: the row has more than 131072 characters"),
         (b"prompt\n" + b"a\n" * 101, "more than 100 rows"),
     ],
@@ -319,7 +319,7 @@ def test_S16_what_is_no_encoding_of_a_table_is_refused(name: str) -> None:
 def test_S16_an_encoding_that_contradicts_the_bytes_is_refused() -> None:
     with pytest.raises(InvalidCsv, match="byte-order mark of UTF-8"):
         list(parse_csv("\ufeffprompt\na\n".encode(), max_rows=5, encoding="cp1252"))
-    with pytest.raises(InvalidCsv, match="line 2: the file is not UTF-8, which 'encoding' says"):
+    with pytest.raises(InvalidCsv, match="line 2: the file is not UTF-8, although 'encoding' names utf-8"):
         list(parse_csv(b"prompt\n\xff\n", max_rows=5, encoding="utf-8"))
 
 
@@ -348,10 +348,10 @@ def test_S17_a_title_is_ours_however_it_is_spelled_and_empty_ones_are_passed_ove
             "line 1, Steps: column B is not a known column (did you mean 'num_inference_steps'?)",
         ),
         ("prompt,widht", "line 1, widht: column B is not a known column (did you mean 'width'?)"),
-        ("seed,prompt,colour", "line 1, colour: column C is not a known column; there is: prompt, "),
-        ("prompt,seed,Prompt", "line 1, prompt: this column is there twice: A and C"),
+        ("seed,prompt,colour", "line 1, colour: column C is not a known column; the columns are: prompt, "),
+        ("prompt,seed,Prompt", "line 1, prompt: this column appears more than once: A and C"),
         ("Text;Breite", "line 1, prompt: the first line must name the columns"),
-        ("a red heart", "names none that is known: 'a red heart'"),
+        ("a red heart", "has no known name: 'a red heart'"),
         ("prompt,lane", "line 1, lane: column B is not a known column"),
     ],
 )
@@ -451,13 +451,13 @@ def test_S19_a_cell_is_read_as_spreadsheets_write_it(column: str, cell: str, val
         ("seed", "1\u202f000", ",", "thousands separator"),
         ("deadline_seconds", "3.600", ";", "thousands separator ('.')"),
         ("deadline_seconds", "3,600", ",", "thousands separator (',')"),
-        ("seed", "1.23457E+15", ",", "lost digits"),
-        ("seed", "1,23457E+15", ";", "lost digits"),
-        ("width", "#REF!", ",", "the spreadsheet's error #REF!"),
-        ("prompt", "#N/A", ",", "the spreadsheet's error #N/A"),
-        ("prompt", "#NAME?", ",", "the spreadsheet's error #NAME?"),
+        ("seed", "1.23457E+15", ",", "dropped digits"),
+        ("seed", "1,23457E+15", ";", "dropped digits"),
+        ("width", "#REF!", ",", "the spreadsheet error #REF!"),
+        ("prompt", "#N/A", ",", "the spreadsheet error #N/A"),
+        ("prompt", "#NAME?", ",", "the spreadsheet error #NAME?"),
         ("width", "####", ",", "widen its column"),
-        ("prompt", "Err:502", ",", "the spreadsheet's error Err:502"),
+        ("prompt", "Err:502", ",", "the spreadsheet error Err:502"),
         ("strict", "perhaps", ",", "should be true or false"),
         ("width", "2.5", ",", "should be a whole number"),
     ],
@@ -560,4 +560,4 @@ def test_a_header_in_the_middle_is_passed_over_and_said() -> None:
 
 def test_quotes_of_a_word_processor_are_named() -> None:
     (row,) = parse_csv("prompt,seed\n“a, b”,1\n".encode(), max_rows=5)
-    assert "“ and ” are no quotes of CSV" in row.errors[0].detail
+    assert "“ and ” are not CSV quotes" in row.errors[0].detail

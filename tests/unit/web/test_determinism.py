@@ -1,11 +1,11 @@
-"""What the web says of the mates of strict jobs is what the engine does."""
+"""What estimates take strict jobs to share step batches with is what the engine lets them share with."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from catalogue.catalogue import Catalogue
-from engine.determinism import DeterminismLevel
+from catalogue.determinism import PINNED_ROWS, DeterminismLevel
 from engine.loaded import Models
 from engine.policy.policy import BatchKey, Policy
 from engine.request import GenerationRequest
@@ -13,7 +13,7 @@ from engine.self_test.self_test import Offer, find_determinism
 from engine.self_test.time_budget import TimeBudget
 from storage.workloads import KnownJob
 from tests.unit.engine.fakes import FakeModel, NeighbourDependent, SizeDependent
-from web.estimates.determinism import PINNED_ROWS, mates_of, self_test_sides
+from web.estimates.determinism import self_test_sides, sharing_on
 
 CLASSES = {"small": 128 * 128, "odd": 200 * 150, "large": 300 * 300}
 
@@ -46,13 +46,13 @@ def sizes() -> Iterator[tuple[str, int, int]]:
 @pytest.mark.parametrize(
     ("fake", "determinism", "seen"),
     [
-        (FakeModel(), "exact", {"anybody", "nobody"}),
-        (FakeModel(denoiser=SizeDependent()), "exact within a bucket", {"strict", "nobody"}),
-        (FakeModel(denoiser=NeighbourDependent(difference=1e-5)), "within 1/255", {"nobody"}),
+        (FakeModel(), "exact", {"any", "none"}),
+        (FakeModel(denoiser=SizeDependent()), "exact within a bucket", {"pinned", "none"}),
+        (FakeModel(denoiser=NeighbourDependent(difference=1e-5)), "within 1/255", {"none"}),
     ],
 )
 @pytest.mark.parametrize("side_multiple", [8, 16])
-def test_a_strict_job_has_the_mates_that_the_engine_gives_it(
+def test_a_strict_job_shares_step_batches_as_in_the_engine(
     fake: FakeModel, determinism: DeterminismLevel, seen: set[str], side_multiple: int
 ) -> None:
     fake.side_multiple = side_multiple
@@ -67,11 +67,11 @@ def test_a_strict_job_has_the_mates_that_the_engine_gives_it(
 
     said = set()
     for tier, width, height in sizes():
-        job = KnownJob("j", tier, "interactive", 1, 2, width, height, is_guided=True, strict=True)
-        kept, key = mates_of(job, determinism, sides[tier]), key_of(width, height, strict=True)
+        job = KnownJob("j", tier, "interactive", 1, 2, width, height, is_guided=True, is_strict=True)
+        kept, key = sharing_on(job, determinism, sides[tier]), key_of(width, height, strict=True)
         said.add(kept)
-        assert (key == key_of(width, height, strict=False)) == (kept == "anybody"), job
-        if kept != "anybody":
-            assert policy.max_rows(key) == (PINNED_ROWS if kept == "strict" else 1), job
+        assert (key == key_of(width, height, strict=False)) == (kept == "any"), job
+        if kept != "any":
+            assert policy.max_rows(key) == (PINNED_ROWS if kept == "pinned" else 1), job
             assert models.bucket_rows(key, 1) == models.bucket_rows(key, 2) == PINNED_ROWS
     assert said == seen

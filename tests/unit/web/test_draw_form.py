@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from catalogue.catalogue import Catalogue, load_catalogue, tier_for
+from catalogue.parameters import PARAMETERS
 from settings import Settings
 from web.api.admission import Admission
-from web.pages.draw_form import DrawForm, limits
+from web.pages.draw_form import DrawForm, fields_of
 from web.refusals import InvalidRequest
 
 
@@ -44,10 +45,18 @@ def test_an_exact_size_goes_before_the_chosen_one(two_models: Catalogue) -> None
 
 
 def test_limits_are_told_for_each_model(two_models: Catalogue) -> None:
-    assert (
-        limits(two_models)["num_inference_steps"] == "tiny: 1 to 150; 20 if empty · other: 1 to 8; 4 if empty"
-    )
-    assert limits(Settings().catalogue)["prompt"] == "at most 2000 characters"
+    hints = {field.name: field.hint for field in fields_of(two_models)}
+    assert hints["num_inference_steps"].endswith("tiny: 1 to 150; 20 if empty · other: 1 to 8; 4 if empty")
+    hints = {field.name: field.hint for field in fields_of(Settings().catalogue)}
+    assert hints["prompt"].endswith("at most 2000 characters")
+    assert hints["step_cache"].endswith("1 to 8; 1 if empty")
+
+
+def test_every_parameter_has_a_field_with_a_label_of_its_own(two_models: Catalogue) -> None:
+    fields = fields_of(two_models)
+    assert {field.name for field in fields} == PARAMETERS.keys() - {"pipeline_parameters"}
+    assert len({field.label for field in fields}) == len(fields)
+    assert [field.label for field in fields if field.is_shown_at_once] == ["Prompt", "Images"]
 
 
 def test_every_field_that_cannot_be_read_is_named(two_models: Catalogue) -> None:

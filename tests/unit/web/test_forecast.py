@@ -10,9 +10,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from catalogue.catalogue import load_catalogue
+from catalogue.states import State
 from settings import ROOT
 from storage.errors import Unavailable
-from storage.states import State
 from storage.workloads import Workload
 from tests.unit.web.test_eta import DEVICE, PROFILE, job, running
 from web.estimates.forecast import MAX_AGE_SECONDS, MAX_AGED_SECONDS, Forecast
@@ -146,7 +146,7 @@ def test_an_old_estimate_is_not_shown_when_no_new_one_can_be_made(rows: Rows, cl
     assert forecast.of_jobs([shown("a")]) == {}
 
 
-def test_who_asks_rarely_is_shown_the_last_estimate_while_the_next_is_being_made(
+def test_rare_requests_are_shown_the_last_estimate_while_the_next_is_being_made(
     rows: Rows, clock: Clock
 ) -> None:
     rows.workload = replace(rows.workload, queued=(job("a", num_steps=1000),))
@@ -162,12 +162,12 @@ def test_who_asks_rarely_is_shown_the_last_estimate_while_the_next_is_being_made
     assert forecast.of_jobs([shown("a")]) == {}, "of something that long ago nothing is said"
 
 
-def test_no_answer_waits_for_an_outlook_that_takes_long_and_the_next_one_has_it(
+def test_no_answer_waits_for_a_snapshot_that_takes_long_and_the_next_one_has_it(
     rows: Rows, clock: Clock
 ) -> None:
     begun: list[Callable[[], None]] = []
     forecast = Forecast(rows.read, CATALOGUE, clock, begun.append)
-    assert forecast.of_jobs([shown("a")]) == {}, "nothing was foreseen yet, and it is being made"
+    assert forecast.of_jobs([shown("a")]) == {}, "there is no snapshot yet, and one is being made"
     assert forecast.of_jobs([shown("a")]) == {}
     assert len(begun) == 1, "one is made at a time"
     begun[0]()
@@ -179,7 +179,7 @@ def test_no_answer_waits_for_an_outlook_that_takes_long_and_the_next_one_has_it(
     assert (rows.num_reads, len(begun)) == (2, 2)
 
 
-def test_an_outlook_on_another_thread_is_waited_for(rows: Rows) -> None:
+def test_a_snapshot_on_another_thread_is_waited_for(rows: Rows) -> None:
     forecast, deadline = Forecast(rows.read, CATALOGUE), time.monotonic() + 30
     while not (found := forecast.of_jobs([shown("a")])):
         assert time.monotonic() < deadline
@@ -203,7 +203,7 @@ def test_a_thread_that_cannot_be_started_leaves_nothing_to_say(rows: Rows, clock
         {"cancel_requested_at": "a moment ago"},
     ],
 )
-def test_nothing_is_read_for_jobs_that_have_ended_or_cannot_be_foreseen(
+def test_nothing_is_read_for_jobs_that_have_ended_or_cannot_be_estimated(
     forecast: Forecast, rows: Rows, changes: dict[str, object]
 ) -> None:
     assert forecast.of_jobs([shown("a", **changes)]) == {}
@@ -219,10 +219,10 @@ def test_rows_that_cannot_be_read_leave_nothing_to_say(clock: Clock) -> None:
     assert forecast.of_tiers() == {}
 
 
-def test_what_nobody_foresaw_is_logged_once_a_second_and_leaves_nothing_to_say(clock: Clock) -> None:
+def test_an_unexpected_error_is_logged_once_a_second_and_leaves_nothing_to_say(clock: Clock) -> None:
     def fail() -> Workload:
-        clock.now += 2  # longer than an outlook is kept
-        raise ValueError("not foreseen")
+        clock.now += 2  # longer than a snapshot is kept
+        raise ValueError("unexpected")
 
     forecast = Forecast(fail, CATALOGUE, clock, at_once)
     for _ in range(2):

@@ -6,9 +6,8 @@ from datetime import UTC, datetime
 import pytest
 from flask import Flask
 
-from web.api.cursor import decode_cursor, encode_cursor
-from web.api.idempotency import digest_of, idempotency_key
-from web.api.preference import preferences, said_seconds
+from web.api.paging import decode_cursor, encode_cursor
+from web.api.request_headers import digest_of, idempotency_key, preferences, said_seconds
 from web.refusals import InvalidRequest
 
 AN_ID = "job_" + "0" * 26

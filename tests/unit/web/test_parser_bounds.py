@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from bench.parsers import CASES, Case, cpu_milliseconds, peak_megabytes
-from web.api.cursor import decode_cursor
 from web.api.json_body import MAX_MEMBERS, parse_object
-from web.api.request_limits import register_request_limits
+from web.api.paging import decode_cursor
+from web.api.parameter_fields import MAX_MARKS_IN_A_ROW, Text
 from web.api.schemas import JobRequest, field_errors
-from web.api.text import MAX_MARKS_IN_A_ROW, Text
 from web.csv.cells import typed_cell
 from web.csv.header import MAX_COLUMNS
 from web.csv.rows import MAX_LINES_PER_ROW, MAX_ROW_CHARACTERS, parse_csv
-from web.errors import problem, register_errors
+from web.middleware import register_request_limits
+from web.problems import problem, register_errors
 from web.refusals import FieldError, InvalidCsv, InvalidRequest, MalformedBody
 
 MUCH_MS = 6000  # 20 times what the dearest case took: 0.28 s

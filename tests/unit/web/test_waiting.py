@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from catalogue.states import State
 from storage.errors import Unavailable
-from storage.states import State
 from web.waiting import Waiter
 
 SOON = 5.0

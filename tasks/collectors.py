@@ -1,0 +1,146 @@
+"""Collectors delete objects that no row needs: orphans, and the objects of expired or deleted files.
+
+Each runs in a thread of the sweeper's process that nothing waits for, so that a slow store delays no sweep.
+Any number of them may run. They know the format of our keys and touch no other keys; `storage` decides which
+objects and files may be deleted.
+"""
+
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from storage import files
+from storage.blobs import CHECK_PREFIX, Blobs
+from storage.database import Database
+from storage.errors import StorageError
+from storage.files import orphaned_files
+from storage.job_views import orphans_among
+
+log = structlog.get_logger()
+
+FILE_TURN_SECONDS = 30.0
+_KEY = re.compile(
+    r"(?P<account>acc_\w+)/(?P<job>job_\w+)/a(?P<attempt>[1-9]\d{0,8})/\d+-[0-9a-f]{16}\.[a-z]+", re.ASCII
+)
+"""The format of `tasks.generate.object_key`."""
+_FILE_KEY = re.compile(r"(?P<account>acc_\w+)/files/[0-9a-f]{64}-[0-9a-f]{16}", re.ASCII)
+"""The format of `storage.files.new_key`."""
+_CHECK_KEY = re.compile(re.escape(CHECK_PREFIX) + "[0-9a-f]{16}", re.ASCII)
+"""The format of `Blobs.try_out`: a store key without the right to delete leaves these objects behind."""
+
+
+@dataclass(frozen=True)
+class CollectionPlan:
+    """How old an orphan must be, and the pauses between pages, passes and retries; seconds."""
+
+    orphan_seconds: float = 86_400
+    page_seconds: float = 5
+    pass_seconds: float = 3600
+    retry_seconds: float = 60
+    page_keys: int = 1000
+
+
+class OrphanCollector:
+    """Lists one bucket page by page, again and again, and deletes the orphans in it.
+
+    Orphans are objects of ended attempts and of uploads that no row points to, and of ended rights checks.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        blobs: Blobs,
+        plan: CollectionPlan,
+        *,
+        on_deleted: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._db = db
+        self._blobs = blobs
+        self._plan = plan
+        self._on_deleted = on_deleted
+        self._last_key = ""  # a pass continues here after a failure of the store or the database
+        self._num_deleted = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Collect until `stop` is set."""
+        while not stop.is_set():
+            stop.wait(self._try_page(stop))
+
+    def _try_page(self, stop: threading.Event) -> float:
+        """Collect one page; returns the seconds until the next."""
+        try:
+            return self._plan.page_seconds if self.collect_page(stop) else self._plan.pass_seconds
+        except StorageError as error:
+            log.warning("orphans_not_collected", error=str(error))
+        except Exception:
+            log.exception("orphans_not_collected")
+        return self._plan.retry_seconds
+
+    def collect_page(self, stop: threading.Event | None = None) -> bool:
+        """List the next page and delete its orphans; returns whether more pages follow.
+
+        Raises `StorageError`.
+        """
+        page = self._blobs.list_page(after=self._last_key, max_keys=self._plan.page_keys)
+        old = [one.key for one in page.objects if one.age_seconds > self._plan.orphan_seconds]
+        objects = [
+            (key, found["account"], found["job"], int(found["attempt"]))
+            for key in old
+            if (found := _KEY.fullmatch(key))
+        ]
+        uploads = [(key, found["account"]) for key in old if (found := _FILE_KEY.fullmatch(key))]
+        orphans = [key for key in old if _CHECK_KEY.fullmatch(key)]
+        orphans += orphans_among(self._db, objects) if objects else []
+        orphans += orphaned_files(self._db, uploads) if uploads else []
+        for key in orphans:
+            if stop is not None and stop.is_set():
+                return True
+            self._blobs.delete(key)
+            self._num_deleted += 1
+            self._on_deleted()
+            log.info("orphan_deleted", object_key=key)
+        if not page.is_last:
+            self._last_key = page.objects[-1].key
+            return True
+        log.info("orphans_collected", count=self._num_deleted)
+        self._last_key, self._num_deleted = "", 0
+        return False
+
+
+class FileCollector:
+    """Expires files that no job has named in time, and deletes the objects of deleted files."""
+
+    def __init__(self, db: Database, blobs: Blobs, *, on_deleted: Callable[[], None] = lambda: None) -> None:
+        self._db = db
+        self._blobs = blobs
+        self._on_deleted = on_deleted
+
+    def run(self, stop: threading.Event) -> None:
+        """Collect until `stop` is set."""
+        while not stop.is_set():
+            self._try_turn(stop)
+            stop.wait(FILE_TURN_SECONDS)
+
+    def _try_turn(self, stop: threading.Event) -> None:
+        try:
+            self.collect(stop)
+        except StorageError as error:
+            log.warning("files_not_collected", error=str(error))
+        except Exception:
+            log.exception("files_not_collected")
+
+    def collect(self, stop: threading.Event | None = None) -> None:
+        """Expire and delete everything that is due. Raises `StorageError`; the next turn continues then."""
+        while num_expired := files.expire(self._db):
+            log.info("files_expired", count=num_expired)
+        while keys := files.deleted_keys(self._db):
+            for key in keys:
+                if stop is not None and stop.is_set():
+                    return
+                self._blobs.delete(key)
+                files.forget(self._db, key)
+                self._on_deleted()
+            log.info("files_removed", count=len(keys))

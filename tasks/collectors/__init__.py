@@ -1,1 +1,0 @@
-"""Collectors of objects and files that no row needs."""

@@ -1,1 +1,0 @@
-"""What every request and answer of the web passes."""
