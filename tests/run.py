@@ -1,8 +1,8 @@
-"""`make test`: three pytest processes at once, and one last line that counts the tests of all three.
+"""`make test`: four pytest processes at once, and one last line that counts the tests of all four.
 
-The tests of the engine compute. The tests of whole systems wait for processes to start and to draw. The
-others wait for services and timeouts. Side by side they keep two cores busy. The tests that measure time have
-the highest priority; no test of the engine does.
+The tests of the engine compute, in two processes. The tests of whole systems wait for processes to start
+and to draw. The others wait for services and timeouts. Side by side they keep two cores busy to the end.
+Tests that measure time have the highest priority; no test of the engine does.
 """
 
 import os
@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-COMPUTING = ("tests/integration/engine", "tests/pipelines", "tests/unit/bench", "tests/unit/engine")
+ENGINE = ("tests/integration/engine",)
+PIPELINES = ("tests/pipelines", "tests/unit/bench", "tests/unit/engine")
 SYSTEMS = (
     "tests/browser",
     "tests/e2e",
@@ -50,9 +51,10 @@ class Part:
 
 
 PARTS = {
-    "the others": Part(tuple(f"--ignore={path}" for path in (*COMPUTING, *SYSTEMS))),
+    "the others": Part(tuple(f"--ignore={path}" for path in (*ENGINE, *PIPELINES, *SYSTEMS))),
     "whole systems": Part(SYSTEMS, niceness=5),
-    "the engine": Part(COMPUTING, niceness=10, environment=FEW_THREADS),
+    "the engine": Part(ENGINE, niceness=10, environment=FEW_THREADS),
+    "the pipelines": Part(PIPELINES, niceness=10, environment=FEW_THREADS),
 }
 
 
