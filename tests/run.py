@@ -16,8 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-ENGINE = ("tests/integration/engine",)
-PIPELINES = ("tests/pipelines", "tests/unit/bench", "tests/unit/engine")
+ENGINE = tuple(sorted(map(str, Path("tests/integration/engine").glob("test_[a-r]*.py"))))
+PIPELINES = (
+    *sorted(map(str, Path("tests/integration/engine").glob("test_[!a-r]*.py"))),
+    "tests/pipelines",
+    "tests/unit/bench",
+    "tests/unit/engine",
+)
 SYSTEMS = (
     "tests/browser",
     "tests/e2e",
