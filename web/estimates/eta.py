@@ -124,24 +124,6 @@ class _Worker:
         mine = [one for one in running if one.boot_id == facts.boot_id and one.tier in facts.profiles]
         self._catch_up(mine)
 
-    def has_slot(self, tier: str, lane: str, is_strict: bool) -> bool:
-        """Whether the worker has a free slot for such a job now."""
-        if is_strict and self._facts.determinism == NOT_REPEATABLE:
-            return False
-        num_taken = sum(job.lane == lane for job in self.jobs.values())
-        return tier in self._facts.tiers and num_taken < self._facts.num_slots(lane)
-
-    def take(self, job: KnownJob, at: float) -> None:
-        """Start the job at the time `at`."""
-        self._submit(job, self._generations(job, at), at)
-
-    def _submit(self, job: KnownJob, generations: Sequence[SimulatedGeneration], at: float) -> None:
-        self.jobs[job.id] = job
-        self._num_images_left[job.id] = len(generations)
-        for one in generations:
-            self._job_ids[one] = job.id
-            self.device.submit(one, at)
-
     def _catch_up(self, jobs: Sequence[KnownJob]) -> None:
         """Begin with the running jobs and the steps that they ran since their progress was written.
 
@@ -162,11 +144,29 @@ class _Worker:
         for job in jobs:
             images = [one for one in generations[job.id] if one in steps]
             for one in images:
-                one.step_index, one.ended_at = steps[one], math.nan
+                one.step_index, one.has_begun, one.ended_at = steps[one], steps[one] > 0, math.nan
             if images:
                 self._submit(job, images, 0.0)
             else:
                 self.drawn.append(job.id)
+
+    def has_slot(self, tier: str, lane: str, is_strict: bool) -> bool:
+        """Whether the worker has a free slot for such a job now."""
+        if is_strict and self._facts.determinism == NOT_REPEATABLE:
+            return False
+        num_taken = sum(job.lane == lane for job in self.jobs.values())
+        return tier in self._facts.tiers and num_taken < self._facts.num_slots(lane)
+
+    def take(self, job: KnownJob, at: float) -> None:
+        """Start the job at the time `at`."""
+        self._submit(job, self._generations(job, at), at)
+
+    def _submit(self, job: KnownJob, generations: Sequence[SimulatedGeneration], at: float) -> None:
+        self.jobs[job.id] = job
+        self._num_images_left[job.id] = len(generations)
+        for one in generations:
+            self._job_ids[one] = job.id
+            self.device.submit(one, at)
 
     def _generations(self, job: KnownJob, submitted_at: float) -> list[SimulatedGeneration]:
         """The images of the job, all of them at its mean progress."""

@@ -107,6 +107,13 @@ def test_progress_is_carried_on_from_the_last_heartbeat() -> None:
     assert etas(running("a", 0.95), devices=old)["a"] == 0.0
 
 
+def test_the_time_since_progress_was_written_is_shared_with_the_jobs_that_run_now() -> None:
+    """In three seconds four jobs run two steps of 1.5 s; alone, the job would have run three of 1 s."""
+    old = (replace(DEVICE, seconds_since_seen=3.0),)
+    others = [running(name, 0.5, seconds_since_progress=0.0) for name in "bcd"]
+    assert etas(running("a", 0.5), *others, devices=old)["a"] == pytest.approx(3 * 1.5 + DECODE)
+
+
 def test_a_job_waits_for_a_slot_of_its_lane() -> None:
     device = (replace(DEVICE, interactive_slots=1),)
     found = etas(job("a"), job("b"), job("c"), devices=device)
