@@ -171,6 +171,16 @@ def test_a_field_that_is_given_goes_before_the_preset(catalogue: Catalogue) -> N
     assert {name: getattr(drawn, name) for name in asked} == asked
 
 
+def test_a_model_of_one_step_refuses_two_by_its_limit_and_does_not_say_that_it_has_no_steps(
+    catalogue: Catalogue,
+) -> None:
+    one_step = {"max_num_inference_steps": 1, "default_num_inference_steps": 1, "presets": ()}
+    model = catalogue.models[0].model_copy(update=one_step)
+    with pytest.raises(InvalidRequest) as refused:
+        admit(catalogue.model_copy(update={"models": (model,)}), num_inference_steps=2)
+    assert [error.detail for error in refused.value.errors] == ["is above 1"]
+
+
 def without_step_cache(catalogue: Catalogue) -> Catalogue:
     model = catalogue.models[0].model_copy(update={"step_cache": False, "presets": ()})
     return catalogue.model_copy(update={"models": (model,)})
