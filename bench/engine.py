@@ -10,10 +10,10 @@ seconds, so that other load on the machine disturbs the ratios little. It also w
 
 import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from bench import adapters, curves, exactness, exchange, less_work, simulator
 from bench.amounts import QUICK, WHOLE
 from bench.clock import in_turns
 from bench.fifo import FifoEngine
-from bench.figures import Figure, Share, figure_of, table, write
+from bench.figures import Figure, Share, figure_of
 from bench.latency import (
     Solo,
     best_dynamic,
@@ -36,16 +36,14 @@ from bench.latency import (
     slowdowns,
     with_deadlines,
 )
+from bench.parts import WRITTEN_WHERE, output_of, run_parts
 from bench.saturation import Saturation, saturate
 from bench.shipped import SIDES, Bench, load_bench
 from bench.strategies import Continuous, Ended
 from bench.workload import MODEL, STEPS, mixed_requests, poisson
 from engine.pipelines.steady_stack import on_steady_stack
 
-OUTPUT = Path("bench-output") / "engine.json"
-PART_OUTPUT = (
-    Path("bench-output") / "part" / "engine.json"
-)  # so that a partial run does not replace the file of a complete one
+FILE = "engine.json"
 LOAD = 0.7
 FAIRNESS_LOAD = 0.85
 BAR, P95_BAR, SLOWDOWN_BAR, GOODPUT_BAR = Share(0.95), Share(0.85), Share(0.75), Share(0.75)
@@ -56,40 +54,21 @@ SHARES = [0.03 * 1.06**place for place in range(63)]
 
 @on_steady_stack
 def main() -> None:
-    """Measure, print and write. An error in one figure puts all of them in doubt, so that none is caught."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one seed and little work: to see that it runs")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some of its parts")
-    parser.add_argument("--out", type=Path, help=f"{OUTPUT}; where not all of it is measured, {PART_OUTPUT}")
+    parser.add_argument("--out", type=Path, help=WRITTEN_WHERE.format(file=FILE))
     arguments = parser.parse_args()
-    out = arguments.out or output_of(arguments.only, is_quick=arguments.quick)
+    out = arguments.out or output_of(FILE, arguments.only, PARTS, is_small=arguments.quick)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    begun_at = time.monotonic()
     bench = load_bench(QUICK if arguments.quick else WHOLE, out.with_name("curves.json"))
     limits = dict(bench.loaded.row_limits[MODEL])
     print(f"determinism {bench.loaded.determinism!r}, rows {limits}, seeds {bench.seeds}")
-    figures: list[Figure] = []
-    for name in arguments.only:
-        print(f"  {_elapsed(begun_at)}: {name}", flush=True)
-        for figure in PARTS[name](bench):
-            figures.append(figure)
-            print(table([figure]).partition("\n")[2], flush=True)
-        write(figures, out)
-    print(f"  {_elapsed(begun_at)}: done")
-    print(table(figures))
-
-
-def output_of(parts: Sequence[str], *, is_quick: bool) -> Path:
-    """Return the default output file for these parts."""
-    return PART_OUTPUT if is_quick or set(parts) != set(PARTS) else OUTPUT
-
-
-def _elapsed(begun_at: float) -> str:
-    """Return wall time and CPU time, which are nearly equal on a quiet machine."""
-    return f"{time.monotonic() - begun_at:5.0f} s, {time.process_time():5.0f} s of CPU"
+    run_parts({name: partial(PARTS[name], bench) for name in arguments.only}, out)
 
 
 def throughput(bench: Bench) -> Iterator[Figure]:

@@ -11,17 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.configuration import write_configuration
 from bench.fault_load import Client
 from bench.faulty_proxy import Fault, Proxies, proxied
 from client import calotype
 from local.up import running
 
-ROOT = Path(__file__).resolve().parents[1]
 STOPPED = "stopped"
 """The server's processes are stopped by SIGSTOP; the kernel still accepts connections and bytes for them."""
 SERVERS = {"postgres": "postgres", "broker": "valkey", "s3": "s3"}
 """The names that `calotype up` uses for the parts in `/readyz`."""
-WORKERS = '\n[[workers]]\ndevice = "cpu:0"\ntiers = ["sd", "hd"]\ninteractive_slots = 12\nbulk_slots = 8\n'
 
 
 class System:
@@ -53,10 +52,7 @@ class System:
 @contextmanager
 def run_system(folder: Path, overrides: Mapping[str, str] | None = None) -> Iterator[System]:
     """The system while the body runs, with one worker on the processor."""
-    folder.mkdir(parents=True, exist_ok=True)
-    catalogue = (ROOT / "calotype.toml").read_text(encoding="utf-8").partition("\n[[workers]]")[0]
-    config = folder / "calotype.toml"
-    config.write_text(catalogue.replace("models/tiny", str(ROOT / "models" / "tiny")) + WORKERS)
+    config = write_configuration(folder, ["cpu:0"])
     with ExitStack() as stack:
         started: list[Proxies] = []
 

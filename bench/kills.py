@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from bench.configuration import write_configuration
 from bench.kill_figures import Event, Outcome, failures, kills_of, table, write
 from bench.workload import DueRequest, mixed_requests, poisson
 from client.calotype import Client, Job, WaitTimeoutError
@@ -29,8 +30,7 @@ from local.up import running
 from storage.database import Database
 
 OUTPUT = Path("bench-output") / "kills.json"
-ROOT = Path(__file__).resolve().parents[1]
-WORKERS = "".join(f'\n[[workers]]\ndevice = "cpu:{core}"\ntiers = ["sd", "hd"]\n' for core in (0, 1))
+DEVICES = ("cpu:0", "cpu:1")
 SIDE, SEED = 128, 0
 MAX_SECONDS = 600.0
 """The time for all jobs to end after the last kill."""
@@ -127,10 +127,8 @@ class Killer:
 
 @contextmanager
 def _system(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    catalogue = (ROOT / "calotype.toml").read_text(encoding="utf-8").partition("\n[[workers]]")[0]
-    config, ready_file = folder / "calotype.toml", folder / "ready.json"
-    config.write_text(catalogue.replace("models/tiny", str(ROOT / "models" / "tiny")) + WORKERS)
-    settings = {"CALOTYPE_CONFIG": str(config)}
+    ready_file = folder / "ready.json"
+    settings = {"CALOTYPE_CONFIG": str(write_configuration(folder, DEVICES))}
     with running(folder / "data", say=print, ready_file=ready_file, overrides=settings) as ready:
         yield ready_file, ready
 

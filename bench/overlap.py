@@ -222,7 +222,7 @@ def _serve(
     account = accounts.create_account(db, f"bench-{number}")
     requests = itertools.cycle(mixed_requests(100, SIDE, seed=number))
     while not ended.is_set():
-        job, _ = submissions.create(db, _job(account, lane, next(requests)), redispatch_seconds=HOUR_SECONDS)
+        job, *_ = submissions.create(db, _job(account, lane, next(requests)), redispatch_seconds=HOUR_SECONDS)
         generate(job.id)
         counts.finished()
 

@@ -114,7 +114,7 @@ class Bench:
                 seed=1,
             ),
         )
-        job, _ = submissions.create(self._db, new, redispatch_seconds=15)
+        job, *_ = submissions.create(self._db, new, redispatch_seconds=15)
         dispatch = dispatches.of_new_job(self._db, job.id)
         if dispatch is None or not self._dispatcher.dispatch([dispatch]):
             raise RuntimeError("the broker accepted no message")

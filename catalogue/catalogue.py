@@ -310,12 +310,15 @@ class Model(_Frozen):
 
 
 class WorkerPlan(_Frozen):
-    """One `[[workers]]` entry: the device, its tiers, and how many jobs it may have in flight."""
+    """One `[[workers]]` entry: the device, its tiers, and how many jobs it may have in flight.
+
+    Slots that are left out follow the row cap of the worker's step batches (`catalogue.lanes.default_slots`).
+    """
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu:\d+|cuda:\d+)$")] = "auto"
     tiers: Annotated[tuple[str, ...], Field(min_length=1)]
-    interactive_slots: Positive = 12
-    bulk_slots: Positive = 8
+    interactive_slots: Positive | None = None
+    bulk_slots: Positive | None = None
 
 
 class Catalogue(_Frozen):

@@ -394,6 +394,11 @@ class Parameters:
         named = (entries_of(getattr(self, name)) for name in FILES)
         return tuple(dict.fromkeys(chain.from_iterable(named)))
 
+    @property
+    def needs_repeatable(self) -> bool:
+        """Whether only a worker may draw it that gives the same image again."""
+        return self.strict
+
     def seed_of(self, index: int) -> int:
         """The seed of image `index`: (seed + index) mod 2^63."""
         return (self.seed + index) % (MAX_SEED + 1)

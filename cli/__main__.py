@@ -111,10 +111,19 @@ def api(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
 ) -> None:
     """Serve the REST API and its pages until SIGTERM."""
+    from web.front.parent import Given
+
+    settings, given = load_settings(), Given.read(os.environ)
+    if settings.web_processes > 1 and given is None:
+        from local.tree import PROGRAM, with_tree
+        from web.serve_processes import run_processes
+
+        command = [*PROGRAM, "api"]
+        raise typer.Exit(run_processes(settings, host, port, command=command, environment=with_tree()))
     with _import_without_collector():
         from web.serve import run_api
 
-    run_api(load_settings(), host, port)
+    run_api(settings, host, port, given)
 
 
 @app.command()

@@ -28,7 +28,8 @@ from engine.generation import Generation, Handle, Progress
 from engine.loaded import Models
 from engine.pipelines.pipeline_model import PipelineModel
 from engine.pipelines.steady_stack import on_steady_stack
-from engine.policy.policy import BatchKey, Policy
+from engine.policy.bulk_limits import BULK_SLOWDOWN
+from engine.policy.policy import BULK_PATIENCE_SECONDS, BatchKey, Policy
 from engine.policy.side_work import SideWork
 from engine.request import GeneratedImage, GenerationRequest
 from engine.runner import Runner
@@ -59,6 +60,8 @@ class Engine:
         determinism: DeterminismLevel = "within 1/255",
         clock: Callable[[], float] = time.monotonic,
         step_seconds: Callable[[BatchKey, int], float | None] | None = None,
+        bulk_slowdown: float = BULK_SLOWDOWN,
+        bulk_patience_seconds: float = BULK_PATIENCE_SECONDS,
         on_device: OnDevice = lambda _: None,
         on_step: OnStep = lambda *_: None,
     ) -> None:
@@ -74,9 +77,13 @@ class Engine:
         self._note_step = on_step
         self._models = Models(models, row_limits, determinism=determinism)
         self._policy = Policy(
-            self._models.max_rows, step_seconds=step_seconds, bucket_rows=self._models.bucket_rows
+            self._models.max_rows,
+            bulk_patience_seconds,
+            step_seconds=step_seconds,
+            bucket_rows=self._models.bucket_rows,
+            bulk_slowdown=bulk_slowdown,
         )
-        self._side_work = SideWork(clock)
+        self._side_work = SideWork(clock, bulk_slowdown)
         self._runner = Runner(models, clock, after_pass=self._note_time)
         self.seen_costs = self._runner.seen_costs
         # A tick may do much work. Each piece that ends shows that the engine does not hang.
@@ -216,6 +223,10 @@ class Engine:
         self._decode()
         self.ticked_at = self._clock()
 
+    def _has_interactive_arrivals(self) -> bool:
+        # A copy, which is made at once: other threads append.
+        return any(generation.lane == "interactive" for generation in self._inbox.copy())
+
     def _take_in(self) -> None:
         while self._inbox:
             self._waiting.append(self._inbox.popleft())
@@ -236,7 +247,7 @@ class Engine:
         busy = {one.key.model for one in (*self._running, *self._denoised) if one.runs_alone}
         waiting = [one for one in self._with_adapters() if one.key.model not in busy]
         admitted = self._policy.admit(waiting, self._running, self._clock())
-        for generation in self._side_work.to_encode(admitted):
+        for generation in self._side_work.to_encode(admitted, self._running, self._has_interactive_arrivals):
             if generation.key.model in busy:
                 continue
             busy |= {generation.key.model} if generation.runs_alone else set()
@@ -284,7 +295,8 @@ class Engine:
             chosen[0].key.model, sum(num_rows), ended_at - started_at, self._policy.reason_not_fuller
         )
         self._policy.stepped(chosen[0].key, ended_at - started_at, is_full=is_full, is_whole=is_whole)
-        self._side_work.stepped(ended_at - started_at)
+        is_interactive = any(generation.lane == "interactive" for generation in chosen)
+        self._side_work.stepped(ended_at - started_at, is_interactive=is_interactive)
         for generation in chosen:
             if generation.is_denoised and not generation.future.done():
                 generation.end_steps(ended_at)
@@ -342,8 +354,8 @@ class Engine:
         return False
 
     def _decode(self) -> None:
-        ordered = self._policy.order_to_decode(self._denoised, self._clock())
-        for generation in self._side_work.to_decode(ordered, len(self._running), lambda: bool(self._inbox)):
+        ordered = self._policy.order(self._denoised, self._clock())
+        for generation in self._side_work.to_decode(ordered, self._running, self._has_interactive_arrivals):
             started_at = self._clock()
             if (reason := generation.reason_to_end(started_at)) is not None:
                 self._end(generation, self._denoised, reason)

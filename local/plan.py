@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -16,6 +17,7 @@ from local.endpoints import Endpoints, base_environment
 from local.errors import LocalError
 from local.process import tail
 from local.roles import Role
+from local.standby import ImportGroup, Standbys
 from local.state import State
 from local.supervisor import Service
 from settings import ROOT, Settings
@@ -23,6 +25,16 @@ from settings import ROOT, Settings
 _PYTHON = sys.executable
 ENGINE_START_SECONDS = 600
 """The time to load a large model from a slow disk, without its self-test."""
+_IMPORTS: Mapping[str, tuple[str, ...]] = {
+    "web": ("web.serve",),
+    "webhooks": ("tasks.webhooks.worker",),
+    "sweep": (),
+    "flower": ("flower.command",),
+}
+"""What the services without torch import beyond `_SHARED_IMPORTS`."""
+_SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|_URL$")
+"""Names of variables that may hold a secret: a process gets them from its pipe, with its service."""
+_SHARED_IMPORTS = ("tasks.sweeper", "celery.__main__", "cli.__main__")
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,25 @@ class Plan:
             )
         if answer.returncode != 0:
             raise LocalError(f"the migrations failed; the end of their log {log}:\n{tail(log)}")
+
+    def standbys(self, say: Callable[[str], None] = lambda _: None) -> Standbys:
+        """Begin to import what the services need, while the data services start; close the result.
+
+        Workers on GPUs are started as usual, because a process that has touched CUDA must not fork.
+        """
+        groups = [ImportGroup(_SHARED_IMPORTS, _IMPORTS)]
+        threads = [post.device.environment for post in self.posts if post.device.name.startswith("cpu:")]
+        if len(threads) == len(self.posts) and all(one == threads[0] for one in threads):
+            # One environment, because libraries read the number of threads when they are imported.
+            groups.append(ImportGroup(("tasks.worker",), {post.name: () for post in self.posts}))
+        environment = {**self._environment, **(threads[0] if threads else {})}
+        return Standbys(
+            groups,
+            environment={name: value for name, value in environment.items() if not _SECRET.search(name)},
+            logs=self._state.logs,
+            inherit=self._state.held,
+            say=say,
+        )
 
     def services(self, take_back_jobs: Callable[[str], None]) -> list[Service]:
         """Return all services; `take_back_jobs` is called with the boot id of a worker that has ended."""

@@ -26,8 +26,9 @@ DATABASE = "calotype"
 _USER = "calotype"
 _NOBODY = (65534, 65534)
 _ELSEWHERE = Path("/var/lib/calotype")
-_MAX_CONNECTIONS = 400
-"""16 workers of 12 + 8 slots, each with its slots + 3, plus the pools of the web and the sweeper."""
+_MAX_CONNECTIONS = 480
+"""16 workers, each with 20 connections for its jobs and four more, plus eight processes of the API with 5, a
+sweeper with 5, a webhook worker with 8, and some for people."""
 
 
 class Postgres:

@@ -11,7 +11,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from local.standby import Standby
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 
@@ -30,12 +33,20 @@ class Process:
         cores: frozenset[int] | None = None,
         orphan_signal: int = signal.SIGKILL,
         inherit: Sequence[int] = (),
+        standby: "Standby | None" = None,
     ) -> None:
+        """`standby` is a process that has imported what the command imports; it then runs the command."""
+        self.started_at = time.time()
+        """Seconds since 1970, for display only."""
+        self._child: subprocess.Popen[bytes] | AdoptedChild
+        if standby is not None:
+            self._child = standby.become(
+                command, environment, log=log, cores=cores, orphan_signal=orphan_signal
+            )
+            return
         uid, gid = user or (-1, -1)
         cores_text = ",".join(map(str, sorted(cores))) if cores else "-"
         launch = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), str(int(orphan_signal))]
-        self.started_at = time.time()
-        """Seconds since 1970, for display only."""
         with _open_log(log) as output:
             self._child = subprocess.Popen(
                 [*launch, str(uid), str(gid), cores_text, *command],
@@ -74,6 +85,41 @@ class Process:
             os.killpg(self._child.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             return  # the group has ended (macOS answers EPERM for a group of zombies)
+
+
+class AdoptedChild:
+    """A child that another process forked; as much of `subprocess.Popen` as `Process` uses."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code once the child has ended, else None."""
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # its parent has not ended yet, or ended it
+                return None if is_alive(self.pid) else self._ended(-signal.SIGKILL)
+            if pid:
+                self._ended(os.waitstatus_to_exitcode(status))
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for its end, at most `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None and (deadline is None or time.monotonic() < deadline):
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal; does nothing if it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def _ended(self, returncode: int) -> int:
+        self.returncode = returncode
+        return returncode
 
 
 def is_alive(pid: int) -> bool:

@@ -55,6 +55,8 @@ class State:
     api_key: str | None = None
     postgres_major: int | None = None
     locations: dict[str, str] = field(default_factory=dict)
+    schema_digest: str | None = None
+    """The digest of the schema after the last migration (`storage/schema_digest.py`)."""
     held: list[int] = field(default_factory=list)
     """Locked descriptors. Every child inherits them: a folder stays locked until the last child has ended."""
 
@@ -81,7 +83,7 @@ class State:
 
     def save(self) -> None:
         """Replace the file atomically; only its owner can ever read it."""
-        names = ("ports", "secrets", "flower_user", "api_key", "postgres_major", "locations")
+        names = ("ports", "secrets", "flower_user", "api_key", "postgres_major", "locations", "schema_digest")
         write_privately(self.folder / STATE_FILE, json.dumps({n: getattr(self, n) for n in names}, indent=2))
 
     def hold(self, path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from local.errors import StartFailed
 from local.log_rotation import MAX_BYTES, rotate_logs
 from local.process import Process, tail
+from local.standby import Standbys
 
 _POLL_SECONDS, _LOG_SECONDS = 0.05, 1.0
 _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS, _HEALTHY_SECONDS = 0.2, 10.0, 30.0
@@ -87,12 +88,14 @@ class Supervisor:
         logs: Path,
         steps: Sequence[Step] = (),
         inherit: Sequence[int] = (),
+        standbys: Standbys | None = None,
         on_change: Callable[[], None] = lambda: None,
         max_log_bytes: int = MAX_BYTES,
     ) -> None:
         self._children = [_Child(service) for service in services]
         self._steps, self._inherit, self._logs = steps, inherit, logs
         self._say, self._on_change = say, on_change
+        self._standbys = standbys or Standbys()
         self._stopping, self._at_once, self.started = threading.Event(), threading.Event(), threading.Event()
         self._hooks: list[threading.Thread] = []
         self._max_log_bytes, self._logs_due_at = max_log_bytes, 0.0
@@ -170,22 +173,20 @@ class Supervisor:
                     step.run()
             if self._stopping.is_set():
                 return
-            children = [child for child in self._children if child.service.stage == stage]
-            for child in children:
-                self._launch(child)
-            self._await_ready(children)
+            self._start_all([child for child in self._children if child.service.stage == stage])
 
-    def _await_ready(self, children: Sequence[_Child]) -> None:
+    def _start_all(self, children: Sequence[_Child]) -> None:
+        """Launch each of the services, once its modules are imported, and wait until all are ready."""
         running = [child for child in self._children if child.is_ready]
         waiting = list(children)
-        while waiting and not self._stopping.wait(_POLL_SECONDS):
+        while self._launch_imported(waiting) and not self._stopping.wait(_POLL_SECONDS):
             self._supervise(running)
             # Also check those that were ready: a program without a probe may end right after its start.
             for child in children:
-                returncode = child.process.poll() if child.process else 0
+                returncode = child.process.poll() if child.process else None
                 if returncode is not None:
                     raise self._failed(child, f"ended {_ending(returncode)} at its start")
-            for child in list(waiting):
+            for child in [child for child in waiting if child.process]:
                 seconds = time.monotonic() - child.started_at
                 if child.service.ready():
                     child.is_ready = True
@@ -193,6 +194,13 @@ class Supervisor:
                     self._say(f"{child.service.name} is ready ({seconds:.1f} s)")
                 elif seconds > child.service.start_seconds:
                     raise self._failed(child, f"is not ready after {child.service.start_seconds:.0f} s")
+
+    def _launch_imported(self, waiting: Sequence[_Child]) -> bool:
+        """Launch the services whose modules are imported; return whether any service is not ready yet."""
+        for child in waiting:
+            if child.process is None and not self._standbys.is_pending(child.service.name):
+                self._launch(child)
+        return bool(waiting)
 
     def _supervise(self, children: Sequence[_Child]) -> None:
         now = time.monotonic()
@@ -252,9 +260,11 @@ class Supervisor:
             cores=service.cores,
             orphan_signal=service.orphan_signal,
             inherit=self._inherit,
+            standby=self._standbys.claim(service.name),
         )
 
     def _stop(self) -> None:
+        self._standbys.close()
         for stage in sorted({child.service.stage for child in self._children}, reverse=True):
             children = [c for c in self._children if c.service.stage == stage and c.process]
             if children:

@@ -27,11 +27,14 @@ from settings import ROOT, Settings, load_settings
 from storage import accounts, workers
 from storage.database import Database
 from storage.roles import set_users
+from storage.schema_digest import schema_digest
 from tasks.device_record import read_record, record_path
 
 __all__ = ["Embedded", "Endpoints", "embedded", "greeting", "run_up", "running"]
 
 _ACCOUNT = "local"
+_SCHEMA_SOURCES = tuple(ROOT / name for name in ("migrations", "storage", "catalogue", "settings.py"))
+"""What `alembic upgrade head` runs."""
 ReachedAt = Callable[[Mapping[str, int]], Mapping[str, int]]
 
 
@@ -125,10 +128,15 @@ class _System:
     ) -> None:
         self._state, self._say, self.announce, self.show_secrets = state, say, False, False
         self._started_at = _instant(time.time())
-        services, _ = data_services(state, say)
         self._endpoints = addresses(replace(state, ports={**state.ports, **reached_at(state.ports)}))
         settings = _settings(overrides, state.folder)
         self._plan = Plan(state, settings, self._endpoints, {**overrides, **settings.paths})
+        self.standbys = self._plan.standbys(say)
+        try:
+            services, _ = data_services(state, say)
+        except BaseException:
+            self.standbys.close()
+            raise
         self._ready_files = [state.subfolder("run") / READY_FILE.name]
         if ready_file is not None:
             self._ready_files.append(ready_file.absolute())
@@ -138,11 +146,12 @@ class _System:
             say,
             logs=state.logs,
             steps=[
-                Step("applying the migrations", self._plan.migrate, stage=1),
+                Step("checking the schema", self._migrate, stage=1),
                 Step("setting the database's users", self._set_users, stage=1),
                 Step("checking the API key", self._create_key, stage=1),
             ],
             inherit=state.held,
+            standbys=self.standbys,
             on_change=self._publish,
         )
 
@@ -195,6 +204,17 @@ class _System:
             last = "Ctrl-C drains and stops everything."
             for line in greeting(document, last, show_secrets=self.show_secrets):
                 self._say(line)
+
+    def _migrate(self) -> None:
+        """Migrate the schema, unless its digest and that of its code are those of the last migration."""
+        with self._database() as db:
+            known = self._state.schema_digest
+            if known is not None and schema_digest(db, _SCHEMA_SOURCES) == known:
+                return
+            self._say("applying the migrations …")
+            self._plan.migrate()
+            self._state.schema_digest = schema_digest(db, _SCHEMA_SOURCES)
+            self._state.save()
 
     def _set_users(self) -> None:
         with self._database() as db:

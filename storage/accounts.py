@@ -153,10 +153,8 @@ def authenticate(db: Database, plaintext: str) -> Principal | None:
     if not prefix.isalnum():
         return None
     shown = {"prefix": prefix, "digest": _digest(plaintext), "seconds": LAST_USED_RESOLUTION_SECONDS}
-    query = text("SELECT account_id, key_id FROM use_key(:prefix, :digest, :seconds)")
-    with db.transaction() as connection:
-        row = connection.execute(query, shown).one_or_none()
-    return None if row is None else Principal(row.account_id, row.key_id)
+    rows = db.execute(_USE_KEY, shown, idempotent=True)
+    return Principal(rows[0].account_id, rows[0].key_id) if rows else None
 
 
 def list_keys(db: Database, account_id: str | None = None) -> list[Key]:
@@ -207,3 +205,6 @@ def _new_webhook_secret() -> str:
 
 def _digest(plaintext: str) -> str:
     return hashlib.sha256(plaintext.encode()).hexdigest()
+
+
+_USE_KEY = text("SELECT account_id, key_id FROM use_key(:prefix, :digest, :seconds)")

@@ -1,27 +1,33 @@
 """CSV batches: many jobs that are created at once and read as one resource.
 
-A batch stores no state: its state is computed from its jobs at every read, so it always agrees with them.
+A batch stores no state: its state follows from the counts of its jobs (`storage.counts`) at every read, so it
+always agrees with them.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, tuple_, update
+from sqlalchemy import Connection, Row, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from catalogue.states import TERMINAL, State
 from storage import jobs as transitions
+from storage import new_jobs
+from storage.counts import of_batches
 from storage.database import LONG_SECONDS, Database
 from storage.deliveries import complete_batches
 from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
 from storage.identifiers import new_id
 from storage.job_views import Job, list_jobs
+from storage.new_jobs import NewJobs
 from storage.retries import retried, take_turn
-from storage.submissions import NewJob, insert_rows
-from storage.tables import batches, jobs
+from storage.submissions import NewJob
+from storage.tables import batches
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Batch:
         return "canceled" if self.counts.get(State.CANCELED, 0) == self.num_jobs else "failed"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EarlierJob:
     """A row without a job of its own, since an earlier job of the same request succeeded or is still open."""
 
@@ -63,6 +69,8 @@ class EarlierJob:
     has_succeeded: bool
 
 
+CREATE_SECONDS = 300.0
+"""For the transaction that inserts a batch with all of its jobs, which may be 100,000."""
 _PLAIN_COLUMNS = [batches.c[name] for name in ("id", "account_id", "filename", "num_jobs", "created_at")]
 _COLUMNS = [*_PLAIN_COLUMNS, batches.c.webhook_url, batches.c.reading]
 
@@ -71,9 +79,8 @@ def create(
     db: Database,
     account_id: str,
     filename: str,
-    rows: Sequence[NewJob],
+    rows: NewJobs | Sequence[NewJob],
     *,
-    redispatch_seconds: float,
     earlier_jobs: Sequence[EarlierJob] = (),
     reading: dict[str, Any] | None = None,
     webhook_url: str | None = None,
@@ -87,17 +94,21 @@ def create(
     """
     batch_id = new_id("bat")
 
-    def work(connection: Connection) -> Batch | None:
-        to_run, meanwhile = _without_retried(connection, account_id, rows)
-        instead = {row.id: found.job_id for row, found in meanwhile}
+    def work(connection: Connection, new: NewJobs) -> Batch | None:
+        retried_meanwhile = _retried_meanwhile(connection, account_id, new)
+        omitted, instead = _omitted(new, retried_meanwhile)
         again = [replace(one, job_id=instead.get(one.job_id, one.job_id)) for one in earlier_jobs]
-        earlier = [*again, *(found for _, found in meanwhile)]
+        earlier = [*again, *omitted]
+        num_jobs = len(new) - len(omitted)
         values = {
             "id": batch_id,
             "account_id": account_id,
             "filename": filename,
-            "num_jobs": len(to_run),
-            "reading": {**(reading or {}), "rows": _row_counts(to_run, earlier)},
+            "num_jobs": num_jobs,
+            "reading": {
+                **(reading or {}),
+                "rows": _row_counts(num_jobs, len(new.retries) - len(omitted), earlier),
+            },
             "earlier_jobs": [[one.line, one.job_id] for one in earlier],
             "webhook_url": webhook_url,
             "idempotency_key": idempotency_key,
@@ -112,14 +123,15 @@ def create(
         row = connection.execute(insert_once.returning(*_COLUMNS)).one_or_none()
         if row is None:
             return None
-        if to_run:
-            insert_rows(connection, [replace(row, batch_id=batch_id) for row in to_run], redispatch_seconds)
+        if num_jobs:
+            new_jobs.insert(connection, account_id, batch_id, new, without_retries_of=retried_meanwhile)
         else:
             complete_batches(connection, [batch_id])
         # Read before the commit, after which nothing may fail.
         return _with_counts(connection, [row])[0]
 
-    batch = db.run(work, seconds=LONG_SECONDS, account_id=account_id)
+    with nullcontext(rows) if isinstance(rows, NewJobs) else NewJobs(rows) as new:
+        batch = db.run(partial(work, new=new), seconds=CREATE_SECONDS, account_id=account_id)
     if batch is not None:
         return batch, True
     earlier = made_before(db, account_id, idempotency_key, request_hash)
@@ -182,12 +194,16 @@ def cancel(db: Database, account_id: str, batch_id: str) -> Batch:
         .values(cancel_requested_at=func.coalesce(batches.c.cancel_requested_at, func.clock_timestamp()))
     )
 
-    def work(connection: Connection) -> None:
-        # Locks jobs before their batch, in the same order as the end of the last job.
-        transitions.cancel_batch(connection, batch_id)
+    with db.transaction(account_id=account_id) as connection:
         connection.execute(flag)
-
-    db.run(work, seconds=LONG_SECONDS, account_id=account_id)
+    # In parts, so that no transaction holds thousands of locks. If a part fails, the parts before it stand,
+    # and the next call cancels the others.
+    while db.run(
+        lambda connection: transitions.cancel_part_of_batch(connection, batch_id),
+        seconds=LONG_SECONDS,
+        account_id=account_id,
+    ):
+        pass
     return get(db, account_id, batch_id)
 
 
@@ -206,11 +222,19 @@ def jobs_of(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:
 
 def highest_line(db: Database, account_id: str, batch_ids: Iterable[str]) -> int:
     """The highest line of any job of these batches; 0 without jobs."""
-    query = select(func.max(jobs.c.batch_line)).where(
-        jobs.c.account_id == account_id, jobs.c.batch_id.in_(list(batch_ids))
+    ids = [*batch_ids]
+    if not ids:
+        return 0
+    # The highest of each batch is at the end of its part of an index.
+    query = text(
+        """SELECT max(highest.batch_line) FROM batches
+            CROSS JOIN LATERAL (SELECT batch_line FROM jobs
+                                 WHERE batch_id = batches.id
+                                 ORDER BY batch_line DESC LIMIT 1) AS highest
+            WHERE batches.id = ANY(:ids) AND batches.account_id = :account_id"""
     )
     with db.transaction(account_id=account_id) as connection:
-        return connection.execute(query).scalar_one() or 0
+        return connection.execute(query, {"ids": ids, "account_id": account_id}).scalar_one() or 0
 
 
 def _own_jobs(db: Database, account_id: str, batch_id: str) -> Iterator[Job]:
@@ -233,32 +257,34 @@ def _earlier_jobs(db: Database, account_id: str, rows: Sequence[tuple[int, str]]
         yield from (replace(by_id[job_id], batch_line=line) for line, job_id in page)
 
 
-def _without_retried(
-    connection: Connection, account_id: str, rows: Sequence[NewJob]
-) -> tuple[list[NewJob], list[tuple[NewJob, EarlierJob]]]:
-    """Split the rows into those to run, and those that another upload has just retried, with its job.
+def _retried_meanwhile(connection: Connection, account_id: str, new: NewJobs) -> Mapping[str, str]:
+    """The retries that another upload has just made of jobs that these jobs retry, by the retried job.
 
     This keeps two simultaneous uploads of the same file from running it twice.
     """
-    retries = [row.retry_of for row in rows if row.retry_of is not None]
-    if not retries:
-        return list(rows), []
+    if not new.retries:
+        return {}
     take_turn(connection, account_id)
-    found = retried(connection, retries)
-    to_run = [row for row in rows if row.retry_of not in found]
-    meanwhile = [
-        (row, EarlierJob(row.batch_line or 0, found[row.retry_of], has_succeeded=False))
-        for row in rows
-        if row.retry_of in found
-    ]
-    return to_run, meanwhile
+    return retried(connection, new.retries)
 
 
-def _row_counts(to_run: Sequence[NewJob], earlier: Sequence[EarlierJob]) -> dict[str, int]:
-    num_retried = sum(row.retry_of is not None for row in to_run)
+def _omitted(new: NewJobs, retried_by: Mapping[str, str]) -> tuple[list[EarlierJob], dict[str, str]]:
+    """The rows whose jobs are not needed, with the job that counts, which is given by the omitted id too."""
+    if not retried_by:
+        return [], {}
+    omitted: list[EarlierJob] = []
+    instead: dict[str, str] = {}
+    for one in new.retrying(retried_by):
+        job_id = retried_by[one.retry_of]
+        omitted.append(EarlierJob(one.line, job_id, has_succeeded=False))
+        instead[one.id] = job_id
+    return omitted, instead
+
+
+def _row_counts(num_jobs: int, num_retried: int, earlier: Sequence[EarlierJob]) -> dict[str, int]:
     num_succeeded = sum(one.has_succeeded for one in earlier)
     return {
-        "new": len(to_run) - num_retried,
+        "new": num_jobs - num_retried,
         "retried": num_retried,
         "already_succeeded": num_succeeded,
         "still_open": len(earlier) - num_succeeded,
@@ -266,17 +292,15 @@ def _row_counts(to_run: Sequence[NewJob], earlier: Sequence[EarlierJob]) -> dict
 
 
 def _with_counts(connection: Connection, rows: Sequence[Row[Any]]) -> list[Batch]:
-    query = (
-        select(jobs.c.batch_id, jobs.c.state, func.count(), func.max(jobs.c.finished_at))
-        .where(jobs.c.batch_id.in_([row.id for row in rows]))
-        .group_by(jobs.c.batch_id, jobs.c.state)
-    )
     counts: dict[str, dict[str, int]] = {}
     last: dict[str, list[datetime]] = {}
-    for batch_id, state, count, finished_at in connection.execute(query):
-        counts.setdefault(batch_id, {})[state] = count
-        if finished_at is not None:
-            last.setdefault(batch_id, []).append(finished_at)
+    for found_counts in of_batches(connection, [row.id for row in rows]):
+        of_batch = counts.setdefault(found_counts.batch_id, {})
+        for state, count in found_counts.by_state.items():
+            if count:
+                of_batch[state] = of_batch.get(state, 0) + count
+        if found_counts.finished_at is not None:
+            last.setdefault(found_counts.batch_id, []).append(found_counts.finished_at)
     found = []
     for row in rows:
         batch = Batch(

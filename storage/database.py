@@ -1,25 +1,50 @@
-"""The connection pool and its transactions; the only module that uses SQLAlchemy's engine.
+"""The connection pool, single statements and transactions; the only module that uses SQLAlchemy's engine.
 
-It ends every transaction in time, whatever Postgres or the network does (docs/adr/0014), translates the
-driver's connection errors to `Unavailable`, and repeats work that Postgres aborted because of a deadlock. It
-knows no tables.
+It ends every transaction in time, whatever Postgres or the network does (docs/adr/0014), replaces connections
+that died while they were idle (docs/adr/0026), translates the driver's connection errors to `Unavailable`,
+and repeats work that Postgres aborted because of a deadlock. It knows no tables.
 """
 
+import math
 import secrets
+import select
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg2
-from sqlalchemy import Connection, create_engine, event, func, select, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
+from psycopg2.extensions import (
+    TRANSACTION_STATUS_IDLE,
+    TRANSACTION_STATUS_INERROR,
+    TRANSACTION_STATUS_INTRANS,
+)
+from sqlalchemy import (
+    Connection,
+    Executable,
+    NullPool,
+    Row,
+    TextClause,
+    create_engine,
+    event,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import result_tuple
+from sqlalchemy.exc import (
+    DBAPIError,
+    DisconnectionError,
+    InterfaceError,
+    InvalidatePoolError,
+    OperationalError,
+    StatementError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import NullPool
 
 from storage.deadlines import BoundedCalls, Deadline, SocketDeadlines, SocketHandle
 from storage.errors import Unavailable
@@ -43,7 +68,18 @@ SERVER_SHARE = 0.8
 """The share of a transaction's time that one statement may take: the server cancels it before we have to
 drop the connection."""
 
+ACCOUNT_ID = "calotype.account_id"
+
+Watcher = Callable[[Any, str, Any, str | None], object]
+WATCHERS: list[Watcher] = []
+"""Called with everything that is about to be sent, `BEGIN` and `COMMIT` included: the driver's connection,
+the text, the parameters, and the account that is set with it. For tests and benchmarks."""
+
 _deadlines = SocketDeadlines()
+_CHECK = text("SELECT 1")
+_SET_ACCOUNT = f"SELECT set_config('{ACCOUNT_ID}', %({ACCOUNT_ID})s, true); "
+"""Precedes a statement in the same string, which is then one transaction (PostgreSQL, 55.2.2.1); the driver
+returns the rows of the last."""
 
 
 class Database:
@@ -66,11 +102,17 @@ class Database:
         self._tls = tls_options(url, ca_file)
         self._transaction_seconds = transaction_seconds
         self._current = threading.local()
+        self._lost_at = -math.inf
+        """When a pooled connection was last found dead: older ones are not used again."""
         self._connects = BoundedCalls(pool_size + 2, "database-connect")
         self._engine = self._make_engine(
             url, min(MAX_CONNECT_SECONDS, transaction_seconds), pool_size=pool_size, pool_timeout=pool_seconds
         )
         event.listen(self._engine, "checkout", self._check_out)
+        event.listen(self._engine, "before_cursor_execute", _set_account, retval=True)
+        # The driver is in autocommit, in which SQLAlchemy's own calls of it do nothing.
+        event.listen(self._engine, "rollback", self._roll_back)
+        event.listen(self._engine, "commit", self._commit)
         self._looking = self._make_engine(url, min(MAX_LOOK_SECONDS, transaction_seconds), poolclass=NullPool)
         event.listen(self._looking, "checkout", self._check_out)
         self._outage = Outage(
@@ -83,9 +125,38 @@ class Database:
     def begin_request(self, seconds: float) -> None:
         """Limit all transactions of this thread to `seconds` in total, until its next request begins.
 
-        A transaction with its own `seconds` is not limited by it.
+        A transaction with its own `seconds` is not limited by it, and leaves the others their time.
         """
-        self._current.left_seconds = seconds
+        self._current.left_seconds = self._current.request_seconds = seconds
+
+    def extend_request(self) -> None:
+        """Give the request of this thread its whole time again.
+
+        It is for requests that read thousands of rows page by page, each page of which may take that time. A
+        streamed answer is made in several threads, in which other requests may have used up their time.
+        """
+        if hasattr(self._current, "left_seconds"):
+            self._current.left_seconds = self._current.request_seconds
+
+    def execute(
+        self,
+        statement: Executable,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        account_id: str | None = None,
+        idempotent: bool = False,
+    ) -> Sequence[Row[Any]]:
+        """Execute one statement in a transaction of its own, in one round trip; returns all of its rows.
+
+        A `text` costs least. The API's role sees only rows of `account_id`. It is executed again if Postgres
+        aborted it because of a deadlock. If the connection is lost, it is unknown whether it was executed:
+        only an `idempotent` statement is then executed again. Raises `Unavailable`.
+        """
+        if not isinstance(statement, TextClause):
+            return self._until_no_deadlock(lambda: self._execute_built(statement, parameters, account_id))
+        prepared = _prepared(statement)
+        values = prepared.values(parameters or {})
+        return self._until_no_deadlock(lambda: self._execute(prepared, values, account_id, idempotent))
 
     @contextmanager
     def transaction(
@@ -96,19 +167,13 @@ class Database:
         `seconds` replaces the usual limit. The API's role sees only rows of `account_id`. Raises
         `Unavailable`.
         """
-        self._outage.refuse()
-        # A long transaction has a late deadline: periodic checks detect earlier that the server is down.
-        remind = None if seconds is None else self._outage.look_soon
-        limit = self._within(seconds or self._left_seconds(), owner=self, remind=remind)
-        with self._translated(), limit as deadline:
+        with self._bounded(seconds), self._engine.connect() as connection:
             try:
-                with self._engine.begin() as connection:
-                    _set_for_transaction(connection, seconds, account_id)
-                    yield connection
-            except (DBAPIError, PoolTimeout) as error:
-                if deadline.is_over and deadline.socket is not None:
-                    self._outage.begin("no answer in time")
-                    raise Unavailable("the database did not answer in time") from error
+                self._begin(connection, seconds, account_id)
+                yield connection
+                self._commit(connection)
+            except BaseException:
+                self._roll_back(connection)
                 raise
 
     def run(
@@ -119,20 +184,16 @@ class Database:
         account_id: str | None = None,
     ) -> Result:
         """Run `work` in a transaction, and again if Postgres aborted it because of a deadlock."""
-        for attempt in range(MAX_TRIES):
-            try:
-                with self.transaction(seconds=seconds, account_id=account_id) as connection:
-                    return work(connection)
-            except DBAPIError as error:
-                if sqlstate(error) not in (DEADLOCK, SERIALIZATION) or attempt == MAX_TRIES - 1:
-                    raise
-                time.sleep(secrets.randbelow(50) / 1000 * (attempt + 1))
-        raise AssertionError("unreachable")
+
+        def attempt() -> Result:
+            with self.transaction(seconds=seconds, account_id=account_id) as connection:
+                return work(connection)
+
+        return self._until_no_deadlock(attempt)
 
     def check(self) -> None:
         """Raise `Unavailable` unless Postgres answers."""
-        with self.transaction() as connection:
-            connection.execute(text("SELECT 1"))
+        self.execute(_CHECK, idempotent=True)
 
     def protection(self) -> str:
         """A phrase that says whether the connection is encrypted and the server's certificate verified."""
@@ -164,6 +225,8 @@ class Database:
                 "tcp_user_timeout": 10_000,  # ms; keepalives do not cover unacknowledged data
                 **self._tls,
             },
+            # The driver would send `BEGIN` in a round trip of its own.
+            isolation_level="AUTOCOMMIT",
             **pool,
         )
 
@@ -199,7 +262,12 @@ class Database:
 
     @contextmanager
     def _within(
-        self, seconds: float, *, owner: object = None, remind: Callable[[], None] | None = None
+        self,
+        seconds: float,
+        *,
+        owner: object = None,
+        remind: Callable[[], None] | None = None,
+        counts: bool = True,
     ) -> Iterator[Deadline]:
         outer, began_at = getattr(self._current, "deadline", None), time.monotonic()
         deadline = self._current.deadline = _deadlines.arm(seconds, owner, remind=remind)
@@ -208,15 +276,152 @@ class Database:
         finally:
             _deadlines.disarm(deadline)
             self._current.deadline = outer
-            if hasattr(self._current, "left_seconds"):
+            if counts and hasattr(self._current, "left_seconds"):
                 self._current.left_seconds -= time.monotonic() - began_at
 
+    @contextmanager
+    def _bounded(self, seconds: float | None = None) -> Iterator[Deadline]:
+        """Limit the block to `seconds`, or to what the request has left; translate its errors."""
+        self._outage.refuse()
+        # A long transaction has a late deadline: periodic checks detect earlier that the server is down.
+        remind = None if seconds is None else self._outage.look_soon
+        limit = self._within(
+            seconds or self._left_seconds(), owner=self, remind=remind, counts=seconds is None
+        )
+        with self._translated(), limit as deadline:
+            try:
+                yield deadline
+            except (DBAPIError, PoolTimeout) as error:
+                if deadline.is_over and deadline.socket is not None:
+                    self._outage.begin("no answer in time")
+                    raise Unavailable("the database did not answer in time") from error
+                raise
+
+    def _until_no_deadlock(self, attempt: Callable[[], Result]) -> Result:
+        for number in range(1, MAX_TRIES + 1):
+            try:
+                return attempt()
+            except DBAPIError as error:
+                if sqlstate(error) not in (DEADLOCK, SERIALIZATION) or number == MAX_TRIES:
+                    raise
+                time.sleep(secrets.randbelow(50) / 1000 * number)
+        raise AssertionError("unreachable")
+
+    def _execute(
+        self, prepared: "_Prepared", values: Mapping[str, Any], account_id: str | None, idempotent: bool
+    ) -> Sequence[Row[Any]]:
+        with self._bounded() as deadline:
+            try:
+                return self._send(prepared, values, account_id)
+            except DBAPIError as error:
+                if not (idempotent and error.connection_invalidated) or deadline.is_over:
+                    raise
+            # Every connection as old as the lost one is replaced, so that this is a new one.
+            return self._send(prepared, values, account_id)
+
+    def _execute_built(
+        self, statement: Executable, parameters: Mapping[str, Any] | None, account_id: str | None
+    ) -> Sequence[Row[Any]]:
+        """Execute a statement that SQLAlchemy builds."""
+        with self._bounded(), self._engine.connect() as connection:
+            options = connection.execution_options(account_id=account_id)
+            result = options.execute(statement, parameters or {})
+            return result.all() if result.returns_rows else ()
+
+    def _send(
+        self, prepared: "_Prepared", values: Mapping[str, Any], account_id: str | None
+    ) -> Sequence[Row[Any]]:
+        """Execute a statement on a pooled connection; raises what SQLAlchemy would."""
+        query = prepared.query
+        if account_id is not None:
+            query, values = _SET_ACCOUNT + query, {**values, ACCOUNT_ID: account_id}
+        try:
+            pooled = self._engine.raw_connection()
+        except psycopg2.Error as error:
+            raise _wrapped(error) from error
+        driver: Any = pooled.dbapi_connection
+        try:
+            _watch(driver, prepared.query, values, account_id)
+            with driver.cursor() as cursor:
+                cursor.execute(query, values)
+                return prepared.rows(cursor)
+        except psycopg2.Error as error:
+            if is_lost := self._is_lost(driver):
+                pooled.invalidate(error)
+            raise _wrapped(error, query, is_lost=is_lost) from error
+        finally:
+            pooled.close()
+
+    def _begin(self, connection: Connection, seconds: float | None, account_id: str | None) -> None:
+        """Send `BEGIN` and the settings of a transaction, over a new connection if this one is dead.
+
+        Nothing else has been sent over it, so that nothing is done twice.
+        """
+        values = {} if seconds is None else _server_limits(seconds)
+        if account_id is not None:
+            values[ACCOUNT_ID] = account_id  # read by the row-level security policies
+        settings = ", ".join(["set_config(%s, %s, true)"] * len(values))
+        query = f"BEGIN; SELECT {settings}" if values else "BEGIN"
+        parameters = [part for setting in values.items() for part in setting]
+        try:
+            self._tell(connection, query, parameters)
+        except DBAPIError as error:
+            if not error.connection_invalidated or self._current.deadline.is_over:
+                raise
+            self._tell(connection, query, parameters)
+
+    def _tell(self, connection: Connection, query: str, parameters: Sequence[str] = ()) -> None:
+        """Execute a statement without rows; raises what SQLAlchemy would."""
+        driver: Any = connection.connection.dbapi_connection
+        _watch(driver, query, parameters, None)
+        try:
+            with driver.cursor() as cursor:
+                cursor.execute(query, parameters or None)
+        except psycopg2.Error as error:
+            if is_lost := self._is_lost(driver):
+                connection.invalidate(error)
+            raise _wrapped(error, query, is_lost=is_lost) from error
+
+    def _commit(self, connection: Connection) -> None:
+        """Commit the transaction, unless the block has ended it."""
+        driver: Any = connection.connection.dbapi_connection
+        if driver.info.transaction_status != TRANSACTION_STATUS_IDLE:
+            self._tell(connection, "COMMIT")
+
+    def _roll_back(self, connection: Connection) -> None:
+        """End a transaction that raised, or close its connection where that is not possible."""
+        if connection.closed or connection.invalidated:
+            return
+        driver: Any = connection.connection.dbapi_connection
+        status = driver.info.transaction_status
+        if status == TRANSACTION_STATUS_IDLE:
+            return
+        if status in (TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR):
+            with suppress(DBAPIError):
+                self._tell(connection, "ROLLBACK")
+                return
+        connection.invalidate()
+
+    def _is_lost(self, driver: Any) -> bool:
+        """Whether the driver has found its connection dead; then those of its age are not used again."""
+        if driver.closed:
+            self._lost_at = time.monotonic()
+        return bool(driver.closed)
+
     def _check_out(self, connection: Any, record: Any, _fairy: Any) -> None:
-        """Bind the connection to the transaction's deadline, and check that it still works."""
+        """Bind the connection to the transaction's deadline, and replace it if it is dead.
+
+        A server says nothing on an idle connection unless it closes it. So no round trip is needed to know
+        that the connection was open a moment ago; docs/adr/0026 says what follows.
+        """
         deadline: Deadline = self._current.deadline
         _deadlines.bind(deadline, record.info["socket"])
         is_new, record.info["is_new"] = record.info["is_new"], False
         if is_new:
+            return
+        if record.info["connected_at"] <= self._lost_at:
+            raise DisconnectionError("it is as old as one that was lost")  # SQLAlchemy then reconnects
+        if not record.info["unread"].poll(0):
             return
         try:
             self._engine.dialect.do_ping(connection)
@@ -252,7 +457,56 @@ class Database:
     def _look(self) -> None:
         """Check the database over a new connection; raises what the driver raises."""
         with self._within(MAX_LOOK_SECONDS), self._looking.connect() as connection:
-            connection.execute(text("SELECT 1"))
+            connection.execute(_CHECK)
+
+
+class _Prepared:
+    """A statement as the driver takes it, and how its rows are made."""
+
+    def __init__(self, statement: TextClause) -> None:
+        dialect = postgresql.psycopg2.dialect()  # type: ignore[no-untyped-call]
+        compiled = statement.compile(dialect=dialect)
+        binds = compiled.binds
+        self._keys = frozenset(binds)
+        self._defaults = {key: bind.effective_value for key, bind in binds.items() if not bind.required}
+        self._processors = {
+            key: process
+            for key, bind in binds.items()
+            if (process := bind.type.dialect_impl(dialect).bind_processor(dialect)) is not None
+        }
+        self.query = str(compiled)
+        self._make_row: tuple[tuple[str, ...], Callable[[Any], Row[Any]]] | None = None
+
+    def values(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters as the driver takes them; raises `StatementError` if one is missing."""
+        values = {**self._defaults, **parameters}
+        if missing := self._keys - values.keys():
+            raise StatementError(f"no value for {sorted(missing)}", self.query, None, None)
+        for key, process in self._processors.items():
+            values[key] = process(values[key])
+        return values
+
+    def rows(self, cursor: Any) -> Sequence[Row[Any]]:
+        """All rows of the statement that was executed."""
+        if cursor.description is None:
+            return ()
+        names = tuple(column.name for column in cursor.description)
+        if self._make_row is None or self._make_row[0] != names:
+            self._make_row = names, result_tuple(names)
+        make = self._make_row[1]
+        return [make(row) for row in cursor.fetchall()]
+
+
+def _prepared(statement: TextClause) -> _Prepared:
+    """The statement as it was prepared before; one whose parameters have values or types is not kept."""
+    if all(bind.required and bind.type._isnull for bind in statement._bindparams.values()):
+        return _prepared_text(statement.text)
+    return _Prepared(statement)
+
+
+@lru_cache(maxsize=500)
+def _prepared_text(query: str) -> _Prepared:
+    return _Prepared(text(query))
 
 
 class _ConnectTimedOut(psycopg2.OperationalError):
@@ -277,6 +531,9 @@ def tls_options(url: str, ca_file: Path | None) -> dict[str, str]:
 
 def _keep_socket(connection: Any, record: Any) -> None:
     record.info["socket"] = SocketHandle(connection.fileno())
+    record.info["unread"] = unread = select.poll()
+    unread.register(connection.fileno(), select.POLLIN)  # a closed connection is reported regardless
+    record.info["connected_at"] = time.monotonic()
     record.info["is_new"] = True
 
 
@@ -286,12 +543,20 @@ def _close_socket(_connection: Any, record: Any) -> None:
         kept.close()
 
 
-def _set_for_transaction(connection: Connection, seconds: float | None, account_id: str | None) -> None:
-    values = {} if seconds is None else _server_limits(seconds)
-    if account_id is not None:
-        values["calotype.account_id"] = account_id  # read by the row-level security policies
-    if values:
-        connection.execute(select(*(func.set_config(name, value, True) for name, value in values.items())))
+def _watch(driver: Any, query: str, parameters: Any, account_id: str | None) -> None:
+    for watcher in WATCHERS:
+        watcher(driver, query, parameters, account_id)
+
+
+def _set_account(
+    connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _is_many: bool
+) -> tuple[str, Any]:
+    """Set the account of a statement that commits by itself, in the same round trip."""
+    account_id = connection.get_execution_options().get("account_id")
+    _watch(connection.connection.dbapi_connection, statement, parameters, account_id)
+    if account_id is None:
+        return statement, parameters
+    return _SET_ACCOUNT + statement, {**parameters, ACCOUNT_ID: account_id}
 
 
 def _server_limits(seconds: float) -> dict[str, str]:
@@ -304,6 +569,14 @@ def _server_limits(seconds: float) -> dict[str, str]:
         "statement_timeout": str(max(1, int(seconds * SERVER_SHARE * 1000))),
         "idle_in_transaction_session_timeout": str(max(1, int(seconds * 1000))),
     }
+
+
+def _wrapped(error: psycopg2.Error, query: str | None = None, *, is_lost: bool = False) -> DBAPIError:
+    """The driver's error as SQLAlchemy raises it; without the parameters, which may be private."""
+    raised: DBAPIError = DBAPIError.instance(  # type: ignore[assignment]
+        query, {}, error, psycopg2.Error, hide_parameters=True, connection_invalidated=is_lost
+    )
+    return raised
 
 
 def _could_not_connect(error: Exception) -> bool:

@@ -6,6 +6,7 @@ Owns two ways to end a wait: `SocketDeadlines` shuts down the socket under a cal
 
 import math
 import os
+import queue
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 REMIND_SECONDS = 3.0
+IDLE_SECONDS = 10.0
 
 
 class SocketHandle:
@@ -78,6 +80,7 @@ class SocketDeadlines:
         self._armed: set[Deadline] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._wakes_at = math.inf  # when the thread looks at the deadlines next
 
     def arm(
         self, seconds: float, owner: object = None, *, remind: Callable[[], None] | None = None
@@ -95,8 +98,11 @@ class SocketDeadlines:
             # After a fork, the parent's thread does not run in the child.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="socket-deadlines", daemon=True)
+                self._wakes_at = math.inf
                 self._thread.start()
-            self._changed.notify()
+            # Nearly every deadline is later than that of an earlier transaction, and wakes nobody.
+            if min(deadline.at, deadline.remind_at) < self._wakes_at:
+                self._changed.notify()
         return deadline
 
     def bind(self, deadline: Deadline, bound: SocketHandle) -> None:
@@ -133,16 +139,25 @@ class SocketDeadlines:
                     if deadline.remind is not None:
                         deadline.remind()
                 if self._armed:
-                    self._changed.wait(min(min(one.at, one.remind_at) for one in self._armed) - now)
+                    self._wakes_at = min(min(one.at, one.remind_at) for one in self._armed)
+                    self._changed.wait(self._wakes_at - now)
             self._thread = None  # under the lock: the next `arm` starts another
 
 
 class BoundedCalls:
-    """Runs calls on separate threads, at most `max_calls` at once, including calls that timed out."""
+    """Runs calls on separate threads, at most `max_calls` at once, including calls that timed out.
 
-    def __init__(self, max_calls: int, name: str) -> None:
+    A thread waits `idle_seconds` for another call before it ends.
+    """
+
+    def __init__(self, max_calls: int, name: str, *, idle_seconds: float = IDLE_SECONDS) -> None:
         self._free = threading.BoundedSemaphore(max_calls)
         self._name = name
+        self._idle_seconds = idle_seconds
+        self._lock = threading.Lock()
+        self._num_idle = 0  # threads that wait for a call that nobody has given them yet
+        self._given: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._pid = os.getpid()
 
     def call(
         self,
@@ -176,7 +191,7 @@ class BoundedCalls:
                 self._free.release()
 
         try:
-            threading.Thread(target=run, name=self._name, daemon=True).start()
+            self._give(run)
         except RuntimeError:  # no thread can be started
             self._free.release()
             raise
@@ -189,3 +204,33 @@ class BoundedCalls:
                     return outcome.result()
                 is_late = True
             raise TimeoutError(f"no answer within {seconds:g} seconds") from None
+
+    def _give(self, run: Callable[[], None]) -> None:
+        """Run it on an idle thread, or on a new one."""
+        with self._lock:
+            if self._pid != os.getpid():  # after a fork, the parent's threads do not run in the child
+                self._pid, self._num_idle, self._given = os.getpid(), 0, queue.SimpleQueue()
+            if self._num_idle:
+                self._num_idle -= 1
+                self._given.put(run)
+                return
+        threading.Thread(target=self._run_all, args=(run,), name=self._name, daemon=True).start()
+
+    def _run_all(self, run: Callable[[], None] | None) -> None:
+        while run is not None:
+            run()
+            del run  # it refers to its result
+            run = self._next()
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._lock:
+            self._num_idle += 1
+        try:
+            return self._given.get(timeout=self._idle_seconds)
+        except queue.Empty:
+            with self._lock:
+                try:
+                    return self._given.get_nowait()  # given while this thread stopped waiting
+                except queue.Empty:
+                    self._num_idle -= 1
+                    return None

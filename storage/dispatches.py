@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from storage.database import LONG_SECONDS, Database
+from storage.database import Database
+from storage.jobs import Claim
+
+FORGOTTEN_AT_ONCE = 500
+MAX_NOT_DUE = 500
 
 
 @dataclass(frozen=True)
@@ -28,40 +32,44 @@ class Dispatch:
 
 _COLUMNS = """jobs.id AS job_id, tier, lane, dispatch_seq, dispatch_number, num_inference_steps AS num_steps,
               width, height, num_images"""
+_OF_NEW_JOB = text(
+    f"SELECT {_COLUMNS} FROM jobs WHERE id = :id AND state = 'queued' AND dispatch_number IS NOT NULL"
+)
+
+
+def of_claim(claim: Claim) -> Dispatch:
+    """What a message for a claimed job would say; it counts attempts, since such a job was not dispatched."""
+    job, parameters = claim.job, claim.job.parameters
+    return Dispatch(
+        job_id=job.id,
+        tier=job.tier,
+        lane=job.lane,
+        dispatch_seq=claim.lease.attempt,
+        dispatch_number=0,
+        num_steps=parameters.num_inference_steps,
+        width=parameters.width,
+        height=parameters.height,
+        num_images=parameters.num_images,
+    )
 
 
 def of_new_job(db: Database, job_id: str, *, account_id: str | None = None) -> Dispatch | None:
     """The dispatch that `storage.submissions` recorded for a new interactive job, or `None`."""
-    query = text(
-        f"""SELECT {_COLUMNS} FROM jobs
-             WHERE id = :id AND state = 'queued' AND dispatch_number IS NOT NULL"""
-    )
-    with db.transaction(account_id=account_id) as connection:
-        row = connection.execute(query, {"id": job_id}).one_or_none()
-        return None if row is None else Dispatch(**row._mapping)
+    rows = db.execute(_OF_NEW_JOB, {"id": job_id}, account_id=account_id, idempotent=True)
+    return Dispatch(**rows[0]._mapping) if rows else None
 
 
-def feed(db: Database, tier: str, lane: str, limit: int, *, redispatch_seconds: float) -> list[Dispatch]:
+def feed(
+    db: Database, tier: str, lane: str, limit: int, *, redispatch_seconds: float, after_account: str = ""
+) -> list[Dispatch]:
     """Record dispatches of up to `limit` due jobs that have none, accounts in turn, oldest jobs first.
 
-    It leaves out quarantined jobs, which workers find by themselves.
+    It leaves out quarantined jobs, which workers find by themselves. If more than `limit` accounts wait,
+    those behind `after_account` have their turn first.
     """
-    picked = """
-        SELECT next.id
-          FROM (SELECT DISTINCT account_id FROM jobs
-                 WHERE state = 'queued' AND tier = :tier AND lane = :lane AND dispatch_number IS NULL
-                   AND NOT quarantined AND next_dispatch_at <= clock_timestamp()) AS waiting
-         CROSS JOIN LATERAL (
-                SELECT oldest.id, oldest.created_at,
-                       row_number() OVER (ORDER BY oldest.created_at, oldest.id) AS turn
-                  FROM (SELECT id, created_at FROM jobs
-                         WHERE state = 'queued' AND tier = :tier AND lane = :lane AND dispatch_number IS NULL
-                           AND NOT quarantined AND account_id = waiting.account_id
-                           AND next_dispatch_at <= clock_timestamp()
-                         ORDER BY created_at, id LIMIT :limit) AS oldest) AS next
-         ORDER BY next.turn, next.created_at LIMIT :limit"""
-    parameters = {"tier": tier, "lane": lane, "limit": limit, "redispatch_seconds": redispatch_seconds}
-    return _count(db, picked, "jobs.dispatch_number IS NULL", parameters)
+    parameters: dict[str, object] = {"tier": tier, "lane": lane, "limit": limit}
+    parameters |= {"redispatch_seconds": redispatch_seconds, "after_account": after_account}
+    return _count(db, _NEXT, "jobs.dispatch_number IS NULL", parameters)
 
 
 def redispatch_lost(
@@ -72,11 +80,14 @@ def redispatch_lost(
     `older_than` is the dispatch number at the head of their queue: messages with smaller numbers have left
     it. `None` means that the queue is empty. Age alone is not enough: it would double a long queue.
     """
-    picked = """
-        SELECT id FROM jobs
-         WHERE state = 'queued' AND tier = :tier AND lane = :lane AND dispatch_number IS NOT NULL
-           AND next_dispatch_at <= clock_timestamp()
-           AND (CAST(:older_than AS bigint) IS NULL OR dispatch_number < :older_than)
+    # Jobs become due in the order of their dispatch: behind the first ones that are not due, none is.
+    picked = f"""
+        SELECT id FROM (
+               SELECT id, next_dispatch_at, dispatch_number FROM jobs
+                WHERE state = 'queued' AND tier = :tier AND lane = :lane AND dispatch_number IS NOT NULL
+                  AND (CAST(:older_than AS bigint) IS NULL OR dispatch_number < :older_than)
+                ORDER BY dispatch_number LIMIT :limit + {MAX_NOT_DUE}) AS first
+         WHERE next_dispatch_at <= statement_timestamp()
          ORDER BY dispatch_number LIMIT :limit"""
     parameters: dict[str, object] = {"tier": tier, "lane": lane, "older_than": older_than, "limit": limit}
     parameters["redispatch_seconds"] = redispatch_seconds
@@ -95,7 +106,7 @@ def _count(db: Database, picked: str, guard: str, parameters: dict[str, object])
                next_dispatch_at = clock_timestamp() + make_interval(secs => :redispatch_seconds)
           FROM numbered
          WHERE jobs.id = numbered.id AND jobs.state = 'queued'
-           AND jobs.next_dispatch_at <= clock_timestamp() AND {guard}
+           AND jobs.next_dispatch_at <= statement_timestamp() AND {guard}
         RETURNING {_COLUMNS}
         """
     )
@@ -112,19 +123,98 @@ def undispatch(db: Database, job_id: str, *, account_id: str | None = None) -> N
     db.run(lambda connection: connection.execute(statement, {"id": job_id}), account_id=account_id)
 
 
-def forget_all(db: Database) -> int:
-    """Forget all dispatches after the broker lost its messages: every queued job is due; returns how many."""
+def undispatch_bulk(db: Database, tier: str) -> int:
+    """Undo dispatches of bulk jobs, which a sweeper of an older version made, so that workers claim them."""
     statement = text(
         """UPDATE jobs SET dispatch_number = NULL, next_dispatch_at = clock_timestamp()
-            WHERE id IN (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id FOR UPDATE) RETURNING id"""
+            WHERE id IN (SELECT id FROM jobs
+                          WHERE state = 'queued' AND tier = :tier AND lane = 'bulk'
+                            AND dispatch_number IS NOT NULL
+                          ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING id"""
     )
-    return len(db.run(lambda connection: connection.execute(statement).all(), seconds=LONG_SECONDS))
+    return len(db.execute(statement, {"tier": tier, "limit": FORGOTTEN_AT_ONCE}))
+
+
+def forget_all(db: Database) -> int:
+    """Forget all dispatches after the broker lost its messages, so that their jobs are due; returns how many.
+
+    It does so in parts, each in a transaction of its own. If one fails, the next call forgets the rest.
+    """
+    # Dispatches that are recorded from now on are sent to the broker that has lost its messages.
+    until = db.execute(text("SELECT nextval('dispatch_numbers') AS number"))[0].number
+    num_forgotten: int = 0
+    last: tuple[str, str, int] = ("", "", 0)
+    while True:
+        parameters = dict(zip(("tier", "lane", "number"), last, strict=True))
+        rows = db.execute(_FORGET, {**parameters, "until": until, "limit": FORGOTTEN_AT_ONCE})
+        num_forgotten += sum(row.was_forgotten for row in rows)
+        if len(rows) < FORGOTTEN_AT_ONCE:
+            return num_forgotten
+        last = max((row.tier, row.lane, row.dispatch_number) for row in rows)
 
 
 def waiting(db: Database) -> dict[tuple[str, str], int]:
     """The number of queued jobs per tier and lane, which clients see as the queue depth."""
-    query = text(
-        "SELECT tier, lane, count(*) AS depth FROM open_jobs WHERE state = 'queued' GROUP BY tier, lane"
+    rows = db.execute(text("SELECT tier, lane, queued FROM queue_depths"))
+    return {(row.tier, row.lane): row.queued for row in rows}
+
+
+# Each part begins where the one before it ended, and reads no index entry of a row that it has changed.
+_FORGET = text(
+    """
+    WITH picked AS (
+        SELECT id, tier, lane, dispatch_number FROM jobs
+         WHERE state = 'queued' AND dispatch_number IS NOT NULL AND dispatch_number < :until
+           AND (tier, lane, dispatch_number) > (:tier, :lane, CAST(:number AS bigint))
+         ORDER BY tier, lane, dispatch_number LIMIT :limit
+    ), forgotten AS (
+        UPDATE jobs SET dispatch_number = NULL, next_dispatch_at = clock_timestamp()
+         WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE id = ANY(ARRAY(SELECT id FROM picked))
+                               ORDER BY id FOR NO KEY UPDATE))
+           AND state = 'queued' AND dispatch_number < :until
+        RETURNING id
     )
-    with db.transaction() as connection:
-        return {(row.tier, row.lane): row.depth for row in connection.execute(query)}
+    SELECT tier, lane, dispatch_number, forgotten.id IS NOT NULL AS was_forgotten
+      FROM picked LEFT JOIN forgotten USING (id)
+    """
+)
+
+_UNDISPATCHED = """state = 'queued' AND tier = :tier AND lane = :lane AND dispatch_number IS NULL
+                    AND NOT quarantined AND next_dispatch_at <= statement_timestamp()"""
+# Accounts with such jobs, by a loose index scan (one probe per account), `:limit` behind
+# `:after_account` and as many up to it.
+_NEXT = f"""
+        WITH RECURSIVE behind AS (
+            (SELECT account_id, 1 AS position FROM jobs
+              WHERE {_UNDISPATCHED} AND account_id > :after_account ORDER BY account_id LIMIT 1)
+            UNION ALL
+            SELECT next.account_id, behind.position + 1
+              FROM behind
+             CROSS JOIN LATERAL (
+                    SELECT account_id FROM jobs WHERE {_UNDISPATCHED} AND account_id > behind.account_id
+                     ORDER BY account_id LIMIT 1) AS next
+             WHERE behind.position < :limit
+        ), before AS (
+            (SELECT account_id, 1 AS position FROM jobs
+              WHERE {_UNDISPATCHED} AND account_id <= :after_account ORDER BY account_id LIMIT 1)
+            UNION ALL
+            SELECT next.account_id, before.position + 1
+              FROM before
+             CROSS JOIN LATERAL (
+                    SELECT account_id FROM jobs WHERE {_UNDISPATCHED} AND account_id > before.account_id
+                       AND account_id <= :after_account ORDER BY account_id LIMIT 1) AS next
+             WHERE before.position < :limit
+        ), waiting AS (
+            SELECT account_id FROM (SELECT account_id, false AS is_before, position FROM behind
+                                    UNION ALL SELECT account_id, true, position FROM before) AS either
+             ORDER BY is_before, position LIMIT :limit
+        )
+        SELECT next.id
+          FROM waiting
+         CROSS JOIN LATERAL (
+                SELECT oldest.id, oldest.created_at,
+                       row_number() OVER (ORDER BY oldest.created_at, oldest.id) AS turn
+                  FROM (SELECT id, created_at FROM jobs
+                         WHERE {_UNDISPATCHED} AND account_id = waiting.account_id
+                         ORDER BY created_at, id LIMIT :limit) AS oldest) AS next
+         ORDER BY next.turn, next.created_at LIMIT :limit"""

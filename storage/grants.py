@@ -58,11 +58,15 @@ VIEWS = {
         *(name for name, parameter in PARAMETERS.items() if parameter.in_estimates),
         *("progress", "progress_at", "lease_boot_id"),
     ),
+    "queue_depths": _columns("tier lane queued"),
     "webhook_backlog": _columns("num_pending seconds_late"),
     "receivers_by_state": _columns("state num_receivers"),
 }
 """Views over the rows of all accounts without prompts, accounts and keys, with their columns."""
 _RECEIVER = tuple(column.name for column in metadata.tables["webhook_receivers"].columns)
+_BATCH_COUNTS = _columns(
+    "batch_id tier account_id queued running succeeded failed canceled expired finished_at"
+)
 _WORKER = tuple(column.name for column in metadata.tables["workers"].columns)
 
 # A role that ends jobs writes events and webhook deliveries, of batches too, and locks the batch. A lock
@@ -137,7 +141,10 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         ),
         "workers": Grant(select=_WORKER),
         "profiles": Grant(select=_PROFILE),
+        "batch_counts": Grant(select=_BATCH_COUNTS),
+        "job_count_changes": Grant(select=_BATCH_COUNTS),
         "open_jobs": Grant(select=VIEWS["open_jobs"]),
+        "queue_depths": Grant(select=VIEWS["queue_depths"]),
         "webhook_backlog": Grant(select=VIEWS["webhook_backlog"]),
         "receivers_by_state": Grant(select=VIEWS["receivers_by_state"]),
     },
@@ -146,7 +153,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "job_events": Grant(select=_columns("id job_id transition created_at"), insert=_EVENT),
         "jobs": Grant(
             select=(
-                *("id", "account_id", "state", "request_hash", "next_dispatch_at"),
+                *("id", "account_id", "state", "request_hash", "dispatch_number", "next_dispatch_at"),
                 *(*_ASKED_FOR, *_PROMPTS, *_LIFE, *_LEASE),
             ),
             update=(
@@ -201,6 +208,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "jobs": Grant(select=("id", "account_id", "state", "request_hash", *_ASKED_FOR, *_LIFE)),
         "images": Grant(select=(*_IMAGE, "deleted_at")),
         "batches": Grant(select=_columns("id account_id filename num_jobs created_at")),
+        "batch_counts": Grant(select=_BATCH_COUNTS),
+        "job_count_changes": Grant(select=_BATCH_COUNTS),
     },
     "sweeper": {
         **_ENDING,
@@ -228,6 +237,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "webhook_receivers": Grant(select=_RECEIVER, update=_columns("state next_probe_at"), delete=True),
         # It locks rows before deleting them, which needs the right to update some column.
         "sessions": Grant(select=_columns("digest expires_at"), update=("ended_at",), delete=True),
+        # Sweepers of the version before read them, as long as they run beside the new ones.
         "workers": Grant(select=_WORKER),
         "images": Grant(select=("object_key",)),
         "accounts": Grant(select=("id",)),
@@ -237,13 +247,27 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             delete=True,
         ),
         "job_files": Grant(select=_columns("account_id file_id")),
+        # It folds the changes of the counts into their sums.
+        "job_count_changes": Grant(select=("id", "lane", *_BATCH_COUNTS), delete=True),
+        "queue_counts": Grant(
+            select=_columns("tier lane queued"), insert=_columns("tier lane queued"), update=("queued",)
+        ),
+        "batch_counts": Grant(
+            select=_BATCH_COUNTS,
+            insert=_BATCH_COUNTS,
+            update=_columns("queued running succeeded failed canceled expired finished_at"),
+        ),
+        "delivery_count_changes": Grant(select=("id", "pending"), delete=True),
+        "delivery_counts": Grant(select=_columns("id pending"), update=("pending",)),
     },
 }
 SEQUENCES: Mapping[DatabaseRole, tuple[str, ...]] = {
     "api": ("dispatch_numbers",),
     "sweeper": ("dispatch_numbers",),
 }
-FUNCTIONS: Mapping[DatabaseRole, tuple[str, ...]] = {"api": ("job_states", "use_key", "principal_of_session")}
+FUNCTIONS: Mapping[DatabaseRole, tuple[str, ...]] = {
+    "api": ("job_states", "use_key", "principal_of_session", "next_bulk_jobs")
+}
 """Functions that run with their owner's rights."""
 
 

@@ -16,11 +16,16 @@ from storage.jobs import HELD, Lease
 def next_quarantined(db: Database, tiers: Sequence[str]) -> str | None:
     """The id of the next quarantined job of these tiers: interactive jobs first, then the oldest."""
     query = text(
-        """SELECT id FROM jobs
-            WHERE state = 'queued' AND quarantined AND tier = ANY(:tiers)
-              AND next_dispatch_at <= clock_timestamp()
-              AND (deadline_at IS NULL OR deadline_at > clock_timestamp())
-            ORDER BY lane = 'bulk', created_at, id LIMIT 1"""
+        """SELECT oldest.id
+             FROM unnest(CAST(:tiers AS text[])) AS tiers (tier)
+            CROSS JOIN unnest(ARRAY['interactive', 'bulk']) AS lanes (lane)
+            CROSS JOIN LATERAL (
+                   SELECT id, created_at FROM jobs
+                    WHERE state = 'queued' AND quarantined AND tier = tiers.tier AND lane = lanes.lane
+                      AND next_dispatch_at <= statement_timestamp()
+                      AND (deadline_at IS NULL OR deadline_at > statement_timestamp())
+                    ORDER BY created_at, id LIMIT 1) AS oldest
+            ORDER BY lanes.lane = 'bulk', oldest.created_at, oldest.id LIMIT 1"""
     )
     with db.transaction() as connection:
         return connection.execute(query, {"tiers": list(tiers)}).scalar_one_or_none()

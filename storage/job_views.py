@@ -3,12 +3,13 @@
 Every query that a client can cause is limited to its account. It changes no rows.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, literal, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, TextClause, select, text, tuple_
 
 from catalogue.lanes import Lane
 from catalogue.parameters import PARAMETERS, PRIVATE, Parameters
@@ -91,21 +92,46 @@ class Outcome:
 
 
 _PARAMETER_COLUMNS = [jobs.c[name] for name in PARAMETERS]
-_OTHER_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__ if name not in ("parameters", "images")]
+_OTHER_NAMES = [name for name in Job.__dataclass_fields__ if name not in ("parameters", "images")]
+_OTHER_COLUMNS = [jobs.c[name] for name in _OTHER_NAMES]
 _NOTHING = {name: {} if PARAMETERS[name].type == "object" else "" for name in PRIVATE}
 JOB_COLUMNS = [*_OTHER_COLUMNS, *_PARAMETER_COLUMNS]
-_WITHOUT_PROMPTS = [
-    literal(_NOTHING[column.name], column.type).label(column.name) if column.name in PRIVATE else column
+
+
+def _job_query(columns: Iterable[str]) -> TextClause:
+    """The query for one job of an account with its images, in one statement."""
+    stored = ", ".join(f"'{name}', images.\"{name}\"" for name in StoredImage.__dataclass_fields__)
+    return text(
+        f"""SELECT {", ".join(columns)},
+                   (SELECT coalesce(jsonb_agg(jsonb_build_object({stored}) ORDER BY images.index), '[]')
+                      FROM images WHERE images.job_id = jobs.id) AS stored
+              FROM jobs WHERE id = :id AND account_id = :account_id"""
+    )
+
+
+_JOB = _job_query(column.name for column in JOB_COLUMNS)
+_JOB_WITHOUT_PROMPTS = _job_query(
+    f"'{json.dumps(_NOTHING[column.name])}'::jsonb AS {column.name}"
+    if _NOTHING.get(column.name) == {}
+    else f"'' AS {column.name}"
+    if column.name in PRIVATE
+    else column.name
     for column in JOB_COLUMNS
-]
+)
 
 
 def job_from_row(row: Row[Any], stored: Sequence[StoredImage] = ()) -> Job:
     """A `Job` from a row that holds at least `JOB_COLUMNS`."""
-    parameters = Parameters(**{column.name: row._mapping[column.name] for column in _PARAMETER_COLUMNS})
-    values = {column.name: row._mapping[column.name] for column in _OTHER_COLUMNS}
-    values |= {"state": State(values["state"]), "warnings": tuple(map(_warning, values["warnings"]))}
-    return Job(**values, parameters=parameters, images=tuple(stored))
+    values = row._asdict()
+    parameters = Parameters(**{name: values[name] for name in PARAMETERS})
+    others = {name: values[name] for name in _OTHER_NAMES}
+    others |= {"state": State(others["state"]), "warnings": tuple(map(_warning, others["warnings"]))}
+    return Job(**others, parameters=parameters, images=tuple(stored))
+
+
+def _image(deleted_at: str | None, **values: Any) -> StoredImage:
+    """An image from JSON."""
+    return StoredImage(**values, deleted_at=datetime.fromisoformat(deleted_at) if deleted_at else None)
 
 
 def _warning(stored: dict[str, Any] | str) -> RequestWarning:
@@ -120,13 +146,15 @@ def get(db: Database, account_id: str, job_id: str, *, with_prompts: bool = True
 
     Pass `with_prompts=False` in roles that have no right to read them; they are empty then.
     """
-    columns = JOB_COLUMNS if with_prompts else _WITHOUT_PROMPTS
-    with db.transaction(account_id=account_id) as connection:
-        query = select(*columns).where(jobs.c.id == job_id, jobs.c.account_id == account_id)
-        row = connection.execute(query).one_or_none()
-        if row is None:
-            raise NotFound(f"no job {job_id!r}")
-        return job_from_row(row, _images_of(connection, [job_id]).get(job_id, ()))
+    rows = db.execute(
+        _JOB if with_prompts else _JOB_WITHOUT_PROMPTS,
+        {"id": job_id, "account_id": account_id},
+        account_id=account_id,
+        idempotent=True,
+    )
+    if not rows:
+        raise NotFound(f"no job {job_id!r}")
+    return job_from_row(rows[0], [_image(**stored) for stored in rows[0].stored])
 
 
 def list_jobs(
@@ -147,23 +175,70 @@ def list_jobs(
     With `after_line`, the jobs of a batch in the order of its file instead.
     """
     query = select(*JOB_COLUMNS).where(jobs.c.account_id == account_id)
-    for column, wanted in ((jobs.c.tier, tier), (jobs.c.lane, lane), (jobs.c.batch_id, batch_id)):
-        if wanted is not None:
-            query = query.where(column == wanted)
-    if states:
-        query = query.where(jobs.c.state.in_(states))
-    if ids:
-        query = query.where(jobs.c.id.in_(ids))
-    if before is not None:
-        query = query.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
     order: list[ColumnElement[Any]] = [jobs.c.created_at.desc(), jobs.c.id.desc()]
+    parameters: dict[str, Any] = {}
     if after_line is not None:
-        query, order = query.where(jobs.c.batch_line > after_line), [jobs.c.batch_line]
+        query = query.where(jobs.c.batch_id == batch_id, jobs.c.batch_line > after_line)
+        order = [jobs.c.batch_line]
+    elif ids:
+        query = query.where(jobs.c.id.in_(ids))
+    elif states or tier is not None or lane is not None or batch_id is not None:
+        if batch_id is not None and lane == "interactive":
+            return []  # the jobs of batches are bulk jobs
+        query = query.where(_in_page(is_of_batch=batch_id is not None, is_continued=before is not None))
+        created_at, last_id = before or (None, None)
+        parameters = {
+            "account_id": account_id,
+            "batch_id": batch_id,
+            "states": [*map(str, states)] or [*State],
+            "tier": tier,
+            "lane": lane,
+            "created_at": created_at,
+            "last_id": last_id,
+            "limit": limit,
+        }
+    elif before is not None:
+        query = query.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
     query = query.order_by(*order).limit(limit)
     with db.transaction(account_id=account_id) as connection:
-        rows = connection.execute(query).all()
+        rows = connection.execute(query, parameters).all()
         stored = _images_of(connection, [row.id for row in rows])
     return [job_from_row(row, stored.get(row.id, ())) for row in rows]
+
+
+def _in_page(*, is_of_batch: bool, is_continued: bool) -> TextClause:
+    """Whether a job is in a page of the filtered jobs of an account or a batch, newest first.
+
+    An index has the jobs of each kind (state, tier and lane) in this order. The kinds that exist are found by
+    a loose index scan (one probe per kind), so that a filter that few jobs match reads no others.
+    """
+    of = "batch_id = :batch_id" if is_of_batch else "account_id = :account_id"
+    columns = ["state", "tier"] if is_of_batch else ["state", "tier", "lane"]
+    asked = {
+        "state": "kinds.state = ANY(:states)",
+        "tier": "CAST(:tier AS text) IS NULL OR kinds.tier = :tier",
+        "lane": "CAST(:lane AS text) IS NULL OR kinds.lane = :lane",
+    }
+    kind, kinds = ", ".join(columns), ", ".join(f"kinds.{column}" for column in columns)
+    is_kind = " AND ".join(f"{column} = kinds.{column}" for column in columns)
+    behind = "AND (created_at, id) < (:created_at, :last_id)" if is_continued else ""
+    return text(
+        f"""jobs.id = ANY(ARRAY(
+            WITH RECURSIVE kinds AS (
+                (SELECT {kind} FROM jobs WHERE {of} ORDER BY {kind} LIMIT 1)
+                UNION ALL
+                SELECT next.* FROM kinds
+                 CROSS JOIN LATERAL (SELECT {kind} FROM jobs WHERE {of} AND ({kind}) > ({kinds})
+                                      ORDER BY {kind} LIMIT 1) AS next
+            )
+            SELECT newest.id FROM kinds
+             CROSS JOIN LATERAL (
+                    SELECT id, created_at FROM jobs
+                     WHERE {of} AND {is_kind} {behind}
+                     ORDER BY created_at DESC, id DESC LIMIT :limit) AS newest
+             WHERE {" AND ".join(f"({asked[column]})" for column in columns)}
+             ORDER BY newest.created_at DESC, newest.id DESC LIMIT :limit))"""
+    )
 
 
 def outcome_of(db: Database, job_id: str) -> Outcome | None:
@@ -188,7 +263,8 @@ def outcome_of(db: Database, job_id: str) -> Outcome | None:
 def last_event_before(db: Database, seconds: float) -> int:
     """The number of the newest event of any job that is older than `seconds`; 0 if there is none."""
     query = text(
-        """SELECT id FROM job_events WHERE created_at < clock_timestamp() - make_interval(secs => :seconds)
+        """SELECT id FROM job_events
+            WHERE created_at < statement_timestamp() - make_interval(secs => :seconds)
             ORDER BY id DESC LIMIT 1"""
     )
     with db.transaction() as connection:
@@ -202,12 +278,14 @@ def newest_event(db: Database) -> int:
 
 
 TAKEN_AWAY = text(
-    """SELECT job_events.id, job_id FROM job_events JOIN jobs ON jobs.id = job_id
-        WHERE job_events.id > :after AND transition IN ('cancel', 'expire', 'reap')
-          AND tier = ANY(:tiers) AND dispatch_seq > 0
-        ORDER BY job_events.id LIMIT :limit"""
+    """WITH taken AS MATERIALIZED (
+            SELECT id, job_id FROM job_events
+             WHERE id > :after AND transition IN ('cancel', 'expire', 'reap'))
+       SELECT taken.id, job_id FROM taken JOIN jobs ON jobs.id = job_id
+        WHERE tier = ANY(:tiers) AND dispatch_seq > 0
+        ORDER BY taken.id LIMIT :limit"""
 )
-"""The query of `taken_away`, which the index `events_that_end_jobs` serves."""
+"""The query of `taken_away`, which the index `events_that_end_jobs` serves, however many jobs a tier has."""
 
 
 def taken_away(db: Database, tiers: Sequence[str], *, after: int, limit: int) -> list[tuple[int, str]]:
@@ -271,9 +349,11 @@ def orphans_among(db: Database, objects: Sequence[tuple[str, str, str, int]]) ->
 
 def states_of(db: Database, job_ids: Iterable[str]) -> dict[str, State]:
     """The state of each of these jobs of any account, in one query that all waiters of the API share."""
-    query = text("SELECT id, state FROM job_states(:ids)")
-    with db.transaction() as connection:
-        return {row.id: State(row.state) for row in connection.execute(query, {"ids": list(job_ids)})}
+    rows = db.execute(_STATES, {"ids": list(job_ids)}, idempotent=True)
+    return {row.id: State(row.state) for row in rows}
+
+
+_STATES = text("SELECT id, state FROM job_states(:ids)")
 
 
 def _images_of(connection: Connection, job_ids: Sequence[str]) -> dict[str, list[StoredImage]]:

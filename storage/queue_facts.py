@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
+from catalogue.states import State
+from storage.counts import of_batches
 from storage.database import Database
 
+MAX_COMPARED = 20
 MAX_COUNTED = 1000
 """Counting stops here, so that a long queue costs no more; readers do not need larger numbers."""
 
@@ -22,7 +25,7 @@ class QueueFacts:
     tier: str
     lane: str
     is_dispatched: bool
-    seconds_until_due: float  # until the sweeper may dispatch it; negative once it may
+    seconds_until_due: float  # until it may be dispatched, or claimed if bulk; negative once it may
     seconds_since_dispatch: float | None
     num_failures: int
     last_error: str | None  # the error code of the last failed attempt
@@ -33,7 +36,6 @@ class QueueFacts:
     num_own_ahead: (
         int | None
     )  # if not dispatched: the older undispatched jobs of its account, up to MAX_COUNTED
-    num_dispatched: int  # dispatched jobs of its tier and lane, at most MAX_COUNTED + 1
     num_live_workers: int  # that serve its tier
     num_slots: int  # of its lane, in those workers
     num_busy: int  # jobs of its lane, of any tier, that those workers run
@@ -49,12 +51,11 @@ def queue_facts(
         "alive_seconds": alive_seconds,
         "limit": MAX_COUNTED + 1,
     }
-    with db.transaction(account_id=account_id) as connection:
-        rows = connection.execute(_FACTS, parameters)
-        return {
-            row.id: QueueFacts(**{name: row._mapping[name] for name in QueueFacts.__dataclass_fields__})
-            for row in rows
-        }
+    rows = db.execute(_FACTS, parameters, account_id=account_id, idempotent=True)
+    return {
+        row.id: QueueFacts(**{name: row._mapping[name] for name in QueueFacts.__dataclass_fields__})
+        for row in rows
+    }
 
 
 @dataclass(frozen=True)
@@ -68,41 +69,61 @@ class NextJob:
 
 
 def next_jobs(db: Database, account_id: str, batch_ids: Sequence[str]) -> list[NextJob]:
-    """One job per batch and tier: the first in the file, jobs without failures before others."""
-    query = text(
-        """
-        SELECT DISTINCT ON (batch_id, tier)
-               batch_id, tier, id AS job_id, count(*) OVER (PARTITION BY batch_id, tier) AS num_jobs
-          FROM jobs
-         WHERE account_id = :account_id AND batch_id = ANY(:ids) AND state = 'queued'
-         ORDER BY batch_id, tier, quarantined, num_failures, batch_line
-        """
-    )
+    """One job per batch and tier: the first in the file, jobs without failures before others.
+
+    Of a long batch only the first jobs are compared.
+    """
     with db.transaction(account_id=account_id) as connection:
-        rows = connection.execute(query, {"account_id": account_id, "ids": list(batch_ids)})
-        return [NextJob(**row._mapping) for row in rows]
+        counts = [one for one in of_batches(connection, batch_ids) if one.by_state[State.QUEUED]]
+        parameters = {
+            "account_id": account_id,
+            "batches": [one.batch_id for one in counts],
+            "tiers": [one.tier for one in counts],
+            "nums": [one.by_state[State.QUEUED] for one in counts],
+            "limit": MAX_COMPARED,
+        }
+        return [NextJob(**row._mapping) for row in connection.execute(_NEXT_JOBS, parameters)]
 
 
 def oldest_queued(db: Database) -> dict[tuple[str, str], float]:
     """The age in seconds of the oldest queued job of each tier and lane, over all accounts.
 
-    It reads the two indexes of queued jobs, so that ended jobs cost nothing.
+    It is one probe of an index for each of them.
     """
-    query = text(
-        """
-        SELECT tier, lane, extract(epoch FROM clock_timestamp() - min(created_at))::float8 AS seconds
-          FROM (SELECT tier, lane, min(created_at) AS created_at FROM jobs
-                 WHERE state = 'queued' AND dispatch_number IS NULL GROUP BY tier, lane
-                UNION ALL
-                SELECT tier, lane, min(created_at) FROM jobs
-                 WHERE state = 'queued' AND dispatch_number IS NOT NULL GROUP BY tier, lane) AS oldest
-         GROUP BY tier, lane
-        """
+    return {(row.tier, row.lane): row.seconds for row in db.execute(_OLDEST)}
+
+
+_OLDEST = text(
+    """
+    WITH RECURSIVE oldest AS (
+        (SELECT tier, lane, created_at FROM jobs WHERE state = 'queued'
+          ORDER BY tier, lane, created_at LIMIT 1)
+        UNION ALL
+        SELECT next.tier, next.lane, next.created_at
+          FROM oldest
+         CROSS JOIN LATERAL (
+                SELECT tier, lane, created_at FROM jobs
+                 WHERE state = 'queued' AND (tier, lane) > (oldest.tier, oldest.lane)
+                 ORDER BY tier, lane, created_at LIMIT 1) AS next
     )
-    with db.transaction() as connection:
-        return {(row.tier, row.lane): row.seconds for row in connection.execute(query)}
-
-
+    SELECT tier, lane, extract(epoch FROM clock_timestamp() - created_at)::float8 AS seconds FROM oldest
+    """
+)
+_NEXT_JOBS = text(
+    """
+    SELECT waiting.batch_id, waiting.tier, next.id AS job_id, waiting.num_jobs
+      FROM unnest(CAST(:batches AS text[]), CAST(:tiers AS text[]), CAST(:nums AS int[]))
+           AS waiting (batch_id, tier, num_jobs)
+     CROSS JOIN LATERAL (
+            SELECT id FROM (
+                   SELECT id, quarantined, num_failures, batch_line FROM jobs
+                    WHERE batch_id = waiting.batch_id AND state = 'queued' AND tier = waiting.tier
+                      AND account_id = :account_id
+                    ORDER BY created_at, id LIMIT :limit) AS first
+             ORDER BY quarantined, num_failures, batch_line LIMIT 1) AS next
+     ORDER BY waiting.batch_id, waiting.tier
+    """
+)
 _FACTS = text(
     """
     WITH asked AS (
@@ -116,7 +137,7 @@ _FACTS = text(
         SELECT DISTINCT tier, lane FROM asked
     ), live AS (
         SELECT boot_id, tiers, interactive_slots, bulk_slots FROM workers
-         WHERE stopped_at IS NULL AND seen_at > clock_timestamp() - make_interval(secs => :alive_seconds)
+         WHERE stopped_at IS NULL AND seen_at > statement_timestamp() - make_interval(secs => :alive_seconds)
     ), serving AS (
         SELECT lanes.tier, lanes.lane, boot_id,
                CASE lanes.lane WHEN 'bulk' THEN bulk_slots ELSE interactive_slots END AS num_slots
@@ -138,8 +159,6 @@ _FACTS = text(
                  WHERE state = 'queued' AND dispatch_number IS NOT NULL
                    AND tier = lanes.tier AND lane = lanes.lane
                  ORDER BY dispatch_number LIMIT :limit) AS oldest
-    ), dispatched AS (
-        SELECT tier, lane, count(*) AS num_dispatched FROM dispatched_jobs GROUP BY tier, lane
     ), own AS (
         SELECT oldest.id,
                row_number() OVER (PARTITION BY lanes.tier, lanes.lane
@@ -147,7 +166,8 @@ _FACTS = text(
           FROM lanes
          CROSS JOIN LATERAL (
                 SELECT id, created_at FROM jobs
-                 WHERE state = 'queued' AND dispatch_number IS NULL AND account_id = :account_id
+                 WHERE state = 'queued' AND dispatch_number IS NULL AND NOT quarantined
+                   AND account_id = :account_id
                    AND tier = lanes.tier AND lane = lanes.lane
                  ORDER BY created_at, id LIMIT :limit) AS oldest
     )
@@ -156,13 +176,11 @@ _FACTS = text(
            (SELECT detail FROM job_events
              WHERE job_id = asked.id AND asked.num_failures > 0 AND transition = 'release'
              ORDER BY id DESC LIMIT 1) AS last_error,
-           coalesce(num_dispatched, 0) AS num_dispatched,
            coalesce(num_live_workers, 0) AS num_live_workers,
            coalesce(num_slots, 0) AS num_slots, coalesce(num_busy, 0) AS num_busy
       FROM asked
       LEFT JOIN capacity USING (tier, lane)
       LEFT JOIN busy USING (tier, lane)
-      LEFT JOIN dispatched USING (tier, lane)
       LEFT JOIN dispatched_jobs ON dispatched_jobs.dispatch_number = asked.dispatch_number
       LEFT JOIN own ON own.id = asked.id
     """

@@ -13,6 +13,8 @@ from storage.database import Database
 from storage.job_views import JOB_COLUMNS, Job, job_from_row
 from storage.tables import jobs
 
+IDS_AT_ONCE = 5000
+
 
 @dataclass(frozen=True)
 class Tries:
@@ -47,8 +49,12 @@ def take_turn(connection: Connection, account_id: str) -> None:
 
 def retried(connection: Connection, job_ids: Sequence[str]) -> dict[str, str]:
     """The ids of existing retries of these jobs, by the id of the retried job."""
-    query = select(jobs.c.retry_of, jobs.c.id).where(jobs.c.retry_of.in_(job_ids))
-    return {row.retry_of: row.id for row in connection.execute(query)}
+    query = text("SELECT retry_of, id FROM jobs WHERE retry_of = ANY(:ids)")
+    found: dict[str, str] = {}
+    for start in range(0, len(job_ids), IDS_AT_ONCE):
+        ids = list(job_ids[start : start + IDS_AT_ONCE])
+        found.update({row.retry_of: row.id for row in connection.execute(query, {"ids": ids})})
+    return found
 
 
 _COUNTING = text(

@@ -37,9 +37,8 @@ def principal_of(db: Database, session_id: str) -> Principal | None:
     """The principal of a session; `None` if it is unknown, ended or expired, or its key was revoked."""
     if len(session_id) > MAX_ID_CHARS:
         return None
-    with db.transaction() as connection:
-        row = connection.execute(_PRINCIPAL_OF, {"digest": _digest(session_id)}).one_or_none()
-    return None if row is None else Principal(row.account_id, row.key_id)
+    rows = db.execute(_PRINCIPAL_OF, {"digest": _digest(session_id)}, idempotent=True)
+    return Principal(rows[0].account_id, rows[0].key_id) if rows else None
 
 
 def end(db: Database, session_id: str) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from catalogue.parameters import MAY_BE_NONE, PARAMETERS, KnownParameter
+from catalogue.states import State
 
 metadata = MetaData()
 
@@ -265,6 +266,51 @@ webhook_attempts = Table(
     Column("error_code", Text),
     Column("error_detail", Text),
     Column("answer", Text),
+)
+
+# Kept by triggers and folded by `storage.counts`, which explains them.
+job_count_changes = Table(
+    "job_count_changes",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("tier", Text, nullable=False),
+    Column("lane", Text, nullable=False),
+    Column("account_id", Text),
+    Column("batch_id", Text),
+    *(Column(state.value, Integer, nullable=False) for state in State),
+    _instant("finished_at"),
+)
+
+queue_counts = Table(
+    "queue_counts",
+    metadata,
+    Column("tier", Text, primary_key=True),
+    Column("lane", Text, primary_key=True),
+    Column("queued", BigInteger, nullable=False),
+)
+
+batch_counts = Table(
+    "batch_counts",
+    metadata,
+    Column("batch_id", Text, primary_key=True),
+    Column("tier", Text, primary_key=True),
+    Column("account_id", Text, nullable=False),
+    *(Column(state.value, BigInteger, nullable=False) for state in State),
+    _instant("finished_at"),  # of the job that ended last
+)
+
+delivery_count_changes = Table(
+    "delivery_count_changes",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("pending", Integer, nullable=False),
+)
+
+delivery_counts = Table(
+    "delivery_counts",
+    metadata,
+    Column("id", Integer, primary_key=True),  # of its only row
+    Column("pending", BigInteger, nullable=False),
 )
 
 workers = Table(

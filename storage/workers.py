@@ -158,7 +158,7 @@ def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool) -
 
 def live_workers(db: Database, alive_seconds: float) -> list[Worker]:
     """The workers whose heartbeat is younger than `alive_seconds` and that are not stopped."""
-    young = func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, alive_seconds)
+    young = func.statement_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, alive_seconds)
     query = (
         select(*(workers.c[name] for name in Worker.__dataclass_fields__))
         .where(workers.c.stopped_at.is_(None), workers.c.seen_at > young)

@@ -36,7 +36,7 @@ class LiveDevice:
 
 @dataclass(frozen=True)
 class KnownJob:
-    """A job that runs on the live worker of `boot_id`, or that was dispatched and waits."""
+    """A job that runs on the live worker of `boot_id`, or that waits: dispatched, or bulk and due."""
 
     id: str
     tier: str
@@ -62,7 +62,10 @@ class KnownJob:
 
 @dataclass(frozen=True)
 class Workload:
-    """The devices, the jobs that they run, and the jobs that wait, in the order of their dispatch."""
+    """The devices, the jobs that they run, and the jobs that wait, those of a lane in their order.
+
+    Interactive jobs have the order of their dispatch, bulk jobs that of their claims, accounts in turn.
+    """
 
     devices: tuple[LiveDevice, ...]
     running: tuple[KnownJob, ...]
@@ -105,7 +108,7 @@ _DEVICES = text(
                       WHERE workers.fingerprints ->> profiles.tier = profiles.fingerprint
                         AND jsonb_exists(workers.tiers, profiles.tier)), '[]') AS profiles
       FROM workers
-     WHERE stopped_at IS NULL AND seen_at > clock_timestamp() - make_interval(secs => :seconds)
+     WHERE stopped_at IS NULL AND seen_at > statement_timestamp() - make_interval(secs => :seconds)
      ORDER BY started_at, boot_id
     """
 )
@@ -119,21 +122,24 @@ _JOBS = text(
                extract(epoch FROM clock_timestamp() - started_at)::float8 AS seconds_running
           FROM open_jobs WHERE state = 'running' AND lease_boot_id = ANY(:boot_ids)
         UNION ALL
-        SELECT oldest.id, row_number() OVER (PARTITION BY tiers.tier, lanes.lane ORDER BY dispatch_number),
+        SELECT oldest.id, row_number() OVER (PARTITION BY tiers.tier ORDER BY dispatch_number),
                dispatch_number, NULL, 0, 0, 0
           FROM unnest(CAST(:tiers AS text[])) AS tiers(tier)
-         CROSS JOIN unnest(ARRAY['interactive', 'bulk']) AS lanes(lane)
          CROSS JOIN LATERAL (
                 SELECT id, dispatch_number FROM open_jobs
                  WHERE state = 'queued' AND dispatch_number IS NOT NULL
-                   AND tier = tiers.tier AND lane = lanes.lane
+                   AND tier = tiers.tier AND lane = 'interactive'
                  ORDER BY dispatch_number LIMIT :limit) AS oldest
+        UNION ALL
+        SELECT id, place, NULL, NULL, 0, 0, 0
+          FROM next_bulk_jobs(CAST(:tiers AS text[]), CAST(:limit AS integer))
     )
     SELECT open_jobs.id, tier, lane, num_images, num_inference_steps AS num_steps, width, height,
            guidance_scale > 1 AS is_guided, strict AS is_strict, guidance_cutoff, step_cache,
            known.progress, known.boot_id, known.seconds_since_progress, known.seconds_running,
            known.place
-      FROM known JOIN open_jobs USING (id)
-     ORDER BY known.dispatch_number NULLS FIRST, open_jobs.started_at, open_jobs.id
+      FROM known
+     CROSS JOIN LATERAL (SELECT * FROM open_jobs WHERE open_jobs.id = known.id LIMIT 1) AS open_jobs
+     ORDER BY known.place > 0, known.dispatch_number, known.place, open_jobs.started_at, open_jobs.id
     """
 )

@@ -5,7 +5,8 @@ tasks in its own process. `docs/adr/0002-the-message-is-a-doorbell.md` gives the
 """
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from celery.app.amqp import AMQP
 from celery.app.events import Events
 from celery.events.dispatcher import EventDispatcher
 from kombu import Connection, Queue
+from kombu.transport import TRANSPORT_ALIASES, redis
 
 from settings import load_settings
 from tasks.broker import tls_options
@@ -23,6 +25,8 @@ RECONNECT_SECONDS = 2.0
 LISTEN_SECONDS = 0.2
 """The timeout of one poll (BRPOP) for messages. A lane whose slots become free is only polled from the next
 poll on, and the engine may be idle until then."""
+MAX_KEPT_EVENTS = 10_000
+"""The events of tasks that a worker keeps while the broker is away."""
 KEEPALIVE = {
     option: value
     for name, value in (
@@ -37,24 +41,25 @@ KEEPALIVE = {
 
 
 def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Path | None = None) -> Celery:
-    """An application with one queue for each tier and lane, and the queue `cpu`; other names are errors.
+    """An application with one queue for each tier, and the queue `cpu`; other names are errors.
 
     Over `rediss` the broker's certificate is verified against `ca_file`, or the system's authorities.
     """
     app = Celery("calotype", broker=url, set_as_current=False, amqp=_Amqp, events=_Events)
     app.conf.update(
-        task_queues=[Queue(name) for name in (*queues_of(tiers), CPU_QUEUE)],
+        # A message is gone once it is received: the row is what is durable, and what kombu keeps of messages
+        # that are not acked yet costs two round trips for each.
+        task_queues=[Queue(name, no_ack=True) for name in (*queues_of(tiers), CPU_QUEUE)],
         task_default_queue=CPU_QUEUE,
         task_create_missing_queues=False,
         task_ignore_result=True,
         result_backend=None,
         task_serializer="json",
         accept_content=["json"],
-        # The rows are durable, not the messages: an early ack leaves no message to be redelivered.
         task_acks_late=False,
         task_publish_retry=True,
         task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_max": 0.2},
-        task_send_sent_event=True,
+        task_send_sent_event=False,  # `tasks.dispatch` sends these events, many in a message
         worker_send_task_events=True,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
@@ -66,7 +71,7 @@ def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Pat
         broker_use_ssl=tls_options(url, ca_file) or None,
         broker_transport_options={
             "global_keyprefix": key_prefix,
-            "queue_order_strategy": "tasks.queues:InteractiveFirst",
+            "queue_order_strategy": "tasks.queues:PingsFirst",
             "visibility_timeout": 3600,
             "socket_timeout": 5,
             "socket_connect_timeout": 3,
@@ -79,6 +84,32 @@ def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Pat
         },
     )
     return app
+
+
+class _RedisChannel(redis.Channel):
+    """A channel that keeps its Redis client.
+
+    kombu makes a client for each message that it sends, which costs more than sending it. A client holds no
+    connection of its own: it takes one from the channel's pool for each command.
+    """
+
+    @contextmanager
+    def conn_or_acquire(self: Any, client: Any = None) -> Iterator[Any]:
+        """Give the client, or the channel's own."""
+        if client is None:
+            client = vars(self).get("kept_client")
+            # The pool is another one after a fork or a lost connection.
+            if client is None or client.connection_pool is not self.pool:
+                client = self.kept_client = self._create_client()
+        yield client
+
+
+class _RedisTransport(redis.Transport):
+    Channel = _RedisChannel
+
+
+# Also of pooled connections, which kombu makes itself.
+TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:{_RedisTransport.__name__}"))
 
 
 class _PromptConnection(Connection):
@@ -102,11 +133,19 @@ class _PromptDispatcher(EventDispatcher):
     """Sends an event once, on the loop that also receives messages.
 
     Celery retries its heartbeat events until the broker is back. The loop would not notice meanwhile that it
-    has lost the connection for messages as well.
+    has lost the connection for messages as well. Events of tasks are only kept by the threads of jobs: one
+    that sent them would wait for a broker that does not answer. Of many, the newest are kept.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.buffer_limit = 2 * MAX_KEPT_EVENTS  # never reached, so that only the loop sends
 
     def send(self, *arguments: Any, **options: Any) -> Any:
         """Send without retries: an event that was not sent is buffered."""
+        for events in list(vars(self)["_group_buffer"].values()):
+            if len(events) > MAX_KEPT_EVENTS:
+                del events[: MAX_KEPT_EVENTS // 2]
         return super().send(*arguments, **{**options, "retry": False})
 
     def extend_buffer(self, other: Any) -> None:

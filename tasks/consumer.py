@@ -1,78 +1,87 @@
-"""Celery's side of a worker: it receives messages, and stops consuming a lane whose slots are all taken.
+"""Celery's side of a worker: it receives messages, and stops consuming while its interactive slots are taken.
 
-Owns the Celery worker of this process, its signals and its slots. It knows neither rows nor the engine: it
-passes a job id to `answer`, and reports the end of the process to `on_shutdown`.
+Owns the Celery worker of this process, its signals and its interactive slots. It also runs tasks whose
+message never was in the broker. It knows neither rows nor the engine: it passes a job id to `answer`, and
+reports the end of the process to `on_shutdown`.
 """
 
 import threading
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery import Celery, signals
+from kombu import Message
+from kombu.serialization import dumps
 
+from tasks.errors import TaskNotReceived
 from tasks.pings import Pings
-from tasks.queues import GENERATE, lane_of, queues_of
+from tasks.queues import GENERATE, queues_of
 from tasks.task_events import SilentRequest
 
 
-def _ignore(_lane: str) -> None:
+def _ignore(*_: object) -> None:
     return
 
 
 class Slots:
-    """Counts the jobs of each lane that a worker holds at once; safe to share between threads.
+    """Counts the jobs of a lane that a worker holds at once; safe to share between threads.
 
     A slot is taken when a message is received, on Celery's loop, so that a full lane stops being consumed
-    before its next message arrives. Bulk jobs never take interactive slots.
+    before its next message arrives.
     """
 
     def __init__(
         self,
-        limits: Mapping[str, int],
+        limit: int,
         *,
-        on_full: Callable[[str], None] = _ignore,
-        on_free: Callable[[str], None] = _ignore,
+        on_full: Callable[[], None] = _ignore,
+        on_free: Callable[[], None] = _ignore,
     ) -> None:
-        self._limits = dict(limits)
-        self._taken = dict.fromkeys(limits, 0)
+        self._limit = limit
+        self._num_taken = 0
         self._lock = threading.Lock()
         self._on_full = on_full
         self._on_free = on_free
 
-    def take(self, lane: str) -> None:
+    def take(self) -> None:
         """Take a slot; calls `on_full` if it was the last one."""
         with self._lock:
-            self._taken[lane] += 1
-            if self._taken[lane] == self._limits[lane]:
-                self._on_full(lane)
+            self._num_taken += 1
+            if self._num_taken == self._limit:
+                self._on_full()
 
-    def give_back(self, lane: str) -> None:
+    def give_back(self) -> None:
         """Release a slot; calls `on_free` if the lane was full."""
         with self._lock:
-            self._taken[lane] -= 1
-            if self._taken[lane] == self._limits[lane] - 1:
-                self._on_free(lane)
+            self._num_taken -= 1
+            if self._num_taken == self._limit - 1:
+                self._on_free()
 
-    def taken(self, lane: str) -> int:
-        """The number of slots of this lane that are in use."""
+    @property
+    def num_taken(self) -> int:
+        """The number of slots that are in use."""
         with self._lock:
-            return self._taken[lane]
+            return self._num_taken
 
 
 class Consumer:
-    """Consumes the queues of `tiers`, with `slots` jobs per lane at a time, and the queue of `pings`."""
+    """Consumes the interactive queues of `tiers`, within the slots of that lane, and the queue of `pings`.
+
+    It has a thread for each slot of both lanes. Bulk jobs do not come from the broker: `receive` starts them,
+    and its caller counts their slots.
+    """
 
     def __init__(self, app: Celery, tiers: Sequence[str], slots: Mapping[str, int], pings: Pings) -> None:
         self._app = app
         self._queues = queues_of(tiers)
         self._pings = pings
         self._num_threads = sum(slots.values()) + 1  # a ping takes no slot
-        self._slots = Slots(slots, on_full=self._pause, on_free=self._resume)
-        self._paused: set[str] = set()
+        self._slots = Slots(slots["interactive"], on_full=self._pause, on_free=self._resume)
+        self._is_paused = False
         self._lock = threading.Lock()
-        self._taken: defaultdict[str, list[str]] = defaultdict(list)
-        """The lanes of the slots that each task took; a job that was dispatched twice takes two."""
+        self._taken: Counter[str] = Counter()
+        """The slots that each task took; a job that was dispatched twice takes two."""
         self._celery_consumer: Any = None
 
     def run(
@@ -104,13 +113,10 @@ class Consumer:
         def received(request: Any, **_: Any) -> None:
             # Runs on Celery's loop before it asks for the next message, so a full lane is paused in time.
             # We send no ETA. Celery may refuse a message with one, and sends no signal if it does.
-            if self._pings.is_one(request):
-                return
-            if request.eta is None:
-                lane = lane_of(request.delivery_info["routing_key"])
+            if request.delivery_info["routing_key"] in self._queues and request.eta is None:
                 with self._lock:
-                    self._taken[request.id].append(lane)
-                self._slots.take(lane)
+                    self._taken[request.id] += 1
+                self._slots.take()
 
         def revoked(request: Any, **_: Any) -> None:
             self._give_back(request.id)
@@ -136,25 +142,51 @@ class Consumer:
         worker.start()
         return int(worker.exitcode or 0)
 
-    def num_taken(self, lane: str) -> int:
-        """The number of slots of the lane that are in use."""
-        return self._slots.taken(lane)
+    @property
+    def num_taken(self) -> int:
+        """The number of interactive slots that are in use."""
+        return self._slots.num_taken
+
+    def receive(self, message: Mapping[str, Any]) -> None:
+        """Run a task here as if its message had come from its queue, also while the broker is away.
+
+        `message` holds arguments of `Celery.send_task`. It can be called on any thread once the worker was
+        ready. Raises `TaskNotReceived` if the task will not run.
+        """
+        made = self._app.amqp.create_task_message(
+            message["task_id"], message["name"], message["args"], kwargsrepr=message["kwargsrepr"]
+        )
+        content_type, encoding, body = dumps(made.body, serializer=self._app.conf.task_serializer)
+        received = Message(
+            body=body,
+            content_type=content_type,
+            content_encoding=encoding,
+            headers={**made.headers, **message["headers"]},
+            properties=made.properties,
+            delivery_info={"exchange": "", "routing_key": message["queue"]},
+        )
+        try:
+            # The strategy of the last connection stays valid: it passes the task to the thread pool, and its
+            # event to a dispatcher that keeps events until the broker is back. There is nothing to ack.
+            self._celery_consumer.strategies[message["name"]](received, None, _ignore, _ignore, ())
+        except Exception as error:
+            raise TaskNotReceived(f"Celery refused a task: {type(error).__name__}") from error
 
     def _give_back(self, request_id: str) -> None:
         with self._lock:
-            lanes = self._taken.get(request_id)
-            lane = lanes.pop() if lanes else None
-            if not lanes:
-                self._taken.pop(request_id, None)
-        if lane is not None:
-            self._slots.give_back(lane)
+            has_slot = self._taken[request_id] > 0
+            self._taken[request_id] -= 1
+            if self._taken[request_id] <= 0:
+                del self._taken[request_id]
+        if has_slot:
+            self._slots.give_back()
 
-    def _pause(self, lane: str) -> None:
-        self._paused.add(lane)
+    def _pause(self) -> None:
+        self._is_paused = True
         self._settle_soon()
 
-    def _resume(self, lane: str) -> None:
-        self._paused.discard(lane)
+    def _resume(self) -> None:
+        self._is_paused = False
         self._settle_soon()
 
     def _settle_soon(self) -> None:
@@ -165,12 +197,12 @@ class Consumer:
     def _settle(self) -> None:
         consumer = self._celery_consumer
         if consumer.task_consumer is None:
-            return  # not connected; paused lanes stay paused on the next connection
+            return  # not connected; a paused lane stays paused on the next connection
         for queue in self._queues:
-            paused, consuming = lane_of(queue) in self._paused, consumer.task_consumer.consuming_from(queue)
-            if paused and consuming:
+            is_consuming = consumer.task_consumer.consuming_from(queue)
+            if self._is_paused and is_consuming:
                 consumer.cancel_task_queue(queue)
-            elif not paused and not consuming:
+            elif not self._is_paused and not is_consuming:
                 consumer.add_task_queue(queue)
 
 

@@ -1,11 +1,12 @@
 """Publishes dispatches: one Celery message for each committed dispatch, best effort, raising nothing.
 
 A dispatch that cannot be published is logged and counted; the sweeper redispatches it. It reads and writes no
-rows. Jobs go to the queue of their tier and lane, webhook deliveries to the queue `cpu`.
+rows. Jobs go to the queue of their tier, webhook deliveries to the queue `cpu`.
 """
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,14 +20,80 @@ from tasks.queues import CPU_QUEUE, DELIVER, GENERATE, queue_name
 log = structlog.get_logger()
 
 REST_SECONDS = 1.0
+MAX_EVENTS = 1000
+"""Further events push out the oldest ones."""
 DISPATCH_NUMBER_HEADER = "calotype_dispatch_number"
 
 
-class Dispatcher:
-    """Publishes messages to their queues; safe to share between threads."""
+class SentEvents:
+    """The events by which Flower shows a task that no worker has received yet; safe to share between threads.
 
-    def __init__(self, celery: Celery, *, clock: Callable[[], float] = time.monotonic) -> None:
+    Celery would publish each with its task, which costs as much as the task itself. Here many share a message
+    (`task.multi`, as workers do). Losing them loses nothing else.
+    """
+
+    def __init__(self, celery: Celery) -> None:
         self._celery = celery
+        self._waiting: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
+
+    def add(self, message: Mapping[str, Any]) -> None:
+        """Keep the event of a task that was just published, until `flush`."""
+        self._waiting.append(
+            {
+                "uuid": message["task_id"],
+                "root_id": message["task_id"],
+                "parent_id": None,
+                "name": message["name"],
+                "args": repr(message["args"]),
+                "kwargs": message.get("kwargsrepr", "{}"),
+                "retries": 0,
+                "eta": None,
+                "expires": None,
+                "queue": message["queue"],
+                "exchange": "",
+                "routing_key": message["queue"],
+                "timestamp": time.time(),
+            }
+        )
+
+    def flush(self) -> None:
+        """Publish all events in one message. Raises nothing."""
+        if not self._waiting:
+            return
+        try:
+            with (
+                self._celery.producer_or_acquire() as producer,
+                self._celery.events.Dispatcher(
+                    producer.connection,
+                    channel=producer.channel,
+                    buffer_while_offline=False,
+                    buffer_group=frozenset({"task"}),
+                    buffer_limit=MAX_EVENTS + 1,
+                ) as events,
+            ):
+                while self._waiting:
+                    events.send("task-sent", **self._waiting.popleft())
+                events.flush()
+        except Exception as error:  # of kombu, of the broker's own client, or of the network
+            log.warning("events_not_sent", error=str(error))
+
+
+class Dispatcher:
+    """Publishes messages to their queues; safe to share between threads.
+
+    Unless it `shows_at_once`, its caller has to call `show` soon after it has published messages.
+    """
+
+    def __init__(
+        self,
+        celery: Celery,
+        *,
+        shows_at_once: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._celery = celery
+        self._events = SentEvents(celery)
+        self._shows_at_once = shows_at_once
         self._clock = clock
         self._rest_until = 0.0
         self._lock = threading.Lock()
@@ -38,7 +105,11 @@ class Dispatcher:
 
         For a second after a failure it fails at once, so that a broker that is down delays no caller.
         """
-        return self._dispatch([_job_message(dispatch) for dispatch in dispatches])
+        return self._dispatch([job_message(dispatch) for dispatch in dispatches])
+
+    def show(self) -> None:
+        """Show Flower what was published since the last call. Raises nothing."""
+        self._events.flush()
 
     def dispatch_deliveries(self, delivery_ids: Sequence[str]) -> bool:
         """Publish one message per webhook delivery, in the same way."""
@@ -50,6 +121,8 @@ class Dispatcher:
                 with self._lock:
                     self.num_failed += len(messages) - position
                 return False
+        if self._shows_at_once:
+            self.show()
         return True
 
     def _send(self, message: Mapping[str, Any]) -> bool:
@@ -59,12 +132,14 @@ class Dispatcher:
             self._rest_until = self._clock() + REST_SECONDS
             log.warning("dispatch_failed", id=message["args"][0], error=str(error))
             return False
+        self._events.add(message)
         with self._lock:
             self.num_dispatched += 1
         return True
 
 
-def _job_message(dispatch: Dispatch) -> dict[str, Any]:
+def job_message(dispatch: Dispatch) -> dict[str, Any]:
+    """The arguments of `Celery.send_task` for a job. Its args are for people to read, except the job's id."""
     shown = {
         "tier": dispatch.tier,
         "lane": dispatch.lane,

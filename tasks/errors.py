@@ -2,6 +2,7 @@
 
 TaskError
  ├─ BrokerDown          broker_unavailable     retryable
+ ├─ TaskNotReceived     task_not_received      retryable
  ├─ InputMissing        input_missing
  ├─ ImageUnreadable     invalid_image          (a ValueError too)
  ├─ DownloadFailed      download_failed        retryable
@@ -30,6 +31,13 @@ class BrokerDown(TaskError):
     """The broker does not answer."""
 
     code = "broker_unavailable"
+    retryable = True
+
+
+class TaskNotReceived(TaskError):
+    """This process' Celery worker did not accept a task, so it will not run."""
+
+    code = "task_not_received"
     retryable = True
 
 

@@ -26,7 +26,8 @@ from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import BlobUnavailable, StorageError, Unavailable
 from storage.job_views import Outcome, StoredImage, outcome_of
-from storage.jobs import Claim, WorkerName
+from storage.jobs import Claim, Finished, WorkerName
+from tasks.grouped_calls import GroupedCalls
 from tasks.images.file import content_type, encode_image, parameters_of
 from tasks.images.inputs import Pixels, inputs_of
 from tasks.in_flight import Handle, InFlightJob, InFlightJobs
@@ -88,6 +89,8 @@ class Generate:
         self._plan = plan
         self._encoding = encoding
         self._observers = observers
+        self._claims = GroupedCalls(self._claim_each, shared_errors=(StorageError,))
+        self._finishes = GroupedCalls(self._finish_each, shared_errors=(StorageError,))
 
     def __call__(self, job_id: str, *, takes_quarantined: bool = True) -> None:
         """Run a job. Whatever happens is written to its row; nothing is raised.
@@ -95,33 +98,72 @@ class Generate:
         Messages never run quarantined jobs: the sender does not know how many of them the worker holds.
         """
         try:
-            self._claim_and_run(job_id, takes_quarantined)
+            claim = self._claim(job_id, takes_quarantined)
+            if claim is None:
+                log.info("dispatch_stale", job_id=job_id)
+                self.look_up(job_id)
+            else:
+                self._run(claim)
         except StorageError as error:
             # The row is unchanged, or its lease will expire: the sweeper handles both.
             log.warning("claim_failed", job_id=job_id, error=str(error))
         except BaseException as error:
             log.error("task_failed", job_id=job_id, traceback=places_of(error))
 
+    def release(self, claim: Claim) -> None:
+        """Give a claimed job that has not begun back to its queue, uncharged; raises `StorageError`."""
+        self._tries()(
+            jobs.release,
+            self._db,
+            claim.lease,
+            code=EngineStopped.code,
+            detail="its worker ended before it began",
+            charged=False,
+            max_attempts=self._plan.max_attempts,
+            backoff_seconds=0,
+        )
+
     def look_up(self, job_id: str) -> None:
         """Report the row of a job that this worker does not hold to the observers; raises `StorageError`."""
         outcome = outcome_of(self._db, job_id)
         self._observe(lambda observer: observer.found(job_id, outcome))
 
-    def _claim_and_run(self, job_id: str, takes_quarantined: bool) -> None:
-        claim = jobs.claim(
+    def run(self, claim: Claim) -> None:
+        """Run a job that this worker has claimed already; nothing is raised."""
+        try:
+            self._run(claim)
+        except BaseException as error:
+            log.error("task_failed", job_id=claim.job.id, traceback=places_of(error))
+
+    def _claim(self, job_id: str, takes_quarantined: bool) -> Claim | None:
+        if not takes_quarantined:
+            return self._claims(job_id)
+        return jobs.claim(
             self._db,
             job_id,
             tiers=self._tiers,
             worker=self._worker,
             lease_seconds=self._plan.lease_seconds,
-            takes_quarantined=takes_quarantined,
         )
-        if claim is None:
-            log.info("dispatch_stale", job_id=job_id)
-            self.look_up(job_id)
-            return
-        self._observe(lambda observer: observer.claimed(claim))
+
+    def _claim_each(self, job_ids: Sequence[str]) -> list[Claim | None]:
+        claimed = jobs.claim_each(
+            self._db,
+            job_ids,
+            tiers=self._tiers,
+            worker=self._worker,
+            lease_seconds=self._plan.lease_seconds,
+        )
+        # A job that was dispatched twice may be in a group twice: only one of the two runs it.
+        return [claimed.pop(job_id, None) for job_id in job_ids]
+
+    def _finish_each(self, finished: Sequence[Finished]) -> list[bool]:
+        ours = jobs.finish_each(self._db, finished)
+        return [one.lease.job_id in ours for one in finished]
+
+    def _run(self, claim: Claim) -> None:
         with self._in_flight.hold(claim.lease) as in_flight_job:
+            self._observe(lambda observer: observer.claimed(claim))
             try:
                 generated = self._generate(claim, in_flight_job)
                 stored, file_timings = self._store(claim, generated)
@@ -193,9 +235,10 @@ class Generate:
         timings = {**timings_of(generated), **file_timings}
         timings = {name: round(value, 4) for name, value in timings.items()}
 
+        finished = Finished(claim.lease, stored, warnings, timings, claim.completes_batch)
+
         def finish() -> State | None:
-            is_ours = jobs.finish(self._db, claim.lease, stored=stored, warnings=warnings, timings=timings)
-            return State.SUCCEEDED if is_ours else None
+            return State.SUCCEEDED if self._finishes(finished) else None
 
         self._write(claim, in_flight_job, finish, timings=timings)
 
@@ -243,13 +286,7 @@ class Generate:
 
         `write` returns the new state; `facts` are fields of the `Outcome` that observers get.
         """
-        tries = Retrying(
-            retry=retry_if_exception_type(Unavailable),
-            wait=wait_random_exponential(multiplier=0.1, max=2),
-            stop=stop_after_delay(self._plan.lease_seconds),
-            reraise=True,
-        )
-        state = tries(write)
+        state = self._tries()(write)
         # Without a state, either the reply to our own COMMIT was lost, or the lease was. The row is right in
         # both cases; objects that no row points to are orphans, which the sweeper collects.
         log.info(
@@ -268,6 +305,14 @@ class Generate:
             **facts,
         )
         self._observe(lambda observer: observer.settled(claim, outcome))
+
+    def _tries(self) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(Unavailable),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
+            stop=stop_after_delay(self._plan.lease_seconds),
+            reraise=True,
+        )
 
     def _observe(self, tell: Callable[[JobObserver], None]) -> None:
         for observer in self._observers:

@@ -5,8 +5,9 @@ consumer ends the process. It does not know how the jobs are run.
 """
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
@@ -19,18 +20,29 @@ from tasks.consumer_watchdog import EXIT_STALLED
 from tasks.device_record import DeviceRecord, dead_processes
 from tasks.heartbeat import Heartbeat
 from tasks.in_flight import InFlightJobs
-from tasks.isolation import Quarantine
 
 log = structlog.get_logger()
 
 EXIT_DEVICE_LOST = 72
 
 
+class TakesJobs(Protocol):
+    """A thread that claims jobs by itself."""
+
+    def leave(self) -> None:
+        """Claim no more."""
+
+
 def drain(
-    engine: Engine, heartbeat: Heartbeat, quarantine: Quarantine, ready_file: Path | None, seconds: float
+    engine: Engine,
+    heartbeat: Heartbeat,
+    takers: Sequence[TakesJobs],
+    ready_file: Path | None,
+    seconds: float,
 ) -> None:
     """Let running generations finish; those not finished after `seconds` are requeued without a charge."""
-    quarantine.leave()
+    for taker in takers:
+        taker.leave()
     heartbeat.leave()  # this worker takes no more jobs, so estimates must not count on it
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)

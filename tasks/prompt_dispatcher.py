@@ -5,11 +5,13 @@ and failures. A message may still be sent after its caller stopped waiting, whic
 dispatched twice is claimed once.
 """
 
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 import structlog
 
@@ -19,6 +21,8 @@ from tasks.dispatch import Dispatcher
 log = structlog.get_logger()
 
 MAX_WAIT_SECONDS = 0.25
+SHOW_SECONDS = 0.2
+"""The dispatches of this time are shown to Flower in one message."""
 
 
 class PromptDispatcher:
@@ -34,7 +38,7 @@ class PromptDispatcher:
         self._dispatcher = dispatcher
         self._max_wait_seconds = max_wait_seconds
         self._clock = clock
-        self._queue: queue.SimpleQueue[tuple[Sequence[Dispatch], Future[bool]]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Sequence[Dispatch], Future[bool] | None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._busy_since: float | None = None
@@ -74,14 +78,29 @@ class PromptDispatcher:
         return False
 
     def _run(self) -> None:
+        show_at = math.inf
         while True:
-            dispatches, sent = self._queue.get()
-            if not sent.set_running_or_notify_cancel():
-                continue
+            try:
+                dispatches, sent = self._queue.get(timeout=self._seconds_until(show_at))
+            except queue.Empty:
+                dispatches, sent = (), None
             self._busy_since = self._clock()
             try:
-                sent.set_result(self._dispatcher.dispatch(dispatches))
-            except BaseException as error:
-                sent.set_exception(error)
+                if sent is not None and sent.set_running_or_notify_cancel():
+                    show_at = min(show_at, self._clock() + SHOW_SECONDS)
+                    _settle(sent, partial(self._dispatcher.dispatch, dispatches))
+                if self._clock() >= show_at:
+                    show_at = math.inf
+                    self._dispatcher.show()
             finally:
                 self._busy_since = None
+
+    def _seconds_until(self, moment: float) -> float | None:
+        return None if moment == math.inf else max(0.0, moment - self._clock())
+
+
+def _settle(future: "Future[bool]", function: Callable[[], bool]) -> None:
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)

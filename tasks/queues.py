@@ -2,35 +2,30 @@
 
 from collections.abc import Iterable
 
-from catalogue.lanes import LANES
-
 CPU_QUEUE = "cpu"
 GENERATE = "calotype.generate"
 DELIVER = "calotype.deliver"
 PING = "calotype.ping"
+DISPATCHED_LANE = "interactive"
+"""The only lane whose jobs are dispatched: workers claim bulk jobs by themselves (ADR 0025)."""
 
 
 def queue_name(tier: str, lane: str) -> str:
-    """The Celery queue of a tier and lane: `sd.interactive`."""
+    """The routing key of a tier and lane, `sd.interactive`. There is a queue of that name for `queues_of`."""
     return f"{tier}.{lane}"
 
 
-def lane_of(queue: str) -> str:
-    """The lane that a queue belongs to."""
-    return queue.rpartition(".")[2]
-
-
 def queues_of(tiers: Iterable[str]) -> list[str]:
-    """Every queue of these tiers, interactive ones first."""
-    names = list(tiers)
-    return [queue_name(tier, lane) for lane in LANES for tier in names]
+    """The queues of these tiers. Bulk jobs have none: their rows are the queue."""
+    return [queue_name(tier, DISPATCHED_LANE) for tier in tiers]
 
 
-class InteractiveFirst:
-    """A kombu queue cycle (`kombu.utils.scheduling`): interactive before bulk, round robin within a lane.
+class PingsFirst:
+    """A kombu queue cycle (`kombu.utils.scheduling`): a worker's pings before jobs, whose tiers take turns.
 
     kombu passes the names of the active queues as a set and asks its cycle for their order. Its own cycles
-    either mix the lanes or starve a tier. `broker_transport_options` names this class by its dotted path.
+    let a ping wait for a job of every tier, or starve a tier. `broker_transport_options` names this class by
+    its dotted path.
     """
 
     def __init__(self, queues: Iterable[str] = ()) -> None:
@@ -48,7 +43,7 @@ class InteractiveFirst:
         return sorted(self._queues, key=_rank)[:count]
 
     def rotate(self, last_used: str) -> str:
-        """Move the queue that was just served to the end of its lane."""
+        """Move the queue that was just served to the end."""
         if last_used in self._queues:
             self._queues.remove(last_used)
             self._queues.append(last_used)
@@ -56,7 +51,5 @@ class InteractiveFirst:
 
 
 def _rank(queue: str) -> int:
-    if queue.endswith(".interactive"):
-        return 1
     # The worker's own queue holds pings only: almost always empty, and it must not wait behind jobs.
-    return 2 if queue.endswith(".bulk") else 0
+    return 1 if queue.endswith(f".{DISPATCHED_LANE}") else 0

@@ -1,29 +1,30 @@
 """The sweeper: repairs what lost messages and dead workers leave behind, by looking at the rows periodically.
 
-It expires and reaps jobs, dispatches them, redispatches those whose message was lost, dispatches webhook
-deliveries that are due and deletes expired sessions. Any number of sweepers may run: every step is a guarded
+It expires and reaps jobs, dispatches interactive jobs that were not dispatched and redispatches those whose
+message was lost, dispatches webhook deliveries that are due and deletes expired sessions. Bulk jobs need no
+dispatch: workers claim them. Any number of sweepers may run: every step is a guarded
 statement. It is a plain loop, neither a Celery worker nor beat, since it must outlive the broker.
 `run_sweeper` is a composition root.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from catalogue.catalogue import SettingsError
-from catalogue.lanes import LANES
 from settings import Settings
-from storage import deliveries, dispatches, jobs, receivers, sessions
+from storage import counts, dispatches, jobs, receivers, sessions
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.errors import StorageError, Unavailable
 from storage.job_views import bad_ends, newest_event
+from storage.notifications import WEBHOOKS_DUE, Listener
 from storage.queue_facts import oldest_queued
-from storage.workers import live_workers
 from tasks.app import make_celery
 from tasks.broker import Broker
 from tasks.collectors import CollectionPlan, FileCollector, OrphanCollector
@@ -32,7 +33,8 @@ from tasks.errors import BrokerDown
 from tasks.event_cursor import EventCursor
 from tasks.metrics.server import serve_metrics
 from tasks.metrics.sweeper import SweeperMetrics
-from tasks.queues import CPU_QUEUE, queue_name
+from tasks.queues import DISPATCHED_LANE, queue_name
+from tasks.webhooks.dispatch import DeliveryDispatch
 
 log = structlog.get_logger()
 
@@ -50,8 +52,6 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
         sweep_seconds=settings.sweep_seconds,
         heartbeat_seconds=settings.heartbeat_seconds,
         redispatch_seconds=settings.redispatch_seconds,
-        worker_alive_seconds=settings.worker_alive_seconds,
-        dispatches_per_slot=settings.dispatches_per_slot,
         webhooks_per_account=settings.webhooks_per_account,
         webhook_keep_seconds=settings.webhook_keep_seconds,
     )
@@ -66,9 +66,27 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
     metrics.watch_dispatches(dispatcher)
     metrics.watch_queues(lambda: oldest_queued(db))
     serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port)
-    Sweeper(db, broker, dispatcher, tiers, plan, metrics=metrics).run(stop, after_turn)
+    sweeper = Sweeper(db, broker, dispatcher, tiers, plan, metrics=metrics)
+    listener = Listener(**settings.database)
+    with dispatching_when_told(sweeper.deliveries, listener, stop):
+        sweeper.run(stop, after_turn)
     broker.close()
     db.close()
+
+
+@contextmanager
+def dispatching_when_told(
+    deliveries: DeliveryDispatch, listener: Listener, stop: threading.Event
+) -> Iterator[None]:
+    """Dispatch webhooks when Postgres notifies us of one, beside the sweeps, which may take long."""
+    listener.subscribe(WEBHOOKS_DUE, deliveries.tell, catch_up=deliveries.tell)
+    thread = threading.Thread(target=deliveries.run, args=(stop,), daemon=True, name="deliveries")
+    thread.start()
+    listener.start()
+    yield
+    listener.stop()
+    deliveries.tell()
+    thread.join()
 
 
 def _start_collectors(
@@ -95,8 +113,6 @@ class SweepPlan:
     sweep_seconds: float = 1
     heartbeat_seconds: float = 5
     redispatch_seconds: float = 15
-    worker_alive_seconds: float = 20
-    dispatches_per_slot: int = 2
     max_dispatches: int = 200
     webhooks_per_account: int = 4
     webhook_keep_seconds: float = 5 * 86_400
@@ -125,6 +141,14 @@ class Sweeper:
         self._metrics = metrics or SweeperMetrics()
         self._reap_from = clock()
         self._epoch: str | None = None
+        self.deliveries = DeliveryDispatch(
+            db,
+            broker,
+            dispatcher,
+            max_dispatches=plan.max_dispatches,
+            max_per_account=plan.webhooks_per_account,
+            redispatch_seconds=plan.redispatch_seconds,
+        )
         self._bad_ends = EventCursor(
             lambda: newest_event(db),
             lambda: newest_event(db),
@@ -139,6 +163,8 @@ class Sweeper:
             self._notice_broker_loss,
             self._feed,
             self._redispatch_lost,
+            self._undispatch_bulk,
+            self._fold_counts,
             self._tend_receivers,
             self._dispatch_deliveries,
             self._remove_sessions,
@@ -202,35 +228,40 @@ class Sweeper:
         self._epoch = epoch
 
     def _feed(self) -> None:
-        slots = self._live_bulk_slots()
         for tier in self._tiers:
-            wanted = self._plan.dispatches_per_slot * slots.get(tier, 0)
-            room = min(wanted - self._broker.depth(queue_name(tier, "bulk")), self._plan.max_dispatches)
-            self._dispatch_new(tier, "bulk", room)
-            self._dispatch_new(tier, "interactive", self._plan.max_dispatches)
-
-    def _dispatch_new(self, tier: str, lane: str, room: int) -> None:
-        if room > 0:
-            self._dispatch(
-                dispatches.feed(self._db, tier, lane, room, redispatch_seconds=self._plan.redispatch_seconds)
+            found = dispatches.feed(
+                self._db,
+                tier,
+                DISPATCHED_LANE,
+                self._plan.max_dispatches,
+                redispatch_seconds=self._plan.redispatch_seconds,
             )
+            self._dispatch(found)
 
     def _redispatch_lost(self) -> None:
         for tier in self._tiers:
-            for lane in LANES:
-                head = self._broker.head(queue_name(tier, lane))
-                found = dispatches.redispatch_lost(
-                    self._db,
-                    tier,
-                    lane,
-                    older_than=head,
-                    limit=self._plan.max_dispatches,
-                    redispatch_seconds=self._plan.redispatch_seconds,
-                )
-                if found:
-                    self._metrics.redispatched.labels(tier, lane).inc(len(found))
-                    log.warning("redispatched", tier=tier, lane=lane, count=len(found))
-                self._dispatch(found)
+            found = dispatches.redispatch_lost(
+                self._db,
+                tier,
+                DISPATCHED_LANE,
+                older_than=self._broker.head(queue_name(tier, DISPATCHED_LANE)),
+                limit=self._plan.max_dispatches,
+                redispatch_seconds=self._plan.redispatch_seconds,
+            )
+            if found:
+                self._metrics.redispatched.labels(tier, DISPATCHED_LANE).inc(len(found))
+                log.warning("redispatched", tier=tier, lane=DISPATCHED_LANE, count=len(found))
+            self._dispatch(found)
+
+    def _undispatch_bulk(self) -> None:
+        # While a sweeper of the version before runs as well: workers claim only jobs without a dispatch.
+        for tier in self._tiers:
+            if count := dispatches.undispatch_bulk(self._db, tier):
+                log.info("bulk_undispatched", tier=tier, count=count)
+
+    def _fold_counts(self) -> None:
+        while counts.fold(self._db) >= counts.FOLDED_AT_ONCE:
+            pass
 
     def _tend_receivers(self) -> None:
         receivers.release(self._db)
@@ -240,18 +271,7 @@ class Sweeper:
         receivers.forget(self._db, after_seconds=self._plan.webhook_keep_seconds)
 
     def _dispatch_deliveries(self) -> None:
-        # Redispatched by age, unlike jobs: there are few deliveries, and the queue is bounded.
-        room = self._plan.max_dispatches - self._broker.depth(CPU_QUEUE)
-        if room <= 0:
-            return
-        dispatched = deliveries.dispatch(
-            self._db,
-            limit=room,
-            max_per_account=self._plan.webhooks_per_account,
-            redispatch_seconds=self._plan.redispatch_seconds,
-        )
-        if not self._dispatcher.dispatch_deliveries(dispatched):
-            deliveries.undispatch(self._db, dispatched)
+        self.deliveries()
 
     def _remove_sessions(self) -> None:
         sessions.remove_expired(self._db)
@@ -260,13 +280,6 @@ class Sweeper:
         if not self._dispatcher.dispatch(dispatched):
             for dispatch in dispatched:
                 dispatches.undispatch(self._db, dispatch.job_id)
-
-    def _live_bulk_slots(self) -> dict[str, int]:
-        slots: dict[str, int] = {}
-        for worker in live_workers(self._db, self._plan.worker_alive_seconds):
-            for tier in worker.tiers:
-                slots[tier] = slots.get(tier, 0) + worker.bulk_slots
-        return slots
 
 
 def _name(part: Callable[[], None]) -> str:

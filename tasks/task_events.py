@@ -47,8 +47,13 @@ Tell = Callable[[str, TaskEvent], None]
 class SilentRequest(Request):
     """A Celery request that sends no events of its own, since the task sends them.
 
-    It ignores `revoke` and `expires`: a job is canceled by its row, and its id may be sent again.
+    It ignores `revoke` and `expires`: a job is canceled by its row, and its id may be sent again. It does not
+    acknowledge its message, which the broker has forgotten (`no_ack` in `tasks.app`).
     """
+
+    def acknowledge(self) -> None:
+        """Take note without asking the broker."""
+        self.acknowledged = True
 
     def send_event(self, type: str, **fields: Any) -> None:
         """Send nothing. Celery sends `task-received` by another path."""

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,22 +18,27 @@ from pathlib import Path
 import structlog
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
+from catalogue.lanes import default_slots
 from engine.engine import Engine
 from engine.errors import LoadError
 from engine.loading.load import LoadedModels
 from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
+from storage.dispatches import of_claim
 from storage.errors import Unavailable
 from storage.isolation import next_quarantined
 from storage.job_views import last_event_before, newest_event
 from storage.job_views import taken_away as jobs_taken_away
-from storage.jobs import WorkerName
+from storage.jobs import Claim, WorkerName, claim_next
+from storage.notifications import BULK_DUE, Listener
 from storage.profiles import publish
 from storage.workers import Worker, say_goodbye, write_progress
 from tasks.app import make_celery
+from tasks.bulk import BulkDemand
 from tasks.consumer import Consumer
 from tasks.consumer_watchdog import ConsumerWatchdog
+from tasks.dispatch import job_message
 from tasks.event_cursor import EventCursor
 from tasks.generate import Generate, GeneratePlan
 from tasks.heartbeat import Heartbeat
@@ -64,23 +69,33 @@ log = structlog.get_logger()
 EXIT_NO_ENGINE = 71
 PROGRESS_SECONDS = 1.0
 """The longest that one write of progress may take."""
+MAX_POOL_SIZE = 20
+"""The connections that jobs share; each needs one for milliseconds, a few times."""
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """The command-line options of one worker process."""
+    """The command-line options of one worker process; slots that are `None` follow its row cap."""
 
     device: str
     tiers: tuple[str, ...]
-    interactive_slots: int
-    bulk_slots: int
+    interactive_slots: int | None = None
+    bulk_slots: int | None = None
     num_threads: int | None = None
     ready_file: Path | None = None
     test_again: bool = False  # run the self-tests even if results are stored
     metrics_port: int = 0
 
 
-def run_worker(settings: Settings, options: WorkerOptions) -> int:
+@dataclass(frozen=True)
+class WorkerParts:
+    """The classes of engine and object store; a benchmark replaces them by ones that do nothing."""
+
+    engine: type[Engine] = Engine
+    blobs: type[Blobs] = Blobs
+
+
+def run_worker(settings: Settings, options: WorkerOptions, parts: WorkerParts = WorkerParts()) -> int:
     """Serve until SIGTERM; returns the exit code, which is `EXIT_NO_ENGINE` if the engine does not load."""
     settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
     times = StartTimes()
@@ -92,7 +107,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     if loaded is None:
         return EXIT_NO_ENGINE
     times.took("load", of_which=("self_test", loaded.self_test_seconds))
-    return _Process(settings, options, loaded, times).run()
+    return _Process(settings, options, loaded, times, parts).run()
 
 
 def _load(settings: Settings, options: WorkerOptions) -> LoadedModels | None:
@@ -122,17 +137,24 @@ class _Process:
     """The parts of one worker process, wired together."""
 
     def __init__(
-        self, settings: Settings, options: WorkerOptions, loaded: LoadedModels, times: StartTimes
+        self,
+        settings: Settings,
+        options: WorkerOptions,
+        loaded: LoadedModels,
+        times: StartTimes,
+        parts: WorkerParts,
     ) -> None:
-        self._settings, self._options, self._times = settings, options, times
+        self._settings, self._options, self._times, self._parts = settings, options, times, parts
         tiers = [tier for tier in settings.catalogue.tiers if tier.name in options.tiers]
         self._profiles = worker_profiles(ProfileFolder(settings.profiles_dir), tiers, loaded)
         boot_id = os.environ.get("CALOTYPE_BOOT_ID") or str(uuid.uuid4())
         self._record = create_device_record(settings.run_dir, boot_id)
         self._metrics = WorkerMetrics(options.tiers)
+        self._row_limits = self._profiles.engine.capped(loaded.row_limits)
         self._engine = self._make_engine(loaded)
-        self._worker = _describe(options, boot_id, self._engine, self._profiles)
-        self._db = Database(**settings.database, pool_size=options.interactive_slots + options.bulk_slots + 3)
+        self._slots = _slots_of(options, self._row_limits)
+        self._worker = _describe(options, self._slots, boot_id, self._engine, self._profiles)
+        self._db = Database(**settings.database, pool_size=min(sum(self._slots.values()) + 3, MAX_POOL_SIZE))
         self._learned = LearnedProfiles(self._db, self._engine.seen_costs, tiers, loaded, self._profiles)
         self._in_flight = InFlightJobs()
         self._task_events = TaskEvents()
@@ -149,15 +171,19 @@ class _Process:
         self._progress = self._make_progress_writer()
         self._taken_away = self._make_taken_away()
         app = make_celery(**settings.celery)
-        slots = {"interactive": options.interactive_slots, "bulk": options.bulk_slots}
         pings = Pings(app, options.device, boot_id)
-        self._consumer = Consumer(app, options.tiers, slots, pings)
-        self._metrics.watch_slots(slots, self._consumer.num_taken)
+        self._consumer = Consumer(app, options.tiers, self._slots, pings)
+        self._bulk = self._make_bulk_demand()
+        self._listener = Listener(**settings.database)
+        self._listener.subscribe(BULK_DUE, self._wake_for, catch_up=self._bulk.wake)
+        self._metrics.watch_slots(
+            self._slots, lambda lane: self._bulk.num_held if lane == "bulk" else self._consumer.num_taken
+        )
         self._drain = partial(
             drain,
             self._engine,
             self._heartbeat,
-            self._quarantine,
+            [self._bulk, self._quarantine],
             options.ready_file,
             settings.drain_seconds,
         )
@@ -182,11 +208,13 @@ class _Process:
         try:
             return self._consumer.run(
                 self._worker.id.replace("/", "."),
-                partial(self._generate, takes_quarantined=False),
+                self._answer,
                 on_ready=self._on_ready,
                 on_shutdown=self._on_shutdown,
             )
         finally:
+            self._listener.stop()
+            self._bulk.stop()
             self._quarantine.leave()
             self._progress.stop()
             self._taken_away.stop()
@@ -194,6 +222,15 @@ class _Process:
             self._quarantine.stop()
             self._heartbeat.stop()
             say_goodbye(self._heartbeat_db, self._worker.boot_id)
+
+    def _answer(self, job_id: str) -> None:
+        """The task: run the claim that waits for it, else claim the job of the message."""
+        if not self._bulk.run(job_id):
+            self._generate(job_id, takes_quarantined=False)
+
+    def _wake_for(self, tier: str) -> None:
+        if tier in self._options.tiers:
+            self._bulk.wake()
 
     def _on_ready(self) -> None:
         options, determinism = self._options, self._engine.determinism
@@ -214,6 +251,8 @@ class _Process:
             determinism=determinism,
         )
         self._watchdog.start()
+        self._bulk.start()
+        self._listener.start()
         self._taken_away.start()
 
     def _on_shutdown(self) -> None:
@@ -255,11 +294,13 @@ class _Process:
 
     def _make_engine(self, loaded: LoadedModels) -> Engine:
         record, profiles = self._record, self._profiles.engine
-        engine = Engine(
+        engine = self._parts.engine(
             loaded.models,
-            profiles.capped(loaded.row_limits),
+            self._row_limits,
             determinism=loaded.determinism,
             step_seconds=profiles.step_seconds,
+            bulk_slowdown=self._settings.bulk_slowdown,
+            bulk_patience_seconds=self._settings.bulk_patience_seconds,
             on_device=record.note if record else lambda _: None,
             on_step=self._metrics.stepped,
         )
@@ -285,7 +326,7 @@ class _Process:
         isolation_db = Database(**settings.database, pool_size=1, transaction_seconds=wait_seconds)
         return Generate(
             db=self._db,
-            blobs=Blobs(**settings.object_store),
+            blobs=self._parts.blobs(**settings.object_store),
             submit=self._engine.submit,
             in_flight=self._in_flight,
             isolations=Isolations(isolation_db, wait_seconds=wait_seconds),
@@ -294,6 +335,28 @@ class _Process:
             plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
             encoding=record.encoding if record else lambda _: nullcontext(),
             observers=[FlowerObserver(self._task_events.tell), self._metrics],
+        )
+
+    def _make_bulk_demand(self) -> BulkDemand:
+        worker = WorkerName(self._worker.boot_id, self._worker.id)
+
+        def claim(num_rows: int, after_account: str) -> list[Claim]:
+            return claim_next(
+                self._db,
+                tiers=self._options.tiers,
+                worker=worker,
+                lease_seconds=self._settings.lease_seconds,
+                limit=num_rows,
+                after_account=after_account,
+            )
+
+        return BulkDemand(
+            claim,
+            receive=lambda claim: self._consumer.receive(job_message(of_claim(claim))),
+            run_claim=self._generate.run,
+            release=self._generate.release,
+            num_slots=self._slots["bulk"],
+            poll_seconds=self._settings.sweep_seconds,
         )
 
     def _make_progress_writer(self) -> ProgressWriter:
@@ -315,7 +378,15 @@ class _Process:
         return TakenAway(events, self._generate.look_up, look_seconds=self._settings.sweep_seconds)
 
 
-def _describe(options: WorkerOptions, boot_id: str, engine: Engine, profiles: WorkerProfiles) -> Worker:
+def _slots_of(options: WorkerOptions, row_limits: Mapping[str, Mapping[int, int]]) -> dict[str, int]:
+    """The slots of each lane: as configured, or else enough for the largest step batch of its tiers."""
+    default = default_slots(max(rows for limits in row_limits.values() for rows in limits.values()))
+    return {"interactive": options.interactive_slots or default, "bulk": options.bulk_slots or default}
+
+
+def _describe(
+    options: WorkerOptions, slots: Mapping[str, int], boot_id: str, engine: Engine, profiles: WorkerProfiles
+) -> Worker:
     host = socket.gethostname()
     return Worker(
         id=f"{options.device}@{host}/{boot_id[:8]}",
@@ -324,8 +395,8 @@ def _describe(options: WorkerOptions, boot_id: str, engine: Engine, profiles: Wo
         pid=os.getpid(),
         device=options.device,
         tiers=options.tiers,
-        interactive_slots=options.interactive_slots,
-        bulk_slots=options.bulk_slots,
+        interactive_slots=slots["interactive"],
+        bulk_slots=slots["bulk"],
         determinism=engine.determinism,
         fingerprints=profiles.fingerprints,
     )

@@ -14,6 +14,7 @@ from storage.database import Database
 from storage.delivery_views import num_pending, seconds_late
 from storage.dispatches import waiting
 from storage.job_views import states_of
+from storage.notifications import JOBS_ENDED, Listener
 from storage.receivers import num_receivers
 from storage.workers import num_live_workers
 from storage.workloads import workload
@@ -30,7 +31,7 @@ from web.api.health import make_health_checks
 from web.api.image_checks import ImageChecks
 from web.api.request import ApiRequest
 from web.api.request_headers import register_preferences
-from web.estimates.forecast import Forecast
+from web.estimates.forecast import SHARE, Forecast
 from web.estimates.waiting_reasons import Limits, Waits
 from web.metrics import Metrics
 from web.middleware import (
@@ -48,7 +49,8 @@ from web.waiting import Waiter
 from web.wiring import EXTENSION, Wiring, path_of
 
 VERSION = "0.1.0"
-MAX_CONNECTIONS = 10
+MAX_CONNECTIONS, MIN_CONNECTIONS = 10, 4
+"""The connections to Postgres of all web processes together, and of each; each has one more, to listen."""
 MAX_FORM_PARTS = 32  # the form for a job has about 20
 TRANSACTION_SECONDS, POOL_SECONDS, REQUEST_SECONDS = 5.0, 1.5, 6.0
 """Limits for one transaction, for getting a connection, and for all transactions of a request. Together they
@@ -112,7 +114,8 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
 
 
 def _wire(settings: Settings) -> Wiring:
-    pool_size = min(settings.web_threads + 2, MAX_CONNECTIONS)
+    most = max(MIN_CONNECTIONS, MAX_CONNECTIONS // settings.web_processes)
+    pool_size = min(settings.web_threads + 2, most)
     db = Database(
         **settings.database,
         pool_size=pool_size,
@@ -122,8 +125,10 @@ def _wire(settings: Settings) -> Wiring:
     blobs = Blobs(**settings.object_store)
     tier_names = [tier.name for tier in settings.catalogue.tiers]
     celery = make_celery(**settings.celery)
-    dispatcher = PromptDispatcher(Dispatcher(celery))
-    waiter = Waiter(lambda ids: states_of(db, ids), max_waiters=settings.max_waiters)
+    dispatcher = PromptDispatcher(Dispatcher(celery, shows_at_once=False))
+    listener = Listener(**settings.database)
+    waiter = Waiter(lambda ids: states_of(db, ids), listener, max_waiters=settings.max_waiters)
+    listener.subscribe(JOBS_ENDED, waiter.ended, catch_up=waiter.read_soon)
     metrics = Metrics()
     metrics.watch_dispatches(dispatcher)
     metrics.watch_waiters(lambda: waiter.num_waiters)
@@ -155,7 +160,9 @@ def _wire(settings: Settings) -> Wiring:
         waiter=waiter,
         metrics=metrics,
         forecast=Forecast(
-            lambda: workload(db, alive_seconds=settings.worker_alive_seconds), settings.catalogue
+            lambda: workload(db, alive_seconds=settings.worker_alive_seconds),
+            settings.catalogue,
+            share=SHARE / settings.web_processes,
         ),
         waits=Waits(
             db, Limits(settings.redispatch_seconds, settings.max_attempts, settings.worker_alive_seconds)

@@ -1,6 +1,6 @@
 """Prometheus metrics of one web process; `tasks.metrics.server` serves them. No label holds an id."""
 
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from typing import Protocol
 
@@ -30,6 +30,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._rows: list[RowCollector] = []
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "calotype_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
@@ -82,7 +83,7 @@ class Metrics:
                 for lane in ("interactive", "bulk"):
                     yield [tier, lane], found.get((tier, lane), 0)
 
-        self.registry.register(RowCollector("calotype_queue_jobs", "Jobs that wait.", ["tier", "lane"], read))
+        self._watch_rows("calotype_queue_jobs", "Jobs that wait.", ["tier", "lane"], read)
 
     def watch_workers(self, live: Callable[[], Mapping[str, int]], tiers: list[str]) -> None:
         """Export how many live workers serve each tier; read from Postgres at each scrape."""
@@ -92,9 +93,7 @@ class Metrics:
             for tier in tiers:
                 yield [tier], found.get(tier, 0)
 
-        self.registry.register(
-            RowCollector("calotype_tier_live_workers", "Live workers of the tier.", ["tier"], read)
-        )
+        self._watch_rows("calotype_tier_live_workers", "Live workers of the tier.", ["tier"], read)
 
     def watch_webhooks(self, num_pending: Callable[[], float], seconds_late: Callable[[], float]) -> None:
         """Export how many webhooks wait and how late they are; read from Postgres at each scrape."""
@@ -102,7 +101,7 @@ class Metrics:
             ("calotype_webhooks_pending", "Webhook deliveries that have not ended.", num_pending),
             ("calotype_webhooks_late_seconds", "How long due webhooks have not been sent.", seconds_late),
         ):
-            self.registry.register(RowCollector(name, documentation, [], partial(_alone, read)))
+            self._watch_rows(name, documentation, [], partial(_alone, read))
 
     def watch_receivers(self, count: Callable[[str], float]) -> None:
         """Export how many webhook receivers fail and how many are paused; read at each scrape."""
@@ -111,9 +110,23 @@ class Metrics:
             for state in ("failing", "paused"):
                 yield [state], count(state)
 
-        self.registry.register(
-            RowCollector("calotype_webhook_receivers", "Webhook receivers that fail.", ["state"], read)
-        )
+        self._watch_rows("calotype_webhook_receivers", "Webhook receivers that fail.", ["state"], read)
+
+    def leave_rows_out(self) -> None:
+        """Export no metric that is read from Postgres: another process of this API does."""
+        for collector in self._rows:
+            self.registry.unregister(collector)
+        self._rows.clear()
+
+    def _watch_rows(
+        self,
+        name: str,
+        documentation: str,
+        labels: list[str],
+        read: Callable[[], Iterable[tuple[list[str], float]]],
+    ) -> None:
+        self._rows.append(RowCollector(name, documentation, labels, read))
+        self.registry.register(self._rows[-1])
 
 
 def _alone(read: Callable[[], float]) -> list[tuple[list[str], float]]:

@@ -1,7 +1,10 @@
 """The composition root of the API's process: settings in, serving until SIGTERM."""
 
+import signal
+from functools import partial
 from urllib.parse import unquote
 
+from logs import configure_logs
 from settings import Settings
 from storage.accounts import authenticate
 from storage.errors import StorageError
@@ -12,22 +15,34 @@ from web.front.application import Front
 from web.front.connection import Connections
 from web.front.cross_origin import CrossOrigin
 from web.front.limits import Limits
+from web.front.parent import Given, take
 from web.front.server import RESERVED_FILES, Server, raise_file_limit, serve_until_told
 from web.front.threads import Threads
 from web.prefix import Prefix, prefix_path
+from web.process_metrics import written
 from web.wiring import EXTENSION, Wiring
 
 CSV_UPLOADS, FILE_UPLOADS = ("POST", "/v1/batches"), ("POST", "/v1/files")
-UPLOADS_HELD = 4
-"""The number of uploads of the largest size that one process holds while they arrive."""
+UPLOADS_HELD = 2
+"""The number of uploads of the largest size that all processes together have on disk while they arrive; each
+has room for one."""
 SHARED_PATHS = ("/v1/", "/healthz", "/readyz", "/openapi.json")
 """The paths that pages of other origins may read if a setting names the origins: the API, but no pages."""
 
 
-def run_api(settings: Settings, host: str, port: int) -> None:
-    """Serve the API on that host and port; return when it has drained after SIGTERM."""
-    app = create_app(settings)
+def run_api(settings: Settings, host: str, port: int, given: Given | None = None) -> None:
+    """Serve the API on that host and port; return when it has drained after SIGTERM.
+
+    A process with a parent serves on the sockets that it was `given` instead, and shows its metrics there.
+    """
+    parent, sockets = take(given) if given else (None, None)
+    app = create_app(settings if parent is None else settings.model_copy(update={"metrics_port": 0}))
     wiring: Wiring = app.extensions[EXTENSION]
+    if parent is not None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal sends it to all, and the parent drains all
+        configure_logs(settings.log_level, settings.log_format, process=parent.index)
+        if parent.index:
+            wiring.metrics.leave_rows_out()
     max_uploads = {
         CSV_UPLOADS: max_report_bytes(settings.max_csv_bytes, settings.max_csv_rows) + MULTIPART_BYTES,
         FILE_UPLOADS: settings.max_file_bytes + ENVELOPE_BYTES,
@@ -41,7 +56,7 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         # Above the system's limit of open files, accepting a connection fails.
         max_connections=max(1, min(settings.max_connections, raise_file_limit() - RESERVED_FILES)),
         max_body_bytes=settings.max_body_bytes,
-        max_held_upload_bytes=UPLOADS_HELD * max(max_uploads.values()),
+        max_held_upload_bytes=max(1, UPLOADS_HELD // settings.web_processes) * max(max_uploads.values()),
     )
     threads = Threads(limits)
     public_prefix = Prefix(settings.public_url, app.url_map)
@@ -59,8 +74,23 @@ def run_api(settings: Settings, host: str, port: int) -> None:
     cross_origin = CrossOrigin(settings.cors_origins, shared_paths)
     front = Front(app, limits, threads, max_upload, cross_origin)
     wiring.metrics.watch_front(connections, threads, lambda: {**connections.num_cut, "memory": front.num_cut})
-    server = Server(front, host, port, limits=limits, connections=connections, on_stop=wiring.waiter.stop)
-    serve_until_told(server)
+    server = Server(
+        front,
+        host,
+        port,
+        limits=limits,
+        connections=connections,
+        on_stop=wiring.waiter.stop,
+        parent=parent,
+    )
+    if parent is not None:
+        parent.follow(lambda: written(wiring.metrics.registry), on_end=partial(_end, server))
+    serve_until_told(server, sockets)
+
+
+def _end(server: Server) -> None:
+    """Drain, because the parent has ended; from any thread."""
+    server.should_exit = True
 
 
 def _as_bytes(path: str) -> str:

@@ -36,7 +36,8 @@ def class_for(pipeline_class: Any, task: PipelineTask) -> Any | None:
         return pipeline_class
     if own_tasks(pipeline_class) == ("control",):
         return None  # its denoiser may take the control image as additional channels
-    for found in (_class_named(pipeline_class, task), _class_mapped(pipeline_class, task)):
+    for find in (_class_named, _class_mapped):  # the second imports every pipeline, so it is not called first
+        found = find(pipeline_class, task)
         if inspect.isclass(found) and _draws(found, task):
             return found
     return None

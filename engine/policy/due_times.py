@@ -31,7 +31,7 @@ class DueTimes:
         bucket_rows: Callable[[BatchKey, int], int],
     ) -> None:
         self._max_rows = max_rows
-        self._bucket_rows = bucket_rows
+        self.bucket_rows = bucket_rows
         self._bulk_patience_seconds = bulk_patience_seconds
         self._pace = Pace(step_seconds)
         self._full_steps: dict[BatchKey, float] = {}  # seconds
@@ -46,7 +46,7 @@ class DueTimes:
         due_at = submitted_at + self._seconds_until_due(member)
         if deadline_at is None:
             return False, due_at, submitted_at
-        fastest_seconds = self._bucket_seconds(member.key, member.num_rows)
+        fastest_seconds = self.step_seconds(member.key, member.num_rows)
         is_lost = now + member.num_full_steps_left * fastest_seconds > deadline_at
         return is_lost, min(due_at, deadline_at), submitted_at
 
@@ -57,9 +57,17 @@ class DueTimes:
             return cap
         seconds_left = member.deadline_at - now
         for num_rows in range(max(cap, member.num_rows), member.num_rows - 1, -1):
-            if member.num_full_steps_left * self._bucket_seconds(member.key, num_rows) <= seconds_left:
+            if member.num_full_steps_left * self.step_seconds(member.key, num_rows) <= seconds_left:
                 return num_rows
         return 0
+
+    def step_seconds(self, key: BatchKey, num_rows: int) -> float:
+        """Predicted seconds of a full step of `num_rows` rows at their bucket; see `Pace.seconds`."""
+        return self._pace.seconds(key, self.bucket_rows(key, num_rows))
+
+    def knows(self, key: BatchKey, num_rows: int) -> bool:
+        """Whether those seconds were profiled or seen at this very bucket."""
+        return self._pace.knows(key, self.bucket_rows(key, num_rows))
 
     def quantum_seconds(self, keys: Iterable[BatchKey]) -> float:
         """The lead that turns allow among `keys`: `QUANTUM_STEPS` full steps of the slowest of them."""
@@ -67,7 +75,7 @@ class DueTimes:
 
     def see(self, key: BatchKey, num_rows: int, seconds: float, *, is_full: bool) -> None:
         """Record that a step of `num_rows` rows, padded to its bucket, took `seconds`; see `Pace.see`."""
-        if self._pace.see(key, self._bucket_rows(key, num_rows), seconds, is_full=is_full):
+        if self._pace.see(key, self.bucket_rows(key, num_rows), seconds, is_full=is_full):
             self._full_steps.clear()
 
     def forget_caps(self) -> None:
@@ -82,11 +90,8 @@ class DueTimes:
     def _full_step_seconds(self, key: BatchKey) -> float:
         seconds = self._full_steps.get(key)
         if seconds is None:
-            seconds = self._full_steps[key] = self._bucket_seconds(key, self._max_rows(key))
+            seconds = self._full_steps[key] = self.step_seconds(key, self._max_rows(key))
         return seconds
-
-    def _bucket_seconds(self, key: BatchKey, num_rows: int) -> float:
-        return self._pace.seconds(key, self._bucket_rows(key, num_rows))
 
 
 class Pace(Generic[K]):
@@ -107,6 +112,11 @@ class Pace(Generic[K]):
         if known is None:
             known = self._predicted[key, num_rows] = self._predict(key, num_rows)
         return known
+
+    def knows(self, key: K, num_rows: int) -> bool:
+        """Whether the seconds at this number of rows were profiled or seen."""
+        is_profiled = self._profiled is not None and self._profiled(key, num_rows) is not None
+        return is_profiled or num_rows in self._seen.get(key, ())
 
     def see(self, key: K, num_rows: int, seconds: float, *, is_full: bool = True) -> bool:
         """Record that a step of `key` at `num_rows` rows took `seconds`; whether predictions change.

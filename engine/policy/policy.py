@@ -4,12 +4,14 @@ Owns the order of generations (lane, turns, due time), the row caps, and the rea
 fuller. It is pure Python with an injected clock, so that engine, estimates and benchmarks drive the same
 policy; it does not know tensors, threads or errors.
 
-The rules, in order of precedence (docs/adr/0008-due-times-and-turns.md has the reasons):
+The rules, in order of precedence (the reasons are in docs/adr/0008-due-times-and-turns.md and
+0029-what-bulk-may-cost.md):
 
 1. An isolated generation goes first in its lane and, once begun, runs alone to its end; then others get the
    device for as long as it had it.
-2. Interactive work goes before bulk work: a bulk generation not chosen is paused and keeps its latents.
-3. Every `AGING_TURN`-th step batch goes to bulk work that has waited `bulk_patience_seconds`.
+2. Interactive work goes before bulk work: a bulk generation not chosen is paused and keeps its latents. It
+   may fill step batches, and take the device between them, only as far as `BulkLimits` says.
+3. Bulk work that has waited `bulk_patience_seconds` gets `AGED_SHARE` of the device's seconds at least.
 4. In a lane, batch keys take turns, and so do accounts: one that is more than a quantum ahead goes last.
 5. Then the earliest due time goes first; generations that can no longer meet their deadline go last.
 6. A generation does not join a step batch if a member could then no longer meet its deadline, or if it would
@@ -22,19 +24,22 @@ from typing import Literal, TypeVar
 
 from catalogue.determinism import PINNED_ROWS
 from engine.policy.buckets import BUCKET_STEP, MULTIPLES_OF_FOUR
+from engine.policy.bulk_limits import BULK_SLOWDOWN, BulkLimits
 from engine.policy.candidate import BatchKey, Candidate
 from engine.policy.due_times import DueTimes
-from engine.policy.turns import AgingTurns, Turns
+from engine.policy.turns import AgedShare, Turns
 
 __all__ = ["BatchKey", "Candidate", "Policy", "Reason"]
 
+BULK_PATIENCE_SECONDS = 60.0
 MAX_ADMISSIONS_PER_TICK = 8
 RECOVERY_STEPS = 256  # step batches after which a lowered cap is tried four rows higher
 
-Reason = Literal["isolated", "alone", "strict", "due", "cap", "memory"]
+Reason = Literal["isolated", "alone", "strict", "due", "lane", "cap", "memory"]
 """Why a step batch was not fuller. An isolated generation ran alone; no other generation of the key was
 there; it was pinned to `PINNED_ROWS`; with more rows a member, or a generation left out, would have missed a
-deadline; or it was as full as the model's cap or the device's memory allows."""
+deadline; bulk work was left out that would have slowed interactive work; or it was as full as the model's cap
+or the device's memory allows."""
 
 
 C = TypeVar("C", bound=Candidate)
@@ -50,9 +55,10 @@ class Policy:
     def __init__(
         self,
         max_rows: Callable[[BatchKey], int],
-        bulk_patience_seconds: float = 60.0,
+        bulk_patience_seconds: float = BULK_PATIENCE_SECONDS,
         step_seconds: Callable[[BatchKey, int], float | None] | None = None,
         bucket_rows: Callable[[BatchKey, int], int] = lambda _, num_rows: MULTIPLES_OF_FOUR.rows(num_rows),
+        bulk_slowdown: float = BULK_SLOWDOWN,
     ) -> None:
         self.reason_not_fuller: Reason | None = None  # of the step batch that was chosen last
         self._max_rows = max_rows
@@ -65,20 +71,27 @@ class Policy:
         self._account_turns: dict[str, Turns[str]] = defaultdict(Turns)  # by lane
         self._owed_seconds = 0.0  # device time that the last isolated generation owes to others
         self._chosen: list[tuple[str, str, int]] = []  # lane, account, rows of each member chosen last
-        self._step_turns, self._admission_turns, self._decoding_turns = (AgingTurns() for _ in range(3))
+        self._bulk_limits = BulkLimits(self._due_times, bulk_slowdown)
+        self._aged_share = AgedShare(bulk_patience_seconds)
+        self._is_any_aged = False
+        self._is_bulk_limited = False
+        self._is_oldest_served = True  # by the step batch that was chosen last, of the aged ones
 
     def admit(self, waiting: Sequence[C], running: Sequence[C], now: float) -> list[C]:
-        """The generations of `waiting` to encode before the next step: few, so that it is not delayed."""
+        """The generations of `waiting` to encode before the next step: few of each lane."""
         if not waiting or any(member.is_isolated and member.has_begun for member in running):
             return []
         ordered = self.order(waiting, now)
-        aged = [member for member in waiting if self._is_aged(member, now)]
-        # The engine may have time for one text a tick: without its turn, bulk work would never join.
-        return self._admission_turns.order(ordered, aged)[:MAX_ADMISSIONS_PER_TICK]
+        interactive = [member for member in ordered if member.lane == "interactive"]
+        bulk = ordered[len(interactive) :]
+        return [*interactive[:MAX_ADMISSIONS_PER_TICK], *bulk[:MAX_ADMISSIONS_PER_TICK]]
 
     def choose(self, running: Sequence[C], now: float) -> list[C]:
         """The members of the next step batch: one key, the most urgent first, within the key's cap."""
         chosen, self.reason_not_fuller = self._choose(running, now)
+        for member in chosen:
+            if member.lane == "interactive" and not member.has_begun:
+                self._bulk_limits.begin(member)
         self._chosen = [(member.lane, member.account, member.num_rows) for member in chosen]
         return chosen
 
@@ -95,11 +108,6 @@ class Policy:
                 key=lambda member: (member.account in ahead, *self._due_times.urgency(member, now)),
             )
         return ordered
-
-    def order_to_decode(self, denoised: Sequence[C], now: float) -> list[C]:
-        """Sort likewise, with aging turns for bulk work, which would wait behind new interactive work."""
-        aged = [member for member in denoised if self._is_aged(member, now)]
-        return self._decoding_turns.order(self.order(denoised, now), aged)
 
     def max_rows(self, key: BatchKey) -> int:
         """The most rows that one forward pass of this key may have."""
@@ -122,6 +130,10 @@ class Policy:
         if is_whole:
             self._due_times.see(key, num_rows, seconds, is_full=is_full)
         self._key_turns[self._chosen[0][0]].charge(key, seconds)
+        bulk_rows = (
+            sum(rows for lane, _, rows in self._chosen if lane == "bulk") if self._is_oldest_served else 0
+        )
+        self._aged_share.charge(seconds, seconds * bulk_rows / num_rows, is_any_aged=self._is_any_aged)
         for lane, account, rows in self._chosen:
             self._account_turns[lane].charge(account, seconds * rows / num_rows)
         if key in self._lowered:
@@ -154,25 +166,32 @@ class Policy:
             return [alone], "isolated"
         if self._owed_seconds > 0:
             running = [member for member in running if not member.is_isolated] or running
-        urgent = self._urgent(running, now)
+        urgent, others, oldest = self._by_urgency(running, now)
         ordered = self._in_turn(urgent, now)
         leader = next((member for member in ordered if member.is_isolated), ordered[0])
         if leader.is_isolated:
             self._owed_seconds = 0.0
             return [leader], "isolated"
         sharing = [member for member in ordered if _can_share(member, leader) and not member.is_isolated]
-        fillers = self._fillers(running, sharing, now) if len(urgent) < len(running) else []
-        batch = self._fill(sharing, fillers, now)
-        left_out = [member for member in (*sharing, *fillers) if member not in batch]
-        return batch, self._reason(leader.key, batch, left_out)
+        fillers = [member for member in others if _can_share(member, leader) and not member.is_isolated]
+        batch = self._fill(sharing, self.order(fillers, now), now)
+        # Aged work that another key or account keeps waiting gets no less for what others of its lane get.
+        self._is_oldest_served = leader.lane == "bulk" or oldest is None or oldest in batch
+        return batch, self._reason(leader.key, batch, [*sharing, *fillers])
 
-    def _urgent(self, running: Sequence[C], now: float) -> list[C]:
-        """The members of the lane that goes first in this turn."""
+    def _by_urgency(self, running: Sequence[C], now: float) -> tuple[Sequence[C], Sequence[C], C | None]:
+        """The members of the lane that goes first in this turn, all others, and the oldest of the aged."""
         interactive = [member for member in running if member.lane == "interactive"]
-        aged = [member for member in running if self._is_aged(member, now)]
-        if interactive and aged:
-            return aged if self._step_turns.is_next_aged() else interactive
-        return interactive or list(running)
+        bulk = [member for member in running if member.lane != "interactive"]
+        aged = [member for member in bulk if now - member.submitted_at >= self._bulk_patience_seconds]
+        oldest = min(aged, key=lambda member: member.submitted_at, default=None)
+        self._is_any_aged = oldest is not None
+        if interactive:
+            self._bulk_limits.see(now)
+        if interactive and aged and self._aged_share.is_owed:
+            taken = set(map(id, aged))
+            return aged, [member for member in running if id(member) not in taken], oldest
+        return (interactive, bulk, oldest) if interactive else (bulk, interactive, oldest)
 
     def _in_turn(self, members: Sequence[C], now: float) -> list[C]:
         """Sort `members` of one lane: keys ahead last, then accounts ahead last, then by due time."""
@@ -191,12 +210,6 @@ class Policy:
             ),
         )
 
-    def _fillers(self, running: Sequence[C], urgent: Sequence[C], now: float) -> list[C]:
-        """The key's other generations, interactive ones first, for rows that the urgent ones leave free."""
-        taken = set(map(id, urgent))
-        others = [member for member in running if _can_share(member, urgent[0]) and id(member) not in taken]
-        return [member for member in self.order(others, now) if not member.is_isolated]
-
     def _accounts_ahead(self, lane: str, members: Sequence[C]) -> set[str]:
         accounts = {member.account for member in members}
         if len(accounts) < 2:
@@ -206,41 +219,55 @@ class Policy:
         )
 
     def _fill(self, urgent: Sequence[C], fillers: Sequence[C], now: float) -> list[C]:
-        """The first of `urgent`, whatever its row count, and all that fit beside it without making any late.
+        """The first of `urgent`, whatever its row count, and all that fit beside it within the limits.
 
-        If none of `urgent` can be in time any more, as many as fit: their step seconds are a guess. Rows that
-        would be padding go to generations that were left out, since they slow the step batch down no further.
+        Interactive work fills what aged bulk work leaves; bulk work fills no more than it may. Rows that
+        would be padding go to generations that were left out, since they slow the step batch no further.
         """
-        cap = max_rows = self.max_rows(urgent[0].key)
-        batch: list[C] = []
-        num_rows = 0
-        for member in (*urgent, *fillers) if self._any_in_time(urgent, now) else ():
+        key, cap = urgent[0].key, self.max_rows(urgent[0].key)
+        is_led_by_bulk = urgent[0].lane == "bulk"
+        max_rows = self._bulk_limits.rows_apart(key, cap, now) if is_led_by_bulk else cap
+        batch = self._in_time([], urgent, max_rows, now)
+        if not batch:  # none of `urgent` can be in time any more: their step seconds are a guess
+            batch = _filled_up([], urgent, max_rows)
+        if is_led_by_bulk:
+            batch = self._in_time(batch, [one for one in fillers if one.lane == "interactive"], cap, now)
+        elif fillers:
+            max_rows = self._bulk_limits.rows_beside(key, _num_rows(batch), cap)
+            batch = self._in_time(batch, fillers, max_rows, now)
+        self._is_bulk_limited = max_rows < cap
+        free_rows = min(cap, self._bucket_rows(key, _num_rows(batch)))
+        return _filled_up(batch, (*urgent, *fillers), free_rows)
+
+    def _in_time(self, batch: Sequence[C], members: Iterable[C], max_rows: int, now: float) -> list[C]:
+        """`batch` and the first of `members` that fit within `max_rows` without making any late."""
+        filled, num_rows = list(batch), _num_rows(batch)
+        for member in batch:
+            max_rows = min(max_rows, self._due_times.max_rows_in_time(member, now))
+        for member in members:
+            if filled and num_rows >= max_rows:
+                break
             in_time_rows = self._due_times.max_rows_in_time(member, now)
-            leads = not batch and in_time_rows > 0
+            leads = not filled and in_time_rows > 0
             if leads or num_rows + member.num_rows <= min(max_rows, in_time_rows):
-                batch.append(member)
+                filled.append(member)
                 num_rows += member.num_rows
                 max_rows = min(max_rows, in_time_rows)
-            if num_rows >= max_rows:
-                break
-        if batch:
-            cap = min(cap, self._bucket_rows(urgent[0].key, num_rows))
-        return _filled_up(batch, (*urgent, *fillers), cap)
+        return filled
 
-    def _any_in_time(self, members: Sequence[C], now: float) -> bool:
-        return any(self._due_times.max_rows_in_time(member, now) for member in members)
-
-    def _reason(self, key: BatchKey, batch: Sequence[C], left_out: Sequence[C]) -> Reason:
+    def _reason(self, key: BatchKey, batch: Sequence[C], members: Sequence[C]) -> Reason:
+        taken = set(map(id, batch))
+        left_out = [member for member in members if id(member) not in taken]
         if not left_out:
             return "alone"
-        if min(member.num_rows for member in left_out) + _num_rows(batch) <= self.max_rows(key):
-            return "due"
+        num_free = self.max_rows(key) - _num_rows(batch)
+        fitting = [member for member in left_out if member.num_rows <= num_free]
+        if fitting:
+            is_bulk = all(member.lane == "bulk" for member in fitting)
+            return "lane" if self._is_bulk_limited and is_bulk else "due"
         if key.is_pinned or key.is_alone:
             return "strict"
         return "memory" if key in self._lowered else "cap"
-
-    def _is_aged(self, member: Candidate, now: float) -> bool:
-        return member.lane == "bulk" and now - member.submitted_at >= self._bulk_patience_seconds
 
 
 def _can_share(one: Candidate, other: Candidate) -> bool:

@@ -6,9 +6,11 @@ errors.
 """
 
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Protocol
 
 from catalogue.step_cache import is_full_step, num_full_steps
@@ -54,6 +56,7 @@ class SimulatedGeneration:
     has_begun: bool = False
     signature: int = 0
     is_isolated: bool = False
+    begun_at: float = field(default=math.nan, init=False)  # when its first step started
     ended_at: float = field(default=math.nan, init=False)  # infinite if its deadline passed
 
     @property
@@ -106,8 +109,11 @@ class SimulatedDevice:
         self._pauses_at = math.inf
 
     def submit(self, generation: SimulatedGeneration, at: float) -> None:
-        """Submit a generation at the instant `at`; calls must be in the order of these instants."""
-        self._arriving.append((at, generation))
+        """Submit a generation at the instant `at`; at one instant, the first submitted goes first."""
+        if self._arriving and at < self._arriving[-1][0]:
+            insort(self._arriving, (at, generation), key=itemgetter(0))
+        else:
+            self._arriving.append((at, generation))
         self._has_deadlines |= generation.deadline_at is not None
 
     def advance(self) -> list[SimulatedGeneration]:
@@ -159,7 +165,8 @@ class SimulatedDevice:
         return dropped
 
     def _admit(self) -> None:
-        for one in self._side_work.to_encode(self._policy.admit(self._waiting, self._running, self.now)):
+        admitted = self._policy.admit(self._waiting, self._running, self.now)
+        for one in self._side_work.to_encode(admitted, self._running, self._has_interactive_arrivals):
             self.now += self._costs.encode_seconds(one.key)
             self._waiting.remove(one)
             self._running.append(one)
@@ -168,12 +175,14 @@ class SimulatedDevice:
         chosen = self._policy.choose(self._running, self.now)
         key, started_at = chosen[0].key, self.now
         num_rows = sum(one.num_rows for one in chosen)
+        is_interactive = any(one.lane == "interactive" for one in chosen)
         for one in chosen:
-            one.has_begun = True
+            if not one.has_begun:
+                one.has_begun, one.begun_at = True, started_at
         for _ in range(self._num_steps_alike(chosen)):
             seconds = self._step_seconds(chosen, key, num_rows)
             self.now += seconds
-            self._side_work.stepped(seconds)
+            self._side_work.stepped(seconds, is_interactive=is_interactive)
             for one in chosen:
                 one.step_index += 1
             if self.now >= self._pauses_at or (self._arriving and self.now >= self._arriving[0][0]):
@@ -186,9 +195,13 @@ class SimulatedDevice:
 
     def _num_steps_alike(self, chosen: Sequence[SimulatedGeneration]) -> int:
         """Steps for which `chosen` may run before the policy is asked again."""
-        if self._waiting or self._denoised or self._has_deadlines:
+        if self._has_deadlines:
             return 1
         num_steps = min(one.num_steps_alike for one in chosen)
+        if self._waiting or self._denoised:
+            beside = (*self._waiting, *self._denoised)
+            is_bulk_waiting = chosen[0].lane == "interactive" and all(one.lane == "bulk" for one in beside)
+            return min(num_steps, self._steps_per_choice) if is_bulk_waiting else 1
         if len(chosen) < len(self._running) and len({(m.key, m.lane, m.account) for m in self._running}) > 1:
             return min(num_steps, self._steps_per_choice)
         return num_steps
@@ -204,14 +217,19 @@ class SimulatedDevice:
         return share * seconds + (1 - share) * full_seconds
 
     def _decode(self) -> list[SimulatedGeneration]:
-        def has_arrivals() -> bool:
-            return bool(self._arriving) and self.now >= self._arriving[0][0]
-
         ended = []
-        ordered = self._policy.order_to_decode(self._denoised, self.now)
-        for one in self._side_work.to_decode(ordered, len(self._running), has_arrivals):
+        ordered = self._policy.order(self._denoised, self.now)
+        for one in self._side_work.to_decode(ordered, self._running, self._has_interactive_arrivals):
             self.now += self._costs.decode_seconds(one.key)
             self._denoised.remove(one)
             one.ended_at = self.now
             ended.append(one)
         return ended
+
+    def _has_interactive_arrivals(self) -> bool:
+        for at, one in self._arriving:
+            if at > self.now:
+                break
+            if one.lane == "interactive":
+                return True
+        return False

@@ -1,27 +1,19 @@
-"""Turns: fair shares of the device among parties, and aging for work that would always come second.
+"""Turns: fair shares of the device among parties, and a least share for work that would always come second.
 
-Owns the seconds that were charged to each party, and the count of turns. It does not know what a party is (a
-batch key, an account), which work is urgent, nor how long is too long.
+Owns the seconds that were charged to each party and to aged work. It does not know what a party is (a batch
+key, an account), which work is urgent, nor how long is too long.
 """
 
-from collections.abc import Collection, Hashable, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Collection, Hashable
+from typing import Generic, TypeVar
 
 MAX_CREDIT = 2  # quanta
 MAX_REMEMBERED = 10_000
-AGING_TURN = 4
-
-
-class Waiting(Protocol):
-    """Work that waits."""
-
-    @property
-    def submitted_at(self) -> float:
-        """The instant of its arrival."""
+AGED_SHARE = 0.25
+"""Of the device's seconds, for aged bulk work beside interactive work."""
 
 
 P = TypeVar("P", bound=Hashable)
-W = TypeVar("W", bound=Waiting)
 
 
 class Turns(Generic[P]):
@@ -56,20 +48,23 @@ class Turns(Generic[P]):
         self._used_seconds = {party: used for party, used in self._used_seconds.items() if used > seconds}
 
 
-class AgingTurns:
-    """Every `AGING_TURN`-th turn of one kind of work (steps, admissions, decodings) goes to aged work."""
+class AgedShare:
+    """The share of the device's seconds that bulk work gets at least, once it has waited too long.
 
-    def __init__(self) -> None:
-        self._num_turns = 0  # since aged work had its last one
+    What it got without that, beside interactive work or while there was none, counts; so much of it is
+    remembered that after `patience_seconds` of nothing it is owed some.
+    """
 
-    def is_next_aged(self) -> bool:
-        """Count a turn that aged work and other work compete for; returns whether aged work gets it."""
-        self._num_turns = (self._num_turns + 1) % AGING_TURN
-        return not self._num_turns
+    def __init__(self, patience_seconds: float) -> None:
+        self._max_credit_seconds = AGED_SHARE * patience_seconds
+        self._owed_seconds = 0.0
 
-    def order(self, ordered: list[W], aged: Sequence[W]) -> list[W]:
-        """`ordered`; in a turn of aged work, with the oldest of `aged` before all others."""
-        if not aged or len(aged) == len(ordered) or not self.is_next_aged():
-            return ordered
-        oldest = min(aged, key=lambda member: member.submitted_at)
-        return [oldest, *(member for member in ordered if member is not oldest)]
+    @property
+    def is_owed(self) -> bool:
+        """Whether aged work is to get the next step batch."""
+        return self._owed_seconds > 0
+
+    def charge(self, seconds: float, aged_seconds: float, *, is_any_aged: bool) -> None:
+        """Record a step of `seconds`, of which `aged_seconds` count as given to aged work."""
+        owed = max(self._owed_seconds + AGED_SHARE * seconds - aged_seconds, -self._max_credit_seconds)
+        self._owed_seconds = owed if is_any_aged else min(owed, 0.0)

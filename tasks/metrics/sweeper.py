@@ -8,6 +8,7 @@ from catalogue.lanes import LANES
 from catalogue.states import State
 from storage.job_views import BadEnd
 from tasks.metrics.collectors import DispatchCollector, Dispatches, RowCollector
+from tasks.queues import DISPATCHED_LANE
 
 
 class SweeperMetrics:
@@ -56,8 +57,7 @@ class SweeperMetrics:
             self.reaped.labels(state.value)
         for tier in self._tiers:
             self.failed.labels(tier, "worker_lost")
-            for lane in LANES:
-                self.redispatched.labels(tier, lane)
+            self.redispatched.labels(tier, DISPATCHED_LANE)
 
     def begin_failures(self, parts: Iterable[str]) -> None:
         """Start the failure counters of these parts of a turn at zero."""

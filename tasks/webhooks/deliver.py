@@ -1,7 +1,7 @@
 """The task that delivers webhooks: it claims due deliveries one by one, signs, posts and records them.
 
-A message only wakes it: the claim decides which delivery is sent, so lost, duplicate or forged messages are
-harmless. Deliveries are made at least once: if a sender dies after its receiver answered and before it
+A message only wakes it: the claim decides whether a delivery is sent, so lost, duplicate or forged messages
+are harmless. Deliveries are made at least once: if a sender dies after its receiver answered and before it
 recorded that, another attempt follows with the same `webhook-id`.
 """
 
@@ -9,13 +9,14 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 from standardwebhooks import Webhook
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from storage.database import Database
-from storage.deliveries import AttemptRecord, DeliveryClaim, Recorded, claim, record
+from storage.deliveries import AttemptRecord, DeliveryClaim, Recorded, claim, claim_this, record
 from storage.errors import StorageError, Unavailable
 from storage.receivers import DEFAULT_BACKOFF, Backoff
 from tasks.webhooks.client import Answer, WebhookClient
@@ -63,27 +64,32 @@ class Deliver:
         observers: Sequence[DeliveryObserver] = (),
     ) -> None:
         self._db, self._client, self._plan, self._uniform = db, client, plan, uniform
+        self._limits: Any = {"max_per_account": plan.max_per_account, "lease_seconds": plan.lease_seconds}
         self._observers = observers
         self._stopping = False
 
-    def __call__(self) -> int:
-        """Deliver until nothing is due or `stop` is called; returns the number of attempts."""
+    def __call__(self, delivery_id: str | None = None) -> int:
+        """Deliver until nothing is due or `stop` is called; returns the number of attempts.
+
+        It tries `delivery_id` first, because that is claimed sooner than the delivery that is due first.
+        """
         num_attempts = 0
         try:
-            while not self._stopping:
-                claimed = claim(
-                    self._db,
-                    max_per_account=self._plan.max_per_account,
-                    lease_seconds=self._plan.lease_seconds,
-                )
-                if claimed is None:
-                    break
+            claimed = self._claim_this(delivery_id) if delivery_id else None
+            while claimed is not None or (claimed := self._claim()) is not None:
                 self._attempt(claimed)
                 num_attempts += 1
+                claimed = None
         except StorageError as error:
             # A claimed delivery is due again when its lease ends.
             log.warning("deliveries_interrupted", error=str(error))
         return num_attempts
+
+    def _claim(self) -> DeliveryClaim | None:
+        return None if self._stopping else claim(self._db, **self._limits)
+
+    def _claim_this(self, delivery_id: str) -> DeliveryClaim | None:
+        return None if self._stopping else claim_this(self._db, delivery_id, **self._limits)
 
     def stop(self) -> None:
         """Begin no more attempts; running ones are finished."""

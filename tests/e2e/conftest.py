@@ -46,10 +46,12 @@ max_step_batch_rows = 8
 [[workers]]
 device = "cpu:0"
 tiers = ["sd"]
+interactive_slots = 12
 
 [[workers]]
 device = "cpu:1"
 tiers = ["sd", "hd"]
+interactive_slots = 12
 """
 
 

@@ -66,6 +66,24 @@ def test_S23_a_success_is_one_task_with_the_id_the_parameters_and_the_runtime_of
     assert task["runtime"] == pytest.approx(seconds, abs=0.3)
 
 
+def test_S23_a_bulk_job_is_shown_as_an_interactive_one_though_nobody_sent_it(
+    system: System, flower: httpx2.Client
+) -> None:
+    ids = {lane: submit(system, lane=lane) for lane in ("interactive", "bulk")}
+    system.finish([*ids.values()])
+    one, other = (task_of(system, flower, ids[lane], "SUCCESS") for lane in ("interactive", "bulk"))
+    for name in ("received", "started", "succeeded", "timestamp", "runtime", "clock"):
+        assert one.pop(name)
+        assert other.pop(name), name
+    # Who drew it, how long it took, and whether a message was sent may differ.
+    for task in (one, other):
+        for name in ("worker", "result", "sent", "client", "root", "routing_key", "exchange"):
+            task.pop(name, None)
+    shown = {"tier": "sd", "lane": "bulk", "steps": 4, "size": "128x128", "images": 1}
+    assert literal_eval(other["kwargs"]) == shown
+    assert str(other).replace(ids["bulk"], ids["interactive"]).replace("bulk", "interactive") == str(one)
+
+
 def test_S23_canceled_failed_and_expired_jobs_are_no_successes(system: System, flower: httpx2.Client) -> None:
     canceled, late = submit(system, **LONG), submit(system, deadline_seconds=1, **LONG)
     system.wait_until(lambda: system.api.job(canceled)["state"] == "running", 30, "it runs")

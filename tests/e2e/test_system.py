@@ -47,7 +47,7 @@ def test_the_ready_file_says_where_everything_is(system: System) -> None:
         ("cpu:0", ["sd"]),
         ("cpu:1", ["sd", "hd"]),
     ]
-    assert ready["workers"][1]["queues"] == ["sd.interactive", "hd.interactive", "sd.bulk", "hd.bulk"]
+    assert ready["workers"][1]["queues"] == ["sd.interactive", "hd.interactive"]
     assert all(psutil.pid_exists(entry["pid"]) for entry in ready["services"] + ready["workers"])
 
 
@@ -126,10 +126,13 @@ def test_an_interactive_job_starts_within_two_step_batches_while_every_worker_is
     system: System, tmp_path: Path
 ) -> None:
     path = tmp_path / "bulk.csv"
-    path.write_text("prompt,num_inference_steps\n" + f"{PROMPT},50\n" * 40)
+    path.write_text("prompt,num_inference_steps\n" + f"{PROMPT},50\n" * 60)
     batch = system.api.submit_csv(path)
     running = "SELECT count(*) FROM jobs WHERE batch_id = %s AND state = 'running'"
-    system.wait_until(lambda: system.rows(running, batch["id"])[0][0] >= 16, 60, "every bulk slot is taken")
+    num_slots = system.rows("SELECT sum(bulk_slots) FROM workers WHERE stopped_at IS NULL")[0][0]
+    system.wait_until(
+        lambda: system.rows(running, batch["id"])[0][0] >= num_slots, 60, "every bulk slot is taken"
+    )
     jobs = system.finish([submit(system, seed=n) for n in range(4)])
     assert max(job["timings"]["num_ticks_waited"] for job in jobs) <= 2
     system.api.cancel_batch(batch["id"])
@@ -171,9 +174,10 @@ def test_a_job_whose_worker_is_killed_ends_once_and_well(system: System) -> None
 
 def test_nothing_accepted_is_lost_when_the_broker_is_killed(system: System) -> None:
     system.wait_until(lambda: len(system.ready["workers"]) == 2, 60, "both workers are up")
-    before = [submit(system, seed=n) for n in range(8)]
+    lanes = ("interactive", "bulk")
+    before = [submit(system, seed=n, lane=lanes[n % 2]) for n in range(8)]
     system.kill("valkey")
-    during = [submit(system, seed=n) for n in range(8)]
+    during = [submit(system, seed=n, lane=lanes[n % 2]) for n in range(8)]
     jobs = system.finish(before + during, seconds=120)
     assert {job["state"] for job in jobs} == {"succeeded"}
     claims = system.rows(

@@ -10,6 +10,7 @@ REQUESTS = [
         "seed": number,
         "num_inference_steps": (12, 30, 50)[number % 3],
         "guidance_scale": (1.0, 4.0)[number % 2],
+        "lane": ("interactive", "bulk")[number // 2 % 2],
     }
     for number in range(NUM_JOBS)
 ]

@@ -39,7 +39,7 @@ def test_S39_a_worker_that_hears_nothing_ends_its_jobs_and_itself(
     try:
         wait_for(ready_file.exists, 120)
         new = new_job(account, num_inference_steps=50)
-        job, _ = submissions.create(database, new, redispatch_seconds=15)
+        job, *_ = submissions.create(database, new, redispatch_seconds=15)
         dispatch = dispatches.of_new_job(database, job.id)
         assert dispatch is not None
         celery = make_celery(migrated.broker_url, PREFIX, ["sd", "hd"])

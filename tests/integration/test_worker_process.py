@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from catalogue.states import TERMINAL, State
 from cli.terminal import EXIT_USAGE
 from local.endpoints import Embedded
@@ -117,9 +119,16 @@ def ready_line(migrated: Embedded, profiles: Path, log: Path) -> dict[str, Any]:
     return line
 
 
+@pytest.mark.parametrize("lane", ["interactive", "bulk"])
 def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_nothing(
-    migrated: Embedded, database: Database, account: str, tmp_path: Path, kept_self_tests: dict[str, str]
+    migrated: Embedded,
+    database: Database,
+    account: str,
+    tmp_path: Path,
+    kept_self_tests: dict[str, str],
+    lane: str,
 ) -> None:
+    """A bulk job is begun without a message and without a sweeper, as soon as Postgres tells of it."""
     prefix = "calotype:"  # the one that the worker's key is good for
     environment = {
         **os.environ,
@@ -127,6 +136,7 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
         **migrated.environment_of("worker"),
         "CALOTYPE_BROKER_KEY_PREFIX": prefix,
         "CALOTYPE_DRAIN_SECONDS": "0.2",
+        "CALOTYPE_SWEEP_SECONDS": "600",  # as often as it looks for bulk jobs by itself
     }
     ready_file = tmp_path / "ready.json"
     command = [sys.executable, "-m", "cli", "worker", "--device", "cpu:0", "--ready-file", str(ready_file)]
@@ -135,12 +145,14 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=output)
     try:
         wait_for(ready_file.exists, 120)
-        new = new_job(account, tier="hd", width=192, height=192, num_inference_steps=150, num_images=4)
-        job, _ = submissions.create(database, new, redispatch_seconds=15)
+        size = {"width": 192, "height": 192, "num_inference_steps": 150, "num_images": 4}
+        new = new_job(account, tier="hd", lane=lane, **size)
+        job, *_ = submissions.create(database, new, redispatch_seconds=15)
         dispatch = dispatches.of_new_job(database, job.id)
-        assert dispatch is not None
-        tiers = ["sd", "hd"]
-        assert Dispatcher(make_celery(migrated.broker_url, prefix, tiers)).dispatch([dispatch])
+        assert (dispatch is None) == (lane == "bulk")
+        if dispatch is not None:
+            tiers = ["sd", "hd"]
+            assert Dispatcher(make_celery(migrated.broker_url, prefix, tiers)).dispatch([dispatch])
         wait_for(lambda: get(database, account, job.id).state is State.RUNNING, 120)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

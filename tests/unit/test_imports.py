@@ -23,8 +23,10 @@ PACKAGES = (
 )
 COMPOSITION_ROOTS = {
     "bench/eta.py",
+    "bench/plane/null.py",
     "web/app.py",
     "web/serve.py",
+    "web/serve_processes.py",
     "tasks/app.py",
     "tasks/worker.py",
     "tasks/webhooks/worker.py",
@@ -122,6 +124,23 @@ def test_nothing_imports_the_command_line() -> None:
 )
 def test_importing_it_leaves_torch_out(module: str) -> None:
     check = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_a_task_that_diffusers_names_after_the_model_imports_no_other_pipelines() -> None:
+    """A worker of Stable Diffusion would otherwise import every pipeline of diffusers at its start."""
+    check = (
+        "import sys, diffusers\n"
+        "from engine.loading.sibling_pipelines import class_for\n"
+        "tasks = ('image-to-image', 'inpainting')\n"
+        "found = [class_for(diffusers.StableDiffusionPipeline, task) for task in tasks]\n"
+        "assert [one.__name__ for one in found] == "
+        "['StableDiffusionImg2ImgPipeline', 'StableDiffusionInpaintPipeline'], found\n"
+        "sys.exit('diffusers.pipelines.auto_pipeline' in sys.modules)"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -200,6 +200,14 @@ def test_a_wrong_entry_of_a_list_is_named_by_its_place_alone(monkeypatch: pytest
         load_settings()
 
 
+def test_a_setting_of_an_older_version_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALOTYPE_DISPATCHES_PER_SLOT", "2")
+    with pytest.raises(
+        SettingsError, match=r"^CALOTYPE_DISPATCHES_PER_SLOT is not a setting any more: .*; remove"
+    ):
+        load_settings()
+
+
 def test_a_mistyped_variable_is_refused_with_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALOTYPE_LEASE_SECOND", "3")
     with pytest.raises(SettingsError, match="did you mean CALOTYPE_LEASE_SECONDS"):

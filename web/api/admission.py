@@ -30,7 +30,7 @@ Files = Mapping[str, File | None]
 """The account's files that a request names, by id; unknown ids are left out. A data URL in the request
 has None as its file: it is not stored yet."""
 NO_FILES: Files = {}
-MAX_DRAWN_SEED = 2**32  # JSON clients lose precision above 2^53
+DRAWN_SEED_BITS = 32  # JSON clients lose precision above 2^53
 
 
 class Admission:
@@ -65,6 +65,12 @@ class Admission:
         if errors:
             raise InvalidRequest.of(errors)
         return request
+
+    def max_prompt_characters(self, model_name: str) -> int:
+        """The longest prompt of a model that the catalogue has."""
+        model = self._catalogue.model(model_name)
+        assert model is not None
+        return model.max_prompt_characters
 
     def check(self, request: JobRequest, files: Files) -> None:
         """Raise `InvalidRequest` if a field breaks a limit."""
@@ -225,7 +231,7 @@ def _parameters(model: "Model", request: JobRequest, files: Files | None) -> Par
     """
     preset = None if request.preset is None else model.preset(request.preset)
     named = {} if preset is None else preset.model_dump(exclude={"name"}, exclude_none=True)
-    drawn = {"seed": secrets.randbelow(MAX_DRAWN_SEED)}
+    drawn = {"seed": secrets.randbits(DRAWN_SEED_BITS)}
     given = _given(request)
     found = {**drawn, **model.defaults, **named, **_size_of_input(model, given, files), **given}
     own = {name: value for one in (model.defaults, named, given) for name, value in one.get(OWN, {}).items()}

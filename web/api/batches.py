@@ -5,8 +5,10 @@ Owns the upload and the answers. `web.csv.rows` reads the file; `web.api.batch_r
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from http import HTTPStatus
-from typing import Any
+from os import SEEK_END
+from typing import Any, BinaryIO, cast
 
 from flask import Response, jsonify, request, stream_with_context
 from flask_openapi.blueprint import APIBlueprint
@@ -18,9 +20,9 @@ from storage.batches import Batch
 from storage.errors import NotFound
 from storage.job_views import Job
 from web.api.addresses import Addresses
-from web.api.batch_rows import work_again, work_of
+from web.api.batch_rows import Work, work_again, work_of
 from web.api.paging import PageQuery, decode_cursor, page_of
-from web.api.request_headers import digest_of, idempotency_key
+from web.api.request_headers import digest_of, digest_of_file, idempotency_key
 from web.api.resources import BatchList, BatchResource, batch_resource
 from web.api.schemas import BATCH_ID, BatchPath
 from web.api.submission import NewBatch, submit_batch
@@ -106,13 +108,13 @@ def authenticate() -> None:
 )
 def create_batch() -> Response:
     """Checks every row first. If one is invalid, no job is created and all errors are reported by line."""
-    file, form, faults = _uploaded()
-    data = file.read()
+    upload, form, faults = _uploaded()
+    file = cast("BinaryIO", upload.stream)
     wiring = wired()
     limit = max_report_bytes(wiring.max_csv_bytes, wiring.max_csv_rows)
-    if not _is_report(data):
+    if not _is_report(file):
         limit = wiring.max_csv_bytes
-    if len(data) > limit:
+    if file.seek(0, SEEK_END) > limit:
         raise BodyTooLarge(f"file: is larger than {limit} bytes")
     key = None
     try:
@@ -120,24 +122,24 @@ def create_batch() -> Response:
     except InvalidRequest as refused:
         faults = [*faults, *refused.errors]
     sent = [part.encode() for item in sorted(form.items()) for part in item]
-    digest = digest_of(data, *sent)
+    digest = digest_of_file(file, *sent)
 
-    def read() -> NewBatch:
+    def read() -> tuple[Work, dict[str, Any]]:
         own = wiring.catalogue.pipeline_types
         dialect = {name: form.get(name) for name in DIALECT}
         try:
-            rows = parse_csv(data, max_rows=wiring.max_csv_rows, own=own, **dialect)
+            rows = parse_csv(file, max_rows=wiring.max_csv_rows, own=own, **dialect)
             work = work_of(rows, {name: form[name] for name in DEFAULTS if name in form})
         except InvalidCsv as error:
             error.errors[:0] = faults
             error.num_errors += len(faults)
             raise
         if faults:
+            work.close()
             raise InvalidRequest.of(faults)
-        reading = {"read_as": rows.read_as, "warnings": [*rows.warnings, *work.warnings]}
-        return NewBatch(work.jobs, work.earlier, reading)
+        return work, {"read_as": rows.read_as, "warnings": [*rows.warnings, *work.warnings]}
 
-    return _accept(_filename(file), read, key, digest, form.get("webhook_url"))
+    return _accept(_filename(upload), read, key, digest, form.get("webhook_url"))
 
 
 @blueprint.post(
@@ -153,9 +155,9 @@ def retry_batch(path: BatchPath) -> Response:
     """
     batch = _get(path.batch_id)
 
-    def read() -> NewBatch:
+    def read() -> tuple[Work, dict[str, Any]]:
         work = work_again(batches.jobs_of(wired().db, batch.account_id, batch.id))
-        return NewBatch(work.jobs, work.earlier, {"retry_of": batch.id})
+        return work, {"retry_of": batch.id}
 
     key = idempotency_key(scope=f"retry {batch.id}")
     return _accept(batch.filename, read, key, digest_of(), batch.webhook_url)
@@ -163,12 +165,21 @@ def retry_batch(path: BatchPath) -> Response:
 
 def _accept(
     filename: str,
-    read: Callable[[], NewBatch],
+    read: Callable[[], tuple[Work, dict[str, Any]]],
     key: str | None,
     digest: str,
     webhook_url: str | None,
 ) -> Response:
-    batch, created = submit_batch(read, account_id(), key, digest, filename=filename, webhook_url=webhook_url)
+    with ExitStack() as held:
+
+        def new_batch() -> NewBatch:
+            work, reading = read()
+            held.enter_context(closing(work))
+            return NewBatch(work.jobs, work.earlier, reading)
+
+        batch, created = submit_batch(
+            new_batch, account_id(), key, digest, filename=filename, webhook_url=webhook_url
+        )
     response = _shown(batch, 202)
     response.headers["Location"] = url_of(f"/v1/batches/{batch.id}")
     if not created:
@@ -232,9 +243,10 @@ def max_report_bytes(max_csv_bytes: int, max_csv_rows: int) -> int:
     return max_csv_bytes + max_csv_rows * REPORT_ROW_BYTES
 
 
-def _is_report(data: bytes) -> bool:
+def _is_report(file: BinaryIO) -> bool:
     """Whether its first lines name a column of a report, in any encoding that spreadsheets write."""
-    return REPORT_MARK in data[:HEADER_BYTES].replace(b"\0", b"").lower()
+    file.seek(0)
+    return REPORT_MARK in file.read(HEADER_BYTES).replace(b"\0", b"").lower()
 
 
 def _uploaded() -> tuple[FileStorage, dict[str, str], list[FieldError]]:
@@ -254,6 +266,7 @@ def _uploaded() -> tuple[FileStorage, dict[str, str], list[FieldError]]:
         files, form = request.files, request.form
     except RequestEntityTooLarge as error:
         raise BodyTooLarge(f"file: the upload is larger than {limit} bytes") from error
+    request.environ["wsgi.input"].close()  # the form has copies, and the body may be a large file
     names = [name or "" for name in (*files.keys(), *form.keys())]  # a part may have no name
     faults = [
         FieldError(name[:100], f"is not a field; the fields are: file, {', '.join(FORM_FIELDS)}")
@@ -307,9 +320,18 @@ def _shown(batch: Batch, status: int) -> Response:
     return response
 
 
+def _read_in_time(jobs: Iterator[Job]) -> Iterator[Job]:
+    """The jobs, each of which may take the whole time of a request to be read."""
+    db = wired().db
+    db.extend_request()
+    for job in jobs:
+        yield job
+        db.extend_request()
+
+
 def _csv(batch: Batch, name: str, lines: Lines, query: ReportQuery) -> Response:
     jobs = batches.jobs_of(wired().db, batch.account_id, batch.id)
-    text = lines(jobs, query, tuple(wired().catalogue.pipeline_types), addresses())
+    text = lines(_read_in_time(jobs), query, tuple(wired().catalogue.pipeline_types), addresses())
     response = Response(stream_with_context(text), mimetype="text/csv")
     response.headers["Content-Disposition"] = f'attachment; filename="{batch.id}-{name}.csv"'
     return response

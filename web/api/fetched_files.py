@@ -19,6 +19,7 @@ from web.wiring import wired
 
 NEITHER = "should be ids of files or https URLs, separated by spaces"
 AT_ONCE = 8
+_NAMES = frozenset(FILES)
 ALL_SECONDS = 45.0
 """The limit for all images of one CSV; more images have to be uploaded as files first."""
 
@@ -35,6 +36,8 @@ class FetchedFiles:
     def fetched(self, rows: Iterable[CsvRow]) -> list[CsvRow]:
         """The rows with ids of files in place of URLs; a failed download is an error of its row."""
         page = list(rows)
+        if all(_NAMES.isdisjoint(row.cells) for row in page):
+            return page
         urls = dict.fromkeys(text for row in page for _, text in _named(row.cells) if _is_url(text))
         self._fetch([url for url in urls if url not in self._ids and url not in self._faults])
         return [self._with_ids(row) for row in page]

@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from flask import Response, jsonify, redirect, request
+from flask import Response, redirect, request
 from flask_openapi.blueprint import APIBlueprint
+from pydantic import BaseModel
 from werkzeug.wrappers import Response as AnyResponse
 
 from storage import jobs as transitions
@@ -50,6 +51,7 @@ def create_job(body: JobRequest) -> Response:
 
     With an `Idempotency-Key` a repeated request returns the same job and `Idempotent-Replayed: true`.
     """
+    wired().forecast.refresh()  # so that it may be ready when the job is
     key, digest = idempotency_key(), digest_of_meaning(body)
 
     def admit() -> NewJob:
@@ -77,7 +79,7 @@ def list_your_jobs(query: JobListQuery) -> Response:
     )
     page, cursor = page_of(found, query.limit)
     shown = JobList(jobs=shown_jobs(account_id(), page), next_cursor=cursor)
-    return jsonify(shown.model_dump(mode="json"))
+    return _answer(shown)
 
 
 @blueprint.get("/<job_id>", summary="Show a job", responses={200: JobResource, **documented(404)})
@@ -147,13 +149,18 @@ def shown_jobs(account_id: str, jobs: Sequence[Job]) -> list[JobResource]:
 def _accept(
     admit: Callable[[], NewJob], key: str | None, digest: str, *, earlier_digest: str | None = None
 ) -> Response:
-    job, created = submit(admit, account_id(), key, digest, earlier_digest=earlier_digest)
-    headers = {"Location": url_of(f"/v1/jobs/{job.id}")}
-    if not created:
+    submitted = submit(admit, account_id(), key, digest, earlier_digest=earlier_digest)
+    headers = {"Location": url_of(f"/v1/jobs/{submitted.job.id}")}
+    if not submitted.is_new:
         headers["Idempotent-Replayed"] = "true"
-    waited = _waited_as_preferred(job, headers)
-    job = waited or job
-    return _shown(job, 200 if waited is not None and job.is_terminal else 202, headers)
+    job = _waited_as_preferred(submitted.job, headers)
+    if job is not None:
+        return _shown(job, 200 if job.is_terminal else 202, headers)
+    if submitted.wait is None:
+        return _shown(submitted.job, 202, headers)
+    return _answer(
+        job_resource(submitted.job, submitted.wait, submitted.eta_seconds, addresses()), 202, headers
+    )
 
 
 def _waited_as_preferred(job: Job, headers: dict[str, str]) -> Job | None:
@@ -197,7 +204,8 @@ def _check_id(job_id: str) -> None:
 
 def _shown(job: Job, status: int, headers: dict[str, str] | None = None) -> Response:
     (shown,) = shown_jobs(job.account_id, [job])
-    response = jsonify(shown.model_dump(mode="json"))
-    response.status_code = status
-    response.headers.update(headers or {})
-    return response
+    return _answer(shown, status, headers)
+
+
+def _answer(shown: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(shown.model_dump_json() + "\n", status, headers, mimetype="application/json")

@@ -1,11 +1,11 @@
-"""Flask's request class, adapted to this API: strict JSON, uploads in memory, compressed bodies.
+"""Flask's request class, adapted to this API: strict JSON, uploads in temporary files, compressed bodies.
 
 A compressed kilobyte can become a megabyte, so nothing is decompressed beyond the limit of a plain body.
 """
 
-import io
 import zlib
-from typing import IO, Any
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, cast
 
 from flask import Request
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -17,6 +17,9 @@ from web.refusals import MalformedBody, UnsupportedMediaType, quoted
 _GZIP, _ZLIB = 31, 15  # zlib's window bits, which also select the format
 _FORMATS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _ZLIB}
 ACCEPTED = "gzip, deflate"
+FILE_MEMORY_BYTES = 500_000
+"""Above this size an uploaded file is written to a temporary file."""
+PIECE_BYTES = 65_536
 MAX_MEMBERS = 64
 """The most members of one gzip body (RFC 1952, section 2.2); each costs a decompressor."""
 
@@ -38,7 +41,9 @@ class ApiRequest(Request):
         if coding is None:
             return sent
         assert self.max_content_length is not None  # `web.app` sets it
-        return io.BytesIO(decoded(sent.read(), coding, self.max_content_length))
+        plain = decoded(sent, coding, self.max_content_length)
+        self._temporary_files.append(plain)
+        return plain
 
     def _get_file_stream(
         self,
@@ -47,8 +52,21 @@ class ApiRequest(Request):
         filename: str | None = None,  # noqa: ARG002
         content_length: int | None = None,  # noqa: ARG002
     ) -> IO[bytes]:
-        # Uploads are bounded and read whole; a temporary file would outlive a connection that breaks.
-        return io.BytesIO()
+        # It has no name, so that it ends with its process at the latest.
+        file = cast("IO[bytes]", SpooledTemporaryFile(FILE_MEMORY_BYTES))  # noqa: SIM115
+        self._temporary_files.append(file)
+        return file
+
+    @cached_property
+    def _temporary_files(self) -> list[IO[bytes]]:
+        """The decompressed body and the files of the form, of a form that is refused too."""
+        return []
+
+    def close(self) -> None:
+        """Close them; Flask calls this at the end of the request."""
+        for file in self._temporary_files:
+            file.close()
+        super().close()
 
 
 def coding_of(header: str | None) -> str | None:
@@ -66,22 +84,40 @@ def coding_of(header: str | None) -> str | None:
     return codings[0]
 
 
-def decoded(data: bytes, coding: str, max_bytes: int) -> bytes:
-    """The decompressed body; raises `MalformedBody`, or `RequestEntityTooLarge` beyond `max_bytes`."""
-    plain = bytearray()
+def decoded(sent: IO[bytes], coding: str, max_bytes: int) -> IO[bytes]:
+    """The decompressed body, in a temporary file if it is large.
+
+    Raises `MalformedBody`, or `RequestEntityTooLarge` beyond `max_bytes`.
+    """
+    plain = cast("IO[bytes]", SpooledTemporaryFile(FILE_MEMORY_BYTES))  # noqa: SIM115 (the request closes it)
+    try:
+        _decompress(sent, coding, plain, max_bytes)
+    except BaseException:
+        plain.close()
+        raise
+    plain.seek(0)
+    return plain
+
+
+def _decompress(sent: IO[bytes], coding: str, plain: IO[bytes], max_bytes: int) -> None:
+    data = sent.read(PIECE_BYTES)
     for _ in range(MAX_MEMBERS):
         decoder = zlib.decompressobj(_FORMATS[coding])
-        try:
-            plain += decoder.decompress(data, max_bytes - len(plain) + 1)
-        except zlib.error as error:
-            raise MalformedBody(
-                f"the body cannot be decompressed as {coding}, which its Content-Encoding names: {error}"
-            ) from error
-        if len(plain) > max_bytes:
-            raise RequestEntityTooLarge
-        if not decoder.eof:
-            raise MalformedBody(f"the {coding} body is incomplete")
-        data = decoder.unused_data
+        while not decoder.eof:
+            try:
+                piece = decoder.decompress(data, PIECE_BYTES)
+            except zlib.error as error:
+                raise MalformedBody(
+                    f"the body cannot be decompressed as {coding}, which its Content-Encoding names: {error}"
+                ) from error
+            if plain.write(piece) and plain.tell() > max_bytes:
+                raise RequestEntityTooLarge
+            data = decoder.unconsumed_tail
+            if not data and not decoder.eof and len(piece) < PIECE_BYTES:
+                data = sent.read(PIECE_BYTES)
+                if not data:
+                    raise MalformedBody(f"the {coding} body is incomplete")
+        data = decoder.unused_data or sent.read(PIECE_BYTES)
         if not data:
-            return bytes(plain)
+            return
     raise MalformedBody(f"the body has more than {MAX_MEMBERS} {coding} members")

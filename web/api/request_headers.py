@@ -7,6 +7,8 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from os import SEEK_END
+from typing import BinaryIO
 
 from flask import Flask, Response, request
 from pydantic import BaseModel
@@ -15,6 +17,7 @@ from web.refusals import FieldError, InvalidRequest
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 MAX_KEY_CHARACTERS = 255
+DIGESTED_BYTES = 65_536
 DEFAULT_WAIT_SECONDS = 30.0
 """The wait if `wait` has no number: well below 60 s, after which most proxies give up."""
 
@@ -53,7 +56,17 @@ def digest_of_meaning(body: BaseModel) -> str:
 
 def digest_of(*parts: bytes) -> str:
     """SHA-256 of the parts, each preceded by its length, so that no two lists of parts hash alike."""
+    return digest_of_file(None, *parts)
+
+
+def digest_of_file(file: BinaryIO | None, *parts: bytes) -> str:
+    """The same with the bytes of a file as the first part, which are read in pieces."""
     digest = hashlib.sha256()
+    if file is not None:
+        digest.update(file.seek(0, SEEK_END).to_bytes(8, "big"))
+        file.seek(0)
+        while piece := file.read(DIGESTED_BYTES):
+            digest.update(piece)
     for part in parts:
         digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()

@@ -60,8 +60,8 @@ class JobResource(BaseModel):
     )
     queue_position: int | None = Field(
         None,
-        description="Position in the queue of its tier and lane; 1 is next. Null before the job is "
-        "dispatched, and above 1001.",
+        description="Position in the queue of its tier and lane; 1 is next. Null for bulk jobs, before the "
+        "job is dispatched, and above 1001.",
     )
     waiting_reason: WaitingReason | None = Field(None, description="Null unless the job waits.")
     progress: float = Field(description="0 to 1.")

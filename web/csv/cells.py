@@ -34,6 +34,7 @@ _SPREADSHEET_ERRORS = {
     "#n/a", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!", "#spill!", "#calc!", "#nv",
     "#bezug!", "#wert!", "#zahl!", "#valeur!", "#nom?", "#nombre!", "#error!", "#err",
 }  # fmt: skip
+_FEW_DIGITS = 19  # fewer fit into 64 bits
 _MISSING = {"NA", "NULL", "\\N"}
 _INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 _GROUPED = re.compile(r"[+-]?[0-9]{1,3}([,.'\u2019 \u00a0\u202f])[0-9]{3}(?:\1[0-9]{3})*(?:[.,][0-9]+)?")
@@ -64,6 +65,8 @@ def typed_cell(
     kind = kind or TYPES.get(column, "string")
     if kind == "text":
         return _text(cell)
+    if kind == "int" and cell.isdecimal() and cell.isascii() and len(cell) < _FEW_DIGITS and cell[0] != "0":
+        return int(cell)  # most whole numbers have no other notation
     text = cell.strip().strip(_INVISIBLE).strip()
     if kind in ("int", "float", "bool") and len(text) > MAX_NUMBER_CHARACTERS:
         raise ValueError(f"has more than {MAX_NUMBER_CHARACTERS} characters")
@@ -86,6 +89,8 @@ def typed_cell(
 
 def is_empty(cell: str) -> bool:
     """Whether the cell has no visible character."""
+    if "!" <= cell[:1] <= "~":
+        return False  # most cells begin with a visible character
     return not cell.strip().strip(_INVISIBLE).strip()
 
 

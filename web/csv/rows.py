@@ -7,14 +7,15 @@ rows of Postgres, no limits of a model.
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import chain
-from typing import Any
+from typing import Any, BinaryIO
 
 from catalogue.parameters import ParameterType
 from web.api.parameter_fields import OWN
-from web.csv.cells import is_empty, is_missing, typed_cell
+from web.csv.cells import is_empty, is_missing
+from web.csv.columns import LEFT_OUT, Column
 from web.csv.header import (
-    COLUMNS,
     MAX_COLUMNS,
     UNTITLED,
     Dialect,
@@ -27,10 +28,10 @@ from web.csv.header import (
     named_in,
     report_columns_in,
 )
-from web.csv.text import BREAK_IN_A_CELL, Lines, encoding_of, refused
+from web.csv.text import BREAK_IN_A_CELL, MAX_LINE_CHARACTERS, Lines, encoding_of, refused
 from web.refusals import FieldError, InvalidCsv
 
-MAX_ROW_CHARACTERS = 131_072
+MAX_ROW_CHARACTERS = MAX_LINE_CHARACTERS
 MAX_WARNINGS = 10
 MAX_LINES_PER_ROW = 10  # on average, for empty lines and cells with line breaks
 
@@ -70,21 +71,22 @@ class CsvFile:
 
 
 def parse_csv(
-    data: bytes,
+    data: BinaryIO | bytes,
     *,
     max_rows: int,
     delimiter: str | None = None,
     encoding: str | None = None,
     own: Mapping[str, ParameterType] | None = None,
 ) -> CsvFile:
-    """Parse a file with a header; a row with invalid cells has `errors`.
+    """Parse a file with a header, which is read while its rows are; a row with invalid cells has `errors`.
 
     `delimiter` is a character and `encoding` a name from `known_encoding`; both are detected if None. `own`
     are the parameters that models declare, with their types; each is a column. Raises `InvalidCsv` if the
     file cannot be read, possibly after its first rows.
     """
-    found = encoding_of(data, encoding)
-    source = _RowLines(Lines(data, found, max_lines=max_rows * MAX_LINES_PER_ROW))
+    file = BytesIO(data) if isinstance(data, bytes) else data
+    found = encoding_of(file, encoding)
+    source = _RowLines(Lines(file, found, max_lines=max_rows * MAX_LINES_PER_ROW))
     warnings = (
         [{"code": "encoding_assumed", "field": "encoding", "detail": found.assumed}] if found.assumed else []
     )
@@ -105,28 +107,27 @@ class _RowLines:
     """The lines of a file for the CSV reader; those of the current row are kept for its errors."""
 
     def __init__(self, lines: Lines) -> None:
-        self._lines = lines
+        self._source = lines
         self.row: list[str] = []
         self.first_line = 1
         self._characters_left = MAX_ROW_CHARACTERS
+        self._lines = self._read()
 
-    def __iter__(self) -> "_RowLines":
-        return self
+    def __iter__(self) -> Iterator[str]:
+        return self._lines
 
-    def __next__(self) -> str:
-        line = self._lines.next(max(self._characters_left, 0))
-        if line is None:
-            raise StopIteration
-        self.row.append(line)
-        if len(line) > self._characters_left:
-            raise csv.Error(f"the row has more than {MAX_ROW_CHARACTERS} characters")
-        self._characters_left -= len(line) + 1
-        return line + "\n"
+    def _read(self) -> Iterator[str]:
+        for line in self._source:
+            self.row.append(line)
+            if len(line) > self._characters_left:
+                raise csv.Error(f"the row has more than {MAX_ROW_CHARACTERS} characters")
+            self._characters_left -= len(line) + 1
+            yield line + "\n"
 
     def end_row(self) -> None:
         """Start another row with the next line."""
         self.row.clear()
-        self.first_line = self._lines.num_lines + 1
+        self.first_line = self._source.num_lines + 1
         self._characters_left = MAX_ROW_CHARACTERS
 
 
@@ -153,7 +154,7 @@ def _first_text(source: _RowLines) -> str | None:
     """The next line that is not blank; its columns are counted before it is parsed."""
     while True:
         try:
-            line, error = next(source, None), None
+            line, error = next(iter(source), None), None
         except csv.Error as found:
             line, error = source.row[-1], found
         if line is not None and has_too_many_columns(line):
@@ -179,7 +180,6 @@ class _Reader:
         max_rows: int,
     ) -> None:
         self._source, self._dialect, self._warnings, self._max_rows = source, dialect, warnings, max_rows
-        self._own = own
         self._cells = csv.reader(
             chain([header_line], source),
             delimiter=dialect.delimiter,
@@ -194,6 +194,8 @@ class _Reader:
         self._columns, errors = columns_of(self._titles, titles, source.first_line)
         if errors:
             raise refuse_rows(errors)
+        self._readers = [Column(name, own.get(name), dialect.delimiter) for name in self._columns]
+        self._has_report = not {"job_id", "id", "line"}.isdisjoint(self._columns)
         self._unknown_without_jobs = report_columns_in(self._titles, titles, source.first_line)
         source.end_row()
 
@@ -223,7 +225,9 @@ class _Reader:
             cells = next(self._cells, None)
         except csv.Error as error:
             raise self._unreadable(error) from error
-        return None if cells is None else [cell.replace(BREAK_IN_A_CELL, "\n") for cell in cells]
+        if cells is None or not any(BREAK_IN_A_CELL in line for line in self._source.row):
+            return cells
+        return [cell.replace(BREAK_IN_A_CELL, "\n") for cell in cells]
 
     def _unreadable(self, error: csv.Error) -> InvalidCsv:
         """The error, placed at its beginning: an unclosed quote is noticed only lines later."""
@@ -261,25 +265,27 @@ class _Reader:
 
     def _row(self, line: int, cells: Sequence[str]) -> CsvRow:
         # Excel omits empty cells at the end of a row, and some programs add some.
-        if not all(map(is_empty, filter(None, cells[len(self._columns) :]))):
+        if len(cells) > len(self._columns) and not all(
+            map(is_empty, filter(None, cells[len(self._columns) :]))
+        ):
             return CsvRow(line, {}, (FieldError("", self._too_many(cells), line),))
         typed: dict[str, Any] = {}
         errors = []
-        for place, (column, cell) in enumerate(zip(self._columns, cells, strict=False)):
-            if (is_empty(cell) and column != "prompt") or is_missing(column, cell):
-                continue  # left out, so the default applies
+        for place, (column, cell) in enumerate(zip(self._readers, cells, strict=False)):
             try:
-                if column in COLUMNS:
-                    typed[column] = typed_cell(column, cell, self._dialect.delimiter)
-                elif column in self._own:
-                    values = typed.setdefault(OWN, {})
-                    # A string may be the prompt of another text encoder, so it is read like prompts.
-                    kind = "text" if self._own[column] == "string" else self._own[column]
-                    values[column] = typed_cell(column, cell, self._dialect.delimiter, kind)
-                elif column == UNTITLED:
+                value = column.value_of(cell)
+                if value is LEFT_OUT:
+                    continue  # so the default applies
+                if column.is_own:
+                    typed.setdefault(OWN, {})[column.name] = value
+                elif column.name == UNTITLED:
                     self._check_untitled(place, cell)
+                else:
+                    typed[column.name] = value
             except ValueError as error:
-                errors.append(FieldError(column or f"column {letters_of(place)}", str(error), line))
+                errors.append(FieldError(column.name or f"column {letters_of(place)}", str(error), line))
+        if not self._has_report:
+            return CsvRow(line, typed, tuple(errors))
         texts = {
             column: "" if is_missing(column, cell) else cell.strip()
             for column, cell in zip(self._columns, cells, strict=False)

@@ -1,18 +1,22 @@
-"""The text of an uploaded CSV: the encoding of its bytes, and its lines, decoded one by one.
+"""The text of an uploaded CSV: the encoding of its bytes, and its lines, decoded piece by piece.
 
 The encoding is given, or follows from a fixed rule that examines the first bytes and whether all bytes are
-UTF-8 (docs/adr/0017). This module knows no delimiters, quotes or columns.
+UTF-8 (docs/adr/0017). A file is read in pieces and never held as a whole. This module knows no delimiters,
+quotes or columns.
 """
 
 import codecs
-import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from web.refusals import FieldError, InvalidCsv
 
 DECODED_BYTES = 65_536
 EVIDENCE_BYTES = 65_536
+MAX_LINE_CHARACTERS = 131_072
+"""A longer line is cut; as a row may not be longer, the row is refused."""
 MAX_NAME_CHARACTERS = 40
 MAX_SAMPLE_CHARACTERS = 60
 BREAK_IN_A_CELL = "\0"
@@ -124,19 +128,21 @@ def known_encoding(name: str) -> str:
     return found
 
 
-def encoding_of(data: bytes, given: str | None = None) -> Encoding:
+def encoding_of(file: BinaryIO, given: str | None = None) -> Encoding:
     """The encoding in which all bytes of a file are valid and none is a NUL.
 
     `given` is a name from `known_encoding`. Raises `InvalidCsv` with the line of the first invalid byte.
     """
+    file.seek(0)
+    head = file.read(EVIDENCE_BYTES)
     for start, name in _OTHER_FORMATS.items():
-        if data.startswith(start):
+        if head.startswith(start):
             raise refused(f"the file is {name}, not CSV; save or download it as CSV", 1)
-    evident = _marked(data) or _alternating(data)
+    evident = _marked(head) or _alternating(head)
     if given is not None:
-        return _as_given(data, given, evident)
+        return _as_given(file, head, given, evident)
     codec = evident or "utf-8"
-    fault = _first_fault(data, codec)
+    fault = _first_fault(file, codec)
     if fault is None:
         return Encoding(codec)
     if fault.is_nul:
@@ -147,7 +153,7 @@ def encoding_of(data: bytes, given: str | None = None) -> Encoding:
             "two files; if it has one encoding, name it in 'encoding'",
             fault.line,
         )
-    return _assumed(data, fault)
+    return _assumed(file, head, fault)
 
 
 def refused(detail: str, line: int, field: str = "") -> InvalidCsv:
@@ -164,24 +170,40 @@ class Lines:
     `BREAK_IN_A_CELL`. Byte-order marks, and the control-Z that ends a file on DOS, are removed.
     """
 
-    def __init__(self, data: bytes, encoding: Encoding, *, max_lines: int) -> None:
+    def __init__(self, file: BinaryIO, encoding: Encoding, *, max_lines: int) -> None:
+        file.seek(0)
         self.num_lines = 0
-        end = "\r" if _ends_lines_with_cr(data, encoding.codec) else "\n"
-        self._break = "\n" if end == "\r" else "\r"
-        self._text = io.TextIOWrapper(io.BytesIO(data), encoding=encoding.codec, newline=end)
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder(encoding.codec)()
+        self._end = "\r" if _ends_lines_with_cr(file.read(EVIDENCE_BYTES), encoding.codec) else "\n"
         self._max_lines = max_lines
+        file.seek(0)
 
-    def next(self, max_characters: int) -> str | None:
-        """The next line, or its first `max_characters + 1` characters; None at the end of the file."""
-        line = self._text.readline(max_characters + 1)
-        if not line:
-            return None
-        self.num_lines += 1
-        if self.num_lines > self._max_lines:
-            raise refused(f"the file has more than {self._max_lines} lines", self.num_lines)
-        if "\ufeff" in line:
-            line = line.replace("\ufeff", "")
-        return line.rstrip("\r\n\x1a").replace(self._break, BREAK_IN_A_CELL)
+    def __iter__(self) -> Iterator[str]:
+        inside = "\n" if self._end == "\r" else "\r"
+        for line in self._split():
+            self.num_lines += 1
+            if self.num_lines > self._max_lines:
+                raise refused(f"the file has more than {self._max_lines} lines", self.num_lines)
+            plain = line.replace("\ufeff", "") if "\ufeff" in line else line
+            plain = plain.rstrip("\r\n\x1a")
+            yield plain.replace(inside, BREAK_IN_A_CELL) if inside in plain else plain
+
+    def _split(self) -> Iterator[str]:
+        """The lines without the character that ends them; a line that is too long is cut and the last."""
+        rest = ""
+        while piece := self._file.read(DECODED_BYTES):
+            first, *more = self._decoder.decode(piece).split(self._end)
+            rest += first
+            if more:
+                yield rest
+                rest = more.pop()
+                yield from more
+            if len(rest) > MAX_LINE_CHARACTERS:
+                yield rest[: MAX_LINE_CHARACTERS + 1]
+                return
+        if rest:
+            yield rest
 
 
 def _marked(data: bytes) -> str | None:
@@ -196,36 +218,37 @@ def _alternating(data: bytes) -> str | None:
     return "utf-16-be" if is_zero == [True, False, True, False] else None
 
 
-def _as_given(data: bytes, given: str, evident: str | None) -> Encoding:
+def _as_given(file: BinaryIO, head: bytes, given: str, evident: str | None) -> Encoding:
     candidates = _SEVERAL.get(given, (given,))
-    if evident and evident not in candidates and _marked(data):
+    if evident and evident not in candidates and _marked(head):
         raise refused(
             f"the file begins with the byte-order mark of {ENCODINGS[evident]}, but 'encoding' names another",
             1,
         )
     codec = next((codec for codec in candidates if codec == evident), candidates[0])
-    fault = _first_fault(data, codec)
+    fault = _first_fault(file, codec)
     if fault is not None:
         what = "the file contains a NUL byte" if fault.is_nul else f"the file is not {ENCODINGS[codec]}"
         raise refused(f"{what}, although 'encoding' names {given}", fault.line)
     return Encoding(codec)
 
 
-def _assumed(data: bytes, first: _Fault) -> Encoding:
+def _assumed(file: BinaryIO, head: bytes, first: _Fault) -> Encoding:
     """The code page in which Excel saves files that are not UTF-8; nothing in the file names it."""
-    codec = "mac-roman" if _ends_lines_with_cr(data, "utf-8") else "cp1252"
-    fault = _first_fault(data, codec)
-    unlikely = _unlikely_at(data, first.position, codec)
+    codec = "mac-roman" if _ends_lines_with_cr(head, "utf-8") else "cp1252"
+    fault = _first_fault(file, codec)
+    unlikely = _unlikely_at(file, first.position, codec)
     if fault is not None or unlikely is not None:
         lines = [fault.line] if fault is not None else []
-        line = min([*lines, *([_line_number_at(data, unlikely)] if unlikely is not None else [])])
+        line = min([*lines, *([_line_number_at(file, unlikely)] if unlikely is not None else [])])
         raise refused(
             f"the file is not UTF-8 and probably not {ENCODINGS[codec]}: name its encoding in 'encoding' "
             f"({_EXAMPLES}), or save it as UTF-8",
             line,
         )
-    start = _line_start(data, first.position)
-    sample = data[max(start, first.position - 24) : first.position + 36].decode(codec)
+    start = max(_line_start(file, first.position), first.position - 24)
+    file.seek(start)
+    sample = file.read(first.position + 36 - start).decode(codec)
     shown = sample.replace("\r", "\n").split("\n")[0][:MAX_SAMPLE_CHARACTERS]
     return Encoding(
         codec,
@@ -234,22 +257,45 @@ def _assumed(data: bytes, first: _Fault) -> Encoding:
     )
 
 
-def _unlikely_at(data: bytes, position: int, codec: str) -> int | None:
+def _unlikely_at(file: BinaryIO, position: int, codec: str) -> int | None:
     """The position of evidence that a file is not Western text of one code page.
 
     The whole file is searched for words without ASCII letters and for UTF-8; lines are examined in the
     `EVIDENCE_BYTES` from the line of `position` on.
     """
-    start = _line_start(data, position)
-    places = [_UTF_8.search(data), _words_beyond_ascii(codec).search(data)]
-    found = [place.start() for place in places if place]
+    start = _line_start(file, position)
+    patterns = {_UTF_8, _words_beyond_ascii(codec)}
+    found: list[int] = []
+    for begin, piece in _pieces_of_whole_lines(file):
+        for pattern in list(patterns):
+            if place := pattern.search(piece):
+                found.append(begin + place.start())
+                patterns.remove(pattern)  # only its first place counts
+        if not patterns:
+            break
     marks = _USUAL_MARKS.encode(codec, "ignore")
-    for line in re.finditer(rb"[^\r\n]+", data[start : start + EVIDENCE_BYTES]):
+    file.seek(start)
+    for line in re.finditer(rb"[^\r\n]+", file.read(EVIDENCE_BYTES)):
         text = line[0]
         if not text.isascii() and (_is_mostly_beyond_ascii(text, marks) or _is_utf_8(text, codec)):
             found.append(start + line.start())
             break
     return min(found, default=None)
+
+
+def _pieces_of_whole_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Pieces of the file with their positions; only a line that is too long for a row is in several."""
+    file.seek(0)
+    begin, rest = 0, b""
+    while piece := file.read(DECODED_BYTES):
+        piece = rest + piece
+        end = max(piece.rfind(b"\n"), piece.rfind(b"\r")) + 1
+        if end == 0 and len(piece) > 4 * MAX_LINE_CHARACTERS:
+            end = len(piece)
+        if end:
+            yield begin, piece[:end]
+        begin, rest = begin + end, piece[end:]
+    yield begin, rest
 
 
 def _words_beyond_ascii(codec: str) -> re.Pattern[bytes]:
@@ -277,12 +323,28 @@ def _is_utf_8(line: bytes, codec: str) -> bool:
     return True
 
 
-def _line_number_at(data: bytes, position: int) -> int:
-    return 1 + (data.count(b"\n", 0, position) or data.count(b"\r", 0, position))
+def _line_number_at(file: BinaryIO, position: int) -> int:
+    num_lf = num_cr = 0
+    for piece in _pieces(file, position):
+        num_lf, num_cr = num_lf + piece.count(b"\n"), num_cr + piece.count(b"\r")
+    return 1 + (num_lf or num_cr)
 
 
-def _line_start(data: bytes, position: int) -> int:
-    return max(data.rfind(b"\n", 0, position), data.rfind(b"\r", 0, position)) + 1
+def _line_start(file: BinaryIO, position: int) -> int:
+    start, begin = 0, 0
+    for piece in _pieces(file, position):
+        if end := max(piece.rfind(b"\n"), piece.rfind(b"\r")) + 1:
+            start = begin + end
+        begin += len(piece)
+    return start
+
+
+def _pieces(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
+    """The first bytes of the file, in pieces."""
+    file.seek(0)
+    while num_bytes > 0 and (piece := file.read(min(DECODED_BYTES, num_bytes))):
+        num_bytes -= len(piece)
+        yield piece
 
 
 def _ends_lines_with_cr(data: bytes, codec: str) -> bool:
@@ -291,17 +353,17 @@ def _ends_lines_with_cr(data: bytes, codec: str) -> bool:
     return bool(mark) and "\n" not in before and not rest.lstrip("\r").startswith("\n")
 
 
-def _first_fault(data: bytes, codec: str) -> _Fault | None:
-    # In pieces: the text of the whole file would take up to four times its bytes.
+def _first_fault(file: BinaryIO, codec: str) -> _Fault | None:
     decoder = codecs.getincrementaldecoder(codec)()
-    num_lf = num_cr = 0
+    file.seek(0)
+    start = num_lf = num_cr = 0
     is_ascii = True
-    for start in range(0, len(data), DECODED_BYTES):
-        piece = data[start : start + DECODED_BYTES]
+    while True:
+        piece = file.read(DECODED_BYTES)
         num_kept = len(decoder.getstate()[0])  # bytes of a character that began in the previous piece
         position = None
         try:
-            text = decoder.decode(piece, final=start + DECODED_BYTES >= len(data))
+            text = decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
             position = start - num_kept + error.start
             text = bytes(error.object[: error.start]).decode(codec)
@@ -312,4 +374,6 @@ def _first_fault(data: bytes, codec: str) -> _Fault | None:
         is_ascii = is_ascii and text.replace("\ufeff", "").isascii()
         if is_nul or position is not None:
             return _Fault(position or 0, 1 + (num_lf or num_cr), is_nul, not is_ascii)
-    return None
+        if not piece:
+            return None
+        start += len(piece)

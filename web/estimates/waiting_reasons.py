@@ -17,6 +17,7 @@ from storage.database import Database
 from storage.errors import StorageError
 from storage.job_views import Job
 from storage.queue_facts import MAX_COUNTED, QueueFacts, next_jobs, queue_facts
+from web.estimates.forecast import LaneLoad
 
 log = structlog.get_logger()
 
@@ -65,6 +66,27 @@ class Waits:
         isolated = [job.id for job in found if _waits_to_run_isolated(job)]
         queued = [job.id for job in found if job.state is State.QUEUED]
         return dict.fromkeys(isolated, Wait(ISOLATED)) | self._in_queue(account_id, queued)
+
+    def of_new_job(self, job: Job, load: LaneLoad | None) -> Wait:
+        """The wait of a job that was just dispatched, from the load of its lane; it reads nothing."""
+        if load is None:
+            return Wait(NOT_READ_YET)
+        facts = QueueFacts(
+            tier=job.tier,
+            lane=job.lane,
+            is_dispatched=True,
+            seconds_until_due=self._limits.overdue_seconds,
+            seconds_since_dispatch=0.0,
+            num_failures=0,
+            last_error=None,
+            quarantined=False,
+            num_ahead=load.num_waiting,
+            num_own_ahead=None,
+            num_live_workers=load.num_live_workers,
+            num_slots=load.num_slots,
+            num_busy=load.num_busy,
+        )
+        return Wait(reason_of(facts, self._limits), None if facts.num_ahead is None else facts.num_ahead + 1)
 
     def of_batches(self, account_id: str, batches: Iterable[Batch]) -> dict[str, list[TierWait]]:
         """The waits by batch id; batches without a queued job are left out. Two queries for all."""
@@ -133,20 +155,22 @@ def _retry_backoff(facts: QueueFacts, limits: Limits) -> str | None:
 
 
 def _dispatch_overdue(facts: QueueFacts, limits: Limits) -> str | None:
-    is_fed = facts.lane == "bulk" and facts.num_dispatched > 0
-    if facts.num_busy or (is_fed and not facts.is_dispatched):
-        return None  # messages are sent and received: this job has not had its turn
+    if facts.num_busy:
+        return None  # workers take jobs: this one has not had its turn
     if facts.seconds_since_dispatch is not None and facts.seconds_since_dispatch > limits.overdue_seconds:
         return (
             f"dispatched {facts.seconds_since_dispatch:.0f} s ago, but no idle worker has picked it up: the "
             "broker may be down or the message was lost; the sweeper dispatches it again"
         )
-    if not facts.is_dispatched and facts.seconds_until_due < -limits.overdue_seconds:
-        return (
-            f"should have been dispatched {-facts.seconds_until_due:.0f} s ago: "
-            "the sweeper or the broker may be down or overloaded"
-        )
-    return None
+    if facts.is_dispatched or facts.seconds_until_due >= -limits.overdue_seconds:
+        return None
+    if facts.lane == "bulk":
+        seconds = f"{-facts.seconds_until_due:.0f} s"
+        return f"due for {seconds}, but no idle worker has claimed it: the workers' logs may tell why"
+    return (
+        f"should have been dispatched {-facts.seconds_until_due:.0f} s ago: "
+        "the sweeper or the broker may be down or overloaded"
+    )
 
 
 def _runs_alone(facts: QueueFacts, _: Limits) -> str | None:
@@ -161,7 +185,7 @@ def _bulk_turn(facts: QueueFacts, _: Limits) -> str | None:
     if facts.is_dispatched or facts.lane != "bulk":
         return None
     own = _count(facts.num_own_ahead, "job")
-    return f"bulk jobs are dispatched a few at a time, in turn between accounts; {own} of yours ahead of it"
+    return f"workers claim bulk jobs as slots get free, in turn between accounts; {own} of yours ahead of it"
 
 
 def _dispatch_due(facts: QueueFacts, _: Limits) -> str | None:
@@ -210,5 +234,6 @@ ISOLATED = WaitingReason(
     detail="its worker died while running it; its new worker runs it in isolation once its other jobs end",
 )
 UNREAD = WaitingReason(code="unknown", detail="the reason could not be read")
+NOT_READ_YET = WaitingReason(code="unknown", detail="the queue has not been read yet: ask for the job again")
 LEFT = WaitingReason(code="unknown", detail="it left the queue while the reason was read")
 CODES = frozenset({*RULES, UNREAD.code})

@@ -21,7 +21,15 @@ from web.front.held import Held
 from web.front.limits import Limits
 from web.front.refusals import Busy, RefusalLog, Refused, own_headers, problem
 from web.front.threads import Threads
-from web.front.wsgi import Answer, Pieces, WaitingClient, WsgiApplication, answer_of, environ_of
+from web.front.wsgi import (
+    Answer,
+    Pieces,
+    UnreadBody,
+    WaitingClient,
+    WsgiApplication,
+    answer_of,
+    environ_of,
+)
 
 MaxUpload = Callable[[str, str, str], int]
 """Maps method, path and `Authorization` to the largest body that the request may have; called in a thread."""
@@ -59,6 +67,11 @@ class Front:
         """The number of connections that were closed to bound memory."""
         return self._bodies.num_cut + self._answers.num_cut
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the process counts as hung."""
+        return self._threads.stuck_seconds() > self._limits.stuck_seconds
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
@@ -87,7 +100,7 @@ class Front:
             task.cancel()
 
     async def _show_liveness(self, exchange: Exchange) -> None:
-        if self._threads.stuck_seconds() > self._limits.stuck_seconds:
+        if self.is_stuck:
             raise Busy(f"no thread has started or finished work for {self._limits.stuck_seconds:.0f} s")
         body = json.dumps({"state": "ok"}).encode()
         headers = own_headers(b"application/json", body)
@@ -100,23 +113,24 @@ class Front:
         client = WaitingClient(lent=threads.lent)
         environ = environ_of(exchange.scope, body, length, client)
         # An unread body must not be read merely to find its end.
-        watch = asyncio.create_task(_notice_hang_up(exchange, client)) if isinstance(body, bytes) else None
+        is_read = not isinstance(body, UnreadBody)
+        watch = asyncio.create_task(_notice_hang_up(exchange, client)) if is_read else None
         context = (
             contextvars.Context()
         )  # one context for the request, in whichever threads its pieces are made
-        call = partial(
-            answer_of,
-            self._app,
-            environ,
-            max_whole_bytes=self._limits.max_whole_answer_bytes,
-            piece_bytes=self._limits.piece_bytes,
-        )
+        size, piece = self._limits.max_whole_answer_bytes, self._limits.piece_bytes
+
+        def call() -> Answer:
+            with body:  # no answer that follows in pieces reads it
+                return answer_of(self._app, environ, max_whole_bytes=size, piece_bytes=piece)
+
         try:
             answer = await threads.run(partial(context.run, call))
             try:
                 await self._send_answer(exchange, answer, client, context)
             finally:
-                await threads.run(partial(context.run, answer.close), begun=True)
+                if answer.close is not None:
+                    await threads.run(partial(context.run, answer.close), begun=True)
         finally:
             client.hang_up.cancel()
             if watch is not None:

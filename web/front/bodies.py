@@ -1,16 +1,20 @@
 """Reads request bodies before a thread is taken, and limits their size, their duration and their total size.
 
-Any client may send a small body. A function that the front receives decides which requests may bring a larger
-one. It knows no route and no key.
+Any client may send a small body, which is held in memory; a larger one is written to a temporary file. A
+function that the front receives decides which requests may bring a larger one. It knows no route and no key.
 """
 
 import asyncio
+import io
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from tempfile import TemporaryFile
+from typing import BinaryIO, cast
 
 from web.front.exchange import Exchange
 from web.front.held import Held
 from web.front.limits import Limits
-from web.front.refusals import BodyTooSlow
+from web.front.refusals import BodyTooSlow, Busy
 from web.front.wsgi import UnreadBody
 
 MaxUploadOf = Callable[[Exchange], Awaitable[int]]
@@ -31,46 +35,74 @@ class Bodies:
         """The number of connections that were closed to bound memory."""
         return self._small.num_cut + self._uploads.num_cut
 
-    async def read(self, exchange: Exchange) -> tuple[bytes | UnreadBody, int | None]:
+    async def read(self, exchange: Exchange) -> tuple[BinaryIO | UnreadBody, int | None]:
         """Return the body and its length. A body that is too large stays unread; the view refuses its length.
 
-        Raises `BodyTooSlow` or `ClientGone`.
+        The caller closes it. Raises `BodyTooSlow`, `ClientGone`, or `Busy` if there is no room for a file.
         """
+        small = io.BytesIO()
         if not exchange.has_body:
-            return b"", None
+            return small, None
         length = exchange.content_length or 0
-        body = bytearray()
         max_bytes, has_ended = self._limits.max_body_bytes, False
         if length <= max_bytes:
             seconds = self._limits.body_seconds
-            has_ended = await self._read_into(body, exchange, self._small, max_bytes, seconds)
-            if has_ended and len(body) <= max_bytes:
-                return bytes(body), len(body)
+            has_ended = await self._read_into(small, exchange, self._small, max_bytes, seconds)
+            if has_ended and small.tell() <= max_bytes:
+                return _from_start(small)
         # It is an upload: its declared or received length exceeds the limit for any client.
         max_bytes = await self._max_upload_of(exchange)
-        if not has_ended and max(length, len(body)) <= max_bytes:
-            seconds = self._limits.body_seconds + max_bytes / self._limits.upload_bytes_per_second
-            has_ended = await self._read_into(body, exchange, self._uploads, max_bytes, seconds)
-        if has_ended and len(body) <= max_bytes:
-            return bytes(body), len(body)
-        return UnreadBody(), max(length, len(body))
+        if max(length, small.tell()) > max_bytes:
+            return UnreadBody(), max(length, small.tell())
+        body: BinaryIO = await self._upload(small, exchange, max_bytes, has_ended=has_ended)
+        if body.tell() <= max_bytes:
+            return _from_start(body)
+        with body:
+            return UnreadBody(), max(length, body.tell())
+
+    async def _upload(
+        self, begun: io.BytesIO, exchange: Exchange, max_bytes: int, *, has_ended: bool
+    ) -> BinaryIO:
+        """Read the rest of the body into a file, which has no name and so ends with this process."""
+        file: BinaryIO | None = None
+        try:
+            file = cast("BinaryIO", TemporaryFile())  # noqa: SIM115 (the caller closes it)
+            file.write(begun.getvalue())
+            if not has_ended:
+                seconds = self._limits.body_seconds + max_bytes / self._limits.upload_bytes_per_second
+                await self._read_into(file, exchange, self._uploads, max_bytes, seconds)
+            file.flush()
+        except BaseException as error:
+            if file is not None:
+                with suppress(OSError):
+                    file.close()
+            if isinstance(error, OSError):
+                raise Busy("there is no room for this upload at present; try again later") from error
+            raise
+        return file
 
     async def _read_into(
-        self, body: bytearray, exchange: Exchange, held: Held, max_bytes: int, seconds: float
+        self, body: BinaryIO, exchange: Exchange, held: Held, max_bytes: int, seconds: float
     ) -> bool:
         """Read until the body ends or exceeds `max_bytes`; return whether it ended."""
         with held.holding(exchange.connection.abort) as holding:
-            holding.grow(len(body))
+            holding.grow(body.tell())
             try:
                 async with asyncio.timeout(seconds):
                     more = True
-                    while more and len(body) <= max_bytes:
+                    while more and body.tell() <= max_bytes:
                         exchange.connection.note_waiting(True)
                         piece, more = await exchange.receive()
-                        body += piece
+                        body.write(piece)  # into the page cache, which does not wait for the disk
                         holding.grow(len(piece))
             except TimeoutError:
                 raise BodyTooSlow(f"the body was not complete within {seconds:.0f} s") from None
             finally:
                 exchange.connection.note_waiting(False)
         return not more
+
+
+def _from_start(body: BinaryIO) -> tuple[BinaryIO, int]:
+    length = body.tell()
+    body.seek(0)
+    return body, length

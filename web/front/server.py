@@ -5,22 +5,25 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from socket import socket
+from types import FrameType
 
 import uvicorn
 
 from web.front.application import Front
 from web.front.connection import Connection, Connections
 from web.front.limits import Limits
+from web.front.parent import ALIVE, READY, Parent
+from web.front.processes import BACKLOG
 
 MAX_FILES = 65_536
-BACKLOG = 2048
-"""The number of connections that the kernel queues until they are accepted."""
 ACCEPT_SHARE = 8
 """The largest share of all connections that one iteration of the event loop accepts.
 
 asyncio accepts as many at once as its `backlog` says, and reads from them two iterations later: in a burst
 larger than the limit, the first ones would be closed before their requests were read.
 """
+ACCEPTED_AMONG_SEVERAL = 1
+"""The same where several processes accept: what one does not accept, another does at the same time."""
 RESERVED_FILES = 128
 """File descriptors reserved for everything but clients: Postgres, the broker, S3, files."""
 
@@ -37,9 +40,11 @@ class Server(uvicorn.Server):
         limits: Limits,
         connections: Connections,
         on_stop: Callable[[], None] = lambda: None,
+        parent: Parent | None = None,
     ) -> None:
         self._front = front
         self._on_stop = on_stop
+        self._parent = parent
         config = uvicorn.Config(
             front,
             host=host,
@@ -54,7 +59,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            backlog=max(1, limits.max_connections // ACCEPT_SHARE),
+            backlog=ACCEPTED_AMONG_SEVERAL if parent else max(1, limits.max_connections // ACCEPT_SHARE),
             h11_max_incomplete_event_size=limits.max_header_bytes,
             timeout_keep_alive=int(limits.idle_seconds) + 1,  # our own deadline ends earlier
             timeout_graceful_shutdown=int(limits.drain_seconds),
@@ -68,6 +73,19 @@ class Server(uvicorn.Server):
             for listening in server.sockets:
                 with listening.dup() as same:  # asyncio has set its own, small backlog
                     same.listen(BACKLOG)
+        if self._parent is not None:
+            self._parent.say(READY)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn ten times a second, on the event loop."""
+        if self._parent is not None and counter % 10 == 0 and not self._front.is_stuck:
+            self._parent.say(ALIVE)
+        return await super().on_tick(counter)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn for SIGINT and SIGTERM; Ctrl-C reaches the parent too, which passes it on."""
+        if self._parent is None or sig != signal.SIGINT:
+            super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Called by uvicorn, on the event loop."""
@@ -76,12 +94,15 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve_until_told(server: Server) -> None:
-    """Serve until SIGTERM or SIGINT; return when all requests are answered or the time for them is up."""
+def serve_until_told(server: Server, sockets: list[socket] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; return when all requests are answered or the time for them is up.
+
+    It accepts on these sockets instead of its own address if they are given.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again at its end, but a server that has drained must exit with 0.
         signal.signal(number, lambda *_: None)
-    server.run()
+    server.run(sockets)
 
 
 def raise_file_limit() -> int:

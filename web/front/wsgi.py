@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from werkzeug.exceptions import ServiceUnavailable
@@ -43,12 +43,15 @@ def waiting_client(environ: Mapping[str, Any]) -> WaitingClient:
 
 @dataclass
 class Answer:
-    """The answer of the application. The reader of the body must call `close` afterwards, in a thread."""
+    """The answer of the application. The reader of the body must call `close` afterwards, in a thread.
+
+    It is None if the whole body was read: then the application's answer is closed already.
+    """
 
     status: int
     headers: list[tuple[bytes, bytes]]
     body: "bytes | Pieces | AsyncIterator[bytes]"
-    close: Callable[[], None]
+    close: Callable[[], None] | None
 
 
 class Pieces:
@@ -78,7 +81,7 @@ class UnreadBody(io.RawIOBase):
 
 
 def environ_of(
-    scope: Mapping[str, Any], body: "bytes | UnreadBody", content_length: int | None, client: WaitingClient
+    scope: Mapping[str, Any], body: BinaryIO | UnreadBody, content_length: int | None, client: WaitingClient
 ) -> dict[str, Any]:
     """Build the environment of a request (PEP 3333); bytes are decoded as Latin-1.
 
@@ -98,7 +101,7 @@ def environ_of(
         "REMOTE_PORT": str(peer[1]),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
-        "wsgi.input": io.BytesIO(body) if isinstance(body, bytes) else body,
+        "wsgi.input": body,
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": False,
@@ -141,13 +144,17 @@ def answer_of(
     try:
         length = next((int(value) for name, value in headers if name == b"content-length"), None)
         if length is not None and length <= max_whole_bytes:
-            return Answer(status, headers, b"".join(result), close)
-        items = iter(result)
-        first, ended = gather(items, piece_bytes)
+            body, is_whole = b"".join(result), True
+        else:
+            items = iter(result)
+            body, is_whole = gather(items, piece_bytes)
     except BaseException:
         close()
         raise
-    return Answer(status, headers, first if ended else Pieces(first, items, piece_bytes), close)
+    if is_whole:
+        close()
+        return Answer(status, headers, body, None)
+    return Answer(status, headers, Pieces(body, items, piece_bytes), close)
 
 
 def gather(items: Iterator[bytes], max_bytes: int) -> tuple[bytes, bool]:

@@ -75,7 +75,7 @@ def retry_job(job_id: str) -> AnyResponse:
         key, digest = f"page retry {once_of(request.form)}\n{job.id}", digest_of()
         files = files_named(job.account_id, job.parameters.file_ids)
         admit = partial(wired().admission.readmit, job, files=files, idempotency_key=key, request_hash=digest)
-        return submit(admit, job.account_id, key, digest)[0].id
+        return submit(admit, job.account_id, key, digest).job.id
 
     return _act_on(job_id, retry)
 

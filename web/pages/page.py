@@ -110,7 +110,7 @@ def draw() -> AnyResponse:
 
     refused: InvalidRequest | None = None
     try:
-        job, _ = submit(admit, principal.account_id, key, digest)
+        job, *_ = submit(admit, principal.account_id, key, digest)
     except InvalidRequest as error:
         refused = error
     if by_key:

@@ -141,12 +141,16 @@ def test_second_up_finds_its_key_and_its_data_after_a_kill(
     up.process.kill()
     up.process.wait()
     up.file.unlink()
+    said_before = up.output.read_text()
     second = Up(folder, settings_of_up)
     try:
         again = second.ready()
         assert (again["api_key"], again["url"]) == (ready["api_key"], ready["url"])
         assert not set(pids(again).values()) & set(pids(ready).values())
         assert set(pids(ready).values()).isdisjoint(holders(folder))
+        said = second.output.read_text().removeprefix(said_before)
+        assert "checking the schema" in said
+        assert "applying the migrations" not in said
 
         worker = again["workers"][0]["pid"]
         os.kill(worker, signal.SIGKILL)

@@ -10,6 +10,7 @@ from storage.database import Database
 from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
 from storage.job_views import StoredImage, list_jobs
 from storage.jobs import Claim
+from storage.new_jobs import JOBS_AT_ONCE, NewJobs
 from tests.fixtures.new_jobs import new_job
 
 ClaimJob = Callable[..., Claim]
@@ -17,7 +18,7 @@ ClaimJob = Callable[..., Claim]
 
 def create(database: Database, account: str, count: int, **options: Any) -> batches.Batch:
     rows = [new_job(account, lane="bulk", batch_line=2 + number, seed=number) for number in range(count)]
-    return batches.create(database, account, "p.csv", rows, redispatch_seconds=15, **options)[0]
+    return batches.create(database, account, "p.csv", rows, **options)[0]
 
 
 def finish(database: Database, claim: Claim) -> None:
@@ -35,10 +36,61 @@ def test_a_batch_is_created_with_all_of_its_jobs_in_the_order_of_its_file(
     assert [job.parameters.seed for job in found] == list(range(1200))
 
 
+def test_a_batch_keeps_every_value_of_its_jobs(database: Database, account: str) -> None:
+    texts = [
+        "NULL",
+        "null",
+        "",
+        "{}",
+        '"',
+        "\\",
+        '\\"',
+        "a,b",
+        "{a,b}",
+        "two\nlines\t",
+        "'quoted'",
+        "%s :id",
+        "✓ 🟢",
+    ]
+    own: dict[str, Any] = {
+        "guidance_scale": 0.1, "step_cache": 3, "num_images": 4, "output_format": "webp", "output_quality": 7,
+        "strict": True, "strength": 1 / 3, "seed": 2**63 - 1,
+        "loras": [{"name": "ink", "scale": 0.3}, {"name": "outline", "scale": -2.0}],
+        "pipeline_parameters": {"clip_skip": 2, "word": 'a "b"', "is": True, "share": 0.1},
+    }  # fmt: skip
+    rows = [
+        new_job(
+            account, lane="bulk", batch_line=2 + number, prompt=text, negative_prompt=text[::-1], **options
+        )
+        for number, (text, options) in enumerate((text, options) for text in texts for options in ({}, own))
+    ]
+    batch, _ = batches.create(database, account, "p.csv", rows)
+    found = list(batches.jobs_of(database, account, batch.id))
+    assert [job.parameters for job in found] == [row.parameters for row in rows]
+    assert {(job.model, job.tier, job.lane, job.webhook_url) for job in found} == {
+        ("tiny", "sd", "bulk", None)
+    }
+
+
+def test_a_batch_that_is_in_several_pieces_keeps_its_order(database: Database, account: str) -> None:
+    long = "a" * 2000  # a piece is limited in characters too
+    rows = [
+        new_job(account, lane="bulk", batch_line=number, prompt=f"{number} {long}", seed=number)
+        for number in range(1, 2 * JOBS_AT_ONCE)
+    ]
+    with NewJobs(rows) as new:
+        assert [len(piece.jobs) for piece in new.pieces()] == [len(piece.jobs) for piece in new.pieces()]
+        assert len(list(new.pieces())) > 3
+        batch, _ = batches.create(database, account, "p.csv", new)
+    assert [job.parameters for job in batches.jobs_of(database, account, batch.id)] == [
+        row.parameters for row in rows
+    ]
+
+
 def test_a_bad_row_creates_nothing_at_all(database: Database, account: str) -> None:
     rows = [new_job(account, lane="bulk", batch_line=2), new_job(account, lane="bulk", batch_line=2)]
     with pytest.raises(Exception, match="batch_line"):
-        batches.create(database, account, "p.csv", rows, redispatch_seconds=15)
+        batches.create(database, account, "p.csv", rows)
     assert batches.list_batches(database, account) == []
     assert list_jobs(database, account) == []
 

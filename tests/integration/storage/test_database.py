@@ -2,6 +2,7 @@
 
 import threading
 import time
+import uuid
 from urllib.parse import urlsplit
 
 import pytest
@@ -214,8 +215,8 @@ def test_S32_a_password_that_was_rotated_is_said_loudly_and_used_once_it_is_righ
 
 def test_S3_all_transactions_of_a_request_end_within_its_time(migrated: Embedded) -> None:
     db = Database(migrated.database_url, 1, transaction_seconds=10)
+    db.check()  # connecting may take long on a busy machine
     db.begin_request(1.0)
-    db.check()
     with db.transaction() as connection:
         connection.execute(text("SELECT pg_sleep(0.9)"))
     with pytest.raises(Unavailable), db.transaction() as connection:
@@ -226,6 +227,20 @@ def test_S3_all_transactions_of_a_request_end_within_its_time(migrated: Embedded
     Retrying(retry=retry_if_exception_type(Unavailable), wait=wait_fixed(0.1), stop=stop_after_delay(9))(
         db.check
     )
+    db.close()
+
+
+def test_a_long_transaction_and_pages_do_not_use_up_the_time_of_a_request(migrated: Embedded) -> None:
+    db = Database(migrated.database_url, 1, transaction_seconds=10)
+    db.begin_request(1.0)
+    with db.transaction(seconds=20) as connection:
+        connection.execute(text("SELECT pg_sleep(1.1)"))
+    db.check()
+    for _ in range(2):
+        with db.transaction() as connection:
+            connection.execute(text("SELECT pg_sleep(0.7)"))
+        db.extend_request()
+    db.check()
     db.close()
 
 
@@ -269,3 +284,13 @@ def test_S3_a_long_transaction_that_is_looked_after_goes_on(migrated: Embedded) 
         connection.execute(text("SELECT pg_sleep(4)"))
         db.check()
     db.close()
+
+
+def test_a_block_can_roll_back_what_it_did_and_end_well(database: Database) -> None:
+    name = f"rolled-back-{uuid.uuid4()}"
+    insert = text("INSERT INTO accounts (id, name, webhook_secret) VALUES (:name, :name, '')")
+    with database.transaction() as connection:
+        connection.execute(insert, {"name": name})
+        connection.rollback()
+    count = text("SELECT count(*) FROM accounts WHERE name = :name")
+    assert database.execute(count, {"name": name})[0][0] == 0

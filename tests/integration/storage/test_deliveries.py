@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("outbox")
 
 def make_batch(database: Database, account: str, num_jobs: int, webhook_url: str | None = URL) -> Batch:
     rows = [new_job(account, lane="bulk", batch_line=line) for line in range(2, num_jobs + 2)]
-    return batches.create(database, account, "a.csv", rows, redispatch_seconds=15, webhook_url=webhook_url)[0]
+    return batches.create(database, account, "a.csv", rows, webhook_url=webhook_url)[0]
 
 
 def events(database: Database, batch: Batch) -> list[str]:
@@ -79,7 +79,7 @@ def test_a_canceled_and_an_expired_batch_tell_their_end_once(database: Database,
     batches.cancel(database, account, canceled.id)
     assert events(database, canceled) == ["batch.completed"]
     rows = [new_job(account, lane="bulk", batch_line=2, deadline_seconds=0.001)]
-    expired, _ = batches.create(database, account, "a.csv", rows, redispatch_seconds=15, webhook_url=URL)
+    expired, _ = batches.create(database, account, "a.csv", rows, webhook_url=URL)
     while batches.get(database, account, expired.id).state == "running":
         jobs.expire(database)
     assert events(database, expired) == ["batch.completed"]
@@ -146,7 +146,7 @@ def test_a_receiver_that_is_down_gets_a_few_bells_and_others_take_turns(
     other = accounts.create_account(database, "other")
     for _ in range(20):
         jobs.cancel(database, account, make_job(webhook_url=URL).id)
-    mine, _ = create(database, new_job(other, webhook_url=URL), redispatch_seconds=15)
+    mine, *_ = create(database, new_job(other, webhook_url=URL), redispatch_seconds=15)
     jobs.cancel(database, other, mine.id)
     dispatched = deliveries.dispatch(database, limit=2, max_per_account=4, redispatch_seconds=60)
     (theirs,) = list_deliveries(database, other)
@@ -188,6 +188,27 @@ def test_a_receiver_with_a_long_queue_lets_the_others_of_its_account_go_first(
         assert claimed is not None
         urls.append(claimed.url)
     assert urls == [stuck, well, port, stuck, well, stuck]
+
+
+def test_a_dispatched_delivery_is_claimed_by_its_id_if_its_receiver_has_nothing_under_way(
+    database: Database, account: str, make_job: MakeJob
+) -> None:
+    limits = {"max_per_account": 2, "lease_seconds": 60}
+    hosts: dict[str, list[str]] = {}
+    for name in ("a", "a", "b", "c"):
+        job = make_job(webhook_url=f"https://{name}.example.com/")
+        jobs.cancel(database, account, job.id)
+        (delivery,) = list_deliveries(database, account, job_id=job.id)
+        hosts.setdefault(name, []).append(delivery.id)
+    first, second = hosts["a"]
+    claimed = deliveries.claim_this(database, second, **limits)
+    assert claimed is not None
+    assert (claimed.id, claimed.num_attempts, claimed.webhook_secret != "") == (second, 1, True)
+    assert deliveries.claim_this(database, second, **limits) is None, "it is under way"
+    assert deliveries.claim_this(database, first, **limits) is None, "its receiver has an attempt under way"
+    assert deliveries.claim_this(database, hosts["b"][0], **limits) is not None
+    assert deliveries.claim_this(database, hosts["c"][0], **limits) is None, "the account has two under way"
+    assert deliveries.claim_this(database, "whd_forged", **limits) is None
 
 
 @pytest.mark.parametrize(

@@ -460,8 +460,8 @@ def test_a_transition_that_is_rolled_back_leaves_no_delivery(
 
 def test_an_idempotency_key_makes_one_job(database: Database, account: str) -> None:
     request = new_job(account, idempotency_key="k", request_hash="h1")
-    first, created = submissions.create(database, request, redispatch_seconds=15)
-    again, created_again = submissions.create(database, request, redispatch_seconds=15)
+    first, created, _ = submissions.create(database, request, redispatch_seconds=15)
+    again, created_again, _ = submissions.create(database, request, redispatch_seconds=15)
     assert (created, created_again, first.id) == (True, False, again.id)
     with pytest.raises(IdempotencyMismatch):
         submissions.create(database, replace(request, request_hash="h2"), redispatch_seconds=15)

@@ -11,12 +11,14 @@ import pytest
 from sqlalchemy import Connection, text
 
 from catalogue.profile import Profile, PublishedKey, StepCost
-from storage import jobs, workers
+from storage import accounts, jobs, submissions, workers
 from storage.database import Database
 from storage.jobs import WorkerName
 from storage.profiles import TierProfile, learn, publish
+from storage.roles import DatabaseRole
 from storage.workers import Worker
 from storage.workloads import KnownJob, LiveDevice, Workload, workload
+from tests.fixtures.new_jobs import new_job
 from tests.integration.storage.conftest import MakeJob
 
 StartWorker = Callable[..., Worker]
@@ -114,7 +116,7 @@ def test_a_dead_worker_and_its_jobs_are_not_there(
     assert queued_in(found, tier) == []
 
 
-def test_running_and_dispatched_jobs_are_read_in_their_order_and_others_are_not(
+def test_running_and_waiting_jobs_are_read_in_their_order(
     database: Database, start_worker: StartWorker, make_job: MakeJob, tier: str
 ) -> None:
     worker = start_worker()
@@ -125,18 +127,57 @@ def test_running_and_dispatched_jobs_are_read_in_their_order_and_others_are_not(
     assert claimed is not None
     workers.heartbeat(database, worker, [(claimed.lease, 0.5)], lease_seconds=30)
     early, late = make_job(tier=tier, width=64, strict=True), make_job(tier=tier)
-    make_job(tier=tier, lane="bulk")  # not dispatched yet
+    bulk = make_job(tier=tier, lane="bulk")
     found = workload(database, alive_seconds=20)
     (running,) = [job for job in found.running if job.tier == tier]
     assert (running.id, running.boot_id, running.progress) == (first.id, worker.boot_id, 0.5)
     assert (running.num_steps, running.is_guided, running.num_images) == (7, False, 3)
     assert 0 <= running.seconds_since_progress < 20
-    assert [job.id for job in queued_in(found, tier)] == [early.id, late.id]
-    assert [(job.width, job.height, job.is_strict) for job in queued_in(found, tier)] == [
+    assert [job.id for job in queued_in(found, tier)] == [early.id, late.id, bulk.id]
+    assert [(job.width, job.height, job.is_strict) for job in queued_in(found, tier)[:2]] == [
         (64, 128, True),
         (128, 128, False),
     ]
     assert found.cut_off == frozenset()
+
+
+def test_bulk_jobs_wait_in_the_order_of_their_claims_accounts_in_turn(
+    databases: dict[DatabaseRole, Database], database: Database, start_worker: StartWorker, tier: str
+) -> None:
+    start_worker()
+    owners = [accounts.create_account(database, name) for name in ("large", "small")]
+
+    def make(owner: str, **changes: object) -> str:
+        new = new_job(owner, tier=tier, lane="bulk", **changes)
+        return submissions.create(database, new, redispatch_seconds=15)[0].id
+
+    large, small = [make(owners[0]) for _ in range(5)], [make(owners[1]) for _ in range(2)]
+    later = make(owners[1])
+    with database.transaction() as connection:
+        statement = text("UPDATE jobs SET next_dispatch_at = 'infinity' WHERE id = :id")
+        connection.execute(statement, {"id": later})
+    found = workload(databases["api"], alive_seconds=20)
+    ids = [job.id for job in queued_in(found, tier)]
+    assert ids == [large[0], small[0], large[1], small[1], *large[2:]]
+    worker = WorkerName("boot", "test")
+    claims = jobs.claim_next(database, tiers=[tier], worker=worker, lease_seconds=30, limit=4)
+    assert {claim.job.id for claim in claims} == set(ids[:4])
+    assert found.cut_off == frozenset()
+
+
+def test_a_long_bulk_queue_is_cut_off_and_says_so(
+    database: Database,
+    start_worker: StartWorker,
+    make_job: MakeJob,
+    tier: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("storage.workloads.MAX_QUEUED", 2)
+    start_worker()
+    made = [make_job(tier=tier, lane="bulk") for _ in range(4)]
+    found = workload(database, alive_seconds=20)
+    assert [job.id for job in queued_in(found, tier)] == [job.id for job in made[:2]]
+    assert (tier, "bulk") in found.cut_off
 
 
 def test_a_long_queue_is_cut_off_and_says_so(

@@ -1,14 +1,23 @@
-"""The promise about consuming: whatever arrives, a lane's slots come back, on a real broker."""
+"""The promise about consuming: whatever arrives, slots come back, and bulk tasks need no broker."""
 
 import secrets
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
+from celery.events.receiver import EventReceiver as Receiver
+from kombu import Queue
 
+from local.binaries import valkey_program
 from local.endpoints import Embedded
+from local.ports import choose_ports
 from settings import ROOT
 from storage.dispatches import Dispatch
 from tasks.app import make_celery
@@ -19,7 +28,9 @@ PROGRAM = """
 import sys, threading
 from pathlib import Path
 from tasks.app import make_celery
+from storage.dispatches import Dispatch
 from tasks.consumer import Consumer
+from tasks.dispatch import job_message
 from tasks.pings import Pings
 
 url, prefix, folder = sys.argv[1:]
@@ -28,6 +39,19 @@ slots = {"interactive": 2, "bulk": 1}
 app = make_celery(url, prefix, ["sd"])
 consumer = Consumer(app, ["sd"], slots, Pings(app, "cpu:0", "test"))
 
+def start_bulk_jobs():
+    # As a claim would: a file that the test makes names a bulk job to be started in this process.
+    while True:
+        for path in list(folder.glob("start.*")):
+            path.unlink()
+            job_id = path.name.partition(".")[2]
+            consumer.receive(job_message(Dispatch(job_id, "sd", "bulk", 1, 0, 20, 128, 128, 1)))
+        threading.Event().wait(0.02)
+
+def ready():
+    threading.Thread(target=start_bulk_jobs, daemon=True).start()
+    (folder / "ready").touch()
+
 def answer(job_id):
     if job_id.startswith("hold"):
         (folder / (job_id + ".held")).touch()
@@ -35,14 +59,15 @@ def answer(job_id):
             threading.Event().wait(0.02)
     (folder / job_id).touch()
 
-sys.exit(consumer.run("test", answer, on_ready=(folder / "ready").touch, on_shutdown=lambda: None))
+sys.exit(consumer.run("test", answer, on_ready=ready, on_shutdown=lambda: None))
 """
 
 
 class Listener:
-    """A consumer in a process of its own, with two interactive slots and one bulk slot."""
+    """A consumer in a process of its own, with two interactive slots and a thread for one bulk job."""
 
     def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
         self.prefix = f"consumer-{secrets.token_hex(4)}:"
         self.folder = folder
         self.celery = make_celery(url, self.prefix, ["sd"])
@@ -50,8 +75,12 @@ class Listener:
         command = [sys.executable, "-c", PROGRAM, url, self.prefix, str(folder)]
         self.process = subprocess.Popen(command, cwd=ROOT)
 
-    def dispatch(self, job_id: str, lane: str) -> None:
-        assert self.dispatcher.dispatch([Dispatch(job_id, "sd", lane, 1, 1, 20, 128, 128, 1)])
+    def dispatch(self, job_id: str) -> None:
+        assert self.dispatcher.dispatch([Dispatch(job_id, "sd", "interactive", 1, 1, 20, 128, 128, 1)])
+
+    def start_bulk(self, job_id: str) -> None:
+        """Start a bulk job, whose claim the process would hold."""
+        (self.folder / f"start.{job_id}").touch()
 
     def heard(self, name: str, seconds: float = 20) -> bool:
         deadline = time.monotonic() + seconds
@@ -74,40 +103,61 @@ def listener(services: Embedded, tmp_path: Path):  # type: ignore[no-untyped-def
 
 def test_forged_and_malformed_bells_leave_every_slot_free(listener: Listener) -> None:
     for arguments in (["job_x", 1, 2], [], [None, 1], [{"a": 1}]):
-        for lane in ("interactive", "bulk"):
-            listener.celery.send_task(GENERATE, args=arguments, queue=f"sd.{lane}")
-    listener.celery.send_task(GENERATE, args=["late", 1], queue="sd.bulk", headers={"eta": "9999-99-99"})
-    listener.celery.send_task(GENERATE, args=["old", 1], queue="sd.bulk", expires=-10)
+        listener.celery.send_task(GENERATE, args=arguments, queue="sd.interactive")
+    eta = {"eta": "9999-99-99"}
+    listener.celery.send_task(GENERATE, args=["late", 1], queue="sd.interactive", headers=eta)
+    listener.celery.send_task(GENERATE, args=["old", 1], queue="sd.interactive", expires=-10)
     for number in range(4):
-        for lane in ("interactive", "bulk"):
-            listener.dispatch(f"{lane}-{number}", lane)
-    assert all(listener.heard(f"{lane}-{number}") for number in range(4) for lane in ("interactive", "bulk"))
+        listener.dispatch(f"job-{number}")
+    assert all(listener.heard(f"job-{number}") for number in range(4))
 
 
-def test_a_full_lane_is_left_alone_and_the_other_is_heard(listener: Listener) -> None:
-    listener.dispatch("hold-1", "bulk")
-    assert listener.heard("hold-1.held")
-    listener.dispatch("waits", "bulk")
-    listener.dispatch("now", "interactive")
+def test_a_full_lane_is_left_alone_and_bulk_jobs_start(listener: Listener) -> None:
+    for job_id in ("hold-1", "hold-2"):
+        listener.dispatch(job_id)
+        assert listener.heard(f"{job_id}.held")
+    listener.dispatch("waits")
+    listener.start_bulk("now")
     assert listener.heard("now")
     assert not (listener.folder / "waits").exists()
     (listener.folder / "let-go").touch()
     assert listener.heard("waits")
 
 
+def test_a_bulk_job_takes_no_interactive_slot(listener: Listener) -> None:
+    listener.start_bulk("hold-1")
+    assert listener.heard("hold-1.held")
+    for number in (2, 3):
+        listener.dispatch(f"hold-{number}")
+        assert listener.heard(f"hold-{number}.held")
+
+
+def test_a_message_for_the_bulk_queue_of_the_version_before_stays_there_and_harms_nothing(
+    listener: Listener,
+) -> None:
+    before = make_celery(listener.url, listener.prefix, ["sd"])
+    before.amqp.queues.add(Queue("sd.bulk"))
+    before.send_task(GENERATE, args=["old", 1], queue="sd.bulk")
+    listener.start_bulk("now")
+    assert listener.heard("now")
+    listener.dispatch("later")
+    assert listener.heard("later")
+    assert not (listener.folder / "old").exists()
+
+
 def test_S23_a_job_that_is_dispatched_twice_takes_two_slots_and_gives_both_back(listener: Listener) -> None:
     """Its task has the same id both times."""
-    listener.dispatch("hold-1", "interactive")
-    listener.dispatch("hold-1", "interactive")
+    listener.dispatch("hold-1")
+    listener.dispatch("hold-1")
     assert listener.heard("hold-1.held")
-    listener.dispatch("waits", "interactive")
-    listener.dispatch("now", "bulk")
+    listener.dispatch("waits")
+    listener.start_bulk("now")
     assert listener.heard("now")
     assert not (listener.folder / "waits").exists(), "both slots are taken"
     (listener.folder / "let-go").touch()
     assert listener.heard("waits")
     for number in range(4):
-        listener.dispatch(f"later-{number}", "interactive")
+        listener.dispatch(f"later-{number}")
     assert all(listener.heard(f"later-{number}") for number in range(4))
 
 
@@ -116,5 +166,101 @@ def test_S23_a_task_that_was_revoked_by_its_id_is_answered_when_its_job_is_dispa
 ) -> None:
     replies = listener.celery.control.revoke("again", reply=True, timeout=5)
     assert "flagged as revoked" in str(replies)
-    listener.dispatch("again", "interactive")
+    listener.dispatch("again")
     assert listener.heard("again")
+    replies = listener.celery.control.revoke("bulk-again", reply=True, timeout=5)
+    assert "flagged as revoked" in str(replies)
+    listener.start_bulk("bulk-again")
+    assert listener.heard("bulk-again")
+
+
+def test_the_event_of_a_received_bulk_job_is_that_of_an_interactive_one(listener: Listener) -> None:
+    """But for its lane, and for what the clock and the counter of the process add."""
+    with events(listener) as found:
+        listener.dispatch("one")
+        listener.start_bulk("other")
+        wait_for(lambda: {"one", "other"} <= found.keys())
+    of_one, of_other = found["one"], found["other"]
+    assert set(of_other) == set(of_one)
+    text = str({name: of_other[name] for name in sorted(of_other) if name not in CHANGING})
+    expected = str({name: of_one[name] for name in sorted(of_one) if name not in CHANGING})
+    assert text == expected.replace("'one'", "'other'").replace("interactive", "bulk")
+    assert "'lane': 'bulk', 'steps': 20, 'size': '128x128', 'images': 1" in of_other["kwargs"]
+
+
+CHANGING = ("timestamp", "local_received", "clock")
+
+
+class EventReceiver(Receiver):
+    """Flower's side of the events: it says when it hears them."""
+
+    listens = threading.Event()
+
+    def on_consume_ready(self, *_: Any, **__: Any) -> None:
+        self.listens.set()
+
+
+@contextmanager
+def events(listener: Listener) -> Iterator[dict[str, dict[str, Any]]]:
+    """The events `task-received` of the process, by the id of the task, as Flower gets them."""
+    found: dict[str, dict[str, Any]] = {}
+    with listener.celery.connection_for_read() as connection:
+        handlers = {"task-received": lambda event: found.__setitem__(event["uuid"], event)}
+        receiver = EventReceiver(connection, handlers=handlers, app=listener.celery)
+        receiver.listens = threading.Event()
+        thread = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
+        thread.start()
+        assert receiver.listens.wait(30)
+        yield found
+        receiver.should_stop = True
+        thread.join()
+
+
+@contextmanager
+def broker(port: int, folder: Path) -> Iterator[None]:
+    """A Valkey of the test's own, which keeps nothing."""
+    command = [str(valkey_program()), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    server = subprocess.Popen([*command, "--dir", str(folder)], stdout=subprocess.DEVNULL)
+    try:
+        with redis.Redis(port=port) as client:
+            wait_for(lambda: answers(client))
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+def answers(client: "redis.Redis") -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def test_bulk_jobs_start_while_the_broker_is_away_and_their_events_follow(tmp_path: Path) -> None:
+    port = choose_ports(["broker"])["broker"]
+    with broker(port, tmp_path):
+        listener = Listener(f"redis://127.0.0.1:{port}/0", tmp_path)
+        assert listener.heard("ready", 60)
+    try:
+        for number in range(3):  # more than one at a time, and more than the process has noticed
+            listener.start_bulk(f"away-{number}")
+            assert listener.heard(f"away-{number}")
+        with broker(port, tmp_path), events(listener) as found:
+            listener.dispatch("back")
+            assert listener.heard("back", 60)
+            listener.start_bulk("after")
+            assert listener.heard("after")
+            wait_for(lambda: {f"away-{number}" for number in range(3)} | {"back", "after"} <= found.keys())
+            listener.process.terminate()
+            assert listener.process.wait(30) == 0
+    finally:
+        listener.process.kill()
+        listener.process.wait()
+
+
+def wait_for(holds: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)

@@ -19,7 +19,6 @@ from catalogue.warnings import RequestWarning
 from storage import accounts, deliveries, jobs
 from storage.database import Database
 from storage.delivery_views import Attempt, Delivery, get, list_deliveries
-from storage.errors import Unavailable
 from storage.job_views import StoredImage
 from storage.roles import DatabaseRole
 from tasks.webhooks.client import WebhookClient
@@ -305,15 +304,10 @@ def test_a_stopped_sender_begins_nothing_more(
 
 
 def test_a_database_that_is_away_is_no_crash(ca_file: Path) -> None:
-    class Away(Database):
-        def __init__(self) -> None:
-            return
-
-        def transaction(self, **_: Any) -> Any:
-            raise Unavailable("away")
-
+    away = Database("postgresql://nobody:x@127.0.0.1:9/none", 1)
     client = WebhookClient(timeout_seconds=1, ca_file=ca_file)
-    assert Deliver(Away(), client, DeliverPlan((1.0,), 4, 60, PUBLIC_URL))() == 0
+    assert Deliver(away, client, DeliverPlan((1.0,), 4, 60, PUBLIC_URL))("whd_a") == 0
+    away.close()
 
 
 def together(calls: list[Callable[[], object]]) -> None:

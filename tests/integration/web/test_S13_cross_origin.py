@@ -142,6 +142,7 @@ def test_S12_S13_a_prefix_of_letters_beyond_ascii_opens_the_same_paths(
     migrated: Embedded, api_key: str
 ) -> None:
     settings = {"CALOTYPE_CORS_ORIGINS": "*", "CALOTYPE_PUBLIC_URL": "https://h.example.com/b%C3%BCcher"}
+    settings["CALOTYPE_MAX_CSV_ROWS"] = "10000"
     with served(migrated.environment_of("api") | settings) as opened:
         large = "prompt\n" + "a red heart\n" * 10_001  # beyond what anything but an upload may bring
         answer = httpx2.post(

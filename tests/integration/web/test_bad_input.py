@@ -114,7 +114,7 @@ def upload(client: Client, data: bytes, **form: str) -> Any:
         (b"\x89PNG\r\n\x1a\n\0\0", 1, "", "PNG"),
         (b"\x1f\x8b\x08", 1, "", "gzip"),
         (b"prompt\n\x81\n", 2, "", "UTF-8"),
-        (b"prompt\n" + b"a\n" * 10_001, 10_002, "", "10000 rows"),
+        (b"prompt\n" + b"a\n" * 100_001, 100_002, "", "100000 rows"),
     ],
 )
 def test_a_csv_with_a_bad_row_is_reported_by_line(
@@ -138,10 +138,10 @@ def test_an_upload_that_is_too_large_names_the_limit(client: Client) -> None:
     part = (
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\nprompt\n%b\r\n--x--\r\n'
     )
-    body = part % (b"a" * 10_200_000)
+    body = part % (b"a" * 50_200_000)
     answer = client("POST", "/v1/batches", data=body, content_type="multipart/form-data; boundary=x")
     problem = assert_problem(answer, 413, "body_too_large")
-    assert "10000000 bytes" in problem["detail"]
+    assert "50000000 bytes" in problem["detail"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -36,7 +37,12 @@ def test_a_job_is_accepted_and_can_be_found_at_its_address(client: Client) -> No
     assert (job["state"], job["tier"], job["seed"], job["images"]) == ("queued", "hd", 5, [])
     assert job["eta_seconds"] is None
     assert answer.headers["Location"] == job["links"]["self"]
-    assert client("GET", answer.headers["Location"]).get_json() == job
+    assert lasting(client("GET", answer.headers["Location"]).get_json()) == lasting(job)
+
+
+def lasting(job: dict[str, Any]) -> dict[str, Any]:
+    """A job without its place at one moment, which comes from a snapshot if it was just accepted."""
+    return {name: value for name, value in job.items() if name not in ("queue_position", "waiting_reason")}
 
 
 def dispatch_seq(database: Database, job_id: str) -> int:
@@ -45,7 +51,7 @@ def dispatch_seq(database: Database, job_id: str) -> int:
         return int(found.scalar_one())
 
 
-def test_an_interactive_job_is_dispatched_and_a_bulk_job_left_to_the_sweeper(
+def test_an_interactive_job_is_dispatched_and_a_bulk_job_left_to_workers(
     app: Flask, client: Client, database: Database
 ) -> None:
     wiring: Wiring = app.extensions[EXTENSION]
@@ -162,7 +168,7 @@ def test_waiters_hold_no_connection_and_beyond_their_limit_nobody_waits(
 def test_the_same_key_and_body_is_the_same_job(client: Client, database: Database) -> None:
     first, second = (client.submit(headers={"Idempotency-Key": "k 1"}) for _ in range(2))
     assert (first.status_code, second.status_code) == (202, 202)
-    assert first.get_json() == second.get_json()
+    assert lasting(first.get_json()) == lasting(second.get_json())
     assert "Idempotent-Replayed" not in first.headers
     assert second.headers["Idempotent-Replayed"] == "true"
     assert dispatch_seq(database, first.get_json()["id"]) == 1

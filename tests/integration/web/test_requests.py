@@ -159,7 +159,7 @@ def test_S9_a_job_that_was_made_under_the_earlier_digest_is_found_by_the_same_by
         account, prompt="caf\u00e9", num_inference_steps=20, guidance_scale=2.0,
         idempotency_key=KEY["Idempotency-Key"], request_hash=digest_of(body),
     )  # fmt: skip
-    made, _ = create(database, new, redispatch_seconds=15)
+    made, *_ = create(database, new, redispatch_seconds=15)
     again = send(client, SAME[0], **KEY)
     assert (again.status_code, again.get_json()["id"]) == (202, made.id)
     assert again.headers["Idempotent-Replayed"] == "true"

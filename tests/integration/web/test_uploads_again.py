@@ -302,7 +302,7 @@ def test_S22_a_short_deadline_is_reported_as_one_that_can_be_sent_again(
 ) -> None:
     batch = upload(client, f"prompt,deadline_seconds\na,{seconds:.7f}\n".encode()).get_json()
     (row,) = rows_of(report(client, batch))
-    assert float(row["deadline_seconds"]) == max(seconds, 1e-6)
+    assert float(row["deadline_seconds"]) == max(round(seconds, 3), 0.001)
     client("DELETE", f"/v1/jobs/{row['job_id']}")
     for query in ("", "?delimiter=semicolon"):
         again = upload(client, report(client, batch, query=query))

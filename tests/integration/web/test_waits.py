@@ -198,7 +198,7 @@ def test_another_accounts_jobs_are_a_number_and_its_bulk_jobs_not_even_that(
     assert "0 jobs of yours" in shown(client, own[0])[1]
     assert shown(client, own[1]) == (
         "bulk_turn",
-        "bulk jobs are dispatched a few at a time, in turn between accounts; 1 job of yours ahead of it",
+        "workers claim bulk jobs as slots get free, in turn between accounts; 1 job of yours ahead of it",
         None,
     )
 
@@ -214,9 +214,7 @@ def test_taken_slots_are_named_and_only_those_of_the_jobs_own_lane_count(
         f"all 1 interactive slots of the 1 live worker of tier {tier!r} are in use; 0 jobs ahead",
         1,
     )
-    bulk = submit(lane="bulk")
-    dispatches.feed(database, tier, "bulk", 1, redispatch_seconds=15)
-    assert shown(client, bulk)[0] == "about_to_start"
+    assert shown(client, submit(lane="bulk"))[0] == "bulk_turn"
 
 
 def test_a_job_that_failed_once_says_with_what_and_when_it_is_tried_again(
@@ -267,19 +265,19 @@ def test_a_dispatch_that_no_idle_worker_receives_is_overdue(
     assert shown(client, undispatched)[0] == "dispatch_due"
 
 
-def test_a_bulk_job_that_is_never_dispatched_is_overdue(
+def test_a_bulk_job_that_no_idle_worker_claims_is_overdue(
     client: Client, submit: Submit, start_worker: StartWorker, tier: str, database: Database
 ) -> None:
-    start_worker()
+    worker = start_worker()
     first, second = submit(lane="bulk"), submit(lane="bulk")
     assert shown(client, first)[0] == "bulk_turn"
     for job_id in (first, second):
         let_pass(database, job_id, 60)
     code, detail, _ = shown(client, first)
     assert code == "dispatch_overdue"
-    assert "the sweeper or the broker may be down" in detail
-    dispatches.feed(database, tier, "bulk", 1, redispatch_seconds=15)
-    assert [shown(client, job_id)[0] for job_id in (first, second)] == ["about_to_start", "bulk_turn"]
+    assert "no idle worker has claimed it" in detail
+    claim(database, first, tier, worker)
+    assert shown(client, second)[0] == "bulk_turn", "workers claim: only its turn has not come"
 
 
 def test_a_job_that_does_not_wait_has_no_reason(
@@ -303,12 +301,10 @@ def test_a_batch_says_for_each_tier_why_its_queued_jobs_wait(
         new_job(account, lane="bulk", tier=tier if line < 4 else f"{tier}-x", batch_line=line)
         for line in range(1, 6)
     ]
-    batch, _ = batches.create(database, account, "prompts.csv", rows, redispatch_seconds=15)
-    running, failed = (
-        dispatch.job_id for dispatch in dispatches.feed(database, tier, "bulk", 2, redispatch_seconds=15)
-    )
-    claim(database, running, tier, worker)
-    release(database, claim(database, failed, tier, worker), backoff_seconds=3600)
+    batch, _ = batches.create(database, account, "prompts.csv", rows)
+    name = WorkerName(worker.boot_id, "cpu:0")
+    _, failed = jobs.claim_next(database, tiers=[tier], worker=name, lease_seconds=30, limit=2)
+    release(database, failed, backoff_seconds=3600)
     for seen in (
         client("GET", f"/v1/batches/{batch.id}").get_json(),
         client("GET", "/v1/batches").get_json()["batches"][0],

@@ -10,7 +10,7 @@ import pytest
 
 from bench.amounts import QUICK
 from bench.bare import BareModel, BarePrices
-from bench.engine import OUTPUT, PARTS, output_of
+from bench.engine import PARTS
 from bench.figures import Figure
 from bench.plots import markdown, plots
 from bench.shipped import Bench
@@ -99,11 +99,6 @@ def test_the_limit_beside_the_bare_model_is_measured_in_the_same_run(bench: Benc
             assert one.limit is not None
             assert 0 < one.limit < 1
             assert one.reason.startswith("1 - beside / tick; beside is the pipelines' own code 0.")
-
-
-def test_the_file_of_a_whole_run_is_written_by_whole_runs_alone() -> None:
-    assert output_of(list(PARTS), is_quick=False) == OUTPUT
-    assert OUTPUT not in (output_of(["fairness"], is_quick=False), output_of(list(PARTS), is_quick=True))
 
 
 def test_the_simulated_part_leaves_curves_that_can_be_drawn(bench: Bench) -> None:

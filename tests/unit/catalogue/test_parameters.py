@@ -25,7 +25,8 @@ from engine.request import GenerationRequest
 from catalogue.parameters import Parameters
 from storage.grants import GRANTS
 from storage.job_views import JOB_COLUMNS
-from storage.submissions import _INSERT
+from storage import new_jobs
+from storage.submissions import _CREATE
 from tasks.webhooks.payload import _PARAMETERS
 from web.api.admission import Admission
 from web.csv.reports import REPORTED
@@ -48,7 +49,8 @@ print(json.dumps({
     "its default": admission.admit(admission.read({"prompt": "a"}), "acc_test").parameters.clip_skip,
     "names": {
         "the job": "clip_skip" in JobResource.model_fields,
-        "the insert": "new_clip_skip" in str(_INSERT),
+        "the insert": "new_clip_skip" in str(_CREATE),
+        "the insert of a batch": "clip_skip int" in str(new_jobs._INSERT).lower(),
         "the row": "clip_skip" in [column.name for column in JOB_COLUMNS],
         "the rights": all("clip_skip" in GRANTS[role]["jobs"].select for role in ("api", "worker")),
         "the webhook": "clip_skip" in _PARAMETERS,

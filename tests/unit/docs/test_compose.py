@@ -157,8 +157,8 @@ def test_the_data_services_have_the_options_of_those_of_calotype_up() -> None:
     assert told - own_ports <= flags, "a container has ports of its own"
     assert f"-bucket={Settings.model_fields['bucket'].default}" in SERVICES["seaweedfs"]["command"]
     assert Settings.model_fields["bucket"].default == BUCKET
-    assert "max_connections=400" in SERVICES["postgres"]["command"]
-    assert "_MAX_CONNECTIONS = 400" in (ROOT / "local" / "postgres.py").read_text(encoding="utf-8")
+    assert "max_connections=480" in SERVICES["postgres"]["command"]
+    assert "_MAX_CONNECTIONS = 480" in (ROOT / "local" / "postgres.py").read_text(encoding="utf-8")
     for line in ("appendonly yes", "maxmemory-policy noeviction", 'save ""'):
         assert line in DEPLOYMENT.made_secrets["valkey.conf"]
         assert line in (ROOT / "local" / "valkey.py").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from engine.policy.buckets import MULTIPLES_OF_FOUR, Buckets
 from engine.policy.candidate import BatchKey
 from engine.policy.due_times import OVERTAKING_STEPS
 from engine.policy.policy import Policy
-from engine.policy.turns import AGING_TURN
+from engine.policy.turns import AGED_SHARE
 from tests.unit.engine.members import LARGE, OTHER, SMALL, STEP_SECONDS, Member, bulk, flat, rising, run
 
 
@@ -54,7 +54,7 @@ def test_members_of_a_step_batch_share_their_key() -> None:
 
 
 def test_interactive_work_pauses_bulk_work_at_the_next_step() -> None:
-    policy = Policy(lambda _: 8)
+    policy = Policy(lambda _: 8, step_seconds=flat)
     members = bulk(8)
     run(policy, members, 5)
     late = Member("late", submitted_at=0.5)
@@ -73,7 +73,7 @@ def test_interactive_work_of_another_size_pauses_bulk_work_too() -> None:
 
 def test_interactive_takes_its_first_step_within_two_ticks_even_while_bulk_work_ages() -> None:
     """Everything is full of bulk work that has waited so long that it has turns of its own."""
-    for phase in range(AGING_TURN + 1):
+    for phase in range(round(1 / AGED_SHARE) + 1):
         policy = Policy(lambda _: 8, bulk_patience_seconds=60.0)
         members = [*bulk(8), *bulk(8, key=LARGE)]
         first = Member("first", submitted_at=100.0, num_steps_left=100)
@@ -271,26 +271,11 @@ def test_interactive_prompts_are_encoded_before_bulk_ones() -> None:
     assert len(admitted) < len(waiting)
 
 
-def test_bulk_work_is_encoded_at_times_although_interactive_work_never_ends() -> None:
-    """There may be time for one text a tick, which is the first of those admitted."""
-    policy, waiting = Policy(lambda _: 8), bulk(1)
-    late = 1000.0  # long after a bulk job loses its patience
-    firsts = []
-    for number in range(AGING_TURN):
-        members = [*waiting, Member(f"i{number}", submitted_at=late), Member(f"j{number}", submitted_at=late)]
-        firsts.append(policy.admit(members, [], late)[0])
-    assert [member.lane for member in firsts] == ["interactive"] * (AGING_TURN - 1) + ["bulk"]
-
-
-def test_a_finished_bulk_image_is_decoded_although_interactive_ones_never_end() -> None:
-    policy, denoised = Policy(lambda _: 8), bulk(1)
-    late = 1000.0
-    firsts = []
-    for number in range(AGING_TURN):
-        members = [*denoised, *(Member(f"i{number} {place}", submitted_at=late) for place in range(8))]
-        firsts.append(policy.order_to_decode(members, late)[0])
-    assert [member.lane for member in firsts] == ["interactive"] * (AGING_TURN - 1) + ["bulk"]
-    assert [one.lane for one in policy.order_to_decode(denoised, late)] == ["bulk"]
+def test_bulk_work_is_admitted_although_interactive_work_never_ends() -> None:
+    """Whether its text is encoded beside interactive work is for `SideWork` to say."""
+    waiting = [*bulk(20), *(Member(f"i{number}", submitted_at=5.0) for number in range(20))]
+    lanes = [member.lane for member in Policy(lambda _: 8).admit(waiting, [], 5.0)]
+    assert lanes == ["interactive"] * 8 + ["bulk"] * 8
 
 
 def test_cached_or_split_steps_do_not_make_a_deadline_look_attainable() -> None:

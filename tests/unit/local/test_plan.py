@@ -38,3 +38,19 @@ def test_S35_a_process_is_given_the_secrets_of_its_role_and_nobody_elses(tmp_pat
                 {f"postgres_{role}_password"} if role != "flower" else {"flower_password", "flower_cookie"}
             )
             assert given == mine, service.name
+
+
+def test_what_imports_ahead_for_all_services_is_given_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+
+    def starts(*_: object, environment: dict[str, str], **__: object) -> None:
+        given.extend(environment.values())
+
+    monkeypatch.setattr("local.plan.Standbys", starts)
+    with State.open(tmp_path) as state:
+        Plan(state, Settings(), addresses(state), {}).standbys()
+        values = " ".join(given)
+        assert values
+        assert not [name for name, secret in state.secrets.items() if secret in values]

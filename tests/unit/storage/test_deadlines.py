@@ -49,6 +49,19 @@ def test_a_socket_that_comes_too_late_is_shut_at_once() -> None:
         assert ours.recv(1) == b""
 
 
+def test_a_deadline_that_is_earlier_than_the_others_is_kept_too() -> None:
+    deadlines = SocketDeadlines()
+    later = deadlines.arm(60)
+    first, peer = socket.socketpair()
+    with first, peer:
+        first.settimeout(30)
+        # The thread sleeps until the later one by now, or will: both orders must end well.
+        threading.Event().wait(0.05)
+        deadlines.bind(deadlines.arm(0.01), SocketHandle(first.fileno()))
+        assert first.recv(1) == b""
+    deadlines.disarm(later)
+
+
 def test_the_result_and_the_error_of_a_call_in_time_are_the_calls_own() -> None:
     calls = BoundedCalls(1, "test")
     assert calls.call(lambda: 7, 30) == 7
@@ -76,6 +89,21 @@ def test_a_late_call_is_given_up_and_its_result_is_handed_on() -> None:
     assert arrived.wait(30)
     assert late == [7]
     assert calls.call(lambda: 9, 30) == 9
+
+
+def test_one_thread_serves_calls_that_follow_each_other() -> None:
+    calls = BoundedCalls(2, "test", idle_seconds=30)
+    threads = {calls.call(threading.get_ident, 30) for _ in range(100)}
+    # A call may begin before the thread of the call before it is idle again.
+    assert len(threads) < 50
+
+
+def test_a_thread_that_is_idle_for_long_ends_and_the_next_call_gets_another() -> None:
+    calls = BoundedCalls(1, "test", idle_seconds=0)
+    first = calls.call(threading.current_thread, 30)
+    first.join(30)
+    assert not first.is_alive()
+    assert calls.call(lambda: 7, 30) == 7
 
 
 def test_a_handle_that_was_closed_shuts_nobody_elses_socket() -> None:

@@ -31,7 +31,7 @@ def test_deaths_of_workers_begin_with_zero() -> None:
     assert values(metrics.registry, "calotype_jobs_reaped_total", "state") == {"queued", "failed", "canceled"}
     assert "worker_lost" in values(metrics.registry, "calotype_jobs_failed_total", "code")
     assert values(metrics.registry, "calotype_sweep_failures_total", "part") == {"reap", "feed"}
-    assert values(metrics.registry, "calotype_redispatches_total", "lane") == {"interactive", "bulk"}
+    assert values(metrics.registry, "calotype_redispatches_total", "lane") == {"interactive"}
 
 
 def test_failures_of_a_worker_begin_with_zero() -> None:

@@ -1,5 +1,6 @@
-"""Estimates are shared between requests, made anew when they must be, and cost no more than their share."""
+"""Estimates are shared between requests, awaited by none of them, and cost no more than their share."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +15,9 @@ from catalogue.states import State
 from settings import ROOT
 from storage.errors import Unavailable
 from storage.workloads import Workload
+from tests.fixtures.new_jobs import parameters_of
 from tests.unit.web.test_eta import DEVICE, PROFILE, job, running
-from web.estimates.forecast import MAX_AGE_SECONDS, MAX_AGED_SECONDS, Forecast
+from web.estimates.forecast import MAX_AGE_SECONDS, MAX_AGED_SECONDS, Forecast, LaneLoad
 
 CATALOGUE = load_catalogue(ROOT / "calotype.toml")
 LONE_SECONDS = 11.0
@@ -69,7 +71,15 @@ def forecast(rows: Rows, clock: Clock) -> Forecast:
 
 
 def shown(name: str, **changes: Any) -> Any:
-    fields = {"id": name, "state": State.QUEUED, "quarantined": False, "cancel_requested_at": None}
+    fields = {
+        "id": name,
+        "tier": "sd",
+        "lane": "interactive",
+        "state": State.QUEUED,
+        "quarantined": False,
+        "cancel_requested_at": None,
+        "parameters": parameters_of(num_inference_steps=10),
+    }
     return SimpleNamespace(**{**fields, **changes})
 
 
@@ -85,10 +95,73 @@ def test_requests_of_the_same_second_share_an_estimate_that_goes_on(
     assert rows.num_reads == 2
 
 
-def test_a_job_that_came_since_is_estimated_at_once(forecast: Forecast, rows: Rows) -> None:
-    forecast.of_jobs([shown("a")])
-    rows.workload = replace(rows.workload, queued=(job("a"), job("b", num_steps=20)))
-    assert forecast.of_jobs([shown("b")])["b"] > LONE_SECONDS
+def test_a_job_that_came_since_is_estimated_by_arithmetic_and_simulated_in_the_next_second(
+    forecast: Forecast, rows: Rows, clock: Clock
+) -> None:
+    rows.workload = replace(rows.workload, queued=())
+    assert forecast.accept(shown("b"))[1] == pytest.approx(LONE_SECONDS)
+    clock.now += 0.5
+    assert forecast.of_jobs([shown("b")]) == {"b": LONE_SECONDS - 0.5}
+    assert forecast.of_jobs([shown("of another process")]) == {}
+    assert rows.num_reads == 1
+    rows.workload = replace(rows.workload, queued=(job("b"),))
+    clock.now += 0.6
+    assert forecast.of_jobs([shown("b")]) == {"b": LONE_SECONDS}
+
+
+def test_a_job_that_left_the_queue_is_forgotten_with_the_snapshot_that_did_not_read_it(
+    forecast: Forecast, rows: Rows, clock: Clock
+) -> None:
+    rows.workload = replace(rows.workload, queued=())
+    forecast.accept(shown("b"))
+    clock.now += 1.1
+    assert forecast.of_jobs([shown("b")]) == {}
+
+
+def test_jobs_that_came_since_are_ahead_of_the_next_one_in_its_lane(forecast: Forecast, rows: Rows) -> None:
+    rows.workload = replace(rows.workload, queued=(job("a"),))
+    found = [forecast.accept(shown(name)) for name in "bcd"]
+    assert [load.num_waiting for load, _ in found if load is not None] == [1, 2, 3]
+    etas = [eta for _, eta in found if eta is not None]
+    assert etas == sorted(set(etas))
+    assert forecast.accept(shown("e", lane="bulk"))[0] == LaneLoad(1, 8, 0, 0)
+
+
+def test_a_new_job_of_more_steps_or_more_pixels_takes_longer_by_what_it_costs(
+    forecast: Forecast, rows: Rows, clock: Clock
+) -> None:
+    rows.workload = replace(rows.workload, queued=())
+    long = shown("long", parameters=parameters_of(num_inference_steps=30))
+    assert forecast.accept(long)[1] == pytest.approx(LONE_SECONDS + 20)
+    clock.now += 1.1
+    large = shown("large", parameters=parameters_of(num_inference_steps=10, width=256, height=256))
+    assert forecast.accept(large)[1] == pytest.approx(4 * (10 + 0.75) + 0.25)
+
+
+def test_nothing_is_said_of_a_new_job_where_no_estimate_is_reliable(rows: Rows, clock: Clock) -> None:
+    def etas(workload: Workload, *jobs: Any) -> list[float | None]:
+        rows.workload = workload
+        forecast = Forecast(rows.read, CATALOGUE, clock, at_once, rows.processor_clock)
+        return [forecast.accept(one)[1] for one in jobs]
+
+    idle = Workload((DEVICE,), (), ())
+    strict = shown("strict", parameters=parameters_of(strict=True))
+    assert etas(idle, shown("bulk", lane="bulk"), strict, shown("of another tier", tier="hd")) == [None] * 3
+    assert etas(replace(idle, devices=(replace(DEVICE, profiles={}),)), shown("unmeasured")) == [None]
+    assert etas(replace(idle, cut_off=frozenset({("sd", "interactive")})), shown("far back")) == [None]
+
+
+def test_a_tier_without_a_live_worker_is_known_to_have_none(forecast: Forecast) -> None:
+    load, _ = forecast.accept(shown("a", tier="hd"))
+    assert load == LaneLoad(num_live_workers=0, num_slots=0, num_busy=0, num_waiting=None)
+
+
+def test_slots_and_busy_ones_are_those_of_the_lane(rows: Rows, clock: Clock) -> None:
+    rows.workload = Workload(
+        (replace(DEVICE, interactive_slots=3),), (running("r"), running("s", lane="bulk")), ()
+    )
+    load, _ = Forecast(rows.read, CATALOGUE, clock, at_once).accept(shown("a"))
+    assert load == LaneLoad(num_live_workers=1, num_slots=3, num_busy=1, num_waiting=0)
 
 
 def test_a_job_that_nothing_can_be_said_of_is_not_asked_about_again_within_the_second(
@@ -179,8 +252,17 @@ def test_no_answer_waits_for_a_snapshot_that_takes_long_and_the_next_one_has_it(
     assert (rows.num_reads, len(begun)) == (2, 2)
 
 
-def test_a_snapshot_on_another_thread_is_waited_for(rows: Rows) -> None:
-    forecast, deadline = Forecast(rows.read, CATALOGUE), time.monotonic() + 30
+def test_no_request_waits_for_a_snapshot_on_another_thread(rows: Rows) -> None:
+    go_on, read = threading.Event(), rows.read
+
+    def read_slowly() -> Workload:
+        assert go_on.wait(30)
+        return read()
+
+    forecast, deadline = Forecast(read_slowly, CATALOGUE), time.monotonic() + 30
+    assert forecast.accept(shown("b")) == (None, None)
+    assert forecast.of_jobs([shown("a")]) == forecast.of_tiers() == {}
+    go_on.set()
     while not (found := forecast.of_jobs([shown("a")])):
         assert time.monotonic() < deadline
     assert 0 < found["a"] <= LONE_SECONDS

@@ -1,5 +1,6 @@
 """S34: what a view reads of a request behind the front: PEP 3333, and no header that passes for another."""
 
+import io
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ def environ(target: bytes = b"/", peer: str = "10.0.0.1", *headers: tuple[bytes,
         "client": (peer, 5000),
         "server": ("10.0.0.2", 8000),
     }
-    return environ_of(scope, b"body", 4, WaitingClient())
+    return environ_of(scope, io.BytesIO(b"body"), 4, WaitingClient())
 
 
 def test_S34_a_path_is_bytes_and_a_query_stays_as_it_was_sent() -> None:

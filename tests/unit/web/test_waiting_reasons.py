@@ -19,7 +19,6 @@ NEXT = QueueFacts(
     quarantined=False,
     num_ahead=0,
     num_own_ahead=None,
-    num_dispatched=1,
     num_live_workers=1,
     num_slots=12,
     num_busy=0,
@@ -27,7 +26,7 @@ NEXT = QueueFacts(
 NOT_DISPATCHED = replace(
     NEXT, is_dispatched=False, seconds_since_dispatch=None, num_ahead=None, seconds_until_due=-1
 )
-BULK = replace(NOT_DISPATCHED, lane="bulk", num_own_ahead=1, num_dispatched=16)
+BULK = replace(NOT_DISPATCHED, lane="bulk", num_own_ahead=1)
 FAILED = replace(NOT_DISPATCHED, num_failures=2, last_error="storage_unavailable", seconds_until_due=7.6)
 
 CASES = [
@@ -39,10 +38,18 @@ CASES = [
     ("dispatch_due", replace(FAILED, seconds_until_due=-0.1), "the sweeper dispatches it in its next round"),
     ("dispatch_overdue", replace(NEXT, seconds_since_dispatch=40), "dispatched 40 s ago, but no idle worker"),
     ("dispatch_overdue", replace(NOT_DISPATCHED, seconds_until_due=-40), "been dispatched 40 s ago"),
-    ("dispatch_overdue", replace(BULK, seconds_until_due=-40, num_dispatched=0), "the sweeper or the broker"),
+    (
+        "dispatch_overdue",
+        replace(BULK, seconds_until_due=-40),
+        "due for 40 s, but no idle worker has claimed",
+    ),
     ("runs_alone", replace(NOT_DISPATCHED, quarantined=True), "runs it in isolation"),
     ("bulk_turn", BULK, "in turn between accounts; 1 job of yours ahead of it"),
-    ("bulk_turn", replace(BULK, seconds_until_due=-4000, num_own_ahead=None), "more than 1000 jobs of yours"),
+    (
+        "bulk_turn",
+        replace(BULK, seconds_until_due=-4000, num_busy=1, num_own_ahead=None),
+        "more than 1000 jobs of yours",
+    ),
     ("dispatch_due", NOT_DISPATCHED, "the sweeper dispatches it in its next round"),
     (
         "all_slots_busy",

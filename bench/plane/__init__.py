@@ -1,0 +1,1 @@
+"""The job plane beside its bars: `python -m bench.plane` measures what `calotype up` runs."""
