@@ -206,7 +206,7 @@ class Sweeper:
     def _reap(self) -> None:
         if self._clock() < self._reap_from:
             return
-        # It runs every turn, since a supervisor may have ended leases early; the query reads one small index.
+        # It runs every turn, since a supervisor may have ended leases early; it reads the running jobs.
         while reaped := jobs.reap(self._db):
             for job_id, state in reaped:
                 log.warning("job_reaped", job_id=job_id, state=state)

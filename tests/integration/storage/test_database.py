@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -294,3 +295,14 @@ def test_a_block_can_roll_back_what_it_did_and_end_well(database: Database) -> N
         connection.rollback()
     count = text("SELECT count(*) FROM accounts WHERE name = :name")
     assert database.execute(count, {"name": name})[0][0] == 0
+
+
+def test_a_transaction_that_cannot_begin_leaves_no_broken_connection_behind(migrated: Embedded) -> None:
+    db = Database(migrated.database_url, 1)  # its only connection is used again
+    db.check()
+    # Postgres refuses so large a limit, and the transaction that has begun is aborted.
+    with pytest.raises(DBAPIError), db.transaction(seconds=1e8):
+        raise AssertionError("it must not begin")
+    with db.transaction() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+    db.close()
