@@ -19,12 +19,11 @@ from kombu.transport import TRANSPORT_ALIASES, redis
 
 from settings import load_settings
 from tasks.broker import tls_options
-from tasks.queues import CPU_QUEUE, queues_of
+from tasks.queues import CPU_QUEUE, PingsFirst, queues_of
 
 RECONNECT_SECONDS = 2.0
-LISTEN_SECONDS = 0.2
-"""The timeout of one poll (BRPOP) for messages. A lane whose slots become free is only polled from the next
-poll on, and the engine may be idle until then."""
+EVENTS_SECONDS = 0.2
+"""How long a worker gathers events of tasks before it sends them."""
 MAX_KEPT_EVENTS = 10_000
 """The events of tasks that a worker keeps while the broker is away."""
 KEEPALIVE = {
@@ -71,13 +70,12 @@ def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Pat
         broker_use_ssl=tls_options(url, ca_file) or None,
         broker_transport_options={
             "global_keyprefix": key_prefix,
-            "queue_order_strategy": "tasks.queues:PingsFirst",
+            "queue_order_strategy": PingsFirst,
             "visibility_timeout": 3600,
             "socket_timeout": 5,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
             "socket_keepalive_options": KEEPALIVE,
-            "polling_interval": LISTEN_SECONDS,
             "health_check_interval": 5,
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
@@ -135,11 +133,20 @@ class _PromptDispatcher(EventDispatcher):
     Celery retries its heartbeat events until the broker is back. The loop would not notice meanwhile that it
     has lost the connection for messages as well. Events of tasks are only kept by the threads of jobs: one
     that sent them would wait for a broker that does not answer. Of many, the newest are kept.
+
+    The events of `EVENTS_SECONDS` go in one message. Celery sends what it has at every turn of the loop, and
+    the loop receives no task until the broker has answered.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.buffer_limit = 2 * MAX_KEPT_EVENTS  # never reached, so that only the loop sends
+        on_kept: Any = options.get("on_send_buffered")
+        if on_kept is not None:
+            # Celery passes a method of its consumer, which owns the loop.
+            self._loop = on_kept.__self__.hub
+            self.on_send_buffered = self._flush_later
+        self._will_flush = False
 
     def send(self, *arguments: Any, **options: Any) -> Any:
         """Send without retries: an event that was not sent is buffered."""
@@ -155,6 +162,17 @@ class _PromptDispatcher(EventDispatcher):
         for group, events in other._group_buffer.items():
             gathered[group].extend(events)
             events.clear()
+
+    def _flush_later(self) -> None:
+        if not self._will_flush:
+            self._will_flush = True
+            # `call_soon` wakes the loop, the only thread that may set a timer. If the connection is lost
+            # meanwhile, Celery hands these events to its next dispatcher, which sends them.
+            self._loop.call_soon(self._loop.call_later, EVENTS_SECONDS, self._flush_kept)
+
+    def _flush_kept(self) -> None:
+        self._will_flush = False
+        self.flush()
 
 
 class _Events(Events):

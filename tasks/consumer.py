@@ -1,4 +1,4 @@
-"""Celery's side of a worker: it receives messages, and stops consuming while its interactive slots are taken.
+"""Celery's side of a worker: it receives messages, and polls for none while its interactive slots are taken.
 
 Owns the Celery worker of this process, its signals and its interactive slots. It also runs tasks whose
 message never was in the broker. It knows neither rows nor the engine: it passes a job id to `answer`, and
@@ -8,6 +8,7 @@ reports the end of the process to `on_shutdown`.
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from celery import Celery, signals
@@ -16,7 +17,7 @@ from kombu.serialization import dumps
 
 from tasks.errors import TaskNotReceived
 from tasks.pings import Pings
-from tasks.queues import GENERATE, queues_of
+from tasks.queues import GENERATE, PingsFirst, queues_of
 from tasks.task_events import SilentRequest
 
 
@@ -27,42 +28,38 @@ def _ignore(*_: object) -> None:
 class Slots:
     """Counts the jobs of a lane that a worker holds at once; safe to share between threads.
 
-    A slot is taken when a message is received, on Celery's loop, so that a full lane stops being consumed
+    A slot is taken when a message is received, on Celery's loop, so that a full lane is no longer polled
     before its next message arrives.
     """
 
-    def __init__(
-        self,
-        limit: int,
-        *,
-        on_full: Callable[[], None] = _ignore,
-        on_free: Callable[[], None] = _ignore,
-    ) -> None:
+    def __init__(self, limit: int, *, on_free: Callable[[], None] = _ignore) -> None:
         self._limit = limit
         self._num_taken = 0
         self._lock = threading.Lock()
-        self._on_full = on_full
         self._on_free = on_free
 
     def take(self) -> None:
-        """Take a slot; calls `on_full` if it was the last one."""
+        """Take a slot."""
         with self._lock:
             self._num_taken += 1
-            if self._num_taken == self._limit:
-                self._on_full()
 
     def give_back(self) -> None:
         """Release a slot; calls `on_free` if the lane was full."""
         with self._lock:
             self._num_taken -= 1
-            if self._num_taken == self._limit - 1:
-                self._on_free()
+            was_full = self._num_taken == self._limit - 1
+        if was_full:
+            self._on_free()
 
     @property
     def num_taken(self) -> int:
         """The number of slots that are in use."""
-        with self._lock:
-            return self._num_taken
+        return self._num_taken
+
+    @property
+    def are_taken(self) -> bool:
+        """Whether no slot is free."""
+        return self._num_taken >= self._limit
 
 
 class Consumer:
@@ -77,8 +74,7 @@ class Consumer:
         self._queues = queues_of(tiers)
         self._pings = pings
         self._num_threads = sum(slots.values()) + 1  # a ping takes no slot
-        self._slots = Slots(slots["interactive"], on_full=self._pause, on_free=self._resume)
-        self._is_paused = False
+        self._slots = Slots(slots["interactive"], on_free=self._wake)
         self._lock = threading.Lock()
         self._taken: Counter[str] = Counter()
         """The slots that each task took; a job that was dispatched twice takes two."""
@@ -111,7 +107,7 @@ class Consumer:
             on_ready()
 
         def received(request: Any, **_: Any) -> None:
-            # Runs on Celery's loop before it asks for the next message, so a full lane is paused in time.
+            # Runs on Celery's loop before it polls for the next message.
             # We send no ETA. Celery may refuse a message with one, and sends no signal if it does.
             if request.delivery_info["routing_key"] in self._queues and request.eta is None:
                 with self._lock:
@@ -124,6 +120,11 @@ class Consumer:
         def shutting_down(**_: Any) -> None:
             on_shutdown()
 
+        self._app.conf.worker_disable_prefetch = False  # the slots bound what this worker holds
+        self._app.conf.broker_transport_options = {
+            **self._app.conf.broker_transport_options,
+            "queue_order_strategy": partial(PingsFirst, is_polled=self._is_polled),
+        }
         self._app.task(name=GENERATE, bind=True, Request=SilentRequest)(task)
         signals.setup_logging.connect(_keep_logging, weak=False)
         signals.worker_ready.connect(ready, weak=False)
@@ -181,29 +182,20 @@ class Consumer:
         if has_slot:
             self._slots.give_back()
 
-    def _pause(self) -> None:
-        self._is_paused = True
-        self._settle_soon()
+    def _is_polled(self, queue: str) -> bool:
+        """Whether the next poll for messages includes a queue; asked by kombu on Celery's loop.
 
-    def _resume(self) -> None:
-        self._is_paused = False
-        self._settle_soon()
+        While the slots are taken, it polls for pings that were sent, and else not at all: a poll that is
+        waiting cannot be given the lane's queues when a slot becomes free.
+        """
+        if not self._slots.are_taken:
+            return True
+        return queue not in self._queues and self._pings.is_awaited
 
-    def _settle_soon(self) -> None:
-        # `call_soon` wakes Celery's loop, the only thread that may touch its consumer.
+    def _wake(self) -> None:
+        # The loop polls anew at its next turn, and `call_soon` makes it take one now.
         if self._celery_consumer is not None:
-            self._celery_consumer.call_soon(self._settle)
-
-    def _settle(self) -> None:
-        consumer = self._celery_consumer
-        if consumer.task_consumer is None:
-            return  # not connected; a paused lane stays paused on the next connection
-        for queue in self._queues:
-            is_consuming = consumer.task_consumer.consuming_from(queue)
-            if self._is_paused and is_consuming:
-                consumer.cancel_task_queue(queue)
-            elif not self._is_paused and not is_consuming:
-                consumer.add_task_queue(queue)
+            self._celery_consumer.call_soon(_ignore)
 
 
 def _keep_logging(**_: Any) -> None:

@@ -34,18 +34,19 @@ class GroupedCalls(Generic[Item, Result]):
         self._max_items = max_items
         self._lock = threading.Lock()
         self._waiting: list[_Entry[Item, Result]] = []
-        self._turn = threading.Lock()
+        self._is_running = False
 
     def __call__(self, item: Item) -> Result:
         """The result for this item; raises what `call` raises for it alone."""
         entry = _Entry[Item, Result](item)
         with self._lock:
             self._waiting.append(entry)
-        # Every caller takes a turn, unless another's turn included its item.
-        while not entry.future.done():
-            with self._turn:
-                if not entry.future.done():
-                    self._run(self._next_group())
+            runs_now, self._is_running = not self._is_running, True
+        if not runs_now:
+            entry.is_next_or_done.wait()
+        if not entry.future.done():
+            self._run(self._next_group())
+            self._wake_next()
         return entry.future.result()
 
     @property
@@ -55,6 +56,7 @@ class GroupedCalls(Generic[Item, Result]):
             return [entry.item for entry in self._waiting]
 
     def _next_group(self) -> "list[_Entry[Item, Result]]":
+        """The items of the next call, of which the first is that of its caller."""
         with self._lock:
             group, self._waiting = self._waiting[: self._max_items], self._waiting[self._max_items :]
         return group
@@ -64,6 +66,7 @@ class GroupedCalls(Generic[Item, Result]):
             results = self._call([entry.item for entry in group])
             for entry, result in zip(group, results, strict=True):
                 entry.future.set_result(result)
+                entry.is_next_or_done.set()
         except BaseException as error:
             if len(group) > 1 and not isinstance(error, self._shared_errors):
                 for entry in group:
@@ -71,9 +74,18 @@ class GroupedCalls(Generic[Item, Result]):
                 return
             for entry in group:
                 entry.future.set_exception(error)
+                entry.is_next_or_done.set()
+
+    def _wake_next(self) -> None:
+        """Let the caller that waits longest run the next call."""
+        with self._lock:
+            self._is_running = bool(self._waiting)
+            if self._waiting:
+                self._waiting[0].is_next_or_done.set()
 
 
 @dataclass(frozen=True)
 class _Entry(Generic[Item, Result]):
     item: Item
     future: "Future[Result]" = field(default_factory=Future)
+    is_next_or_done: threading.Event = field(default_factory=threading.Event)

@@ -32,6 +32,8 @@ class Pings:
         # The anonymous exchange needs no binding; a binding per process would stay in the broker.
         self._queue = Queue(self.queue_name, Exchange(""), routing_key=self.queue_name, expires=QUEUE_SECONDS)
         self._consumer: Any = None
+        self.is_awaited = False
+        """Whether a ping was sent, and none was received since."""
         app.amqp.queues[self.queue_name] = self._queue
 
     def listen(self, on_received: Callable[[], None]) -> None:
@@ -42,6 +44,7 @@ class Pings:
 
         def received(request: Any, **_: Any) -> None:
             if self.is_one(request):
+                self.is_awaited = False
                 on_received()
 
         self._app.task(name=PING, send_events=False)(_do_nothing)
@@ -65,6 +68,7 @@ class Pings:
         failures: tuple[type[BaseException], ...] = (
             OSError, *connection.connection_errors, *connection.channel_errors,
         )  # fmt: skip
+        self.is_awaited = True  # before it is sent, as it may be received at once
         try:
             # An explicit channel, since the default channel retries until the broker is back.
             with connection, connection.channel() as channel:
@@ -77,8 +81,11 @@ class Pings:
                     **message.properties,
                 )
         except failures as error:
+            self.is_awaited = False
             log.warning("ping_not_sent", error=type(error).__name__)
             return False
+        if self._consumer is not None:
+            self._consumer.call_soon(_do_nothing)  # a consumer that polls for nothing now polls for the ping
         return True
 
 

@@ -1,6 +1,6 @@
 """The names of tasks and queues, and the order in which a worker polls its queues. It sends nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 CPU_QUEUE = "cpu"
 GENERATE = "calotype.generate"
@@ -24,12 +24,15 @@ class PingsFirst:
     """A kombu queue cycle (`kombu.utils.scheduling`): a worker's pings before jobs, whose tiers take turns.
 
     kombu passes the names of the active queues as a set and asks its cycle for their order. Its own cycles
-    let a ping wait for a job of every tier, or starve a tier. `broker_transport_options` names this class by
-    its dotted path.
+    let a ping wait for a job of every tier, or starve a tier. `broker_transport_options` names this class.
+    Queues that `is_polled` does not approve are left out of a poll, and if none is left, kombu does not poll.
     """
 
-    def __init__(self, queues: Iterable[str] = ()) -> None:
+    def __init__(
+        self, queues: Iterable[str] = (), *, is_polled: Callable[[str], bool] = lambda _: True
+    ) -> None:
         self._queues: list[str] = []
+        self._is_polled = is_polled
         self.update(queues)
 
     def update(self, queues: Iterable[str]) -> None:
@@ -40,7 +43,7 @@ class PingsFirst:
 
     def consume(self, count: int) -> list[str]:
         """The queues in the order in which BRPOP polls them."""
-        return sorted(self._queues, key=_rank)[:count]
+        return sorted(filter(self._is_polled, self._queues), key=_rank)[:count]
 
     def rotate(self, last_used: str) -> str:
         """Move the queue that was just served to the end."""

@@ -1,11 +1,13 @@
 """A worker tries a broker that is away again soon, however long it has been away."""
 
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from tasks.app import RECONNECT_SECONDS, make_celery
+from tasks.app import EVENTS_SECONDS, RECONNECT_SECONDS, make_celery
 
 
 class EnoughSeen(Exception):
@@ -78,3 +80,49 @@ def test_S23_what_was_gathered_while_the_broker_was_away_is_told_over_the_next_c
         new.publisher = recorder
         new.flush()
     assert [[event["uuid"] for event in events] for events in recorder.sent] == [["job_1"]]
+
+
+class Loop:
+    """Celery's loop, turned by hand."""
+
+    def __init__(self) -> None:
+        self.soon: list[Callable[[], object]] = []
+        self.later: list[tuple[float, Callable[[], object]]] = []
+
+    def call_soon(self, function: Callable[..., object], *arguments: Any) -> None:
+        self.soon.append(partial(function, *arguments))
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        self.later.append((seconds, function))
+
+
+class CeleryConsumer:
+    """What Celery makes a dispatcher for."""
+
+    def __init__(self) -> None:
+        self.hub = Loop()
+
+    def on_send_event_buffered(self) -> None:
+        raise AssertionError("Celery would flush at the next turn of its loop")
+
+
+def test_events_of_tasks_that_come_close_together_are_one_message() -> None:
+    app, consumer, recorder = make_celery("memory://localhost", "x:", ["sd"]), CeleryConsumer(), Recorder()
+    with app.connection_for_write() as connection:
+        dispatcher = app.events.Dispatcher(
+            connection, buffer_group=["task"], on_send_buffered=consumer.on_send_event_buffered
+        )
+        dispatcher.publisher = recorder
+        for name in ("task-received", "task-started", "task-succeeded"):
+            dispatcher.send(name, uuid="job_1")
+        [wake] = consumer.hub.soon
+        wake()
+        assert not recorder.sent
+        [(seconds, flush)] = consumer.hub.later
+        assert seconds == EVENTS_SECONDS
+        flush()
+        assert [[event["type"] for event in events] for events in recorder.sent] == [
+            ["task-received", "task-started", "task-succeeded"]
+        ]
+        dispatcher.send("task-received", uuid="job_2")
+        assert len(consumer.hub.soon) == 2

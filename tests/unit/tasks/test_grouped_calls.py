@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from itertools import islice
 
 import pytest
 
@@ -76,3 +77,28 @@ def test_an_error_that_concerns_all_is_not_met_again_for_each() -> None:
         with pytest.raises(ConnectionError):
             future.result()
     assert len(doubler.groups) == 2
+
+
+def test_a_caller_whose_result_is_there_does_not_wait_for_the_next_call() -> None:
+    has_begun, may_go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def call(numbers: Sequence[int]) -> list[int]:
+        has_begun.release()
+        assert may_go_on.acquire(timeout=30)
+        return list(numbers)
+
+    grouped = GroupedCalls(call, shared_errors=(), max_items=4)
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(grouped, 0)
+        assert has_begun.acquire(timeout=30)
+        rest = [pool.submit(grouped, number) for number in range(1, 9)]
+        while len(grouped.waiting) < 8:
+            threading.Event().wait(0.001)
+        may_go_on.release(2)  # the first call, and that of four items, but not the last one
+        try:
+            answered = list(islice(as_completed(rest, 10), 4))
+        finally:
+            may_go_on.release()
+        assert first.result(30) == 0
+        assert len({future.result(30) for future in answered}) == 4
+        assert {future.result(30) for future in rest} == set(range(1, 9))

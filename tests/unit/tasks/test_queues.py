@@ -24,7 +24,17 @@ def test_tiers_take_turns() -> None:
     assert cycle.consume(4)[-1] == first
 
 
-def test_a_paused_queue_is_not_looked_at() -> None:
+def test_a_queue_that_is_not_active_is_not_polled() -> None:
     cycle = PingsFirst(QUEUES)
     cycle.update(QUEUES - {"xl.interactive"})
     assert cycle.consume(2) == ["hd.interactive", "sd.interactive"]
+
+
+def test_only_queues_that_are_approved_at_that_moment_are_polled() -> None:
+    approved = {"cpu:0@1234"}
+    cycle = PingsFirst({*QUEUES, "cpu:0@1234"}, is_polled=approved.__contains__)
+    assert cycle.consume(4) == ["cpu:0@1234"]
+    approved.clear()
+    assert cycle.consume(4) == []
+    approved.update(QUEUES)
+    assert set(cycle.consume(4)) == QUEUES
