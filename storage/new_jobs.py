@@ -8,6 +8,7 @@ batch; `storage.submissions` inserts single jobs.
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from storage.identifiers import new_id, new_ids
 from storage.notifications import BULK_DUE
 from storage.submissions import RECEIVER_WARNINGS, NewJob
 from storage.tables import jobs
+from storage.temporary_space import writing
 
 JOBS_AT_ONCE = 1000
 CHARACTERS_AT_ONCE = 500_000
@@ -97,7 +99,8 @@ class NewJobs:
 
     def close(self) -> None:
         """Delete the temporary file."""
-        self._file.close()
+        with suppress(OSError):  # on a full disk it is closed, and raises because it cannot write the rest
+            self._file.close()
 
     def add(self, job: NewJob) -> None:
         """Add a job."""
@@ -133,7 +136,8 @@ class NewJobs:
     def pieces(self, *, without_retries_of: Collection[str] = ()) -> Iterator[Piece]:
         """The jobs in pieces, without those that retry one of these jobs."""
         self._write()
-        self._file.seek(0)
+        with writing():
+            self._file.seek(0)
         for line in self._file:
             shared, tiers, some = json.loads(line)
             if without_retries_of:
@@ -153,7 +157,8 @@ class NewJobs:
     def _write(self) -> None:
         if self._jobs:
             shared = [[one.values for one in self._shared], [one.tier for one in self._shared]]
-            self._file.write(json.dumps([*shared, self._jobs], ensure_ascii=False).encode() + b"\n")
+            with writing():
+                self._file.write(json.dumps([*shared, self._jobs], ensure_ascii=False).encode() + b"\n")
         self._jobs, self._shared, self._num_characters = [], {}, 0
 
 

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO
 
 import httpx2
 
@@ -28,15 +29,18 @@ class Served:
 
 
 @contextmanager
-def served(environment: Mapping[str, str]) -> Iterator[Served]:
-    """`calotype api` with these variables, from its first answer on; killed at the end."""
+def served(
+    environment: Mapping[str, str], *, within: Sequence[str] = (), logs: int | IO[bytes] = subprocess.DEVNULL
+) -> Iterator[Served]:
+    """`calotype api` with these variables, from its first answer on; killed at the end.
+
+    `within` is a command that replaces itself with the one that follows it.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "cli", "api", f"--port={port}"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.DEVNULL
-    ) as process:
+    command = [*within, sys.executable, "-m", "cli", "api", f"--port={port}"]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=logs) as process:
         try:
             found = Served(process, port)
             _wait_for(found)

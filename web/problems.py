@@ -21,6 +21,7 @@ from storage.errors import (
     StorageError,
     Unavailable,
 )
+from storage.temporary_space import TemporarySpaceFull
 from web.api.faults import completed, known_fields
 from web.api.schemas import field_errors, parameter_errors
 from web.refusals import MAX_DETAIL_CHARACTERS, MAX_ERRORS, FieldError, InvalidRequest, Refusal
@@ -126,6 +127,15 @@ def answer_http_error(error: HTTPException) -> Response:
     return problem(status, code, error.description or HTTPStatus(status).phrase, headers=headers)
 
 
+def answer_os_error(error: OSError) -> Response:
+    """The response if there is no room for a temporary file; otherwise as to any other exception."""
+    full = TemporarySpaceFull.of(error)
+    if full is None:
+        return answer_anything_else(error)
+    log.error("temporary_space_full", directory=full.directory, num_free_bytes=full.num_free_bytes)
+    return problem(503, full.code, full.detail)
+
+
 def answer_anything_else(error: Exception) -> Response:
     """The response to any other exception, which is logged in full."""
     log.error("request_failed", exc_info=error)
@@ -148,6 +158,7 @@ def register_errors(app: Flask) -> None:
     app.register_error_handler(Refusal, answer_refusal)
     app.register_error_handler(StorageError, answer_storage_error)
     app.register_error_handler(HTTPException, answer_http_error)
+    app.register_error_handler(OSError, answer_os_error)
     app.register_error_handler(Exception, answer_anything_else)
 
 

@@ -24,8 +24,8 @@ from web.wiring import EXTENSION, Wiring
 
 CSV_UPLOADS, FILE_UPLOADS = ("POST", "/v1/batches"), ("POST", "/v1/files")
 UPLOADS_HELD = 2
-"""The number of uploads of the largest size that all processes together have on disk while they arrive; each
-has room for one."""
+"""The number of uploads of the largest size that all processes together have on disk, from their first byte
+until their view has ended; each has room for one."""
 SHARED_PATHS = ("/v1/", "/healthz", "/readyz", "/openapi.json")
 """The paths that pages of other origins may read if a setting names the origins: the API, but no pages."""
 

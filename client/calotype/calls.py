@@ -35,10 +35,15 @@ from .values import as_utf8, header, json_fields, texts
 
 T = TypeVar("T")
 
+SECONDS_A_ROW = 0.003
+"""How long the server may take for each row of a CSV before it answers: 300 s for 100,000 rows."""
+MAX_BATCH_SECONDS = 300.0
+"""How long it may take for a batch whose number of rows is not known: that of the largest one."""
+
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A request and the reader of its response; the server may hold the request for `wait_seconds`."""
+    """A request and the reader of its response; the server may take `wait_seconds` longer than usual."""
 
     method: str
     path: str
@@ -103,7 +108,7 @@ def find_image(job_id: str, index: int) -> Call[str]:
 def upload_csv(
     filename: str, content: bytes, form: Mapping[str, str | None], *, idempotency_key: str | None
 ) -> Call[Batch]:
-    """`POST /v1/batches`."""
+    """`POST /v1/batches`. The server reads every row before it answers."""
     as_utf8("filename", filename)
     return Call(
         "POST",
@@ -113,6 +118,7 @@ def upload_csv(
         headers=_once(idempotency_key),
         data=texts({name: value for name, value in form.items() if value is not None}),
         files={"file": (filename, content, "text/csv")},
+        wait_seconds=SECONDS_A_ROW * max(content.count(b"\n"), content.count(b"\r")),
     )
 
 
@@ -129,7 +135,14 @@ def cancel_batch(batch_id: str) -> Call[Batch]:
 def retry_batch(batch_id: str, *, idempotency_key: str | None) -> Call[Batch]:
     """`POST /v1/batches/{id}/retry`."""
     path = f"/v1/batches/{_part(batch_id)}/retry"
-    return Call("POST", path, _as(batch_of), is_repeatable=True, headers=_once(idempotency_key))
+    return Call(
+        "POST",
+        path,
+        _as(batch_of),
+        is_repeatable=True,
+        headers=_once(idempotency_key),
+        wait_seconds=MAX_BATCH_SECONDS,
+    )
 
 
 def get_results_file(batch_id: str) -> Call[bytes]:

@@ -4,6 +4,7 @@ A compressed kilobyte can become a megabyte, so nothing is decompressed beyond t
 """
 
 import zlib
+from contextlib import suppress
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, cast
 
@@ -11,6 +12,7 @@ from flask import Request
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.utils import cached_property
 
+from storage.temporary_space import writing
 from web.api.json_body import parse_object, read_json_bytes
 from web.refusals import MalformedBody, UnsupportedMediaType, quoted
 
@@ -65,7 +67,7 @@ class ApiRequest(Request):
     def close(self) -> None:
         """Close them; Flask calls this at the end of the request."""
         for file in self._temporary_files:
-            file.close()
+            _discard(file)
         super().close()
 
 
@@ -91,12 +93,18 @@ def decoded(sent: IO[bytes], coding: str, max_bytes: int) -> IO[bytes]:
     """
     plain = cast("IO[bytes]", SpooledTemporaryFile(FILE_MEMORY_BYTES))  # noqa: SIM115 (the request closes it)
     try:
-        _decompress(sent, coding, plain, max_bytes)
+        with writing():
+            _decompress(sent, coding, plain, max_bytes)
+            plain.seek(0)
     except BaseException:
-        plain.close()
+        _discard(plain)
         raise
-    plain.seek(0)
     return plain
+
+
+def _discard(file: IO[bytes]) -> None:
+    with suppress(OSError):  # on a full disk it is closed, and raises because it cannot write the rest
+        file.close()
 
 
 def _decompress(sent: IO[bytes], coding: str, plain: IO[bytes], max_bytes: int) -> None:

@@ -125,7 +125,8 @@ class Front:
                 return answer_of(self._app, environ, max_whole_bytes=size, piece_bytes=piece)
 
         try:
-            answer = await threads.run(partial(context.run, call))
+            with self._bodies.in_use(body, length):
+                answer = await threads.run(partial(context.run, call))
             try:
                 await self._send_answer(exchange, answer, client, context)
             finally:

@@ -1,4 +1,4 @@
-"""Bounds the memory held for slow clients: above the limit, the slowest client is disconnected."""
+"""Bounds what is held for slow clients: above the limit, the slowest client is disconnected."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ class Held:
         self._slowest_first: dict[Holding, None] = {}
         self.num_bytes = 0
         self.num_cut = 0
+        self._num_kept_bytes = 0
 
     @contextmanager
     def holding(self, cut: Callable[[], None]) -> Iterator[Holding]:
@@ -39,12 +40,27 @@ class Held:
         finally:
             self._forget(holding)
 
+    @contextmanager
+    def keeping(self, num_bytes: int) -> Iterator[None]:
+        """Count bytes that are in use while the body runs; disconnecting their client would not free them."""
+        self._num_kept_bytes += num_bytes
+        self.num_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self._num_kept_bytes -= num_bytes
+            self.num_bytes -= num_bytes
+
+    def is_in_use(self, num_bytes: int) -> bool:
+        """Whether the bytes in use leave no room for this many, whoever else is disconnected."""
+        return bool(self._num_kept_bytes) and self._num_kept_bytes + num_bytes > self._max_bytes
+
     def add(self, holding: Holding, num_bytes: int) -> None:
         """See `Holding.grow`."""
         self._slowest_first.setdefault(holding)
         holding.num_bytes += num_bytes
         self.num_bytes += num_bytes
-        while self.num_bytes > self._max_bytes:
+        while self.num_bytes > self._max_bytes and self._slowest_first:
             slowest = next(iter(self._slowest_first))
             self._forget(slowest)
             self.num_cut += 1

@@ -50,7 +50,8 @@ class Limits:
     max_held_body_bytes: int = 33_554_432
     """The sum of all small bodies that are being read; above it the oldest is dropped with its connection."""
     max_held_upload_bytes: int = 67_108_864
-    """The same for uploads, whose senders have presented a key; they are in files."""
+    """The same for uploads, whose senders have presented a key; they are in files. Those that a view uses
+    count too, but are not dropped: an upload that finds no room beside them is answered with 503."""
     max_held_answer_bytes: int = 33_554_432
     """The same for answers that clients have not read yet."""
     max_whole_answer_bytes: int = 262_144

@@ -7,6 +7,7 @@ Refused
  ├─ UnknownMethod   501 not_implemented
  ├─ UnknownCoding   501 not_implemented
  ├─ Busy            503 busy
+ ├─ DiskFull        503 disk_full
  └─ UnknownVersion  505 http_version_not_supported
 """
 
@@ -18,6 +19,7 @@ from http import HTTPStatus
 import structlog
 
 from storage.identifiers import new_id
+from storage.temporary_space import TemporarySpaceFull
 
 log = structlog.get_logger()
 
@@ -79,6 +81,14 @@ class Busy(Refused):
 
     status = 503
     code = "busy"
+    closes = False
+
+
+class DiskFull(Refused):
+    """There is no room for the body on the disk of temporary files."""
+
+    status = 503
+    code = TemporarySpaceFull.code
     closes = False
 
 

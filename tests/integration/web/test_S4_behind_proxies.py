@@ -5,6 +5,7 @@ The deadlines are shortened, the proxy's to stay shorter than ours, as they are 
 
 import io
 import random
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import httpx2
 import pytest
 import trustme
 
+from client.calotype.calls import MAX_BATCH_SECONDS, SECONDS_A_ROW
 from local.endpoints import Embedded
 from local.ports import choose_ports
 from settings import ROOT, Settings
@@ -156,3 +158,12 @@ def test_S4_idle_connections_outlive_those_of_the_shipped_proxies() -> None:
         assert "60s" in (ROOT / "deploy/proxy" / name).read_text()
     # Without a line of its own Caddy keeps them for two minutes, Traefik for 90 s.
     assert Settings.model_fields["idle_seconds"].default > 120
+
+
+def test_the_shipped_nginx_waits_for_a_large_csv_as_long_as_the_client_does() -> None:
+    found = re.search(r"proxy_read_timeout (\d+)s;", (ROOT / "deploy/proxy/nginx.conf").read_text())
+    assert found
+    rows = Settings.model_fields["max_csv_rows"].default * SECONDS_A_ROW
+    assert (
+        int(found[1]) > max(rows, MAX_BATCH_SECONDS, Settings.model_fields["max_wait_seconds"].default) + 30
+    )

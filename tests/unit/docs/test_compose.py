@@ -10,6 +10,8 @@ from local.roles import S3_ROLES
 from local.seaweedfs import BUCKET
 from settings import ROOT, Settings
 from storage.roles import ROLES as DATABASE_ROLES
+from web.api.batches import MULTIPART_BYTES, max_report_bytes
+from web.serve import UPLOADS_HELD
 
 from .deployment_files import Deployment, mounted
 
@@ -62,6 +64,16 @@ def test_a_long_running_service_has_a_health_check_and_is_restarted(name: str) -
     for other, wish in service.get("depends_on", {}).items():
         expected = "service_completed_successfully" if other == "migrate" else "service_healthy"
         assert wish == {"condition": expected}, other
+
+
+def test_the_api_has_room_for_the_threads_of_five_processes_and_for_the_uploads_that_it_holds() -> None:
+    settings = {name: field.default for name, field in Settings.model_fields.items()}
+    num_threads = settings["web_threads"] + settings["max_waiters"] + 40
+    assert SERVICES["api"]["pids_limit"] >= 5 * num_threads + 1
+    # Each of the largest uploads is on disk twice for a moment.
+    largest = max_report_bytes(settings["max_csv_bytes"], settings["max_csv_rows"]) + MULTIPART_BYTES
+    assert "/tmp:mode=1777,size=1g" in SERVICES["api"]["tmpfs"]
+    assert 2 * UPLOADS_HELD * largest <= 1 << 30
 
 
 def test_a_model_has_time_to_load_and_to_spend_all_of_its_self_tests_budget() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.front_threads import threads_of
 from tests.on_a_loop import on_a_loop
@@ -172,6 +173,57 @@ async def test_S34_beyond_what_bodies_may_take_together_the_slowest_is_cut() -> 
     other.hang_up()
     await asyncio.gather(*asking)
     assert slow.answer == other.answer == []
+
+
+@on_a_loop
+async def test_S34_an_upload_counts_until_its_view_has_ended_and_one_beside_it_is_told_to_try_again() -> None:
+    go, entered = threading.Event(), threading.Event()
+
+    def hold(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        entered.set()
+        go.wait(SOON)
+        return echo(environ, start)
+
+    limits = replace(LIMITS, max_held_upload_bytes=6000)
+    front = front_of(hold, limits, max_upload=lambda *_: 5000)
+    known = {"path": "/up", "method": "POST", "authorization": "Bearer known"}
+    first = Client([piece(b"a" * 4000)])
+    asking = asyncio.create_task(first.ask(front, content_length="4000", **known))
+    while not entered.is_set():
+        await asyncio.sleep(0.002)
+    declared = Client([piece(b"b" * 3000)])
+    await declared.ask(front, content_length="3000", **known)
+    assert (declared.status, declared.num_asked) == (503, 0)
+    in_pieces = Client([piece(b"b" * 1100, True) for _ in range(3)])
+    await in_pieces.ask(front, transfer_encoding="chunked", **known)
+    for refused in (declared, in_pieces):
+        assert (refused.status, json.loads(refused.body)["code"]) == (503, "busy")
+        assert not refused.was_cut.is_set()
+    go.set()
+    small = Client([piece(b"b" * 1500)])
+    await small.ask(front, content_length="1500", **known)
+    await asking
+    assert (first.body, small.body) == (b"4000 4000", b"1500 1500")
+    last = Client([piece(b"b" * 5000)])
+    await last.ask(front, content_length="5000", **known)
+    assert (last.body, front.num_cut) == (b"5000 5000", 0)
+
+
+@on_a_loop
+async def test_S34_an_upload_that_fills_the_disk_is_answered_so_and_is_no_longer_counted() -> None:
+    front = front_of(echo, max_upload=lambda *_: 5000)
+    known = {"path": "/up", "method": "POST", "authorization": "Bearer known"}
+    client = Client([piece(b"a" * 4000)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("web.front.bodies.TemporaryFile", lambda: open("/dev/full", "w+b"))  # noqa: SIM115
+        with capture_logs() as logs:
+            await client.ask(front, content_length="4000", **known)
+    assert (client.status, client.headers[b"retry-after"]) == (503, b"2")
+    assert json.loads(client.body)["code"] == "disk_full"
+    assert [(line["event"], line["log_level"]) for line in logs] == [("temporary_space_full", "error")]
+    again = Client([piece(b"a" * 4000)])
+    await again.ask(front, content_length="4000", **known)
+    assert again.body == b"4000 4000"
 
 
 @on_a_loop
