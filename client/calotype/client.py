@@ -30,8 +30,8 @@ class Client:
     `url` and `api_key` are CALOTYPE_URL and CALOTYPE_API_KEY if left out. It trusts the certificates of the
     system or of SSL_CERT_FILE, and those in `ca_file` or CALOTYPE_CA_FILE. It uses the proxies of the
     environment, except for this machine. `timeout_seconds` limits connecting, each write and each read; the
-    answer to a CSV may take 3 ms a row longer, that to `retry_batch` 300 s. A request with a temporary failure
-    is sent again up to `max_retries` times. Many threads may share a client.
+    answer to a CSV may take 3 ms a row longer, that to `retry_batch` 300 s. A request with a temporary
+    failure is sent again up to `max_retries` times. Many threads may share a client.
 
     Raises `ConfigurationError`; all methods raise subclasses of `CalotypeError`.
     """
