@@ -8,8 +8,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tasks.metrics.collectors import DispatchCollector, Dispatches, RowCollector
+from tasks.metrics.collectors import DispatchCollector, Dispatches, RowCollector, RowCollectors
 
+ROWS_SECONDS = 2.0
+"""The time for what is read from Postgres; less than `web.front.processes` waits for a process."""
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -30,7 +32,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._rows: list[RowCollector] = []
+        self._rows = RowCollectors(max_seconds=ROWS_SECONDS)
+        self.registry.register(self._rows)
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "calotype_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
@@ -114,9 +117,7 @@ class Metrics:
 
     def leave_rows_out(self) -> None:
         """Export no metric that is read from Postgres: another process of this API does."""
-        for collector in self._rows:
-            self.registry.unregister(collector)
-        self._rows.clear()
+        self.registry.unregister(self._rows)
 
     def _watch_rows(
         self,
@@ -125,8 +126,7 @@ class Metrics:
         labels: list[str],
         read: Callable[[], Iterable[tuple[list[str], float]]],
     ) -> None:
-        self._rows.append(RowCollector(name, documentation, labels, read))
-        self.registry.register(self._rows[-1])
+        self._rows.add(RowCollector(name, documentation, labels, read))
 
 
 def _alone(read: Callable[[], float]) -> list[tuple[list[str], float]]:

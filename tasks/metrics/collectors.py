@@ -3,6 +3,7 @@
 The API and the sweeper use them. The caller provides the query of a row metric.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
@@ -43,6 +44,53 @@ class DispatchCollector(Collector):
             "Dispatches that could not be published.",
             value=self._dispatches.num_failed,
         )
+
+
+class RowCollectors(Collector):
+    """Several row metrics, read on a thread; those that are not read within `max_seconds` are absent.
+
+    The other metrics of the registry are then not late while Postgres is slow.
+    """
+
+    def __init__(self, *, max_seconds: float) -> None:
+        self._max_seconds = max_seconds
+        self._collectors: list[RowCollector] = []
+        self._reading: _Reading | None = None
+
+    def add(self, collector: "RowCollector") -> None:
+        """Export this metric too."""
+        self._collectors.append(collector)
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield the gauges without values."""
+        for collector in self._collectors:
+            yield from collector.describe()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what is read in time. There is one reading at a time: while one lasts, none is started."""
+        if self._reading is None or self._reading.has_ended.is_set():
+            self._reading = _Reading(self._collectors)
+        if not self._reading.has_ended.wait(self._max_seconds):
+            log.warning("row_metrics_late", max_seconds=self._max_seconds)
+        yield from list(self._reading.families)
+
+
+class _Reading:
+    """The families that a thread has read so far."""
+
+    def __init__(self, collectors: Iterable["RowCollector"]) -> None:
+        self.families: list[Metric] = []
+        self.has_ended = threading.Event()
+        threading.Thread(target=self._read, args=(list(collectors),), name="row-metrics", daemon=True).start()
+
+    def _read(self, collectors: Iterable["RowCollector"]) -> None:
+        try:
+            for collector in collectors:
+                self.families.extend(collector.collect())
+        except Exception:
+            log.exception("row_metrics_not_read")
+        finally:
+            self.has_ended.set()
 
 
 class RowCollector(Collector):

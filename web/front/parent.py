@@ -19,8 +19,8 @@ log = structlog.get_logger()
 VARIABLE = "CALOTYPE_WEB_PROCESS"
 """Holds what the parent gives: index, descriptor of the channel, descriptors of the sockets."""
 READY, ALIVE, METRICS = b"ready", b"alive", b"metrics"
-"""The lines on the channel: a child says the first two; the third asks it for its metrics, which it answers
-with a line of JSON."""
+"""The lines on the channel: a child says the first two; the third, with a number, asks it for its metrics,
+which it answers with that number and JSON in one line."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ class Parent:
             try:
                 with self.channel.makefile("rb") as lines:
                     for line in lines:
-                        if line.strip() == METRICS:
-                            self._answer_with(metrics)
+                        question, _, number = line.strip().partition(b" ")
+                        if question == METRICS:
+                            self._answer(number, metrics)
             except OSError:
                 pass  # a parent that is killed may leave a reset connection instead of an end
             finally:
@@ -87,11 +88,11 @@ class Parent:
 
         threading.Thread(target=run, name="parent", daemon=True).start()
 
-    def _answer_with(self, metrics: Callable[[], bytes]) -> None:
+    def _answer(self, number: bytes, metrics: Callable[[], bytes]) -> None:
         try:
             line = metrics()
         except Exception:
             log.exception("metrics_not_written")
             return
         with self._sending, suppress(OSError):  # the reader notices the end
-            self.channel.sendall(line + b"\n")
+            self.channel.sendall(number + b" " + line + b"\n")

@@ -64,6 +64,20 @@ class _Child:
     received: bytes = b""
     answers: "SimpleQueue[bytes]" = field(default_factory=SimpleQueue)
 
+    def answer_to(self, number: bytes, until: float) -> bytes | None:
+        """Its answer to the question of this number, or None if it comes too late.
+
+        Answers to earlier questions, which came too late, are dropped.
+        """
+        try:
+            while True:
+                line = self.answers.get(timeout=max(0.0, until - time.monotonic()))
+                answered, _, answer = line.partition(b" ")
+                if answered == number:
+                    return answer
+        except Empty:
+            return None
+
 
 class Processes:
     """Runs `num_processes` children with this command, which accept on these sockets.
@@ -86,6 +100,7 @@ class Processes:
         self._children = [_Child(index) for index in range(num_processes)]
         self._selector = selectors.DefaultSelector()
         self._num_signals = 0
+        self._num_questions = 0
         self._has_started = False
         self._asking = threading.Lock()
 
@@ -118,16 +133,17 @@ class Processes:
         """The index and the answer of each child that says in time what its metrics are. For any thread."""
         with self._asking:
             asked = [child for child in self._children if child.channel is not None and child.is_ready]
+            self._num_questions += 1
+            number = b"%d" % self._num_questions
             for child in asked:
-                while not child.answers.empty():
-                    child.answers.get()  # of a scrape that was too late
-                _send(child.channel, METRICS)
+                _send(child.channel, METRICS + b" " + number)
             end, found = time.monotonic() + ANSWER_SECONDS, []
             for child in asked:
-                try:
-                    found.append((child.index, child.answers.get(timeout=max(0.0, end - time.monotonic()))))
-                except Empty:
+                answer = child.answer_to(number, end)
+                if answer is None:
                     log.warning("web_process_metrics_late", process=child.index)
+                else:
+                    found.append((child.index, answer))
             return found
 
     def _receive(self, *_: Any) -> None:

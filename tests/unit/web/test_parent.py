@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from web.front.parent import ALIVE, METRICS, Parent
+from web.front.processes import Processes
 
 SOON = 30.0
 
@@ -44,8 +45,8 @@ def test_metrics_that_cannot_be_written_leave_the_next_question_an_answer(
 
     has_ended = threading.Event()
     parent.follow(metrics, has_ended.set)
-    ours.sendall((METRICS + b"\n") * 2)
-    assert ours.recv(16) == b"{}\n"
+    ours.sendall(METRICS + b" 1\n" + METRICS + b" 2\n")
+    assert ours.recv(16) == b"2 {}\n"
     assert not has_ended.is_set()
     ours.shutdown(socket.SHUT_WR)
     assert has_ended.wait(SOON)
@@ -58,3 +59,21 @@ def test_a_child_never_waits_to_say_that_it_is_alive(ends: tuple[socket.socket, 
     ours.settimeout(0)
     with pytest.raises(BlockingIOError):
         ours.recv(16)
+
+
+def test_an_answer_that_came_too_late_is_not_taken_for_that_to_the_next_question() -> None:
+    processes = Processes([], {}, [], num_processes=1, drain_seconds=0)
+    (child,) = processes._children
+    ours, theirs = socket.socketpair()
+    with ours, theirs, theirs.makefile("rb") as questions:
+        child.channel, child.is_ready = ours, True
+
+        def answer() -> None:
+            for line in questions:
+                number = line.split()[1]
+                processes._hear(child, b"0 [late]")
+                processes._hear(child, number + b" [%s]" % number)
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert [processes.metrics() for _ in range(2)] == [[(0, b"[1]")], [(0, b"[2]")]]
+        ours.shutdown(socket.SHUT_WR)
