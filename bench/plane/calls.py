@@ -263,6 +263,7 @@ def _life(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
         "backoff_seconds": 5.0,
     }
     yield "release", lambda: jobs.release(worker, held[3], **retry)
+    yield "release_each", lambda: jobs.release_each(worker, held[5:8], **{**retry, "charged": False})
     yield "cancel while queued", lambda: jobs.cancel(api, account, made[-1])
     yield "cancel while running", lambda: jobs.cancel(api, account, held[4].job_id)
     yield "next_quarantined", lambda: isolation.next_quarantined(worker, TIERS)

@@ -2,6 +2,7 @@
 
 import select
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import psycopg2
@@ -159,6 +160,34 @@ def test_an_account_whose_jobs_wait_for_a_retry_takes_no_turn(
 
     served = [claim_next(worker_database, tier, 1, after_account=second) for _ in range(3)]
     assert [len(claims) for claims in served] == [1, 1, 1]
+
+
+def test_jobs_that_are_released_together_are_queued_again_and_a_lost_lease_releases_nothing(
+    database: Database, account: str, make_job: MakeJob, tier: str, worker_database: Database
+) -> None:
+    for _ in range(4):
+        make_job(lane="bulk", tier=tier)
+    first, canceled, ended, lost = claim_next(worker_database, tier, 4)
+    jobs.cancel(database, account, canceled.job.id)
+    jobs.finish(worker_database, ended.lease, stored=[], warnings=[], timings={})
+    forged = replace(lost.lease, token=first.lease.token)
+
+    released = jobs.release_each(
+        worker_database,
+        [first.lease, canceled.lease, ended.lease, forged],
+        code="drained",
+        detail="",
+        charged=False,
+        max_attempts=5,
+        backoff_seconds=0,
+    )
+
+    assert released == {first.job.id: "queued", canceled.job.id: "canceled"}
+    claims = (first, canceled, ended, lost)
+    found = [get(database, account, claim.job.id) for claim in claims]
+    assert [job.state for job in found] == ["queued", "canceled", "succeeded", "running"]
+    assert [job.num_failures for job in found] == [0, 0, 0, 0]
+    assert [claim.job.id for claim in claim_next(worker_database, tier, 4)] == [first.job.id]
 
 
 def test_two_jobs_that_end_together_are_finished_with_their_own_images(

@@ -16,6 +16,7 @@ from storage.errors import IdempotencyMismatch, JobIsFinal, NotFound
 from storage.isolation import clear_isolated, set_isolated
 from storage.job_views import Job, StoredImage, get, list_jobs
 from storage.jobs import Claim, Lease, WorkerName
+from storage.transition_values import MAX_CRASHES
 from storage.workers import Worker, declare_dead, heartbeat
 from tests.fixtures.new_jobs import new_job
 from tests.integration.storage.conftest import WORKER, MakeJob
@@ -430,7 +431,7 @@ def test_a_job_that_is_given_up_for_lost_leaves_its_delivery(
     database: Database, make_job: MakeJob, claim_job: ClaimJob
 ) -> None:
     job = make_job(webhook_url="https://example.com/hook")
-    for _ in range(jobs.MAX_CRASHES + 1):
+    for _ in range(MAX_CRASHES + 1):
         if get(database, job.account_id, job.id).state is not State.QUEUED:
             break
         claimed = claim_job(job.id)
