@@ -12,7 +12,8 @@ from local.errors import LocalError, WrongUsage
 from local.postgres import Postgres
 from local.state import State
 from settings import load_settings
-from storage.database import INSUFFICIENT_PRIVILEGE, Database, sqlstate
+from storage.database import Database
+from storage.driver_errors import INSUFFICIENT_PRIVILEGE, sqlstate
 
 
 def connect(url: str, api_key: str, data_dir: Path) -> Client:

@@ -9,7 +9,7 @@ from alembic.util import CommandError
 from sqlalchemy import create_engine, pool, text
 
 from settings import load_settings
-from storage.database import tls_options
+from storage.connections import tls_options
 from storage.errors import RolesNotSet
 from storage.grants import grant_all
 from storage.roles import create_groups

@@ -19,7 +19,8 @@ from psycopg2 import extensions
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from storage.database import Database, tls_options
+from storage.connections import tls_options
+from storage.database import Database
 from storage.errors import StorageError, Unavailable
 
 log = structlog.get_logger()

@@ -12,7 +12,8 @@ from psycopg2.extensions import encrypt_password
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import ProgrammingError
 
-from storage.database import INSUFFICIENT_PRIVILEGE, Database, sqlstate
+from storage.database import Database
+from storage.driver_errors import INSUFFICIENT_PRIVILEGE, sqlstate
 from storage.errors import RolesNotSet
 
 DatabaseRole = Literal["api", "worker", "sender", "sweeper"]

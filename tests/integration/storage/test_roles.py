@@ -9,7 +9,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 from local.endpoints import Embedded
-from storage.database import INSUFFICIENT_PRIVILEGE, Database, sqlstate
+from storage.database import Database
+from storage.driver_errors import INSUFFICIENT_PRIVILEGE, sqlstate
 from storage.errors import RolesNotSet, Unavailable
 from storage.grants import GRANTS
 from storage.roles import GROUPS, ROLES, DatabaseRole, create_groups, group_of, set_users

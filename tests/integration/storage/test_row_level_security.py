@@ -9,7 +9,8 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from catalogue.states import State
 from storage import accounts, batches, counts, jobs
-from storage.database import INSUFFICIENT_PRIVILEGE, Database, sqlstate
+from storage.database import Database
+from storage.driver_errors import INSUFFICIENT_PRIVILEGE, sqlstate
 from storage.grants import GRANTS, VIEWS
 from storage.job_views import Job, StoredImage, get
 from storage.jobs import Claim
