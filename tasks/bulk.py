@@ -36,7 +36,7 @@ class BulkDemand:
     It claims when slots are free and rows may be due: after `wake`, as long as claims return as many rows as
     they ask for, and every `poll_seconds`, since no message tells that a retry is due. `claim_next` gets the
     number of rows and the account behind which the turns begin. `receive` starts the task of a claim, which
-    must call `run` with the job's id. `run_claim` runs the job, and `release` gives it back uncharged.
+    must call `run` with the job's id. `run_claim` runs the job, and `release` gives jobs back uncharged.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class BulkDemand:
         *,
         receive: Callable[[Claim], None],
         run_claim: Callable[[Claim], None],
-        release: Callable[[Claim], object],
+        release: Callable[[Sequence[Claim]], object],
         num_slots: int,
         poll_seconds: float,
         clock: Callable[[], float] = time.monotonic,
@@ -109,8 +109,7 @@ class BulkDemand:
             self._thread.join()
         with self._changed:
             waiting = list(self._waiting.values())
-        for claim in waiting:
-            self._give_back(claim)
+        self._give_back(waiting)
 
     def _run(self) -> None:
         num_failures = 0
@@ -163,15 +162,11 @@ class BulkDemand:
             self._is_due = self._is_due or len(claims) >= num_rows
         self._free(num_rows - len(claims))
         self._after_account = last_account(self._after_account, claims)
-        has_begun = True
-        for claim in claims:
-            has_begun = self._begin(claim) and has_begun
-        return has_begun
+        not_begun = [claim for claim in claims if self._is_leaving or not self._begin(claim)]
+        self._give_back(not_begun)
+        return not not_begun
 
     def _begin(self, claim: Claim) -> bool:
-        if self._is_leaving:
-            self._give_back(claim)
-            return True
         try:
             self._receive(claim)
         except Exception as error:
@@ -179,22 +174,26 @@ class BulkDemand:
                 log.warning("bulk_task_not_started", job_id=claim.job.id, error=str(error))
             else:
                 log.exception("bulk_task_not_started", job_id=claim.job.id)
-            self._give_back(claim)
             return False
         return True
 
-    def _give_back(self, claim: Claim) -> None:
-        """Release a claim that waits; one whose task has begun stays."""
+    def _give_back(self, claims: Sequence[Claim]) -> None:
+        """Release the claims among these that wait, all at once; one whose task has begun stays."""
         with self._changed:
-            if self._waiting.pop(claim.job.id, None) is None:
-                return
+            waiting = [claim for claim in claims if self._waiting.pop(claim.job.id, None) is not None]
+        if not waiting:
+            return
         try:
-            self._release(claim)
+            self._release(waiting)
         except Exception as error:
-            # Its lease will expire, and another worker takes it.
-            log.warning("bulk_not_released", job_id=claim.job.id, error=type(error).__name__)
+            # Their leases will expire, and another worker takes them.
+            log.warning(
+                "bulk_not_released",
+                job_ids=[claim.job.id for claim in waiting],
+                error=type(error).__name__,
+            )
         finally:
-            self._free(1)
+            self._free(len(waiting))
 
     def _free(self, num_slots: int) -> None:
         with self._changed:

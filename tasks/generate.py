@@ -110,12 +110,12 @@ class Generate:
         except BaseException as error:
             log.error("task_failed", job_id=job_id, traceback=places_of(error))
 
-    def release(self, claim: Claim) -> None:
-        """Give a claimed job that has not begun back to its queue, uncharged; raises `StorageError`."""
+    def release(self, claims: Sequence[Claim]) -> None:
+        """Give claimed jobs that have not begun back to their queue, uncharged; raises `StorageError`."""
         self._tries()(
-            jobs.release,
+            jobs.release_each,
             self._db,
-            claim.lease,
+            [claim.lease for claim in claims],
             code=EngineStopped.code,
             detail="its worker ended before it began",
             charged=False,

@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -11,7 +12,7 @@ from sqlalchemy import text
 from catalogue.states import State
 from storage import accounts, jobs, submissions
 from storage.blobs import Blobs
-from storage.database import Database
+from storage.database import WATCHERS, Database
 from storage.job_views import get
 from storage.jobs import Claim, WorkerName
 from storage.workers import declare_dead
@@ -173,7 +174,7 @@ def test_two_workers_never_run_one_row_twice(
     assert max(worker.max_held for worker in workers) <= 4
 
 
-def test_a_drain_gives_rows_back_uncharged_whose_task_did_not_begin(
+def test_a_drain_gives_rows_back_at_once_and_uncharged_whose_task_did_not_begin(
     make_worker: MakeWorker, make_job: MakeJob, database: Database
 ) -> None:
     worker, made = make_worker(num_slots=2), [make_job(lane="bulk") for _ in range(3)]
@@ -181,7 +182,18 @@ def test_a_drain_gives_rows_back_uncharged_whose_task_did_not_begin(
     worker.start_task = started.append  # Celery's pool stops before it begins them
     worker.demand.start()
     wait_for(lambda: len(started) == 2)
-    worker.demand.stop()
+    num_releases = 0
+
+    def watch(_driver: Any, _query: str, parameters: Any, _account_id: str | None) -> None:
+        nonlocal num_releases
+        num_releases += isinstance(parameters, dict) and parameters.get("transition") == "release"
+
+    WATCHERS.append(watch)
+    try:
+        worker.demand.stop()
+    finally:
+        WATCHERS.remove(watch)
+    assert num_releases == 1
     found = [get(database, job.account_id, job.id) for job in made]
     assert {job.state for job in found} == {State.QUEUED}
     assert {job.num_failures for job in found} == {0}

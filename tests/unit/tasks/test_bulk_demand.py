@@ -25,9 +25,11 @@ class Worker:
         self.started: list[str] = []
         self.ended: list[str] = []
         self.released: list[str] = []
+        self.num_releases = 0
         self.before_claim: Callable[[], None] = lambda: None
         self.before_answer: Callable[[], None] = lambda: None
         self.before_receive: Callable[[], None] = lambda: None
+        self.before_release: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self.demand: BulkDemand
 
@@ -35,7 +37,7 @@ class Worker:
         self.demand = BulkDemand(
             self._claim,
             receive=self._receive,
-            release=lambda claim: self._note(self.released, claim.job.id),
+            release=self._release,
             num_slots=num_slots,
             **{
                 "run_claim": lambda claim: self._note(self.ended, claim.job.id),
@@ -70,6 +72,12 @@ class Worker:
     def _receive(self, claim: Claim) -> None:
         self.before_receive()
         self._note(self.started, claim.job.id)
+
+    def _release(self, claims: Sequence[Claim]) -> None:
+        self.num_releases += 1
+        self.before_release()
+        for claim in claims:
+            self._note(self.released, claim.job.id)
 
     def _note(self, where: list[str], job_id: str) -> None:
         with self._changed:
@@ -215,6 +223,7 @@ def test_rows_that_come_after_the_worker_began_to_leave_go_back(worker: Worker) 
     worker.wait(lambda: worker.released == ["a", "b"])
     demand.stop()
     assert (worker.started, worker.rows, demand.num_held) == ([], ["c"], 0)
+    assert worker.num_releases == 1
 
 
 def test_claims_whose_task_never_began_go_back_at_the_end_and_others_stay(worker: Worker) -> None:
@@ -226,6 +235,27 @@ def test_claims_whose_task_never_began_go_back_at_the_end_and_others_stay(worker
     demand.stop()
     assert (worker.ended, worker.released) == (["a"], ["b"])
     assert not demand.run("b"), "its claim is gone, so its task must not run it"
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_all_claims_go_back_at_the_end_by_one_release_which_is_not_tried_again(
+    worker: Worker, is_away: bool
+) -> None:
+    """Each release is retried for a lease's length, so that one by one they would outlast every drain."""
+    demand = worker.make(20)
+    worker.rows += [f"job-{number}" for number in range(20)]
+    demand.start()
+    worker.wait(lambda: len(worker.started) == 20)
+
+    def fail() -> None:
+        raise Unavailable("away")
+
+    if is_away:
+        worker.before_release = fail
+    demand.stop()
+    assert worker.num_releases == 1
+    assert worker.released == ([] if is_away else worker.started)
+    assert demand.num_held == 0
 
 
 def test_a_task_without_a_claim_here_is_not_run(worker: Worker) -> None:
