@@ -34,27 +34,28 @@ class SentEvents:
 
     def __init__(self, celery: Celery) -> None:
         self._celery = celery
+        self._lock = threading.Lock()
         self._waiting: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
 
     def add(self, message: Mapping[str, Any]) -> None:
         """Keep the event of a task that was just published, until `flush`."""
-        self._waiting.append(
-            {
-                "uuid": message["task_id"],
-                "root_id": message["task_id"],
-                "parent_id": None,
-                "name": message["name"],
-                "args": repr(message["args"]),
-                "kwargs": message.get("kwargsrepr", "{}"),
-                "retries": 0,
-                "eta": None,
-                "expires": None,
-                "queue": message["queue"],
-                "exchange": "",
-                "routing_key": message["queue"],
-                "timestamp": time.time(),
-            }
-        )
+        event = {
+            "uuid": message["task_id"],
+            "root_id": message["task_id"],
+            "parent_id": None,
+            "name": message["name"],
+            "args": repr(message["args"]),
+            "kwargs": message.get("kwargsrepr", "{}"),
+            "retries": 0,
+            "eta": None,
+            "expires": None,
+            "queue": message["queue"],
+            "exchange": "",
+            "routing_key": message["queue"],
+            "timestamp": time.time(),
+        }
+        with self._lock:
+            self._waiting.append(event)
 
     def flush(self) -> None:
         """Publish all events in one message. Raises nothing."""
@@ -71,11 +72,18 @@ class SentEvents:
                     buffer_limit=MAX_EVENTS + 1,
                 ) as events,
             ):
-                while self._waiting:
-                    events.send("task-sent", **self._waiting.popleft())
+                for event in self._take():
+                    events.send("task-sent", **event)
                 events.flush()
         except Exception as error:  # of kombu, of the broker's own client, or of the network
             log.warning("events_not_sent", error=str(error))
+
+    def _take(self) -> list[dict[str, Any]]:
+        """The events that wait, each for one thread alone."""
+        with self._lock:
+            taken = list(self._waiting)
+            self._waiting.clear()
+        return taken
 
 
 class Dispatcher:
