@@ -11,11 +11,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select, text
 
 from storage.database import Database
+from storage.delivery_turns import CLAIM, CLAIM_THIS, DISPATCH, NEXT_ACCOUNT
 from storage.errors import DeliveryIsPending, NotFound
 from storage.notifications import WEBHOOKS_DUE
 from storage.receivers import (
     DEFAULT_BACKOFF,
-    IS_HELD_BACK,
     NOT_THE_RECEIVERS,
     Backoff,
     hold,
@@ -26,7 +26,6 @@ from storage.receivers import (
 
 CLAIM_TRIES = 3
 MAX_HOLDS = 20
-MAX_RECEIVERS = 100
 
 
 @dataclass(frozen=True)
@@ -104,35 +103,12 @@ def dispatch(db: Database, *, limit: int, max_per_account: int, redispatch_secon
 
     An account gets no more than it may have in flight, so that a receiver that is down cannot fill a queue.
     """
-    statement = text(
-        f"""
-        {_NOT_DURABLE};
-        WITH RECURSIVE {WAITING}, picked AS (
-            SELECT due.id FROM waiting
-             CROSS JOIN LATERAL (
-                   SELECT count(*) AS num FROM webhook_deliveries
-                    WHERE account_id = waiting.account_id AND state = 'pending'
-                      AND (lease_token IS NOT NULL OR dispatched_at IS NOT NULL)
-                      AND (({_SENDING}) OR ({_DISPATCHED}))) AS under_way
-             CROSS JOIN LATERAL (
-                   SELECT id, row_number() OVER (ORDER BY next_attempt_at, id) AS turn
-                     FROM (SELECT id, next_attempt_at FROM webhook_deliveries
-                            WHERE account_id = waiting.account_id AND {DUE} AND ({_DISPATCHED}) IS NOT TRUE
-                            ORDER BY next_attempt_at, id LIMIT :max_per_account) AS oldest) AS due
-             WHERE due.turn <= :max_per_account - under_way.num
-             ORDER BY due.turn LIMIT :limit)
-        UPDATE webhook_deliveries SET dispatched_at = clock_timestamp()
-          FROM picked
-         WHERE webhook_deliveries.id = picked.id AND {DUE} AND ({_DISPATCHED}) IS NOT TRUE
-        RETURNING webhook_deliveries.id
-        """
-    )
     parameters = {
         "limit": limit,
         "max_per_account": max_per_account,
         "redispatch_seconds": redispatch_seconds,
     }
-    return [row.id for row in db.execute(statement, parameters)]
+    return [row.id for row in db.execute(DISPATCH, parameters)]
 
 
 def undispatch(db: Database, delivery_ids: Sequence[str]) -> None:
@@ -155,11 +131,11 @@ def claim(db: Database, *, max_per_account: int, lease_seconds: float) -> Delive
     parameters: dict[str, object] = {"max_per_account": max_per_account, "lease_seconds": lease_seconds}
     num_tries = num_holds = 0
     while num_tries < CLAIM_TRIES and num_holds < MAX_HOLDS:
-        found = db.execute(_NEXT_ACCOUNT, parameters)
+        found = db.execute(NEXT_ACCOUNT, parameters)
         if not found:
             return None
         account_id = found[0].account_id
-        for row in db.execute(_CLAIM, {**parameters, "account_id": account_id}):
+        for row in db.execute(CLAIM, {**parameters, "account_id": account_id}):
             return _claim_of(row)
         # Its due deliveries may have to be held, or another sender claimed the last one.
         if hold(db, account_id):
@@ -178,7 +154,7 @@ def claim_this(
     receivers within an account take turns where there is a choice.
     """
     parameters = {"id": delivery_id, "max_per_account": max_per_account, "lease_seconds": lease_seconds}
-    return next(map(_claim_of, db.execute(_CLAIM_THIS, parameters)), None)
+    return next(map(_claim_of, db.execute(CLAIM_THIS, parameters)), None)
 
 
 def _claim_of(row: Row[Any]) -> DeliveryClaim:
@@ -283,127 +259,3 @@ def replay(db: Database, account_id: str, delivery_id: str) -> None:
 
     if not db.run(work, account_id=account_id):
         raise DeliveryIsPending(f"webhook delivery {delivery_id!r} is pending: it will be sent anyway")
-
-
-# Stable within a statement, unlike `clock_timestamp()`, so that an index can be used.
-DUE = "state = 'pending' AND held_at IS NULL AND next_attempt_at <= statement_timestamp()"
-_SENDING = "lease_token IS NOT NULL AND next_attempt_at > statement_timestamp()"
-_DISPATCHED = "dispatched_at > statement_timestamp() - make_interval(secs => :redispatch_seconds)"
-# Every account with pending deliveries that are not held, by a loose index scan (one probe per account).
-WAITING = """waiting AS (
-        (SELECT account_id FROM webhook_deliveries WHERE state = 'pending' AND held_at IS NULL
-          ORDER BY account_id LIMIT 1)
-        UNION ALL
-        SELECT (SELECT next.account_id FROM webhook_deliveries AS next
-                 WHERE next.state = 'pending' AND next.held_at IS NULL
-                   AND next.account_id > waiting.account_id
-                 ORDER BY next.account_id LIMIT 1)
-          FROM waiting WHERE waiting.account_id IS NOT NULL)"""
-NUM_SENDING = f"""SELECT count(*) FROM webhook_deliveries AS other
-          WHERE other.account_id = {{account}} AND other.state = 'pending'
-            AND (lease_token IS NOT NULL OR dispatched_at IS NOT NULL) AND {_SENDING}"""
-# What a crash of Postgres takes back is done again: a delivery is made at least once. Waiting for the disk
-# would be most of the time from the end of a job to its webhook.
-_NOT_DURABLE = "SELECT set_config('synchronous_commit', 'off', true)"
-_NEXT_ACCOUNT = text(
-    f"""
-    WITH RECURSIVE {WAITING}
-    SELECT waiting.account_id FROM waiting
-     CROSS JOIN LATERAL (SELECT next_attempt_at FROM webhook_deliveries
-                          WHERE account_id = waiting.account_id AND {DUE}
-                          ORDER BY next_attempt_at LIMIT 1) AS oldest
-     CROSS JOIN LATERAL ({NUM_SENDING.format(account="waiting.account_id")}) AS sending (num)
-     WHERE sending.num < :max_per_account
-     ORDER BY sending.num, oldest.next_attempt_at LIMIT 1
-    """
-)
-_TAKEN = f"""picked AS (
-        SELECT id, account_id FROM webhook_deliveries WHERE id = (SELECT id FROM best) AND {DUE} FOR UPDATE
-    ), claimed AS (
-        UPDATE webhook_deliveries SET lease_token = gen_random_uuid(), num_attempts = num_attempts + 1,
-               dispatched_at = NULL,
-               next_attempt_at = clock_timestamp() + make_interval(secs => :lease_seconds)
-          FROM picked
-         WHERE webhook_deliveries.id = picked.id
-           AND ({NUM_SENDING.format(account="picked.account_id")}) < :max_per_account
-        RETURNING webhook_deliveries.id, webhook_deliveries.account_id, job_id, batch_id, event, url,
-                  num_attempts, num_failures, lease_token, receiver
-    ), probed AS (
-        UPDATE webhook_receivers
-           SET next_probe_at = clock_timestamp() + make_interval(secs => :lease_seconds)
-          FROM claimed
-         WHERE webhook_receivers.account_id = claimed.account_id
-           AND webhook_receivers.receiver = claimed.receiver AND webhook_receivers.state = 'failing'
-        RETURNING webhook_receivers.id
-    ), lost AS (
-        UPDATE webhook_attempts SET error_code = 'sender_lost' FROM claimed
-         WHERE delivery_id = claimed.id AND milliseconds IS NULL AND webhook_attempts.error_code IS NULL
-    ), begun AS (
-        INSERT INTO webhook_attempts (delivery_id, number) SELECT id, num_attempts FROM claimed
-    )
-    SELECT claimed.*, accounts.webhook_secret,
-           CASE WHEN previous_webhook_secret_until > statement_timestamp() THEN previous_webhook_secret END
-               AS previous_webhook_secret,
-           EXISTS (SELECT FROM probed) AS is_probe
-      FROM claimed JOIN accounts ON accounts.id = claimed.account_id"""
-"""The last CTEs of a claim, from the delivery `best` to the row of a `DeliveryClaim`."""
-# Within an account the receiver with the fewest attempts in flight comes first, so that one that hangs delays
-# the others by one attempt and not by its whole queue. Receivers come from a loose index scan too, at most a
-# hundred of them plus the longest waiting one: an account may use a new host in every job.
-#
-# The first statement serializes the claims of one account, so that each counts the attempts begun before it.
-# A lock on the account's row would need the right to update it; the first number is the kind of the lock.
-# Both statements are one transaction in one round trip; each sees what was committed before it began.
-_CLAIM = text(
-    f"""
-    {_NOT_DURABLE}, pg_advisory_xact_lock(1, hashtext(:account_id));
-    WITH RECURSIVE receivers AS (
-        (SELECT receiver FROM webhook_deliveries
-          WHERE account_id = :account_id AND state = 'pending' AND held_at IS NULL
-          ORDER BY receiver LIMIT 1)
-        UNION ALL
-        SELECT (SELECT next.receiver FROM webhook_deliveries AS next
-                 WHERE next.account_id = :account_id AND next.state = 'pending' AND next.held_at IS NULL
-                   AND next.receiver > receivers.receiver
-                 ORDER BY next.receiver LIMIT 1)
-          FROM receivers WHERE receivers.receiver IS NOT NULL
-    ), looked_at AS (
-        (SELECT receiver FROM receivers WHERE receiver IS NOT NULL LIMIT {MAX_RECEIVERS})
-        UNION
-        (SELECT receiver FROM webhook_deliveries WHERE account_id = :account_id AND {DUE}
-          ORDER BY next_attempt_at, id LIMIT 1)
-    ), sending AS (
-        SELECT receiver, count(*) AS num FROM webhook_deliveries
-         WHERE account_id = :account_id AND state = 'pending'
-           AND (lease_token IS NOT NULL OR dispatched_at IS NOT NULL) AND {_SENDING}
-         GROUP BY receiver
-    ), best AS (
-        SELECT oldest.id FROM looked_at
-         CROSS JOIN LATERAL (SELECT id, next_attempt_at FROM webhook_deliveries
-                              WHERE account_id = :account_id AND receiver = looked_at.receiver AND {DUE}
-                              ORDER BY next_attempt_at, id LIMIT 1) AS oldest
-          LEFT JOIN sending USING (receiver)
-         WHERE NOT EXISTS (SELECT FROM webhook_receivers
-                            WHERE account_id = :account_id AND receiver = looked_at.receiver
-                              AND {IS_HELD_BACK})
-         ORDER BY coalesce(sending.num, 0), oldest.next_attempt_at, oldest.id LIMIT 1
-    ), {_TAKEN}
-    """
-)
-_CLAIM_THIS = text(
-    f"""
-    {_NOT_DURABLE}, pg_advisory_xact_lock(1, hashtext(account_id))
-      FROM webhook_deliveries WHERE id = :id AND {DUE};
-    WITH best AS (
-        SELECT id FROM webhook_deliveries AS this
-         WHERE id = :id AND {DUE}
-           AND NOT EXISTS (SELECT FROM webhook_receivers
-                            WHERE account_id = this.account_id AND receiver = this.receiver
-                              AND {IS_HELD_BACK})
-           AND NOT EXISTS (SELECT FROM webhook_deliveries AS other
-                            WHERE other.account_id = this.account_id AND other.receiver = this.receiver
-                              AND other.state = 'pending'
-                              AND (lease_token IS NOT NULL OR dispatched_at IS NOT NULL) AND {_SENDING})
-    ), {_TAKEN}
-    """
-)

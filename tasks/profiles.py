@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
 from catalogue.catalogue import Tier
 from catalogue.profile import Profile, ProfileKey
 from engine.loading.load import LoadedModels
 from engine.policy.profiles import EngineProfiles
 from engine.self_test.measurement import Measurement, profile_key
-from storage.profiles import TierProfile
+from storage.database import Database
+from storage.errors import Unavailable
+from storage.profiles import TierProfile, publish
 
 log = structlog.get_logger()
 
@@ -67,6 +70,27 @@ class WorkerProfiles:
     def fingerprints(self) -> dict[str, str]:
         """The fingerprints of the keys, by tier."""
         return {tier: key.fingerprint for tier, key in self.keys.items()}
+
+    def publish(self, db: Database) -> None:
+        """Log which profiles are used, and publish them as soon as Postgres answers. Raises nothing."""
+        for tier, key in self.keys.items():
+            profile = self.found.get(tier)
+            if profile is None:
+                log.info("profile_not_found", tier=tier, device=key.device_kind, fingerprint=key.fingerprint)
+            else:
+                log.info(
+                    "profile_used",
+                    tier=tier,
+                    max_rows=profile.max_rows,
+                    is_worth_batching=profile.is_worth_batching,
+                )
+        tries = Retrying(
+            retry=retry_if_exception_type(Unavailable), wait=wait_random_exponential(multiplier=0.5, max=30)
+        )
+        try:
+            tries(publish, db, self.published)
+        except Exception:  # learned profiles can still be published
+            log.exception("profiles_not_published")
 
 
 def worker_profiles(folder: ProfileFolder, tiers: Sequence[Tier], loaded: LoadedModels) -> WorkerProfiles:

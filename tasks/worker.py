@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import structlog
-from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
 from catalogue.lanes import default_slots
 from engine.engine import Engine
@@ -26,13 +25,11 @@ from settings import Settings
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.dispatches import of_claim
-from storage.errors import Unavailable
 from storage.isolation import next_quarantined
 from storage.job_views import last_event_before, newest_event
 from storage.job_views import taken_away as jobs_taken_away
 from storage.jobs import Claim, WorkerName, claim_next
 from storage.notifications import BULK_DUE, Listener
-from storage.profiles import publish
 from storage.workers import Worker, say_goodbye, write_progress
 from tasks.app import make_celery
 from tasks.bulk import BulkDemand
@@ -271,25 +268,7 @@ class _Process:
 
     def _publish_profiles(self) -> None:
         """Publish the measured profiles as soon as Postgres answers, then whatever is learned later."""
-        profiles = self._profiles
-        for tier, key in profiles.keys.items():
-            profile = profiles.found.get(tier)
-            if profile is None:
-                log.info("profile_not_found", tier=tier, device=key.device_kind, fingerprint=key.fingerprint)
-            else:
-                log.info(
-                    "profile_used",
-                    tier=tier,
-                    max_rows=profile.max_rows,
-                    is_worth_batching=profile.is_worth_batching,
-                )
-        tries = Retrying(
-            retry=retry_if_exception_type(Unavailable), wait=wait_random_exponential(multiplier=0.5, max=30)
-        )
-        try:
-            tries(publish, self._db, profiles.published)
-        except Exception:  # learned profiles can still be published
-            log.exception("profiles_not_published")
+        self._profiles.publish(self._db)
         self._learned.run(self._settings.heartbeat_seconds, threading.Event())  # until the process ends
 
     def _make_engine(self, loaded: LoadedModels) -> Engine:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 from storage import accounts, batches, deliveries, jobs
 from storage.batches import Batch
 from storage.database import Database
+from storage.delivery_turns import MAX_RECEIVERS
 from storage.delivery_views import list_deliveries
 from storage.errors import DeliveryIsPending, NotFound
 from storage.job_views import StoredImage, list_jobs
@@ -232,7 +233,7 @@ def test_a_receiver_is_the_same_however_its_url_is_written(
 
 
 def test_receivers_without_number_are_all_served(database: Database, account: str, make_job: MakeJob) -> None:
-    num = deliveries.MAX_RECEIVERS + 5
+    num = MAX_RECEIVERS + 5
     for number in range(num):
         url = f"https://host{num - number:04}.example.com/"
         jobs.cancel(database, account, make_job(webhook_url=url).id)
