@@ -207,7 +207,7 @@ def test_S41_a_receiver_that_fails_for_days_is_paused_and_its_owner_is_told(
     assert probe(database, deliver) == 1
     one = known(database, account)
     assert (one.state, one.next_probe_at, one.last_error_code) == ("paused", None, "http_status")
-    assert "webhook_receiver_paused" in capsys.readouterr().out
+    assert "webhook_receiver_paused" in "".join(capsys.readouterr())
     assert receivers.num_receivers(database, "paused") == 1
     sent = len(receiver.received)
     notify(database, account, receiver.url(), 3)
