@@ -22,7 +22,7 @@ from settings import ROOT
 
 LOG = "import"
 """The name of the log of imports that fail."""
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _END_SECONDS = 10.0
 _IMPORT_SECONDS = 120.0
 """After that long a service is started without its standby, whose imports seem to hang."""
@@ -40,7 +40,10 @@ class ImportGroup:
 
 
 class Standbys:
-    """The processes in waiting; `close` ends those that no service has taken."""
+    """The processes in waiting; `close` ends those that no service has taken.
+
+    `reap` must be called now and then, as long as any of them may end by itself.
+    """
 
     def __init__(
         self,
@@ -50,15 +53,20 @@ class Standbys:
         logs: Path | None = None,
         inherit: Sequence[int] = (),
         say: Callable[[str], None] = lambda _: None,
+        import_seconds: float = _IMPORT_SECONDS,
     ) -> None:
-        """Start to import. `environment` must hold no secret, as all of the processes have it."""
-        self._say, self._started_at = say, time.monotonic()
+        """Start to import. `environment` must hold no secret, as all of the processes have it.
+
+        After `import_seconds` a service is no longer pending, although its modules are not imported yet.
+        """
+        self._say, self._started_at, self._import_seconds = say, time.monotonic(), import_seconds
         self._names = [name for group in groups for name in group.services]
         self._commands: dict[str, int] = {}
         self._forked: dict[int, AdoptedChild] = {}
         self._ready: dict[str, AdoptedChild] = {}
         self._report, self._unread = -1, b""
         self._source: Process | None = None
+        self._was_adopting = _adopts_orphans()
         if not self._names or logs is None or not _adopt_orphans(True):
             self._names = []
             return
@@ -68,7 +76,7 @@ class Standbys:
         """Whether the process for this service is still importing."""
         self._read_report()
         is_expected = self._report >= 0 and name in self._names and name not in self._ready
-        return is_expected and time.monotonic() < self._started_at + _IMPORT_SECONDS
+        return is_expected and time.monotonic() < self._started_at + self._import_seconds
 
     def claim(self, name: str) -> "Standby | None":
         """Return the process for this service, which is then the caller's; None if there is none any more."""
@@ -81,6 +89,12 @@ class Standbys:
             return None
         del self._forked[child.pid]
         return Standby(child, pipe)
+
+    def reap(self) -> None:
+        """Collect the end of each process that nobody has claimed: its imports may have failed too late."""
+        self._read_report()
+        for child in self._forked.values():
+            child.poll()
 
     def close(self) -> None:
         """End every process that was not claimed, and wait for its end."""
@@ -163,7 +177,7 @@ class Standbys:
         if self._source is not None:
             self._source.kill()
             self._source = None
-            _adopt_orphans(False)
+            _adopt_orphans(self._was_adopting)
         for child in self._forked.values():
             child.poll()
 
@@ -208,3 +222,12 @@ def _adopt_orphans(wanted: bool) -> bool:
     if sys.platform != "linux":
         return False
     return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) == 0)
+
+
+def _adopts_orphans() -> bool:
+    """Whether that is so already."""
+    if sys.platform != "linux":
+        return False
+    found = ctypes.c_int()
+    ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(found), 0, 0, 0)
+    return bool(found.value)

@@ -205,6 +205,7 @@ class Supervisor:
     def _supervise(self, children: Sequence[_Child]) -> None:
         now = time.monotonic()
         self._bound_logs(now)
+        self._standbys.reap()
         for child in children:
             if child.process is None:
                 if now >= child.restart_at:

@@ -1,10 +1,11 @@
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ print(json.dumps(facts), flush=True)
 time.sleep(600)
 """
 
+LATE = """
+import time
+from pathlib import Path
+while not Path(__file__).with_name("go").exists():
+    time.sleep(0.01)
+"""
+SET_SUBREAPER, GET_SUBREAPER = 36, 37  # of prctl(2)
+
 
 @pytest.fixture
 def modules(tmp_path: Path) -> Path:
@@ -38,13 +47,34 @@ def modules(tmp_path: Path) -> Path:
     (folder / "further.py").write_text("")
     (folder / "broken.py").write_text("raise ImportError('broken')\n")
     (folder / "endless.py").write_text("import time\ntime.sleep(600)\n")
+    (folder / "late.py").write_text(LATE)
+    (folder / "late_and_broken.py").write_text(f"{LATE}raise ImportError('late')\n")
     (folder / "service.py").write_text(SERVICE)
     return folder
 
 
-def standbys(folder: Path, *groups: ImportGroup) -> Standbys:
+@pytest.fixture(params=[False, True])
+def adopts_orphans(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether orphans were adopted by this process before."""
+    before = is_subreaper()
+    set_subreaper(request.param)
+    yield request.param
+    set_subreaper(before)
+
+
+def set_subreaper(wanted: bool) -> None:
+    assert ctypes.CDLL(None).prctl(SET_SUBREAPER, int(wanted), 0, 0, 0) == 0
+
+
+def is_subreaper() -> bool:
+    found = ctypes.c_int()
+    assert ctypes.CDLL(None).prctl(GET_SUBREAPER, ctypes.byref(found), 0, 0, 0) == 0
+    return bool(found.value)
+
+
+def standbys(folder: Path, *groups: ImportGroup, import_seconds: float = 120) -> Standbys:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{folder}:{ROOT}"}
-    return Standbys(groups, environment=environment, logs=folder.parent)
+    return Standbys(groups, environment=environment, logs=folder.parent, import_seconds=import_seconds)
 
 
 def service(name: str, folder: Path, **more: object) -> Service:
@@ -82,6 +112,11 @@ def processes_with(folder: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def forked_with(folder: Path) -> list[int]:
+    """Those of them that were forked: each process that the supervisor starts begins a session."""
+    return [pid for pid in processes_with(folder) if os.getsid(pid) != pid]
 
 
 def test_services_are_forked_from_one_process_that_has_imported_what_they_share(modules: Path) -> None:
@@ -156,6 +191,28 @@ def test_a_service_without_imports_does_not_wait_for_those_of_others(modules: Pa
     with supervisor.background():
         assert len(facts(modules, "one")) == 1
     assert processes_with(modules) == []
+
+
+@pytest.mark.parametrize("module", ["late", "late_and_broken"])
+def test_a_process_whose_imports_end_too_late_leaves_no_zombie(modules: Path, module: str) -> None:
+    one = service("one", modules)
+    waiting = standbys(modules, ImportGroup((), {"one": (module,)}), import_seconds=0)
+    wait_for(lambda: forked_with(modules))
+    (late,) = forked_with(modules)
+    supervisor = Supervisor([one], print, logs=modules.parent, standbys=waiting)
+    with supervisor.background():
+        (started,) = facts(modules, "one")
+        assert started["importer"] == started["pid"]
+        assert Path(f"/proc/{late}").exists()
+        (modules / "go").touch()
+        wait_for(lambda: not Path(f"/proc/{late}").exists(), 20)
+
+
+def test_orphans_are_adopted_afterwards_if_they_were_before(modules: Path, adopts_orphans: bool) -> None:
+    waiting = standbys(modules, ImportGroup(("endless",), {"one": ()}))
+    assert is_subreaper()
+    waiting.close()
+    assert is_subreaper() is adopts_orphans
 
 
 def test_closing_ends_what_waits_and_what_still_imports(modules: Path) -> None:
