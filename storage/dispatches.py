@@ -4,9 +4,12 @@ Owns the dispatch columns: a dispatch is counted and numbered here, in a committ
 published. It does not know the broker: callers pass what they read there.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 
 from storage.database import Database
 from storage.jobs import Claim
@@ -59,17 +62,33 @@ def of_new_job(db: Database, job_id: str, *, account_id: str | None = None) -> D
     return Dispatch(**rows[0]._mapping) if rows else None
 
 
+@dataclass(frozen=True)
+class Feed:
+    """New dispatches, and the account behind which the turns of the next feed begin."""
+
+    dispatches: list[Dispatch]
+    last_account: str
+
+
 def feed(
     db: Database, tier: str, lane: str, limit: int, *, redispatch_seconds: float, after_account: str = ""
-) -> list[Dispatch]:
+) -> Feed:
     """Record dispatches of up to `limit` due jobs that have none, accounts in turn, oldest jobs first.
 
-    It leaves out quarantined jobs, which workers find by themselves. If more than `limit` accounts wait,
-    those behind `after_account` have their turn first.
+    The turns begin behind `after_account`. No account gets more than its share of `limit`, so that few jobs
+    are read that are not dispatched. It leaves out quarantined jobs, which workers find by themselves.
     """
     parameters: dict[str, object] = {"tier": tier, "lane": lane, "limit": limit}
     parameters |= {"redispatch_seconds": redispatch_seconds, "after_account": after_account}
-    return _count(db, _NEXT, "jobs.dispatch_number IS NULL", parameters)
+    rows = _count(db, _NEXT, "jobs.dispatch_number IS NULL", parameters)
+    return Feed(_dispatches(rows), last_account(after_account, [row.account_id for row in rows]))
+
+
+def last_account(after_account: str, accounts: Iterable[str]) -> str:
+    """The account whose turn was the last one; `accounts` has one of each job, and turns began behind one."""
+    turns = Counter(accounts)
+    ranks = {account: (count, account <= after_account, account) for account, count in turns.items()}
+    return max(ranks, key=ranks.__getitem__, default=after_account)
 
 
 def redispatch_lost(
@@ -91,10 +110,10 @@ def redispatch_lost(
          ORDER BY dispatch_number LIMIT :limit"""
     parameters: dict[str, object] = {"tier": tier, "lane": lane, "older_than": older_than, "limit": limit}
     parameters["redispatch_seconds"] = redispatch_seconds
-    return _count(db, picked, "jobs.dispatch_number IS NOT NULL", parameters)
+    return _dispatches(_count(db, picked, "jobs.dispatch_number IS NOT NULL", parameters))
 
 
-def _count(db: Database, picked: str, guard: str, parameters: dict[str, object]) -> list[Dispatch]:
+def _count(db: Database, picked: str, guard: str, parameters: dict[str, object]) -> Sequence[Row[Any]]:
     # Numbers follow the order of the pick; the guard is checked again, since another sweeper may have picked
     # the same rows.
     statement = text(
@@ -107,11 +126,16 @@ def _count(db: Database, picked: str, guard: str, parameters: dict[str, object])
           FROM numbered
          WHERE jobs.id = numbered.id AND jobs.state = 'queued'
            AND jobs.next_dispatch_at <= statement_timestamp() AND {guard}
-        RETURNING {_COLUMNS}
+        RETURNING {_COLUMNS}, account_id
         """
     )
-    rows = db.run(lambda connection: connection.execute(statement, parameters).all())
-    return sorted((Dispatch(**row._mapping) for row in rows), key=lambda dispatch: dispatch.dispatch_number)
+    return db.run(lambda connection: connection.execute(statement, parameters).all())
+
+
+def _dispatches(rows: Iterable[Row[Any]]) -> list[Dispatch]:
+    columns = [column.name for column in fields(Dispatch)]
+    found = (Dispatch(**{column: row._mapping[column] for column in columns}) for row in rows)
+    return sorted(found, key=lambda dispatch: dispatch.dispatch_number)
 
 
 def undispatch(db: Database, job_id: str, *, account_id: str | None = None) -> None:
@@ -208,13 +232,15 @@ _NEXT = f"""
             SELECT account_id FROM (SELECT account_id, false AS is_before, position FROM behind
                                     UNION ALL SELECT account_id, true, position FROM before) AS either
              ORDER BY is_before, position LIMIT :limit
+        ), share AS (
+            SELECT ceil(:limit / greatest(count(*), 1)::float8)::int AS num_jobs FROM waiting
         )
         SELECT next.id
-          FROM waiting
+          FROM waiting CROSS JOIN share
          CROSS JOIN LATERAL (
                 SELECT oldest.id, oldest.created_at,
                        row_number() OVER (ORDER BY oldest.created_at, oldest.id) AS turn
                   FROM (SELECT id, created_at FROM jobs
                          WHERE {_UNDISPATCHED} AND account_id = waiting.account_id
-                         ORDER BY created_at, id LIMIT :limit) AS oldest) AS next
+                         ORDER BY created_at, id LIMIT share.num_jobs) AS oldest) AS next
          ORDER BY next.turn, next.created_at LIMIT :limit"""

@@ -6,11 +6,11 @@ first, how a task is started, nor how a job is run.
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
+from storage.dispatches import last_account
 from storage.errors import StorageError
 from storage.jobs import Claim
 from tasks.errors import TaskNotReceived
@@ -161,7 +161,7 @@ class BulkDemand:
             self._poll_at = self._clock() + seconds
             self._is_due = self._is_due or len(claims) >= num_rows
         self._free(num_rows - len(claims))
-        self._after_account = last_account(self._after_account, claims)
+        self._after_account = last_account(self._after_account, [claim.job.account_id for claim in claims])
         not_begun = [claim for claim in claims if self._is_leaving or not self._begin(claim)]
         self._give_back(not_begun)
         return not not_begun
@@ -210,10 +210,3 @@ class BulkDemand:
 def pause_seconds(num_failures: int) -> float:
     """The pause after this many failures in a row."""
     return float(min(MAX_PAUSE_SECONDS, 0.1 * 2 ** min(num_failures, 10)))
-
-
-def last_account(after_account: str, claims: Iterable[Claim]) -> str:
-    """The account whose turn was the last one in a claim that began behind `after_account`."""
-    turns = Counter(claim.job.account_id for claim in claims)
-    ranks = {account: (count, account <= after_account, account) for account, count in turns.items()}
-    return max(ranks, key=ranks.__getitem__, default=after_account)

@@ -141,6 +141,7 @@ class Sweeper:
         self._metrics = metrics or SweeperMetrics()
         self._reap_from = clock()
         self._epoch: str | None = None
+        self._last_accounts: dict[str, str] = {}  # by tier: those whose turn was the last one of a feed
         self.deliveries = DeliveryDispatch(
             db,
             broker,
@@ -235,8 +236,10 @@ class Sweeper:
                 DISPATCHED_LANE,
                 self._plan.max_dispatches,
                 redispatch_seconds=self._plan.redispatch_seconds,
+                after_account=self._last_accounts.get(tier, ""),
             )
-            self._dispatch(found)
+            self._last_accounts[tier] = found.last_account
+            self._dispatch(found.dispatches)
 
     def _redispatch_lost(self) -> None:
         for tier in self._tiers:

@@ -52,6 +52,17 @@ class Explained:
             node["Relation Name"] for node in _nodes(self.plan) if node["Node Type"].endswith("Seq Scan")
         )
 
+    @property
+    def num_read(self) -> int:
+        """The rows that it read from tables, once for each time, without those that a filter left out."""
+        return int(
+            sum(
+                node["Actual Rows"] * node["Actual Loops"]
+                for node in _nodes(self.plan)
+                if "Relation Name" in node and node["Node Type"] != "ModifyTable"
+            )
+        )
+
 
 @dataclass
 class Watch:

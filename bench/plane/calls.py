@@ -182,6 +182,12 @@ def _queue(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
             partial(dispatches.feed, sweeper, "sd", lane, 100, redispatch_seconds=15),
         )
         yield (
+            f"feed {lane}, behind an account",
+            partial(
+                dispatches.feed, sweeper, "sd", lane, 5, redispatch_seconds=15, after_account=account_id(7)
+            ),
+        )
+        yield (
             f"feed {lane}, nothing",
             partial(dispatches.feed, sweeper, "none", lane, 100, redispatch_seconds=15),
         )
@@ -207,6 +213,10 @@ def _queue(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
     yield "forget_all", lambda: dispatches.forget_all(sweeper)
     _vacuum(databases)
     yield "forget_all, nothing", lambda: dispatches.forget_all(sweeper)
+    yield (
+        "feed after forget_all",
+        partial(dispatches.feed, sweeper, "sd", "interactive", 40, redispatch_seconds=15),
+    )
     yield "fold", lambda: counts.fold(sweeper)
 
 

@@ -1,6 +1,7 @@
 """The promises about dispatches: none is forgotten, none is doubled by age, accounts take turns."""
 
 import secrets
+from collections import Counter
 
 import pytest
 from sqlalchemy import text
@@ -27,9 +28,8 @@ def make_due(database: Database) -> None:
 
 
 def feed(database: Database, tier: str, limit: int = 100, lane: str = "bulk") -> list[str]:
-    return [
-        dispatch.job_id for dispatch in dispatches.feed(database, tier, lane, limit, redispatch_seconds=15)
-    ]
+    found = dispatches.feed(database, tier, lane, limit, redispatch_seconds=15)
+    return [dispatch.job_id for dispatch in found.dispatches]
 
 
 def redispatch_lost(database: Database, tier: str, older_than: int | None) -> list[str]:
@@ -55,6 +55,19 @@ def test_bulk_accounts_take_turns_whatever_the_size_of_their_batches(database: D
     second = [_bulk(database, tier, small) for _ in range(2)]
     assert feed(database, tier, 4) == [first[0], second[0], first[1], second[1]]
     assert feed(database, tier, 10) == first[2:]
+
+
+def test_of_more_accounts_than_a_feed_serves_each_has_its_turn(database: Database, tier: str) -> None:
+    """The first account, whose jobs are the oldest, has new ones all the time."""
+    owners = sorted(accounts.create_account(database, f"account {number}") for number in range(5))
+    made = {_bulk(database, tier, owner): owner for owner in owners for _ in range(4)}
+    last, served = "", []
+    for _ in range(5):
+        found = dispatches.feed(database, tier, "bulk", 2, redispatch_seconds=15, after_account=last)
+        last = found.last_account
+        served += sorted(made[dispatch.job_id] for dispatch in found.dispatches)
+        made[_bulk(database, tier, owners[0])] = owners[0]
+    assert Counter(served) == dict.fromkeys(owners, 2)
 
 
 def _bulk(database: Database, tier: str, account: str) -> str:

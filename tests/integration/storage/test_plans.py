@@ -63,6 +63,13 @@ def test_no_statement_scans_a_table_that_grows(watch: Watch) -> None:
     }
 
 
+def test_a_feed_reads_jobs_in_proportion_to_those_that_it_dispatches(watch: Watch) -> None:
+    """After the broker has lost its messages, each of many accounts has more jobs than its share."""
+    (feed,) = [one for one in watch.explained if one.label == "feed after forget_all"]
+    assert feed.num_changed == 40
+    assert feed.num_read <= 4 * 40
+
+
 def test_every_statement_of_storage_is_measured(watch: Watch) -> None:
     reached = {one.site for one in watch.explained}
     missed = {

@@ -116,8 +116,8 @@ def test_S38_no_quarantined_job_is_dispatched(
     make_quarantined()
     job = make_job(redispatch_seconds=0)
     dispatches.undispatch(database, job.id)
-    dispatched = dispatches.feed(database, tier, "interactive", 10, redispatch_seconds=15)
-    assert [dispatch.job_id for dispatch in dispatched] == [job.id]
+    found = dispatches.feed(database, tier, "interactive", 10, redispatch_seconds=15)
+    assert [dispatch.job_id for dispatch in found.dispatches] == [job.id]
 
 
 def test_S38_interactive_quarantined_jobs_go_first_and_those_of_other_tiers_are_left_alone(

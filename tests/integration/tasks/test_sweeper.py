@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from catalogue.states import State
 from local.endpoints import Embedded
-from storage import accounts, jobs, sessions
+from storage import accounts, dispatches, jobs, sessions
 from storage.database import Database
 from storage.errors import Unavailable
 from storage.job_views import get
@@ -150,6 +150,34 @@ def test_a_bell_that_was_never_rung_is_rung_by_the_sweeper(bench: Bench, make_jo
     assert bench.depth("interactive") == 0
     bench.sweeper.sweep()
     assert bench.depth("interactive") == 1
+
+
+def test_every_account_has_its_turn_although_the_first_ones_have_new_jobs_all_the_time(
+    migrated: Embedded,
+    database: Database,
+    databases: dict[DatabaseRole, Database],
+    tier: str,
+    make_job: MakeJob,
+) -> None:
+    """As when the broker is back, and the API could not dispatch for long."""
+    owners = sorted(accounts.create_account(database, f"account {number}") for number in range(5))
+
+    def make(owner: str) -> str:
+        job = make_job(account_id=owner)
+        dispatches.undispatch(database, job.id)
+        return job.id
+
+    bench = Bench(migrated, databases["sweeper"], tier, SweepPlan(max_dispatches=2))
+    bench.sweeper.sweep()
+    last = make(owners[-1])
+    for _ in range(3):
+        for owner in owners[:-1]:
+            make(owner)
+        bench.sweeper.sweep()
+    assert dispatches.of_new_job(database, last) is not None
+    assert bench.depth("interactive") == 3 * 2
+    bench.redis.close()
+    bench.broker.close()
 
 
 def test_S40_sessions_whose_time_is_over_are_removed(bench: Bench, database: Database, account: str) -> None:
