@@ -11,7 +11,7 @@ The rules, in order of precedence (the reasons are in docs/adr/0008-due-times-an
    device for as long as it had it.
 2. Interactive work goes before bulk work: a bulk generation not chosen is paused and keeps its latents. It
    may fill step batches, and take the device between them, only as far as `BulkLimits` says.
-3. Bulk work that has waited `bulk_patience_seconds` gets `AGED_SHARE` of the device's seconds at least.
+3. Bulk work that has waited `bulk_patience_seconds` gets `AGED_SHARE` of the steps' seconds at least.
 4. In a lane, batch keys take turns, and so do accounts: one that is more than a quantum ahead goes last.
 5. Then the earliest due time goes first; generations that can no longer meet their deadline go last.
 6. A generation does not join a step batch if a member could then no longer meet its deadline, or if it would

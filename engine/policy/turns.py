@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 MAX_CREDIT = 2  # quanta
 MAX_REMEMBERED = 10_000
 AGED_SHARE = 0.25
-"""Of the device's seconds, for aged bulk work beside interactive work."""
+"""Of the seconds of steps, for aged bulk work beside interactive work."""
 
 
 P = TypeVar("P", bound=Hashable)
@@ -49,10 +49,10 @@ class Turns(Generic[P]):
 
 
 class AgedShare:
-    """The share of the device's seconds that bulk work gets at least, once it has waited too long.
+    """The share of the seconds of steps that bulk work gets at least, once it has waited too long.
 
     What it got without that, beside interactive work or while there was none, counts; so much of it is
-    remembered that after `patience_seconds` of nothing it is owed some.
+    remembered that after `patience_seconds` of nothing it is owed some. Texts and images do not count.
     """
 
     def __init__(self, patience_seconds: float) -> None:

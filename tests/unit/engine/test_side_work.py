@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis.strategies import booleans, floats, integers, sampled_from
 
 from engine.engine import Engine
@@ -41,6 +41,7 @@ def bulk(count: int) -> list[Waiting]:
     return [Waiting("bulk")] * count
 
 
+@settings(deadline=None)  # on a busy machine an example may take long
 @given(
     step=floats(0.001, 10),
     each=floats(0.0001, 10),
@@ -65,6 +66,7 @@ def test_a_step_waits_for_its_slice_and_one_more_at_most(
         assert seconds <= DECODING_SHARE * step + each + 1e-6
 
 
+@settings(deadline=None)  # on a busy machine an example may take long
 @given(step=floats(0.01, 1), each=floats(0.001, 3), slowdown=floats(0.01, 1), is_decoding=booleans())
 def test_bulk_work_takes_its_share_of_interactive_steps_between_them(
     step: float, each: float, slowdown: float, is_decoding: bool
