@@ -175,7 +175,7 @@ def finish_each(db: Database, finished: Sequence[Finished]) -> set[str]:
         for one in finished
         for image in one.stored
     ]
-    parameters = {"ended": json.dumps(ended), "stored": json.dumps(stored, default=str)}
+    parameters = {**_ended_jobs(ended), "stored": json.dumps(stored, default=str)}
     more = {"before": _ENDED, "beside": "FROM ended", "after": _STORED}
     if any(one.completes_batch for one in finished):
         rows = db.run(lambda connection: _move(connection, FINISH, FINISHED, _IS_ENDED, parameters, **more))
@@ -185,11 +185,13 @@ def finish_each(db: Database, finished: Sequence[Finished]) -> set[str]:
     return {row.id for row in rows}
 
 
-# Locks in id order, as a heartbeat does.
+# Locks in id order, as a heartbeat does. The ids are given twice: Postgres expects a hundred rows of a JSON text,
+# and for so many it reads a table of some thousand jobs from end to end.
 _ENDED = """ended AS MATERIALIZED (
             SELECT given.* FROM jsonb_to_recordset(CAST(:ended AS jsonb))
                    AS given(job_id text, ended_attempt int, token uuid, new_warnings jsonb, new_timings jsonb)
               JOIN jobs ON jobs.id = given.job_id
+             WHERE jobs.id = ANY(:ended_ids)
              ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
         ), """
 _IS_ENDED = "jobs.id = ended.job_id AND attempt = ended_attempt AND lease_token = token"
@@ -202,6 +204,10 @@ _STORED = """, stored AS (
                    AS image(job_id text, index int, attempt int, seed bigint, object_key text, sha256 text,
                             num_bytes bigint, width int, height int) ON image.job_id = moved.id
         )"""
+
+
+def _ended_jobs(ended: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"ended": json.dumps(ended), "ended_ids": [one["job_id"] for one in ended]}
 
 
 def _ended_attempt(lease: Lease) -> dict[str, Any]:
@@ -264,7 +270,7 @@ def release_each(
 ) -> dict[str, str]:
     """As `release`, for several jobs in one transaction; returns the new states of those whose lease held."""
     parameters = {
-        "ended": json.dumps([_ended_attempt(lease) for lease in leases]),
+        **_ended_jobs([_ended_attempt(lease) for lease in leases]),
         "code": code,
         "detail": detail[:500],
         "charged": charged,
