@@ -1,7 +1,8 @@
 """Interactive requests beside a long bulk queue: how much later they are answered, and what bulk work gets.
 
 An open loop of interactive requests runs in four blocks (on an idle service, twice beside bulk rows, idle
-again), so that a machine that slows down slows both arms. Bulk work alone is measured before and after.
+again), so that a machine that slows down slows both arms; its rate follows from what a request takes alone.
+Bulk work alone is measured before and after.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from bench.plane.load import Answered, Connection, body_of, in_open_loop
 from bench.plane.system import Plane, plane_system
 from bench.workload import mixed_requests, poisson
 from engine.policy.policy import BULK_PATIENCE_SECONDS
+from engine.request import GenerationRequest
 
 SIDE, SEED = 128, 7
 MAX_RATIO, LEAST_SHARE = 1.3, 0.7
@@ -31,14 +33,16 @@ class Amounts:
     """The load; each of the four blocks has half of the requests of an arm."""
 
     num_requests: int = 300
-    rate: float = 1.8
+    load: float = 0.3
+    """The requests of a second, in seconds of one that is drawn alone, for each worker."""
+    num_timed: int = 12
     num_rows: int = 50_000
     settle_seconds: float = 5
     alone_seconds: float = 25
 
 
 WHOLE = Amounts()
-SHORT = Amounts(num_requests=8, rate=2.0, num_rows=300, settle_seconds=1, alone_seconds=4)
+SHORT = Amounts(num_requests=8, num_timed=4, num_rows=300, settle_seconds=1, alone_seconds=4)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Run:
     together: Window
     alone: Sequence[Window]
     num_devices: int
+    rate: float
+    """Interactive requests a second."""
 
 
 def measure(*, is_short: bool) -> Iterator[Figure]:
@@ -80,7 +86,7 @@ def figures_of(run: Run) -> Iterator[Figure]:
         MAX_RATIO,
         1.0,
         f"idle p50 {_p(idle, 0.5)} p95 {_p(idle, 0.95)}, bulk p50 {_p(beside, 0.5)} p95 {_p(beside, 0.95)}; "
-        f"{len(idle)} and {len(beside)} requests; the samples are of half an arm",
+        f"{len(idle)} and {len(beside)} requests, {run.rate:.2f} a second; the samples are of half an arm",
         value=p95(beside) / p95(idle),
         is_at_most=True,
     )
@@ -120,16 +126,12 @@ def _measure(plane: Plane, amounts: Amounts) -> Run:
     connect = partial(Connection, plane.url, plane.api_key)
     half = amounts.num_requests // 2
     requests = mixed_requests(4 * half, SIDE, SEED)
+    client = connect()
+    rate = amounts.load * len(plane.workers) / _seconds_alone(client, requests, plane, amounts.num_timed)
     blocks = [
-        [
-            (one.seconds, body_of(one.request))
-            for one in poisson(requests[start : start + half], amounts.rate, SEED)
-        ]
+        [(one.seconds, body_of(one.request)) for one in poisson(requests[start : start + half], rate, SEED)]
         for start in (0, half, 0, half)  # both arms have the same requests
     ]
-    client = connect()
-    for request in requests[: 4 * len(plane.workers)]:
-        client.draw(body_of(request))  # every worker has drawn before
     idle = [in_open_loop(connect, blocks[0])]
     batches = upload(client, amounts.num_rows)
     time.sleep(amounts.settle_seconds)
@@ -144,7 +146,20 @@ def _measure(plane: Plane, amounts: Amounts) -> Run:
     client.close()
     # In the order of the blocks beside bulk: each ratio is of the same requests.
     idle = [in_open_loop(connect, blocks[3]), *idle]
-    return Run(idle, beside, together, alone, len(plane.workers))
+    return Run(idle, beside, together, alone, len(plane.workers), rate)
+
+
+def _seconds_alone(
+    client: Connection, requests: Sequence[GenerationRequest], plane: Plane, num_timed: int
+) -> float:
+    """How long a request takes on an idle service, on average, once every worker has drawn."""
+    num_first = 4 * len(plane.workers)
+    for request in requests[:num_first]:
+        client.draw(body_of(request))
+    begun_at = time.monotonic()
+    for request in requests[num_first : num_first + num_timed]:
+        client.draw(body_of(request))
+    return (time.monotonic() - begun_at) / num_timed
 
 
 def upload(client: Connection, num_rows: int) -> list[str]:

@@ -113,6 +113,7 @@ RUN = Run(
     ),
     alone=[Window(20.0, 90, 3000, 0.0, 1.0), Window(30.0, 160, 4500, 0.0, 1.0)],
     num_devices=2,
+    rate=0.5,
 )
 
 
