@@ -185,8 +185,8 @@ def finish_each(db: Database, finished: Sequence[Finished]) -> set[str]:
     return {row.id for row in rows}
 
 
-# Locks in id order, as a heartbeat does. The ids are given twice: Postgres expects a hundred rows of a JSON text,
-# and for so many it reads a table of some thousand jobs from end to end.
+# Locks in id order, as a heartbeat does. The ids are given twice: Postgres expects a hundred rows of a JSON
+# text, and for so many it reads a table of some thousand jobs from end to end.
 _ENDED = """ended AS MATERIALIZED (
             SELECT given.* FROM jsonb_to_recordset(CAST(:ended AS jsonb))
                    AS given(job_id text, ended_attempt int, token uuid, new_warnings jsonb, new_timings jsonb)
