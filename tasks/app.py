@@ -19,9 +19,11 @@ from kombu.transport import TRANSPORT_ALIASES, redis
 
 from settings import load_settings
 from tasks.broker import tls_options
-from tasks.queues import CPU_QUEUE, PingsFirst, queues_of
+from tasks.queues import CPU_QUEUE, queues_of
 
 RECONNECT_SECONDS = 2.0
+POLL_SECONDS = 0.2
+"""The timeout of a poll (BRPOP) for messages, and so the longest time until an idle worker sees a signal."""
 EVENTS_SECONDS = 0.2
 """How long a worker gathers events of tasks before it sends them."""
 MAX_KEPT_EVENTS = 10_000
@@ -70,12 +72,13 @@ def make_celery(url: str, key_prefix: str, tiers: Iterable[str], *, ca_file: Pat
         broker_use_ssl=tls_options(url, ca_file) or None,
         broker_transport_options={
             "global_keyprefix": key_prefix,
-            "queue_order_strategy": PingsFirst,
+            "queue_order_strategy": "tasks.queues:PingsFirst",
             "visibility_timeout": 3600,
             "socket_timeout": 5,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
             "socket_keepalive_options": KEEPALIVE,
+            "polling_interval": POLL_SECONDS,
             "health_check_interval": 5,
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
@@ -141,10 +144,12 @@ class _PromptDispatcher(EventDispatcher):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.buffer_limit = 2 * MAX_KEPT_EVENTS  # never reached, so that only the loop sends
+        self._loop: Any = None
         on_kept: Any = options.get("on_send_buffered")
         if on_kept is not None:
             # Celery passes a method of its consumer, which owns the loop.
             self._loop = on_kept.__self__.hub
+            self._loop.on_close.add(self._flush_at_end)
             self.on_send_buffered = self._flush_later
         self._will_flush = False
 
@@ -173,6 +178,20 @@ class _PromptDispatcher(EventDispatcher):
     def _flush_kept(self) -> None:
         self._will_flush = False
         self.flush()
+
+    def _flush_at_end(self, _loop: object) -> None:
+        # Of jobs that ended while the worker was stopping: the loop that would call the timer has ended. It
+        # also closes when the connection is lost, where sending would wait for the broker.
+        from celery.worker import state  # here, as the API makes an application too and has no worker
+
+        if state.should_stop is not None and state.should_stop is not False:  # an exit code, which may be 0
+            self.flush()
+
+    def close(self) -> None:
+        """Also forget the loop."""
+        super().close()
+        if self._loop is not None:
+            self._loop.on_close.discard(self._flush_at_end)
 
 
 class _Events(Events):

@@ -8,7 +8,6 @@ reports the end of the process to `on_shutdown`.
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from celery import Celery, signals
@@ -121,10 +120,7 @@ class Consumer:
             on_shutdown()
 
         self._app.conf.worker_disable_prefetch = False  # the slots bound what this worker holds
-        self._app.conf.broker_transport_options = {
-            **self._app.conf.broker_transport_options,
-            "queue_order_strategy": partial(PingsFirst, is_polled=self._is_polled),
-        }
+        PingsFirst.choose = self._queues_to_poll
         self._app.task(name=GENERATE, bind=True, Request=SilentRequest)(task)
         signals.setup_logging.connect(_keep_logging, weak=False)
         signals.worker_ready.connect(ready, weak=False)
@@ -182,15 +178,15 @@ class Consumer:
         if has_slot:
             self._slots.give_back()
 
-    def _is_polled(self, queue: str) -> bool:
-        """Whether the next poll for messages includes a queue; asked by kombu on Celery's loop.
+    def _queues_to_poll(self, queues: list[str]) -> list[str]:
+        """Which of these the next poll for messages includes; asked by kombu on Celery's loop.
 
         While the slots are taken, it polls for pings that were sent, and else not at all: a poll that is
         waiting cannot be given the lane's queues when a slot becomes free.
         """
         if not self._slots.are_taken:
-            return True
-        return queue not in self._queues and self._pings.is_awaited
+            return queues
+        return [queue for queue in queues if queue not in self._queues] if self._pings.is_awaited else []
 
     def _wake(self) -> None:
         # The loop polls anew at its next turn, and `call_soon` makes it take one now.

@@ -45,8 +45,10 @@ class GroupedCalls(Generic[Item, Result]):
         if not runs_now:
             entry.is_next_or_done.wait()
         if not entry.future.done():
-            self._run(self._next_group())
-            self._wake_next()
+            try:
+                self._run(self._next_group())
+            finally:
+                self._wake_next()
         return entry.future.result()
 
     @property
@@ -64,6 +66,8 @@ class GroupedCalls(Generic[Item, Result]):
     def _run(self, group: "list[_Entry[Item, Result]]") -> None:
         try:
             results = self._call([entry.item for entry in group])
+            if len(results) != len(group):
+                raise ValueError(f"{len(results)} results of {len(group)} items")
             for entry, result in zip(group, results, strict=True):
                 entry.future.set_result(result)
                 entry.is_next_or_done.set()

@@ -4,6 +4,7 @@ Owns the queue of one worker and the state of its consumer. It does not know wha
 means, nor what else the worker consumes.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ log = structlog.get_logger()
 
 QUEUE_SECONDS = 600.0
 """The queue of a dead worker is deleted after this time."""
+AWAITED_SECONDS = 5.0
+"""How long a worker that has no free slot polls for a ping, which the broker may have lost."""
 
 
 class Pings:
@@ -32,8 +35,7 @@ class Pings:
         # The anonymous exchange needs no binding; a binding per process would stay in the broker.
         self._queue = Queue(self.queue_name, Exchange(""), routing_key=self.queue_name, expires=QUEUE_SECONDS)
         self._consumer: Any = None
-        self.is_awaited = False
-        """Whether a ping was sent, and none was received since."""
+        self._awaited_since: float | None = None
         app.amqp.queues[self.queue_name] = self._queue
 
     def listen(self, on_received: Callable[[], None]) -> None:
@@ -44,7 +46,7 @@ class Pings:
 
         def received(request: Any, **_: Any) -> None:
             if self.is_one(request):
-                self.is_awaited = False
+                self._awaited_since = None
                 on_received()
 
         self._app.task(name=PING, send_events=False)(_do_nothing)
@@ -61,6 +63,12 @@ class Pings:
         consumer = self._consumer
         return bool(consumer and consumer.connection and consumer.task_consumer)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a ping was sent in the last `AWAITED_SECONDS`, and none was received since."""
+        since = self._awaited_since
+        return since is not None and time.monotonic() - since < AWAITED_SECONDS
+
     def send(self) -> bool:
         """Send a ping over a separate connection; returns whether the broker accepted it."""
         message = self._app.amqp.create_task_message(uuid(), PING)
@@ -68,10 +76,10 @@ class Pings:
         failures: tuple[type[BaseException], ...] = (
             OSError, *connection.connection_errors, *connection.channel_errors,
         )  # fmt: skip
-        self.is_awaited = True  # before it is sent, as it may be received at once
         try:
             # An explicit channel, since the default channel retries until the broker is back.
             with connection, connection.channel() as channel:
+                self._awaited_since = time.monotonic()  # before it is sent, as it may be received at once
                 connection.Producer(channel, serializer="json").publish(
                     message.body,
                     exchange="",
@@ -81,7 +89,7 @@ class Pings:
                     **message.properties,
                 )
         except failures as error:
-            self.is_awaited = False
+            self._awaited_since = None
             log.warning("ping_not_sent", error=type(error).__name__)
             return False
         if self._consumer is not None:

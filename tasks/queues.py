@@ -1,6 +1,7 @@
 """The names of tasks and queues, and the order in which a worker polls its queues. It sends nothing."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import ClassVar, Protocol
 
 CPU_QUEUE = "cpu"
 GENERATE = "calotype.generate"
@@ -20,19 +21,27 @@ def queues_of(tiers: Iterable[str]) -> list[str]:
     return [queue_name(tier, DISPATCHED_LANE) for tier in tiers]
 
 
+class Choose(Protocol):
+    """Returns which of the queues, in the order of a poll, it includes."""
+
+    def __call__(self, queues: list[str], /) -> list[str]:
+        """Choose at the moment when the poll begins."""
+
+
 class PingsFirst:
     """A kombu queue cycle (`kombu.utils.scheduling`): a worker's pings before jobs, whose tiers take turns.
 
     kombu passes the names of the active queues as a set and asks its cycle for their order. Its own cycles
-    let a ping wait for a job of every tier, or starve a tier. `broker_transport_options` names this class.
-    Queues that `is_polled` does not approve are left out of a poll, and if none is left, kombu does not poll.
+    let a ping wait for a job of every tier, or starve a tier. `broker_transport_options` names this class by
+    its dotted path, since Celery tells its options as JSON to whoever asks for a worker's statistics.
     """
 
-    def __init__(
-        self, queues: Iterable[str] = (), *, is_polled: Callable[[str], bool] = lambda _: True
-    ) -> None:
+    choose: ClassVar[Choose] = list
+    """A setting of the process, since kombu makes a cycle for each connection by itself. If it chooses no
+    queue, kombu does not poll."""
+
+    def __init__(self, queues: Iterable[str] = ()) -> None:
         self._queues: list[str] = []
-        self._is_polled = is_polled
         self.update(queues)
 
     def update(self, queues: Iterable[str]) -> None:
@@ -43,7 +52,7 @@ class PingsFirst:
 
     def consume(self, count: int) -> list[str]:
         """The queues in the order in which BRPOP polls them."""
-        return sorted(filter(self._is_polled, self._queues), key=_rank)[:count]
+        return type(self).choose(sorted(self._queues, key=_rank))[:count]
 
     def rotate(self, last_used: str) -> str:
         """Move the queue that was just served to the end."""

@@ -55,6 +55,7 @@ class RowCollectors(Collector):
     def __init__(self, *, max_seconds: float) -> None:
         self._max_seconds = max_seconds
         self._collectors: list[RowCollector] = []
+        self._lock = threading.Lock()
         self._reading: _Reading | None = None
 
     def add(self, collector: "RowCollector") -> None:
@@ -67,12 +68,17 @@ class RowCollectors(Collector):
             yield from collector.describe()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is read in time. There is one reading at a time: while one lasts, none is started."""
-        if self._reading is None or self._reading.has_ended.is_set():
-            self._reading = _Reading(self._collectors)
-        if not self._reading.has_ended.wait(self._max_seconds):
+        """Yield what is read in time; nothing while the reading of an earlier scrape lasts."""
+        with self._lock:
+            if self._reading is None or self._reading.has_ended.is_set():
+                self._reading = _Reading(self._collectors)
+            reading = self._reading
+        if reading.is_late:
+            return
+        reading.is_late = not reading.has_ended.wait(self._max_seconds)
+        if reading.is_late:
             log.warning("row_metrics_late", max_seconds=self._max_seconds)
-        yield from list(self._reading.families)
+        yield from list(reading.families)
 
 
 class _Reading:
@@ -81,6 +87,7 @@ class _Reading:
     def __init__(self, collectors: Iterable["RowCollector"]) -> None:
         self.families: list[Metric] = []
         self.has_ended = threading.Event()
+        self.is_late = False
         threading.Thread(target=self._read, args=(list(collectors),), name="row-metrics", daemon=True).start()
 
     def _read(self, collectors: Iterable["RowCollector"]) -> None:

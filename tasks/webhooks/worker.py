@@ -95,7 +95,18 @@ def _serve(
         del self_
         deliver(arguments[0] if arguments and isinstance(arguments[0], str) else None)
 
-    def ready(**_: Any) -> None:
+    class DeliveryRequest(SilentRequest):
+        """Makes the loop poll again when a thread is free, which Celery does not tell it."""
+
+        def send_event(self, *_: Any, **__: Any) -> None:
+            """Send nothing, but wake the loop: Celery sends its events once a task is counted as ended."""
+            if loop:
+                loop[0].call_soon(_do_nothing)
+
+    loop: list[Any] = []
+
+    def ready(sender: Any, **_: Any) -> None:
+        loop.append(sender)
         log.info("worker_ready", device=DEVICE, queues=[CPU_QUEUE], threads=num_threads)
         write_ready_file(ready_file, device=DEVICE, tiers=[], queues=[CPU_QUEUE])
         watchdog.start()
@@ -109,7 +120,7 @@ def _serve(
     def keep_logging(**_: Any) -> None:
         """Connected to `setup_logging`, it keeps Celery from replacing this process' log handlers."""
 
-    app.task(name=DELIVER, bind=True, Request=SilentRequest)(task)
+    app.task(name=DELIVER, bind=True, Request=DeliveryRequest)(task)
     signals.setup_logging.connect(keep_logging, weak=False)
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_shutting_down.connect(shutting_down, weak=False)
@@ -124,6 +135,10 @@ def _serve(
     )
     worker.start()
     return int(worker.exitcode or 0)
+
+
+def _do_nothing() -> None:
+    return
 
 
 class FlowerDeliveryObserver(DeliveryObserver):

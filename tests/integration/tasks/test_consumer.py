@@ -32,12 +32,15 @@ from storage.dispatches import Dispatch
 from tasks.consumer import Consumer
 from tasks.dispatch import job_message
 from tasks.pings import Pings
+from tasks.task_events import TaskEvent, TaskEvents
 
 url, prefix, folder = sys.argv[1:]
 folder = Path(folder)
 slots = {"interactive": 2, "bulk": 1}
 app = make_celery(url, prefix, ["sd"])
 consumer = Consumer(app, ["sd"], slots, Pings(app, "cpu:0", "test"))
+task_events = TaskEvents()
+task_events.listen()
 
 def start_bulk_jobs():
     # As a claim would: a file that the test makes names a bulk job to be started in this process.
@@ -57,6 +60,7 @@ def answer(job_id):
         (folder / (job_id + ".held")).touch()
         while not (folder / "let-go").exists():
             threading.Event().wait(0.02)
+    task_events.tell(job_id, TaskEvent("task-succeeded"))
     (folder / job_id).touch()
 
 sys.exit(consumer.run("test", answer, on_ready=ready, on_shutdown=lambda: None))
@@ -122,6 +126,25 @@ def test_a_full_lane_is_left_alone_and_bulk_jobs_start(listener: Listener) -> No
     assert not (listener.folder / "waits").exists()
     (listener.folder / "let-go").touch()
     assert listener.heard("waits")
+
+
+def test_a_worker_tells_its_statistics_to_flower(listener: Listener) -> None:
+    answered = listener.celery.control.inspect(timeout=30, limit=1).stats()
+    assert answered is not None
+    [found] = answered.values()
+    assert found["pool"]["max-concurrency"] == 4
+
+
+def test_the_events_of_a_job_that_ends_while_its_worker_stops_are_sent(listener: Listener) -> None:
+    with events(listener, "task-succeeded") as found:
+        listener.dispatch("before")
+        listener.dispatch("hold-1")
+        assert listener.heard("before")
+        assert listener.heard("hold-1.held")
+        listener.process.terminate()
+        (listener.folder / "let-go").touch()
+        assert listener.process.wait(30) == 0
+        wait_for(lambda: {"before", "hold-1"} <= found.keys())
 
 
 def test_a_bulk_job_takes_no_interactive_slot(listener: Listener) -> None:
@@ -201,11 +224,11 @@ class EventReceiver(Receiver):
 
 
 @contextmanager
-def events(listener: Listener) -> Iterator[dict[str, dict[str, Any]]]:
-    """The events `task-received` of the process, by the id of the task, as Flower gets them."""
+def events(listener: Listener, type_: str = "task-received") -> Iterator[dict[str, dict[str, Any]]]:
+    """The events of a type of the process, by the id of the task, as Flower gets them."""
     found: dict[str, dict[str, Any]] = {}
     with listener.celery.connection_for_read() as connection:
-        handlers = {"task-received": lambda event: found.__setitem__(event["uuid"], event)}
+        handlers = {type_: lambda event: found.__setitem__(event["uuid"], event)}
         receiver = EventReceiver(connection, handlers=handlers, app=listener.celery)
         receiver.listens = threading.Event()
         thread = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
@@ -252,6 +275,29 @@ def test_bulk_jobs_start_while_the_broker_is_away_and_their_events_follow(tmp_pa
             listener.start_bulk("after")
             assert listener.heard("after")
             wait_for(lambda: {f"away-{number}" for number in range(3)} | {"back", "after"} <= found.keys())
+            listener.process.terminate()
+            assert listener.process.wait(30) == 0
+    finally:
+        listener.process.kill()
+        listener.process.wait()
+
+
+def test_a_lane_that_is_full_when_the_broker_comes_back_is_still_full(tmp_path: Path) -> None:
+    port = choose_ports(["broker"])["broker"]
+    with broker(port, tmp_path):
+        listener = Listener(f"redis://127.0.0.1:{port}/0", tmp_path)
+        assert listener.heard("ready", 60)
+        for job_id in ("hold-1", "hold-2"):
+            listener.dispatch(job_id)
+            assert listener.heard(f"{job_id}.held")
+    try:
+        with broker(port, tmp_path), events(listener) as found:
+            listener.dispatch("waits")
+            listener.start_bulk("now")
+            wait_for(lambda: "now" in found, 60)  # its event is sent once the worker is back
+            assert "waits" not in found
+            (tmp_path / "let-go").touch()
+            assert listener.heard("waits", 60)
             listener.process.terminate()
             assert listener.process.wait(30) == 0
     finally:

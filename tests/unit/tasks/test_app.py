@@ -88,6 +88,7 @@ class Loop:
     def __init__(self) -> None:
         self.soon: list[Callable[[], object]] = []
         self.later: list[tuple[float, Callable[[], object]]] = []
+        self.on_close: set[Callable[[object], object]] = set()
 
     def call_soon(self, function: Callable[..., object], *arguments: Any) -> None:
         self.soon.append(partial(function, *arguments))
@@ -126,3 +127,5 @@ def test_events_of_tasks_that_come_close_together_are_one_message() -> None:
         ]
         dispatcher.send("task-received", uuid="job_2")
         assert len(consumer.hub.soon) == 2
+        dispatcher.close()
+        assert not consumer.hub.on_close

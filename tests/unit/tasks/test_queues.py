@@ -1,5 +1,7 @@
 """The promise about queues: a worker's own queue is looked at first, and its tiers take turns."""
 
+import pytest
+
 from tasks.queues import PingsFirst, queues_of
 
 QUEUES = set(queues_of(["sd", "hd", "xl"]))
@@ -30,11 +32,18 @@ def test_a_queue_that_is_not_active_is_not_polled() -> None:
     assert cycle.consume(2) == ["hd.interactive", "sd.interactive"]
 
 
-def test_only_queues_that_are_approved_at_that_moment_are_polled() -> None:
-    approved = {"cpu:0@1234"}
-    cycle = PingsFirst({*QUEUES, "cpu:0@1234"}, is_polled=approved.__contains__)
+def test_a_poll_includes_the_queues_that_the_process_chooses_when_it_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = {"cpu:0@1234"}
+
+    def choose(queues: list[str]) -> list[str]:
+        return [queue for queue in queues if queue in chosen]
+
+    monkeypatch.setattr(PingsFirst, "choose", choose)
+    cycle = PingsFirst({*QUEUES, "cpu:0@1234"})
     assert cycle.consume(4) == ["cpu:0@1234"]
-    approved.clear()
+    chosen.clear()
     assert cycle.consume(4) == []
-    approved.update(QUEUES)
+    chosen.update(QUEUES)
     assert set(cycle.consume(4)) == QUEUES
