@@ -40,7 +40,8 @@ def make_app(database_url: str, broker_url: str, max_connections: int) -> Flask:
         task_default_queue=QUEUE,
         broker_transport_options={"global_keyprefix": PREFIX},
     )
-    pool = ThreadedConnectionPool(1, max_connections, database_url)
+    # It closes those that come back when it has the least number already.
+    pool = ThreadedConnectionPool(max_connections, max_connections, database_url)
     names = ", ".join(COLUMNS)
     insert = f"INSERT INTO {TABLE} (id, {names}) VALUES ({', '.join(['%s'] * (len(COLUMNS) + 1))})"
     with_table = pool.getconn()
