@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from bench.plane.blocks import Explained, Watch
 
-MAX_BLOCKS_A_CALL = 150
-"""Blocks of a statement without rows: probes of trees of up to four levels."""
-MAX_BLOCKS_A_ROW = 8
-"""Blocks of a row that is returned: its table, an index, and the images of a job."""
+MAX_BLOCKS_A_CALL = 250
+"""Blocks of a statement without rows: a page of 51 jobs is as many probes, of trees of up to four levels."""
+MAX_BLOCKS_A_ROW = 12
+"""Blocks of a row that is returned: its table and an index of up to four levels, and those of its images."""
 MAX_BLOCKS_A_CHANGE = 60
 """Blocks of a row that is changed: its table, and an entry in each index, below at most three inner pages."""
 MORE_BLOCKS = {
