@@ -95,18 +95,18 @@ def _serve(
         del self_
         deliver(arguments[0] if arguments and isinstance(arguments[0], str) else None)
 
+    consumers: list[Any] = []  # that of Celery, once it is ready
+
     class DeliveryRequest(SilentRequest):
         """Makes the loop poll again when a thread is free, which Celery does not tell it."""
 
         def send_event(self, *_: Any, **__: Any) -> None:
             """Send nothing, but wake the loop: Celery sends its events once a task is counted as ended."""
-            if loop:
-                loop[0].call_soon(_do_nothing)
-
-    loop: list[Any] = []
+            for consumer in consumers:
+                consumer.call_soon(_do_nothing)
 
     def ready(sender: Any, **_: Any) -> None:
-        loop.append(sender)
+        consumers.append(sender)
         log.info("worker_ready", device=DEVICE, queues=[CPU_QUEUE], threads=num_threads)
         write_ready_file(ready_file, device=DEVICE, tiers=[], queues=[CPU_QUEUE])
         watchdog.start()

@@ -295,6 +295,8 @@ def test_a_lane_that_is_full_when_the_broker_comes_back_is_still_full(tmp_path: 
             listener.dispatch("waits")
             listener.start_bulk("now")
             wait_for(lambda: "now" in found, 60)  # its event is sent once the worker is back
+            listener.start_bulk("later")
+            wait_for(lambda: "later" in found)  # and this one when its loop has turned since
             assert "waits" not in found
             (tmp_path / "let-go").touch()
             assert listener.heard("waits", 60)
