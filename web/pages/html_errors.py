@@ -11,6 +11,7 @@ from web.problems import (
     PROBLEM,
     answer_anything_else,
     answer_http_error,
+    answer_os_error,
     answer_refusal,
     answer_storage_error,
 )
@@ -24,6 +25,7 @@ def register_html_errors(blueprint: Blueprint) -> None:
     blueprint.register_error_handler(Refusal, lambda error: _as_page(answer_refusal(error)))
     blueprint.register_error_handler(StorageError, lambda error: _as_page(answer_storage_error(error)))
     blueprint.register_error_handler(HTTPException, lambda error: _as_page(answer_http_error(error)))
+    blueprint.register_error_handler(OSError, lambda error: _as_page(answer_os_error(error)))
     blueprint.register_error_handler(Exception, lambda error: _as_page(answer_anything_else(error)))
 
 
