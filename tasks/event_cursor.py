@@ -46,7 +46,7 @@ class EventCursor(Generic[E]):
             self._after = self._first()
         newest = self._newest()
         now = self._clock()
-        found = self._find(self._after, MAX_FOUND)
+        found = self._find(self._after, MAX_FOUND) if newest > self._after else ()
         for number, event in found:
             if number not in self._handled:
                 handle(event)

@@ -21,6 +21,7 @@ from settings import Settings
 from storage import counts, dispatches, jobs, receivers, sessions
 from storage.blobs import Blobs
 from storage.database import Database
+from storage.due_work import DueWork, due_work
 from storage.errors import StorageError, Unavailable
 from storage.job_views import bad_ends, newest_event
 from storage.notifications import WEBHOOKS_DUE, Listener
@@ -142,6 +143,7 @@ class Sweeper:
         self._reap_from = clock()
         self._epoch: str | None = None
         self._last_accounts: dict[str, str] = {}  # by tier: those whose turn was the last one of a feed
+        self._known_due: DueWork | None = None
         self.deliveries = DeliveryDispatch(
             db,
             broker,
@@ -184,6 +186,7 @@ class Sweeper:
 
         After one timeout of the broker the turn skips the parts that need it, so that reaping is not delayed.
         """
+        self._known_due = None
         asks_broker = (self._notice_broker_loss, self._feed, self._redispatch_lost, self._dispatch_deliveries)
         is_broker_down = False
         for part in self._parts:
@@ -204,8 +207,16 @@ class Sweeper:
                 log.exception("sweep_part_failed", part=_name(part))
         self._metrics.sweeps.inc()
 
+    @property
+    def _due(self) -> DueWork:
+        """What there is to do in this turn: read once, and again after a part that makes jobs or deliveries
+        due."""
+        if self._known_due is None:
+            self._known_due = due_work(self._db, self._tiers)
+        return self._known_due
+
     def _reap(self) -> None:
-        if self._clock() < self._reap_from:
+        if self._clock() < self._reap_from or not self._due.has_expired_leases:
             return
         # It runs every turn, since a supervisor may have ended leases early; it reads the running jobs.
         while reaped := jobs.reap(self._db):
@@ -213,7 +224,7 @@ class Sweeper:
                 log.warning("job_reaped", job_id=job_id, state=state)
 
     def _expire(self) -> None:
-        if num_expired := jobs.expire(self._db):
+        if self._due.has_passed_deadlines and (num_expired := jobs.expire(self._db)):
             self._metrics.expired.inc(num_expired)
             log.info("jobs_expired", count=num_expired)
 
@@ -225,11 +236,12 @@ class Sweeper:
         epoch, made = self._broker.epoch()
         is_new = made or (self._epoch is not None and epoch != self._epoch)
         if is_new and (count := dispatches.forget_all(self._db)):
+            self._known_due = None
             log.warning("broker_restarted", queued_jobs=count)
         self._epoch = epoch
 
     def _feed(self) -> None:
-        for tier in self._tiers:
+        for tier in self._due.undispatched:
             found = dispatches.feed(
                 self._db,
                 tier,
@@ -242,7 +254,7 @@ class Sweeper:
             self._dispatch(found.dispatches)
 
     def _redispatch_lost(self) -> None:
-        for tier in self._tiers:
+        for tier in self._due.dispatched:
             found = dispatches.redispatch_lost(
                 self._db,
                 tier,
@@ -258,15 +270,19 @@ class Sweeper:
 
     def _undispatch_bulk(self) -> None:
         # While a sweeper of the version before runs as well: workers claim only jobs without a dispatch.
-        for tier in self._tiers:
+        for tier in self._due.dispatched_bulk:
             if count := dispatches.undispatch_bulk(self._db, tier):
                 log.info("bulk_undispatched", tier=tier, count=count)
 
     def _fold_counts(self) -> None:
-        while counts.fold(self._db) >= counts.FOLDED_AT_ONCE:
-            pass
+        if self._due.has_count_changes:
+            while counts.fold(self._db) >= counts.FOLDED_AT_ONCE:
+                pass
 
     def _tend_receivers(self) -> None:
+        if not self._due.has_receivers:
+            return
+        self._known_due = None  # deliveries that are released are dispatched in this turn
         receivers.release(self._db)
         receivers.wake(self._db)
         for delivery_id in receivers.fail_held(self._db, keep_seconds=self._plan.webhook_keep_seconds):
@@ -274,10 +290,12 @@ class Sweeper:
         receivers.forget(self._db, after_seconds=self._plan.webhook_keep_seconds)
 
     def _dispatch_deliveries(self) -> None:
-        self.deliveries()
+        if self._due.has_deliveries:
+            self.deliveries()
 
     def _remove_sessions(self) -> None:
-        sessions.remove_expired(self._db)
+        if self._due.has_expired_sessions:
+            sessions.remove_expired(self._db)
 
     def _dispatch(self, dispatched: list[dispatches.Dispatch]) -> None:
         if not self._dispatcher.dispatch(dispatched):

@@ -50,7 +50,7 @@ def served(
 
 
 def _wait_for(found: Served) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
         try:
             httpx2.get(f"{found.url}/healthz", trust_env=False).raise_for_status()

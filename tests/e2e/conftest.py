@@ -55,6 +55,9 @@ interactive_slots = 12
 """
 
 
+PATIENCE = 4
+"""Waits are this many times as long as on two idle cores: they end a test that hangs, and promise no time."""
+
 Json = dict[str, Any]
 
 
@@ -117,11 +120,11 @@ class System:
         return int(pid)
 
     def wait_until(self, holds: Callable[[], Any], seconds: float, what: str) -> Any:
-        """Poll until `holds` says yes; fails the test otherwise."""
-        deadline = time.monotonic() + seconds
+        """Poll until `holds` says yes; fails the test if it has not after `PATIENCE` times `seconds`."""
+        deadline = time.monotonic() + PATIENCE * seconds
         while not (found := holds()):
             if time.monotonic() > deadline:
-                pytest.fail(f"not within {seconds} s: {what}")
+                pytest.fail(f"not within {PATIENCE * seconds} s: {what}")
             time.sleep(0.02)
         return found
 
@@ -136,7 +139,7 @@ class System:
 
     def finish(self, job_ids: list[str], seconds: float = 120) -> list[Json]:
         """The jobs once all have ended."""
-        *_, jobs = self.api.client.follow(job_ids, timeout_seconds=seconds)
+        *_, jobs = self.api.client.follow(job_ids, timeout_seconds=PATIENCE * seconds)
         return [job.raw for job in jobs]
 
     def rows(self, statement: str, *parameters: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from storage.database import Database
 
 
-def until_somebody_waits_for_a_lock(database: Database, seconds: float = 20) -> None:
+def until_somebody_waits_for_a_lock(database: Database, seconds: float = 60) -> None:
     """Return once a transaction waits for another's row."""
     query = text(
         """SELECT count(*) FROM pg_stat_activity

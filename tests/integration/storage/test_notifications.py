@@ -20,7 +20,7 @@ from storage.notifications import JOBS_ENDED, WEBHOOKS_DUE, Listener
 from storage.notifications import announce as announce_after_commit
 from storage.roles import ROLES
 
-SOON = 20.0
+SOON = 60.0
 
 
 class Ears:

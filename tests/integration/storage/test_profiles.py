@@ -224,7 +224,7 @@ class WhileOpen:
             work(connection)
             pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
             self._begin()
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not self._is_waited_for(pid):
                 assert time.monotonic() < deadline, "nobody waits"
 

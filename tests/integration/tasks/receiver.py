@@ -87,7 +87,7 @@ class Receiver:
         """Where it listens, by a name of its certificate."""
         return f"https://{host}:{self.port}{path}"
 
-    def wait_for(self, count: int, seconds: float = 30) -> bool:
+    def wait_for(self, count: int, seconds: float = 120) -> bool:
         """Whether it has got that many requests within that time."""
         with self._arrived:
             return self._arrived.wait_for(lambda: len(self.received) >= count, seconds)

@@ -86,7 +86,7 @@ class Listener:
         """Start a bulk job, whose claim the process would hold."""
         (self.folder / f"start.{job_id}").touch()
 
-    def heard(self, name: str, seconds: float = 20) -> bool:
+    def heard(self, name: str, seconds: float = 60) -> bool:
         deadline = time.monotonic() + seconds
         while not (self.folder / name).exists():
             if time.monotonic() > deadline or self.process.poll() is not None:
@@ -307,7 +307,7 @@ def test_a_lane_that_is_full_when_the_broker_comes_back_is_still_full(tmp_path: 
         listener.process.wait()
 
 
-def wait_for(holds: Callable[[], object], seconds: float = 30) -> None:
+def wait_for(holds: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it never came"

@@ -194,7 +194,7 @@ def test_S42_a_walk_goes_on_where_the_store_failed(database: Database) -> None:
     thread = threading.Thread(target=collector.run, args=(stop,))
     with structlog.testing.capture_logs() as said:
         thread.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not any(line["event"] == "orphans_collected" for line in said):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -234,7 +234,7 @@ def num_sweeps(settings: Settings, alive: Path) -> int:
     stop, turns = threading.Event(), set[int]()
     thread = threading.Thread(target=run_sweeper, args=(settings, stop, alive))
     thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len(turns) < 3 and time.monotonic() < deadline:
         if alive.exists():
             turns.add(alive.stat().st_mtime_ns)

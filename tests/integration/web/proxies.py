@@ -99,7 +99,7 @@ def _local(kind: str, folder: Path, port: int, upstream: int) -> dict[str, str]:
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

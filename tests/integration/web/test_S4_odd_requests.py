@@ -11,7 +11,7 @@ import pytest
 from local.endpoints import Embedded
 from tests.served import Served, served
 
-SOON = 20.0
+SOON = 60.0
 LAST = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 JOB = b'{"prompt": "a red heart"}'
 

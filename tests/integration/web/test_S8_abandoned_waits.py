@@ -14,7 +14,7 @@ from local.ports import choose_ports
 from tests.served import Served, served
 
 MAX_WAITERS = 20
-SOON = 20.0
+SOON = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from local.endpoints import Embedded
 from tests.fixtures.image_files import encoded, photo
 from tests.served import Served, served
 
-SOON = 30.0
+SOON = 60.0
 
 
 def large(num_bytes: int) -> bytes:

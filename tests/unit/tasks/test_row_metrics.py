@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter
 from storage.errors import Unavailable
 from tasks.metrics.collectors import RowCollector, RowCollectors
 
-SOON = 10.0
+SOON = 60.0
 
 
 class Postgres:

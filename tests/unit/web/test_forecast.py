@@ -259,7 +259,7 @@ def test_no_request_waits_for_a_snapshot_on_another_thread(rows: Rows) -> None:
         assert go_on.wait(30)
         return read()
 
-    forecast, deadline = Forecast(read_slowly, CATALOGUE), time.monotonic() + 30
+    forecast, deadline = Forecast(read_slowly, CATALOGUE), time.monotonic() + 60
     assert forecast.accept(shown("b")) == (None, None)
     assert forecast.of_jobs([shown("a")]) == forecast.of_tiers() == {}
     go_on.set()

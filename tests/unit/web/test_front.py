@@ -21,7 +21,7 @@ from web.front.refusals import Busy
 from web.front.threads import Threads
 from web.front.wsgi import CLIENT
 
-SOON = 5.0
+SOON = 60.0
 LIMITS = Limits(body_seconds=SOON, answer_seconds=SOON, max_body_bytes=1000, piece_bytes=100)
 GONE = {"type": "http.disconnect"}
 

@@ -12,7 +12,7 @@ from web.front.limits import Limits
 from web.front.refusals import Busy
 from web.front.threads import Threads
 
-SOON = 5.0
+SOON = 60.0
 LIMITS = Limits()
 
 

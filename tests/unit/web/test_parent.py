@@ -9,7 +9,7 @@ import pytest
 from web.front.parent import ALIVE, METRICS, Parent
 from web.front.processes import Processes
 
-SOON = 30.0
+SOON = 60.0
 
 
 @pytest.fixture

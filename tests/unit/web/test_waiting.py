@@ -10,7 +10,7 @@ from catalogue.states import State
 from storage.errors import Unavailable
 from web.waiting import Waiter
 
-SOON = 5.0
+SOON = 60.0
 RARELY = 1000.0
 
 
