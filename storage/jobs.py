@@ -292,7 +292,7 @@ def reap(db: Database, *, limit: int = 50) -> list[tuple[str, str]]:
     # It reads the rows of all running jobs: an index of `lease_expires_at` would cost more (docs/adr/0030).
     guard = """jobs.id = ANY(ARRAY(
                 SELECT id FROM jobs WHERE state = 'running' AND lease_expires_at < statement_timestamp()
-                 LIMIT :limit FOR UPDATE SKIP LOCKED))"""
+                 ORDER BY lease_boot_id LIMIT :limit FOR UPDATE SKIP LOCKED))"""
     parameters = {"limit": limit, "is_quarantined": True, "is_only_one": False}
     rows = db.run(
         lambda connection: _move(connection, REAP, REAPED, guard, parameters, detail="its lease ran out")

@@ -21,7 +21,7 @@ from settings import Settings
 from storage import counts, dispatches, jobs, receivers, sessions
 from storage.blobs import Blobs
 from storage.database import Database
-from storage.due_work import DueWork, due_work
+from storage.due_work import DueWork, all_work, due_work
 from storage.errors import StorageError, Unavailable
 from storage.job_views import bad_ends, newest_event
 from storage.notifications import WEBHOOKS_DUE, Listener
@@ -41,6 +41,9 @@ log = structlog.get_logger()
 
 HEARTBEATS_BEFORE_REAPING = 2
 """The heartbeat periods to wait after an outage of Postgres before reaping: each worker gets at least one."""
+
+DUE_WORK = "due_work"
+"""The name of the question what there is to do, among the parts that may fail."""
 
 
 def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | None = None) -> None:
@@ -172,7 +175,7 @@ class Sweeper:
             self._dispatch_deliveries,
             self._remove_sessions,
         )
-        self._metrics.begin_failures(map(_name, self._parts))
+        self._metrics.begin_failures([DUE_WORK, *map(_name, self._parts)])
 
     def run(self, stop: threading.Event, after_turn: Callable[[], None] = lambda: None) -> None:
         """Sweep until `stop` is set."""
@@ -194,37 +197,47 @@ class Sweeper:
                 continue
             try:
                 part()
-            except (StorageError, BrokerDown) as error:
-                if isinstance(error, Unavailable):
-                    # Leases expired while no worker could renew them: let live workers renew them first.
-                    self._reap_from = self._clock() + HEARTBEATS_BEFORE_REAPING * self._plan.heartbeat_seconds
+            except Exception as error:  # a bug in one part must not stop the others
                 is_broker_down = is_broker_down or isinstance(error, BrokerDown)
-                self._metrics.failures.labels(_name(part)).inc()
-                log.warning("sweep_part_failed", part=_name(part), error=str(error))
-            except Exception:
-                # A bug in one part must not stop the others.
-                self._metrics.failures.labels(_name(part)).inc()
-                log.exception("sweep_part_failed", part=_name(part))
+                self._note_failure(_name(part), error)
         self._metrics.sweeps.inc()
+
+    def _note_failure(self, part: str, error: Exception) -> None:
+        """Count and log what a part raised."""
+        if isinstance(error, Unavailable):
+            # Leases expired while no worker could renew them: let live workers renew them first.
+            self._reap_from = self._clock() + HEARTBEATS_BEFORE_REAPING * self._plan.heartbeat_seconds
+        self._metrics.failures.labels(part).inc()
+        if isinstance(error, (StorageError, BrokerDown)):
+            log.warning("sweep_part_failed", part=part, error=str(error))
+        else:
+            log.error("sweep_part_failed", part=part, exc_info=error)
 
     @property
     def _due(self) -> DueWork:
-        """What there is to do in this turn: read once, and again after a part that makes jobs or deliveries
-        due."""
+        """What there is to do in this turn: read once, and again after a part that makes other work due."""
         if self._known_due is None:
-            self._known_due = due_work(self._db, self._tiers)
+            keep_seconds = self._plan.webhook_keep_seconds
+            try:
+                self._known_due = due_work(self._db, self._tiers, webhook_keep_seconds=keep_seconds)
+            except Exception as error:  # a table that cannot be read must stop only the part that needs it
+                self._note_failure(DUE_WORK, error)
+                self._known_due = all_work(self._tiers)
         return self._known_due
 
     def _reap(self) -> None:
-        if self._clock() < self._reap_from or not self._due.has_expired_leases:
+        # It is read first: if that fails, reaping waits.
+        if not self._due.has_expired_leases or self._clock() < self._reap_from:
             return
         # It runs every turn, since a supervisor may have ended leases early; it reads the running jobs.
         while reaped := jobs.reap(self._db):
+            self._known_due = None
             for job_id, state in reaped:
                 log.warning("job_reaped", job_id=job_id, state=state)
 
     def _expire(self) -> None:
         if self._due.has_passed_deadlines and (num_expired := jobs.expire(self._db)):
+            self._known_due = None
             self._metrics.expired.inc(num_expired)
             log.info("jobs_expired", count=num_expired)
 
@@ -280,11 +293,10 @@ class Sweeper:
                 pass
 
     def _tend_receivers(self) -> None:
-        if not self._due.has_receivers:
+        if not self._due.has_due_receivers:
             return
-        self._known_due = None  # deliveries that are released are dispatched in this turn
-        receivers.release(self._db)
-        receivers.wake(self._db)
+        if receivers.release(self._db) + receivers.wake(self._db):
+            self._known_due = None
         for delivery_id in receivers.fail_held(self._db, keep_seconds=self._plan.webhook_keep_seconds):
             log.warning("webhook_failed_unsent", delivery_id=delivery_id, error_code="receiver_paused")
         receivers.forget(self._db, after_seconds=self._plan.webhook_keep_seconds)

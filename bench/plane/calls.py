@@ -210,12 +210,12 @@ def _queue(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
     yield "undispatch", lambda: dispatches.undispatch(sweeper, dispatched)
     yield "expire", lambda: jobs.expire(sweeper)
     yield "expire, nothing", lambda: jobs.expire(sweeper)
-    yield "due_work", lambda: due_work.due_work(sweeper, ["sd", "hd", "none"])
+    yield "due_work", lambda: due_work.due_work(sweeper, TIERS, webhook_keep_seconds=86_400)
     yield "undispatch_bulk", lambda: dispatches.undispatch_bulk(sweeper, "sd")
     yield "forget_all", lambda: dispatches.forget_all(sweeper)
     _vacuum(databases)
     yield "forget_all, nothing", lambda: dispatches.forget_all(sweeper)
-    yield "due_work after forget_all", lambda: due_work.due_work(sweeper, ["sd", "hd", "none"])
+    yield "due_work after forget_all", lambda: due_work.due_work(sweeper, TIERS, webhook_keep_seconds=86_400)
     yield (
         "feed after forget_all",
         partial(dispatches.feed, sweeper, "sd", "interactive", 40, redispatch_seconds=15),

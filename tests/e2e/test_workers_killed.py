@@ -1,9 +1,9 @@
-"""Both workers are killed in turn under load: the short form of `make bench-kills`, which also measures."""
+"""Both workers are killed in turn under load: the short form of `make bench-kills`."""
 
 import pytest
 
-from bench.kill_figures import Event, Outcome, kills_of
-from tests.e2e.conftest import System
+from bench.kill_figures import MAX_REAP_TO_CLAIM_SECONDS, Event, Outcome, kills_of
+from tests.e2e.conftest import PATIENCE, System
 
 NUM_JOBS = 36
 REQUESTS = [
@@ -33,7 +33,7 @@ def test_S38_both_workers_killed_in_turn_lose_nothing_and_change_no_byte(system:
     kills = kills_of(outcomes, events(system, job_ids), num_kills=2, start_to_claim_seconds=[])
     assert (kills.num_lost, kills.num_doubled, kills.num_differing) == (0, 0, 0)
     assert kills.num_reaped > 0
-    assert len(kills.reap_to_claim_seconds) == kills.num_reaped, "each was claimed again"
+    assert max(kills.reap_to_claim_seconds) <= PATIENCE * MAX_REAP_TO_CLAIM_SECONDS
 
 
 def kill_at_work(system: System, device: str, job_ids: list[str]) -> None:

@@ -94,3 +94,13 @@ def test_S23_events_of_other_kinds_are_left_behind_too(events: Events) -> None:
     events.jobs[1999] = "late"
     events.turn()
     assert events.looked_up == ["a", "late"]
+
+
+def test_S23_once_the_newest_event_is_known_none_is_read(events: Events) -> None:
+    events.jobs[2] = "a"
+    for _ in range(int(LATE_SECONDS) + 2):
+        events.turn()
+    num_asked = len(events.asked_after)
+    for _ in range(5):
+        events.turn()
+    assert len(events.asked_after) == num_asked
