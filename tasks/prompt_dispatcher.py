@@ -72,9 +72,15 @@ class PromptDispatcher:
                 return sent.result(self._max_wait_seconds)
             except TimeoutError:
                 sent.cancel()
+            except Exception:  # the job is committed: its client must get its id
+                log.exception("dispatch_failed")
+                return self._give_up(dispatches)
+        log.warning("dispatch_timed_out", count=len(dispatches))
+        return self._give_up(dispatches)
+
+    def _give_up(self, dispatches: Sequence[Dispatch]) -> bool:
         with self._lock:
             self._num_given_up += len(dispatches)
-        log.warning("dispatch_timed_out", count=len(dispatches))
         return False
 
     def _run(self) -> None:

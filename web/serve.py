@@ -1,7 +1,6 @@
 """The composition root of the API's process: settings in, serving until SIGTERM."""
 
 import signal
-import sys
 from functools import partial
 from urllib.parse import unquote
 
@@ -27,9 +26,6 @@ CSV_UPLOADS, FILE_UPLOADS = ("POST", "/v1/batches"), ("POST", "/v1/files")
 UPLOADS_HELD = 2
 """The number of uploads of the largest size that all processes together have on disk, from their first byte
 until their view has ended; each has room for one."""
-SWITCH_SECONDS = 0.0005
-"""How long a thread keeps the interpreter from others that wait for it. With Python's 5 ms, a request waits
-so long after each of its statements while estimates are computed."""
 SHARED_PATHS = ("/v1/", "/healthz", "/readyz", "/openapi.json")
 """The paths that pages of other origins may read if a setting names the origins: the API, but no pages."""
 
@@ -39,7 +35,6 @@ def run_api(settings: Settings, host: str, port: int, given: Given | None = None
 
     A process with a parent serves on the sockets that it was `given` instead, and shows its metrics there.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
     parent, sockets = take(given) if given else (None, None)
     app = create_app(settings if parent is None else settings.model_copy(update={"metrics_port": 0}))
     wiring: Wiring = app.extensions[EXTENSION]

@@ -2,6 +2,9 @@
 
 import threading
 import time
+from typing import Any
+
+from structlog.testing import capture_logs
 
 from storage.dispatches import Dispatch
 from tasks.dispatch import Dispatcher
@@ -43,6 +46,22 @@ def test_S2_a_request_waits_for_a_hung_broker_a_moment_and_the_next_ones_not_at_
         time.sleep(0.01)
     assert celery.sent == ["job_0", "job_1", "job_1000"]
     assert dispatcher.num_dispatched == 3
+
+
+def test_an_error_that_nobody_expects_is_logged_and_the_next_dispatch_is_sent() -> None:
+    class BrokenOnce(HangingCelery):
+        def send_task(self, **message: Any) -> None:
+            if not self.num_tries:
+                self.num_tries += 1
+                raise ZeroDivisionError
+            super().send_task(**message)
+
+    dispatcher = PromptDispatcher(Dispatcher(BrokenOnce()), max_wait_seconds=30)  # type: ignore[arg-type]
+    with capture_logs() as logs:
+        assert not dispatcher.dispatch([dispatch(1)])
+    assert [one["event"] for one in logs] == ["dispatch_failed"]
+    assert dispatcher.dispatch([dispatch(2)])
+    assert (dispatcher.num_dispatched, dispatcher.num_failed) == (1, 1)
 
 
 def test_S2_what_was_given_up_before_it_began_is_not_sent_any_more() -> None:

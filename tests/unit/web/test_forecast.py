@@ -314,6 +314,13 @@ def test_an_unexpected_error_is_logged_once_a_second_and_leaves_nothing_to_say(c
         clock.now += 1.1
 
 
+def test_an_unexpected_error_about_a_new_job_leaves_nothing_to_say(forecast: Forecast) -> None:
+    with capture_logs() as events:
+        broken = shown("b", parameters=SimpleNamespace(num_inference_steps="ten"))
+        assert forecast.accept(broken) == (None, None)
+    assert [(one["event"], one["log_level"]) for one in events] == [("estimate_failed", "error")]
+
+
 def test_a_tiers_estimate_is_that_of_its_usual_job_behind_all_others(forecast: Forecast, rows: Rows) -> None:
     rows.workload = replace(rows.workload, queued=())
     usual = 20 * 1.0 + PROFILE.encode_seconds + PROFILE.decode_seconds
