@@ -27,6 +27,8 @@ Spent = Mapping[str, float]
 """CPU seconds by name of process: `web`, `postgres`, `valkey`, `s3`, `sweep`, `worker-cpu0` and more."""
 SUPERVISOR = "supervisor"
 START_SECONDS, STOP_SECONDS = 600.0, 20.0
+MAX_ERRORS = 3
+"""The errors of each process that are shown if a benchmark fails."""
 PROFILES = ROOT / "build" / "bench-plane" / "profiles"
 """Kept between runs, so that a worker tests itself once on this machine."""
 
@@ -156,8 +158,19 @@ def plane_system(
         plane = Plane(ready, folder, settings)
         try:
             yield plane
+        except Exception as error:
+            for line in _errors_in(folder / "data" / "logs"):
+                error.add_note(line)  # the folder is about to be removed
+            raise
         finally:
             plane.close()
+
+
+def _errors_in(logs: Path) -> Iterator[str]:
+    """The last lines of each log that report an error."""
+    for log in sorted(logs.glob("*.log")):
+        errors = [line for line in log.read_text("utf-8", "replace").splitlines() if '"error"' in line]
+        yield from (f"{log.name}: {line[:4000]}" for line in errors[-MAX_ERRORS:])
 
 
 @contextmanager
