@@ -6,10 +6,10 @@ It knows HTTP alone. It uses `http.client`, which takes little CPU beside the se
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -17,6 +17,8 @@ from engine.request import GenerationRequest
 
 ANSWER_SECONDS = 120.0
 WAIT_SECONDS = 60
+IDLE_SECONDS = 60.0
+"""The API closes a connection that was idle for 150 s (`web.front.limits`)."""
 MAX_IN_FLIGHT = 128
 BOUNDARY = "calotype-bench"
 
@@ -25,12 +27,13 @@ Result = TypeVar("Result")
 
 
 class Connection:
-    """One connection with an API key; for one thread."""
+    """One connection with an API key; for one thread. It connects anew after `IDLE_SECONDS` without a request."""
 
     def __init__(self, url: str, api_key: str) -> None:
         address = urlsplit(url)
         self._http = HTTPConnection(address.hostname or "", address.port, timeout=ANSWER_SECONDS)
         self._headers = {"Authorization": f"Bearer {api_key}"}
+        self._used_at = time.monotonic()
 
     def ask(
         self,
@@ -45,19 +48,26 @@ class Connection:
         headers = {**self._headers, **({"Content-Type": type_} if body is not None else {})}
         if wait:
             headers["Prefer"] = f"wait={wait}"
-        self._http.request(method, path, body, headers)
-        response = self._http.getresponse()
-        text = response.read()
+        text, response = self._answer(method, path, body, headers)
         return response.status, json.loads(text) if text else None
 
     def text(self, path: str) -> str:
         """GET a text; raises `RuntimeError` if it is refused."""
-        self._http.request("GET", path, headers=self._headers)
-        response = self._http.getresponse()
-        text = response.read().decode()
+        text, response = self._answer("GET", path, None, self._headers)
         if response.status != 200:
             raise RuntimeError(f"GET {path}: {response.status}")
-        return text
+        return text.decode()
+
+    def _answer(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[bytes, HTTPResponse]:
+        if time.monotonic() - self._used_at > IDLE_SECONDS:
+            self._http.close()
+        self._http.request(method, path, body, headers)
+        response = self._http.getresponse()
+        text = response.read()
+        self._used_at = time.monotonic()
+        return text, response
 
     def submit(self, body: bytes, *, wait: int = 0) -> dict[str, Any]:
         """Submit a job; return it. Raises `RuntimeError` if it is refused."""
