@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 class Connection:
-    """One connection with an API key; for one thread. It connects anew after `IDLE_SECONDS` without a request."""
+    """One connection with an API key, for one thread; made anew after `IDLE_SECONDS` without a request."""
 
     def __init__(self, url: str, api_key: str) -> None:
         address = urlsplit(url)
