@@ -43,7 +43,7 @@ def due_work(db: Database, tiers: Collection[str], *, webhook_keep_seconds: floa
 
 
 def all_work(tiers: Collection[str]) -> DueWork:
-    """What to do where it cannot be read what is due: everything."""
+    """Every kind of work, for a caller that could not read what is due."""
     every = tuple(tiers)
     return DueWork(True, True, True, True, True, True, every, every, every)
 

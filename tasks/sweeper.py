@@ -43,7 +43,7 @@ HEARTBEATS_BEFORE_REAPING = 2
 """The heartbeat periods to wait after an outage of Postgres before reaping: each worker gets at least one."""
 
 DUE_WORK = "due_work"
-"""The name of the question what there is to do, among the parts that may fail."""
+"""The name by which a failure of `due_work` is counted and logged, as those of the parts are."""
 
 
 def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | None = None) -> None:
@@ -226,7 +226,7 @@ class Sweeper:
         return self._known_due
 
     def _reap(self) -> None:
-        # It is read first: if that fails, reaping waits.
+        # `_due` comes before the clock: if it cannot be read, reaping must wait.
         if not self._due.has_expired_leases or self._clock() < self._reap_from:
             return
         # It runs every turn, since a supervisor may have ended leases early; it reads the running jobs.

@@ -16,7 +16,7 @@ MORE_BLOCKS = {
     "redispatch_lost": (1000, "it looks at up to `dispatches.MAX_NOT_DUE` dispatches that are not due yet"),
     "next_jobs": (600, "it compares `queue_facts.MAX_COMPARED` jobs of each batch and tier"),
     "reap": (500, "it looks at all running jobs, whose number is limited by the slots of the workers"),
-    "due_work": (500, "the same for leases"),
+    "due_work": (500, "it looks for an expired lease among all running jobs"),
     "claim delivery": (400, "entries of rows that have just changed, until they are vacuumed"),
     "orphan": (1000, "it looks up a job and an image for each object"),
     "cancel": (4000, "entries of the rows that it has just changed, until they are vacuumed"),

@@ -169,7 +169,9 @@ def plane_system(
 def _errors_in(logs: Path) -> Iterator[str]:
     """The last lines of each log that report an error."""
     for log in sorted(logs.glob("*.log")):
-        errors = [line for line in log.read_text("utf-8", "replace").splitlines() if '"error"' in line]
+        errors = [
+            line for line in log.read_text("utf-8", "replace").splitlines() if '"level": "error"' in line
+        ]
         yield from (f"{log.name}: {line[:4000]}" for line in errors[-MAX_ERRORS:])
 
 

@@ -4,6 +4,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from catalogue.states import State
 from local.endpoints import Embedded
 from storage import accounts, dispatches, jobs, sessions
 from storage.database import WATCHERS, Database
-from storage.due_work import due_work
+from storage.due_work import all_work, due_work
 from storage.errors import Unavailable
 from storage.job_views import get
 from storage.jobs import WorkerName
@@ -237,6 +238,7 @@ def test_if_it_cannot_be_read_what_is_due_every_part_runs(
     bench.sweeper.sweep()
     assert bench.depth("interactive") == 1
     assert bench.counted("calotype_sweep_failures_total", part="due_work") == 1
+    assert all(asdict(all_work([bench.tier])).values())
 
 
 def test_a_server_that_became_read_only_is_noticed_although_nothing_is_due(migrated: Embedded) -> None:

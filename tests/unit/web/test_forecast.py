@@ -1,5 +1,6 @@
 """Estimates are shared between requests, awaited by none of them, and cost no more than their share."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from storage.errors import Unavailable
 from storage.workloads import Workload
 from tests.fixtures.new_jobs import parameters_of
 from tests.unit.web.test_eta import DEVICE, PROFILE, job, running
-from web.estimates.forecast import MAX_AGE_SECONDS, MAX_AGED_SECONDS, Forecast, LaneLoad
+from web.estimates.forecast import MAX_AGE_SECONDS, MAX_AGED_SECONDS, SWITCH_SECONDS, Forecast, LaneLoad
 
 CATALOGUE = load_catalogue(ROOT / "calotype.toml")
 LONE_SECONDS = 11.0
@@ -319,6 +320,18 @@ def test_an_unexpected_error_about_a_new_job_leaves_nothing_to_say(forecast: For
         broken = shown("b", parameters=SimpleNamespace(num_inference_steps="ten"))
         assert forecast.accept(broken) == (None, None)
     assert [(one["event"], one["log_level"]) for one in events] == [("estimate_failed", "error")]
+
+
+def test_threads_take_short_turns_while_a_snapshot_is_made_and_only_then(clock: Clock) -> None:
+    before, seen = sys.getswitchinterval(), list[float]()
+
+    def read() -> Workload:
+        seen.append(sys.getswitchinterval())
+        return Workload((DEVICE,), (), ())
+
+    Forecast(read, CATALOGUE, clock, at_once).refresh()
+    assert seen == [pytest.approx(SWITCH_SECONDS)]
+    assert sys.getswitchinterval() == before > SWITCH_SECONDS
 
 
 def test_a_tiers_estimate_is_that_of_its_usual_job_behind_all_others(forecast: Forecast, rows: Rows) -> None:
