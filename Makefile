@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench-engine bench-faults bench-kills bench-fronts bench-plane clean
+.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench bench-engine bench-faults bench-kills bench-fronts bench-plane clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ train-loras: $(INSTALLED) ## retrain the tiny model's LoRAs, in build/loras (hal
 
 card: $(INSTALLED) ## measure the tiny model and write docs/model-card.md (a quarter of an hour on two cores)
 	@$(BIN)/python -m tiny.train.card models/tiny docs
+
+bench: $(INSTALLED) ## measure the service beside its peers, in bench-output/service.json (75 minutes on two idle cores)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.service
 
 bench-engine: $(INSTALLED) ## measure the engine against its bars, in bench-output/engine.json (40 minutes on two shared cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine

@@ -1,6 +1,6 @@
-"""Measures what an S3 server that answers 20 ms late costs in throughput, with work always waiting.
+"""Measures what an S3 server that answers 20 ms late costs the engine, with work always waiting.
 
-    python -m bench.overlap [--pairs 12] [--seconds 12] [--late-ms 20] [--slots 12 8]
+    python -m bench.overlap [--pairs 12] [--seconds 12] [--late-ms 20] [--slots 24 0]
 
 One process runs what a worker runs: a real engine on one thread, and `tasks.generate` on as many threads as
 there are slots of both lanes, with real rows and a real S3 server behind `bench.late_proxy`. Late and
@@ -28,13 +28,14 @@ import torch
 from alembic import command
 from alembic.config import Config
 
+from bench.exactness import TimedEngine
+from bench.figures import Figure, figure_of
 from bench.late_proxy import run_proxy
 from bench.strategies import rows_of
 from bench.workload import MODEL, mixed_requests
 from catalogue.lanes import LANES, Lane
-from engine.engine import Engine
 from engine.generation import Handle
-from engine.loading.load import ModelSpec, load_engine
+from engine.loading.load import ModelSpec, load_models
 from engine.request import GenerationRequest
 from local.endpoints import Embedded, embedded
 from logs import configure_logs
@@ -51,6 +52,19 @@ ROOT = Path(__file__).resolve().parents[1]
 SIDE, MAX_ROWS, TIER = 128, 16, "sd"
 FILLING_SECONDS = 15.0
 HOUR_SECONDS = 3600.0  # a lease that need not be renewed
+LATE_MS, SLOTS = 20.0, (24, 0)
+"""The interactive slots of a worker at this cap. Bulk jobs would wait in the engine, and hide lateness."""
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How many pairs of windows, and the seconds of a window."""
+
+    num_pairs: int = 12
+    seconds: float = 12.0
+
+
+WHOLE, SHORT = Amounts(), Amounts(num_pairs=1, seconds=4.0)
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,12 @@ class Window:
     num_row_steps: int
     num_step_batches: int
     num_images: int
+    busy_seconds: float
+
+    @property
+    def idle_share(self) -> float:
+        """The share of the time that the engine's thread spent outside of ticks."""
+        return 1 - self.busy_seconds / self.seconds
 
     @property
     def speed(self) -> float:
@@ -77,7 +97,7 @@ class Window:
 class Counts:
     """The work of an engine and its tasks so far; each number has one writer or a lock."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: TimedEngine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
         self.num_row_steps = 0
@@ -100,10 +120,11 @@ class Counts:
 
     def window(self, seconds: float, *, is_late: bool) -> Window:
         """Return the work of the next seconds."""
-        begun_at, before = time.monotonic(), self._now()
+        begun_at, before, busy_before = time.monotonic(), self._now(), self._engine.busy_seconds
         time.sleep(seconds)
         taken, after = time.monotonic() - begun_at, self._now()
-        return Window(is_late, taken, *(late - early for late, early in zip(after, before, strict=True)))
+        rows, batches, images = (late - early for late, early in zip(after, before, strict=True))
+        return Window(is_late, taken, rows, batches, images, self._engine.busy_seconds - busy_before)
 
     def _now(self) -> tuple[int, int, int]:
         return self.num_row_steps, self._engine.num_ticks, self.num_images
@@ -120,41 +141,72 @@ def losses(windows: Sequence[Window], of: Callable[[Window], float] = lambda one
     return found
 
 
+def measure(*, is_short: bool) -> Iterator[Figure]:
+    """The part of `make bench`."""
+    amounts = SHORT if is_short else WHOLE
+    warnings.simplefilter("ignore")
+    yield from figures(run_windows(amounts, LATE_MS, SLOTS))
+
+
+def figures(windows: Sequence[Window]) -> Iterator[Figure]:
+    """What late answers cost in idle time, and in throughput."""
+    late, plain = ([one for one in windows if one.is_late == is_late] for is_late in (True, False))
+    seconds = sum(one.seconds for one in late)
+    other = statistics.median(one.idle_share for one in plain)
+    yield figure_of(
+        "s3_latency_cost",
+        [one.idle_share for one in late],
+        0.01,
+        0.0,
+        f"share of the engine's time outside of its ticks; without lateness {other:.4f}",
+        value=1 - sum(one.busy_seconds for one in late) / seconds,
+        is_at_most=True,
+    )
+    reason = "row steps a second, late windows by their neighbours"
+    yield figure_of("s3_throughput_lost", losses(windows), None, 0.0, reason, is_at_most=True)
+
+
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    options.add_argument("--pairs", type=int, default=12)
-    options.add_argument("--seconds", type=float, default=12.0, help="of one window")
-    options.add_argument("--late-ms", type=float, default=20.0)
+    options.add_argument("--pairs", type=int, default=WHOLE.num_pairs)
+    options.add_argument("--seconds", type=float, default=WHOLE.seconds, help="of one window")
+    options.add_argument("--late-ms", type=float, default=LATE_MS)
     options.add_argument(
-        "--slots", type=int, nargs=2, default=(12, 8), help="interactive and bulk jobs that are held at once"
+        "--slots", type=int, nargs=2, default=SLOTS, help="interactive and bulk jobs that are held at once"
     )
     asked = options.parse_args()
     warnings.simplefilter("ignore")
-    configure_logs("warning", "console")
-    with tempfile.TemporaryDirectory() as folder, embedded(Path(folder) / "data", keep=False) as services:
-        windows = measure(
-            services,
-            num_pairs=asked.pairs,
-            seconds=asked.seconds,
-            late_seconds=asked.late_ms / 1e3,
-            lanes=[*[LANES[0]] * asked.slots[0], *[LANES[1]] * asked.slots[1]],
-        )
+    windows = run_windows(Amounts(asked.pairs, asked.seconds), asked.late_ms, asked.slots)
     print("\n".join(report(windows, asked.late_ms)))
 
 
-def measure(
+def run_windows(amounts: Amounts, late_ms: float, slots: Sequence[int]) -> list[Window]:
+    """Start the services and measure; `slots` are the interactive and bulk jobs that are held at once."""
+    configure_logs("warning", "console")
+    with tempfile.TemporaryDirectory() as folder, embedded(Path(folder) / "data", keep=False) as services:
+        return windows_of(
+            services,
+            num_pairs=amounts.num_pairs,
+            seconds=amounts.seconds,
+            late_seconds=late_ms / 1e3,
+            lanes=[*[LANES[0]] * slots[0], *[LANES[1]] * slots[1]],
+        )
+
+
+def windows_of(
     services: Embedded, *, num_pairs: int, seconds: float, late_seconds: float, lanes: Sequence[Lane]
 ) -> list[Window]:
     """Yield the windows of both variants in order; each slot belongs to one of `lanes`."""
     os.environ.update(services.environment)
     command.upgrade(Config(toml_file=str(ROOT / "pyproject.toml")), "head")
-    engine = load_engine(
+    loaded = load_models(
         [ModelSpec(MODEL, str(ROOT / "models" / MODEL))],
         device="cpu:0",
         row_limits={MODEL: {SIDE * SIDE: MAX_ROWS}},
         num_threads=1,
     )
+    engine = TimedEngine(loaded.models, loaded.row_limits, determinism=loaded.determinism)
     db, counts, ended = Database(services.database_url, len(lanes) + 2), Counts(engine), threading.Event()
     engine.start()
     late = multiprocessing.get_context("spawn").Value("d", 0.0)
@@ -239,7 +291,8 @@ def _job(account: str, lane: Lane, request: GenerationRequest) -> NewJob:
 
 def report(windows: Sequence[Window], late_ms: float) -> Iterator[str]:
     """Markdown: a line an arm, and the loss of the pairs."""
-    yield "| answers | row steps a second | of them a step batch | images a second |\n|---|---|---|---|"
+    yield "| answers | row steps a second | of them a step batch | images a second | idle |"
+    yield "|---|---|---|---|---|"
     for name, is_late in (("at once", False), (f"{late_ms:g} ms late", True)):
         strategy = [window for window in windows if window.is_late == is_late]
         seconds, steps = sum(one.seconds for one in strategy), sum(one.num_row_steps for one in strategy)
@@ -248,7 +301,8 @@ def report(windows: Sequence[Window], late_ms: float) -> Iterator[str]:
             sum(one.num_images for one in strategy),
         )
         median = statistics.median(one.speed for one in strategy)
-        yield f"| {name} | {median:.1f} | {steps / batches:.2f} | {images / seconds:.2f} |"
+        idle = 1 - sum(one.busy_seconds for one in strategy) / seconds
+        yield f"| {name} | {median:.1f} | {steps / batches:.2f} | {images / seconds:.2f} | {idle:.2%} |"
     yield ""
     for name, found in (
         ("row steps a second", losses(windows)),

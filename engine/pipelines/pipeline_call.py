@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import greenlet
 import torch
@@ -31,6 +32,9 @@ PARKED_METHODS = ("encode", "decode")
 FORMER_PART = "text_model"
 """An attribute of CLIP's text encoder that transformers 5 removed: the encoder itself takes its place.
 Pipelines still read it if `clip_skip` is given."""
+
+DEVICE, KNOWN_DEVICE = "_execution_device", "_known_execution_device"
+"""A property of diffusers' pipelines, and where a call's copy keeps its value."""
 
 Pad = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 """Returns the arguments of the named module with their texts padded."""
@@ -194,6 +198,9 @@ class PipelineCall:
         A combined pipeline holds the same components again in nested pipelines; `place` is the path to one.
         """
         own = copy.copy(pipeline)
+        if hasattr(type(pipeline), DEVICE):
+            own.__class__ = _located(type(pipeline))  # type: ignore[arg-type]  # a class is hashable
+            vars(own)[KNOWN_DEVICE] = _device_of(pipeline)
         self._copies.append(own)
         for name, value in vars(pipeline).items():
             if id(value) in parts:
@@ -219,6 +226,26 @@ class PipelineCall:
             return stepped
 
         scheduler.step = counted
+
+
+@functools.cache
+def _located(kind: Any) -> Any:
+    """The pipeline's class with a device that is known.
+
+    diffusers' property looks for hooks in every module of every component, which takes milliseconds.
+    """
+    known = property(lambda pipeline: vars(pipeline)[KNOWN_DEVICE])
+    return type(kind.__name__, (kind,), {DEVICE: known, "__module__": kind.__module__})
+
+
+_devices: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()
+
+
+def _device_of(pipeline: Any) -> Any:
+    """Where the pipeline runs; read once, since a loaded pipeline does not move."""
+    if pipeline not in _devices:
+        _devices[pipeline] = getattr(pipeline, DEVICE)
+    return _devices[pipeline]
 
 
 def _global_generators() -> list[torch.Generator]:

@@ -294,3 +294,26 @@ def test_modules_with_layers_around_their_forward_park_and_draw_the_same(
     assert num_shared
     for call, image in zip(calls, alone, strict=True):
         assert np.abs(drawn(call) - image).max() <= 0.01 / 255
+
+
+def test_a_call_begins_without_a_walk_over_every_module(pipeline: Any) -> None:
+    """diffusers looks for hooks in all modules of a pipeline whenever it reads where the pipeline runs."""
+    exchange, walks = Exchange(pipeline), 0
+    exchange.begin(**asked(1)).end()
+    device, modules = pipeline._execution_device, pipeline.unet.modules
+
+    def walked() -> Any:
+        nonlocal walks
+        walks += 1
+        return modules()
+
+    pipeline.unet.modules = walked
+    try:
+        call = to_first_step(exchange, 1)
+    finally:
+        del pipeline.unet.modules
+    own = call._pipeline
+    assert walks == 0
+    assert own._execution_device == device
+    assert (type(own).__name__, isinstance(own, type(pipeline))) == (type(pipeline).__name__, True)
+    call.end()

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from bench.late_proxy import LateProxy
-from bench.overlap import Window, losses, report
+from bench.overlap import Window, figures, losses, report
 
 ANSWERS = [b"100 continue\n", b"x" * 300_000 + b"\n"]
 
@@ -50,7 +50,7 @@ def test_each_answer_is_late_once_and_arrives_as_it_was_sent(
 
 
 def window(*, is_late: bool, speed: int) -> Window:
-    return Window(is_late, 10.0, 10 * speed, 10, 5)
+    return Window(is_late, 10.0, 10 * speed, 10, 5, 9.9)
 
 
 def test_loss_is_between_neighbours_whichever_came_first() -> None:
@@ -68,6 +68,14 @@ def test_loss_is_between_neighbours_whichever_came_first() -> None:
 
 def test_rows_of_a_step_batch_are_lost_on_any_machine() -> None:
     """Here the late window is the faster one, on a machine that others left alone meanwhile."""
-    windows = [Window(False, 10.0, 1500, 100, 5), Window(True, 10.0, 2940, 200, 5)]
+    windows = [Window(False, 10.0, 1500, 100, 5, 10.0), Window(True, 10.0, 2940, 200, 5, 10.0)]
     assert losses(windows, lambda one: one.rows) == pytest.approx([0.02])
     assert "rows of a step batch lost: median +2.0% of 1 pairs" in "\n".join(report(windows, 20.0))
+
+
+def test_lateness_costs_the_time_between_ticks() -> None:
+    windows = [Window(False, 10.0, 100, 10, 5, 9.99), Window(True, 10.0, 98, 10, 5, 9.7)]
+    idle, lost = figures(windows)
+    assert (idle.figure, idle.holds) == ("s3_latency_cost", False)
+    assert idle.value == pytest.approx(0.03)
+    assert lost.value == pytest.approx(0.02)

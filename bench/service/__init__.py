@@ -1,0 +1,1 @@
+"""The figures of the service as its users see it: `make bench`."""
