@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from catalogue.accounting import Prices
 from catalogue.parameters import (
     ADAPTER_NAME,
     PARAMETERS,
@@ -322,11 +323,12 @@ class WorkerPlan(_Frozen):
 
 
 class Catalogue(_Frozen):
-    """The contents of `calotype.toml`: models, their tiers, and the workers that serve them."""
+    """The contents of `calotype.toml`: models, their tiers, the workers that serve them, and prices."""
 
     default_model: str
     models: tuple[Model, ...]
     workers: tuple[WorkerPlan, ...]
+    prices: Prices = Prices()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

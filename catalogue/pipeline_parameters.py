@@ -24,13 +24,14 @@ REPORT_FIELDS = (
     *("line", "state", "job_id", "images", "error_code", "retryable", "error", "warnings", "retry_of"),
     *("id", "batch_id", "batch_line", "progress", "attempt", "worker", "eta_seconds", "queue_position"),
     *("waiting_reason", "created_at", "started_at", "finished_at", "timings", "links", "tier", "lane"),
+    *("key_id", "cost"),
 )
 """The fields of a job's JSON (`web.api.resources.JobResource`) and of CSV reports that no request has."""
 RESERVED = frozenset(
     {
         *PARAMETERS,
         *REPORT_FIELDS,
-        *("model", "preset", "deadline_seconds", "webhook_url", "api_key", "token", "once"),
+        *("model", "preset", "deadline_seconds", "webhook_url", "tag", "api_key", "token", "once"),
         # Arguments that the engine sets itself.
         *(
             "generator",

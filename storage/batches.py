@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from catalogue.states import TERMINAL, State
 from storage import jobs as transitions
-from storage import new_jobs
+from storage import new_jobs, usage
 from storage.counts import of_batches
 from storage.database import LONG_SECONDS, Database
 from storage.deliveries import complete_batches
@@ -28,13 +28,15 @@ from storage.new_jobs import NewJobs
 from storage.retries import retried, take_turn
 from storage.submissions import NewJob
 from storage.tables import batches
+from storage.usage import ByCurrency
 
 
 @dataclass(frozen=True)
 class Batch:
     """A batch and how many of its jobs are in each state.
 
-    `reading` is what its creator stored about how the file was read; its `rows` are counts by outcome.
+    `reading` is what its creator stored about how the file was read; its `rows` are counts by outcome. `used`
+    is what its jobs used so far.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Batch:
     finished_at: datetime | None
     webhook_url: str | None = None
     reading: dict[str, Any] = field(default_factory=dict)
+    used: ByCurrency = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -160,7 +163,7 @@ def made_before(
 def get(db: Database, account_id: str, batch_id: str, *, with_reading: bool = True) -> Batch:
     """The account's batch; raises `NotFound`, also for another account's batch.
 
-    Pass `with_reading=False` in roles that have no right to read that column.
+    Pass `with_reading=False` in roles that have no right to read that column, nor what its jobs used.
     """
     columns = _COLUMNS if with_reading else _PLAIN_COLUMNS
     query = select(*columns).where(batches.c.id == batch_id, batches.c.account_id == account_id)
@@ -168,7 +171,8 @@ def get(db: Database, account_id: str, batch_id: str, *, with_reading: bool = Tr
         row = connection.execute(query).one_or_none()
         if row is None:
             raise NotFound(f"no batch {batch_id!r}")
-        return _with_counts(connection, [row])[0]
+        found = _with_counts(connection, [row])
+        return (_with_usage(connection, found) if with_reading else found)[0]
 
 
 def list_batches(
@@ -180,7 +184,7 @@ def list_batches(
         query = query.where(tuple_(batches.c.created_at, batches.c.id) < before)
     query = query.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
     with db.transaction(account_id=account_id) as connection:
-        return _with_counts(connection, connection.execute(query).all())
+        return _with_usage(connection, _with_counts(connection, connection.execute(query).all()))
 
 
 def cancel(db: Database, account_id: str, batch_id: str) -> Batch:
@@ -289,6 +293,11 @@ def _row_counts(num_jobs: int, num_retried: int, earlier: Sequence[EarlierJob]) 
         "already_succeeded": num_succeeded,
         "still_open": len(earlier) - num_succeeded,
     }
+
+
+def _with_usage(connection: Connection, found: Sequence[Batch]) -> list[Batch]:
+    used = usage.of_batches(connection, [batch.id for batch in found])
+    return [replace(batch, used=used.get(batch.id, {})) for batch in found]
 
 
 def _with_counts(connection: Connection, rows: Sequence[Row[Any]]) -> list[Batch]:

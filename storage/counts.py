@@ -2,8 +2,8 @@
 
 Triggers on the tables write what each statement changed as one row, in the statement's transaction (migration
 0020), so that counts are exact whatever changes a job, and no transaction waits for another one's count.
-Readers add these rows to sums. `fold` moves them into the sums, so that there are few. It does not know why a
-job changed.
+Readers add these rows to sums. `fold` moves them into the sums, so that there are few, and those of
+`storage.usage` too. It does not know why a job changed.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 
 from catalogue.states import State
 from storage.database import Database
+from storage.usage import FOLD_USAGE
 
 FOLDED_AT_ONCE = 2_000
 
@@ -38,7 +39,7 @@ def fold(db: Database, *, limit: int = FOLDED_AT_ONCE) -> int:
         if not connection.execute(_TAKE_TURN).scalar_one():
             return 0
         parameters = {"limit": limit}
-        statements = (_FOLD_JOBS, _FOLD_DELIVERIES)
+        statements = (_FOLD_JOBS, _FOLD_DELIVERIES, FOLD_USAGE)
         return sum(connection.execute(statement, parameters).scalar_one() for statement in statements)
 
     return db.run(work)

@@ -66,7 +66,8 @@ _DUE_WORK = text(
            (SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= statement_timestamp()
              ORDER BY deadline_at LIMIT 1) IS NOT NULL AS has_passed_deadlines,
            (SELECT id FROM job_count_changes ORDER BY id LIMIT 1) IS NOT NULL
-           OR (SELECT id FROM delivery_count_changes ORDER BY id LIMIT 1) IS NOT NULL AS has_count_changes,
+           OR (SELECT id FROM delivery_count_changes ORDER BY id LIMIT 1) IS NOT NULL
+           OR (SELECT id FROM usage_changes ORDER BY id LIMIT 1) IS NOT NULL AS has_count_changes,
            (SELECT id FROM webhook_receivers WHERE state = 'recovering' ORDER BY id LIMIT 1) IS NOT NULL
            OR (SELECT id FROM webhook_receivers
                 WHERE state = 'failing' AND next_probe_at <= statement_timestamp()

@@ -37,13 +37,13 @@ class Grant:
 _ASKED_FOR = (
     *("model", "tier", "lane"),
     *(name for name in PARAMETERS if name not in PRIVATE),
-    *("webhook_url", "batch_id", "batch_line", "retry_of"),
+    *("webhook_url", "batch_id", "batch_line", "retry_of", "key_id", "tag"),
 )
 _PROMPTS = PRIVATE
 _LIFE = _columns(
     """attempt num_failures num_crashes quarantined isolated dispatch_seq created_at deadline_at started_at
        finished_at cancel_requested_at progress worker error_code error_retryable error_detail warnings
-       timings"""
+       timings cost_amount cost_currency"""
 )
 _LEASE = _columns("lease_token lease_boot_id lease_expires_at")
 _ERROR = _columns("error_code error_retryable error_detail")
@@ -67,6 +67,7 @@ _RECEIVER = tuple(column.name for column in metadata.tables["webhook_receivers"]
 _BATCH_COUNTS = _columns(
     "batch_id tier account_id queued running succeeded failed canceled expired finished_at"
 )
+_USAGE = tuple(column.name for column in metadata.tables["usage_sums"].columns)
 _WORKER = tuple(column.name for column in metadata.tables["workers"].columns)
 
 # A role that ends jobs writes events and webhook deliveries, of batches too, and locks the batch. A lock
@@ -143,6 +144,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "profiles": Grant(select=_PROFILE),
         "batch_counts": Grant(select=_BATCH_COUNTS),
         "job_count_changes": Grant(select=_BATCH_COUNTS),
+        "usage_changes": Grant(select=_USAGE),
+        "usage_sums": Grant(select=_USAGE),
         "open_jobs": Grant(select=VIEWS["open_jobs"]),
         "queue_depths": Grant(select=VIEWS["queue_depths"]),
         "webhook_backlog": Grant(select=VIEWS["webhook_backlog"]),
@@ -158,7 +161,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             ),
             update=(
                 *_columns("state attempt worker isolated progress progress_at started_at finished_at"),
-                *_columns("warnings timings"),
+                *_columns("warnings timings cost_amount cost_currency"),
                 *_columns("num_failures num_crashes quarantined dispatch_number next_dispatch_at"),
                 *(*_LEASE, *_ERROR),
             ),
@@ -256,6 +259,12 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             select=_BATCH_COUNTS,
             insert=_BATCH_COUNTS,
             update=_columns("queued running succeeded failed canceled expired finished_at"),
+        ),
+        "usage_changes": Grant(select=("id", *_USAGE), delete=True),
+        "usage_sums": Grant(
+            select=_USAGE,
+            insert=_USAGE,
+            update=_columns("num_jobs num_images device_seconds cost_amount"),
         ),
         "delivery_count_changes": Grant(select=("id", "pending"), delete=True),
         "delivery_counts": Grant(select=_columns("id pending"), update=("pending",)),

@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, TextClause, select, text, tuple_
 
+from catalogue.accounting import Cost
 from catalogue.lanes import Lane
 from catalogue.parameters import PARAMETERS, PRIVATE, Parameters
 from catalogue.states import TERMINAL, State
@@ -49,6 +51,8 @@ class Job:
     batch_id: str | None
     batch_line: int | None
     retry_of: str | None
+    key_id: str | None
+    tag: str | None
     request_hash: str | None
     attempt: int
     num_failures: int
@@ -68,12 +72,21 @@ class Job:
     error_detail: str | None
     warnings: tuple[RequestWarning, ...]
     timings: dict[str, float]
+    cost_amount: Decimal | None
+    cost_currency: str | None
     images: tuple[StoredImage, ...] = ()
 
     @property
     def is_terminal(self) -> bool:
         """Whether the state is final."""
         return self.state in TERMINAL
+
+    @property
+    def cost(self) -> Cost | None:
+        """The cost of its device seconds; None until it has succeeded, and if its device had no price."""
+        if self.cost_amount is None or self.cost_currency is None:
+            return None
+        return Cost(self.cost_amount, self.cost_currency)
 
 
 @dataclass(frozen=True)
@@ -165,6 +178,7 @@ def list_jobs(
     tier: str | None = None,
     lane: str | None = None,
     batch_id: str | None = None,
+    tag: str | None = None,
     ids: Sequence[str] = (),
     limit: int = 50,
     before: tuple[datetime, str] | None = None,
@@ -172,7 +186,8 @@ def list_jobs(
 ) -> list[Job]:
     """The account's jobs, newest first; `before` is the `(created_at, id)` of the previous page's last.
 
-    With `after_line`, the jobs of a batch in the order of its file instead.
+    With `after_line`, the jobs of a batch in the order of its file instead. `tag` and `batch_id` do not go
+    together: no index has both.
     """
     query = select(*JOB_COLUMNS).where(jobs.c.account_id == account_id)
     order: list[ColumnElement[Any]] = [jobs.c.created_at.desc(), jobs.c.id.desc()]
@@ -182,14 +197,16 @@ def list_jobs(
         order = [jobs.c.batch_line]
     elif ids:
         query = query.where(jobs.c.id.in_(ids))
-    elif states or tier is not None or lane is not None or batch_id is not None:
+    elif states or not (tier is lane is batch_id is tag is None):
         if batch_id is not None and lane == "interactive":
             return []  # the jobs of batches are bulk jobs
-        query = query.where(_in_page(is_of_batch=batch_id is not None, is_continued=before is not None))
+        of = "batch" if batch_id is not None else "account" if tag is None else "tag"
+        query = query.where(_in_page(of, is_continued=before is not None))
         created_at, last_id = before or (None, None)
         parameters = {
             "account_id": account_id,
             "batch_id": batch_id,
+            "tag": tag,
             "states": [*map(str, states)] or [*State],
             "tier": tier,
             "lane": lane,
@@ -206,14 +223,21 @@ def list_jobs(
     return [job_from_row(row, stored.get(row.id, ())) for row in rows]
 
 
-def _in_page(*, is_of_batch: bool, is_continued: bool) -> TextClause:
-    """Whether a job is in a page of the filtered jobs of an account or a batch, newest first.
+_OF = {
+    "account": "account_id = :account_id",
+    "batch": "batch_id = :batch_id",
+    "tag": "account_id = :account_id AND tag = :tag",
+}
+
+
+def _in_page(whose: str, *, is_continued: bool) -> TextClause:
+    """Whether a job is in a page of the filtered jobs of an account, a batch or a tag, newest first.
 
     An index has the jobs of each kind (state, tier and lane) in this order. The kinds that exist are found by
     a loose index scan (one probe per kind), so that a filter that few jobs match reads no others.
     """
-    of = "batch_id = :batch_id" if is_of_batch else "account_id = :account_id"
-    columns = ["state", "tier"] if is_of_batch else ["state", "tier", "lane"]
+    of = _OF[whose]
+    columns = ["state", "tier"] if whose == "batch" else ["state", "tier", "lane"]
     asked = {
         "state": "kinds.state = ANY(:states)",
         "tier": "CAST(:tier AS text) IS NULL OR kinds.tier = :tier",

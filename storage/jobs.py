@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from catalogue.accounting import Cost
 from catalogue.states import TERMINAL
 from catalogue.warnings import RequestWarning
 from storage.bulk_turns import NEXT_BULK
@@ -146,6 +147,7 @@ class Finished:
     warnings: Sequence[RequestWarning]
     timings: Mapping[str, float]
     completes_batch: bool = True
+    cost: Cost | None = None
 
 
 def finish(
@@ -155,9 +157,10 @@ def finish(
     stored: Sequence[StoredImage],
     warnings: Sequence[RequestWarning],
     timings: Mapping[str, float],
+    cost: Cost | None = None,
 ) -> bool:
     """running → succeeded with its images, in one transaction; `False` if the lease was lost."""
-    return lease.job_id in finish_each(db, [Finished(lease, stored, warnings, timings)])
+    return lease.job_id in finish_each(db, [Finished(lease, stored, warnings, timings, cost=cost)])
 
 
 def finish_each(db: Database, finished: Sequence[Finished]) -> set[str]:
@@ -167,6 +170,8 @@ def finish_each(db: Database, finished: Sequence[Finished]) -> set[str]:
             **_ended_attempt(one.lease),
             "new_warnings": [*map(asdict, one.warnings)],
             "new_timings": dict(one.timings),
+            "new_cost_amount": None if one.cost is None else str(one.cost.amount),
+            "new_cost_currency": None if one.cost is None else one.cost.currency,
         }
         for one in finished
     ]
@@ -189,7 +194,8 @@ def finish_each(db: Database, finished: Sequence[Finished]) -> set[str]:
 # text, and for so many it reads a table of some thousand jobs from end to end.
 _ENDED = """ended AS MATERIALIZED (
             SELECT given.* FROM jsonb_to_recordset(CAST(:ended AS jsonb))
-                   AS given(job_id text, ended_attempt int, token uuid, new_warnings jsonb, new_timings jsonb)
+                   AS given(job_id text, ended_attempt int, token uuid, new_warnings jsonb, new_timings jsonb,
+                            new_cost_amount numeric, new_cost_currency text)
               JOIN jobs ON jobs.id = given.job_id
              WHERE jobs.id = ANY(:ended_ids)
              ORDER BY jobs.id FOR NO KEY UPDATE OF jobs

@@ -31,7 +31,8 @@ MEMORY_BYTES = 500_000
 
 OF_EACH_JOB = (*TEXTS, "seed")
 """The parameters that usually differ between the jobs of a batch."""
-_SHARED = ("model", "tier", "webhook_url", *(name for name in PARAMETERS if name not in OF_EACH_JOB))
+_OF_REQUEST = ("model", "tier", "webhook_url", "key_id", "tag")
+_SHARED = (*_OF_REQUEST, *(name for name in PARAMETERS if name not in OF_EACH_JOB))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Shared:
     @classmethod
     def of(cls, job: NewJob) -> "Shared":
         """All of a job but its place in its batch, its texts and its seed."""
-        own = {"model": job.model, "tier": job.tier, "webhook_url": job.webhook_url}
+        own = {name: getattr(job, name) for name in _OF_REQUEST}
         asked = job.parameters.values()
         values = {name: own[name] if name in own else asked[name] for name in _SHARED}
         values["deadline_seconds"] = job.deadline_seconds

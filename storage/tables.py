@@ -3,10 +3,13 @@
 It declares columns only: `storage.transitions` and `storage.jobs` define what may change, and when.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Double,
     FetchedValue,
@@ -14,6 +17,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Integer,
     MetaData,
+    Numeric,
     Table,
     Text,
 )
@@ -47,6 +51,21 @@ def _parameter(name: str, parameter: KnownParameter) -> "Column[object]":
     kind = BigInteger if is_big else _TYPES.get(parameter.type, Text)
     return Column(name, kind, nullable=name in MAY_BE_NONE, server_default=_EMPTY.get(parameter.type))
 
+
+def _accounted(*, is_key: bool) -> "tuple[Column[Any], ...]":
+    """The columns of used amounts: what they are summed by, where an empty text is none, and the sums."""
+    return (
+        Column("day", Date, primary_key=is_key, nullable=False),  # in UTC, of the end of the job
+        *(Column(name, Text, primary_key=is_key, nullable=False) for name in ACCOUNTED_BY),
+        Column("num_jobs", BigInteger, nullable=False),
+        Column("num_images", BigInteger, nullable=False),
+        Column("device_seconds", Numeric, nullable=False),
+        Column("cost_amount", Numeric, nullable=False),
+    )
+
+
+ACCOUNTED_BY = ("key_id", "batch_id", "tag", "tier", "cost_currency")
+"""What used amounts are summed by, besides the account and the day."""
 
 accounts = Table(
     "accounts",
@@ -120,6 +139,9 @@ jobs = Table(
     Column("batch_id", Text, ForeignKey("batches.id")),
     Column("batch_line", Integer),
     Column("retry_of", Text, ForeignKey("jobs.id")),
+    # What its cost is accounted under. The key is that of the request; it may be revoked later.
+    Column("key_id", Text),
+    Column("tag", Text),
     Column("idempotency_key", Text),
     Column("request_hash", Text),
     # Set by a claim; they fence every later write. `attempt` never decreases.
@@ -152,6 +174,9 @@ jobs = Table(
     Column("error_detail", Text),
     Column("warnings", JSONB, nullable=False),
     Column("timings", JSONB, nullable=False),
+    # Of its device seconds, at the price of that time; absent if the device had no price.
+    Column("cost_amount", Numeric(20, 9)),
+    Column("cost_currency", Text),
 )
 
 images = Table(
@@ -297,6 +322,22 @@ batch_counts = Table(
     Column("account_id", Text, nullable=False),
     *(Column(state.value, BigInteger, nullable=False) for state in State),
     _instant("finished_at"),  # of the job that ended last
+)
+
+# What succeeded jobs used, kept and folded in the same way; `storage.usage` reads it.
+usage_changes = Table(
+    "usage_changes",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("account_id", Text, nullable=False),
+    *_accounted(is_key=False),
+)
+
+usage_sums = Table(
+    "usage_sums",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    *_accounted(is_key=True),
 )
 
 delivery_count_changes = Table(

@@ -17,7 +17,8 @@ CLAIMED = """state = 'running', attempt = attempt + 1, lease_token = gen_random_
         lease_expires_at = clock_timestamp() + make_interval(secs => :lease_seconds),
         started_at = clock_timestamp(), next_dispatch_at = NULL"""
 FINISHED = f"""state = 'succeeded', finished_at = clock_timestamp(), progress = 1,
-        warnings = warnings || new_warnings, timings = new_timings, {_NO_LEASE}"""
+        warnings = warnings || new_warnings, timings = new_timings,
+        cost_amount = new_cost_amount, cost_currency = new_cost_currency, {_NO_LEASE}"""
 CANCELED = f"state = 'canceled', {_OUT_OF_QUEUE}"
 EXPIRED = f"state = 'expired', {_OUT_OF_QUEUE}"
 

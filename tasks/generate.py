@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import structlog
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from catalogue.accounting import DevicePrice
 from catalogue.states import State
 from engine.errors import Canceled, DeviceLost, EngineStopped, StrictUnavailable, places_of
 from engine.request import GeneratedImage, GenerationRequest
@@ -75,10 +76,11 @@ class Generate:
         worker: WorkerName,
         tiers: Sequence[str],
         plan: GeneratePlan,
+        price: DevicePrice | None = None,
         encoding: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
         observers: Sequence[JobObserver] = (),
     ) -> None:
-        """`encoding` gives a context in which an image file of that job is encoded."""
+        """`price` is that of this worker's device, and `encoding` a context for encoding an image file."""
         self._db = db
         self._blobs = blobs
         self._submit = submit
@@ -87,6 +89,7 @@ class Generate:
         self._worker = worker
         self._tiers = tiers
         self._plan = plan
+        self._price = price
         self._encoding = encoding
         self._observers = observers
         self._claims = GroupedCalls(self._claim_each, shared_errors=(StorageError,))
@@ -235,7 +238,9 @@ class Generate:
         timings = {**timings_of(generated), **file_timings}
         timings = {name: round(value, 4) for name, value in timings.items()}
 
-        finished = Finished(claim.lease, stored, warnings, timings, claim.completes_batch)
+        # At the price of now: a later change of prices does not change what an ended job cost.
+        cost = None if self._price is None else self._price.cost_of(timings["device_seconds"])
+        finished = Finished(claim.lease, stored, warnings, timings, claim.completes_batch, cost)
 
         def finish() -> State | None:
             return State.SUCCEEDED if self._finishes(finished) else None

@@ -24,7 +24,7 @@ from tasks.images.download import ImageDownload
 from tasks.images.facts import ImageLimits
 from tasks.metrics.server import serve_metrics
 from tasks.prompt_dispatcher import PromptDispatcher
-from web.api import batches, files, health, jobs, tiers, webhook_deliveries, webhook_receivers
+from web.api import batches, files, health, jobs, tiers, usage, webhook_deliveries, webhook_receivers
 from web.api.admission import Admission
 from web.api.faults import CheckedApi
 from web.api.health import make_health_checks
@@ -98,6 +98,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         files.blueprint,
         webhook_deliveries.blueprint,
         webhook_receivers.blueprint,
+        usage.blueprint,
         tiers.blueprint,
         health.blueprint,
     ):

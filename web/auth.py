@@ -18,7 +18,7 @@ READING = frozenset({"GET", "HEAD"})  # the methods that a session may use in th
 
 
 def require_key(db: Database) -> None:
-    """Find the principal of the request and keep it for `account_id`. Raises `Unauthenticated`.
+    """Find the principal of the request and keep it for `account_id` and `key_id`. Raises `Unauthenticated`.
 
     A request that only reads may send a session cookie instead of a key.
     """
@@ -65,6 +65,11 @@ def principal_of_form(db: Database) -> Principal | None:
 def account_id() -> str:
     """Return the account of the current request."""
     return cast("Principal", g.principal).account_id
+
+
+def key_id() -> str:
+    """Return the key of the current request, or of its session."""
+    return cast("Principal", g.principal).key_id
 
 
 def _refused(detail: str, more: str) -> Unauthenticated:

@@ -6,6 +6,7 @@ Each runs under the role of the process that calls it. It judges no result.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -18,6 +19,7 @@ from bench.plane.rows import (
     NUM_ACCOUNTS,
     NUM_RUNNING,
     RECEIVERS,
+    TAGS,
     TIERS,
     Rows,
     account_id,
@@ -44,6 +46,7 @@ from storage import (
     retries,
     sessions,
     submissions,
+    usage,
     workers,
     workloads,
 )
@@ -127,6 +130,8 @@ def _views(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
         {"lane": "interactive"},
         {"lane": "bulk", "before": (done.created_at, done.id)},
         {"lane": "interactive", "tier": "hd", "states": ["canceled"]},
+        {"tag": TAGS[1]},
+        {"tag": TAGS[1], "states": ["failed"], "tier": "hd", "before": (done.created_at, done.id)},
         {"batch_id": rows.batch},
         {"batch_id": rows.batch, "states": ["failed"]},
         {"batch_id": rows.batch, "tier": "hd", "lane": "bulk", "before": (last.created_at, last.id)},
@@ -152,6 +157,7 @@ def _views(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
     yield "jobs_of batch", lambda: list(islice(batches.jobs_of(api, account, rows.batch), 600))
     yield "highest_line of another's", lambda: batches.highest_line(api, account, rows.finished_batches[:9])
     yield "highest_line", lambda: batches.highest_line(api, account, open_batches)
+    yield from _usage(rows, api)
     yield "next_jobs", lambda: queue_facts.next_jobs(api, account, open_batches)
     queued = [job_id(rows.num_finished + NUM_RUNNING + place) for place in range(11, rows.num_queued, 97)][
         :50
@@ -167,6 +173,28 @@ def _views(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
     yield "bad_ends", lambda: job_views.bad_ends(sweeper, after=newest - 500, limit=100)
     objects = [(f"x/{number}", account, job_id(number), 1) for number in range(1, 100)]
     yield "orphans_among", lambda: job_views.orphans_among(sweeper, objects)
+
+
+def _usage(rows: Rows, api: Database) -> Iterator[Step]:
+    today = datetime.now(UTC).date()
+    asked = usage.UsageFilter(today - timedelta(days=29), today + timedelta(days=1))
+    of_batch = replace(asked, batch_id=rows.finished_batches[NUM_ACCOUNTS - 1])
+    calls: list[tuple[tuple[str, ...], usage.UsageFilter]] = [
+        (("day",), asked),
+        (("key_id", "tier"), asked),
+        (("batch_id",), of_batch),
+        (("day", "tag"), replace(asked, tag=TAGS[1])),
+        (usage.DIMENSIONS, asked),
+    ]
+    more: dict[str, Any] = {"currency": "USD", "limit": 51}
+    for by, which in calls:
+        yield f"usage by {' '.join(by)}", partial(usage.usage, api, rows.account, by, which, **more)
+    page, _ = usage.usage(api, rows.account, usage.DIMENSIONS, asked, **more)
+    last = [str(value) for value in page[-1].dimensions.values()]
+    yield (
+        "usage after a page",
+        partial(usage.usage, api, rows.account, usage.DIMENSIONS, asked, after=last, **more),
+    )
 
 
 def _queue(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:

@@ -20,6 +20,7 @@ NUM_RUNNING = 60
 NUM_QUARANTINED = 30
 BOOT_IDS = tuple(f"boot-{number}" for number in range(4))
 RECEIVERS = tuple(f"hooks{number}.example.com" for number in range(30))
+TAGS = tuple(f"project-{number}" for number in range(10))
 _STATES = ("succeeded",) * 45 + ("failed", "failed", "canceled", "expired", "succeeded")
 
 
@@ -73,7 +74,9 @@ def fill(url: str, *, num_finished: int, num_queued: int) -> Rows:
             cursor.execute(definition)
         cursor.execute("SELECT setval('dispatch_numbers', %s)", (10_000_000,))
         cursor.execute("TRUNCATE job_count_changes, delivery_count_changes, delivery_counts")
-        for statement in import_module("migrations.versions.0020_reads_in_proportion").SUMS:
+        cursor.execute("TRUNCATE usage_changes, usage_sums")
+        counted = import_module("migrations.versions.0020_reads_in_proportion").SUMS
+        for statement in (*counted, import_module("migrations.versions.0022_usage").SUMS):
             cursor.execute(statement)
     connection.autocommit = True
     connection.cursor().execute("VACUUM (ANALYZE)")  # as autovacuum does in two weeks
@@ -146,6 +149,7 @@ class _Filler:
                 *(0 if state == "expired" else 1, None, None, None, False, None, None),
                 *(created_at, None, created_at, created_at + timedelta(seconds=5)),
                 *("nan" if state == "failed" else None, 1.0),
+                *(f"key_{number % 7:04d}", TAGS[number % len(TAGS)] if number % 3 else None),
             )
         for place in range(NUM_RUNNING):
             boot_id = BOOT_IDS[place % len(BOOT_IDS)]
@@ -182,7 +186,7 @@ class _Filler:
             *(dispatch_number, created_at if is_queued else None, created_at),
             # Half of the deadlines are far away, and a few have passed.
             self._now + timedelta(days=1) * (-1 if place % 2000 == 7 else 1) if place % 2 else None,
-            *(None if is_queued else created_at, None, None, 0.0 if is_queued else 0.1),
+            *(None if is_queued else created_at, None, None, 0.0 if is_queued else 0.1, "key_0000", None),
         )
 
     def _batches(self) -> Iterator[Sequence[object]]:
@@ -267,7 +271,7 @@ _PROMPT = "a lighthouse above a stormy sea at dusk, oil on canvas, with thick br
 _JOB = """id account_id state lane tier model prompt negative_prompt width height num_inference_steps
           guidance_scale scheduler seed num_images batch_id batch_line attempt lease_token lease_boot_id
           lease_expires_at quarantined dispatch_number next_dispatch_at created_at deadline_at started_at
-          finished_at error_code progress"""
+          finished_at error_code progress key_id tag"""
 _IMAGE = "job_id index attempt seed object_key sha256 num_bytes width height"
 _DELIVERY = """id account_id job_id event url state num_attempts next_attempt_at created_at finished_at
                held_at"""

@@ -111,6 +111,7 @@ class Admission:
         request: JobRequest,
         account_id: str,
         *,
+        key_id: str | None = None,
         lane: Lane | None = None,
         batch_line: int | None = None,
         idempotency_key: str | None = None,
@@ -134,6 +135,8 @@ class Admission:
             parameters=parameters,
             deadline_seconds=request.deadline_seconds,
             webhook_url=request.webhook_url,
+            key_id=key_id,
+            tag=request.tag,
             batch_line=batch_line,
             idempotency_key=idempotency_key,
             request_hash=request_hash,
@@ -184,11 +187,15 @@ class Admission:
         self,
         job: Job,
         *,
+        key_id: str | None = None,
         files: Files = NO_FILES,
         idempotency_key: str | None = None,
         request_hash: str | None = None,
     ) -> NewJob:
-        """A new row for the same job, with its seed; raises `NotServed` if it can no longer be served."""
+        """A new row for the same job, with its seed and tag, on behalf of this key.
+
+        Raises `NotServed` if it can no longer be served.
+        """
         model, same = self._catalogue.model(job.model), job.parameters
         tier = self._tier_for(model, same.width, same.height) if model else None
         if model is None or tier is None or same.scheduler not in model.schedulers:
@@ -218,6 +225,8 @@ class Admission:
             deadline_seconds=deadline,
             webhook_url=job.webhook_url,
             retry_of=job.id,
+            key_id=key_id,
+            tag=job.tag,
             idempotency_key=idempotency_key,
             request_hash=request_hash,
         )

@@ -33,7 +33,7 @@ from web.api.parameter_fields import OWN
 from web.api.repeated_rows import RepeatedRows
 from web.api.schemas import JOB_ID, JobRequest
 from web.api.submission import not_repeatable, unrepeatable_tiers
-from web.auth import account_id
+from web.auth import account_id, key_id
 from web.csv.header import COLUMNS
 from web.csv.rows import CsvRow, refuse_rows
 from web.refusals import MAX_ERRORS, FieldError, InvalidCsv, InvalidRequest, NotServed, quoted
@@ -149,7 +149,7 @@ def _fill_again(work: Work, jobs: Iterable[Job]) -> None:
                 work.earlier.append(_earlier(work, line, counting))
                 continue
             try:
-                again = wired().admission.readmit(job, files=files)
+                again = wired().admission.readmit(job, key_id=key_id(), files=files)
             except NotServed as error:
                 num_errors += 1
                 errors += [FieldError("model", error.detail, line)][: MAX_ERRORS - len(errors)]
@@ -179,6 +179,7 @@ def asked_of(job: Job) -> dict[str, Any]:
         **job.parameters.values(),
         "deadline_seconds": deadline_seconds(job),
         "webhook_url": job.webhook_url,
+        "tag": job.tag,
     }
 
 
@@ -205,7 +206,7 @@ class _Reading:
     def __init__(self, work: Work, defaults: Mapping[str, str]) -> None:
         self._work = work
         self._defaults = defaults
-        self._account_id = account_id()
+        self._account_id, self._key_id = account_id(), key_id()
         self._admission = wired().admission
         self._repeated = RepeatedRows(self._admission.max_prompt_characters)
 
@@ -238,7 +239,9 @@ class _Reading:
 
         def admit() -> NewJob:
             request = request_of(row, files)
-            return self._admission.admit(request, self._account_id, lane="bulk", files=files)
+            return self._admission.admit(
+                request, self._account_id, key_id=self._key_id, lane="bulk", files=files
+            )
 
         if row.errors:
             request_of(row, files)  # raises all errors

@@ -15,6 +15,7 @@ from flask_openapi.blueprint import APIBlueprint
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from catalogue.accounting import check_tag
 from storage import batches
 from storage.batches import Batch
 from storage.errors import NotFound
@@ -35,7 +36,7 @@ from web.problems import documented
 from web.refusals import BodyTooLarge, FieldError, InvalidCsv, InvalidRequest, UnsupportedMediaType, quoted
 from web.wiring import addresses, url_of, wired
 
-DEFAULTS = ("model",)  # for rows that leave the column empty
+DEFAULTS = ("model", "tag")  # for rows that leave the column empty
 DIALECT = {"delimiter": known_delimiter, "encoding": known_encoding}
 FORM_FIELDS = (*DEFAULTS, "webhook_url", *DIALECT)
 MULTIPART_BYTES = 65_536  # for the rest of the form
@@ -73,6 +74,7 @@ _UPLOAD = {
                         "out it is detected: by byte-order mark, else UTF-8, else the encoding of Excel.",
                     },
                     "model": {"type": "string", "description": "The model for rows that do not name one."},
+                    "tag": {"type": "string", "description": "The tag of rows that do not have one."},
                     "webhook_url": {
                         "type": "string",
                         "description": "Receives one message when the last job has ended. The column "
@@ -286,10 +288,21 @@ def _uploaded() -> tuple[FileStorage, dict[str, str], list[FieldError]]:
                 given[name] = known(value)  # normalised, so that the digest does not depend on the spelling
         except ValueError as error:
             errors.append(FieldError(name, str(error)))
-    faults += wired().admission.webhook_errors(given.get("webhook_url"))
+    faults += [*wired().admission.webhook_errors(given.get("webhook_url")), *_tag_errors(given)]
     if errors or file is None:
         raise InvalidRequest.of([*faults, *errors])
     return file, given, faults
+
+
+def _tag_errors(given: dict[str, str]) -> list[FieldError]:
+    """The error of the form's tag, which is taken out then: it would be repeated for every row."""
+    try:
+        if "tag" in given:
+            check_tag(given["tag"])
+    except ValueError as error:
+        del given["tag"]
+        return [FieldError("tag", str(error))]
+    return []
 
 
 def _filename(file: FileStorage) -> str:
@@ -310,7 +323,8 @@ def _check_id(batch_id: str) -> None:
 
 def _shown_batches(found: Sequence[Batch]) -> list[BatchResource]:
     waits, to = wired().waits.of_batches(account_id(), found), addresses()
-    return [batch_resource(batch, waits.get(batch.id, []), to) for batch in found]
+    currency = wired().catalogue.prices.currency
+    return [batch_resource(batch, waits.get(batch.id, []), currency, to) for batch in found]
 
 
 def _shown(batch: Batch, status: int) -> Response:

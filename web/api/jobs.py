@@ -19,10 +19,10 @@ from web.api.request_headers import digest_of, digest_of_meaning, idempotency_ke
 from web.api.resources import JobList, JobResource, job_resource
 from web.api.schemas import JOB_ID, ImagePath, JobListQuery, JobPath, JobRequest, WaitQuery
 from web.api.submission import submit
-from web.auth import SECURITY, account_id, require_key
+from web.auth import SECURITY, account_id, key_id, require_key
 from web.front.wsgi import waiting_client
 from web.problems import documented
-from web.refusals import ImageNotFound, JobIsNotFinal, quoted
+from web.refusals import FieldError, ImageNotFound, InvalidRequest, JobIsNotFinal, quoted
 from web.wiring import addresses, url_of, wired
 
 blueprint = APIBlueprint(
@@ -57,7 +57,7 @@ def create_job(body: JobRequest) -> Response:
     def admit() -> NewJob:
         known, files = with_files(account_id(), body)
         return wired().admission.admit(
-            known, account_id(), idempotency_key=key, request_hash=digest, files=files
+            known, account_id(), key_id=key_id(), idempotency_key=key, request_hash=digest, files=files
         )
 
     # Jobs of earlier versions were stored with a digest of the body's bytes: the same bytes still find them.
@@ -67,6 +67,8 @@ def create_job(body: JobRequest) -> Response:
 @blueprint.get("", summary="List jobs", responses={200: JobList})
 def list_your_jobs(query: JobListQuery) -> Response:
     """Your jobs, newest first, one page at a time."""
+    if query.tag is not None and query.batch_id is not None:
+        raise InvalidRequest.of([FieldError("tag", "cannot be combined with batch_id", parameter=True)])
     found = list_jobs(
         wired().db,
         account_id(),
@@ -74,6 +76,7 @@ def list_your_jobs(query: JobListQuery) -> Response:
         tier=query.tier,
         lane=query.lane,
         batch_id=query.batch_id,
+        tag=query.tag,
         limit=query.limit + 1,
         before=decode_cursor(query.cursor),
     )
@@ -119,7 +122,14 @@ def retry_job(path: JobPath) -> Response:
         raise JobIsNotFinal(f"job {job.id!r} is {job.state} and cannot be retried before it ends")
     key, digest = idempotency_key(scope=f"retry {job.id}"), digest_of()
     files = files_named(job.account_id, job.parameters.file_ids)
-    admit = partial(wired().admission.readmit, job, files=files, idempotency_key=key, request_hash=digest)
+    admit = partial(
+        wired().admission.readmit,
+        job,
+        key_id=key_id(),
+        files=files,
+        idempotency_key=key,
+        request_hash=digest,
+    )
     return _accept(admit, key, digest)
 
 

@@ -1,13 +1,14 @@
-"""Pages of a list, newest first: the query that asks for one, and the cursor that marks its end.
+"""Pages of a list: the query that asks for one, and the cursor that marks its end.
 
-A cursor is an opaque string to clients. It holds the instant and the id of the last row that was shown.
+A cursor is an opaque string to clients. It holds the position of the last row that was shown: of rows with an
+id the instant and the id, and of sums the texts that they are summed by.
 """
 
 import base64
 import binascii
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol, TypeVar
 
@@ -17,7 +18,7 @@ from web.refusals import FieldError, InvalidRequest
 
 Position = tuple[datetime, str]
 
-MAX_CHARACTERS = 200
+MAX_CHARACTERS = 400
 _ROW_ID = r"(job|bat)_[0-9a-z]{26}|whd_[0-9a-f]{32}|file_[0-9a-f]{64}"
 
 
@@ -37,7 +38,7 @@ R = TypeVar("R", bound=Row)
 
 
 class PageQuery(BaseModel):
-    """One page of a list, newest first."""
+    """One page of a list."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -56,7 +57,12 @@ def page_of(found: Sequence[R], limit: int) -> tuple[list[R], str | None]:
 
 def encode_cursor(created_at: datetime, row_id: str) -> str:
     """The cursor after this row."""
-    text = json.dumps([created_at.isoformat(), row_id], separators=(",", ":"))
+    return encode_texts([created_at.isoformat(), row_id])
+
+
+def encode_texts(texts: Sequence[str]) -> str:
+    """The cursor after the row with these texts."""
+    text = json.dumps(list(texts), separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
@@ -65,14 +71,40 @@ def decode_cursor(cursor: str | None) -> Position | None:
     if cursor is None:
         return None
     try:
-        if len(cursor) > MAX_CHARACTERS:
-            raise ValueError("longer than any cursor of ours")
-        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        instant, row_id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        instant, row_id = _decoded(cursor)
         created_at = datetime.fromisoformat(instant)
         if created_at.tzinfo is None or not re.fullmatch(_ROW_ID, row_id):
             raise ValueError(cursor)
-    except (ValueError, TypeError, binascii.Error, RecursionError) as error:
-        wrong = FieldError("cursor", "is not a next_cursor of this list", parameter=True)
-        raise InvalidRequest.of([wrong]) from error
+    except (ValueError, TypeError) as error:
+        raise _not_a_cursor() from error
     return created_at, row_id
+
+
+def decode_texts(cursor: str | None, checks: Sequence[Callable[[str], object]]) -> list[str] | None:
+    """The texts that a cursor stands for, one for each check, which raises `ValueError` for a wrong one.
+
+    Raises `InvalidRequest` for any other string.
+    """
+    if cursor is None:
+        return None
+    try:
+        texts = _decoded(cursor)
+        for text, check in zip(texts, checks, strict=True):
+            check(text)
+    except (ValueError, TypeError) as error:
+        raise _not_a_cursor() from error
+    return texts
+
+
+def _decoded(cursor: str) -> list[str]:
+    if len(cursor) > MAX_CHARACTERS:
+        raise ValueError("longer than any cursor of ours")
+    padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+    try:
+        return list(json.loads(base64.b64decode(padded, altchars=b"-_", validate=True)))
+    except (binascii.Error, RecursionError) as error:
+        raise ValueError("not a cursor of ours") from error
+
+
+def _not_a_cursor() -> InvalidRequest:
+    return InvalidRequest.of([FieldError("cursor", "is not a next_cursor of this list", parameter=True)])

@@ -8,11 +8,13 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
+from catalogue.accounting import Cost
 from catalogue.parameters import PARAMETERS
 from catalogue.states import TERMINAL, WITHOUT_IMAGE, State
 from catalogue.warnings import RequestWarning
 from storage.batches import Batch
 from storage.job_views import Job, StoredImage
+from storage.usage import in_currency
 from web.api.addresses import Addresses
 from web.api.parameter_fields import as_answered, with_parameters
 from web.estimates.waiting_reasons import TierWait, Wait, WaitingReason
@@ -29,6 +31,13 @@ class ImageResource(BaseModel):
     height: int
     sha256: str
     expires_at: datetime | None
+
+
+class CostResource(BaseModel):
+    """The price of device seconds at the time when they were used."""
+
+    amount: float
+    currency: str = Field(description="ISO 4217, such as USD.")
 
 
 class JobError(BaseModel):
@@ -76,6 +85,11 @@ class JobResource(BaseModel):
     batch_id: str | None
     batch_line: int | None
     retry_of: str | None
+    key_id: str | None = Field(description="The API key that submitted it, also through a page.")
+    tag: str | None = Field(description="What it is accounted under.")
+    cost: CostResource | None = Field(
+        description="Of its `timings.device_seconds`. Null until it succeeds, and if its device had no price."
+    )
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -128,6 +142,9 @@ class BatchResource(BaseModel):
     num_jobs: int = Field(description="Jobs of this batch: new and retried rows.")
     counts: dict[str, int] = Field(description="Jobs by state; every state is listed.")
     percent: float = Field(description="Share of its jobs that have ended, 0 to 100.")
+    device_seconds: float = Field(0, description="Of its jobs that have succeeded.")
+    cost: CostResource | None = Field(None, description="Of these; null if none of them has a cost.")
+    unpriced_device_seconds: float = Field(0, description="Those of jobs without a cost.")
     waiting_reasons: list[TierWait] = Field(description="Why its queued jobs wait; one entry per tier.")
     retry_of: str | None = Field(None, description="The batch whose failed rows this one retries.")
     created_at: datetime
@@ -154,16 +171,23 @@ def job_resource(job: Job, wait: Wait | None, eta_seconds: float | None, address
         timings=_timings(job),
         queue_position=wait.position if wait else None,
         waiting_reason=wait.reason if wait else None,
+        cost=cost_resource(job.cost),
         links=_job_links(job, addresses),
     )
 
 
 _MADE_HERE = {
     "images", "error", "warnings", "links", "eta_seconds", "queue_position", "waiting_reason", "timings",
+    "cost",
 }  # fmt: skip
 _SAME_IN_ROW_AND_RESOURCE = [
     name for name in JobResource.model_fields if name not in _MADE_HERE and name not in PARAMETERS
 ]
+
+
+def cost_resource(cost: Cost | None) -> CostResource | None:
+    """The cost as clients see it."""
+    return None if cost is None else CostResource(amount=float(cost.amount), currency=cost.currency)
 
 
 def _timings(job: Job) -> dict[str, float]:
@@ -208,8 +232,9 @@ def _job_links(job: Job, addresses: Addresses) -> Links:
     return links
 
 
-def batch_resource(batch: Batch, waits: list[TierWait], addresses: Addresses) -> BatchResource:
-    """The batch; `waits` has an entry for each tier where its jobs are queued."""
+def batch_resource(batch: Batch, waits: list[TierWait], currency: str, addresses: Addresses) -> BatchResource:
+    """The batch with its cost in this currency; `waits` has an entry for each tier with queued jobs of it."""
+    used = in_currency(batch.used, currency)
     here = addresses.of(f"/v1/batches/{batch.id}")
     num_ended = sum(batch.counts.get(state, 0) for state in TERMINAL)
     return BatchResource(
@@ -222,6 +247,9 @@ def batch_resource(batch: Batch, waits: list[TierWait], addresses: Addresses) ->
         num_jobs=batch.num_jobs,
         counts={state.value: batch.counts.get(state, 0) for state in State},
         percent=round(100 * num_ended / batch.num_jobs, 1) if batch.num_jobs else 100,
+        device_seconds=round(used.device_seconds, 4),
+        cost=cost_resource(used.cost),
+        unpriced_device_seconds=round(used.unpriced_device_seconds, 4),
         waiting_reasons=waits,
         retry_of=batch.reading.get("retry_of"),
         created_at=batch.created_at,

@@ -15,11 +15,13 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from catalogue.accounting import MAX_TAG_CHARACTERS, TAG, check_tag
 from web.api.paging import PageQuery
 from web.api.parameter_fields import as_given, names_in_entries, with_parameters
 from web.api.request_headers import DEFAULT_WAIT_SECONDS
@@ -32,6 +34,13 @@ BATCH_ID = r"^bat_[0-9a-z]{26}$"
 DELIVERY_ID = r"^whd_[0-9a-f]{32}$"
 RECEIVER_ID = r"^whr_[0-9a-f]{32}$"
 TIER_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+
+
+Tag = Annotated[
+    str,
+    AfterValidator(check_tag),
+    WithJsonSchema({"type": "string", "pattern": TAG, "maxLength": MAX_TAG_CHARACTERS}),
+]
 
 
 def _bare_wait(value: Any) -> Any:
@@ -104,6 +113,12 @@ class JobRequest(Body):
     webhook_url: Annotated[str, AfterValidator(check_webhook_form)] | None = Field(
         None, description="Receives a message when the job ends. Only https and public hosts."
     )
+    tag: Tag | None = Field(
+        None,
+        description="What the job is accounted under, such as a project: `GET /v1/usage` sums by it. It has "
+        f"no effect on images. Up to {MAX_TAG_CHARACTERS} letters, digits, `.`, `_`, `:` and `-`.",
+        examples=["project-7"],
+    )
 
 
 class JobPath(BaseModel):
@@ -171,6 +186,7 @@ class JobListQuery(PageQuery):
     tier: str | None = Field(None, pattern=TIER_NAME)
     lane: Literal["interactive", "bulk"] | None = None
     batch_id: str | None = Field(None, pattern=BATCH_ID)
+    tag: Tag | None = Field(None, description="Not together with `batch_id`.")
 
 
 class DeliveryListQuery(PageQuery):

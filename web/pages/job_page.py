@@ -26,7 +26,7 @@ from web.api.parameter_fields import OWN
 from web.api.request_headers import digest_of
 from web.api.schemas import JOB_ID
 from web.api.submission import submit
-from web.auth import account_of_session
+from web.auth import account_of_session, key_id
 from web.pages.draw_form import DrawForm, once_of
 from web.pages.html_errors import register_html_errors
 from web.pages.page import STALE_FORM, front_page, refuse_cross_site
@@ -74,7 +74,14 @@ def retry_job(job_id: str) -> AnyResponse:
         # The line break makes the key different from every key that a client of the API can send.
         key, digest = f"page retry {once_of(request.form)}\n{job.id}", digest_of()
         files = files_named(job.account_id, job.parameters.file_ids)
-        admit = partial(wired().admission.readmit, job, files=files, idempotency_key=key, request_hash=digest)
+        admit = partial(
+            wired().admission.readmit,
+            job,
+            key_id=key_id(),
+            files=files,
+            idempotency_key=key,
+            request_hash=digest,
+        )
         return submit(admit, job.account_id, key, digest).job.id
 
     return _act_on(job_id, retry)

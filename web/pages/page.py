@@ -105,7 +105,12 @@ def draw() -> AnyResponse:
         files = files_named(principal.account_id, form.file_ids)
         asked = form.job_request(wiring.catalogue, wiring.admission, files)
         return wiring.admission.admit(
-            asked, principal.account_id, idempotency_key=key, request_hash=digest, files=files
+            asked,
+            principal.account_id,
+            key_id=principal.key_id,
+            idempotency_key=key,
+            request_hash=digest,
+            files=files,
         )
 
     refused: InvalidRequest | None = None

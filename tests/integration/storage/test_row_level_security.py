@@ -26,6 +26,8 @@ CHECK_VIOLATION, INTEGRITY_VIOLATION = "23514", "23000"
 ONE_COLUMN = {
     "batch_counts": "batch_id",
     "job_count_changes": "batch_id",
+    "usage_changes": "account_id",
+    "usage_sums": "account_id",
     "images": "job_id",
     "job_events": "job_id",
     "webhook_attempts": "delivery_id",
@@ -76,6 +78,7 @@ def finished(database: Database, make_job: MakeJob, claim_job: ClaimJob) -> Job:
         database, job.account_id, "x.csv", [new_job(job.account_id, lane="bulk", batch_line=2)]
     )
     counts.fold(database)
+    assert jobs.finish(database, claim_job(make_job().id).lease, stored=[], warnings=[], timings={})
     batches.cancel(database, job.account_id, batch.id)
     return job
 

@@ -2,16 +2,19 @@
 
 import hashlib
 import io
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from catalogue.accounting import Cost, DevicePrice
 from catalogue.parameters import Lora
 from catalogue.states import State
 from catalogue.warnings import RequestWarning
@@ -61,6 +64,35 @@ def test_a_bell_becomes_images_that_belong_to_their_job(
     assert done.timings["mean_step_batch"] == 2.0
     assert done.timings["device_seconds"] == 0.5 * done.parameters.num_images
     assert done.timings["steps_cap"] == done.parameters.num_inference_steps * done.parameters.num_images
+
+
+def test_a_change_of_price_does_not_rewrite_what_ended_jobs_cost(
+    database: Database,
+    worker_database: Database,
+    blobs: Blobs,
+    engine: FakeEngine,
+    in_flight: InFlightJobs,
+    tier: str,
+    make_job: MakeJob,
+) -> None:
+    def at(per_hour: str | None) -> Generate:
+        return Generate(
+            db=worker_database,
+            blobs=blobs,
+            submit=engine.submit,
+            in_flight=in_flight,
+            isolations=Isolations(worker_database),
+            worker=WorkerName(secrets.token_hex(4), "cpu:0@test"),
+            tiers=[tier],
+            plan=GeneratePlan(),
+            price=None if per_hour is None else DevicePrice(Decimal(per_hour), "EUR"),
+        )
+
+    made = [make_job(num_images=2) for _ in range(3)]  # half a second of the device each
+    for job, per_hour in zip(made, ("3.6", "7.2", None), strict=True):
+        at(per_hour)(job.id)
+    costs = [get(database, job.account_id, job.id).cost for job in made]
+    assert costs == [Cost(Decimal("0.001"), "EUR"), Cost(Decimal("0.002"), "EUR"), None]
 
 
 def test_what_a_job_leaves_out_reaches_the_engine(

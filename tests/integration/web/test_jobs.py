@@ -25,7 +25,7 @@ FIELDS = {
     "output_quality", "image", "mask_image", "control_image", "strength", "loras", "pipeline_parameters",
     "images", "error",
     "warnings", "worker", "batch_id", "batch_line", "retry_of", "created_at", "started_at", "finished_at",
-    "timings", "links",
+    "key_id", "tag", "cost", "timings", "links",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from catalogue.accounting import Prices
 from catalogue.catalogue import (
     Catalogue,
     EmbeddingFile,
@@ -68,6 +69,7 @@ def test_every_variable_of_the_command_line_is_documented(read_table: ReadTable)
         ("### `[models.NAME.loras.LORA]`", LoraFile),
         ("### `[models.NAME.tiers.TIER]`", Tier),
         ("### `[[workers]]`", WorkerPlan),
+        ("### `[prices]`", Prices),
     ],
 )
 def test_every_entry_of_the_catalogue_is_documented_with_its_default(
@@ -97,7 +99,7 @@ def _shown(field: FieldInfo) -> str:
         value = value.relative_to(ROOT)
     if isinstance(value, tuple):
         value = ",".join(map(str, value))
-    return "none" if value in ("", None, {}, SchedulerOverrides()) else str(value)
+    return "none" if value in ("", None, {}, SchedulerOverrides(), Prices()) else str(value)
 
 
 def _commands(command: Any) -> list[Any]:
