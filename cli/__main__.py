@@ -28,6 +28,7 @@ from cli.models import models
 from cli.profile import profiling
 from cli.submit import submission
 from cli.terminal import EXIT_UNREACHABLE, EXIT_USAGE, end_quietly, fail, print_text, without_style
+from cli.usage import accounting
 from client.calotype import CalotypeError, UnreachableError
 from settings import ROOT, Settings, load_settings
 
@@ -43,6 +44,7 @@ app.add_typer(config, name="config", help="Settings and calotype.toml.")
 app.add_typer(models, name="models", help="Models of diffusers.")
 app.add_typer(description)
 app.add_typer(profiling)
+app.add_typer(accounting)
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ def csv(
     encoding: Annotated[
         str | None, typer.Option(help="Such as windows-1251 or macintosh; detected if left out.")
     ] = None,
+    tag: Annotated[str | None, typer.Option(help="The tag of rows that have none.")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Wait and save the images and results here.")
     ] = None,
@@ -68,7 +69,7 @@ def csv(
         if path is None:
             batch = client.retry_batch(str(retry))
         else:
-            batch = _submitted(client, path, delimiter, encoding)
+            batch = _submitted(client, path, delimiter, encoding, tag)
         if not as_json:
             note_reading(batch)
         if output is not None:
@@ -117,6 +118,7 @@ def list_jobs(
     state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
     tier: Annotated[str | None, typer.Option(help="Only jobs of this tier.")] = None,
     batch: Annotated[str | None, typer.Option(help="Only jobs of this batch.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
     limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="How many at most.")] = 20,
     url: Url = "",
     api_key: Key = "",
@@ -126,7 +128,9 @@ def list_jobs(
     """List your jobs, newest first."""
     with connect(url, api_key, data_dir) as client:
         page_size = min(limit, 100)
-        jobs = client.jobs(state=state and state.value, tier=tier, batch_id=batch, page_size=page_size)
+        jobs = client.jobs(
+            state=state and state.value, tier=tier, batch_id=batch, tag=tag, page_size=page_size
+        )
         found = list(islice(jobs, limit))
     if as_json:
         print_json([job.raw for job in found])
@@ -186,9 +190,11 @@ def connect(url: str, api_key: str, data_dir: Path) -> Client:
     return connect(url, api_key, data_dir)
 
 
-def _submitted(client: Client, path: Path, delimiter: str | None, encoding: str | None) -> Batch:
+def _submitted(
+    client: Client, path: Path, delimiter: str | None, encoding: str | None, tag: str | None
+) -> Batch:
     try:
-        return client.csv(path, delimiter=delimiter, encoding=encoding)
+        return client.csv(path, delimiter=delimiter, encoding=encoding, tag=tag)
     except InvalidRequestError as error:
         if found := mistakes(error):
             fail("\n".join([f"{path.name} was refused, and nothing was created:", *found]))

@@ -94,6 +94,7 @@ def submit(
     ] = None,
     model: Annotated[str | None, typer.Option(help="The default model if left out.")] = None,
     preset: Annotated[str | None, typer.Option(help="One of the model's presets.")] = None,
+    tag: Annotated[str | None, typer.Option(help="What the job is accounted under (calotype usage).")] = None,
     given: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any parameter by its name; may be repeated."),
@@ -108,7 +109,7 @@ def submit(
         fail("PROMPT is not UTF-8", code=EXIT_USAGE)
     files = {name: parameters.pop(name) for name in FILES if name in parameters}
     parameters |= {name: list(map(_adapter, parameters[name])) for name in _ADAPTERS if name in parameters}
-    parameters |= {"model": model, "preset": preset}
+    parameters |= {"model": model, "preset": preset, "tag": tag}
     _set(parameters, given or [], others=[*files])
     for path in chain.from_iterable(map(entries_of, files.values())):
         if not path.is_file():

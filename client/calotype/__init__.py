@@ -34,6 +34,7 @@ from .errors import (
 from .resources import (
     TERMINAL_STATES,
     Batch,
+    Cost,
     File,
     Image,
     Job,
@@ -42,6 +43,8 @@ from .resources import (
     JobWarning,
     Model,
     Tier,
+    Usage,
+    UsageReport,
     WaitingReason,
 )
 from .webhooks import WebhookEvent, verify_webhook
@@ -55,6 +58,7 @@ __all__ = [
     "Client",
     "ConfigurationError",
     "ConflictError",
+    "Cost",
     "DownloadError",
     "Fault",
     "File",
@@ -75,6 +79,8 @@ __all__ = [
     "UnreachableError",
     "UnsendableError",
     "UploadError",
+    "Usage",
+    "UsageReport",
     "WaitTimeoutError",
     "WaitingReason",
     "WebhookError",

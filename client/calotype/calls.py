@@ -24,12 +24,14 @@ from .resources import (
     Model,
     PresignedUpload,
     Tier,
+    UsagePage,
     batch_of,
     file_of,
     job_of,
     job_page_of,
     list_of,
     upload_of,
+    usage_page_of,
 )
 from .values import as_utf8, header, json_fields, texts
 
@@ -93,6 +95,14 @@ def list_jobs(filters: Mapping[str, Any], cursor: str | None) -> Call[JobPage]:
     """`GET /v1/jobs`: one page."""
     wanted = {name: value for name, value in {**filters, "cursor": cursor}.items() if value is not None}
     return _get("/v1/jobs", _as(job_page_of), texts(wanted))
+
+
+def list_usage(filters: Mapping[str, Any], cursor: str | None) -> Call[UsagePage]:
+    """`GET /v1/usage`: one page, as long as the server allows."""
+    asked = {"limit": 200, **filters, "cursor": cursor}
+    wanted = {name: value for name, value in asked.items() if value is not None}
+    wanted |= {name: str(wanted[name]) for name in ("since", "until") if name in wanted}
+    return _get("/v1/usage", _as(usage_page_of), texts(wanted))
 
 
 def cancel_job(job_id: str) -> Call[Job]:

@@ -7,6 +7,7 @@ responses, for `AsyncClient` too.
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -17,7 +18,7 @@ from . import __version__, calls, steps
 from .connection import connection_to
 from .files import image_path, read_csv, read_image, write_whole
 from .presigned import hide_query
-from .resources import Batch, File, Job, JobParameters, Model, Tier
+from .resources import Batch, File, Job, JobParameters, Model, Tier, UsageReport
 from .steps import Fetch, Found, Outcome, Put, RetryPolicy, Send, Sleep, Step, Steps
 from .webhooks import verify_webhook
 
@@ -114,11 +115,12 @@ class Client:
         tier: str | None = None,
         lane: str | None = None,
         batch_id: str | None = None,
+        tag: str | None = None,
         page_size: int = 100,
     ) -> Iterator[Job]:
         """All matching jobs, newest first. Pages are requested as they are needed."""
-        filters = {"state": state, "tier": tier, "lane": lane, "batch_id": batch_id, "limit": page_size}
-        return self._iterate(steps.listed(filters, self._retry_policy))
+        filters = {"state": state, "tier": tier, "lane": lane, "batch_id": batch_id}
+        return self._iterate(steps.listed({**filters, "tag": tag, "limit": page_size}, self._retry_policy))
 
     def follow(
         self, jobs: Iterable[Job | str], *, timeout_seconds: float | None = None
@@ -161,6 +163,7 @@ class Client:
         *,
         filename: str | None = None,
         model: str | None = None,
+        tag: str | None = None,
         webhook_url: str | None = None,
         delimiter: str | None = None,
         encoding: str | None = None,
@@ -168,13 +171,15 @@ class Client:
     ) -> Batch:
         """Upload a CSV of prompts, a path or its bytes, as one batch; see `wait_batch` and `results`.
 
-        `delimiter` (`semicolon`) and `encoding` (`windows-1251`) are detected if left out; `read_as` and
-        `warnings` of the batch say how. An uploaded `results_csv` continues its batch: rows that succeeded
-        are skipped. Raises `InvalidRequestError`, whose `errors` name line and column, if any row is not
-        valid (nothing is accepted then), and `OSError` if the file cannot be read.
+        `model` and `tag` are for rows that have none. `delimiter` (`semicolon`) and `encoding`
+        (`windows-1251`) are detected if left out; `read_as` and `warnings` of the batch say how. An uploaded
+        `results_csv` continues its batch: rows that succeeded are skipped. Raises `InvalidRequestError`,
+        whose `errors` name line and column, if any row is not valid (nothing is accepted then), and `OSError`
+        if the file cannot be read.
         """
         name, content = read_csv(file, filename)
-        form = {"model": model, "webhook_url": webhook_url, "delimiter": delimiter, "encoding": encoding}
+        form = {"model": model, "tag": tag, "webhook_url": webhook_url}
+        form |= {"delimiter": delimiter, "encoding": encoding}
         return self._run(
             steps.sent(
                 calls.upload_csv(name, content, form, idempotency_key=idempotency_key), self._retry_policy
@@ -222,6 +227,25 @@ class Client:
     def errors(self, batch: Batch | str) -> list[dict[str, str]]:
         """The rows of `errors.csv`: those that ended without an image and why, by column."""
         return self._run(steps.sent(calls.get_report(_id(batch), "errors"), self._retry_policy))
+
+    def usage(
+        self,
+        *,
+        by: Sequence[str] = ("day",),
+        since: date | str | None = None,
+        until: date | str | None = None,
+        key_id: str | None = None,
+        batch_id: str | None = None,
+        tag: str | None = None,
+    ) -> UsageReport:
+        """The sums of succeeded jobs by any of `day`, `key`, `batch`, `tag` and `tier`, later days first.
+
+        They cover the days (UTC) from `since` to before `until` on which jobs ended, the last 30 if both are
+        left out. All pages of the list are requested.
+        """
+        days = {"since": since, "until": until}
+        filters = {"by": list(by), **days, "key_id": key_id, "batch_id": batch_id, "tag": tag}
+        return self._run(steps.whole_usage(filters, self._retry_policy))
 
     def tiers(self) -> list[Tier]:
         """The tiers and the lengths of their queues."""

@@ -7,7 +7,7 @@ The server decides the limits of parameters (`GET /v1/models`). This module know
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal, Required, TypedDict, TypeVar
 
 from .errors import JobNotSucceededError
@@ -52,6 +52,7 @@ class JobParameters(TypedDict, total=False):
     strict: bool | None
     deadline_seconds: float | None
     webhook_url: str | None
+    tag: str | None
     pipeline_parameters: Mapping[str, bool | int | float | str] | None
 
 
@@ -99,6 +100,14 @@ class WaitingReason:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """The price of device seconds; `currency` is a code of ISO 4217."""
+
+    amount: float
+    currency: str = ""
+
+
+@dataclass(frozen=True)
 class Job:
     """A job as in the last response; `raw` is the whole response."""
 
@@ -139,6 +148,9 @@ class Job:
     batch_id: str | None = None
     batch_line: int | None = None
     retry_of: str | None = None
+    key_id: str | None = None
+    tag: str | None = None
+    cost: Cost | None = None
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -170,6 +182,9 @@ class Batch:
     num_jobs: int = 0
     counts: Mapping[str, int] = field(default_factory=dict, hash=False)
     percent: float = 0.0
+    device_seconds: float = 0.0
+    cost: Cost | None = None
+    unpriced_device_seconds: float = 0.0
     waiting_reasons: tuple[WaitingReason, ...] = ()
     retry_of: str | None = None
     created_at: datetime | None = None
@@ -234,6 +249,44 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What succeeded jobs used together; of `day` to `tier` those are there that it was asked by.
+
+    `cost` leaves out `unpriced_device_seconds`, and is None if it would leave out all. `raw` is the whole
+    row.
+    """
+
+    day: date | None = None
+    key_id: str | None = None
+    batch_id: str | None = None
+    tag: str | None = None
+    tier: str | None = None
+    num_jobs: int = 0
+    num_images: int = 0
+    device_seconds: float = 0.0
+    cost: Cost | None = None
+    unpriced_device_seconds: float = 0.0
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class UsageReport:
+    """The usage of the days from `since` to before `until`: its rows, and the sum of all."""
+
+    since: date
+    until: date
+    rows: tuple[Usage, ...]
+    total: Usage
+
+
+@dataclass(frozen=True)
+class UsagePage(UsageReport):
+    """One page of it; `total` is that of all pages."""
+
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
 class JobPage:
     """One page of a list of jobs."""
 
@@ -249,6 +302,7 @@ def job_of(document: Json) -> Job:
         waiting_reason=_one(WaitingReason, document.get("waiting_reason")),
         images=tuple(_image_of(image) for image in document.get("images") or ()),
         error=_one(JobError, document.get("error")),
+        cost=_one(Cost, document.get("cost")),
         warnings=tuple(_filled(JobWarning, warning) for warning in document.get("warnings") or ()),
         **_instants(document, "created_at", "started_at", "finished_at"),
         raw=document,
@@ -262,6 +316,7 @@ def batch_of(document: Json) -> Batch:
         Batch,
         document,
         waiting_reasons=tuple(_filled(WaitingReason, reason) for reason in reasons),
+        cost=_one(Cost, document.get("cost")),
         warnings=tuple(_filled(JobWarning, warning) for warning in document.get("warnings") or ()),
         **_instants(document, "created_at", "finished_at"),
         raw=document,
@@ -283,9 +338,22 @@ def job_page_of(document: Json) -> JobPage:
     return JobPage(tuple(map(job_of, document["jobs"])), document.get("next_cursor"))
 
 
+def usage_page_of(document: Json) -> UsagePage:
+    """A page of usage from its JSON; raises like `job_of`."""
+    rows = tuple(map(_usage_of, document["data"]))
+    since, until = (date.fromisoformat(document[name]) for name in ("since", "until"))
+    return UsagePage(since, until, rows, _usage_of(document["total"]), document.get("next_cursor"))
+
+
 def list_of(name: str, kind: Callable[..., T]) -> Callable[[Json], list[T]]:
     """A reader of `{name: [...]}` where each item becomes a `kind` with its `raw`."""
     return lambda document: [_filled(kind, item, raw=item) for item in document[name]]
+
+
+def _usage_of(document: Json) -> Usage:
+    day = document.get("day")
+    values = {"day": date.fromisoformat(day) if day else None, "cost": _one(Cost, document.get("cost"))}
+    return _filled(Usage, document, **values, raw=document)
 
 
 def _image_of(document: Json) -> Image:

@@ -26,7 +26,7 @@ from .errors import (
     WaitTimeoutError,
 )
 from .files import media_type_of
-from .resources import Batch, File, Image, Job, JobPage
+from .resources import Batch, File, Image, Job, JobPage, Usage, UsagePage, UsageReport
 
 PATIENCE_SECONDS = 60.0
 """How long watching continues while the server does not answer."""
@@ -165,6 +165,18 @@ def listed(filters: dict[str, Any], policy: RetryPolicy) -> Steps[None]:
         cursor = page.next_cursor
         if not cursor:
             return
+
+
+def whole_usage(filters: dict[str, Any], policy: RetryPolicy) -> Steps[UsageReport]:
+    """Every row of usage, page by page, and the sum, which the server says on each page."""
+    rows: list[Usage] = []
+    cursor = None
+    while True:
+        page: UsagePage = yield from sent(calls.list_usage(filters, cursor), policy)
+        rows += page.rows
+        cursor = page.next_cursor
+        if not cursor:
+            return UsageReport(page.since, page.until, tuple(rows), page.total)
 
 
 def watched_job(job_id: str, poll_seconds: float, policy: RetryPolicy) -> Steps[Job]:

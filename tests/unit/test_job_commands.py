@@ -287,3 +287,36 @@ def test_a_set_that_is_no_name_and_value_is_refused_before_anything_is_sent(
         ended = in_a_pipe("submit", "a red heart", *options, *server)
     assert (ended.returncode, posted) == (EXIT_USAGE, [])
     assert said in ended.stderr
+
+
+def test_usage_is_a_table_with_its_sum_last() -> None:
+    sums = {"num_images": 3, "device_seconds": 7.25, "unpriced_device_seconds": 0}
+    cost = {"amount": 0.000123, "currency": "USD"}
+    row = {"day": "2026-11-30", "tag": None, "num_jobs": 2, **sums, "cost": cost}
+    total = {"num_jobs": 2, **sums, "cost": None, "unpriced_device_seconds": 7.25}
+    report = {"since": "2026-11-01", "until": "2026-12-01", "data": [row], "total": total}
+    with serving(paths={"/v1/usage": {**report, "next_cursor": None}}, get={}) as options:
+        shown = in_a_pipe("usage", "--by", "tag", "--by", "day", *options)
+        as_json = in_a_pipe("usage", "--json", *options)
+    assert shown.stdout.splitlines() == [
+        "day\ttag\tjobs\timages\tdevice seconds\tcost",
+        "2026-11-30\t-\t2\t3\t7.25\t0.000123 USD",
+        "total\t\t2\t3\t7.25\t-",
+    ]
+    assert shown.stderr == "the cost is without 7.25 device seconds that have no price\n"
+    assert json.loads(as_json.stdout) == report
+
+
+def test_a_finished_job_is_shown_with_its_cost_and_its_tag() -> None:
+    cost = {"amount": 0.0412, "currency": "EUR"}
+    with serving(get={**DRAWN, "cost": cost, "tag": "project-7", "error": None}) as options:
+        answer = in_a_pipe("get", "job_1", *options)
+    assert "cost           0.0412 EUR" in answer.stdout.splitlines()
+    assert "tag            project-7" in answer.stdout.splitlines()
+
+
+def test_a_tag_is_sent_with_a_job() -> None:
+    posted: list[Any] = []
+    with serving(post={**DRAWN, "state": "queued"}, posted=posted) as options:
+        assert in_a_pipe("submit", "a", "--tag", "project-7", *options).returncode == 0
+    assert posted[0]["tag"] == "project-7"

@@ -1,6 +1,6 @@
 """The promises of the client about answers: what is not calotype, what an error says, what is new."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pytest
 
@@ -10,6 +10,7 @@ from client.calotype import (
     Client,
     ConfigurationError,
     ConflictError,
+    Cost,
     InvalidRequestError,
     Job,
     NotFoundError,
@@ -174,6 +175,37 @@ def test_address_and_key_come_from_the_environment_and_a_prefix_stays(
     assert server.asked[0].path == "/draw/v1/tiers"
     assert server.headers("Authorization") == ["Bearer calo_x_y"]
     assert str(server.headers("User-Agent")[0]).startswith("calotype/")
+
+
+def test_usage_has_the_rows_of_every_page_and_the_sum_of_the_server(serve: Serve) -> None:
+    days = {"since": "2026-11-01", "until": "2026-12-01"}
+    cost = {"amount": 0.25, "currency": "EUR"}
+    first = {"day": "2026-11-30", "tag": None, "num_jobs": 2, "cost": cost}
+    last = {"day": "2026-11-29", "tag": "a", "num_jobs": 1, "cost": None}
+    pages = [
+        {**days, "data": [row], "total": {"num_jobs": 3}, "next_cursor": cursor}
+        for row, cursor in ((first, "next"), (last, None))
+    ]
+    server = serve(*map(json_answer, pages))
+    with client_of(server.url) as client:
+        found = client.usage(by=("day", "tag"), since=date(2026, 11, 1))
+    assert [(row.day, row.tag, row.cost) for row in found.rows] == [
+        (date(2026, 11, 30), None, Cost(0.25, "EUR")),
+        (date(2026, 11, 29), "a", None),
+    ]
+    assert (found.since, found.total.num_jobs) == (date(2026, 11, 1), 3)
+    assert "by=day&by=tag&since=2026-11-01" in server.asked[0].path
+    assert "cursor=next" in server.asked[1].path
+
+
+def test_a_job_and_a_batch_have_their_cost(serve: Serve) -> None:
+    cost = {"amount": 0.5, "currency": "USD"}
+    job = {"id": "job_1", "state": "succeeded", "cost": cost, "tag": "a", "key_id": "key_1"}
+    batch = {"id": "bat_1", "state": "running", "cost": None, "device_seconds": 2.0}
+    with client_of(serve(json_answer(job), json_answer(batch)).url) as client:
+        found = client.get("job_1")
+        assert (found.cost, found.tag, found.key_id) == (Cost(0.5, "USD"), "a", "key_1")
+        assert (client.get_batch("bat_1").cost, client.get_batch("bat_1").device_seconds) == (None, 2.0)
 
 
 def test_an_id_that_is_a_path_stays_one_part_of_the_address(serve: Serve) -> None:
