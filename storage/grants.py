@@ -59,6 +59,9 @@ VIEWS = {
         *("progress", "progress_at", "lease_boot_id"),
     ),
     "queue_depths": _columns("tier lane queued"),
+    "open_work": _columns(
+        "tier lane state encodings pixels full_steps cached_steps guided_full_steps guided_cached_steps"
+    ),
     "webhook_backlog": _columns("num_pending seconds_late"),
     "receivers_by_state": _columns("state num_receivers"),
 }
@@ -148,6 +151,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "usage_sums": Grant(select=_USAGE),
         "open_jobs": Grant(select=VIEWS["open_jobs"]),
         "queue_depths": Grant(select=VIEWS["queue_depths"]),
+        "open_work": Grant(select=VIEWS["open_work"]),
         "webhook_backlog": Grant(select=VIEWS["webhook_backlog"]),
         "receivers_by_state": Grant(select=VIEWS["receivers_by_state"]),
     },

@@ -293,6 +293,13 @@ webhook_attempts = Table(
     Column("answer", Text),
 )
 
+
+def _work() -> "list[Column[object]]":
+    """The work of queued jobs, which `storage.open_work` explains."""
+    names = ("encodings", "pixels", "full_steps", "cached_steps", "guided_full_steps", "guided_cached_steps")
+    return [Column(name, BigInteger, nullable=False, server_default="0") for name in names]
+
+
 # Kept by triggers and folded by `storage.counts`, which explains them.
 job_count_changes = Table(
     "job_count_changes",
@@ -304,6 +311,7 @@ job_count_changes = Table(
     Column("batch_id", Text),
     *(Column(state.value, Integer, nullable=False) for state in State),
     _instant("finished_at"),
+    *_work(),
 )
 
 queue_counts = Table(
@@ -312,6 +320,7 @@ queue_counts = Table(
     Column("tier", Text, primary_key=True),
     Column("lane", Text, primary_key=True),
     Column("queued", BigInteger, nullable=False),
+    *_work(),
 )
 
 batch_counts = Table(

@@ -15,6 +15,7 @@ from storage.delivery_views import num_pending, seconds_late
 from storage.dispatches import waiting
 from storage.job_views import states_of
 from storage.notifications import JOBS_ENDED, Listener
+from storage.open_work import device_profiles, open_work
 from storage.receivers import num_receivers
 from storage.workers import num_live_workers
 from storage.workloads import workload
@@ -31,6 +32,7 @@ from web.api.health import make_health_checks
 from web.api.image_checks import ImageChecks
 from web.api.request import ApiRequest
 from web.api.request_headers import register_preferences
+from web.estimates.device_seconds import device_seconds
 from web.estimates.forecast import SHARE, Forecast
 from web.estimates.waiting_reasons import Limits, Waits
 from web.metrics import Metrics
@@ -134,6 +136,12 @@ def _wire(settings: Settings) -> Wiring:
     metrics.watch_dispatches(dispatcher)
     metrics.watch_waiters(lambda: waiter.num_waiters)
     metrics.watch_queues(lambda: waiting(db), tier_names)
+    row_limits = {tier.name: tier.max_step_batch_rows for tier in settings.catalogue.tiers}
+    metrics.watch_work(
+        lambda state: device_seconds(
+            open_work(db, state), device_profiles(db, alive_seconds=settings.worker_alive_seconds), row_limits
+        )
+    )
     metrics.watch_webhooks(lambda: num_pending(db), lambda: seconds_late(db))
     metrics.watch_receivers(lambda state: num_receivers(db, state))
     metrics.watch_workers(lambda: num_live_workers(db, settings.worker_alive_seconds), tier_names)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
@@ -12,6 +12,10 @@ from tasks.metrics.collectors import DispatchCollector, Dispatches, RowCollector
 
 ROWS_SECONDS = 2.0
 """The time for what is read from Postgres; less than `web.front.processes` waits for a process."""
+_WORK: Mapping[Literal["queued", "running"], str] = {
+    "queued": "Seconds for which the queued jobs would keep one device busy.",
+    "running": "Seconds for which what is left of the running jobs keeps one device busy.",
+}
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -87,6 +91,19 @@ class Metrics:
                     yield [tier, lane], found.get((tier, lane), 0)
 
         self._watch_rows("calotype_queue_jobs", "Jobs that wait.", ["tier", "lane"], read)
+
+    def watch_work(
+        self, seconds: Callable[[Literal["queued", "running"]], Iterable[tuple[tuple[str, str], float]]]
+    ) -> None:
+        """Export the device seconds of the open jobs; read from Postgres at each scrape."""
+
+        def read(state: Literal["queued", "running"]) -> Iterator[tuple[list[str], float]]:
+            for (tier, lane), value in seconds(state):
+                yield [tier, lane], value
+
+        for state, documentation in _WORK.items():
+            name = f"calotype_{state}_device_seconds"
+            self._watch_rows(name, documentation, ["tier", "lane"], partial(read, state))
 
     def watch_workers(self, live: Callable[[], Mapping[str, int]], tiers: list[str]) -> None:
         """Export how many live workers serve each tier; read from Postgres at each scrape."""

@@ -75,9 +75,9 @@ def fill(url: str, *, num_finished: int, num_queued: int) -> Rows:
         cursor.execute("SELECT setval('dispatch_numbers', %s)", (10_000_000,))
         cursor.execute("TRUNCATE job_count_changes, delivery_count_changes, delivery_counts")
         cursor.execute("TRUNCATE usage_changes, usage_sums")
-        counted = import_module("migrations.versions.0020_reads_in_proportion").SUMS
-        for statement in (*counted, import_module("migrations.versions.0022_usage").SUMS):
-            cursor.execute(statement)
+        for migration in ("0020_reads_in_proportion", "0022_usage", "0023_open_work"):
+            for statement in import_module(f"migrations.versions.{migration}").SUMS:
+                cursor.execute(statement)
     connection.autocommit = True
     connection.cursor().execute("VACUUM (ANALYZE)")  # as autovacuum does in two weeks
     connection.close()

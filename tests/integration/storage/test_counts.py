@@ -1,5 +1,6 @@
 """The maintained counts agree with the rows, whatever has changed them."""
 
+import math
 import secrets
 import threading
 from collections import Counter
@@ -12,13 +13,22 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from catalogue.states import State
+from catalogue.step_cache import is_full_step
 from storage import accounts, batches, counts, deliveries, delivery_views, dispatches, jobs, submissions
 from storage.database import Database
 from storage.errors import JobIsFinal
 from storage.jobs import Claim, WorkerName
+from storage.open_work import Work, open_work
 from storage.workers import declare_dead
 from tests.fixtures.new_jobs import new_job
 
+SHAPES: tuple[dict[str, Any], ...] = (
+    {},
+    {"num_images": 3, "width": 64, "height": 192, "num_inference_steps": 11, "step_cache": 3},
+    {"guidance_scale": 1.0, "num_inference_steps": 20, "step_cache": 2},
+    {"num_inference_steps": 30, "guidance_cutoff": 0.35, "step_cache": 4, "num_images": 2},
+    {"num_inference_steps": 9, "strength": 0.7},
+)
 WORKER = WorkerName("boot-counts", "cpu:0@test")
 URL = "https://hooks.example.com/"
 
@@ -54,13 +64,16 @@ class History:
             lane=("interactive", "bulk")[number // 2 % 2],
             deadline_seconds=deadline,
             webhook_url=URL if number % 5 == 0 else None,
+            **SHAPES[number % len(SHAPES)],
         )
         self.jobs.append(submissions.create(self.database, job, redispatch_seconds=15)[0].id)
 
     def create_batch(self, number: int) -> None:
         """A batch of a few jobs in both tiers."""
         lines = [
-            new_job(self.account, tier=self.tiers[line % 2], lane="bulk", batch_line=line + 2)
+            new_job(
+                self.account, tier=self.tiers[line % 2], lane="bulk", batch_line=line + 2, **SHAPES[line % 5]
+            )
             for line in range(number % 7)
         ]
         batch, _ = batches.create(
@@ -166,6 +179,12 @@ class History:
                 {"tiers": list(self.tiers)},
             ).all()
             of_batches = counts.of_batches(connection, self.batches)
+            open_jobs = connection.execute(
+                text("SELECT * FROM open_jobs WHERE tier = ANY(:tiers)"), {"tiers": list(self.tiers)}
+            ).all()
+            open_work = connection.execute(
+                text("SELECT * FROM open_work WHERE tier = ANY(:tiers)"), {"tiers": list(self.tiers)}
+            ).all()
             pending, counted = connection.execute(
                 text(
                     """SELECT (SELECT count(*) FROM webhook_deliveries WHERE state = 'pending'), num_pending
@@ -191,6 +210,31 @@ class History:
         } == dict(by_batch)
         assert {(one.batch_id, one.tier): one.finished_at for one in of_batches} == last
         assert counted == pending
+        work: dict[tuple[str, str, str], Counter[str]] = {}
+        for row in open_jobs:
+            work.setdefault((row.tier, row.lane, row.state), Counter()).update(work_of(row))
+        names = Work.__dataclass_fields__
+        assert {
+            (row.tier, row.lane, row.state): {name: row._mapping[name] for name in names} for row in open_work
+        } == {place: {name: found[name] for name in names} for place, found in work.items()}
+
+
+def work_of(job: Any) -> dict[str, int]:
+    """The work of a job that has run none of its steps, counted step by step."""
+    num_guided = math.ceil(job.guidance_cutoff * job.num_inference_steps) if job.guidance_scale > 1 else 0
+    steps = Counter(
+        (is_full_step(index, job.step_cache, job.num_inference_steps), index < num_guided)
+        for index in range(job.num_inference_steps)
+    )
+    pixels = job.num_images * job.width * job.height
+    return {
+        "encodings": job.num_images,
+        "pixels": pixels,
+        "full_steps": pixels * (steps[True, False] + steps[True, True]),
+        "cached_steps": pixels * (steps[False, False] + steps[False, True]),
+        "guided_full_steps": pixels * steps[True, True],
+        "guided_cached_steps": pixels * steps[False, True],
+    }
 
 
 CHANGES: list[Callable[[History, int], None]] = [
@@ -210,11 +254,19 @@ def test_counts_are_exact_after_any_history(
     for change, number in changes:
         change(history, number)
     history.check()
-    before = dispatches.waiting(database), delivery_views.num_pending(database)
+    before = (
+        dispatches.waiting(database),
+        delivery_views.num_pending(database),
+        open_work(database, "queued"),
+    )
     while counts.fold(database):
         pass
     history.check()
-    assert (dispatches.waiting(database), delivery_views.num_pending(database)) == before
+    assert before == (
+        dispatches.waiting(database),
+        delivery_views.num_pending(database),
+        open_work(database, "queued"),
+    )
     history.end()
 
 

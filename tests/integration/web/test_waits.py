@@ -13,6 +13,7 @@ from flask import Flask
 from prometheus_client import generate_latest
 from sqlalchemy import text
 
+from catalogue.profile import Profile, PublishedKey, StepCost
 from catalogue.warnings import RequestWarning
 from settings import Settings
 from storage import accounts, batches, dispatches, jobs, submissions, workers
@@ -20,6 +21,7 @@ from storage.database import Database
 from storage.isolation import clear_isolated, set_isolated
 from storage.job_views import StoredImage
 from storage.jobs import Claim, WorkerName
+from storage.profiles import TierProfile, publish
 from storage.workers import Worker
 from tests.fixtures.new_jobs import new_job
 from tests.integration.web.conftest import Client
@@ -321,6 +323,34 @@ def test_metrics_count_the_live_workers_of_each_tier(app: Flask) -> None:
         'calotype_tier_live_workers{tier="sd"}',
         'calotype_tier_live_workers{tier="hd"}',
     }
+
+
+def test_metrics_tell_for_how_long_the_queued_jobs_would_keep_a_device_busy(
+    app: Flask, client: Client, database: Database
+) -> None:
+    profile = Profile(
+        key=PublishedKey(secrets.token_hex(8), "a processor", width=128, height=128),
+        steps=(StepCost.of_median(2, 0.5),),
+        encode_seconds=0.1,
+        decode_seconds=0.2,
+        num_guided_rows=2,
+    )
+    publish(database, [TierProfile("sd", "tiny", profile)])
+    registry = app.extensions[EXTENSION].metrics.registry
+    labels = {"tier": "sd", "lane": "interactive"}
+
+    def queued() -> float:
+        return float(registry.get_sample_value("calotype_queued_device_seconds", labels) or 0)
+
+    before = queued()
+    job = client.submit(num_inference_steps=7, width=128, height=128, guidance_scale=1.0).get_json()
+    assert queued() > before
+    client("DELETE", f"/v1/jobs/{job['id']}")
+    assert queued() == pytest.approx(before)
+    with database.transaction() as connection:
+        connection.execute(
+            text("DELETE FROM profiles WHERE fingerprint = :one"), {"one": profile.key.fingerprint}
+        )
 
 
 def test_what_was_cut_is_said_by_the_job_and_in_the_batchs_results(
