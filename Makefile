@@ -83,7 +83,7 @@ bench-plane: $(INSTALLED) ## measure the job plane against its bars, in bench-ou
 clean: ## remove what make built; keep data
 	@rm -rf $(VENV) build
 
-$(INSTALLED): requirements.lock requirements-quantization.lock pyproject.toml deploy/command.py
+$(INSTALLED): requirements.lock requirements-quantization.lock requirements-traces.lock pyproject.toml deploy/command.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "calotype needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "python3 has no venv module; on Debian: apt install python3-venv"; exit 1; }
 	@echo "==> $(VENV) from requirements.lock (once; a few minutes)"
@@ -98,4 +98,7 @@ $(INSTALLED): requirements.lock requirements-quantization.lock pyproject.toml de
 	@# For some tests, and beside the rest: diffusers imports torchao wherever it is, at some seconds a start.
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(VENV)/quantization \
 	  -r requirements-quantization.lock || echo "    no gguf and torchao for this platform: their tests will be skipped"
+	@# For some tests, and beside the rest: redis-py and transformers import what is in it wherever it is.
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(VENV)/traces \
+	  -r requirements-traces.lock || echo "    no OpenTelemetry for this platform: its tests will be skipped"
 	@touch $@

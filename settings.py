@@ -5,6 +5,7 @@ Only composition roots import it and pass plain values on. It opens no connectio
 """
 
 import difflib
+import importlib.util
 import os
 import re
 from functools import cache
@@ -79,6 +80,21 @@ def _check_address(value: str) -> str:
         is_address = False
     if value and not is_address:
         raise ValueError("it is not an address like http://HOST:PORT")
+    return value
+
+
+def _check_traces(value: str) -> str:
+    """Reject an endpoint that nothing could be sent to, since the packages for it are missing."""
+    if not value:
+        return value
+    try:
+        found = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise ValueError(
+            "OpenTelemetry is not installed: run pip install --no-deps -r requirements-traces.lock"
+        )
     return value
 
 
@@ -218,6 +234,7 @@ class Settings(BaseSettings):
     file_seconds: Seconds = 86_400
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, lt=65536)] = 0
+    traces_endpoint: Annotated[Address, AfterValidator(_check_traces)] = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
 

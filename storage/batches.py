@@ -89,6 +89,7 @@ def create(
     webhook_url: str | None = None,
     idempotency_key: str | None = None,
     request_hash: str | None = None,
+    traceparent: str | None = None,
 ) -> tuple[Batch, bool]:
     """Insert a batch and all of its jobs in one transaction.
 
@@ -127,7 +128,14 @@ def create(
         if row is None:
             return None
         if num_jobs:
-            new_jobs.insert(connection, account_id, batch_id, new, without_retries_of=retried_meanwhile)
+            new_jobs.insert(
+                connection,
+                account_id,
+                batch_id,
+                new,
+                traceparent=traceparent,
+                without_retries_of=retried_meanwhile,
+            )
         else:
             complete_batches(connection, [batch_id])
         # Read before the commit, after which nothing may fail.

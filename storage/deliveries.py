@@ -45,6 +45,7 @@ class DeliveryClaim:
     num_failures: int
     lease_token: str
     is_probe: bool
+    traceparent: str | None = None  # the span of the request that submitted its job
 
 
 @dataclass(frozen=True)

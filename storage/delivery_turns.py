@@ -92,7 +92,8 @@ _TAKEN = f"""picked AS (
     SELECT claimed.*, accounts.webhook_secret,
            CASE WHEN previous_webhook_secret_until > statement_timestamp() THEN previous_webhook_secret END
                AS previous_webhook_secret,
-           EXISTS (SELECT FROM probed) AS is_probe
+           EXISTS (SELECT FROM probed) AS is_probe,
+           (SELECT traceparent FROM jobs WHERE jobs.id = claimed.job_id) AS traceparent
       FROM claimed JOIN accounts ON accounts.id = claimed.account_id"""
 """The last CTEs of a claim, from the delivery `best` to the row of a `DeliveryClaim`."""
 # Within an account the receiver with the fewest attempts in flight comes first, so that one that hangs delays

@@ -97,6 +97,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             insert=(
                 *("id", "account_id", "idempotency_key", "request_hash", "deadline_at", "warnings"),
                 *(*_ASKED_FOR, *_PROMPTS, *_DISPATCH),
+                "traceparent",
             ),
             update=_columns("state finished_at cancel_requested_at dispatch_number next_dispatch_at"),
         ),
@@ -162,6 +163,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             select=(
                 *("id", "account_id", "state", "request_hash", "dispatch_number", "next_dispatch_at"),
                 *(*_ASKED_FOR, *_PROMPTS, *_LIFE, *_LEASE),
+                "traceparent",
             ),
             update=(
                 *_columns("state attempt worker isolated progress progress_at started_at finished_at"),
@@ -212,7 +214,9 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "accounts": Grant(
             select=_columns("id webhook_secret previous_webhook_secret previous_webhook_secret_until")
         ),
-        "jobs": Grant(select=("id", "account_id", "state", "request_hash", *_ASKED_FOR, *_LIFE)),
+        "jobs": Grant(
+            select=("id", "account_id", "state", "request_hash", *_ASKED_FOR, *_LIFE, "traceparent")
+        ),
         "images": Grant(select=(*_IMAGE, "deleted_at")),
         "batches": Grant(select=_columns("id account_id filename num_jobs created_at")),
         "batch_counts": Grant(select=_BATCH_COUNTS),

@@ -48,6 +48,7 @@ class Claim:
     lease: Lease
     seconds_left: float | None
     embed_parameters: bool = False
+    traceparent: str | None = None  # the span of the request that submitted it
     completes_batch: bool = False  # its batch has a webhook, which is due once the last job has ended
 
 
@@ -126,7 +127,7 @@ def _claim(
     return db.execute(*statement_of(CLAIM, CLAIMED, guard, {**parameters, **named}, returning=_CLAIMED_JOB))
 
 
-_CLAIMED_JOB = f"""{", ".join(f"jobs.{column.name}" for column in JOB_COLUMNS)}, lease_token,
+_CLAIMED_JOB = f"""{", ".join(f"jobs.{column.name}" for column in JOB_COLUMNS)}, lease_token, traceparent,
         extract(epoch FROM deadline_at - clock_timestamp())::float8 AS seconds_left,
         (SELECT embed_parameters FROM accounts WHERE accounts.id = jobs.account_id) AS embed_parameters,
         (SELECT webhook_url IS NOT NULL FROM batches WHERE batches.id = jobs.batch_id) AS completes_batch"""
@@ -135,7 +136,14 @@ _CLAIMED_JOB = f"""{", ".join(f"jobs.{column.name}" for column in JOB_COLUMNS)},
 
 def _claim_of(row: Row[Any]) -> Claim:
     lease = Lease(row.id, row.attempt, str(row.lease_token))
-    return Claim(job_from_row(row), lease, row.seconds_left, row.embed_parameters, bool(row.completes_batch))
+    return Claim(
+        job_from_row(row),
+        lease,
+        row.seconds_left,
+        row.embed_parameters,
+        row.traceparent,
+        bool(row.completes_batch),
+    )
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,7 @@ def insert(
     batch_id: str | None,
     new: NewJobs,
     *,
+    traceparent: str | None = None,
     without_retries_of: Collection[str] = (),
 ) -> Counter[str]:
     """Insert the jobs of a batch, and return how many each tier got; raises `FileGone`.
@@ -178,7 +179,8 @@ def insert(
     num_by_tier: Counter[str] = Counter()
     for piece in new.pieces(without_retries_of=without_retries_of):
         if piece.jobs:
-            connection.execute(_INSERT, _values(piece, account_id, batch_id, new.line_of))
+            values = _values(piece, account_id, batch_id, new.line_of)
+            connection.execute(_INSERT, {**values, "traceparent": traceparent})
             num_by_tier.update(piece.tiers[job[0]] for job in piece.jobs)
     omitted = {one.id for one in new.retrying(without_retries_of)}
     files.link(connection, account_id, [pair for pair in new.linked if pair[0] not in omitted])
@@ -230,9 +232,9 @@ _INSERT = text(
                    number int, deadline_seconds float8, {_RECORD})
     )
     INSERT INTO jobs (account_id, batch_id, lane, {", ".join((*_COLUMNS, *_SHARED))},
-                      warnings, next_dispatch_at, deadline_at)
+                      warnings, traceparent, next_dispatch_at, deadline_at)
     SELECT :account_id, :batch_id, 'bulk', {", ".join((*_COLUMNS, *_SHARED))}, warnings,
-           clock_timestamp(), clock_timestamp() + make_interval(secs => deadline_seconds)
+           :traceparent, clock_timestamp(), clock_timestamp() + make_interval(secs => deadline_seconds)
       FROM (SELECT *
               FROM unnest(CAST(:shared AS int[]), {_ARRAYS})
                        WITH ORDINALITY AS own (number, {", ".join(_COLUMNS)}, place)

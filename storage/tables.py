@@ -177,6 +177,8 @@ jobs = Table(
     # Of its device seconds, at the price of that time; absent if the device had no price.
     Column("cost_amount", Numeric(20, 9)),
     Column("cost_currency", Text),
+    # The span of the request that submitted it (W3C Trace Context); only with traces.
+    Column("traceparent", Text),
 )
 
 images = Table(

@@ -61,6 +61,8 @@ from tasks.queues import queues_of
 from tasks.ready import StartTimes, write_ready_file
 from tasks.self_test_results import SelfTestFolder, machine_facts
 from tasks.task_events import TaskEvents
+from tasks.traces.job_spans import JobSpans
+from tasks.traces.tracer import Tracer
 
 log = structlog.get_logger()
 
@@ -148,6 +150,7 @@ class _Process:
         boot_id = os.environ.get("CALOTYPE_BOOT_ID") or str(uuid.uuid4())
         self._record = create_device_record(settings.run_dir, boot_id)
         self._metrics = WorkerMetrics(options.tiers)
+        self._tracer = Tracer.at(settings.traces_endpoint, "worker", options.device)
         self._row_limits = self._profiles.engine.capped(loaded.row_limits)
         self._engine = self._make_engine(loaded)
         self._slots = _slots_of(options, self._row_limits)
@@ -220,6 +223,8 @@ class _Process:
             self._quarantine.stop()
             self._heartbeat.stop()
             say_goodbye(self._heartbeat_db, self._worker.boot_id)
+            if self._tracer is not None:
+                self._tracer.stop()
 
     def _answer(self, job_id: str) -> None:
         """The task: run the claim that waits for it, else claim the job of the message."""
@@ -315,7 +320,11 @@ class _Process:
             plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
             price=_price_of(settings.catalogue.prices, self._profiles),
             encoding=record.encoding if record else lambda _: nullcontext(),
-            observers=[FlowerObserver(self._task_events.tell), self._metrics],
+            observers=[
+                FlowerObserver(self._task_events.tell),
+                self._metrics,
+                *([JobSpans(self._tracer)] if self._tracer else []),
+            ],
         )
 
     def _make_bulk_demand(self) -> BulkDemand:

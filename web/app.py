@@ -25,6 +25,7 @@ from tasks.images.download import ImageDownload
 from tasks.images.facts import ImageLimits
 from tasks.metrics.server import serve_metrics
 from tasks.prompt_dispatcher import PromptDispatcher
+from tasks.traces.tracer import Tracer
 from web.api import batches, files, health, jobs, tiers, usage, webhook_deliveries, webhook_receivers
 from web.api.admission import Admission
 from web.api.faults import CheckedApi
@@ -47,6 +48,7 @@ from web.pages.html_errors import register_unknown_addresses
 from web.prefix import Prefix, UnderPrefix
 from web.problems import Problem, answer_invalid, register_errors
 from web.session import form_token
+from web.traces import register_traces
 from web.waiting import Waiter
 from web.wiring import EXTENSION, Wiring, path_of
 
@@ -87,6 +89,8 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     app.add_template_global(form_token)
 
     register_access_log(app, wiring.metrics)
+    if wiring.tracer is not None:
+        register_traces(app, wiring.tracer)
     app.before_request(lambda: wiring.db.begin_request(REQUEST_SECONDS))
     register_request_limits(app)
     register_options(app)
@@ -194,4 +198,5 @@ def _wire(settings: Settings) -> Wiring:
             ImageLimits(settings.max_file_bytes, settings.max_image_pixels, settings.max_image_side)
         ),
         file_seconds=settings.file_seconds,
+        tracer=Tracer.at(settings.traces_endpoint, "api"),
     )

@@ -86,6 +86,8 @@ def run_api(settings: Settings, host: str, port: int, given: Given | None = None
     if parent is not None:
         parent.follow(lambda: written(wiring.metrics.registry), on_end=partial(_end, server))
     serve_until_told(server, sockets)
+    if wiring.tracer is not None:
+        wiring.tracer.stop()
 
 
 def _end(server: Server) -> None:

@@ -9,6 +9,7 @@ from storage.blobs import Blobs
 from storage.database import Database
 from tasks.images.download import ImageDownload
 from tasks.prompt_dispatcher import PromptDispatcher
+from tasks.traces.tracer import Tracer
 from web.api.addresses import Addresses
 from web.api.admission import Admission
 from web.api.image_checks import ImageChecks
@@ -50,6 +51,7 @@ class Wiring:
     download: ImageDownload
     image_checks: ImageChecks
     file_seconds: float
+    tracer: Tracer | None
 
 
 def wired() -> Wiring:

@@ -1,4 +1,4 @@
-"""Sums of the work that open jobs are for a device, kept as the counts of queued jobs are (docs/adr/0030)."""
+"""Sums of the work that queued jobs are for a device (docs/adr/0030), and the trace of a job (0033)."""
 
 from collections.abc import Iterable
 from importlib import import_module
@@ -86,6 +86,7 @@ def _count(rows: str, of_batch: str = "true") -> str:
 LOCK = "LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE"
 WORK = (
     LOCK,  # first, as every writer of jobs does, and so that no job is missed by the first sums
+    "ALTER TABLE jobs ADD COLUMN traceparent text CHECK (length(traceparent) = 55)",
     # Of the steps from `first` to before `last`, those that a step cache spares: catalogue/step_cache.py.
     """
     CREATE FUNCTION num_cached_steps(step_cache integer, num_steps integer, first integer, last integer)
@@ -170,4 +171,5 @@ DOWN = (
         for table in ("queue_counts", "job_count_changes")
     ),
     "DROP FUNCTION num_cached_steps",
+    "ALTER TABLE jobs DROP COLUMN traceparent",
 )

@@ -7,7 +7,9 @@ broker and the receivers can be reached; it needs neither S3 nor torch. It owns 
 import os
 import socket
 import threading
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from tasks.pings import Pings
 from tasks.queues import CPU_QUEUE, DELIVER
 from tasks.ready import write_ready_file
 from tasks.task_events import SilentRequest, TaskEvent, TaskEvents, Tell
+from tasks.traces.tracer import Tracer
 from tasks.webhooks.client import ATTEMPT_CODES, WebhookClient
 from tasks.webhooks.deliver import Deliver, DeliverPlan, DeliveryObserver
 
@@ -58,7 +61,9 @@ def run_webhook_worker(settings: Settings, ready_file: Path | None = None, *, me
     task_events = TaskEvents()
     task_events.listen()
     metrics = SenderMetrics()
-    deliver = Deliver(db, client, plan, observers=[FlowerDeliveryObserver(task_events.tell), metrics])
+    tracer = Tracer.at(settings.traces_endpoint, "webhooks")
+    spans = [DeliverySpans(tracer)] if tracer is not None else []
+    deliver = Deliver(db, client, plan, observers=[FlowerDeliveryObserver(task_events.tell), metrics, *spans])
     serve_metrics(metrics.registry, settings.metrics_host, metrics_port)
 
     def end_stalled() -> None:
@@ -80,6 +85,8 @@ def run_webhook_worker(settings: Settings, ready_file: Path | None = None, *, me
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
         db.close()
+        if tracer is not None:
+            tracer.stop()
 
 
 def _serve(
@@ -164,6 +171,35 @@ class FlowerDeliveryObserver(DeliveryObserver):
             error = {"exception": f"{attempt.error_code}: {answer}"}
             type_ = "task-failed" if state == "failed" else "task-retried"
             self._tell(claimed.id, TaskEvent(type_, {**fields, **error}))
+
+
+class DeliverySpans(DeliveryObserver):
+    """Makes a span of each attempt of a webhook that belongs to a job."""
+
+    def __init__(self, tracer: Tracer, clock: Callable[[], float] = time.time) -> None:
+        self._tracer, self._clock = tracer, clock
+
+    def attempted(self, claimed: DeliveryClaim, attempt: AttemptRecord, state: str | None) -> None:
+        """Make the span of an attempt that ended just now."""
+        if claimed.job_id is None:
+            return
+        now = self._clock()
+        attributes: dict[str, str | int] = {
+            "calotype.job.id": claimed.job_id,
+            "calotype.webhook.event": claimed.event,
+            "calotype.webhook.attempt": claimed.num_attempts,
+            "calotype.webhook.state": state or "lost",
+        }
+        if attempt.response_status is not None:
+            attributes["http.response.status_code"] = attempt.response_status
+        span = self._tracer.begin(
+            "webhook",
+            kind="CLIENT",
+            traceparent=claimed.traceparent,
+            attributes=attributes,
+            begun_at=now - attempt.milliseconds / 1000,
+        )
+        span.end(ended_at=now, error_code=attempt.error_code)
 
 
 class SenderMetrics(DeliveryObserver):

@@ -388,3 +388,16 @@ def test_S12_a_public_url_that_would_lead_links_astray_is_refused(
     monkeypatch.setenv("CALOTYPE_PUBLIC_URL", value)
     with pytest.raises(SettingsError, match=r"^CALOTYPE_PUBLIC_URL: "):
         load_settings()
+
+
+def test_an_endpoint_for_traces_is_an_address_and_needs_their_packages() -> None:
+    with pytest.raises(SettingsError, match=r"CALOTYPE_TRACES_ENDPOINT.*http://HOST:PORT"):
+        load_settings(traces_endpoint="collector:4318")
+    try:
+        import opentelemetry.exporter  # noqa: F401
+    except ModuleNotFoundError:
+        with pytest.raises(
+            SettingsError, match=r"CALOTYPE_TRACES_ENDPOINT.*OpenTelemetry is not installed: run pip install"
+        ):
+            load_settings(traces_endpoint="http://collector:4318/v1/traces")
+    assert load_settings(traces_endpoint="").traces_endpoint == ""

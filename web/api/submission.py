@@ -4,7 +4,7 @@ The API's routes and the page submit here. What a request may ask for is decided
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import structlog
@@ -19,6 +19,7 @@ from storage.submissions import NewJob, create, made_before
 from storage.workers import live_workers
 from web.estimates.waiting_reasons import Wait
 from web.refusals import FieldError, InvalidRequest, NotServed
+from web.traces import traceparent
 from web.wiring import wired
 
 log = structlog.get_logger()
@@ -62,7 +63,7 @@ def submit(
 def _submit(admit: Callable[[], NewJob], account_id: str, key: str | None, digest: str) -> Submission:
     wiring = wired()
     try:
-        new = admit()
+        new = replace(admit(), traceparent=traceparent())
         if errors := strict_errors([new]):
             raise InvalidRequest.of(errors)
     except (InvalidRequest, NotServed):
@@ -129,6 +130,7 @@ def submit_batch(
         webhook_url=webhook_url,
         idempotency_key=key,
         request_hash=digest,
+        traceparent=traceparent(),
     )
     if created:
         wiring.metrics.batch_rows_accepted.inc(batch.num_jobs)
