@@ -159,6 +159,19 @@ class Engine:
         device = next(iter(self._models.by_name.values())).device
         return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
 
+    def peak_device_memory_bytes(self) -> int | None:
+        """The most GPU memory that this process has reserved; None on a CPU."""
+        device = next(iter(self._models.by_name.values())).device
+        return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+    def generations_by_stage(self) -> dict[str, int]:
+        """How many generations wait for a place in a step batch, are denoised, or wait for their decoding."""
+        return {
+            "joining": len(self._inbox) + len(self._waiting),
+            "denoising": len(self._running),
+            "decoding": len(self._denoised),
+        }
+
     def start(self) -> None:
         """Start the engine thread."""
         self._thread.start()

@@ -109,7 +109,9 @@ class Plan:
         """The metrics URL of each process, by its name."""
         names = {"web": "metrics", "webhooks": "metrics_webhooks", "sweep": "metrics_sweep"}
         names |= {post.name: f"metrics_{post.name}" for post in self.posts}
-        return {name: f"http://127.0.0.1:{self._state.ports[port]}/metrics" for name, port in names.items()}
+        host = self._settings.metrics_host
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        return {name: f"http://{host}:{self._state.ports[port]}/metrics" for name, port in names.items()}
 
     @property
     def flower_url(self) -> str:

@@ -289,7 +289,10 @@ class _Process:
             on_device=record.note if record else lambda _: None,
             on_step=self._metrics.stepped,
         )
-        self._metrics.watch_device(self._options.device, engine.device_memory_bytes)
+        self._metrics.watch_device(
+            self._options.device, engine.device_memory_bytes, engine.peak_device_memory_bytes
+        )
+        self._metrics.watch_generations(engine.generations_by_stage)
         return engine
 
     def _make_heartbeat(self) -> Heartbeat:

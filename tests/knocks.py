@@ -50,7 +50,8 @@ def listeners_of(pids: Iterable[int]) -> set[Address]:
         for row in map(str.split, Path(f"/proc/net/{table}").read_text().splitlines()[1:]):
             if row[3] == "0A" and row[9] in inodes:
                 host, _, port = row[1].partition(":")
-                found.add(("127.0.0.1" if host == "0100007F" else host, int(port, 16)))
+                is_old = len(host) == 8  # IPv4, with its bytes in the machine's order
+                found.add((socket.inet_ntoa(bytes.fromhex(host)[::-1]) if is_old else host, int(port, 16)))
     for row in map(str.split, Path("/proc/net/unix").read_text().splitlines()[1:]):
         if row[6] in inodes and int(row[3], 16) & UNIX_LISTENER:
             found.add(row[7] if len(row) > 7 else f"unnamed {row[6]}")

@@ -5,6 +5,7 @@ Labels are few, and never an id, an account or text of a prompt. The seconds of 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from resource import RUSAGE_SELF, getrusage
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
@@ -36,6 +37,12 @@ class WorkerMetrics(JobObserver):
     def __init__(self, tiers: Sequence[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        peak = Gauge(
+            "calotype_process_peak_memory_bytes",
+            "The most main memory that the process has had.",
+            registry=registry,
+        )
+        peak.set_function(lambda: getrusage(RUSAGE_SELF).ru_maxrss * 1024)  # in KiB on Linux
         self._settled = Counter(
             "calotype_jobs_settled",
             "Ended claims of jobs, by the job's new state; `queued`: it went back to its queue.",
@@ -104,17 +111,28 @@ class WorkerMetrics(JobObserver):
             slots.labels(lane).set(limit)
             held.labels(lane).set_function(lambda lane=lane: taken(lane))  # type: ignore[misc]
 
-    def watch_device(self, device: str, memory_bytes: Callable[[], int | None]) -> None:
-        """Export the reserved device memory, unless the device uses the memory of the process."""
-        if memory_bytes() is None:
-            return
+    def watch_generations(self, count: Callable[[], Mapping[str, int]]) -> None:
+        """Export how many images the engine holds, by stage."""
         gauge = Gauge(
-            "calotype_device_memory_bytes",
-            "Device memory that this process has reserved.",
-            ["device"],
+            "calotype_generations",
+            "Images that the engine holds, by stage.",
+            ["stage"],
             registry=self.registry,
         )
-        gauge.labels(device).set_function(lambda: memory_bytes() or 0)
+        for stage in count():
+            gauge.labels(stage).set_function(lambda stage=stage: count()[stage])  # type: ignore[misc]
+
+    def watch_device(
+        self, device: str, memory_bytes: Callable[[], int | None], peak_bytes: Callable[[], int | None]
+    ) -> None:
+        """Export the reserved device memory, unless the device uses the memory of the process."""
+        for name, documentation, read in (
+            ("calotype_device_memory_bytes", "Device memory that this process has reserved.", memory_bytes),
+            ("calotype_device_peak_memory_bytes", "The most device memory that it has reserved.", peak_bytes),
+        ):
+            if read() is not None:
+                gauge = Gauge(name, documentation, ["device"], registry=self.registry)
+                gauge.labels(device).set_function(lambda read=read: read() or 0)  # type: ignore[misc]
 
     def stepped(self, model: str, num_rows: int, seconds: float, reason: str | None) -> None:
         """Count a step batch; `reason` is why it was not full, `None` if it was."""

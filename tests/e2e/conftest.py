@@ -55,6 +55,8 @@ interactive_slots = 12
 """
 
 
+METRICS_HOST = "127.0.0.2"
+"""Not the default, and on this machine alone: an address as Prometheus on another host would need."""
 PATIENCE = 4
 """Waits are this many times as long as on two idle cores: they end a test that hangs, and promise no time."""
 
@@ -169,6 +171,7 @@ def system(
         "CALOTYPE_CONFIG": str(config),
         "CALOTYPE_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8, ::1/128",
         "CALOTYPE_CA_FILE": str(folder / "ca.pem"),
+        "CALOTYPE_METRICS_HOST": METRICS_HOST,
     }
     with running(folder / "data", ready_file=ready_file, overrides=overrides) as ready:
         db = Database(ready["database_url"], 2)

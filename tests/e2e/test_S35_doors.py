@@ -11,7 +11,7 @@ from flower.urls import handlers
 from tornado.routing import URLSpec
 
 from local.state import State
-from tests.e2e.conftest import System
+from tests.e2e.conftest import METRICS_HOST, System
 from tests.knocks import assert_data_services_refuse, children_of, listeners_of
 
 PROMPT = "a green triangle that nobody else should see"
@@ -43,8 +43,11 @@ def test_S35_every_listener_is_known_and_refuses(system: System, job_id: str) ->
     state = State.read(folder)
     rest = assert_data_services_refuse(state, listeners_of(children_of(folder)))
     assert job_id
-    ours = [name for name in state.ports if name in ("web", "flower") or name.startswith("metrics")]
-    assert rest == {("127.0.0.1", state.ports[name]) for name in ours}
+    metrics = [name for name in state.ports if name.startswith("metrics")]
+    assert rest == {
+        *(("127.0.0.1", state.ports[name]) for name in ("web", "flower")),
+        *((METRICS_HOST, state.ports[name]) for name in metrics),
+    }
 
 
 def test_S35_the_api_answers_nobody_without_a_key_but_about_itself(system: System, job_id: str) -> None:

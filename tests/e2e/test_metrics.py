@@ -1,10 +1,12 @@
 """What Prometheus reads of a whole system after real jobs: each process answers, with the right numbers."""
 
+from urllib.parse import urlsplit
+
 import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.conftest import System
+from tests.e2e.conftest import METRICS_HOST, System
 
 PROMPT = "a red heart on a white background"
 
@@ -91,7 +93,8 @@ def test_a_workers_numbers_are_those_of_its_jobs(system: System) -> None:
     assert after.sum("calotype_slots", lane="interactive") == 24, "as configured"
     assert 24 <= after.sum("calotype_slots", lane="bulk") <= 48, "by the row cap of each worker, at most 16"
     assert after.sum("calotype_held_jobs", lane="interactive") >= 0
-    assert after.sum("process_resident_memory_bytes") > 1e8
+    assert after.sum("calotype_generations") >= 0
+    assert after.sum("calotype_process_peak_memory_bytes") >= after.sum("process_resident_memory_bytes") > 1e8
 
 
 def test_the_sweeper_tells_how_old_the_oldest_job_is_and_that_it_turns(system: System) -> None:
@@ -118,6 +121,10 @@ def test_the_sweeper_tells_how_old_the_oldest_job_is_and_that_it_turns(system: S
     assert Scrape(system, "sweep").sum("calotype_queue_age_seconds", tier="hd") == 0
 
 
-def test_every_process_of_ours_answers_prometheus(system: System) -> None:
+def test_every_process_of_ours_answers_prometheus_at_the_host_that_is_set(system: System) -> None:
+    processes = system.ready["services"] + system.ready["workers"]
+    urls = [process["metrics_url"] for process in processes if "metrics_url" in process]
+    assert {urlsplit(url).hostname for url in urls} == {METRICS_HOST}
+    assert len(urls) == 5
     assert Scrape(system, "web").sum("calotype_requests_total") > 0
     assert Scrape(system, "webhooks").sum("process_resident_memory_bytes") > 0

@@ -45,7 +45,8 @@ def api() -> CollectorRegistry:
 def worker() -> CollectorRegistry:
     metrics = WorkerMetrics()
     metrics.watch_slots({"bulk": 1}, lambda _: 0)
-    metrics.watch_device("cuda:0", lambda: 1)
+    metrics.watch_device("cuda:0", lambda: 1, lambda: 1)
+    metrics.watch_generations(lambda: {"joining": 0})
     return metrics.registry
 
 
