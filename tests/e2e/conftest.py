@@ -52,6 +52,9 @@ interactive_slots = 12
 device = "cpu:1"
 tiers = ["sd", "hd"]
 interactive_slots = 12
+
+[prices.per_hour]
+cpu = 36.0
 """
 
 

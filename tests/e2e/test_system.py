@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx2
 import psutil
+import pytest
 from PIL import Image
 
 from tests.e2e.conftest import Json, System, ended
@@ -108,7 +109,8 @@ def test_sixty_jobs_run_on_workers_that_serve_their_tier_in_step_batches_and_see
 
 def test_a_csv_becomes_images_and_a_results_file(system: System, tmp_path: Path) -> None:
     path = tmp_path / "prompts.csv"
-    path.write_text("prompt,num_inference_steps,seed\n" + "".join(f"{PROMPT},4,{n}\n" for n in range(10)))
+    rows = (f"{PROMPT},4,{n},csv-{n % 2}\n" for n in range(10))
+    path.write_text("prompt,num_inference_steps,seed,tag\n" + "".join(rows))
     batch = system.api.submit_csv(path)
     batch = system.wait_until(
         lambda: (found := system.api.batch(batch["id"]))["state"] != "running" and found, 60, "the batch ends"
@@ -120,6 +122,14 @@ def test_a_csv_becomes_images_and_a_results_file(system: System, tmp_path: Path)
         f"{ready['url']}/v1/batches/{batch['id']}/results.csv", headers=headers, trust_env=False
     )
     assert len(results.text.splitlines()) == 11
+    jobs = [job.raw for job in system.api.client.jobs(batch_id=batch["id"])]
+    for job in jobs:
+        assert job["cost"]["amount"] == pytest.approx(0.01 * job["timings"]["device_seconds"], abs=1e-8)
+    usage = system.api.client.usage(by=("tag",), batch_id=batch["id"])
+    assert [(row.tag, row.num_jobs) for row in usage.rows] == [("csv-0", 5), ("csv-1", 5)]
+    for sums in (usage.total.raw, batch):
+        assert sums["device_seconds"] == pytest.approx(sum(job["timings"]["device_seconds"] for job in jobs))
+        assert sums["cost"]["amount"] == pytest.approx(sum(job["cost"]["amount"] for job in jobs))
 
 
 def test_an_interactive_job_starts_within_two_step_batches_while_every_worker_is_full_of_bulk(
