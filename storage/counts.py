@@ -3,8 +3,8 @@
 Triggers on the tables write what each statement changed as one row, in the statement's transaction (migration
 0020), so that counts are exact whatever changes a job, and no transaction waits for another one's count.
 Readers add these rows to sums. `fold` moves them into the sums, so that there are few, and those of
-`storage.usage` too. It does not know why a job changed, nor the work of queued jobs: a trigger moves that with
-the counts (migration 0023).
+`storage.usage` too. It does not know why a job changed, nor the work of queued jobs: a trigger moves that
+with the counts (migration 0023).
 """
 
 from collections.abc import Sequence
