@@ -6,7 +6,7 @@ errors.
 """
 
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -81,10 +81,9 @@ class SimulatedGeneration:
             return self.num_guided_steps - self.step_index
         return self.num_steps - self.step_index
 
-    @property
-    def is_full_step(self) -> bool:
-        """Whether the next step runs the whole model."""
-        return self.step_cache == 1 or is_full_step(self.step_index, self.step_cache, self.num_steps)
+    def runs_fully(self, step: int) -> bool:
+        """Whether the step that comes after `step` others runs the whole model."""
+        return self.step_cache == 1 or is_full_step(self.step_index + step, self.step_cache, self.num_steps)
 
 
 class SimulatedDevice:
@@ -93,10 +92,16 @@ class SimulatedDevice:
     `policy` must have been given the step seconds of `costs`, so that it learns nothing from steps. While
     several keys, lanes or accounts compete, it chooses again after `steps_per_choice` steps: the engine does
     so after each. While the choice cannot change, one call of `Policy.choose` stands for many steps.
+
+    `advance` runs a device whose arrivals are all known. Where more may be submitted meanwhile, `changes_at`
+    and `run_to_change` run it in halves of a turn: the choice, then the steps that follow from it.
     """
 
     def __init__(self, policy: Policy, costs: Costs, *, now: float = 0.0, steps_per_choice: int = 1) -> None:
         self.now = now
+        self.busy_seconds = 0.0
+        self.num_steps = 0  # step batches
+        self.num_row_steps = 0  # rows of all step batches, without padding
         self._policy = policy
         self._costs = costs
         self._steps_per_choice = steps_per_choice
@@ -105,6 +110,9 @@ class SimulatedDevice:
         self._waiting: list[SimulatedGeneration] = []
         self._running: list[SimulatedGeneration] = []
         self._denoised: list[SimulatedGeneration] = []
+        self._chosen: Sequence[SimulatedGeneration] = ()
+        self._step_ends: list[float] | None = None  # of the steps of `_chosen`; None before the choice
+        self._dropped: list[SimulatedGeneration] = []
         self._has_deadlines = False
         self._pauses_at = math.inf
 
@@ -118,7 +126,7 @@ class SimulatedDevice:
 
     def advance(self) -> list[SimulatedGeneration]:
         """Run until generations end, and return them with their `ended_at`; empty if none are left."""
-        while self._arriving or self._waiting or self._running or self._denoised:
+        while self._arriving or self._has_work:
             if ended := self._tick():
                 return ended
         return []
@@ -126,20 +134,54 @@ class SimulatedDevice:
     def run_until(self, at: float) -> None:
         """Run to the instant `at`, or to the end of the step or image that it falls into."""
         self._pauses_at = at
-        while self.now < at and (self._arriving or self._waiting or self._running or self._denoised):
+        while self.now < at and (self._arriving or self._has_work):
             self._tick()
         self._pauses_at = math.inf
 
+    def changes_at(self) -> float:
+        """The instant until which nothing happens, unless something is submitted; infinite if all has ended.
+
+        Before a choice it is the instant of the choice, after it the end of the steps that follow from it.
+        """
+        if self._step_ends is not None:
+            return self._step_ends[self._num_steps_to_run() - 1] if self._step_ends else self.now
+        if self._has_work:
+            return self.now
+        return max(self.now, self._arriving[0][0]) if self._arriving else math.inf
+
+    def run_to_change(self) -> list[SimulatedGeneration]:
+        """Run to the end of `changes_at`, and return the generations that end there."""
+        if self._step_ends is None:
+            self._begin_tick()
+            return []
+        return self._end_tick()
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._running or self._denoised)
+
     def _tick(self) -> list[SimulatedGeneration]:
-        if not (self._waiting or self._running or self._denoised):
+        if self._step_ends is None:
+            self._begin_tick()
+        return self._end_tick()
+
+    def _begin_tick(self) -> None:
+        if not self._has_work:
             self.now = max(self.now, self._arriving[0][0])
         while self._arriving and self._arriving[0][0] <= self.now:
             self._take_in(self._arriving.popleft()[1])
-        ended = self._drop_late() if self._has_deadlines else []
+        self._dropped = self._drop_late() if self._has_deadlines else []
         if self._waiting:
             self._admit()
+        self._chosen, self._step_ends = (), []
         if self._running:
-            self._step()
+            self._choose()
+
+    def _end_tick(self) -> list[SimulatedGeneration]:
+        ended = self._dropped
+        if self._step_ends:
+            self._step(self._num_steps_to_run())
+        self._step_ends = None
         if self._denoised:
             ended += self._decode()
         return ended
@@ -167,28 +209,46 @@ class SimulatedDevice:
     def _admit(self) -> None:
         admitted = self._policy.admit(self._waiting, self._running, self.now)
         for one in self._side_work.to_encode(admitted, self._running, self._has_interactive_arrivals):
-            self.now += self._costs.encode_seconds(one.key)
+            self._spend(self._costs.encode_seconds(one.key))
             self._waiting.remove(one)
             self._running.append(one)
 
-    def _step(self) -> None:
-        chosen = self._policy.choose(self._running, self.now)
-        key, started_at = chosen[0].key, self.now
-        num_rows = sum(one.num_rows for one in chosen)
-        is_interactive = any(one.lane == "interactive" for one in chosen)
+    def _choose(self) -> None:
+        """Choose a step batch, and find when each of its steps ends until the choice may change."""
+        chosen = self._chosen = self._policy.choose(self._running, self.now)
         for one in chosen:
             if not one.has_begun:
-                one.has_begun, one.begun_at = True, started_at
-        for _ in range(self._num_steps_alike(chosen)):
-            seconds = self._step_seconds(chosen, key, num_rows)
-            self.now += seconds
-            self._side_work.stepped(seconds, is_interactive=is_interactive)
-            for one in chosen:
-                one.step_index += 1
-            if self.now >= self._pauses_at or (self._arriving and self.now >= self._arriving[0][0]):
-                break
-        self._policy.stepped(key, self.now - started_at)
+                one.has_begun, one.begun_at = True, self.now
+        key, num_rows = chosen[0].key, sum(one.num_rows for one in chosen)
+        num_steps, full_seconds = self._num_steps_alike(chosen), self._costs.step_seconds(key, num_rows)
+        caching = any(one.step_cache > 1 for one in chosen)
+        ends, at = [], self.now
+        for step in range(num_steps):
+            at += self._step_seconds(chosen, key, num_rows, step) if caching else full_seconds
+            ends.append(at)
+        self._step_ends = ends
+
+    def _num_steps_to_run(self) -> int:
+        """Of the planned steps, those that begin before something arrives, or before the pause."""
+        ends = self._step_ends or []
+        at = min(self._pauses_at, self._arriving[0][0]) if self._arriving else self._pauses_at
+        return min(len(ends), bisect_left(ends, at) + 1)
+
+    def _step(self, num_steps: int) -> None:
+        chosen, ends, started_at = self._chosen, (self._step_ends or [])[:num_steps], self.now
+        is_interactive = any(one.lane == "interactive" for one in chosen)
+        num_rows = sum(one.num_rows for one in chosen)
+        begun_at = started_at
+        for ended_at in ends:
+            self.now = ended_at
+            self._side_work.stepped(ended_at - begun_at, is_interactive=is_interactive)
+            begun_at = ended_at
+        self.busy_seconds += self.now - started_at
+        self.num_steps += num_steps
+        self.num_row_steps += num_steps * num_rows
+        self._policy.stepped(chosen[0].key, self.now - started_at)
         for one in chosen:
+            one.step_index += num_steps
             if not one.num_steps_left:
                 self._running.remove(one)
                 self._denoised.append(one)
@@ -206,10 +266,12 @@ class SimulatedDevice:
             return min(num_steps, self._steps_per_choice)
         return num_steps
 
-    def _step_seconds(self, chosen: Sequence[SimulatedGeneration], key: BatchKey, num_rows: int) -> float:
+    def _step_seconds(
+        self, chosen: Sequence[SimulatedGeneration], key: BatchKey, num_rows: int, step: int
+    ) -> float:
         """Every row runs the cached part of a step; the rows of full steps run the rest too."""
         seconds = self._costs.step_seconds(key, num_rows)
-        num_full_rows = sum(one.num_rows for one in chosen if one.is_full_step)
+        num_full_rows = sum(one.num_rows for one in chosen if one.runs_fully(step))
         if num_full_rows == num_rows:
             return seconds
         share = self._costs.cached_share(key)
@@ -220,11 +282,15 @@ class SimulatedDevice:
         ended = []
         ordered = self._policy.order(self._denoised, self.now)
         for one in self._side_work.to_decode(ordered, self._running, self._has_interactive_arrivals):
-            self.now += self._costs.decode_seconds(one.key)
+            self._spend(self._costs.decode_seconds(one.key))
             self._denoised.remove(one)
             one.ended_at = self.now
             ended.append(one)
         return ended
+
+    def _spend(self, seconds: float) -> None:
+        self.now += seconds
+        self.busy_seconds += seconds
 
     def _has_interactive_arrivals(self) -> bool:
         for at, one in self._arriving:

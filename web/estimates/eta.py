@@ -1,18 +1,17 @@
 """When jobs will be drawn: live workers are simulated under the engine's own policy until the jobs end.
 
-Owns the order in which jobs reach workers: free slots take queued jobs in the order of their dispatch. Which
-generations share a step batch, and when, is simulated by `engine.policy.simulation`; costs come from the
-profiles. It ignores future jobs, failures, accounts, deadlines, and the time to encode and upload files.
+Owns what a worker is doing at this moment, and which step batches its jobs may share. `engine.policy.fleet`
+simulates how jobs reach workers and run; costs come from the profiles. It ignores future jobs, failures,
+accounts, deadlines, and the time to encode and upload files.
 """
 
 import math
-from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from heapq import heappop, heappush
 
 from catalogue.determinism import NOT_REPEATABLE, PINNED_ROWS
 from catalogue.profile import Profile
 from engine.policy.candidate import BatchKey
+from engine.policy.fleet import SimulatedFleet, SimulatedWorker, WorkerKind
 from engine.policy.policy import Policy
 from engine.policy.simulation import COARSE_STEPS, SimulatedDevice, SimulatedGeneration
 from storage.workloads import KnownJob, LiveDevice, Workload
@@ -62,49 +61,23 @@ def _has_known_sharing(job: KnownJob, devices: Iterable[LiveDevice], sides: Mapp
 
 def _ends(workers: list["_Worker"], queued: Iterable[KnownJob], wanted: set[str]) -> dict[str, float]:
     """Simulate until all `wanted` jobs have ended; return the seconds from now until each of them ends."""
-    queue = _Queue(queued)
-    queue.fill(workers, 0.0)
     ends = {job_id: 0.0 for worker in workers for job_id in worker.drawn if job_id in wanted}
-    events: list[tuple[float, int, dict[str, float]]] = []
-
-    def simulate(index: int) -> None:
-        if ended := workers[index].run_until_jobs_end():
-            heappush(events, (workers[index].device.now, index, ended))
-
-    for index in range(len(workers)):
-        simulate(index)
-    while events and ends.keys() < wanted:
-        now, index, ended = heappop(events)
-        ends |= {job_id: max(0.0, ended_at) for job_id, ended_at in ended.items() if job_id in wanted}
-        queue.fill([workers[index]], max(0.0, now))
-        simulate(index)
+    fleet = SimulatedFleet(worker.simulated for worker in workers)
+    for worker in workers:
+        for job, images in worker.held:
+            fleet.hold(job, worker.simulated, images)
+    for job in queued:
+        fleet.submit(job, 0.0)
+    for run in fleet.run():
+        if run.job.id in wanted:
+            ends[run.job.id] = max(0.0, run.drawn_at)
+            if ends.keys() >= wanted:
+                break
     return ends
 
 
-class _Queue:
-    """The queued jobs, by tier, lane and whether they are strict: in each group only the oldest is next."""
-
-    def __init__(self, jobs: Iterable[KnownJob]) -> None:
-        self._waiting: dict[tuple[str, str, bool], deque[tuple[int, KnownJob]]] = {}
-        for order, job in enumerate(jobs):
-            self._waiting.setdefault((job.tier, job.lane, job.is_strict), deque()).append((order, job))
-
-    def fill(self, workers: Iterable["_Worker"], now: float) -> None:
-        """Give jobs to free slots, the first dispatched first, each to the worker with the fewest jobs."""
-        while takers := {
-            kind: free
-            for kind in self._waiting
-            if (free := [worker for worker in workers if worker.has_slot(*kind)])
-        }:
-            kind = min(takers, key=lambda kind: self._waiting[kind][0][0])
-            _, job = self._waiting[kind].popleft()
-            if not self._waiting[kind]:
-                del self._waiting[kind]
-            min(takers[kind], key=lambda worker: len(worker.jobs)).take(job, now)
-
-
 class _Worker:
-    """A worker with its simulated device; it is also the `Costs` of that device."""
+    """A live worker and the jobs that it holds now; it is also the `Costs` of its simulated device."""
 
     def __init__(
         self,
@@ -113,60 +86,46 @@ class _Worker:
         row_limits: Mapping[str, int],
         self_test_sides: Mapping[str, int],
     ) -> None:
-        self.jobs: dict[str, KnownJob] = {}
         self._facts = facts
         self._row_limits = row_limits
         self._self_test_sides = self_test_sides
-        self._num_images_left: dict[str, int] = {}  # by job
-        self._job_ids: dict[SimulatedGeneration, str] = {}
+        self.held: list[tuple[KnownJob, Sequence[SimulatedGeneration]]] = []
         self.drawn: list[str] = []  # jobs that have ended since their progress was written
-        self.device = self._new_device()
         mine = [one for one in running if one.boot_id == facts.boot_id and one.tier in facts.profiles]
-        self._catch_up(mine)
+        kind = WorkerKind(
+            frozenset(facts.tiers),
+            facts.interactive_slots,
+            facts.bulk_slots,
+            takes_strict=facts.determinism != NOT_REPEATABLE,
+        )
+        self.simulated = SimulatedWorker(kind, self._caught_up(mine), self._generations)
 
-    def _catch_up(self, jobs: Sequence[KnownJob]) -> None:
-        """Begin with the running jobs and the steps that they ran since their progress was written.
+    def _caught_up(self, jobs: Sequence[KnownJob]) -> SimulatedDevice:
+        """A device at the end of its step, once the running jobs have run since their progress was written.
 
         The simulation of that time assumes that the jobs that run now are those that ran then.
         """
+        device = self._new_device()
         generations = {job.id: self._generations(job, -job.seconds_running) for job in jobs}
         for images in generations.values():
             for one in images:
-                self.device.submit(one, 0.0)
+                device.submit(one, 0.0)
         lag_of = {job.id: min(self._facts.seconds_since_seen, job.seconds_since_progress) for job in jobs}
         steps: dict[SimulatedGeneration, int] = {}
         seconds_to_end_of_step = [0.0] if not jobs else []
         for job in sorted(jobs, key=lambda job: lag_of[job.id]):
-            self.device.run_until(lag_of[job.id])
-            seconds_to_end_of_step.append(max(0.0, self.device.now - lag_of[job.id]))
+            device.run_until(lag_of[job.id])
+            seconds_to_end_of_step.append(max(0.0, device.now - lag_of[job.id]))
             steps |= {one: one.step_index for one in generations[job.id] if math.isnan(one.ended_at)}
-        self.device = self._new_device(now=min(seconds_to_end_of_step))
         for job in jobs:
             images = [one for one in generations[job.id] if one in steps]
             for one in images:
                 one.step_index, one.has_begun, one.ended_at = steps[one], steps[one] > 0, math.nan
             if images:
-                self._submit(job, images, 0.0)
+                self.held.append((job, images))
             else:
                 self.drawn.append(job.id)
-
-    def has_slot(self, tier: str, lane: str, is_strict: bool) -> bool:
-        """Whether the worker has a free slot for such a job now."""
-        if is_strict and self._facts.determinism == NOT_REPEATABLE:
-            return False
-        num_taken = sum(job.lane == lane for job in self.jobs.values())
-        return tier in self._facts.tiers and num_taken < self._facts.num_slots(lane)
-
-    def take(self, job: KnownJob, at: float) -> None:
-        """Start the job at the time `at`."""
-        self._submit(job, self._generations(job, at), at)
-
-    def _submit(self, job: KnownJob, generations: Sequence[SimulatedGeneration], at: float) -> None:
-        self.jobs[job.id] = job
-        self._num_images_left[job.id] = len(generations)
-        for one in generations:
-            self._job_ids[one] = job.id
-            self.device.submit(one, at)
+        return self._new_device(now=min(seconds_to_end_of_step))
 
     def _generations(self, job: KnownJob, submitted_at: float) -> list[SimulatedGeneration]:
         """The images of the job, all of them at its mean progress."""
@@ -191,18 +150,6 @@ class _Worker:
             self._max_rows, step_seconds=self.step_seconds, bucket_rows=lambda _, num_rows: num_rows
         )
         return SimulatedDevice(policy, self, now=now, steps_per_choice=COARSE_STEPS)
-
-    def run_until_jobs_end(self) -> dict[str, float]:
-        """Simulate until the next jobs end; return their end times by id, empty if no job is left."""
-        ended: dict[str, float] = {}
-        while not ended and (drawn := self.device.advance()):
-            for one in drawn:
-                job_id = self._job_ids.pop(one)
-                self._num_images_left[job_id] -= 1
-                if not self._num_images_left[job_id]:
-                    del self.jobs[job_id]
-                    ended[job_id] = one.ended_at
-        return ended
 
     def step_seconds(self, key: BatchKey, num_rows: int) -> float:
         """Seconds of a full step; one that only strict generations share is padded to `PINNED_ROWS`."""

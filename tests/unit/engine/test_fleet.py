@@ -1,0 +1,213 @@
+"""A simulated fleet runs each job once, on the worker that a real one would give it to."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.policy.candidate import BatchKey
+from engine.policy.fleet import Overheads, SimulatedFleet, SimulatedWorker, WorkerKind
+from engine.policy.policy import Policy
+from engine.policy.simulation import SimulatedDevice, SimulatedGeneration
+
+ENCODE, DECODE = 0.25, 0.75
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of square images."""
+
+    tier: str = "sd"
+    lane: str = "interactive"
+    is_strict: bool = False
+    num_images: int = 1
+    num_steps: int = 10
+    side: int = 16
+    account: str = ""
+
+
+class Costs:
+    """Four rows take a second a step, eight take one and a half."""
+
+    def step_seconds(self, key: BatchKey, num_rows: int) -> float:
+        return (1.0 if num_rows <= 4 else 1.5 * num_rows / 8) * key.latent_height / 16
+
+    def cached_share(self, _: BatchKey) -> float:
+        return 1.0
+
+    def encode_seconds(self, _: BatchKey) -> float:
+        return ENCODE
+
+    def decode_seconds(self, _: BatchKey) -> float:
+        return DECODE
+
+
+def generations_of(job: Job, at: float) -> Sequence[SimulatedGeneration]:
+    return [
+        SimulatedGeneration(
+            BatchKey(job.tier, job.side, job.side),
+            job.num_steps,
+            lane=job.lane,
+            account=job.account,
+            submitted_at=at,
+        )
+        for _ in range(job.num_images)
+    ]
+
+
+def device() -> SimulatedDevice:
+    return SimulatedDevice(Policy(lambda _: 8, step_seconds=Costs().step_seconds), Costs())
+
+
+def worker(
+    name: str = "", tiers: str = "sd", slots: int = 1, *, takes_strict: bool = True
+) -> SimulatedWorker[Job]:
+    kind = WorkerKind(frozenset(tiers.split()), slots, slots, takes_strict)
+    return SimulatedWorker(kind, device(), generations_of, name)
+
+
+ALONE = ENCODE + 10 * 1.0 + DECODE
+
+
+def mixed_load(seed: int, num_jobs: int) -> list[tuple[float, Job]]:
+    rng, now, load = random.Random(seed), 0.0, []
+    for _ in range(num_jobs):
+        now += rng.choice([0.0, rng.expovariate(0.3)])
+        job = Job(
+            lane=rng.choice(["interactive", "interactive", "bulk"]),
+            num_images=rng.choice([1, 1, 2]),
+            num_steps=rng.choice([4, 12, 20]),
+            side=rng.choice([16, 24]),
+            account=rng.choice("ab"),
+        )
+        load.append((now, job))
+    return load
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fleet_of_one_worker_with_enough_slots_is_one_device(seed: int) -> None:
+    load, alone = mixed_load(seed, 40), device()
+    images = [generations_of(job, at) for at, job in load]
+    for (at, _), of_job in zip(load, images, strict=True):
+        for one in of_job:
+            alone.submit(one, at)
+    while alone.advance():
+        pass
+    only = worker(slots=1000)
+    fleet = SimulatedFleet([only])
+    runs = [fleet.submit(job, at) for at, job in load]
+    assert len(list(fleet.run())) == len(load)
+    assert [run.drawn_at for run in runs] == [max(one.ended_at for one in of_job) for of_job in images]
+    assert [run.begun_at for run in runs] == [min(one.begun_at for one in of_job) for of_job in images]
+    assert only.device.busy_seconds == pytest.approx(alone.busy_seconds)
+    assert only.device.num_row_steps == alone.num_row_steps
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    slots=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    drained_at=st.floats(0, 100),
+    added_at=st.floats(0, 100),
+)
+@settings(max_examples=30, deadline=None)
+def test_every_job_ends_once_whatever_workers_come_and_go(
+    seed: int, slots: list[int], drained_at: float, added_at: float
+) -> None:
+    load = mixed_load(seed, 30)
+    workers = [worker(str(number), slots=num) for number, num in enumerate(slots)]
+    fleet = SimulatedFleet(workers, Overheads(0.1, 0.1, 0.1, 0.1, 0.1))
+    runs = [fleet.submit(job, at) for at, job in load]
+    fleet.add(worker("late"), added_at)
+    ended = list(fleet.run_until(drained_at))
+    fleet.drain(workers[0])
+    ended += fleet.run()
+    assert sorted(run.number for run in ended) == sorted(run.number for run in runs)
+    assert all(run.arrived_at < run.taken_at < run.begun_at < run.drawn_at < run.ended_at for run in runs)
+    assert fleet.num_waiting == 0
+    assert all(not one.num_jobs and not one.runs for one in (*workers, *fleet.workers))
+    taken_late = [run for run in runs if run.worker is workers[0] and run.taken_at > drained_at]
+    assert taken_late == []
+    assert workers[0].stopped_at < math.inf
+
+
+def test_a_job_goes_to_the_worker_with_the_fewest_jobs() -> None:
+    fleet = SimulatedFleet([worker("a", slots=4), worker("b", slots=4)])
+    arrivals = {0.0: 50, 1.0: 50, 2.0: 50, 3.0: 4, 30.0: 50}
+    runs = [fleet.submit(Job(num_steps=num_steps), at) for at, num_steps in arrivals.items()]
+    list(fleet.run())
+    assert [run.worker.name for run in runs if run.worker] == ["a", "b", "a", "b", "b"]
+
+
+def test_of_the_jobs_that_wait_the_first_dispatched_gets_the_slot_that_a_worker_has_for_it() -> None:
+    small, large = worker("small", "sd"), worker("large", "sd hd")
+    fleet = SimulatedFleet([small, large])
+    tiers = ("sd", "hd", "hd", "sd", "sd")
+    runs = [fleet.submit(Job(tier), 0.0) for tier in tiers]
+    list(fleet.run())
+    assert [run.worker.name for run in runs if run.worker] == ["small", "large", "large", "small", "small"]
+    assert [run.ended_at for run in runs] == pytest.approx([ALONE, ALONE, 2 * ALONE, 2 * ALONE, 3 * ALONE])
+
+
+def test_slots_of_one_lane_are_not_taken_by_the_other() -> None:
+    fleet = SimulatedFleet([worker()])
+    bulk = [fleet.submit(Job(lane="bulk"), 0.0) for _ in range(3)]
+    interactive = fleet.submit(Job(), 1.0)
+    list(fleet.run())
+    assert interactive.taken_at == 1.0
+    assert bulk[1].taken_at == bulk[0].ended_at
+
+
+def test_a_strict_job_waits_for_a_worker_that_takes_it_and_blocks_no_other() -> None:
+    fleet = SimulatedFleet([worker("refuses", takes_strict=False)])
+    strict, other = fleet.submit(Job(is_strict=True), 0.0), fleet.submit(Job(), 0.0)
+    assert list(fleet.run()) == [other]
+    assert fleet.num_waiting == 1
+    fleet.add(worker("takes"), 100.0)
+    assert list(fleet.run()) == [strict]
+    assert strict.taken_at == 100.0
+
+
+def test_seconds_beside_the_device_are_added_and_keep_the_slot_as_long_as_the_worker_has_the_job() -> None:
+    fleet = SimulatedFleet([worker()], Overheads(0.1, 0.2, 0.3, 0.4, 0.5))
+    first, second = (fleet.submit(Job(num_images=2), 0.0) for _ in range(2))
+    list(fleet.run())
+    drawn_at = 0.1 + 0.2 + 2 * ENCODE + 10 + 2 * DECODE
+    assert first.drawn_at == pytest.approx(drawn_at)
+    assert first.ended_at == pytest.approx(drawn_at + 2 * 0.3 + 0.4 + 0.5)
+    assert second.taken_at == pytest.approx(drawn_at + 2 * 0.3 + 0.4)
+
+
+def test_a_worker_takes_what_waits_when_it_has_started() -> None:
+    fleet = SimulatedFleet[Job]()
+    run = fleet.submit(Job(), 1.0)
+    fleet.add(worker(), 60.0)
+    list(fleet.run())
+    assert run.taken_at == 60.0
+    assert run.ended_at == pytest.approx(60 + ALONE)
+
+
+def test_a_drained_worker_ends_its_jobs_takes_no_other_and_stops() -> None:
+    leaving, staying = worker("leaving", slots=2), worker("staying", slots=1)
+    fleet = SimulatedFleet([leaving, staying])
+    runs = [fleet.submit(Job(), 0.0) for _ in range(4)]
+    list(fleet.run_until(5.0))
+    fleet.drain(leaving)
+    assert leaving in fleet.workers
+    list(fleet.run())
+    assert [run.worker.name for run in runs if run.worker].count("leaving") == 2
+    assert leaving.stopped_at == max(run.ended_at for run in runs if run.worker is leaving)
+    assert fleet.workers == [staying]
+
+
+def test_an_idle_worker_stops_as_soon_as_it_is_drained() -> None:
+    idle = worker()
+    fleet = SimulatedFleet([idle], now=7.0)
+    fleet.drain(idle)
+    assert (fleet.workers, idle.stopped_at) == ([], 7.0)
+    fleet.submit(Job(), 8.0)
+    assert list(fleet.run()) == []
+    assert fleet.num_waiting == 1
