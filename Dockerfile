@@ -29,6 +29,8 @@ COPY web web
 COPY tasks tasks
 COPY storage storage
 COPY cli cli
+COPY bench/__init__.py bench/
+COPY bench/plan bench/plan
 COPY local local
 COPY migrations migrations
 RUN chmod -R a+rX /app

@@ -25,6 +25,7 @@ from cli.jobs import jobs
 from cli.keys import keys
 from cli.local import local
 from cli.models import models
+from cli.plan import planning
 from cli.profile import profiling
 from cli.submit import submission
 from cli.terminal import EXIT_UNREACHABLE, EXIT_USAGE, end_quietly, fail, print_text, without_style
@@ -45,6 +46,7 @@ app.add_typer(models, name="models", help="Models of diffusers.")
 app.add_typer(description)
 app.add_typer(profiling)
 app.add_typer(accounting)
+app.add_typer(planning)
 
 
 def main() -> None:

@@ -1,0 +1,220 @@
+"""A plan in words, as JSON, and as the `calotype.toml` of its workers.
+
+Owns the reasons that are given for a recommendation. It does not know how it was found, nor how it is shown.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.plan.fleets import Fleet, Pool
+from bench.plan.outcome import Tried
+from bench.plan.profiles import PlanError, PlanProfile
+from bench.plan.search import CHECK_SEEDS, Plan
+from catalogue.catalogue import load_catalogue
+
+MAX_DEVICES_OF_A_HOST = 8
+"""Up to so many devices are taken to be in one machine, each with a `[[workers]]` entry of its own."""
+
+
+def reasons(plan: Plan) -> Iterator[str]:
+    """Why this fleet, a sentence each; and for each tier whether batching pays on its device."""
+    found, goals = plan.recommended, plan.request.goals
+    if found is None:
+        yield from _refusal(plan)
+    else:
+        low, high = found.spread
+        yield (
+            f"{found.fleet.as_words()}: p95 {found.p95:.3g} s ({low:.3g} to {high:.3g} s) with "
+            f"{len(CHECK_SEEDS)} other seeds; {plan.num_met} of them meet the goals"
+        )
+        if len(found.p95_by_tier) > 1:
+            each = ", ".join(f"{tier} {seconds:.3g} s" for tier, seconds in found.p95_by_tier.items())
+            yield f"p95 by tier, of which each must meet the goal: {each}"
+        yield (
+            f"the work takes {_load(found.fleet, plan):.0%} of what these devices do in full step batches; "
+            f"they are busy {found.busy_share:.0%} of the time, with {found.mean_rows:.1f} rows a step batch"
+        )
+        yield from _next_cheaper(plan, found)
+        yield from _layouts(plan, found)
+    for pool in (found.fleet if found else _any_fleet(plan)).pools:
+        for tier, profile in pool.profiles.items():
+            yield verdict(tier, profile)
+    if goals.max_price_per_month is None and not any(one.price_per_hour for one in plan.request.devices):
+        yield "no device has a price_per_hour, so that fleets are compared by their number of devices"
+
+
+def verdict(tier: str, found: PlanProfile) -> str:
+    """Whether to batch a tier on a device, by the gain of its step batches."""
+    profile = found.profile
+    first = profile.steps[0]
+    place = f"{tier} on {found.device} ({found.origin})"
+    if len(profile.steps) == 1:
+        return f"{place}: only step batches of {first.num_rows} are known, so none larger is planned"
+    gains = {step.num_rows: step.rows_per_second / first.rows_per_second for step in profile.steps}
+    best = max(gains, key=gains.__getitem__)
+    if not profile.is_worth_batching:
+        gain = f"{best} rows give {gains[best]:.2f} times the rows a second of {first.num_rows}"
+        return f"{place}: do not batch: {gain}"
+    return (
+        f"{place}: batch: the knee is at {profile.knee_rows} rows, {gains[profile.knee_rows]:.2f} times "
+        f"the rows a second of {first.num_rows}; {best} rows give {gains[best]:.2f} times"
+    )
+
+
+def _refusal(plan: Plan) -> Iterator[str]:
+    goals = plan.request.goals
+    met = [f"p95 {goals.p95_seconds:g} s"] if goals.p95_seconds else []
+    met += [f"p99 {goals.p99_seconds:g} s"] if goals.p99_seconds else []
+    money = goals.max_price_per_month
+    met += [f"{money:g} {plan.request.currency} a month"] if money else []
+    yield f"no fleet of these devices meets {', '.join(met)} with enough seeds"
+    fastest = min(plan.tried, key=lambda one: one.p95, default=None)
+    if fastest is not None:
+        price = fastest.fleet.price_per_month
+        costs = f"p95 {fastest.p95:.3g} s, {price:.0f} a month"
+        yield f"the fastest that was tried: {fastest.fleet.as_words()}, {costs}"
+    yield from plan.ruled_out
+
+
+def _next_cheaper(plan: Plan, found: Tried) -> Iterator[str]:
+    cheaper = [one for one in plan.tried if _money(one.fleet) < _money(found.fleet)]
+    if cheaper:
+        one = max(cheaper, key=lambda one: (_money(one.fleet), -one.p95))
+        state = f"p95 {one.p95:.3g} s" if one.keeps_up else "its queue grows"
+        yield f"one step cheaper: {one.fleet.as_words()}: {state}"
+
+
+def _layouts(plan: Plan, found: Tried) -> Iterator[str]:
+    """Whether tiers share workers, and what the best of the other layout needs."""
+    is_shared = len(found.fleet.pools) == 1
+    if len(plan.request.traffic.tiers) < 2:
+        return
+    goal = plan.request.goals.p95_seconds
+    others = [
+        one
+        for one in plan.tried
+        if (len(one.fleet.pools) == 1) != is_shared and (goal is None or one.p95 <= goal)
+    ]
+    if others:
+        other = min(others, key=lambda one: _money(one.fleet))
+        layout = "workers of their own for each tier" if is_shared else "workers that serve all tiers"
+        needed = f"{other.fleet.num_workers} devices, for p95 {other.p95:.3g} s: {other.fleet.as_words()}"
+        yield f"{layout} would need {needed}"
+
+
+def _load(fleet: Fleet, plan: Plan) -> float:
+    work = sum(pool.device_seconds(plan.request.traffic) for pool in fleet.pools)
+    return work / fleet.num_workers
+
+
+def _any_fleet(plan: Plan) -> Fleet:
+    return plan.tried[0].fleet if plan.tried else Fleet(())
+
+
+def _money(fleet: Fleet) -> tuple[float, int]:
+    return fleet.price_per_month, fleet.num_workers
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan with everything that was tried, for programs."""
+    return {
+        "request": plan.request.model_dump(mode="json"),
+        "recommended": None if plan.recommended is None else tried_as_json(plan.recommended),
+        "seeds_checked": len(CHECK_SEEDS) if plan.recommended else 0,
+        "seeds_met": plan.num_met,
+        "reasons": list(reasons(plan)),
+        "front": [tried_as_json(one) for one in plan.front],
+        "tried": [tried_as_json(one) for one in plan.tried],
+        "ruled_out": list(plan.ruled_out),
+    }
+
+
+def tried_as_json(tried: Tried) -> dict[str, Any]:
+    """A fleet with what it does: medians over its seeds."""
+    p50, p95, p99 = tried.seconds
+    return {
+        "pools": [_pool_as_json(pool) for pool in tried.fleet.pools],
+        "devices": tried.fleet.num_workers,
+        "p50_seconds": p50,
+        "p95_seconds": p95,
+        "p99_seconds": p99,
+        "p95_low_seconds": tried.spread[0],
+        "p95_high_seconds": tried.spread[1],
+        "seeds": len(tried.outcomes),
+        "keeps_up": tried.keeps_up,
+        "busy_share": tried.busy_share,
+        "mean_rows": tried.mean_rows,
+        "images_per_second": tried.images_per_second,
+        "price_per_month": tried.fleet.price_per_month,
+        "price_per_image": tried.price_per_image,
+    }
+
+
+def _pool_as_json(pool: Pool) -> dict[str, Any]:
+    return {
+        "tiers": list(pool.tiers),
+        "devices": pool.num_workers,
+        "max_step_batch_rows": dict(pool.max_rows),
+        "interactive_slots": pool.num_slots,
+        "bulk_slots": pool.num_slots,
+        "price_per_hour": pool.price_per_hour,
+        "profiles": {
+            tier: {"name": one.name, "origin": one.origin, "source": one.source, "url": one.url}
+            for tier, one in pool.profiles.items()
+        },
+    }
+
+
+def configurations(fleet: Fleet, base: str, *, device: str = "cuda") -> dict[str, str]:
+    """The files for this fleet, made of the text of a `calotype.toml` that has its tiers.
+
+    Row caps and workers replace those of the text; models stay as they are. A fleet that may be in one
+    machine gets one file, with an entry for each device; a larger one gets a file for each pool. Raises
+    `PlanError` if the text lacks a tier.
+    """
+    text = base.partition("\n[[workers]]")[0].rstrip() + "\n"
+    for tier, rows in fleet.max_rows.items():
+        text = _with_cap(text, tier, rows)
+    if fleet.num_workers <= MAX_DEVICES_OF_A_HOST:
+        names = [f"{device}:{number}" for number in range(fleet.num_workers)]
+        pools = [pool for pool in fleet.pools for _ in range(pool.num_workers)]
+        entries = "".join(_workers(name, pool) for name, pool in zip(names, pools, strict=True))
+        return {"calotype.toml": text + entries}
+    return {
+        "calotype.toml" if len(fleet.pools) == 1 else f"calotype-{'-'.join(pool.tiers)}.toml": text
+        + f"\n# For {pool.num_workers} devices, on as many machines as they need."
+        + _workers("auto", pool)
+        for pool in fleet.pools
+    }
+
+
+def _with_cap(text: str, tier: str, rows: int) -> str:
+    """The text with another `max_step_batch_rows` of a tier."""
+    table = re.search(rf"^\[models\.[^\]]+\.tiers\.{re.escape(tier)}\][^\[]*", text, re.MULTILINE)
+    if table is None:
+        raise PlanError(f"calotype.toml has no table [models.NAME.tiers.{tier}], which a plan for it changes")
+    entry, number = f"max_step_batch_rows = {rows}", 0
+    body, number = re.subn(r"^max_step_batch_rows\s*=\s*\d+", entry, table.group(), flags=re.MULTILINE)
+    if not number:
+        head, _, rest = table.group().partition("\n")
+        body = f"{head}\n{entry}\n{rest}"
+    return text[: table.start()] + body + text[table.end() :]
+
+
+def _workers(device: str, pool: Pool) -> str:
+    tiers = ", ".join(f'"{tier}"' for tier in pool.tiers)
+    slots = f"interactive_slots = {pool.num_slots}\nbulk_slots = {pool.num_slots}"
+    return f'\n[[workers]]\ndevice = "{device}"\ntiers = [{tiers}]\n{slots}\n'
+
+
+def write_configurations(files: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write the files and read each as a service would; raises `SettingsError` if one is not valid."""
+    paths = []
+    for name, text in files.items():
+        path = folder / name
+        path.write_text(text, encoding="utf-8")
+        load_catalogue(path)
+        paths.append(path)
+    return paths

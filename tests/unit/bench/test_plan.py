@@ -1,0 +1,278 @@
+"""A plan meets its goals on arrivals that it has not seen, and says where its numbers are from."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from bench.plan.fleets import Fleet, Pool, WorkerCosts, caps_to_try
+from bench.plan.outcome import simulate
+from bench.plan.profiles import PlanError, PlanProfile, measured, profile_of, published
+from bench.plan.recommendation import as_json, configurations, reasons, verdict, write_configurations
+from bench.plan.request import PlanRequest, checked_request, read_request
+from bench.plan.search import Plan, find_plan
+from bench.plan.traffic import JobClass, Traffic, seen_traffic
+from catalogue.catalogue import load_catalogue
+from catalogue.profile import Profile, ProfileKey, StepCost
+from cli.__main__ import app
+from engine.policy.candidate import BatchKey
+from settings import ROOT
+
+KEY = ProfileKey("0" * 8, "float32", "a processor", 1, "2", 128, 128)
+
+
+def profile(steps: dict[int, float], **changes: Any) -> PlanProfile:
+    costs = tuple(StepCost.of_median(rows, seconds) for rows, seconds in steps.items())
+    values: dict[str, Any] = {"encode_seconds": 0.0, "decode_seconds": 0.0, "num_guided_rows": 1, **changes}
+    return PlanProfile.of_measured("sd", Profile(KEY, costs, **values))
+
+
+FLAT = profile({1: 0.1, 4: 0.11, 8: 0.12})
+STEEP = profile({1: 0.1, 4: 0.4, 8: 0.8})
+
+
+def job_class(**changes: Any) -> dict[str, Any]:
+    return {"tier": "sd", "width": 128, "height": 128, "num_inference_steps": 20, **changes}
+
+
+def request(rate: float = 4.0, *classes: dict[str, Any], **goals: float) -> PlanRequest:
+    tiers = [one["tier"] for one in classes] or ["sd"]
+    return checked_request(
+        {
+            "traffic": {"jobs_per_second": rate, "jobs": classes or [job_class()]},
+            "goals": goals or {"p95_seconds": 5.0},
+            "devices": [{"name": "d", "price_per_hour": 1.0, "profiles": dict.fromkeys(tiers, "x")}],
+        },
+        "a test",
+    )
+
+
+def found(asked: PlanRequest, **profiles: PlanProfile) -> Plan:
+    by_tier = profiles or {"sd": FLAT}
+    return find_plan(asked, {("d", tier): one for tier, one in by_tier.items()}, {})
+
+
+def pool(one: PlanProfile, num_workers: int = 1, max_rows: int = 8) -> Pool:
+    return Pool({"sd": one}, {"sd": max_rows}, num_workers, 1.0)
+
+
+def test_a_plan_meets_its_goals_with_arrivals_that_the_search_has_not_seen() -> None:
+    asked = request(8.0, p95_seconds=6.0)
+    plan = found(asked)
+    assert plan.recommended is not None
+    assert plan.num_met >= 4
+    outcome = simulate(plan.recommended.fleet, asked.traffic, seed=77)
+    assert outcome.keeps_up
+    assert outcome.p95 <= 6.0
+
+
+def test_a_plan_has_no_more_devices_than_it_needs() -> None:
+    asked = request(8.0, p95_seconds=6.0)
+    plan = found(asked)
+    assert plan.recommended is not None
+    [only] = plan.recommended.fleet.pools
+    assert only.num_workers > 1
+    fewer = Fleet((only.with_workers(only.num_workers - 1),))
+    outcomes = [simulate(fewer, asked.traffic, seed) for seed in (77, 78, 79)]
+    assert not all(one.keeps_up and one.p95 <= 6.0 for one in outcomes)
+
+
+def test_no_step_batches_are_recommended_where_rows_do_not_pay() -> None:
+    plan = found(request(2.0), sd=STEEP)
+    assert plan.recommended is not None
+    assert plan.recommended.fleet.max_rows == {"sd": 1}
+    assert any("do not batch" in reason for reason in reasons(plan))
+    assert "1.03 times" in verdict("hd", published()["h200-qwen-image-1024"])
+    assert "do not batch" in verdict("hd", published()["h200-qwen-image-1024"])
+
+
+def test_step_batches_are_recommended_where_rows_pay() -> None:
+    plan = found(request(8.0))
+    assert plan.recommended is not None
+    assert plan.recommended.fleet.max_rows == {"sd": 8}
+    assert any("batch: the knee is at 8 rows" in reason for reason in reasons(plan))
+
+
+def test_tiers_that_disturb_each_other_get_workers_of_their_own() -> None:
+    slow = profile({1: 1.0})
+    classes = (job_class(share=0.9), job_class(tier="hd", share=0.1, num_inference_steps=4))
+    plan = found(request(8.0, *classes, p95_seconds=8.0), sd=FLAT, hd=slow)
+    assert plan.recommended is not None
+    shared = [one for one in plan.tried if len(one.fleet.pools) == 1 and one.keeps_up and one.p95 <= 8.0]
+    assert plan.recommended.fleet.num_workers <= min(
+        (one.fleet.num_workers for one in shared), default=math.inf
+    )
+    assert {tier for each in plan.recommended.fleet.pools for tier in each.tiers} == {"sd", "hd"}
+
+
+def test_goals_that_no_number_of_devices_meets_are_refused_with_the_reason() -> None:
+    plan = found(request(1.0, p95_seconds=1.0))
+    assert plan.recommended is None
+    told = " ".join(reasons(plan))
+    assert "no fleet of these devices meets p95 1 s" in told
+    assert "2 s alone" in told
+    assert as_json(plan)["recommended"] is None
+
+
+def test_a_budget_bounds_the_plan() -> None:
+    asked = request(8.0, p95_seconds=6.0, max_price_per_month=10.0)
+    assert found(asked).recommended is None
+
+
+def test_no_fleet_of_the_front_is_both_dearer_and_slower_than_another() -> None:
+    front = found(request(8.0, p95_seconds=2.5)).front
+    prices = [one.fleet.price_per_month for one in front]
+    assert prices == sorted(prices)
+    assert [one.p95 for one in front] == sorted((one.p95 for one in front), reverse=True)
+
+
+def test_the_work_alone_bounds_the_number_of_devices() -> None:
+    traffic = Traffic(jobs_per_second=8.0, jobs=(JobClass(**job_class()),))
+    assert pool(FLAT).device_seconds(traffic) == pytest.approx(8 * 20 * 0.12 / 8)
+    assert pool(FLAT, max_rows=1).device_seconds(traffic) == pytest.approx(8 * 20 * 0.1)
+    assert pool(FLAT).alone_seconds(traffic.rates()[0][1]) == pytest.approx(2.0)
+
+
+def test_a_fleet_that_does_not_keep_up_is_told_from_one_that_does() -> None:
+    traffic = Traffic(jobs_per_second=4.0, jobs=(JobClass(**job_class()),))
+    assert simulate(Fleet((pool(FLAT, 1, 8),)), traffic.at(2.5), 1).keeps_up
+    overloaded = simulate(Fleet((pool(STEEP, 1, 1),)), traffic, 1)
+    assert not overloaded.keeps_up
+    assert overloaded.busy_share == pytest.approx(1.0, abs=0.01)
+    assert overloaded.images_per_second == pytest.approx(0.5, rel=0.05)
+
+
+def test_costs_grow_with_the_pixels_of_a_job() -> None:
+    costs = WorkerCosts(pool(profile({1: 0.1}, decode_seconds=0.2, encode_seconds=0.3)))
+    key = BatchKey("sd", 256, 128)
+    assert (costs.step_seconds(key, 1), costs.decode_seconds(key)) == pytest.approx((0.2, 0.4))
+    assert costs.encode_seconds(key) == pytest.approx(0.3)
+
+
+def test_caps_hold_one_generation_with_guidance_at_least() -> None:
+    assert caps_to_try(profile({1: 0.1, 2: 0.15, 4: 0.2}, num_guided_rows=2)) == [2, 4]
+    assert caps_to_try(STEEP) == [1]
+
+
+def test_traffic_is_drawn_in_its_shares_and_the_same_for_a_seed() -> None:
+    classes = (
+        JobClass(**job_class(share=3.0, num_inference_steps={4: 1.0, 20: 3.0}, guided_share=0.5)),
+        JobClass(**job_class(tier="hd", share=1.0, lane="bulk", num_images={1: 0.5, 4: 0.5})),
+    )
+    traffic = Traffic(jobs_per_second=10.0, jobs=classes)
+    drawn = traffic.drawn(20_000, seed=3)
+    values = [(at, job.tier, job.num_steps) for at, job in drawn]
+    assert values == [(at, job.tier, job.num_steps) for at, job in traffic.drawn(20_000, seed=3)]
+    assert drawn[-1][0] == pytest.approx(2000, rel=0.03)
+    assert sum(job.tier == "hd" for _, job in drawn) == pytest.approx(5000, rel=0.05)
+    assert sum(job.num_steps == 4 for _, job in drawn) == pytest.approx(15_000 / 4, rel=0.05)
+    assert traffic.images_per_second == pytest.approx(7.5 + 2.5 * 2.5)
+    assert traffic.of_tiers(["hd"]).jobs_per_second == pytest.approx(2.5)
+
+
+def test_recorded_jobs_become_a_traffic_of_the_same_mix() -> None:
+    names = {"tier": "sd", "lane": "interactive", "width": 128, "height": 128, "num_images": 1}
+    jobs = [{**names, "num_inference_steps": steps, "guidance_scale": 4.0} for steps in (4, 4, 4, 20)]
+    traffic = seen_traffic(jobs, seconds=2.0)
+    assert traffic.jobs_per_second == 2.0
+    assert sorted((rate, job.num_steps, job.is_guided) for rate, job in traffic.rates()) == [
+        (0.5, 20, True),
+        (1.5, 4, True),
+    ]
+
+
+def test_every_published_profile_has_its_source_and_is_marked() -> None:
+    assert len(published()) >= 5
+    for one in published().values():
+        assert one.is_published
+        assert one.origin == "published"
+        assert one.url.startswith("https://github.com/")
+        assert one.source
+        assert one.date
+        assert one.assumed, "no source publishes everything that a profile needs"
+
+
+def test_profiles_are_found_by_name_file_or_tier(tmp_path: Path) -> None:
+    file = tmp_path / f"sd.{KEY.fingerprint}.json"
+    file.write_text(json.dumps(FLAT.profile.to_dict()))
+    (tmp_path / "sd.broken.json").write_text("{}")
+    assert profile_of("measured", "sd", tmp_path).profile == FLAT.profile
+    assert profile_of(str(file), "sd", tmp_path).origin == "measured"
+    assert list(measured(tmp_path)) == ["sd"]
+    assert profile_of("h200-qwen-image-512", "sd", tmp_path).device == "NVIDIA H200"
+    with pytest.raises(PlanError, match="tier 'hd' has no measured profile"):
+        profile_of("measured", "hd", tmp_path)
+    with pytest.raises(PlanError, match="h200-qwen-image-512"):
+        profile_of("nothing", "sd", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "names"), [(3, ["calotype.toml"]), (9, ["calotype-hd.toml", "calotype-sd.toml"])]
+)
+def test_the_configuration_of_a_plan_is_read_by_the_service(
+    tmp_path: Path, num_workers: int, names: list[str]
+) -> None:
+    hd = Pool({"hd": FLAT}, {"hd": 1}, num_workers, slots=5)
+    fleet = Fleet((pool(FLAT, 2, 12), hd))
+    base = (ROOT / "calotype.toml").read_text(encoding="utf-8")
+    paths = write_configurations(configurations(fleet, base), tmp_path)
+    assert sorted(path.name for path in paths) == names
+    loaded = [load_catalogue(path) for path in paths]
+    for catalogue in loaded:
+        caps = {tier.name: tier.max_step_batch_rows for tier in catalogue.tiers}
+        assert caps == {"sd": 12, "hd": 1}
+    workers = [worker for catalogue in loaded for worker in catalogue.workers]
+    assert {(worker.tiers, worker.interactive_slots) for worker in workers} == {(("sd",), 18), (("hd",), 5)}
+    assert "# 128 x 128" in paths[0].read_text(encoding="utf-8"), "the comments stay"
+
+
+def test_a_configuration_without_the_tier_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"models\.NAME\.tiers\.sd"):
+        configurations(Fleet((pool(FLAT),)), "default_model = 'x'\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[goals]\np95_seconds = 1", "traffic"),
+        ("rubbish", "plan.toml"),
+        ("[traffic]\njobs_per_second = -1\njobs = []", "jobs_per_second"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_entry(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    with pytest.raises(PlanError, match=message):
+        read_request(path)
+
+
+def test_a_number_of_steps_above_the_limit_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"num_inference_steps: 2000 is not between 1 and 1000"):
+        request(1.0, job_class(num_inference_steps={2000: 1.0}))
+
+
+def test_a_plan_without_a_goal_is_refused() -> None:
+    with pytest.raises(PlanError, match="there is no goal"):
+        request(1.0, max_load=0.5)
+
+
+def test_the_command_writes_a_plan_and_refuses_wrong_options(tmp_path: Path) -> None:
+    runner, out = CliRunner(), tmp_path / "out"
+    options = ["--profile", "sd=h200-qwen-image-512", "--within", "60", "--rate", "0.2"]
+    here = ["--data-dir", str(tmp_path / "data")]
+    done = runner.invoke(app, ["plan", *options, "--out", str(out), *here])
+    assert done.exit_code == 0, done.output
+    assert "(published)" in done.output
+    assert load_catalogue(out / "calotype.toml").workers[0].tiers == ("sd",)
+    assert (out / "plan.json").is_file()
+    for wrong, message in (
+        (["--rate", "0"], "--rate: 0 is not above 0"),
+        (["--profile", "xl=measured"], "--profile: 'xl=measured' is not TIER=NAME"),
+        ([], "there is no goal"),
+    ):
+        refused = runner.invoke(app, ["plan", *(["--within", "5"] if wrong else []), *wrong, *here])
+        assert refused.exit_code == 2
+        assert message in refused.output
