@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from catalogue.catalogue import SettingsError
+from cli.bench import measuring
 from cli.config import config, description
 from cli.database import database
 from cli.jobs import jobs
@@ -47,6 +48,7 @@ app.add_typer(description)
 app.add_typer(profiling)
 app.add_typer(accounting)
 app.add_typer(planning)
+app.add_typer(measuring)
 
 
 def main() -> None:

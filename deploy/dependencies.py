@@ -17,7 +17,9 @@ ENGINE = {
 WEB = {
     "alembic", "flask", "flask-openapi", "flower", "h11", "markupsafe", "secure", "uvicorn",
 }  # fmt: skip
-LEFT_OUT = {"api": SERVERS | ENGINE, "worker": SERVERS | WEB}
+BENCH = {"matplotlib"}
+"""For the plots of `calotype bench`, which measures a service from outside."""
+LEFT_OUT = {"api": SERVERS | ENGINE | BENCH, "worker": SERVERS | WEB | BENCH}
 
 
 def dependencies(target: str) -> list[str]:

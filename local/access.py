@@ -16,14 +16,20 @@ from storage.database import Database
 from storage.driver_errors import INSUFFICIENT_PRIVILEGE, sqlstate
 
 
-def connect(url: str, api_key: str, data_dir: Path) -> Client:
-    """Return a client for `url` and `api_key`; the state file in `data_dir` supplies what is missing."""
+def address(url: str, api_key: str, data_dir: Path) -> tuple[str, str]:
+    """Return `url` and `api_key`; the state file in `data_dir` supplies what is missing."""
     if not (url and api_key):
         state = State.read(data_dir)
         url = url or f"http://127.0.0.1:{state.ports['web']}"
         api_key = api_key or state.api_key or ""
     if not api_key:
         raise LocalError("no API key: set CALOTYPE_API_KEY, or run `calotype up` first")
+    return url, api_key
+
+
+def connect(url: str, api_key: str, data_dir: Path) -> Client:
+    """Return a client for what `address` finds."""
+    url, api_key = address(url, api_key, data_dir)
     try:
         return Client(url=url, api_key=api_key, ca_file=load_settings().ca_file)
     except ConfigurationError as error:

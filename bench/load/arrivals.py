@@ -34,31 +34,22 @@ def bursts_of(size: int) -> Callable[[float, float, random.Random], Instants]:
     return bursts
 
 
-def ramp_from(first_rate: float) -> Callable[[float, float, random.Random], Instants]:
-    """A Poisson process whose rate goes from `first_rate` to `rate` in a straight line."""
+def ramp(rate: float, seconds: float, rng: random.Random) -> Instants:
+    """A Poisson process whose rate rises in a straight line from 0 to twice `rate`, its mean.
 
-    def ramp(rate: float, seconds: float, rng: random.Random) -> Instants:
-        rise = (rate - first_rate) / seconds
-        number = _number((first_rate + rate) / 2, seconds)
-        expected = (first_rate + rate) / 2 * seconds
-        return sorted(_when(rng.uniform(0, expected), first_rate, rise) for _ in range(number))
-
-    return ramp
-
-
-def _when(count: float, first_rate: float, rise: float) -> float:
-    """The time at which `count` arrivals are expected: first_rate·t + rise·t²/2 = count, solved for t."""
-    if not rise:
-        return count / first_rate
-    return 2 * count / (first_rate + math.sqrt(first_rate**2 + 2 * rise * count))
+    rate·t²/seconds arrivals are expected until t, so uniform counts are placed at the times that solve that.
+    """
+    counts = (rng.uniform(0, rate * seconds) for _ in range(_number(rate, seconds)))
+    return sorted(math.sqrt(count * seconds / rate) for count in counts)
 
 
 def _number(rate: float, seconds: float) -> int:
-    return max(1, round(rate * seconds))
+    return max(1 if seconds else 0, round(rate * seconds))
 
 
 PATTERNS: Mapping[str, Callable[[float, float, random.Random], Instants]] = {
     "poisson": poisson,
     "constant": constant,
+    "ramp": ramp,
 }
-"""Those that need nothing but a rate; the others are made by `bursts_of` and `ramp_from`."""
+"""Those that need nothing but a rate; `bursts_of` makes others."""

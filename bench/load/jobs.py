@@ -18,7 +18,8 @@ from bench.load.send import Timeline
 from bench.load.trace import Arrival, images_of
 from bench.load.waits import Line
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 10.0
+"""Of one request; short, so that an interrupted run ends soon."""
 AGAIN_SECONDS = 0.5
 """The pause after a question about a job that was not answered."""
 OPEN_STATES = ("queued", "running")
@@ -42,16 +43,17 @@ class JobRoute:
             return [replace(begun, detail=type(error).__name__)]
         if answer.status not in (200, 202) or "id" not in answer.document:
             return [replace(begun, kind="refused", detail=answer.refusal)]
-        job, answered, is_waited = answer.document, timeline.now(), was_waited(answer)
-        ended = answered
+        job, is_waited = answer.document, was_waited(answer)
+        ended = answered = timeline.now()
         if is_open(job):
-            job, ended, was_seen = self._follow(job, arrival.due_seconds, connection, timeline)
-            if not was_seen and not is_waited:
-                ended = min(ended, answered + ran_seconds(job))
-            is_waited = was_seen
+            job, is_followed = self._follow(job, arrival.due_seconds, connection, timeline)
+            is_waited, ended = is_waited and is_followed, timeline.now()
         if is_open(job):
             cancel(connection, f"/v1/jobs/{job['id']}")
             return [told(replace(begun, kind="unfinished"), job)]
+        if not is_waited:
+            # An answer that was not held back came right after the job was created, another that much later.
+            ended = min(ended, answered - waited_seconds(answer) + ran_seconds(job))
         return [checked(replace(begun, ended_seconds=ended, is_waited=is_waited), job, connection, timeline)]
 
     def _submit(self, body: bytes, connection: Connection, timeline: Timeline) -> Answer:
@@ -59,28 +61,31 @@ class JobRoute:
         if self._line.is_closed:
             return connection.ask("POST", "/v1/jobs", body, headers=headers)
         wait = min(WAIT_SECONDS, timeline.left())
-        headers["Prefer"] = f"wait={wait:.2f}"
-        answer = connection.ask("POST", "/v1/jobs", body, headers=headers, wait_seconds=wait)
+        answer = connection.ask(
+            "POST", "/v1/jobs", body, headers={**headers, **_prefer(wait)}, wait_seconds=wait
+        )
         self._note(answer)
         return answer
 
     def _follow(
         self, job: Job, due_seconds: float, connection: Connection, timeline: Timeline
-    ) -> tuple[Job, float, bool]:
-        """The job at its end or at that of the run, the time then, and whether the end was waited for."""
-        path, was_seen = f"/v1/jobs/{job['id']}", False
-        while is_open(job) and self._line.stand(due_seconds, timeline.left):
-            wait = min(WAIT_SECONDS, timeline.left())
-            answer = _asked(connection, f"{path}?wait={wait:.2f}", wait)
+    ) -> tuple[Job, bool]:
+        """The job at its end or at that of the run, and whether the service let us wait all the time."""
+        path, is_waited = f"/v1/jobs/{job['id']}", True
+        while is_open(job):
+            is_waited = is_waited and not self._line.is_closed
+            if not self._line.stand(due_seconds, timeline.left):
+                break
+            answer = _asked(connection, path, min(WAIT_SECONDS, timeline.left()))
             if answer is not None and answer.status == 200:
                 self._note(answer)
-                job, was_seen = answer.document, was_waited(answer)
+                job, is_waited = answer.document, is_waited and was_waited(answer)
             else:
                 time.sleep(min(AGAIN_SECONDS, timeline.left()))
         if is_open(job):
             answer = _asked(connection, path, 0)
             job = answer.document if answer is not None and answer.status == 200 else job
-        return job, timeline.now(), was_seen
+        return job, is_waited
 
     def _note(self, answer: Answer) -> None:
         """Tell the line whether the service let this request wait."""
@@ -92,10 +97,16 @@ class JobRoute:
 
 def _asked(connection: Connection, target: str, wait_seconds: float) -> Answer | None:
     """The answer to a GET, or None if it is lost: the job goes on."""
+    headers = _prefer(wait_seconds) if wait_seconds else {}
     try:
-        return connection.ask("GET", target, wait_seconds=wait_seconds)
+        return connection.ask("GET", target, headers=headers, wait_seconds=wait_seconds)
     except LOST:
         return None
+
+
+def _prefer(wait_seconds: float) -> dict[str, str]:
+    """The header that asks for an answer when the job ends (RFC 7240, section 4.3)."""
+    return {"Prefer": f"wait={wait_seconds:.2f}"}
 
 
 def is_open(job: Job) -> bool:
@@ -104,8 +115,17 @@ def is_open(job: Job) -> bool:
 
 
 def was_waited(answer: Answer) -> bool:
-    """Whether the service waited for the job before it answered (RFC 7240, section 3)."""
-    return "wait=" in answer.headers.get("preference-applied", "")
+    """Whether the service let the request wait for the job (RFC 7240, section 3)."""
+    return waited_seconds(answer) > 0
+
+
+def waited_seconds(answer: Answer) -> float:
+    """How long the service held back the answer to a job that is still open; 0 if it did not."""
+    applied = answer.headers.get("preference-applied", "").partition("wait=")[2].partition(",")[0]
+    try:
+        return float(applied or 0)
+    except ValueError:
+        return 0.0
 
 
 def ran_seconds(job: Job) -> float:

@@ -7,7 +7,7 @@ outcome too. It does not know what becomes of an arrival.
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -56,12 +56,11 @@ def send(
     connect: Callable[[], Connection],
     *,
     drain_seconds: float,
-    is_stopped: Callable[[], bool] = lambda: False,
 ) -> list[Outcome]:
     """Send every arrival when it is due; return the outcomes in the order of the trace.
 
-    What has not ended `drain_seconds` after the end of the trace is unfinished. Once `is_stopped`, arrivals
-    that are not due yet are unsent.
+    What has not ended `drain_seconds` after the end of the trace is unfinished, and is canceled by its route.
+    An interruption ends the run at once in the same way.
     """
     timeline = Timeline(trace.seconds + drain_seconds)
     found: list[list[Outcome]] = [[] for _ in trace.arrivals]
@@ -75,21 +74,26 @@ def send(
         threads.start(min(READY_THREADS, len(trace.arrivals)))
         timeline.begin()
         for number, arrival in enumerate(trace.arrivals):
-            while (pause := arrival.due_seconds - timeline.now()) > 0 and not is_stopped():
-                time.sleep(min(pause, 0.5))
-            if is_stopped():
-                found[number] = unsent(arrival, timeline.now(), "the run was stopped")
-            elif not threads.hand(number):
-                found[number] = unsent(arrival, timeline.now(), "no thread could be started")
+            if (pause := arrival.due_seconds - timeline.now()) > 0:
+                time.sleep(pause)
+            if not threads.hand(number):
+                found[number] = unsent(arrival, timeline.now())
+        while not threads.are_idle() and timeline.left() > 0:
+            time.sleep(0.05)
+    except BaseException:
+        timeline.end_seconds = 0.0
+        raise
     finally:
         threads.end(timeline.left() + GRACE_SECONDS)
     return [outcome for outcomes in found for outcome in outcomes]
 
 
-def unsent(arrival: Arrival, now: float, detail: str) -> list[Outcome]:
-    """The outcomes of an arrival that was not sent."""
+def unsent(arrival: Arrival, now: float) -> list[Outcome]:
+    """The outcomes of an arrival for which no thread could be started."""
     return [
-        Outcome(request, arrival.form, arrival.due_seconds, now, "unsent", detail=detail)
+        Outcome(
+            request, arrival.form, arrival.due_seconds, now, "unsent", detail="no thread could be started"
+        )
         for request in arrival.requests
     ]
 
@@ -120,6 +124,10 @@ class _Threads:
                 return False
         inbox.put(number)
         return True
+
+    def are_idle(self) -> bool:
+        """Whether none performs an arrival; True too if one has failed."""
+        return self._error is not None or len(self._idle) == len(self._all)
 
     def end(self, seconds: float) -> None:
         """Wait until all have done their work; raises what a thread has raised."""
@@ -154,8 +162,3 @@ class _Threads:
             self._error = self._error or error
         finally:
             connection.close()
-
-
-def in_order(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes by the times at which they were due."""
-    return sorted(outcomes, key=lambda one: one.due_seconds)

@@ -48,8 +48,8 @@ class Line:
     def stand(self, due_seconds: float, left: Callable[[], float]) -> bool:
         """Return once it is this request's turn; False if no seconds are `left` before."""
         with self._lock:
-            if not self.is_closed:
-                return True
+            if not self.is_closed or not left():
+                return left() > 0
             mine = _Standing(due_seconds, next(self._numbers))
             heappush(self._standing, mine)
             is_prober, self._has_prober = not self._has_prober, True

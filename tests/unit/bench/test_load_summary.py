@@ -65,7 +65,8 @@ def test_throughput_counts_images_that_end_in_the_run_and_offered_load_those_tha
     assert found.offered_images_per_second == pytest.approx(0.6)
     assert found.images_per_second == pytest.approx(0.5)
     assert found.requests_per_minute == pytest.approx(12)
-    assert found.goal is found.in_goal_share is None
+    assert found.goal is None
+    assert found.in_goal_share is None
 
 
 def test_what_is_due_in_the_warm_up_is_not_counted() -> None:
@@ -120,7 +121,8 @@ def test_a_step_batch_counts_by_the_steps_that_were_in_it() -> None:
 def test_cost_per_image_is_known_only_if_every_job_has_one() -> None:
     priced, free = outcome(1, 1, cost=(0.002, "USD")), outcome(2, 1)
     found = summarise(trace_of([priced, priced]), [priced, priced])
-    assert (found.cost_per_image, found.currency) == (pytest.approx(0.002), "USD")
+    assert found.cost_per_image == pytest.approx(0.002)
+    assert found.currency == "USD"
     assert summarise(trace_of([priced, free]), [priced, free]).cost_per_image is None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.load.arrivals import bursts_of, constant, poisson, ramp_from
+from bench.load.arrivals import bursts_of, constant, poisson, ramp
 from bench.load.mix import (
     Mix,
     MixError,
@@ -100,8 +100,8 @@ def test_bursts_arrive_together_at_the_same_mean_rate() -> None:
     assert set(Counter(instants).values()) == {10}
 
 
-def test_a_ramp_rises_from_the_first_rate_to_the_last() -> None:
-    instants = ramp_from(0)(10, 100, random.Random(1))
+def test_a_ramp_rises_from_no_load_to_twice_its_mean_rate() -> None:
+    instants = ramp(5, 100, random.Random(1))
     assert len(instants) == 500
     first, last = (sum(start <= one < start + 10 for one in instants) for start in (0, 90))
     assert first < 12

@@ -1,0 +1,322 @@
+"""What is kept of a measurement: a table, `result.json`, `summary.csv`, each run's requests, and the plots.
+
+Owns the names and the shape of these files. It measures nothing.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import charts
+from bench.charts import Curve, Level, Mark, Panel
+from bench.load import outcomes as outcome_files
+from bench.load import trace as trace_files
+from bench.load.outcomes import Outcome
+from bench.load.summary import STAGES, Goal, Summary
+from bench.load.trace import Trace
+from bench.load.utilisation import Use
+
+RESULT = "result.json"
+WINDOWS, MIN_IN_WINDOW = 12, 20
+"""A moving percentile has a window of this part of a run, or a longer one that holds so many requests."""
+
+
+class ResultError(ValueError):
+    """A file that is not a result of `calotype bench`."""
+
+    code = "invalid_result"
+    retryable = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what was offered, what became of it, its figures, and what it took of the machine."""
+
+    rate: float
+    trace: Trace
+    outcomes: Sequence[Outcome]
+    summary: Summary
+    use: Use
+
+    @property
+    def name(self) -> str:
+        """For tables, plots and files."""
+        return f"{self.rate:.3g} images/s"
+
+    def in_short(self) -> str:
+        """A line about the run."""
+        one, latency = self.summary, self.summary.latency
+        good = "" if one.in_goal_share is None else f", {one.in_goal_share:.1%} in goal"
+        return (
+            f"{self.name} offered: {one.images_per_second:.3g} images/s, p50 {latency.p50:.3g} s, "
+            f"p95 {latency.p95:.3g} s, {one.error_rate:.1%} missed{good}"
+        )
+
+
+@dataclass
+class Measurement:
+    """The runs of one configuration of one service, named `name`; `about` says what was measured, where."""
+
+    name: str
+    about: Mapping[str, Any]
+    goal: Goal
+    runs: list[Run] = field(default_factory=list)
+    knee: Run | None = None
+    further: dict[str, Any] = field(default_factory=dict)
+    """Results that are not those of a run, such as a search's or repeated images."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of `result.json`."""
+        return {
+            "name": self.name,
+            **self.about,
+            "goal": str(self.goal),
+            "alone_seconds": dict(self.goal.alone),
+            "knee_images_per_second": self.knee and self.knee.summary.images_per_second,
+            **self.further,
+            "runs": [
+                {
+                    "offered": run.rate,
+                    "drawn": dict(run.trace.drawn),
+                    **run.summary.as_json(),
+                    "use": run.use.as_json(),
+                }
+                for run in self.runs
+            ],
+        }
+
+
+COLUMNS: Sequence[tuple[str, str]] = (
+    ("offered", "offered"),
+    ("images/s", "images_per_second"),
+    ("requests/min", "requests_per_minute"),
+    ("mean", "latency.mean"),
+    ("p50", "latency.p50"),
+    ("p90", "latency.p90"),
+    ("p95", "latency.p95"),
+    ("p99", "latency.p99"),
+    ("errors", "error_rate"),
+    ("in goal", "in_goal_share"),
+    ("step batch", "mean_step_batch"),
+    ("device", "device_utilisation"),
+    ("CPU", "use.cpu_share"),
+    ("GPU", "use.gpu_share"),
+    ("cost/image", "cost_per_image"),
+)
+"""The titles of the table and of `summary.csv`, and where each is in a run of `result.json`."""
+_SHARES = {"errors", "in goal", "device", "CPU", "GPU"}
+_SECONDS = {"mean", "p50", "p90", "p95", "p99"}
+
+
+def table(measurement: Measurement) -> tuple[list[str], list[list[str]]]:
+    """The titles and the rows of the table; a column that no run has a value for is left out."""
+    runs = measurement.as_json()["runs"]
+    kept = [
+        (title, path)
+        for title, path in COLUMNS
+        if title in _SECONDS or any(_at(run, path) is not None for run in runs)
+    ]
+    rows = [[_shown(title, _at(run, path)) for title, path in kept] for run in runs]
+    return [title for title, _ in kept], rows
+
+
+def stage_table(measurement: Measurement) -> tuple[list[str], list[list[str]]]:
+    """Where the latency of each run went, in shares."""
+    rows = [
+        [run.name, *(f"{run.summary.stage_shares[stage]:.0%}" for stage in STAGES)]
+        for run in measurement.runs
+        if run.summary.stage_shares
+    ]
+    return ["stage", *STAGES], rows
+
+
+def remarks(measurement: Measurement) -> list[str]:
+    """What a reader must know before the figures are used."""
+    found = []
+    for run in measurement.runs:
+        summary = run.summary
+        if summary.was_late:
+            lag = f"{1000 * summary.send_lag_p99_seconds:.0f} ms late at p99"
+            num_unsent = summary.by_kind.get("unsent", 0)
+            found.append(
+                f"{run.name}: the load generator was late ({lag}, {num_unsent} not sent), so this is not the "
+                "load that was asked for"
+            )
+        misses = {kind: number for kind, number in summary.by_kind.items() if kind != "succeeded"}
+        if misses:
+            counted = ", ".join(f"{number} {kind}" for kind, number in misses.items())
+            details = sorted({one.detail for one in run.outcomes if one.kind != "succeeded" and one.detail})
+            found.append(f"{run.name}: misses: {counted} ({', '.join(details[:5])})")
+        if summary.unwaited_share > 0:
+            found.append(
+                f"{run.name}: when {summary.unwaited_share:.0%} of the requests ended was taken from the "
+                "service's clock: it lets fewer requests wait than were open, or they were rows of a CSV"
+            )
+        if run.use.unread:
+            found.append(f"{run.name}: no metrics from {', '.join(run.use.unread)}")
+    return found
+
+
+def write(measurement: Measurement, folder: Path, beside: Sequence[Path] = ()) -> list[Path]:
+    """Write all files into the folder; return their paths. Curves of the results `beside` are drawn too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = measurement.as_json()
+    result, summary = folder / RESULT, folder / "summary.csv"
+    result.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with summary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([title for title, _ in COLUMNS])
+        writer.writerows([[_at(run, path) for _, path in COLUMNS] for run in document["runs"]])
+    paths = [result, summary]
+    for number, run in enumerate(measurement.runs, 1):
+        requests, trace = folder / f"requests-{number}.csv", folder / f"trace-{number}.jsonl"
+        outcome_files.write(run.outcomes, requests)
+        trace_files.write(run.trace, trace)
+        paths += [requests, trace]
+    return paths + plots(measurement, folder, [document, *map(read, beside)])
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The content of `result.json` in a folder. Raises `ResultError`, and `OSError` if it cannot be read."""
+    try:
+        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ResultError(f"{folder / RESULT} is not JSON") from error
+    if not isinstance(found, dict) or not isinstance(found.get("runs"), list) or "name" not in found:
+        raise ResultError(f"{folder / RESULT} is not a result of `calotype bench`")
+    return found
+
+
+def plots(measurement: Measurement, folder: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Draw the plane with a curve for each result, and for our runs their course and their stages."""
+    paths = []
+    if sum(len(result["runs"]) for result in results) > 1:
+        paths += charts.save(_plane(measurement, results), folder, "latency-throughput")
+    if any(run.summary.stage_seconds for run in measurement.runs):
+        bars = {run.name: run.summary.stage_seconds for run in measurement.runs if run.summary.stage_seconds}
+        figure = charts.stacked(
+            bars, title="Where the time of a request goes", x_name="mean seconds of a request"
+        )
+        paths += charts.save(figure, folder, "stages")
+    for number, run in enumerate(measurement.runs, 1):
+        paths += charts.save(_latency_over_time(run, measurement), folder, f"latency-{number}")
+        paths += charts.save(_occupancy(run), folder, f"occupancy-{number}")
+    return paths
+
+
+def curve_of(result: Mapping[str, Any], percentile: str) -> Curve:
+    """Throughput and a percentile of latency of each run; a run that misses reach is left out."""
+    points = sorted(
+        (run["offered"], run["images_per_second"], run["latency"][percentile])
+        for run in result["runs"]
+        if run["latency"][percentile] is not None
+    )
+    return Curve(
+        str(result["name"]),
+        [rate for _, rate, _ in points],
+        [latency for _, _, latency in points],
+        labels=[f"{offered:.3g}" for offered, _, _ in points],
+    )
+
+
+def _plane(measurement: Measurement, results: Sequence[Mapping[str, Any]]) -> Any:
+    curves = [curve for result in results if (curve := curve_of(result, "p95")).xs]
+    knee, marks = measurement.knee, []
+    if knee is not None and math.isfinite(knee.summary.latency.p95):
+        rate = knee.summary.images_per_second
+        marks.append(Mark(rate, knee.summary.latency.p95, f"knee: {rate:.3g} images/s"))
+    seconds = measurement.goal.seconds
+    return charts.plane(
+        curves,
+        title="Latency against throughput (small figures: the offered images/s)",
+        x_name="images per second that came out",
+        y_name="p95 of latency, seconds from when a request was due",
+        marks=marks,
+        levels=[] if seconds is None else [Level(seconds, f"goal: within {seconds:g} s")],
+    )
+
+
+def _latency_over_time(run: Run, measurement: Measurement) -> Any:
+    done = sorted(
+        (one.due_seconds, latency) for one in run.outcomes if (latency := one.latency_seconds) is not None
+    )
+    xs, ys = [due for due, _ in done], [latency for _, latency in done]
+    window = float(
+        math.ceil(max(run.trace.seconds / WINDOWS, MIN_IN_WINDOW * run.trace.seconds / max(1, len(xs))))
+    )
+    top = max(ys, default=1.0)
+    missed = [one.due_seconds for one in run.outcomes if one.latency_seconds is None]
+    dots = [Curve("a request", xs, ys)]
+    if missed:
+        dots.append(Curve("a miss", missed, [1.05 * top] * len(missed)))
+    seconds = measurement.goal.seconds
+    panel = Panel(
+        "seconds until its image",
+        lines=[charts.smoothed(xs, ys, window=window, share=share) for share in (0.5, 0.95)] if xs else [],
+        dots=dots,
+        levels=[] if seconds is None else [Level(seconds, f"goal: within {seconds:g} s")],
+    )
+    return charts.over_time(
+        [panel], title=f"Latency, {measurement.name}, {run.name}", x_name="seconds at which a request was due"
+    )
+
+
+def _occupancy(run: Run) -> Any:
+    ended = sorted(
+        (one.ended_seconds, one.timings["mean_step_batch"])
+        for one in run.outcomes
+        if one.ended_seconds is not None and "mean_step_batch" in one.timings
+    )
+    times = [sample.seconds for sample in run.use.samples]
+    open_xs, open_ys = _open_requests(run)
+    busy = [Curve("CPU of this machine", times, [sample.cpu_share for sample in run.use.samples])]
+    num_gpus = len(run.use.samples[0].gpu_shares) if run.use.samples else 0
+    busy += [
+        Curve(f"GPU {index}", times, [sample.gpu_shares[index] for sample in run.use.samples])
+        for index in range(num_gpus)
+    ]
+    return charts.over_time(
+        [
+            Panel("open requests", lines=[Curve("open requests", open_xs, open_ys)], is_stepped=True),
+            Panel(
+                "images in a step batch", dots=[Curve("a job", [x for x, _ in ended], [y for _, y in ended])]
+            ),
+            Panel("busy share", lines=busy, y_max=1.05),
+        ],
+        title=f"Occupancy, {run.name}",
+    )
+
+
+def _open_requests(run: Run) -> tuple[list[float], list[float]]:
+    """How many requests are open at each moment at which that changes; a miss is open from then on."""
+    changes = sorted(
+        [(one.due_seconds, 1) for one in run.outcomes]
+        + [(one.ended_seconds, -1) for one in run.outcomes if one.ended_seconds is not None]
+    )
+    xs, ys, number = [], [], 0
+    for at, change in changes:
+        number += change
+        xs.append(at)
+        ys.append(float(number))
+    return xs, ys
+
+
+def _at(run: Mapping[str, Any], path: str) -> Any:
+    found: Any = run
+    for name in path.split("."):
+        found = found[name]
+    return found
+
+
+def _shown(title: str, value: Any) -> str:
+    if value is None:
+        return "missed" if title in _SECONDS else "-"
+    if title in _SHARES:
+        return f"{value:.1%}"
+    if title == "cost/image":
+        return f"{value:.3g}"
+    return f"{value:.3f}" if title in _SECONDS else f"{value:.2f}"
