@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench bench-engine bench-faults bench-kills bench-fronts bench-plane clean
+.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench bench-engine bench-faults bench-kills bench-fronts bench-plane bench-table clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -79,6 +79,9 @@ bench-fronts: $(INSTALLED) ## measure HTTP fronts under 1,000 slow clients of ea
 
 bench-plane: $(INSTALLED) ## measure the job plane against its bars, in bench-output/plane.json (half an hour on two idle cores)
 	@$(BIN)/python -m bench.plane
+
+bench-table: $(INSTALLED) ## measure what steps, resolution, batching, workers and less work change, in bench-output/table (50 minutes on two idle cores)
+	@$(BIN)/python -m bench.table
 
 clean: ## remove what make built; keep data
 	@rm -rf $(VENV) build

@@ -17,8 +17,8 @@ ENGINE = {
 WEB = {
     "alembic", "flask", "flask-openapi", "flower", "h11", "markupsafe", "secure", "uvicorn",
 }  # fmt: skip
-BENCH = {"matplotlib"}
-"""For the plots of `calotype bench`, which measures a service from outside."""
+BENCH = {"matplotlib", "psutil"}
+"""For `calotype bench`, which measures a service from outside."""
 LEFT_OUT = {"api": SERVERS | ENGINE | BENCH, "worker": SERVERS | WEB | BENCH}
 
 

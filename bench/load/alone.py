@@ -5,7 +5,7 @@ They go over HTTP like any other request, one at a time.
 
 import io
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from bench.load.jobs import JobRoute
 from bench.load.outcomes import Outcome
 from bench.load.send import Timeline
 from bench.load.summary import class_of
-from bench.load.trace import Arrival, Fields, Trace
+from bench.load.trace import Arrival, Fields
 
 MAX_CLASSES = 24
 LONGEST_SECONDS = 600.0
@@ -29,9 +29,9 @@ class AloneError(RuntimeError):
     retryable = True
 
 
-def classes_of(trace: Trace) -> Mapping[str, Fields]:
-    """A request of each class of the trace."""
-    return {class_of(request): request for one in trace.arrivals for request in one.requests}
+def classes_of(requests: Iterable[Fields]) -> Mapping[str, Fields]:
+    """One of the requests for each class."""
+    return {class_of(request): request for request in requests}
 
 
 def measure_alone(

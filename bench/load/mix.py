@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -176,6 +177,23 @@ class Mix:
 
     def _sentence(self, rng: random.Random) -> str:
         return rng.choice(self.prompts) if self.prompts else draw_scene(rng, pairs=0.5).caption()
+
+    def classes(self) -> list[dict[str, Any]]:
+        """A request for every combination of what decides how long a request takes."""
+        rng = random.Random(0)
+        return [
+            {
+                **self._request(rng),
+                "width": width,
+                "height": height,
+                "num_inference_steps": steps,
+                "guidance_scale": guidance_scale,
+                "num_images": num_images,
+            }
+            for (width, height), steps, guidance_scale, num_images in product(
+                self.sizes.values, self.steps.values, self.guidance_scales.values, self.nums_images.values
+            )
+        ]
 
     def described(self) -> dict[str, Any]:
         """The shares as texts that `weighted` reads, for the head of a trace."""

@@ -32,9 +32,8 @@ class Found(Generic[R]):
 
     @property
     def best(self) -> Probe[R] | None:
-        """That of the highest rate that held, below every rate that failed; None if none held."""
-        failed = min((one.rate for one in self.probes if not one.holds), default=math.inf)
-        held = [one for one in self.probes if one.holds and one.rate < failed]
+        """That of the highest rate that held, which is below every rate that failed; None if none held."""
+        held = [one for one in self.probes if one.holds]
         return max(held, key=lambda one: one.rate, default=None)
 
     @property
@@ -59,8 +58,6 @@ def search(
         probes.append(Probe(rate, result, holds(result)))
         low = max((one.rate for one in probes if one.holds), default=None)
         high = min((one.rate for one in probes if not one.holds), default=None)
-        if high is not None and low is not None and low > high:
-            low = max((one.rate for one in probes if one.holds and one.rate < high), default=None)
         if low is not None and high is not None and high <= precision * low:
             break
         if high is None:

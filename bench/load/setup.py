@@ -62,8 +62,7 @@ def measure(setup: Setup, place: Place, say: Say = lambda _: None) -> Measuremen
     try:
         served = look(connection, setup.model)
         load = _load(setup, served)
-        example = setup.replayed or load.at(max(setup.rates, default=1.0))
-        alone = _times_alone(setup, example, connection, say)
+        alone = _times_alone(setup, load, connection, say)
         goal = Goal(setup.goal.seconds, setup.goal.times, alone)
         bench = Bench(place, goal, served.num_workers, setup.drain_seconds, setup.metrics_urls)
         found = Measurement(setup.name, {**_about(place, served), **setup.about}, goal)
@@ -99,9 +98,11 @@ def _load(setup: Setup, served: Served) -> Load:
     return Load(mix, setup.pattern, setup.pattern_name, setup.seconds, setup.warm_up_seconds, setup.seed)
 
 
-def _times_alone(setup: Setup, example: Trace, connection: Connection, say: Say) -> dict[str, float]:
+def _times_alone(setup: Setup, load: Load, connection: Connection, say: Say) -> dict[str, float]:
     """Each class's time alone, if the goal depends on it; else that of one request, which warms up."""
-    classes = classes_of(example)
+    arrivals = setup.replayed.arrivals if setup.replayed else ()
+    requests = [request for arrival in arrivals for request in arrival.requests]
+    classes = classes_of(requests or load.mix.classes())
     if setup.goal.times is None:
         return measure_alone(dict(list(classes.items())[:1]), connection, repeats=1)
     if len(classes) > MAX_CLASSES:

@@ -109,8 +109,8 @@ def read(path: Path) -> Trace:
         if not warm_up < seconds:
             raise TraceError(f"line {number}: warm_up_seconds must be below seconds, {seconds:g}")
         arrivals = tuple(_arrival(document, line) for line, document in lines)
-    if not arrivals:
-        raise TraceError("it has no arrival")
+    if not any(warm_up <= one.due_seconds < seconds for one in arrivals):
+        raise TraceError(f"it has no arrival from {warm_up:g} s to {seconds:g} s, the part that counts")
     return Trace(
         tuple(sorted(arrivals, key=lambda one: one.due_seconds)), seconds, warm_up, head.get("drawn", {})
     )

@@ -145,10 +145,15 @@ def plane_system(
     *,
     devices: Sequence[str] = ("cpu:0", "cpu:1"),
     overrides: Mapping[str, str] | None = None,
+    max_rows: int | None = None,
+    model_lines: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Plane]:
-    """Run everything while the body runs, with the shipped model and one worker for each device."""
-    config = write_configuration(folder, devices)
+    """Run everything while the body runs, with the shipped model and one worker for each device.
+
+    `max_rows` and `model_lines` change the configuration (`write_configuration`).
+    """
+    config = write_configuration(folder, devices, max_rows=max_rows, model_lines=model_lines)
     settings = {
         "CALOTYPE_CONFIG": str(config),
         "CALOTYPE_PROFILES_DIR": str(PROFILES),

@@ -63,7 +63,7 @@ class FakeService:
         with self.lock:
             number = len(self.jobs)
             self.bodies.append(body)
-            job = {
+            job: dict[str, Any] = {
                 "id": f"job_{number}",
                 "state": "queued",
                 "created_at": now(),

@@ -70,9 +70,10 @@ def test_a_service_that_holds_every_rate_is_not_bounded() -> None:
     assert found.best.rate == 4.0
 
 
-def test_a_rate_that_holds_by_luck_above_one_that_failed_is_not_the_knee() -> None:
-    answers = iter([True, False, True, False])  # 1, 2, then sqrt(2), sqrt(2 * 1.41)
+def test_the_search_narrows_the_interval_between_what_held_and_what_failed() -> None:
+    answers = iter([True, False, True, False])
     found = search(lambda rate: rate, lambda _: next(answers), first_rate=1.0, max_probes=4)
+    assert [one.rate for one in found.probes] == pytest.approx([1.0, 2.0, 2**0.5, 2**0.75])
     assert found.best is not None
     assert found.best.rate == pytest.approx(2**0.5)
 

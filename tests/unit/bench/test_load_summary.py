@@ -126,6 +126,14 @@ def test_cost_per_image_is_known_only_if_every_job_has_one() -> None:
     assert summarise(trace_of([priced, free]), [priced, free]).cost_per_image is None
 
 
+def test_latency_counts_from_when_a_request_was_due_though_it_was_sent_later() -> None:
+    late = replace(DRAWN, due_seconds=1.0, sent_seconds=6.0, ended_seconds=7.0, download_seconds=0.5)
+    assert late.latency_seconds == 6.0
+    assert late.fetched_latency_seconds == 6.5
+    assert late.send_lag_seconds == 5.0
+    assert summarise(trace_of([late]), [late]).latency.p50 == 6.0
+
+
 def test_a_run_whose_client_was_late_is_marked() -> None:
     on_time = [outcome(number, 0.2) for number in range(1, 9)]
     assert not summarise(trace_of(on_time), on_time).was_late

@@ -20,6 +20,7 @@ from bench.load.mix import (
     weighted,
     whole_number,
 )
+from bench.load.summary import class_of
 from bench.load.trace import Trace, TraceError, drawn_at, read, write
 from tiny.scenes import read_caption
 
@@ -64,6 +65,7 @@ def test_a_replay_at_another_rate_keeps_the_rhythm() -> None:
         (["[]"], "line 1 is not a JSON object"),
         (['{"kind": "other"}'], "line 1 is not"),
         (["HEAD"], "no arrival"),
+        (["HEAD", '{"due_seconds": 10, "requests": [{"prompt": "a"}]}'], "no arrival from 0 s to 10 s"),
         (["HEAD", '{"due_seconds": -1, "requests": [{"prompt": "a"}]}'], "line 2: due_seconds"),
         (["HEAD", '{"due_seconds": 1, "requests": []}'], "line 2: requests"),
         (["HEAD", '{"due_seconds": 1, "requests": [{"width": 1}]}'], "line 2: requests"),
@@ -174,3 +176,11 @@ def test_a_mix_is_shown_as_it_is_read() -> None:
     text = "128x128:3,192x192:1"
     found: Weighted[tuple[int, int]] = weighted(text, size_of)
     assert str(found) == text
+
+
+def test_the_classes_of_a_mix_are_all_that_it_can_draw() -> None:
+    classes = {class_of(request) for request in MIX.classes()}
+    assert len(MIX.classes()) == len(classes) == 8
+    rng = random.Random(1)
+    drawn_classes = {class_of(one) for _ in range(300) for one in MIX.draw(rng)[1]}
+    assert drawn_classes == classes

@@ -1,0 +1,138 @@
+"""What is compared: services that differ in workers, batch cap or weights, and requests in their fields.
+
+An arm is a service and a request; each factor is one change of the base arm. It measures nothing.
+"""
+
+import importlib.machinery
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.configuration import ROOT
+
+QUANTIZATION = ROOT / ".venv" / "quantization"
+"""Where `make install` puts torchao, beside the other packages."""
+NUM_ROWS_OF_AN_IMAGE = 2
+"""With guidance, an image has two rows in a step batch."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A configuration of `calotype up`: workers, the cap of step batches in images, the model's weights."""
+
+    name: str
+    num_workers: int = 2
+    max_images: int = 8
+    quantization: str = "none"
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices, which share the machine's cores."""
+        return tuple(f"cpu:{number}" for number in range(self.num_workers))
+
+    @property
+    def max_rows(self) -> int:
+        """The cap in rows, as `calotype.toml` has it."""
+        return NUM_ROWS_OF_AN_IMAGE * self.max_images
+
+    @property
+    def model_lines(self) -> tuple[str, ...]:
+        """Entries of the model in `calotype.toml`."""
+        return () if self.quantization == "none" else (f'quantization = "{self.quantization}"',)
+
+    @property
+    def overrides(self) -> Mapping[str, str]:
+        """The environment that its weights need."""
+        return {} if self.quantization == "none" else {"PYTHONPATH": str(QUANTIZATION)}
+
+
+BASE = Service("2 workers, 8 images a step batch")
+UNBATCHED = Service("2 workers, no step batches", max_images=1)
+SERVICES = (
+    BASE,
+    Service("2 workers, 2 images a step batch", max_images=2),
+    UNBATCHED,
+    Service("1 worker, 8 images a step batch", num_workers=1),
+)
+QUANTIZED = Service("2 workers, 8-bit weights", quantization="int8")
+
+REQUEST: Mapping[str, Any] = {
+    "width": 128,
+    "height": 128,
+    "num_inference_steps": 20,
+    "guidance_scale": 4.0,
+    "scheduler": "ddim",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A request on a service; `setting` is how a plot names it within its factor."""
+
+    factor: str
+    setting: str
+    service: Service = BASE
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The fields of its requests, without prompt and seed."""
+        return {**REQUEST, **self.changes}
+
+    @property
+    def key(self) -> str:
+        """Its name in files."""
+        return f"{self.factor}: {self.setting}"
+
+
+BASE_ARM = Arm("base", "20 steps, 128x128")
+FACTORS: Mapping[str, Sequence[Arm]] = {
+    "steps": [
+        Arm("steps", f"{steps}", changes={"num_inference_steps": steps}) for steps in (4, 8, 12, 30, 50)
+    ],
+    "resolution": [
+        Arm("resolution", f"{side}x{side}", changes={"width": side, "height": side}) for side in (64, 192)
+    ],
+    "batch cap": [Arm("batch cap", f"{one.max_images}", one) for one in SERVICES[1:3]],
+    "workers": [Arm("workers", "1", SERVICES[3])],
+    "guidance": [
+        Arm("guidance", "first half", changes={"guidance_cutoff": 0.5}),
+        Arm("guidance", "none", changes={"guidance_scale": 1.0}),
+    ],
+    "step cache": [
+        Arm("step cache", f"every {interval}", changes={"step_cache": interval}) for interval in (2, 3, 5)
+    ],
+    "few-step sampler": [
+        Arm(
+            "few-step sampler",
+            "dpmpp_2m, 8 steps",
+            changes={"scheduler": "dpmpp_2m", "num_inference_steps": 8},
+        )
+    ],
+    "weights": [Arm("weights", "int8", QUANTIZED)],
+}
+BASE_SETTINGS: Mapping[str, str] = {
+    "steps": "20",
+    "resolution": "128x128",
+    "batch cap": "8",
+    "workers": "2",
+    "guidance": "all steps",
+    "step cache": "off",
+    "few-step sampler": "ddim, 20 steps",
+    "weights": "float32",
+}
+"""The base arm's setting of each factor."""
+
+
+def arms() -> list[Arm]:
+    """The base arm, then the arms of every factor that this machine can run."""
+    found = [BASE_ARM, *(arm for one in FACTORS.values() for arm in one)]
+    return [arm for arm in found if arm.service is not QUANTIZED or why_not_quantized() is None]
+
+
+def why_not_quantized() -> str | None:
+    """Why 8-bit weights cannot be measured here; None if they can."""
+    if importlib.machinery.PathFinder.find_spec("torchao", [str(QUANTIZATION), *sys.path]) is None:
+        return "torchao is not installed: `make install` puts it into .venv/quantization"
+    return None

@@ -1,0 +1,160 @@
+"""Measures arms on running services: seconds alone, images a second at saturation, latency by load.
+
+A round starts each service in turn and measures all its arms there; rounds are repeated, so that what changes
+on the machine meanwhile meets every arm. It knows the services by HTTP.
+"""
+
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.load.alone import draw
+from bench.load.arrivals import poisson
+from bench.load.connection import Connection, Place
+from bench.load.mix import MAX_SEED
+from bench.load.runs import Bench
+from bench.load.summary import Goal, Summary
+from bench.load.trace import Arrival, Fields, Trace
+from bench.plane.system import plane_system
+from bench.table.arms import BASE_ARM, Arm, Service
+from tiny.scenes import draw_scene
+
+LOADS = (0.3, 0.5, 0.7, 0.85, 0.95)
+"""The offered load of the curves, as shares of what the service gave at saturation in the same round."""
+DRAIN_SECONDS = 300.0
+NO_GOAL = Goal(seconds=DRAIN_SECONDS)
+
+
+class TableError(RuntimeError):
+    """An arm could not be measured; the message names it."""
+
+    code = "arm_failed"
+    retryable = True
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much is measured: rounds, requests alone and at saturation, seconds of a run of a curve."""
+
+    num_rounds: int = 3
+    num_alone: int = 5
+    num_saturated: int = 40
+    curve_seconds: float = 20.0
+
+
+SHORT = Amounts(num_rounds=1, num_alone=1, num_saturated=6, curve_seconds=3.0)
+
+
+@dataclass
+class Samples:
+    """What was found for an arm, a value a round; `curve` has the runs at each of `LOADS`, if any."""
+
+    arm: Arm
+    alone_seconds: list[float] = field(default_factory=list)
+    images_per_second: list[float] = field(default_factory=list)
+    step_batches: list[float] = field(default_factory=list)
+    curve: dict[float, list[Summary]] = field(default_factory=dict)
+    obeyed: float | None = None
+    """Percent of the captions that its images obey (`bench.table.quality`), if that was measured."""
+
+
+def measure(arms: Sequence[Arm], amounts: Amounts, say: Callable[[str], None]) -> list[Samples]:
+    """Measure all arms in every round. Raises `TableError`."""
+    found = {arm.key: Samples(arm) for arm in arms}
+    services = list(dict.fromkeys(arm.service for arm in arms))
+    for number in range(amounts.num_rounds):
+        # Every other round in the other order, so that a drift of the machine is no drift of an arm.
+        for service in services if number % 2 == 0 else services[::-1]:
+            say(f"round {number + 1} of {amounts.num_rounds}: {service.name}")
+            here = [found[arm.key] for arm in arms if arm.service is service]
+            _measure_service(service, here, amounts, seed=number)
+    return list(found.values())
+
+
+def _measure_service(service: Service, here: Sequence[Samples], amounts: Amounts, seed: int) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="calotype-table-") as folder,
+        plane_system(
+            Path(folder),
+            devices=service.devices,
+            overrides=service.overrides,
+            max_rows=service.max_rows,
+            model_lines=service.model_lines,
+        ) as plane,
+    ):
+        bench = Bench(Place(plane.url, plane.api_key), NO_GOAL, service.num_workers, DRAIN_SECONDS)
+        connection = Connection(bench.place, None)
+        try:
+            for samples in here:
+                _measure_arm(samples, bench, connection, amounts, seed)
+        finally:
+            connection.close()
+
+
+def _measure_arm(samples: Samples, bench: Bench, connection: Connection, amounts: Amounts, seed: int) -> None:
+    arm = samples.arm
+    requests = requests_of(arm.request, max(amounts.num_saturated, amounts.num_alone + 1), seed)
+    alone = []
+    for request in requests[: amounts.num_alone + 1]:
+        outcome = draw(request, connection)
+        if outcome.latency_seconds is None:
+            raise TableError(f"{arm.key}: a request alone is {outcome.kind}: {outcome.detail}")
+        alone.append(outcome.latency_seconds)
+    samples.alone_seconds.append(statistics.median(alone[1:]))  # the first of its kind is slow
+    saturated = bench.run(at_once(requests[: amounts.num_saturated]))
+    if saturated.summary.error_rate:
+        raise TableError(f"{arm.key}: at saturation {dict(saturated.summary.by_kind)}")
+    rate = images_per_second([one.ended_seconds or 0.0 for one in saturated.outcomes])
+    samples.images_per_second.append(rate)
+    samples.step_batches.append(saturated.summary.mean_step_batch or 1.0)
+    if arm.service is not BASE_ARM.service or arm is BASE_ARM:
+        for load in LOADS:
+            run = bench.run(at_rate(arm.request, load * rate, amounts.curve_seconds, seed))
+            samples.curve.setdefault(load, []).append(run.summary)
+
+
+def requests_of(fields: Fields, number: int, seed: int) -> list[Fields]:
+    """Requests that differ in prompt and seed alone."""
+    rng = random.Random(seed)
+    return [
+        {**fields, "prompt": draw_scene(rng, pairs=0.5).caption(), "seed": rng.randrange(MAX_SEED)}
+        for _ in range(number)
+    ]
+
+
+def at_once(requests: Sequence[Fields]) -> Trace:
+    """A trace in which all requests are due at the start."""
+    return Trace(tuple(Arrival(0.0, (request,)) for request in requests), seconds=DRAIN_SECONDS)
+
+
+def at_rate(fields: Fields, images_per_second: float, seconds: float, seed: int) -> Trace:
+    """A Poisson trace of such requests, whose first quarter does not count."""
+    rng = random.Random(seed)
+    warm_up = seconds / 4
+    instants = poisson(images_per_second, warm_up, rng)
+    instants += [warm_up + one for one in poisson(images_per_second, seconds, rng)]
+    requests = requests_of(fields, len(instants), seed)
+    arrivals = [Arrival(instant, (request,)) for instant, request in zip(instants, requests, strict=True)]
+    return Trace(tuple(arrivals), warm_up + seconds, warm_up)
+
+
+def images_per_second(ended: Sequence[float]) -> float:
+    """The rate between the ends of a saturated run's first and last quarter, when all workers were busy."""
+    ordered = sorted(ended)
+    first, last = len(ordered) // 4, len(ordered) - 1 - len(ordered) // 4
+    if last <= first or ordered[last] <= ordered[first]:
+        return len(ordered) / ordered[-1]
+    return (last - first) / (ordered[last] - ordered[first])
+
+
+def ratios(samples: Samples, base: Samples, values: Callable[[Samples], Sequence[float]]) -> list[float]:
+    """The arm ÷ the base arm, round by round."""
+    return [one / other for one, other in zip(values(samples), values(base), strict=True)]
+
+
+def by_key(found: Sequence[Samples]) -> Mapping[str, Samples]:
+    """The samples by their arm's key."""
+    return {one.arm.key: one for one in found}

@@ -1,0 +1,82 @@
+"""The table of trade-offs by hand-computed cases: rates, ratios to the base of the same round, the knee."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.table.arms import BASE_ARM, BASE_SETTINGS, FACTORS, QUANTIZED, SERVICES, arms, why_not_quantized
+from bench.table.measured import Samples, at_once, at_rate, images_per_second, ratios, requests_of
+from bench.table.quality import QualityCurve
+from bench.table.report import effects_of, rows, spread, write
+
+
+def samples() -> list[Samples]:
+    four, none = FACTORS["steps"][0], FACTORS["workers"][0]
+    return [
+        Samples(BASE_ARM, [1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [4.0, 4.0, 5.0]),
+        Samples(four, [0.5, 0.8, 0.6], [40.0, 40.0, 90.0], [6.0, 6.0, 6.0]),
+        Samples(none, [1.0, 1.0, 1.0], [5.0, 10.0, 15.0], [8.0, 8.0, 8.0]),
+    ]
+
+
+def test_the_rate_of_a_saturated_run_leaves_out_its_first_and_last_quarter() -> None:
+    ended = [0.1, 0.2, 5.0, 6.0, 7.0, 8.0, 30.0, 40.0]
+    assert images_per_second(ended) == pytest.approx((5 - 2) / (8.0 - 5.0))
+    assert images_per_second([2.0]) == pytest.approx(0.5)
+
+
+def test_an_arm_is_compared_with_the_base_of_its_own_round() -> None:
+    base, four, _ = samples()
+    assert ratios(four, base, lambda one: one.images_per_second) == [4.0, 2.0, 3.0]
+    assert spread(ratios(four, base, lambda one: one.alone_seconds)) == pytest.approx((0.4, 0.2, 0.5))
+
+
+def test_a_factor_starts_at_the_setting_of_the_base() -> None:
+    steps, workers = effects_of(samples(), "images_per_second")
+    assert (steps.factor, steps.settings, steps.ratios) == ("steps", ["20", "4"], [1.0, 3.0])
+    assert (list(steps.lows), list(steps.highs)) == ([1.0, 2.0], [1.0, 4.0])
+    assert (workers.settings, workers.ratios) == (["2", "1"], [1.0, 0.5])
+
+
+def test_the_knee_is_the_fewest_steps_within_two_points_of_the_best() -> None:
+    assert QualityCurve("ddim", (1, 2, 4, 8, 20), (10.0, 60.0, 88.1, 90.0, 89.0)).knee == 4
+    assert QualityCurve("ddim", (1, 2), (50.0, 60.0)).knee == 2
+
+
+def test_arms_have_names_of_their_own_and_change_the_base_in_one_thing() -> None:
+    everything = [BASE_ARM, *(arm for one in FACTORS.values() for arm in one)]
+    assert len({arm.key for arm in everything}) == len(everything)
+    assert BASE_SETTINGS.keys() == FACTORS.keys()
+    for arm in everything[1:]:
+        assert (arm.service is not BASE_ARM.service) != bool(arm.changes), arm.key
+    assert len({service.name for service in (*SERVICES, QUANTIZED)}) == len(SERVICES) + 1
+    is_measured = any(arm.service is QUANTIZED for arm in arms())
+    assert is_measured == (why_not_quantized() is None)
+
+
+def test_requests_of_an_arm_differ_in_prompt_and_seed_and_are_the_same_in_each_arm() -> None:
+    first, again = (requests_of({"num_inference_steps": steps}, 20, seed=3) for steps in (4, 20))
+    assert len({one["seed"] for one in first}) == 20
+    assert [one["prompt"] for one in first] == [one["prompt"] for one in again]
+    trace = at_rate({"num_inference_steps": 4}, 2.0, 20.0, seed=1)
+    assert trace.images_per_second == pytest.approx(2.0)
+    assert {one.due_seconds for one in at_once(first).arrivals} == {0.0}
+
+
+def test_the_files_have_every_sample_and_the_medians(tmp_path: Path) -> None:
+    quality = [QualityCurve("ddim", (2, 4), (70.0, 90.0))]
+    found = samples()
+    found[1].obeyed = 91.5
+    paths = write(found, quality, ["a note"], {"cores": 2}, tmp_path)
+    document = json.loads((tmp_path / "table.json").read_text())
+    assert document["arms"][1]["images_per_second"] == [40.0, 40.0, 90.0]
+    assert document["quality"][0]["knee"] == 4
+    text = (tmp_path / "table.md").read_text()
+    assert (
+        "| steps | 4 | 0.6 (0.5 to 0.8) | 0.4 (0.2 to 0.5) | 40 (40 to 90) | 3 (2 to 4) | 6 | 91.5 |" in text
+    )
+    assert text.endswith("a note\n")
+    assert {"plane.png", "plane.svg", "effects-throughput.png", "quality.svg"} <= {one.name for one in paths}
+    (base, *_) = rows(samples())
+    assert base["throughput_ratio"] == (1.0, 1.0, 1.0)
