@@ -177,6 +177,9 @@ def bench(
         _show(found, paths)
     if any(run.summary.by_kind.get("wrong") for run in found.runs):
         fail("an image was not the one that its job names: see requests-*.csv")
+    repeats, level = found.further.get("repeats"), found.about["service"]["determinism"]
+    if repeats and not repeats["is_within_one"] and level != "not repeatable":
+        fail(f"an image drawn again, alone, differs by {repeats['largest_difference']} of 255")
 
 
 def _of(option: str, read: Callable[[], T]) -> T:

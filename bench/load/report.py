@@ -15,10 +15,8 @@ from bench import charts
 from bench.charts import Curve, Level, Mark, Panel
 from bench.load import outcomes as outcome_files
 from bench.load import trace as trace_files
-from bench.load.outcomes import Outcome
-from bench.load.summary import STAGES, Goal, Summary
-from bench.load.trace import Trace
-from bench.load.utilisation import Use
+from bench.load.runs import Run
+from bench.load.summary import STAGES, Goal
 
 RESULT = "result.json"
 WINDOWS, MIN_IN_WINDOW = 12, 20
@@ -30,31 +28,6 @@ class ResultError(ValueError):
 
     code = "invalid_result"
     retryable = False
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run: what was offered, what became of it, its figures, and what it took of the machine."""
-
-    rate: float
-    trace: Trace
-    outcomes: Sequence[Outcome]
-    summary: Summary
-    use: Use
-
-    @property
-    def name(self) -> str:
-        """For tables, plots and files."""
-        return f"{self.rate:.3g} images/s"
-
-    def in_short(self) -> str:
-        """A line about the run."""
-        one, latency = self.summary, self.summary.latency
-        good = "" if one.in_goal_share is None else f", {one.in_goal_share:.1%} in goal"
-        return (
-            f"{self.name} offered: {one.images_per_second:.3g} images/s, p50 {latency.p50:.3g} s, "
-            f"p95 {latency.p95:.3g} s, {one.error_rate:.1%} missed{good}"
-        )
 
 
 @dataclass
@@ -158,6 +131,26 @@ def remarks(measurement: Measurement) -> list[str]:
             )
         if run.use.unread:
             found.append(f"{run.name}: no metrics from {', '.join(run.use.unread)}")
+    return [*found, *conclusions(measurement)]
+
+
+def conclusions(measurement: Measurement) -> list[str]:
+    """What a search and repeated images found."""
+    found = []
+    search, repeats = measurement.further.get("search"), measurement.further.get("repeats")
+    if search:
+        rate, share = search["offered_at_knee"], f"{search['target']:.0%} in goal"
+        if rate is None:
+            found.append(f"knee: none, no rate had {share}; start lower, with --rate")
+        elif not search["is_bounded"]:
+            found.append(f"knee: above {rate:.3g} images/s: every rate had {share}; allow more --max-runs")
+        else:
+            found.append(f"knee: {rate:.3g} images/s, the highest offered rate with {share}")
+    if repeats:
+        found.append(
+            f"repeats: {repeats['num_equal']} of {repeats['num_images']} images drawn again alone have equal "
+            f"bytes; the largest difference of a pixel is {repeats['largest_difference']} of 255"
+        )
     return found
 
 

@@ -12,13 +12,13 @@ from bench.load.arrivals import Instants, ramp
 from bench.load.connection import LOST, Connection, Place
 from bench.load.jobs import JobRoute
 from bench.load.mix import Mix, Weighted, only
-from bench.load.report import Run
+from bench.load.outcomes import Outcome
 from bench.load.search import Found, search
 from bench.load.send import Route, send
-from bench.load.summary import Goal, summarise
+from bench.load.summary import Goal, Summary, summarise
 from bench.load.trace import Form, Trace, drawn_at
 from bench.load.uploads import upload
-from bench.load.utilisation import watched
+from bench.load.utilisation import Use, watched
 
 USUAL_LOAD = 0.7
 """The rate of a run that names none, as a share of what the workers do one image at a time."""
@@ -126,6 +126,31 @@ class Load:
                 "seed": self.seed,
                 **self.mix.described(),
             },
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what was offered, what became of it, its figures, and what it took of the machine."""
+
+    rate: float
+    trace: Trace
+    outcomes: Sequence[Outcome]
+    summary: Summary
+    use: Use
+
+    @property
+    def name(self) -> str:
+        """For tables, plots and files."""
+        return f"{self.rate:.3g} images/s"
+
+    def in_short(self) -> str:
+        """A line about the run."""
+        one, latency = self.summary, self.summary.latency
+        good = "" if one.in_goal_share is None else f", {one.in_goal_share:.1%} in goal"
+        return (
+            f"{self.name} offered: {one.images_per_second:.3g} images/s, p50 {latency.p50:.3g} s, "
+            f"p95 {latency.p95:.3g} s, {one.error_rate:.1%} missed{good}"
         )
 
 

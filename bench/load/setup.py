@@ -13,8 +13,19 @@ from typing import Any
 from bench.load.alone import MAX_CLASSES, AloneError, classes_of, measure_alone, repeat
 from bench.load.connection import Connection, Place
 from bench.load.mix import Mix, Weighted
-from bench.load.report import Measurement, Run
-from bench.load.runs import Bench, Load, Pattern, Served, ServiceError, find_knee, look, usual_mix, usual_rate
+from bench.load.report import Measurement
+from bench.load.runs import (
+    Bench,
+    Load,
+    Pattern,
+    Run,
+    Served,
+    ServiceError,
+    find_knee,
+    look,
+    usual_mix,
+    usual_rate,
+)
 from bench.load.summary import Goal
 from bench.load.trace import Trace
 

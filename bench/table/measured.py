@@ -22,7 +22,7 @@ from bench.plane.system import plane_system
 from bench.table.arms import BASE_ARM, Arm, Service
 from tiny.scenes import draw_scene
 
-LOADS = (0.3, 0.5, 0.7, 0.85, 0.95)
+LOADS = (0.3, 0.6, 0.8, 0.95)
 """The offered load of the curves, as shares of what the service gave at saturation in the same round."""
 DRAIN_SECONDS = 300.0
 NO_GOAL = Goal(seconds=DRAIN_SECONDS)
@@ -42,7 +42,7 @@ class Amounts:
     num_rounds: int = 3
     num_alone: int = 5
     num_saturated: int = 40
-    curve_seconds: float = 20.0
+    curve_seconds: float = 15.0
 
 
 SHORT = Amounts(num_rounds=1, num_alone=1, num_saturated=6, curve_seconds=3.0)

@@ -16,7 +16,7 @@ from engine.request import SCHEDULERS
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 30, 50)
 SAMPLERS = ("ddim", "dpmpp_2m")
 POINTS_OF_KNEE = 2.0
-NUM_CAPTIONS = 200
+NUM_CAPTIONS = 100
 GUIDANCE_SCALE = 4.0
 
 

@@ -130,6 +130,15 @@ def test_importing_it_leaves_torch_out(module: str) -> None:
     assert answer.returncode == 0, answer.stderr
 
 
+@pytest.mark.parametrize("module", ["cli.__main__", "bench.load.runs", "bench.load.summary"])
+def test_importing_it_leaves_the_library_for_plots_out(module: str) -> None:
+    check = f"import sys, {module}; sys.exit('matplotlib' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
 def test_a_task_that_diffusers_names_after_the_model_imports_no_other_pipelines() -> None:
     """A worker of Stable Diffusion would otherwise import every pipeline of diffusers at its start."""
     check = (

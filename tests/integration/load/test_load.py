@@ -8,6 +8,7 @@ import pytest
 from bench.load.arrivals import constant
 from bench.load.connection import Place
 from bench.load.mix import Mix, only
+from bench.load.report import conclusions
 from bench.load.runs import Bench, Load, ServiceError
 from bench.load.setup import Search, Setup, measure
 from bench.load.summary import Goal
@@ -120,6 +121,8 @@ def test_a_measurement_has_times_alone_runs_and_repeated_images() -> None:
     document = found.as_json()
     assert document["service"]["model"] == "fake"
     assert document["runs"][0]["goal"] == "within 20 times alone"
+    (said,) = conclusions(found)
+    assert said.startswith("repeats: 3 of 3 images drawn again alone have equal bytes;")
 
 
 def test_without_a_rate_the_load_is_a_share_of_what_the_workers_do_one_by_one() -> None:
@@ -128,14 +131,20 @@ def test_without_a_rate_the_load_is_a_share_of_what_the_workers_do_one_by_one() 
     assert 0 < found.runs[0].rate <= 7.0, "0.7 of at most 10 images/s"
 
 
-def test_a_search_reports_the_knee_and_whether_it_is_bounded() -> None:
+def test_a_search_says_what_it_found() -> None:
     with served(FakeService(draw_seconds=0.05)) as service:
         found = measure(
             setup(rates=[4.0], search=Search(target=0.9, max_runs=4)), Place(service.url, "calo_key")
         )
-    assert found.knee in found.runs
-    assert found.further["search"]["is_bounded"] is True
     assert len(found.runs) <= 4
+    (said,) = conclusions(found)
+    search = found.further["search"]
+    if found.knee is None:
+        assert "none, no rate" in said
+    else:
+        assert found.knee in found.runs
+        assert f"{search['offered_at_knee']:.3g} images/s" in said
+    assert ("above" in said) == (found.knee is not None and not search["is_bounded"])
 
 
 def test_a_service_that_cannot_be_measured_says_why() -> None:

@@ -5,8 +5,7 @@ import pytest
 from bench.load.arrivals import constant, poisson
 from bench.load.mix import Mix, only
 from bench.load.outcomes import Outcome
-from bench.load.report import Run
-from bench.load.runs import Load, find_knee
+from bench.load.runs import Load, Run, find_knee
 from bench.load.search import search
 from bench.load.summary import Goal, summarise
 from bench.load.trace import Trace
