@@ -28,7 +28,7 @@ POSTGRES_IMAGE = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD_FILE"}
 PYTHON = {"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "HOME"}
 IN_THE_IMAGES = {"test", "pg_isready", "valkey-cli", "wget"}
 """Programs that health checks call; that other projects' images contain them is from their documentation."""
-ON_THE_HOST = {"cp", "docker", "git", "honcho", "install", "make", "sh", "sleep", "systemctl"}
+ON_THE_HOST = {"cp", "docker", "git", "honcho", "install", "kubectl", "make", "sh", "sleep", "systemctl"}
 
 
 def problems(deployment: Deployment) -> list[str]:

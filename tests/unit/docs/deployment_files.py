@@ -17,7 +17,7 @@ import yaml
 
 from settings import ROOT
 
-HOWTOS = ("deploy-with-compose", "deploy-with-systemd", "use-your-own-services")
+HOWTOS = ("autoscale-workers", "deploy-with-compose", "deploy-with-systemd", "use-your-own-services")
 PAGES = tuple(f"docs/howto/{name}.md" for name in HOWTOS)
 FILES = ("Procfile", "docker-compose.yml", "Dockerfile", ".dockerignore", ".env.example", "deploy", *PAGES)
 HOME = "/opt/calotype"
@@ -120,18 +120,18 @@ class Deployment:
         for name, service in self.services.items():
             if "build" in service:
                 words = service.get("command") or self.stage(service["build"]["target"], "CMD")[-1]
-                found += _in_shell(f"docker-compose.yml: {name}", words)
+                found += in_shell(f"docker-compose.yml: {name}", words)
             if "healthcheck" in service:
                 kind, *words = service["healthcheck"]["test"]
                 words = ["sh", "-c", words[0]] if kind == "CMD-SHELL" else words
-                found += _in_shell(f"docker-compose.yml: {name} healthcheck", words)
+                found += in_shell(f"docker-compose.yml: {name} healthcheck", words)
         for target in ("api", "worker"):
             found += [Command(f"Dockerfile: {target}", words) for words in self.stage(target, "CMD")[-1:]]
         for name, unit in self.units.items():
             if unit.has_option("Service", "ExecStart"):
                 line = unit["Service"]["ExecStart"].replace(f"{HOME}/.venv/bin/", "")
                 words = shlex.split(line.replace("%i", "cuda:0").replace("/bin/sh", "sh"))
-                found += _in_shell(name, words)
+                found += in_shell(name, words)
         for page in PAGES:
             found += [Command(page, words) for words in _shell_blocks(self.text(page))]
         return found
@@ -171,7 +171,8 @@ def mounted(service: dict[str, Any]) -> dict[str, str]:
     return {f"/run/secrets/{entry['target']}": entry["source"] for entry in entries}
 
 
-def _in_shell(place: str, words: list[str]) -> list[Command]:
+def in_shell(place: str, words: list[str]) -> list[Command]:
+    """The commands of a line, or of each line of a shell's script."""
     if words[:2] not in (["sh", "-c"], ["sh", "-ec"]):
         return [Command(place, words)]
     lines = re.sub(r"\\\n\s*", "", words[2].replace("$$", "$").strip()).splitlines()
