@@ -1,0 +1,137 @@
+"""The rules of the manifest keep a simulated fleet calm, let it go to none and back, and lose no job."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.autoscaling.__main__ import FULL_SHARE, PARTS, Sizes, by_queue_length, manifest_rules, with_share
+from bench.autoscaling.day import SIGNALS, Conditions, Day, run_day
+from bench.autoscaling.device import H200_512, FleetJob, new_worker
+from bench.autoscaling.rules import Rules
+from bench.autoscaling.traffic import Arrival, Burst, Traffic, arrivals
+from engine.policy.fleet import SimulatedFleet
+
+HOUR = 3600.0
+RULES = manifest_rules(max_workers=40)
+USUAL = Conditions()
+
+
+def steady(load: float, hours: float, noise: float = 0.1, seed: int = 1, **fields: Any) -> list[Arrival]:
+    """Traffic that would keep `load` devices busy, without a daily wave."""
+    rate = load / (H200_512.image_seconds * Traffic(1).mean_images)
+    return list(arrivals(Traffic(rate, hours * HOUR, night=1.0, noise=noise, **fields), seed))
+
+
+def served(jobs: Iterable[Arrival], hours: float, rules: Rules | None = RULES, **conditions: Any) -> Day:
+    return run_day(H200_512, jobs, hours * HOUR, rules, replace(USUAL, **conditions))
+
+
+def test_the_triggers_of_the_manifest_are_those_that_are_simulated() -> None:
+    assert [trigger.name for trigger in RULES.triggers] == list(SIGNALS)
+    assert RULES.triggers[0].threshold == pytest.approx(FULL_SHARE * H200_512.full_seconds, abs=0.5)
+
+
+@pytest.mark.parametrize(("seed", "noise"), [(1, 0.1), (2, 0.1), (3, 0.3)])
+def test_a_constant_load_with_noise_hardly_ever_brings_back_a_worker_that_was_just_removed(
+    seed: int, noise: float
+) -> None:
+    day = served(steady(8, 4, noise, seed), 4)
+    assert day.num_reversals(since=HOUR) <= 1
+    assert day.num_changes(since=HOUR) <= 4 * 3
+    assert min(number for at, number in day.workers if at > HOUR) > 8
+
+
+def test_rules_without_windows_would_flap() -> None:
+    hasty = replace(RULES, down=replace(RULES.down, stabilization_seconds=0.0))
+    assert served(steady(8, 4), 4, hasty).num_reversals(since=HOUR) > 10
+
+
+def test_all_workers_go_after_the_cooldown_and_the_first_job_brings_one_back() -> None:
+    start_seconds = 90.0
+    day = served([Arrival(0.0, 1), Arrival(HOUR, 1)], 2, start_seconds=start_seconds)
+    first, second = sorted(day.runs, key=lambda run: run.arrived_at)
+    (none_at, *_) = [at for at, number in day.workers if number == 0 and at > 0]
+    assert none_at - first.ended_at == pytest.approx(RULES.cooldown_seconds, abs=3 * RULES.polling_seconds)
+    assert day.num_workers(HOUR - 1) == 0
+    image_seconds = H200_512.num_steps * H200_512.steps.at(2)
+    longest = start_seconds + image_seconds + 2 * RULES.polling_seconds
+    assert start_seconds + image_seconds < second.latency_seconds < longest
+    assert day.num_workers(2 * HOUR) == 0
+
+
+def test_a_burst_ends_without_a_worker_that_is_removed_before_its_jobs_have_ended() -> None:
+    jobs = steady(6, 3, burst=Burst(HOUR, 600.0, 4.0))
+    day = served(jobs, 3)
+    assert len(day.runs) == len(jobs)
+    assert max(number for _, number in day.workers) > 2 * day.num_workers(HOUR)
+    assert len(day.drains) > 10
+    assert day.num_cut(USUAL.drain_seconds) == 0
+
+
+def test_by_queue_length_workers_are_wanted_only_once_all_are_overfull() -> None:
+    jobs = steady(6, 2)
+    by_length, by_seconds = (served(jobs, 2, rules).waits() for rules in (by_queue_length(RULES), RULES))
+    after_the_start = int(0.75 * len(jobs))
+    assert by_length[after_the_start] > 30
+    assert by_seconds[after_the_start] < 5
+
+
+def test_a_lower_threshold_costs_devices_and_saves_waiting() -> None:
+    jobs = steady(6, 2)
+    few, many = (served(jobs, 2, with_share(RULES, share)) for share in (1.5, 0.5))
+    assert many.worker_seconds > 1.2 * few.worker_seconds
+    assert sum(many.waits()) < sum(few.waits())
+
+
+def test_queued_bulk_work_asks_for_the_workers_that_end_it_in_time_and_not_for_more() -> None:
+    num_jobs = 1500
+    day = served([Arrival(0.0, 4, "bulk")] * num_jobs, 2)
+    work = 4 * num_jobs * H200_512.image_seconds
+    bulk = next(trigger for trigger in RULES.triggers if trigger.name == "bulk-work")
+    assert max(number for _, number in day.workers) == math.ceil(work / bulk.threshold)
+    assert len(day.runs) == num_jobs
+
+
+def test_one_worker_starts_for_a_tier_that_has_no_profile() -> None:
+    unknown = replace(RULES, triggers=RULES.triggers[-1:])
+    day = served(steady(4, 0.2), 0.2, unknown)
+    assert max(number for _, number in day.workers) == 1
+
+
+def test_the_seconds_of_workers_are_counted_from_their_start_to_the_end_of_their_drain() -> None:
+    day = served([Arrival(0.0, 1)], 1, start_seconds=100.0)
+    (start, _), (end, _) = day.workers[-2:]
+    assert day.worker_seconds == pytest.approx(end - start)
+
+
+def test_a_fixed_fleet_is_counted_whole() -> None:
+    day = served(steady(2, 1), 1, None, num_workers=4)
+    assert day.worker_seconds == pytest.approx(4 * day.seconds)
+    assert day.num_changes() == 0
+
+
+def test_the_traffic_has_its_rate_its_wave_and_its_burst() -> None:
+    traffic = Traffic(2.0, 4 * HOUR, night=0.1, burst=Burst(HOUR, 600.0, 3.0))
+    assert traffic.rate(2 * HOUR) == pytest.approx(2.0)
+    assert traffic.rate(0.0) == pytest.approx(0.2)
+    assert traffic.rate(HOUR) == pytest.approx(3 * traffic.rate(3 * HOUR))
+    found = list(arrivals(replace(traffic, burst=None), seed=3))
+    assert len(found) == pytest.approx(2.0 * 0.55 * 4 * HOUR, rel=0.05)
+    assert found == sorted(found, key=lambda job: job.at)
+    assert found == list(arrivals(replace(traffic, burst=None), seed=3))
+
+
+def test_a_full_fleet_draws_the_images_that_the_curve_says() -> None:
+    fleet = SimulatedFleet([new_worker(H200_512)])
+    runs = [fleet.submit(FleetJob(4), 0.0) for _ in range(3)]
+    assert len(list(fleet.run())) == 3
+    assert max(run.ended_at for run in runs) == pytest.approx(3 * H200_512.full_seconds, rel=0.01)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_benchmark_yields_figures(part: str) -> None:
+    names = [figure.figure for figure in PARTS[part](Sizes(num_workers=2, hours=1.2))]
+    assert len(names) == len(set(names)) > 0
