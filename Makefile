@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench bench-engine bench-faults bench-kills bench-fronts bench-plane bench-table clean
+.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench bench-engine bench-faults bench-kills bench-fronts bench-plane bench-table bench-peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -82,6 +82,12 @@ bench-plane: $(INSTALLED) ## measure the job plane against its bars, in bench-ou
 
 bench-table: $(INSTALLED) ## measure what steps, resolution, batching, workers and less work change, in bench-output/table (50 minutes on two idle cores)
 	@$(BIN)/python -m bench.table
+
+bench-peers: $(INSTALLED) ## measure the service beside LitServe, Ray Serve, BentoML and Celery tasks, in bench-output/peers.json (35 minutes on two idle cores)
+	@for list in bench/peers/packages/*.txt; do folder=build/peers/$$(basename $$list .txt); \
+	  cmp -s $$list $$folder/installed.txt || { rm -rf $$folder; $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps \
+	    --target $$folder -r $$list && cp $$list $$folder/installed.txt || echo "    $$list does not install: left out"; }; done
+	@$(BIN)/python -m bench.peers
 
 clean: ## remove what make built; keep data
 	@rm -rf $(VENV) build

@@ -1,10 +1,11 @@
-"""One simulated device under six strategies of batching: each serves a trace and writes when images ended.
+"""One simulated device under seven strategies of batching: each serves a trace and writes when images ended.
 
 The strategies of continuous batching are policies on the device of `engine.policy.simulation`: `ours` is the
 engine's own policy. The dynamic strategies run batches to their end, at exactly the rows that they have. It
 does not know figures, nor any seconds but those of `Work`.
 """
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -52,6 +53,44 @@ def padded_dynamic(timeout_seconds: float) -> Strategy:
             return arrival.side
 
         _serve_batches(work, trace, group_of, timeout_seconds, has_deadlines=has_deadlines)
+
+    return serve
+
+
+def oldest_grouped(timeout_seconds: float, *, max_requests: int) -> Strategy:
+    """The oldest `max_requests`, whatever they are, in groups of equal parameters, one group after the other.
+
+    The next requests are taken only once all groups have ended. This is the policy of Aquiles-Image 0.8.3
+    (github.com/Aquiles-ai/Aquiles-Image, `aquilesimage/runtime/batch_inf.py`: `BatchPipeline`) on one device:
+    a group has equal size, step count, number of images and seed, and any guidance scale. Here the seeds are
+    equal: with seeds of their own, no two requests share a group. Aquiles-Image runs the groups of a batch in
+    threads at once; one after the other they end no later on one device.
+    """
+
+    def serve(work: Work, trace: Sequence[Arrival]) -> None:
+        waiting: deque[Arrival] = deque()
+        upcoming = deque(trace)
+        now = 0.0
+        while waiting or upcoming:
+            while upcoming and upcoming[0].arrived_at <= now:
+                waiting.append(upcoming.popleft())
+            is_due = waiting and now >= waiting[0].arrived_at + timeout_seconds
+            if not is_due and len(waiting) < max_requests:
+                events = [one.arrived_at for one in itertools.islice(upcoming, 1)]
+                now = min(
+                    [*events, *(one.arrived_at + timeout_seconds for one in itertools.islice(waiting, 1))]
+                )
+                continue
+            taken = [waiting.popleft() for _ in range(min(max_requests, len(waiting)))]
+            groups: dict[object, list[Arrival]] = {}
+            for arrival in taken:
+                groups.setdefault((arrival.side, arrival.num_steps), []).append(arrival)
+            for group in groups.values():
+                num_rows = sum(arrival.num_rows for arrival in group)
+                now += group[0].num_steps * work.step_seconds(group[0].side, num_rows)
+                now += len(group) * work.image_seconds
+                for arrival in group:
+                    arrival.ended_at = now
 
     return serve
 

@@ -12,19 +12,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.configuration import ROOT
+from bench.equal_batches import batches_of
 from bench.workload import MODEL
 from engine.policy.buckets import MULTIPLES_OF_FOUR
 from engine.request import GenerationRequest
 from local.endpoints import base_environment
-
-MAX_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -108,20 +106,6 @@ def _as_json(request: GenerationRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in names}
 
 
-def batches_of(
-    requests: Sequence[dict[str, Any]], max_rows: int = MAX_ROWS
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield batches of requests with equal steps, scale and size, of at most so many rows each."""
-    equal: defaultdict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for one in requests:
-        names = ("num_inference_steps", "guidance_scale", "width", "height")
-        equal[tuple(one[name] for name in names)].append(one)
-    for (_, scale, *_), members in equal.items():
-        size = max_rows // 2 if scale > 1 else max_rows
-        for start in range(0, len(members), size):
-            yield members[start : start + size]
-
-
 def main() -> None:
     """Answer every line of the input."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -158,7 +142,7 @@ class _Model:
         self._pipeline.set_progress_bar_config(disable=True)
         self._forward = self._pipeline.unet.forward
 
-    def draw(self, requests: Sequence[dict[str, Any]], *, bucket: bool = False) -> None:
+    def draw(self, requests: Sequence[Mapping[str, Any]], *, bucket: bool = False) -> None:
         """Draw these in one call, with its rows padded to the engine's bucket if asked."""
         self._pipeline.unet.forward = self._padded if bucket else self._forward
         first = requests[0]

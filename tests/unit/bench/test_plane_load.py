@@ -7,8 +7,8 @@ import threading
 import time
 from typing import Any
 
+from bench.equal_batches import batches_of
 from bench.plane.load import Connection, body_of, csv_of, in_closed_loop, in_open_loop
-from bench.plane.pipeline import batches_of
 from bench.workload import mixed_requests
 from engine.request import GenerationRequest
 

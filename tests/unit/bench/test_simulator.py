@@ -11,6 +11,7 @@ from bench.simulated_strategies import (
     continuous_fifo,
     continuous_shortest,
     keyed_dynamic,
+    oldest_grouped,
     one_at_a_time,
     ours,
     padded_dynamic,
@@ -38,6 +39,8 @@ STRATEGIES = [
     keyed_dynamic(0.0),
     keyed_dynamic(0.2),
     padded_dynamic(0.0),
+    oldest_grouped(0.0, max_requests=8),
+    oldest_grouped(0.2, max_requests=8),
 ]
 SIZES = Work(
     tables={16: StepTable(ANCHOR_STEP_SECONDS), 24: StepTable({1: 0.03, 8: 0.12})},
@@ -164,3 +167,15 @@ def test_longest_class_pays_little_for_it() -> None:
 def test_goodput_of_keyed_batches_is_far_below_ours() -> None:
     keyed = goodput(Work(), keyed_dynamic(0.0), 1, 2000)
     assert goodput(Work(), with_deadlines(ours), 1, 2000) >= 3.5 * keyed
+
+
+def test_oldest_grouped_takes_no_request_before_all_groups_have_ended() -> None:
+    work = Work(tables={16: StepTable({1: 1.0, 2: 1.0})})
+    trace = [
+        Arrival(0.0, 4, 1, 16, "a", 4.0),
+        Arrival(0.0, 2, 1, 16, "a", 2.0),
+        Arrival(0.0, 4, 1, 16, "a", 4.0),
+        Arrival(0.5, 2, 1, 16, "a", 2.0),
+    ]
+    oldest_grouped(0.0, max_requests=3)(work, trace)
+    assert [one.ended_at for one in trace] == [4.0, 6.0, 4.0, 8.0]

@@ -1,0 +1,32 @@
+"""`make bench-peers`: the usual Celery task runs on the embedded Valkey, is stopped, killed and counted."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from bench.peers.arms import references_of
+from bench.peers.load import Load, at_once, balanced_requests
+from bench.peers.peer import PEERS, Settings, started
+from bench.peers.service import awake
+
+SIDE = 64
+FLASK = ("flask", "--app", "bench.peers.celery_front:application", "run", "--port", "PORT")
+"""In place of gunicorn, which is not among our packages."""
+
+
+def test_a_celery_task_draws_what_the_bare_pipeline_draws_and_survives_a_stop_and_a_kill(
+    tmp_path: Path,
+) -> None:
+    [celery] = [peer for peer in PEERS if peer.name == "Celery task"]
+    celery = replace(celery, commands=[celery.commands[0], FLASK])
+    requests = [replace(one, num_inference_steps=4) for one in balanced_requests(6, SIDE, 0)]
+    load = Load(references_of(requests[:2]))
+    with started(celery, Settings(), tmp_path / "packages", tmp_path / "service") as service:
+        service.suspend()
+        with awake(service, requests[:1]):
+            run = load.run(service, at_once(requests), "capacity")
+        assert run.num_lost == 0, run.errors
+        assert run.cpu_seconds > 0
+        service.resume()
+        killed = load.run(service, at_once(requests), "kill", at={3: service.kill_worker})
+        assert killed.num_lost == 0, killed.errors
+    assert not [one for one in service.processes() if one.is_running()]
