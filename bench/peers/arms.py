@@ -46,6 +46,11 @@ class Amounts:
     loads: Sequence[float] = LOADS
     sizes: Sequence[int] = (1, 4, 8, 16, 32)
     solo_repeats: int = 3
+    sweeps_waits: bool = True
+
+    def sizes_of(self, peer: Peer) -> Sequence[int]:
+        """The batch sizes that are tried of a peer; its first one if it has none of ours."""
+        return [size for size in peer.sizes if size in self.sizes] or peer.sizes[:1]
 
 
 WHOLE = Amounts()
@@ -57,8 +62,9 @@ SHORT = Amounts(
     num_kill=8,
     seeds=(1,),
     loads=(JUDGED_LOAD,),
-    sizes=(1, 8),
+    sizes=(8,),
     solo_repeats=1,
+    sweeps_waits=False,
 )
 Cost = Callable[[Run], tuple[float, ...]]
 """What a setting is chosen by: the least is best."""
@@ -168,7 +174,7 @@ def measure_capacities(comparison: Comparison) -> dict[str, float]:
     amounts, found = comparison.amounts, {}
     for peer in comparison.peers():
         runs: dict[Settings, Run] = {}
-        for size in (size for size in peer.sizes if size in amounts.sizes):
+        for size in amounts.sizes_of(peer):
             settings = Settings(size, peer.saturated_wait_seconds)
             use = partial(_saturate, comparison, num_saturating(size, amounts))
             if (run := attempted(comparison, peer, settings, use)) is None:
@@ -223,7 +229,7 @@ def tune(comparison: Comparison, peer: Peer, rate: float, costs: Mapping[str, Co
     for size in sizes_that_keep_up(comparison.of("capacity", peer.name), rate):
         attempt(Settings(size, middle))
     for size in {best_settings(tried, cost).max_batch for cost in costs.values()} if tried else ():
-        for wait in waits if size > 1 else ():
+        for wait in waits if size > 1 and amounts.sweeps_waits else ():
             attempt(Settings(size, wait))
     for name, cost in costs.items():
         if tried:
@@ -247,7 +253,7 @@ def measure_in_turns(comparison: Comparison, peers: Sequence[Peer], capacity: fl
     with ExitStack() as stack:
         services = [stack.enter_context(our_service(comparison.new_folder()))]
         services[0].suspend()
-        for peer in peers:
+        for peer in (one for one in peers if one.name not in comparison.left_out):
             for settings in sorted(set(_judged(comparison, peer)), key=str):
                 try:
                     service = stack.enter_context(

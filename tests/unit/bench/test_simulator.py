@@ -179,3 +179,10 @@ def test_oldest_grouped_takes_no_request_before_all_groups_have_ended() -> None:
     ]
     oldest_grouped(0.0, max_requests=3)(work, trace)
     assert [one.ended_at for one in trace] == [4.0, 6.0, 4.0, 8.0]
+
+
+def test_oldest_grouped_begins_when_it_is_full_or_the_oldest_has_waited() -> None:
+    work = Work(tables={16: StepTable({1: 1.0, 2: 1.0})})
+    trace = [Arrival(instant, 1, 1, 16, "a", 1.0) for instant in (0.0, 2.0, 9.0)]
+    oldest_grouped(5.0, max_requests=2)(work, trace)
+    assert [one.ended_at for one in trace] == [3.0, 3.0, 15.0]

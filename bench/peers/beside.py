@@ -1,0 +1,112 @@
+"""All phases of the comparison one after the other, and what is written while they run.
+
+It knows neither the peers' packages nor how a figure is made.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.configuration import ROOT
+from bench.figures import Figure
+from bench.parts import output_of
+from bench.peers.arms import (
+    JUDGED_LOAD,
+    SHORT,
+    SIDE,
+    WHOLE,
+    Comparison,
+    bare_rate,
+    measure_capacities,
+    measure_in_turns,
+    measure_kills,
+    references_of,
+    solo_of,
+    tune,
+)
+from bench.peers.load import Load, balanced_requests
+from bench.peers.outcome import best_peers, figures_of, plot_of, table_of
+from bench.peers.peer import PEERS
+from bench.peers.simulated import simulated
+
+FILE = "peers.json"
+PACKAGES = ROOT / "build" / "peers"
+NAMES = [peer.name for peer in PEERS]
+NUM_REFERENCES = 10
+
+
+def measure(
+    *,
+    is_short: bool,
+    only: Sequence[str] = NAMES,
+    packages: Path = PACKAGES,
+    folder: Path | None = None,
+) -> Iterator[Figure]:
+    """Measure all phases; every run is written beside the figures after each phase."""
+    folder = folder or output_of(FILE, only, NAMES, is_small=is_short).parent
+    amounts = SHORT if is_short else WHOLE
+    begun_at = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="peers") as services:
+        requests = balanced_requests(NUM_REFERENCES, SIDE, 1)
+        comparison = Comparison(
+            Load(references_of(requests)),
+            solo_of(SIDE, amounts.solo_repeats),
+            amounts,
+            packages,
+            Path(services),
+        )
+        for peer in PEERS:
+            if peer.name not in only:
+                comparison.leave_out(peer.name, "not asked for")
+        bare = bare_rate(balanced_requests(amounts.num_saturated_most, SIDE, 1))
+
+        def note(what: str) -> None:
+            print(f"    {time.monotonic() - begun_at:5.0f} s: {what}", flush=True)
+            write_runs(comparison, bare, folder)
+
+        note(f"plain diffusers draws {bare:.2f} images/s")
+        capacities = measure_capacities(comparison)
+        note("settings at the judged load")
+        best = best_peers(capacities, amounts.num_peers)
+        peers = [peer for peer in comparison.peers() if peer.name in best]
+        if best:
+            solo, rate = comparison.solo, JUDGED_LOAD * capacities[best[0]]
+            costs = {
+                "p95": lambda run: (run.p95_seconds,),
+                "goodput": lambda run: (-run.in_time(solo), run.p95_seconds),
+            }
+            for peer in peers:
+                tune(comparison, peer, rate, costs)
+            note("arms in turns")
+            measure_in_turns(comparison, peers, capacities[best[0]])
+            note("kills")
+            measure_kills(comparison, capacities[best[0]])
+            note("done")
+    yield from figures_of(comparison, capacities, bare)
+    yield from simulated(is_short=is_short)
+    text = "\n".join(table_of(comparison, capacities, bare))
+    (folder / "peers.md").write_text(text + "\n", encoding="utf-8")
+    if len(amounts.loads) > 1:
+        (folder / "peers.svg").write_text(plot_of(comparison), encoding="utf-8")
+    print(text)
+
+
+def write_runs(comparison: Comparison, bare_per_second: float, folder: Path) -> None:
+    """Every run so far with every request, the settings that were chosen, and what was left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "bare_images_per_second": round(bare_per_second, 3),
+        "solo_seconds": [
+            {"num_inference_steps": steps, "guidance_scale": scale, "seconds": round(seconds, 4)}
+            for (steps, scale), seconds in comparison.solo.seconds.items()
+        ],
+        "chosen": {
+            name: {what: vars(settings) for what, settings in each.items()}
+            for name, each in comparison.chosen.items()
+        },
+        "left_out": comparison.left_out,
+        "runs": [run.as_json() for run in comparison.runs],
+    }
+    (folder / "peers-runs.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
