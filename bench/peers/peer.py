@@ -218,8 +218,17 @@ def _wait_until_loaded(service: Service, processes: Sequence[tuple[Process, Path
 
 def _check(processes: Sequence[tuple[Process, Path]], deadline: float) -> None:
     for process, log in processes:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"it does not start:\n{tail(log, 20)}")
+        code = process.poll()
+        if code is not None:
+            raise RuntimeError(f"it ended with {code} at its start: {_last_line(log)}\n{tail(log, 20)}")
+    if time.monotonic() > deadline:
+        lines = "; ".join(_last_line(log) for _, log in processes)
+        raise RuntimeError(f"it has drawn nothing in {START_SECONDS:.0f} s: {lines}")
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in tail(log, 20).splitlines() if line.strip()]
+    return lines[-1] if lines else "its log is empty"
 
 
 def _end(process: Process) -> None:

@@ -1,9 +1,10 @@
-"""`make bench-peers`: the usual Celery task runs on the embedded Valkey, is stopped, killed and counted."""
+"""`make bench-peers`: a Celery task runs, is stopped, killed and counted; a peer that fails is left out."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from bench.peers.arms import references_of
+from bench.latency import Solo
+from bench.peers.arms import SHORT, Comparison, attempted, references_of
 from bench.peers.load import Load, at_once, balanced_requests
 from bench.peers.peer import PEERS, Settings, started
 from bench.peers.service import awake
@@ -30,3 +31,14 @@ def test_a_celery_task_draws_what_the_bare_pipeline_draws_and_survives_a_stop_an
         killed = load.run(service, at_once(requests), "kill", at={3: service.kill_worker})
         assert killed.num_lost == 0, killed.errors
     assert not [one for one in service.processes() if one.is_running()]
+
+
+def test_a_peer_that_does_not_start_is_left_out_with_the_reason_of_its_log(tmp_path: Path) -> None:
+    told: list[str] = []
+    comparison = Comparison(Load({}), Solo({}), SHORT, tmp_path, tmp_path, say=told.append)
+    peer = replace(PEERS[0], commands=[["bench.peers.no_such_server"]])
+    load = comparison.load
+    assert attempted(comparison, peer, Settings(), lambda service: load.run(service, [], "capacity")) is None
+    assert "No module named bench.peers.no_such_server" in comparison.left_out[peer.name]
+    assert peer.name in "".join(told)
+    assert peer not in comparison.peers()
