@@ -59,7 +59,7 @@ train-loras: $(INSTALLED) ## retrain the tiny model's LoRAs, in build/loras (hal
 card: $(INSTALLED) ## measure the tiny model and write docs/model-card.md (a quarter of an hour on two cores)
 	@$(BIN)/python -m tiny.train.card models/tiny docs
 
-bench: $(INSTALLED) ## measure the service beside its peers, in bench-output/service.json (75 minutes on two idle cores)
+bench: build/peers/installed ## measure the service beside its peers, in bench-output/service.json (75 minutes on two idle cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.service
 
 bench-engine: $(INSTALLED) ## measure the engine against its bars, in bench-output/engine.json (40 minutes on two shared cores)
@@ -83,11 +83,15 @@ bench-plane: $(INSTALLED) ## measure the job plane against its bars, in bench-ou
 bench-table: $(INSTALLED) ## measure what steps, resolution, batching, workers and less work change, in bench-output/table (50 minutes on two idle cores)
 	@$(BIN)/python -m bench.table
 
-bench-peers: $(INSTALLED) ## measure the service beside LitServe, Ray Serve, BentoML and Celery tasks, in bench-output/peers.json (35 minutes on two idle cores)
+bench-peers: build/peers/installed ## measure the service beside LitServe, Ray Serve, BentoML and Celery tasks, in bench-output/peers.json (35 minutes on two idle cores)
+	@$(BIN)/python -m bench.peers
+
+# What does not install is left out, and named in the figures.
+build/peers/installed: $(INSTALLED) $(wildcard bench/peers/packages/*.txt)
 	@for list in bench/peers/packages/*.txt; do folder=build/peers/$$(basename $$list .txt); \
 	  cmp -s $$list $$folder/installed.txt || { rm -rf $$folder; $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps \
 	    --target $$folder -r $$list && cp $$list $$folder/installed.txt || echo "    $$list does not install: left out"; }; done
-	@$(BIN)/python -m bench.peers
+	@touch $@
 
 clean: ## remove what make built; keep data
 	@rm -rf $(VENV) build

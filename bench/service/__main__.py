@@ -20,6 +20,7 @@ FILE = "service.json"
 PARTS = {
     "join": "bench.service.join",
     "s3": "bench.overlap",
+    "peers": "bench.peers.beside",
 }
 """The module of each part, which is imported when its turn comes."""
 
