@@ -33,8 +33,8 @@ FORMER_PART = "text_model"
 """An attribute of CLIP's text encoder that transformers 5 removed: the encoder itself takes its place.
 Pipelines still read it if `clip_skip` is given."""
 
-DEVICE, KNOWN_DEVICE = "_execution_device", "_known_execution_device"
-"""A property of diffusers' pipelines, and where a call's copy keeps its value."""
+DEVICE, ORIGINAL = "_execution_device", "_copied_from"
+"""A property of diffusers' pipelines, and where a call's copy keeps the pipeline whose device it tells."""
 
 Pad = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 """Returns the arguments of the named module with their texts padded."""
@@ -200,7 +200,7 @@ class PipelineCall:
         own = copy.copy(pipeline)
         if hasattr(type(pipeline), DEVICE):
             own.__class__ = _located(type(pipeline))  # type: ignore[arg-type]  # a class is hashable
-            vars(own)[KNOWN_DEVICE] = _device_of(pipeline)
+            vars(own)[ORIGINAL] = pipeline
         self._copies.append(own)
         for name, value in vars(pipeline).items():
             if id(value) in parts:
@@ -234,7 +234,7 @@ def _located(kind: Any) -> Any:
 
     diffusers' property looks for hooks in every module of every component, which takes milliseconds.
     """
-    known = property(lambda pipeline: vars(pipeline)[KNOWN_DEVICE])
+    known = property(lambda pipeline: _device_of(vars(pipeline)[ORIGINAL]))
     return type(kind.__name__, (kind,), {DEVICE: known, "__module__": kind.__module__})
 
 
