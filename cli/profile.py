@@ -115,6 +115,7 @@ def _measure_here(
     from engine.errors import EngineError
     from tasks.loading import load_configured
     from tasks.profiles import ProfileFolder
+    from tasks.self_test_results import SelfTestFolder, machine_facts
 
     names = {tier.model for tier in tiers}
     models = [model for model in settings.catalogue.models if model.name in names]
@@ -126,6 +127,8 @@ def _measure_here(
             device=device,
             self_test_seconds=settings.self_test_seconds,
             num_threads=num_threads,
+            # The buckets that are measured are those that a worker has: of a kept self-test, if there is one.
+            results=SelfTestFolder(settings.profiles_dir / "self-tests", machine_facts()),
         )
         return measure_tiers(
             tiers,

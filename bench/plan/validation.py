@@ -1,0 +1,216 @@
+"""How near the planner's predictions come to the running service: `python -m bench.plan.validation`.
+
+Starts the service on this machine in several configurations (workers, row caps, mixes, load), sends each two
+traces in an open loop, and compares latencies with those that were predicted from a calibration made before.
+The predicted run has the arrivals of the measured one; a second figure says how far a prediction for other
+arrivals of the same rate is off, which no model can know. Run it on an idle machine.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from bench.figures import Figure, figure_of
+from bench.parts import FOLDER, run_parts
+from bench.plan.calibration import (
+    SHORT,
+    SIDE,
+    WHOLE,
+    Amounts,
+    Calibration,
+    calibrate,
+    configured,
+    planned,
+    sent,
+)
+from bench.plan.fleets import Fleet
+from bench.plan.outcome import Outcome, serve
+from bench.plane.load import Answered
+from bench.plane.system import plane_system
+from bench.simulator import quantile
+from bench.workload import DueRequest, mixed_requests, poisson
+
+FILE = "planner.json"
+LARGE_SIDE = 192
+WARM_UP_SHARE = 0.1
+SEEDS, OTHER_SEEDS = (1, 2), (101, 102, 103)
+RUN_SECONDS, SHORT_SECONDS = 60.0, 8.0
+MIN_REQUESTS = 12
+BARS = {"p50": 0.15, "p95": 0.25}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A service: workers, caps by tier, the mix of its requests and the share of its capacity."""
+
+    num_workers: int
+    caps: Mapping[str, int]
+    mix: str
+    load: float
+
+    @property
+    def name(self) -> str:
+        """It in words."""
+        caps = "/".join(str(rows) for rows in self.caps.values())
+        return f"{self.num_workers} workers, {caps} rows, {self.mix}, load {self.load:g}"
+
+
+CONFIGURATIONS = (
+    Configuration(1, {"sd": 16, "hd": 8}, "mixed steps", 0.3),
+    Configuration(1, {"sd": 4, "hd": 4}, "mixed steps", 0.7),
+    Configuration(1, {"sd": 8, "hd": 4}, "two sizes", 0.5),
+    Configuration(2, {"sd": 16, "hd": 8}, "mixed steps", 0.5),
+    Configuration(2, {"sd": 8, "hd": 4}, "few steps", 0.7),
+    Configuration(2, {"sd": 4, "hd": 4}, "two sizes", 0.6),
+    Configuration(2, {"sd": 16, "hd": 8}, "mixed steps", 0.85),
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run: latencies in seconds, measured and predicted."""
+
+    measured: tuple[float, float]  # p50 and p95
+    predicted: tuple[float, float]
+
+    def error(self, index: int) -> float:
+        """The difference as a share of what was measured."""
+        return abs(self.predicted[index] - self.measured[index]) / self.measured[index]
+
+
+def measure(*, is_short: bool) -> Iterator[Figure]:
+    """The errors of p50 and p95 over all configurations, and the spread of the runs beside them."""
+    amounts, seconds = (SHORT, SHORT_SECONDS) if is_short else (WHOLE, RUN_SECONDS)
+    chosen = (CONFIGURATIONS[0], CONFIGURATIONS[4]) if is_short else CONFIGURATIONS
+    calibrations = _calibrations(sorted({one.num_workers for one in chosen}), amounts)
+    runs, blind = dict[str, list[Compared]](), dict[str, list[Compared]]()
+    for one in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            calibration = calibrations[one.num_workers]
+            runs[one.name], blind[one.name] = _compared(one, calibration, Path(folder), seconds)
+    yield from figures_of(runs, blind)
+
+
+def _calibrations(counts: Sequence[int], amounts: Amounts) -> dict[int, Calibration]:
+    found = {}
+    for num_workers in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            one = found[num_workers] = calibrate(Path(folder), num_workers, amounts)
+        steps = ", ".join(
+            f"{step.num_rows}: {1000 * step.seconds:.1f}" for step in one.profiles["sd"].profile.steps
+        )
+        print(
+            f"  {num_workers} workers: ms of a step by rows {steps}; the device is "
+            f"{one.lone_slowing:.2f} times slower alone, {one.full_slowing:.2f} times at saturation; "
+            f"{1000 * one.service_seconds:.0f} ms of CPU of the service an image; {one.overheads}",
+            flush=True,
+        )
+    return found
+
+
+def _compared(
+    one: Configuration, calibration: Calibration, folder: Path, seconds: float
+) -> tuple[list[Compared], list[Compared]]:
+    """The runs of a configuration beside their prediction, and beside that of other arrivals."""
+    fleet = Fleet((calibration.pool(one.num_workers, one.caps),))
+    rate = _rate(one, calibration, fleet)
+    traces = {seed: _trace(one.mix, rate, seconds, seed) for seed in (*SEEDS, *OTHER_SEEDS)}
+    slowing = calibration.slowing(one.load)
+    outcomes = {seed: _predicted(fleet, trace, calibration, slowing) for seed, trace in traces.items()}
+    others = [outcomes[seed].seconds[:2] for seed in OTHER_SEEDS]
+    unseen = (statistics.median(p50 for p50, _ in others), statistics.median(p95 for _, p95 in others))
+    config = configured(folder, one.num_workers, one.caps)
+    known, blind = [], []
+    with plane_system(folder / "system", overrides={"CALOTYPE_CONFIG": str(config)}) as plane:
+        sent(plane, [DueRequest(each.request, 0.0) for each in traces[SEEDS[0]][:4]])
+        for seed in SEEDS:
+            found = _latencies(sent(plane, traces[seed]))
+            outcome = outcomes[seed]
+            known.append(Compared(found, (outcome.seconds[0], outcome.seconds[1])))
+            blind.append(Compared(found, unseen))
+            print(
+                f"  {one.name}, {rate:.2f}/s, seed {seed}: p50 {found[0]:.2f} s, "
+                f"predicted {outcome.seconds[0]:.2f}; p95 {found[1]:.2f} s, "
+                f"predicted {outcome.seconds[1]:.2f}; for other arrivals {unseen[0]:.2f} and "
+                f"{unseen[1]:.2f}; {outcome.mean_rows:.1f} rows, {outcome.busy_share:.0%} busy",
+                flush=True,
+            )
+    return known, blind
+
+
+def _rate(one: Configuration, calibration: Calibration, fleet: Fleet) -> float:
+    """Requests a second that are this share of what the workers can do."""
+    sample = [planned(each.request) for each in _trace(one.mix, 1.0, 400.0, seed=99)]
+    [pool] = fleet.pools
+    seconds = statistics.mean(pool.least_seconds(job) for job in sample) * calibration.full_slowing
+    return one.load * one.num_workers / seconds
+
+
+def _trace(mix: str, rate: float, seconds: float, seed: int) -> list[DueRequest]:
+    """Poisson arrivals of a mix for so many seconds."""
+    requests = mixed_requests(max(MIN_REQUESTS, round(rate * seconds)), SIDE, seed)
+    rng = random.Random(seed)
+    if mix == "few steps":
+        requests = [replace(one, num_inference_steps=rng.choice((4, 8, 12))) for one in requests]
+    if mix == "two sizes":
+        sides = rng.choices((SIDE, LARGE_SIDE), (0.8, 0.2), k=len(requests))
+        requests = [replace(one, width=side, height=side) for one, side in zip(requests, sides, strict=True)]
+    return poisson(requests, rate, seed)
+
+
+def _predicted(
+    fleet: Fleet, trace: Sequence[DueRequest], calibration: Calibration, slowing: float
+) -> Outcome:
+    return serve(
+        fleet,
+        [(one.seconds, planned(one.request)) for one in trace],
+        overheads=calibration.overheads,
+        slowing=lambda: slowing,
+        warm_up_share=WARM_UP_SHARE,
+    )
+
+
+def _latencies(answered: Sequence[Answered]) -> tuple[float, float]:
+    seconds = [one.latency_seconds for one in answered[int(WARM_UP_SHARE * len(answered)) :]]
+    return quantile(seconds, 0.5), quantile(seconds, 0.95)
+
+
+def figures_of(
+    runs: Mapping[str, Sequence[Compared]], blind: Mapping[str, Sequence[Compared]]
+) -> Iterator[Figure]:
+    """The figures of these runs, by configuration."""
+    for index, (name, bar) in enumerate(BARS.items()):
+        errors = [statistics.mean(one.error(index) for one in each) for each in runs.values()]
+        unseen = [statistics.mean(one.error(index) for one in each) for each in blind.values()]
+        spreads = [_spread([one.measured[index] for one in each]) for each in runs.values()]
+        reason = (
+            f"median over {len(runs)} configurations; two runs with other arrivals differ by "
+            f"{statistics.median(spreads):.2f}"
+        )
+        yield figure_of(f"planner_error_{name}", errors, bar, 0.0, reason, is_at_most=True)
+        reason = "the same for a prediction of other arrivals at this rate, as a plan makes it"
+        yield figure_of(f"planner_error_{name}_unseen", unseen, None, None, reason, is_at_most=True)
+
+
+def _spread(values: Sequence[float]) -> float:
+    return (max(values) - min(values)) / statistics.mean(values)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--short", action="store_true", help="two configurations, to see that it runs")
+    asked = parser.parse_args()
+    print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
+    out = FOLDER / "part" / FILE if asked.short else FOLDER / FILE
+    run_parts({"planner": partial(measure, is_short=asked.short)}, out)
+
+
+if __name__ == "__main__":
+    main()
