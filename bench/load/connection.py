@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from errno import EADDRNOTAVAIL, EMFILE, ENFILE
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ IDLE_SECONDS = 60.0
 """A connection that was idle longer is made anew: the API closes them after 150 s, proxies earlier."""
 LOST = (OSError, HTTPException)
 """What a request raises when no answer comes."""
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether the load generator had no file or port left, which is no fault of the service."""
+    return isinstance(error, OSError) and error.errno in (EMFILE, ENFILE, EADDRNOTAVAIL)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from bench.load.connection import LOST, Answer, Connection
-from bench.load.outcomes import Outcome
+from bench.load.connection import LOST, Answer, Connection, ran_out
+from bench.load.outcomes import Kind, Outcome
 from bench.load.send import Timeline
 from bench.load.trace import Arrival, images_of
 from bench.load.waits import Line
@@ -40,7 +40,7 @@ class JobRoute:
         try:
             answer = self._submit(json.dumps(request).encode(), connection, timeline)
         except LOST as error:
-            return [replace(begun, detail=type(error).__name__)]
+            return [unanswered(begun, error)]
         if answer.status not in (200, 202) or "id" not in answer.document:
             return [replace(begun, kind="refused", detail=answer.refusal)]
         job, is_waited = answer.document, was_waited(answer)
@@ -140,6 +140,12 @@ def cancel(connection: Connection, path: str) -> None:
         connection.ask("DELETE", path)
     except LOST:
         return  # its service does not answer, so there is no next run either
+
+
+def unanswered(outcome: Outcome, error: BaseException) -> Outcome:
+    """The outcome of a request to which no answer came."""
+    kind: Kind = "unsent" if ran_out(error) else "lost"
+    return replace(outcome, kind=kind, detail=type(error).__name__)
 
 
 def told(outcome: Outcome, job: Job) -> Outcome:

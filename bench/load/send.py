@@ -5,9 +5,11 @@ because a limit would delay requests and hide that the service is slow. An arriv
 outcome too. It does not know what becomes of an arrival.
 """
 
+import resource
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -62,6 +64,7 @@ def send(
     What has not ended `drain_seconds` after the end of the trace is unfinished, and is canceled by its route.
     An interruption ends the run at once in the same way.
     """
+    allow_many_connections()
     timeline = Timeline(trace.seconds + drain_seconds)
     found: list[list[Outcome]] = [[] for _ in trace.arrivals]
 
@@ -86,6 +89,14 @@ def send(
     finally:
         threads.end(timeline.left() + GRACE_SECONDS)
     return [outcome for outcomes in found for outcome in outcomes]
+
+
+def allow_many_connections() -> None:
+    """Raise the number of files that this process may open to the most that the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # some systems tell a limit that they do not allow
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def unsent(arrival: Arrival, now: float) -> list[Outcome]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.load.connection import LOST, Answer, Connection
-from bench.load.jobs import Job, cancel, checked, is_open, ran_seconds, told
+from bench.load.jobs import Job, cancel, checked, is_open, ran_seconds, told, unanswered
 from bench.load.outcomes import Outcome
 from bench.load.send import Timeline
 from bench.load.trace import Arrival, Fields
@@ -34,7 +34,7 @@ def upload(arrival: Arrival, connection: Connection, timeline: Timeline) -> list
     try:
         answer = connection.ask("POST", "/v1/batches", body, headers=headers)
     except LOST as error:
-        return [replace(one, detail=type(error).__name__) for one in begun]
+        return [unanswered(one, error) for one in begun]
     if answer.status not in (200, 201, 202) or "id" not in answer.document:
         return [replace(one, kind="refused", detail=answer.refusal) for one in begun]
     answered, batch_id = timeline.now(), str(answer.document["id"])
@@ -43,7 +43,7 @@ def upload(arrival: Arrival, connection: Connection, timeline: Timeline) -> list
     try:
         jobs = sorted(_jobs_of(batch_id, connection), key=lambda job: job["batch_line"])
     except LOST as error:
-        return [replace(one, detail=type(error).__name__) for one in begun]
+        return [unanswered(one, error) for one in begun]
     if len(jobs) != len(begun):
         return [replace(one, kind="wrong", detail=f"{len(jobs)} jobs of {len(begun)} rows") for one in begun]
     return [_ended(one, job, answered, connection, timeline) for one, job in zip(begun, jobs, strict=True)]

@@ -1,11 +1,14 @@
 """The figures of a run by hand-computed cases: misses count, and latency begins when a request was due."""
 
+import errno
 import math
 from dataclasses import replace
+from http.client import BadStatusLine
 from typing import Any
 
 import pytest
 
+from bench.load.jobs import unanswered
 from bench.load.outcomes import Outcome
 from bench.load.summary import Goal, latency_of, quantile, stage_seconds, summarise
 from bench.load.trace import Arrival, Trace
@@ -132,6 +135,13 @@ def test_latency_counts_from_when_a_request_was_due_though_it_was_sent_later() -
     assert late.fetched_latency_seconds == 6.5
     assert late.send_lag_seconds == 5.0
     assert summarise(trace_of([late]), [late]).latency.p50 == 6.0
+
+
+def test_a_request_that_found_no_file_or_port_was_not_sent() -> None:
+    """Else a limit of the load generator would be reported as a fault of the service."""
+    assert unanswered(DRAWN, OSError(errno.EMFILE, "Too many open files")).kind == "unsent"
+    assert unanswered(DRAWN, ConnectionResetError(errno.ECONNRESET, "reset")).kind == "lost"
+    assert unanswered(DRAWN, BadStatusLine("")).kind == "lost"
 
 
 def test_a_run_whose_client_was_late_is_marked() -> None:
