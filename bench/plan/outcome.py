@@ -68,9 +68,9 @@ def serve(
     runs = [simulated.submit(job, at) for at, job in drawn]
     last_at, warm_at = drawn[-1][0], drawn[int(warm_up_share * len(drawn))][0]
     list(simulated.run_until(warm_at))
-    busy_seconds = -sum(worker.device.busy_seconds for worker in workers)
+    busy_seconds = -sum(worker.device.busy_seconds_until(warm_at) for worker in workers)
     list(simulated.run_until(last_at))
-    busy_seconds += sum(worker.device.busy_seconds for worker in workers)
+    busy_seconds += sum(worker.device.busy_seconds_until(last_at) for worker in workers)
     list(simulated.run())
 
     kept = [run for run in runs if run.arrived_at >= warm_at]

@@ -156,6 +156,11 @@ class SimulatedDevice:
             return []
         return self._end_tick()
 
+    def busy_seconds_until(self, at: float) -> float:
+        """Busy seconds before an instant to which it was run: of chosen steps, what has passed of them."""
+        ends_at = self._step_ends[-1] if self._step_ends else self.now
+        return self.busy_seconds + max(0.0, min(at, ends_at) - self.now) - max(0.0, self.now - at)
+
     @property
     def _has_work(self) -> bool:
         return bool(self._waiting or self._running or self._denoised)

@@ -190,6 +190,15 @@ def test_a_worker_takes_what_waits_when_it_has_started() -> None:
     assert run.ended_at == pytest.approx(60 + ALONE)
 
 
+def test_a_device_is_busy_for_what_has_passed_of_the_steps_that_it_runs() -> None:
+    only = worker()
+    fleet = SimulatedFleet([only])
+    fleet.submit(Job(), 5.0)
+    for at, busy_seconds in ((5.0, 0.0), (7.75, 2.75), (12.0, 7.0), (16.0, ALONE), (30.0, ALONE)):
+        list(fleet.run_until(at))
+        assert only.device.busy_seconds_until(at) == pytest.approx(busy_seconds)
+
+
 def test_a_drained_worker_ends_its_jobs_takes_no_other_and_stops() -> None:
     leaving, staying = worker("leaving", slots=2), worker("staying", slots=1)
     fleet = SimulatedFleet([leaving, staying])
