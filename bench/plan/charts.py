@@ -54,7 +54,7 @@ def _draw_rates(plan: dict[str, Any], rates: Sequence[dict[str, float]], folder:
     _goal(axes, plan["request"]["goals"]["p95_seconds"])
     axes.set_xlabel("images that arrive in a second")
     axes.set_ylabel("latency of interactive jobs, seconds")
-    axes.set_yscale("log")
+    axes.set_ylim(0)
     return _save(figure, folder, "rates")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,13 @@ def test_every_published_profile_has_its_source_and_is_marked() -> None:
         assert one.source
         assert one.date
         assert one.assumed, "no source publishes everything that a profile needs"
+
+
+def test_no_published_profile_has_a_gap_in_which_few_rows_would_cost_as_much_as_many() -> None:
+    """A step batch takes the seconds of the next larger count, so one of 2 must not cost what 8 do."""
+    for one in published().values():
+        counts = [step.num_rows for step in one.profile.steps]
+        assert all(larger <= 2 * smaller for smaller, larger in pairwise(counts)), one.name
 
 
 def test_profiles_are_found_by_name_file_or_tier(tmp_path: Path) -> None:
