@@ -28,6 +28,7 @@ from bench.clock import Part, WorkClock, in_turns
 from bench.workload import num_texts
 from engine.engine import Engine
 from engine.loading.load import LoadedModels, ModelSpec, load_models
+from engine.loading.optimization import NO_OPTIMIZATION, Optimization
 from engine.partial_forwards.step_cache import StepCache
 from engine.pipelines.steady_stack import on_steady_stack
 from engine.request import GenerationRequest
@@ -83,9 +84,9 @@ OPTIONS = (
 )
 
 
-def shipped_model() -> LoadedModels:
+def shipped_model(optimization: Optimization = NO_OPTIMIZATION) -> LoadedModels:
     """The shipped model at 128², on one thread."""
-    spec = ModelSpec("tiny", str(ROOT / "models/tiny"))
+    spec = ModelSpec("tiny", str(ROOT / "models/tiny"), optimization=optimization)
     limits = {"tiny": {SIDE * SIDE: MAX_ROWS}}
     return load_models([spec], device="cpu:0", row_limits=limits, num_threads=1)
 

@@ -146,14 +146,13 @@ def plane_system(
     devices: Sequence[str] = ("cpu:0", "cpu:1"),
     overrides: Mapping[str, str] | None = None,
     max_rows: int | None = None,
-    model_lines: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Plane]:
     """Run everything while the body runs, with the shipped model and one worker for each device.
 
-    `max_rows` and `model_lines` change the configuration (`write_configuration`).
+    `max_rows` replaces the cap of step batches.
     """
-    config = write_configuration(folder, devices, max_rows=max_rows, model_lines=model_lines)
+    config = write_configuration(folder, devices, max_rows=max_rows)
     settings = {
         "CALOTYPE_CONFIG": str(config),
         "CALOTYPE_PROFILES_DIR": str(PROFILES),

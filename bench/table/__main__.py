@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.parts import FOLDER
-from bench.table import quality
-from bench.table.arms import arms, why_not_quantized
+from bench.table import quality, weights
+from bench.table.arms import FACTORS, arms
 from bench.table.measured import SHORT, Amounts, measure
 from bench.table.report import markdown, write
 from engine.pipelines.steady_stack import on_steady_stack
@@ -38,21 +38,25 @@ def main() -> None:
     chosen = arms()
     if arguments.only:
         chosen = [arm for arm in chosen if arm.factor in ("base", *arguments.only)]
-        if len({arm.factor for arm in chosen}) <= len(set(arguments.only)):
-            parser.error(f"--only: known are {', '.join(sorted({arm.factor for arm in arms()}))}")
+        if unknown := set(arguments.only) - set(FACTORS):
+            parser.error(f"--only: {', '.join(sorted(unknown))}: known are {', '.join(FACTORS)}")
     begun_at = time.monotonic()
 
     def say(line: str) -> None:
         print(f"  {time.monotonic() - begun_at:5.0f} s: {line}", flush=True)
 
-    found = measure(chosen, SHORT if arguments.short else Amounts(), say)
-    say("steps against quality")
     num_captions = SHORT_CAPTIONS if arguments.short else quality.NUM_CAPTIONS
+    amounts = SHORT if arguments.short else Amounts()
+    found = measure(chosen, amounts, say)
+    missing = weights.why_not()
+    if missing is None and (not arguments.only or "weights" in arguments.only):
+        say("8-bit weights, on the engine alone")
+        found += weights.measure(amounts.num_rounds, num_captions)
+    say("steps against quality")
     curves = quality.measure(num_captions, SHORT_STEPS if arguments.short else quality.STEPS)
     obeyed = quality.of_arms(chosen, num_captions)
     for one in found:
-        one.obeyed = obeyed.get(one.arm.key)
-    missing = why_not_quantized()
+        one.obeyed = obeyed.get(one.arm.key, one.obeyed)
     notes = ["", f"8-bit weights were not measured: {missing}."] if missing else []
     paths = write(found, curves, notes, about(arguments.short), out)
     print("\n".join(markdown(found, curves, notes)))

@@ -1,30 +1,23 @@
-"""What is compared: services that differ in workers, batch cap or weights, and requests in their fields.
+"""What is compared: services that differ in workers or batch cap, and requests in their fields.
 
 An arm is a service and a request; each factor is one change of the base arm. It measures nothing.
 """
 
-import importlib.machinery
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.configuration import ROOT
-
-QUANTIZATION = ROOT / ".venv" / "quantization"
-"""Where `make install` puts torchao, beside the other packages."""
 NUM_ROWS_OF_AN_IMAGE = 2
 """With guidance, an image has two rows in a step batch."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A configuration of `calotype up`: workers, the cap of step batches in images, the model's weights."""
+    """A configuration of `calotype up`: its workers and the cap of step batches in images."""
 
     name: str
     num_workers: int = 2
     max_images: int = 8
-    quantization: str = "none"
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -36,16 +29,6 @@ class Service:
         """The cap in rows, as `calotype.toml` has it."""
         return NUM_ROWS_OF_AN_IMAGE * self.max_images
 
-    @property
-    def model_lines(self) -> tuple[str, ...]:
-        """Entries of the model in `calotype.toml`."""
-        return () if self.quantization == "none" else (f'quantization = "{self.quantization}"',)
-
-    @property
-    def overrides(self) -> Mapping[str, str]:
-        """The environment that its weights need."""
-        return {} if self.quantization == "none" else {"PYTHONPATH": str(QUANTIZATION)}
-
 
 BASE = Service("2 workers, 8 images a step batch")
 UNBATCHED = Service("2 workers, no step batches", max_images=1)
@@ -55,7 +38,8 @@ SERVICES = (
     UNBATCHED,
     Service("1 worker, 8 images a step batch", num_workers=1),
 )
-QUANTIZED = Service("2 workers, 8-bit weights", quantization="int8")
+ENGINE = Service("the engine alone, on one thread", num_workers=1)
+"""What weights are compared on (`bench.table.weights`)."""
 
 REQUEST: Mapping[str, Any] = {
     "width": 128,
@@ -86,6 +70,7 @@ class Arm:
         return f"{self.factor}: {self.setting}"
 
 
+FLOAT32, INT8 = (Arm("weights", setting, ENGINE) for setting in ("float32", "int8"))
 BASE_ARM = Arm("base", "20 steps, 128x128")
 FACTORS: Mapping[str, Sequence[Arm]] = {
     "steps": [
@@ -110,7 +95,7 @@ FACTORS: Mapping[str, Sequence[Arm]] = {
             changes={"scheduler": "dpmpp_2m", "num_inference_steps": 8},
         )
     ],
-    "weights": [Arm("weights", "int8", QUANTIZED)],
+    "weights": [INT8],
 }
 BASE_SETTINGS: Mapping[str, str] = {
     "steps": "20",
@@ -126,13 +111,5 @@ BASE_SETTINGS: Mapping[str, str] = {
 
 
 def arms() -> list[Arm]:
-    """The base arm, then the arms of every factor that this machine can run."""
-    found = [BASE_ARM, *(arm for one in FACTORS.values() for arm in one)]
-    return [arm for arm in found if arm.service is not QUANTIZED or why_not_quantized() is None]
-
-
-def why_not_quantized() -> str | None:
-    """Why 8-bit weights cannot be measured here; None if they can."""
-    if importlib.machinery.PathFinder.find_spec("torchao", [str(QUANTIZATION), *sys.path]) is None:
-        return "torchao is not installed: `make install` puts it into .venv/quantization"
-    return None
+    """The base arm, then the arms of every factor that is measured on a service."""
+    return [BASE_ARM, *(arm for one in FACTORS.values() for arm in one if arm.service is not ENGINE)]

@@ -59,6 +59,8 @@ class Samples:
     curve: dict[float, list[Summary]] = field(default_factory=dict)
     obeyed: float | None = None
     """Percent of the captions that its images obey (`bench.table.quality`), if that was measured."""
+    base: "Samples | None" = None
+    """What it is compared with, if that is not the base arm."""
 
 
 def measure(arms: Sequence[Arm], amounts: Amounts, say: Callable[[str], None]) -> list[Samples]:
@@ -80,9 +82,7 @@ def _measure_service(service: Service, here: Sequence[Samples], amounts: Amounts
         plane_system(
             Path(folder),
             devices=service.devices,
-            overrides=service.overrides,
             max_rows=service.max_rows,
-            model_lines=service.model_lines,
         ) as plane,
     ):
         bench = Bench(Place(plane.url, plane.api_key), NO_GOAL, service.num_workers, DRAIN_SECONDS)

@@ -69,13 +69,14 @@ def rows(found: Sequence[Samples]) -> Iterator[dict[str, Any]]:
     """A row for each arm: medians with the least and the greatest round, and ratios to the base."""
     base = by_key(found)[BASE_ARM.key]
     for one in found:
+        own = one.base or base
         yield {
             "factor": one.arm.factor,
             "setting": one.arm.setting,
             "alone_seconds": spread(one.alone_seconds),
-            "alone_ratio": spread(ratios(one, base, lambda samples: samples.alone_seconds)),
+            "alone_ratio": spread(ratios(one, own, lambda samples: samples.alone_seconds)),
             "images_per_second": spread(one.images_per_second),
-            "throughput_ratio": spread(ratios(one, base, lambda samples: samples.images_per_second)),
+            "throughput_ratio": spread(ratios(one, own, lambda samples: samples.images_per_second)),
             "step_batch": spread(one.step_batches),
             "obeyed": one.obeyed,
         }
@@ -181,7 +182,9 @@ def effects_of(found: Sequence[Samples], field: str) -> Iterator[Effect]:
         measured = [known[arm.key] for arm in arms if arm.key in known]
         if not measured:
             continue
-        spreads = [spread(ratios(one, base, lambda samples: getattr(samples, field))) for one in measured]
+        spreads = [
+            spread(ratios(one, one.base or base, lambda samples: getattr(samples, field))) for one in measured
+        ]
         yield Effect(
             factor,
             [BASE_SETTINGS[factor], *(one.arm.setting for one in measured)],

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.table.arms import BASE_ARM, BASE_SETTINGS, FACTORS, QUANTIZED, SERVICES, arms, why_not_quantized
+from bench.table.arms import BASE_ARM, BASE_SETTINGS, ENGINE, FACTORS, SERVICES, arms
 from bench.table.measured import Samples, at_once, at_rate, images_per_second, ratios, requests_of
 from bench.table.quality import QualityCurve
 from bench.table.report import effects_of, rows, spread, write
+from bench.table.weights import samples_of
 
 
 def samples() -> list[Samples]:
@@ -50,9 +51,18 @@ def test_arms_have_names_of_their_own_and_change_the_base_in_one_thing() -> None
     assert BASE_SETTINGS.keys() == FACTORS.keys()
     for arm in everything[1:]:
         assert (arm.service is not BASE_ARM.service) != bool(arm.changes), arm.key
-    assert len({service.name for service in (*SERVICES, QUANTIZED)}) == len(SERVICES) + 1
-    is_measured = any(arm.service is QUANTIZED for arm in arms())
-    assert is_measured == (why_not_quantized() is None)
+    assert len({service.name for service in (*SERVICES, ENGINE)}) == len(SERVICES) + 1
+    assert {arm.service for arm in arms()} == set(SERVICES), "weights are compared on the engine"
+
+
+def test_weights_are_compared_with_each_other_and_not_with_the_service() -> None:
+    plain = {"alone_seconds": [1.0], "images_per_second": [4.0], "step_batches": [8.0], "obeyed": 90.0}
+    quantized = {**plain, "images_per_second": [2.0], "obeyed": 89.0}
+    found = samples_of({"float32": plain, "int8": quantized})
+    base = Samples(BASE_ARM, [0.1], [100.0], [1.0])
+    (effect,) = effects_of([base, *found], "images_per_second")
+    assert (effect.settings, effect.ratios) == (["float32", "int8"], [1.0, 0.5])
+    assert [row["throughput_ratio"][0] for row in rows([base, *found])] == [1.0, 1.0, 0.5]
 
 
 def test_requests_of_an_arm_differ_in_prompt_and_seed_and_are_the_same_in_each_arm() -> None:
