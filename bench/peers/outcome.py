@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from bench.figures import Figure, figure_of
 from bench.peers.arms import JUDGED_LOAD, Comparison, phase_of, pooled
 from bench.peers.load import Run
-from bench.peers.peer import OURS
+from bench.peers.peer import OURS, Settings
 from bench.plots import COLOURS, Line, chart
 
 P95_BAR, GOODPUT_BAR = 2.0, 4.0
@@ -149,7 +149,7 @@ def _loads_of(comparison: Comparison, name: str) -> dict[str, str]:
 def _settings(run: Run) -> str:
     if "max_batch" not in run.settings:
         return "as shipped"
-    return f"batches of {run.settings['max_batch']}, {1000 * run.settings['wait_seconds']:g} ms"
+    return str(Settings(**run.settings))
 
 
 def _id(name: str) -> str:

@@ -46,6 +46,8 @@ class Settings:
     wait_seconds: float = 0.1
 
     def __str__(self) -> str:
+        if self.max_batch == 1:
+            return "one at a time"
         return f"batches of {self.max_batch}, {1000 * self.wait_seconds:g} ms"
 
 
