@@ -94,6 +94,13 @@ def test_nothing_is_removed_while_prometheus_does_not_answer() -> None:
     assert after(scaler, [200, None, None, None, 60], 20) == [20, 20, 20, 20, 6]
 
 
+def test_workers_are_added_and_not_removed_while_one_of_two_metrics_is_missing() -> None:
+    triggers = (WORK, Trigger("jobs", "sum(jobs)", threshold=1))
+    for work, workers in ((10.0, 20), (400.0, 40)):
+        scaler = Autoscaler(rules(triggers=triggers))
+        assert scaler.decide(lambda work=work: {"work": work, "jobs": None}, 20, 0.0) == workers  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     ("behavior", "workers"),
     [("static", 6), ("currentReplicas", 3), ("currentReplicasIfHigher", 6), ("currentReplicasIfLower", 3)],
@@ -108,6 +115,21 @@ def test_a_manifest_without_behavior_has_the_defaults_of_kubernetes_and_keda() -
     assert found == Rules((Trigger("a", "sum(a)", 2.5),))
     assert (found.polling_seconds, found.cooldown_seconds) == (30, 300)
     assert found.up.limits == (Limit("Percent", 100, 15), Limit("Pods", 4, 15))
+
+
+def test_the_behavior_of_a_manifest_is_read_field_by_field() -> None:
+    down = {
+        "stabilizationWindowSeconds": 1200,
+        "policies": [{"type": "Pods", "value": 2, "periodSeconds": 60}],
+        "selectPolicy": "Min",
+        "tolerance": 0.2,
+    }
+    config = {"horizontalPodAutoscalerConfig": {"behavior": {"scaleDown": down}}}
+    spec = {"triggers": [prometheus("a")], "advanced": config, "minReplicaCount": 3, "cooldownPeriod": 60}
+    found = rules_of({"spec": spec})
+    assert found.down == Direction(1200, (Limit("Pods", 2, 60),), "Min", 0.2)
+    assert found.up == Rules.up
+    assert (found.min_workers, found.cooldown_seconds) == (3, 60)
 
 
 def test_a_trigger_of_another_kind_is_refused() -> None:
