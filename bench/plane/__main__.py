@@ -27,6 +27,7 @@ PARTS = {
     "ends": "ends",
     "age": "age",
     "start": "start",
+    "jobs": "per_job",
 }
 """The module of each part, which is imported when its turn comes."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.figures import Figure
-from bench.plane import age, beside, csv_upload, drain, lone, post, saturation, start
+from bench.plane import age, beside, csv_upload, drain, lone, per_job, post, saturation, start
 from bench.plane.__main__ import PARTS
 from bench.plane.bare import Cost, limit_of
 from bench.plane.beside import Run, Window
@@ -182,6 +182,50 @@ def test_a_call_on_an_old_database_is_compared_by_its_p99() -> None:
     assert found.value == 1.5  # 198 of 200 calls took 0.3 s at most, beside 0.2 s
     assert found.samples == (1.0, 1.5)
     assert found.holds is True
+
+
+def test_what_the_idle_service_counts_in_the_same_time_is_not_of_the_jobs() -> None:
+    before = per_job.Counts(100.0, {"commits": 50, "redis:lpush": 7})
+    after = per_job.Counts(110.0, {"commits": 170, "redis:lpush": 17, "redis:brpop": 4})
+    assert after.since(before) == {"commits": 120, "redis:lpush": 10, "redis:brpop": 4}
+    assert after.since(before, {"commits": 2.0}) == {"commits": 100, "redis:lpush": 10, "redis:brpop": 4}
+
+
+def test_counts_a_job_name_their_greatest_parts() -> None:
+    counts = {
+        "statements": 5.0,
+        "commits": 6.0,
+        "redis_commands": 2.0,
+        "redis_kilobytes": 4096.0,
+        "redis:publish": 0.2,
+        "redis:lpush": 1.0,
+        "redis:ping": 0.01,
+        "wal": 6144.0,
+        "wal_records": 40.0,
+        "wal_fpi": 0.5,
+        "bytes:jobs": 2000.0,
+        "bytes:images": 500.0,
+        "rows:jobs": 1.0,
+        "objects": 1.0,
+    }
+    found = by_name(list(per_job.figures_of("post", 100, counts, dict.fromkeys(counts, 0.0))))
+    assert found["redis_kilobytes_post"].value == 4
+    assert found["wal_kilobytes_post"].value == 6
+    assert found["bytes_at_rest_post"].value == 2500
+    assert found["redis_commands_post"].reason.endswith("lpush 1, publish 0.2")
+    assert found["bytes_at_rest_post"].reason == "with indexes: jobs 2000, images 500; rows: jobs 1"
+
+
+def test_a_waiting_worker_costs_what_a_second_one_adds() -> None:
+    alone = {"statements": 12.0, "commits": 6.0, "redis_commands": 17.0, "redis:brpop": 2.0}
+    beside = {**alone, "statements": 15.0, "redis_commands": 20.0, "redis:brpop": 4.5, "redis:ping": 0.5}
+    found = by_name(list(per_job.figures_of_a_worker(alone, beside)))
+    assert {name: figure.value for name, figure in found.items()} == {
+        "statements_waiting": 3,
+        "commits_waiting": 0,
+        "redis_commands_waiting": 3,
+    }
+    assert "brpop 2.5, ping 0.5" in found["redis_commands_waiting"].reason
 
 
 def test_a_csv_is_compared_with_the_single_jobs_just_before_and_after_it() -> None:
