@@ -21,6 +21,7 @@ PARTS = {
     "join": "bench.service.join",
     "s3": "bench.overlap",
     "peers": "bench.peers.beside",
+    "planner": "bench.plan.validation",
 }
 """The module of each part, which is imported when its turn comes."""
 

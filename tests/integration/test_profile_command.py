@@ -45,7 +45,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, P
     folder = tmp_path_factory.mktemp("profiles")
     answer = run_profile(folder)
     assert answer.returncode == 0, answer.stderr
-    return answer.stdout, {file.name.partition(".")[0]: file for file in folder.iterdir()}
+    return answer.stdout, {file.name.partition(".")[0]: file for file in folder.glob("*.json")}
 
 
 def test_the_shipped_model_is_measured_and_stored(measured: tuple[str, dict[str, Path]]) -> None:
