@@ -3,12 +3,14 @@
 Version 0.8.3 starts its pipeline after `torch.cuda.is_available()` alone, draws no image below 256 pixels,
 and takes steps, guidance scale and seed from its command line rather than from a request. So its policy of
 batching is compared, at the best of its settings, on the published step seconds of `bench/arrivals.py`.
+`python -m bench.peers.simulated` prints it alone.
 """
 
+import argparse
 from collections.abc import Iterator
 
 from bench.arrivals import Work
-from bench.figures import Figure, figure_of
+from bench.figures import Figure, figure_of, table
 from bench.simulated_strategies import oldest_grouped, ours
 from bench.simulator import in_time_share, p95_latency, served
 
@@ -46,3 +48,14 @@ def simulated(*, is_short: bool) -> Iterator[Figure]:
     reason = f"simulated, {LOAD:.0%} load, all requests with one seed; the last trace: {told}"
     yield figure_of("aquiles_policy_p95", tails, None, None, reason)
     yield figure_of("aquiles_policy_goodput", shares, None, None, reason)
+
+
+def main() -> None:
+    """Simulate and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--short", action="store_true", help="small amounts: to see that it runs")
+    print(table(simulated(is_short=parser.parse_args().short)))
+
+
+if __name__ == "__main__":
+    main()
