@@ -79,7 +79,7 @@ class Comparison:
     amounts: Amounts
     packages: Path
     folder: Path
-    say: Callable[[str], None] = partial(print, flush=True)
+    say: Callable[[str], None] = field(default=partial(print, flush=True))
     runs: list[Run] = field(default_factory=list)
     chosen: dict[str, dict[str, Settings]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)

@@ -58,10 +58,10 @@ def _beside_best(comparison: Comparison, share: float) -> Iterator[Figure]:
     solo = comparison.solo
     judged = share == JUDGED_LOAD
     suffix = "" if judged else f"_{100 * share:.0f}"
-    [ours] = pooled(comparison, OURS, share)
     theirs = _peer_runs(comparison, share)
     if not theirs:
         return
+    [ours] = pooled(comparison, OURS, share)
     fastest = min(theirs, key=lambda run: run.p95_seconds)
     yield figure_of(
         f"p95_vs_best_peer{suffix}",

@@ -28,8 +28,8 @@ from local.state import State
 from local.valkey import Valkey
 
 START_SECONDS, STOP_SECONDS = 300.0, 10.0
-PROBE_SECONDS, QUIET_SHARE = 0.5, 0.15
-"""A service that uses less than this share of a core has loaded."""
+PROBE_SECONDS, QUIET_SHARE = 0.5, 0.6
+"""A service that uses less than this share of a core has loaded; LitServe polls its queues all the time."""
 SETTLE_SECONDS = 6.0
 """Longer than a heartbeat: after a stop, the API knows its workers again."""
 NUM_PROCESSES = 2

@@ -228,3 +228,8 @@ def test_the_plot_has_a_curve_for_each_system(tmp_path: Path) -> None:
     assert drawn.count("<polyline") == 2
     assert ">calotype<" in drawn
     assert ">A<" in drawn
+
+
+def test_without_any_peer_there_are_no_ratios(tmp_path: Path) -> None:
+    figures = [one.figure for one in figures_of(comparison(tmp_path), {OURS: 5.0}, 8.0)]
+    assert figures == ["capacity_calotype"]
