@@ -122,13 +122,14 @@ def plane(
     title: str,
     x_name: str,
     y_name: str,
+    dots: Sequence[Curve] = (),
     marks: Sequence[Mark] = (),
     levels: Sequence[Level] = (),
     log_y: bool | None = None,
     log_x: bool = False,
     y_range: tuple[float, float] | None = None,
 ) -> Figure:
-    """Curves over two measured quantities, such as latency against throughput.
+    """Curves over two measured quantities, such as latency against throughput, before faint `dots`.
 
     The y axis is logarithmic if the values span more than a factor of 20, unless `log_y` decides.
     """
@@ -138,6 +139,8 @@ def plane(
         log_y if log_y is not None else bool(values) and min(values) > 0 and max(values) > 20 * min(values)
     )
     _scale(axes, is_log, log_x, y_range)
+    for one in dots:
+        axes.plot(one.xs, one.ys, "o", color=FAINT, markersize=4)
     for index, curve in enumerate(curves):
         _draw(axes, curve, index)
     for level in levels:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.charts import plane, save
 from bench.configuration import ROOT
 from bench.figures import Figure
 from bench.parts import output_of
@@ -27,7 +28,7 @@ from bench.peers.arms import (
     tune,
 )
 from bench.peers.load import Load, balanced_requests
-from bench.peers.outcome import best_peers, figures_of, plot_of, table_of
+from bench.peers.outcome import best_peers, curves_of, figures_of, table_of
 from bench.peers.peer import PEERS
 from bench.peers.simulated import simulated
 
@@ -88,8 +89,14 @@ def measure(
     yield from simulated(is_short=is_short)
     text = "\n".join(table_of(comparison, capacities, bare))
     (folder / "peers.md").write_text(text + "\n", encoding="utf-8")
-    if len(amounts.loads) > 1:
-        (folder / "peers.svg").write_text(plot_of(comparison), encoding="utf-8")
+    if curves := curves_of(comparison):
+        figure = plane(
+            curves,
+            title="p95 of latency, as a multiple of the time alone",
+            x_name="load, % of the best peer's images/s at saturation",
+            y_name="latency ÷ the bare pipeline's time alone",
+        )
+        save(figure, folder, "peers")
     print(text)
 
 

@@ -1,4 +1,4 @@
-"""The figures of a comparison, and the Markdown table and the plot that stand beside them.
+"""The figures of a comparison, and the Markdown table and the curves that stand beside them.
 
 It reads runs, and starts nothing. A peer counts at the settings that are best for the figure at hand: of its
 runs under a load, each figure takes the better one.
@@ -7,11 +7,11 @@ runs under a load, each figure takes the better one.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from bench.charts import Curve
 from bench.figures import Figure, figure_of
 from bench.peers.arms import JUDGED_LOAD, Comparison, phase_of, pooled
 from bench.peers.load import Run
 from bench.peers.peer import OURS, Settings
-from bench.plots import COLOURS, Line, chart
 
 P95_BAR, GOODPUT_BAR = 2.0, 4.0
 
@@ -156,31 +156,23 @@ def _id(name: str) -> str:
     return name.lower().replace(" ", "_").replace("-", "_")
 
 
-def plot_of(comparison: Comparison) -> str:
-    """An SVG of the p95 slowdown at each load, a curve a system, each at its best settings there.
+def curves_of(comparison: Comparison) -> list[Curve]:
+    """The p95 slowdown at each load, a curve a system, each at its best settings there.
 
-    Points without an end (more than a twentieth lost) are left out. Raises `ValueError` for fewer than two
-    loads.
+    Points without an end (more than a twentieth lost) are left out.
     """
     loads = comparison.amounts.loads
-    if len(loads) < 2:
-        raise ValueError("a curve needs two loads")
     names = [OURS, *sorted({run.arm for run in comparison.runs if run.phase == phase_of(loads[0])} - {OURS})]
-    lines = []
-    for name, colour in zip(names, COLOURS, strict=False):
+    curves = []
+    for name in names:
         points = []
         for share in loads:
             found = [run.p95_slowdown(comparison.solo) for run in pooled(comparison, name, share)]
             if found and math.isfinite(min(found)):
                 points.append((100 * share, min(found)))
         if points:
-            lines.append(Line(name, colour, [x for x, _ in points], [y for _, y in points]))
-    return chart(
-        "p95 of latency ÷ the bare pipeline's time alone",
-        "load, % of the best peer's images/s at saturation",
-        lines,
-        [100 * share for share in loads],
-    )
+            curves.append(Curve(name, [x for x, _ in points], [y for _, y in points]))
+    return curves
 
 
 def best_peers(capacities: Mapping[str, float], num: int) -> Sequence[str]:

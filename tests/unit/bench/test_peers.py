@@ -22,7 +22,7 @@ from bench.peers.arms import (
     sizes_that_keep_up,
 )
 from bench.peers.load import DECK, Load, Run, at_once, balanced_requests, due
-from bench.peers.outcome import best_peers, figures_of, plot_of, table_of
+from bench.peers.outcome import best_peers, curves_of, figures_of, table_of
 from bench.peers.peer import OURS, PEERS, Peer, Settings, why_absent
 from bench.peers.service import NoImage, Service
 from bench.strategies import Ended
@@ -224,10 +224,11 @@ def test_the_plot_has_a_curve_for_each_system(tmp_path: Path) -> None:
     ]
     found = comparison(tmp_path, runs)
     found.amounts = Amounts(seeds=(1,), loads=(0.5, JUDGED_LOAD))
-    drawn = plot_of(found)
-    assert drawn.count("<polyline") == 2
-    assert ">calotype<" in drawn
-    assert ">A<" in drawn
+    curves = curves_of(found)
+    assert [(one.name, list(one.xs), list(one.ys)) for one in curves] == [
+        (OURS, [50, 70], [1.0, 1.0]),
+        ("A", [50, 70], [3.0, 3.0]),
+    ]
 
 
 def test_without_any_peer_there_are_no_ratios(tmp_path: Path) -> None:

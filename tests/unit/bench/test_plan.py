@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from bench.plan.charts import draw
 from bench.plan.fleets import Fleet, Pool, WorkerCosts, caps_to_try
 from bench.plan.outcome import simulate
 from bench.plan.profiles import PlanError, PlanProfile, measured, profile_of, published
@@ -284,3 +285,31 @@ def test_the_command_writes_a_plan_and_refuses_wrong_options(tmp_path: Path) -> 
         refused = runner.invoke(app, ["plan", *(["--within", "5"] if wrong else []), *wrong, *here])
         assert refused.exit_code == 2
         assert message in refused.output
+
+
+@pytest.mark.parametrize("price", [None, 3000.0])
+def test_the_plots_of_a_plan_show_the_front_by_price_or_by_devices(
+    tmp_path: Path, price: float | None
+) -> None:
+    tried = [
+        {
+            "devices": num,
+            "price_per_month": price and price * num,
+            "p95_seconds": 12.0 / num,
+            "keeps_up": True,
+        }
+        for num in (1, 2, 4)
+    ]
+    rates = [{"images_per_second": 1.0, "p50_seconds": 1.0, "p95_seconds": 2.0, "p99_seconds": 3.0}]
+    plan = {
+        "tried": tried,
+        "front": tried,
+        "recommended": tried[1],
+        "request": {"goals": {"p95_seconds": 6.0}, "currency": "EUR"},
+    }
+    files = draw(plan, rates, tmp_path)
+    assert sorted(file.name for file in files) == ["front.png", "front.svg", "rates.png", "rates.svg"]
+    drawn = (tmp_path / "front.svg").read_text(encoding="utf-8")
+    assert ("EUR a month" in drawn) is (price is not None)
+    assert "recommended" in drawn
+    assert "goal of p95" in drawn
