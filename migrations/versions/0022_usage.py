@@ -26,7 +26,7 @@ def upgrade() -> None:
     schema = connection.dialect.identifier_preparer.quote_identifier(
         connection.exec_driver_sql("SELECT current_schema()").scalar_one()
     )
-    for statement in (*COLUMNS, *TABLES, SUMS):
+    for statement in (*COLUMNS, *TABLES, *SUMS):
         op.execute(statement.replace("OUR_SCHEMA", schema))
     for table in ("usage_changes", "usage_sums"):
         op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
@@ -86,12 +86,14 @@ TABLES = (
     "REVOKE EXECUTE ON FUNCTION count_usage FROM PUBLIC",
 )
 
-SUMS = f"""
+SUMS = (
+    f"""
     INSERT INTO usage_sums ({DIMENSIONS}, num_jobs, num_images, device_seconds, cost_amount)
     SELECT account_id, (finished_at AT TIME ZONE 'UTC')::date, coalesce(key_id, ''), coalesce(batch_id, ''),
            coalesce(tag, ''), tier, coalesce(cost_currency, ''), count(*), sum(num_images),
            coalesce(sum((timings ->> 'device_seconds')::numeric), 0), coalesce(sum(cost_amount), 0)
-      FROM jobs WHERE state = 'succeeded' GROUP BY 1, 2, 3, 4, 5, 6, 7"""
+      FROM jobs WHERE state = 'succeeded' GROUP BY 1, 2, 3, 4, 5, 6, 7""",
+)
 """What was used before the sums begin."""
 
 DOWN = (
