@@ -1,6 +1,7 @@
 """A measured figure beside its bar, as a row of a table and as JSON. It knows no benchmark."""
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -48,8 +49,23 @@ class Figure:
         return self.value / self.limit if self.limit else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figure as in `bench-output/engine.json`."""
-        return {**asdict(self), "holds": self.holds, "reached": self.reached and round(self.reached, 4)}
+        """Return the figure as in `bench-output/engine.json`; a number without an end is null.
+
+        JSON has neither infinity nor NaN (RFC 8259, section 6). `holds` is judged before.
+        """
+        numbers = {name: _finite(getattr(self, name)) for name in ("value", "low", "high", "bar", "limit")}
+        reached = _finite(self.reached)
+        return {
+            **asdict(self),
+            **numbers,
+            "samples": [_finite(one) for one in self.samples],
+            "holds": self.holds,
+            "reached": reached and round(reached, 4),
+        }
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
 
 
 def figure_of(
@@ -97,4 +113,5 @@ def table(figures: Iterable[Figure]) -> str:
 def write(figures: Sequence[Figure], path: Path) -> None:
     """The list as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([one.as_json() for one in figures], indent=1) + "\n", encoding="utf-8")
+    text = json.dumps([one.as_json() for one in figures], indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """A figure holds or does not, and says so where it is read."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,20 @@ def test_the_file_lists_every_figure_with_its_samples(tmp_path: Path) -> None:
         "reason": "more cores", "samples": [1.0, 2.0, 4.0], "is_at_most": False, "holds": False,
         "reached": 0.4,
     }  # fmt: skip
+
+
+def test_a_figure_without_an_end_is_judged_and_written_as_null(tmp_path: Path) -> None:
+    endless = figure_of("a", (math.inf, 3.0, math.inf), 2.0, math.inf, "they missed more than a twentieth")
+    unknown = figure_of("b", (math.nan,), 2.0, 1.0, "both missed more than a twentieth")
+    assert (endless.holds, unknown.holds) == (True, False)
+    assert figure_of("c", (math.nan,), 2.0, None, "neither way", is_at_most=True).holds is False
+    write([endless, unknown], tmp_path / "service.json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    first, second = json.loads((tmp_path / "service.json").read_text(), parse_constant=refuse)
+    assert (first["value"], first["low"], first["high"], first["limit"]) == (None, 3.0, None, None)
+    assert first["samples"] == [None, 3.0, None]
+    assert first["holds"] is True
+    assert (second["value"], second["reached"], second["holds"]) == (None, None, False)
