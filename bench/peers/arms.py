@@ -4,7 +4,6 @@ The bare pipeline's images are what every service must draw, and its time alone 
 Each phase starts the services that it needs and records its runs. It makes no figures.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,6 +29,8 @@ KILL_LOAD = 0.5
 KILL_ANSWER_SECONDS = 60.0
 _FIELDS = ("prompt", "width", "height", "num_inference_steps", "guidance_scale", "seed")
 TUNING_SEED, WARMING_SEED, KILL_SEED = 101, 102, 103
+OTHER_SEEDS = (TUNING_SEED, KILL_SEED)
+"""Of traces beside those of the load; the images that warm a service are not compared."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,8 @@ def solo_of(side: int, repeats: int) -> Solo:
     return Solo(seconds)
 
 
-def bare_rate(requests: Sequence[GenerationRequest]) -> float:
-    """Images a second of plain diffusers on two cores, in batches of equal requests of at most 16 rows."""
-    cores = sorted(os.sched_getaffinity(0))[:2]
+def bare_rate(requests: Sequence[GenerationRequest], cores: Sequence[int]) -> float:
+    """Images a second of plain diffusers on these cores, in batches of equal requests of at most 16 rows."""
     with pipelines(cores) as plain:
         plain.batches(requests[: len(cores)])
         begun_at = time.monotonic()

@@ -4,9 +4,11 @@ It knows neither the peers' packages nor how a figure is made.
 """
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.charts import plane, save
@@ -15,6 +17,7 @@ from bench.figures import Figure
 from bench.parts import output_of
 from bench.peers.arms import (
     JUDGED_LOAD,
+    OTHER_SEEDS,
     SHORT,
     SIDE,
     WHOLE,
@@ -29,13 +32,32 @@ from bench.peers.arms import (
 )
 from bench.peers.load import Load, balanced_requests
 from bench.peers.outcome import best_peers, curves_of, figures_of, table_of
-from bench.peers.peer import PEERS
+from bench.peers.peer import NUM_PROCESSES, PEERS
 from bench.peers.simulated import simulated
 
 FILE = "peers.json"
 PACKAGES = ROOT / "build" / "peers"
 NAMES = [peer.name for peer in PEERS]
-NUM_REFERENCES = 10
+NUM_REFERENCES = 5
+"""Images of each trace that are compared with what the bare pipeline draws."""
+
+
+@contextmanager
+def pinned(num_cores: int = NUM_PROCESSES) -> Iterator[list[int]]:
+    """Keep this thread and all that it starts on the first cores while the body runs; yield their numbers.
+
+    Each peer has a process of one thread for each of them, and our workers share what they find. Raises
+    `RuntimeError` if there are fewer.
+    """
+    before = os.sched_getaffinity(0)
+    cores = sorted(before)[:num_cores]
+    if len(cores) < num_cores:
+        raise RuntimeError(f"the comparison needs {num_cores} cores, and this process may use {len(cores)}")
+    os.sched_setaffinity(0, cores)
+    try:
+        yield cores
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def measure(
@@ -49,8 +71,9 @@ def measure(
     folder = folder or output_of(FILE, only, NAMES, is_small=is_short).parent
     amounts = SHORT if is_short else WHOLE
     begun_at = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="peers") as services:
-        requests = balanced_requests(NUM_REFERENCES, SIDE, 1)
+    with tempfile.TemporaryDirectory(prefix="peers") as services, pinned() as cores:
+        seeds = {*amounts.seeds, *OTHER_SEEDS}
+        requests = [one for seed in seeds for one in balanced_requests(NUM_REFERENCES, SIDE, seed)]
         comparison = Comparison(
             Load(references_of(requests)),
             solo_of(SIDE, amounts.solo_repeats),
@@ -61,11 +84,11 @@ def measure(
         for peer in PEERS:
             if peer.name not in only:
                 comparison.leave_out(peer.name, "not asked for")
-        bare = bare_rate(balanced_requests(amounts.num_saturated_most, SIDE, 1))
+        bare = bare_rate(balanced_requests(amounts.num_saturated_most, SIDE, 1), cores)
 
         def note(what: str) -> None:
             print(f"    {time.monotonic() - begun_at:5.0f} s: {what}", flush=True)
-            write_runs(comparison, bare, folder)
+            write_runs(comparison, bare, cores, folder)
 
         note(f"plain diffusers draws {bare:.2f} images/s")
         capacities = measure_capacities(comparison)
@@ -100,10 +123,11 @@ def measure(
     print(text)
 
 
-def write_runs(comparison: Comparison, bare_per_second: float, folder: Path) -> None:
+def write_runs(comparison: Comparison, bare_per_second: float, cores: Sequence[int], folder: Path) -> None:
     """Every run so far with every request, the settings that were chosen, and what was left out."""
     folder.mkdir(parents=True, exist_ok=True)
     document = {
+        "cores": list(cores),
         "bare_images_per_second": round(bare_per_second, 3),
         "solo_seconds": [
             {"num_inference_steps": steps, "guidance_scale": scale, "seconds": round(seconds, 4)}

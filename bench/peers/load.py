@@ -30,8 +30,9 @@ STEADY_SHARE = 0.9
 """The rate at saturation counts until this share has ended: after it, batches are half empty."""
 DECK = 20
 """Requests in which each class of the mix has exactly its share."""
-MAX_PIXEL_DIFFERENCE = 2.0
-"""Of 255, on average over an image: batches of other sizes round differently."""
+MAX_PIXEL_DIFFERENCE = 0.2
+"""Of 255, on average over an image: batches of other sizes round differently. It is our engine's own bound
+beside diffusers' pipeline (`tests/integration/engine/test_engine_equals_diffusers.py`)."""
 
 
 @dataclass
@@ -190,7 +191,7 @@ class Load:
             )
         known = self._references.get(request)
         if known is not None and (difference := float(np.abs(pixels - known).mean())) > MAX_PIXEL_DIFFERENCE:
-            raise RuntimeError(f"{name}: {request.prompt!r} is off by {difference:.1f} of 255 on average")
+            raise RuntimeError(f"{name}: {request.prompt!r} is off by {difference:.2f} of 255 on average")
 
 
 def _pixels(file: bytes) -> Any:

@@ -1,7 +1,9 @@
 """celery-batches: a Celery task that gets a list of calls, once there are enough or a timer has run out.
 
 Each call is marked as done as soon as its image is drawn. The prefetch lets both processes have a batch while
-the next one fills. https://celery-batches.readthedocs.io/en/latest/getting_started.html
+the next one fills. `task_reject_on_worker_lost` would not act: Celery reads it in the callback for failures,
+and celery-batches 0.11 gives the pool a batch without that callback.
+https://celery-batches.readthedocs.io/en/latest/getting_started.html
 """
 
 import os

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from bench.peers.arms import (
     phase_of,
     sizes_that_keep_up,
 )
+from bench.peers.beside import pinned
 from bench.peers.load import DECK, Load, Run, at_once, balanced_requests, due
 from bench.peers.outcome import best_peers, curves_of, figures_of, table_of
 from bench.peers.peer import OURS, PEERS, Peer, Settings, why_absent
@@ -44,9 +46,13 @@ def run_of(
     return Run(arm, settings or {}, phase, 2.0, ended, 10.0, 1.0)
 
 
-def png(side: int, grey: int = 0) -> bytes:
+def png(side: int, num_white: int = 0) -> bytes:
+    """Black, but for so many pixels."""
     file = io.BytesIO()
-    Image.new("RGB", (side, side), (grey, grey, grey)).save(file, "PNG")
+    image = Image.new("RGB", (side, side))
+    for x in range(num_white):
+        image.putpixel((x, 0), (255, 255, 255))
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -121,11 +127,12 @@ def test_an_answer_that_comes_too_late_is_a_miss() -> None:
 
 def test_a_service_that_draws_something_else_does_not_win() -> None:
     arrivals = at_once(balanced_requests(2, SIDE, 0))
-    white, black = png(SIDE, 255), png(SIDE)
+    black = png(SIDE)
     load = Load({arrivals[0].request: black})
     load.run(Fake(lambda _: black).as_service(), arrivals, "capacity")
-    with pytest.raises(RuntimeError, match="off by 255"):
-        load.run(Fake(lambda _: white).as_service(), arrivals, "capacity")
+    load.run(Fake(lambda _: png(SIDE, num_white=3)).as_service(), arrivals, "capacity")  # 0.19 on average
+    with pytest.raises(RuntimeError, match=r"off by 0\.25"):
+        load.run(Fake(lambda _: png(SIDE, num_white=4)).as_service(), arrivals, "capacity")
     with pytest.raises(RuntimeError, match="instead of 64 x 64"):
         load.run(Fake(lambda _: png(32)).as_service(), arrivals, "capacity")
 
@@ -234,3 +241,12 @@ def test_the_plot_has_a_curve_for_each_system(tmp_path: Path) -> None:
 def test_without_any_peer_there_are_no_ratios(tmp_path: Path) -> None:
     figures = [one.figure for one in figures_of(comparison(tmp_path), {OURS: 5.0}, 8.0)]
     assert figures == ["capacity_calotype"]
+
+
+def test_all_arms_are_kept_on_the_same_two_cores() -> None:
+    before = os.sched_getaffinity(0)
+    with pinned(1) as cores:
+        assert os.sched_getaffinity(0) == set(cores) == {min(before)}
+        with pytest.raises(RuntimeError, match="needs 2 cores, and this process may use 1"), pinned(2):
+            pass
+    assert os.sched_getaffinity(0) == before
