@@ -8,31 +8,31 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.charts import plane, save
 from bench.configuration import ROOT
 from bench.figures import Figure
 from bench.parts import output_of
-from bench.peers.arms import (
-    JUDGED_LOAD,
-    OTHER_SEEDS,
-    SHORT,
-    SIDE,
-    WHOLE,
-    Comparison,
+from bench.peers.arms import Arms
+from bench.peers.comparison import JUDGED_LOAD, SHORT, SIDE, WHOLE, Comparison
+from bench.peers.load import Load, balanced_requests
+from bench.peers.outcome import curves_of, figures_of, table_of
+from bench.peers.peer import NUM_PROCESSES, PEERS
+from bench.peers.phases import (
+    SEEDS,
     bare_rate,
+    best_peers,
+    choose_size,
     measure_capacities,
-    measure_in_turns,
     measure_kills,
+    measure_loads,
     references_of,
     solo_of,
+    start_all,
     tune,
 )
-from bench.peers.load import Load, balanced_requests
-from bench.peers.outcome import best_peers, curves_of, figures_of, table_of
-from bench.peers.peer import NUM_PROCESSES, PEERS
 from bench.peers.simulated import simulated
 
 FILE = "peers.json"
@@ -71,8 +71,12 @@ def measure(
     folder = folder or output_of(FILE, only, NAMES, is_small=is_short).parent
     amounts = SHORT if is_short else WHOLE
     begun_at = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="peers") as services, pinned() as cores:
-        seeds = {*amounts.seeds, *OTHER_SEEDS}
+    with (
+        tempfile.TemporaryDirectory(prefix="peers") as services,
+        pinned() as cores,
+        ExitStack() as stack,
+    ):
+        seeds = {*amounts.seeds, *SEEDS}
         requests = [one for seed in seeds for one in balanced_requests(NUM_REFERENCES, SIDE, seed)]
         comparison = Comparison(
             Load(references_of(requests)),
@@ -84,30 +88,28 @@ def measure(
         for peer in PEERS:
             if peer.name not in only:
                 comparison.leave_out(peer.name, "not asked for")
-        bare = bare_rate(balanced_requests(amounts.num_saturated_most, SIDE, 1), cores)
+        bare = bare_rate(balanced_requests(amounts.num_saturated, SIDE, SEEDS[0]), cores)
 
         def note(what: str) -> None:
             print(f"    {time.monotonic() - begun_at:5.0f} s: {what}", flush=True)
             write_runs(comparison, bare, cores, folder)
 
-        note(f"plain diffusers draws {bare:.2f} images/s")
-        capacities = measure_capacities(comparison)
-        note("settings at the judged load")
+        note(f"plain diffusers draws {bare:.2f} images/s; batch sizes")
+        for peer in comparison.peers():
+            choose_size(comparison, peer)
+        note("images a second of all")
+        arms = Arms(comparison, stack)
+        start_all(comparison, arms)
+        capacities = measure_capacities(comparison, arms)
         best = best_peers(capacities, amounts.num_peers)
-        peers = [peer for peer in comparison.peers() if peer.name in best]
-        if best:
-            solo, rate = comparison.solo, JUDGED_LOAD * capacities[best[0]]
-            costs = {
-                "p95": lambda run: (run.p95_seconds,),
-                "goodput": lambda run: (-run.in_time(solo), run.p95_seconds),
-            }
-            for peer in peers:
-                tune(comparison, peer, rate, costs)
+        if best and capacities[best[0]] > 0:
+            note("settings at the judged load")
+            _tune(comparison, arms, best, JUDGED_LOAD * capacities[best[0]])
             note("arms in turns")
-            measure_in_turns(comparison, peers, capacities[best[0]])
+            measure_loads(comparison, arms, best, capacities)
             note("kills")
-            measure_kills(comparison, capacities[best[0]])
-            note("done")
+            measure_kills(comparison, arms, capacities[best[0]])
+        note("done")
     yield from figures_of(comparison, capacities, bare)
     yield from simulated(is_short=is_short)
     text = "\n".join(table_of(comparison, capacities, bare))
@@ -121,6 +123,23 @@ def measure(
         )
         save(figure, folder, "peers")
     print(text)
+
+
+def _tune(comparison: Comparison, arms: Arms, best: Sequence[str], rate: float) -> None:
+    """Tune the best peers, and start them with what was chosen."""
+    solo = comparison.solo
+    for peer in (one for one in comparison.peers() if one.name in best):
+        tune(
+            comparison,
+            peer,
+            rate,
+            {
+                "p95": lambda run: (run.p95_seconds,),
+                "goodput": lambda run: (-run.in_time(solo), run.p95_seconds),
+            },
+        )
+        for settings in dict.fromkeys(comparison.chosen[peer.name].values()):
+            arms.add(peer, settings)
 
 
 def write_runs(comparison: Comparison, bare_per_second: float, cores: Sequence[int], folder: Path) -> None:
@@ -137,7 +156,10 @@ def write_runs(comparison: Comparison, bare_per_second: float, cores: Sequence[i
             name: {what: vars(settings) for what, settings in each.items()}
             for name, each in comparison.chosen.items()
         },
+        "dropped": comparison.dropped,
         "left_out": comparison.left_out,
         "runs": [run.as_json() for run in comparison.runs],
     }
-    (folder / "peers-runs.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (folder / "peers-runs.json").write_text(
+        json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )

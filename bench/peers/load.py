@@ -5,6 +5,7 @@ drawing something else. It does not know who draws.
 """
 
 import io
+import math
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.latency import MISSED, SLOWDOWN_LIMIT, Solo, p95, p95_latency, slowdowns
+from bench.latency import SLOWDOWN_LIMIT, Solo, p95, p95_latency, slowdowns
 from bench.peers.service import NoImage, Service
 from bench.strategies import Ended
 from bench.workload import GUIDANCE_SCALES, SHARES, STEPS, DueRequest, mixed_requests, poisson
@@ -26,10 +27,11 @@ from engine.request import GenerationRequest
 MAX_IN_FLIGHT = 256
 ANSWER_SECONDS = 90.0
 """A request without an image after so long is a miss."""
-STEADY_SHARE = 0.9
-"""The rate at saturation counts until this share has ended: after it, batches are half empty."""
+COUNTED_SHARE = 0.75
+"""The rate at saturation is counted at an end after this share: at the very last ones, workers are idle."""
 DECK = 20
 """Requests in which each class of the mix has exactly its share."""
+_TOLD = ("arm", "settings", "phase", "rate", "errors", "num_warm_up")
 MAX_PIXEL_DIFFERENCE = 0.2
 """Of 255, on average over an image: batches of other sizes round differently. It is our engine's own bound
 beside diffusers' pipeline (`tests/integration/engine/test_engine_equals_diffusers.py`)."""
@@ -37,46 +39,59 @@ beside diffusers' pipeline (`tests/integration/engine/test_engine_equals_diffuse
 
 @dataclass
 class Run:
-    """What a service did with one trace; `seconds` is the time in which `STEADY_SHARE` of it ended."""
+    """What a service did with one trace; its first `num_warm_up` requests count for no figure of latency."""
 
     arm: str
     settings: Mapping[str, Any]
     phase: str
     rate: float | None
     ended: Sequence[Ended]
-    seconds: float
     cpu_seconds: float
     errors: list[str] = field(default_factory=list)
+    num_warm_up: int = 0
+
+    @property
+    def counted(self) -> Sequence[Ended]:
+        """All but those of the warm-up, in which queues fill."""
+        return self.ended[self.num_warm_up :]
 
     @property
     def throughput(self) -> float:
-        """Images a second until `STEADY_SHARE` has ended; 0 if that many never did."""
-        return STEADY_SHARE * len(self.ended) / self.seconds
+        """Images a second of a trace that was due all at once; 0 if too many have no image.
+
+        It is the number of requests that have ended by some end, divided by the time of that end; of all ends
+        after `COUNTED_SHARE` of the trace, the one where this is most. The answers of a batch come together,
+        so that an end before its last answer would count less than was done.
+        """
+        ends = sorted(
+            one.arrival.seconds + one.latency_seconds for one in self.ended if one.latency_seconds is not None
+        )
+        first = math.ceil(COUNTED_SHARE * len(self.ended))
+        return max((number / end for number, end in enumerate(ends, 1) if number >= first), default=0.0)
 
     @property
     def num_lost(self) -> int:
-        """Requests without an image."""
+        """Requests without an image, those of the warm-up too."""
         return sum(one.latency_seconds is None for one in self.ended)
 
     @property
     def p95_seconds(self) -> float:
         """The 95th percentile of latency; infinite if too many have no image."""
-        return p95_latency(self.ended)
+        return p95_latency(self.counted)
 
     def p95_slowdown(self, solo: Solo) -> float:
         """The 95th percentile of latency ÷ the bare pipeline's time alone."""
-        return p95(slowdowns(self.ended, solo))
+        return p95(slowdowns(self.counted, solo))
 
     def in_time(self, solo: Solo) -> float:
         """The share with an image within three times the bare pipeline's time alone."""
-        return sum(one <= SLOWDOWN_LIMIT for one in slowdowns(self.ended, solo)) / len(self.ended)
+        return sum(one <= SLOWDOWN_LIMIT for one in slowdowns(self.counted, solo)) / len(self.counted)
 
     def as_json(self) -> dict[str, Any]:
         """With every request; a miss has no latency."""
         kinds = [one.arrival.request for one in self.ended]
         return {
-            **{name: getattr(self, name) for name in ("arm", "settings", "phase", "rate", "errors")},
-            "seconds": None if self.seconds == MISSED else round(self.seconds, 4),
+            **{name: getattr(self, name) for name in _TOLD},
             "cpu_seconds": round(self.cpu_seconds, 3),
             "due_seconds": [round(one.arrival.seconds, 4) for one in self.ended],
             "latency_seconds": [one.latency_seconds and round(one.latency_seconds, 4) for one in self.ended],
@@ -86,12 +101,12 @@ class Run:
 
 
 def joined(runs: Sequence[Run]) -> Run:
-    """Several runs of one arm as one."""
+    """What counts of several runs of one arm, as one run."""
     first = runs[0]
     return replace(
         first,
-        ended=[one for run in runs for one in run.ended],
-        seconds=sum(run.seconds for run in runs),
+        ended=[one for run in runs for one in run.counted],
+        num_warm_up=0,
         cpu_seconds=sum(run.cpu_seconds for run in runs),
         errors=[error for run in runs for error in run.errors],
     )
@@ -143,6 +158,7 @@ class Load:
         rate: float | None = None,
         at: Mapping[int, Any] | None = None,
         answer_seconds: float = ANSWER_SECONDS,
+        num_warm_up: int = 0,
     ) -> Run:
         """Send each request when it is due, whether or not earlier ones have ended; wait for all.
 
@@ -151,7 +167,7 @@ class Load:
         before, begun_at = service.cpu_seconds(), time.monotonic()
         files: dict[int, bytes] = {}
         errors: list[str] = []
-        lock, ends = threading.Lock(), []
+        lock = threading.Lock()
 
         def draw(number: int, arrival: DueRequest) -> Ended:
             left = begun_at + arrival.seconds + answer_seconds - time.monotonic()
@@ -164,7 +180,6 @@ class Load:
             now = time.monotonic() - begun_at
             with lock:
                 files[number] = file
-                ends.append(now)
             late = now - arrival.seconds > answer_seconds
             return Ended(arrival, None if late else now - arrival.seconds)
 
@@ -179,9 +194,7 @@ class Load:
         spent = service.cpu_seconds() - before
         for number, file in files.items():
             self._check(service.name, arrivals[number].request, file)
-        num_steady = int(STEADY_SHARE * len(arrivals))
-        seconds = sorted(ends)[num_steady - 1] if len(ends) >= num_steady else MISSED
-        return Run(service.name, service.settings, phase, rate, ended, seconds, spent, errors[:5])
+        return Run(service.name, service.settings, phase, rate, ended, spent, errors[:5], num_warm_up)
 
     def _check(self, name: str, request: GenerationRequest, file: bytes) -> None:
         pixels = _pixels(file)

@@ -5,15 +5,20 @@ runs under a load, each figure takes the better one.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 from bench.charts import Curve
 from bench.figures import Figure, figure_of
-from bench.peers.arms import JUDGED_LOAD, Comparison, phase_of, pooled
-from bench.peers.load import Run
-from bench.peers.peer import OURS, Settings
+from bench.peers.comparison import JUDGED_LOAD, Comparison, phase_of
+from bench.peers.load import Run, joined
+from bench.peers.peer import OURS, PEERS, Settings
 
 P95_BAR, GOODPUT_BAR = 2.0, 4.0
+LIMITS = (
+    f"The peers with the highest capacity alone are tuned, at {phase_of(JUDGED_LOAD)} of the best one's, for "
+    "p95 and for the share in time: not for slowdown, nor for the other loads. Others run at the settings "
+    f"of their own capacity, and above {phase_of(JUDGED_LOAD)} only if they can keep up."
+)
 
 
 def figures_of(
@@ -27,10 +32,11 @@ def figures_of(
         chosen = comparison.chosen.get(name, {}).get("capacity", "as shipped")
         yield figure_of(
             f"capacity_{_id(name)}",
-            [rate],
+            [run.throughput for run in comparison.of("capacity", name)] or [rate],
             None,
             bare_per_second,
             f"images/s with all requests at once, {chosen}; the limit is plain diffusers in two processes",
+            value=rate,
         )
     if peers and OURS in capacities:
         best = max(peers, key=lambda name: peers[name])
@@ -47,7 +53,7 @@ def figures_of(
             [run.num_lost],
             None,
             0.0,
-            f"of {len(run.ended)} requests, without an image after one worker was killed; "
+            f"of {len(run.ended)} requests, without an image after one worker was killed, once; "
             f"p95 {run.p95_seconds:.1f} s",
             is_at_most=True,
         )
@@ -61,61 +67,93 @@ def _beside_best(comparison: Comparison, share: float) -> Iterator[Figure]:
     theirs = _peer_runs(comparison, share)
     if not theirs:
         return
-    [ours] = pooled(comparison, OURS, share)
+    is_barred, missing = judged and not missing_peers(comparison), _without(comparison)
     fastest = min(theirs, key=lambda run: run.p95_seconds)
+    ours = _ours_beside(comparison, share, fastest)
     yield figure_of(
         f"p95_vs_best_peer{suffix}",
         _by_trace(comparison, share, fastest, lambda peer, we: peer.p95_seconds / we.p95_seconds),
-        P95_BAR if judged else None,
+        P95_BAR if is_barred else None,
         None,
-        f"{fastest.arm} ({_settings(fastest)}) {fastest.p95_seconds:.2f} s, ours {ours.p95_seconds:.2f} s "
-        f"at {ours.rate:.2f}/s",
+        f"{_named(fastest)} {fastest.p95_seconds:.2f} s, ours {ours.p95_seconds:.2f} s at {ours.rate:.2f}/s"
+        f"{missing}",
         value=fastest.p95_seconds / ours.p95_seconds,
     )
     most = max(theirs, key=lambda run: run.in_time(solo))
-    floor = 1 / len(most.ended)
+    ours, floor = _ours_beside(comparison, share, most), 1 / len(most.counted)
     yield figure_of(
         f"goodput_vs_best_peer{suffix}",
         _by_trace(
             comparison,
             share,
             most,
-            lambda peer, we: we.in_time(solo) / max(peer.in_time(solo), 1 / len(peer.ended)),
+            lambda peer, we: we.in_time(solo) / max(peer.in_time(solo), 1 / len(peer.counted)),
         ),
-        GOODPUT_BAR if judged else None,
+        GOODPUT_BAR if is_barred else None,
         1 / max(most.in_time(solo), floor),
-        f"in time: ours {ours.in_time(solo):.2f}, {most.arm} ({_settings(most)}) {most.in_time(solo):.2f}; "
-        f"none in time counts as one",
+        f"in time: ours {ours.in_time(solo):.2f}, {_named(most)} {most.in_time(solo):.2f}; "
+        f"none in time counts as one{missing}",
         value=ours.in_time(solo) / max(most.in_time(solo), floor),
     )
     calmest = min(theirs, key=lambda run: run.p95_slowdown(solo))
+    ours = _ours_beside(comparison, share, calmest)
     yield figure_of(
         f"slowdown_vs_best_peer{suffix}",
         [calmest.p95_slowdown(solo) / ours.p95_slowdown(solo)],
         None,
         None,
-        f"p95 of latency by time alone: {calmest.arm} {calmest.p95_slowdown(solo):.1f}, "
-        f"ours {ours.p95_slowdown(solo):.1f}",
+        f"p95 of latency by time alone: {_named(calmest)} {calmest.p95_slowdown(solo):.1f}, "
+        f"ours {ours.p95_slowdown(solo):.1f}; no settings are tuned for it{missing}",
     )
+
+
+def missing_peers(comparison: Comparison) -> list[str]:
+    """The peers that are left out: one of them may be the best."""
+    return [peer.name for peer in PEERS if peer.name in comparison.left_out]
+
+
+def _without(comparison: Comparison) -> str:
+    dropped = [f"{name}, {settings}" for name, each in comparison.dropped.items() for settings in each]
+    what = f"; dropped: {'; '.join(dropped)}" if dropped else ""
+    if missing := missing_peers(comparison):
+        return f"; not judged without {', '.join(missing)}{what}"
+    return f"; settings tuned at {phase_of(JUDGED_LOAD)} for p95 and the share in time{what}"
+
+
+def _named(run: Run) -> str:
+    lost = f", {run.num_lost} of {len(run.ended)} lost" if run.num_lost else ""
+    return f"{run.arm} ({_settings(run)}{lost})"
 
 
 def _peer_runs(comparison: Comparison, share: float) -> list[Run]:
     names = {run.arm for run in comparison.runs if run.phase == phase_of(share)} - {OURS}
-    return [run for name in sorted(names) for run in pooled(comparison, name, share)]
+    return [run for name in sorted(names) for run in comparison.pooled(name, share)]
 
 
 def _by_trace(
     comparison: Comparison, share: float, peer: Run, ratio: Callable[[Run, Run], float]
 ) -> list[float]:
+    return [ratio(one, other) for one, other in _pairs(comparison, share, peer)]
+
+
+def _ours_beside(comparison: Comparison, share: float, peer: Run) -> Run:
+    """Ours under the traces that the peer had: one that is not tuned has the first one alone."""
+    return joined([ours for _, ours in _pairs(comparison, share, peer)])
+
+
+def _pairs(comparison: Comparison, share: float, peer: Run) -> list[tuple[Run, Run]]:
     ours = comparison.of(phase_of(share), OURS)
     theirs = [run for run in comparison.of(phase_of(share), peer.arm) if run.settings == peer.settings]
-    return [ratio(one, other) for one, other in zip(theirs, ours, strict=True)]
+    return list(zip(theirs, ours, strict=False))
 
 
 def table_of(
     comparison: Comparison, capacities: Mapping[str, float], bare_per_second: float
 ) -> Iterator[str]:
-    """A line for each system and setting: capacity, then p95, p95 slowdown and share in time at each load."""
+    """A line for each system and setting: capacity, then p95, p95 slowdown and share in time at each load.
+
+    Below it stand the limits of the comparison, and what was left out.
+    """
     loads = comparison.amounts.loads
     heads = "".join(f" {phase_of(share)}: p95 s | slowdown | in time |" for share in loads)
     yield f"| system | settings | images/s |{heads} lost by a kill |"
@@ -123,27 +161,37 @@ def table_of(
     empty = " |" * (3 * len(loads) + 1)
     yield f"| plain diffusers, two processes | at most 16 rows | {bare_per_second:.2f} |{empty}"
     for name, rate in sorted(capacities.items(), key=lambda one: -one[1]):
-        lost = [f"{run.num_lost} of {len(run.ended)}" for run in comparison.of("kill", name)]
-        end = f" {lost[0] if lost else ''} |"
-        rows = _loads_of(comparison, name)
-        if not rows:
-            settings = comparison.chosen.get(name, {}).get("capacity", "as shipped")
-            yield f"| {name} | {settings} | {rate:.2f} |{' |' * 3 * len(loads)}{end}"
-        for settings, cells in rows.items():
-            yield f"| {name} | {settings} | {rate:.2f} |{cells}{end}"
+        kills = {_settings(run): f"{run.num_lost} of {len(run.ended)}" for run in comparison.of("kill", name)}
+        best = str(comparison.chosen.get(name, {}).get("capacity", "as shipped"))
+        for settings, cells in (_loads_of(comparison, name) or {best: " |" * 3 * len(loads)}).items():
+            made = f"{rate:.2f}" if settings == best else ""
+            yield f"| {name} | {settings} | {made} |{cells} {kills.get(settings, '')} |"
+        if best not in _loads_of(comparison, name) and _loads_of(comparison, name):
+            yield f"| {name} | {best} | {rate:.2f} |{empty}"
+    num_due, num_traces = comparison.amounts.num_due, len(comparison.amounts.seeds)
+    yield (
+        f"\n{LIMITS} A trace of {num_due} requests a load; ours and the tuned peers have {num_traces} at "
+        f"{phase_of(JUDGED_LOAD)}. The first fifth of each is not counted. One kill each."
+    )
     for name, reason in comparison.left_out.items():
         yield f"\n{name} is left out: {reason.splitlines()[0]}"
+    for name, each in comparison.dropped.items():
+        for settings, reason in each.items():
+            yield f"\n{name}, {settings}, is dropped: {reason.splitlines()[0]}"
 
 
 def _loads_of(comparison: Comparison, name: str) -> dict[str, str]:
-    """The cells of each of its settings, over all loads."""
-    rows: dict[str, str] = {}
+    """The cells of each of its settings, over all loads; empty ones where it was not measured."""
+    solo = comparison.solo
+    found: dict[str, dict[float, str]] = {}
     for share in comparison.amounts.loads:
-        for run in pooled(comparison, name, share):
-            solo = comparison.solo
+        for run in comparison.pooled(name, share):
             cells = f" {run.p95_seconds:.2f} | {run.p95_slowdown(solo):.1f} | {run.in_time(solo):.2f} |"
-            rows[_settings(run)] = rows.get(_settings(run), "") + cells
-    return rows
+            found.setdefault(_settings(run), {})[share] = cells
+    return {
+        settings: "".join(cells.get(share, " |" * 3) for share in comparison.amounts.loads)
+        for settings, cells in found.items()
+    }
 
 
 def _settings(run: Run) -> str:
@@ -162,19 +210,15 @@ def curves_of(comparison: Comparison) -> list[Curve]:
     Points without an end (more than a twentieth lost) are left out.
     """
     loads = comparison.amounts.loads
-    names = [OURS, *sorted({run.arm for run in comparison.runs if run.phase == phase_of(loads[0])} - {OURS})]
+    phases = {phase_of(share) for share in loads}
+    names = [OURS, *sorted({run.arm for run in comparison.runs if run.phase in phases} - {OURS})]
     curves = []
     for name in names:
         points = []
         for share in loads:
-            found = [run.p95_slowdown(comparison.solo) for run in pooled(comparison, name, share)]
+            found = [run.p95_slowdown(comparison.solo) for run in comparison.pooled(name, share)]
             if found and math.isfinite(min(found)):
                 points.append((100 * share, min(found)))
         if points:
             curves.append(Curve(name, [x for x, _ in points], [y for _, y in points]))
     return curves
-
-
-def best_peers(capacities: Mapping[str, float], num: int) -> Sequence[str]:
-    """The names of the peers with the highest capacity."""
-    return sorted((name for name in capacities if name != OURS), key=lambda name: -capacities[name])[:num]

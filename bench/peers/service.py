@@ -10,6 +10,7 @@ import signal
 import time
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
@@ -21,7 +22,7 @@ import psutil
 from bench.plane.load import Connection, body_of
 from engine.request import GenerationRequest
 
-PROBE_SECONDS = 0.25
+PROBE_SECONDS, WARMING_SECONDS = 0.25, 120.0
 
 
 class NoImage(RuntimeError):
@@ -69,8 +70,16 @@ class Service:
         return total
 
     def kill_worker(self) -> int:
-        """Kill the process that holds a model and has worked most; return its id."""
-        sizes = [(one.memory_info().rss, one) for one in self.processes() if one.is_running()]
+        """Kill the process that holds a model and has worked most; return its id.
+
+        Raises `RuntimeError` if no process is left.
+        """
+        sizes: list[tuple[int, psutil.Process]] = []
+        for one in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                sizes.append((one.memory_info().rss, one))
+        if not sizes:
+            raise RuntimeError(f"{self.name} has no process left")
         most = max(size for size, _ in sizes)
         workers = [one for size, one in sizes if size > most / 2]
         victim = max(workers, key=lambda one: one.cpu_times().user)
@@ -93,14 +102,20 @@ class Service:
 
 @contextmanager
 def awake(service: Service, warming: Sequence[GenerationRequest]) -> Iterator[None]:
-    """Let a stopped service run while the body runs; before it, some images are drawn and not counted."""
+    """Let a stopped service run while the body runs; it is warm by then."""
     service.resume()
     try:
-        for one in warming:
-            draw_somehow(service, one, seconds=120)
+        warm(service, warming)
         yield
     finally:
         service.suspend()
+
+
+def warm(service: Service, warming: Sequence[GenerationRequest]) -> None:
+    """Have these images drawn, all at once; they count for nothing."""
+    with ThreadPoolExecutor(max(1, len(warming))) as pool:
+        for drawn in [pool.submit(draw_somehow, service, one, seconds=WARMING_SECONDS) for one in warming]:
+            drawn.result()
 
 
 def draw_somehow(service: Service, request: GenerationRequest, *, seconds: float) -> bytes:

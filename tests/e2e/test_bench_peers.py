@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.latency import Solo
-from bench.peers.arms import SHORT, Comparison, attempted, references_of
+from bench.peers.comparison import SHORT, Comparison
 from bench.peers.load import Load, at_once, balanced_requests
 from bench.peers.peer import PEERS, Settings, started
+from bench.peers.phases import choose_size, references_of
 from bench.peers.service import awake
 
 SIDE = 64
@@ -35,10 +36,11 @@ def test_a_celery_task_draws_what_the_bare_pipeline_draws_and_survives_a_stop_an
 
 def test_a_peer_that_does_not_start_is_left_out_with_the_reason_of_its_log(tmp_path: Path) -> None:
     told: list[str] = []
-    comparison = Comparison(Load({}), Solo({}), SHORT, tmp_path, tmp_path, say=told.append)
+    amounts = replace(SHORT, sizes=(8, 32))
+    comparison = Comparison(Load({}), Solo({}), amounts, tmp_path, tmp_path, say=told.append)
     peer = replace(PEERS[0], commands=[["bench.peers.no_such_server"]])
-    load = comparison.load
-    assert attempted(comparison, peer, Settings(), lambda service: load.run(service, [], "capacity")) is None
+    choose_size(comparison, peer)
+    assert list(comparison.dropped[peer.name]) == ["batches of 32, 100 ms", "batches of 8, 100 ms"]
     assert "No module named bench.peers.no_such_server" in comparison.left_out[peer.name]
     assert peer.name in "".join(told)
     assert peer not in comparison.peers()

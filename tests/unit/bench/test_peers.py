@@ -5,30 +5,36 @@ import io
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from bench.equal_batches import places_of
 from bench.latency import Solo
-from bench.peers.arms import (
-    JUDGED_LOAD,
-    Amounts,
-    Comparison,
-    best_settings,
-    num_saturating,
-    phase_of,
-    sizes_that_keep_up,
-)
+from bench.peers.arms import Arms
 from bench.peers.beside import pinned
-from bench.peers.load import DECK, Load, Run, at_once, balanced_requests, due
-from bench.peers.outcome import best_peers, curves_of, figures_of, table_of
+from bench.peers.comparison import JUDGED_LOAD, SHORT, WHOLE, Amounts, Comparison, phase_of
+from bench.peers.load import DECK, Load, Run, at_once, balanced_requests, due, joined
+from bench.peers.outcome import curves_of, figures_of, table_of
 from bench.peers.peer import OURS, PEERS, Peer, Settings, why_absent
+from bench.peers.phases import (
+    best_peers,
+    best_settings,
+    choose_size,
+    judged_arms,
+    measure_capacities,
+    measure_loads,
+    sizes_that_keep_up,
+    start_all,
+    tune,
+)
 from bench.peers.service import NoImage, Service
 from bench.strategies import Ended
-from bench.workload import GUIDANCE_SCALES, SHARES, STEPS
+from bench.workload import GUIDANCE_SCALES, SHARES, STEPS, DueRequest
 from engine.request import GenerationRequest
 
 SOLO = Solo({(steps, scale): 1.0 for steps in STEPS for scale in GUIDANCE_SCALES})
@@ -43,7 +49,7 @@ def run_of(
 ) -> Run:
     requests = balanced_requests(len(latencies), SIDE, 0)
     ended = [Ended(arrival, one) for arrival, one in zip(at_once(requests), latencies, strict=True)]
-    return Run(arm, settings or {}, phase, 2.0, ended, 10.0, 1.0)
+    return Run(arm, settings or {}, phase, 2.0, ended, 1.0)
 
 
 def png(side: int, num_white: int = 0) -> bytes:
@@ -78,6 +84,65 @@ def comparison(tmp_path: Path, runs: Sequence[Run] = ()) -> Comparison:
     return found
 
 
+@dataclasses.dataclass
+class Fakes:
+    """Services without processes, with latencies that a test writes; `started` lists what was started."""
+
+    latency: Callable[[Service, str], float | None]
+    failing: Sequence[tuple[str, int]] = ()
+    """Names of peers, with the batch size at which they do not start."""
+    started: list[tuple[str, Settings]] = dataclasses.field(default_factory=list)
+
+    @contextmanager
+    def start(self, peer: Peer, settings: Settings, _: Path, __: Path) -> Iterator[Service]:
+        self.started.append((peer.name, settings))
+        if (peer.name, settings.max_batch) in self.failing:
+            raise RuntimeError(f"no memory for {settings.max_batch}")
+        yield Service(peer.name, Fake(lambda _: png(1)), pids=(), settings=dataclasses.asdict(settings))
+
+    @contextmanager
+    def start_ours(self, _: Path) -> Iterator[Service]:
+        yield Service(OURS, Fake(lambda _: png(1)), pids=(), settings={"settings": "as shipped"})
+
+    def comparison(self, tmp_path: Path, amounts: Amounts = WHOLE) -> Comparison:
+        amounts = dataclasses.replace(amounts, num_warming=1)
+        for peer in PEERS:
+            (tmp_path / peer.packages / peer.module).mkdir(parents=True)
+        return Comparison(
+            ToldLoad(self.latency), SOLO, amounts, tmp_path, tmp_path, say=lambda _: None,
+            start=self.start, start_ours=self.start_ours,
+        )  # fmt: skip
+
+
+class ToldLoad(Load):
+    """A load whose requests all take what a function says; it waits for nothing."""
+
+    def __init__(self, latency: Callable[[Service, str], float | None]) -> None:
+        super().__init__({})
+        self._latency = latency
+
+    def run(
+        self,
+        service: Service,
+        arrivals: Sequence[DueRequest],
+        phase: str,
+        *,
+        rate: float | None = None,
+        at: Mapping[int, Any] | None = None,
+        answer_seconds: float = 1.0,
+        num_warm_up: int = 0,
+    ) -> Run:
+        del at, answer_seconds
+        seconds = self._latency(service, phase)
+        ended = [Ended(one, seconds) for one in arrivals]
+        return Run(service.name, service.settings, phase, rate, ended, 1.0, [], num_warm_up)
+
+
+def peer_of(name: str) -> Peer:
+    [peer] = [one for one in PEERS if one.name == name]
+    return peer
+
+
 def test_each_figure_has_the_settings_that_are_best_for_itself() -> None:
     steady = run_of("peer", [4.0] * 20)  # the better tail, and nothing in time
     quick = run_of("peer", [1.0] * 15 + [9.0] * 5)
@@ -108,8 +173,7 @@ def test_refused_and_failed_requests_are_counted_and_their_errors_kept() -> None
     assert run.num_lost == 8  # 20 % each
     assert any("503" in error for error in run.errors)
     assert any("ConnectionRefusedError" in error for error in run.errors)
-    assert run.seconds == math.inf, "nine tenths never ended"
-    assert run.throughput == 0.0
+    assert run.throughput == 0.0, "three quarters never ended"
 
 
 def test_an_answer_that_comes_too_late_is_a_miss() -> None:
@@ -154,19 +218,163 @@ def test_a_trace_is_the_same_for_every_arm() -> None:
     assert due(30, 4.0, side=SIDE, seed=7) == due(30, 4.0, side=SIDE, seed=7)
 
 
-def test_saturation_gives_each_worker_several_batches() -> None:
-    amounts = Amounts()
-    assert [num_saturating(size, amounts) for size in (1, 8, 16, 32)] == [40, 40, 80, 120]
+def ends_in_batches(num: int, size: int) -> list[float]:
+    """Ends in batches of two workers, each at 3 images a second; each third batch takes longer."""
+    ends: list[float] = []
+    free = [0.0, 0.0]
+    for number, start in enumerate(range(0, num, size)):
+        worker = free.index(min(free))
+        free[worker] += size / 3 * (1.2 if number % 3 == 0 else 0.9)
+        ends += [free[worker]] * min(size, num - start)
+    return ends
 
 
-def test_a_batch_size_that_cannot_keep_up_is_not_tuned() -> None:
-    def saturated(size: int, seconds: float) -> Run:
-        run = run_of("peer", [1.0] * 20, {"max_batch": size}, phase="capacity")
-        return dataclasses.replace(run, seconds=seconds)
+@pytest.mark.parametrize("size", [1, 4, 8, 16, 32])
+def test_whole_batches_count_however_large_they_are(size: int) -> None:
+    run = run_of("peer", ends_in_batches(WHOLE.num_saturated, size))
+    assert run.throughput == pytest.approx(6.0, rel=0.05)
 
-    runs = [saturated(1, 9.0), saturated(8, 4.5), saturated(32, 3.0)]  # 2, 4 and 6 images a second
-    assert sizes_that_keep_up(runs, 3.5) == [8, 32]
-    assert sizes_that_keep_up(runs, 7.0) == [32]
+
+def test_the_end_of_a_trace_and_its_last_workers_are_not_waited_for() -> None:
+    ends = [0.5 * (number + 1) for number in range(18)]
+    assert run_of("peer", [*ends, 30.0, 60.0]).throughput == pytest.approx(2.0)
+    assert run_of("peer", [*ends, None, None]).throughput == pytest.approx(2.0)
+
+
+def test_the_first_requests_find_empty_queues_and_do_not_count() -> None:
+    run = dataclasses.replace(run_of("peer", [0.5] * 10 + [4.0] * 9 + [None]), num_warm_up=10)
+    assert run.in_time(SOLO) == 0.0
+    assert run.p95_seconds == math.inf
+    assert run.num_lost == 1
+    both = joined([run, dataclasses.replace(run_of("peer", [None] * 10 + [2.0] * 10), num_warm_up=10)])
+    assert [one.latency_seconds for one in both.counted] == [4.0] * 9 + [None] + [2.0] * 10
+    assert both.in_time(SOLO) == 0.5
+    assert run.as_json()["num_warm_up"] == 10
+
+
+def test_two_rounds_at_saturation_are_eight_batches_for_each_of_two_workers() -> None:
+    assert 2 * WHOLE.num_saturated >= 8 * 2 * max(WHOLE.sizes)
+    assert WHOLE.num_due >= 150
+
+
+def test_a_batch_size_that_cannot_keep_up_is_not_tuned(tmp_path: Path) -> None:
+    peer = peer_of("LitServe")
+    found = comparison(tmp_path)
+    found.choose(peer, "capacity", Settings(32))
+    found.runs += [
+        run_of(peer.name, [1.0] * 20, {"max_batch": 32}, phase="sizes"),  # 20 images a second
+        run_of(peer.name, [4.0] * 20, {"max_batch": 16}, phase="sizes"),
+    ]
+    assert sizes_that_keep_up(found, peer, 5.0) == [32, 16, 8, 4, 1]
+    assert sizes_that_keep_up(found, peer, 6.0) == [32, 8, 4, 1], "the smaller ones were not measured"
+    found.amounts = Amounts(sizes=(16, 32))
+    assert sizes_that_keep_up(found, peer, 21.0) == [32]
+
+
+def test_smaller_batches_are_not_tried_once_one_is_clearly_slower(tmp_path: Path) -> None:
+    seconds = {32: 1.0, 16: 0.98, 8: 2.0, 4: 0.1, 1: 0.1}
+    fakes = Fakes(lambda service, _: seconds[service.settings["max_batch"]])
+    found = fakes.comparison(tmp_path)
+    choose_size(found, peer_of("LitServe"))
+    assert [settings.max_batch for _, settings in fakes.started] == [32, 16, 8]
+    assert found.chosen["LitServe"]["capacity"].max_batch == 16
+
+
+def test_a_batch_size_that_fails_is_dropped_and_not_the_peer(tmp_path: Path) -> None:
+    fakes = Fakes(lambda *_: 1.0, failing=[("LitServe", 32), *(("Ray Serve", size) for size in WHOLE.sizes)])
+    found = fakes.comparison(tmp_path)
+    choose_size(found, peer_of("LitServe"))
+    assert found.chosen["LitServe"]["capacity"].max_batch == 16
+    assert found.dropped["LitServe"] == {"batches of 32, 100 ms": "no memory for 32"}
+    assert not found.left_out
+    choose_size(found, peer_of("Ray Serve"))
+    assert "batches of 32, 100 ms: no memory for 32" in found.left_out["Ray Serve"]
+
+
+def test_the_other_waits_are_tried_where_they_can_be_best(tmp_path: Path) -> None:
+    def latency(service: Service, _: str) -> float:
+        settings = Settings(**service.settings)
+        return {32: 3.0, 16: 2.0, 8: 2.5}[settings.max_batch] + settings.wait_seconds
+
+    fakes = Fakes(latency)
+    found = fakes.comparison(tmp_path, Amounts(sizes=(4, 8, 16, 32)))
+    peer = peer_of("LitServe")
+    tune(found, peer, 4.0, {"p95": lambda run: (run.p95_seconds,)})
+    assert [str(settings) for _, settings in fakes.started] == [
+        "batches of 32, 100 ms",
+        "batches of 16, 100 ms",
+        "batches of 8, 100 ms",
+        "batches of 16, 10 ms",
+    ]
+    assert found.chosen["LitServe"]["p95"] == Settings(16, 0.01)
+    assert [run.num_warm_up for run in found.runs] == [15] * 4
+
+
+def test_every_peer_is_put_under_load_and_the_best_ones_and_ours_twice(tmp_path: Path) -> None:
+    rates = {"LitServe": 6.0, "celery-batches": 5.0, "Ray Serve": 4.0, "BentoML": 3.0, "Celery task": 3.5}
+    num = WHOLE.num_saturated
+    fakes = Fakes(lambda service, _: num / {OURS: 5.5, **rates}[service.name])
+    found = fakes.comparison(tmp_path)
+    with ExitStack() as stack:
+        arms = Arms(found, stack)
+        for peer in PEERS:
+            found.choose(peer, "capacity", Settings(32))
+        found.choose(peer_of("LitServe"), "p95", Settings(8))
+        start_all(found, arms)
+        arms.add(peer_of("LitServe"), Settings(8))
+        capacities = measure_capacities(found, arms)
+        assert capacities == pytest.approx({OURS: 5.5, **rates})
+        order = [run.arm for run in found.runs if run.settings.get("max_batch") != 8]
+        assert order == [OURS, *rates, "celery-batches", "LitServe", OURS], "the second round is reversed"
+        tuned = best_peers(capacities, 2)
+        measure_loads(found, arms, tuned, capacities)
+    loads = {
+        share: [run.arm for run in found.runs if run.phase == phase_of(share)]
+        for share in found.amounts.loads
+    }
+    assert loads[0.5] == [OURS, "celery-batches", "Ray Serve", "BentoML", "Celery task", "LitServe"]
+    assert loads[0.7] == [*loads[0.5], "LitServe", "celery-batches", OURS]
+    assert loads[0.85] == [OURS, "celery-batches", "LitServe"]
+    [litserve] = {run.settings["max_batch"] for run in found.of(phase_of(0.7), "LitServe")}
+    assert litserve == 8, "the tuned settings are judged, not those of its capacity"
+    assert {run.num_warm_up for run in found.of(phase_of(0.7), OURS)} == {WHOLE.num_due // 5}
+
+
+def test_a_peer_that_fails_under_load_is_left_out_and_nothing_is_judged_without_it(tmp_path: Path) -> None:
+    def latency(service: Service, phase: str) -> float:
+        if service.name == "LitServe" and phase == "70 %":
+            raise ConnectionRefusedError("nobody listens")
+        return 1.0
+
+    fakes = Fakes(latency)
+    found = fakes.comparison(tmp_path, SHORT)
+    with ExitStack() as stack:
+        arms = Arms(found, stack)
+        for peer in PEERS:
+            found.choose(peer, "capacity", Settings(8))
+        start_all(found, arms)
+        capacities = measure_capacities(found, arms)
+        measure_loads(found, arms, best_peers(capacities, 2), capacities)
+        assert "LitServe" not in [arm.name for arm in judged_arms(found, arms)]
+    assert "nobody listens" in found.left_out["LitServe"]
+    figures = {one.figure: one for one in figures_of(found, capacities, 8.0)}
+    for name in ("p95_vs_best_peer", "goodput_vs_best_peer"):
+        assert figures[name].bar is None
+        assert "not judged without LitServe" in figures[name].reason
+
+
+def test_an_error_of_our_own_service_ends_the_comparison(tmp_path: Path) -> None:
+    def latency(service: Service, _: str) -> float:
+        if service.name == OURS:
+            raise ConnectionRefusedError("nobody listens")
+        return 1.0
+
+    found = Fakes(latency).comparison(tmp_path, SHORT)
+    with ExitStack() as stack:
+        arms = Arms(found, stack)
+        arms.add_ours()
+        with pytest.raises(ConnectionRefusedError):
+            measure_capacities(found, arms)
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
@@ -207,7 +415,8 @@ def test_the_best_peer_of_each_figure_stands_beside_ours(tmp_path: Path) -> None
             run_of("A", [1.0] * 19 + [None], large, phase="kill"),
         ],
     )
-    found.amounts = Amounts(seeds=(1,), loads=(JUDGED_LOAD,))
+    found.amounts = Amounts(seeds=(1,), loads=(JUDGED_LOAD, 0.85))
+    found.chosen["A"] = {"capacity": Settings(32, 0.5), "goodput": Settings(4, 0.01)}
     capacities = {"A": 6.0, "B": 5.0, OURS: 5.5}
     figures = {one.figure: one for one in figures_of(found, capacities, 8.0)}
     assert figures["p95_vs_best_peer"].value == 2.0
@@ -219,8 +428,25 @@ def test_the_best_peer_of_each_figure_stands_beside_ours(tmp_path: Path) -> None
     assert figures["lost_a"].value == 1
     assert best_peers(capacities, 2) == ["A", "B"]
     text = "\n".join(table_of(found, capacities, 8.0))
-    assert "| A | batches of 32, 500 ms | 6.00 | 4.00 | 4.0 | 0.00 | 1 of 20 |" in text
-    assert "| calotype | as shipped | 5.50 | 2.00 | 2.0 | 1.00 |  |" in text
+    assert "| A | batches of 32, 500 ms | 6.00 | 4.00 | 4.0 | 0.00 | | | | 1 of 20 |" in text
+    assert "| A | batches of 4, 10 ms |  | 9.00 | 9.0 | 0.25 | | | |  |" in text
+    assert "| calotype | as shipped | 5.50 | 2.00 | 2.0 | 1.00 | | | |  |" in text
+    assert "tuned, at 70 % of" in text
+    assert "One kill each" in text
+
+
+def test_a_peer_that_misses_is_beaten_without_end_and_one_that_ours_misses_with_is_not(
+    tmp_path: Path,
+) -> None:
+    lost = [1.0] * 18 + [None] * 2
+    found = comparison(tmp_path, [run_of(OURS, [1.0] * 20, {}), run_of("A", lost, {})])
+    [figure] = [one for one in figures_of(found, {}, 8.0) if one.figure == "p95_vs_best_peer"]
+    assert (figure.value, figure.holds) == (math.inf, True)
+    assert "2 of 20 lost" in figure.reason
+    found = comparison(tmp_path, [run_of(OURS, lost, {}), run_of("A", lost, {})])
+    [figure] = [one for one in figures_of(found, {}, 8.0) if one.figure == "p95_vs_best_peer"]
+    assert math.isnan(figure.value)
+    assert figure.holds is False
 
 
 def test_the_plot_has_a_curve_for_each_system(tmp_path: Path) -> None:
