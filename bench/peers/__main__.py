@@ -22,7 +22,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--short", action="store_true", help="small amounts: to see that it runs")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="some of the peers")
+    parser.add_argument(
+        "--only", nargs="+", choices=NAMES, default=NAMES, help="some of the peers; no bar then"
+    )
     parser.add_argument("--packages", type=Path, default=PACKAGES, help="a folder for each peer's packages")
     parser.add_argument("--out", type=Path, help=WRITTEN_WHERE.format(file=FILE))
     asked = parser.parse_args()

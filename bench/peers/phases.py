@@ -221,7 +221,10 @@ def judged_arms(comparison: Comparison, arms: Arms) -> list[Arm]:
 
 
 def measure_kills(comparison: Comparison, arms: Arms, capacity: float) -> None:
-    """Kill one worker of each service in the middle of a load, and wait for what still comes."""
+    """Kill one worker of each service in the middle of a load, and wait for what still comes.
+
+    Ours is the last one: its supervisor is this process, and starts a worker that would not be stopped.
+    """
     amounts, rate = comparison.amounts, KILL_LOAD * capacity
     arrivals = due(amounts.num_kill, rate, side=SIDE, seed=KILL_SEED)
 
@@ -235,7 +238,7 @@ def measure_kills(comparison: Comparison, arms: Arms, capacity: float) -> None:
             answer_seconds=KILL_ANSWER_SECONDS,
         )
 
-    measured = judged_arms(comparison, arms)
+    measured = sorted(judged_arms(comparison, arms), key=lambda arm: arm.name == OURS)
     for arm in measured:
         chosen = comparison.chosen.get(arm.name, {})
         one_of_it = [each for each in measured if each.name == arm.name]

@@ -27,6 +27,7 @@ from bench.peers.phases import (
     choose_size,
     judged_arms,
     measure_capacities,
+    measure_kills,
     measure_loads,
     sizes_that_keep_up,
     start_all,
@@ -338,6 +339,26 @@ def test_every_peer_is_put_under_load_and_the_best_ones_and_ours_twice(tmp_path:
     [litserve] = {run.settings["max_batch"] for run in found.of(phase_of(0.7), "LitServe")}
     assert litserve == 8, "the tuned settings are judged, not those of its capacity"
     assert {run.num_warm_up for run in found.of(phase_of(0.7), OURS)} == {WHOLE.num_due // 5}
+
+
+def test_each_system_has_one_kill_ours_the_last_and_a_tuned_peer_at_its_settings_for_p95(
+    tmp_path: Path,
+) -> None:
+    found = Fakes(lambda *_: 1.0).comparison(tmp_path, SHORT)
+    litserve = peer_of("LitServe")
+    with ExitStack() as stack:
+        arms = Arms(found, stack)
+        for peer in PEERS:
+            found.choose(peer, "capacity", Settings(32))
+        start_all(found, arms)
+        for name, settings in (("goodput", Settings(4)), ("p95", Settings(8))):
+            found.choose(litserve, name, settings)
+            arms.add(litserve, settings)
+        measure_kills(found, arms, 5.0)
+    kills = [(run.arm, run.settings.get("max_batch")) for run in found.runs if run.phase == "kill"]
+    others = [(peer.name, 32) for peer in PEERS if peer is not litserve]
+    assert kills == [*others, ("LitServe", 8), (OURS, None)]
+    assert {run.rate for run in found.runs} == {2.5}
 
 
 def test_a_peer_that_fails_under_load_is_left_out_and_nothing_is_judged_without_it(tmp_path: Path) -> None:
