@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NUM_ROWS_OF_AN_IMAGE = 2
-"""With guidance, an image has two rows in a step batch."""
+"""With guidance, an image has two rows in a step batch; without it, one."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,12 @@ class Arm:
     def request(self) -> dict[str, Any]:
         """The fields of its requests, without prompt and seed."""
         return {**REQUEST, **self.changes}
+
+    @property
+    def num_at_once(self) -> int:
+        """How many of its images all workers of the service draw together."""
+        rows = NUM_ROWS_OF_AN_IMAGE if self.request["guidance_scale"] > 1 else 1
+        return self.service.num_workers * (self.service.max_rows // rows)
 
     @property
     def key(self) -> str:

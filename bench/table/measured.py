@@ -37,15 +37,18 @@ class TableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much is measured: rounds, requests alone and at saturation, seconds of a run of a curve."""
+    """How much is measured: rounds, requests alone, waves at saturation, seconds of a run of a curve.
+
+    A wave is as many requests as the workers draw at once (`Arm.num_at_once`).
+    """
 
     num_rounds: int = 3
     num_alone: int = 5
-    num_saturated: int = 40
+    num_waves: int = 10
     curve_seconds: float = 15.0
 
 
-SHORT = Amounts(num_rounds=1, num_alone=1, num_saturated=6, curve_seconds=3.0)
+SHORT = Amounts(num_rounds=1, num_alone=1, num_waves=1, curve_seconds=3.0)
 
 
 @dataclass
@@ -96,7 +99,8 @@ def _measure_service(service: Service, here: Sequence[Samples], amounts: Amounts
 
 def _measure_arm(samples: Samples, bench: Bench, connection: Connection, amounts: Amounts, seed: int) -> None:
     arm = samples.arm
-    requests = requests_of(arm.request, max(amounts.num_saturated, amounts.num_alone + 1), seed)
+    num_saturated = amounts.num_waves * arm.num_at_once
+    requests = requests_of(arm.request, max(num_saturated, amounts.num_alone + 1), seed)
     alone = []
     for request in requests[: amounts.num_alone + 1]:
         outcome = draw(request, connection)
@@ -104,10 +108,10 @@ def _measure_arm(samples: Samples, bench: Bench, connection: Connection, amounts
             raise TableError(f"{arm.key}: a request alone is {outcome.kind}: {outcome.detail}")
         alone.append(outcome.latency_seconds)
     samples.alone_seconds.append(statistics.median(alone[1:]))  # the first of its kind is slow
-    saturated = bench.run(at_once(requests[: amounts.num_saturated]))
+    saturated = bench.run(at_once(requests[:num_saturated]))
     if saturated.summary.error_rate:
         raise TableError(f"{arm.key}: at saturation {dict(saturated.summary.by_kind)}")
-    rate = images_per_second([one.ended_seconds or 0.0 for one in saturated.outcomes])
+    rate = images_per_second([one.ended_seconds or 0.0 for one in saturated.outcomes], arm.num_at_once)
     samples.images_per_second.append(rate)
     samples.step_batches.append(saturated.summary.mean_step_batch or 1.0)
     if arm.service is not BASE_ARM.service or arm is BASE_ARM:
@@ -141,13 +145,24 @@ def at_rate(fields: Fields, images_per_second: float, seconds: float, seed: int)
     return Trace(tuple(arrivals), warm_up + seconds, warm_up)
 
 
-def images_per_second(ended: Sequence[float]) -> float:
-    """The rate between the ends of a saturated run's first and last quarter, when all workers were busy."""
+def images_per_second(ended: Sequence[float], num_at_once: int) -> float:
+    """The rate of a saturated run of equal requests, of which the workers draw `num_at_once` together.
+
+    They start together and take equally long, so that they end in waves, and a rate between two ends depends
+    on where in a wave these are. Hence whole waves are counted: from the mean end of the second one to that
+    of the last but one, since the service starts in the first and may be half empty in the last. Means of
+    whole waves differ by whole periods, also where workers are out of step with each other. With fewer than
+    four waves, all that ended are counted until the last end.
+    """
     ordered = sorted(ended)
-    first, last = len(ordered) // 4, len(ordered) - 1 - len(ordered) // 4
-    if last <= first or ordered[last] <= ordered[first]:
+    waves = [
+        ordered[start : start + num_at_once]
+        for start in range(0, len(ordered) - num_at_once + 1, num_at_once)
+    ]
+    if len(waves) < 4:
         return len(ordered) / ordered[-1]
-    return (last - first) / (ordered[last] - ordered[first])
+    second, last_but_one = statistics.fmean(waves[1]), statistics.fmean(waves[-2])
+    return num_at_once * (len(waves) - 3) / (last_but_one - second)
 
 
 def ratios(samples: Samples, base: Samples, values: Callable[[Samples], Sequence[float]]) -> list[float]:

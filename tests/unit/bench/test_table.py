@@ -1,6 +1,7 @@
 """The table of trade-offs by hand-computed cases: rates, ratios to the base of the same round, the knee."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,49 @@ def samples() -> list[Samples]:
     ]
 
 
-def test_the_rate_of_a_saturated_run_leaves_out_its_first_and_last_quarter() -> None:
-    ended = [0.1, 0.2, 5.0, 6.0, 7.0, 8.0, 30.0, 40.0]
-    assert images_per_second(ended) == pytest.approx((5 - 2) / (8.0 - 5.0))
-    assert images_per_second([2.0]) == pytest.approx(0.5)
+def in_waves(num_waves: int, sizes: Mapping[float, int], seconds: float) -> list[float]:
+    """The ends of requests that groups of workers draw in waves; each group begins late by its key."""
+    return [
+        late + wave * seconds
+        for late, size in sizes.items()
+        for wave in range(1, num_waves + 1)
+        for _ in range(size)
+    ]
+
+
+@pytest.mark.parametrize("num_at_once", [2, 4, 16, 32])
+def test_the_rate_at_saturation_is_that_of_whole_waves(num_at_once: int) -> None:
+    """Between the 11th and the 30th end of 40, waves of 16 would give 19 images for the time of 16."""
+    together = in_waves(10, {0.0: num_at_once}, 3.0)
+    assert images_per_second(together, num_at_once) == pytest.approx(num_at_once / 3.0)
+    half = num_at_once // 2
+    out_of_step = in_waves(10, {0.0: half, 1.1: half}, 3.0)
+    assert images_per_second(out_of_step, num_at_once) == pytest.approx(num_at_once / 3.0)
+
+
+def test_a_slow_start_and_a_last_wave_that_takes_longer_do_not_change_the_rate() -> None:
+    waves = in_waves(10, {5.0: 16}, 2.0)
+    assert images_per_second([*waves[:-16], *(one + 3.0 for one in waves[-16:])], 16) == pytest.approx(8.0)
+
+
+def test_the_rate_is_nearly_right_where_fewer_images_run_together_than_the_cap_allows() -> None:
+    """Guidance that ends half-way changes how many images fit while a wave runs."""
+    for num_together in (8, 10, 12, 14, 16, 20, 24):
+        ended = in_waves(160 // num_together, {0.0: num_together}, 2.0)
+        assert images_per_second(ended, 16) == pytest.approx(num_together / 2.0, rel=0.07), num_together
+
+
+def test_a_run_of_few_waves_counts_until_its_last_end() -> None:
+    assert images_per_second([2.0], 1) == pytest.approx(0.5)
+    assert images_per_second(in_waves(3, {0.0: 8}, 1.0), 8) == pytest.approx(8.0)
+
+
+def test_an_image_without_guidance_takes_half_the_room_of_a_step_batch() -> None:
+    by_key = {arm.key: arm.num_at_once for arm in arms()}
+    assert by_key[BASE_ARM.key] == 16
+    assert by_key["guidance: none"] == 32
+    assert by_key["guidance: first half"] == by_key["workers: 1"] * 2 == 16
+    assert by_key["batch cap: 1"] == 2
 
 
 def test_an_arm_is_compared_with_the_base_of_its_own_round() -> None:
