@@ -112,6 +112,10 @@ class Connection:
                 raise
             return host.ask("GET", target, None, {}, ANSWER_SECONDS)
 
+    def another(self) -> "Connection":
+        """Connections to the same place, for another thread."""
+        return Connection(self._place, self._trust)
+
     def close(self) -> None:
         """Close every connection."""
         for host in self._hosts.values():

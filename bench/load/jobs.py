@@ -6,7 +6,6 @@ A service lets a limited number of requests wait for jobs. Beyond it they stand 
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -40,9 +39,9 @@ class JobRoute:
         try:
             answer = self._submit(json.dumps(request).encode(), connection, timeline)
         except LOST as error:
-            return [unanswered(begun, error)]
+            return [unanswered(begun, error, timeline.now())]
         if answer.status not in (200, 202) or "id" not in answer.document:
-            return [replace(begun, kind="refused", detail=answer.refusal)]
+            return [replace(begun, kind="refused", ended_seconds=timeline.now(), detail=answer.refusal)]
         job, is_waited = answer.document, was_waited(answer)
         ended = answered = timeline.now()
         if is_open(job):
@@ -50,7 +49,7 @@ class JobRoute:
             is_waited, ended = is_waited and is_followed, timeline.now()
         if is_open(job):
             cancel(connection, f"/v1/jobs/{job['id']}")
-            return [told(replace(begun, kind="unfinished"), job)]
+            return [told(replace(begun, kind="unfinished", ended_seconds=timeline.now()), job)]
         if not is_waited:
             # An answer that was not held back came right after the job was created, another that much later.
             ended = min(ended, answered - waited_seconds(answer) + ran_seconds(job))
@@ -81,7 +80,7 @@ class JobRoute:
                 self._note(answer)
                 job, is_waited = answer.document, is_waited and was_waited(answer)
             else:
-                time.sleep(min(AGAIN_SECONDS, timeline.left()))
+                timeline.sleep(min(AGAIN_SECONDS, timeline.left()))
         if is_open(job):
             answer = _asked(connection, path, 0)
             job = answer.document if answer is not None and answer.status == 200 else job
@@ -142,10 +141,10 @@ def cancel(connection: Connection, path: str) -> None:
         return  # its service does not answer, so there is no next run either
 
 
-def unanswered(outcome: Outcome, error: BaseException) -> Outcome:
-    """The outcome of a request to which no answer came."""
+def unanswered(outcome: Outcome, error: BaseException, now: float) -> Outcome:
+    """The outcome of a request to which no answer came, as the client knows since `now`."""
     kind: Kind = "unsent" if ran_out(error) else "lost"
-    return replace(outcome, kind=kind, detail=type(error).__name__)
+    return replace(outcome, kind=kind, ended_seconds=now, detail=type(error).__name__)
 
 
 def told(outcome: Outcome, job: Job) -> Outcome:
@@ -179,7 +178,8 @@ def checked(outcome: Outcome, job: Job, connection: Connection, timeline: Timeli
         except LOST as error:
             return replace(outcome, kind="lost", detail=f"image: {type(error).__name__}")
         if answer.status != 200:
-            return replace(outcome, kind="wrong", detail=f"image: http_{answer.status}")
+            kind: Kind = "lost" if answer.status >= 500 else "wrong"
+            return replace(outcome, kind=kind, detail=f"image: http_{answer.status}")
         if hashlib.sha256(answer.body).hexdigest() != image["sha256"]:
             return replace(outcome, kind="wrong", detail="image: another hash")
         num_bytes += len(answer.body)

@@ -13,8 +13,8 @@ from bench.load.trace import Fields, Form, images_of
 
 Kind = Literal["succeeded", "failed", "refused", "wrong", "lost", "unfinished", "unsent"]
 """`failed`: the job ended without images. `refused`: the service did not accept it. `wrong`: an image is
-missing or is not the one that the job names. `lost`: no answer came. `unfinished`: it had not ended when the
-run did. `unsent`: the load generator could not send it."""
+missing or is not the one that the job names. `lost`: no answer came, or an error of the server in place of
+the image. `unfinished`: it had not ended when the run did. `unsent`: the load generator could not send it."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -22,9 +22,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 class Outcome:
     """What became of one request. Times are seconds from the start of the run.
 
-    `ended_seconds` is when the client knew that the job had ended; where it could not wait for that (not
-    `is_waited`), when the job ended by the clock of the service. `download_seconds` is from then until all
-    images were here and had the right hashes. `cost` is an amount and its currency.
+    `ended_seconds` is when the client knew that the job had ended, or that nothing more would come of the
+    request; where it could not wait for that (not `is_waited`), when the job ended by the clock of the
+    service. `download_seconds` is from then until all images were here and had the right hashes. `cost` is an
+    amount and its currency.
     """
 
     request: Fields
@@ -56,12 +57,6 @@ class Outcome:
         if self.kind != "succeeded" or self.ended_seconds is None:
             return None
         return self.ended_seconds - self.due_seconds
-
-    @property
-    def fetched_latency_seconds(self) -> float | None:
-        """From when the request was due until its images were here; None for a miss."""
-        latency = self.latency_seconds
-        return None if latency is None else latency + (self.download_seconds or 0.0)
 
 
 PARAMETERS = ("width", "height", "num_inference_steps", "guidance_scale", "lane", "num_images", "seed")

@@ -5,6 +5,7 @@ because a limit would delay requests and hide that the service is slow. An arriv
 outcome too. It does not know what becomes of an arrival.
 """
 
+import math
 import resource
 import threading
 import time
@@ -22,14 +23,20 @@ STACK_BYTES = 512 * 1024
 READY_THREADS = 16
 """Started before the run, so that its first arrivals are not late."""
 GRACE_SECONDS = 90.0
-"""How long threads may take beyond the end of a run for the answers that they still wait for."""
+"""How long threads may take beyond the end of a run for the answers that they still wait for. What has none
+by then is lost; its thread ends with the process."""
 
 
 class Timeline:
     """The clock of a run: seconds from its start, and how many are left until its end."""
 
-    def __init__(self, end_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.end_seconds, self._clock = end_seconds, clock
+    def __init__(
+        self,
+        end_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.end_seconds, self.sleep, self._clock = end_seconds, sleep, clock
         self._begun_at = clock()
 
     def begin(self) -> None:
@@ -58,18 +65,21 @@ def send(
     connect: Callable[[], Connection],
     *,
     drain_seconds: float,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> list[Outcome]:
     """Send every arrival when it is due; return the outcomes in the order of the trace.
 
     What has not ended `drain_seconds` after the end of the trace is unfinished, and is canceled by its route.
-    An interruption ends the run at once in the same way.
+    If the service does not answer even that within `grace_seconds`, it is lost. An interruption ends the run
+    at once in the same way.
     """
     allow_many_connections()
     timeline = Timeline(trace.seconds + drain_seconds)
     found: list[list[Outcome]] = [[] for _ in trace.arrivals]
+    sent = [arrival.due_seconds for arrival in trace.arrivals]
 
     def perform(number: int, connection: Connection) -> None:
-        arrival = trace.arrivals[number]
+        arrival, sent[number] = trace.arrivals[number], timeline.now()
         found[number] = routes[arrival.form](arrival, connection, timeline)
 
     threads = _Threads(perform, connect)
@@ -84,11 +94,15 @@ def send(
         while not threads.are_idle() and timeline.left() > 0:
             time.sleep(0.05)
     except BaseException:
-        timeline.end_seconds = 0.0
+        timeline.end_seconds = -math.inf
         raise
     finally:
-        threads.end(timeline.left() + GRACE_SECONDS)
-    return [outcome for outcomes in found for outcome in outcomes]
+        threads.end(timeline.left() + grace_seconds)
+    return [
+        outcome
+        for number, arrival in enumerate(trace.arrivals)
+        for outcome in found[number] or hanging(arrival, sent[number])
+    ]
 
 
 def allow_many_connections() -> None:
@@ -103,7 +117,23 @@ def unsent(arrival: Arrival, now: float) -> list[Outcome]:
     """The outcomes of an arrival for which no thread could be started."""
     return [
         Outcome(
-            request, arrival.form, arrival.due_seconds, now, "unsent", detail="no thread could be started"
+            request,
+            arrival.form,
+            arrival.due_seconds,
+            now,
+            "unsent",
+            ended_seconds=now,
+            detail="no thread could be started",
+        )
+        for request in arrival.requests
+    ]
+
+
+def hanging(arrival: Arrival, sent_seconds: float) -> list[Outcome]:
+    """The outcomes of an arrival that the service had not answered when nobody waited any longer."""
+    return [
+        Outcome(
+            request, arrival.form, arrival.due_seconds, sent_seconds, "lost", detail="no answer by the end"
         )
         for request in arrival.requests
     ]
@@ -141,14 +171,12 @@ class _Threads:
         return self._error is not None or len(self._idle) == len(self._all)
 
     def end(self, seconds: float) -> None:
-        """Wait until all have done their work; raises what a thread has raised."""
+        """Wait until all have done their work, but not longer; raises what a thread has raised."""
         deadline = time.monotonic() + seconds
         for _, inbox in self._all:
             inbox.put(None)
         for thread, _ in self._all:
             thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                raise TimeoutError(f"a request was not answered within {seconds:.0f} s and cannot be stopped")
         if self._error is not None:
             raise self._error
 

@@ -1,13 +1,14 @@
 """Arrivals as CSV uploads, `POST /v1/batches`: a row is a request, and each has an outcome of its own.
 
 When a row ended is taken from the service's clock, counted from the answer to the upload; asking for each row
-while the batch runs would be load of its own. It knows one arrival.
+while the batch runs would be load of its own. Images are fetched on several threads once the batch or the run
+has ended. It knows one arrival.
 """
 
 import csv
 import io
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,9 @@ from bench.load.trace import Arrival, Fields
 
 POLL_SECONDS = 1.0
 PAGE_SIZE = 200
+NUM_FETCHERS = 8
+FETCH_SECONDS = 20.0
+"""After the end of a run, in which images of rows that ended in it may still be fetched."""
 _BOUNDARY = "calotype-bench"
 
 
@@ -34,19 +38,20 @@ def upload(arrival: Arrival, connection: Connection, timeline: Timeline) -> list
     try:
         answer = connection.ask("POST", "/v1/batches", body, headers=headers)
     except LOST as error:
-        return [unanswered(one, error) for one in begun]
+        return [unanswered(one, error, timeline.now()) for one in begun]
     if answer.status not in (200, 201, 202) or "id" not in answer.document:
-        return [replace(one, kind="refused", detail=answer.refusal) for one in begun]
+        now = timeline.now()
+        return [replace(one, kind="refused", ended_seconds=now, detail=answer.refusal) for one in begun]
     answered, batch_id = timeline.now(), str(answer.document["id"])
     if not _has_ended(batch_id, connection, timeline):
         cancel(connection, f"/v1/batches/{batch_id}")
-    try:
-        jobs = sorted(_jobs_of(batch_id, connection), key=lambda job: job["batch_line"])
-    except LOST as error:
-        return [unanswered(one, error) for one in begun]
+    jobs, refusal = _jobs_of(batch_id, connection, timeline)
+    if refusal:
+        now = timeline.now()
+        return [replace(one, ended_seconds=now, detail=f"its jobs: {refusal}") for one in begun]
     if len(jobs) != len(begun):
         return [replace(one, kind="wrong", detail=f"{len(jobs)} jobs of {len(begun)} rows") for one in begun]
-    return [_ended(one, job, answered, connection, timeline) for one, job in zip(begun, jobs, strict=True)]
+    return _checked(list(zip(begun, jobs, strict=True)), answered, connection, timeline)
 
 
 def _has_ended(batch_id: str, connection: Connection, timeline: Timeline) -> bool:
@@ -58,23 +63,72 @@ def _has_ended(batch_id: str, connection: Connection, timeline: Timeline) -> boo
             answer = Answer(0, {}, b"")
         if answer.document.get("state", "running") != "running":
             return True
-        time.sleep(min(POLL_SECONDS, timeline.left()))
+        timeline.sleep(min(POLL_SECONDS, timeline.left()))
     return False
 
 
-def _jobs_of(batch_id: str, connection: Connection) -> Iterator[Job]:
+def _jobs_of(batch_id: str, connection: Connection, timeline: Timeline) -> tuple[list[Job], str]:
+    """The jobs in the order of their rows; none, and why, if a page of them could not be read."""
+    jobs: list[Job] = []
     cursor: str | None = ""
     while cursor is not None:
         page = f"&cursor={cursor}" if cursor else ""
-        answer = connection.ask("GET", f"/v1/jobs?batch_id={batch_id}&limit={PAGE_SIZE}{page}").document
-        yield from answer.get("jobs", [])
-        cursor = answer.get("next_cursor")
+        path = f"/v1/jobs?batch_id={batch_id}&limit={PAGE_SIZE}{page}"
+        document, refusal = _read(path, connection, timeline)
+        if refusal:
+            return [], refusal
+        jobs += document.get("jobs", [])
+        cursor = document.get("next_cursor")
+    return sorted(jobs, key=lambda job: int(job["batch_line"])), ""
+
+
+def _read(path: str, connection: Connection, timeline: Timeline) -> tuple[dict[str, Any], str]:
+    """The answer's document, or why there is none; asked again while the service has errors."""
+    while True:
+        try:
+            answer = connection.ask("GET", path)
+        except LOST as error:
+            refusal = type(error).__name__
+        else:
+            if answer.status == 200:
+                return answer.document, ""
+            refusal = answer.refusal
+            if answer.status < 500:
+                return {}, refusal
+        if not (left := _left_to_fetch(timeline)):
+            return {}, refusal
+        timeline.sleep(min(POLL_SECONDS, left))
+
+
+def _left_to_fetch(timeline: Timeline) -> float:
+    return max(0.0, timeline.end_seconds + FETCH_SECONDS - timeline.now())
+
+
+def _checked(
+    rows: Sequence[tuple[Outcome, Job]], answered: float, connection: Connection, timeline: Timeline
+) -> list[Outcome]:
+    """The outcomes of rows; each thread takes every n-th of them, with a connection of its own."""
+    num_threads = min(NUM_FETCHERS, len(rows))
+
+    def of_part(number: int) -> list[Outcome]:
+        own = connection.another()
+        try:
+            return [_ended(one, job, answered, own, timeline) for one, job in rows[number::num_threads]]
+        finally:
+            own.close()
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        parts = list(pool.map(of_part, range(num_threads)))
+    return [parts[index % num_threads][index // num_threads] for index in range(len(rows))]
 
 
 def _ended(begun: Outcome, job: Job, answered: float, connection: Connection, timeline: Timeline) -> Outcome:
     if is_open(job) or job["state"] == "canceled":
-        return told(replace(begun, kind="unfinished"), job)
-    return checked(replace(begun, ended_seconds=answered + ran_seconds(job)), job, connection, timeline)
+        return told(replace(begun, kind="unfinished", ended_seconds=timeline.now()), job)
+    ended = replace(begun, ended_seconds=answered + ran_seconds(job))
+    if not _left_to_fetch(timeline):
+        return told(replace(ended, kind="unfinished", detail="its image was not fetched in time"), job)
+    return checked(ended, job, connection, timeline)
 
 
 def csv_of(requests: Sequence[Fields]) -> str:

@@ -132,16 +132,16 @@ def test_cost_per_image_is_known_only_if_every_job_has_one() -> None:
 def test_latency_counts_from_when_a_request_was_due_though_it_was_sent_later() -> None:
     late = replace(DRAWN, due_seconds=1.0, sent_seconds=6.0, ended_seconds=7.0, download_seconds=0.5)
     assert late.latency_seconds == 6.0
-    assert late.fetched_latency_seconds == 6.5
     assert late.send_lag_seconds == 5.0
     assert summarise(trace_of([late]), [late]).latency.p50 == 6.0
 
 
 def test_a_request_that_found_no_file_or_port_was_not_sent() -> None:
     """Else a limit of the load generator would be reported as a fault of the service."""
-    assert unanswered(DRAWN, OSError(errno.EMFILE, "Too many open files")).kind == "unsent"
-    assert unanswered(DRAWN, ConnectionResetError(errno.ECONNRESET, "reset")).kind == "lost"
-    assert unanswered(DRAWN, BadStatusLine("")).kind == "lost"
+    assert unanswered(DRAWN, OSError(errno.EMFILE, "Too many open files"), 3.0).kind == "unsent"
+    assert unanswered(DRAWN, ConnectionResetError(errno.ECONNRESET, "reset"), 3.0).kind == "lost"
+    assert unanswered(DRAWN, BadStatusLine(""), 3.0).kind == "lost"
+    assert unanswered(DRAWN, BadStatusLine(""), 3.0).ended_seconds == 3.0
 
 
 def test_a_run_whose_client_was_late_is_marked() -> None:
