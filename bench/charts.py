@@ -5,7 +5,7 @@ colour blindness; every curve also has a marker of its own, and its name beside 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from itertools import pairwise
@@ -72,6 +72,8 @@ class Curve:
     highs: Sequence[float] | None = None
     labels: Sequence[str] = ()
     """A short text for each point, such as its rate or its number of steps."""
+    beyond: Sequence[tuple[float, str]] = ()
+    """The x and the short text of each point whose y is infinite: a cross at the upper edge."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,10 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def smoothed(xs: Sequence[float], ys: Sequence[float], *, window: float, share: float) -> Curve:
-    """A moving quantile of points in the order of `xs`, at the middle of each window that has one."""
+    """A moving quantile of points in the order of `xs`, at the middle of each window that has one.
+
+    Where it is infinite, the curve has a gap.
+    """
     name = f"p{100 * share:.0f} of {window:g} s"
     found_xs, found_ys = [], []
     start, end = (xs[0], xs[-1]) if xs else (0.0, 0.0)
@@ -267,7 +272,8 @@ def smoothed(xs: Sequence[float], ys: Sequence[float], *, window: float, share: 
         inside = sorted(y for x, y in zip(xs, ys, strict=True) if left <= x < left + window)
         if inside:
             found_xs.append(left + window / 2)
-            found_ys.append(inside[max(0, math.ceil(share * len(inside)) - 1)])
+            value = inside[max(0, math.ceil(share * len(inside)) - 1)]
+            found_ys.append(value if math.isfinite(value) else math.nan)
     return Curve(name, found_xs, found_ys)
 
 
@@ -309,6 +315,13 @@ def _draw(axes: Axes, curve: Curve, index: int) -> None:
         axes.annotate(
             label, (x, y), xytext=(5, 6), textcoords="offset points", fontsize=8, color=colour, alpha=0.9
         )
+    for x, label in curve.beyond:
+        edge = axes.get_xaxis_transform()  # the y is a share of the height
+        axes.plot([x], [0.975], "x", transform=edge, color=colour, markersize=8, markeredgewidth=2.0)
+        axes.annotate(
+            label if curve.xs else f"{curve.name}: {label}", (x, 0.975), xycoords=edge, xytext=(7, -5),
+            textcoords="offset points", fontsize=8, color=colour, alpha=0.9,
+        )  # fmt: skip
 
 
 def _level(axes: Axes, level: Level) -> None:
@@ -357,8 +370,3 @@ def _short(value: float) -> str:
 def _ink_on(colour: str) -> Any:
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else INK
-
-
-def finite(values: Iterable[float | None]) -> list[float]:
-    """The values that can be drawn."""
-    return [value for value in values if value is not None and math.isfinite(value)]

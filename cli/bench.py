@@ -7,6 +7,7 @@ library for plots.
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -162,15 +163,30 @@ def bench(
         about={"command": ["calotype", *sys.argv[1:]]},
     )
     out_folder = output or data_dir / "bench" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    if out_folder.exists() and not out_folder.is_dir():
+    is_new = not out_folder.exists()
+    if not is_new and not out_folder.is_dir():
         fail(f"-o: {out_folder} is a file, not a folder", code=EXIT_USAGE)
+    _of("-o", lambda: report.prepare(out_folder))
+    kept: list[Path] = []
+
+    def keep(found: "Measurement") -> None:
+        _write(lambda: report.keep(found, out_folder), out_folder)
+        kept[:] = [out_folder]
+
     try:
-        found = measure(setup, place, note)
+        found = measure(setup, place, note, keep)
     except NoAnswerError as error:
-        fail(str(error), code=EXIT_UNREACHABLE)
-    except (ServiceError, TimeoutError) as error:
-        fail(str(error))
-    paths = report.write(found, out_folder, beside or [])
+        fail(f"{error}{_where(kept)}", code=EXIT_UNREACHABLE)
+    except ServiceError as error:
+        fail(f"{error}{_where(kept)}")
+    except KeyboardInterrupt:
+        note(f"interrupted{_where(kept)}")
+        raise
+    finally:
+        if is_new and not kept:
+            with suppress(OSError):
+                out_folder.rmdir()
+    paths = _write(lambda: report.write(found, out_folder, beside or []), out_folder)
     if as_json:
         print_json(found.as_json())
     else:
@@ -180,6 +196,18 @@ def bench(
     repeats, level = found.further.get("repeats"), found.about["service"]["determinism"]
     if repeats and not repeats["is_within_one"] and level != "not repeatable":
         fail(f"an image drawn again, alone, differs by {repeats['largest_difference']} of 255")
+
+
+def _write(write: Callable[[], T], folder: Path) -> T:
+    """What `write` returns; an error of the disk ends the command, and what was written before stays."""
+    try:
+        return write()
+    except OSError as error:
+        fail(f"-o: {error.filename or folder}: {error.strerror}")
+
+
+def _where(kept: Sequence[Path]) -> str:
+    return f"; the runs that had ended are in {kept[0]}" if kept else ""
 
 
 def _of(option: str, read: Callable[[], T]) -> T:

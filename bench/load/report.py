@@ -6,6 +6,7 @@ Owns the names and the shape of these files. It measures nothing.
 import csv
 import json
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from bench import charts
 from bench.charts import Curve, Level, Mark, Panel
 from bench.load import outcomes as outcome_files
 from bench.load import trace as trace_files
+from bench.load.outcomes import Outcome
 from bench.load.runs import Run
 from bench.load.summary import STAGES, Goal
 
@@ -80,7 +82,8 @@ COLUMNS: Sequence[tuple[str, str]] = (
     ("GPU", "use.gpu_share"),
     ("cost/image", "cost_per_image"),
 )
-"""The titles of the table and of `summary.csv`, and where each is in a run of `result.json`."""
+"""The titles of the table and of `summary.csv`, and where each is in a run of `result.json`. In `summary.csv`
+those that are `_SECONDS` say so."""
 _SHARES = {"errors", "in goal", "device", "CPU", "GPU"}
 _SECONDS = {"mean", "p50", "p90", "p95", "p99"}
 
@@ -154,23 +157,44 @@ def conclusions(measurement: Measurement) -> list[str]:
     return found
 
 
+def prepare(folder: Path) -> None:
+    """Make the folder and try to write there, before anything is measured. Raises `OSError`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"a try")
+
+
+def keep(measurement: Measurement, folder: Path) -> None:
+    """Write what is known after a run, without plots: an error in a later run then loses no earlier one."""
+    _write_figures(measurement, folder)
+    _write_run(len(measurement.runs), measurement.runs[-1], folder)
+
+
 def write(measurement: Measurement, folder: Path, beside: Sequence[Path] = ()) -> list[Path]:
     """Write all files into the folder; return their paths. Curves of the results `beside` are drawn too."""
     folder.mkdir(parents=True, exist_ok=True)
+    paths = _write_figures(measurement, folder)
+    for number, run in enumerate(measurement.runs, 1):
+        paths += _write_run(number, run, folder)
+    return paths + plots(measurement, folder, [measurement.as_json(), *map(read, beside)])
+
+
+def _write_figures(measurement: Measurement, folder: Path) -> list[Path]:
     document = measurement.as_json()
     result, summary = folder / RESULT, folder / "summary.csv"
     result.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with summary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([title for title, _ in COLUMNS])
+        writer.writerow([f"{title}_seconds" if title in _SECONDS else title for title, _ in COLUMNS])
         writer.writerows([[_at(run, path) for _, path in COLUMNS] for run in document["runs"]])
-    paths = [result, summary]
-    for number, run in enumerate(measurement.runs, 1):
-        requests, trace = folder / f"requests-{number}.csv", folder / f"trace-{number}.jsonl"
-        outcome_files.write(run.outcomes, requests)
-        trace_files.write(run.trace, trace)
-        paths += [requests, trace]
-    return paths + plots(measurement, folder, [document, *map(read, beside)])
+    return [result, summary]
+
+
+def _write_run(number: int, run: Run, folder: Path) -> list[Path]:
+    requests, trace = folder / f"requests-{number}.csv", folder / f"trace-{number}.jsonl"
+    outcome_files.write(run.outcomes, requests)
+    trace_files.write(run.trace, trace)
+    return [requests, trace]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -202,22 +226,24 @@ def plots(measurement: Measurement, folder: Path, results: Sequence[Mapping[str,
 
 
 def curve_of(result: Mapping[str, Any], percentile: str) -> Curve:
-    """Throughput and a percentile of latency of each run; a run that misses reach is left out."""
+    """Throughput and a percentile of latency of each run; beyond the chart where misses reach it."""
     points = sorted(
-        (run["offered"], run["images_per_second"], run["latency"][percentile])
+        (run["offered"], run["images_per_second"], math.inf if latency is None else latency)
         for run in result["runs"]
-        if run["latency"][percentile] is not None
+        for latency in [run["latency"][percentile]]
     )
+    drawn = [one for one in points if math.isfinite(one[-1])]
     return Curve(
         str(result["name"]),
-        [rate for _, rate, _ in points],
-        [latency for _, _, latency in points],
-        labels=[f"{offered:.3g}" for offered, _, _ in points],
+        [rate for _, rate, _ in drawn],
+        [latency for _, _, latency in drawn],
+        labels=[f"{offered:.3g}" for offered, _, _ in drawn],
+        beyond=[(rate, f"{offered:.3g}: missed") for offered, rate, latency in points if latency == math.inf],
     )
 
 
 def _plane(measurement: Measurement, results: Sequence[Mapping[str, Any]]) -> Any:
-    curves = [curve for result in results if (curve := curve_of(result, "p95")).xs]
+    curves = [curve_of(result, "p95") for result in results]
     knee, marks = measurement.knee, []
     if knee is not None and math.isfinite(knee.summary.latency.p95):
         rate = knee.summary.images_per_second
@@ -234,16 +260,14 @@ def _plane(measurement: Measurement, results: Sequence[Mapping[str, Any]]) -> An
 
 
 def _latency_over_time(run: Run, measurement: Measurement) -> Any:
-    done = sorted(
-        (one.due_seconds, latency) for one in run.outcomes if (latency := one.latency_seconds) is not None
-    )
-    xs, ys = [due for due, _ in done], [latency for _, latency in done]
+    xs, ys = latencies_by_due(run.outcomes)
     window = float(
         math.ceil(max(run.trace.seconds / WINDOWS, MIN_IN_WINDOW * run.trace.seconds / max(1, len(xs))))
     )
-    top = max(ys, default=1.0)
-    missed = [one.due_seconds for one in run.outcomes if one.latency_seconds is None]
-    dots = [Curve("a request", xs, ys)]
+    done = [(due, latency) for due, latency in zip(xs, ys, strict=True) if math.isfinite(latency)]
+    missed = [due for due, latency in zip(xs, ys, strict=True) if not math.isfinite(latency)]
+    top = max((latency for _, latency in done), default=1.0)
+    dots = [Curve("a request", [due for due, _ in done], [latency for _, latency in done])]
     if missed:
         dots.append(Curve("a miss", missed, [1.05 * top] * len(missed)))
     seconds = measurement.goal.seconds
@@ -258,6 +282,15 @@ def _latency_over_time(run: Run, measurement: Measurement) -> Any:
     )
 
 
+def latencies_by_due(outcomes: Sequence[Outcome]) -> tuple[list[float], list[float]]:
+    """When each request was due, in order, and its latency; a miss is infinitely late."""
+    points = sorted(
+        (one.due_seconds, math.inf if one.latency_seconds is None else one.latency_seconds)
+        for one in outcomes
+    )
+    return [due for due, _ in points], [latency for _, latency in points]
+
+
 def _occupancy(run: Run) -> Any:
     ended = sorted(
         (one.ended_seconds, one.timings["mean_step_batch"])
@@ -265,7 +298,7 @@ def _occupancy(run: Run) -> Any:
         if one.ended_seconds is not None and "mean_step_batch" in one.timings
     )
     times = [sample.seconds for sample in run.use.samples]
-    open_xs, open_ys = _open_requests(run)
+    open_xs, open_ys = open_requests(run.outcomes)
     busy = [Curve("CPU of this machine", times, [sample.cpu_share for sample in run.use.samples])]
     num_gpus = len(run.use.samples[0].gpu_shares) if run.use.samples else 0
     busy += [
@@ -284,11 +317,14 @@ def _occupancy(run: Run) -> Any:
     )
 
 
-def _open_requests(run: Run) -> tuple[list[float], list[float]]:
-    """How many requests are open at each moment at which that changes; a miss is open from then on."""
+def open_requests(outcomes: Sequence[Outcome]) -> tuple[list[float], list[float]]:
+    """How many requests are open at each moment at which that changes.
+
+    One that was refused or lost is open until the client knew that; one that was never answered, for ever.
+    """
     changes = sorted(
-        [(one.due_seconds, 1) for one in run.outcomes]
-        + [(one.ended_seconds, -1) for one in run.outcomes if one.ended_seconds is not None]
+        [(one.due_seconds, 1) for one in outcomes]
+        + [(one.ended_seconds, -1) for one in outcomes if one.ended_seconds is not None]
     )
     xs, ys, number = [], [], 0
     for at, change in changes:

@@ -30,6 +30,7 @@ from bench.load.summary import Goal
 from bench.load.trace import Trace
 
 Say = Callable[[str], None]
+Keep = Callable[[Measurement], None]
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ class Setup:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def measure(setup: Setup, place: Place, say: Say = lambda _: None) -> Measurement:
-    """Measure it; `say` is told of each step. Raises `ServiceError`."""
+def measure(
+    setup: Setup, place: Place, say: Say = lambda _: None, keep: Keep = lambda _: None
+) -> Measurement:
+    """Measure it; `say` is told of each step, `keep` what is known after each run. Raises `ServiceError`."""
     connection = Connection(place, place.trust())
     try:
         served = look(connection, setup.model)
@@ -80,6 +83,7 @@ def measure(setup: Setup, place: Place, say: Say = lambda _: None) -> Measuremen
 
         def done(run: Run) -> None:
             found.runs.append(run)
+            keep(found)
             say(run.in_short())
 
         rates = setup.rates or ([] if setup.replayed else [usual_rate(served, alone, load.mix)])

@@ -147,7 +147,7 @@ def plots(found: Sequence[Samples], quality: Sequence[QualityCurve], folder: Pat
 
 def plane(found: Sequence[Samples]) -> Any:
     """Latency against throughput: a curve for each service, at the request of the base arm."""
-    curves = [curve for one in found if one.curve and (curve := curve_of(one)).xs]
+    curves = [curve_of(one) for one in found if one.curve]
     return charts.plane(
         curves,
         title="Latency against throughput (small figures: offered load ÷ saturation)",
@@ -157,13 +157,15 @@ def plane(found: Sequence[Samples]) -> Any:
 
 
 def curve_of(samples: Samples) -> Curve:
-    """The medians over the rounds; a load at which a miss has the p95 is left out."""
-    points = []
+    """The medians over the rounds; beyond the chart where a miss has the p95 of a round."""
+    points, beyond = [], []
     for load, summaries in sorted(samples.curve.items()):
-        latencies = [one.latency.p95 for one in summaries if math.isfinite(one.latency.p95)]
-        if latencies:
-            rate = statistics.median(one.images_per_second for one in summaries)
+        latencies = [one.latency.p95 for one in summaries]
+        rate = statistics.median(one.images_per_second for one in summaries)
+        if all(map(math.isfinite, latencies)):
             points.append((load, rate, *spread(latencies)))
+        else:
+            beyond.append((rate, f"{load:g}: missed"))
     return Curve(
         samples.arm.service.name,
         [rate for _, rate, *_ in points],
@@ -171,6 +173,7 @@ def curve_of(samples: Samples) -> Curve:
         [low for *_, low, _ in points],
         [high for *_, high in points],
         [f"{load:g}" for load, *_ in points],
+        beyond,
     )
 
 

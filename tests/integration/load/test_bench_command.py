@@ -51,6 +51,8 @@ def test_a_sweep_writes_tables_traces_and_plots(tmp_path: Path) -> None:
     plots = {"latency-throughput", "latency-1", "latency-2", "occupancy-1", "occupancy-2"}
     files = {path.name for path in (tmp_path / "a").iterdir()}
     assert {f"{name}.{kind}" for name in plots for kind in ("png", "svg")} <= files
+    with (tmp_path / "a" / "summary.csv").open() as file:
+        assert [0 < float(row["p95_seconds"]) < 5 for row in csv.DictReader(file)] == [True, True]
     with (tmp_path / "a" / "requests-2.csv").open() as file:
         requests = list(csv.DictReader(file))
     assert [one["kind"] for one in requests] == ["succeeded"] * 8
@@ -86,6 +88,7 @@ def test_a_wrong_image_ends_with_an_error(tmp_path: Path) -> None:
         (["--search", "--rate", "1,2"], "--search starts at one rate"),
         (["--beside", "docs"], "--beside: docs/result.json: No such file"),
         (["-o", "README.md"], "-o: README.md is a file"),
+        (["-o", "README.md/x"], "-o: README.md/x: Not a directory"),
     ],
 )
 def test_an_option_that_is_wrong_is_named(arguments: Sequence[str], said: str) -> None:

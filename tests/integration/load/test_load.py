@@ -110,10 +110,14 @@ def test_one_file_gives_the_same_requests(tmp_path: Path) -> None:
 
 
 def test_a_measurement_has_times_alone_runs_and_repeated_images() -> None:
+    nums_kept: list[int] = []
     with served(FakeService(draw_seconds=0.01)) as service:
         found = measure(
-            setup(goal=Goal(times=20.0), rates=[10.0, 20.0], num_repeats=3), Place(service.url, "calo_key")
+            setup(goal=Goal(times=20.0), rates=[10.0, 20.0], num_repeats=3),
+            Place(service.url, "calo_key"),
+            keep=lambda kept: nums_kept.append(len(kept.runs)),
         )
+    assert nums_kept == [1, 2], "a run is kept before the next one starts"
     (seconds,) = found.goal.alone.values()
     assert seconds >= 0.01
     assert [run.summary.num_requests for run in found.runs] == [10, 20]

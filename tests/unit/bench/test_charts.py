@@ -1,5 +1,6 @@
 """Charts are files that other programs read, and the same series give the same bytes."""
 
+import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,11 @@ from bench.charts import Curve, Effect, Level, Mark, Panel
 XS, YS = [1.0, 2.0, 4.0], [0.5, 0.6, 20.0]
 DRAWN: dict[str, Callable[[], Any]] = {
     "plane": lambda: charts.plane(
-        [Curve("a", XS, YS, [0.4, 0.5, 18.0], [0.6, 0.7, 22.0], ["4", "8", "16"]), Curve("b <2>", XS, YS)],
+        [
+            Curve("a", XS, YS, [0.4, 0.5, 18.0], [0.6, 0.7, 22.0], ["4", "8", "16"]),
+            Curve("b <2>", XS, YS, beyond=[(4.5, "32: missed")]),
+            Curve("never", [], [], beyond=[(0.1, "4: missed")]),
+        ],
         title="Latency & throughput",
         x_name="images/s",
         y_name="seconds",
@@ -60,6 +65,10 @@ def test_a_moving_percentile_has_a_point_for_each_window() -> None:
     assert found.xs[0] == 10.0
     assert found.ys[0] == 9.0
     assert found.xs[-1] <= 90.0
+    missed = charts.smoothed(xs, [math.inf if 30 <= x < 50 else x for x in xs], window=20.0, share=0.5)
+    assert [math.isnan(y) for x, y in zip(missed.xs, missed.ys, strict=True) if x in (25.0, 40.0, 60.0)] == [
+        *(False, True, False)
+    ], "a gap where a miss has the median"
     assert charts.smoothed([], [], window=20.0, share=0.5).xs == []
     assert charts.smoothed([1.0], [1.0], window=20.0, share=0.5).xs == []
 

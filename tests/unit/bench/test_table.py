@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.load.outcomes import Outcome
+from bench.load.summary import Summary, summarise
+from bench.load.trace import Trace
 from bench.table.arms import BASE_ARM, BASE_SETTINGS, ENGINE, FACTORS, SERVICES, arms
 from bench.table.measured import Samples, at_once, at_rate, images_per_second, ratios, requests_of
 from bench.table.quality import QualityCurve
-from bench.table.report import effects_of, rows, spread, write
+from bench.table.report import curve_of, effects_of, rows, spread, write
 from bench.table.weights import samples_of
 
 
@@ -78,6 +81,20 @@ def test_a_factor_starts_at_the_setting_of_the_base() -> None:
     assert (steps.factor, steps.settings, steps.ratios) == ("steps", ["20", "4"], [1.0, 3.0])
     assert (list(steps.lows), list(steps.highs)) == ([1.0, 2.0], [1.0, 4.0])
     assert (workers.settings, workers.ratios) == (["2", "1"], [1.0, 0.5])
+
+
+def test_a_load_at_which_a_round_has_a_miss_as_its_p95_is_marked_as_missed() -> None:
+    def summary(rate: float, *latencies: float | None) -> Summary:
+        outcomes = [
+            Outcome({"prompt": "a"}, "single", 0.0, 0.0, "succeeded" if one else "lost", one, num_images=1)
+            for one in latencies
+        ]
+        return summarise(Trace((), 1 / rate), outcomes)
+
+    base = Samples(BASE_ARM, curve={0.3: [summary(2.0, 0.1)], 0.6: [summary(4.0, 0.1), summary(4.0, None)]})
+    curve = curve_of(base)
+    assert (curve.xs, curve.ys, curve.labels) == ([2.0], [0.1], ["0.3"])
+    assert curve.beyond == [(2.0, "0.6: missed")], "the median of 4 and 0 images a second"
 
 
 def test_the_knee_is_the_fewest_steps_within_two_points_of_the_best() -> None:

@@ -1,0 +1,99 @@
+"""The files of a measurement are kept run by run and name units; remarks say what a reader must know."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.load.outcomes import Outcome
+from bench.load.report import (
+    Measurement,
+    curve_of,
+    keep,
+    latencies_by_due,
+    open_requests,
+    prepare,
+    remarks,
+)
+from bench.load.runs import Run
+from bench.load.summary import Goal, summarise
+from bench.load.trace import Arrival, Trace, read
+from bench.load.utilisation import Use
+
+GOAL = Goal(seconds=1.0)
+REQUEST = {"prompt": "a red star", "width": 64, "height": 64, "num_inference_steps": 4, "num_images": 1}
+
+
+def outcome(due: float, latency: float = 0.5, **changes: Any) -> Outcome:
+    found = Outcome(REQUEST, "single", due, due, "succeeded", ended_seconds=due + latency, num_images=1)
+    return replace(found, **changes)
+
+
+def run_of(*outcomes: Outcome, seconds: float = 10.0, use: Use | None = None) -> Run:
+    arrivals = tuple(Arrival(one.due_seconds, (one.request,)) for one in outcomes)
+    trace = Trace(arrivals, seconds)
+    summary = summarise(trace, outcomes, GOAL)
+    return Run(trace.images_per_second, trace, outcomes, summary, use or Use())
+
+
+def measured(*runs: Run, **further: Any) -> Measurement:
+    return Measurement("ours", {"service": {}}, GOAL, list(runs), further=further)
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_measured(tmp_path: Path) -> None:
+    prepare(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == [], "the try leaves nothing behind"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        prepare(tmp_path / "file" / "folder")
+
+
+def test_each_run_is_kept_when_it_ends(tmp_path: Path) -> None:
+    found = measured()
+    for number, rate in enumerate((2, 4), 1):
+        found.runs.append(run_of(*(outcome(index / rate) for index in range(10 * rate))))
+        keep(found, tmp_path)
+        assert [one["offered"] for one in json.loads((tmp_path / "result.json").read_text())["runs"]] == [
+            2.0,
+            4.0,
+        ][:number]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"result.json", "summary.csv"} | {
+        f"{kind}" for number in (1, 2) for kind in (f"requests-{number}.csv", f"trace-{number}.jsonl")
+    }
+    assert read(tmp_path / "trace-2.jsonl").images_per_second == pytest.approx(4.0)
+    with (tmp_path / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["p95_seconds"] for row in rows] == ["0.5", "0.5"]
+    assert {"mean_seconds", "p50_seconds", "p99_seconds"} <= rows[0].keys()
+
+
+def test_remarks_say_what_a_reader_must_know_before_the_figures_are_used() -> None:
+    fine = run_of(outcome(1.0), outcome(2.0))
+    assert remarks(measured(fine)) == []
+    late = run_of(outcome(1.0, sent_seconds=1.2), outcome(2.0, kind="unsent", sent_seconds=2.0))
+    (lag, missed) = remarks(measured(late))
+    assert lag.startswith("0.2 images/s: the load generator was late (200 ms late at p99, 1 not sent)")
+    assert missed == "0.2 images/s: misses: 1 unsent ()"
+    by_clock = run_of(outcome(1.0, is_waited=False), outcome(2.0), use=Use(unread=["http://worker/metrics"]))
+    (clock, unread) = remarks(measured(by_clock))
+    assert "when 50% of the requests ended was taken from the service's clock" in clock
+    assert unread.endswith("no metrics from http://worker/metrics")
+    details = [outcome(1.0, kind="failed", detail=one) for one in "fedcbaa"]
+    (said,) = remarks(measured(run_of(outcome(1.0), *details)))
+    assert said.endswith("misses: 7 failed (a, b, c, d, e)"), "each once, five at most"
+
+
+def test_a_miss_is_late_in_every_plot() -> None:
+    run = run_of(outcome(1.0), outcome(3.0, kind="refused", ended_seconds=3.0), outcome(2.0, 4.0))
+    assert latencies_by_due(run.outcomes) == ([1.0, 2.0, 3.0], [0.5, 4.0, math.inf])
+    xs, ys = open_requests(run.outcomes)
+    assert (xs[-1], ys) == (6.0, [1, 0, 1, 0, 1, 0]), "a refused request is not open for ever"
+    document = measured(run, run_of(outcome(1.0), seconds=5.0)).as_json()
+    curve = curve_of(document, "p95")
+    assert (curve.xs, curve.ys, curve.labels) == ([0.2], [0.5], ["0.2"])
+    assert curve.beyond == [(0.2, "0.3: missed")]
