@@ -42,10 +42,16 @@ measuring = typer.Typer()
 MAX_RATE, MAX_SECONDS = 100_000.0, 86_400.0
 PATTERNS = ("poisson", "constant", "bursts", "ramp")
 _SHARES = "VALUE[:WEIGHT],…"
+OF_A_DRAWN_LOAD = (
+    *("seconds", "warm_up", "arrivals", "burst_size", "size", "steps", "guidance", "images", "lane", "form"),
+    *("csv_rows", "prompts", "prompt_words", "seed"),
+)
+"""The parameters that decide what is drawn, which a trace has already."""
 
 
 @measuring.command()
 def bench(
+    context: typer.Context,
     rate: Annotated[
         str | None,
         typer.Option(metavar="RATE,…", help="Images a second; several are as many runs. Default: estimated."),
@@ -118,6 +124,8 @@ def bench(
     """Measure latency, throughput and goodput of a running service, and check every image's hash."""
     if search and trace is not None:
         fail("--search draws its own requests: leave out --trace", code=EXIT_USAGE)
+    if trace is not None and (given := _given(context, OF_A_DRAWN_LOAD)):
+        fail(f"--trace has its own requests and times: leave out {', '.join(given)}", code=EXIT_USAGE)
     rates = _of("--rate", lambda: _rates(rate))
     if search and len(rates) > 1:
         fail("--search starts at one rate: give --rate once", code=EXIT_USAGE)
@@ -193,9 +201,18 @@ def bench(
         _show(found, paths)
     if any(run.summary.by_kind.get("wrong") for run in found.runs):
         fail("an image was not the one that its job names: see requests-*.csv")
-    repeats, level = found.further.get("repeats"), found.about["service"]["determinism"]
-    if repeats and not repeats["is_within_one"] and level != "not repeatable":
-        fail(f"an image drawn again, alone, differs by {repeats['largest_difference']} of 255")
+    if (broken := report.broken_promise(found)) is not None:
+        fail(broken)
+
+
+def _given(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """The options that are on the command line, of these parameters."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if source is not None and source.name != "DEFAULT"
+    ]
 
 
 def _write(write: Callable[[], T], folder: Path) -> T:

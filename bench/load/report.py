@@ -142,13 +142,18 @@ def conclusions(measurement: Measurement) -> list[str]:
     found = []
     search, repeats = measurement.further.get("search"), measurement.further.get("repeats")
     if search:
-        rate, share = search["offered_at_knee"], f"{search['target']:.0%} in goal"
+        rate, failed = search["offered_at_knee"], search["lowest_failed"]
+        share = f"{search['target']:.0%} in goal"
         if rate is None:
             found.append(f"knee: none, no rate had {share}; start lower, with --rate")
-        elif not search["is_bounded"]:
+        elif failed is None:
             found.append(f"knee: above {rate:.3g} images/s: every rate had {share}; allow more --max-runs")
         else:
-            found.append(f"knee: {rate:.3g} images/s, the highest offered rate with {share}")
+            early = "" if search["is_narrow"] else "; --max-runs ended the search between them"
+            found.append(
+                f"knee: {rate:.3g} images/s, the highest offered rate with {share}; "
+                f"{failed:.3g} images/s had less{early}"
+            )
     if repeats:
         found.append(
             f"repeats: {repeats['num_equal']} of {repeats['num_images']} images drawn again alone have equal "
@@ -168,6 +173,24 @@ def keep(measurement: Measurement, folder: Path) -> None:
     """Write what is known after a run, without plots: an error in a later run then loses no earlier one."""
     _write_figures(measurement, folder)
     _write_run(len(measurement.runs), measurement.runs[-1], folder)
+
+
+def broken_promise(measurement: Measurement) -> str | None:
+    """How repeated images differ more than the service's determinism level allows; None if they do not."""
+    repeats, level = measurement.further.get("repeats"), measurement.about["service"]["determinism"]
+    if not repeats:
+        return None
+    if not repeats["num_images"]:
+        return "no image was drawn again: no request that has a seed succeeded"
+    if level == "exact" and repeats["num_equal"] < repeats["num_images"]:
+        num_other = repeats["num_images"] - repeats["num_equal"]
+        return (
+            f"{num_other} of {repeats['num_images']} images drawn again, alone, have other bytes, by up to "
+            f"{repeats['largest_difference']} of 255, and the level of the service is exact"
+        )
+    if level != "not repeatable" and not repeats["is_within_one"]:
+        return f"an image drawn again, alone, differs by {repeats['largest_difference']} of 255"
+    return None
 
 
 def write(measurement: Measurement, folder: Path, beside: Sequence[Path] = ()) -> list[Path]:

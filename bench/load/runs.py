@@ -19,6 +19,7 @@ from bench.load.summary import Goal, Summary, summarise
 from bench.load.trace import Form, Trace, drawn_at
 from bench.load.uploads import upload
 from bench.load.utilisation import Use, watched
+from catalogue.determinism import weakest
 
 USUAL_LOAD = 0.7
 """The rate of a run that names none, as a share of what the workers do one image at a time."""
@@ -41,7 +42,11 @@ class NoAnswerError(ServiceError):
 
 @dataclass(frozen=True)
 class Served:
-    """A model of a service with its defaults, and the live workers of its tiers."""
+    """A model of a service with its defaults, the live workers of its tiers, and their weakest level.
+
+    The API tells how many workers serve a tier, and not which: `num_workers` are those of the tier that has
+    most. There are more if some serve other tiers alone; they are counted once they have drawn something.
+    """
 
     model: str
     size: tuple[int, int]
@@ -66,7 +71,7 @@ def look(connection: Connection, model: str | None = None) -> Served:
         chosen["default_num_inference_steps"],
         chosen["default_guidance_scale"],
         max(one["num_live_workers"] for one in tiers),
-        tiers[0]["determinism"],
+        weakest(levels) if (levels := [one["determinism"] for one in tiers if one["determinism"]]) else None,
     )
 
 

@@ -5,7 +5,7 @@ What "sustains" means is the caller's; it knows neither HTTP nor figures.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 R = TypeVar("R")
@@ -26,9 +26,10 @@ class Probe(Generic[R]):
 
 @dataclass(frozen=True)
 class Found(Generic[R]):
-    """All probes in their order."""
+    """All probes in their order, and how close to each other the rates were to come."""
 
     probes: tuple[Probe[R], ...]
+    precision: float = PRECISION
 
     @property
     def best(self) -> Probe[R] | None:
@@ -37,9 +38,16 @@ class Found(Generic[R]):
         return max(held, key=lambda one: one.rate, default=None)
 
     @property
-    def is_bounded(self) -> bool:
-        """Whether a rate failed; else the service may sustain more than was tried."""
-        return any(not one.holds for one in self.probes)
+    def lowest_failed(self) -> Probe[R] | None:
+        """That of the lowest rate that failed; None if all held: the service may sustain more than these."""
+        failed = [one for one in self.probes if not one.holds]
+        return min(failed, key=lambda one: one.rate, default=None)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the highest rate that held and the lowest that failed are close to each other."""
+        best, failed = self.best, self.lowest_failed
+        return best is not None and failed is not None and failed.rate <= self.precision * best.rate
 
 
 def search(
@@ -51,19 +59,15 @@ def search(
     precision: float = PRECISION,
 ) -> Found[R]:
     """Double the rate until it fails, or halve it until it holds, then bisect by the geometric mean."""
-    probes: list[Probe[R]] = []
-    rate = first_rate
-    while len(probes) < max_probes:
+    found, rate = Found[R]((), precision), first_rate
+    while len(found.probes) < max_probes and not found.is_narrow:
         result = run(rate)
-        probes.append(Probe(rate, result, holds(result)))
-        low = max((one.rate for one in probes if one.holds), default=None)
-        high = min((one.rate for one in probes if not one.holds), default=None)
-        if low is not None and high is not None and high <= precision * low:
-            break
+        found = replace(found, probes=(*found.probes, Probe(rate, result, holds(result))))
+        low, high = found.best, found.lowest_failed
         if high is None:
             rate *= GROWTH
         elif low is None:
             rate /= GROWTH
         else:
-            rate = math.sqrt(low * high)
-    return Found(tuple(probes))
+            rate = math.sqrt(low.rate * high.rate)
+    return found

@@ -139,10 +139,12 @@ def _search(
 
     result = find_knee(run, load, first_rate=rate, share=search.target, max_runs=search.max_runs)
     found.knee = result.best.result if result.best else None
+    # The rates that were offered: a trace has whole arrivals, so that they differ from those asked for.
     found.further["search"] = {
         "target": search.target,
-        "offered_at_knee": result.best and result.best.rate,
-        "is_bounded": result.is_bounded,
+        "offered_at_knee": result.best and result.best.result.rate,
+        "lowest_failed": result.lowest_failed and result.lowest_failed.result.rate,
+        "is_narrow": result.is_narrow,
         "most_images_per_second": max(run.summary.images_per_second for run in found.runs),
     }
 

@@ -126,7 +126,7 @@ def summarise(
     """Return the figures of the requests that count.
 
     Throughput counts the images whose jobs ended within the counted part of the run, whichever request they
-    belong to. `num_devices` are the devices that could work; the workers that did are counted if it is None.
+    belong to. `num_devices` are at least so many devices that could work; if more workers did, these count.
     """
     counted = [one for one in outcomes if trace.counts(one.due_seconds)]
     if not counted:
@@ -141,7 +141,7 @@ def summarise(
     kinds = Counter(one.kind for one in counted)
     in_goal = None if goal is None else sum(is_in(goal, one) for one in counted)
     device_seconds = sum(one.timings.get("device_seconds", 0.0) for one in within)
-    devices = num_devices or len({one.worker for one in good if one.worker})
+    devices = max(num_devices or 0, len({one.worker for one in outcomes if one.worker}))
     costs = [one.cost for one in good if one.cost is not None]
     num_images = sum(one.num_images for one in good)
     stages = stage_seconds(good)

@@ -35,9 +35,10 @@ def bench(*arguments: str, url: str = NOBODY) -> "subprocess.CompletedProcess[st
 
 
 def test_a_sweep_writes_tables_traces_and_plots(tmp_path: Path) -> None:
-    options = ("--seconds", "1", "--warm-up", "0", "--drain", "20", "--arrivals", "constant", "--slo", "5")
+    load = ("--seconds", "1", "--warm-up", "0", "--arrivals", "constant")
+    options = ("--drain", "20", "--slo", "5")
     with served(FakeService(draw_seconds=0.01)) as service:
-        first = bench("--rate", "4,8", *options, "-o", str(tmp_path / "a"), "--json", url=service.url)
+        first = bench("--rate", "4,8", *load, *options, "-o", str(tmp_path / "a"), "--json", url=service.url)
         assert first.returncode == 0, first.stderr
         replay = ("--trace", str(tmp_path / "a" / "trace-2.jsonl"), "--name", "again")
         second = bench(
@@ -85,6 +86,10 @@ def test_a_wrong_image_ends_with_an_error(tmp_path: Path) -> None:
         (["--prompts", "missing.txt"], "--prompts: missing.txt: No such file"),
         (["--trace", "README.md"], "--trace: line 1 is not JSON"),
         (["--trace", "README.md", "--search"], "--search draws its own requests"),
+        (
+            ["--trace", "README.md", "--size", "64x64", "--warm-up", "5"],
+            "--trace has its own requests and times: leave out --warm-up, --size",
+        ),
         (["--search", "--rate", "1,2"], "--search starts at one rate"),
         (["--beside", "docs"], "--beside: docs/result.json: No such file"),
         (["-o", "README.md"], "-o: README.md is a file"),

@@ -136,19 +136,22 @@ def test_without_a_rate_the_load_is_a_share_of_what_the_workers_do_one_by_one() 
 
 
 def test_a_search_says_what_it_found() -> None:
-    with served(FakeService(draw_seconds=0.05)) as service:
+    """Ten images a second: of 32 that are due in a second, the last waits for more than two."""
+    with served(FakeService(draw_seconds=0.1)) as service:
         found = measure(
-            setup(rates=[4.0], search=Search(target=0.9, max_runs=4)), Place(service.url, "calo_key")
+            setup(goal=Goal(seconds=1.0), rates=[8.0], search=Search(target=0.9, max_runs=3)),
+            Place(service.url, "calo_key"),
         )
-    assert len(found.runs) <= 4
-    (said,) = conclusions(found)
+    assert len(found.runs) == 3
+    assert found.knee in found.runs
     search = found.further["search"]
-    if found.knee is None:
-        assert "none, no rate" in said
-    else:
-        assert found.knee in found.runs
-        assert f"{search['offered_at_knee']:.3g} images/s" in said
-    assert ("above" in said) == (found.knee is not None and not search["is_bounded"])
+    assert search["offered_at_knee"] in (8.0, 16.0), "16 leave a backlog of 0.6 s"
+    assert search["lowest_failed"] in (16.0, 32.0)
+    (said,) = conclusions(found)
+    assert said.startswith(
+        f"knee: {search['offered_at_knee']:.3g} images/s, the highest offered rate with 90%"
+    )
+    assert f"{search['lowest_failed']:.3g} images/s had less" in said
 
 
 def test_a_service_that_cannot_be_measured_says_why() -> None:

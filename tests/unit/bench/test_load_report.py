@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from bench.load.alone import Repeats
+from bench.load.connection import Answer, Connection, Place
 from bench.load.outcomes import Outcome
 from bench.load.report import (
     Measurement,
+    broken_promise,
     curve_of,
     keep,
     latencies_by_due,
@@ -19,7 +22,7 @@ from bench.load.report import (
     prepare,
     remarks,
 )
-from bench.load.runs import Run
+from bench.load.runs import Run, look
 from bench.load.summary import Goal, summarise
 from bench.load.trace import Arrival, Trace, read
 from bench.load.utilisation import Use
@@ -41,7 +44,7 @@ def run_of(*outcomes: Outcome, seconds: float = 10.0, use: Use | None = None) ->
 
 
 def measured(*runs: Run, **further: Any) -> Measurement:
-    return Measurement("ours", {"service": {}}, GOAL, list(runs), further=further)
+    return Measurement("ours", {"service": {"determinism": "exact"}}, GOAL, list(runs), further=further)
 
 
 def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_measured(tmp_path: Path) -> None:
@@ -97,3 +100,57 @@ def test_a_miss_is_late_in_every_plot() -> None:
     curve = curve_of(document, "p95")
     assert (curve.xs, curve.ys, curve.labels) == ([0.2], [0.5], ["0.2"])
     assert curve.beyond == [(0.2, "0.3: missed")]
+
+
+@pytest.mark.parametrize(
+    ("level", "num_images", "num_equal", "largest", "said"),
+    [
+        ("exact", 3, 3, 0, None),
+        ("exact", 3, 2, 1, "1 of 3 images drawn again, alone, have other bytes, by up to 1 of 255"),
+        ("exact within a bucket", 3, 2, 1, None),
+        ("within 1/255", 3, 0, 2, "differs by 2 of 255"),
+        ("not repeatable", 3, 0, 90, None),
+        (None, 3, 0, 2, "differs by 2 of 255"),
+        ("within 1/255", 0, 0, 0, "no image was drawn again"),
+    ],
+)
+def test_images_drawn_again_are_held_to_the_level_of_the_service(
+    level: str | None, num_images: int, num_equal: int, largest: int, said: str | None
+) -> None:
+    repeats = Repeats(num_images, num_equal, largest)
+    further = {"repeats": {**vars(repeats), "is_within_one": repeats.is_within_one}}
+    broken = broken_promise(Measurement("ours", {"service": {"determinism": level}}, GOAL, further=further))
+    assert (broken is None) if said is None else said in (broken or "")
+    assert broken_promise(measured()) is None, "nothing was drawn again"
+
+
+class Described(Connection):
+    """A service with these tiers."""
+
+    def __init__(self, *tiers: dict[str, Any]) -> None:
+        super().__init__(Place("http://127.0.0.1:9"), None)
+        model = {
+            "name": "m",
+            "default": True,
+            "default_num_inference_steps": 10,
+            "default_guidance_scale": 2.0,
+        }
+        usual = {"model": "m", "default_width": 64, "default_height": 64, "can_serve": True}
+        self._answers = {
+            "/v1/models": {"models": [model]},
+            "/v1/tiers": {"tiers": [{**usual, **one} for one in tiers]},
+        }
+
+    def ask(self, method: str, path: str, *_: Any, **__: Any) -> Answer:  # noqa: ARG002 - as its base
+        return Answer(200, {}, json.dumps(self._answers[path]).encode())
+
+
+def test_a_service_is_held_to_the_weakest_level_of_its_tiers() -> None:
+    exact, within = (
+        {"num_live_workers": number, "determinism": level}
+        for number, level in ((2, "exact"), (3, "within 1/255"))
+    )
+    gone = {"num_live_workers": 0, "determinism": None, "can_serve": False}
+    assert look(Described(exact)).determinism == "exact"
+    found = look(Described(gone, exact, within))
+    assert (found.determinism, found.num_workers) == ("within 1/255", 3)

@@ -111,6 +111,8 @@ def test_the_stages_add_up_to_the_latency() -> None:
     assert sum(found.stage_shares.values()) == pytest.approx(1)
     assert found.device_seconds_per_image == pytest.approx(0.25)
     assert found.num_devices == 2
+    assert summarise(trace_of(outcomes), outcomes, num_devices=1).num_devices == 2, "two were seen to work"
+    assert summarise(trace_of(outcomes), outcomes, num_devices=5).num_devices == 5, "three had nothing to do"
     assert found.device_utilisation == pytest.approx(0.5 / 20)
     assert found.mean_step_batch == pytest.approx(6)
 
