@@ -173,7 +173,7 @@ class Bench:
         """Send the trace and sum it up."""
         trust = self.place.trust()
         routes: Mapping[Form, Route] = {"single": JobRoute(), "csv": upload}
-        with watched(self.metrics_urls) as use:
+        with watched(self.metrics_urls, (trace.warm_up_seconds, trace.seconds)) as use:
             outcomes = send(
                 trace, routes, lambda: Connection(self.place, trust), drain_seconds=self.drain_seconds
             )

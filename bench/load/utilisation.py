@@ -1,16 +1,19 @@
 """What a run took of the machine and of the workers: CPU and GPUs by sampling, step batches by their metrics.
 
-The metrics of workers are read before and after a run, at addresses that the caller knows. GPUs are read
+The metrics of workers are read at addresses that the caller knows, where the part of a run that counts begins
+and where it ends. The machine is sampled all the time, and the means are those of that part. GPUs are read
 through NVML if `pynvml` can be imported, which has not been seen on a GPU (`make test-gpu` does not run it).
 """
 
 import contextlib
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any
 from urllib.request import urlopen
 
@@ -21,6 +24,9 @@ SAMPLE_SECONDS = 1.0
 READ_SECONDS = 5.0
 _ROWS, _STEPS, _BATCHES = "calotype_step_batch_rows", "calotype_step_seconds", "calotype_step_batches"
 _CPU = "process_cpu_seconds"
+Span = tuple[float, float]
+"""From when to when, in seconds from the start."""
+ALL: Span = (0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,10 @@ class Sample:
 
 @dataclass
 class Use:
-    """Samples of a run, and the differences of the workers' counters over it."""
+    """Samples of a run, and the differences of the workers' counters over the `seconds` that count."""
 
     samples: list[Sample] = field(default_factory=list)
+    counted: Span = ALL
     seconds: float = 0.0
     client_cpu_seconds: float = 0.0
     counters: dict[str, float] = field(default_factory=dict)
@@ -46,6 +53,9 @@ class Use:
 
     def as_json(self) -> dict[str, Any]:
         """Return the means as JSON types; what was not measured is null."""
+        begin, end = self.counted
+        # A sample is of the second before it, which counts if its middle does.
+        samples = [one for one in self.samples if begin <= one.seconds - SAMPLE_SECONDS / 2 < end]
         rows, num_batches = self.counters.get(f"{_ROWS}_sum"), self.counters.get(f"{_ROWS}_count")
         reasons = {
             key.removeprefix(f"{_BATCHES}:"): value
@@ -53,8 +63,8 @@ class Use:
             if key.startswith(f"{_BATCHES}:") and value
         }
         return {
-            "cpu_share": _mean([one.cpu_share for one in self.samples]),
-            "gpu_share": _mean([share for one in self.samples for share in one.gpu_shares]),
+            "cpu_share": _mean([one.cpu_share for one in samples]),
+            "gpu_share": _mean([share for one in samples for share in one.gpu_shares]),
             "client_cpu_share": self.client_cpu_seconds / (self.seconds * num_cores())
             if self.seconds
             else None,
@@ -74,38 +84,64 @@ class Use:
         return None if seconds is None or not self.seconds else seconds / self.seconds
 
 
+Counters = Mapping[str, float]
+
+
 @contextmanager
-def watched(metrics_urls: Sequence[str]) -> Iterator[Use]:
-    """Sample the machine while the body runs; the result is complete once it has ended."""
-    use, over = Use(), threading.Event()
-    before = {url: read for url in metrics_urls if (read := read_counters(url)) is not None}
-    begun_at, begun_cpu = time.monotonic(), time.process_time()
-    sampler = threading.Thread(target=_sample, args=(use.samples, over, begun_at), daemon=True)
-    sampler.start()
+def watched(metrics_urls: Sequence[str], counted: Span = ALL) -> Iterator[Use]:
+    """Watch the machine and the workers while the body runs; the result is complete once it has ended.
+
+    Of the workers only the span that counts is watched, or the part of it until the body ends.
+    """
+    use, over, begun_at = Use(counted=counted), threading.Event(), time.monotonic()
+    threads = [
+        threading.Thread(target=_sample, args=(use.samples, over, begun_at), daemon=True),
+        threading.Thread(target=count, args=(use, metrics_urls, over.wait), daemon=True),
+    ]
+    for one in threads:
+        one.start()
     try:
         yield use
     finally:
         over.set()
-        sampler.join()
-        use.seconds, use.client_cpu_seconds = time.monotonic() - begun_at, time.process_time() - begun_cpu
-        after = {url: read for url in before if (read := read_counters(url)) is not None}
-        use.unread = [url for url in metrics_urls if url not in after]
-        use.num_workers = len(after)
-        for url, counters in after.items():
-            for name, value in counters.items():
-                difference = value - before[url].get(name, 0.0)
-                use.counters[name] = use.counters.get(name, 0.0) + difference
+        for one in threads:
+            one.join()
 
 
-def read_counters(url: str) -> Mapping[str, float] | None:
-    """The sums of a worker's counters by name, and of step batches by reason; None if it does not answer."""
+def count(
+    use: Use,
+    metrics_urls: Sequence[str],
+    wait: Callable[[float], object],
+    read: "Callable[[str], Counters | None] | None" = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Read the counters where the span that counts begins and ends, and note by how much they differ.
+
+    It starts with the run; `wait` returns after so many seconds, or earlier once the run is over.
+    """
+    read, started_at, (begin, end) = read or read_counters, clock(), use.counted
+    wait(begin)
+    before = {url: found for url in metrics_urls if (found := read(url)) is not None}
+    begun_at, begun_cpu = clock(), time.process_time()
+    wait(min(max(0.0, started_at + end - begun_at), threading.TIMEOUT_MAX))
+    use.seconds, use.client_cpu_seconds = clock() - begun_at, time.process_time() - begun_cpu
+    after = {url: found for url in before if (found := read(url)) is not None}
+    use.unread = [url for url in metrics_urls if url not in after]
+    use.num_workers = len(after)
+    for url, counters in after.items():
+        for name, value in counters.items():
+            use.counters[name] = use.counters.get(name, 0.0) + value - before[url].get(name, 0.0)
+
+
+def read_counters(url: str) -> Counters | None:
+    """The sums of a worker's counters by name, and of step batches by reason; None if it gives no metrics."""
     try:
         with urlopen(url, timeout=READ_SECONDS) as answer:
-            text = answer.read().decode()
-    except (OSError, ValueError):
+            families = list(text_string_to_metric_families(answer.read().decode()))
+    except (OSError, HTTPException, ValueError):
         return None
     found: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
+    for family in families:
         for sample in family.samples:
             if sample.name in (f"{_ROWS}_sum", f"{_ROWS}_count", f"{_STEPS}_sum"):
                 found[sample.name] = found.get(sample.name, 0.0) + sample.value
