@@ -14,7 +14,7 @@ import random
 import statistics
 import tomllib
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -190,11 +190,24 @@ def requests(
     ]
 
 
-def seconds_per_image(loaded: LoadedModels, asked: Sequence[GenerationRequest]) -> Part[float]:
-    """Return the seconds of an image while more requests wait than run; a started one counts by its steps."""
+def seconds_per_image(
+    loaded: LoadedModels,
+    asked: Sequence[GenerationRequest],
+    note_rows: Callable[[int], None] = lambda _: None,
+) -> Part[float]:
+    """Return the seconds of an image while more requests wait than run; a started one counts by its steps.
+
+    `note_rows` is told the rows of each step batch.
+    """
 
     def serve(clock: WorkClock) -> Generator[None, None, float]:
-        engine = Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism, clock=clock)
+        engine = Engine(
+            loaded.models,
+            loaded.row_limits,
+            determinism=loaded.determinism,
+            clock=clock,
+            on_step=lambda _model, num_rows, _seconds, _reason: note_rows(num_rows),
+        )
         upcoming = deque(asked)
         progress: dict[int, float] = {}
 

@@ -5,7 +5,7 @@ An arm is a service and a request; each factor is one change of the base arm. It
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 NUM_ROWS_OF_AN_IMAGE = 2
 """With guidance, an image has two rows in a step batch; without it, one."""
@@ -18,6 +18,8 @@ class Service:
     name: str
     num_workers: int = 2
     max_images: int = 8
+    clock: Literal["wall", "CPU"] = "wall"
+    """What seconds on it are of: the time until an answer over HTTP, or that of the processor."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -38,7 +40,7 @@ SERVICES = (
     UNBATCHED,
     Service("1 worker, 8 images a step batch", num_workers=1),
 )
-ENGINE = Service("the engine alone, on one thread", num_workers=1)
+ENGINE = Service("the engine alone, on one thread", num_workers=1, clock="CPU")
 """What weights are compared on (`bench.table.weights`)."""
 
 REQUEST: Mapping[str, Any] = {

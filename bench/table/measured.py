@@ -53,7 +53,10 @@ SHORT = Amounts(num_rounds=1, num_alone=1, num_waves=1, curve_seconds=3.0)
 
 @dataclass
 class Samples:
-    """What was found for an arm, a value a round; `curve` has the runs at each of `LOADS`, if any."""
+    """What was found for an arm, a value a round; `curve` has the runs at each of `LOADS`, if any.
+
+    `step_batches` has no value for a round whose jobs did not tell the size of their step batches.
+    """
 
     arm: Arm
     alone_seconds: list[float] = field(default_factory=list)
@@ -113,7 +116,8 @@ def _measure_arm(samples: Samples, bench: Bench, connection: Connection, amounts
         raise TableError(f"{arm.key}: at saturation {dict(saturated.summary.by_kind)}")
     rate = images_per_second([one.ended_seconds or 0.0 for one in saturated.outcomes], arm.num_at_once)
     samples.images_per_second.append(rate)
-    samples.step_batches.append(saturated.summary.mean_step_batch or 1.0)
+    if (step_batch := saturated.summary.mean_step_batch) is not None:
+        samples.step_batches.append(step_batch)
     if arm.service is not BASE_ARM.service or arm is BASE_ARM:
         for load in LOADS:
             run = bench.run(at_rate(arm.request, load * rate, amounts.curve_seconds, seed))

@@ -22,6 +22,7 @@ Spread = tuple[float, float, float]
 COLUMNS = (
     "factor",
     "setting",
+    "clock",
     "alone_seconds",
     "alone_ratio",
     "images_per_second",
@@ -29,7 +30,7 @@ COLUMNS = (
     "step_batch",
     "obeyed",
 )
-_SPREADS = COLUMNS[2:7]
+_NAMES, _SPREADS = COLUMNS[:3], COLUMNS[3:8]
 
 
 def document(
@@ -73,11 +74,12 @@ def rows(found: Sequence[Samples]) -> Iterator[dict[str, Any]]:
         yield {
             "factor": one.arm.factor,
             "setting": one.arm.setting,
+            "clock": one.arm.service.clock,
             "alone_seconds": spread(one.alone_seconds),
             "alone_ratio": spread(ratios(one, own, lambda samples: samples.alone_seconds)),
             "images_per_second": spread(one.images_per_second),
             "throughput_ratio": spread(ratios(one, own, lambda samples: samples.images_per_second)),
-            "step_batch": spread(one.step_batches),
+            "step_batch": spread(one.step_batches) if one.step_batches else None,
             "obeyed": one.obeyed,
         }
 
@@ -86,12 +88,15 @@ def markdown(
     found: Sequence[Samples], quality: Sequence[QualityCurve], notes: Sequence[str]
 ) -> Iterator[str]:
     """The table and the quality of numbers of steps, as lines of Markdown."""
-    yield "| factor | setting | alone, s | of base | images/s, saturated | of base | step batch | % right |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| factor | setting | seconds of | alone, s | of base | images/s, saturated | of base | step batch "
+        "| % right |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
     for row in rows(found):
-        cells = [_shown(row[name]) for name in _SPREADS]
+        cells = [row[name] for name in _NAMES] + [_shown(row[name]) for name in _SPREADS]
         cells.append("" if row["obeyed"] is None else f"{row['obeyed']:.1f}")
-        yield f"| {row['factor']} | {row['setting']} | {' | '.join(cells)} |"
+        yield f"| {' | '.join(cells)} |"
     for curve in quality:
         yield ""
         yield f"| {curve.scheduler}: steps | {' | '.join(map(str, curve.steps))} |"
@@ -121,10 +126,10 @@ def write(
     with as_csv.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         spreads = [f"{name}{end}" for name in _SPREADS for end in ("", "_least", "_greatest")]
-        writer.writerow([*COLUMNS[:2], *spreads, "obeyed"])
+        writer.writerow([*_NAMES, *spreads, "obeyed"])
         for row in rows(found):
-            values = [value for name in _SPREADS for value in row[name]]
-            writer.writerow([row["factor"], row["setting"], *values, row["obeyed"]])
+            values = [value for name in _SPREADS for value in row[name] or (None, None, None)]
+            writer.writerow([*(row[name] for name in _NAMES), *values, row["obeyed"]])
     return [as_json, as_csv, as_markdown, *plots(found, quality, folder)]
 
 
@@ -214,6 +219,8 @@ def quality_figure(quality: Sequence[QualityCurve]) -> Any:
     )
 
 
-def _shown(values: Spread) -> str:
+def _shown(values: Spread | None) -> str:
+    if values is None:
+        return ""
     middle, low, high = values
     return f"{middle:.3g}" if low == high else f"{middle:.3g} ({low:.3g} to {high:.3g})"

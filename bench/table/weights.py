@@ -1,7 +1,8 @@
 """8-bit weights beside 32-bit ones: on the engine alone, in a process of its own that can import torchao.
 
 A service imports what it needs before it has read which weights it gets, so torchao would have to be in the
-virtual environment of all; the engine is what the weights change. Both models take turns on one thread.
+virtual environment of all; the engine is what the weights change. Both models take turns on one thread, and
+all seconds are of CPU.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from bench.less_work import (
     share_obeyed,
     shipped_model,
 )
-from bench.table.arms import FLOAT32, INT8
+from bench.table.arms import FLOAT32, INT8, NUM_ROWS_OF_AN_IMAGE
 from bench.table.measured import Samples, TableError
 from engine.loading.load import LoadedModels
 from engine.loading.optimization import Optimization
@@ -79,11 +80,14 @@ def main() -> None:
         draw(one, requests(8, 0, FIELDS))  # the first run is slow
     rates: list[list[float]] = [[], []]
     alone: list[list[float]] = [[], []]
+    step_batches: list[list[float]] = [[], []]
     for seed in range(arguments.rounds):
         asked = requests(NUM_REQUESTS, seed, FIELDS)
-        found = in_turns([seconds_per_image(one, asked) for one in loaded])
-        for index, seconds in enumerate(found):
+        rows: list[list[int]] = [[], []]
+        parts = [seconds_per_image(one, asked, rows[index].append) for index, one in enumerate(loaded)]
+        for index, seconds in enumerate(in_turns(parts)):
             rates[index].append(1 / seconds)
+            step_batches[index].append(mean_images(rows[index]))
         for index, seconds in enumerate(_alone(loaded, seed)):
             alone[index].append(seconds)
     scenes = captions(arguments.captions)
@@ -92,12 +96,18 @@ def main() -> None:
         arm.setting: {
             "alone_seconds": alone[index],
             "images_per_second": rates[index],
-            "step_batches": [float(INT8.service.max_images)] * arguments.rounds,
+            "step_batches": step_batches[index],
             "obeyed": share_obeyed(draw(loaded[index], asked), scenes),
         }
         for index, arm in enumerate((FLOAT32, INT8))
     }
     print(json.dumps(document))
+
+
+def mean_images(rows: Sequence[int]) -> float:
+    """The mean number of images of a step batch as an image sees it, from the rows of all step batches."""
+    images = [num_rows / NUM_ROWS_OF_AN_IMAGE for num_rows in rows]
+    return sum(one * one for one in images) / sum(images)
 
 
 def _alone(loaded: Sequence[LoadedModels], seed: int) -> list[float]:

@@ -1,11 +1,15 @@
 """The table of trade-offs by hand-computed cases: rates, ratios to the base of the same round, the knee."""
 
+import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from bench.clock import in_turns
+from bench.less_work import MAX_ROWS, SIDE, seconds_per_image
+from bench.less_work import requests as requests_of_engine
 from bench.load.outcomes import Outcome
 from bench.load.summary import Summary, summarise
 from bench.load.trace import Trace
@@ -13,7 +17,9 @@ from bench.table.arms import BASE_ARM, BASE_SETTINGS, ENGINE, FACTORS, SERVICES,
 from bench.table.measured import Samples, at_once, at_rate, images_per_second, ratios, requests_of
 from bench.table.quality import QualityCurve
 from bench.table.report import curve_of, effects_of, rows, spread, write
-from bench.table.weights import samples_of
+from bench.table.weights import mean_images, samples_of
+from engine.loading.load import LoadedModels
+from tests.unit.engine.fakes import FakeCachingModel
 
 
 def samples() -> list[Samples]:
@@ -120,6 +126,29 @@ def test_weights_are_compared_with_each_other_and_not_with_the_service() -> None
     (effect,) = effects_of([base, *found], "images_per_second")
     assert (effect.settings, effect.ratios) == (["float32", "int8"], [1.0, 0.5])
     assert [row["throughput_ratio"][0] for row in rows([base, *found])] == [1.0, 1.0, 0.5]
+    assert [row["clock"] for row in rows([base, *found])] == ["wall", "CPU", "CPU"]
+
+
+def test_a_step_batch_that_was_not_measured_is_an_empty_cell(tmp_path: Path) -> None:
+    base, unknown, _ = samples()
+    unknown.step_batches = []
+    write([base, unknown], [], [], {}, tmp_path)
+    assert "| 40 (40 to 90) | 3 (2 to 4) |  |  |" in (tmp_path / "table.md").read_text()
+    with (tmp_path / "table.csv").open() as file:
+        assert [row["step_batch"] for row in csv.DictReader(file)] == ["4.0", ""]
+
+
+def test_step_batches_of_the_engine_are_counted_as_an_image_sees_them() -> None:
+    assert mean_images([16, 16]) == pytest.approx(8.0)
+    assert mean_images([16, 4]) == pytest.approx((8 * 8 + 2 * 2) / 10)
+
+
+def test_an_engine_at_saturation_tells_the_rows_of_its_step_batches() -> None:
+    loaded = LoadedModels({"tiny": FakeCachingModel()}, {"tiny": {SIDE * SIDE: MAX_ROWS}}, "exact")
+    rows: list[int] = []
+    in_turns([seconds_per_image(loaded, requests_of_engine(60, 0, {"num_inference_steps": 4}), rows.append)])
+    assert max(rows) == MAX_ROWS
+    assert mean_images(rows) == pytest.approx(MAX_ROWS / 2, rel=0.1)
 
 
 def test_requests_of_an_arm_differ_in_prompt_and_seed_and_are_the_same_in_each_arm() -> None:
@@ -141,9 +170,13 @@ def test_the_files_have_every_sample_and_the_medians(tmp_path: Path) -> None:
     assert document["quality"][0]["knee"] == 4
     text = (tmp_path / "table.md").read_text()
     assert (
-        "| steps | 4 | 0.6 (0.5 to 0.8) | 0.4 (0.2 to 0.5) | 40 (40 to 90) | 3 (2 to 4) | 6 | 91.5 |" in text
+        "| steps | 4 | wall | 0.6 (0.5 to 0.8) | 0.4 (0.2 to 0.5) | 40 (40 to 90) | 3 (2 to 4) | 6 | 91.5 |"
+        in text
     )
     assert text.endswith("a note\n")
     assert {"plane.png", "plane.svg", "effects-throughput.png", "quality.svg"} <= {one.name for one in paths}
+    with (tmp_path / "table.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    assert (cells[1]["clock"], cells[1]["step_batch_greatest"], cells[1]["obeyed"]) == ("wall", "6.0", "91.5")
     (base, *_) = rows(samples())
     assert base["throughput_ratio"] == (1.0, 1.0, 1.0)
