@@ -71,6 +71,8 @@ _BATCH_COUNTS = _columns(
     "batch_id tier account_id queued running succeeded failed canceled expired finished_at"
 )
 _USAGE = tuple(column.name for column in metadata.tables["usage_sums"].columns)
+_BATCH_USAGE = tuple(column.name for column in metadata.tables["batch_usage"].columns)
+_AMOUNTS = _columns("num_jobs num_images device_seconds cost_amount")
 _WORKER = tuple(column.name for column in metadata.tables["workers"].columns)
 
 # A role that ends jobs writes events and webhook deliveries, of batches too, and locks the batch. A lock
@@ -150,6 +152,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "job_count_changes": Grant(select=_BATCH_COUNTS),
         "usage_changes": Grant(select=_USAGE),
         "usage_sums": Grant(select=_USAGE),
+        "batch_usage": Grant(select=_BATCH_USAGE),
         "open_jobs": Grant(select=VIEWS["open_jobs"]),
         "queue_depths": Grant(select=VIEWS["queue_depths"]),
         "open_work": Grant(select=VIEWS["open_work"]),
@@ -269,11 +272,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             update=_columns("queued running succeeded failed canceled expired finished_at"),
         ),
         "usage_changes": Grant(select=("id", *_USAGE), delete=True),
-        "usage_sums": Grant(
-            select=_USAGE,
-            insert=_USAGE,
-            update=_columns("num_jobs num_images device_seconds cost_amount"),
-        ),
+        "usage_sums": Grant(select=_USAGE, insert=_USAGE, update=_AMOUNTS),
+        "batch_usage": Grant(select=_BATCH_USAGE, insert=_BATCH_USAGE, update=_AMOUNTS),
         "delivery_count_changes": Grant(select=("id", "pending"), delete=True),
         "delivery_counts": Grant(select=_columns("id pending"), update=("pending",)),
     },

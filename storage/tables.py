@@ -57,6 +57,12 @@ def _accounted(*, is_key: bool) -> "tuple[Column[Any], ...]":
     return (
         Column("day", Date, primary_key=is_key, nullable=False),  # in UTC, of the end of the job
         *(Column(name, Text, primary_key=is_key, nullable=False) for name in ACCOUNTED_BY),
+        *_amounts(),
+    )
+
+
+def _amounts() -> "tuple[Column[Any], ...]":
+    return (
         Column("num_jobs", BigInteger, nullable=False),
         Column("num_images", BigInteger, nullable=False),
         Column("device_seconds", Numeric, nullable=False),
@@ -349,6 +355,15 @@ usage_sums = Table(
     metadata,
     Column("account_id", Text, primary_key=True),
     *_accounted(is_key=True),
+)
+
+batch_usage = Table(
+    "batch_usage",
+    metadata,
+    Column("batch_id", Text, primary_key=True),
+    Column("cost_currency", Text, primary_key=True),
+    Column("account_id", Text, nullable=False),
+    *_amounts(),
 )
 
 delivery_count_changes = Table(

@@ -1,8 +1,8 @@
 """What succeeded jobs used, summed by day, key, batch, tag and tier, from sums that are kept.
 
 A trigger writes what each job used as a row of changes when it succeeds (migration 0022). Readers add these
-rows to the sums, into which `storage.counts.fold` moves them (docs/adr/0032). It knows no prices: the worker
-that ended a job wrote its cost.
+rows to the sums, into which `storage.counts.fold` moves them (docs/adr/0032). What a batch used is a sum of
+its own, since clients poll it. It knows no prices: the worker that ended a job wrote its cost.
 """
 
 from collections.abc import Mapping, Sequence
@@ -133,8 +133,8 @@ _SUMMED = """coalesce(sum(num_jobs), 0)::bigint AS num_jobs,
 _OF_BATCHES = text(
     f"""
     SELECT batch_id, cost_currency, {", ".join(f"sum({name}) AS {name}" for name in _COUNTED)}
-      FROM (SELECT batch_id, cost_currency, {_AMOUNTS} FROM usage_sums
-             WHERE batch_id = ANY(:ids) AND batch_id <> ''
+      FROM (SELECT batch_id, cost_currency, {_AMOUNTS} FROM batch_usage
+             WHERE batch_id = ANY(:ids)
             UNION ALL
             SELECT batch_id, cost_currency, {_AMOUNTS} FROM usage_changes
              WHERE batch_id = ANY(:ids) AND batch_id <> '') AS used
@@ -173,6 +173,8 @@ def _usage(dimensions: tuple[str, ...], filters: tuple[str, ...], *, is_continue
 
 
 _KEY = f"account_id, day, {', '.join(ACCOUNTED_BY)}"
+_FOLDED_AMOUNTS = ", ".join(f"sum({name})" for name in _COUNTED)
+_ADDED = ", ".join(f"{name} = known.{name} + excluded.{name}" for name in _COUNTED)
 FOLD_USAGE = text(
     f"""
     WITH folded AS (
@@ -181,9 +183,13 @@ FOLD_USAGE = text(
         RETURNING {_KEY}, {_AMOUNTS}
     ), summed AS (
         INSERT INTO usage_sums AS known ({_KEY}, {_AMOUNTS})
-        SELECT {_KEY}, {", ".join(f"sum({name})" for name in _COUNTED)} FROM folded GROUP BY {_KEY}
-        ON CONFLICT ({_KEY}) DO UPDATE
-           SET {", ".join(f"{name} = known.{name} + excluded.{name}" for name in _COUNTED)}
+        SELECT {_KEY}, {_FOLDED_AMOUNTS} FROM folded GROUP BY {_KEY}
+        ON CONFLICT ({_KEY}) DO UPDATE SET {_ADDED}
+    ), of_batches AS (
+        INSERT INTO batch_usage AS known (batch_id, cost_currency, account_id, {_AMOUNTS})
+        SELECT batch_id, cost_currency, account_id, {_FOLDED_AMOUNTS}
+          FROM folded WHERE batch_id <> '' GROUP BY batch_id, cost_currency, account_id
+        ON CONFLICT (batch_id, cost_currency) DO UPDATE SET {_ADDED}
     )
     SELECT count(*) FROM folded
     """

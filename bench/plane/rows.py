@@ -74,10 +74,11 @@ def fill(url: str, *, num_finished: int, num_queued: int) -> Rows:
             cursor.execute(definition)
         cursor.execute("SELECT setval('dispatch_numbers', %s)", (10_000_000,))
         cursor.execute("TRUNCATE job_count_changes, delivery_count_changes, delivery_counts")
-        cursor.execute("TRUNCATE usage_changes, usage_sums")
+        cursor.execute("TRUNCATE usage_changes, usage_sums, batch_usage")
         for migration in ("0020_reads_in_proportion", "0022_usage", "0023_open_work"):
             for statement in import_module(f"migrations.versions.{migration}").SUMS:
                 cursor.execute(statement)
+        cursor.execute(_UNFOLD)
     connection.autocommit = True
     connection.cursor().execute("VACUUM (ANALYZE)")  # as autovacuum does in two weeks
     connection.close()
@@ -263,6 +264,20 @@ class _Filler:
             yield account_id(0), job_id(number + 1), f"file_{number:064x}"
 
 
+_UNFOLD = """
+    WITH last AS (DELETE FROM usage_sums WHERE day > (SELECT max(day) - 7 FROM usage_sums) RETURNING *),
+    of_batches AS (
+        UPDATE batch_usage SET num_jobs = batch_usage.num_jobs - waiting.num_jobs,
+                               num_images = batch_usage.num_images - waiting.num_images
+          FROM (SELECT batch_id, cost_currency, sum(num_jobs) AS num_jobs, sum(num_images) AS num_images
+                  FROM last GROUP BY 1, 2) AS waiting
+         WHERE batch_usage.batch_id = waiting.batch_id
+           AND batch_usage.cost_currency = waiting.cost_currency
+    )
+    INSERT INTO usage_changes (account_id, day, key_id, batch_id, tag, tier, cost_currency, num_jobs,
+                               num_images, device_seconds, cost_amount)
+    SELECT * FROM last"""
+"""What the last seven days used waits to be folded, as without a sweeper. No job has seconds or a cost."""
 _INDEXES = """
     SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index
      WHERE indrelid IN ('jobs'::regclass, 'images'::regclass, 'job_events'::regclass)

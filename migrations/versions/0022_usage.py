@@ -7,18 +7,20 @@ down_revision = "0021_bulk_in_turn"
 
 OWN = "account_id = current_setting('calotype.account_id', true)"
 DIMENSIONS = "account_id, day, key_id, batch_id, tag, tier, cost_currency"
-_COLUMNS = """
+AMOUNTS = "num_jobs, num_images, device_seconds, cost_amount"
+_AMOUNT_COLUMNS = """
+        num_jobs bigint NOT NULL,
+        num_images bigint NOT NULL,
+        device_seconds numeric NOT NULL,
+        cost_amount numeric NOT NULL"""
+_COLUMNS = f"""
         account_id text NOT NULL,
         day date NOT NULL,
         key_id text NOT NULL,
         batch_id text NOT NULL,
         tag text NOT NULL,
         tier text NOT NULL,
-        cost_currency text NOT NULL,
-        num_jobs bigint NOT NULL,
-        num_images bigint NOT NULL,
-        device_seconds numeric NOT NULL,
-        cost_amount numeric NOT NULL"""
+        cost_currency text NOT NULL,{_AMOUNT_COLUMNS}"""
 
 
 def upgrade() -> None:
@@ -28,7 +30,7 @@ def upgrade() -> None:
     )
     for statement in (*COLUMNS, *TABLES, *SUMS):
         op.execute(statement.replace("OUR_SCHEMA", schema))
-    for table in ("usage_changes", "usage_sums"):
+    for table in ("usage_changes", "usage_sums", "batch_usage"):
         op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
         op.execute(f"CREATE POLICY own_rows ON {table} TO calotype_api USING ({OWN})")
         op.execute(f"CREATE POLICY every_row ON {table} TO calotype_sweeper USING (true)")
@@ -63,9 +65,19 @@ TABLES = (
     )
     """,
     "CREATE INDEX usage_changes_of_batch ON usage_changes (batch_id) WHERE batch_id <> ''",
+    "CREATE INDEX usage_changes_of_account ON usage_changes (account_id, day)",
     f"CREATE TABLE usage_sums ({_COLUMNS}, PRIMARY KEY ({DIMENSIONS})) WITH (fillfactor = 70)",
     "CREATE INDEX usage_of_batch ON usage_sums (batch_id) WHERE batch_id <> ''",
     "CREATE INDEX usage_of_tag ON usage_sums (account_id, tag, day) WHERE tag <> ''",
+    # Each poll of a batch reads its row, where each job of a CSV may have a tag of its own in the sums above.
+    f"""
+    CREATE TABLE batch_usage (
+        batch_id text NOT NULL,
+        cost_currency text NOT NULL,
+        account_id text NOT NULL,{_AMOUNT_COLUMNS},
+        PRIMARY KEY (batch_id, cost_currency)
+    ) WITH (fillfactor = 70)
+    """,
     # By row: most statements that change jobs end none, and pay nothing for the condition. It runs with the
     # rights of the tables' owner, so that no role may write usage.
     """
@@ -88,17 +100,23 @@ TABLES = (
 
 SUMS = (
     f"""
-    INSERT INTO usage_sums ({DIMENSIONS}, num_jobs, num_images, device_seconds, cost_amount)
+    INSERT INTO usage_sums ({DIMENSIONS}, {AMOUNTS})
     SELECT account_id, (finished_at AT TIME ZONE 'UTC')::date, coalesce(key_id, ''), coalesce(batch_id, ''),
            coalesce(tag, ''), tier, coalesce(cost_currency, ''), count(*), sum(num_images),
            coalesce(sum((timings ->> 'device_seconds')::numeric), 0), coalesce(sum(cost_amount), 0)
       FROM jobs WHERE state = 'succeeded' GROUP BY 1, 2, 3, 4, 5, 6, 7""",
+    f"""
+    INSERT INTO batch_usage (batch_id, cost_currency, account_id, {AMOUNTS})
+    SELECT batch_id, cost_currency, account_id, sum(num_jobs), sum(num_images), sum(device_seconds),
+           sum(cost_amount)
+      FROM usage_sums WHERE batch_id <> '' GROUP BY 1, 2, 3""",
 )
 """What was used before the sums begin."""
 
 DOWN = (
     "DROP TRIGGER count_used ON jobs",
     "DROP FUNCTION count_usage",
+    "DROP TABLE batch_usage",
     "DROP TABLE usage_sums",
     "DROP TABLE usage_changes",
     "DROP INDEX jobs_of_tag",

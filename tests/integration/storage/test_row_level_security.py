@@ -28,6 +28,7 @@ ONE_COLUMN = {
     "job_count_changes": "batch_id",
     "usage_changes": "account_id",
     "usage_sums": "account_id",
+    "batch_usage": "account_id",
     "images": "job_id",
     "job_events": "job_id",
     "webhook_attempts": "delivery_id",
@@ -74,9 +75,10 @@ def finished(database: Database, make_job: MakeJob, claim_job: ClaimJob) -> Job:
         values = {"account_id": job.account_id, "job_id": job.id, "file_id": "file_" + "0" * 64}
         connection.execute(file, values)
         connection.execute(link, values)
-    batch, _ = batches.create(
-        database, job.account_id, "x.csv", [new_job(job.account_id, lane="bulk", batch_line=2)]
-    )
+    rows = [new_job(job.account_id, lane="bulk", batch_line=line) for line in (2, 3)]
+    batch, _ = batches.create(database, job.account_id, "x.csv", rows)
+    first = next(batches.jobs_of(database, job.account_id, batch.id))
+    assert jobs.finish(database, claim_job(first.id).lease, stored=[], warnings=[], timings={})
     counts.fold(database)
     assert jobs.finish(database, claim_job(make_job().id).lease, stored=[], warnings=[], timings={})
     batches.cancel(database, job.account_id, batch.id)

@@ -181,10 +181,30 @@ def test_a_batch_sums_its_own_jobs(database: Database, account: str) -> None:
     used = usage.in_currency(batches.get(database, account, batch.id).used, "USD")
     assert used == Used(3, 3, 1.5, Cost(Decimal(2), "USD"), 0.5)
     assert batches.list_batches(database, account)[0].used
+    counts.fold(database)
+    assert usage.in_currency(batches.get(database, account, batch.id).used, "USD") == used
     in_euros = usage.in_currency(batches.get(database, account, batch.id).used, "EUR")
     assert (in_euros.cost, in_euros.unpriced_device_seconds) == (None, 1.5)
     one = UsageFilter(LONG_AGO, SOME_DAY, batch_id=batch.id)
     assert list(kept(database, account, ["tag", "key_id"], one)) == [("key_9", "csv")]
+
+
+def test_a_batch_reads_one_sum_whatever_its_tags_and_keys(database: Database, account: str) -> None:
+    rows = [new_job(account, lane="bulk", batch_line=line, tag=f"row-{line}") for line in range(2, 12)]
+    batch, _ = batches.create(database, account, "x.csv", rows)
+    claims = jobs.claim_next(database, tiers=TIERS, worker=WORKER, lease_seconds=30, limit=100)
+    for claim in (one for one in claims if one.job.batch_id == batch.id):
+        assert jobs.finish(database, claim.lease, stored=[], warnings=[], timings={"device_seconds": 0.5})
+    while counts.fold(database):
+        pass
+    query = text(
+        """SELECT (SELECT count(*) FROM usage_sums WHERE batch_id = :id) AS num_tags,
+                  (SELECT array_agg(num_jobs) FROM batch_usage WHERE batch_id = :id) AS jobs"""
+    )
+    with database.transaction() as connection:
+        row = connection.execute(query, {"id": batch.id}).one()
+    assert (row.num_tags, row.jobs) == (10, [10])
+    assert usage.in_currency(batches.get(database, account, batch.id).used, "USD").num_jobs == 10
 
 
 def test_another_account_sees_no_usage(
