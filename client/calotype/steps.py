@@ -168,7 +168,11 @@ def listed(filters: dict[str, Any], policy: RetryPolicy) -> Steps[None]:
 
 
 def whole_usage(filters: dict[str, Any], policy: RetryPolicy) -> Steps[UsageReport]:
-    """Every row of usage, page by page, and the sum, which the server says on each page."""
+    """Every row of usage, page by page, and the sum, which the server says on each page.
+
+    All pages are of the days of the first one, also over midnight. Where jobs end between two pages, the sum,
+    which is the last page's, is newer than the rows before it.
+    """
     rows: list[Usage] = []
     cursor = None
     while True:
@@ -177,6 +181,7 @@ def whole_usage(filters: dict[str, Any], policy: RetryPolicy) -> Steps[UsageRepo
         cursor = page.next_cursor
         if not cursor:
             return UsageReport(page.since, page.until, tuple(rows), page.total)
+        filters = {**filters, "since": page.since, "until": page.until}
 
 
 def watched_job(job_id: str, poll_seconds: float, policy: RetryPolicy) -> Steps[Job]:

@@ -198,6 +198,18 @@ def test_usage_has_the_rows_of_every_page_and_the_sum_of_the_server(serve: Serve
     assert "cursor=next" in server.asked[1].path
 
 
+def test_every_page_of_usage_is_of_the_days_of_the_first_one(serve: Serve) -> None:
+    rows = [{"day": "2026-11-30", "num_jobs": 1, "cost": None}]
+    days = {"since": "2026-11-01", "until": "2026-12-01"}
+    pages = [{**days, "data": rows, "total": {"num_jobs": 3}, "next_cursor": at} for at in ("a", "b", None)]
+    server = serve(*map(json_answer, pages))
+    with client_of(server.url) as client:
+        assert len(client.usage().rows) == 3
+    assert "since" not in server.asked[0].path, "the default of the server"
+    for asked in server.asked[1:]:
+        assert "since=2026-11-01&until=2026-12-01" in asked.path
+
+
 def test_a_job_and_a_batch_have_their_cost(serve: Serve) -> None:
     cost = {"amount": 0.5, "currency": "USD"}
     job = {"id": "job_1", "state": "succeeded", "cost": cost, "tag": "a", "key_id": "key_1"}
