@@ -31,8 +31,8 @@ def _execute(statements: Iterable[str]) -> None:
 # diffusers begins with an image at the step that its strength says, as in the view `open_jobs`.
 _STEPS = "greatest(1, floor(num_inference_steps * coalesce(strength, 1)))::integer"
 _GUIDED = f"CASE WHEN guidance_scale > 1 THEN ceil(guidance_cutoff * {_STEPS})::integer ELSE 0 END"
-# The steps that a job has run, of which its worker has written the share.
-_DONE = f"floor({_STEPS} * progress)::integer"
+# The steps that a job has run, of which its worker has written the share: 23 * (13 / 23) is less than 13.
+_DONE = f"round({_STEPS} * progress)::integer"
 _SIZE = "num_images * width::bigint * height"
 
 

@@ -96,6 +96,21 @@ def test_what_is_left_of_a_running_job_shrinks_with_its_progress(
     assert seconds_of(api, tier, "running")["bulk"] == 0
 
 
+def test_a_step_that_has_run_is_not_left(
+    api: Database, database: Database, make_job: MakeJob, tier: str, worker: Worker
+) -> None:
+    job = make_job(tier=tier, num_inference_steps=23, guidance_scale=1.0)
+    claimed = jobs.claim(
+        database, job.id, tiers=[tier], worker=WorkerName(worker.boot_id, "x"), lease_seconds=30
+    )
+    assert claimed is not None
+    for num_done in range(1, 24):
+        workers.heartbeat(database, worker, [(claimed.lease, num_done / 23)], lease_seconds=30)
+        left = open_work(api, "running")[tier, "interactive"].full_steps
+        assert left == 128 * 128 * (23 - num_done)
+    jobs.fail(database, claimed.lease, code="nan", detail="x", retryable=False)
+
+
 def test_a_fleet_at_zero_still_sees_its_work_by_the_last_profile(
     api: Database, database: Database, make_job: MakeJob, tier: str
 ) -> None:
