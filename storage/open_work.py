@@ -15,6 +15,8 @@ from catalogue.profile import Profile
 from storage.database import Database
 from storage.profiles import profile_of_row
 
+OpenState = Literal["queued", "running"]
+
 
 @dataclass(frozen=True)
 class Work:
@@ -38,16 +40,16 @@ class DeviceProfile(NamedTuple):
     num_workers: int
 
 
-def open_work(db: Database, state: Literal["queued", "running"]) -> dict[tuple[str, str], Work]:
-    """The work of all queued or all running jobs, by tier and lane; none is left out.
+def open_work(db: Database) -> dict[OpenState, dict[tuple[str, str], Work]]:
+    """The work of all queued and of all running jobs, by tier and lane; each open job is in one of the two.
 
     Of a running job the steps that its worker has written as progress are done; its images are decoded last.
     """
-    rows = db.execute(_WORK, {"state": state}, idempotent=True)
-    return {
-        (row.tier, row.lane): Work(**{name: row._mapping[name] for name in Work.__dataclass_fields__})
-        for row in rows
-    }
+    found: dict[OpenState, dict[tuple[str, str], Work]] = {"queued": {}, "running": {}}
+    for row in db.execute(_WORK, idempotent=True):
+        work = Work(**{name: row._mapping[name] for name in Work.__dataclass_fields__})
+        found[row.state][row.tier, row.lane] = work
+    return found
 
 
 def device_profiles(db: Database, *, alive_seconds: float) -> Mapping[str, Sequence[DeviceProfile]]:
@@ -61,11 +63,7 @@ def device_profiles(db: Database, *, alive_seconds: float) -> Mapping[str, Seque
     return found
 
 
-_WORK = text(
-    f"""
-    SELECT tier, lane, {", ".join(Work.__dataclass_fields__)} FROM open_work WHERE state = :state
-    """
-)
+_WORK = text(f"SELECT state, tier, lane, {', '.join(Work.__dataclass_fields__)} FROM open_work")
 _PROFILES = text(
     """
     WITH live AS (

@@ -4,6 +4,8 @@ It opens no connection: the process starts even if Postgres, the broker or S3 is
 that.
 """
 
+from collections.abc import Iterator, Mapping
+
 from flask_openapi.openapi import OpenAPI
 
 from catalogue.catalogue import tier_for
@@ -15,7 +17,7 @@ from storage.delivery_views import num_pending, seconds_late
 from storage.dispatches import waiting
 from storage.job_views import states_of
 from storage.notifications import JOBS_ENDED, Listener
-from storage.open_work import device_profiles, open_work
+from storage.open_work import OpenState, device_profiles, open_work
 from storage.receivers import num_receivers
 from storage.workers import num_live_workers
 from storage.workloads import workload
@@ -120,6 +122,15 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     return app
 
 
+def _device_seconds(
+    db: Database, alive_seconds: float, row_limits: Mapping[str, int]
+) -> Iterator[tuple[OpenState, tuple[str, str], float]]:
+    profiles = device_profiles(db, alive_seconds=alive_seconds)
+    for state, work in open_work(db).items():
+        for place, seconds in device_seconds(work, profiles, row_limits):
+            yield state, place, seconds
+
+
 def _wire(settings: Settings) -> Wiring:
     most = max(MIN_CONNECTIONS, MAX_CONNECTIONS // settings.web_processes)
     pool_size = min(settings.web_threads + 2, most)
@@ -141,11 +152,7 @@ def _wire(settings: Settings) -> Wiring:
     metrics.watch_waiters(lambda: waiter.num_waiters)
     metrics.watch_queues(lambda: waiting(db), tier_names)
     row_limits = {tier.name: tier.max_step_batch_rows for tier in settings.catalogue.tiers}
-    metrics.watch_work(
-        lambda state: device_seconds(
-            open_work(db, state), device_profiles(db, alive_seconds=settings.worker_alive_seconds), row_limits
-        )
-    )
+    metrics.watch_work(lambda: _device_seconds(db, settings.worker_alive_seconds, row_limits))
     metrics.watch_webhooks(lambda: num_pending(db), lambda: seconds_late(db))
     metrics.watch_receivers(lambda state: num_receivers(db, state))
     metrics.watch_workers(lambda: num_live_workers(db, settings.worker_alive_seconds), tier_names)

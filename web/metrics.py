@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from storage.open_work import OpenState
 from tasks.metrics.collectors import DispatchCollector, Dispatches, RowCollector, RowCollectors
 
 ROWS_SECONDS = 2.0
 """The time for what is read from Postgres; less than `web.front.processes` waits for a process."""
-_WORK: Mapping[Literal["queued", "running"], str] = {
+_WORK: Mapping[OpenState, str] = {
     "queued": "Seconds for which the queued jobs would keep one device busy.",
     "running": "Seconds for which what is left of the running jobs keeps one device busy.",
 }
@@ -92,18 +93,15 @@ class Metrics:
 
         self._watch_rows("calotype_queue_jobs", "Jobs that wait.", ["tier", "lane"], read)
 
-    def watch_work(
-        self, seconds: Callable[[Literal["queued", "running"]], Iterable[tuple[tuple[str, str], float]]]
-    ) -> None:
-        """Export the device seconds of the open jobs; read from Postgres at each scrape."""
+    def watch_work(self, seconds: Callable[[], Iterable[tuple[OpenState, tuple[str, str], float]]]) -> None:
+        """Export the device seconds of the open jobs, which are read together at each scrape."""
 
-        def read(state: Literal["queued", "running"]) -> Iterator[tuple[list[str], float]]:
-            for (tier, lane), value in seconds(state):
-                yield [tier, lane], value
+        def read() -> Iterator[tuple[str, list[str], float]]:
+            for state, (tier, lane), value in seconds():
+                yield f"calotype_{state}_device_seconds", [tier, lane], value
 
-        for state, documentation in _WORK.items():
-            name = f"calotype_{state}_device_seconds"
-            self._watch_rows(name, documentation, ["tier", "lane"], partial(read, state))
+        gauges = {f"calotype_{state}_device_seconds": said for state, said in _WORK.items()}
+        self._rows.add(RowCollector(gauges, ["tier", "lane"], read))
 
     def watch_workers(self, live: Callable[[], Mapping[str, int]], tiers: list[str]) -> None:
         """Export how many live workers serve each tier; read from Postgres at each scrape."""
@@ -143,7 +141,7 @@ class Metrics:
         labels: list[str],
         read: Callable[[], Iterable[tuple[list[str], float]]],
     ) -> None:
-        self._rows.add(RowCollector(name, documentation, labels, read))
+        self._rows.add(RowCollector.of_one(name, documentation, labels, read))
 
 
 def _alone(read: Callable[[], float]) -> list[tuple[list[str], float]]:

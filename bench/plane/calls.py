@@ -203,8 +203,7 @@ def _queue(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
     api, sweeper = databases["api"], databases["sweeper"]
     first = rows.num_finished + NUM_RUNNING
     yield "waiting", lambda: dispatches.waiting(api)
-    yield "open_work, queued", lambda: open_work.open_work(api, "queued")
-    yield "open_work, running", lambda: open_work.open_work(api, "running")
+    yield "open_work", lambda: open_work.open_work(api)
     yield "device_profiles", lambda: open_work.device_profiles(api, alive_seconds=20)
     yield "device_profiles, none live", lambda: open_work.device_profiles(api, alive_seconds=0)
     yield "oldest_queued", lambda: queue_facts.oldest_queued(sweeper)

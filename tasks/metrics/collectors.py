@@ -4,8 +4,8 @@ The API and the sweeper use them. The caller provides the query of a row metric.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol, Self
 
 import structlog
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -101,34 +101,48 @@ class _Reading:
 
 
 class RowCollector(Collector):
-    """A gauge with a value per row of Postgres; it is absent while Postgres does not answer."""
+    """Gauges with a value per row of Postgres, read together; absent while Postgres does not answer.
+
+    `gauges` are their names and descriptions; what is read names the gauge, and has its labels and its value.
+    """
 
     def __init__(
         self,
+        gauges: Mapping[str, str],
+        labels: list[str],
+        read: Callable[[], Iterable[tuple[str, list[str], float]]],
+    ) -> None:
+        self._gauges = gauges
+        self._labels = labels
+        self._read = read
+
+    @classmethod
+    def of_one(
+        cls,
         name: str,
         documentation: str,
         labels: list[str],
         read: Callable[[], Iterable[tuple[list[str], float]]],
-    ) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._labels = labels
-        self._read = read
+    ) -> Self:
+        """The collector of one gauge, whose name is not read."""
+        return cls({name: documentation}, labels, lambda: ((name, *row) for row in read()))
 
     def describe(self) -> Iterator[Metric]:
-        """Yield the gauge without values, since Postgres may be down at the start."""
-        yield self._family()
+        """Yield the gauges without values, since Postgres may be down at the start."""
+        yield from self._families().values()
 
     def collect(self) -> Iterator[Metric]:
         """Yield one value per row."""
-        family = self._family()
+        families = self._families()
         try:
-            for labels, value in self._read():
-                family.add_metric(labels, value)
+            for name, labels, value in self._read():
+                families[name].add_metric(labels, value)
         except StorageError as error:
-            log.warning("metric_not_read", metric=self._name, error=type(error).__name__)
+            log.warning("metric_not_read", metric=", ".join(families), error=type(error).__name__)
             return
-        yield family
+        yield from families.values()
 
-    def _family(self) -> GaugeMetricFamily:
-        return GaugeMetricFamily(self._name, self._documentation, labels=self._labels)
+    def _families(self) -> dict[str, GaugeMetricFamily]:
+        return {
+            name: GaugeMetricFamily(name, said, labels=self._labels) for name, said in self._gauges.items()
+        }

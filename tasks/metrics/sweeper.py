@@ -85,7 +85,7 @@ class SweeperMetrics:
                     yield [tier, lane], found.get((tier, lane), 0.0)
 
         self.registry.register(
-            RowCollector(
+            RowCollector.of_one(
                 "calotype_queue_age_seconds", "Age of the oldest queued job.", ["tier", "lane"], read
             )
         )

@@ -257,7 +257,7 @@ def test_counts_are_exact_after_any_history(
     before = (
         dispatches.waiting(database),
         delivery_views.num_pending(database),
-        open_work(database, "queued"),
+        open_work(database)["queued"],
     )
     while counts.fold(database):
         pass
@@ -265,7 +265,7 @@ def test_counts_are_exact_after_any_history(
     assert before == (
         dispatches.waiting(database),
         delivery_views.num_pending(database),
-        open_work(database, "queued"),
+        open_work(database)["queued"],
     )
     history.end()
 

@@ -12,7 +12,7 @@ from catalogue.step_cache import MAX_STEP_CACHE, is_full_step
 from storage import jobs, workers
 from storage.database import Database
 from storage.jobs import WorkerName
-from storage.open_work import DeviceProfile, Work, device_profiles, open_work
+from storage.open_work import DeviceProfile, OpenState, Work, device_profiles, open_work
 from storage.profiles import TierProfile, publish
 from storage.roles import DatabaseRole
 from storage.workers import Worker
@@ -49,10 +49,10 @@ def worker(database: Database, tier: str) -> Iterator[Worker]:
     workers.say_goodbye(database, boot_id)
 
 
-def seconds_of(api: Database, tier: str, state: str) -> dict[str, float]:
+def seconds_of(api: Database, tier: str, state: OpenState) -> dict[str, float]:
     """As the API exports them, by lane."""
     found = device_seconds(
-        open_work(api, "running" if state == "running" else "queued"),
+        open_work(api)[state],
         device_profiles(api, alive_seconds=20),
         {tier: 8},
     )
@@ -84,7 +84,7 @@ def test_what_is_left_of_a_running_job_shrinks_with_its_progress(
     begun = seconds_of(api, tier, "running")["bulk"]
     assert begun == pytest.approx((10 + 5) * 0.1 + 0.1 + 0.2), "without caching known, a cached step is full"
     workers.heartbeat(database, worker, [(claimed.lease, 0.4)], lease_seconds=30)
-    assert open_work(api, "running")[tier, "bulk"] == Work(
+    assert open_work(api)["running"][tier, "bulk"] == Work(
         encodings=0,
         pixels=128 * 128,
         full_steps=128 * 128 * sum(is_full_step(index, 2, 10) for index in range(4, 10)),
@@ -106,7 +106,7 @@ def test_a_step_that_has_run_is_not_left(
     assert claimed is not None
     for num_done in range(1, 24):
         workers.heartbeat(database, worker, [(claimed.lease, num_done / 23)], lease_seconds=30)
-        left = open_work(api, "running")[tier, "interactive"].full_steps
+        left = open_work(api)["running"][tier, "interactive"].full_steps
         assert left == 128 * 128 * (23 - num_done)
     jobs.fail(database, claimed.lease, code="nan", detail="x", retryable=False)
 

@@ -17,7 +17,7 @@ from catalogue.profile import Profile, PublishedKey, StepCost
 from catalogue.warnings import RequestWarning
 from settings import Settings
 from storage import accounts, batches, dispatches, jobs, submissions, workers
-from storage.database import Database
+from storage.database import WATCHERS, Database
 from storage.isolation import clear_isolated, set_isolated
 from storage.job_views import StoredImage
 from storage.jobs import Claim, WorkerName
@@ -351,6 +351,22 @@ def test_metrics_tell_for_how_long_the_queued_jobs_would_keep_a_device_busy(
         connection.execute(
             text("DELETE FROM profiles WHERE fingerprint = :one"), {"one": profile.key.fingerprint}
         )
+
+
+def test_a_scrape_reads_queued_and_running_work_at_once(app: Flask) -> None:
+    """A job that is claimed meanwhile is in one of the two."""
+    sent: list[str] = []
+
+    def watch(_driver: Any, query: str, _values: Any, _account: Any) -> None:
+        sent.append(query)
+
+    WATCHERS.append(watch)
+    try:
+        generate_latest(app.extensions[EXTENSION].metrics.registry)
+    finally:
+        WATCHERS.remove(watch)
+    assert sum("FROM open_work" in query for query in sent) == 1
+    assert sum("JOIN profiles" in query for query in sent) == 1
 
 
 def test_what_was_cut_is_said_by_the_job_and_in_the_batchs_results(

@@ -30,7 +30,7 @@ def registry_of(rows: RowCollectors, *reads: object) -> CollectorRegistry:
     registry.register(rows)
     Counter("of_the_process", "Its own.", registry=registry)
     for number, read in enumerate(reads):
-        rows.add(RowCollector(f"rows_{number}", "Rows.", [], read))  # type: ignore[arg-type]
+        rows.add(RowCollector.of_one(f"rows_{number}", "Rows.", [], read))  # type: ignore[arg-type]
     return registry
 
 
