@@ -111,7 +111,7 @@ class _Day:
         self._chance = random.Random(conditions.seed)
         self._serving = [new_worker(curve) for _ in range(conditions.num_workers)]
         self._starting: list[float] = []  # when each will be ready, the oldest first
-        self._fleet: SimulatedFleet[FleetJob] = SimulatedFleet(self._serving)
+        self._fleet: SimulatedFleet[FleetJob] = SimulatedFleet(self._serving, seed=conditions.seed)
         self._next_scrape_at = -SCRAPE_SECONDS / 2  # out of step with what reads them
         self._scraped: Values = {}
         self._day = Day(workers=[(0.0, conditions.num_workers)])

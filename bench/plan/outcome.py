@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bench.plan.fleets import HOURS_PER_MONTH, Fleet, Slowing
 from bench.plan.traffic import PlannedJob, Traffic
-from engine.policy.fleet import Overheads, SimulatedFleet
+from engine.policy.fleet import SEED, Choose, Overheads, SimulatedFleet, any_free
 
 WARM_UP_SHARE = 0.1
 QUANTILES = (0.5, 0.95, 0.99)
@@ -48,10 +48,12 @@ def simulate(
     num_jobs: int | None = None,
     overheads: Overheads = NO_OVERHEADS,
     slowing: Slowing = lambda: 1.0,
+    choose: Choose = any_free,
 ) -> Outcome:
     """Simulate one run; without `num_jobs`, of enough jobs for a 95th percentile in a fleet of this size."""
     num_jobs = num_jobs or max(NUM_JOBS, JOBS_PER_WORKER * fleet.num_workers)
-    return serve(fleet, traffic.drawn(num_jobs, seed), overheads=overheads, slowing=slowing)
+    drawn = traffic.drawn(num_jobs, seed)
+    return serve(fleet, drawn, overheads=overheads, slowing=slowing, seed=seed, choose=choose)
 
 
 def serve(
@@ -61,10 +63,12 @@ def serve(
     overheads: Overheads = NO_OVERHEADS,
     slowing: Slowing = lambda: 1.0,
     warm_up_share: float = WARM_UP_SHARE,
+    seed: int = SEED,
+    choose: Choose = any_free,
 ) -> Outcome:
-    """Simulate these jobs, which arrive at these instants in seconds."""
+    """Simulate these jobs, which arrive at these instants in seconds; `seed` is of who takes which."""
     workers = [worker for pool in fleet.pools for worker in pool.workers(slowing)]
-    simulated = SimulatedFleet(workers, overheads)
+    simulated = SimulatedFleet(workers, overheads, seed=seed, choose=choose)
     runs = [simulated.submit(job, at) for at, job in drawn]
     last_at, warm_at = drawn[-1][0], drawn[int(warm_up_share * len(drawn))][0]
     list(simulated.run_until(warm_at))

@@ -1,16 +1,17 @@
-"""Simulates a fleet: jobs wait in the order of their dispatch, and free slots of workers take them.
+"""Simulates a fleet: jobs wait for a free slot, and a worker with one takes them.
 
-Owns that rule, the slots, and the instants of each job. Estimates, the planner and the benchmarks share it.
-Each worker has a `SimulatedDevice`, so that the policy is the engine's own; the fleet runs on its clock, in
-events. It does not know what a job costs, rows of Postgres, nor how jobs arrive.
+Owns which worker takes which job, the slots, and the instants of each job. Estimates, the planner and the
+benchmarks share it. Each worker has a `SimulatedDevice`, so that the policy is the engine's own; the fleet
+runs on its clock, in events. It does not know what a job costs, rows of Postgres, nor how jobs arrive.
 """
 
 import math
+import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import count
+from itertools import chain, count
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from catalogue.lanes import LANES
@@ -34,6 +35,8 @@ class Job(Protocol):
 
 
 J = TypeVar("J", bound=Job)
+SEED = 1
+"""Of the choice among workers with a free slot, so that a simulation repeats."""
 
 
 class WorkerKind(NamedTuple):
@@ -98,6 +101,10 @@ class SimulatedWorker(Generic[J]):
     is_draining: bool = field(default=False, init=False)
     num_taken: Counter[str] = field(default_factory=Counter, init=False)  # slots, by lane
     runs: dict[SimulatedGeneration, Run[J]] = field(default_factory=dict, init=False)
+    turns: list[str] = field(init=False)  # its tiers, of which the first has its turn
+
+    def __post_init__(self) -> None:
+        self.turns = sorted(self.kind.tiers)
 
     @property
     def num_jobs(self) -> int:
@@ -107,6 +114,30 @@ class SimulatedWorker(Generic[J]):
     def has_slot(self, lane: str) -> bool:
         """Whether a slot of the lane is free."""
         return not self.is_draining and self.num_taken[lane] < self.kind.num_slots(lane)
+
+
+class Choose(Protocol):
+    """Which of the workers with a free slot gets a job that has just been dispatched."""
+
+    def __call__(self, free: Sequence[SimulatedWorker[J]], chance: random.Random) -> SimulatedWorker[J]:
+        """Choose one of at least one."""
+
+
+def any_free(free: Sequence[SimulatedWorker[J]], chance: random.Random) -> SimulatedWorker[J]:
+    """Any, whatever it holds, as the service does.
+
+    Every worker with a free slot waits in a BRPOP (`tasks.consumer`). Valkey gives a message to the client
+    that has been blocked longest, and each worker blocks anew every `tasks.app.POLL_SECONDS` and after each
+    message. So it is chance who comes first; above some five jobs a second for each worker, which no device
+    draws, it would be one after the other.
+    """
+    return chance.choice(free)
+
+
+def fewest_jobs(free: Sequence[SimulatedWorker[J]], chance: random.Random) -> SimulatedWorker[J]:
+    """One of those with the fewest jobs: not what the service does, to find what that costs."""
+    least = min(worker.num_jobs for worker in free)
+    return chance.choice([worker for worker in free if worker.num_jobs == least])
 
 
 class _Event(NamedTuple):
@@ -124,10 +155,12 @@ _ARRIVAL, _END, _DEVICE = range(3)
 class SimulatedFleet(Generic[J]):
     """Runs jobs on workers; `now` is its clock, in seconds.
 
-    A job goes to the worker with the fewest jobs among those with a free slot of its lane, and of several to
-    the one that has waited longest. If none has one, it waits; a slot that gets free takes the job of its
-    lane, and of its worker's tiers, that was dispatched first. Jobs and workers may be added, and workers
-    drained, while it runs, at instants that have not passed.
+    `choose` gives a job to one of the workers with a free slot of its lane; `seed` is of its chance. If none
+    has one, the job waits. An interactive slot that gets free takes the job that was dispatched first, of the
+    tier whose turn it is on its worker: as `tasks.queues.PingsFirst` does, a tier that was served goes last.
+    A bulk slot takes the first of all tiers: turns of accounts, and that a worker claims several bulk jobs at
+    once, are left out. Jobs and workers may be added, and workers drained, while it runs, at instants that
+    have not passed.
     """
 
     def __init__(
@@ -136,12 +169,16 @@ class SimulatedFleet(Generic[J]):
         overheads: Overheads = Overheads(),
         *,
         now: float = 0.0,
+        seed: int = SEED,
+        choose: Choose = any_free,
     ) -> None:
         self.now = now
         self.workers: list[SimulatedWorker[J]] = []  # those that have started and not stopped
         self.overheads = overheads
         self._waiting: dict[tuple[str, str, bool], deque[Run[J]]] = {}
         self._free: dict[tuple[WorkerKind, str], _FreeWorkers[J]] = {}
+        self._choose = choose
+        self._chance = random.Random(seed)
         self._events: list[_Event] = []
         self._numbers = count()
         self._due_at: dict[SimulatedWorker[J], float] = {}  # when its device goes on, by worker
@@ -167,8 +204,8 @@ class SimulatedFleet(Generic[J]):
 
     def drain(self, worker: SimulatedWorker[J]) -> None:
         """Let a worker take nothing more from now on; it stops when its jobs have ended."""
-        self._list(worker, is_free=False)
         worker.is_draining = True
+        self._list(worker)
         self._stop_if_done(worker)
 
     @property
@@ -203,7 +240,7 @@ class SimulatedFleet(Generic[J]):
         worker.started_at = self.now
         worker.device.now = max(worker.device.now, self.now)
         self.workers.append(worker)
-        self._list(worker, is_free=True)
+        self._list(worker)
         self._fill(worker)
 
     def _stop_if_done(self, worker: SimulatedWorker[J]) -> None:
@@ -215,30 +252,45 @@ class SimulatedFleet(Generic[J]):
         """Give the job to a worker, or let it wait. A worker has a free slot only if no job waits for it."""
         job = run.job
         found = [
-            free for (kind, lane), free in self._free.items() if free and lane == job.lane and kind.takes(job)
+            free.workers
+            for (kind, lane), free in self._free.items()
+            if free.workers and lane == job.lane and kind.takes(job)
         ]
         if found:
-            self._take(run, min(found, key=lambda free: free.least).first())
+            free = found[0] if len(found) == 1 else list(chain.from_iterable(found))
+            self._take(run, self._choose(free, self._chance))
         else:
             self._waiting.setdefault((job.tier, job.lane, job.is_strict), deque()).append(run)
 
     def _fill(self, worker: SimulatedWorker[J]) -> None:
-        """Give waiting jobs to the free slots of a worker, the first dispatched first."""
-        while runs := [
+        """Give waiting jobs to the free slots of a worker."""
+        for lane in LANES:
+            while worker.has_slot(lane) and (runs := self._waiting_for(worker, lane)):
+                run = runs.popleft()
+                if not runs:
+                    job = run.job
+                    del self._waiting[job.tier, job.lane, job.is_strict]
+                self._take(run, worker)
+
+    def _waiting_for(self, worker: SimulatedWorker[J], lane: str) -> deque[Run[J]] | None:
+        """The jobs of which the worker takes the first, or None."""
+        found = [
             runs
-            for (_, lane, _), runs in self._waiting.items()
-            if worker.has_slot(lane) and worker.kind.takes(runs[0].job)
-        ]:
-            first = min(runs, key=lambda waiting: waiting[0].number)
-            run = first.popleft()
-            if not first:
-                job = run.job
-                del self._waiting[job.tier, job.lane, job.is_strict]
-            self._take(run, worker)
+            for (_, of_lane, _), runs in self._waiting.items()
+            if of_lane == lane and worker.kind.takes(runs[0].job)
+        ]
+        if lane == "interactive":
+            return min(
+                found, key=lambda runs: (worker.turns.index(runs[0].job.tier), runs[0].number), default=None
+            )
+        return min(found, key=lambda runs: runs[0].number, default=None)
 
     def _take(self, run: Run[J], worker: SimulatedWorker[J]) -> None:
-        at = self.now + self.overheads.claim_seconds
-        self._give(run, worker, worker.generations_of(run.job, at), at)
+        job, at = run.job, self.now + self.overheads.claim_seconds
+        if job.lane == "interactive":
+            worker.turns.remove(job.tier)
+            worker.turns.append(job.tier)
+        self._give(run, worker, worker.generations_of(job, at), at)
 
     def _give(
         self,
@@ -292,46 +344,38 @@ class SimulatedFleet(Generic[J]):
         self._stop_if_done(worker)
 
     def _count(self, worker: SimulatedWorker[J], lane: str, change: int) -> None:
-        self._list(worker, is_free=False)
         worker.num_taken[lane] += change
-        self._list(worker, is_free=True)
+        self._list(worker)
 
-    def _list(self, worker: SimulatedWorker[J], *, is_free: bool) -> None:
-        """Note the free slots of a worker, or forget them before its number of jobs changes."""
+    def _list(self, worker: SimulatedWorker[J]) -> None:
+        """Note the lanes of which a worker has a free slot, and forget the others."""
         for lane in LANES:
             free = self._free.setdefault((worker.kind, lane), _FreeWorkers())
-            if is_free and worker.has_slot(lane):
+            if worker.has_slot(lane):
                 free.add(worker)
             else:
                 free.discard(worker)
 
 
 class _FreeWorkers(Generic[J]):
-    """The workers of one kind with a free slot of one lane, by their number of jobs."""
+    """The workers of one kind with a free slot of one lane, in any order: a change moves only one of them."""
 
     def __init__(self) -> None:
-        self._by_jobs: dict[int, dict[SimulatedWorker[J], None]] = {}  # in each, the longest waiting first
-
-    def __bool__(self) -> bool:
-        return bool(self._by_jobs)
-
-    @property
-    def least(self) -> int:
-        """The fewest jobs of any of them."""
-        return min(self._by_jobs)
-
-    def first(self) -> SimulatedWorker[J]:
-        """The one with the fewest jobs."""
-        return next(iter(self._by_jobs[self.least]))
+        self.workers: list[SimulatedWorker[J]] = []
+        self._place: dict[SimulatedWorker[J], int] = {}
 
     def add(self, worker: SimulatedWorker[J]) -> None:
-        """Add a worker with its number of jobs."""
-        self._by_jobs.setdefault(worker.num_jobs, {})[worker] = None
+        """Add a worker, if it is not there."""
+        if worker not in self._place:
+            self._place[worker] = len(self.workers)
+            self.workers.append(worker)
 
     def discard(self, worker: SimulatedWorker[J]) -> None:
-        """Take a worker out, if it is there with its number of jobs."""
-        alike = self._by_jobs.get(worker.num_jobs)
-        if alike is not None:
-            alike.pop(worker, None)
-            if not alike:
-                del self._by_jobs[worker.num_jobs]
+        """Take a worker out, if it is there."""
+        place = self._place.pop(worker, None)
+        if place is None:
+            return
+        last = self.workers.pop()
+        if last is not worker:
+            self.workers[place] = last
+            self._place[last] = place

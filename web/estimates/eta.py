@@ -1,8 +1,9 @@
 """When jobs will be drawn: live workers are simulated under the engine's own policy until the jobs end.
 
 Owns what a worker is doing at this moment, and which step batches its jobs may share. `engine.policy.fleet`
-simulates how jobs reach workers and run; costs come from the profiles. It ignores future jobs, failures,
-accounts, deadlines, and the time to encode and upload files.
+simulates how jobs reach workers and run, with one outcome of the chance by which a worker with a free slot
+gets one; costs come from the profiles. It ignores future jobs, failures, accounts, deadlines, and the time to
+encode and upload files.
 """
 
 import math

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from bench.plan.charts import draw
 from bench.plan.fleets import Fleet, Pool, WorkerCosts, caps_to_try
+from bench.plan.handing_out import LOADS, compare
 from bench.plan.outcome import simulate
 from bench.plan.profiles import PlanError, PlanProfile, measured, profile_of, published
 from bench.plan.recommendation import as_json, configurations, reasons, verdict, write_configurations
@@ -145,6 +146,13 @@ def test_a_fleet_that_does_not_keep_up_is_told_from_one_that_does() -> None:
     assert not overloaded.keeps_up
     assert overloaded.busy_share == pytest.approx(1.0, abs=0.01)
     assert overloaded.images_per_second == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_fleet_that_handed_out_jobs_by_load_would_answer_sooner_at_every_load() -> None:
+    by_chance, by_load = {}, {}
+    for one in compare(FLAT, num_workers=8, num_jobs=500):
+        (by_load if one.rule == "the fewest jobs" else by_chance)[one.load] = one.p95
+    assert all(by_load[load] < by_chance[load] for load in LOADS)
 
 
 def test_costs_grow_with_the_pixels_of_a_job() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.policy.candidate import BatchKey
-from engine.policy.fleet import Overheads, SimulatedFleet, SimulatedWorker, WorkerKind
+from engine.policy.fleet import Overheads, SimulatedFleet, SimulatedWorker, WorkerKind, fewest_jobs
 from engine.policy.policy import Policy
 from engine.policy.simulation import SimulatedDevice, SimulatedGeneration
 
@@ -134,22 +134,65 @@ def test_every_job_ends_once_whatever_workers_come_and_go(
     assert workers[0].stopped_at < math.inf
 
 
-def test_a_job_goes_to_the_worker_with_the_fewest_jobs() -> None:
-    fleet = SimulatedFleet([worker("a", slots=4), worker("b", slots=4)])
+def takers(fleet: SimulatedFleet[Job], num_jobs: int) -> list[str]:
+    runs = [fleet.submit(Job(), 0.0) for _ in range(num_jobs)]
+    list(fleet.run())
+    return [run.worker.name for run in runs if run.worker]
+
+
+def half_full_and_idle(seed: int) -> SimulatedFleet[Job]:
+    full, idle = worker("full", slots=700), worker("idle", slots=700)
+    fleet = SimulatedFleet([full, idle], seed=seed)
+    for _ in range(300):
+        fleet.hold(Job(), full, generations_of(Job(), 0.0))
+    return fleet
+
+
+def test_a_job_goes_to_any_worker_with_a_free_slot_whatever_it_holds() -> None:
+    found = takers(half_full_and_idle(seed=1), 500)
+    assert found.count("full") == pytest.approx(250, abs=50)
+    assert found == takers(half_full_and_idle(seed=1), 500)
+    assert found != takers(half_full_and_idle(seed=2), 500)
+
+
+def test_workers_of_every_kind_get_their_share_of_what_both_take() -> None:
+    workers = [worker("both", "sd hd", slots=600), *(worker("sd", slots=600) for _ in range(3))]
+    assert takers(SimulatedFleet(workers), 400).count("both") == pytest.approx(100, abs=40)
+
+
+def test_jobs_can_be_given_to_the_worker_with_the_fewest() -> None:
+    fleet = SimulatedFleet([worker("a", slots=4), worker("b", slots=4)], choose=fewest_jobs)
     arrivals = {0.0: 50, 1.0: 50, 2.0: 50, 3.0: 4, 30.0: 50}
     runs = [fleet.submit(Job(num_steps=num_steps), at) for at, num_steps in arrivals.items()]
     list(fleet.run())
-    assert [run.worker.name for run in runs if run.worker] == ["a", "b", "a", "b", "b"]
+    first, second, third, fourth, fifth = (run.worker for run in runs)
+    assert first is not second
+    assert third is not fourth
+    assert fifth is fourth, "its short job has ended"
 
 
-def test_of_the_jobs_that_wait_the_first_dispatched_gets_the_slot_that_a_worker_has_for_it() -> None:
+def test_a_slot_that_gets_free_takes_the_first_job_of_the_tier_whose_turn_it_is() -> None:
+    fleet = SimulatedFleet([worker(tiers="sd hd")])
+    runs = [fleet.submit(Job(tier), 0.0) for tier in ("sd", "sd", "sd", "hd", "hd")]
+    list(fleet.run())
+    assert [run.ended_at / ALONE for run in runs] == pytest.approx([1, 3, 5, 2, 4])
+
+
+def test_each_worker_has_turns_of_its_own() -> None:
     small, large = worker("small", "sd"), worker("large", "sd hd")
     fleet = SimulatedFleet([small, large])
-    tiers = ("sd", "hd", "hd", "sd", "sd")
-    runs = [fleet.submit(Job(tier), 0.0) for tier in tiers]
+    runs = [fleet.submit(Job(tier), 0.0) for tier in ("hd", "sd", "hd", "sd", "sd", "sd")]
     list(fleet.run())
-    assert [run.worker.name for run in runs if run.worker] == ["small", "large", "large", "small", "small"]
-    assert [run.ended_at for run in runs] == pytest.approx([ALONE, ALONE, 2 * ALONE, 2 * ALONE, 3 * ALONE])
+    names = [run.worker.name for run in runs if run.worker]
+    assert names == ["large", "small", "large", "large", "small", "small"]
+    assert runs[2].ended_at == pytest.approx(3 * ALONE)
+
+
+def test_a_bulk_slot_takes_the_first_job_of_all_tiers() -> None:
+    fleet = SimulatedFleet([worker(tiers="sd hd")])
+    runs = [fleet.submit(Job(tier, "bulk"), 0.0) for tier in ("sd", "sd", "sd", "hd")]
+    list(fleet.run())
+    assert [run.ended_at / ALONE for run in runs] == pytest.approx([1, 2, 3, 4])
 
 
 def test_slots_of_one_lane_are_not_taken_by_the_other() -> None:
