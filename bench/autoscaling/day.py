@@ -187,6 +187,7 @@ class _Day:
             work[run.job.lane] += image_seconds * run.job.num_images
         for worker in self._fleet.workers:
             for one, run in worker.runs.items():
-                work[run.job.lane] += image_seconds * one.num_steps_left / num_steps
+                num_left = worker.device.num_steps_left_at(one, self._fleet.now)
+                work[run.job.lane] += image_seconds * num_left / num_steps
         backlog = Backlog(num_queued, work)
         self._scraped = {name: read(backlog) for name, read in SIGNALS.items()}

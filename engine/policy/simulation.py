@@ -6,7 +6,7 @@ errors.
 """
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -160,6 +160,14 @@ class SimulatedDevice:
         """Busy seconds before an instant to which it was run: of chosen steps, what has passed of them."""
         ends_at = self._step_ends[-1] if self._step_ends else self.now
         return self.busy_seconds + max(0.0, min(at, ends_at) - self.now) - max(0.0, self.now - at)
+
+    def num_steps_left_at(self, generation: SimulatedGeneration, at: float) -> int:
+        """Steps that a generation has left at an instant to which it was run: chosen ones, until they end.
+
+        Its own `num_steps_left` changes only when all steps that follow from a choice have ended.
+        """
+        is_chosen = bool(self._step_ends) and generation in self._chosen
+        return generation.num_steps_left - (bisect_right(self._step_ends or (), at) if is_chosen else 0)
 
     @property
     def _has_work(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.autoscaling.__main__ import FULL_SHARE, PARTS, Sizes, by_queue_length, manifest_rules, with_share
-from bench.autoscaling.day import SIGNALS, Conditions, Day, run_day
+from bench.autoscaling.day import SIGNALS, Conditions, Day, _Day, run_day
 from bench.autoscaling.device import H200_512, FleetJob, new_worker
 from bench.autoscaling.rules import Rules
 from bench.autoscaling.traffic import Arrival, Burst, Traffic, arrivals
@@ -35,18 +35,19 @@ def test_the_triggers_of_the_manifest_are_those_that_are_simulated() -> None:
 
 
 @pytest.mark.parametrize(("seed", "noise"), [(1, 0.1), (2, 0.1), (3, 0.3)])
-def test_a_constant_load_with_noise_hardly_ever_brings_back_a_worker_that_was_just_removed(
+def test_a_constant_load_with_noise_seldom_brings_back_a_worker_that_was_just_removed(
     seed: int, noise: float
 ) -> None:
+    """In two hours, of ten workers: their jobs fall by chance, so that the work that is open sways."""
     day = served(steady(6, 3, noise, seed), 3)
-    assert day.num_reversals(since=HOUR) <= 1
-    assert day.num_changes(since=HOUR) <= 4 * 2
+    assert day.num_reversals(since=HOUR) <= 4
+    assert day.num_changes(since=HOUR) <= 24
     assert min(number for at, number in day.workers if at > HOUR) > 6
 
 
 def test_rules_without_windows_would_flap() -> None:
     hasty = replace(RULES, down=replace(RULES.down, stabilization_seconds=0.0))
-    assert served(steady(6, 3), 3, hasty).num_reversals(since=HOUR) > 8
+    assert served(steady(6, 3), 3, hasty).num_reversals(since=HOUR) > 30
 
 
 def test_all_workers_go_after_the_cooldown_and_the_first_job_brings_one_back() -> None:
@@ -76,7 +77,7 @@ def test_by_queue_length_workers_are_wanted_only_once_all_are_overfull() -> None
     by_length, by_seconds = (served(jobs, 2, rules).waits() for rules in (by_queue_length(RULES), RULES))
     after_the_start = int(0.75 * len(jobs))
     assert by_length[after_the_start] > 30
-    assert by_seconds[after_the_start] < 5
+    assert by_seconds[after_the_start] < 10
 
 
 def test_a_lower_threshold_costs_devices_and_saves_waiting() -> None:
@@ -122,6 +123,19 @@ def test_the_traffic_has_its_rate_its_wave_and_its_burst() -> None:
     assert len(found) == pytest.approx(2.0 * 0.55 * 4 * HOUR, rel=0.05)
     assert found == sorted(found, key=lambda job: job.at)
     assert found == list(arrivals(replace(traffic, burst=None), seed=3))
+
+
+def test_the_signal_of_a_running_job_falls_with_each_of_its_steps() -> None:
+    day = _Day(H200_512, None, replace(USUAL, num_workers=1))
+    day._fleet.submit(FleetJob(1), 0.0)
+    list(day._fleet.run_until(0.0))
+    lone_seconds = H200_512.num_steps * H200_512.steps.at(2)
+    for share in (0.25, 0.5, 0.75):
+        list(day._fleet.run_until(share * lone_seconds))
+        day._scrape()
+        left = (1 - share) * H200_512.image_seconds
+        one_step = H200_512.image_seconds / H200_512.num_steps
+        assert day._scraped["interactive-work"] == pytest.approx(left, abs=one_step)
 
 
 def test_a_full_fleet_draws_the_images_that_the_curve_says() -> None:

@@ -242,6 +242,21 @@ def test_a_device_is_busy_for_what_has_passed_of_the_steps_that_it_runs() -> Non
         assert only.device.busy_seconds_until(at) == pytest.approx(busy_seconds)
 
 
+def test_steps_are_left_until_each_has_ended_whatever_else_was_chosen_with_it() -> None:
+    only = worker(slots=2)
+    fleet = SimulatedFleet([only])
+    fleet.submit(Job(), 0.0)
+    list(fleet.run_until(0.0))
+    [one] = only.runs
+    for at, num_left in ((0.0, 10), (1.0, 10), (1.25, 9), (4.75, 6), (10.0, 1), (10.25, 0), (10.5, 0)):
+        list(fleet.run_until(at))
+        assert only.device.num_steps_left_at(one, at) == num_left
+    fleet.submit(Job(), 20.0)
+    fleet.submit(Job(), 23.5)
+    list(fleet.run_until(25.6))
+    assert [only.device.num_steps_left_at(one, 25.6) for one in only.runs] == [5, 9]
+
+
 def test_a_drained_worker_ends_its_jobs_takes_no_other_and_stops() -> None:
     leaving, staying = worker("leaving", slots=2), worker("staying", slots=1)
     fleet = SimulatedFleet([leaving, staying])
