@@ -49,12 +49,20 @@ class Compared:
 
 
 def work_of(found: PlanProfile) -> Work:
-    """The device of a profile, with the benchmarks' mix of steps; half of the images have guidance."""
-    profile = found.profile
-    counts = [step.num_rows for step in profile.steps]
-    scales = {1.0: 1.0} if profile.num_guided_rows == 1 else {1.0: 0.5, 4.0: 0.5}
+    """The device of a profile, with the benchmarks' mix of steps.
+
+    Half of the images have guidance. All have it if nothing is known of fewer rows, none if the model takes
+    the scale as an input.
+    """
+    profile, steps = found.profile, found.simulated.steps
+    counts = [step.num_rows for step in steps]
+    scales = {1.0: 0.5, 4.0: 0.5}
+    if profile.num_guided_rows == 1:
+        scales = {1.0: 1.0}
+    elif counts[0] >= profile.num_guided_rows:
+        scales = {4.0: 1.0}
     return Work(
-        tables={16: StepTable({step.num_rows: step.seconds for step in profile.steps})},
+        tables={16: StepTable({step.num_rows: step.seconds for step in steps})},
         max_rows=max(profile.max_rows, profile.num_guided_rows),
         image_seconds=profile.encode_seconds + profile.decode_seconds,
         guidance_scales=scales,

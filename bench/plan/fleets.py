@@ -135,7 +135,7 @@ class WorkerCosts:
     """The costs of a pool's device, from its profiles, in proportion to the pixels of a key."""
 
     def __init__(self, pool: Pool, slowing: Slowing = lambda: 1.0) -> None:
-        self._profiles = {tier: one.profile for tier, one in pool.profiles.items()}
+        self._profiles = {tier: one.simulated for tier, one in pool.profiles.items()}
         self._slowing = slowing
 
     def profiled_seconds(self, key: BatchKey, num_rows: int) -> float:

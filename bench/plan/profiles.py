@@ -6,8 +6,9 @@ is measured, nor what follows from it.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +43,29 @@ class PlanProfile:
     def origin(self) -> str:
         """`published` or `measured`, as every table shows it."""
         return "published" if self.is_published else "measured"
+
+    @cached_property
+    def simulated(self) -> Profile:
+        """The profile with the seconds that simulations take.
+
+        A step batch takes those of the next larger known count, its bucket. Where a published count is more
+        than twice the one before, a worker would have buckets that the source does not: there each count lies
+        on the straight line between the two. The knee and the cap are those of `profile`: of known counts.
+        """
+        if not self.is_published:
+            return self.profile
+        between = [
+            StepCost.of_median(
+                rows,
+                low.seconds
+                + (high.seconds - low.seconds) * (rows - low.num_rows) / (high.num_rows - low.num_rows),
+            )
+            for low, high in pairwise(self.profile.steps)
+            if high.num_rows > 2 * low.num_rows
+            for rows in range(low.num_rows + 1, high.num_rows)
+        ]
+        steps = sorted((*self.profile.steps, *between), key=lambda step: step.num_rows)
+        return replace(self.profile, steps=tuple(steps))
 
     @classmethod
     def of_published(cls, entry: Mapping[str, Any]) -> Self:

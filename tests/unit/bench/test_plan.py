@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from bench.plan.charts import draw
 from bench.plan.fleets import Fleet, Pool, WorkerCosts, caps_to_try
 from bench.plan.handing_out import LOADS, compare
-from bench.plan.outcome import simulate
+from bench.plan.outcome import serve, simulate
 from bench.plan.profiles import PlanError, PlanProfile, measured, profile_of, published
 from bench.plan.recommendation import as_json, configurations, reasons, verdict, write_configurations
 from bench.plan.request import PlanRequest, checked_request, read_request
@@ -208,8 +208,33 @@ def test_every_published_profile_has_its_source_and_is_marked() -> None:
 def test_no_published_profile_has_a_gap_in_which_few_rows_would_cost_as_much_as_many() -> None:
     """A step batch takes the seconds of the next larger count, so one of 2 must not cost what 8 do."""
     for one in published().values():
-        counts = [step.num_rows for step in one.profile.steps]
+        counts = [step.num_rows for step in one.simulated.steps]
         assert all(larger <= 2 * smaller for smaller, larger in pairwise(counts)), one.name
+    a100 = published()["a100-qwen-image-1024"]
+    assert [step.num_rows for step in a100.profile.steps] == [1, 8], "what the source says"
+    assert a100.simulated.step_seconds(2) == pytest.approx(0.4735 + (3.568 - 0.4735) / 7)
+    assert a100.profile.knee_rows == 8, "no count that is not published is recommended"
+
+
+def test_the_buckets_of_a_measured_profile_are_simulated_as_they_are() -> None:
+    assert FLAT.simulated.step_seconds(2) == 0.11
+
+
+@pytest.mark.parametrize(("num_images", "seconds"), [(1, 0.167), (2, 0.183), (4, 0.240), (8, 0.425)])
+def test_rows_of_a_published_profile_are_those_of_images_with_guidance(
+    num_images: int, seconds: float
+) -> None:
+    """The source counts images, `max_step_batch_rows` counts rows: a worker is to run what was planned."""
+    name = "h200-qwen-image-512"
+    one = published()[name]
+    pool = Pool({"sd": one}, {"sd": 2 * num_images}, 1)
+    classes = (JobClass(**job_class(width=512, height=512, num_images=min(4, num_images))),)
+    [(_, job)] = Traffic(jobs_per_second=1.0, jobs=classes).rates()
+    drawn = [(0.0, job)] * (num_images // job.num_images)
+    ends = (one.profile.encode_seconds + one.profile.decode_seconds) * num_images
+    outcome = serve(Fleet((pool,)), drawn, warm_up_share=0.0)
+    assert outcome.mean_rows == pytest.approx(2 * num_images, rel=0.15)
+    assert outcome.seconds[2] == pytest.approx(20 * seconds + ends, rel=0.1)
 
 
 def test_profiles_are_found_by_name_file_or_tier(tmp_path: Path) -> None:
