@@ -30,8 +30,9 @@ MANIFEST = ROOT / "deploy" / "kubernetes" / "keda" / "worker-sd.yml"
 CURVE = H200_512
 PEAK_LOAD = 0.8
 """The share of the fixed fleet that the peak of the day keeps busy."""
-FULL_SHARE = 0.75
-"""The threshold of interactive work, as a share of the device seconds of a full step batch."""
+FULL_SHARE = 0.375
+"""The threshold of interactive work, as a share of the device seconds of a full step batch: it is to be three
+quarters full of images that on average have half of their steps left."""
 QUEUED_JOBS_PER_WORKER = 5.0
 MAX_REVERSALS_AN_HOUR = 0.5
 """Under a constant load with noise; more often is flapping."""
@@ -100,7 +101,7 @@ def day(sizes: Sizes) -> Iterator[Figure]:
 def thresholds(sizes: Sizes) -> Iterator[Figure]:
     """The same day at other thresholds."""
     jobs = list(arrivals(sizes.traffic(), sizes.seed))
-    for share in (0.4, 0.6, 0.75, 1.0, 1.5, 2.0):
+    for share in (0.2, 0.3, 0.375, 0.5, 0.75, 1.0):
         rules = with_share(manifest_rules(2 * sizes.num_workers), share)
         yield from _of_day(f"share_{share:g}", jobs, sizes, rules)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bench.arrivals import StepTable
+from bench.plan.profiles import published
 from catalogue.lanes import Lane, default_slots
 from engine.policy.candidate import BatchKey
 from engine.policy.fleet import SimulatedWorker, WorkerKind
@@ -56,13 +57,21 @@ class DeviceCurve:
         return self.decode
 
 
-H200_512 = DeviceCurve(
-    # Published: SGLang, pull request 22183, Qwen-Image, 512x512, seconds of a step at 1 to 16 rows.
-    "Qwen-Image 512x512 on an H200 (published)",
-    StepTable({1: 0.167, 2: 0.183, 4: 0.240, 8: 0.425, 16: 0.832}),
-    max_rows=8,
-    num_steps=50,  # assumed, as that encoding and decoding take no time
-)
+def published_curve(name: str, num_steps: int) -> DeviceCurve:
+    """The curve of a published profile, whose row cap is the knee, for images of so many steps."""
+    found = published()[name]
+    profile = found.profile
+    return DeviceCurve(
+        f"{found.model} {profile.key.width}x{profile.key.height} on an {found.device} (published)",
+        StepTable({step.num_rows: step.seconds for step in found.simulated.steps}),
+        profile.knee_rows,
+        num_steps,
+        profile.encode_seconds,
+        profile.decode_seconds,
+    )
+
+
+H200_512 = published_curve("h200-qwen-image-512", num_steps=50)  # the steps of its source
 
 
 @dataclass(frozen=True)

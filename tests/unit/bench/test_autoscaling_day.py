@@ -12,6 +12,7 @@ from bench.autoscaling.day import SIGNALS, Conditions, Day, _Day, run_day
 from bench.autoscaling.device import H200_512, FleetJob, new_worker
 from bench.autoscaling.rules import Rules
 from bench.autoscaling.traffic import Arrival, Burst, Traffic, arrivals
+from bench.plan.profiles import published
 from engine.policy.fleet import SimulatedFleet
 
 HOUR = 3600.0
@@ -82,7 +83,7 @@ def test_by_queue_length_workers_are_wanted_only_once_all_are_overfull() -> None
 
 def test_a_lower_threshold_costs_devices_and_saves_waiting() -> None:
     jobs = steady(6, 2)
-    few, many = (served(jobs, 2, with_share(RULES, share)) for share in (1.5, 0.5))
+    few, many = (served(jobs, 2, with_share(RULES, share)) for share in (0.5, 0.2))
     assert many.worker_seconds > 1.2 * few.worker_seconds
     assert sum(many.waits()) < sum(few.waits())
 
@@ -138,10 +139,16 @@ def test_the_signal_of_a_running_job_falls_with_each_of_its_steps() -> None:
         assert day._scraped["interactive-work"] == pytest.approx(left, abs=one_step)
 
 
+def test_the_curve_is_the_published_profile_that_plans_are_made_of() -> None:
+    profile = published()["h200-qwen-image-512"].profile
+    assert H200_512.steps.at(2) == profile.step_seconds(2)
+    assert H200_512.image_seconds == pytest.approx(50 * 0.425 / 8 + 0.035 + 0.017)
+
+
 def test_a_full_fleet_draws_the_images_that_the_curve_says() -> None:
     fleet = SimulatedFleet([new_worker(H200_512)])
-    runs = [fleet.submit(FleetJob(4), 0.0) for _ in range(3)]
-    assert len(list(fleet.run())) == 3
+    runs = [fleet.submit(FleetJob(4), 0.0) for _ in range(6)]
+    assert len(list(fleet.run())) == 6
     assert max(run.ended_at for run in runs) == pytest.approx(3 * H200_512.full_seconds, rel=0.01)
 
 
