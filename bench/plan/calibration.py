@@ -24,7 +24,7 @@ from bench.plan.traffic import PlannedJob
 from bench.plane.load import Answered, Connection, body_of, in_open_loop
 from bench.plane.system import PROFILES, Plane, plane_system, spent
 from bench.workload import DueRequest, mixed_requests
-from catalogue.profile import Profile, PublishedKey, StepCost
+from catalogue.profile import Profile, ProfileKey, StepCost
 from engine.policy.fleet import Overheads
 from engine.request import GenerationRequest
 
@@ -92,12 +92,12 @@ def sent(plane: Plane, due: Sequence[DueRequest]) -> list[Answered]:
 def configured(folder: Path, num_workers: int, caps: Mapping[str, int]) -> Path:
     """A `calotype.toml` of the shipped model with so many workers on CPUs and these caps."""
     shipped = write_configuration(folder, [])
-    base = shipped.read_text(encoding="utf-8").removeprefix("workers = []\n")
-    # A configuration needs the names of the tiers and their caps alone.
-    unknown = Profile(PublishedKey("", "", 1, 1), (StepCost.of_median(1, 1.0),), 0.0, 0.0, 1)
+    base = shipped.read_text(encoding="utf-8")
+    # A configuration needs the names of the tiers, their caps and the kind of device alone.
+    unknown = Profile(ProfileKey("", "", "", 1, "", 1, 1), (StepCost.of_median(1, 1.0),), 0.0, 0.0, 1)
     profiles = {tier: PlanProfile(tier, unknown, "") for tier in caps}
     fleet = Fleet((Pool(profiles, dict(caps), num_workers),))
-    [text] = configurations(fleet, base, device="cpu").values()
+    [text] = configurations(fleet, base).values()
     path = folder / "planned.toml"
     path.write_text(text, encoding="utf-8")
     return path

@@ -169,9 +169,10 @@ def _key_of(job: PlannedJob) -> BatchKey:
 def caps_to_try(profile: PlanProfile, configured: int | None = None) -> list[int]:
     """Row caps that a plan compares: the least step batch, the knee, the profile's cap, the configured one.
 
-    A cap holds one generation with guidance at least.
+    A cap holds one generation with guidance at least. A configured one above that of the profile is left out,
+    since a worker lowers it to the profile's.
     """
     one = profile.profile
     least = max(one.steps[0].num_rows, one.num_guided_rows)
-    found = {least, one.knee_rows, one.max_rows, *([configured] if configured else [])}
+    found = {least, one.knee_rows, one.max_rows, min(configured or one.max_rows, one.max_rows)}
     return sorted(rows for rows in found if least <= rows <= max(one.steps[-1].num_rows, least))

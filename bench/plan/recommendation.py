@@ -3,19 +3,20 @@
 Owns the reasons that are given for a recommendation. It does not know how it was found, nor how it is shown.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.plan.configuration import with_caps
 from bench.plan.fleets import Fleet, Pool
 from bench.plan.outcome import Tried
-from bench.plan.profiles import PlanError, PlanProfile
+from bench.plan.profiles import PlanProfile
 from bench.plan.search import CHECK_SEEDS, Plan
 from catalogue.catalogue import load_catalogue
+from catalogue.profile import ProfileKey
 
 MAX_DEVICES_OF_A_HOST = 8
-"""Up to so many devices are taken to be in one machine, each with a `[[workers]]` entry of its own."""
+"""Up to so many devices of a kind are taken to be in one machine, each with an entry of `[[workers]]`."""
 
 
 def reasons(plan: Plan) -> Iterator[str]:
@@ -167,46 +168,56 @@ def _pool_as_json(pool: Pool) -> dict[str, Any]:
     }
 
 
-def configurations(fleet: Fleet, base: str, *, device: str = "cuda") -> dict[str, str]:
+def configurations(fleet: Fleet, base: str) -> dict[str, str]:
     """The files for this fleet, made of the text of a `calotype.toml` that has its tiers.
 
-    Row caps and workers replace those of the text; models stay as they are. A fleet that may be in one
-    machine gets one file, with an entry for each device; a larger one gets a file for each pool. Raises
-    `PlanError` if the text lacks a tier.
+    Row caps and workers replace those of the text; all else stays as it is, comments included. Pools of one
+    kind of device that may be in one machine get one file, with an entry for each device; each pool of a
+    larger kind gets a file of its own. Raises `PlanError` if the text lacks a tier.
     """
-    text = base.partition("\n[[workers]]")[0].rstrip() + "\n"
-    for tier, rows in fleet.max_rows.items():
-        text = _with_cap(text, tier, rows)
-    if fleet.num_workers <= MAX_DEVICES_OF_A_HOST:
-        names = [f"{device}:{number}" for number in range(fleet.num_workers)]
-        pools = [pool for pool in fleet.pools for _ in range(pool.num_workers)]
-        entries = "".join(_workers(name, pool) for name, pool in zip(names, pools, strict=True))
-        return {"calotype.toml": text + entries}
+    text = with_caps(base, fleet.max_rows)
+    files = {"-".join(tier for pool in part for tier in pool.tiers): part for part in _machines(fleet)}
     return {
-        "calotype.toml" if len(fleet.pools) == 1 else f"calotype-{'-'.join(pool.tiers)}.toml": text
-        + f"\n# For {pool.num_workers} devices, on as many machines as they need."
-        + _workers("auto", pool)
-        for pool in fleet.pools
+        "calotype.toml" if len(files) == 1 else f"calotype-{tiers}.toml": text + _workers(pools)
+        for tiers, pools in files.items()
     }
 
 
-def _with_cap(text: str, tier: str, rows: int) -> str:
-    """The text with another `max_step_batch_rows` of a tier."""
-    table = re.search(rf"^\[models\.[^\]]+\.tiers\.{re.escape(tier)}\][^\[]*", text, re.MULTILINE)
-    if table is None:
-        raise PlanError(f"calotype.toml has no table [models.NAME.tiers.{tier}], which a plan for it changes")
-    entry, number = f"max_step_batch_rows = {rows}", 0
-    body, number = re.subn(r"^max_step_batch_rows\s*=\s*\d+", entry, table.group(), flags=re.MULTILINE)
-    if not number:
-        head, _, rest = table.group().partition("\n")
-        body = f"{head}\n{entry}\n{rest}"
-    return text[: table.start()] + body + text[table.end() :]
+def _machines(fleet: Fleet) -> Iterator[list[Pool]]:
+    """The pools of each file: a machine has one kind of device."""
+    kinds: dict[tuple[str, float], list[Pool]] = {}
+    for pool in fleet.pools:
+        kinds.setdefault((_profile_of(pool).device, pool.price_per_hour), []).append(pool)
+    for pools in kinds.values():
+        if sum(pool.num_workers for pool in pools) <= MAX_DEVICES_OF_A_HOST:
+            yield pools
+        else:
+            yield from ([pool] for pool in pools)
 
 
-def _workers(device: str, pool: Pool) -> str:
+def _workers(pools: Sequence[Pool]) -> str:
+    """The `[[workers]]` entries of one file."""
+    num_workers = sum(pool.num_workers for pool in pools)
+    if num_workers > MAX_DEVICES_OF_A_HOST:
+        [pool] = pools
+        return f"\n# For {num_workers} devices, on as many machines as they need." + _worker("auto", pool)
+    each = [pool for pool in pools for _ in range(pool.num_workers)]
+    return "".join(_worker(f"{_device_of(pool)}:{number}", pool) for number, pool in enumerate(each))
+
+
+def _worker(device: str, pool: Pool) -> str:
     tiers = ", ".join(f'"{tier}"' for tier in pool.tiers)
     slots = f"interactive_slots = {pool.num_slots}\nbulk_slots = {pool.num_slots}"
     return f'\n[[workers]]\ndevice = "{device}"\ntiers = [{tiers}]\n{slots}\n'
+
+
+def _device_of(pool: Pool) -> str:
+    key = _profile_of(pool).profile.key
+    return "cpu" if isinstance(key, ProfileKey) and key.num_threads else "cuda"
+
+
+def _profile_of(pool: Pool) -> PlanProfile:
+    return next(iter(pool.profiles.values()))
 
 
 def write_configurations(files: Mapping[str, str], folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,9 @@ def test_costs_grow_with_the_pixels_of_a_job() -> None:
 def test_caps_hold_one_generation_with_guidance_at_least() -> None:
     assert caps_to_try(profile({1: 0.1, 2: 0.15, 4: 0.2}, num_guided_rows=2)) == [2, 4]
     assert caps_to_try(STEEP) == [1]
+    assert caps_to_try(FLAT, configured=4) == [1, 4, 8]
+    steps = {1: 0.1, 2: 0.11, 4: 0.22, 8: 0.44}
+    assert caps_to_try(profile(steps), configured=8) == [1, 2], "a worker lowers it to the profile's"
 
 
 def test_traffic_is_drawn_in_its_shares_and_the_same_for_a_seed() -> None:
@@ -257,7 +261,7 @@ def test_profiles_are_found_by_name_file_or_tier(tmp_path: Path) -> None:
 def test_the_configuration_of_a_plan_is_read_by_the_service(
     tmp_path: Path, num_workers: int, names: list[str]
 ) -> None:
-    hd = Pool({"hd": FLAT}, {"hd": 1}, num_workers, slots=5)
+    hd = Pool({"hd": FLAT}, {"hd": 1}, num_workers, 1.0, slots=5)
     fleet = Fleet((pool(FLAT, 2, 12), hd))
     base = (ROOT / "calotype.toml").read_text(encoding="utf-8")
     paths = write_configurations(configurations(fleet, base), tmp_path)
@@ -271,9 +275,66 @@ def test_the_configuration_of_a_plan_is_read_by_the_service(
     assert "# 128 x 128" in paths[0].read_text(encoding="utf-8"), "the comments stay"
 
 
-def test_a_configuration_without_the_tier_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"models\.NAME\.tiers\.sd"):
-        configurations(Fleet((pool(FLAT),)), "default_model = 'x'\n")
+def test_a_fleet_of_cpus_gets_cpus_and_one_of_gpus_gets_gpus() -> None:
+    base = (ROOT / "calotype.toml").read_text(encoding="utf-8")
+    gpu = published()["h200-qwen-image-512"]
+    for one, device in ((FLAT, "cpu"), (gpu, "cuda")):
+        [text] = configurations(Fleet((pool(one, 2),)), base).values()
+        assert [each["device"] for each in tomllib.loads(text)["workers"]] == [f"{device}:0", f"{device}:1"]
+
+
+def test_devices_of_two_kinds_are_not_in_one_machine() -> None:
+    base = (ROOT / "calotype.toml").read_text(encoding="utf-8")
+    names = {"sd": "h200-qwen-image-512", "hd": "a100-qwen-image-1024"}
+    pools = tuple(Pool({tier: published()[name]}, {tier: 8}, 2, 1.0) for tier, name in names.items())
+    files = configurations(Fleet(pools), base)
+    assert files.keys() == {"calotype-sd.toml", "calotype-hd.toml"}
+    for tier in names:
+        workers = tomllib.loads(files[f"calotype-{tier}.toml"])["workers"]
+        assert [(one["device"], one["tiers"]) for one in workers] == [("cuda:0", [tier]), ("cuda:1", [tier])]
+
+
+SD = "[models.m.tiers.sd]\nsides = [1, 2]\nmax_step_batch_rows = 4  # four\n"
+HD = "# large\n[ models.m . tiers.'hd' ]  # images\nmax_pixels = 9\n"
+PLANNED_WORKERS = "[[workers]]\ndevice = 'cpu:0'\ntiers = [\n  'sd',\n]\n\n"
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        f"x = 1\n\n{SD}\n{HD}",
+        f"workers = []\nx = 1\n{SD}{HD}",
+        f"workers = [\n  {{device = 'auto'}},\n]\nx = 1\n{SD}{HD}",
+        f"x = 1\n{PLANNED_WORKERS}{SD}{PLANNED_WORKERS}{HD}",
+        f"x = 1\n{HD}{SD}{PLANNED_WORKERS}".rstrip(),
+    ],
+)
+def test_caps_and_workers_are_replaced_wherever_they_are_in_the_file(base: str) -> None:
+    fleet = Fleet((pool(FLAT, 1, 8), Pool({"hd": FLAT}, {"hd": 2}, 1, 1.0)))
+    [text] = configurations(fleet, base).values()
+    found = tomllib.loads(text)
+    assert found["x"] == 1
+    tiers = {"sd": {"sides": [1, 2], "max_step_batch_rows": 8}}
+    tiers["hd"] = {"max_pixels": 9, "max_step_batch_rows": 2}
+    assert found["models"]["m"]["tiers"] == tiers
+    assert [(one["device"], one["tiers"]) for one in found["workers"]] == [
+        ("cpu:0", ["sd"]),
+        ("cpu:1", ["hd"]),
+    ]
+    assert "  # four\n" in text, "the comments stay"
+    assert "# large\n[ models.m . tiers.'hd' ]  # images\n" in text
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("default_model = 'x'\n[models.m]\n", r"models\.NAME\.tiers\.sd"),
+        ("[models.m.tiers.sd]\n'max_step_batch_rows' = 4\n", "cannot find them"),
+    ],
+)
+def test_a_configuration_that_cannot_be_edited_is_refused(base: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        configurations(Fleet((pool(FLAT),)), base)
 
 
 @pytest.mark.parametrize(
@@ -318,6 +379,16 @@ def test_the_command_writes_a_plan_and_refuses_wrong_options(tmp_path: Path) -> 
         refused = runner.invoke(app, ["plan", *(["--within", "5"] if wrong else []), *wrong, *here])
         assert refused.exit_code == 2
         assert message in refused.output
+
+
+def test_the_command_writes_cpus_for_the_profile_of_a_cpu(tmp_path: Path) -> None:
+    file, out = tmp_path / "sd.json", tmp_path / "out"
+    file.write_text(json.dumps(FLAT.profile.to_dict()))
+    options = ["--profile", f"sd={file}", "--within", "60", "--rate", "0.2", "--out", str(out)]
+    done = CliRunner().invoke(app, ["plan", *options, "--data-dir", str(tmp_path / "data")])
+    assert done.exit_code == 0, done.output
+    [worker] = load_catalogue(out / "calotype.toml").workers
+    assert (worker.device, worker.tiers) == ("cpu:0", ("sd",))
 
 
 @pytest.mark.parametrize("price", [None, 3000.0])
