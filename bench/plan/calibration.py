@@ -179,6 +179,7 @@ def _lone(pool: Pool, lone: Sequence[tuple[GenerationRequest, Answered]]) -> tup
     rest, slowing = [], []
     for request, answered in lone:
         timings = {stage: answered.job["timings"][f"{stage}_seconds"] for stage in STAGES}
+        timings["waiting"] = max(0.0, timings["waiting"] - timings["encoding"])  # which it includes
         for stage, seconds in timings.items():
             stages[stage].append(seconds)
         rest.append(answered.latency_seconds - sum(timings.values()))

@@ -42,14 +42,15 @@ def test_seconds_beside_the_device_and_its_slowing_are_read_off_lone_jobs() -> N
         on_device = 1.5 * pool.alone_seconds(planned(request))
         timings = {
             "queued_seconds": 0.02,
-            "waiting_seconds": 0.01,
-            "encoding_seconds": 0.0,
-            "denoising_seconds": on_device,
+            "waiting_seconds": 0.01 + 0.008,  # with the encoding, as workers report it
+            "encoding_seconds": 0.008,
+            "denoising_seconds": on_device - 0.008,
             "decoding_seconds": 0.0,
             "file_seconds": 0.003,
             "upload_seconds": 0.004,
         }
-        lone.append((request, Answered(0.0, sum(timings.values()) + 0.05, {"timings": timings})))
+        seconds = sum(timings.values()) - timings["encoding_seconds"]
+        lone.append((request, Answered(0.0, seconds + 0.05, {"timings": timings})))
     overheads, slowing = _lone(pool, lone)
     assert slowing == pytest.approx(1.5)
     found = (overheads.accept_seconds, overheads.claim_seconds, overheads.image_seconds)
