@@ -36,13 +36,12 @@ def test_the_triggers_of_the_manifest_are_those_that_are_simulated() -> None:
 
 
 @pytest.mark.parametrize(("seed", "noise"), [(1, 0.1), (2, 0.1), (3, 0.3)])
-def test_a_constant_load_with_noise_seldom_brings_back_a_worker_that_was_just_removed(
+def test_a_constant_load_with_noise_hardly_ever_brings_back_a_worker_that_was_just_removed(
     seed: int, noise: float
 ) -> None:
-    """In two hours, of ten workers: their jobs fall by chance, so that the work that is open sways."""
     day = served(steady(6, 3, noise, seed), 3)
-    assert day.num_reversals(since=HOUR) <= 4
-    assert day.num_changes(since=HOUR) <= 24
+    assert day.num_reversals(since=HOUR) <= 2
+    assert day.num_changes(since=HOUR) <= 4 * 2
     assert min(number for at, number in day.workers if at > HOUR) > 6
 
 
