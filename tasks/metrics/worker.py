@@ -16,16 +16,8 @@ from storage.errors import StorageError
 from storage.job_views import Outcome
 from storage.jobs import Claim
 from tasks.job_observers import JobObserver
+from tasks.stages import stage_seconds
 
-STAGES = {
-    "waiting_seconds": "joining",
-    "encoding_seconds": "encoding",
-    "denoising_seconds": "denoising",
-    "decoding_seconds": "decoding",
-    "file_seconds": "file",
-    "upload_seconds": "upload",
-}
-"""The stage that each timing of a job measures."""
 STAGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
 STEP_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
@@ -154,8 +146,8 @@ class WorkerMetrics(JobObserver):
         if outcome.state is State.SUCCEEDED:
             self._images.labels(job.tier).inc(outcome.num_images)
             self._device_seconds.labels(job.tier).inc(outcome.timings["device_seconds"])
-            for name, stage in STAGES.items():
-                self._stages.labels(job.tier, job.lane, stage).observe(outcome.timings[name])
+            for stage, seconds in stage_seconds(outcome.timings).items():
+                self._stages.labels(job.tier, job.lane, stage).observe(seconds)
         elif outcome.state is not State.CANCELED:
             self._failures.labels(job.tier, outcome.error_code).inc()
 

@@ -8,6 +8,7 @@ from catalogue.states import State
 from storage.job_views import Outcome
 from storage.jobs import Claim
 from tasks.job_observers import JobObserver
+from tasks.stages import stage_seconds
 from tasks.traces.tracer import Attributes, Span, Tracer
 
 
@@ -30,7 +31,7 @@ class JobSpans(JobObserver):
             begun_at=created_at if is_first else claimed_at,
         )
         if is_first:
-            span.add("queue", begun_at=created_at, ended_at=claimed_at)
+            span.add("queued", begun_at=created_at, ended_at=claimed_at)
         ended_at = claimed_at + (outcome.seconds or 0.0)
         if outcome.state is State.SUCCEEDED:
             ended_at = max(ended_at, _add_stages(span, claimed_at, outcome))
@@ -43,18 +44,9 @@ def _add_stages(span: Span, claimed_at: float, outcome: Outcome) -> float:
 
     They begin at the time of the claim, which is Postgres', so that a worker's clock does not matter.
     """
-    timings = outcome.timings
-    encoding_seconds = timings["encoding_seconds"]
     at = claimed_at
-    for name, seconds in (
-        ("join", max(0.0, timings["waiting_seconds"] - encoding_seconds)),
-        ("encode", encoding_seconds),
-        ("denoise", timings["denoising_seconds"]),
-        ("decode", timings["decoding_seconds"]),
-        ("file", timings["file_seconds"]),
-        ("upload", timings["upload_seconds"]),
-    ):
-        span.add(name, begun_at=at, ended_at=at + seconds)
+    for stage, seconds in stage_seconds(outcome.timings).items():
+        span.add(stage, begun_at=at, ended_at=at + seconds)
         at += seconds
     return at
 

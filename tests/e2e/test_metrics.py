@@ -6,6 +6,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tasks.stages import STAGES, stage_seconds
 from tests.e2e.conftest import METRICS_HOST, System
 
 PROMPT = "a red heart on a white background"
@@ -72,18 +73,10 @@ def test_a_workers_numbers_are_those_of_its_jobs(system: System) -> None:
     assert grown("calotype_images_total", tier="sd") == 12
     device_seconds = sum(job["timings"]["device_seconds"] for job in done)
     assert grown("calotype_device_seconds_total", tier="sd") == pytest.approx(device_seconds, rel=0.01)
-    timings = {
-        "joining": "waiting_seconds",
-        "encoding": "encoding_seconds",
-        "denoising": "denoising_seconds",
-        "decoding": "decoding_seconds",
-        "file": "file_seconds",
-        "upload": "upload_seconds",
-    }
-    for stage, name in timings.items():
+    for stage in STAGES:
         labels = {"tier": "sd", "lane": "interactive", "stage": stage}
         assert grown("calotype_job_stage_seconds_count", **labels) == 6
-        took = sum(job["timings"][name] for job in done)
+        took = sum(stage_seconds(job["timings"])[stage] for job in done)
         assert grown("calotype_job_stage_seconds_sum", **labels) == pytest.approx(took, abs=0.001)
     assert grown("calotype_job_stage_seconds_count", tier="sd", stage="queued") == 6
     num_batches = grown("calotype_step_batch_rows_count", model="tiny")

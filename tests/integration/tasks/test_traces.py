@@ -8,6 +8,7 @@ import importlib.util
 import io
 import os
 import secrets
+import socketserver
 import subprocess
 import sys
 import threading
@@ -22,10 +23,10 @@ import numpy as np
 import pytest
 from flask import Flask
 
-from engine.errors import NumericError
+from engine.errors import EngineStopped, NumericError
 from engine.request import GeneratedImage, Timings
 from settings import ROOT, Settings
-from storage import deliveries
+from storage import deliveries, jobs
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.deliveries import AttemptRecord
@@ -35,6 +36,8 @@ from storage.roles import DatabaseRole
 from tasks.generate import Generate, GeneratePlan
 from tasks.in_flight import InFlightJobs
 from tasks.isolation import Isolations
+from tasks.stages import STAGES
+from tasks.traces import tracer
 from tasks.traces.job_spans import JobSpans
 from tasks.traces.tracer import Tracer
 from tasks.webhooks.worker import DeliverySpans
@@ -49,7 +52,6 @@ except ModuleNotFoundError:
 needs_opentelemetry = pytest.mark.skipif(not HAS_OPENTELEMETRY, reason="OpenTelemetry is not installed")
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PROMPT, WEBHOOK = "a secret red heart", "https://hooks.example.com/secret-path"
-STAGES = ["queue", "join", "encode", "denoise", "decode", "file", "upload"]
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def test_a_job_is_one_trace_from_the_clients_request_to_its_upload(
     fleet.generate(job_id)
     fleet.stop()
     spans = collector.spans
-    assert [span.name for span in spans] == ["POST /v1/jobs", "job", *STAGES]
+    assert [span.name for span in spans] == ["POST /v1/jobs", "job", "queued", *STAGES]
     assert {span.trace_id for span in spans} == {TRACE}, "the client's"
     request, job, *stages = spans
     assert (request.process, request.parent_id) == ("calotype-api", PARENT)
@@ -215,8 +217,8 @@ def test_a_job_is_one_trace_from_the_clients_request_to_its_upload(
     assert request.begun_at <= job.begun_at == stages[0].begun_at
     assert stages[-1].ended_at <= job.ended_at
     seconds = {stage.name: (stage.ended_at - stage.begun_at) / 1e9 for stage in stages}
-    assert seconds["join"] == pytest.approx(0.003, abs=1e-4), "without the encoding, which is in it"
-    assert seconds["denoise"] == pytest.approx(0.02, abs=1e-4)
+    assert seconds["joining"] == pytest.approx(0.003, abs=1e-4), "without the encoding, which is in it"
+    assert seconds["denoising"] == pytest.approx(0.02, abs=1e-4)
     assert not any(span.is_error for span in spans)
 
 
@@ -259,7 +261,50 @@ def test_a_failed_job_has_its_code_and_an_error(fleet: Fleet, collector: Collect
     job = named(collector.spans, "job")
     assert job.is_error
     assert job.attributes["error.type"] == NumericError.code
-    assert [span.name for span in collector.spans if span.parent_id == job.span_id] == ["queue"]
+    assert [span.name for span in collector.spans if span.parent_id == job.span_id] == ["queued"]
+
+
+@needs_opentelemetry
+def test_each_attempt_has_a_span_and_only_the_first_was_queued(fleet: Fleet, collector: Collector) -> None:
+    fleet.engine.behave = lambda handle: handle.future.set_exception(EngineStopped())
+    job_id = fleet.submit()
+    fleet.generate(job_id)
+    fleet.engine.behave = succeed
+    fleet.generate(job_id)
+    fleet.stop()
+    first, second = (span for span in collector.spans if span.name == "job")
+    assert {first.trace_id, second.trace_id} == {TRACE}
+    for span, number, state in ((first, "1", "queued"), (second, "2", "succeeded")):
+        assert span.attributes["calotype.job.id"] == job_id
+        assert (span.attributes["calotype.job.attempt"], span.attributes["calotype.job.state"]) == (
+            number,
+            state,
+        )
+    assert (first.is_error, first.attributes["error.type"]) == (True, EngineStopped.code)
+    assert not second.is_error
+    assert [span.name for span in collector.spans if span.parent_id == first.span_id] == ["queued"]
+    assert [span.name for span in collector.spans if span.parent_id == second.span_id] == [*STAGES]
+    assert first.begun_at <= first.ended_at <= second.begun_at, "from its own claim"
+
+
+@needs_opentelemetry
+def test_a_canceled_job_is_no_error(
+    fleet: Fleet, collector: Collector, database: Database, account: str
+) -> None:
+    job_id = fleet.submit()
+
+    def cancel(handle: FakeHandle) -> None:
+        jobs.cancel(database, account, job_id)
+        handle.cancel()
+
+    fleet.engine.behave = cancel
+    fleet.generate(job_id)
+    fleet.stop()
+    job = named(collector.spans, "job")
+    assert job.attributes["calotype.job.state"] == "canceled"
+    assert not job.is_error
+    assert "error.type" not in job.attributes
+    assert [span.name for span in collector.spans if span.parent_id == job.span_id] == ["queued"]
 
 
 @needs_opentelemetry
@@ -272,9 +317,9 @@ def test_the_rows_of_a_csv_belong_to_the_request_that_uploaded_them(
         fleet.generate(row.id)
     fleet.stop()
     request = named(collector.spans, "POST /v1/batches")
-    jobs = [span for span in collector.spans if span.name == "job"]
-    assert [(span.parent_id, span.trace_id) for span in jobs] == [(request.span_id, TRACE)] * 2
-    assert {span.attributes["calotype.batch.id"] for span in jobs} == {batch}
+    of_jobs = [span for span in collector.spans if span.name == "job"]
+    assert [(span.parent_id, span.trace_id) for span in of_jobs] == [(request.span_id, TRACE)] * 2
+    assert {span.attributes["calotype.batch.id"] for span in of_jobs} == {batch}
 
 
 @needs_opentelemetry
@@ -285,9 +330,9 @@ def test_the_attempts_of_a_webhook_belong_to_the_trace_of_its_job(
     fleet.generate(fleet.submit(webhook_url=WEBHOOK))
     claimed = deliveries.claim(databases["sender"], max_per_account=1, lease_seconds=30)
     assert claimed is not None
-    tracer = Tracer(collector.url, "webhooks")
-    DeliverySpans(tracer).attempted(claimed, AttemptRecord(20, 500, "http_status"), "pending")
-    tracer.stop()
+    webhook_tracer = Tracer(collector.url, "webhooks")
+    DeliverySpans(webhook_tracer).attempted(claimed, AttemptRecord(20, 500, "http_status"), "pending")
+    webhook_tracer.stop()
     fleet.stop()
     webhook = named(collector.spans, "webhook")
     assert webhook.parent_id == named(collector.spans, "POST /v1/jobs").span_id
@@ -296,17 +341,62 @@ def test_the_attempts_of_a_webhook_belong_to_the_trace_of_its_job(
     assert b"hooks.example.com" not in b"".join(collector.bodies)
 
 
+class SilentCollector:
+    """A server on loopback that accepts connections and never answers."""
+
+    def __init__(self) -> None:
+        self.has_connection = threading.Event()
+        self.num_closed = 0
+        outer = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                outer.has_connection.set()
+                while self.request.recv(65536):
+                    pass
+                outer.num_closed += 1
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1/traces"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def silent_collector() -> Iterator[SilentCollector]:
+    running = SilentCollector()
+    yield running
+    running.close()
+
+
 @needs_opentelemetry
-def test_a_collector_that_is_away_delays_and_fails_nothing(
-    settings: Settings, api_key: str, databases: dict[DatabaseRole, Database], blobs: Blobs
+def test_a_collector_that_never_answers_delays_and_fails_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
+    silent_collector: SilentCollector,
+    api_key: str,
+    databases: dict[DatabaseRole, Database],
+    blobs: Blobs,
 ) -> None:
-    away = Fleet(settings, "http://127.0.0.1:9/v1/traces", api_key, databases["worker"], blobs)
-    job_id = away.submit()
-    away.generate(job_id)
+    """Whoever waited for it would do so until its connection is closed, when the time for sending is over."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")  # milliseconds; 5000 unless it is set
+    monkeypatch.setattr(tracer, "EXPORT_SECONDS", 30.0)
+    fleet = Fleet(settings, silent_collector.url, api_key, databases["worker"], blobs)
+    fleet.generate(fleet.submit())
+    assert silent_collector.has_connection.wait(20)
+    job_id = fleet.submit()
+    fleet.generate(job_id)
     headers = {"Authorization": f"Bearer {api_key}"}
-    shown = away.app.test_client().get(f"/v1/jobs/{job_id}", headers=headers).get_json()
+    shown = fleet.app.test_client().get(f"/v1/jobs/{job_id}", headers=headers).get_json()
     assert shown["state"] == "succeeded"
-    away.stop()
+    fleet.stop()
+    assert silent_collector.num_closed == 0, "a process that ends waits no longer than `STOP_SECONDS`"
 
 
 def test_a_process_without_an_endpoint_does_not_import_the_exporter() -> None:
