@@ -4,6 +4,7 @@ Pure arithmetic in decimal numbers, so that sums of costs are exact. It does not
 has, nor who pays.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,12 @@ class Prices(BaseModel):
         if price is None and is_cpu:
             price = self.per_hour.get(CPU)
         return None if price is None else DevicePrice(Decimal(str(price)), self.currency)
+
+
+def amount_text(amount: float, currency: str) -> str:
+    """A cost for people, with two decimals and three digits at least: `1234.50 USD`, `0.000000417 USD`."""
+    decimals = max(2, 2 - math.floor(math.log10(amount))) if amount else 2
+    return f"{amount:.{min(decimals, 9)}f} {currency}"
 
 
 def check_tag(tag: str) -> str:

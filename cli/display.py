@@ -3,11 +3,11 @@
 Owns the notes on standard error too: waiting reasons and warnings. It sends no request.
 """
 
-import math
 from typing import Any
 
+from catalogue.accounting import amount_text
 from cli.terminal import note, out, print_json, printable
-from client.calotype import ApiError, Batch, Cost, Job
+from client.calotype import ApiError, Batch, Job
 
 
 def show_job(found: Job, as_json: bool) -> None:
@@ -31,7 +31,7 @@ def show_job(found: Job, as_json: bool) -> None:
         "created_at",
     )
     lines = [(name, job.get(name)) for name in (*names, "started_at", "finished_at")]
-    lines.append(("cost", found.cost and amount_of(found.cost)))
+    lines.append(("cost", found.cost and amount_text(found.cost.amount, found.cost.currency)))
     lines.append(("error", job["error"]))
     lines += [("warning", warning) for warning in job["warnings"]]
     lines += [("image", image["url"] or "deleted") for image in job["images"]]
@@ -46,7 +46,7 @@ def show_batch(batch: Batch, as_json: bool) -> None:
         print_json(batch.raw)
         return
     counts = ", ".join(f"{count} {state}" for state, count in batch.counts.items() if count)
-    cost = f", {amount_of(batch.cost)}" if batch.cost else ""
+    cost = f", {amount_text(batch.cost.amount, batch.cost.currency)}" if batch.cost else ""
     out.print(
         f"{batch.id} {batch.state}, {batch.num_jobs} jobs: {counts}{cost}", markup=False, soft_wrap=True
     )
@@ -90,12 +90,6 @@ def mistakes(error: ApiError) -> list[str]:
 def state_of(job: Job) -> str:
     """The state of a job, with the progress of a running one."""
     return f"running {100 * job.progress:.0f} %" if job.state == "running" else job.state
-
-
-def amount_of(cost: Cost) -> str:
-    """A cost, to three digits at least: `0.000123 USD`, `1234.5 USD`."""
-    digits = max(2, 2 - math.floor(math.log10(cost.amount))) if cost.amount else 2
-    return f"{cost.amount:.{min(digits, 9)}f} {cost.currency}"
 
 
 def said(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.display import amount_of
+from catalogue.accounting import amount_text
 from cli.jobs import connect
 from cli.terminal import DEFAULT_DATA_DIR, AsJson, DataDir, Key, Url, note, print_json, print_table
 from client.calotype import Usage
@@ -57,7 +57,8 @@ def usage(
     print_table((*asked, "jobs", "images", "device seconds", "cost"), [*rows, total])
     if found.total.unpriced_device_seconds:
         note(
-            f"the cost is without {found.total.unpriced_device_seconds:.2f} device seconds that have no price"
+            f"the cost is without {found.total.unpriced_device_seconds:.2f} device seconds,"
+            " which had no price or one in another currency"
         )
 
 
@@ -66,5 +67,5 @@ def _dimensions(row: Usage, asked: Sequence[Dimension]) -> Iterator[object]:
 
 
 def _sums(row: Usage) -> tuple[object, ...]:
-    cost = "-" if row.cost is None else amount_of(row.cost)
+    cost = "-" if row.cost is None else amount_text(row.cost.amount, row.cost.currency)
     return row.num_jobs, row.num_images, f"{row.device_seconds:.2f}", cost

@@ -143,8 +143,10 @@ class BatchResource(BaseModel):
     counts: dict[str, int] = Field(description="Jobs by state; every state is listed.")
     percent: float = Field(description="Share of its jobs that have ended, 0 to 100.")
     device_seconds: float = Field(0, description="Of its jobs that have succeeded.")
-    cost: CostResource | None = Field(None, description="Of these; null if none of them has a cost.")
-    unpriced_device_seconds: float = Field(0, description="Those of jobs without a cost.")
+    cost: CostResource | None = Field(
+        None, description="Of these, in the currency of now; null if none has one."
+    )
+    unpriced_device_seconds: float = Field(0, description="Device seconds that `cost` does not include.")
     waiting_reasons: list[TierWait] = Field(description="Why its queued jobs wait; one entry per tier.")
     retry_of: str | None = Field(None, description="The batch whose failed rows this one retries.")
     created_at: datetime

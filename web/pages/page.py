@@ -15,6 +15,7 @@ import structlog
 from flask import Blueprint, Response, make_response, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
+from catalogue.accounting import amount_text
 from catalogue.states import TERMINAL
 from storage.errors import Unavailable
 from storage.job_views import get, list_jobs
@@ -65,6 +66,9 @@ class JobPage:
     def num_unfinished(self) -> int:
         """The number of jobs that may still change."""
         return sum(job.state not in TERMINAL for job in self.jobs)
+
+
+blueprint.add_app_template_filter(amount_text)
 
 
 @blueprint.app_template_filter("utc")

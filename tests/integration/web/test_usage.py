@@ -224,6 +224,6 @@ def test_a_job_of_a_page_has_the_key_of_its_session(client: Client, database: Da
     (job,) = client("GET", "/v1/jobs").get_json()["jobs"]
     (key,) = accounts.list_keys(database, account)
     assert job["key_id"] == key.id
-    finish(database, job["id"], cost="0.25")
+    finish(database, job["id"], cost="0.000000417")
     page = client.http.get(f"/jobs/{job['id']}").get_data(as_text=True)
-    assert "0.250000 USD" in page
+    assert ">0.000000417 USD<" in page, "a small cost is not shown as nothing"

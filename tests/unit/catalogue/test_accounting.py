@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from catalogue.accounting import Cost, Prices, check_tag
+from catalogue.accounting import Cost, Prices, amount_text, check_tag
 from catalogue.catalogue import SettingsError, load_catalogue
 from settings import ROOT
 
@@ -19,10 +19,27 @@ def test_a_cost_is_the_share_of_an_hour() -> None:
     assert gpu.cost_of(0.0) == Cost(Decimal(0), "USD")
 
 
-def test_costs_of_parts_add_up_to_the_cost_of_the_whole() -> None:
-    price = Prices(currency="EUR", per_hour={"cpu": 0.36}).of("any", is_cpu=True)
+def test_a_cost_is_rounded_to_a_billionth_and_sums_of_costs_are_exact() -> None:
+    price = Prices(currency="EUR", per_hour={"cpu": 0.05}).of("any", is_cpu=True)
     assert price is not None
-    assert sum(price.cost_of(0.1).amount for _ in range(1000)) == price.cost_of(100.0).amount
+    cost = price.cost_of(0.03)
+    assert cost == Cost(Decimal("4.17e-7"), "EUR"), "0.41666… millionths"
+    assert sum(cost.amount for _ in range(1000)) == Decimal("4.17e-4")
+
+
+@pytest.mark.parametrize(
+    ("amount", "said"),
+    [
+        (0.0, "0.00 USD"),
+        (4.17e-7, "0.000000417 USD"),
+        (1e-9, "0.000000001 USD"),
+        (0.0123456, "0.0123 USD"),
+        (1.0, "1.00 USD"),
+        (1234.5, "1234.50 USD"),
+    ],
+)
+def test_a_cost_that_is_shown_is_zero_only_if_nothing_is_to_pay(amount: float, said: str) -> None:
+    assert amount_text(amount, "USD") == said
 
 
 def test_a_cpu_has_the_price_of_its_name_else_that_of_cpus() -> None:
