@@ -79,6 +79,8 @@ def plan(
         return
     if out is not None and out.exists() and not out.is_dir():
         fail(f"--out: {out} is not a folder", EXIT_USAGE)
+    if path is None and within is None and budget is None:
+        fail("there is no goal: give --within SECONDS, --budget AMOUNT, or both", EXIT_USAGE)
     settings = load_settings(data_dir=data_dir)
     try:
         if path is None:
@@ -131,16 +133,13 @@ def _one_job(catalogue: Catalogue, profile: Sequence[str] | None) -> dict[str, A
 
 def _recorded(data_dir: Path, url: str, api_key: str) -> dict[str, Any]:
     """The traffic of the newest jobs of a service."""
-    from bench.plan.profiles import PlanError
     from bench.plan.traffic import seen_traffic
 
     with connect(url, api_key, data_dir) as client:
-        jobs = list(islice(client.jobs(), MAX_RECORDED))
-    instants = [job.created_at.timestamp() for job in jobs if job.created_at]
-    seconds = max(instants, default=0.0) - min(instants, default=0.0)
-    if not seconds:
-        raise PlanError("--recorded: the service has fewer than 2 jobs, so that there is no rate")
-    return seen_traffic([job.raw for job in jobs], seconds).model_dump(mode="json")
+        seen = seen_traffic([job.raw for job in islice(client.jobs(), MAX_RECORDED)])
+    for one in seen.notes:
+        note(f"--recorded: {one}")
+    return seen.traffic.model_dump(mode="json")
 
 
 def _from_options(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from bench.plan.profiles import PlanProfile
 from bench.plan.traffic import PlannedJob, Traffic
 from catalogue.lanes import default_slots
+from catalogue.step_cache import num_full_steps
 from engine.policy.candidate import BatchKey
 from engine.policy.fleet import SimulatedWorker, WorkerKind
 from engine.policy.policy import Policy
@@ -56,21 +57,41 @@ class Pool:
 
     def least_seconds(self, job: PlannedJob) -> float:
         """Device seconds of a job whose every step is in a step batch of the best size within the cap."""
+        if job.is_strict:
+            return self.alone_seconds(job)
         costs, key = WorkerCosts(self), _key_of(job)
         cap = self.max_rows[job.tier]
         row_seconds = min(costs.step_seconds(key, rows) / rows for rows in range(1, cap + 1))
-        num_rows = self.profiles[job.tier].profile.num_guided_rows if job.is_guided else 1
+        guided, others = self._full_steps(job)
+        num_row_steps = guided * self.profiles[job.tier].profile.num_guided_rows + others
         ends = costs.encode_seconds(key) + costs.decode_seconds(key)
-        return job.num_images * (job.num_steps * num_rows * row_seconds + ends)
+        return job.num_images * (num_row_steps * row_seconds + ends)
 
     def alone_seconds(self, job: PlannedJob) -> float:
         """Seconds of a job alone on an idle worker: no fleet answers sooner."""
         costs, key = WorkerCosts(self), _key_of(job)
-        each = self.profiles[job.tier].profile.num_guided_rows if job.is_guided else 1
-        num_batches = math.ceil(job.num_images * each / max(each, self.max_rows[job.tier]))
-        num_rows = min(job.num_images * each, max(each, self.max_rows[job.tier]))
-        steps = num_batches * job.num_steps * costs.step_seconds(key, num_rows)
+
+        def step_seconds(each: int) -> float:
+            """Seconds in which every image of the job has a step, of so many rows each."""
+            cap = each if job.is_strict else max(each, self.max_rows[job.tier])
+            num_batches = math.ceil(job.num_images * each / cap)
+            return num_batches * costs.step_seconds(key, min(job.num_images * each, cap))
+
+        guided, others = self._full_steps(job)
+        steps = guided * step_seconds(self.profiles[job.tier].profile.num_guided_rows)
+        steps += others * step_seconds(1)
         return steps + job.num_images * (costs.encode_seconds(key) + costs.decode_seconds(key))
+
+    def _full_steps(self, job: PlannedJob) -> tuple[float, float]:
+        """The steps of an image with guidance, and those without; a cached one is its share of a full one."""
+        share, guided = self.profiles[job.tier].profile.cached_share, job.num_guided_steps
+        full = num_full_steps(job.step_cache, job.num_steps)
+        full_others = num_full_steps(job.step_cache, job.num_steps, first=guided)
+
+        def counted(num_steps: int, num_full: int) -> float:
+            return num_full + share * (num_steps - num_full)
+
+        return counted(guided, full - full_others), counted(job.num_steps - guided, full_others)
 
     def workers(self, slowing: Slowing = lambda: 1.0) -> Iterable[SimulatedWorker[PlannedJob]]:
         """Its workers, idle; `slowing` multiplies the seconds of the device, as other programs do."""
@@ -92,7 +113,8 @@ class Pool:
                 _key_of(job),
                 job.num_steps,
                 profile.num_guided_rows,
-                job.num_steps if job.is_guided else 0,
+                job.num_guided_steps,
+                job.step_cache,
                 lane=job.lane,
                 submitted_at=at,
             )
@@ -163,7 +185,8 @@ class WorkerCosts:
 
 
 def _key_of(job: PlannedJob) -> BatchKey:
-    return BatchKey(job.tier, job.height, job.width)
+    # How strict jobs share step batches depends on the device, which a plan does not know: here they do not.
+    return BatchKey(job.tier, job.height, job.width, is_pinned=job.is_strict, is_alone=job.is_strict)
 
 
 def caps_to_try(profile: PlanProfile, configured: int | None = None) -> list[int]:

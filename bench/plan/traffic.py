@@ -5,14 +5,19 @@ it.
 """
 
 import itertools
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bench.plan.profiles import PlanError
 from catalogue.lanes import Lane
+from catalogue.pipeline_tasks import num_steps_at
+from catalogue.step_cache import MAX_STEP_CACHE
 
 Share = Annotated[float, Field(gt=0)]
 MAX_STEPS = 1000
@@ -29,7 +34,14 @@ class PlannedJob:
     num_images: int
     num_steps: int
     is_guided: bool
+    guidance_cutoff: float = 1.0
+    step_cache: int = 1
     is_strict: bool = False
+
+    @property
+    def num_guided_steps(self) -> int:
+        """The first steps, which have guidance."""
+        return math.ceil(self.guidance_cutoff * self.num_steps) if self.is_guided else 0
 
 
 class JobClass(BaseModel):
@@ -44,6 +56,9 @@ class JobClass(BaseModel):
     height: Annotated[int, Field(gt=0)]
     num_inference_steps: int | dict[int, Share] = 20
     guided_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    guidance_cutoff: Annotated[float, Field(ge=0, le=1)] = 1.0
+    step_cache: Annotated[int, Field(ge=1, le=MAX_STEP_CACHE)] = 1
+    strict: bool = False
     num_images: int | dict[int, Share] = 1
 
     @model_validator(mode="after")
@@ -61,7 +76,18 @@ class JobClass(BaseModel):
         return [
             (
                 one * other * third,
-                PlannedJob(self.tier, self.lane, self.width, self.height, num_images, num_steps, is_guided),
+                PlannedJob(
+                    self.tier,
+                    self.lane,
+                    self.width,
+                    self.height,
+                    num_images,
+                    num_steps,
+                    is_guided,
+                    self.guidance_cutoff,
+                    self.step_cache,
+                    self.strict,
+                ),
             )
             for (num_steps, one), (num_images, other), (is_guided, third) in itertools.product(
                 steps.items(), images.items(), guided.items()
@@ -124,24 +150,75 @@ def _shares(value: int | Mapping[int, float]) -> dict[int, float]:
     return {one: share / total for one, share in value.items()}
 
 
-def seen_traffic(jobs: Sequence[Mapping[str, Any]], seconds: float) -> Traffic:
-    """The traffic of recorded jobs, as `GET /v1/jobs` shows them, that arrived in so many seconds."""
-    counts: dict[tuple[Any, ...], int] = {}
-    for job in jobs:
-        names = ("tier", "lane", "width", "height", "num_inference_steps", "num_images")
-        kind = (*(job[name] for name in names), job["guidance_scale"] > 1)
-        counts[kind] = counts.get(kind, 0) + 1
-    classes = [
-        JobClass(
-            tier=tier,
-            lane=lane,
-            width=width,
-            height=height,
-            num_inference_steps=num_steps,
-            num_images=num_images,
-            guided_share=float(is_guided),
-            share=num,
+@dataclass(frozen=True)
+class SeenTraffic:
+    """A traffic with what was left out of the record, or assumed, a sentence each."""
+
+    traffic: Traffic
+    notes: tuple[str, ...]
+
+
+def seen_traffic(jobs: Sequence[Mapping[str, Any]]) -> SeenTraffic:
+    """The traffic of recorded jobs, as `GET /v1/jobs` shows them.
+
+    Interactive jobs that were submitted one at a time give the rate. Others arrive many at once: they are
+    spread over the time of the record. Raises `PlanError` if there is no rate.
+    """
+    kept = [job for job in jobs if job["state"] not in ("canceled", "expired")]
+    single = [_instant(job) for job in kept if _is_single(job)]
+    seconds = max(single, default=0.0) - min(single, default=0.0)
+    if not seconds:
+        raise PlanError(
+            f"--recorded: of the newest {len(jobs)} jobs fewer than 2 are interactive and were submitted one "
+            "at a time, so that there is no rate: write the traffic into a file"
         )
-        for (tier, lane, width, height, num_steps, num_images, is_guided), num in counts.items()
-    ]
-    return Traffic(jobs_per_second=len(jobs) / seconds, jobs=tuple(classes))
+    instants = [_instant(job) for job in kept]
+    window = max(instants) - min(instants)
+    rates: dict[JobClass, float] = {}
+    for job in kept:
+        rate = (len(single) - 1) / len(single) / seconds if _is_single(job) else 1 / window
+        rates[_class_of(job)] = rates.get(_class_of(job), 0.0) + rate
+    classes = tuple(one.model_copy(update={"share": rate}) for one, rate in rates.items())
+    traffic = Traffic(jobs_per_second=sum(rates.values()), jobs=classes)
+    return SeenTraffic(traffic, tuple(_notes(jobs, kept, window)))
+
+
+def _class_of(job: Mapping[str, Any]) -> JobClass:
+    num_steps, is_guided = job["num_inference_steps"], job["guidance_scale"] > 1
+    if job.get("strength") is not None:
+        num_steps = max(1, num_steps_at(job["strength"], num_steps))
+    return JobClass(
+        tier=job["tier"],
+        lane=job["lane"],
+        width=job["width"],
+        height=job["height"],
+        num_inference_steps=num_steps,
+        num_images=job["num_images"],
+        guided_share=float(is_guided),
+        guidance_cutoff=job.get("guidance_cutoff", 1.0) if is_guided else 1.0,
+        step_cache=job.get("step_cache", 1),
+        strict=job.get("strict", False),
+    )
+
+
+def _notes(
+    jobs: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str, Any]], window: float
+) -> Iterator[str]:
+    inputs = ("image", "mask_image", "control_image", "loras", "pipeline_parameters")
+    at_once, strict = [job for job in kept if not _is_single(job)], [job for job in kept if job.get("strict")]
+    if len(kept) < len(jobs):
+        yield f"{len(jobs) - len(kept)} jobs that were canceled or expired are left out"
+    if at_once:
+        yield f"{len(at_once)} bulk jobs and jobs of a CSV are spread over the {window:.0f} s of the record"
+    if strict:
+        yield f"{len(strict)} jobs are strict: each of their images is planned a step batch of its own"
+    if num := sum(any(job.get(name) for name in inputs) for job in kept):
+        yield f"{num} jobs have input images, adapters or pipeline parameters, of which no cost is known"
+
+
+def _is_single(job: Mapping[str, Any]) -> bool:
+    return bool(job["lane"] == "interactive" and not job.get("batch_id"))
+
+
+def _instant(job: Mapping[str, Any]) -> float:
+    return datetime.fromisoformat(job["created_at"]).timestamp()
