@@ -212,7 +212,19 @@ def test_the_triggers_read_the_work_of_their_tier_once_however_many_processes_te
             f'max(calotype_{state}_device_seconds{{tier="{tier}",lane="{lane}"}})'
             for state in ("queued", "running")
         )
-    assert queries["queued-jobs"] == f'sum(max by (lane) (calotype_queue_jobs{{tier="{tier}"}}))'
+    queued = f'sum(max by (lane) (calotype_queue_jobs{{tier="{tier}"}}))'
+    assert queries["queued-jobs"] == f'{queued} + (sum(calotype_held_jobs{{pod_tier="{tier}"}}) or vector(0))'
+
+
+def test_the_scrape_configuration_gives_the_metrics_of_a_worker_the_tier_of_its_pod() -> None:
+    """The last worker of a tier without a profile is kept by the jobs that it holds, which have no tier."""
+    text = (ROOT / "docs/howto/autoscale-workers.md").read_text(encoding="utf-8")
+    (found,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", text, re.DOTALL)
+    [job] = yaml.safe_load(found)["scrape_configs"]
+    [label] = [one for one in job["relabel_configs"] if one.get("target_label") == "pod_tier"]
+    assert label["source_labels"] == ["__meta_kubernetes_pod_label_calotype_tier"]
+    for tier in TIERS:
+        assert PODS[f"worker-{tier}"].labels["calotype/tier"] == tier
 
 
 def test_the_last_worker_is_not_removed_while_the_api_or_prometheus_is_away() -> None:
