@@ -16,7 +16,7 @@ from bench.configuration import ROOT
 from bench.figures import Figure
 from bench.parts import output_of
 from bench.peers.arms import Arms
-from bench.peers.comparison import JUDGED_LOAD, SHORT, SIDE, WHOLE, Comparison
+from bench.peers.comparison import JUDGED_LOAD, SHORT, SIDE, WHOLE, Amounts, Comparison
 from bench.peers.load import Load, balanced_requests
 from bench.peers.outcome import curves_of, figures_of, table_of
 from bench.peers.peer import NUM_PROCESSES, PEERS
@@ -34,6 +34,7 @@ from bench.peers.phases import (
     tune,
 )
 from bench.peers.simulated import simulated
+from engine.request import GenerationRequest
 
 FILE = "peers.json"
 PACKAGES = ROOT / "build" / "peers"
@@ -76,10 +77,8 @@ def measure(
         pinned() as cores,
         ExitStack() as stack,
     ):
-        seeds = {*amounts.seeds, *SEEDS}
-        requests = [one for seed in seeds for one in balanced_requests(NUM_REFERENCES, SIDE, seed)]
         comparison = Comparison(
-            Load(references_of(requests)),
+            Load(references_of(compared(amounts))),
             solo_of(SIDE, amounts.solo_repeats),
             amounts,
             packages,
@@ -123,6 +122,12 @@ def measure(
         )
         save(figure, folder, "peers")
     print(text)
+
+
+def compared(amounts: Amounts) -> list[GenerationRequest]:
+    """The first requests of every trace, whose images are compared with the bare pipeline's."""
+    seeds = sorted({*amounts.seeds, *SEEDS})
+    return [one for seed in seeds for one in balanced_requests(NUM_REFERENCES, SIDE, seed)]
 
 
 def _tune(comparison: Comparison, arms: Arms, best: Sequence[str], rate: float) -> None:

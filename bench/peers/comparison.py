@@ -31,9 +31,9 @@ class Amounts:
 
     num_sizing: int = 64
     num_saturated: int = 256
-    num_tuning: int = 75
+    num_tuning: int = 60
     num_due: int = 150
-    num_kill: int = 48
+    num_kill: int = 40
     num_warming: int = 12
     num_peers: int = 2
     seeds: Sequence[int] = (1, 2)

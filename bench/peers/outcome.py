@@ -17,7 +17,7 @@ P95_BAR, GOODPUT_BAR = 2.0, 4.0
 LIMITS = (
     f"The peers with the highest capacity alone are tuned, at {phase_of(JUDGED_LOAD)} of the best one's, for "
     "p95 and for the share in time: not for slowdown, nor for the other loads. Others run at the settings "
-    f"of their own capacity, and above {phase_of(JUDGED_LOAD)} only if they can keep up."
+    f"of their own capacity, and at loads other than {phase_of(JUDGED_LOAD)} only if they can keep up."
 )
 
 

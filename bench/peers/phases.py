@@ -31,6 +31,8 @@ KILL_ANSWER_SECONDS = 60.0
 SATURATED_ANSWER_SECONDS = 600.0
 CLEARLY_SLOWER = 0.9
 """A batch size that makes less than this share of the best one ends the search among smaller ones."""
+CANNOT_WIN = 0.75
+"""A peer that makes less than this share of the best peer at its largest size is tried at no other one."""
 _FIELDS = ("prompt", "width", "height", "num_inference_steps", "guidance_scale", "seed")
 Cost = Callable[[Run], tuple[float, ...]]
 """What a setting is chosen by: the least is best."""
@@ -83,12 +85,14 @@ def choose_size(comparison: Comparison, peer: Peer) -> None:
         comparison.choose(peer, "capacity", settings[0])
         return
     use = partial(_saturate, comparison, comparison.amounts.num_sizing, "sizes")
+    made = max((run.throughput for run in comparison.runs if run.phase == "sizes"), default=0.0)
     runs: dict[Settings, Run] = {}
     for each in settings:
         if (run := attempted(comparison, peer, each, use)) is None:
             continue
         runs[each] = run
-        if run.throughput < CLEARLY_SLOWER * max(one.throughput for one in runs.values()):
+        own = max(one.throughput for one in runs.values())
+        if run.throughput < max(CLEARLY_SLOWER * own, CANNOT_WIN * made):
             break
     if runs:
         comparison.choose(peer, "capacity", best_settings(runs, lambda run: (-run.throughput,)))
@@ -192,7 +196,8 @@ def measure_loads(
 ) -> None:
     """All arms under one trace at each load, in turns, in reversed order with each further seed.
 
-    Further seeds are of the judged load, ours and the tuned peers alone.
+    Further seeds are of the judged load, ours and the tuned peers alone. At the other loads, a peer that is
+    not tuned runs only if it can keep up: else its latencies would say how long the trace is.
     """
     best = max(rate for name, rate in capacities.items() if name != OURS)
     amounts = comparison.amounts
@@ -204,7 +209,7 @@ def measure_loads(
             measured = judged_arms(comparison, arms)
             for arm in reversed(measured) if number % 2 else measured:
                 if arm.name in (OURS, *tuned) or (
-                    number == 0 and (share <= JUDGED_LOAD or capacities[arm.name] >= rate)
+                    number == 0 and (share == JUDGED_LOAD or capacities[arm.name] >= rate)
                 ):
                     arms.run(arm, use)
 

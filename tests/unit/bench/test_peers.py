@@ -16,12 +16,15 @@ from PIL import Image
 from bench.equal_batches import places_of
 from bench.latency import Solo
 from bench.peers.arms import Arms
-from bench.peers.beside import pinned
+from bench.peers.beside import compared, pinned
 from bench.peers.comparison import JUDGED_LOAD, SHORT, WHOLE, Amounts, Comparison, phase_of
 from bench.peers.load import DECK, Load, Run, at_once, balanced_requests, due, joined
 from bench.peers.outcome import curves_of, figures_of, table_of
 from bench.peers.peer import OURS, PEERS, Peer, Settings, why_absent
 from bench.peers.phases import (
+    KILL_SEED,
+    SATURATION_SEED,
+    TUNING_SEED,
     best_peers,
     best_settings,
     choose_size,
@@ -253,9 +256,18 @@ def test_the_first_requests_find_empty_queues_and_do_not_count() -> None:
     assert run.as_json()["num_warm_up"] == 10
 
 
-def test_two_rounds_at_saturation_are_eight_batches_for_each_of_two_workers() -> None:
+def test_every_batch_at_saturation_can_be_full_and_traces_are_long() -> None:
+    assert all(WHOLE.num_saturated % (2 * size) == 0 for size in WHOLE.sizes)
     assert 2 * WHOLE.num_saturated >= 8 * 2 * max(WHOLE.sizes)
     assert WHOLE.num_due >= 150
+
+
+def test_the_first_images_of_every_trace_are_compared() -> None:
+    requests = compared(WHOLE)
+    traces = [(seed, WHOLE.num_due) for seed in WHOLE.seeds]
+    traces += [(SATURATION_SEED, WHOLE.num_saturated), (TUNING_SEED, WHOLE.num_tuning)]
+    for seed, num in [*traces, (KILL_SEED, WHOLE.num_kill)]:
+        assert set(balanced_requests(num, 128, seed)[:5]) <= set(requests)
 
 
 def test_a_batch_size_that_cannot_keep_up_is_not_tuned(tmp_path: Path) -> None:
@@ -279,6 +291,16 @@ def test_smaller_batches_are_not_tried_once_one_is_clearly_slower(tmp_path: Path
     choose_size(found, peer_of("LitServe"))
     assert [settings.max_batch for _, settings in fakes.started] == [32, 16, 8]
     assert found.chosen["LitServe"]["capacity"].max_batch == 16
+
+
+def test_a_peer_far_behind_the_best_one_is_tried_at_one_size(tmp_path: Path) -> None:
+    fakes = Fakes(lambda service, _: 1.0 if service.name == "LitServe" else 1.4)
+    found = fakes.comparison(tmp_path)
+    choose_size(found, peer_of("LitServe"))
+    choose_size(found, peer_of("Ray Serve"))
+    tried = [settings.max_batch for name, settings in fakes.started if name == "Ray Serve"]
+    assert tried == [32]
+    assert found.chosen["Ray Serve"]["capacity"].max_batch == 32
 
 
 def test_a_batch_size_that_fails_is_dropped_and_not_the_peer(tmp_path: Path) -> None:
@@ -308,11 +330,11 @@ def test_the_other_waits_are_tried_where_they_can_be_best(tmp_path: Path) -> Non
         "batches of 16, 10 ms",
     ]
     assert found.chosen["LitServe"]["p95"] == Settings(16, 0.01)
-    assert [run.num_warm_up for run in found.runs] == [15] * 4
+    assert [run.num_warm_up for run in found.runs] == [12] * 4
 
 
 def test_every_peer_is_put_under_load_and_the_best_ones_and_ours_twice(tmp_path: Path) -> None:
-    rates = {"LitServe": 6.0, "celery-batches": 5.0, "Ray Serve": 4.0, "BentoML": 3.0, "Celery task": 3.5}
+    rates = {"LitServe": 6.0, "celery-batches": 5.0, "Ray Serve": 4.0, "BentoML": 2.9, "Celery task": 3.5}
     num = WHOLE.num_saturated
     fakes = Fakes(lambda service, _: num / {OURS: 5.5, **rates}[service.name])
     found = fakes.comparison(tmp_path)
@@ -333,8 +355,11 @@ def test_every_peer_is_put_under_load_and_the_best_ones_and_ours_twice(tmp_path:
         share: [run.arm for run in found.runs if run.phase == phase_of(share)]
         for share in found.amounts.loads
     }
-    assert loads[0.5] == [OURS, "celery-batches", "Ray Serve", "BentoML", "Celery task", "LitServe"]
-    assert loads[0.7] == [*loads[0.5], "LitServe", "celery-batches", OURS]
+    assert loads[0.5] == [OURS, "celery-batches", "Ray Serve", "Celery task", "LitServe"], (
+        "3 a second are due"
+    )
+    others = [OURS, "celery-batches", "Ray Serve", "BentoML", "Celery task", "LitServe"]
+    assert loads[0.7] == [*others, "LitServe", "celery-batches", OURS]
     assert loads[0.85] == [OURS, "celery-batches", "LitServe"]
     [litserve] = {run.settings["max_batch"] for run in found.of(phase_of(0.7), "LitServe")}
     assert litserve == 8, "the tuned settings are judged, not those of its capacity"
