@@ -2,6 +2,7 @@
 # It is linted, and tests run the files and packages of each image; no image has been built yet.
 #   docker build --target api --tag calotype-api:local .
 #   docker build --target worker --tag calotype-worker:local .
+# With --build-arg TRACES=yes both can send traces, for which CALOTYPE_TRACES_ENDPOINT is set.
 # No HEALTHCHECK here: one image runs several kinds of processes; docker-compose.yml has a check for each.
 
 FROM python:3.11-slim-bookworm AS base
@@ -17,9 +18,11 @@ COPY deploy/dependencies.py deploy/
 RUN python deploy/dependencies.py api > api.txt && python deploy/dependencies.py worker > worker.txt
 
 FROM base AS api
-COPY requirements.lock ./
+COPY requirements.lock requirements-traces.lock ./
 COPY --from=dependencies /app/api.txt ./
 RUN pip install --no-cache-dir --constraint requirements.lock --requirement api.txt
+ARG TRACES=""
+RUN if [ -n "$TRACES" ]; then pip install --no-cache-dir --no-deps --requirement requirements-traces.lock; fi
 COPY *.py calotype.toml pyproject.toml ./
 COPY catalogue catalogue
 COPY client client
@@ -39,10 +42,12 @@ EXPOSE 8000
 CMD ["python", "-m", "cli", "api", "--host=0.0.0.0", "--port=8000"]
 
 FROM base AS worker
-COPY requirements.lock ./
+COPY requirements.lock requirements-traces.lock ./
 COPY --from=dependencies /app/worker.txt ./
 # torch's wheel contains the CUDA libraries; the host only needs the driver.
 RUN pip install --no-cache-dir --constraint requirements.lock --requirement worker.txt
+ARG TRACES=""
+RUN if [ -n "$TRACES" ]; then pip install --no-cache-dir --no-deps --requirement requirements-traces.lock; fi
 COPY *.py calotype.toml pyproject.toml ./
 COPY catalogue catalogue
 COPY client client

@@ -76,6 +76,17 @@ def test_the_api_has_room_for_the_threads_of_five_processes_and_for_the_uploads_
     assert 2 * UPLOADS_HELD * largest <= 1 << 30
 
 
+def test_traces_are_switched_on_in_the_images_and_the_processes_by_one_setting() -> None:
+    for name, service in OURS.items():
+        assert service["environment"]["CALOTYPE_TRACES_ENDPOINT"] == "${CALOTYPE_TRACES_ENDPOINT:-}", name
+        assert service["build"]["args"] == {"TRACES": "${CALOTYPE_TRACES_ENDPOINT:+yes}"}, name
+        stage = service["build"]["target"]
+        assert ["TRACES="] in DEPLOYMENT.stage(stage, "ARG")
+        (install,) = [words for words in DEPLOYMENT.stage(stage, "RUN") if "$TRACES" in words]
+        assert "requirements-traces.lock" in " ".join(install)
+        assert any("requirements-traces.lock" in words for words in DEPLOYMENT.stage(stage, "COPY"))
+
+
 def test_a_model_has_time_to_load_and_to_spend_all_of_its_self_tests_budget() -> None:
     seconds = ENGINE_START_SECONDS + Settings.model_fields["self_test_seconds"].default
     for name in ("worker-cpu", "worker-gpu"):
