@@ -4,6 +4,7 @@ Owns one run and the spread over several seeds. It does not know goals, nor whic
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,13 +27,14 @@ class Outcome:
     """A fleet under a traffic, of one seed."""
 
     seconds: tuple[float, float, float]  # p50, p95 and p99 of the latency of interactive jobs, or of all
-    seconds_by_tier: dict[str, tuple[float, float, float]]
+    seconds_by_tier: dict[str, tuple[float, float, float]]  # of interactive jobs; no tier without any
     mean_seconds: float  # of all jobs
     bulk_seconds: tuple[float, float, float] | None
     busy_share: float  # of all devices, until the last arrival; a step batch of one row is busy too
     mean_rows: float  # of a step batch
     images_per_second: float  # that ended until the last arrival
     keeps_up: bool  # whether the jobs in it stopped growing
+    growth_by_tier: dict[str, int]  # jobs in it at the last arrival, beyond those at half of the time
 
     @property
     def p95(self) -> float:
@@ -80,12 +82,15 @@ def serve(
     kept = [run for run in runs if run.arrived_at >= warm_at]
     ended = sum(run.job.num_images for run in runs if warm_at <= run.ended_at <= last_at)
     half_at = (warm_at + last_at) / 2
-    inside = [sum(run.arrived_at <= at < run.ended_at for run in runs) for at in (half_at, last_at)]
-    interactive = [run for run in kept if run.job.lane == "interactive"] or kept
+    half, last = (
+        Counter(run.job.tier for run in runs if run.arrived_at <= at < run.ended_at)
+        for at in (half_at, last_at)
+    )
+    interactive = [run for run in kept if run.job.lane == "interactive"]
     bulk = [run.latency_seconds for run in kept if run.job.lane == "bulk"]
     num_steps = sum(worker.device.num_steps for worker in workers)
     return Outcome(
-        seconds=_quantiles([run.latency_seconds for run in interactive]),
+        seconds=_quantiles([run.latency_seconds for run in interactive or kept]),
         seconds_by_tier={
             tier: _quantiles(found)
             for tier in sorted({run.job.tier for run in runs})
@@ -96,7 +101,8 @@ def serve(
         busy_share=busy_seconds / max(last_at - warm_at, 1e-9) / len(workers),
         mean_rows=sum(worker.device.num_row_steps for worker in workers) / max(1, num_steps),
         images_per_second=ended / max(last_at - warm_at, 1e-9),
-        keeps_up=inside[1] - inside[0] <= MAX_LAG * len(drawn),
+        keeps_up=last.total() - half.total() <= MAX_LAG * len(drawn),
+        growth_by_tier={tier: last[tier] - half[tier] for tier in last | half},
     )
 
 
@@ -122,10 +128,11 @@ class Tried:
     @property
     def p95_by_tier(self) -> dict[str, float]:
         """The medians over the seeds of the p95 of interactive jobs, by tier."""
-        tiers = self.outcomes[0].seconds_by_tier
-        return {
-            tier: statistics.median(one.seconds_by_tier[tier][1] for one in self.outcomes) for tier in tiers
-        }
+        found: dict[str, list[float]] = {}
+        for one in self.outcomes:
+            for tier, (_, p95, _) in one.seconds_by_tier.items():
+                found.setdefault(tier, []).append(p95)
+        return {tier: statistics.median(each) for tier, each in found.items()}
 
     @property
     def spread(self) -> tuple[float, float]:

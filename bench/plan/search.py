@@ -1,14 +1,17 @@
 """Finds the cheapest fleet that meets the goals, and the front of what else there is.
 
-Capacity by the profiles rules out most fleets before anything is simulated; of each layout, device and row
-cap the fewest workers that meet the goals are found by doubling and bisection. What is recommended is
-simulated again with other seeds. It does not know files, tables or plots.
+Capacity by the profiles rules out fleets before anything is simulated; of each layout, device and row cap the
+fewest workers that meet the goals are found by doubling and bisection. What that finds is simulated again
+with other seeds, the cheapest first. It does not know files, tables or plots.
 """
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple
 
 from bench.plan.fleets import Fleet, Pool, caps_to_try
 from bench.plan.outcome import NO_OVERHEADS, Outcome, Tried, simulate
@@ -65,9 +68,10 @@ def find_plan(
     layouts: list[list[tuple[str, ...]]] = [[tuple(tiers)]]
     if len(tiers) > 1:
         layouts.append([(tier,) for tier in tiers])
-    cheapest = (search.cheapest(layout, request.devices, profiles, configured) for layout in layouts)
-    found = [fleet for fleet in cheapest if fleet is not None]
-    recommended, num_met = search.checked(sorted(found, key=_price))
+    found = [
+        one for layout in layouts for one in search.candidates(layout, request.devices, profiles, configured)
+    ]
+    recommended, num_met = search.checked(found)
     return Plan(request, recommended, num_met, tuple(search.tried), tuple(search.ruled_out))
 
 
@@ -82,44 +86,63 @@ class _Search:
         self.tried: list[Tried] = []
         self.ruled_out: list[str] = []
 
-    def cheapest(
+    def candidates(
         self,
         layout: Sequence[tuple[str, ...]],
         devices: Iterable[DeviceOffer],
         profiles: Profiles,
         configured: Mapping[str, int],
-    ) -> Fleet | None:
-        """The cheapest fleet of this layout that meets the goals, or None: the pools do not share workers."""
+    ) -> list["_Candidate"]:
+        """For each choice of offers the cheapest fleet of this layout that meets the goals, by their price.
+
+        Pools do not share workers, so that each is searched alone.
+        """
         offers, pools = list(devices), []
         for tiers in layout:
-            traffic, best = self._traffic.of_tiers(tiers), None
+            traffic, best = self._traffic.of_tiers(tiers), dict[str, _Fewest]()
             for pool, offer in _pools(tiers, offers, profiles, configured):
-                found = self._fewest(pool, offer, traffic, best, is_whole=len(layout) == 1)
-                if found is not None and (best is None or found.is_better_than(best)):
-                    best = found
-            if best is None:
-                return None
-            pools.append(best.pool)
-        fleet = Fleet(tuple(pools))
-        if len(layout) > 1:
-            self._try(fleet, self._traffic)
-        return fleet
+                known = best.get(offer.name)
+                found = self._fewest(pool, offer, traffic, known, is_whole=len(layout) == 1)
+                if found is not None and (known is None or found.is_better_than(known)):
+                    best[offer.name] = found
+            if not best:
+                return []
+            pools.append(list(best.values()))
+        every = [
+            _Candidate(Fleet(tuple(one.pool for one in each)), tuple(one.offer for one in each))
+            for each in itertools.product(*pools)
+        ]
+        every.sort(key=lambda one: _price(one.fleet))
+        available = [one for one in every if not one.shortage]
+        if not available:
+            self.ruled_out.append(f"{every[0].fleet.as_words()}: {every[0].shortage}")
+        elif len(layout) > 1:
+            self._try(available[0].fleet, self._traffic)
+        return available
 
-    def checked(self, fleets: Iterable[Fleet]) -> tuple[Tried | None, int]:
-        """The first of these that meets the goals with other seeds too, if need be with some more workers."""
-        for fleet in fleets:
-            for larger in itertools.islice(_growing(fleet), MAX_STEPS_UP):
-                if not self._is_affordable(larger):
-                    break
-                self._say(f"checking {larger.as_words()}")
-                outcomes = tuple(
-                    simulate(larger, self._traffic, seed, overheads=self._overheads) for seed in CHECK_SEEDS
-                )
-                checked = Tried(larger, outcomes)
-                self.tried.append(checked)
-                num_met = sum(self._meets(one) for one in outcomes)
-                if num_met >= ENOUGH_SEEDS:
-                    return checked, num_met
+    def checked(self, candidates: Iterable["_Candidate"]) -> tuple[Tried | None, int]:
+        """The cheapest that meets the goals with other seeds too, if need be with some more workers."""
+        numbers = itertools.count()
+        queue = [(_price(one.fleet), next(numbers), 0, one) for one in candidates]
+        heapify(queue)
+        while queue:
+            _, _, num_added, one = heappop(queue)
+            if not self._is_affordable(one.fleet):
+                break
+            self._say(f"checking {one.fleet.as_words()}")
+            outcomes = tuple(
+                simulate(one.fleet, self._traffic, seed, overheads=self._overheads) for seed in CHECK_SEEDS
+            )
+            checked = Tried(one.fleet, outcomes)
+            self.tried.append(checked)
+            num_met = sum(map(self._meets, outcomes))
+            if num_met >= ENOUGH_SEEDS:
+                return checked, num_met
+            larger = one.grown(self._weakest(one.fleet, outcomes))
+            if larger.shortage:
+                self.ruled_out.append(f"{larger.fleet.as_words()}: {larger.shortage}")
+            elif num_added < MAX_STEPS_UP:
+                heappush(queue, (_price(larger.fleet), next(numbers), num_added + 1, larger))
         return None, 0
 
     def _fewest(
@@ -127,9 +150,8 @@ class _Search:
     ) -> "_Fewest | None":
         """The fewest workers of the pool that meet the goals, or None; none dearer than `best` is tried."""
         words = Fleet((pool.with_workers(1),)).as_words().partition(" x ")[2]
-        alone = _quantile([(rate, pool.alone_seconds(job)) for rate, job in traffic.rates()], 0.95)
-        if self._goals.p95_seconds is not None and alone > self._goals.p95_seconds:
-            self.ruled_out.append(f"{words}: 95 % of jobs take up to {alone:.3g} s alone, on any number")
+        if slow := self._slow_alone(pool, traffic):
+            self.ruled_out.append(f"{words}: {slow}")
             return None
         least = max(1, math.ceil(pool.device_seconds(traffic) / self._goals.max_load))
         if least > offer.max_count:
@@ -147,14 +169,27 @@ class _Search:
 
         failing, step, num = least - 1, 1, least
         while not meets(num):
-            failing, num, step = num, num + step, 2 * step
-            if num > offer.max_count:
+            if num == offer.max_count:
                 self.ruled_out.append(f"{words}: {offer.max_count} do not meet the goals")
                 return None
+            failing, num, step = num, min(num + step, offer.max_count), 2 * step
         while num - failing > 1:
             middle = (failing + num) // 2
             failing, num = (failing, middle) if meets(middle) else (middle, num)
-        return _Fewest(pool.with_workers(num), seen[num].p95)
+        return _Fewest(pool.with_workers(num), offer, seen[num].p95)
+
+    def _slow_alone(self, pool: Pool, traffic: Traffic) -> str:
+        """Which tier misses a goal even on idle workers, in words; empty if none does."""
+        for tier, goal in itertools.product(pool.tiers, self._latencies):
+            alone = [
+                (rate, pool.alone_seconds(job))
+                for rate, job in traffic.rates()
+                if job.tier == tier and job.lane == "interactive"
+            ]
+            if alone and (seconds := _quantile(alone, goal.share)) > goal.seconds:
+                jobs = f"{100 * goal.share:g} % of the interactive jobs of {tier}"
+                return f"{jobs} take up to {seconds:.3g} s alone, on any number"
+        return ""
 
     def _try(self, fleet: Fleet, traffic: Traffic) -> Outcome:
         outcome = self._simulated(fleet, traffic)
@@ -167,24 +202,76 @@ class _Search:
         return outcome
 
     def _meets(self, outcome: Outcome) -> bool:
-        limits = ((1, self._goals.p95_seconds), (2, self._goals.p99_seconds))
-        return outcome.keeps_up and all(
-            seconds[index] <= limit
-            for index, limit in limits
-            if limit is not None
-            for seconds in outcome.seconds_by_tier.values()
-        )
+        return outcome.keeps_up and all(self._excess(outcome, tier) <= 1 for tier in outcome.seconds_by_tier)
+
+    def _excess(self, outcome: Outcome, tier: str) -> float:
+        """The latency of a tier divided by its goal, of the goal that it misses most; 0 without one."""
+        seconds = outcome.seconds_by_tier.get(tier)
+        if seconds is None:
+            return 0.0
+        return max((seconds[goal.place] / goal.seconds for goal in self._latencies), default=0.0)
+
+    def _weakest(self, fleet: Fleet, outcomes: Sequence[Outcome]) -> int:
+        """The place of the pool whose jobs grow most, or that misses a goal by most if all keep up."""
+
+        def weakness(place: int) -> tuple[float, float]:
+            tiers, failed = fleet.pools[place].tiers, [one for one in outcomes if not self._meets(one)]
+            growth = sum(
+                one.growth_by_tier.get(tier, 0) for one in failed if not one.keeps_up for tier in tiers
+            )
+            return growth, max(self._excess(one, tier) for one in failed for tier in tiers)
+
+        return max(range(len(fleet.pools)), key=weakness)
+
+    @property
+    def _latencies(self) -> list["_Latency"]:
+        goals = ((0.95, 1, self._goals.p95_seconds), (0.99, 2, self._goals.p99_seconds))
+        return [_Latency(share, place, limit) for share, place, limit in goals if limit is not None]
 
     def _is_affordable(self, fleet: Fleet) -> bool:
         limit = self._goals.max_price_per_month
         return limit is None or fleet.price_per_month <= limit
 
 
+class _Latency(NamedTuple):
+    """A goal: the share of jobs that it is for, its place in the seconds of an outcome, and its limit."""
+
+    share: float
+    place: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A fleet that meets the goals with the seed of the search, and the offer of each of its pools."""
+
+    fleet: Fleet
+    offers: tuple[DeviceOffer, ...]
+
+    @property
+    def shortage(self) -> str:
+        """Of which devices it needs more than there are, in words; empty if there are enough."""
+        needed: Counter[str] = Counter()
+        for pool, offer in zip(self.fleet.pools, self.offers, strict=True):
+            needed[offer.name] += pool.num_workers
+        for offer in self.offers:
+            if needed[offer.name] > offer.max_count:
+                return f"{needed[offer.name]} of {offer.name!r} are needed, and there are {offer.max_count}"
+        return ""
+
+    def grown(self, place: int) -> "_Candidate":
+        """The same with a worker more in one of its pools."""
+        pools = list(self.fleet.pools)
+        pools[place] = pools[place].with_workers(pools[place].num_workers + 1)
+        return _Candidate(Fleet(tuple(pools)), self.offers)
+
+
 @dataclass(frozen=True)
 class _Fewest:
-    """A pool with the fewest workers that meet the goals, and its p95 in seconds."""
+    """A pool with the fewest workers that meet the goals, the offer of its devices, and p95 in seconds."""
 
     pool: Pool
+    offer: DeviceOffer
     p95: float
 
     def is_better_than(self, other: "_Fewest") -> bool:
@@ -212,19 +299,6 @@ def _pools(
             if tuple(chosen.values()) not in seen:
                 seen.add(tuple(chosen.values()))
                 yield Pool(of_tier, chosen, 1, offer.price_per_hour), offer
-
-
-def _growing(fleet: Fleet) -> Iterator[Fleet]:
-    """The fleet, then with a worker more in the pool in which it makes most of a difference, and so on."""
-    while True:
-        yield fleet
-        smallest = min(range(len(fleet.pools)), key=lambda index: fleet.pools[index].num_workers)
-        fleet = Fleet(
-            tuple(
-                pool.with_workers(pool.num_workers + 1) if index == smallest else pool
-                for index, pool in enumerate(fleet.pools)
-            )
-        )
 
 
 def _quantile(weighted: Sequence[tuple[float, float]], share: float) -> float:

@@ -3,6 +3,7 @@
 import json
 import math
 import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -14,16 +15,17 @@ from typer.testing import CliRunner
 from bench.plan.charts import draw
 from bench.plan.fleets import Fleet, Pool, WorkerCosts, caps_to_try
 from bench.plan.handing_out import LOADS, compare
-from bench.plan.outcome import serve, simulate
+from bench.plan.outcome import Tried, serve, simulate
 from bench.plan.profiles import PlanError, PlanProfile, measured, profile_of, published
 from bench.plan.recommendation import as_json, configurations, reasons, verdict, write_configurations
 from bench.plan.request import PlanRequest, checked_request, read_request
-from bench.plan.search import Plan, find_plan
+from bench.plan.search import Plan, _Candidate, _Search, find_plan
 from bench.plan.traffic import JobClass, Traffic, seen_traffic
 from catalogue.catalogue import load_catalogue
 from catalogue.profile import Profile, ProfileKey, StepCost
 from cli.__main__ import app
 from engine.policy.candidate import BatchKey
+from engine.policy.fleet import Overheads
 from settings import ROOT
 
 KEY = ProfileKey("0" * 8, "float32", "a processor", 1, "2", 128, 128)
@@ -106,11 +108,106 @@ def test_tiers_that_disturb_each_other_get_workers_of_their_own() -> None:
     classes = (job_class(share=0.9), job_class(tier="hd", share=0.1, num_inference_steps=4))
     plan = found(request(8.0, *classes, p95_seconds=8.0), sd=FLAT, hd=slow)
     assert plan.recommended is not None
-    shared = [one for one in plan.tried if len(one.fleet.pools) == 1 and one.keeps_up and one.p95 <= 8.0]
-    assert plan.recommended.fleet.num_workers <= min(
-        (one.fleet.num_workers for one in shared), default=math.inf
-    )
-    assert {tier for each in plan.recommended.fleet.pools for tier in each.tiers} == {"sd", "hd"}
+    assert [pool.tiers for pool in plan.recommended.fleet.pools] == [("sd",), ("hd",)]
+    shared = [one for one in plan.tried if len(one.fleet.pools) == 1 and meets(one, 8.0)]
+    assert shared, "workers of both tiers meet the goals too"
+    assert plan.recommended.fleet.num_workers < min(one.fleet.num_workers for one in shared)
+
+
+def meets(tried: Tried, p95_seconds: float) -> bool:
+    return tried.keeps_up and all(seconds <= p95_seconds for seconds in tried.p95_by_tier.values())
+
+
+def test_tiers_that_fit_into_each_other_share_workers() -> None:
+    classes = (job_class(), job_class(tier="hd"))
+    plan = found(request(0.2, *classes, p95_seconds=8.0), sd=FLAT, hd=FLAT)
+    assert plan.recommended is not None
+    assert [pool.tiers for pool in plan.recommended.fleet.pools] == [("sd", "hd")]
+
+
+def test_bulk_jobs_need_devices_and_have_no_goal() -> None:
+    classes = (job_class(share=0.8), job_class(share=0.2, lane="bulk", num_inference_steps=400))
+    plan = found(request(1.0, *classes, p95_seconds=8.0))
+    assert plan.recommended is not None
+    [outcome, *_] = plan.recommended.outcomes
+    assert outcome.bulk_seconds is not None
+    assert outcome.bulk_seconds[0] > 8.0 > outcome.p95
+
+
+def test_a_tier_of_bulk_jobs_alone_has_no_goal() -> None:
+    classes = (job_class(), job_class(tier="hd", share=0.1, lane="bulk", num_inference_steps=400))
+    asked = request(1.0, *classes, p95_seconds=8.0)
+    only_bulk = simulate(Fleet((pool(FLAT),)), asked.traffic.of_tiers(["hd"]), 1)
+    plan = found(asked, sd=FLAT, hd=FLAT)
+    assert only_bulk.seconds_by_tier == {}
+    assert plan.recommended is not None
+    assert plan.recommended.p95_by_tier.keys() == {"sd"}
+    assert not any("alone, on any number" in reason for reason in plan.ruled_out)
+
+
+def limited(asked: PlanRequest, max_count: int, *dearer: float) -> PlanRequest:
+    """The request with so many devices, and beside them as many as needed at other prices."""
+    [offer] = asked.devices
+    offers = [offer.model_copy(update={"max_count": max_count})]
+    offers += [offer.model_copy(update={"name": str(price), "price_per_hour": price}) for price in dearer]
+    return asked.model_copy(update={"devices": tuple(offers)})
+
+
+def searched(asked: PlanRequest) -> _Search:
+    return _Search(asked.goals, asked.traffic, Overheads(), lambda _: None)
+
+
+def test_as_many_devices_as_are_needed_are_enough() -> None:
+    """The search tries 3, 4 and 6 before 5, and 5 instead of 6 where there are no more."""
+    asked = request(8.0, p95_seconds=2.6)
+
+    def fewest(max_count: int) -> list[int]:
+        few = limited(asked, max_count)
+        found = searched(few).candidates([("sd",)], few.devices, {("d", "sd"): FLAT}, {})
+        return [one.fleet.num_workers for one in found]
+
+    assert [fewest(max_count) for max_count in (4, 5, 6, 64)] == [[], [5], [5], [5]]
+
+
+def test_all_pools_together_have_no_more_devices_than_there_are() -> None:
+    asked = request(2.0, job_class(), job_class(tier="hd"), p95_seconds=6.0)
+    profiles = {(offer, tier): FLAT for offer in ("d", "2.0") for tier in ("sd", "hd")}
+    pools = [("sd",), ("hd",)]
+
+    def prices(few: PlanRequest) -> tuple[list[list[float]], list[str]]:
+        search = searched(few)
+        found = search.candidates(pools, few.devices, profiles, {})
+        return [[pool.price_per_hour for pool in one.fleet.pools] for one in found], search.ruled_out
+
+    assert prices(limited(asked, 2))[0] == [[1.0, 1.0]]
+    none, ruled_out = prices(limited(asked, 1))
+    assert none == []
+    assert "2 of 'd' are needed, and there are 1" in ruled_out[-1]
+    assert prices(limited(asked, 1, 2.0))[0] == [[1.0, 2.0], [2.0, 1.0], [2.0, 2.0]]
+
+
+def test_a_fleet_that_fails_the_check_grows_where_it_fails() -> None:
+    classes = (job_class(share=0.95), job_class(tier="hd", share=0.05))
+    asked = request(16.0, *classes, p95_seconds=3.5)
+    least = math.ceil(pool(FLAT).device_seconds(asked.traffic.of_tiers(["sd"])))
+    hd = Pool({"hd": FLAT}, {"hd": 8}, 2, 1.0)
+    small = _Candidate(Fleet((pool(FLAT, least), hd)), asked.devices * 2)
+    checked, _ = searched(asked).checked([small])
+    assert checked is not None
+    sd, others = checked.fleet.pools
+    assert sd.num_workers > least > others.num_workers == 2
+
+
+def test_what_is_cheaper_is_checked_before_a_fleet_grows_beyond_its_price() -> None:
+    asked = request(8.0, p95_seconds=6.0)
+    plan = found(asked)
+    assert plan.recommended is not None
+    [enough] = plan.recommended.fleet.pools
+    fails, other = enough.with_workers(enough.num_workers - 1), replace(enough, price_per_hour=0.99)
+    candidates = [_Candidate(Fleet((one,)), asked.devices) for one in (fails, other)]
+    checked, _ = searched(asked).checked(candidates)
+    assert checked is not None
+    assert checked.fleet.pools[0] == other
 
 
 def test_goals_that_no_number_of_devices_meets_are_refused_with_the_reason() -> None:
@@ -151,7 +248,7 @@ def test_a_fleet_that_does_not_keep_up_is_told_from_one_that_does() -> None:
 
 
 def test_a_fleet_that_handed_out_jobs_by_load_would_answer_sooner_at_every_load() -> None:
-    by_chance, by_load = {}, {}
+    by_chance, by_load = dict[float, float](), dict[float, float]()
     for one in compare(FLAT, num_workers=8, num_jobs=500):
         (by_load if one.rule == "the fewest jobs" else by_chance)[one.load] = one.p95
     assert all(by_load[load] < by_chance[load] for load in LOADS)
