@@ -201,8 +201,8 @@ def bench(
         _show(found, paths)
     if any(run.summary.by_kind.get("wrong") for run in found.runs):
         fail("an image was not the one that its job names: see requests-*.csv")
-    if (broken := report.broken_promise(found)) is not None:
-        fail(broken)
+    if (excess := report.excess_difference(found)) is not None:
+        fail(excess)
 
 
 def _given(context: typer.Context, names: Sequence[str]) -> list[str]:

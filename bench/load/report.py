@@ -4,6 +4,7 @@ Owns the names and the shape of these files. It measures nothing.
 """
 
 import csv
+import io
 import json
 import math
 import tempfile
@@ -175,7 +176,7 @@ def keep(measurement: Measurement, folder: Path) -> None:
     _write_run(len(measurement.runs), measurement.runs[-1], folder)
 
 
-def broken_promise(measurement: Measurement) -> str | None:
+def excess_difference(measurement: Measurement) -> str | None:
     """How repeated images differ more than the service's determinism level allows; None if they do not."""
     repeats, level = measurement.further.get("repeats"), measurement.about["service"]["determinism"]
     if not repeats:
@@ -205,12 +206,23 @@ def write(measurement: Measurement, folder: Path, beside: Sequence[Path] = ()) -
 def _write_figures(measurement: Measurement, folder: Path) -> list[Path]:
     document = measurement.as_json()
     result, summary = folder / RESULT, folder / "summary.csv"
-    result.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with summary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([f"{title}_seconds" if title in _SECONDS else title for title, _ in COLUMNS])
-        writer.writerows([[_at(run, path) for _, path in COLUMNS] for run in document["runs"]])
+    _replace(result, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([f"{title}_seconds" if title in _SECONDS else title for title, _ in COLUMNS])
+    writer.writerows([[_at(run, path) for _, path in COLUMNS] for run in document["runs"]])
+    _replace(summary, text.getvalue())
     return [result, summary]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write the file as a whole or not at all: a full disk must not empty that of the runs before."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8", newline="")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _write_run(number: int, run: Run, folder: Path) -> list[Path]:

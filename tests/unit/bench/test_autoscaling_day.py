@@ -131,7 +131,7 @@ def test_the_signal_of_a_running_job_falls_with_each_of_its_steps() -> None:
     list(day._fleet.run_until(0.0))
     lone_seconds = H200_512.num_steps * H200_512.steps.at(2)
     for share in (0.25, 0.5, 0.75):
-        list(day._fleet.run_until(share * lone_seconds))
+        list(day._fleet.run_until(H200_512.encode + share * lone_seconds))
         day._scrape()
         left = (1 - share) * H200_512.image_seconds
         one_step = H200_512.image_seconds / H200_512.num_steps

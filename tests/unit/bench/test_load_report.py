@@ -14,8 +14,8 @@ from bench.load.connection import Answer, Connection, Place
 from bench.load.outcomes import Outcome
 from bench.load.report import (
     Measurement,
-    broken_promise,
     curve_of,
+    excess_difference,
     keep,
     latencies_by_due,
     open_requests,
@@ -75,6 +75,18 @@ def test_each_run_is_kept_when_it_ends(tmp_path: Path) -> None:
     assert {"mean_seconds", "p50_seconds", "p99_seconds"} <= rows[0].keys()
 
 
+def test_a_result_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    found = measured(run_of(outcome(1.0)))
+    keep(found, tmp_path)
+    before = (tmp_path / "result.json").read_text()
+    found.runs.append(run_of(outcome(1.0), outcome(2.0)))
+    found.further["search"] = {"a text that no file can have": "\ud800"}
+    with pytest.raises(UnicodeEncodeError):
+        keep(found, tmp_path)
+    assert (tmp_path / "result.json").read_text() == before
+    assert not list(tmp_path.glob("*.part"))
+
+
 def test_remarks_say_what_a_reader_must_know_before_the_figures_are_used() -> None:
     fine = run_of(outcome(1.0), outcome(2.0))
     assert remarks(measured(fine)) == []
@@ -119,9 +131,11 @@ def test_images_drawn_again_are_held_to_the_level_of_the_service(
 ) -> None:
     repeats = Repeats(num_images, num_equal, largest)
     further = {"repeats": {**vars(repeats), "is_within_one": repeats.is_within_one}}
-    broken = broken_promise(Measurement("ours", {"service": {"determinism": level}}, GOAL, further=further))
-    assert (broken is None) if said is None else said in (broken or "")
-    assert broken_promise(measured()) is None, "nothing was drawn again"
+    excess = excess_difference(
+        Measurement("ours", {"service": {"determinism": level}}, GOAL, further=further)
+    )
+    assert (excess is None) if said is None else said in (excess or "")
+    assert excess_difference(measured()) is None, "nothing was drawn again"
 
 
 class Described(Connection):

@@ -1,10 +1,14 @@
 """Sending and uploading without a network: what a service leaves unanswered becomes a miss by its kind."""
 
+import csv
 import hashlib
+import io
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.parser import BytesParser
+from email.policy import HTTP
 from http.client import RemoteDisconnected
 from typing import Any
 
@@ -35,6 +39,7 @@ class Batch:
     state: Callable[[int], str] = lambda _: "succeeded"
     list_status: Callable[[int], int] = lambda _: 200
     image_status: Callable[[str], int] = lambda _: 200
+    uploads: list[bytes] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
     connections: set[int] = field(default_factory=set)
@@ -82,7 +87,17 @@ class FakeConnection(Connection):
         super().__init__(NOWHERE, None)
         self._batch = batch
 
-    def ask(self, method: str, path: str, *_: Any, **__: Any) -> Answer:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **_: Any,
+    ) -> Answer:
+        if body is not None and headers is not None:
+            self._batch.uploads.append(f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode() + body)
         status, document = self._batch.answer(method, path)
         return Answer(status, {}, json.dumps(document).encode())
 
@@ -91,7 +106,7 @@ class FakeConnection(Connection):
         self._batch.connections.add(id(self))
         status = self._batch.image_status(url)
         if status == 0:
-            raise RemoteDisconnected
+            raise RemoteDisconnected("no answer")
         return Answer(status, {}, PICTURE)
 
     def another(self) -> Connection:
@@ -106,7 +121,7 @@ def uploaded(batch: Batch, *, end_seconds: float = 60.0) -> list[Outcome]:
 def test_a_service_that_hangs_loses_its_requests_and_not_the_measurement() -> None:
     released = threading.Event()
 
-    def route(arrival: Arrival, _: Connection, timeline: Timeline) -> list[Outcome]:
+    def route(arrival: Arrival, connection: Connection, timeline: Timeline) -> list[Outcome]:  # noqa: ARG001
         if arrival.requests[0]["seed"] == 1:
             released.wait()
         now = timeline.now()
@@ -130,12 +145,31 @@ def test_a_service_that_hangs_loses_its_requests_and_not_the_measurement() -> No
 
 
 def test_an_error_of_the_load_generator_ends_the_run() -> None:
-    def route(*_: Any) -> list[Outcome]:
-        raise ZeroDivisionError
+    def route(arrival: Arrival, connection: Connection, timeline: Timeline) -> list[Outcome]:
+        raise ZeroDivisionError(arrival, connection, timeline)
 
     trace = Trace((Arrival(0.0, (request(0),)),), seconds=0.01)
     with pytest.raises(ZeroDivisionError):
         send(trace, {"single": route}, lambda: Connection(NOWHERE, None), drain_seconds=5.0)
+
+
+def test_an_upload_is_a_form_with_one_csv_of_all_rows() -> None:
+    batch, prompt = Batch(2), 'a "red" star, in\nümlauts'
+    rows = ({**request(1), "prompt": prompt, "strict": True}, {**request(2), "negative_prompt": "blue"})
+    upload(Arrival(0.0, rows, "csv"), FakeConnection(batch), batch.timeline())
+    (form,) = batch.uploads
+    (part,) = BytesParser(policy=HTTP).parsebytes(form).iter_parts()
+    assert part.get_param("name", header="content-disposition") == "file"
+    text = part.get_payload(decode=True)
+    assert isinstance(text, bytes)
+    first, second = csv.DictReader(io.StringIO(text.decode(), newline=""))
+    assert (first["prompt"], first["strict"], first["seed"], first["negative_prompt"]) == (
+        prompt,
+        "true",
+        "1",
+        "",
+    )
+    assert (second["prompt"], second["strict"], second["negative_prompt"]) == ("a red star", "", "blue")
 
 
 def test_rows_of_an_upload_are_checked_in_their_order_though_pages_list_the_newest_first() -> None:
