@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
+from catalogue.accounting import DevicePrice, Prices
 from catalogue.catalogue import Tier
 from catalogue.profile import Profile, ProfileKey
 from engine.loading.load import LoadedModels
@@ -70,6 +71,14 @@ class WorkerProfiles:
     def fingerprints(self) -> dict[str, str]:
         """The fingerprints of the keys, by tier."""
         return {tier: key.fingerprint for tier, key in self.keys.items()}
+
+    def price_of_device(self, prices: Prices) -> DevicePrice | None:
+        """The price of the worker's device, shared by its tiers. It warns if only other devices have one."""
+        key = next(iter(self.keys.values()))
+        price = prices.of(key.device_name, is_cpu=key.num_threads > 0)
+        if price is None and prices.per_hour:
+            log.warning("device_without_price", device=key.device_name)
+        return price
 
     def publish(self, db: Database) -> None:
         """Log which profiles are used, and publish them as soon as Postgres answers. Raises nothing."""

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import structlog
 
-from catalogue.accounting import DevicePrice, Prices
 from catalogue.lanes import default_slots
 from engine.engine import Engine
 from engine.errors import LoadError
@@ -321,7 +320,7 @@ class _Process:
             worker=WorkerName(self._worker.boot_id, self._worker.id),
             tiers=self._options.tiers,
             plan=GeneratePlan(settings.lease_seconds, settings.upload_seconds, settings.max_attempts),
-            price=_price_of(settings.catalogue.prices, self._profiles),
+            price=self._profiles.price_of_device(settings.catalogue.prices),
             encoding=record.encoding if record else lambda _: nullcontext(),
             observers=[
                 FlowerObserver(self._task_events.tell),
@@ -393,15 +392,6 @@ def _describe(
         determinism=engine.determinism,
         fingerprints=profiles.fingerprints,
     )
-
-
-def _price_of(prices: Prices, profiles: WorkerProfiles) -> DevicePrice | None:
-    """The price of this worker's device, which all of its tiers share."""
-    key = next(iter(profiles.keys.values()))
-    price = prices.of(key.device_name, is_cpu=key.num_threads > 0)
-    if price is None and prices.per_hour:
-        log.warning("device_without_price", device=key.device_name)
-    return price
 
 
 def _start(name: str, target: Callable[..., None], *arguments: object) -> None:

@@ -2,14 +2,20 @@
 
 import json
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
+import structlog
+
+from catalogue.accounting import DevicePrice, Prices
 from catalogue.catalogue import load_catalogue
-from catalogue.profile import Profile
+from catalogue.profile import Profile, ProfileKey
 from engine.loading.load import LoadedModels
+from engine.policy.profiles import EngineProfiles
 from settings import ROOT
 from tasks.profiles import (
     ProfileFolder,
+    WorkerProfiles,
     cpu_name,
     key_of,
     measure_tier,
@@ -101,3 +107,22 @@ def test_a_processor_is_called_what_it_calls_itself(tmp_path: Path) -> None:
     assert cpu_name(cpuinfo) == "An Abacus @ 3 beads"
     cpuinfo.write_text("processor\t: 0\n")
     assert cpu_name(cpuinfo) == cpu_name(tmp_path / "nothing") != ""
+
+
+def of_device(key: ProfileKey) -> WorkerProfiles:
+    return WorkerProfiles({"sd": key, "hd": key}, {}, EngineProfiles({}, {}), [])
+
+
+def test_a_worker_charges_the_price_of_its_gpu_or_that_of_cpus() -> None:
+    prices = Prices(currency="EUR", per_hour={"NVIDIA H200": 3.6, "cpu": 0.05})
+    cpu, gpu = KEY, replace(KEY, device_name="NVIDIA H200", num_threads=0)
+    assert of_device(gpu).price_of_device(prices) == DevicePrice(Decimal("3.6"), "EUR")
+    assert of_device(cpu).price_of_device(prices) == DevicePrice(Decimal("0.05"), "EUR")
+
+
+def test_a_device_without_a_price_is_logged_unless_none_has_one() -> None:
+    gpu = of_device(replace(KEY, device_name="NVIDIA A100", num_threads=0))
+    with structlog.testing.capture_logs() as logged:
+        assert gpu.price_of_device(Prices(per_hour={"cpu": 0.05})) is None, "a GPU has no price of a CPU"
+        assert gpu.price_of_device(Prices()) is None
+    assert [(one["event"], one["device"]) for one in logged] == [("device_without_price", "NVIDIA A100")]
