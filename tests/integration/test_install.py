@@ -16,7 +16,7 @@ SENTENCE = runpy.run_path(str(ROOT / "deploy" / "refuse_install.py"))["SENTENCE"
 
 
 def test_a_failed_pip_fails_the_installation_and_is_tried_again(tmp_path: Path) -> None:
-    for name in ("Makefile", "pyproject.toml", "requirements-quantization.lock"):
+    for name in ("Makefile", "pyproject.toml", "requirements-quantization.lock", "requirements-traces.lock"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "deploy").mkdir()
     shutil.copy(ROOT / "deploy" / "command.py", tmp_path / "deploy")
@@ -106,7 +106,7 @@ def test_make_install_removes_the_earlier_server_and_leaves_the_client(
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "deploy").mkdir()
     shutil.copy(ROOT / "deploy" / "command.py", tmp_path / "deploy")
-    for name in ("requirements.lock", "requirements-quantization.lock"):
+    for name in ("requirements.lock", "requirements-quantization.lock", "requirements-traces.lock"):
         (tmp_path / name).write_text("# nothing\n")
     # What setuptools leaves in a tree that was installed in place says nothing of what is installed.
     _describe(tmp_path / "calotype.egg-info" / "PKG-INFO", "[console_scripts]\ncalotype = cli:main\n")
