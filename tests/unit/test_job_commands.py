@@ -303,7 +303,9 @@ def test_usage_is_a_table_with_its_sum_last() -> None:
         "2026-11-30\t-\t2\t3\t7.25\t0.000123 USD",
         "total\t\t2\t3\t7.25\t-",
     ]
-    assert shown.stderr == "the cost is without 7.25 device seconds that have no price\n"
+    assert shown.stderr == (
+        "the cost is without 7.25 device seconds, which had no price or one in another currency\n"
+    )
     assert json.loads(as_json.stdout) == report
 
 
