@@ -164,12 +164,13 @@ def test_a_finish_that_is_rolled_back_used_nothing(database: Database, account: 
 
 
 def test_a_batch_sums_its_own_jobs(database: Database, account: str) -> None:
-    rows = [new_job(account, lane="bulk", batch_line=line, tag="csv", key_id="key_9") for line in (2, 3, 4)]
+    csv = {"lane": "bulk", "tier": "of its own", "tag": "csv", "key_id": "key_9"}  # no other jobs are claimed
+    rows = [new_job(account, batch_line=line, **csv) for line in (2, 3, 4)]
     batch, _ = batches.create(database, account, "x.csv", rows)
     run(database, account, cost=None, seconds=100.0)
     price = Prices(per_hour={"cpu": 7200}).of("x", is_cpu=True)
     assert price is not None
-    claims = jobs.claim_next(database, tiers=TIERS, worker=WORKER, lease_seconds=30, limit=100)
+    claims = jobs.claim_next(database, tiers=["of its own"], worker=WORKER, lease_seconds=30, limit=100)
     ours = [claim for claim in claims if claim.job.batch_id == batch.id]
     assert [(claim.job.tag, claim.job.key_id) for claim in ours] == [("csv", "key_9")] * 3
     for number, claim in enumerate(ours):
@@ -190,9 +191,14 @@ def test_a_batch_sums_its_own_jobs(database: Database, account: str) -> None:
 
 
 def test_a_batch_reads_one_sum_whatever_its_tags_and_keys(database: Database, account: str) -> None:
-    rows = [new_job(account, lane="bulk", batch_line=line, tag=f"row-{line}") for line in range(2, 12)]
+    rows = [
+        new_job(account, lane="bulk", tier="another of its own", batch_line=line, tag=f"row-{line}")
+        for line in range(2, 12)
+    ]
     batch, _ = batches.create(database, account, "x.csv", rows)
-    claims = jobs.claim_next(database, tiers=TIERS, worker=WORKER, lease_seconds=30, limit=100)
+    claims = jobs.claim_next(
+        database, tiers=["another of its own"], worker=WORKER, lease_seconds=30, limit=100
+    )
     for claim in (one for one in claims if one.job.batch_id == batch.id):
         assert jobs.finish(database, claim.lease, stored=[], warnings=[], timings={"device_seconds": 0.5})
     while counts.fold(database):
