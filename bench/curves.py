@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.arrivals import StepTable, Work
+from bench.figures import quantile
 from bench.simulated_strategies import Strategy, continuous_fifo, keyed_dynamic, ours, with_deadlines
-from bench.simulator import in_time_share, quantile, served
+from bench.simulator import in_time_share, served
 
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SEED = 1

@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Any
 
 
+def quantile(values: Iterable[float], share: float) -> float:
+    """The smallest of the values that at least this share of them does not exceed (nearest rank)."""
+    ordered = sorted(values)
+    # Without the subtraction, 0.95 x 100 rounds up to rank 96.
+    return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
+
+
 @dataclass(frozen=True)
 class Share:
     """A bar that is this share of the limit measured in the same run."""

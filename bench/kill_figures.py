@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.figures import quantile
+
 MAX_REAP_TO_CLAIM_SECONDS = 45.0
 QUARANTINED = ("it was on the device when its process died", "its lease ran out")
 """The detail in `job_events` of a reaped job that is quarantined; see `storage.jobs`."""
@@ -118,12 +120,6 @@ def _rows(kills: Kills) -> Mapping[str, str]:
         "of quarantined jobs, p50 / p90 / p99": " / ".join(_seconds(quarantined, share) for share in shares),
         "worker start to first claim, p50 / max": " / ".join(_seconds(starts, share) for share in (0.5, 1.0)),
     }
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """Return the smallest of `ordered` that at least this share of them does not exceed."""
-    rank = -(-len(ordered) * share // 1)
-    return ordered[max(0, int(rank) - 1)]
 
 
 def _seconds(ordered: Sequence[float], share: float) -> str:

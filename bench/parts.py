@@ -3,8 +3,12 @@
 It knows no part. A run of some parts, or of small amounts, does not replace the file of a complete one.
 """
 
+import argparse
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from bench.figures import Figure, table, write
@@ -12,6 +16,27 @@ from bench.figures import Figure, table, write
 FOLDER = Path("bench-output")
 WRITTEN_WHERE = f"{FOLDER}/{{file}}; where not all of it is measured, {FOLDER}/part/{{file}}"
 Part = Callable[[], Iterable[Figure]]
+
+
+def run_command(description: str | None, file: str, modules: Mapping[str, str]) -> None:
+    """Read the options of a benchmark whose parts are modules, and run it.
+
+    Each module has `measure(*, is_short)`. It is imported when its turn comes.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--short", action="store_true", help="small amounts: to see that it runs")
+    parser.add_argument("--only", nargs="+", choices=modules, default=list(modules), help="some of its parts")
+    parser.add_argument("--out", type=Path, help=WRITTEN_WHERE.format(file=file))
+    asked = parser.parse_args()
+    out = asked.out or output_of(file, asked.only, modules, is_small=asked.short)
+    print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
+    run_parts({name: partial(_measure, modules[name], is_short=asked.short) for name in asked.only}, out)
+
+
+def _measure(module: str, *, is_short: bool) -> Iterator[Figure]:
+    yield from import_module(module).measure(is_short=is_short)
 
 
 def output_of(file: str, chosen: Sequence[str], known: Iterable[str], *, is_small: bool) -> Path:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from bench.arrivals import IN_TIME_SLOWDOWN, Arrival, StepTable, Work, arrivals
+from bench.figures import quantile
 from bench.simulated_strategies import (
     Strategy,
     continuous_fifo,
@@ -188,12 +189,6 @@ def p95_slowdown(trace: Sequence[Arrival]) -> float:
 def p99_slowdown(trace: Sequence[Arrival], num_steps: int) -> float:
     """The 99th percentile of latency divided by solo time, of requests of `num_steps` steps."""
     return quantile([arrival.slowdown for arrival in trace if arrival.num_steps == num_steps], 0.99)
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of `values` do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def _figure(values: Iterable[float]) -> Figure:

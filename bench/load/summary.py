@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.figures import quantile
 from bench.load.outcomes import KINDS, Outcome
 from bench.load.trace import Fields, Trace, images_of
 
@@ -187,11 +188,6 @@ def latency_of(latencies: Iterable[float | None]) -> Latency:
     good = [one for one in found if math.isfinite(one)]
     p50, p90, p95, p99 = (quantile(found, percentile / 100) for percentile in PERCENTILES)
     return Latency(statistics.fmean(good) if good else math.inf, p50, p90, p95, p99, found[-1])
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share does not exceed (nearest rank, no interpolation)."""
-    return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
 
 
 def is_in(goal: Goal, outcome: Outcome) -> bool:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.arrivals import StepTable, Work, arrivals
+from bench.figures import quantile
 from bench.plan.profiles import PlanProfile, measured, profile_of
 from bench.plan.recommendation import verdict
 from bench.simulated_strategies import Strategy, keyed_dynamic, one_at_a_time, ours
-from bench.simulator import in_time_share, quantile
+from bench.simulator import in_time_share
 
 PUBLISHED = ("h200-qwen-image-512", "h200-qwen-image-1024")
 STRATEGIES: dict[str, Strategy] = {

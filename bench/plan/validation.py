@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from bench.figures import Figure, figure_of
+from bench.figures import Figure, figure_of, quantile
 from bench.parts import FOLDER, run_parts
 from bench.plan.calibration import (
     SHORT,
@@ -33,7 +33,6 @@ from bench.plan.fleets import Fleet
 from bench.plan.outcome import Outcome, serve
 from bench.plane.load import Answered
 from bench.plane.system import plane_system
-from bench.simulator import quantile
 from bench.workload import DueRequest, mixed_requests, poisson
 
 FILE = "planner.json"

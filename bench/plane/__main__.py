@@ -6,50 +6,23 @@ Each part starts what it needs in a folder of its own and stops it again; its ar
 idle machine: other load disturbs CPU seconds and ratios little, and seconds much.
 """
 
-import argparse
-import os
-from collections.abc import Iterator
-from functools import partial
-from importlib import import_module
-from pathlib import Path
-
-from bench.figures import Figure
-from bench.parts import WRITTEN_WHERE, output_of, run_parts
+from bench.parts import run_command
 
 FILE = "plane.json"
 PARTS = {
-    "null": "drain",
-    "post": "post",
-    "csv": "csv_upload",
-    "saturation": "saturation",
-    "beside": "beside",
-    "lone": "lone",
-    "ends": "ends",
-    "age": "age",
-    "start": "start",
-    "jobs": "per_job",
+    "null": "bench.plane.drain",
+    "post": "bench.plane.post",
+    "csv": "bench.plane.csv_upload",
+    "saturation": "bench.plane.saturation",
+    "beside": "bench.plane.beside",
+    "lone": "bench.plane.lone",
+    "ends": "bench.plane.ends",
+    "age": "bench.plane.age",
+    "start": "bench.plane.start",
+    "jobs": "bench.plane.per_job",
 }
-"""The module of each part, which is imported when its turn comes."""
-
-
-def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--short", action="store_true", help="small amounts: to see that it runs")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some of its parts")
-    parser.add_argument("--out", type=Path, help=WRITTEN_WHERE.format(file=FILE))
-    asked = parser.parse_args()
-    out = asked.out or output_of(FILE, asked.only, PARTS, is_small=asked.short)
-    print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
-    run_parts({name: partial(measure, name, is_short=asked.short) for name in asked.only}, out)
-
-
-def measure(part: str, *, is_short: bool) -> Iterator[Figure]:
-    """Measure one part."""
-    yield from import_module(f"bench.plane.{PARTS[part]}").measure(is_short=is_short)
+"""The module of each part."""
 
 
 if __name__ == "__main__":
-    main()
+    run_command(__doc__, FILE, PARTS)

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.configuration import ROOT, write_configuration
-from bench.figures import Figure, figure_of
+from bench.figures import Figure, figure_of, quantile
 from bench.fronts import free_port
-from bench.kill_figures import quantile
 from bench.plane.bounds import beyond_bounds
 from bench.plane.calls import OWNER
 from bench.plane.calls import measure as call_everything
@@ -106,7 +105,7 @@ def figures_of(seconds: Seconds) -> Iterator[Figure]:
 
 
 def _p99(seconds: Sequence[float]) -> float:
-    return quantile(sorted(seconds), 0.99)
+    return quantile(seconds, 0.99)
 
 
 class _System:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.figures import Figure, figure_of
-from bench.kill_figures import quantile
+from bench.figures import Figure, figure_of, quantile
 from bench.plane.load import Answered, Connection, body_of, in_open_loop
 from bench.plane.system import Plane, plane_system
 from bench.workload import mixed_requests, poisson
@@ -115,11 +114,11 @@ def figures_of(run: Run) -> Iterator[Figure]:
 
 def p95(answered: Sequence[Answered]) -> float:
     """The 95th percentile of latency in seconds."""
-    return quantile(sorted(one.latency_seconds for one in answered), 0.95)
+    return quantile([one.latency_seconds for one in answered], 0.95)
 
 
 def _p(answered: Sequence[Answered], share: float) -> str:
-    return f"{quantile(sorted(one.latency_seconds for one in answered), share):.2f} s"
+    return f"{quantile([one.latency_seconds for one in answered], share):.2f} s"
 
 
 def _measure(plane: Plane, amounts: Amounts) -> Run:

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from bench.exactness import load
-from bench.figures import Figure, figure_of
-from bench.kill_figures import quantile
+from bench.figures import Figure, figure_of, quantile
 from bench.workload import MODEL
 from engine.engine import Engine
 from engine.generation import Handle
@@ -78,7 +77,7 @@ def figure(runs: Sequence[Sequence[Joined]]) -> Figure:
     batches = statistics.mean(one.num_ticks_waited for one in together)
     return figure_of(
         "join_delay_ticks",
-        [quantile(sorted(one.delay_ticks for one in run), SHARE) for run in runs],
+        [quantile([one.delay_ticks for one in run], SHARE) for run in runs],
         1.1,
         SHARE,
         f"the 95th percentile; mean {statistics.mean(delays):.2f}, most {delays[-1]:.2f}, "

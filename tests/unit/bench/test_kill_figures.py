@@ -1,6 +1,6 @@
 """What a run of kills shows, computed from events and images."""
 
-from bench.kill_figures import Event, Outcome, failures, kills_of, quantile, table
+from bench.kill_figures import Event, Outcome, failures, kills_of, table
 
 ON_DEVICE = "it was on the device when its process died"
 ELSEWHERE = "it was not on the device when its process died"
@@ -44,7 +44,3 @@ def test_S38_a_bar_that_is_missed_is_said() -> None:
 def test_S38_a_run_without_a_victim_shows_nothing() -> None:
     kills = kills_of([WELL], [], num_kills=0, start_to_claim_seconds=[])
     assert list(failures(kills)) == ["no job was held by a worker that was killed: nothing is shown"]
-
-
-def test_quantiles_are_values_that_were_seen() -> None:
-    assert [quantile([1.0, 2.0, 3.0, 4.0], share) for share in (0.25, 0.5, 0.51, 0.99, 1)] == [1, 2, 3, 4, 4]

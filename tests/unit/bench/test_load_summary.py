@@ -10,7 +10,7 @@ import pytest
 
 from bench.load.jobs import unanswered
 from bench.load.outcomes import Outcome
-from bench.load.summary import Goal, latency_of, quantile, stage_seconds, summarise
+from bench.load.summary import Goal, latency_of, stage_seconds, summarise
 from bench.load.trace import Arrival, Trace
 
 REQUEST = {
@@ -31,13 +31,6 @@ def outcome(due: float, latency: float, **changes: Any) -> Outcome:
 def trace_of(outcomes: list[Outcome], seconds: float = 10.0, warm_up_seconds: float = 0.0) -> Trace:
     arrivals = tuple(Arrival(one.due_seconds, (one.request,)) for one in outcomes)
     return Trace(arrivals, seconds, warm_up_seconds)
-
-
-def test_percentiles_are_the_nearest_ranks() -> None:
-    ordered = [float(number) for number in range(1, 101)]
-    assert [quantile(ordered, share) for share in (0.5, 0.9, 0.95, 0.99, 1.0)] == [50, 90, 95, 99, 100]
-    assert quantile([7.0], 0.99) == 7.0
-    assert quantile([1.0, 2.0, 3.0], 0.5) == 2.0
 
 
 def test_a_miss_is_later_than_every_percentile_that_it_reaches() -> None:

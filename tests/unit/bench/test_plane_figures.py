@@ -17,6 +17,7 @@ from bench.plane.drain import Arms
 from bench.plane.load import Answered
 from bench.plane.saturation import Arm
 from bench.plane.system import busiest, spent
+from bench.service.__main__ import PARTS as SERVICE_PARTS
 from engine.policy.policy import BULK_PATIENCE_SECONDS
 
 
@@ -167,9 +168,9 @@ def test_the_weights_of_a_worker_are_counted_as_32_bit_numbers(tmp_path: Path) -
     assert start.weight_bytes(tmp_path) == 60
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_every_part_has_a_module_that_measures(part: str) -> None:
-    assert callable(import_module(f"bench.plane.{PARTS[part]}").measure)
+@pytest.mark.parametrize("module", [*PARTS.values(), *SERVICE_PARTS.values()])
+def test_every_part_has_a_module_that_measures(module: str) -> None:
+    assert callable(import_module(module).measure)
 
 
 def test_a_call_on_an_old_database_is_compared_by_its_p99() -> None:

@@ -26,7 +26,6 @@ from bench.simulator import (
     p95_gain,
     p95_slowdown,
     p99_slowdown,
-    quantile,
     served,
     slowdown_gain,
 )
@@ -118,11 +117,6 @@ def test_one_seed_is_one_trace() -> None:
 def test_step_table_holds_its_points_and_draws_lines_between_and_past_them() -> None:
     table = StepTable({4: 1.0, 8: 2.0})
     assert [table.at(rows) for rows in (2, 4, 6, 8, 12)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 3.0])
-
-
-def test_quantile_is_a_value_that_so_many_do_not_exceed() -> None:
-    assert quantile([5.0, 1.0, 4.0, 2.0, 3.0], 0.99) == 5.0
-    assert quantile(list(map(float, range(100))), 0.95) == 95.0
 
 
 def test_more_are_in_time_than_first_come_first_served_at_seven_tenths_of_the_capacity() -> None:
