@@ -38,10 +38,14 @@ class Worker:
 
 @dataclass(frozen=True)
 class Beat:
-    """The result of a heartbeat: the ids of jobs whose lease is lost, and of jobs to cancel."""
+    """The result of a heartbeat: the ids of jobs whose lease is lost, and of jobs to cancel.
+
+    `has_others` says whether another live worker serves one of its tiers.
+    """
 
     lost: frozenset[str]
     canceled: frozenset[str]
+    has_others: bool
 
 
 def heartbeat(
@@ -58,9 +62,9 @@ def heartbeat(
     """
 
     def work(connection: Connection) -> Beat:
-        _renew_worker(connection, worker, is_leaving=is_leaving)
+        has_others = _renew_worker(connection, worker, is_leaving=is_leaving, alive_seconds=lease_seconds)
         if not held:
-            return Beat(frozenset(), frozenset())
+            return Beat(frozenset(), frozenset(), has_others)
         rows = connection.execute(
             _RENEW_LEASES,
             {
@@ -73,7 +77,7 @@ def heartbeat(
         ).all()
         kept = {row.id for row in rows}
         lost = frozenset(lease.job_id for lease, _ in held) - kept
-        return Beat(lost, frozenset(row.id for row in rows if row.canceled))
+        return Beat(lost, frozenset(row.id for row in rows if row.canceled), has_others)
 
     return db.run(work)
 
@@ -129,8 +133,9 @@ _RENEW_LEASES = text(
 )
 
 
-def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool) -> None:
-    connection.execute(
+def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool, alive_seconds: float) -> bool:
+    """Write the worker's row; returns whether another live worker serves one of its tiers."""
+    found = connection.execute(
         text(
             """
             INSERT INTO workers (id, boot_id, host, pid, device, tiers, interactive_slots, bulk_slots,
@@ -140,6 +145,12 @@ def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool) -
                     clock_timestamp(),
                     CASE WHEN :is_leaving THEN clock_timestamp() END)
             ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, stopped_at = excluded.stopped_at
+            RETURNING EXISTS (
+                SELECT FROM workers AS others
+                 WHERE others.id <> :id AND others.stopped_at IS NULL
+                   AND others.seen_at > clock_timestamp() - make_interval(secs => :alive_seconds)
+                   AND jsonb_exists_any(others.tiers, CAST(:tier_names AS text[]))
+            )
             """
         ),
         {
@@ -150,10 +161,13 @@ def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool) -
             "interactive_slots": worker.interactive_slots,
             "bulk_slots": worker.bulk_slots,
             "tiers": json.dumps(worker.tiers),
+            "tier_names": list(worker.tiers),
+            "alive_seconds": alive_seconds,
             "fingerprints": json.dumps(dict(worker.fingerprints)),
             "is_leaving": is_leaving,
         },
     )
+    return bool(found.scalar_one())
 
 
 def live_workers(db: Database, alive_seconds: float) -> list[Worker]:

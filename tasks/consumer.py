@@ -1,11 +1,13 @@
 """Celery's side of a worker: it receives messages, and polls for none while its interactive slots are taken.
 
-Owns the Celery worker of this process, its signals and its interactive slots. It also runs tasks whose
-message never was in the broker. It knows neither rows nor the engine: it passes a job id to `answer`, and
-reports the end of the process to `on_shutdown`.
+Owns the Celery worker of this process, its signals, its interactive slots, and how often it polls. It also
+runs tasks whose message never was in the broker. It knows neither rows nor devices: it passes a job id to
+`answer`, and reports the end of the process to `on_shutdown`.
 """
 
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +16,7 @@ from celery import Celery, signals
 from kombu import Message
 from kombu.serialization import dumps
 
+from engine.policy.free_workers import pause_seconds
 from tasks.errors import TaskNotReceived
 from tasks.pings import Pings
 from tasks.queues import GENERATE, PingsFirst, queues_of
@@ -22,6 +25,30 @@ from tasks.task_events import SilentRequest
 
 def _ignore(*_: object) -> None:
     return
+
+
+class Pace:
+    """When a worker polls for jobs, so that they go to workers that hold few (ADR 0036).
+
+    A worker without jobs waits in the broker. One with jobs asks, if there are other workers, and pauses for
+    `pause_seconds` after each poll that found nothing. Used on Celery's loop, but for `hurry`.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._polled_at = -math.inf
+
+    def hurry(self) -> None:
+        """Poll without a pause: there may be more messages. Can be called on any thread."""
+        self._polled_at = -math.inf
+
+    def seconds_until_poll(self, num_jobs: int) -> float:
+        """The rest of the pause of a worker that holds so many jobs."""
+        return max(0.0, self._polled_at + pause_seconds(num_jobs) - self._clock())
+
+    def note_poll(self) -> None:
+        """A poll begins."""
+        self._polled_at = self._clock()
 
 
 class Slots:
@@ -43,11 +70,11 @@ class Slots:
             self._num_taken += 1
 
     def give_back(self) -> None:
-        """Release a slot; calls `on_free` if the lane was full."""
+        """Release a slot; calls `on_free` if the lane was full, or is empty now."""
         with self._lock:
             self._num_taken -= 1
-            was_full = self._num_taken == self._limit - 1
-        if was_full:
+            is_told = self._num_taken in (self._limit - 1, 0)
+        if is_told:
             self._on_free()
 
     @property
@@ -65,15 +92,24 @@ class Consumer:
     """Consumes the interactive queues of `tiers`, within the slots of that lane, and the queue of `pings`.
 
     It has a thread for each slot of both lanes. Bulk jobs do not come from the broker: `receive` starts them,
-    and its caller counts their slots.
+    and its caller counts their slots. Where it `has_others` that consume its queues, it polls at its `Pace`.
     """
 
-    def __init__(self, app: Celery, tiers: Sequence[str], slots: Mapping[str, int], pings: Pings) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        tiers: Sequence[str],
+        slots: Mapping[str, int],
+        pings: Pings,
+        has_others: Callable[[], bool],
+    ) -> None:
         self._app = app
         self._queues = queues_of(tiers)
         self._pings = pings
+        self._has_others = has_others
         self._num_threads = sum(slots.values()) + 1  # a ping takes no slot
-        self._slots = Slots(slots["interactive"], on_free=self._wake)
+        self._slots = Slots(slots["interactive"], on_free=self._poll_at_once)
+        self._pace = Pace()
         self._lock = threading.Lock()
         self._taken: Counter[str] = Counter()
         """The slots that each task took; a job that was dispatched twice takes two."""
@@ -112,6 +148,7 @@ class Consumer:
                 with self._lock:
                     self._taken[request.id] += 1
                 self._slots.take()
+                self._pace.hurry()
 
         def revoked(request: Any, **_: Any) -> None:
             self._give_back(request.id)
@@ -120,7 +157,7 @@ class Consumer:
             on_shutdown()
 
         self._app.conf.worker_disable_prefetch = False  # the slots bound what this worker holds
-        PingsFirst.choose = self._queues_to_poll
+        PingsFirst.choose, PingsFirst.waits = self._queues_to_poll, self._waits
         self._app.task(name=GENERATE, bind=True, Request=SilentRequest)(task)
         signals.setup_logging.connect(_keep_logging, weak=False)
         signals.worker_ready.connect(ready, weak=False)
@@ -181,12 +218,30 @@ class Consumer:
     def _queues_to_poll(self, queues: list[str]) -> list[str]:
         """Which of these the next poll for messages includes; asked by kombu on Celery's loop.
 
-        While the slots are taken, it polls for pings that were sent, and else not at all: a poll that is
-        waiting cannot be given the lane's queues when a slot becomes free.
+        While the slots are taken, it polls for pings that were sent, and else not at all.
         """
-        if not self._slots.are_taken:
+        if self._waits():
             return queues
-        return [queue for queue in queues if queue not in self._queues] if self._pings.is_awaited else []
+        if self._slots.are_taken:
+            queues = (
+                [queue for queue in queues if queue not in self._queues] if self._pings.is_awaited else []
+            )
+        if not queues:
+            return []
+        if self._pace.seconds_until_poll(self._slots.num_taken):
+            return []
+        self._pace.note_poll()
+        # The loop reads its timers before it asks here, so that a pause cannot be timed when it begins.
+        self._celery_consumer.hub.call_later(pause_seconds(self._slots.num_taken), _ignore)
+        return queues
+
+    def _waits(self) -> bool:
+        """Whether the next poll waits in the broker. While it does, it cannot be given other queues."""
+        return not self._slots.num_taken or not (self._slots.are_taken or self._has_others())
+
+    def _poll_at_once(self) -> None:
+        self._pace.hurry()
+        self._wake()
 
     def _wake(self) -> None:
         # The loop polls anew at its next turn, and `call_soon` makes it take one now.

@@ -64,6 +64,8 @@ class Heartbeat:
         self._dropped: set[Lease] = set()
         self._is_leaving = False
         self._is_stopped = False
+        self.has_others = False
+        """Whether another worker served one of its tiers at the last heartbeat that was sent."""
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -118,6 +120,7 @@ class Heartbeat:
             self._drop_overdue()
             return
         self._renewed_at = asked_at
+        self.has_others = beat.has_others
         self._release_dropped()
         for in_flight_job in held:
             if in_flight_job.lease.job_id in beat.lost:

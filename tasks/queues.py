@@ -1,6 +1,6 @@
 """The names of tasks and queues, and the order in which a worker polls its queues. It sends nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Protocol
 
 CPU_QUEUE = "cpu"
@@ -28,6 +28,10 @@ class Choose(Protocol):
         """Choose at the moment when the poll begins."""
 
 
+def _always() -> bool:
+    return True
+
+
 class PingsFirst:
     """A kombu queue cycle (`kombu.utils.scheduling`): a worker's pings before jobs, whose tiers take turns.
 
@@ -39,6 +43,8 @@ class PingsFirst:
     choose: ClassVar[Choose] = list
     """A setting of the process, since kombu makes a cycle for each connection by itself. If it chooses no
     queue, kombu does not poll."""
+    waits: ClassVar[Callable[[], bool]] = _always
+    """Also a setting of the process: whether the next poll waits in the broker for a message."""
 
     def __init__(self, queues: Iterable[str] = ()) -> None:
         self._queues: list[str] = []

@@ -172,7 +172,7 @@ class _Process:
         self._taken_away = self._make_taken_away()
         app = make_celery(**settings.celery)
         pings = Pings(app, options.device, boot_id)
-        self._consumer = Consumer(app, options.tiers, self._slots, pings)
+        self._consumer = Consumer(app, options.tiers, self._slots, pings, lambda: self._heartbeat.has_others)
         self._bulk = self._make_bulk_demand()
         self._listener = Listener(**settings.database)
         self._listener.subscribe(BULK_DUE, self._wake_for, catch_up=self._bulk.wake)

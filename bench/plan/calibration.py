@@ -191,5 +191,6 @@ def _lone(pool: Pool, lone: Sequence[tuple[GenerationRequest, Answered]]) -> tup
         claim_seconds=median["waiting"],
         image_seconds=median["file"] + median["upload"],
         answer_seconds=max(0.0, statistics.median(rest)),
+        waits_for_polls=True,
     )
     return overheads, statistics.median(slowing)

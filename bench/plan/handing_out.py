@@ -1,8 +1,8 @@
-"""What it costs that any worker with a free slot takes a job: `python -m bench.plan.handing_out`.
+"""What it saves that workers poll later the more they hold: `python -m bench.plan.handing_out`.
 
-Serves the same arrivals, of guided images of one size, on a fleet of equal workers by both rules of
-`engine.policy.fleet`: the service's, and the worker with the fewest jobs. It is a simulation on published or
-measured profiles; it does not know how the service could hand out jobs by load.
+Serves the same arrivals, of guided images of one size, on a fleet of equal workers by the rules of
+`engine.policy.free_workers`: any free slot, the service's own, and the worker with the fewest jobs. It is a
+simulation on published or measured profiles.
 """
 
 import argparse
@@ -14,12 +14,16 @@ from bench.plan.fleets import Fleet, Pool
 from bench.plan.outcome import simulate
 from bench.plan.profiles import PlanProfile, profile_of
 from bench.plan.traffic import JobClass, Traffic
-from engine.policy.fleet import Choose, any_free, fewest_jobs
+from engine.policy.free_workers import Choose, any_free, fewest_jobs, first_to_poll
 
 PUBLISHED = ("h200-qwen-image-512", "h200-qwen-image-1024")
 LOADS = (0.3, 0.5, 0.7)
 """Of what the fleet draws in full step batches."""
-RULES: dict[str, Choose] = {"any free slot": any_free, "the fewest jobs": fewest_jobs}
+RULES: dict[str, Choose] = {
+    "any free slot": any_free,
+    "the first to poll": first_to_poll,
+    "the fewest jobs": fewest_jobs,
+}
 NUM_WORKERS = 16
 NUM_STEPS = 50
 TIER = "any"
@@ -37,7 +41,7 @@ class Served(NamedTuple):
 def compare(
     found: PlanProfile, num_workers: int = NUM_WORKERS, num_jobs: int | None = None
 ) -> Iterator[Served]:
-    """Both rules at every load, on workers at the profile's own cap with the slots that it gives them."""
+    """Every rule at every load, on workers at the profile's own cap with the slots that it gives them."""
     profile = found.profile
     cap = max(profile.max_rows, profile.num_guided_rows)
     pool = Pool({TIER: found}, {TIER: cap}, num_workers)

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.figures import quantile
 from bench.plan.fleets import HOURS_PER_MONTH, Fleet, Slowing
 from bench.plan.traffic import PlannedJob, Traffic
-from engine.policy.fleet import SEED, Choose, Overheads, SimulatedFleet, any_free
+from engine.policy.fleet import SEED, Overheads, SimulatedFleet
+from engine.policy.free_workers import Choose, first_to_poll
 
 WARM_UP_SHARE = 0.1
 QUANTILES = (0.5, 0.95, 0.99)
@@ -50,7 +52,7 @@ def simulate(
     num_jobs: int | None = None,
     overheads: Overheads = NO_OVERHEADS,
     slowing: Slowing = lambda: 1.0,
-    choose: Choose = any_free,
+    choose: Choose = first_to_poll,
 ) -> Outcome:
     """Simulate one run; without `num_jobs`, of enough jobs for a 95th percentile in a fleet of this size."""
     num_jobs = num_jobs or max(NUM_JOBS, JOBS_PER_WORKER * fleet.num_workers)
@@ -66,7 +68,7 @@ def serve(
     slowing: Slowing = lambda: 1.0,
     warm_up_share: float = WARM_UP_SHARE,
     seed: int = SEED,
-    choose: Choose = any_free,
+    choose: Choose = first_to_poll,
 ) -> Outcome:
     """Simulate these jobs, which arrive at these instants in seconds; `seed` is of who takes which."""
     workers = [worker for pool in fleet.pools for worker in pool.workers(slowing)]
@@ -168,6 +170,5 @@ class Tried:
 
 
 def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
-    ordered = sorted(values)
-    p50, p95, p99 = (ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in QUANTILES)
+    p50, p95, p99 = (quantile(values, share) for share in QUANTILES)
     return p50, p95, p99

@@ -11,10 +11,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import chain, count
+from itertools import count
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from catalogue.lanes import LANES
+from engine.policy.free_workers import Choose, FreeWorkers, first_to_poll, joined
 from engine.policy.simulation import SimulatedDevice, SimulatedGeneration
 
 
@@ -65,6 +66,7 @@ class Overheads:
     image_seconds: float = 0.0  # file and upload of each image, one after the other
     finish_seconds: float = 0.0  # from its last upload until its slot is free
     answer_seconds: float = 0.0  # from then until its client has the answer
+    waits_for_polls: bool = False  # whether it also waits until one of several workers polls
 
 
 @dataclass(eq=False, slots=True)
@@ -111,33 +113,14 @@ class SimulatedWorker(Generic[J]):
         """Jobs that hold a slot."""
         return self.num_taken.total()
 
+    @property
+    def num_interactive(self) -> int:
+        """Interactive jobs that hold a slot, by which it pauses between polls."""
+        return self.num_taken["interactive"]
+
     def has_slot(self, lane: str) -> bool:
         """Whether a slot of the lane is free."""
         return not self.is_draining and self.num_taken[lane] < self.kind.num_slots(lane)
-
-
-class Choose(Protocol):
-    """Which of the workers with a free slot gets a job that has just been dispatched."""
-
-    def __call__(self, free: Sequence[SimulatedWorker[J]], chance: random.Random) -> SimulatedWorker[J]:
-        """Choose one of at least one."""
-
-
-def any_free(free: Sequence[SimulatedWorker[J]], chance: random.Random) -> SimulatedWorker[J]:
-    """Any, whatever it holds, as the service does.
-
-    Every worker with a free slot waits in a BRPOP (`tasks.consumer`). Valkey gives a message to the client
-    that has been blocked longest, and each worker blocks anew every `tasks.app.POLL_SECONDS` and after each
-    message. So it is chance who comes first; above some five jobs a second for each worker, which no device
-    draws, it would be one after the other.
-    """
-    return chance.choice(free)
-
-
-def fewest_jobs(free: Sequence[SimulatedWorker[J]], chance: random.Random) -> SimulatedWorker[J]:
-    """One of those with the fewest jobs: not what the service does, to find what that costs."""
-    least = min(worker.num_jobs for worker in free)
-    return chance.choice([worker for worker in free if worker.num_jobs == least])
 
 
 class _Event(NamedTuple):
@@ -170,13 +153,13 @@ class SimulatedFleet(Generic[J]):
         *,
         now: float = 0.0,
         seed: int = SEED,
-        choose: Choose = any_free,
+        choose: Choose = first_to_poll,
     ) -> None:
         self.now = now
         self.workers: list[SimulatedWorker[J]] = []  # those that have started and not stopped
         self.overheads = overheads
         self._waiting: dict[tuple[str, str, bool], deque[Run[J]]] = {}
-        self._free: dict[tuple[WorkerKind, str], _FreeWorkers[J]] = {}
+        self._free: dict[tuple[WorkerKind, str], FreeWorkers[SimulatedWorker[J]]] = {}
         self._choose = choose
         self._chance = random.Random(seed)
         self._events: list[_Event] = []
@@ -252,13 +235,14 @@ class SimulatedFleet(Generic[J]):
         """Give the job to a worker, or let it wait. A worker has a free slot only if no job waits for it."""
         job = run.job
         found = [
-            free.workers
+            free.by_jobs
             for (kind, lane), free in self._free.items()
-            if free.workers and lane == job.lane and kind.takes(job)
+            if free.by_jobs and lane == job.lane and kind.takes(job)
         ]
         if found:
-            free = found[0] if len(found) == 1 else list(chain.from_iterable(found))
-            self._take(run, self._choose(free, self._chance))
+            worker, seconds = self._choose(joined(found), self._chance)
+            is_counted = self.overheads.waits_for_polls and len(self.workers) > 1
+            self._take(run, worker, seconds if is_counted else 0.0)
         else:
             self._waiting.setdefault((job.tier, job.lane, job.is_strict), deque()).append(run)
 
@@ -285,8 +269,8 @@ class SimulatedFleet(Generic[J]):
             )
         return min(found, key=lambda runs: runs[0].number, default=None)
 
-    def _take(self, run: Run[J], worker: SimulatedWorker[J]) -> None:
-        job, at = run.job, self.now + self.overheads.claim_seconds
+    def _take(self, run: Run[J], worker: SimulatedWorker[J], wait_seconds: float = 0.0) -> None:
+        job, at = run.job, self.now + wait_seconds + self.overheads.claim_seconds
         if job.lane == "interactive":
             worker.turns.remove(job.tier)
             worker.turns.append(job.tier)
@@ -350,32 +334,8 @@ class SimulatedFleet(Generic[J]):
     def _list(self, worker: SimulatedWorker[J]) -> None:
         """Note the lanes of which a worker has a free slot, and forget the others."""
         for lane in LANES:
-            free = self._free.setdefault((worker.kind, lane), _FreeWorkers())
+            free = self._free.setdefault((worker.kind, lane), FreeWorkers())
+            free.discard(worker)
             if worker.has_slot(lane):
-                free.add(worker)
-            else:
-                free.discard(worker)
-
-
-class _FreeWorkers(Generic[J]):
-    """The workers of one kind with a free slot of one lane, in any order: a change moves only one of them."""
-
-    def __init__(self) -> None:
-        self.workers: list[SimulatedWorker[J]] = []
-        self._place: dict[SimulatedWorker[J], int] = {}
-
-    def add(self, worker: SimulatedWorker[J]) -> None:
-        """Add a worker, if it is not there."""
-        if worker not in self._place:
-            self._place[worker] = len(self.workers)
-            self.workers.append(worker)
-
-    def discard(self, worker: SimulatedWorker[J]) -> None:
-        """Take a worker out, if it is there."""
-        place = self._place.pop(worker, None)
-        if place is None:
-            return
-        last = self.workers.pop()
-        if last is not worker:
-            self.workers[place] = last
-            self._place[last] = place
+                # Bulk jobs are no messages: a worker claims them, whatever else it holds.
+                free.add(worker, worker.num_interactive if lane == "interactive" else 0)

@@ -6,7 +6,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ from tasks.dispatch import job_message
 from tasks.pings import Pings
 from tasks.task_events import TaskEvent, TaskEvents
 
-url, prefix, folder = sys.argv[1:]
+url, prefix, folder, has_others = sys.argv[1:]
 folder = Path(folder)
 slots = {"interactive": 2, "bulk": 1}
 app = make_celery(url, prefix, ["sd"])
-consumer = Consumer(app, ["sd"], slots, Pings(app, "cpu:0", "test"))
+consumer = Consumer(app, ["sd"], slots, Pings(app, "cpu:0", "test"), lambda: has_others == "yes")
 task_events = TaskEvents()
 task_events.listen()
 
@@ -70,13 +71,21 @@ sys.exit(consumer.run("test", answer, on_ready=ready, on_shutdown=lambda: None))
 class Listener:
     """A consumer in a process of its own, with two interactive slots and a thread for one bulk job."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, prefix: str | None = None, *, has_others: bool = True) -> None:
         self.url = url
-        self.prefix = f"consumer-{secrets.token_hex(4)}:"
+        self.prefix = prefix or f"consumer-{secrets.token_hex(4)}:"
         self.folder = folder
         self.celery = make_celery(url, self.prefix, ["sd"])
         self.dispatcher = Dispatcher(self.celery)
-        command = [sys.executable, "-c", PROGRAM, url, self.prefix, str(folder)]
+        command = [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            url,
+            self.prefix,
+            str(folder),
+            "yes" if has_others else "no",
+        ]
         self.process = subprocess.Popen(command, cwd=ROOT)
 
     def dispatch(self, job_id: str) -> None:
@@ -302,6 +311,72 @@ def test_a_lane_that_is_full_when_the_broker_comes_back_is_still_full(tmp_path: 
             assert listener.heard("waits", 60)
             listener.process.terminate()
             assert listener.process.wait(30) == 0
+    finally:
+        listener.process.kill()
+        listener.process.wait()
+
+
+def test_a_job_goes_to_the_worker_that_holds_none(tmp_path: Path) -> None:
+    """One that holds a job asks the broker now and then; the other waits there."""
+    port = choose_ports(["broker"])["broker"]
+    url, folders = f"redis://127.0.0.1:{port}/0", [tmp_path / "busy", tmp_path / "idle"]
+    for folder in folders:
+        folder.mkdir()
+
+    def is_answered(job_id: str) -> bool:
+        return any((folder / job_id).exists() for folder in folders)
+
+    with broker(port, tmp_path), redis.Redis(port=port) as client, ExitStack() as stack:
+        busy = stack.enter_context(running(Listener(url, folders[0])))
+        busy.dispatch("hold-1")
+        assert busy.heard("hold-1.held", 60)
+        idle = stack.enter_context(running(Listener(url, folders[1], busy.prefix)))
+        assert idle.heard("ready", 60)
+        for number in range(20):
+            wait_for(lambda: client.info("clients")["blocked_clients"] == 1)
+            idle.dispatch(f"job-{number}")
+            wait_for(partial(is_answered, f"job-{number}"))
+        assert not list(folders[0].glob("job-*"))
+
+
+@pytest.mark.parametrize("has_others", [True, False])
+def test_a_worker_that_holds_a_job_waits_in_the_broker_only_if_there_is_no_other(
+    tmp_path: Path, has_others: bool
+) -> None:
+    port = choose_ports(["broker"])["broker"]
+    url = f"redis://127.0.0.1:{port}/0"
+    with broker(port, tmp_path), redis.Redis(port=port) as client, ExitStack() as stack:
+        listener = stack.enter_context(running(Listener(url, tmp_path, has_others=has_others)))
+        listener.dispatch("hold-1")
+        assert listener.heard("hold-1.held", 60)
+        asked = commands(client, "exec")
+        if has_others:
+            wait_for(lambda: commands(client, "exec") >= asked + 10)
+            assert client.info("clients")["blocked_clients"] == 0
+        else:
+            wait_for(lambda: client.info("clients")["blocked_clients"] == 1)
+            assert commands(client, "exec") == asked
+
+
+def commands(client: "redis.Redis", name: str) -> int:
+    """How often a command was called."""
+    found: dict[str, Any] = client.info("commandstats").get(f"cmdstat_{name}", {"calls": 0})
+    return int(found["calls"])
+
+
+def test_a_worker_that_holds_a_job_takes_what_no_other_one_takes(listener: Listener) -> None:
+    listener.dispatch("hold-1")
+    assert listener.heard("hold-1.held")
+    for number in range(5):
+        listener.dispatch(f"job-{number}")
+        assert listener.heard(f"job-{number}")
+
+
+@contextmanager
+def running(listener: Listener) -> Iterator[Listener]:
+    """A listener that is stopped at the end, whatever it holds."""
+    try:
+        yield listener
     finally:
         listener.process.kill()
         listener.process.wait()

@@ -35,7 +35,7 @@ folder = Path(folder)
 slots = {"interactive": 2, "bulk": 1}
 app = make_celery(url, prefix, ["sd"])
 pings = Pings(app, "cpu:0", name)
-consumer = Consumer(app, ["sd"], slots, pings)
+consumer = Consumer(app, ["sd"], slots, pings, lambda: True)
 watchdog = ConsumerWatchdog(
     pings.send, lambda: pings.is_connected,
     watchdog_seconds=float(watchdog_seconds), on_stalled=lambda: os._exit(73),

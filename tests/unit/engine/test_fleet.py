@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.policy.candidate import BatchKey
-from engine.policy.fleet import Overheads, SimulatedFleet, SimulatedWorker, WorkerKind, fewest_jobs
+from engine.policy.fleet import Overheads, SimulatedFleet, SimulatedWorker, WorkerKind
+from engine.policy.free_workers import PAUSE_SECONDS, fewest_jobs
 from engine.policy.policy import Policy
 from engine.policy.simulation import SimulatedDevice, SimulatedGeneration
 
@@ -140,19 +141,44 @@ def takers(fleet: SimulatedFleet[Job], num_jobs: int) -> list[str]:
     return [run.worker.name for run in runs if run.worker]
 
 
-def half_full_and_idle(seed: int) -> SimulatedFleet[Job]:
-    full, idle = worker("full", slots=700), worker("idle", slots=700)
-    fleet = SimulatedFleet([full, idle], seed=seed)
-    for _ in range(300):
-        fleet.hold(Job(), full, generations_of(Job(), 0.0))
+def with_held(seed: int, **held: int) -> SimulatedFleet[Job]:
+    """Workers by name, which hold so many jobs."""
+    workers = [worker(name, slots=700) for name in held]
+    fleet = SimulatedFleet(workers, seed=seed)
+    for one in workers:
+        for _ in range(held[one.name]):
+            fleet.hold(Job(), one, generations_of(Job(), 0.0))
     return fleet
 
 
-def test_a_job_goes_to_any_worker_with_a_free_slot_whatever_it_holds() -> None:
-    found = takers(half_full_and_idle(seed=1), 500)
-    assert found.count("full") == pytest.approx(250, abs=50)
-    assert found == takers(half_full_and_idle(seed=1), 500)
-    assert found != takers(half_full_and_idle(seed=2), 500)
+def test_a_job_goes_to_a_worker_that_holds_none() -> None:
+    assert {takers(with_held(seed, full=3, idle=0), 1)[0] for seed in range(50)} == {"idle"}
+
+
+def test_of_busy_workers_it_is_mostly_the_one_with_fewer_jobs() -> None:
+    found = [takers(with_held(seed, few=1, many=4), 1)[0] for seed in range(400)]
+    assert found.count("few") == pytest.approx(350, abs=30)
+    assert found == [takers(with_held(seed, few=1, many=4), 1)[0] for seed in range(400)]
+
+
+@pytest.mark.parametrize("has_others", [True, False])
+def test_a_job_that_no_idle_worker_takes_waits_for_a_poll_unless_there_is_one_worker(
+    has_others: bool,
+) -> None:
+    taken_at = []
+
+    def noted(job: Job, at: float) -> Sequence[SimulatedGeneration]:
+        taken_at.append(at)
+        return generations_of(job, at)
+
+    busy = SimulatedWorker(WorkerKind(frozenset({"sd"}), 9, 9), device(), noted)
+    other = worker(slots=1)
+    fleet = SimulatedFleet([busy, other] if has_others else [busy], Overheads(waits_for_polls=True))
+    for one in (busy, other)[: 1 + has_others]:
+        fleet.hold(Job(), one, generations_of(Job(), 0.0))
+    fleet.submit(Job(), 0.0)
+    list(fleet.run())
+    assert 0 < taken_at[0] <= PAUSE_SECONDS if has_others else taken_at == [0.0]
 
 
 def test_workers_of_every_kind_get_their_share_of_what_both_take() -> None:
