@@ -2,8 +2,8 @@
 
 Starts the service on this machine in several configurations (workers, row caps, mixes, load), sends each two
 traces in an open loop, and compares latencies with those that were predicted from a calibration made before.
-The predicted run has the arrivals of the measured one; a second figure says how far a prediction for other
-arrivals of the same rate is off, which no model can know. Run it on an idle machine.
+The predicted run has the arrivals of the measured one. Two more figures say how far off predictions are for
+other arrivals of the same rate, which no model can know, and from profiles alone. Run it on an idle machine.
 """
 
 import argparse
@@ -42,6 +42,12 @@ SEEDS, OTHER_SEEDS = (1, 2), (101, 102, 103)
 RUN_SECONDS, SHORT_SECONDS = 60.0, 8.0
 MIN_REQUESTS = 12
 BARS = {"p50": 0.15, "p95": 0.25}
+KNOWN, UNSEEN, UNCALIBRATED = "", "unseen", "uncalibrated"
+PREDICTIONS = {
+    KNOWN: "median over {num} configurations; two runs with other arrivals differ by {spread:.2f}",
+    UNSEEN: "the same for a prediction of other arrivals at this rate, as a plan makes it",
+    UNCALIBRATED: "the same from profiles alone, as a plan is made: no seconds beside the device, no slowing",
+}
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,13 @@ def measure(*, is_short: bool) -> Iterator[Figure]:
     amounts, seconds = (SHORT, SHORT_SECONDS) if is_short else (WHOLE, RUN_SECONDS)
     chosen = (CONFIGURATIONS[0], CONFIGURATIONS[4]) if is_short else CONFIGURATIONS
     calibrations = _calibrations(sorted({one.num_workers for one in chosen}), amounts)
-    runs, blind = dict[str, list[Compared]](), dict[str, list[Compared]]()
+    runs: dict[str, dict[str, list[Compared]]] = {prediction: {} for prediction in PREDICTIONS}
     for one in chosen:
         with tempfile.TemporaryDirectory() as folder:
-            calibration = calibrations[one.num_workers]
-            runs[one.name], blind[one.name] = _compared(one, calibration, Path(folder), seconds)
-    yield from figures_of(runs, blind)
+            compared = _compared(one, calibrations[one.num_workers], Path(folder), seconds)
+        for prediction, found in compared.items():
+            runs[prediction][one.name] = found
+    yield from figures_of(runs)
 
 
 def _calibrations(counts: Sequence[int], amounts: Amounts) -> dict[int, Calibration]:
@@ -115,8 +122,8 @@ def _calibrations(counts: Sequence[int], amounts: Amounts) -> dict[int, Calibrat
 
 def _compared(
     one: Configuration, calibration: Calibration, folder: Path, seconds: float
-) -> tuple[list[Compared], list[Compared]]:
-    """The runs of a configuration beside their prediction, and beside that of other arrivals."""
+) -> dict[str, list[Compared]]:
+    """The runs of a configuration beside each of `PREDICTIONS`."""
     fleet = Fleet((calibration.pool(one.num_workers, one.caps),))
     rate = _rate(one, calibration, fleet)
     traces = {seed: _trace(one.mix, rate, seconds, seed) for seed in (*SEEDS, *OTHER_SEEDS)}
@@ -124,23 +131,26 @@ def _compared(
     outcomes = {seed: _predicted(fleet, trace, calibration, slowing) for seed, trace in traces.items()}
     others = [outcomes[seed].seconds[:2] for seed in OTHER_SEEDS]
     unseen = (statistics.median(p50 for p50, _ in others), statistics.median(p95 for _, p95 in others))
+    bare = {seed: _uncalibrated(fleet, traces[seed]).seconds[:2] for seed in SEEDS}
     config = configured(folder, one.num_workers, one.caps)
-    known, blind = [], []
+    compared: dict[str, list[Compared]] = {prediction: [] for prediction in PREDICTIONS}
     with plane_system(folder / "system", overrides={"CALOTYPE_CONFIG": str(config)}) as plane:
         sent(plane, [DueRequest(each.request, 0.0) for each in traces[SEEDS[0]][:4]])
         for seed in SEEDS:
             found = _latencies(sent(plane, traces[seed]))
             outcome = outcomes[seed]
-            known.append(Compared(found, (outcome.seconds[0], outcome.seconds[1])))
-            blind.append(Compared(found, unseen))
+            predicted = {KNOWN: outcome.seconds[:2], UNSEEN: unseen, UNCALIBRATED: bare[seed]}
+            for prediction, pair in predicted.items():
+                compared[prediction].append(Compared(found, pair))
             print(
                 f"  {one.name}, {rate:.2f}/s, seed {seed}: p50 {found[0]:.2f} s, "
                 f"predicted {outcome.seconds[0]:.2f}; p95 {found[1]:.2f} s, "
                 f"predicted {outcome.seconds[1]:.2f}; for other arrivals {unseen[0]:.2f} and "
-                f"{unseen[1]:.2f}; {outcome.mean_rows:.1f} rows, {outcome.busy_share:.0%} busy",
+                f"{unseen[1]:.2f}; from the profiles alone {bare[seed][0]:.2f} and {bare[seed][1]:.2f}; "
+                f"{outcome.mean_rows:.1f} rows, {outcome.busy_share:.0%} busy",
                 flush=True,
             )
-    return known, blind
+    return compared
 
 
 def _rate(one: Configuration, calibration: Calibration, fleet: Fleet) -> float:
@@ -175,26 +185,28 @@ def _predicted(
     )
 
 
+def _uncalibrated(fleet: Fleet, trace: Sequence[DueRequest]) -> Outcome:
+    arrivals = [(one.seconds, planned(one.request)) for one in trace]
+    return serve(fleet, arrivals, warm_up_share=WARM_UP_SHARE)
+
+
 def _latencies(answered: Sequence[Answered]) -> tuple[float, float]:
     seconds = [one.latency_seconds for one in answered[int(WARM_UP_SHARE * len(answered)) :]]
     return quantile(seconds, 0.5), quantile(seconds, 0.95)
 
 
-def figures_of(
-    runs: Mapping[str, Sequence[Compared]], blind: Mapping[str, Sequence[Compared]]
-) -> Iterator[Figure]:
-    """The figures of these runs, by configuration."""
+def figures_of(runs: Mapping[str, Mapping[str, Sequence[Compared]]]) -> Iterator[Figure]:
+    """The figures of these runs, by prediction and configuration."""
     for index, (name, bar) in enumerate(BARS.items()):
-        errors = [statistics.mean(one.error(index) for one in each) for each in runs.values()]
-        unseen = [statistics.mean(one.error(index) for one in each) for each in blind.values()]
-        spreads = [_spread([one.measured[index] for one in each]) for each in runs.values()]
-        reason = (
-            f"median over {len(runs)} configurations; two runs with other arrivals differ by "
-            f"{statistics.median(spreads):.2f}"
-        )
-        yield figure_of(f"planner_error_{name}", errors, bar, 0.0, reason, is_at_most=True)
-        reason = "the same for a prediction of other arrivals at this rate, as a plan makes it"
-        yield figure_of(f"planner_error_{name}_unseen", unseen, None, None, reason, is_at_most=True)
+        for prediction, reason in PREDICTIONS.items():
+            errors = [statistics.mean(one.error(index) for one in each) for each in runs[prediction].values()]
+            if prediction != KNOWN:
+                figure = f"planner_error_{name}_{prediction}"
+                yield figure_of(figure, errors, None, None, reason, is_at_most=True)
+                continue
+            spreads = [_spread([one.measured[index] for one in each]) for each in runs[KNOWN].values()]
+            reason = reason.format(num=len(errors), spread=statistics.median(spreads))
+            yield figure_of(f"planner_error_{name}", errors, bar, 0.0, reason, is_at_most=True)
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from bench.plan.batching import compare, work_of
 from bench.plan.calibration import Calibration, _lone, configured, planned
 from bench.plan.fleets import Pool
 from bench.plan.profiles import PlanProfile, published
-from bench.plan.validation import Compared, _trace, figures_of
+from bench.plan.validation import PREDICTIONS, Compared, _trace, figures_of
 from bench.plane.load import Answered
 from bench.workload import mixed_requests
 from catalogue.catalogue import load_catalogue
@@ -28,11 +28,12 @@ def test_an_error_is_a_share_of_what_was_measured_and_the_figure_the_median_of_c
         "b": [Compared((1.0, 2.0), (1.3, 2.0)), Compared((1.0, 2.0), (0.7, 2.0))],
         "c": [Compared((1.0, 2.0), (1.0, 2.2)), Compared((1.0, 2.0), (1.0, 1.8))],
     }
-    p50, p50_unseen, p95, p95_unseen = figures_of(runs, runs)
+    p50, p50_unseen, _, p95, p95_unseen, p95_bare = figures_of(dict.fromkeys(PREDICTIONS, runs))
     assert (p50.value, p50.samples, p50.bar, p50.holds) == (0.1, (0.1, 0.3, 0.0), 0.15, True)
     assert (p95.value, p95.samples, p95.bar, p95.holds) == (0.1, (0.25, 0.0, 0.1), 0.25, True)
     assert "two runs with other arrivals differ by 0.00" in p50.reason
-    assert p50_unseen.bar is p95_unseen.bar is None
+    assert p50_unseen.bar is p95_unseen.bar is p95_bare.bar is None
+    assert (p95_bare.figure, p95_bare.value) == ("planner_error_p95_uncalibrated", p95.value)
 
 
 def test_seconds_beside_the_device_and_its_slowing_are_read_off_lone_jobs() -> None:
