@@ -241,12 +241,15 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     return EQUAL_PSNR if error == 0 else 10 * math.log10(255**2 / error)
 
 
+def which_obey(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[bool]:
+    """For each image, whether the judge finds in it what its caption asks for."""
+    pairs = zip(images, scenes, strict=True)
+    return [is_obeyed(obeys(Image.fromarray(one), scene), scene) for one, scene in pairs]
+
+
 def share_obeyed(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> float:
     """Percent of the images in which the judge finds what their caption asks for."""
-    pairs = zip(images, scenes, strict=True)
-    return 100 * statistics.fmean(
-        is_obeyed(obeys(Image.fromarray(one), scene), scene) for one, scene in pairs
-    )
+    return 100 * statistics.fmean(which_obey(images, scenes))
 
 
 def presets() -> list[Option]:

@@ -1,6 +1,7 @@
 """What is compared: services that differ in workers or batch cap, and requests in their fields.
 
-An arm is a service and a request; each factor is one change of the base arm. It measures nothing.
+An arm is a service and a request; each factor is one change of the base arm, but for steps without step
+batches, which says what steps change where nothing is batched. It measures nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,10 @@ FACTORS: Mapping[str, Sequence[Arm]] = {
         Arm("resolution", f"{side}x{side}", changes={"width": side, "height": side}) for side in (64, 192)
     ],
     "batch cap": [Arm("batch cap", f"{one.max_images}", one) for one in SERVICES[1:3]],
+    "steps without step batches": [
+        Arm("steps without step batches", f"{steps}", UNBATCHED, {"num_inference_steps": steps})
+        for steps in (4, 50)
+    ],
     "workers": [Arm("workers", "1", SERVICES[3])],
     "guidance": [
         Arm("guidance", "first half", changes={"guidance_cutoff": 0.5}),
@@ -109,6 +114,7 @@ BASE_SETTINGS: Mapping[str, str] = {
     "steps": "20",
     "resolution": "128x128",
     "batch cap": "8",
+    "steps without step batches": "20, with them",
     "workers": "2",
     "guidance": "all steps",
     "step cache": "off",

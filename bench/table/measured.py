@@ -118,7 +118,7 @@ def _measure_arm(samples: Samples, bench: Bench, connection: Connection, amounts
     samples.images_per_second.append(rate)
     if (step_batch := saturated.summary.mean_step_batch) is not None:
         samples.step_batches.append(step_batch)
-    if arm.service is not BASE_ARM.service or arm is BASE_ARM:
+    if arm is BASE_ARM or not arm.changes:
         for load in LOADS:
             run = bench.run(at_rate(arm.request, load * rate, amounts.curve_seconds, seed))
             samples.curve.setdefault(load, []).append(run.summary)

@@ -1,14 +1,18 @@
 """Steps against quality: the share of held-out captions that images of the shipped model obey.
 
-The judge of `tiny` decides. The knee is the fewest steps whose share is within two points of the best one. It
-knows no service: quality depends on the request alone.
+The judge of `tiny` decides. The knee is the fewest steps whose share is within two points of the best one.
+All numbers of steps draw the same captions with the same seeds, so that differences are paired. It knows no
+service: quality depends on the request alone.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from bench.less_work import captions, draw, requests, share_obeyed, shipped_model
+import numpy as np
+
+from bench.less_work import captions, draw, requests, shipped_model, which_obey
 from bench.table.arms import BASE_ARM, Arm
 from engine.loading.load import LoadedModels
 from engine.request import SCHEDULERS
@@ -18,15 +22,22 @@ SAMPLERS = ("ddim", "dpmpp_2m")
 POINTS_OF_KNEE = 2.0
 NUM_CAPTIONS = 100
 GUIDANCE_SCALE = 4.0
+NUM_RESAMPLES = 2000
+INTERVAL = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
 class QualityCurve:
-    """Percent of the captions that the images obey, by number of steps."""
+    """Which captions the images obey: a row for each number of steps, with an entry for each caption."""
 
     scheduler: str
     steps: tuple[int, ...]
-    obeyed: tuple[float, ...]
+    obeys: tuple[tuple[bool, ...], ...] = field(repr=False)
+
+    @property
+    def obeyed(self) -> list[float]:
+        """Percent of the captions, by number of steps."""
+        return [100 * statistics.fmean(row) for row in self.obeys]
 
     @property
     def knee(self) -> int:
@@ -38,6 +49,26 @@ class QualityCurve:
             if share >= best - POINTS_OF_KNEE
         )
 
+    def interval(self, steps: int) -> tuple[float, float]:
+        """The 95 % interval of the percentage, by resampling captions (bootstrap percentiles)."""
+        low, high = np.quantile(100 * self._resampled(self._row(steps)), INTERVAL)
+        return float(low), float(high)
+
+    def below_best(self, steps: int) -> tuple[float, float]:
+        """The 95 % interval of the points by which the share is below the best one, captions paired."""
+        best = self.obeys[int(np.argmax(self.obeyed))]
+        differences = np.subtract(best, self._row(steps), dtype=np.float64)
+        low, high = np.quantile(100 * self._resampled(differences), INTERVAL)
+        return float(low), float(high)
+
+    def _row(self, steps: int) -> "np.ndarray":
+        return np.array(self.obeys[self.steps.index(steps)], dtype=np.float64)
+
+    @staticmethod
+    def _resampled(values: "np.ndarray") -> "np.ndarray":
+        chosen = np.random.default_rng(1).integers(len(values), size=(NUM_RESAMPLES, len(values)))
+        return np.asarray(values[chosen].mean(axis=1))
+
 
 def measure(
     num_captions: int = NUM_CAPTIONS, steps: Sequence[int] = STEPS, loaded: LoadedModels | None = None
@@ -46,11 +77,11 @@ def measure(
     loaded = loaded or shipped_model()
     found = []
     for scheduler in SAMPLERS:
-        shares = [
-            obeyed(loaded, num_captions, {"num_inference_steps": number, "scheduler": SCHEDULERS[scheduler]})
+        rows = [
+            obeys(loaded, num_captions, {"num_inference_steps": number, "scheduler": SCHEDULERS[scheduler]})
             for number in steps
         ]
-        found.append(QualityCurve(scheduler, tuple(steps), tuple(shares)))
+        found.append(QualityCurve(scheduler, tuple(steps), tuple(map(tuple, rows))))
     return found
 
 
@@ -67,12 +98,12 @@ def of_arms(
     for arm in arms:
         if arm.service is BASE_ARM.service and "width" not in arm.changes:
             fields = {**arm.request, "scheduler": SCHEDULERS[arm.request["scheduler"]]}
-            found[arm.key] = obeyed(loaded, num_captions, fields)
+            found[arm.key] = 100 * statistics.fmean(obeys(loaded, num_captions, fields))
     return found
 
 
-def obeyed(loaded: LoadedModels, num_captions: int, fields: Mapping[str, Any]) -> float:
-    """Percent of held-out captions that images with these fields obey."""
+def obeys(loaded: LoadedModels, num_captions: int, fields: Mapping[str, Any]) -> list[bool]:
+    """For each held-out caption, whether an image with these fields obeys it."""
     scenes = captions(num_captions)
     asked = requests(num_captions, 0, {"guidance_scale": GUIDANCE_SCALE, **fields}, scenes)
-    return share_obeyed(draw(loaded, asked), scenes)
+    return which_obey(draw(loaded, asked), scenes)

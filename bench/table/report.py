@@ -57,7 +57,18 @@ def document(
             }
             for one in found
         ],
-        "quality": [{**vars(one), "knee": one.knee} for one in quality],
+        "quality": [
+            {
+                "scheduler": one.scheduler,
+                "steps": one.steps,
+                "obeyed": one.obeyed,
+                "intervals": [one.interval(steps) for steps in one.steps],
+                "knee": one.knee,
+                "knee_below_best": one.below_best(one.knee),
+                "captions": len(one.obeys[0]),
+            }
+            for one in quality
+        ],
     }
 
 
@@ -103,9 +114,10 @@ def markdown(
         yield f"|---|{'---|' * len(curve.steps)}"
         yield f"| % right | {' | '.join(f'{share:.1f}' for share in curve.obeyed)} |"
         yield ""
+        low, high = curve.below_best(curve.knee)
         yield (
             f"Knee of {curve.scheduler}: {curve.knee} steps, the fewest that are within {POINTS_OF_KNEE:g} "
-            "points of the best."
+            f"points of the best; of resampled captions, 95 % are {low:.1f} to {high:.1f} points below it."
         )
     yield from notes
 
@@ -134,8 +146,9 @@ def write(
 
 
 def plots(found: Sequence[Samples], quality: Sequence[QualityCurve], folder: Path) -> list[Path]:
-    """Draw the plane, the effects and the quality."""
+    """Draw the two planes, the effects and the quality."""
     paths = charts.save(plane(found), folder, "plane")
+    paths += charts.save(factor_plane(found), folder, "plane-factors")
     effects = [
         ("throughput", "images a second at saturation, as a multiple of the base", "images_per_second"),
         ("alone", "seconds of a request alone, as a multiple of the base", "alone_seconds"),
@@ -158,6 +171,35 @@ def plane(found: Sequence[Samples]) -> Any:
         title="Latency against throughput (small figures: offered load ÷ saturation)",
         x_name="images per second",
         y_name="p95 of latency, seconds",
+    )
+
+
+def factor_plane(found: Sequence[Samples]) -> Any:
+    """Seconds alone against images a second at saturation: a line for each factor, through its settings."""
+    known = by_key(found)
+    curves = []
+    for factor, arms in FACTORS.items():
+        measured = [known[arm.key] for arm in arms if arm.key in known]
+        if not measured or measured[0].base is not None:  # those have another clock
+            continue
+        points = sorted(
+            [
+                (statistics.median(one.images_per_second), statistics.median(one.alone_seconds), setting)
+                for one, setting in [
+                    (known[BASE_ARM.key], BASE_SETTINGS[factor]),
+                    *((one, one.arm.setting) for one in measured),
+                ]
+            ]
+        )
+        rates, seconds, settings = zip(*points, strict=True)
+        curves.append(Curve(factor, rates, seconds, labels=settings))
+    return charts.plane(
+        curves,
+        title="What each factor trades: seconds alone against throughput",
+        x_name="images per second at saturation",
+        y_name="seconds of a request alone",
+        log_x=True,
+        log_y=True,
     )
 
 
@@ -204,7 +246,10 @@ def effects_of(found: Sequence[Samples], field: str) -> Iterator[Effect]:
 
 def quality_figure(quality: Sequence[QualityCurve]) -> Any:
     """The share of right images against steps, with the knee of each scheduler."""
-    curves = [Curve(one.scheduler, one.steps, one.obeyed) for one in quality]
+    curves = []
+    for one in quality:
+        lows, highs = zip(*(one.interval(steps) for steps in one.steps), strict=True)
+        curves.append(Curve(one.scheduler, one.steps, one.obeyed, lows, highs))
     marks = [
         Mark(one.knee, one.obeyed[one.steps.index(one.knee)], f"knee: {one.knee} steps") for one in quality
     ]

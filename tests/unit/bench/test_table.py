@@ -103,9 +103,26 @@ def test_a_load_at_which_a_round_has_a_miss_as_its_p95_is_marked_as_missed() -> 
     assert curve.beyond == [(2.0, "0.6: missed")], "the median of 4 and 0 images a second"
 
 
+def quality_of(steps: tuple[int, ...], percents: tuple[int, ...]) -> QualityCurve:
+    """A curve of a hundred captions, of which the first ones are obeyed."""
+    rows = tuple(tuple(number < percent for number in range(100)) for percent in percents)
+    return QualityCurve("ddim", steps, rows)
+
+
 def test_the_knee_is_the_fewest_steps_within_two_points_of_the_best() -> None:
-    assert QualityCurve("ddim", (1, 2, 4, 8, 20), (10.0, 60.0, 88.1, 90.0, 89.0)).knee == 4
-    assert QualityCurve("ddim", (1, 2), (50.0, 60.0)).knee == 2
+    assert quality_of((1, 2, 4, 8, 20), (10, 60, 88, 90, 89)).knee == 4
+    assert quality_of((1, 2), (50, 60)).knee == 2
+
+
+def test_intervals_of_quality_are_of_paired_captions() -> None:
+    curve = quality_of((1, 2, 4), (10, 88, 90))
+    assert curve.obeyed == pytest.approx([10.0, 88.0, 90.0])
+    low, high = curve.interval(2)
+    assert (low, high) == (pytest.approx(81, abs=2), pytest.approx(94, abs=2))
+    # Two captions of a hundred differ: unpaired, the interval would be four times as wide.
+    low, high = curve.below_best(2)
+    assert 0.0 <= low < 2.0 < high <= 6.0
+    assert curve.below_best(4) == (0.0, 0.0)
 
 
 def test_arms_have_names_of_their_own_and_change_the_base_in_one_thing() -> None:
@@ -113,7 +130,8 @@ def test_arms_have_names_of_their_own_and_change_the_base_in_one_thing() -> None
     assert len({arm.key for arm in everything}) == len(everything)
     assert BASE_SETTINGS.keys() == FACTORS.keys()
     for arm in everything[1:]:
-        assert (arm.service is not BASE_ARM.service) != bool(arm.changes), arm.key
+        is_cross = arm.factor == "steps without step batches"
+        assert ((arm.service is not BASE_ARM.service) != bool(arm.changes)) != is_cross, arm.key
     assert len({service.name for service in (*SERVICES, ENGINE)}) == len(SERVICES) + 1
     assert {arm.service for arm in arms()} == set(SERVICES), "weights are compared on the engine"
 
@@ -161,7 +179,7 @@ def test_requests_of_an_arm_differ_in_prompt_and_seed_and_are_the_same_in_each_a
 
 
 def test_the_files_have_every_sample_and_the_medians(tmp_path: Path) -> None:
-    quality = [QualityCurve("ddim", (2, 4), (70.0, 90.0))]
+    quality = [quality_of((2, 4), (70, 90))]
     found = samples()
     found[1].obeyed = 91.5
     paths = write(found, quality, ["a note"], {"cores": 2}, tmp_path)
@@ -174,7 +192,9 @@ def test_the_files_have_every_sample_and_the_medians(tmp_path: Path) -> None:
         in text
     )
     assert text.endswith("a note\n")
-    assert {"plane.png", "plane.svg", "effects-throughput.png", "quality.svg"} <= {one.name for one in paths}
+    assert {"plane.png", "plane.svg", "plane-factors.svg", "effects-throughput.png", "quality.svg"} <= {
+        one.name for one in paths
+    }
     with (tmp_path / "table.csv").open() as file:
         cells = list(csv.DictReader(file))
     assert (cells[1]["clock"], cells[1]["step_batch_greatest"], cells[1]["obeyed"]) == ("wall", "6.0", "91.5")
