@@ -12,7 +12,7 @@ from typing import Any
 def quantile(values: Iterable[float], share: float) -> float:
     """The smallest of the values that at least this share of them does not exceed (nearest rank)."""
     ordered = sorted(values)
-    # Without the subtraction, 0.95 x 100 rounds up to rank 96.
+    # 0.07 x 100 is 7.000000000000001, which is rank 7 all the same.
     return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
 
 

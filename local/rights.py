@@ -22,16 +22,16 @@ S3_RIGHTS: Mapping[Role, frozenset[str]] = {
 }
 # A word in braces stands for a key or a channel below the prefix.
 _DISPATCH, _COUNT, _HEAD = "LPUSH {cpu} x", "LLEN {cpu}", "LINDEX {cpu} -1"
-_TAKE, _TAKE_ANY = "BRPOP {cpu} 1", "BRPOP {check.bulk} 1"
+_TAKE, _TAKE_ANY, _ASK = "BRPOP {cpu} 1", "BRPOP {check.bulk} 1", "LMPOP 1 {cpu} RIGHT"
 _LISTEN, _RUN_ID = "PSUBSCRIBE {/0.celeryev/*}", "INFO server"
 _BROKER_RIGHTS: Mapping[Role, tuple[str, ...]] = {
     "api": (_DISPATCH, _COUNT),
-    "worker": (_DISPATCH, _COUNT, _TAKE, _TAKE_ANY),
+    "worker": (_DISPATCH, _COUNT, _TAKE, _TAKE_ANY, _ASK),
     "sender": (_DISPATCH, _COUNT, _TAKE),
     "sweeper": (_DISPATCH, _COUNT, _HEAD, _RUN_ID),
     "flower": (_COUNT, _LISTEN),
 }
-_TEMPTATIONS = ("FLUSHALL", "CONFIG GET *", "ACL LIST", _TAKE, _TAKE_ANY)
+_TEMPTATIONS = ("FLUSHALL", "CONFIG GET *", "ACL LIST", _TAKE, _TAKE_ANY, _ASK)
 
 
 def check_database(db: Database, role: DatabaseRole) -> str:

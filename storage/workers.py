@@ -148,7 +148,7 @@ def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool, a
             RETURNING EXISTS (
                 SELECT FROM workers AS others
                  WHERE others.id <> :id AND others.stopped_at IS NULL
-                   AND others.seen_at > clock_timestamp() - make_interval(secs => :alive_seconds)
+                   AND others.seen_at > statement_timestamp() - make_interval(secs => :alive_seconds)
                    AND jsonb_exists_any(others.tiers, CAST(:tier_names AS text[]))
             )
             """

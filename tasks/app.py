@@ -9,18 +9,23 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty
 from typing import Any, Self
 
+import structlog
 from celery import Celery
 from celery.app.amqp import AMQP
 from celery.app.events import Events
 from celery.events.dispatcher import EventDispatcher
 from kombu import Connection, Queue
 from kombu.transport import TRANSPORT_ALIASES, redis
+from redis.exceptions import ResponseError
 
 from settings import load_settings
 from tasks.broker import tls_options
 from tasks.queues import CPU_QUEUE, PingsFirst, queues_of
+
+log = structlog.get_logger()
 
 RECONNECT_SECONDS = 2.0
 POLL_SECONDS = 0.2
@@ -94,40 +99,41 @@ class _RedisChannel(redis.Channel):
     kombu makes a client for each message that it sends, which costs more than sending it. A client holds no
     connection of its own: it takes one from the channel's pool for each command.
 
-    In a transaction BRPOP answers at once (its documentation, "BLPOP inside a MULTI / EXEC transaction"). A
-    time-out of a millisecond would not do: an idle server looks at its time-outs ten times a second.
+    LMPOP (Redis 7) answers at once. BRPOP with a time-out of a millisecond does not, since an idle server
+    looks at time-outs ten times a second; nor does a full server run BRPOP within MULTI and EXEC.
     """
 
-    is_transaction = False
-    """Whether the poll that was sent last is one."""
+    is_asking = False
+    """Whether the poll that was sent last does not wait."""
+    may_ask = True
+    """False once the broker has refused LMPOP: then every poll waits, as kombu's own."""
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
-        self.is_transaction = not PingsFirst.waits()
-        if not self.is_transaction:
+        self.is_asking = self.may_ask and not PingsFirst.waits()
+        if not self.is_asking:
             super()._brpop_start(timeout)  # type: ignore[misc]  # not in kombu's stubs
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        keys = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
-        poll = ["BRPOP", *keys, self.brpop_timeout]
-        if self.global_keyprefix:
-            poll = self.client._prefix_args(poll)
-        connection = self._in_poll = self.client.connection
+        keys = [
+            f"{self.global_keyprefix}{self._q_for_pri(queue, step)}"
+            for step in self.priority_steps
+            for queue in queues
+        ]
+        self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
-        connection.send_packed_command(connection.pack_commands([("MULTI",), poll, ("EXEC",)]))
+        self.client.connection.send_command("LMPOP", len(keys), *keys, "RIGHT", "COUNT", 1)
 
     def _brpop_read(self: Any, **options: Any) -> Any:
-        if self.is_transaction:
-            connection = self.client.connection
-            try:
-                for _ in ("MULTI", "BRPOP"):
-                    connection.read_response()
-            except BaseException:
-                self._in_poll = None
-                connection.disconnect()  # the reply of EXEC is not read
+        try:
+            return super()._brpop_read(**options)  # type: ignore[misc]  # the same
+        except ResponseError as error:
+            if not self.is_asking:
                 raise
-        return super()._brpop_read(**options)  # type: ignore[misc]  # the same
+            self.may_ask = False
+            log.warning("broker_refused_lmpop", error=str(error))
+            raise Empty from error
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous)  # type: ignore[misc]  # the same
@@ -146,10 +152,11 @@ class _RedisChannel(redis.Channel):
 
 
 def _popped(reply: Sequence[Any] | None) -> tuple[Any, Any] | None:
-    """The queue and the message of a reply to BRPOP, or to EXEC of a transaction with one BRPOP."""
-    if reply and (reply[0] is None or isinstance(reply[0], list | tuple)):
-        reply = reply[0]
-    return (reply[0], reply[1]) if reply else None
+    """The queue and the message of a reply to BRPOP or LMPOP, of which the latter has a list of messages."""
+    if not reply:
+        return None
+    queue, found = reply
+    return queue, found[0] if isinstance(found, list) else found
 
 
 class _RedisTransport(redis.Transport):

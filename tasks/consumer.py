@@ -22,6 +22,10 @@ from tasks.pings import Pings
 from tasks.queues import GENERATE, PingsFirst, queues_of
 from tasks.task_events import SilentRequest
 
+SHARE_AFTER_A_MESSAGE = 0.25
+"""Of the usual pause, after each of the first `NUM_SHARED` messages in a row."""
+NUM_SHARED = 2
+
 
 def _ignore(*_: object) -> None:
     return
@@ -30,25 +34,40 @@ def _ignore(*_: object) -> None:
 class Pace:
     """When a worker polls for jobs, so that they go to workers that hold few (ADR 0036).
 
-    A worker without jobs waits in the broker. One with jobs asks, if there are other workers, and pauses for
-    `pause_seconds` after each poll that found nothing. Used on Celery's loop, but for `hurry`.
+    A worker without interactive jobs waits in the broker. One with jobs asks, if there are other workers, and
+    pauses for `pause_seconds` after each poll that found nothing. The first two messages in a row are each
+    followed by a shorter pause, so that several workers share a few jobs that arrive together; more in a row
+    are taken without one. Used on Celery's loop, but for `hurry`.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._polled_at = -math.inf
+        self._num_found = 0  # messages in a row
+        self._has_found = False  # whether the last poll did
 
     def hurry(self) -> None:
-        """Poll without a pause: there may be more messages. Can be called on any thread."""
-        self._polled_at = -math.inf
+        """Poll without pauses while there are messages: they may have piled up. Works on any thread."""
+        self._polled_at, self._num_found, self._has_found = -math.inf, NUM_SHARED, True
 
     def seconds_until_poll(self, num_jobs: int) -> float:
         """The rest of the pause of a worker that holds so many jobs."""
-        return max(0.0, self._polled_at + pause_seconds(num_jobs) - self._clock())
+        pause = pause_seconds(num_jobs)
+        if self._has_found:
+            pause *= SHARE_AFTER_A_MESSAGE if self._num_found <= NUM_SHARED else 0.0
+        return max(0.0, self._polled_at + pause - self._clock())
 
     def note_poll(self) -> None:
         """A poll begins."""
+        if not self._has_found:
+            self._num_found = 0
+        self._has_found = False
         self._polled_at = self._clock()
+
+    def note_message(self) -> None:
+        """The poll found a message."""
+        self._num_found += 1
+        self._has_found = True
 
 
 class Slots:
@@ -58,11 +77,13 @@ class Slots:
     before its next message arrives.
     """
 
-    def __init__(self, limit: int, *, on_free: Callable[[], None] = _ignore) -> None:
+    def __init__(
+        self, limit: int, *, on_free: Callable[[], None] = _ignore, on_empty: Callable[[], None] = _ignore
+    ) -> None:
         self._limit = limit
         self._num_taken = 0
         self._lock = threading.Lock()
-        self._on_free = on_free
+        self._on_free, self._on_empty = on_free, on_empty
 
     def take(self) -> None:
         """Take a slot."""
@@ -70,12 +91,14 @@ class Slots:
             self._num_taken += 1
 
     def give_back(self) -> None:
-        """Release a slot; calls `on_free` if the lane was full, or is empty now."""
+        """Release a slot; calls `on_free` if the lane was full, or else `on_empty` if it is empty now."""
         with self._lock:
             self._num_taken -= 1
-            is_told = self._num_taken in (self._limit - 1, 0)
-        if is_told:
+            was_full, is_empty = self._num_taken == self._limit - 1, not self._num_taken
+        if was_full:
             self._on_free()
+        elif is_empty:
+            self._on_empty()
 
     @property
     def num_taken(self) -> int:
@@ -108,7 +131,7 @@ class Consumer:
         self._pings = pings
         self._has_others = has_others
         self._num_threads = sum(slots.values()) + 1  # a ping takes no slot
-        self._slots = Slots(slots["interactive"], on_free=self._poll_at_once)
+        self._slots = Slots(slots["interactive"], on_free=self._poll_at_once, on_empty=self._wake)
         self._pace = Pace()
         self._lock = threading.Lock()
         self._taken: Counter[str] = Counter()
@@ -148,7 +171,8 @@ class Consumer:
                 with self._lock:
                     self._taken[request.id] += 1
                 self._slots.take()
-                self._pace.hurry()
+                self._pace.note_message()
+                self._wake_in(self._pace.seconds_until_poll(self._slots.num_taken))
 
         def revoked(request: Any, **_: Any) -> None:
             self._give_back(request.id)
@@ -221,18 +245,18 @@ class Consumer:
         While the slots are taken, it polls for pings that were sent, and else not at all.
         """
         if self._waits():
+            self._pace.note_poll()
             return queues
-        if self._slots.are_taken:
-            queues = (
-                [queue for queue in queues if queue not in self._queues] if self._pings.is_awaited else []
-            )
-        if not queues:
-            return []
-        if self._pace.seconds_until_poll(self._slots.num_taken):
+        is_full, num_taken = self._slots.are_taken, self._slots.num_taken
+        if is_full:
+            pings = [queue for queue in queues if queue not in self._queues]
+            queues = pings if self._pings.is_awaited else []
+        if not queues or self._pace.seconds_until_poll(num_taken):
             return []
         self._pace.note_poll()
-        # The loop reads its timers before it asks here, so that a pause cannot be timed when it begins.
-        self._celery_consumer.hub.call_later(pause_seconds(self._slots.num_taken), _ignore)
+        if is_full and not self._slots.are_taken:
+            self._pace.hurry()  # it was told before this poll, which does not include the lane
+        self._wake_in(pause_seconds(num_taken))
         return queues
 
     def _waits(self) -> bool:
@@ -242,6 +266,15 @@ class Consumer:
     def _poll_at_once(self) -> None:
         self._pace.hurry()
         self._wake()
+
+    def _wake_in(self, seconds: float) -> None:
+        """Have the loop turn when a pause is over.
+
+        Called before the loop chooses the time-out of a turn: when a poll begins, whose reply begins the next
+        turn, and when a message was received. A pause that begins in `_queues_to_poll` would be noticed late.
+        """
+        if self._celery_consumer is not None:
+            self._celery_consumer.hub.call_later(seconds, _ignore)
 
     def _wake(self) -> None:
         # The loop polls anew at its next turn, and `call_soon` makes it take one now.

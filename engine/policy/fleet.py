@@ -241,10 +241,13 @@ class SimulatedFleet(Generic[J]):
         ]
         if found:
             worker, seconds = self._choose(joined(found), self._chance)
-            is_counted = self.overheads.waits_for_polls and len(self.workers) > 1
-            self._take(run, worker, seconds if is_counted else 0.0)
+            waits = self.overheads.waits_for_polls and self._has_others(worker)
+            self._take(run, worker, seconds if waits else 0.0)
         else:
             self._waiting.setdefault((job.tier, job.lane, job.is_strict), deque()).append(run)
+
+    def _has_others(self, worker: SimulatedWorker[J]) -> bool:
+        return any(one is not worker and one.kind.tiers & worker.kind.tiers for one in self.workers)
 
     def _fill(self, worker: SimulatedWorker[J]) -> None:
         """Give waiting jobs to the free slots of a worker."""

@@ -16,7 +16,7 @@ PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.02, 0.1
 def pause_seconds(num_jobs: int) -> float:
     """How long a worker that holds so many interactive jobs pauses between two polls that find none.
 
-    None without a job: then it waits in the broker, and a message is its own before anybody can ask for it.
+    No pause without a job: then it waits in the broker, which gives it a message before others ask for one.
     The more it holds, the more often another worker asks first (ADR 0036).
     """
     return min(num_jobs * PAUSE_SECONDS, MAX_PAUSE_SECONDS)

@@ -336,7 +336,8 @@ def test_a_job_goes_to_the_worker_that_holds_none(tmp_path: Path) -> None:
             wait_for(lambda: client.info("clients")["blocked_clients"] == 1)
             idle.dispatch(f"job-{number}")
             wait_for(partial(is_answered, f"job-{number}"))
-        assert not list(folders[0].glob("job-*"))
+        # Between two polls that wait, for some milliseconds, one that asks may be first.
+        assert len(list(folders[0].glob("job-*"))) <= 2
 
 
 @pytest.mark.parametrize("has_others", [True, False])
@@ -349,19 +350,47 @@ def test_a_worker_that_holds_a_job_waits_in_the_broker_only_if_there_is_no_other
         listener = stack.enter_context(running(Listener(url, tmp_path, has_others=has_others)))
         listener.dispatch("hold-1")
         assert listener.heard("hold-1.held", 60)
-        asked = commands(client, "exec")
+        asked = commands(client, "lmpop")
         if has_others:
-            wait_for(lambda: commands(client, "exec") >= asked + 10)
+            wait_for(lambda: commands(client, "lmpop") >= asked + 10)
             assert client.info("clients")["blocked_clients"] == 0
         else:
             wait_for(lambda: client.info("clients")["blocked_clients"] == 1)
-            assert commands(client, "exec") == asked
+            assert commands(client, "lmpop") == asked
 
 
 def commands(client: "redis.Redis", name: str) -> int:
     """How often a command was called."""
     found: dict[str, Any] = client.info("commandstats").get(f"cmdstat_{name}", {"calls": 0})
     return int(found["calls"])
+
+
+def test_a_worker_that_holds_a_job_goes_on_while_the_broker_is_full(tmp_path: Path) -> None:
+    """A full server refuses commands that could take memory, and in a transaction all commands."""
+    port = choose_ports(["broker"])["broker"]
+    with broker(port, tmp_path), redis.Redis(port=port) as client, ExitStack() as stack:
+        listener = stack.enter_context(running(Listener(f"redis://127.0.0.1:{port}/0", tmp_path)))
+        listener.dispatch("hold-1")
+        assert listener.heard("hold-1.held", 60)
+        client.config_set("maxmemory", 1)
+        asked = commands(client, "lmpop")
+        wait_for(lambda: commands(client, "lmpop") >= asked + 10)
+        client.config_set("maxmemory", 0)
+        listener.dispatch("later")
+        assert listener.heard("later")
+
+
+def test_a_worker_whose_broker_refuses_to_be_asked_waits_there_instead(tmp_path: Path) -> None:
+    """Its rights may be those of an earlier version."""
+    port = choose_ports(["broker"])["broker"]
+    with broker(port, tmp_path), redis.Redis(port=port) as client, ExitStack() as stack:
+        client.execute_command("ACL", "SETUSER", "default", "-lmpop")
+        listener = stack.enter_context(running(Listener(f"redis://127.0.0.1:{port}/0", tmp_path)))
+        listener.dispatch("hold-1")
+        assert listener.heard("hold-1.held", 60)
+        wait_for(lambda: client.info("clients")["blocked_clients"] == 1)
+        listener.dispatch("later")
+        assert listener.heard("later")
 
 
 def test_a_worker_that_holds_a_job_takes_what_no_other_one_takes(listener: Listener) -> None:

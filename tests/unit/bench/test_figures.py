@@ -11,7 +11,7 @@ from bench.figures import Share, figure_of, quantile, table, write
 
 def test_quantiles_are_the_nearest_ranks() -> None:
     unordered = [float(number) for number in range(100, 0, -1)]
-    assert [quantile(unordered, share) for share in (0.5, 0.9, 0.95, 0.99, 1.0)] == [50, 90, 95, 99, 100]
+    assert [quantile(unordered, share) for share in (0.07, 0.5, 0.9, 0.95, 1.0)] == [7, 50, 90, 95, 100]
     assert [quantile([4.0, 2.0, 3.0, 1.0], share) for share in (0.25, 0.5, 0.51, 0.99)] == [1, 2, 3, 4]
     assert quantile([7.0], 0.99) == 7.0
 

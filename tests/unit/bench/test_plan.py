@@ -249,7 +249,7 @@ def test_a_fleet_that_does_not_keep_up_is_told_from_one_that_does() -> None:
 
 def test_handing_out_jobs_by_load_answers_sooner_at_every_load() -> None:
     p95: dict[str, dict[float, float]] = {}
-    for one in compare(FLAT, num_workers=8, num_jobs=500):
+    for one in compare(FLAT, num_workers=8, num_jobs=500, seeds=(1,)):
         p95.setdefault(one.rule, {})[one.load] = one.p95
     any_slot, polled, fewest = p95.values()
     assert all(polled[load] < any_slot[load] for load in LOADS)
