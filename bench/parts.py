@@ -6,10 +6,11 @@ It knows no part. A run of some parts, or of small amounts, does not replace the
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from bench.figures import Figure, table, write
 
@@ -18,10 +19,13 @@ WRITTEN_WHERE = f"{FOLDER}/{{file}}; where not all of it is measured, {FOLDER}/p
 Part = Callable[[], Iterable[Figure]]
 
 
-def run_command(description: str | None, file: str, modules: Mapping[str, str]) -> None:
+def run_command(
+    description: str | None, file: str, modules: Mapping[str, str], *, that_write: Collection[str] = ()
+) -> None:
     """Read the options of a benchmark whose parts are modules, and run it.
 
-    Each module has `measure(*, is_short)`. It is imported when its turn comes.
+    Each module has `measure(*, is_short)`, and those of parts `that_write` take the folder of the figures as
+    `folder`. A module is imported when its turn comes.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -32,11 +36,20 @@ def run_command(description: str | None, file: str, modules: Mapping[str, str]) 
     asked = parser.parse_args()
     out = asked.out or output_of(file, asked.only, modules, is_small=asked.short)
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
-    run_parts({name: partial(_measure, modules[name], is_short=asked.short) for name in asked.only}, out)
+    options: dict[str, Any] = {"is_short": asked.short}
+    run_parts(
+        {
+            name: partial(
+                _measure, modules[name], options | ({"folder": out.parent} if name in that_write else {})
+            )
+            for name in asked.only
+        },
+        out,
+    )
 
 
-def _measure(module: str, *, is_short: bool) -> Iterator[Figure]:
-    yield from import_module(module).measure(is_short=is_short)
+def _measure(module: str, options: Mapping[str, Any]) -> Iterator[Figure]:
+    yield from import_module(module).measure(**options)
 
 
 def output_of(file: str, chosen: Sequence[str], known: Iterable[str], *, is_small: bool) -> Path:

@@ -44,6 +44,11 @@ class Served(NamedTuple):
         """The median of the seeds."""
         return statistics.median(self.p95s)
 
+    def as_words(self) -> str:
+        """The medians, and the range of p95."""
+        spread = f"{min(self.p95s):.3g} to {max(self.p95s):.3g}"
+        return f"{statistics.median(self.p50s):.3g} / {self.p95:.3g} ({spread})"
+
 
 def compare(
     found: PlanProfile,
@@ -76,11 +81,7 @@ def report(found: PlanProfile, num_workers: int) -> Iterator[str]:
     yield "|---" * (1 + len(LOADS)) + "|"
     served = list(compare(found, num_workers))
     for name in RULES:
-        cells = "".join(
-            f" {statistics.median(one.p50s):.3g} / {one.p95:.3g} ({min(one.p95s):.3g} to {max(one.p95s):.3g}) |"
-            for one in served
-            if one.rule == name
-        )
+        cells = "".join(f" {one.as_words()} |" for one in served if one.rule == name)
         yield f"| {name} |{cells}"
     yield ""
 

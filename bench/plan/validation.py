@@ -7,6 +7,7 @@ other arrivals of the same rate, which no model can know, and from profiles alon
 """
 
 import argparse
+import json
 import os
 import random
 import statistics
@@ -16,6 +17,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from bench.charts import Effect, save
+from bench.charts import effects as draw_effects
 from bench.figures import Figure, figure_of, quantile
 from bench.parts import FOLDER, run_parts
 from bench.plan.calibration import (
@@ -89,17 +92,21 @@ class Compared:
         return abs(self.predicted[index] - self.measured[index]) / self.measured[index]
 
 
-def measure(*, is_short: bool) -> Iterator[Figure]:
-    """The errors of p50 and p95 over all configurations, and the spread of the runs beside them."""
+def measure(*, is_short: bool, folder: Path = FOLDER) -> Iterator[Figure]:
+    """The errors of p50 and p95 over all configurations, and the spread of the runs beside them.
+
+    Each run is written to `planner-runs.json` in the folder, and drawn beside its predictions.
+    """
     amounts, seconds = (SHORT, SHORT_SECONDS) if is_short else (WHOLE, RUN_SECONDS)
     chosen = (CONFIGURATIONS[0], CONFIGURATIONS[4]) if is_short else CONFIGURATIONS
     calibrations = _calibrations(sorted({one.num_workers for one in chosen}), amounts)
     runs: dict[str, dict[str, list[Compared]]] = {prediction: {} for prediction in PREDICTIONS}
     for one in chosen:
-        with tempfile.TemporaryDirectory() as folder:
-            compared = _compared(one, calibrations[one.num_workers], Path(folder), seconds)
+        with tempfile.TemporaryDirectory() as service:
+            compared = _compared(one, calibrations[one.num_workers], Path(service), seconds)
         for prediction, found in compared.items():
             runs[prediction][one.name] = found
+    write_runs(runs, folder)
     yield from figures_of(runs)
 
 
@@ -209,6 +216,40 @@ def figures_of(runs: Mapping[str, Mapping[str, Sequence[Compared]]]) -> Iterator
             yield figure_of(f"planner_error_{name}", errors, bar, 0.0, reason, is_at_most=True)
 
 
+def write_runs(runs: Mapping[str, Mapping[str, Sequence[Compared]]], folder: Path) -> None:
+    """`planner-runs.json`, and a plot of the predicted latencies as multiples of the measured ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = [
+        {
+            "configuration": name,
+            "run": number,
+            "measured": dict(zip(BARS, one.measured, strict=True)),
+            "predicted": {
+                prediction or "known": dict(zip(BARS, found[name][number].predicted, strict=True))
+                for prediction, found in runs.items()
+            },
+        }
+        for name, each in runs[KNOWN].items()
+        for number, one in enumerate(each)
+    ]
+    text = json.dumps({"unit": "seconds", "runs": document}, indent=1)
+    (folder / "planner-runs.json").write_text(text + "\n", encoding="utf-8")
+    effects = []
+    for name, each in runs[KNOWN].items():
+        ratios = [[one.predicted[index] / one.measured[index] for one in each] for index in range(len(BARS))]
+        effects.append(
+            Effect(
+                name,
+                ["measured", *BARS],
+                [1.0, *map(statistics.median, ratios)],
+                [1.0, *map(min, ratios)],
+                [1.0, *map(max, ratios)],
+            )
+        )
+    figure = draw_effects(effects, title="Predicted and measured latency", x_name="predicted ÷ measured")
+    save(figure, folder, "planner")
+
+
 def _spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / statistics.mean(values)
 
@@ -220,7 +261,7 @@ def main() -> None:
     asked = parser.parse_args()
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     out = FOLDER / "part" / FILE if asked.short else FOLDER / FILE
-    run_parts({"planner": partial(measure, is_short=asked.short)}, out)
+    run_parts({"planner": partial(measure, is_short=asked.short, folder=out.parent)}, out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ PARTS = {
     "planner": "bench.plan.validation",
 }
 """The module of each part."""
+WRITERS = ("peers", "planner")
+"""The parts with files of their own, beside the figures."""
 
 
 if __name__ == "__main__":
-    run_command(__doc__, FILE, PARTS)
+    run_command(__doc__, FILE, PARTS, that_write=WRITERS)

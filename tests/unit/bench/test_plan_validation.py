@@ -1,5 +1,6 @@
 """A prediction is compared with what was measured, from facts of other runs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from bench.plan.batching import compare, work_of
 from bench.plan.calibration import Calibration, _lone, configured, planned
 from bench.plan.fleets import Pool
 from bench.plan.profiles import PlanProfile, published
-from bench.plan.validation import PREDICTIONS, Compared, _trace, figures_of
+from bench.plan.validation import PREDICTIONS, Compared, _trace, figures_of, write_runs
 from bench.plane.load import Answered
 from bench.workload import mixed_requests
 from catalogue.catalogue import load_catalogue
@@ -34,6 +35,17 @@ def test_an_error_is_a_share_of_what_was_measured_and_the_figure_the_median_of_c
     assert "two runs with other arrivals differ by 0.00" in p50.reason
     assert p50_unseen.bar is p95_unseen.bar is p95_bare.bar is None
     assert (p95_bare.figure, p95_bare.value) == ("planner_error_p95_uncalibrated", p95.value)
+
+
+def test_every_run_is_written_beside_its_predictions_and_drawn(tmp_path: Path) -> None:
+    runs = {"a": [Compared((1.0, 4.0), (1.1, 5.0)), Compared((2.0, 4.0), (1.8, 3.0))]}
+    write_runs(dict.fromkeys(PREDICTIONS, runs), tmp_path)
+    document = json.loads((tmp_path / "planner-runs.json").read_text())
+    second = document["runs"][1]
+    assert (second["configuration"], second["run"], second["measured"]) == ("a", 1, {"p50": 2.0, "p95": 4.0})
+    assert second["predicted"]["known"] == {"p50": 1.8, "p95": 3.0}
+    assert second["predicted"].keys() == {"known", "unseen", "uncalibrated"}
+    assert (tmp_path / "planner.svg").exists()
 
 
 def test_seconds_beside_the_device_and_its_slowing_are_read_off_lone_jobs() -> None:
