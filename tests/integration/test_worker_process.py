@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from catalogue.states import TERMINAL, State
 from cli.terminal import EXIT_USAGE
@@ -19,6 +20,7 @@ from settings import ROOT
 from storage import dispatches, submissions
 from storage.database import Database
 from storage.job_views import get
+from storage.workers import Worker, heartbeat
 from tasks.app import make_celery
 from tasks.dispatch import Dispatcher
 from tasks.worker import EXIT_NO_ENGINE
@@ -154,6 +156,10 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
             tiers = ["sd", "hd"]
             assert Dispatcher(make_celery(migrated.broker_url, prefix, tiers)).dispatch([dispatch])
         wait_for(lambda: get(database, account, job.id).state is State.RUNNING, 120)
+        if lane == "interactive":
+            with redis.Redis.from_url(migrated.broker_url) as broker:
+                before = num_asked(broker)
+                wait_for(lambda: beside_another(database) and num_asked(broker) > before, 60)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:
@@ -163,6 +169,18 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
     assert not ready_file.exists()
     events = [json.loads(line)["event"] for line in log.read_text().splitlines() if line.startswith("{")]
     assert {"worker_ready", "job_settled"} <= set(events), "Celery must not raise the log level"
+
+
+def beside_another(database: Database) -> bool:
+    """Let the worker hear of another one with its next heartbeat: then it asks while it has jobs."""
+    other = Worker("cpu:9@other", "boot-other", "other", 1, "cpu:9", ("sd", "hd"), 1, 1, "exact")
+    heartbeat(database, other, [], lease_seconds=30)
+    return True
+
+
+def num_asked(broker: "redis.Redis") -> int:
+    """How often workers have polled without waiting."""
+    return int(broker.info("commandstats").get("cmdstat_lmpop", {"calls": 0})["calls"])
 
 
 OWN_PARAMETER = """
