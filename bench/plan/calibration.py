@@ -16,12 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.configuration import ROOT, write_configuration
+from bench.load.connection import Place
+from bench.load.outcomes import Outcome
+from bench.load.runs import Bench, Run
+from bench.load.summary import Goal
+from bench.load.trace import Arrival, Trace
 from bench.plan.fleets import Fleet, Pool
 from bench.plan.outcome import serve
 from bench.plan.profiles import PlanProfile
 from bench.plan.recommendation import configurations
 from bench.plan.traffic import PlannedJob
-from bench.plane.load import Answered, Connection, body_of, in_open_loop
+from bench.plane.load import body_of
 from bench.plane.system import PROFILES, Plane, plane_system, spent
 from bench.workload import DueRequest, mixed_requests
 from catalogue.profile import Profile, ProfileKey, StepCost
@@ -30,6 +35,7 @@ from engine.request import GenerationRequest
 
 SIDE = 128
 CAPS = {"sd": 16, "hd": 8}  # of the shipped calotype.toml
+DRAIN_SECONDS = 300.0
 STAGES = ("queued", "waiting", "encoding", "denoising", "decoding", "file", "upload")
 
 
@@ -78,15 +84,27 @@ def planned(request: GenerationRequest) -> PlannedJob:
     )
 
 
-def sent(plane: Plane, due: Sequence[DueRequest]) -> list[Answered]:
-    """Send these to the service in an open loop; raises `RuntimeError` if a job does not succeed."""
-    answered = in_open_loop(
-        lambda: Connection(plane.url, plane.api_key), [(one.seconds, body_of(one.request)) for one in due]
-    )
-    failed = [one.job for one in answered if one.job["state"] != "succeeded"]
+def sent(plane: Plane, due: Sequence[DueRequest], *, num_warm_up: int = 0) -> Run:
+    """Send these as `calotype bench` does; raises `RuntimeError` if a job does not succeed.
+
+    The first ones do not count in the summary of the run.
+    """
+    arrivals = tuple(Arrival(one.seconds, (json.loads(body_of(one.request)),)) for one in due)
+    # What the generator counts ends with the last request: a longer run would be an idle service at its end.
+    trace = Trace(arrivals, max(due[-1].seconds, 1e-3), due[num_warm_up].seconds if num_warm_up else 0.0)
+    place = Place(plane.url, plane.api_key)
+    run = Bench(place, Goal(seconds=DRAIN_SECONDS), len(plane.workers), DRAIN_SECONDS).run(trace)
+    failed = [one for one in run.outcomes if one.kind != "succeeded"]
     if failed:
-        raise RuntimeError(f"{len(failed)} jobs did not succeed: {failed[0]}")
-    return answered
+        raise RuntimeError(f"{len(failed)} jobs did not succeed: {failed[0].kind} {failed[0].detail}")
+    return run
+
+
+def latency_seconds(outcome: Outcome) -> float:
+    """Of a job that has succeeded, from when it was due."""
+    seconds = outcome.latency_seconds
+    assert seconds is not None
+    return seconds
 
 
 def configured(folder: Path, num_workers: int, caps: Mapping[str, int]) -> Path:
@@ -155,11 +173,11 @@ def calibrate(folder: Path, num_workers: int, amounts: Amounts) -> Calibration:
         sent(plane, [DueRequest(one, 0.0) for one in mixed_requests(amounts.num_warming, SIDE, seed=0)])
         lone = []
         for request in mixed_requests(amounts.num_lone, SIDE, seed=1):
-            [answered] = sent(plane, [DueRequest(request, 0.0)])
-            lone.append((request, answered))
+            [outcome] = sent(plane, [DueRequest(request, 0.0)]).outcomes
+            lone.append((request, outcome))
         burst = mixed_requests(amounts.num_burst * num_workers, SIDE, seed=2)
         before = plane.cpu()
-        answers = sent(plane, [DueRequest(one, 0.0) for one in burst])
+        outcomes = sent(plane, [DueRequest(one, 0.0) for one in burst]).outcomes
         used = spent(before, plane.cpu())
     profiles = measured_profiles(folder, num_workers, amounts.profile_seconds)
     pool = Pool(profiles, dict(CAPS), num_workers)
@@ -169,20 +187,20 @@ def calibrate(folder: Path, num_workers: int, amounts: Amounts) -> Calibration:
         Fleet((pool,)), [(0.0, planned(one)) for one in burst], overheads=overheads, warm_up_share=0.0
     )
     # The mean and not the last end: at the end of a burst step batches are small whatever the slowing is.
-    ratio = statistics.mean(one.latency_seconds for one in answers) / simulated.mean_seconds
+    ratio = statistics.mean(map(latency_seconds, outcomes)) / simulated.mean_seconds
     return Calibration(profiles, overheads, lone_slowing, ratio, service)
 
 
-def _lone(pool: Pool, lone: Sequence[tuple[GenerationRequest, Answered]]) -> tuple[Overheads, float]:
+def _lone(pool: Pool, lone: Sequence[tuple[GenerationRequest, Outcome]]) -> tuple[Overheads, float]:
     """The seconds beside the device, and the slowing of the device, in jobs that had the service alone."""
     stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
     rest, slowing = [], []
-    for request, answered in lone:
-        timings = {stage: answered.job["timings"][f"{stage}_seconds"] for stage in STAGES}
+    for request, outcome in lone:
+        timings = {stage: outcome.timings[f"{stage}_seconds"] for stage in STAGES}
         timings["waiting"] = max(0.0, timings["waiting"] - timings["encoding"])  # which it includes
         for stage, seconds in timings.items():
             stages[stage].append(seconds)
-        rest.append(answered.latency_seconds - sum(timings.values()))
+        rest.append(latency_seconds(outcome) - sum(timings.values()))
         on_device = timings["encoding"] + timings["denoising"] + timings["decoding"]
         slowing.append(on_device / pool.alone_seconds(planned(request)))
     median = {stage: statistics.median(seconds) for stage, seconds in stages.items()}

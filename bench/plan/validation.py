@@ -1,7 +1,7 @@
 """How near the planner's predictions come to the running service: `python -m bench.plan.validation`.
 
 Starts the service on this machine in several configurations (workers, row caps, mixes, load), sends each two
-traces in an open loop, and compares latencies with those that were predicted from a calibration made before.
+traces as `calotype bench` does, and compares latencies with those that a calibration made before predicts.
 The predicted run has the arrivals of the measured one. Two more figures say how far off predictions are for
 other arrivals of the same rate, which no model can know, and from profiles alone. Run it on an idle machine.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from bench.charts import Effect, save
 from bench.charts import effects as draw_effects
 from bench.figures import Figure, figure_of, quantile
+from bench.load.runs import Run
 from bench.parts import FOLDER, run_parts
 from bench.plan.calibration import (
     SHORT,
@@ -29,12 +30,12 @@ from bench.plan.calibration import (
     Calibration,
     calibrate,
     configured,
+    latency_seconds,
     planned,
     sent,
 )
 from bench.plan.fleets import Fleet
 from bench.plan.outcome import Outcome, serve
-from bench.plane.load import Answered
 from bench.plane.system import plane_system
 from bench.workload import DueRequest, mixed_requests, poisson
 
@@ -86,6 +87,8 @@ class Compared:
 
     measured: tuple[float, float]  # p50 and p95
     predicted: tuple[float, float]
+    measured_busy_share: float | None = None  # of the devices, as `calotype bench` counts their seconds
+    predicted_busy_share: float | None = None  # with a known calibration and known arrivals
 
     def error(self, index: int) -> float:
         """The difference as a share of what was measured."""
@@ -144,17 +147,21 @@ def _compared(
     with plane_system(folder / "system", overrides={"CALOTYPE_CONFIG": str(config)}) as plane:
         sent(plane, [DueRequest(each.request, 0.0) for each in traces[SEEDS[0]][:4]])
         for seed in SEEDS:
-            found = _latencies(sent(plane, traces[seed]))
+            num_warm_up = int(WARM_UP_SHARE * len(traces[seed]))
+            run = sent(plane, traces[seed], num_warm_up=num_warm_up)
+            found = _latencies(run, num_warm_up)
             outcome = outcomes[seed]
             predicted = {KNOWN: outcome.seconds[:2], UNSEEN: unseen, UNCALIBRATED: bare[seed]}
             for prediction, pair in predicted.items():
-                compared[prediction].append(Compared(found, pair))
+                busy = run.summary.device_utilisation
+                compared[prediction].append(Compared(found, pair, busy, outcome.busy_share))
             print(
                 f"  {one.name}, {rate:.2f}/s, seed {seed}: p50 {found[0]:.2f} s, "
                 f"predicted {outcome.seconds[0]:.2f}; p95 {found[1]:.2f} s, "
                 f"predicted {outcome.seconds[1]:.2f}; for other arrivals {unseen[0]:.2f} and "
                 f"{unseen[1]:.2f}; from the profiles alone {bare[seed][0]:.2f} and {bare[seed][1]:.2f}; "
-                f"{outcome.mean_rows:.1f} rows, {outcome.busy_share:.0%} busy",
+                f"{outcome.mean_rows:.1f} rows, {outcome.busy_share:.0%} busy, "
+                f"measured {run.summary.device_utilisation or 0:.0%}",
                 flush=True,
             )
     return compared
@@ -197,8 +204,8 @@ def _uncalibrated(fleet: Fleet, trace: Sequence[DueRequest]) -> Outcome:
     return serve(fleet, arrivals, warm_up_share=WARM_UP_SHARE)
 
 
-def _latencies(answered: Sequence[Answered]) -> tuple[float, float]:
-    seconds = [one.latency_seconds for one in answered[int(WARM_UP_SHARE * len(answered)) :]]
+def _latencies(run: Run, num_warm_up: int) -> tuple[float, float]:
+    seconds = list(map(latency_seconds, run.outcomes[num_warm_up:]))
     return quantile(seconds, 0.5), quantile(seconds, 0.95)
 
 
@@ -224,6 +231,7 @@ def write_runs(runs: Mapping[str, Mapping[str, Sequence[Compared]]], folder: Pat
             "configuration": name,
             "run": number,
             "measured": dict(zip(BARS, one.measured, strict=True)),
+            "busy_share": {"measured": one.measured_busy_share, "predicted": one.predicted_busy_share},
             "predicted": {
                 prediction or "known": dict(zip(BARS, found[name][number].predicted, strict=True))
                 for prediction, found in runs.items()

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from bench.load.outcomes import Outcome
 from bench.plan.batching import compare, work_of
 from bench.plan.calibration import Calibration, _lone, configured, planned
 from bench.plan.fleets import Pool
 from bench.plan.profiles import PlanProfile, published
 from bench.plan.validation import PREDICTIONS, Compared, _trace, figures_of, write_runs
-from bench.plane.load import Answered
 from bench.workload import mixed_requests
 from catalogue.catalogue import load_catalogue
 from catalogue.profile import Profile, ProfileKey, StepCost
@@ -63,7 +63,8 @@ def test_seconds_beside_the_device_and_its_slowing_are_read_off_lone_jobs() -> N
             "upload_seconds": 0.004,
         }
         seconds = sum(timings.values()) - timings["encoding_seconds"]
-        lone.append((request, Answered(0.0, seconds + 0.05, {"timings": timings})))
+        outcome = Outcome({}, "single", 0.0, 0.0, "succeeded", seconds + 0.05, timings=timings)
+        lone.append((request, outcome))
     overheads, slowing = _lone(pool, lone)
     assert slowing == pytest.approx(1.5)
     found = (overheads.accept_seconds, overheads.claim_seconds, overheads.image_seconds)
