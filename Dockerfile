@@ -32,7 +32,7 @@ COPY web web
 COPY tasks tasks
 COPY storage storage
 COPY cli cli
-COPY bench/__init__.py bench/
+COPY bench/__init__.py bench/figures.py bench/
 COPY bench/plan bench/plan
 COPY local local
 COPY migrations migrations

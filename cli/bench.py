@@ -23,6 +23,7 @@ from cli.terminal import (
     Key,
     Url,
     fail,
+    needing_bench,
     note,
     print_json,
     print_table,
@@ -129,10 +130,11 @@ def bench(
     rates = _of("--rate", lambda: _rates(rate))
     if search and len(rates) > 1:
         fail("--search starts at one rate: give --rate once", code=EXIT_USAGE)
-    from bench.load import mix, report
-    from bench.load.runs import NoAnswerError, ServiceError
-    from bench.load.setup import Search, Setup, measure
-    from bench.load.trace import read
+    with needing_bench("a checkout"):
+        from bench.load import mix, report
+        from bench.load.runs import NoAnswerError, ServiceError
+        from bench.load.setup import Search, Setup, measure
+        from bench.load.trace import read
 
     texts = {
         "sizes": ("--size", size, mix.size_of),

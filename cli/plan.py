@@ -5,7 +5,6 @@ It runs nothing and needs no service: profiles are files, and published ones shi
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +22,7 @@ from cli.terminal import (
     Key,
     Url,
     fail,
+    needing_bench,
     note,
     print_json,
     print_table,
@@ -39,6 +39,9 @@ MAX_RECORDED = 1000
 """The newest jobs of a service from which its traffic is read."""
 RATE_SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25)
 """Of the planned rate, at which the recommended fleet is simulated for the plot."""
+
+OF_PLOTS = ("matplotlib", "bench.charts")
+"""The modules that an installation without plots lacks, such as the API image."""
 
 planning = typer.Typer()
 
@@ -71,8 +74,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Find the cheapest fleet that meets the goals: devices, tiers of workers, row caps, latency and cost."""
-    from bench.plan.profiles import PlanError
-    from bench.plan.search import find_plan
+    with needing_bench("a checkout, or the API image"):
+        from bench.plan.profiles import PlanError
+        from bench.plan.search import find_plan
 
     if published:
         _show_published(as_json=as_json)
@@ -221,12 +225,14 @@ def _write(found: "Plan", settings: Settings, folder: Path) -> list[Path]:
     file = folder / "plan.json"
     file.write_text(json.dumps({**document, "rates": rates}, indent=1) + "\n", encoding="utf-8")
     paths.append(file)
-    with suppress(ImportError):
+    try:
         from bench.plan.charts import draw
-
-        return [*paths, *draw(document, rates, folder)]
-    note("no plots: matplotlib is not installed")
-    return paths
+    except ModuleNotFoundError as error:
+        if error.name not in OF_PLOTS:
+            raise
+        note(f"no plots: {error.name} is not installed")
+        return paths
+    return [*paths, *draw(document, rates, folder)]
 
 
 def _show(found: "Plan", written: Sequence[Path], *, as_json: bool) -> None:

@@ -7,7 +7,8 @@ terminals. It knows no command.
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn, TextIO
 
@@ -93,6 +94,17 @@ def fail(message: str, code: int = EXIT_REFUSED) -> NoReturn:
     lines = [printable(line) for line in message.splitlines()]
     err.print("calotype: " + "\n".join(lines), markup=False, soft_wrap=True)
     sys.exit(code)
+
+
+@contextmanager
+def needing_bench(where: str) -> Iterator[None]:
+    """Import what measures or plans: an image that lacks it ends the command in one line; `where` has it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "bench":
+            raise
+        fail(f"this command needs {where}: there is no {error.name} here", EXIT_USAGE)
 
 
 def end_quietly() -> NoReturn:

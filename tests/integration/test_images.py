@@ -82,6 +82,28 @@ def test_the_command_line_answers_in_every_image(images: dict[str, Image], targe
         assert answer.returncode == 0, answer.stderr
 
 
+def test_the_api_image_plans_a_fleet(images: dict[str, Image], tmp_path: Path) -> None:
+    plan = ["python", "-m", "cli", "plan"]
+    listed = images["api"].run(*plan, "--published")
+    assert listed.returncode == 0, listed.stderr
+    assert "h200-qwen-image-512" in listed.stdout
+    small = ["--profile", "sd=h200-qwen-image-512", "--rate", "0.2", "--within", "60"]
+    places = ["--out", str(tmp_path / "plan"), "--data-dir", str(tmp_path / "data")]
+    written = images["api"].run(*plan, *small, *places)
+    assert written.returncode == 0, written.stderr
+    assert "no plots: bench.charts is not installed" in written.stderr
+    assert {file.name for file in (tmp_path / "plan").iterdir()} == {"calotype.toml", "plan.json"}
+
+
+@pytest.mark.parametrize(("target", "command"), [("worker", "plan"), ("worker", "bench"), ("api", "bench")])
+def test_a_command_that_an_image_lacks_says_where_it_is(
+    images: dict[str, Image], target: str, command: str
+) -> None:
+    refused = images[target].run("python", "-m", "cli", command)
+    assert refused.returncode == 2
+    assert re.fullmatch(r"calotype: this command needs a checkout.*\n", refused.stderr)
+
+
 def test_what_is_installed_is_pinned_by_the_lock() -> None:
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     pinned = {_plain(line.partition("==")[0]) for line in lock}

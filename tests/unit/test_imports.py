@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from settings import ROOT
+from tests.unit.docs.deployment_files import Deployment
 
 PACKAGES = (
     "bench",
@@ -98,6 +99,23 @@ def imported_modules(path: Path, name: str) -> set[str]:
             module = ".".join(part for part in (base, node.module) if part)
             found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return found
+
+
+def test_the_api_image_holds_what_a_plan_imports() -> None:
+    """But the plots, which need matplotlib: `calotype plan` does without them."""
+    copied = [words for words in Deployment().stage("api", "COPY") if not words[0].startswith("--from")]
+    files = [file for words in copied for source in words[:-1] for file in ROOT.glob(source)]
+    held = {path for file in files for path in (file, *file.rglob("*.py"))}
+    todo, seen = ["cli.plan"], {"bench.plan.charts"}
+    while todo:
+        name = todo.pop()
+        path = ROOT / (name.replace(".", "/") + ".py")
+        if name in seen or not path.is_file():
+            continue
+        seen.add(name)
+        assert path in held, name
+        todo += imported_modules(path, name)
+    assert {"bench.plan.search", "engine.policy.policy"} <= seen
 
 
 def test_nothing_imports_the_command_line() -> None:
