@@ -83,8 +83,8 @@ def plan(
         return
     if out is not None and out.exists() and not out.is_dir():
         fail(f"--out: {out} is not a folder", EXIT_USAGE)
-    if path is None and within is None and budget is None:
-        fail("there is no goal: give --within SECONDS, --budget AMOUNT, or both", EXIT_USAGE)
+    if path is None and rate is within is budget is None and not recorded:
+        fail("there is no goal: give --rate, --within, --budget, or --recorded", EXIT_USAGE)
     settings = load_settings(data_dir=data_dir)
     try:
         if path is None:

@@ -25,6 +25,11 @@ def reasons(plan: Plan) -> Iterator[str]:
     if found is None:
         yield from _refusal(plan)
     else:
+        if goals.is_rate_alone:
+            yield (
+                f"the only goal is to keep up with {_rate(plan)}: the work may take {goals.max_load:.0%} "
+                f"of what the devices do in full step batches"
+            )
         low, high = found.spread
         yield (
             f"{found.fleet.as_words()}: p95 {found.p95:.3g} s ({low:.3g} to {high:.3g} s) with "
@@ -70,7 +75,8 @@ def _refusal(plan: Plan) -> Iterator[str]:
     met += [f"p99 {goals.p99_seconds:g} s"] if goals.p99_seconds else []
     money = goals.max_price_per_month
     met += [f"{money:g} {plan.request.currency} a month"] if money else []
-    yield f"no fleet of these devices meets {', '.join(met)} with enough seeds"
+    wanted = f"meets {', '.join(met)}" if met else f"keeps up with {_rate(plan)}"
+    yield f"no fleet of these devices {wanted} with enough seeds"
     fastest = min(plan.tried, key=lambda one: one.p95, default=None)
     if fastest is not None:
         price = fastest.fleet.price_per_month
@@ -96,13 +102,17 @@ def _layouts(plan: Plan, found: Tried) -> Iterator[str]:
     others = [
         one
         for one in plan.tried
-        if (len(one.fleet.pools) == 1) != is_shared and (goal is None or one.p95 <= goal)
+        if (len(one.fleet.pools) == 1) != is_shared and one.keeps_up and (goal is None or one.p95 <= goal)
     ]
     if others:
         other = min(others, key=lambda one: _money(one.fleet))
         layout = "workers of their own for each tier" if is_shared else "workers that serve all tiers"
         needed = f"{other.fleet.num_workers} devices, for p95 {other.p95:.3g} s: {other.fleet.as_words()}"
         yield f"{layout} would need {needed}"
+
+
+def _rate(plan: Plan) -> str:
+    return f"{plan.request.traffic.images_per_second:.3g} images/s"
 
 
 def _load(fleet: Fleet, plan: Plan) -> float:

@@ -24,7 +24,10 @@ class _Entry(BaseModel):
 
 
 class Goals(_Entry):
-    """What the fleet must reach: the latencies are of the interactive jobs of each tier, with their queue."""
+    """What the fleet must reach: the latencies are of the interactive jobs of each tier, with their queue.
+
+    It must keep up with the traffic in any case: without another goal, that is the goal.
+    """
 
     p95_seconds: Seconds | None = None
     p99_seconds: Seconds | None = None
@@ -32,11 +35,10 @@ class Goals(_Entry):
     max_load: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Of what the devices could do in full step batches: a device is busy long before it can do no more."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.p95_seconds is self.p99_seconds is self.max_price_per_month is None:
-            raise ValueError("there is no goal: p95_seconds, p99_seconds or max_price_per_month is needed")
-        return self
+    @property
+    def is_rate_alone(self) -> bool:
+        """Whether the only goal is to keep up."""
+        return self.p95_seconds is self.p99_seconds is self.max_price_per_month is None
 
 
 class DeviceOffer(_Entry):
@@ -53,7 +55,7 @@ class PlanRequest(_Entry):
     """The file: traffic, goals, devices, and the currency of all prices."""
 
     traffic: Traffic
-    goals: Goals
+    goals: Goals = Goals()
     devices: Annotated[tuple[DeviceOffer, ...], Field(min_length=1)]
     currency: str = "USD"
 

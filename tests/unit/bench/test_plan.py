@@ -224,6 +224,23 @@ def test_a_budget_bounds_the_plan() -> None:
     assert found(asked).recommended is None
 
 
+def test_the_traffic_alone_is_a_goal_that_the_fleet_keeps_up_with() -> None:
+    asked = request(8.0, max_load=0.8)
+    plan = found(asked)
+    assert plan.recommended is not None
+    fleet = plan.recommended.fleet
+    assert fleet.num_workers == math.ceil(pool(FLAT).device_seconds(asked.traffic) / 0.8)
+    assert simulate(fleet, asked.traffic, seed=77).keeps_up
+    told = "the only goal is to keep up with 8 images/s: the work may take 80% of what the devices do"
+    assert any(reason.startswith(told) for reason in reasons(plan))
+
+
+def test_more_work_than_all_devices_do_is_refused_without_another_goal_too() -> None:
+    plan = found(limited(request(8.0, max_load=0.9), 1))
+    assert plan.recommended is None
+    assert "no fleet of these devices keeps up with 8 images/s" in next(iter(reasons(plan)))
+
+
 def test_no_fleet_of_the_front_is_both_dearer_and_slower_than_another() -> None:
     front = found(request(8.0, p95_seconds=2.5)).front
     prices = [one.fleet.price_per_month for one in front]
@@ -507,11 +524,6 @@ def test_a_number_of_steps_above_the_limit_is_refused() -> None:
         request(1.0, job_class(num_inference_steps={2000: 1.0}))
 
 
-def test_a_plan_without_a_goal_is_refused() -> None:
-    with pytest.raises(PlanError, match="there is no goal"):
-        request(1.0, max_load=0.5)
-
-
 def test_the_command_writes_a_plan_and_refuses_wrong_options(tmp_path: Path) -> None:
     runner, out = CliRunner(), tmp_path / "out"
     options = ["--profile", "sd=h200-qwen-image-512", "--within", "60", "--rate", "0.2"]
@@ -524,7 +536,7 @@ def test_the_command_writes_a_plan_and_refuses_wrong_options(tmp_path: Path) -> 
     for wrong, message in (
         (["--rate", "0"], "--rate: 0 is not above 0"),
         (["--profile", "xl=measured"], "--profile: 'xl=measured' is not TIER=NAME"),
-        ([], "there is no goal: give --within SECONDS, --budget AMOUNT, or both"),
+        ([], "there is no goal: give --rate, --within, --budget, or --recorded"),
     ):
         refused = runner.invoke(app, ["plan", *(["--within", "5"] if wrong else []), *wrong, *here])
         assert refused.exit_code == 2

@@ -1,5 +1,6 @@
 """`calotype plan` on the command line: what it asks for, what it needs, and how it refuses."""
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,23 @@ from bench.plan.search import Plan
 from cli.__main__ import app
 from cli.plan import _write
 from settings import load_settings
-from tests.unit.bench.test_plan import request
+from tests.unit.bench.test_plan import FLAT, request
+
+
+@pytest.mark.parametrize("goals", ["", "[goals]\n"])
+def test_a_rate_is_a_goal_as_an_option_and_in_a_file(tmp_path: Path, goals: str) -> None:
+    profile = tmp_path / "sd.json"
+    profile.write_text(json.dumps(FLAT.profile.to_dict()), encoding="utf-8")
+    file = tmp_path / "plan.toml"
+    file.write_text(
+        f"[traffic]\njobs_per_second = 4\njobs = [{{tier = 'sd', width = 128, height = 128}}]\n{goals}"
+        f"[[devices]]\nname = 'd'\nprofiles = {{sd = '{profile}'}}\n"
+    )
+    here = ["--data-dir", str(tmp_path / "data")]
+    for words in (["--rate", "4", "--profile", f"sd={profile}"], [str(file)]):
+        done = CliRunner().invoke(app, ["plan", *words, *here])
+        assert done.exit_code == 0, done.output
+        assert "the only goal is to keep up with 4 images/s" in done.output
 
 
 @pytest.mark.parametrize(
