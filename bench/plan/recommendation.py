@@ -86,7 +86,7 @@ def _refusal(plan: Plan) -> Iterator[str]:
 
 
 def _next_cheaper(plan: Plan, found: Tried) -> Iterator[str]:
-    cheaper = [one for one in plan.tried if _money(one.fleet) < _money(found.fleet)]
+    cheaper = [one for one in plan.distinct if _money(one.fleet) < _money(found.fleet)]
     if cheaper:
         one = max(cheaper, key=lambda one: (_money(one.fleet), -one.p95))
         state = f"p95 {one.p95:.3g} s" if one.keeps_up else "its queue grows"
@@ -101,7 +101,7 @@ def _layouts(plan: Plan, found: Tried) -> Iterator[str]:
     goal = plan.request.goals.p95_seconds
     others = [
         one
-        for one in plan.tried
+        for one in plan.distinct
         if (len(one.fleet.pools) == 1) != is_shared and one.keeps_up and (goal is None or one.p95 <= goal)
     ]
     if others:
