@@ -123,18 +123,27 @@ class Tried:
     @property
     def seconds(self) -> tuple[float, ...]:
         """The medians over the seeds of p50, p95 and p99."""
-        return tuple(
-            statistics.median(each) for each in zip(*(one.seconds for one in self.outcomes), strict=True)
-        )
+        return _medians([one.seconds for one in self.outcomes])
+
+    @property
+    def seconds_by_tier(self) -> dict[str, tuple[float, ...]]:
+        """The medians over the seeds of p50, p95 and p99 of interactive jobs, by tier."""
+        found: dict[str, list[tuple[float, ...]]] = {}
+        for one in self.outcomes:
+            for tier, seconds in one.seconds_by_tier.items():
+                found.setdefault(tier, []).append(seconds)
+        return {tier: _medians(each) for tier, each in found.items()}
 
     @property
     def p95_by_tier(self) -> dict[str, float]:
         """The medians over the seeds of the p95 of interactive jobs, by tier."""
-        found: dict[str, list[float]] = {}
-        for one in self.outcomes:
-            for tier, (_, p95, _) in one.seconds_by_tier.items():
-                found.setdefault(tier, []).append(p95)
-        return {tier: statistics.median(each) for tier, each in found.items()}
+        return {tier: p95 for tier, (_, p95, _) in self.seconds_by_tier.items()}
+
+    @property
+    def bulk_seconds(self) -> tuple[float, ...] | None:
+        """The medians over the seeds of p50, p95 and p99 of bulk jobs; None without any."""
+        found = [one.bulk_seconds for one in self.outcomes if one.bulk_seconds is not None]
+        return _medians(found) if found else None
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -167,6 +176,10 @@ class Tried:
         """The price of its devices in an hour, divided by the images that it draws in one."""
         hourly = self.fleet.price_per_month / HOURS_PER_MONTH
         return hourly / (3600 * self.images_per_second) if self.images_per_second else float("inf")
+
+
+def _medians(seconds: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    return tuple(statistics.median(each) for each in zip(*seconds, strict=True))
 
 
 def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:

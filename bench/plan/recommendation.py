@@ -13,6 +13,7 @@ from bench.plan.outcome import Tried
 from bench.plan.profiles import PlanProfile
 from bench.plan.search import CHECK_SEEDS, Plan
 from catalogue.catalogue import load_catalogue
+from catalogue.lanes import MAX_SLOTS, MIN_SLOTS
 from catalogue.profile import ProfileKey
 
 MAX_DEVICES_OF_A_HOST = 8
@@ -38,12 +39,16 @@ def reasons(plan: Plan) -> Iterator[str]:
         if len(found.p95_by_tier) > 1:
             each = ", ".join(f"{tier} {seconds:.3g} s" for tier, seconds in found.p95_by_tier.items())
             yield f"p95 by tier, of which each must meet the goal: {each}"
+        if found.bulk_seconds is not None:
+            p50, p95, _ = found.bulk_seconds
+            yield f"bulk jobs, which have no goal: p50 {p50:.3g} s, p95 {p95:.3g} s"
         yield (
             f"the work takes {_load(found.fleet, plan):.0%} of what these devices do in full step batches; "
             f"they are busy {found.busy_share:.0%} of the time, with {found.mean_rows:.1f} rows a step batch"
         )
         yield from _next_cheaper(plan, found)
         yield from _layouts(plan, found)
+        yield from _slots(found.fleet)
     for pool in (found.fleet if found else _any_fleet(plan)).pools:
         for tier, profile in pool.profiles.items():
             yield verdict(tier, profile)
@@ -111,6 +116,17 @@ def _layouts(plan: Plan, found: Tried) -> Iterator[str]:
         yield f"{layout} would need {needed}"
 
 
+def _slots(fleet: Fleet) -> Iterator[str]:
+    """How many jobs of each lane the workers of each pool take at a time."""
+    for pool in fleet.pools:
+        place = f"a worker of {' and '.join(pool.tiers)}"
+        yield f"{place} takes up to {pool.num_slots} interactive and {pool.num_slots} bulk jobs at a time"
+    yield (
+        f"these are the default slots of a lane: half as many again as a step batch has rows, "
+        f"{MIN_SLOTS} to {MAX_SLOTS}"
+    )
+
+
 def _rate(plan: Plan) -> str:
     return f"{plan.request.traffic.images_per_second:.3g} images/s"
 
@@ -144,13 +160,13 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def tried_as_json(tried: Tried) -> dict[str, Any]:
     """A fleet with what it does: medians over its seeds."""
-    p50, p95, p99 = tried.seconds
+    bulk = tried.bulk_seconds
     return {
         "pools": [_pool_as_json(pool) for pool in tried.fleet.pools],
         "devices": tried.fleet.num_workers,
-        "p50_seconds": p50,
-        "p95_seconds": p95,
-        "p99_seconds": p99,
+        **_named(tried.seconds),
+        "by_tier": {tier: _named(seconds) for tier, seconds in tried.seconds_by_tier.items()},
+        "bulk": None if bulk is None else _named(bulk),
         "p95_low_seconds": tried.spread[0],
         "p95_high_seconds": tried.spread[1],
         "seeds": len(tried.outcomes),
@@ -161,6 +177,10 @@ def tried_as_json(tried: Tried) -> dict[str, Any]:
         "price_per_month": tried.fleet.price_per_month,
         "price_per_image": tried.price_per_image,
     }
+
+
+def _named(seconds: Sequence[float]) -> dict[str, float]:
+    return dict(zip(("p50_seconds", "p95_seconds", "p99_seconds"), seconds, strict=True))
 
 
 def _pool_as_json(pool: Pool) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """What a plan says beside its recommendation: the front of price and latency, the lanes, and large fleets."""
 
-from bench.plan.fleets import Fleet
+from bench.plan.fleets import Fleet, Pool
 from bench.plan.outcome import Tried, simulate
+from bench.plan.recommendation import reasons, tried_as_json
 from bench.plan.search import Plan
-from tests.unit.bench.test_plan import FLAT, found, limited, pool, request
+from tests.unit.bench.test_plan import FLAT, found, job_class, limited, pool, request
+
+SECONDS = ("p50_seconds", "p95_seconds", "p99_seconds")
 
 
 def test_the_front_shows_what_more_money_buys_and_what_less_costs() -> None:
@@ -18,6 +21,31 @@ def test_the_front_shows_what_more_money_buys_and_what_less_costs() -> None:
     tried = [one.fleet.num_workers for one in plan.distinct if one.fleet.max_rows == caps]
     assert {num - 1, num + 1, num + 4} <= set(tried)
     assert len(tried) == len(set(tried))
+
+
+def test_a_plan_tells_what_each_lane_and_tier_waits_and_which_slots_it_gets() -> None:
+    classes = (job_class(share=0.8), job_class(tier="hd", share=0.2, lane="bulk", num_inference_steps=40))
+    asked = request(0.5, *classes, p95_seconds=8.0)
+    fleet = Fleet((Pool({"sd": FLAT, "hd": FLAT}, {"sd": 16, "hd": 8}, 1, 1.0),))
+    tried = Tried(fleet, tuple(simulate(fleet, asked.traffic, seed, num_jobs=200) for seed in (1, 2, 3)))
+    document = tried_as_json(tried)
+    assert document["by_tier"] == {"sd": {name: document[name] for name in SECONDS}}, "interactive jobs"
+    assert tried.bulk_seconds is not None
+    assert list(document["bulk"].values()) == list(tried.bulk_seconds)
+    assert document["bulk"]["p50_seconds"] > document["p50_seconds"], "of 40 steps and not of 20"
+    told = list(reasons(Plan(asked, tried, 5, (tried,))))
+    p50, p95, _ = tried.bulk_seconds
+    assert f"bulk jobs, which have no goal: p50 {p50:.3g} s, p95 {p95:.3g} s" in told
+    assert "a worker of sd and hd takes up to 24 interactive and 24 bulk jobs at a time" in told
+    slots = "these are the default slots of a lane: half as many again as a step batch has rows, 12 to 128"
+    assert slots in told
+
+
+def test_a_plan_of_interactive_jobs_tells_nothing_of_bulk_jobs() -> None:
+    asked, fleet = request(0.5), Fleet((pool(FLAT),))
+    tried = Tried(fleet, (simulate(fleet, asked.traffic, 1, num_jobs=200),))
+    assert tried_as_json(tried)["bulk"] is None
+    assert not any(reason.startswith("bulk jobs") for reason in reasons(Plan(asked, tried, 5, (tried,))))
 
 
 def test_the_front_has_no_more_devices_than_there_are() -> None:
