@@ -4,7 +4,7 @@ It runs nothing and needs no service: profiles are files, and published ones shi
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,7 +58,15 @@ def plan(
     budget: Annotated[
         float | None, typer.Option(help="The most that the devices may cost in a month.")
     ] = None,
-    price: Annotated[float, typer.Option(min=0, help="Without PATH: of a device and hour.")] = 0,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Without PATH: of a device and hour. Default: that of calotype.toml, or none."
+        ),
+    ] = None,
+    max_devices: Annotated[
+        int | None, typer.Option(help="Without PATH: at most so many devices, up to 5000. Default: 64.")
+    ] = None,
     profile: Annotated[
         list[str] | None,
         typer.Option(help="Without PATH: TIER=NAME, a published profile or a file; may be repeated."),
@@ -85,13 +93,23 @@ def plan(
         fail(f"--out: {out} is not a folder", EXIT_USAGE)
     if path is None and rate is within is budget is None and not recorded:
         fail("there is no goal: give --rate, --within, --budget, or --recorded", EXIT_USAGE)
+    if rate is not None and rate <= 0:
+        fail(f"--rate: {rate:g} is not above 0", EXIT_USAGE)
     settings = load_settings(data_dir=data_dir)
     try:
         if path is None:
             traffic = _recorded(data_dir, url, api_key) if recorded else _one_job(settings.catalogue, profile)
-            request = _from_options(traffic, within, budget, price, profile)
+            offer = _offer(traffic, profile, price, max_devices, settings)
+            request = _from_options(traffic, within, budget, offer, settings.catalogue.prices.currency)
         else:
-            _refuse_beside_a_file(price=price, profile=profile, recorded=recorded)
+            _refuse_beside_a_file(
+                {
+                    "--price": price is not None,
+                    "--max-devices": max_devices is not None,
+                    "--profile": bool(profile),
+                    "--recorded": recorded,
+                }
+            )
             request = _from_file(path, within, budget)
         if rate is not None:
             request = _at_rate(request, rate)
@@ -106,13 +124,15 @@ def plan(
         fail(str(error), EXIT_USAGE)
     _show(found, written, as_json=as_json)
     if found.recommended is None:
-        fail("no fleet meets the goals: see the reasons above", EXIT_REFUSED)
+        limit = request.devices[0].max_count if path is None and found.is_short else None
+        more = "" if limit is None else f"; more devices than --max-devices, {limit}, might meet them"
+        fail(f"no fleet meets the goals: see the reasons above{more}", EXIT_REFUSED)
 
 
-def _refuse_beside_a_file(**options: object) -> None:
-    for name, value in options.items():
-        if value:
-            fail(f"--{name}: the file says it; leave this option out", EXIT_USAGE)
+def _refuse_beside_a_file(is_given: Mapping[str, bool]) -> None:
+    for option, given in is_given.items():
+        if given:
+            fail(f"{option}: the file says it; leave this option out", EXIT_USAGE)
 
 
 def _one_job(catalogue: Catalogue, profile: Sequence[str] | None) -> dict[str, Any]:
@@ -146,15 +166,16 @@ def _recorded(data_dir: Path, url: str, api_key: str) -> dict[str, Any]:
     return seen.traffic.model_dump(mode="json")
 
 
-def _from_options(
+def _offer(
     traffic: dict[str, Any],
-    within: float | None,
-    budget: float | None,
-    price: float,
     profile: Sequence[str] | None,
-) -> "PlanRequest":
+    price: float | None,
+    max_devices: int | None,
+    settings: Settings,
+) -> dict[str, Any]:
+    """The one kind of device that the options name, as in a file."""
     from bench.plan.profiles import PlanError
-    from bench.plan.request import checked_request
+    from bench.plan.request import MAX_DEVICES
 
     profiles = {job["tier"]: "measured" for job in traffic["jobs"]}
     for one in profile or []:
@@ -163,10 +184,49 @@ def _from_options(
             known = ", ".join(profiles)
             raise PlanError(f"--profile: {one!r} is not TIER=NAME of a tier of the traffic: {known}")
         profiles[tier] = name
+    if price is None:
+        price = _configured_price(profiles, settings)
+    offer = {"name": "device", "price_per_hour": price, "profiles": profiles}
+    if max_devices is None:
+        return offer
+    if not 1 <= max_devices <= MAX_DEVICES:
+        raise PlanError(f"--max-devices: {max_devices} is not between 1 and {MAX_DEVICES}")
+    return offer | {"max_count": max_devices}
+
+
+def _configured_price(profiles: Mapping[str, str], settings: Settings) -> float:
+    """The price of an hour that `calotype.toml` has for the device of these profiles; 0 without one."""
+    from bench.plan.profiles import PlanError, profile_of
+
+    prices = settings.catalogue.prices
+    found = {
+        tier: profile_of(name, tier, settings.profiles_dir).price_per_hour(prices)
+        for tier, name in profiles.items()
+    }
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{tier} {'none' if one is None else f'{one:g}'}" for tier, one in found.items())
+        raise PlanError(f"--price: the devices of the profiles have different prices ({each}): give one")
+    price = next(iter(found.values()))
+    if price is None:
+        return 0.0
+    note(f"a device costs {price:g} {prices.currency} an hour, by [prices] of {settings.config.name}")
+    return price
+
+
+def _from_options(
+    traffic: dict[str, Any],
+    within: float | None,
+    budget: float | None,
+    offer: dict[str, Any],
+    currency: str,
+) -> "PlanRequest":
+    from bench.plan.request import checked_request
+
     document = {
         "traffic": traffic,
         "goals": {"p95_seconds": within, "max_price_per_month": budget},
-        "devices": [{"name": "device", "price_per_hour": price, "profiles": profiles}],
+        "devices": [offer],
+        "currency": currency,
     }
     return checked_request(document, "the options")
 
@@ -181,10 +241,6 @@ def _from_file(path: Path, within: float | None, budget: float | None) -> "PlanR
 
 
 def _at_rate(request: "PlanRequest", rate: float) -> "PlanRequest":
-    from bench.plan.profiles import PlanError
-
-    if rate <= 0:
-        raise PlanError(f"--rate: {rate:g} is not above 0")
     traffic = request.traffic
     scaled = traffic.at(traffic.jobs_per_second * rate / traffic.images_per_second)
     return request.model_copy(update={"traffic": scaled})

@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
-from catalogue.profile import Profile, PublishedKey, StepCost
+from catalogue.accounting import Prices
+from catalogue.profile import Profile, ProfileKey, PublishedKey, StepCost
 
 PUBLISHED = Path(__file__).with_name("published.json")
 
@@ -43,6 +44,15 @@ class PlanProfile:
     def origin(self) -> str:
         """`published` or `measured`, as every table shows it."""
         return "published" if self.is_published else "measured"
+
+    def price_per_hour(self, prices: Prices) -> float | None:
+        """The price of its device, looked up as a worker does; None without one."""
+        key = self.profile.key
+        if isinstance(key, ProfileKey):
+            price = prices.of(key.device_name, is_cpu=key.num_threads > 0)
+        else:
+            price = prices.of(key.device_kind, is_cpu=False)  # what is published is of GPUs
+        return None if price is None else float(price.per_hour)
 
     @cached_property
     def simulated(self) -> Profile:

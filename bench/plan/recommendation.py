@@ -52,8 +52,9 @@ def reasons(plan: Plan) -> Iterator[str]:
     for pool in (found.fleet if found else _any_fleet(plan)).pools:
         for tier, profile in pool.profiles.items():
             yield verdict(tier, profile)
-    if goals.max_price_per_month is None and not any(one.price_per_hour for one in plan.request.devices):
-        yield "no device has a price_per_hour, so that fleets are compared by their number of devices"
+    if not any(one.price_per_hour for one in plan.request.devices):
+        told = "no device has a price, so that fleets are compared by their number of devices"
+        yield f"{told}, and a budget rules out none" if goals.max_price_per_month else told
 
 
 def verdict(tier: str, found: PlanProfile) -> str:

@@ -45,6 +45,7 @@ class Plan:
     num_met: int  # seeds of the check with which the recommended fleet meets the goals
     tried: tuple[Tried, ...]
     ruled_out: tuple[str, ...] = field(default=())
+    is_short: bool = False  # whether a fleet was ruled out because there are too few devices
 
     @property
     def front(self) -> list[Tried]:
@@ -84,7 +85,7 @@ def find_plan(
         one for layout in layouts for one in search.candidates(layout, request.devices, profiles, configured)
     ]
     recommended, num_met = search.checked(found)
-    return Plan(request, recommended, num_met, tuple(search.tried), tuple(search.ruled_out))
+    return Plan(request, recommended, num_met, tuple(search.tried), tuple(search.ruled_out), search.is_short)
 
 
 class _Search:
@@ -97,6 +98,7 @@ class _Search:
         self._say = say
         self.tried: list[Tried] = []
         self.ruled_out: list[str] = []
+        self.is_short = False
 
     def candidates(
         self,
@@ -127,7 +129,7 @@ class _Search:
         every.sort(key=lambda one: _price(one.fleet))
         available = [one for one in every if not one.shortage]
         if not available:
-            self.ruled_out.append(f"{every[0].fleet.as_words()}: {every[0].shortage}")
+            self._rule_out_short(every[0].fleet.as_words(), every[0].shortage)
         elif len(layout) > 1:
             self._try(available[0].fleet, self._traffic)
         return available
@@ -153,7 +155,7 @@ class _Search:
                 return checked, num_met
             larger = one.grown(self._weakest(one.fleet, outcomes))
             if larger.shortage:
-                self.ruled_out.append(f"{larger.fleet.as_words()}: {larger.shortage}")
+                self._rule_out_short(larger.fleet.as_words(), larger.shortage)
             elif num_added < MAX_STEPS_UP:
                 heappush(queue, (_price(larger.fleet), next(numbers), num_added + 1, larger))
         return None, 0
@@ -181,7 +183,7 @@ class _Search:
             return None
         least = max(1, math.ceil(pool.device_seconds(traffic) / self._goals.max_load))
         if least > offer.max_count:
-            self.ruled_out.append(f"{words}: the work alone needs {least}, and there are {offer.max_count}")
+            self._rule_out_short(words, f"the work alone needs {least}, and there are {offer.max_count}")
             return None
         if best is not None and _price_of(pool.with_workers(least)) > _price_of(best.pool):
             self.ruled_out.append(f"{words}: {least} for the work alone cost more than what was found")
@@ -196,13 +198,18 @@ class _Search:
         failing, step, num = least - 1, 1, least
         while not meets(num):
             if num == offer.max_count:
-                self.ruled_out.append(f"{words}: {offer.max_count} do not meet the goals")
+                self._rule_out_short(words, f"{offer.max_count} do not meet the goals")
                 return None
             failing, num, step = num, min(num + step, offer.max_count), 2 * step
         while num - failing > 1:
             middle = (failing + num) // 2
             failing, num = (failing, middle) if meets(middle) else (middle, num)
         return _Fewest(pool.with_workers(num), offer, seen[num].p95)
+
+    def _rule_out_short(self, words: str, reason: str) -> None:
+        """Note a fleet that might do with more devices than there are."""
+        self.ruled_out.append(f"{words}: {reason}")
+        self.is_short = True
 
     def _slow_alone(self, pool: Pool, traffic: Traffic) -> str:
         """Which tier misses a goal even on idle workers, in words; empty if none does."""

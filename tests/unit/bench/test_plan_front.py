@@ -1,10 +1,12 @@
 """What a plan says beside its recommendation: the front of price and latency, the lanes, and large fleets."""
 
+import pytest
+
 from bench.plan.fleets import Fleet, Pool
 from bench.plan.outcome import Tried, simulate
 from bench.plan.recommendation import reasons, tried_as_json
 from bench.plan.search import Plan
-from tests.unit.bench.test_plan import FLAT, found, job_class, limited, pool, request
+from tests.unit.bench.test_plan import FLAT, STEEP, found, job_class, limited, pool, request
 
 SECONDS = ("p50_seconds", "p95_seconds", "p99_seconds")
 
@@ -64,3 +66,14 @@ def test_a_fleet_of_the_front_is_the_one_that_saw_the_most_seeds() -> None:
     for tried in ((one_seed, several), (several, one_seed)):
         [only] = Plan(asked, None, 0, tried).front
         assert only is several
+
+
+def test_a_thousand_workers_are_simulated() -> None:
+    """At 80 % of what they can do; each alone takes 2 s for an image."""
+    traffic = request(400.0).traffic
+    outcome = simulate(Fleet((pool(STEEP, 1000, max_rows=1),)), traffic, seed=1, num_jobs=4000)
+    assert outcome.keeps_up
+    assert 2.0 <= outcome.p95 < 4.0
+    assert outcome.busy_share == pytest.approx(0.8, abs=0.05)
+    few = simulate(Fleet((pool(STEEP, 600, max_rows=1),)), traffic, seed=1, num_jobs=4000)
+    assert not few.keeps_up
