@@ -135,7 +135,18 @@ def remarks(measurement: Measurement) -> list[str]:
             )
         if run.use.unread:
             found.append(f"{run.name}: no metrics from {', '.join(run.use.unread)}")
+    found += _unread_gpus(measurement.runs)
     return [*found, *conclusions(measurement)]
+
+
+def _unread_gpus(runs: Sequence[Run]) -> list[str]:
+    """A line for each GPU and reason, however many runs it was so in."""
+    told = {(index, reason): None for run in runs for index, reason in sorted(run.use.unread_gpus.items())}
+    return [
+        f"GPU {index} of the load generator's machine could not be read, and is left out where it was not: "
+        f"{reason}"
+        for index, reason in told
+    ]
 
 
 def conclusions(measurement: Measurement) -> list[str]:
@@ -335,10 +346,11 @@ def _occupancy(run: Run) -> Any:
     times = [sample.seconds for sample in run.use.samples]
     open_xs, open_ys = open_requests(run.outcomes)
     busy = [Curve("CPU of this machine", times, [sample.cpu_share for sample in run.use.samples])]
-    num_gpus = len(run.use.samples[0].gpu_shares) if run.use.samples else 0
+    gpus = [_gpu_shares(run, index) for index in range(_num_gpus(run))]
     busy += [
-        Curve(f"GPU {index}", times, [sample.gpu_shares[index] for sample in run.use.samples])
-        for index in range(num_gpus)
+        Curve(f"GPU {index}", times, shares)
+        for index, shares in enumerate(gpus)
+        if any(map(math.isfinite, shares))
     ]
     return charts.over_time(
         [
@@ -350,6 +362,16 @@ def _occupancy(run: Run) -> Any:
         ],
         title=f"Occupancy, {run.name}",
     )
+
+
+def _num_gpus(run: Run) -> int:
+    return len(run.use.samples[0].gpu_shares) if run.use.samples else 0
+
+
+def _gpu_shares(run: Run, index: int) -> list[float]:
+    """A GPU's busy share in each sample; NaN, which is a gap in its curve, where it could not be read."""
+    found = (sample.gpu_shares[index] for sample in run.use.samples)
+    return [math.nan if share is None else share for share in found]
 
 
 def open_requests(outcomes: Sequence[Outcome]) -> tuple[list[float], list[float]]:

@@ -1,8 +1,9 @@
 """What a run took of the machine and of the workers: CPU and GPUs by sampling, step batches by their metrics.
 
 The metrics of workers are read at addresses that the caller knows, where the part of a run that counts begins
-and where it ends. The machine is sampled all the time, and the means are those of that part. GPUs are read
-through NVML if `pynvml` can be imported, which has not been seen on a GPU (`make test-gpu` does not run it).
+and where it ends. The machine is sampled all the time, and the means are those of that part. It is the load
+generator's own: GPUs of workers elsewhere are not seen. They are read through NVML if `pynvml` can be
+imported, which has not been seen on a GPU (`make test-gpu`).
 """
 
 import contextlib
@@ -31,11 +32,14 @@ ALL: Span = (0.0, math.inf)
 
 @dataclass(frozen=True)
 class Sample:
-    """The share of this machine's CPU that was busy in the second before, and of each GPU."""
+    """The share of this machine's CPU that was busy in the second before, and of each GPU.
+
+    A GPU that could not be read has None.
+    """
 
     seconds: float
     cpu_share: float
-    gpu_shares: tuple[float, ...] = ()
+    gpu_shares: tuple[float | None, ...] = ()
 
 
 @dataclass
@@ -50,9 +54,14 @@ class Use:
     num_workers: int = 0
     unread: list[str] = field(default_factory=list)
     """Addresses of metrics that did not answer."""
+    unread_gpus: dict[int, str] = field(default_factory=dict)
+    """By the number of a GPU that could not be read, at least once, the first reason."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the means as JSON types; what was not measured is null."""
+        """Return the means as JSON types; what was not measured is null.
+
+        `gpu_share` is the mean of the GPUs that were busy at all, and 0 if none was; `gpu_shares` has each.
+        """
         begin, end = self.counted
         # A sample is of the second before it, which counts if its middle does.
         samples = [one for one in self.samples if begin <= one.seconds - SAMPLE_SECONDS / 2 < end]
@@ -62,9 +71,15 @@ class Use:
             for key, value in self.counters.items()
             if key.startswith(f"{_BATCHES}:") and value
         }
+        gpus = [
+            _mean([share for share in shares if share is not None])
+            for shares in zip(*(one.gpu_shares for one in samples), strict=True)
+        ]
+        known = [share for share in gpus if share is not None]
         return {
             "cpu_share": _mean([one.cpu_share for one in samples]),
-            "gpu_share": _mean([share for one in samples for share in one.gpu_shares]),
+            "gpu_share": _mean([share for share in known if share > 0]) or (0.0 if known else None),
+            "gpu_shares": gpus,
             "client_cpu_share": self.client_cpu_seconds / (self.seconds * num_cores())
             if self.seconds
             else None,
@@ -73,6 +88,7 @@ class Use:
             "worker_cpu_cores": self._cores(),
             "step_batches_by_reason": reasons,
             "unread_metrics": self.unread,
+            "unread_gpus": {f"GPU {index}": reason for index, reason in sorted(self.unread_gpus.items())},
         }
 
     def _busy_share(self) -> float | None:
@@ -95,7 +111,7 @@ def watched(metrics_urls: Sequence[str], counted: Span = ALL) -> Iterator[Use]:
     """
     use, over, begun_at = Use(counted=counted), threading.Event(), time.monotonic()
     threads = [
-        threading.Thread(target=_sample, args=(use.samples, over, begun_at), daemon=True),
+        threading.Thread(target=_sample, args=(use, over, begun_at), daemon=True),
         threading.Thread(target=count, args=(use, metrics_urls, over.wait), daemon=True),
     ]
     for one in threads:
@@ -158,38 +174,49 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _sample(samples: list[Sample], over: threading.Event, begun_at: float) -> None:
-    gpus = _Gpus()
+def _sample(use: Use, over: threading.Event, begun_at: float) -> None:
+    gpus = Gpus(use.unread_gpus)
     psutil.cpu_percent()  # the first call has nothing to compare with
     while not over.wait(SAMPLE_SECONDS):
         share = psutil.cpu_percent() / 100
-        samples.append(Sample(time.monotonic() - begun_at, share, gpus.shares()))
+        use.samples.append(Sample(time.monotonic() - begun_at, share, gpus.shares()))
     gpus.close()
 
 
-class _Gpus:
-    """The GPUs of this machine as NVML sees them; none without `pynvml` or a driver."""
+class Gpus:
+    """The GPUs of this machine as NVML sees them; none without `pynvml` or a driver.
 
-    def __init__(self) -> None:
+    One that cannot be read, such as a GPU under MIG, is noted in `unread` by its number and read again the
+    next time. NVML's errors have no base that is importable without it: any error counts as one of its.
+    """
+
+    def __init__(self, unread: dict[int, str]) -> None:
         self._nvml: Any = None
-        with contextlib.suppress(Exception):  # NVML's errors have no base that is importable without it
+        self._count, self._unread = 0, unread
+        with contextlib.suppress(Exception):
             import pynvml
 
             pynvml.nvmlInit()
             self._nvml = pynvml
+            self._count = pynvml.nvmlDeviceGetCount()
 
-    def shares(self) -> tuple[float, ...]:
-        """The busy share of each GPU."""
-        if self._nvml is None:
-            return ()
-        count = range(self._nvml.nvmlDeviceGetCount())
-        handles = [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in count]
-        return tuple(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in handles)
+    def shares(self) -> tuple[float | None, ...]:
+        """The busy share of each GPU; None for one that cannot be read."""
+        return tuple(self._share(index) for index in range(self._count))
 
     def close(self) -> None:
         """Let NVML go."""
         if self._nvml is not None:
-            self._nvml.nvmlShutdown()
+            with contextlib.suppress(Exception):
+                self._nvml.nvmlShutdown()
+
+    def _share(self, index: int) -> float | None:
+        try:
+            handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+            return float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
+        except Exception as error:
+            self._unread.setdefault(index, str(error) or type(error).__name__)
+            return None
 
 
 def _mean(values: Sequence[float]) -> float | None:

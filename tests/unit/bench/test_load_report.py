@@ -98,6 +98,10 @@ def test_remarks_say_what_a_reader_must_know_before_the_figures_are_used() -> No
     (clock, unread) = remarks(measured(by_clock))
     assert "when 50% of the requests ended was taken from the service's clock" in clock
     assert unread.endswith("no metrics from http://worker/metrics")
+    unread_gpu = Use(unread_gpus={1: "Not Supported"})
+    (gpu,) = remarks(measured(*(run_of(outcome(1.0), outcome(2.0), use=unread_gpu) for _ in range(2))))
+    assert gpu.startswith("GPU 1 of the load generator's machine could not be read"), "once for all runs"
+    assert gpu.endswith("Not Supported")
     details = [outcome(1.0, kind="failed", detail=one) for one in "fedcbaa"]
     (said,) = remarks(measured(run_of(outcome(1.0), *details)))
     assert said.endswith("misses: 7 failed (a, b, c, d, e)"), "each once, five at most"

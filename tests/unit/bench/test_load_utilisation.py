@@ -1,10 +1,14 @@
 """What a run took of the machine and the workers is that of the part that counts, as throughput is."""
 
+import json
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench.load.utilisation import Sample, Use, count, read_counters, watched
+from bench.load.utilisation import Gpus, Sample, Use, count, read_counters, watched
 
 METRICS = """
 # TYPE calotype_step_batch_rows histogram
@@ -105,3 +109,71 @@ def test_a_watched_body_has_its_counters_once_it_has_ended(tmp_path: Path) -> No
     assert use.num_workers == 1
     assert use.counters[f"{ROWS}_sum"] == 0.0, "nothing happened meanwhile"
     assert use.unread == [(tmp_path / "missing").as_uri()]
+
+
+class NoUtilisation(Exception):
+    """As NVML raises for a GPU under MIG."""
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int | None]], SimpleNamespace]:
+    """Put a `pynvml` in place that knows GPUs of these busy per cent; None is one that cannot be read."""
+
+    def put(gpus: Sequence[int | None]) -> SimpleNamespace:
+        def rates(index: int) -> SimpleNamespace:
+            if gpus[index] is None:
+                raise NoUtilisation("Not Supported")
+            return SimpleNamespace(gpu=gpus[index])
+
+        module = SimpleNamespace(
+            nvmlInit=lambda: None,
+            nvmlShutdown=lambda: None,
+            nvmlDeviceGetCount=lambda: len(gpus),
+            nvmlDeviceGetHandleByIndex=lambda index: index,
+            nvmlDeviceGetUtilizationRates=rates,
+        )
+        monkeypatch.setitem(sys.modules, "pynvml", module)
+        return module
+
+    return put
+
+
+def test_a_gpu_that_cannot_be_read_is_named_and_the_others_are_sampled(
+    nvml: Callable[[Sequence[int | None]], SimpleNamespace],
+) -> None:
+    nvml([40, None])
+    use = Use()
+    gpus = Gpus(use.unread_gpus)
+    for second in (1.0, 2.0):
+        use.samples.append(Sample(second, 0.5, gpus.shares()))
+    gpus.close()
+    found = json.loads(json.dumps(use.as_json(), allow_nan=False))
+    assert (found["cpu_share"], found["gpu_share"]) == (0.5, pytest.approx(0.4))
+    assert found["gpu_shares"] == [pytest.approx(0.4), None]
+    assert found["unread_gpus"] == {"GPU 1": "Not Supported"}
+
+
+def test_the_mean_of_gpus_is_that_of_those_that_were_busy_at_all() -> None:
+    samples = [Sample(second, 0.5, (share, 0.0, None)) for second, share in ((1.0, 0.2), (2.0, 0.6))]
+    assert Use(samples).as_json()["gpu_share"] == pytest.approx(0.4)
+    assert Use(samples).as_json()["gpu_shares"] == [pytest.approx(0.4), 0.0, None]
+    idle, unread = ([Sample(1.0, 0.5, (share, share))] for share in (0.0, None))
+    assert Use(idle).as_json()["gpu_share"] == 0.0
+    assert Use(unread).as_json()["gpu_share"] is None
+
+
+def test_without_nvml_or_its_driver_there_are_no_gpus(
+    nvml: Callable[[Sequence[int | None]], SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise NoUtilisation("Driver Not Loaded")
+
+    module = nvml([40])
+    module.nvmlDeviceGetCount = module.nvmlShutdown = fail
+    gpus = Gpus({})
+    assert gpus.shares() == ()
+    gpus.close()
+    module.nvmlInit = fail
+    assert Gpus({}).shares() == ()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert Gpus({}).shares() == ()
