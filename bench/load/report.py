@@ -77,15 +77,19 @@ COLUMNS: Sequence[tuple[str, str]] = (
     ("p99", "latency.p99"),
     ("errors", "error_rate"),
     ("in goal", "in_goal_share"),
+    ("in goal/s", "in_goal_per_second"),
     ("step batch", "mean_step_batch"),
     ("device", "device_utilisation"),
+    ("engine", "use.engine_busy_share"),
     ("CPU", "use.cpu_share"),
     ("GPU", "use.gpu_share"),
     ("cost/image", "cost_per_image"),
+    ("currency", "currency"),
 )
 """The titles of the table and of `summary.csv`, and where each is in a run of `result.json`. In `summary.csv`
-those that are `_SECONDS` say so."""
-_SHARES = {"errors", "in goal", "device", "CPU", "GPU"}
+those that are `_SECONDS` say so, and the shares of stages follow."""
+_STAGE_COLUMNS = tuple((f"{stage}_share", f"stage_shares.{stage}") for stage in STAGES)
+_SHARES = {"errors", "in goal", "device", "engine", "CPU", "GPU"}
 _SECONDS = {"mean", "p50", "p90", "p95", "p99"}
 
 
@@ -135,8 +139,18 @@ def remarks(measurement: Measurement) -> list[str]:
             )
         if run.use.unread:
             found.append(f"{run.name}: no metrics from {', '.join(run.use.unread)}")
+        if reasons := _reasons(run):
+            found.append(f"{run.name}: why step batches were not fuller: {reasons}")
     found += _unread_gpus(measurement.runs)
     return [*found, *conclusions(measurement)]
+
+
+def _reasons(run: Run) -> str:
+    """The share of each reason, the most frequent first; `full` is that of step batches without one."""
+    numbers = run.use.as_json()["step_batches_by_reason"]
+    total = sum(numbers.values())
+    shares = sorted(((number / total, reason) for reason, number in numbers.items()), reverse=True)
+    return ", ".join(f"{reason} {share:.0%}" for share, reason in shares)
 
 
 def _unread_gpus(runs: Sequence[Run]) -> list[str]:
@@ -220,8 +234,9 @@ def _write_figures(measurement: Measurement, folder: Path) -> list[Path]:
     _replace(result, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([f"{title}_seconds" if title in _SECONDS else title for title, _ in COLUMNS])
-    writer.writerows([[_at(run, path) for _, path in COLUMNS] for run in document["runs"]])
+    columns = (*COLUMNS, *_STAGE_COLUMNS)
+    writer.writerow([f"{title}_seconds" if title in _SECONDS else title for title, _ in columns])
+    writer.writerows([[_at(run, path) for _, path in columns] for run in document["runs"]])
     _replace(summary, text.getvalue())
     return [result, summary]
 
@@ -394,13 +409,15 @@ def open_requests(outcomes: Sequence[Outcome]) -> tuple[list[float], list[float]
 def _at(run: Mapping[str, Any], path: str) -> Any:
     found: Any = run
     for name in path.split("."):
-        found = found[name]
+        found = found.get(name)  # a run without timings has no shares of stages
     return found
 
 
 def _shown(title: str, value: Any) -> str:
     if value is None:
         return "missed" if title in _SECONDS else "-"
+    if isinstance(value, str):
+        return value
     if title in _SHARES:
         return f"{value:.1%}"
     if title == "cost/image":

@@ -21,6 +21,7 @@ from bench.load.report import (
     open_requests,
     prepare,
     remarks,
+    table,
 )
 from bench.load.runs import Run, look
 from bench.load.summary import Goal, summarise
@@ -73,6 +74,25 @@ def test_each_run_is_kept_when_it_ends(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["p95_seconds"] for row in rows] == ["0.5", "0.5"]
     assert {"mean_seconds", "p50_seconds", "p99_seconds"} <= rows[0].keys()
+    assert [float(row["in goal/s"]) for row in rows] == [2.0, 4.0]
+    assert (rows[0]["queued_share"], rows[0]["currency"]) == ("", ""), "no job has said either"
+
+
+def test_stages_goodput_currency_and_the_busy_engine_are_in_the_summary(tmp_path: Path) -> None:
+    timings = {"queued_seconds": 0.1, "denoising_seconds": 0.4}
+    priced = [outcome(second, timings=timings, cost=(0.5, "EUR")) for second in (1.0, 2.0)]
+    use = Use(seconds=10.0, num_workers=2, counters={"calotype_step_seconds_sum": 5.0})
+    found = measured(run_of(*priced, use=use))
+    keep(found, tmp_path)
+    with (tmp_path / "summary.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["currency"], float(row["in goal/s"]), float(row["engine"])) == ("EUR", 0.2, 0.25)
+    shares = {name: float(value) for name, value in row.items() if name.endswith("_share")}
+    assert shares["queued_share"] == pytest.approx(0.2)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    titles, (shown,) = table(found)
+    printed = dict(zip(titles, shown, strict=True))
+    assert [printed[title] for title in ("in goal/s", "engine", "currency")] == ["0.20", "25.0%", "EUR"]
 
 
 def test_a_result_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
@@ -98,6 +118,9 @@ def test_remarks_say_what_a_reader_must_know_before_the_figures_are_used() -> No
     (clock, unread) = remarks(measured(by_clock))
     assert "when 50% of the requests ended was taken from the service's clock" in clock
     assert unread.endswith("no metrics from http://worker/metrics")
+    counters = {f"calotype_step_batches:{reason}": number for reason, number in (("cap", 1), ("alone", 3))}
+    (why,) = remarks(measured(run_of(outcome(1.0), outcome(2.0), use=Use(counters=counters))))
+    assert why == "0.2 images/s: why step batches were not fuller: alone 75%, cap 25%"
     unread_gpu = Use(unread_gpus={1: "Not Supported"})
     (gpu,) = remarks(measured(*(run_of(outcome(1.0), outcome(2.0), use=unread_gpu) for _ in range(2))))
     assert gpu.startswith("GPU 1 of the load generator's machine could not be read"), "once for all runs"
