@@ -45,7 +45,7 @@ PATTERNS = ("poisson", "constant", "bursts", "ramp")
 _SHARES = "VALUE[:WEIGHT],…"
 OF_A_DRAWN_LOAD = (
     *("seconds", "warm_up", "arrivals", "burst_size", "size", "steps", "guidance", "images", "lane", "form"),
-    *("csv_rows", "prompts", "prompt_words", "seed"),
+    *("csv_rows", "prompts", "prompt_words", "model", "seed"),
 )
 """The parameters that decide what is drawn, which a trace has already."""
 

@@ -74,7 +74,7 @@ def measure(
     """Measure it; `say` is told of each step, `keep` what is known after each run. Raises `ServiceError`."""
     connection = Connection(place, place.trust())
     try:
-        served = look(connection, setup.model)
+        served = look(connection, _model_of(setup))
         load = _load(setup, served)
         alone = _times_alone(setup, load, connection, say)
         goal = Goal(setup.goal.seconds, setup.goal.times, alone)
@@ -100,6 +100,11 @@ def measure(
         raise ServiceError(str(error)) from error
     finally:
         connection.close()
+
+
+def _model_of(setup: Setup) -> str | None:
+    """The model that is asked for, which a trace names itself; None is the service's default."""
+    return setup.replayed.arrivals[0].requests[0].get("model") if setup.replayed else setup.model
 
 
 def _load(setup: Setup, served: Served) -> Load:

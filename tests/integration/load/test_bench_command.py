@@ -90,6 +90,7 @@ def test_a_wrong_image_ends_with_an_error(tmp_path: Path) -> None:
             ["--trace", "README.md", "--size", "64x64", "--warm-up", "5"],
             "--trace has its own requests and times: leave out --warm-up, --size",
         ),
+        (["--trace", "README.md", "--model", "tiny"], "leave out --model"),
         (["--search", "--rate", "1,2"], "--search starts at one rate"),
         (["--beside", "docs"], "--beside: docs/result.json: No such file"),
         (["-o", "README.md"], "-o: README.md is a file"),

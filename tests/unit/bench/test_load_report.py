@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench.load.alone import Repeats
+from bench.load.arrivals import constant
 from bench.load.connection import Answer, Connection, Place
 from bench.load.outcomes import Outcome
 from bench.load.report import (
@@ -24,6 +25,7 @@ from bench.load.report import (
     table,
 )
 from bench.load.runs import Run, look
+from bench.load.setup import Setup, _model_of
 from bench.load.summary import Goal, summarise
 from bench.load.trace import Arrival, Trace, read
 from bench.load.utilisation import Use
@@ -184,6 +186,13 @@ class Described(Connection):
 
     def ask(self, method: str, path: str, *_: Any, **__: Any) -> Answer:  # noqa: ARG002 - as its base
         return Answer(200, {}, json.dumps(self._answers[path]).encode())
+
+
+def test_a_replayed_trace_is_of_the_model_that_its_requests_name() -> None:
+    drawn = Setup(GOAL, {}, constant, "constant", 10.0, 0.0, 10.0, seed=1)
+    assert _model_of(replace(drawn, model="asked for")) == "asked for"
+    for model, request in (("its own", {**REQUEST, "model": "its own"}), (None, REQUEST)):
+        assert _model_of(replace(drawn, replayed=Trace((Arrival(0.0, (request,)),), 10.0))) == model
 
 
 def test_a_service_is_held_to_the_weakest_level_of_its_tiers() -> None:
