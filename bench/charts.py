@@ -95,7 +95,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Panel:
-    """One of several charts above each other that share their x axis; `dots` have no line between them."""
+    """One of several charts that share their x axis; `dots` have no line between them."""
 
     y_name: str
     lines: Sequence[Curve] = ()
@@ -104,6 +104,14 @@ class Panel:
     y_max: float | None = None
     is_stepped: bool = False
     """Whether a value holds until the next one, such as a number of open requests."""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One of several charts beside each other: a value for each name."""
+
+    x_name: str
+    values: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -136,11 +144,7 @@ def plane(
     The y axis is logarithmic if the values span more than a factor of 20, unless `log_y` decides.
     """
     figure, axes = _figure(title)
-    values = [y for curve in curves for y in curve.ys]
-    is_log = (
-        log_y if log_y is not None else bool(values) and min(values) > 0 and max(values) > 20 * min(values)
-    )
-    _scale(axes, is_log, log_x, y_range)
+    _scale(axes, _is_wide(curves) if log_y is None else log_y, log_x, y_range)
     for one in dots:
         axes.plot(one.xs, one.ys, "o", color=FAINT, markersize=4)
     for index, curve in enumerate(curves):
@@ -185,6 +189,35 @@ def over_time(panels: Sequence[Panel], *, title: str, x_name: str = "seconds fro
             axes.legend(loc="lower right", ncols=index, bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=9)
     grid[0][0].set_title(title)
     grid[-1][0].set_xlabel(x_name)
+    return figure
+
+
+@_styled
+def grid(cells: Sequence[Bars | Panel], *, title: str, x_name: str) -> Figure:
+    """Bars, and panels of lines over one quantity, two in a row; a name has one colour in all of them."""
+    names = list(dict.fromkeys(name for cell in cells for name in _names_in(cell)))
+    num_rows = math.ceil(len(cells) / 2)
+    size = (1.45 * SIZE_INCHES[0], 0.75 * SIZE_INCHES[1] * num_rows + 1)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    places = list(figure.subplots(num_rows, 2, squeeze=False).flat)
+    for axes, cell in zip(places, cells, strict=False):
+        axes.set_title(cell.x_name if isinstance(cell, Bars) else cell.y_name, fontsize=10.5)
+        if isinstance(cell, Bars):
+            _bars(axes, cell, names)
+            continue
+        is_log = _is_wide(cell.lines)
+        _scale(axes, is_log, False, None)
+        for curve in cell.lines:
+            _draw(axes, curve, names.index(curve.name))
+        axes.set_xlabel(x_name)
+        if not is_log:
+            axes.set_ylim(0, cell.y_max)
+    for axes in places[len(cells) :]:
+        axes.remove()
+    labelled = [axes.get_legend_handles_labels() for axes in places[: len(cells)]]
+    shown = {name: handle for handles, found in labelled for handle, name in zip(handles, found, strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(6, len(shown) or 1))
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
     return figure
 
 
@@ -282,6 +315,28 @@ def _figure(title: str, height: float = SIZE_INCHES[1]) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set_title(title)
     return figure, axes
+
+
+def _is_wide(curves: Sequence[Curve]) -> bool:
+    """Whether the values span more than a factor of 20, so that a logarithmic axis shows them better."""
+    values = [y for curve in curves for y in curve.ys]
+    return bool(values) and min(values) > 0 and max(values) > 20 * min(values)
+
+
+def _names_in(cell: Bars | Panel) -> list[str]:
+    return list(cell.values) if isinstance(cell, Bars) else [curve.name for curve in cell.lines]
+
+
+def _bars(axes: Axes, bars: Bars, names: Sequence[str]) -> None:
+    places = list(range(len(bars.values)))[::-1]
+    colours = [COLOURS[names.index(name) % len(COLOURS)] for name in bars.values]
+    axes.barh(places, list(bars.values.values()), height=0.62, color=colours)
+    most = max(bars.values.values(), default=1.0) or 1.0
+    for place, value in zip(places, bars.values.values(), strict=True):
+        axes.text(value + 0.01 * most, place, f"{value:.2f}", va="center", weight="bold")
+    axes.set_yticks(places, list(bars.values))
+    axes.set_xlim(0, 1.14 * most)
+    axes.grid(visible=False, axis="y")
 
 
 def _scale(axes: Axes, is_log: bool, log_x: bool, y_range: tuple[float, float] | None) -> None:

@@ -5,7 +5,7 @@
 Every peer serves the shipped model as its own documentation shows it, on the same machine, with the same
 requests and threads. What is not installed or does not start is left out and named. `bench-output/peers.json`
 has the figures; beside it `peers-runs.json` has every request of every run, `peers.md` the table and
-`peers.png` and `peers.svg` the plot. Run it on an idle machine.
+`peers.png` and `peers.svg` the charts. Run it on an idle machine.
 """
 
 import argparse

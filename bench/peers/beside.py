@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench.charts import plane, save
+from bench.charts import grid, save
 from bench.configuration import ROOT
 from bench.figures import Figure
 from bench.parts import output_of
 from bench.peers.arms import Arms
 from bench.peers.comparison import JUDGED_LOAD, SHORT, SIDE, WHOLE, Amounts, Comparison
 from bench.peers.load import Load, balanced_requests
-from bench.peers.outcome import curves_of, figures_of, table_of
+from bench.peers.outcome import cells_of, figures_of, table_of
 from bench.peers.peer import NUM_PROCESSES, PEERS
 from bench.peers.phases import (
     SEEDS,
@@ -110,17 +110,16 @@ def measure(
             measure_kills(comparison, arms, capacities[best[0]])
         note("done")
     yield from figures_of(comparison, capacities, bare)
-    yield from simulated(is_short=is_short)
-    text = "\n".join(table_of(comparison, capacities, bare))
+    policy = list(simulated(is_short=is_short))
+    yield from policy
+    text = "\n".join(table_of(comparison, capacities, bare, policy))
     (folder / "peers.md").write_text(text + "\n", encoding="utf-8")
-    if curves := curves_of(comparison):
-        figure = plane(
-            curves,
-            title="p95 of latency, as a multiple of the time alone",
-            x_name="load, % of the best peer's images/s at saturation",
-            y_name="latency ÷ the bare pipeline's time alone",
-        )
-        save(figure, folder, "peers")
+    figure = grid(
+        cells_of(comparison, capacities, bare),
+        title="The same model on the same machine, each system at its best settings for each figure",
+        x_name="load, % of the best peer's images/s at saturation",
+    )
+    save(figure, folder, "peers")
     print(text)
 
 

@@ -1,19 +1,21 @@
-"""The figures of a comparison, and the Markdown table and the curves that stand beside them.
+"""The figures of a comparison, and the Markdown table and the charts that stand beside them.
 
 It reads runs, and starts nothing. A peer counts at the settings that are best for the figure at hand: of its
 runs under a load, each figure takes the better one.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from bench.charts import Curve
+from bench.charts import Bars, Curve, Panel
 from bench.figures import Figure, figure_of
 from bench.peers.comparison import JUDGED_LOAD, Comparison, phase_of
 from bench.peers.load import Run, joined
 from bench.peers.peer import OURS, PEERS, Settings
+from bench.peers.simulated import LOAD as SIMULATED_LOAD
 
 P95_BAR, GOODPUT_BAR = 2.0, 4.0
+BARE = "plain diffusers, two processes"
 LIMITS = (
     f"The peers with the highest capacity alone are tuned, at {phase_of(JUDGED_LOAD)} of the best one's, for "
     "p95 and for the share in time: not for slowdown, nor for the other loads. Others run at the settings "
@@ -148,18 +150,22 @@ def _pairs(comparison: Comparison, share: float, peer: Run) -> list[tuple[Run, R
 
 
 def table_of(
-    comparison: Comparison, capacities: Mapping[str, float], bare_per_second: float
+    comparison: Comparison,
+    capacities: Mapping[str, float],
+    bare_per_second: float,
+    simulated: Sequence[Figure] = (),
 ) -> Iterator[str]:
     """A line for each system and setting: capacity, then p95, p95 slowdown and share in time at each load.
 
-    Below it stand the limits of the comparison, and what was left out.
+    The `simulated` figures have a line of ratios to ours. Below stand the limits of the comparison, and what
+    was left out.
     """
     loads = comparison.amounts.loads
     heads = "".join(f" {phase_of(share)}: p95 s | slowdown | in time |" for share in loads)
     yield f"| system | settings | images/s |{heads} lost by a kill |"
     yield "|---" * (4 + 3 * len(loads)) + "|"
     empty = " |" * (3 * len(loads) + 1)
-    yield f"| plain diffusers, two processes | at most 16 rows | {bare_per_second:.2f} |{empty}"
+    yield f"| {BARE} | at most 16 rows | {bare_per_second:.2f} |{empty}"
     for name, rate in sorted(capacities.items(), key=lambda one: -one[1]):
         kills = {_settings(run): f"{run.num_lost} of {len(run.ended)}" for run in comparison.of("kill", name)}
         best = str(comparison.chosen.get(name, {}).get("capacity", "as shipped"))
@@ -168,16 +174,34 @@ def table_of(
             yield f"| {name} | {settings} | {made} |{cells} {kills.get(settings, '')} |"
         if best not in _loads_of(comparison, name) and _loads_of(comparison, name):
             yield f"| {name} | {best} | {rate:.2f} |{empty}"
+    if simulated:
+        yield _simulated_line(simulated, loads)
     num_due, num_traces = comparison.amounts.num_due, len(comparison.amounts.seeds)
     yield (
         f"\n{LIMITS} A trace of {num_due} requests a load; ours and the tuned peers have {num_traces} at "
         f"{phase_of(JUDGED_LOAD)}. The first fifth of each is not counted. One kill each."
     )
+    if simulated:
+        yield (
+            f"\nThe policy of Aquiles-Image is simulated, at {SIMULATED_LOAD:.0%} load alone and on the "
+            f"published step seconds of another device: its ratios are to ours there. {simulated[0].reason}."
+        )
     for name, reason in comparison.left_out.items():
         yield f"\n{name} is left out: {reason.splitlines()[0]}"
     for name, each in comparison.dropped.items():
         for settings, reason in each.items():
             yield f"\n{name}, {settings}, is dropped: {reason.splitlines()[0]}"
+
+
+def _simulated_line(simulated: Sequence[Figure], loads: Sequence[float]) -> str:
+    """Its p95 and its share in time as multiples of ours, at the load of the simulation."""
+    ratios = {one.figure: one.value for one in simulated}
+    p95, in_time = ratios["aquiles_policy_p95"], 1 / ratios["aquiles_policy_goodput"]
+    cells = "".join(
+        f" {p95:.2f} x ours | | {in_time:.2f} x ours |" if share == SIMULATED_LOAD else " |" * 3
+        for share in loads
+    )
+    return f"| Aquiles-Image's policy | simulated, the best of its settings | |{cells} |"
 
 
 def _loads_of(comparison: Comparison, name: str) -> dict[str, str]:
@@ -204,21 +228,46 @@ def _id(name: str) -> str:
     return name.lower().replace(" ", "_").replace("-", "_")
 
 
-def curves_of(comparison: Comparison) -> list[Curve]:
-    """The p95 slowdown at each load, a curve a system, each at its best settings there.
+def cells_of(
+    comparison: Comparison, capacities: Mapping[str, float], bare_per_second: float
+) -> list[Bars | Panel]:
+    """Four charts: images a second at saturation, then p95, p95 slowdown and share in time at each load."""
+    solo = comparison.solo
+    names = [OURS, *sorted(capacities.keys() - {OURS})]
+    made = {name: capacities[name] for name in names if name in capacities}
+    return [
+        Bars("images/s at saturation", {**made, BARE: bare_per_second}),
+        Panel("p95 of latency, seconds", curves_of(comparison, lambda run: run.p95_seconds)),
+        Panel("p95 of latency ÷ the time alone", curves_of(comparison, lambda run: run.p95_slowdown(solo))),
+        Panel(
+            "share within three times the time alone",
+            curves_of(comparison, lambda run: run.in_time(solo), best=max),
+            y_max=1.05,
+        ),
+    ]
 
-    Points without an end (more than a twentieth lost) are left out.
+
+def curves_of(
+    comparison: Comparison,
+    value_of: Callable[[Run], float],
+    best: Callable[[list[float]], float] = min,
+) -> list[Curve]:
+    """The best value of each system's settings at each load, ours first.
+
+    A value without an end (more than a twentieth lost) is beyond the chart.
     """
     loads = comparison.amounts.loads
     phases = {phase_of(share) for share in loads}
     names = [OURS, *sorted({run.arm for run in comparison.runs if run.phase in phases} - {OURS})]
     curves = []
     for name in names:
-        points = []
-        for share in loads:
-            found = [run.p95_slowdown(comparison.solo) for run in comparison.pooled(name, share)]
-            if found and math.isfinite(min(found)):
-                points.append((100 * share, min(found)))
-        if points:
-            curves.append(Curve(name, [x for x, _ in points], [y for _, y in points]))
+        found = [
+            (100 * share, best([value_of(run) for run in runs]))
+            for share in loads
+            if (runs := comparison.pooled(name, share))
+        ]
+        ends = [(x, y) for x, y in found if math.isfinite(y)]
+        beyond = [(x, "missed") for x, y in found if not math.isfinite(y)]
+        if found:
+            curves.append(Curve(name, [x for x, _ in ends], [y for _, y in ends], beyond=beyond))
     return curves

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from bench import charts
-from bench.charts import Curve, Effect, Level, Mark, Panel
+from bench.charts import Bars, Curve, Effect, Level, Mark, Panel
 
 XS, YS = [1.0, 2.0, 4.0], [0.5, 0.6, 20.0]
 DRAWN: dict[str, Callable[[], Any]] = {
@@ -29,6 +29,15 @@ DRAWN: dict[str, Callable[[], Any]] = {
     "over_time": lambda: charts.over_time(
         [Panel("seconds", lines=[Curve("p95", XS, YS)], dots=[Curve("a request", XS, YS)]), Panel("empty")],
         title="Course",
+    ),
+    "grid": lambda: charts.grid(
+        [
+            Bars("images/s", {"a": 2.0, "b": 3.0}),
+            Panel("seconds", [Curve("b", XS, YS), Curve("a", [], [], beyond=[(1.0, "missed")])]),
+            Panel("share", [Curve("a", XS, [0.1, 0.2, 0.9])], y_max=1.05),
+        ],
+        title="Two systems",
+        x_name="load",
     ),
     "stacked": lambda: charts.stacked(
         {"4/s": {"queued": 0.1, "denoising": 0.9}, "8/s": {"queued": 2.0}}, title="Stages", x_name="seconds"

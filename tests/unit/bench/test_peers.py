@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
+from bench.charts import grid
 from bench.equal_batches import places_of
+from bench.figures import figure_of
 from bench.latency import Solo
 from bench.peers.arms import Arms
 from bench.peers.beside import compared, pinned
 from bench.peers.comparison import JUDGED_LOAD, SHORT, WHOLE, Amounts, Comparison, phase_of
 from bench.peers.load import DECK, Load, Run, at_once, balanced_requests, due, joined
-from bench.peers.outcome import curves_of, figures_of, table_of
+from bench.peers.outcome import BARE, cells_of, figures_of, table_of
 from bench.peers.peer import OURS, PEERS, Peer, Settings, why_absent
 from bench.peers.phases import (
     KILL_SEED,
@@ -495,19 +498,61 @@ def test_a_peer_that_misses_is_beaten_without_end_and_one_that_ours_misses_with_
     assert figure.holds is False
 
 
-def test_the_plot_has_a_curve_for_each_system(tmp_path: Path) -> None:
-    runs = [
-        run_of(arm, [second] * 20, phase=phase_of(share))
-        for arm, second in ((OURS, 1.0), ("A", 3.0))
-        for share in (0.5, JUDGED_LOAD)
+def test_the_plot_has_four_charts_with_one_colour_for_each_system(tmp_path: Path) -> None:
+    small, large = {"max_batch": 4, "wait_seconds": 0.01}, {"max_batch": 32, "wait_seconds": 0.5}
+    runs = [run_of(OURS, [1.0] * 20, phase=phase_of(share)) for share in (0.5, JUDGED_LOAD)]
+    runs += [
+        run_of("A", [2.0] * 10 + [9.0] * 10, small, phase=phase_of(0.5)),
+        run_of("A", [4.0] * 20, large, phase=phase_of(0.5)),
+        run_of("A", [2.0] * 10 + [None] * 10, small, phase=phase_of(JUDGED_LOAD)),
     ]
     found = comparison(tmp_path, runs)
     found.amounts = Amounts(seeds=(1,), loads=(0.5, JUDGED_LOAD))
-    curves = curves_of(found)
-    assert [(one.name, list(one.xs), list(one.ys)) for one in curves] == [
-        (OURS, [50, 70], [1.0, 1.0]),
-        ("A", [50, 70], [3.0, 3.0]),
+    figure = grid(cells_of(found, {"A": 4.0, OURS: 5.0}, 8.0), title="peers", x_name="load")
+    bars, seconds, slowdown, in_time = figure.axes
+    assert [text.get_text() for text in bars.get_yticklabels()] == [OURS, "A", BARE]
+    assert [bar.get_width() for bar in bars.patches] == [5.0, 4.0, 8.0]
+    for axes, ours, best in ((seconds, 1.0, 4.0), (slowdown, 1.0, 4.0)):
+        assert points_of(axes, OURS) == [(50, ours), (70, ours)]
+        assert points_of(axes, "A") == [(50, best)], (
+            "the large batches; at 70 % half of the requests are lost"
+        )
+        assert "missed" in [text.get_text() for text in axes.texts]
+    assert points_of(in_time, OURS) == [(50, 1.0), (70, 1.0)]
+    assert points_of(in_time, "A") == [(50, 0.5), (70, 0.5)], "the small batches"
+    colours = {name: {line_of(axes, name).get_color() for axes in figure.axes[1:]} for name in (OURS, "A")}
+    assert [{to_hex(bar.get_facecolor()).upper()} for bar in bars.patches[:2]] == [
+        colours[OURS],
+        colours["A"],
     ]
+
+
+def line_of(axes: Any, name: str) -> Any:
+    (line,) = [line for line in axes.get_lines() if line.get_label() == name]
+    return line
+
+
+def points_of(axes: Any, name: str) -> list[tuple[float, float]]:
+    return [tuple(point) for point in line_of(axes, name).get_xydata().tolist()]
+
+
+@pytest.mark.parametrize(
+    ("loads", "shown"), [((0.5, 0.7), "| 1.60 x ours | | 0.80 x ours | | | | |"), ((0.7,), "| | | | |")]
+)
+def test_the_policy_of_aquiles_image_has_a_row_that_is_marked_as_simulated(
+    loads: Sequence[float], shown: str, tmp_path: Path
+) -> None:
+    found = comparison(tmp_path)
+    found.amounts = Amounts(seeds=(1,), loads=loads)
+    policy = [
+        figure_of("aquiles_policy_p95", [1.6], None, None, "the last trace"),
+        figure_of("aquiles_policy_goodput", [1.25], None, None, "the last trace"),
+    ]
+    lines = "\n".join(table_of(found, {}, 8.0, policy)).splitlines()
+    (row,) = [line for line in lines if line.startswith("| Aquiles-Image's policy |")]
+    assert row == f"| Aquiles-Image's policy | simulated, the best of its settings | {shown}"
+    assert row.count("|") == lines[0].count("|")
+    assert any("is simulated, at 50% load alone" in line for line in lines)
 
 
 def test_without_any_peer_there_are_no_ratios(tmp_path: Path) -> None:
