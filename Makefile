@@ -83,7 +83,7 @@ bench-plane: $(INSTALLED) ## measure the job plane against its bars, in bench-ou
 bench-table: $(INSTALLED) ## measure what steps, resolution, batching, workers and less work change, in bench-output/table (about an hour on two idle cores)
 	@$(BIN)/python -m bench.table
 
-bench-peers: build/peers/installed ## measure the service beside LitServe, Ray Serve, BentoML and Celery tasks, in bench-output/peers.json (35 minutes on two idle cores)
+bench-peers: build/peers/installed ## measure the service beside LitServe, Ray Serve, BentoML and Celery tasks, in bench-output/peers.json (40 minutes on two idle cores)
 	@$(BIN)/python -m bench.peers
 
 # What does not install is left out, and named in the figures.
