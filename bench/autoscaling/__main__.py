@@ -8,7 +8,6 @@ flapping and at a start from none, `thresholds` and `starts` vary the rules and 
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from bench.autoscaling.device import H200_512, DeviceCurve
 from bench.autoscaling.rules import Rules, Trigger, rules_of
 from bench.autoscaling.traffic import Arrival, Burst, Traffic, arrivals
 from bench.configuration import ROOT
-from bench.figures import Figure, figure_of
+from bench.figures import Figure, figure_of, quantile
 from bench.parts import WRITTEN_WHERE, output_of, run_parts
 
 FILE = "autoscaling.json"
@@ -80,7 +79,7 @@ def manifest_rules(max_workers: int) -> Rules:
 
 def by_queue_length(rules: Rules) -> Rules:
     """The same windows and limits, on the number of queued jobs alone."""
-    return replace(rules, triggers=(Trigger("queued-jobs", "", QUEUED_JOBS_PER_WORKER),))
+    return replace(rules, triggers=(Trigger("queue-length", "", QUEUED_JOBS_PER_WORKER),))
 
 
 def with_share(rules: Rules, share: float, curve: DeviceCurve = CURVE) -> Rules:
@@ -164,9 +163,9 @@ def figures_of(
 ) -> Iterator[Figure]:
     """The waits, the costs and the restlessness of one day."""
     waits = found.waits()
-    p50, p95, p99 = (waits[int(share * (len(waits) - 1))] for share in (0.5, 0.95, 0.99))
-    latencies = sorted(run.latency_seconds for run in found.runs)
-    middle, slow = statistics.median(latencies), latencies[int(0.95 * (len(latencies) - 1))]
+    p50, p95, p99 = (quantile(waits, share) for share in (0.5, 0.95, 0.99))
+    latencies = [run.latency_seconds for run in found.runs]
+    middle, slow = quantile(latencies, 0.5), quantile(latencies, 0.95)
     reason = (
         f"p50 {p50:.1f} s, p99 {p99:.1f} s; latency p50 {middle:.0f} s, p95 {slow:.0f} s; {len(waits)} jobs"
     )

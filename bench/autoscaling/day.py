@@ -26,18 +26,21 @@ Worker = SimulatedWorker[FleetJob]
 
 @dataclass(frozen=True)
 class Backlog:
-    """What waits at one instant, and by lane the device seconds of all that waits or runs."""
+    """The jobs that wait at one instant, those that workers hold, and by lane the device seconds of both."""
 
     num_queued: int
+    num_held: int
     work: Mapping[Lane, float]
 
 
 SIGNALS: Mapping[str, Callable[[Backlog], float]] = {
     "interactive-work": lambda backlog: backlog.work["interactive"],
     "bulk-work": lambda backlog: backlog.work["bulk"],
-    "queued-jobs": lambda backlog: backlog.num_queued,
+    "queued-jobs": lambda backlog: backlog.num_queued + backlog.num_held,
 }
-"""By name of the trigger, what its query gives; a test compares the queries."""
+"""By name of a trigger of the manifest, what its query gives; a test compares them with the queries."""
+COMPARED: Mapping[str, Callable[[Backlog], float]] = {"queue-length": lambda backlog: backlog.num_queued}
+"""Likewise, of triggers that no manifest has and that ours are compared with."""
 
 
 @dataclass(frozen=True)
@@ -181,13 +184,14 @@ class _Day:
     def _scrape(self) -> None:
         image_seconds, num_steps = self._curve.image_seconds, self._curve.num_steps
         work: dict[Lane, float] = dict.fromkeys(LANES, 0.0)
-        num_queued = 0
+        num_queued = num_held = 0
         for run in self._fleet.waiting():
             num_queued += 1
             work[run.job.lane] += image_seconds * run.job.num_images
         for worker in self._fleet.workers:
+            num_held += worker.num_jobs
             for one, run in worker.runs.items():
                 num_left = worker.device.num_steps_left_at(one, self._fleet.now)
                 work[run.job.lane] += image_seconds * num_left / num_steps
-        backlog = Backlog(num_queued, work)
-        self._scraped = {name: read(backlog) for name, read in SIGNALS.items()}
+        backlog = Backlog(num_queued, num_held, work)
+        self._scraped = {name: read(backlog) for name, read in {**SIGNALS, **COMPARED}.items()}

@@ -1,6 +1,7 @@
 """The rules of the manifest keep a simulated fleet calm, let it go to none and back, and lose no job."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import pytest
 
 from bench.autoscaling.__main__ import FULL_SHARE, PARTS, Sizes, by_queue_length, manifest_rules, with_share
-from bench.autoscaling.day import SIGNALS, Conditions, Day, _Day, run_day
+from bench.autoscaling.day import SIGNALS, Backlog, Conditions, Day, _Day, run_day
 from bench.autoscaling.device import H200_512, FleetJob, new_worker
 from bench.autoscaling.rules import Rules
 from bench.autoscaling.traffic import Arrival, Burst, Traffic, arrivals
 from bench.plan.profiles import published
+from catalogue.lanes import Lane
 from engine.policy.fleet import SimulatedFleet
 
 HOUR = 3600.0
@@ -30,8 +32,49 @@ def served(jobs: Iterable[Arrival], hours: float, rules: Rules | None = RULES, *
     return run_day(H200_512, jobs, hours * HOUR, rules, replace(USUAL, **conditions))
 
 
+LANES_OF: dict[Lane, tuple[float, float, int, int]] = {
+    "interactive": (7.0, 11.0, 1, 2),
+    "bulk": (13.0, 17.0, 4, 8),
+}
+"""By lane: device seconds of what waits and of what runs, the jobs that wait, and those that workers hold."""
+SERIES = [
+    (name, {tier_label: tier, "lane": lane}, value + 1000 * (tier != "sd"))
+    for tier in ("sd", "hd")
+    for lane, values in LANES_OF.items()
+    for (name, tier_label), value in zip(
+        (
+            ("calotype_queued_device_seconds", "tier"),
+            ("calotype_running_device_seconds", "tier"),
+            ("calotype_queue_jobs", "tier"),
+            ("calotype_held_jobs", "pod_tier"),
+        ),
+        values,
+        strict=True,
+    )
+]
+"""What Prometheus has scraped of one API and of one worker for each of two tiers."""
+SELECTOR = re.compile(r"(calotype_\w+)\{([^}]*)\}")
+
+
+def answer_of(query: str) -> float:
+    """What Prometheus answers: these queries add up series, of which each process has one for each lane."""
+    form = SELECTOR.sub("x", " ".join(query.split()))
+    assert form in ("max(x) + max(x)", "sum(max by (lane) (x)) + (sum(x) or vector(0))")
+    return sum(
+        value
+        for name, selected in SELECTOR.findall(query)
+        for of, labels, value in SERIES
+        if of == name and dict(re.findall(r'(\w+)="(\w+)"', selected)).items() <= labels.items()
+    )
+
+
 def test_the_triggers_of_the_manifest_are_those_that_are_simulated() -> None:
-    assert [trigger.name for trigger in RULES.triggers] == list(SIGNALS)
+    waiting, running, num_queued, num_held = zip(*LANES_OF.values(), strict=True)
+    work = dict(zip(LANES_OF, map(sum, zip(waiting, running, strict=True)), strict=True))
+    backlog = Backlog(sum(num_queued), sum(num_held), work)
+    assert {trigger.name: answer_of(trigger.query) for trigger in RULES.triggers} == {
+        name: read(backlog) for name, read in SIGNALS.items()
+    }
     assert RULES.triggers[0].threshold == pytest.approx(FULL_SHARE * H200_512.full_seconds, abs=0.5)
 
 
@@ -100,6 +143,20 @@ def test_one_worker_starts_for_a_tier_that_has_no_profile() -> None:
     unknown = replace(RULES, triggers=RULES.triggers[-1:])
     day = served(steady(4, 0.2), 0.2, unknown)
     assert max(number for _, number in day.workers) == 1
+
+
+def test_the_last_worker_of_a_tier_without_a_profile_stays_while_it_holds_a_job() -> None:
+    """Its job is held, and no longer queued, for several times the cooldown."""
+    unknown = replace(RULES, triggers=RULES.triggers[-1:])
+    slow = replace(H200_512, num_steps=10_000)
+    day = run_day(slow, [Arrival(0.0, 1)], HOUR, unknown, USUAL)
+    (run,) = day.runs
+    assert run.ended_at - run.begun_at > 2 * unknown.cooldown_seconds
+    ((drained_at, _),) = day.drains
+    assert drained_at - run.ended_at == pytest.approx(
+        unknown.cooldown_seconds, abs=3 * unknown.polling_seconds
+    )
+    assert day.num_cut(USUAL.drain_seconds) == 0
 
 
 def test_the_seconds_of_workers_are_counted_from_their_start_to_the_end_of_their_drain() -> None:
