@@ -120,7 +120,9 @@ def test_remarks_say_what_a_reader_must_know_before_the_figures_are_used() -> No
     (clock, unread) = remarks(measured(by_clock))
     assert "when 50% of the requests ended was taken from the service's clock" in clock
     assert unread.endswith("no metrics from http://worker/metrics")
-    counters = {f"calotype_step_batches:{reason}": number for reason, number in (("cap", 1), ("alone", 3))}
+    counters = {
+        f"calotype_step_batches:{reason}": number for reason, number in (("cap", 1.0), ("alone", 3.0))
+    }
     (why,) = remarks(measured(run_of(outcome(1.0), outcome(2.0), use=Use(counters=counters))))
     assert why == "0.2 images/s: why step batches were not fuller: alone 75%, cap 25%"
     unread_gpu = Use(unread_gpus={1: "Not Supported"})

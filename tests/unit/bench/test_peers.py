@@ -509,7 +509,8 @@ def test_the_plot_has_four_charts_with_one_colour_for_each_system(tmp_path: Path
     found = comparison(tmp_path, runs)
     found.amounts = Amounts(seeds=(1,), loads=(0.5, JUDGED_LOAD))
     figure = grid(cells_of(found, {"A": 4.0, OURS: 5.0}, 8.0), title="peers", x_name="load")
-    bars, seconds, slowdown, in_time = figure.axes
+    charts: list[Any] = list(figure.axes)
+    bars, seconds, slowdown, in_time = charts
     assert [text.get_text() for text in bars.get_yticklabels()] == [OURS, "A", BARE]
     assert [bar.get_width() for bar in bars.patches] == [5.0, 4.0, 8.0]
     for axes, ours, best in ((seconds, 1.0, 4.0), (slowdown, 1.0, 4.0)):
@@ -520,7 +521,7 @@ def test_the_plot_has_four_charts_with_one_colour_for_each_system(tmp_path: Path
         assert "missed" in [text.get_text() for text in axes.texts]
     assert points_of(in_time, OURS) == [(50, 1.0), (70, 1.0)]
     assert points_of(in_time, "A") == [(50, 0.5), (70, 0.5)], "the small batches"
-    colours = {name: {line_of(axes, name).get_color() for axes in figure.axes[1:]} for name in (OURS, "A")}
+    colours = {name: {line_of(axes, name).get_color() for axes in charts[1:]} for name in (OURS, "A")}
     assert [{to_hex(bar.get_facecolor()).upper()} for bar in bars.patches[:2]] == [
         colours[OURS],
         colours["A"],
