@@ -8,6 +8,8 @@ import torch
 
 from bench.load.utilisation import watched
 
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 BUSY_SECONDS = 3.5
 
 
