@@ -162,9 +162,7 @@ class Jobs:
         client = Connection(self.url, self.api_key)
         try:
             job = client.submit(body_of(request), wait=max(1, min(60, int(seconds))))
-            while job["state"] in ("queued", "running") and time.monotonic() < deadline:
-                left = max(1, min(60, int(deadline - time.monotonic())))
-                _, job = client.ask("GET", f"/v1/jobs/{job['id']}?wait={left}")
+            job = client.wait(job, deadline - time.monotonic())
         except RuntimeError as error:
             raise NoImage(str(error)) from error
         finally:

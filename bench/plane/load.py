@@ -4,6 +4,7 @@ It knows HTTP alone. It uses `http.client`, which takes little CPU beside the se
 """
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,9 +18,11 @@ from engine.request import GenerationRequest
 
 ANSWER_SECONDS = 120.0
 WAIT_SECONDS = 60
+PAUSE_SECONDS = 0.5
 IDLE_SECONDS = 60.0
 """The API closes a connection that was idle for 150 s (`web.front.limits`)."""
 MAX_IN_FLIGHT = 128
+OPEN_STATES = ("queued", "running")
 BOUNDARY = "calotype-bench"
 
 Item = TypeVar("Item")
@@ -80,10 +83,18 @@ class Connection:
         """Submit a job and return it once it has ended."""
         return self.wait(self.submit(body, wait=WAIT_SECONDS))
 
-    def wait(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Return a job once it has ended."""
-        while job["state"] in ("queued", "running"):
-            _, job = self.ask("GET", f"/v1/jobs/{job['id']}?wait={WAIT_SECONDS}")
+    def wait(self, job: dict[str, Any], seconds: float = math.inf) -> dict[str, Any]:
+        """Return a job once it has ended, or after so many seconds as it is then.
+
+        An answer at once means that too many requests wait. Without a pause, clients would keep the API busy.
+        """
+        deadline = time.monotonic() + seconds
+        while job["state"] in OPEN_STATES and time.monotonic() < deadline:
+            asked_at = time.monotonic()
+            wait = max(1, int(min(deadline - asked_at, WAIT_SECONDS)))
+            _, job = self.ask("GET", f"/v1/jobs/{job['id']}?wait={wait}")
+            if job["state"] in OPEN_STATES and time.monotonic() - asked_at < PAUSE_SECONDS:
+                time.sleep(PAUSE_SECONDS)
         return job
 
     def upload(self, rows: Iterable[GenerationRequest]) -> str:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from bench.equal_batches import batches_of
-from bench.plane.load import Connection, body_of, csv_of, in_closed_loop, in_open_loop
+from bench.plane.load import PAUSE_SECONDS, Connection, body_of, csv_of, in_closed_loop, in_open_loop
 from bench.workload import mixed_requests
 from engine.request import GenerationRequest
 
@@ -64,6 +64,23 @@ def test_latency_counts_from_the_moment_a_request_was_due() -> None:
     begun_at = time.monotonic()
     (late,) = in_open_loop(Client, [(-5.0, b"a")])
     assert 5.0 <= late.latency_seconds <= 5.0 + time.monotonic() - begun_at
+
+
+def test_a_client_pauses_when_the_service_lets_it_not_wait() -> None:
+    class Crowded(Client):
+        """A client of a service whose waits are all taken: it answers at once."""
+
+        num_asked = 0
+
+        def ask(self, *_: Any, **__: Any) -> tuple[int, Any]:
+            self.num_asked += 1
+            return 200, {"id": "job_1", "state": "succeeded" if self.num_asked == 3 else "running"}
+
+    client, begun_at = Crowded(), time.monotonic()
+    assert client.wait({"id": "job_1", "state": "queued"})["state"] == "succeeded"
+    assert time.monotonic() - begun_at >= 2 * PAUSE_SECONDS
+    client.num_asked = 10
+    assert client.wait({"id": "job_1", "state": "queued"}, 0.1)["state"] == "running", "its time is up"
 
 
 def test_a_csv_has_the_requests_that_are_posted() -> None:
