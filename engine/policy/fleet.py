@@ -1,8 +1,9 @@
 """Simulates a fleet: jobs wait for a free slot, and a worker with one takes them.
 
-Owns which worker takes which job, the slots, and the instants of each job. Estimates, the planner and the
-benchmarks share it. Each worker has a `SimulatedDevice`, so that the policy is the engine's own; the fleet
-runs on its clock, in events. It does not know what a job costs, rows of Postgres, nor how jobs arrive.
+Owns the slots and the instants of each job; `free_workers` chooses among workers with a free slot. Estimates,
+the planner and the benchmarks share it. Each worker has a `SimulatedDevice`, so that the policy is the
+engine's own; the fleet runs on its clock, in events. It does not know what a job costs, rows of Postgres, nor
+how jobs arrive.
 """
 
 import math
