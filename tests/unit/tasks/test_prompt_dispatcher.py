@@ -59,7 +59,8 @@ def test_an_error_that_nobody_expects_is_logged_and_the_next_dispatch_is_sent() 
     dispatcher = PromptDispatcher(Dispatcher(BrokenOnce()), max_wait_seconds=30)  # type: ignore[arg-type]
     with capture_logs() as logs:
         assert not dispatcher.dispatch([dispatch(1)])
-    assert [one["event"] for one in logs] == ["dispatch_failed"]
+    # A thread that an earlier test left may log meanwhile.
+    assert [one["event"] for one in logs].count("dispatch_failed") == 1
     assert dispatcher.dispatch([dispatch(2)])
     assert (dispatcher.num_dispatched, dispatcher.num_failed) == (1, 1)
 
