@@ -165,11 +165,12 @@ def with_deadlines(serve: Serve, solo: Solo) -> Serve:
     """Return the strategy with a deadline for each request: three times its solo time."""
 
     def serve_in_time(arrivals: Sequence[DueRequest], clock: WorkClock) -> Iterator[Sequence[Ended]]:
-        return serve([_with_deadline(one, solo) for one in arrivals], clock)
+        return serve([with_deadline(one, solo) for one in arrivals], clock)
 
     return serve_in_time
 
 
-def _with_deadline(arrival: DueRequest, solo: Solo) -> DueRequest:
+def with_deadline(arrival: DueRequest, solo: Solo) -> DueRequest:
+    """The arrival with a deadline: three times its solo time."""
     seconds = SLOWDOWN_LIMIT * solo.of(arrival.request)
     return replace(arrival, request=replace(arrival.request, seconds_left=seconds))

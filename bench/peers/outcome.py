@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bench.charts import Bars, Curve, Panel
 from bench.figures import Figure, figure_of
+from bench.latency import p95
 from bench.peers.comparison import JUDGED_LOAD, Comparison, phase_of
 from bench.peers.load import Run, joined
 from bench.peers.peer import OURS, PEERS, Settings
@@ -71,34 +72,31 @@ def _beside_best(comparison: Comparison, share: float) -> Iterator[Figure]:
         return
     is_barred, missing = judged and not missing_peers(comparison), _without(comparison)
     fastest = min(theirs, key=lambda run: run.p95_seconds)
-    ours = _ours_beside(comparison, share, fastest)
+    pairs, ours = _beside(comparison, share, fastest, lambda run: -run.p95_seconds)
     yield figure_of(
         f"p95_vs_best_peer{suffix}",
-        _by_trace(comparison, share, fastest, lambda peer, we: peer.p95_seconds / we.p95_seconds),
+        [peer.p95_seconds / we.p95_seconds for peer, we in pairs],
         P95_BAR if is_barred else None,
-        None,
-        f"{_named(fastest)} {fastest.p95_seconds:.2f} s, ours {ours.p95_seconds:.2f} s at {ours.rate:.2f}/s"
-        f"{missing}",
+        fastest.p95_seconds / p95([solo.of(one.arrival.request) for one in ours.counted]),
+        f"{_named(fastest)} {fastest.p95_seconds:.2f} s, ours {ours.p95_seconds:.2f} s at {ours.rate:.2f}/s; "
+        f"the limit is the peer's by that of requests that are alone{missing}",
         value=fastest.p95_seconds / ours.p95_seconds,
     )
     most = max(theirs, key=lambda run: run.in_time(solo))
-    ours, floor = _ours_beside(comparison, share, most), 1 / len(most.counted)
+    pairs, ours = _beside(comparison, share, most, lambda run: run.in_time(solo))
+    floor = 1 / len(most.counted)
     yield figure_of(
         f"goodput_vs_best_peer{suffix}",
-        _by_trace(
-            comparison,
-            share,
-            most,
-            lambda peer, we: we.in_time(solo) / max(peer.in_time(solo), 1 / len(peer.counted)),
-        ),
+        [we.in_time(solo) / max(peer.in_time(solo), 1 / len(peer.counted)) for peer, we in pairs],
         GOODPUT_BAR if is_barred else None,
         1 / max(most.in_time(solo), floor),
-        f"in time: ours {ours.in_time(solo):.2f}, {_named(most)} {most.in_time(solo):.2f}; "
+        f"in time: ours ({_settings(ours)}) {ours.in_time(solo):.2f}, "
+        f"{_named(most)} {most.in_time(solo):.2f}; "
         f"none in time counts as one{missing}",
         value=ours.in_time(solo) / max(most.in_time(solo), floor),
     )
     calmest = min(theirs, key=lambda run: run.p95_slowdown(solo))
-    ours = _ours_beside(comparison, share, calmest)
+    _, ours = _beside(comparison, share, calmest, lambda run: -run.p95_slowdown(solo))
     yield figure_of(
         f"slowdown_vs_best_peer{suffix}",
         [calmest.p95_slowdown(solo) / ours.p95_slowdown(solo)],
@@ -132,21 +130,19 @@ def _peer_runs(comparison: Comparison, share: float) -> list[Run]:
     return [run for name in sorted(names) for run in comparison.pooled(name, share)]
 
 
-def _by_trace(
-    comparison: Comparison, share: float, peer: Run, ratio: Callable[[Run, Run], float]
-) -> list[float]:
-    return [ratio(one, other) for one, other in _pairs(comparison, share, peer)]
+def _beside(
+    comparison: Comparison, share: float, peer: Run, worth: Callable[[Run], float]
+) -> tuple[list[tuple[Run, Run]], Run]:
+    """The peer's runs and ours under the same traces, and ours as one run, at the settings worth most.
 
-
-def _ours_beside(comparison: Comparison, share: float, peer: Run) -> Run:
-    """Ours under the traces that the peer had: one that is not tuned has the first one alone."""
-    return joined([ours for _, ours in _pairs(comparison, share, peer)])
-
-
-def _pairs(comparison: Comparison, share: float, peer: Run) -> list[tuple[Run, Run]]:
-    ours = comparison.of(phase_of(share), OURS)
+    A peer that is not tuned has the first trace alone.
+    """
     theirs = [run for run in comparison.of(phase_of(share), peer.arm) if run.settings == peer.settings]
-    return list(zip(theirs, ours, strict=False))
+    ours: dict[str, list[Run]] = {}
+    for run in comparison.of(phase_of(share), OURS):
+        ours.setdefault(_settings(run), []).append(run)
+    pairs = [list(zip(theirs, runs, strict=False)) for runs in ours.values()]
+    return max(((each, joined([we for _, we in each])) for each in pairs), key=lambda one: worth(one[1]))
 
 
 def table_of(
@@ -220,7 +216,7 @@ def _loads_of(comparison: Comparison, name: str) -> dict[str, str]:
 
 def _settings(run: Run) -> str:
     if "max_batch" not in run.settings:
-        return "as shipped"
+        return str(run.settings.get("settings", "as shipped"))
     return str(Settings(**run.settings))
 
 

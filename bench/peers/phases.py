@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from bench.latency import Solo
-from bench.peers.arms import Arm, Arms, attempted
+from bench.latency import Solo, with_deadline
+from bench.peers.arms import Arm, Arms, Use, attempted
 from bench.peers.comparison import JUDGED_LOAD, SIDE, Comparison, phase_of
 from bench.peers.drawing import Drawing, Request
 from bench.peers.load import Run, at_once, balanced_requests, due
@@ -28,6 +28,8 @@ WARM_UP_SHARE = 0.2
 """Of a trace in an open loop: it finds empty queues, and its latencies do not count."""
 KILL_LOAD = 0.5
 KILL_ANSWER_SECONDS = 60.0
+DEADLINES = {"settings": "with deadlines"}
+"""Each request of such a run tells us when it is late, as a peer is told how long a request may take."""
 SATURATED_ANSWER_SECONDS = 600.0
 CLEARLY_SLOWER = 0.9
 """A batch size that makes less than this share of the best one ends the search among smaller ones."""
@@ -191,13 +193,21 @@ def _serve(
     return comparison.load.run(service, arrivals, phase, rate=rate, num_warm_up=num_warm_up)
 
 
+def _serve_in_time(
+    comparison: Comparison, arrivals: Sequence[DueRequest], phase: str, rate: float, service: Service
+) -> Run:
+    told = [with_deadline(one, comparison.solo) for one in arrivals]
+    return _serve(comparison, told, phase, rate, replace(service, settings=DEADLINES))
+
+
 def measure_loads(
     comparison: Comparison, arms: Arms, tuned: Sequence[str], capacities: Mapping[str, float]
 ) -> None:
     """All arms under one trace at each load, in turns, in reversed order with each further seed.
 
     Further seeds are of the judged load, ours and the tuned peers alone. At the other loads, a peer that is
-    not tuned runs only if it can keep up: else its latencies would say how long the trace is.
+    not tuned runs only if it can keep up: else its latencies would say how long the trace is. Ours has each
+    trace twice, as shipped and with deadlines.
     """
     best = max(rate for name, rate in capacities.items() if name != OURS)
     amounts = comparison.amounts
@@ -206,12 +216,15 @@ def measure_loads(
             rate = share * best
             arrivals = due(amounts.num_due, rate, side=SIDE, seed=seed)
             use = partial(_serve, comparison, arrivals, phase_of(share), rate)
-            measured = judged_arms(comparison, arms)
-            for arm in reversed(measured) if number % 2 else measured:
+            in_time = partial(_serve_in_time, comparison, arrivals, phase_of(share), rate)
+            runs: list[tuple[Arm, Use]] = []
+            for arm in judged_arms(comparison, arms):
                 if arm.name in (OURS, *tuned) or (
                     number == 0 and (share == JUDGED_LOAD or capacities[arm.name] >= rate)
                 ):
-                    arms.run(arm, use)
+                    runs += [(arm, use), (arm, in_time)] if arm.name == OURS else [(arm, use)]
+            for arm, each in reversed(runs) if number % 2 else runs:
+                arms.run(arm, each)
 
 
 def judged_arms(comparison: Comparison, arms: Arms) -> list[Arm]:

@@ -18,7 +18,9 @@ from engine.request import GenerationRequest
 
 ANSWER_SECONDS = 120.0
 WAIT_SECONDS = 60
-PAUSE_SECONDS = 0.5
+PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 4.0
+"""Before a client that was not let wait asks again, twice as long each time: a hundred clients that ask
+twice a second keep the API busy."""
 IDLE_SECONDS = 60.0
 """The API closes a connection that was idle for 150 s (`web.front.limits`)."""
 MAX_IN_FLIGHT = 128
@@ -88,13 +90,16 @@ class Connection:
 
         An answer at once means that too many requests wait. Without a pause, clients would keep the API busy.
         """
-        deadline = time.monotonic() + seconds
+        deadline, pause = time.monotonic() + seconds, PAUSE_SECONDS
         while job["state"] in OPEN_STATES and time.monotonic() < deadline:
             asked_at = time.monotonic()
             wait = max(1, int(min(deadline - asked_at, WAIT_SECONDS)))
             _, job = self.ask("GET", f"/v1/jobs/{job['id']}?wait={wait}")
-            if job["state"] in OPEN_STATES and time.monotonic() - asked_at < PAUSE_SECONDS:
-                time.sleep(PAUSE_SECONDS)
+            if job["state"] not in OPEN_STATES or time.monotonic() - asked_at >= PAUSE_SECONDS:
+                pause = PAUSE_SECONDS
+                continue
+            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
         return job
 
     def upload(self, rows: Iterable[GenerationRequest]) -> str:
@@ -120,8 +125,9 @@ class Connection:
 
 
 def body_of(request: GenerationRequest) -> bytes:
-    """The JSON of `POST /v1/jobs`."""
-    return json.dumps(_fields(request)).encode()
+    """The JSON of `POST /v1/jobs`; the seconds that are left are its deadline."""
+    deadline = {} if request.seconds_left is None else {"deadline_seconds": request.seconds_left}
+    return json.dumps(_fields(request) | deadline).encode()
 
 
 def csv_of(requests: Iterable[GenerationRequest]) -> str:

@@ -39,6 +39,7 @@ from bench.peers.phases import (
     start_all,
     tune,
 )
+from bench.peers.profiled import py_spy, shares_of
 from bench.peers.service import NoImage, Service
 from bench.strategies import Ended
 from bench.workload import GUIDANCE_SCALES, SHARES, STEPS, DueRequest
@@ -358,12 +359,16 @@ def test_every_peer_is_put_under_load_and_the_best_ones_and_ours_twice(tmp_path:
         share: [run.arm for run in found.runs if run.phase == phase_of(share)]
         for share in found.amounts.loads
     }
-    assert loads[0.5] == [OURS, "celery-batches", "Ray Serve", "Celery task", "LitServe"], (
+    ours = [OURS, OURS]  # as shipped and with deadlines
+    assert loads[0.5] == [*ours, "celery-batches", "Ray Serve", "Celery task", "LitServe"], (
         "3 a second are due"
     )
-    others = [OURS, "celery-batches", "Ray Serve", "BentoML", "Celery task", "LitServe"]
-    assert loads[0.7] == [*others, "LitServe", "celery-batches", OURS]
-    assert loads[0.85] == [OURS, "celery-batches", "LitServe"]
+    others = [*ours, "celery-batches", "Ray Serve", "BentoML", "Celery task", "LitServe"]
+    tuned_ones = ["celery-batches", "LitServe"]
+    assert loads[0.7] == [*others, *reversed(tuned_ones), *ours]
+    assert loads[0.85] == [*ours, *tuned_ones]
+    told = [run.settings.get("settings") for run in found.of(phase_of(0.7), OURS)]
+    assert told == ["as shipped", "with deadlines", "with deadlines", "as shipped"]
     [litserve] = {run.settings["max_batch"] for run in found.of(phase_of(0.7), "LitServe")}
     assert litserve == 8, "the tuned settings are judged, not those of its capacity"
     assert {run.num_warm_up for run in found.of(phase_of(0.7), OURS)} == {WHOLE.num_due // 5}
@@ -469,6 +474,7 @@ def test_the_best_peer_of_each_figure_stands_beside_ours(tmp_path: Path) -> None
     capacities = {"A": 6.0, "B": 5.0, OURS: 5.5}
     figures = {one.figure: one for one in figures_of(found, capacities, 8.0)}
     assert figures["p95_vs_best_peer"].value == 2.0
+    assert figures["p95_vs_best_peer"].limit == 4.0, "ours takes a second alone, as everybody does"
     assert "A (batches of 32" in figures["p95_vs_best_peer"].reason
     assert figures["goodput_vs_best_peer"].value == 4.0
     assert "A (batches of 4," in figures["goodput_vs_best_peer"].reason
@@ -482,6 +488,22 @@ def test_the_best_peer_of_each_figure_stands_beside_ours(tmp_path: Path) -> None
     assert "| calotype | as shipped | 5.50 | 2.00 | 2.0 | 1.00 | | | |  |" in text
     assert "tuned, at 70 % of" in text
     assert "One kill each" in text
+
+
+def test_each_of_our_figures_has_the_settings_that_are_best_for_it(tmp_path: Path) -> None:
+    told, shipped = {"settings": "with deadlines"}, {"settings": "as shipped"}
+    found = comparison(
+        tmp_path,
+        [
+            run_of(OURS, [4.0] * 20, shipped),
+            run_of(OURS, [1.0] * 15 + [None] * 5, told),
+            run_of("A", [1.0] * 5 + [8.0] * 15, {}),
+        ],
+    )
+    figures = {one.figure: one for one in figures_of(found, {}, 8.0)}
+    assert figures["p95_vs_best_peer"].value == 2.0
+    assert figures["goodput_vs_best_peer"].value == 3.0
+    assert "ours (with deadlines) 0.75" in figures["goodput_vs_best_peer"].reason
 
 
 def test_a_peer_that_misses_is_beaten_without_end_and_one_that_ours_misses_with_is_not(
@@ -568,3 +590,30 @@ def test_all_arms_are_kept_on_the_same_two_cores() -> None:
         with pytest.raises(RuntimeError, match="needs 2 cores, and this process may use 1"), pinned(2):
             pass
     assert os.sched_getaffinity(0) == before
+
+
+def test_a_profile_has_shares_of_threads_and_of_functions_with_what_they_call() -> None:
+    engine = "thread (7): engine;Engine._run (engine/engine.py:1)"
+    call = "_call_impl (torch/nn/modules/module.py:5)"
+    lines = [
+        f"{engine};Runner.step (engine/runner.py:2);{call};forward (m.py:3);{call};forward (m.py:9) 6",
+        f"{engine};Runner.step (engine/runner.py:8);{call};forward (m.py:4) 2",
+        f"{engine};Runner.decode (engine/runner.py:5) 1",
+        "thread (8): engine;Engine._run (engine/engine.py:2) 1",
+        "thread (9): heartbeat;beat (h.py:1) 2",
+    ]
+    threads, functions = shares_of(lines)
+    assert threads == {"engine": 10 / 12, "heartbeat": 2 / 12}
+    assert functions == {
+        "Engine._run (engine/engine.py)": 1.0,
+        "Runner.step (engine/runner.py)": 0.8,
+        "forward (m.py)": 0.8,
+        "Runner.decode (engine/runner.py)": 0.1,
+    }
+
+
+def test_py_spy_is_found_among_the_packages_of_ray(tmp_path: Path) -> None:
+    program = tmp_path / "ray-serve" / "bin" / "py-spy"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    assert py_spy(tmp_path) == str(program)

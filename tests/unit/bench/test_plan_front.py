@@ -6,13 +6,13 @@ from bench.plan.fleets import Fleet, Pool
 from bench.plan.outcome import Tried, simulate
 from bench.plan.recommendation import reasons, tried_as_json
 from bench.plan.search import Plan
-from tests.unit.bench.test_plan import FLAT, STEEP, found, job_class, limited, pool, request
+from tests.unit.bench.test_plan import FLAT, STEEP, found, job_class, limited, plan_of_eight, pool, request
 
 SECONDS = ("p50_seconds", "p95_seconds", "p99_seconds")
 
 
 def test_the_front_shows_what_more_money_buys_and_what_less_costs() -> None:
-    plan = found(request(8.0, p95_seconds=6.0))
+    plan = plan_of_eight()
     assert plan.recommended is not None
     num = plan.recommended.fleet.num_workers
     dearer = [one.p95 for one in plan.front if one.fleet.num_workers > num]
