@@ -18,13 +18,14 @@ from pathlib import Path
 
 import psutil
 
+from bench.peers.arms import WARMING_SEED
 from bench.peers.beside import PACKAGES, pinned
-from bench.peers.comparison import SIDE
+from bench.peers.comparison import SIDE, WHOLE
 from bench.peers.load import Load, balanced_requests, due
 from bench.peers.peer import NUM_PROCESSES, our_service
 from bench.peers.service import Service, warm
 
-SEED, WARMING_SEED, NUM_WARMING = 104, 102, 12
+SEED = 104
 HERTZ = 20
 """At 50 a second, py-spy and what it samples took the two cores, and latencies were three times as long."""
 ENGINE = "engine"
@@ -122,7 +123,7 @@ def main() -> None:
         pinned(),
         our_service(Path(folder)) as service,
     ):
-        warm(service, balanced_requests(NUM_WARMING, SIDE, WARMING_SEED))
+        warm(service, balanced_requests(WHOLE.num_warming, SIDE, WARMING_SEED))
         print("\n".join(table_of(samples_of(program, service, asked.rate, asked.seconds))))
 
 

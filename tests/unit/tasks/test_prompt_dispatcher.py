@@ -59,8 +59,8 @@ def test_an_error_that_nobody_expects_is_logged_and_the_next_dispatch_is_sent() 
     dispatcher = PromptDispatcher(Dispatcher(BrokenOnce()), max_wait_seconds=30)  # type: ignore[arg-type]
     with capture_logs() as logs:
         assert not dispatcher.dispatch([dispatch(1)])
-    # A thread that an earlier test left may log meanwhile.
-    assert [one["event"] for one in logs].count("dispatch_failed") == 1
+    # The thread of an earlier test's dispatcher may still try to send its events, and has no broker for them.
+    assert [one["event"] for one in logs if one["event"] != "events_not_sent"] == ["dispatch_failed"]
     assert dispatcher.dispatch([dispatch(2)])
     assert (dispatcher.num_dispatched, dispatcher.num_failed) == (1, 1)
 
