@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.clock import in_turns
+from bench.clock import WorkClock
 from bench.less_work import MAX_ROWS, SIDE, seconds_per_image
 from bench.less_work import requests as requests_of_engine
 from bench.load.outcomes import Outcome
@@ -19,7 +19,7 @@ from bench.table.quality import QualityCurve
 from bench.table.report import curve_of, effects_of, rows, spread, write
 from bench.table.weights import mean_images, samples_of
 from engine.loading.load import LoadedModels
-from tests.unit.engine.fakes import FakeCachingModel
+from tests.unit.engine.fakes import Costly, FakeCachingModel, SetClock
 
 
 def samples() -> list[Samples]:
@@ -160,12 +160,20 @@ def test_step_batches_of_the_engine_are_counted_as_an_image_sees_them() -> None:
     assert mean_images([16, 4]) == pytest.approx((8 * 8 + 2 * 2) / 10)
 
 
+class SetWorkClock(SetClock, WorkClock):
+    """The clock of a part that moves only when a denoiser advances it."""
+
+
 def test_an_engine_at_saturation_tells_the_rows_of_its_step_batches() -> None:
-    loaded = LoadedModels({"tiny": FakeCachingModel()}, {"tiny": {SIDE * SIDE: MAX_ROWS}}, "exact")
+    # Steps take seconds and texts none: an engine whose steps take no longer than its texts waits for these.
+    clock = SetWorkClock()
+    model = FakeCachingModel(denoiser=Costly(clock, lambda _num_rows: 0.8))
+    loaded = LoadedModels({"tiny": model}, {"tiny": {SIDE * SIDE: MAX_ROWS}}, "exact")
     rows: list[int] = []
-    in_turns([seconds_per_image(loaded, requests_of_engine(60, 0, {"num_inference_steps": 4}), rows.append)])
-    assert max(rows) == MAX_ROWS
-    assert mean_images(rows) == pytest.approx(MAX_ROWS / 2, rel=0.1)
+    measured = seconds_per_image(loaded, requests_of_engine(60, 0, {"num_inference_steps": 4}), rows.append)
+    assert len(list(measured(clock))) == len(rows)
+    assert set(rows) == {MAX_ROWS}
+    assert mean_images(rows) == MAX_ROWS / 2
 
 
 def test_requests_of_an_arm_differ_in_prompt_and_seed_and_are_the_same_in_each_arm() -> None:
