@@ -27,7 +27,7 @@ SEEDS = (SATURATION_SEED, TUNING_SEED, KILL_SEED)
 WARM_UP_SHARE = 0.2
 """Of a trace in an open loop: it finds empty queues, and its latencies do not count."""
 KILL_LOAD = 0.5
-KILL_ANSWER_SECONDS = 60.0
+KILL_ANSWER_SECONDS = 30.0
 DEADLINES = {"settings": "with deadlines"}
 """Each request of such a run tells us when it is late, as a peer is told how long a request may take."""
 SATURATED_ANSWER_SECONDS = 600.0

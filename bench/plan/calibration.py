@@ -2,7 +2,8 @@
 
 All of it is measured in runs of its own, before and apart from those that are predicted: profiles of both
 tiers, on one core and on two at once, since the cores share memory and power; jobs one at a time; and a burst
-at saturation, in which service and engine share the cores. It does not know the configurations to come.
+at saturation, in which service and engine share the cores. A burst also tells whether the machine's pace has
+changed since. It does not know the configurations to come.
 """
 
 import json
@@ -12,7 +13,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.configuration import ROOT, write_configuration
@@ -65,6 +66,11 @@ class Calibration:
     def pool(self, num_workers: int, caps: Mapping[str, int]) -> Pool:
         """Such workers with these caps."""
         return Pool(self.profiles, dict(caps), num_workers)
+
+    def at_pace(self, full_slowing: float) -> "Calibration":
+        """The same on a machine whose pace has changed, by the slowing of another burst."""
+        pace = full_slowing / self.full_slowing
+        return replace(self, full_slowing=full_slowing, lone_slowing=pace * self.lone_slowing)
 
     def slowing(self, load: float) -> float:
         """By how much the device is slower than its profile at this share of its capacity."""
@@ -175,20 +181,37 @@ def calibrate(folder: Path, num_workers: int, amounts: Amounts) -> Calibration:
         for request in mixed_requests(amounts.num_lone, SIDE, seed=1):
             [outcome] = sent(plane, [DueRequest(request, 0.0)]).outcomes
             lone.append((request, outcome))
-        burst = mixed_requests(amounts.num_burst * num_workers, SIDE, seed=2)
         before = plane.cpu()
-        outcomes = sent(plane, [DueRequest(one, 0.0) for one in burst]).outcomes
+        burst = Burst.sent(plane, amounts.num_burst)
         used = spent(before, plane.cpu())
     profiles = measured_profiles(folder, num_workers, amounts.profile_seconds)
     pool = Pool(profiles, dict(CAPS), num_workers)
-    service = sum(seconds for name, seconds in used.items() if name not in plane.workers) / len(burst)
+    service = sum(seconds for name, seconds in used.items() if name not in plane.workers)
     overheads, lone_slowing = _lone(pool, lone)
-    simulated = serve(
-        Fleet((pool,)), [(0.0, planned(one)) for one in burst], overheads=overheads, warm_up_share=0.0
-    )
-    # The mean and not the last end: at the end of a burst step batches are small whatever the slowing is.
-    ratio = statistics.mean(map(latency_seconds, outcomes)) / simulated.mean_seconds
-    return Calibration(profiles, overheads, lone_slowing, ratio, service)
+    full_slowing = burst.slowing(pool, overheads)
+    return Calibration(profiles, overheads, lone_slowing, full_slowing, service / len(burst.requests))
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Requests that were sent to a service all at once, and the mean of their latencies."""
+
+    requests: Sequence[GenerationRequest]
+    mean_seconds: float
+
+    @classmethod
+    def sent(cls, plane: Plane, num_each: int) -> "Burst":
+        """Send so many for each worker, and wait for all."""
+        requests = mixed_requests(num_each * len(plane.workers), SIDE, seed=2)
+        outcomes = sent(plane, [DueRequest(one, 0.0) for one in requests]).outcomes
+        # The mean and not the last end: at the end of a burst step batches are small whatever the slowing is.
+        return cls(requests, statistics.mean(map(latency_seconds, outcomes)))
+
+    def slowing(self, pool: Pool, overheads: Overheads) -> float:
+        """By how much the devices were slower than their profiles."""
+        arrivals = [(0.0, planned(one)) for one in self.requests]
+        simulated = serve(Fleet((pool,)), arrivals, overheads=overheads, warm_up_share=0.0)
+        return self.mean_seconds / simulated.mean_seconds
 
 
 def _lone(pool: Pool, lone: Sequence[tuple[GenerationRequest, Outcome]]) -> tuple[Overheads, float]:

@@ -8,7 +8,7 @@ import pytest
 
 from bench.load.outcomes import Outcome
 from bench.plan.batching import compare, work_of
-from bench.plan.calibration import Calibration, _lone, configured, planned
+from bench.plan.calibration import Burst, Calibration, _lone, configured, planned
 from bench.plan.fleets import Pool
 from bench.plan.profiles import PlanProfile, published
 from bench.plan.validation import PREDICTIONS, Compared, _trace, figures_of, write_runs
@@ -75,6 +75,17 @@ def test_seconds_beside_the_device_and_its_slowing_are_read_off_lone_jobs() -> N
 def test_the_device_is_slower_the_more_the_service_has_to_do() -> None:
     found = Calibration(PROFILES, Overheads(), 1.1, 1.5, 0.02)
     assert [found.slowing(load) for load in (0.0, 0.5, 1.0, 1.2)] == pytest.approx([1.1, 1.3, 1.5, 1.5])
+
+
+def test_another_burst_says_how_the_pace_of_the_machine_has_changed() -> None:
+    before = Calibration(PROFILES, Overheads(), 1.1, 1.5, 0.02)
+    assert before.at_pace(1.5) == before
+    slower = before.at_pace(1.8)
+    assert (slower.full_slowing, slower.lone_slowing) == pytest.approx((1.8, 1.32))
+    pool = Pool(PROFILES, {"sd": 4, "hd": 4}, 1)
+    requests = mixed_requests(6, 128, seed=2)
+    at_its_profile = Burst(requests, 1.0).slowing(pool, Overheads())
+    assert Burst(requests, 2.0).slowing(pool, Overheads()) == pytest.approx(2 * at_its_profile)
 
 
 def test_the_service_that_is_predicted_has_the_workers_and_caps_of_the_prediction(tmp_path: Path) -> None:
