@@ -18,6 +18,7 @@ class DueWork:
     """The kinds of work that may be due; the tuples contain names of tiers."""
 
     has_expired_leases: bool
+    has_silent_processes: bool  # that may have crashed
     has_passed_deadlines: bool
     has_count_changes: bool
     has_due_receivers: bool
@@ -28,13 +29,19 @@ class DueWork:
     dispatched_bulk: tuple[str, ...]  # with bulk jobs that a sweeper of an older version dispatched
 
 
-def due_work(db: Database, tiers: Collection[str], *, webhook_keep_seconds: float) -> DueWork:
+def due_work(
+    db: Database, tiers: Collection[str], *, webhook_keep_seconds: float, silent_seconds: float
+) -> DueWork:
     """What may be due for jobs of these tiers, and all that has no tier.
 
-    `webhook_keep_seconds` is that of `receivers.fail_held` and `receivers.forget`. Raises `Unavailable`, also
-    if the server is read-only.
+    `webhook_keep_seconds` is that of `receivers.fail_held` and `receivers.forget`, `silent_seconds` that of
+    `possible_crashes.settle_silent`. Raises `Unavailable`, also if the server is read-only.
     """
-    parameters = {"tiers": list(tiers), "keep_seconds": webhook_keep_seconds}
+    parameters = {
+        "tiers": list(tiers),
+        "keep_seconds": webhook_keep_seconds,
+        "silent_seconds": silent_seconds,
+    }
     (row,) = db.execute(_DUE_WORK, parameters, idempotent=True)
     found: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in row._mapping.items()
@@ -45,7 +52,7 @@ def due_work(db: Database, tiers: Collection[str], *, webhook_keep_seconds: floa
 def all_work(tiers: Collection[str]) -> DueWork:
     """Every kind of work, for a caller that could not read what is due."""
     every = tuple(tiers)
-    return DueWork(True, True, True, True, True, True, every, every, every)
+    return DueWork(True, True, True, True, True, True, True, every, every, every)
 
 
 def _tiers_with(jobs: str, order: str) -> str:
@@ -63,6 +70,9 @@ _DUE_WORK = text(
     f"""
     SELECT (SELECT id FROM jobs WHERE state = 'running' AND lease_expires_at < statement_timestamp()
              ORDER BY lease_boot_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) IS NOT NULL AS has_expired_leases,
+           (SELECT job_id FROM possible_crashes
+             WHERE lost_at < statement_timestamp() - make_interval(secs => :silent_seconds)
+             ORDER BY lost_at LIMIT 1) IS NOT NULL AS has_silent_processes,
            (SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= statement_timestamp()
              ORDER BY deadline_at LIMIT 1) IS NOT NULL AS has_passed_deadlines,
            (SELECT id FROM job_count_changes ORDER BY id LIMIT 1) IS NOT NULL

@@ -73,6 +73,7 @@ _BATCH_COUNTS = _columns(
 _USAGE = tuple(column.name for column in metadata.tables["usage_sums"].columns)
 _BATCH_USAGE = tuple(column.name for column in metadata.tables["batch_usage"].columns)
 _AMOUNTS = _columns("num_jobs num_images device_seconds cost_amount")
+_POSSIBLE_CRASH = _columns("job_id boot_id lost_at")
 _WORKER = tuple(column.name for column in metadata.tables["workers"].columns)
 
 # A role that ends jobs writes events and webhook deliveries, of batches too, and locks the batch. A lock
@@ -175,6 +176,8 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
                 *(*_LEASE, *_ERROR),
             ),
         ),
+        # It settles those of a process that died beside it.
+        "possible_crashes": Grant(select=_POSSIBLE_CRASH, update=("lost_at",), delete=True),
         "images": Grant(insert=(*_IMAGE, "attempt", "deleted_at")),
         "files": Grant(select=(*_FILE, "deleted_at")),
         "job_files": Grant(select=_JOB_FILE),
@@ -251,7 +254,9 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "webhook_receivers": Grant(select=_RECEIVER, update=_columns("state next_probe_at"), delete=True),
         # It locks rows before deleting them, which needs the right to update some column.
         "sessions": Grant(select=_columns("digest expires_at"), update=("ended_at",), delete=True),
-        # Sweepers of the version before read them, as long as they run beside the new ones.
+        "possible_crashes": Grant(
+            select=_POSSIBLE_CRASH, insert=("job_id", "boot_id"), update=("lost_at",), delete=True
+        ),
         "workers": Grant(select=_WORKER),
         "images": Grant(select=("object_key",)),
         "accounts": Grant(select=("id",)),

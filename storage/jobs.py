@@ -299,19 +299,30 @@ def release_each(
 def reap(db: Database, *, limit: int = 50) -> list[tuple[str, str]]:
     """Requeue up to `limit` jobs whose lease has expired; returns `(job id, new state)` of each.
 
-    It is one statement, never read-then-write. The worker died or is cut off, and it is unknown what its
-    device worked on: each of its jobs is quarantined, and an isolated one is charged with a crash. The third
-    crash ends a job as `worker_lost`.
+    It is one statement, never read-then-write. The worker died, is stopped or is cut off, and it is unknown
+    what its device worked on: each of its jobs is quarantined. None is charged with a crash, since none is
+    known; an isolated one is noted in `possible_crashes`.
     """
-    # It reads the rows of all running jobs: an index of `lease_expires_at` would cost more (docs/adr/0030).
-    guard = """jobs.id = ANY(ARRAY(
-                SELECT id FROM jobs WHERE state = 'running' AND lease_expires_at < statement_timestamp()
-                 ORDER BY lease_boot_id LIMIT :limit FOR UPDATE SKIP LOCKED))"""
-    parameters = {"limit": limit, "is_quarantined": True, "is_only_one": False}
+    parameters = {"limit": limit, "is_quarantined": True, "is_charged": False, "is_only_one": False}
+    more = {"detail": "its lease ran out", "before": _EXPIRED, "beside": "FROM expired", "after": _NOTED}
     rows = db.run(
-        lambda connection: _move(connection, REAP, REAPED, guard, parameters, detail="its lease ran out")
+        lambda connection: _move(connection, REAP, REAPED, "jobs.id = expired_id", parameters, **more)
     )
     return [(row.id, row.state) for row in rows]
+
+
+# It reads the rows of all running jobs: an index of `lease_expires_at` would cost more (docs/adr/0030).
+_EXPIRED = """expired AS MATERIALIZED (
+            SELECT id AS expired_id, lease_boot_id AS lost_boot_id, isolated AS was_isolated FROM jobs
+             WHERE state = 'running' AND lease_expires_at < statement_timestamp()
+             ORDER BY lease_boot_id LIMIT :limit FOR UPDATE SKIP LOCKED
+        ), """
+_NOTED = """, noted AS (
+            INSERT INTO possible_crashes (job_id, boot_id)
+            SELECT moved.id, lost_boot_id FROM moved JOIN expired ON expired_id = moved.id
+             WHERE was_isolated AND moved.state = 'queued'
+            ON CONFLICT (job_id, boot_id) DO UPDATE SET lost_at = clock_timestamp()
+        )"""
 
 
 def reap_process(
@@ -320,9 +331,9 @@ def reap_process(
     """Requeue every job of a process that is known to be dead; returns `(job id, new state)` of each.
 
     `on_device` are the jobs that were on its device or being encoded when it died; they are quarantined. One
-    that was quarantined before is charged with a crash if it was isolated or the only one of them. Any other
-    job is quarantined in its third attempt, since it may cause crashes that no record shows. `None` means
-    that it is unknown which jobs were on the device.
+    that was quarantined before is charged with a crash if it was isolated or the only one of them; the third
+    one ends a job as `worker_lost`. Any other job is quarantined in its third attempt, since it may cause
+    crashes that no record shows. `None` means that it is unknown which jobs were on the device.
     """
     if on_device is None:
         parts = [(True, "TRUE", "its process died, and it is unknown what its device worked on")]
@@ -340,6 +351,7 @@ def reap_process(
         parameters = {
             "boot_id": boot_id,
             "is_quarantined": is_quarantined,
+            "is_charged": is_quarantined,
             "is_only_one": is_only_one,
             "on_device": list(on_device or ()),
         }

@@ -243,6 +243,15 @@ job_events = Table(
     _instant("created_at", nullable=False),
 )
 
+# Processes that may have crashed while they ran a job alone (docs/adr/0037).
+possible_crashes = Table(
+    "possible_crashes",
+    metadata,
+    Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("boot_id", Text, primary_key=True),
+    _instant("lost_at", nullable=False),
+)
+
 webhook_deliveries = Table(
     "webhook_deliveries",
     metadata,

@@ -51,11 +51,12 @@ RELEASED = f"""num_failures = num_failures + CASE WHEN :charged THEN 1 ELSE 0 EN
         {_stopped(_IS_SPENT, code=":code", detail=":detail", retryable="true", queue_at=_AFTER_BACKOFF)}"""
 """For a job that its worker gives back; with `charged`, it may be the job's fault."""
 
-_CRASHES = """(num_crashes + CASE WHEN :is_quarantined AND (isolated OR quarantined AND :is_only_one)
+_CRASHES = """(num_crashes + CASE WHEN :is_charged AND (isolated OR quarantined AND :is_only_one)
                                 THEN 1 ELSE 0 END)"""
 _IS_LOST = f"({_CRASHES} >= {MAX_CRASHES})"
 REAPED = f"""num_crashes = {_CRASHES}, isolated = false,
         quarantined = quarantined OR :is_quarantined OR attempt >= {MAX_UNQUARANTINED_ATTEMPTS},
         {_stopped(_IS_LOST, code="'worker_lost'", detail="'the worker died while it ran this job alone'",
                   retryable="false", queue_at="clock_timestamp()")}"""  # fmt: skip
-"""For a job whose process died; with `is_quarantined`, the job may have caused that."""
+"""For a job whose process died or lost its lease. With `is_quarantined` the job may be what killed it; with
+`is_charged` the process is known to be dead."""

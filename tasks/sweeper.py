@@ -18,7 +18,7 @@ import structlog
 
 from catalogue.catalogue import SettingsError
 from settings import Settings
-from storage import counts, dispatches, jobs, receivers, sessions
+from storage import counts, dispatches, jobs, possible_crashes, receivers, sessions
 from storage.blobs import Blobs
 from storage.database import Database
 from storage.due_work import DueWork, all_work, due_work
@@ -42,6 +42,9 @@ log = structlog.get_logger()
 HEARTBEATS_BEFORE_REAPING = 2
 """The heartbeat periods to wait after an outage of Postgres before reaping: each worker gets at least one."""
 
+SILENT_LEASES = 20
+"""A process that may have crashed and was silent for so many lease periods counts as dead."""
+
 DUE_WORK = "due_work"
 """The name by which a failure of `due_work` is counted and logged, as those of the parts are."""
 
@@ -58,6 +61,7 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
         redispatch_seconds=settings.redispatch_seconds,
         webhooks_per_account=settings.webhooks_per_account,
         webhook_keep_seconds=settings.webhook_keep_seconds,
+        silent_seconds=SILENT_LEASES * settings.lease_seconds,
     )
 
     def after_turn() -> None:
@@ -120,6 +124,7 @@ class SweepPlan:
     max_dispatches: int = 200
     webhooks_per_account: int = 4
     webhook_keep_seconds: float = 5 * 86_400
+    silent_seconds: float = 600
 
 
 class Sweeper:
@@ -164,6 +169,7 @@ class Sweeper:
 
         self._parts = (
             self._reap,
+            self._charge_silent,
             self._expire,
             self._count_bad_ends,
             self._notice_broker_loss,
@@ -217,9 +223,13 @@ class Sweeper:
     def _due(self) -> DueWork:
         """What there is to do in this turn: read once, and again after a part that makes other work due."""
         if self._known_due is None:
-            keep_seconds = self._plan.webhook_keep_seconds
             try:
-                self._known_due = due_work(self._db, self._tiers, webhook_keep_seconds=keep_seconds)
+                self._known_due = due_work(
+                    self._db,
+                    self._tiers,
+                    webhook_keep_seconds=self._plan.webhook_keep_seconds,
+                    silent_seconds=self._plan.silent_seconds,
+                )
             except Exception as error:  # a table that cannot be read must stop only the part that needs it
                 self._note_failure(DUE_WORK, error)
                 self._known_due = all_work(self._tiers)
@@ -234,6 +244,12 @@ class Sweeper:
             self._known_due = None
             for job_id, state in reaped:
                 log.warning("job_reaped", job_id=job_id, state=state)
+
+    def _charge_silent(self) -> None:
+        if not self._due.has_silent_processes or self._clock() < self._reap_from:
+            return
+        for job_id in possible_crashes.settle_silent(self._db, silent_seconds=self._plan.silent_seconds):
+            log.warning("crash_charged", job_id=job_id, silent_seconds=self._plan.silent_seconds)
 
     def _expire(self) -> None:
         if self._due.has_passed_deadlines and (num_expired := jobs.expire(self._db)):

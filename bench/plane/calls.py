@@ -41,6 +41,7 @@ from storage import (
     job_views,
     jobs,
     open_work,
+    possible_crashes,
     profiles,
     queue_facts,
     receivers,
@@ -243,12 +244,13 @@ def _queue(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
     yield "undispatch", lambda: dispatches.undispatch(sweeper, dispatched)
     yield "expire", lambda: jobs.expire(sweeper)
     yield "expire, nothing", lambda: jobs.expire(sweeper)
-    yield "due_work", lambda: due_work.due_work(sweeper, TIERS, webhook_keep_seconds=86_400)
+    is_due = partial(due_work.due_work, sweeper, TIERS, webhook_keep_seconds=86_400, silent_seconds=600)
+    yield "due_work", is_due
     yield "undispatch_bulk", lambda: dispatches.undispatch_bulk(sweeper, "sd")
     yield "forget_all", lambda: dispatches.forget_all(sweeper)
     _vacuum(databases)
     yield "forget_all, nothing", lambda: dispatches.forget_all(sweeper)
-    yield "due_work after forget_all", lambda: due_work.due_work(sweeper, TIERS, webhook_keep_seconds=86_400)
+    yield "due_work after forget_all", is_due
     yield (
         "feed after forget_all",
         partial(dispatches.feed, sweeper, "sd", "interactive", 40, redispatch_seconds=15),
@@ -328,6 +330,7 @@ def _life(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
         connection.execute(text(late), {"boot_id": BOOT_IDS[1]})
     yield "reap", lambda: jobs.reap(sweeper)
     on_device = [running[0].job_id]
+    yield "settle_silent", lambda: possible_crashes.settle_silent(sweeper, silent_seconds=0)
     yield "declare_dead", lambda: workers.declare_dead(worker, boot_id=BOOT_IDS[0], on_device=on_device)
     yield "say_goodbye", lambda: workers.say_goodbye(worker, "boot-new")
     yield "publish profiles", lambda: profiles.publish(worker, [_profile()])

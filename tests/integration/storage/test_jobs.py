@@ -167,18 +167,17 @@ def test_a_crash_quarantines_jobs_and_charges_only_the_one_that_ran_alone(
     database: Database, make_job: MakeJob, claim_job: ClaimJob
 ) -> None:
     culprit, mate = make_job(), make_job()
+    dead = WorkerName("dead", "dead")
     for job in (culprit, mate):
-        claim_job(job.id)
-        let_leases_run_out(database, job)
-    assert dict(jobs.reap(database)) == {culprit.id: "queued", mate.id: "queued"}
+        claim_job(job.id, worker=dead)
+    taken_back = declare_dead(database, boot_id="dead", on_device=None)
+    assert dict(taken_back) == {culprit.id: "queued", mate.id: "queued"}
     for charge in (1, 2, 3):
-        claimed = claim_job(culprit.id)
+        claimed = claim_job(culprit.id, worker=dead)
         assert claimed.job.quarantined
         assert set_isolated(database, claimed.lease)
-        claim_job(mate.id)
-        for job in (culprit, mate):
-            let_leases_run_out(database, job)
-        reaped = dict(jobs.reap(database))
+        claim_job(mate.id, worker=dead)
+        reaped = dict(declare_dead(database, boot_id="dead", on_device=None))
         assert reaped[culprit.id] == ("failed" if charge == 3 else "queued")
         assert reaped[mate.id] == "queued"
     assert get(database, culprit.account_id, culprit.id).error_code == "worker_lost"
@@ -201,8 +200,11 @@ def claim_quarantined(database: Database, make_job: MakeJob, claim_job: ClaimJob
 
 def num_crashes(database: Database, claim: Claim) -> int:
     """After a crash of the process that holds it."""
-    let_leases_run_out(database, claim.job)
-    jobs.reap(database)
+    with database.transaction() as connection:
+        holder = text("SELECT lease_boot_id FROM jobs WHERE id = :id")
+        boot_id = connection.execute(holder, {"id": claim.job.id}).scalar_one()
+    if boot_id is not None:
+        declare_dead(database, boot_id=boot_id, on_device=None)
     return get(database, claim.job.account_id, claim.job.id).num_crashes
 
 
@@ -434,11 +436,10 @@ def test_a_job_that_is_given_up_for_lost_leaves_its_delivery(
     for _ in range(MAX_CRASHES + 1):
         if get(database, job.account_id, job.id).state is not State.QUEUED:
             break
-        claimed = claim_job(job.id)
+        claimed = claim_job(job.id, worker=WorkerName("dead", "dead"))
         if claimed.job.quarantined:
             set_isolated(database, claimed.lease)
-        let_leases_run_out(database, job)
-        jobs.reap(database)
+        declare_dead(database, boot_id="dead", on_device=None)
     query = text("SELECT event FROM webhook_deliveries WHERE job_id = :id")
     with database.transaction() as connection:
         found = [row.event for row in connection.execute(query, {"id": job.id})]

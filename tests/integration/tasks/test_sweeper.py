@@ -17,6 +17,7 @@ from storage import accounts, dispatches, jobs, sessions
 from storage.database import WATCHERS, Database
 from storage.due_work import all_work, due_work
 from storage.errors import Unavailable
+from storage.isolation import set_isolated
 from storage.job_views import get
 from storage.jobs import WorkerName
 from storage.notifications import Listener
@@ -247,8 +248,8 @@ def test_a_server_that_became_read_only_is_noticed_although_nothing_is_due(migra
     with db.transaction() as connection:
         connection.execute(text("SET SESSION default_transaction_read_only = on"))
     with pytest.raises(Unavailable, match="25006"):
-        due_work(db, [], webhook_keep_seconds=60)
-    assert not due_work(db, [], webhook_keep_seconds=60).undispatched
+        due_work(db, [], webhook_keep_seconds=60, silent_seconds=600)
+    assert not due_work(db, [], webhook_keep_seconds=60, silent_seconds=600).undispatched
     db.close()
 
 
@@ -322,6 +323,30 @@ def test_S38_after_an_outage_the_sweeper_reaps_once_workers_could_renew_their_le
         sweeper.sweep()
         assert get(database, job.account_id, job.id).state is state
     db.close()
+
+
+def test_a_job_is_charged_for_a_process_that_is_silent_after_its_lease_ran_out(
+    bench: Bench,
+    database: Database,
+    databases: dict[DatabaseRole, Database],
+    make_job: MakeJob,
+    tier: str,
+) -> None:
+    job = make_job()
+    for boot_id in ("first", "silent"):
+        name = WorkerName(f"{boot_id}-{tier}", boot_id)
+        claimed = jobs.claim(databases["worker"], job.id, tiers=[tier], worker=name, lease_seconds=-1)
+        assert claimed is not None
+        if claimed.job.quarantined:
+            assert set_isolated(databases["worker"], claimed.lease)
+        bench.sweeper.sweep()
+    assert get(database, job.account_id, job.id).num_crashes == 0
+    with database.transaction() as connection:
+        aged = "UPDATE possible_crashes SET lost_at = lost_at - interval '1 h' WHERE job_id = :id"
+        connection.execute(text(aged), {"id": job.id})
+    for _ in range(2):
+        bench.sweeper.sweep()
+    assert get(database, job.account_id, job.id).num_crashes == 1
 
 
 def test_jobs_that_others_took_back_or_failed_are_counted(
