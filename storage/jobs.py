@@ -198,6 +198,14 @@ def finish_each(db: Database, finished: Sequence[Finished]) -> set[str]:
     return {row.id for row in rows}
 
 
+def is_finished(db: Database, lease: Lease) -> bool:
+    """Whether `finish` under this lease ended the job: only that writes a success into its attempt."""
+    return bool(db.execute(_IS_FINISHED, asdict(lease), idempotent=True))
+
+
+_IS_FINISHED = text("SELECT id FROM jobs WHERE id = :job_id AND attempt = :attempt AND state = 'succeeded'")
+
+
 # Locks in id order, as a heartbeat does. The ids are given twice: Postgres expects a hundred rows of a JSON
 # text, and for so many it reads a table of some thousand jobs from end to end.
 _ENDED = """ended AS MATERIALIZED (

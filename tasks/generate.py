@@ -243,7 +243,9 @@ class Generate:
         finished = Finished(claim.lease, stored, warnings, timings, claim.completes_batch, cost)
 
         def finish() -> State | None:
-            return State.SUCCEEDED if self._finishes(finished) else None
+            # The second try after a lost answer to our COMMIT finds no lease, but our own success.
+            is_ours = self._finishes(finished) or jobs.is_finished(self._db, claim.lease)
+            return State.SUCCEEDED if is_ours else None
 
         self._write(claim, in_flight_job, finish, timings=timings)
 
@@ -292,7 +294,7 @@ class Generate:
         `write` returns the new state; `facts` are fields of the `Outcome` that observers get.
         """
         state = self._tries()(write)
-        # Without a state, either the reply to our own COMMIT was lost, or the lease was. The row is right in
+        # Without a state the lease was lost, or the answer to our COMMIT of a failure. The row is right in
         # both cases; objects that no row points to are orphans, which the sweeper collects.
         log.info(
             "job_settled" if state else "lease_lost",

@@ -60,7 +60,7 @@ class Heartbeat:
         self._watchdog_seconds = watchdog_seconds
         self._end_process = end_process
         self._clock = clock
-        self._renewed_at = clock()
+        self._renewed_at = self._looked_at = clock()
         self._dropped: set[Lease] = set()
         self._is_leaving = False
         self._is_stopped = False
@@ -129,7 +129,12 @@ class Heartbeat:
                 in_flight_job.cancel()
 
     def _is_hung(self) -> bool:
-        return not self._engine.is_idle and self._clock() - self._engine.ticked_at > self._watchdog_seconds
+        now = self._clock()
+        was_stopped = now - self._looked_at > self._watchdog_seconds / 2
+        self._looked_at = now
+        # A process that was stopped (SIGSTOP, a paused machine) has not ticked either: it may tick first.
+        is_late = now - self._engine.ticked_at > self._watchdog_seconds
+        return is_late and not was_stopped and not self._engine.is_idle
 
     def _drop_overdue(self) -> None:
         if self._clock() - self._renewed_at > self._lease_seconds:

@@ -296,6 +296,8 @@ def _life(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
     image = StoredImage(0, 1, "acc/x/1", "x" * 64, 1, 512, 512)
     yield "finish", lambda: jobs.finish(worker, held[0], stored=[image], warnings=[], timings={})
 
+    yield "is_finished", lambda: jobs.is_finished(worker, held[0])
+
     def finish_each() -> None:
         images = [StoredImage(0, 1, f"acc/x/each-{place}", "x" * 64, 1, 1, 1) for place in range(6)]
         ended = [Finished(one, [image], [], {}, False) for one, image in zip(held[9:15], images, strict=True)]

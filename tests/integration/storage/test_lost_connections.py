@@ -1,20 +1,19 @@
 """The promise about connections that died in the pool: nobody sees it, and nothing is done twice."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import psycopg2
 import pytest
 from sqlalchemy import text
 
 from bench.faulty_proxy import Fault, proxied
 from local.endpoints import Embedded
-from storage import accounts, database, submissions
+from storage import accounts, submissions
 from storage.database import Database
 from storage.errors import Unavailable
+from tests.fixtures.lost_connections import before_it_is_sent, kill
 from tests.fixtures.new_jobs import new_job
 
 OWN_PID = text("SELECT pg_backend_pid() AS pid")
@@ -48,39 +47,10 @@ def fill(pool: Database) -> list[int]:
     return pids
 
 
-def kill(url: str, pid: int) -> None:
-    """End a session, and wait until its process is gone."""
-    admin = psycopg2.connect(url)
-    try:
-        with admin.cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,))
-            assert cursor.fetchone() == (True,)
-    finally:
-        admin.close()
-
-
-@contextmanager
-def before_it_is_sent(part: str, act: Callable[[Any], object]) -> Iterator[list[str]]:
-    """Run `act` once, with the driver's connection, between the look at the socket and the send."""
-    sent: list[str] = []
-
-    def watch(driver: Any, query: str, _values: Any, _account: Any) -> None:
-        if part in query:
-            sent.append(query)
-            if len(sent) == 1:
-                act(driver)
-
-    database.WATCHERS.append(watch)
-    try:
-        yield sent
-    finally:
-        database.WATCHERS.remove(watch)
-
-
 def test_a_connection_that_the_server_closed_while_it_was_idle_is_replaced(
     migrated: Embedded, db: Database
 ) -> None:
-    with before_it_is_sent("pg_backend_pid", lambda _: None) as sent:
+    with before_it_is_sent("pg_backend_pid", lambda *_: None) as sent:
         killed = fill(db)
         for pid in killed:
             kill(migrated.database_url, pid)
@@ -93,7 +63,7 @@ def test_a_connection_that_the_server_closed_while_it_was_idle_is_replaced(
 
 
 def test_a_read_whose_connection_is_lost_on_its_way_is_read_again(migrated: Embedded, db: Database) -> None:
-    def end(driver: Any) -> None:
+    def end(driver: Any, *_: Any) -> None:
         kill(migrated.database_url, driver.info.backend_pid)
 
     with before_it_is_sent("pg_backend_pid", end) as sent:
@@ -107,7 +77,7 @@ def test_a_change_whose_connection_is_lost_on_its_way_is_not_made_again(
     """It may have been made: whoever wants to know has to look."""
     rename = text("UPDATE accounts SET name = name || '+' WHERE id = :id RETURNING name")
 
-    def end(driver: Any) -> None:
+    def end(driver: Any, *_: Any) -> None:
         kill(migrated.database_url, driver.info.backend_pid)
 
     with before_it_is_sent("UPDATE accounts", end) as sent, pytest.raises(Unavailable):
@@ -122,7 +92,7 @@ def test_a_job_is_created_once_when_the_answer_to_its_insert_is_lost(
     """The first insert is committed, over another connection with the same id; its answer never arrives."""
     new = new_job(account, id=f"job_{account}", idempotency_key="k", request_hash="h")
 
-    def commit_and_lose(driver: Any) -> None:
+    def commit_and_lose(driver: Any, *_: Any) -> None:
         assert submissions.create(db, new, redispatch_seconds=15).is_new
         kill(migrated.database_url, driver.info.backend_pid)
 

@@ -446,6 +446,37 @@ def test_a_hung_engine_ends_the_process_and_a_busy_one_does_not(
     assert codes == [70]
 
 
+def test_a_process_that_was_stopped_is_not_taken_for_one_that_hangs(
+    database: Database, in_flight: InFlightJobs, engine: FakeEngine
+) -> None:
+    """Its engine has not ticked while it was stopped, and may now; if it does not either, it hangs."""
+    now, codes = [100.0], list[int]()
+    worker = Worker("w-stopped", "b-stopped", "host", 1, "cpu:0", ("sd",), 4, 1, "exact")
+    heartbeat = Heartbeat(
+        database,
+        worker,
+        in_flight,
+        engine,
+        heartbeat_seconds=5,
+        lease_seconds=30,
+        watchdog_seconds=60,
+        end_process=codes.append,
+        clock=lambda: now[0],
+    )
+    engine.is_idle, engine.ticked_at = False, 100.0
+    heartbeat.beat()
+    now[0] = 300.0  # SIGSTOP, and SIGCONT much later
+    heartbeat.beat()
+    assert codes == []
+    engine.ticked_at = 301.0
+    now[0] = 305.0
+    heartbeat.beat()
+    assert codes == []
+    for now[0] in (310.0, 330.0, 350.0, 362.0):
+        heartbeat.beat()
+    assert codes == [70]
+
+
 def test_a_heart_that_fails_in_an_unforeseen_way_ends_the_process(
     database: Database, in_flight: InFlightJobs, engine: FakeEngine
 ) -> None:

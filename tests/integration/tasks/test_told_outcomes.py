@@ -1,5 +1,7 @@
 """S23: whatever becomes of a job, its task says so under the job's id, from the row that is written."""
 
+from typing import Any
+
 import pytest
 from sqlalchemy import text
 
@@ -11,6 +13,7 @@ from engine.errors import (
     GenerationFailed,
     NumericError,
 )
+from local.endpoints import Embedded
 from storage import jobs
 from storage.database import Database
 from storage.job_views import TAKEN_AWAY, Outcome, get, last_event_before, newest_event, taken_away
@@ -18,6 +21,7 @@ from storage.jobs import Claim, WorkerName, claim
 from tasks.generate import Generate
 from tasks.job_observers import JobObserver
 from tasks.task_events import TaskEvent
+from tests.fixtures.lost_connections import before_it_is_sent, execute_elsewhere, kill
 
 from .conftest import FakeEngine, MakeJob
 
@@ -36,6 +40,24 @@ def test_S23_a_success_is_told_with_what_it_took(generate: Generate, make_job: M
     fields = told[-1][1].fields
     assert fields["result"] == "2 images, 1.00 s on the device"
     assert 0 < fields["runtime"] < 30
+
+
+def test_S23_a_success_whose_answer_is_lost_is_told_as_any_success(
+    migrated: Embedded, database: Database, generate: Generate, make_job: MakeJob, told: Told
+) -> None:
+    """The finish is committed, and the worker cannot know: it tries again, and finds its own success."""
+
+    def commit_and_lose(driver: Any, query: str, parameters: Any) -> None:
+        execute_elsewhere(migrated.database_urls["worker"], query, parameters)
+        kill(migrated.database_url, driver.info.backend_pid)
+
+    job = make_job(num_images=2)
+    with before_it_is_sent("INSERT INTO images", commit_and_lose) as sent:
+        generate(job.id)
+    assert len(sent) == 2
+    assert types_of(told, job.id) == ["task-started", "task-succeeded"]
+    assert told[-1][1].fields["result"] == "2 images, 1.00 s on the device"
+    assert len(get(database, job.account_id, job.id).images) == 2
 
 
 @pytest.mark.parametrize(
