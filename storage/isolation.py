@@ -1,7 +1,7 @@
 """Quarantined jobs: which one is next, and the `isolated` flag, which attributes a crash to a job.
 
 At most one job of a process has the flag, and only the holder of its lease writes it. It is not a state:
-`storage.jobs.reap_process` reads it when a process has died, and a claim clears it.
+`storage.jobs` reads it when a process has died or lost its lease, and a claim clears it.
 """
 
 from collections.abc import Sequence

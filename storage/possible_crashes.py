@@ -4,7 +4,7 @@
 it known whether the job is charged with a crash. This module does not know what a charge leads to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -14,12 +14,14 @@ from storage.database import Database
 MAX_SETTLED = 100
 
 
-def settle_dead(connection: Connection, boot_id: str) -> list[str]:
+def settle_dead(connection: Connection, boot_id: str, on_device: Collection[str] | None) -> list[str]:
     """Charge the open jobs that a dead process ran alone when their leases ran out; returns their ids.
 
-    A process whose worker was heard of since then lived on, so that the job did not crash it.
+    A process whose worker was heard of since then lived on, so that the job did not crash it. Nor did one that
+    was not among `on_device`, the jobs that were on the device at its end; `None` if these are unknown.
     """
-    return _settle(connection, "boot_id = :boot_id", {"boot_id": boot_id})
+    parameters = {"boot_id": boot_id, "is_unknown": on_device is None, "on_device": list(on_device or ())}
+    return _settle(connection, "boot_id = :boot_id", parameters)
 
 
 def settle_silent(db: Database, *, silent_seconds: float) -> list[str]:
@@ -27,8 +29,9 @@ def settle_silent(db: Database, *, silent_seconds: float) -> list[str]:
 
     A process that sent no heartbeat since then counts as dead.
     """
+    parameters = {"silent_seconds": silent_seconds, "is_unknown": True, "on_device": []}
     which = "lost_at < statement_timestamp() - make_interval(secs => :silent_seconds)"
-    return db.run(lambda connection: _settle(connection, which, {"silent_seconds": silent_seconds}))
+    return db.run(lambda connection: _settle(connection, which, parameters))
 
 
 def _settle(connection: Connection, which: str, parameters: Mapping[str, Any]) -> list[str]:
@@ -48,7 +51,8 @@ _SETTLE = """
                   EXISTS (SELECT FROM workers
                            WHERE workers.boot_id = possible.boot_id AND seen_at > lost_at) AS was_heard
     ), crashes AS (
-        SELECT job_id, count(*) AS number FROM settled WHERE NOT was_heard GROUP BY job_id
+        SELECT job_id, count(*) AS number FROM settled
+         WHERE NOT was_heard AND (:is_unknown OR job_id = ANY(:on_device)) GROUP BY job_id
     ), charged AS (
         SELECT jobs.id, number FROM jobs JOIN crashes ON jobs.id = crashes.job_id
          WHERE state IN ('queued', 'running') ORDER BY jobs.id FOR UPDATE OF jobs

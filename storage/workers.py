@@ -199,7 +199,8 @@ def say_goodbye(db: Database, boot_id: str) -> None:
 def declare_dead(db: Database, *, boot_id: str, on_device: Collection[str] | None) -> list[tuple[str, str]]:
     """Reap all jobs of a process that is known to be dead, and mark its worker as stopped.
 
-    A job that it ran alone when the lease ran out is charged with a crash, unless it was heard of since then.
+    A job that it ran alone when the lease ran out is charged with a crash if it may have been on the device
+    until the end, and the process was not heard of since then.
 
     `on_device` are the jobs that its device worked on when it died, `None` if unknown; see
     `storage.jobs.reap_process`. Returns `(job id, new state)` of each.
@@ -208,7 +209,9 @@ def declare_dead(db: Database, *, boot_id: str, on_device: Collection[str] | Non
     def work(connection: Connection) -> list[tuple[str, str]]:
         goodbye = text("UPDATE workers SET stopped_at = clock_timestamp() WHERE boot_id = :boot_id")
         connection.execute(goodbye, {"boot_id": boot_id})
-        settle_dead(connection, boot_id)
-        return reap_process(connection, boot_id, on_device)
+        reaped = reap_process(connection, boot_id, on_device)
+        # Afterwards, so that it sees what a sweeper noted that was reaping the same jobs.
+        settle_dead(connection, boot_id, on_device)
+        return reaped
 
     return db.run(work)

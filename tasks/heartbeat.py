@@ -61,6 +61,7 @@ class Heartbeat:
         self._end_process = end_process
         self._clock = clock
         self._renewed_at = self._looked_at = clock()
+        self._still_seconds = 0.0
         self._dropped: set[Lease] = set()
         self._is_leaving = False
         self._is_stopped = False
@@ -129,12 +130,18 @@ class Heartbeat:
                 in_flight_job.cancel()
 
     def _is_hung(self) -> bool:
-        now = self._clock()
-        was_stopped = now - self._looked_at > self._watchdog_seconds / 2
+        now, looked_at = self._clock(), self._looked_at
         self._looked_at = now
-        # A process that was stopped (SIGSTOP, a paused machine) has not ticked either: it may tick first.
-        is_late = now - self._engine.ticked_at > self._watchdog_seconds
-        return is_late and not was_stopped and not self._engine.is_idle
+        # Time in which this thread did not run either does not count: the process was stopped (SIGSTOP, a
+        # paused machine), and its engine could not tick.
+        awake_seconds = min(now - looked_at, 2 * self._heartbeat_seconds)
+        if self._engine.is_idle:
+            self._still_seconds = 0.0
+        elif (ticked_at := self._engine.ticked_at) > looked_at:
+            self._still_seconds = min(now - ticked_at, awake_seconds)
+        else:
+            self._still_seconds += awake_seconds
+        return self._still_seconds > self._watchdog_seconds
 
     def _drop_overdue(self) -> None:
         if self._clock() - self._renewed_at > self._lease_seconds:

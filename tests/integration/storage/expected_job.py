@@ -99,11 +99,11 @@ class Expected:
             self.num_crashes += 1
         self._is_taken_back(is_suspect=is_suspect)
 
-    def is_settled(self, boot_id: str) -> None:
+    def is_settled(self, boot_id: str, *, is_suspect: bool = True) -> None:
         """A process under which it ran alone is dead, or counts as dead."""
         if boot_id in self.possible_crashes:
             self.possible_crashes.remove(boot_id)
-            self.num_crashes += boot_id not in self.heard_of and not self.is_final
+            self.num_crashes += is_suspect and boot_id not in self.heard_of and not self.is_final
 
     def _is_taken_back(self, *, is_suspect: bool) -> None:
         is_lost = self.num_crashes >= MAX_CRASHES

@@ -293,10 +293,10 @@ class JobMachine(RuleBasedStateMachine):
         boot_id, on_device = self._processes[process].boot_id, {self._id(place) for place in chosen}
         declare_dead(self._worker, boot_id=boot_id, on_device=on_device if is_known else None)
         for job_id, job in self._jobs.items():
-            job.is_settled(boot_id)
+            is_suspect = not is_known or job_id in on_device
             if job.state == "running" and job.boot_id == boot_id:
-                is_suspect = not is_known or job_id in on_device
                 job.loses_its_process(is_suspect=is_suspect, is_only_one=is_known and len(on_device) == 1)
+            job.is_settled(boot_id, is_suspect=is_suspect)
 
     @precondition(_has_leases)
     @rule(chosen=some_places, kind=kinds, process=processes_of)

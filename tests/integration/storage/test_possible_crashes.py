@@ -97,6 +97,25 @@ def test_a_job_is_not_charged_for_the_death_of_another_process(
     assert _num_crashes(database, quarantined) == 0
 
 
+@pytest.mark.parametrize(("is_on_device", "num_crashes"), [(True, 1), (False, 0)])
+def test_a_job_is_charged_only_if_it_may_have_been_on_the_device_until_the_end(
+    database: Database,
+    databases: dict[DatabaseRole, Database],
+    quarantined: Job,
+    lose_lease: LoseLease,
+    is_on_device: bool,
+    num_crashes: int,
+) -> None:
+    """A worker that is cut off lets go of the job, and is ended before it can reach Postgres again."""
+    boot_id = f"cut-off-{is_on_device}"
+    lose_lease(quarantined, boot_id)
+    on_device = [quarantined.id] if is_on_device else ["job_of_another"]
+    declare_dead(databases["worker"], boot_id=boot_id, on_device=on_device)
+    assert _num_crashes(database, quarantined) == num_crashes
+    settle_silent(databases["sweeper"], silent_seconds=-1)
+    assert _num_crashes(database, quarantined) == num_crashes, "it is settled"
+
+
 def test_a_process_that_was_heard_of_again_did_not_crash(
     database: Database, databases: dict[DatabaseRole, Database], quarantined: Job, lose_lease: LoseLease
 ) -> None:

@@ -438,10 +438,11 @@ def test_a_hung_engine_ends_the_process_and_a_busy_one_does_not(
         end_process=codes.append,
         clock=lambda: now[0],
     )
-    engine.is_idle, engine.ticked_at = False, 50.0
-    heartbeat.beat()
+    engine.is_idle, engine.ticked_at = False, 100.0
+    for now[0] in range(105, 165, 5):  # as its thread looks
+        heartbeat.beat()
     assert codes == []
-    now[0] = 111.0
+    now[0] = 161.0
     heartbeat.beat()
     assert codes == [70]
 
@@ -465,15 +466,16 @@ def test_a_process_that_was_stopped_is_not_taken_for_one_that_hangs(
     )
     engine.is_idle, engine.ticked_at = False, 100.0
     heartbeat.beat()
-    now[0] = 300.0  # SIGSTOP, and SIGCONT much later
-    heartbeat.beat()
-    assert codes == []
-    engine.ticked_at = 301.0
-    now[0] = 305.0
-    heartbeat.beat()
-    assert codes == []
-    for now[0] in (310.0, 330.0, 350.0, 362.0):
+    now[0] = 300.0  # SIGSTOP, and SIGCONT much later, in the middle of a long step
+    for now[0] in (300.0, 305.0, 310.0, 330.0):
         heartbeat.beat()
+    assert codes == []
+    engine.ticked_at = 331.0
+    for now[0] in range(335, 395, 5):
+        heartbeat.beat()
+    assert codes == []
+    now[0] = 395.0
+    heartbeat.beat()
     assert codes == [70]
 
 
