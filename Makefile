@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench bench-engine bench-faults bench-kills bench-fronts bench-plane bench-table bench-peers clean
+.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench bench-engine bench-faults bench-kills bench-fronts bench-plane bench-table bench-peers chaos chaos-full clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,12 @@ bench-faults: $(INSTALLED) ## measure what clients see while Postgres, the broke
 
 bench-kills: $(INSTALLED) ## kill both workers in turn under load, in bench-output/kills.json (five minutes)
 	@$(BIN)/python -m bench.kills
+
+chaos: $(INSTALLED) ## inflict every fault on real services and count what is lost, in chaos-output/report.md (20 minutes)
+	@$(BIN)/python -m tests.chaos
+
+chaos-full: $(INSTALLED) ## the same at the sizes of a release: many hours; it goes on where it was ended
+	@$(BIN)/python -m tests.chaos --full
 
 bench-fronts: $(INSTALLED) ## measure HTTP fronts under 1,000 slow clients of each kind, in bench-output/fronts.json (half an hour)
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target build/fronts \

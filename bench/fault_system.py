@@ -39,7 +39,7 @@ class System:
         """Let that part fail in this way while the body runs."""
         server = SERVERS[part]
         if fault == STOPPED:
-            with _stopped(self._pids[server]):
+            with stopped_tree(self._pids[server]):
                 yield
             return
         self._proxies.suffer(server, Fault(fault))
@@ -67,8 +67,8 @@ def run_system(folder: Path, overrides: Mapping[str, str] | None = None) -> Iter
 
 
 @contextmanager
-def _stopped(pid: int) -> Iterator[None]:
-    """Stop a process and all its children; only processes that this benchmark started are passed in."""
+def stopped_tree(pid: int) -> Iterator[None]:
+    """Stop a process that we started, and all its children, while the body runs."""
     halted: list[int] = []
     try:
         _halt(pid, halted)

@@ -19,6 +19,7 @@ import structlog
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from catalogue.accounting import DevicePrice
+from catalogue.crash_points import reach
 from catalogue.states import State
 from engine.errors import Canceled, DeviceLost, EngineStopped, StrictUnavailable, places_of
 from engine.request import GeneratedImage, GenerationRequest
@@ -168,8 +169,10 @@ class Generate:
         with self._in_flight.hold(claim.lease) as in_flight_job:
             self._observe(lambda observer: observer.claimed(claim))
             try:
+                reach("claimed")
                 generated = self._generate(claim, in_flight_job)
                 stored, file_timings = self._store(claim, generated)
+                reach("stored")
                 self._finish(claim, in_flight_job, generated, stored, file_timings)
             except BaseException as error:
                 self._settle(claim, in_flight_job, error)
@@ -245,6 +248,7 @@ class Generate:
         def finish() -> State | None:
             # The second try after a lost answer to our COMMIT finds no lease, but our own success.
             is_ours = self._finishes(finished) or jobs.is_finished(self._db, claim.lease)
+            reach("finished")
             return State.SUCCEEDED if is_ours else None
 
         self._write(claim, in_flight_job, finish, timings=timings)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from catalogue.crash_points import reach
 from catalogue.lanes import default_slots
 from engine.engine import Engine
 from engine.errors import LoadError
@@ -86,23 +87,16 @@ class WorkerOptions:
     metrics_port: int = 0
 
 
-@dataclass(frozen=True)
-class WorkerParts:
-    """The classes of engine and object store; a benchmark replaces them by ones that do nothing."""
-
-    engine: type[Engine] = Engine
-    blobs: type[Blobs] = Blobs
-
-
-def run_worker(settings: Settings, options: WorkerOptions, parts: WorkerParts = WorkerParts()) -> int:
+def run_worker(settings: Settings, options: WorkerOptions, parts: "WorkerParts | None" = None) -> int:
     """Serve until SIGTERM; returns the exit code, which is `EXIT_NO_ENGINE` if the engine does not load."""
     settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
+    parts = parts or WorkerParts()
     times = StartTimes()
     times.took("import")
     if settings.run_dir is not None:
         # In parallel with the loading, which takes longer.
         _start("dead", reap_dead_processes, Database(**settings.database, pool_size=1), settings.run_dir)
-    loaded = _load(settings, options)
+    loaded = parts.load(settings, options)
     if loaded is None:
         return EXIT_NO_ENGINE
     times.took("load", of_which=("self_test", loaded.self_test_seconds))
@@ -130,6 +124,15 @@ def _load(settings: Settings, options: WorkerOptions) -> LoadedModels | None:
     except Exception:
         log.exception("engine_not_loaded", device=options.device, models=sorted(names))
         return None
+
+
+@dataclass(frozen=True)
+class WorkerParts:
+    """The parts that benchmarks and tests replace: how models are loaded, engine and object store."""
+
+    load: Callable[[Settings, WorkerOptions], LoadedModels | None] = _load
+    engine: type[Engine] = Engine
+    blobs: type[Blobs] = Blobs
 
 
 class _Process:
@@ -227,6 +230,7 @@ class _Process:
 
     def _answer(self, job_id: str) -> None:
         """The task: run the claim that waits for it, else claim the job of the message."""
+        reach("received")
         if not self._bulk.run(job_id):
             self._generate(job_id, takes_quarantined=False)
 

@@ -28,6 +28,7 @@ PIPELINES = (
 )
 SYSTEMS = (
     "tests/browser",
+    "tests/chaos",
     "tests/e2e",
     *sorted(map(str, Path("tests/integration").glob("test_*.py"))),
 )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from catalogue.crash_points import reach
 from catalogue.determinism import NOT_REPEATABLE
 from storage import batches, dispatches
 from storage.batches import Batch, EarlierJob
@@ -71,7 +72,9 @@ def _submit(admit: Callable[[], NewJob], account_id: str, key: str | None, diges
         if earlier is None:
             raise
         return Submission(earlier, is_new=False)
+    reach("admitted")
     job, is_new, dispatch = create(wiring.db, new, redispatch_seconds=wiring.redispatch_seconds)
+    reach("inserted")
     if not is_new:
         return Submission(job, is_new=False)
     wiring.metrics.jobs_accepted.labels(job.tier, job.lane).inc()
@@ -80,6 +83,7 @@ def _submit(admit: Callable[[], NewJob], account_id: str, key: str | None, diges
     if not wiring.dispatcher.dispatch([dispatch]):
         _undispatch(job)
         return Submission(job, is_new=True)
+    reach("dispatched")
     load, eta_seconds = wiring.forecast.accept(job)
     return Submission(job, is_new=True, wait=wiring.waits.of_new_job(job, load), eta_seconds=eta_seconds)
 
