@@ -17,8 +17,8 @@ MAX_SETTLED = 100
 def settle_dead(connection: Connection, boot_id: str, on_device: Collection[str] | None) -> list[str]:
     """Charge the open jobs that a dead process ran alone when their leases ran out; returns their ids.
 
-    A process whose worker was heard of since then lived on, so that the job did not crash it. Nor did one that
-    was not among `on_device`, the jobs that were on the device at its end; `None` if these are unknown.
+    A process whose worker was heard of since then lived on, so that the job did not crash it. Nor did a job
+    that is not among `on_device`, those that were on the device at its end; `None` if these are unknown.
     """
     parameters = {"boot_id": boot_id, "is_unknown": on_device is None, "on_device": list(on_device or ())}
     return _settle(connection, "boot_id = :boot_id", parameters)

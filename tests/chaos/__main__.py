@@ -49,7 +49,7 @@ PLANS: Mapping[str, Plan] = {
     "messages": Plan(flood, 10_000, 1_000_000),
     "pauses": Plan(pause_workers, 20, 500),
     "store": Plan(spoil_uploads, 500, 50_000),
-    "culprits": Plan(run_culprits, 50, 500),
+    "culprits": Plan(run_culprits, 10, 500),
     "restarts": Plan(restart_workers, 5, 200),
     "supervised": Plan(kill_supervised, 20, 20, settings=PRODUCTION),
     "hosts": Plan(lose_hosts, 20, 20, settings=PRODUCTION),
