@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 CrashPoint = Literal[
-    "received",  # a worker has the message of a job, and has not claimed it
+    "received",  # a worker has the message of a job, and has done nothing about it
     "claimed",  # a worker has claimed a job, and has not begun it
     "stored",  # all images of a job are stored, and its row does not say so
     "finished",  # the success of a job is committed, and nobody was told

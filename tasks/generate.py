@@ -248,7 +248,8 @@ class Generate:
         def finish() -> State | None:
             # The second try after a lost answer to our COMMIT finds no lease, but our own success.
             is_ours = self._finishes(finished) or jobs.is_finished(self._db, claim.lease)
-            reach("finished")
+            if is_ours:
+                reach("finished")
             return State.SUCCEEDED if is_ours else None
 
         self._write(claim, in_flight_job, finish, timings=timings)

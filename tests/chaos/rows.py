@@ -21,13 +21,6 @@ MAX_OPEN = 40
 SETTLE_SECONDS = 60.0
 
 
-def _has_room(system: System) -> bool:
-    try:
-        return num_open(system) < MAX_OPEN
-    except Unavailable:
-        return True  # clients go on while Postgres fails
-
-
 @dataclass(frozen=True)
 class Inflicted:
     """How often the fault was inflicted, and the seconds from each to the instant when work went on."""
@@ -74,7 +67,7 @@ def under_load(
 ) -> Row:
     """Inflict a fault while clients submit, go on until `min_jobs` are acknowledged, and check everything.
 
-    Raises what keeping a program running raised.
+    Raises what ended a client, or what keeping a program running raised.
     """
     begun_at, begun = time.monotonic(), system.now()
     clients = Clients(url or system.url, system.accounts, seed, lambda: _has_room(system), next_prompt)
@@ -84,8 +77,8 @@ def under_load(
         clients.start()
         stack.callback(clients.stop, give_up=True)
         inflicted = inflict(load)
-        enough = START_SECONDS + min_jobs
-        load.wait_until(lambda: clients.num_acknowledged >= min_jobs, enough, f"{min_jobs} jobs")
+        seconds = START_SECONDS + min_jobs
+        load.wait_until(lambda: clients.num_acknowledged >= min_jobs, seconds, f"{min_jobs} jobs")
         clients.stop(give_up=load.has_failed)
         findings = check(
             system,
@@ -106,3 +99,10 @@ def under_load(
         {**inflicted.details, "client tries": tries},
         time.monotonic() - begun_at,
     )
+
+
+def _has_room(system: System) -> bool:
+    try:
+        return num_open(system) < MAX_OPEN
+    except Unavailable:
+        return True  # clients go on while Postgres fails

@@ -110,7 +110,7 @@ def _break_in_turn(
 
 
 def _wait_for_claims(load: Load) -> None:
-    """Until each worker has claimed a dispatched job from now on: none of them is deaf."""
+    """Until each worker has claimed a dispatched job from now on: all of them receive messages."""
     since, names = load.system.now(), len(load.programs)
     query = """SELECT count(DISTINCT job_events.worker) AS number
                  FROM job_events JOIN jobs ON jobs.id = job_id

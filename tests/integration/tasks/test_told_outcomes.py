@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from catalogue.states import State
 from engine.errors import (
     Canceled,
     DeadlineExceeded,
@@ -42,8 +43,23 @@ def test_S23_a_success_is_told_with_what_it_took(generate: Generate, make_job: M
     assert 0 < fields["runtime"] < 30
 
 
+class Settled(JobObserver):
+    """Keeps the outcomes that this worker wrote, as metrics and traces do."""
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+
+    def settled(self, claim: Claim, outcome: Outcome) -> None:  # noqa: ARG002
+        self.states.append(outcome.state)
+
+
 def test_S23_a_success_whose_answer_is_lost_is_told_as_any_success(
-    migrated: Embedded, database: Database, generate: Generate, make_job: MakeJob, told: Told
+    migrated: Embedded,
+    database: Database,
+    generate: Generate,
+    make_job: MakeJob,
+    told: Told,
+    observers: list[JobObserver],
 ) -> None:
     """The finish is committed, and the worker cannot know: it tries again, and finds its own success."""
 
@@ -51,10 +67,13 @@ def test_S23_a_success_whose_answer_is_lost_is_told_as_any_success(
         execute_elsewhere(migrated.database_urls["worker"], query, parameters)
         kill(migrated.database_url, driver.info.backend_pid)
 
+    settled = Settled()
+    observers.append(settled)
     job = make_job(num_images=2)
     with before_it_is_sent("INSERT INTO images", commit_and_lose) as sent:
         generate(job.id)
     assert len(sent) == 2
+    assert settled.states == [State.SUCCEEDED], "written by this worker, and not only found"
     assert types_of(told, job.id) == ["task-started", "task-succeeded"]
     assert told[-1][1].fields["result"] == "2 images, 1.00 s on the device"
     assert len(get(database, job.account_id, job.id).images) == 2
