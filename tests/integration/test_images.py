@@ -6,7 +6,6 @@ The services' own commands, secrets and health checks carry a job from its submi
 import json
 import os
 import re
-import secrets
 import shlex
 import signal
 import subprocess
@@ -19,7 +18,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
-import psycopg2
 import pytest
 
 from local.binaries import valkey_program, weed_program
@@ -28,6 +26,7 @@ from local.ports import choose_ports
 from local.roles import ROLES
 from settings import ROOT
 from storage.roles import ROLES as DATABASE_ROLES
+from tests.fixtures.databases import empty_database
 from tests.unit.docs.deployment_files import mounted
 
 from .image_layout import STATED, Image, lay_out, packages
@@ -179,7 +178,7 @@ def host(services: Embedded, images: dict[str, Image], tmp_path: Path) -> Iterat
     names = ["web", "flower", "valkey", "s3", "s3_master", "s3_volume", "s3_filer", "s3_admin"]
     host = Host(tmp_path, choose_ports(names), images)
     made = tmp_path / "made"
-    owner = fresh_database(services)
+    owner = empty_database(services, "images")
     addresses = {"calotype_database_url": owner}
     for database_role in DATABASE_ROLES:
         # Users are the whole cluster's, and others of these names are in use there.
@@ -288,17 +287,6 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def fresh_database(services: Embedded) -> str:
-    """The address of a database without a schema."""
-    name = f"images_{secrets.token_hex(4)}"
-    connection = psycopg2.connect(services.database_url)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name}")
-    connection.close()
-    return services.database_url.rpartition("/")[0] + f"/{name}?sslmode=disable"
 
 
 def answers(url: str) -> bool:

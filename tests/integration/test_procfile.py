@@ -14,12 +14,12 @@ from typing import Any
 
 import httpx2
 import psutil
-import psycopg2
 import pytest
 
 from local.endpoints import Embedded
 from local.ports import choose_ports
 from settings import ROOT
+from tests.fixtures.databases import empty_database
 
 STARTED = ["web", "worker-cpu", "sweeper", "flower", "worker-none"]
 FLOWER_AUTH = ("calotype", "flower-password")
@@ -28,20 +28,14 @@ FLOWER_AUTH = ("calotype", "flower-password")
 @pytest.fixture
 def environment(services: Embedded, tmp_path: Path, kept_self_tests: dict[str, str]) -> dict[str, str]:
     """What a person would export: a database without a schema, and a prefix that names these processes."""
-    name = f"procfile_{secrets.token_hex(4)}"
-    connection = psycopg2.connect(services.database_url)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name}")
-    connection.close()
     return {
         **{key: value for key, value in os.environ.items() if not key.startswith(("CALOTYPE_", "FLOWER_"))},
         **services.environment,
         **kept_self_tests,
         # The Procfile says `python`, which must be the one with calotype's packages.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "CALOTYPE_DATABASE_URL": services.database_url.rpartition("/")[0] + f"/{name}?sslmode=disable",
-        "CALOTYPE_BROKER_KEY_PREFIX": f"{name}:",
+        "CALOTYPE_DATABASE_URL": empty_database(services, "procfile"),
+        "CALOTYPE_BROKER_KEY_PREFIX": f"procfile_{secrets.token_hex(4)}:",
         "CALOTYPE_RUN_DIR": str(tmp_path / "run"),
         "FLOWER_BASIC_AUTH": ":".join(FLOWER_AUTH),
     }

@@ -7,7 +7,7 @@ components, built small from their own configuration classes and saved as users 
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,10 @@ from safetensors.torch import load_file, save_file
 from engine.engine import Engine
 from engine.errors import GenerationFailed, GenerationImpossible, LoadError, PromptInvalid, RequestInvalid
 from engine.loading.hub import Hub
-from engine.loading.load import ModelSpec, load_engine
+from engine.loading.load import ModelSpec, load_models
 from engine.loading.scheduler_overrides import SchedulerOverrides
 from engine.request import GeneratedImage, GenerationRequest, scheduler_named
+from engine.self_test.stored_result import SelfTestKey, StoredSelfTest
 from tests.integration.engine.tiny_families import build
 
 # diffusers' Euler scheduler calls numpy in a way that numpy 2 deprecates.
@@ -93,16 +94,36 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+class KeptSelfTests:
+    """Results of self-tests by their keys, so that equal folders are tested once."""
+
+    machine: Mapping[str, str] = {"cpu": "this one"}
+
+    def __init__(self) -> None:
+        self._results: dict[str, StoredSelfTest] = {}
+
+    def read(self, _model: str, key: SelfTestKey, _row_limits: Mapping[int, int]) -> StoredSelfTest | None:
+        return self._results.get(key.fingerprint)
+
+    def write(self, _model: str, key: SelfTestKey, stored: StoredSelfTest) -> None:
+        self._results[key.fingerprint] = stored
+
+
+SELF_TESTS = KeptSelfTests()
+
+
 def load(folder: Path, *, max_pixels: int = 64 * 64, **changes: Any) -> Engine:
     spec = ModelSpec("m", str(folder), **changes)
-    return load_engine(
+    loaded = load_models(
         [spec],
         device="cpu:0",
         row_limits={"m": {max_pixels: 4}},
         num_threads=1,
         hub=Hub(endpoint="http://127.0.0.1:1"),
         self_test_seconds=0,  # the shortest self-test: images alone and in one batch
+        results=SELF_TESTS,
     )
+    return Engine(loaded.models, loaded.row_limits, determinism=loaded.determinism)
 
 
 def draw(engine: Engine, **changes: Any) -> GeneratedImage:

@@ -1,7 +1,5 @@
 """The schema goes up, down and up again, and is what the code believes it to be."""
 
-import secrets
-
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -15,21 +13,16 @@ from storage.database import Database
 from storage.job_views import get
 from storage.tables import metadata
 from storage.workers import Worker, heartbeat
+from tests.fixtures.databases import empty_database
 from tests.fixtures.new_jobs import new_job
 
 
 @pytest.fixture
 def empty_url(services: Embedded, monkeypatch: pytest.MonkeyPatch) -> str:
     """A database of the test's own, which alembic is pointed at."""
-    name = f"migrations_{secrets.token_hex(4)}"
-    url = services.database_url.replace("postgresql://", "postgresql+psycopg2://", 1)
-    admin = create_engine(url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    admin.dispose()
-    other_url = services.database_url.rpartition("/")[0] + f"/{name}?sslmode=disable"
-    monkeypatch.setenv("CALOTYPE_DATABASE_URL", other_url)
-    return other_url
+    url = empty_database(services, "migrations")
+    monkeypatch.setenv("CALOTYPE_DATABASE_URL", url)
+    return url
 
 
 def test_migrations_go_up_down_and_up_again(empty_url: str, alembic_config: Config) -> None:
