@@ -1,11 +1,11 @@
 """Reads the state of the broker: the length of a queue, the message at its head, whether messages were lost.
 
-Only the sweeper and the metrics read it; Celery alone writes messages. It depends on kombu's layout of a
-queue in Redis: one list per queue, pushed on the left and popped on the right.
+Only the sweeper and the metrics use it, and Celery alone writes messages; one key of its own says which start
+of the server the sweepers know. It depends on kombu's layout of a queue in Redis: one list per queue, pushed
+on the left and popped on the right.
 """
 
 import json
-import secrets
 import ssl
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from redis.exceptions import NoPermissionError, RedisError
 from tasks.dispatch import DISPATCH_NUMBER_HEADER
 from tasks.errors import BrokerDown
 
+CANARY = "canary"
+"""The key with the epoch that a sweeper remembered."""
+
 
 class Broker:
-    """A read-only client of the Redis or Valkey behind Celery. Every method raises `BrokerDown`."""
+    """A client of the Redis or Valkey behind Celery. Every method raises `BrokerDown`."""
 
     def __init__(self, url: str, key_prefix: str, *, ca_file: Path | None = None) -> None:
         self._redis: redis.Redis = redis.Redis.from_url(
@@ -51,18 +54,24 @@ class Broker:
             return 0
 
     def epoch(self) -> tuple[str, bool]:
-        """A value that changes when the broker may have lost messages, and whether it was just created.
+        """The server's run id, and whether it differs from the remembered one: messages may be lost.
 
-        It combines the server's run id, which is new at every start, with a key that a wiped server lacks.
+        The run id is new at every start, and at a failover. The remembered one is a key in the broker itself:
+        a wiped server lacks it, a restored one has an older one, and every sweeper reads the same.
         """
         try:
-            key = self._prefix + "canary"
-            made = bool(self._redis.set(key, secrets.token_hex(8), nx=True))
-            canary = self._redis.get(key)
-            run_id = self._redis.info("server")["run_id"]
+            run_id = str(self._redis.info("server")["run_id"])
+            remembered: Any = self._redis.get(self._prefix + CANARY)
         except RedisError as error:
             raise BrokerDown(str(error)) from error
-        return f"{run_id}:{canary!r}", made
+        return run_id, remembered != run_id.encode()
+
+    def remember_epoch(self, epoch: str) -> None:
+        """Record that every message that was lost before this epoch is dispatched again."""
+        try:
+            self._redis.set(self._prefix + CANARY, epoch)
+        except RedisError as error:
+            raise BrokerDown(str(error)) from error
 
     def check(self) -> None:
         """Return if the broker answers."""

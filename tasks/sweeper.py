@@ -149,7 +149,6 @@ class Sweeper:
         self._clock = clock
         self._metrics = metrics or SweeperMetrics()
         self._reap_from = clock()
-        self._epoch: str | None = None
         self._last_accounts: dict[str, str] = {}  # by tier: those whose turn was the last one of a feed
         self._known_due: DueWork | None = None
         self.deliveries = DeliveryDispatch(
@@ -262,12 +261,13 @@ class Sweeper:
         self._bad_ends.turn(self._metrics.ended_badly)
 
     def _notice_broker_loss(self) -> None:
-        epoch, made = self._broker.epoch()
-        is_new = made or (self._epoch is not None and epoch != self._epoch)
-        if is_new and (count := dispatches.forget_all(self._db)):
+        epoch, is_new = self._broker.epoch()
+        if not is_new:
+            return
+        if count := dispatches.forget_all(self._db):
             self._known_due = None
             log.warning("broker_restarted", queued_jobs=count)
-        self._epoch = epoch
+        self._broker.remember_epoch(epoch)  # last: if a step before fails, the next turn forgets the rest
 
     def _feed(self) -> None:
         for tier in self._due.undispatched:

@@ -147,6 +147,59 @@ def test_a_wiped_broker_is_noticed_and_every_bell_is_rung_again(bench: Bench, ma
     assert bench.depth("interactive") == 3
 
 
+def _fresh_sweeper(bench: Bench, database: Database) -> Sweeper:
+    """One that has seen nothing before; a message counts as lost only by the broker's epoch."""
+    return Sweeper(database, bench.broker, bench.dispatcher, [bench.tier], SweepPlan(redispatch_seconds=3600))
+
+
+@pytest.mark.parametrize("loss", ["wiped", "restored from an old snapshot"])
+def test_messages_lost_while_no_sweeper_ran_are_sent_again_by_the_next_one_once(
+    bench: Bench, databases: dict[DatabaseRole, Database], make_job: MakeJob, loss: str
+) -> None:
+    for _ in range(3):
+        make_job(redispatch_seconds=3600)
+    bench.wipe()
+    if loss != "wiped":  # the snapshot has the key of the start before
+        bench.broker.remember_epoch("the run id of the start before")
+    for _ in range(2):
+        _fresh_sweeper(bench, databases["sweeper"]).sweep()
+        assert bench.depth("interactive") == 3
+
+
+def test_a_loss_that_could_not_be_recorded_is_recorded_at_the_next_turn(
+    bench: Bench,
+    databases: dict[DatabaseRole, Database],
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Postgres is away just when a sweeper that has seen no broker before finds the loss."""
+
+    def away(_db: Database) -> int:
+        raise Unavailable("it is away")
+
+    make_job(redispatch_seconds=3600)
+    bench.wipe()
+    sweeper = _fresh_sweeper(bench, databases["sweeper"])
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatches, "forget_all", away)
+        sweeper.sweep()
+    assert bench.depth("interactive") == 0
+    sweeper.sweep()
+    assert bench.depth("interactive") == 1
+
+
+def test_of_two_sweepers_one_sends_lost_messages_again(
+    bench: Bench, databases: dict[DatabaseRole, Database], make_job: MakeJob
+) -> None:
+    other = _fresh_sweeper(bench, databases["sweeper"])
+    other.sweep()
+    make_job(redispatch_seconds=3600)
+    bench.wipe()
+    for sweeper in (other, _fresh_sweeper(bench, databases["sweeper"]), other):
+        sweeper.sweep()
+        assert bench.depth("interactive") == 1
+
+
 def test_a_bell_that_was_never_rung_is_rung_by_the_sweeper(bench: Bench, make_job: MakeJob) -> None:
     """The API died between its commit and its dispatch."""
     make_job(redispatch_seconds=0)
