@@ -71,7 +71,7 @@ bench-faults: $(INSTALLED) ## measure what clients see while Postgres, the broke
 bench-kills: $(INSTALLED) ## kill both workers in turn under load, in bench-output/kills.json (five minutes)
 	@$(BIN)/python -m bench.kills
 
-chaos: $(INSTALLED) ## inflict every fault on real services and count what is lost, in chaos-output/report.md (20 minutes)
+chaos: $(INSTALLED) ## inflict every fault on real services and count what is lost, in chaos-output/report.md (half an hour)
 	@$(BIN)/python -m tests.chaos
 
 chaos-full: $(INSTALLED) ## the same at the sizes of a release: many hours; it goes on where it was ended

@@ -23,7 +23,7 @@ from tests.chaos.recovery import kill_supervised, lose_hosts
 from tests.chaos.report import FOLDER, Row, broken, markdown, merged, restored, stored, write
 from tests.chaos.restarts import restart_workers
 from tests.chaos.services import break_broker, break_postgres, spoil_uploads
-from tests.chaos.system import TENTH, chaos_system
+from tests.chaos.system import HASTY, TENTH, chaos_system
 
 BLOCKS = "blocks.json"
 PRODUCTION: Mapping[str, str] = {}
@@ -49,7 +49,7 @@ PLANS: Mapping[str, Plan] = {
     "messages": Plan(flood, 10_000, 1_000_000),
     "pauses": Plan(pause_workers, 20, 500),
     "store": Plan(spoil_uploads, 500, 50_000),
-    "culprits": Plan(run_culprits, 10, 500),
+    "culprits": Plan(run_culprits, 50, 500, settings=HASTY),
     "restarts": Plan(restart_workers, 5, 200),
     "supervised": Plan(kill_supervised, 20, 20, settings=PRODUCTION),
     "hosts": Plan(lose_hosts, 20, 20, settings=PRODUCTION),

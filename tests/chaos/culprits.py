@@ -4,7 +4,6 @@ import random
 import threading
 
 from tests.chaos import worker_program
-from tests.chaos.kills import NUM_WORKERS
 from tests.chaos.painting import CULPRITS
 from tests.chaos.report import Row
 from tests.chaos.rows import Inflicted, Load, under_load
@@ -20,6 +19,8 @@ EXPECTED = {
 assert set(EXPECTED) == set(CULPRITS)
 SHARE = 0.1
 SECONDS_EACH = 30.0
+NUM_WORKERS = 4
+"""Most of the time, some of them wait for their watchdog or start again."""
 
 
 class Prompts:

@@ -42,7 +42,7 @@ def break_broker(system: System, number: int, seed: int, *, min_jobs: int = 0) -
 
 
 def break_postgres(system: System, number: int, seed: int, *, min_jobs: int = 0) -> Row:
-    """Kill, stop and blackhole Postgres, end its sessions, and make it read-only."""
+    """Kill, stop and blackhole Postgres, end its sessions, use them up, and make it read-only."""
     faults: Mapping[str, Break] = {
         "killed": partial(_kill, "postgres"),
         "sessions ended": _end_sessions,
@@ -50,6 +50,7 @@ def break_postgres(system: System, number: int, seed: int, *, min_jobs: int = 0)
         "read-only": _make_read_only,
         "blackholed": partial(_blackhole, "postgres"),
         "half-open": partial(_half_open, "postgres"),
+        "connections exhausted": _exhaust_connections,
     }
     return _break_in_turn("Postgres fails", faults, system, number, seed, min_jobs)
 
@@ -198,6 +199,21 @@ def _end_sessions(system: System) -> None:
     for _ in range(round(2 * FAULT_SECONDS * TERMINATIONS_PER_SECOND)):
         system.rows(query)
         time.sleep(1 / TERMINATIONS_PER_SECOND)
+
+
+def _exhaust_connections(system: System) -> None:
+    """As a program would that opens connections and never closes one."""
+    taken = []
+    try:
+        while True:
+            try:
+                taken.append(psycopg2.connect(system.endpoints.database_urls["api"]))
+            except psycopg2.OperationalError:
+                break
+        time.sleep(FAULT_SECONDS)
+    finally:
+        for connection in taken:
+            connection.close()
 
 
 def _make_read_only(system: System) -> None:

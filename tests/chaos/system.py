@@ -44,6 +44,8 @@ TENTH: Mapping[str, str] = {
     "CALOTYPE_WATCHDOG_SECONDS": "6",
 }
 """Every period of the service at a tenth, so that a fault and its repair take seconds."""
+HASTY: Mapping[str, str] = {**TENTH, "CALOTYPE_WATCHDOG_SECONDS": "2"}
+"""For jobs that hang, each of which is found out by the watchdog four times."""
 START_SECONDS, STOP_SECONDS = 60.0, 20.0
 POLL_SECONDS, LOOK_SECONDS, CLAIM_SECONDS, STALE_SECONDS = 0.05, 0.005, 2.0, 1.5
 ACCOUNTS = ("first", "second")
@@ -227,6 +229,10 @@ class Kept:
         os.kill(pid, signal.SIGKILL)
         (self.system.folder / f"{self.name}.ready").unlink(missing_ok=True)
         return boot_id, at
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self._pid, number)
 
     def restart(self) -> None:
         """End it by SIGTERM, and wait until the next one is ready."""
