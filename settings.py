@@ -168,6 +168,9 @@ class Settings(BaseSettings):
     s3_public_endpoint: Address = ""
     s3_access_key: SecretStr = SecretStr("")
     s3_secret_key: SecretStr = SecretStr("")
+    s3_session_token: SecretStr = SecretStr("")
+    s3_credentials: Literal["keys", "chain"] = "keys"
+    s3_addressing: Literal["path", "virtual"] = "path"
     s3_region: str = "us-east-1"
     bucket: str = "calotype"
     public_url: Annotated[str, AfterValidator(_check_public_url)] = ""
@@ -184,6 +187,8 @@ class Settings(BaseSettings):
     upload_seconds: Seconds = 120
     max_wait_seconds: Seconds = 60
     orphan_seconds: Seconds = 86_400
+    interactive_retention_seconds: Annotated[float, Field(ge=0)] = 0
+    bulk_retention_seconds: Annotated[float, Field(ge=0)] = 0
     image_url_seconds: Annotated[int, Field(gt=0, le=900)] = 900
 
     webhook_timeout_seconds: Seconds = 15
@@ -221,6 +226,8 @@ class Settings(BaseSettings):
     bulk_slowdown: Annotated[float, Field(gt=0, le=1)] = 0.1
     bulk_patience_seconds: Seconds = 60
     max_attempts: Positive = 5
+    worker_max_jobs: Annotated[int, Field(ge=0)] = 0
+    worker_max_memory_bytes: Annotated[int, Field(ge=0)] = 0
     max_csv_bytes: Positive = 50_000_000
     max_csv_rows: Positive = 100_000
     max_csv_urls: Positive = 100
@@ -309,15 +316,37 @@ class Settings(BaseSettings):
             "region": self.s3_region,
             "access_key": self.s3_access_key.get_secret_value(),
             "secret_key": self.s3_secret_key.get_secret_value(),
+            "session_token": self.s3_session_token.get_secret_value(),
+            "addressing": self.s3_addressing,
             "bucket": self.bucket,
             "ca_file": self.ca_file,
         }
+
+    @property
+    def retention(self) -> dict[str, float]:
+        """For how many seconds ended jobs are kept, by lane, without lanes that keep them for ever."""
+        kept = {"interactive": self.interactive_retention_seconds, "bulk": self.bulk_retention_seconds}
+        return {lane: seconds for lane, seconds in kept.items() if seconds}
 
     @property
     def paths(self) -> dict[str, str]:
         """Every path that is set, by its variable, for a process with another working directory."""
         found = {name: value for name, value in self if isinstance(value, Path)}
         return {f"{PREFIX}{name}".upper(): str(path) for name, path in found.items()}
+
+    def require_store(self) -> None:
+        """Raise `SettingsError` unless the object store and what proves our identity to it are set."""
+        keys = ("s3_access_key", "s3_secret_key")
+        if self.s3_credentials == "keys":
+            self.require("s3_endpoint", *keys)
+            return
+        self.require("s3_endpoint")
+        for name in (*keys, "s3_session_token"):
+            if getattr(self, name).get_secret_value():
+                variable = f"CALOTYPE_{name.upper()}"
+                raise SettingsError(
+                    f"{variable} is set, and CALOTYPE_S3_CREDENTIALS=chain does not use it: unset one of them"
+                )
 
     def require(self, *names: str) -> None:
         """Raise `SettingsError` for the first of these settings that is empty."""

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from catalogue.catalogue import SettingsError
+from cli.backup import backups
 from cli.bench import measuring
 from cli.config import config, description
 from cli.database import database
@@ -30,7 +31,9 @@ from cli.plan import planning
 from cli.profile import profiling
 from cli.submit import submission
 from cli.terminal import EXIT_UNREACHABLE, EXIT_USAGE, end_quietly, fail, print_text, without_style
+from cli.tiers import tiers
 from cli.usage import accounting
+from cli.workers import workers
 from client.calotype import CalotypeError, UnreachableError
 from settings import ROOT, Settings, load_settings
 
@@ -44,7 +47,10 @@ app.add_typer(keys, name="keys", help="API keys.")
 app.add_typer(database, name="database", help="The users of the database.")
 app.add_typer(config, name="config", help="Settings and calotype.toml.")
 app.add_typer(models, name="models", help="Models of diffusers.")
+app.add_typer(workers, name="workers", help="Workers: which there are, drain and resume.")
+app.add_typer(tiers, name="tiers", help="Tiers: which there are, pause and resume.")
 app.add_typer(description)
+app.add_typer(backups)
 app.add_typer(profiling)
 app.add_typer(accounting)
 app.add_typer(planning)

@@ -167,7 +167,7 @@ def _ask_s3(settings: Settings, role: Role | None) -> str:
 
     if role and role not in S3_ROLES:
         return f"{role} needs no key"
-    settings.require("s3_endpoint", "s3_access_key", "s3_secret_key")
+    settings.require_store()
     blobs = Blobs(**settings.object_store)
     if role:
         return check_s3(blobs, role)

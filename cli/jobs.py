@@ -182,6 +182,27 @@ def cancel(
     out.print(f"{left.id} {left.state}{later}", markup=False, soft_wrap=True)
 
 
+@jobs.command()
+def erase(
+    job: Annotated[str, typer.Argument(help="A job that has ended.")],
+    images: Annotated[bool, typer.Option("--images", help="Delete only its images.")] = False,
+    url: Url = "",
+    api_key: Key = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Erase a job: its prompt, images, events and webhooks. It cannot be undone."""
+    with connect(url, api_key, data_dir) as client:
+        if images:
+            client.delete_images(job)
+        else:
+            client.erase(job)
+    if as_json:
+        print_json({"id": job, "erased": "images" if images else "job"})
+        return
+    out.print(f"{job} {'has no images any more' if images else 'is erased'}", markup=False, soft_wrap=True)
+
+
 def connect(url: str, api_key: str, data_dir: Path) -> Client:
     """A client of the server at `url`, or of the one that runs in `data_dir`."""
     # Imported here because it imports the database's library, which `--help` does not need.

@@ -266,7 +266,8 @@ def _earlier_jobs(db: Database, account_id: str, rows: Sequence[tuple[int, str]]
         page = rows[start : start + page_size]
         found = list_jobs(db, account_id, ids=[job_id for _, job_id in page], limit=page_size)
         by_id = {job.id: job for job in found}
-        yield from (replace(by_id[job_id], batch_line=line) for line, job_id in page)
+        # One may have been erased since.
+        yield from (replace(by_id[job_id], batch_line=line) for line, job_id in page if job_id in by_id)
 
 
 def _retried_meanwhile(connection: Connection, account_id: str, new: NewJobs) -> Mapping[str, str]:

@@ -14,12 +14,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import boto3
 import structlog
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
 from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
 from storage.deadlines import BoundedCalls
@@ -75,6 +81,8 @@ class Blobs:
     """One bucket; safe to share between threads, as boto3's clients are.
 
     Over https the store's certificate is verified against `ca_file`, or the authorities that botocore trusts.
+    Without keys the credentials are those that botocore finds: variables, files, or the role of the machine.
+    With `virtual` addressing the bucket is part of the host name.
     """
 
     def __init__(
@@ -85,6 +93,8 @@ class Blobs:
         region: str,
         access_key: str,
         secret_key: str,
+        session_token: str = "",
+        addressing: Literal["path", "virtual"] = "path",
         bucket: str,
         max_connections: int = 32,
         ca_file: Path | None = None,
@@ -99,12 +109,13 @@ class Blobs:
                 "s3",
                 endpoint_url=url,
                 region_name=region,
-                aws_access_key_id=access_key,
-                aws_secret_access_key=secret_key,
+                aws_access_key_id=access_key or None,
+                aws_secret_access_key=secret_key or None,
+                aws_session_token=session_token or None,
                 verify=str(ca_file) if ca_file else None,
                 config=Config(
                     signature_version="s3v4",
-                    s3={"addressing_style": "path"},
+                    s3={"addressing_style": addressing},
                     retries={"total_max_attempts": 1},  # `put` retries by itself, within its budget
                     connect_timeout=CONNECT_SECONDS,
                     read_timeout=READ_SECONDS,
@@ -347,6 +358,10 @@ def _translated(bucket: str) -> Iterator[None]:
         if (status >= 500 and status != 501) or status in (408, 409, 429):
             raise BlobUnavailable(str(error)) from error
         raise BlobRefused(_refusal(error, reason, bucket), reason=reason) from error
+    except (NoCredentialsError, CredentialRetrievalError, PartialCredentialsError) as error:
+        raise BlobRefused(
+            f"there are no credentials for the store: {error}", reason="NoCredentials"
+        ) from error
     except (BotoCoreError, TimeoutError) as error:
         raise BlobUnavailable(str(error)) from error
 

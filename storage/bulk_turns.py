@@ -4,6 +4,8 @@ It reads one row for each account and each job that it finds, however many wait.
 not know which account had the last turn.
 """
 
+from storage.paused_tiers import NOT_PAUSED
+
 _IS_DUE = """AND NOT quarantined AND next_dispatch_at <= statement_timestamp()
                     AND (deadline_at IS NULL OR deadline_at > statement_timestamp())"""
 """Also of an account's first job: an account whose jobs all wait for a retry must take no turn."""
@@ -19,7 +21,8 @@ NEXT_BULK = f"""
                 (SELECT account_id, true FROM jobs
                   WHERE state = 'queued' AND tier = tiers.tier AND lane = 'bulk' AND dispatch_number IS NULL
                     {_IS_DUE} AND account_id <= :after_account ORDER BY account_id LIMIT 1)
-                LIMIT 1) AS first)
+                LIMIT 1) AS first
+          WHERE {NOT_PAUSED.format(tier="tiers.tier")})
         UNION ALL
         SELECT waiting.tier, next.account_id, next.has_wrapped, waiting.position + 1
           FROM waiting
@@ -52,7 +55,7 @@ NEXT_BULK = f"""
                      ORDER BY created_at, id LIMIT share.num_jobs FOR UPDATE SKIP LOCKED) AS locked
            ) AS oldest
      ORDER BY oldest.turn, waiting.position LIMIT :limit"""
-"""The ids of up to `limit` due bulk jobs of `tiers`, locked.
+"""The ids of up to `limit` due bulk jobs of those of `tiers` that are not paused, locked.
 
 The accounts come from a loose index scan (one probe per account), which begins behind `after_account` and
 goes on from the start; at most one account for each job that is wanted. Each gives an equal share of jobs,

@@ -16,6 +16,10 @@ from storage.jobs import Claim
 
 FORGOTTEN_AT_ONCE = 500
 MAX_NOT_DUE = 500
+MAX_BACKOFF = 4
+"""A dispatch is checked later the more dispatches of the job led to no claim: twice as late each time, up to
+so many times `redispatch_seconds`. Not later: `redispatch_lost` looks at dispatches in the order of their
+numbers, and many that are not due hide those behind them."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def redispatch_lost(
     `older_than` is the dispatch number at the head of their queue: messages with smaller numbers have left
     it. `None` means that the queue is empty. Age alone is not enough: it would double a long queue.
     """
-    # Jobs become due in the order of their dispatch: behind the first ones that are not due, none is.
+    # Jobs become due in the order of their dispatch, but for those whose messages were lost before.
     picked = f"""
         SELECT id FROM (
                SELECT id, next_dispatch_at, dispatch_number FROM jobs
@@ -122,7 +126,8 @@ def _count(db: Database, picked: str, guard: str, parameters: dict[str, object])
              numbered AS MATERIALIZED (SELECT id, nextval('dispatch_numbers') AS number FROM picked)
         UPDATE jobs SET dispatch_seq = dispatch_seq + 1, dispatch_number = numbered.number,
                dispatched_at = clock_timestamp(),
-               next_dispatch_at = clock_timestamp() + make_interval(secs => :redispatch_seconds)
+               next_dispatch_at = clock_timestamp() + make_interval(secs => :redispatch_seconds
+                   * least(2 ^ greatest(jobs.dispatch_seq - jobs.attempt, 0), {MAX_BACKOFF}))
           FROM numbered
          WHERE jobs.id = numbered.id AND jobs.state = 'queued'
            AND jobs.next_dispatch_at <= statement_timestamp() AND {guard}
@@ -139,9 +144,10 @@ def _dispatches(rows: Iterable[Row[Any]]) -> list[Dispatch]:
 
 
 def undispatch(db: Database, job_id: str, *, account_id: str | None = None) -> None:
-    """Undo a dispatch that could not be published: the job is due again at once."""
+    """Undo a dispatch that could not be published: it does not count, and the job is due again at once."""
     statement = text(
-        """UPDATE jobs SET dispatch_number = NULL, next_dispatch_at = clock_timestamp()
+        """UPDATE jobs SET dispatch_number = NULL, next_dispatch_at = clock_timestamp(),
+                  dispatch_seq = greatest(dispatch_seq - 1, 0)
             WHERE id = :id AND state = 'queued'"""
     )
     db.run(lambda connection: connection.execute(statement, {"id": job_id}), account_id=account_id)

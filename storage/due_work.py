@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import text
 
 from storage.database import Database
+from storage.paused_tiers import NOT_PAUSED
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class DueWork:
     has_due_receivers: bool
     has_deliveries: bool  # that are pending and not held; they may be due later
     has_expired_sessions: bool
+    # Of tiers that are not paused:
     undispatched: tuple[str, ...]  # with interactive jobs to dispatch
     dispatched: tuple[str, ...]  # with dispatched interactive jobs, whose messages may be lost
     dispatched_bulk: tuple[str, ...]  # with bulk jobs that a sweeper of an older version dispatched
@@ -57,7 +59,8 @@ def all_work(tiers: Collection[str]) -> DueWork:
 
 def _tiers_with(jobs: str, order: str) -> str:
     return f"""ARRAY(SELECT tier FROM unnest(CAST(:tiers AS text[])) AS of_tier (tier)
-                      WHERE (SELECT id FROM jobs WHERE state = 'queued' AND tier = of_tier.tier AND {jobs}
+                      WHERE {NOT_PAUSED.format(tier="of_tier.tier")}
+                        AND (SELECT id FROM jobs WHERE state = 'queued' AND tier = of_tier.tier AND {jobs}
                               ORDER BY {order} LIMIT 1) IS NOT NULL)"""
 
 

@@ -5,6 +5,7 @@ StorageError
  ├─ NotFound              not_found
  ├─ IdempotencyMismatch   idempotency_key_reused
  ├─ JobIsFinal            job_is_final
+ ├─ JobErased             job_erased
  ├─ DeliveryIsPending     delivery_is_pending
  ├─ FileInUse             file_in_use
  ├─ FileGone              file_gone
@@ -50,6 +51,12 @@ class JobIsFinal(StorageError):
     """The job or batch has ended and cannot be changed."""
 
     code = "job_is_final"
+
+
+class JobErased(StorageError):
+    """The job that this idempotency key created was erased; the key creates no other."""
+
+    code = "job_erased"
 
 
 class DeliveryIsPending(StorageError):

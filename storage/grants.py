@@ -75,6 +75,8 @@ _BATCH_USAGE = tuple(column.name for column in metadata.tables["batch_usage"].co
 _AMOUNTS = _columns("num_jobs num_images device_seconds cost_amount")
 _POSSIBLE_CRASH = _columns("job_id boot_id lost_at")
 _WORKER = tuple(column.name for column in metadata.tables["workers"].columns)
+_NEW_WORKER = tuple(name for name in _WORKER if name != "drain_requested_at")
+_PAUSED = tuple(column.name for column in metadata.tables["paused_tiers"].columns)
 
 # A role that ends jobs writes events and webhook deliveries, of batches too, and locks the batch. A lock
 # needs the right to update some column of the row: this column has no other effect.
@@ -102,7 +104,9 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
                 *(*_ASKED_FOR, *_PROMPTS, *_DISPATCH),
                 "traceparent",
             ),
-            update=_columns("state finished_at cancel_requested_at dispatch_number next_dispatch_at"),
+            update=_columns(
+                "state finished_at cancel_requested_at dispatch_seq dispatch_number next_dispatch_at"
+            ),
         ),
         "batches": Grant(
             select=_columns(
@@ -115,7 +119,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             ),
             update=("cancel_requested_at",),
         ),
-        "images": Grant(select=(*_IMAGE, "deleted_at")),
+        "images": Grant(select=(*_IMAGE, "deleted_at", "missing_at")),
         "files": Grant(
             select=(*_FILE, "deleted_at"),
             insert=_columns("account_id id state media_type num_bytes width height object_key expires_at"),
@@ -148,12 +152,14 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             update=("ended_at",),
         ),
         "workers": Grant(select=_WORKER),
+        "paused_tiers": Grant(select=_PAUSED),
         "profiles": Grant(select=_PROFILE),
         "batch_counts": Grant(select=_BATCH_COUNTS),
         "job_count_changes": Grant(select=_BATCH_COUNTS),
         "usage_changes": Grant(select=_USAGE),
         "usage_sums": Grant(select=_USAGE),
         "batch_usage": Grant(select=_BATCH_USAGE),
+        "erased_jobs": Grant(select=_columns("job_id account_id key_digest erased_at")),
         "open_jobs": Grant(select=VIEWS["open_jobs"]),
         "queue_depths": Grant(select=VIEWS["queue_depths"]),
         "open_work": Grant(select=VIEWS["open_work"]),
@@ -182,7 +188,9 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "files": Grant(select=(*_FILE, "deleted_at")),
         "job_files": Grant(select=_JOB_FILE),
         "accounts": Grant(select=_columns("id embed_parameters")),
-        "workers": Grant(select=_WORKER, insert=_WORKER, update=_columns("seen_at stopped_at")),
+        # Only the owner asks it to drain, and pauses tiers.
+        "workers": Grant(select=_WORKER, insert=_NEW_WORKER, update=_columns("seen_at stopped_at")),
+        "paused_tiers": Grant(select=("tier",)),
         "profiles": Grant(
             select=_PROFILE,
             insert=tuple(name for name in _PROFILE if name != "published_at"),
@@ -223,7 +231,7 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
         "jobs": Grant(
             select=("id", "account_id", "state", "request_hash", *_ASKED_FOR, *_LIFE, "traceparent")
         ),
-        "images": Grant(select=(*_IMAGE, "deleted_at")),
+        "images": Grant(select=(*_IMAGE, "deleted_at", "missing_at")),
         "batches": Grant(select=_columns("id account_id filename num_jobs created_at")),
         "batch_counts": Grant(select=_BATCH_COUNTS),
         "job_count_changes": Grant(select=_BATCH_COUNTS),
@@ -258,7 +266,10 @@ GRANTS: Mapping[DatabaseRole, Mapping[str, Grant]] = {
             select=_POSSIBLE_CRASH, insert=("job_id", "boot_id"), update=("lost_at",), delete=True
         ),
         "workers": Grant(select=_WORKER),
+        "paused_tiers": Grant(select=("tier",)),
         "images": Grant(select=("object_key",)),
+        "erased_jobs": Grant(select=("job_id", "account_id")),
+        "needless_objects": Grant(select=("object_key", "since"), delete=True),
         "accounts": Grant(select=("id",)),
         "files": Grant(
             select=_columns("account_id id object_key expires_at deleted_at"),
@@ -288,7 +299,11 @@ SEQUENCES: Mapping[DatabaseRole, tuple[str, ...]] = {
     "sweeper": ("dispatch_numbers",),
 }
 FUNCTIONS: Mapping[DatabaseRole, tuple[str, ...]] = {
-    "api": ("job_states", "use_key", "principal_of_session", "next_bulk_jobs")
+    "api": (
+        *("job_states", "use_key", "principal_of_session", "next_bulk_jobs"),
+        *("delete_own_images", "erase_own_job"),
+    ),
+    "sweeper": ("erase_old_jobs",),
 }
 """Functions that run with their owner's rights."""
 

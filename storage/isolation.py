@@ -11,12 +11,13 @@ from sqlalchemy import text
 
 from storage.database import Database
 from storage.jobs import HELD, Lease
+from storage.paused_tiers import NOT_PAUSED
 
 
 def next_quarantined(db: Database, tiers: Sequence[str]) -> str | None:
     """The id of the next quarantined job of these tiers: interactive jobs first, then the oldest."""
     query = text(
-        """SELECT oldest.id
+        f"""SELECT oldest.id
              FROM unnest(CAST(:tiers AS text[])) AS tiers (tier)
             CROSS JOIN unnest(ARRAY['interactive', 'bulk']) AS lanes (lane)
             CROSS JOIN LATERAL (
@@ -25,6 +26,7 @@ def next_quarantined(db: Database, tiers: Sequence[str]) -> str | None:
                       AND next_dispatch_at <= statement_timestamp()
                       AND (deadline_at IS NULL OR deadline_at > statement_timestamp())
                     ORDER BY created_at, id LIMIT 1) AS oldest
+            WHERE {NOT_PAUSED.format(tier="tiers.tier")}
             ORDER BY lanes.lane = 'bulk', oldest.created_at, oldest.id LIMIT 1"""
     )
     with db.transaction() as connection:

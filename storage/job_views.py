@@ -34,6 +34,12 @@ class StoredImage:
     width: int
     height: int
     deleted_at: datetime | None = None
+    missing_at: datetime | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its object can be read, as far as the row says."""
+        return self.deleted_at is None and self.missing_at is None
 
 
 @dataclass(frozen=True)
@@ -142,9 +148,10 @@ def job_from_row(row: Row[Any], stored: Sequence[StoredImage] = ()) -> Job:
     return Job(**others, parameters=parameters, images=tuple(stored))
 
 
-def _image(deleted_at: str | None, **values: Any) -> StoredImage:
+def _image(deleted_at: str | None, missing_at: str | None, **values: Any) -> StoredImage:
     """An image from JSON."""
-    return StoredImage(**values, deleted_at=datetime.fromisoformat(deleted_at) if deleted_at else None)
+    instants = [datetime.fromisoformat(at) if at else None for at in (deleted_at, missing_at)]
+    return StoredImage(**values, deleted_at=instants[0], missing_at=instants[1])
 
 
 def _warning(stored: dict[str, Any] | str) -> RequestWarning:
@@ -348,27 +355,6 @@ def bad_ends(db: Database, *, after: int, limit: int) -> list[tuple[int, BadEnd]
     with db.transaction() as connection:
         rows = connection.execute(query, {"after": after, "limit": limit})
         return [(row.id, BadEnd(row.transition, row.tier, row.state, row.error_code)) for row in rows]
-
-
-def orphans_among(db: Database, objects: Sequence[tuple[str, str, str, int]]) -> list[str]:
-    """The keys of those objects (key, account id, job id, attempt) that are orphans.
-
-    An orphan's job is in this database, no image points to it, and its attempt is not running. An attempt's
-    objects are written after its claim is committed, and an attempt number is claimed only once. So such an
-    attempt has ended, its `finish` would be refused, and the result stays true after the statement.
-    """
-    query = text(
-        """SELECT object.key
-             FROM unnest(CAST(:keys AS text[]), CAST(:accounts AS text[]), CAST(:jobs AS text[]),
-                         CAST(:attempts AS integer[])) AS object (key, account_id, job_id, attempt)
-             JOIN jobs ON jobs.id = object.job_id AND jobs.account_id = object.account_id
-            WHERE NOT (jobs.state = 'running' AND jobs.attempt = object.attempt)
-              AND NOT EXISTS (SELECT FROM images WHERE images.object_key = object.key)"""
-    )
-    names = ("keys", "accounts", "jobs", "attempts")
-    columns = {name: [one[position] for one in objects] for position, name in enumerate(names)}
-    with db.transaction() as connection:
-        return list(connection.scalars(query, columns))
 
 
 def states_of(db: Database, job_ids: Iterable[str]) -> dict[str, State]:

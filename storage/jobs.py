@@ -22,6 +22,7 @@ from storage.deliveries import complete_batches
 from storage.errors import JobIsFinal
 from storage.job_views import JOB_COLUMNS, Job, StoredImage, get, job_from_row
 from storage.notifications import JOBS_ENDED, MAX_IDS, WEBHOOKS_DUE, announce
+from storage.paused_tiers import NOT_PAUSED
 from storage.transition_statements import statement_of
 from storage.transition_values import CANCELED, CLAIMED, EXPIRED, FAILED, FINISHED, REAPED, RELEASED
 from storage.transitions import CANCEL, CLAIM, EXPIRE, FAIL, FINISH, REAP, RELEASE, Transition
@@ -91,8 +92,8 @@ def claim_each(
     takes_quarantined: bool = False,
 ) -> dict[str, Claim]:
     """As `claim`, for several jobs in one statement; returns the claims by job id."""
-    guard = """jobs.id = ANY(:ids) AND tier = ANY(:tiers) AND cancel_requested_at IS NULL
-           AND (:takes_quarantined OR NOT quarantined)
+    guard = f"""jobs.id = ANY(:ids) AND tier = ANY(:tiers) AND cancel_requested_at IS NULL
+           AND (:takes_quarantined OR NOT quarantined) AND {NOT_PAUSED.format(tier="tier")}
            AND (deadline_at IS NULL OR deadline_at > clock_timestamp())"""
     parameters = {"ids": list(job_ids), "tiers": list(tiers), "takes_quarantined": takes_quarantined}
     rows = _claim(db, guard, parameters, worker, lease_seconds)

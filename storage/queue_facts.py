@@ -39,6 +39,7 @@ class QueueFacts:
     num_live_workers: int  # that serve its tier
     num_slots: int  # of its lane, in those workers
     num_busy: int  # jobs of its lane, of any tier, that those workers run
+    pause_reason: str | None = None  # if its tier is paused: what the operator wrote, which may be nothing
 
 
 def queue_facts(
@@ -137,7 +138,8 @@ _FACTS = text(
         SELECT DISTINCT tier, lane FROM asked
     ), live AS (
         SELECT boot_id, tiers, interactive_slots, bulk_slots FROM workers
-         WHERE stopped_at IS NULL AND seen_at > statement_timestamp() - make_interval(secs => :alive_seconds)
+         WHERE stopped_at IS NULL AND drain_requested_at IS NULL
+           AND seen_at > statement_timestamp() - make_interval(secs => :alive_seconds)
     ), serving AS (
         SELECT lanes.tier, lanes.lane, boot_id,
                CASE lanes.lane WHEN 'bulk' THEN bulk_slots ELSE interactive_slots END AS num_slots
@@ -177,7 +179,8 @@ _FACTS = text(
              WHERE job_id = asked.id AND asked.num_failures > 0 AND transition = 'release'
              ORDER BY id DESC LIMIT 1) AS last_error,
            coalesce(num_live_workers, 0) AS num_live_workers,
-           coalesce(num_slots, 0) AS num_slots, coalesce(num_busy, 0) AS num_busy
+           coalesce(num_slots, 0) AS num_slots, coalesce(num_busy, 0) AS num_busy,
+           (SELECT reason FROM paused_tiers WHERE paused_tiers.tier = asked.tier) AS pause_reason
       FROM asked
       LEFT JOIN capacity USING (tier, lane)
       LEFT JOIN busy USING (tier, lane)

@@ -16,7 +16,8 @@ from catalogue.parameters import PARAMETERS, Parameters
 from storage import files
 from storage.database import Database
 from storage.dispatches import Dispatch, of_new_job
-from storage.errors import IdempotencyMismatch
+from storage.erasure import key_digest
+from storage.errors import IdempotencyMismatch, JobErased
 from storage.identifiers import new_id
 from storage.job_views import JOB_COLUMNS, Job, get, job_from_row
 from storage.notifications import BULK_DUE
@@ -56,8 +57,8 @@ class Submitted(NamedTuple):
 def create(db: Database, new: NewJob, *, redispatch_seconds: float) -> Submitted:
     """Insert a queued job, unless its idempotency key created it before; one statement if it names no file.
 
-    Raises `IdempotencyMismatch` if the key was used for another request, and `FileGone` if a file that the
-    job names was just deleted.
+    Raises `IdempotencyMismatch` if the key was used for another request, `JobErased` if its job was erased,
+    and `FileGone` if a file that the job names was just deleted.
     """
     values = _row(new, redispatch_seconds)
     if new.parameters.file_ids:
@@ -105,13 +106,24 @@ def _dispatch_of(row: Row[Any]) -> Dispatch | None:
 def made_before(
     db: Database, account_id: str, idempotency_key: str | None, request_hash: str | None
 ) -> Job | None:
-    """The job that this idempotency key created before, or `None`; raises `IdempotencyMismatch`."""
+    """The job that this idempotency key created before, or `None`.
+
+    Raises `IdempotencyMismatch`, and `JobErased` if the job was erased.
+    """
     if idempotency_key is None:
         return None
-    values = {"account_id": account_id, "idempotency_key": idempotency_key}
+    values = {
+        "account_id": account_id,
+        "idempotency_key": idempotency_key,
+        "key_digest": key_digest(idempotency_key),
+    }
     rows = db.execute(_MADE_BEFORE, values, account_id=account_id, idempotent=True)
     if not rows:
         return None
+    if rows[0].erased_at is not None:
+        raise JobErased(
+            f"the job of this Idempotency-Key was erased at {rows[0].erased_at:%Y-%m-%d %H:%M:%S} UTC"
+        )
     if rows[0].request_hash != request_hash:
         raise IdempotencyMismatch("this Idempotency-Key was used before with another request")
     return get(db, account_id, rows[0].id)
@@ -130,6 +142,7 @@ def _row(new: NewJob, redispatch_seconds: float) -> dict[str, object]:
         "new_id": new.id or new_id("job"),
         "is_dispatched": dispatched,
         "wait_seconds": redispatch_seconds if dispatched else 0.0,
+        "key_digest": key_digest(new.idempotency_key),
     }
 
 
@@ -155,11 +168,18 @@ _OBJECTS = [name for name in _GIVEN if isinstance(jobs.c[name].type, JSONB)]
 # A violated constraint would write the prompt to Postgres' log, so a conflict must not be an error.
 _CREATE = text(
     f"""INSERT INTO jobs ({", ".join([*_GIVEN, *_MADE_HERE])})
-        VALUES ({", ".join([f":new_{name}" for name in _GIVEN] + [*_MADE_HERE.values()])})
+        SELECT {", ".join([f":new_{name}" for name in _GIVEN] + [*_MADE_HERE.values()])}
+         WHERE NOT EXISTS (SELECT FROM erased_jobs
+                            WHERE account_id = :new_account_id AND key_digest = :key_digest)
         ON CONFLICT DO NOTHING
         RETURNING {", ".join(column.name for column in JOB_COLUMNS)}, dispatch_number,
                   CASE WHEN lane = 'bulk' THEN pg_notify('{BULK_DUE}', tier)::text END AS notified"""
 )
 _MADE_BEFORE = text(
-    "SELECT id, request_hash FROM jobs WHERE account_id = :account_id AND idempotency_key = :idempotency_key"
+    """SELECT id, request_hash, NULL::timestamptz AS erased_at FROM jobs
+        WHERE account_id = :account_id AND idempotency_key = :idempotency_key
+       UNION ALL
+       SELECT job_id, NULL, erased_at AT TIME ZONE 'UTC' FROM erased_jobs
+        WHERE account_id = :account_id AND key_digest = :key_digest
+        LIMIT 1"""
 )

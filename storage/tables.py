@@ -144,7 +144,7 @@ jobs = Table(
     # Where the job comes from.
     Column("batch_id", Text, ForeignKey("batches.id")),
     Column("batch_line", Integer),
-    Column("retry_of", Text, ForeignKey("jobs.id")),
+    Column("retry_of", Text),  # of a job that may have been erased
     # What its cost is accounted under. The key is that of the request; it may be revoked later.
     Column("key_id", Text),
     Column("tag", Text),
@@ -201,6 +201,7 @@ images = Table(
     Column("height", Integer, nullable=False),
     _instant("created_at", nullable=False),
     _instant("deleted_at"),
+    _instant("missing_at"),  # its object was not in the backup from which it was restored
 )
 
 files = Table(
@@ -250,6 +251,24 @@ possible_crashes = Table(
     Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("boot_id", Text, primary_key=True),
     _instant("lost_at", nullable=False),
+)
+
+# What is left of erased jobs.
+erased_jobs = Table(
+    "erased_jobs",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("key_digest", Text),  # of its idempotency key
+    _instant("erased_at", nullable=False),
+)
+
+# Objects that no row needs any more and that are still to be deleted.
+needless_objects = Table(
+    "needless_objects",
+    metadata,
+    Column("object_key", Text, primary_key=True),
+    _instant("since", nullable=False),
 )
 
 webhook_deliveries = Table(
@@ -406,6 +425,15 @@ workers = Table(
     _instant("stopped_at"),
     # Tier -> the fingerprint of the profile that applies to this worker.
     Column("fingerprints", JSONB, nullable=False),
+    _instant("drain_requested_at"),  # by an operator; it then takes no jobs
+)
+
+paused_tiers = Table(
+    "paused_tiers",
+    metadata,
+    Column("tier", Text, primary_key=True),
+    Column("reason", Text, nullable=False),
+    _instant("paused_at", nullable=False),
 )
 
 profiles = Table(

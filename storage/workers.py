@@ -35,18 +35,21 @@ class Worker:
     """For each tier, the fingerprint of the profile in `storage.profiles` that applies to this worker."""
     started_at: datetime | None = None
     seen_at: datetime | None = None
+    drain_requested_at: datetime | None = None
 
 
 @dataclass(frozen=True)
 class Beat:
     """The result of a heartbeat: the ids of jobs whose lease is lost, and of jobs to cancel.
 
-    `has_others` says whether another live worker serves one of its tiers.
+    `has_others` says whether another live worker serves one of its tiers. Of its tiers, `closed_tiers` are
+    those of which it must not take jobs now: all, if it was asked to drain, or else those that are paused.
     """
 
     lost: frozenset[str]
     canceled: frozenset[str]
     has_others: bool
+    closed_tiers: frozenset[str] = frozenset()
 
 
 def heartbeat(
@@ -63,9 +66,11 @@ def heartbeat(
     """
 
     def work(connection: Connection) -> Beat:
-        has_others = _renew_worker(connection, worker, is_leaving=is_leaving, alive_seconds=lease_seconds)
+        has_others, closed_tiers = _renew_worker(
+            connection, worker, is_leaving=is_leaving, alive_seconds=lease_seconds
+        )
         if not held:
-            return Beat(frozenset(), frozenset(), has_others)
+            return Beat(frozenset(), frozenset(), has_others, closed_tiers)
         rows = connection.execute(
             _RENEW_LEASES,
             {
@@ -78,7 +83,7 @@ def heartbeat(
         ).all()
         kept = {row.id for row in rows}
         lost = frozenset(lease.job_id for lease, _ in held) - kept
-        return Beat(lost, frozenset(row.id for row in rows if row.canceled), has_others)
+        return Beat(lost, frozenset(row.id for row in rows if row.canceled), has_others, closed_tiers)
 
     return db.run(work)
 
@@ -134,9 +139,11 @@ _RENEW_LEASES = text(
 )
 
 
-def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool, alive_seconds: float) -> bool:
-    """Write the worker's row; returns whether another live worker serves one of its tiers."""
-    found = connection.execute(
+def _renew_worker(
+    connection: Connection, worker: Worker, *, is_leaving: bool, alive_seconds: float
+) -> tuple[bool, frozenset[str]]:
+    """Write the worker's row; returns `has_others` and `closed_tiers` of a `Beat`."""
+    row = connection.execute(
         text(
             """
             INSERT INTO workers (id, boot_id, host, pid, device, tiers, interactive_slots, bulk_slots,
@@ -148,10 +155,11 @@ def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool, a
             ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, stopped_at = excluded.stopped_at
             RETURNING EXISTS (
                 SELECT FROM workers AS others
-                 WHERE others.id <> :id AND others.stopped_at IS NULL
+                 WHERE others.id <> :id AND others.stopped_at IS NULL AND others.drain_requested_at IS NULL
                    AND others.seen_at > statement_timestamp() - make_interval(secs => :alive_seconds)
                    AND jsonb_exists_any(others.tiers, CAST(:tier_names AS text[]))
-            )
+            ) AS has_others, drain_requested_at IS NOT NULL AS is_drained,
+            ARRAY(SELECT tier FROM paused_tiers) AS paused
             """
         ),
         {
@@ -167,18 +175,20 @@ def _renew_worker(connection: Connection, worker: Worker, *, is_leaving: bool, a
             "fingerprints": json.dumps(dict(worker.fingerprints)),
             "is_leaving": is_leaving,
         },
-    )
-    return bool(found.scalar_one())
+    ).one()
+    return row.has_others, frozenset(worker.tiers if row.is_drained else {*worker.tiers} & {*row.paused})
 
 
-def live_workers(db: Database, alive_seconds: float) -> list[Worker]:
-    """The workers whose heartbeat is younger than `alive_seconds` and that are not stopped."""
+def live_workers(db: Database, alive_seconds: float, *, with_drained: bool = False) -> list[Worker]:
+    """The workers whose heartbeat is younger than `alive_seconds`, and that are not stopped or drained."""
     young = func.statement_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, alive_seconds)
     query = (
         select(*(workers.c[name] for name in Worker.__dataclass_fields__))
         .where(workers.c.stopped_at.is_(None), workers.c.seen_at > young)
         .order_by(workers.c.device, workers.c.started_at)
     )
+    if not with_drained:
+        query = query.where(workers.c.drain_requested_at.is_(None))
     with db.transaction() as connection:
         rows = [dict(row._mapping) for row in connection.execute(query)]
     return [Worker(**{**row, "tiers": tuple(row["tiers"])}) for row in rows]
@@ -187,6 +197,36 @@ def live_workers(db: Database, alive_seconds: float) -> list[Worker]:
 def num_live_workers(db: Database, alive_seconds: float) -> Counter[str]:
     """The number of live workers per tier; 0 for a tier that none serves."""
     return Counter(tier for worker in live_workers(db, alive_seconds) for tier in worker.tiers)
+
+
+def ask_to_drain(db: Database, worker_ids: Collection[str]) -> None:
+    """Have these workers take no more jobs, from their next heartbeat on, until `take_jobs_again`.
+
+    It belongs to the process: one that is started in its place takes jobs.
+    """
+    db.execute(_DRAIN, {"ids": sorted(worker_ids)}, idempotent=True)
+
+
+def take_jobs_again(db: Database, worker_ids: Collection[str]) -> None:
+    """Undo `ask_to_drain`."""
+    db.execute(_TAKE_JOBS, {"ids": sorted(worker_ids)}, idempotent=True)
+
+
+def num_running(db: Database, boot_ids: Collection[str]) -> Counter[str]:
+    """How many jobs each of these processes runs, by its boot id."""
+    rows = db.execute(_NUM_RUNNING, {"boot_ids": sorted(boot_ids)}, idempotent=True)
+    return Counter({row.lease_boot_id: row.num_jobs for row in rows})
+
+
+_DRAIN = text(
+    """UPDATE workers SET drain_requested_at = clock_timestamp()
+        WHERE id = ANY(:ids) AND drain_requested_at IS NULL"""
+)
+_TAKE_JOBS = text("UPDATE workers SET drain_requested_at = NULL WHERE id = ANY(:ids)")
+_NUM_RUNNING = text(
+    """SELECT lease_boot_id, count(*) AS num_jobs FROM jobs
+        WHERE state = 'running' AND lease_boot_id = ANY(:boot_ids) GROUP BY lease_boot_id"""
+)
 
 
 def say_goodbye(db: Database, boot_id: str) -> None:

@@ -1,10 +1,10 @@
 """The workload: live workers with their profiles, the jobs that they run, and the jobs that wait for them.
 
-Two bounded statements in one transaction read the rows. `web.estimates.eta` computes estimates from them.
+Bounded statements in one transaction read the rows. `web.estimates.eta` computes estimates from them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import text
@@ -71,6 +71,7 @@ class Workload:
     running: tuple[KnownJob, ...]
     queued: tuple[KnownJob, ...]
     cut_off: frozenset[tuple[str, str]] = frozenset()  # tiers and lanes with more queued jobs than were read
+    pauses: Mapping[str, str] = field(default_factory=dict)  # the reasons of paused tiers
 
 
 def workload(db: Database, *, alive_seconds: float) -> Workload:
@@ -85,6 +86,7 @@ def workload(db: Database, *, alive_seconds: float) -> Workload:
             "limit": MAX_QUEUED + 1,
         }
         rows = connection.execute(_JOBS, parameters).all() if devices else []
+        pauses = {row.tier: row.reason for row in connection.execute(_PAUSES)}
     jobs = [KnownJob(**{name: row._mapping[name] for name in KnownJob.__dataclass_fields__}) for row in rows]
     places = {(row.tier, row.lane) for row in rows if row.place > MAX_QUEUED}
     return Workload(
@@ -92,6 +94,7 @@ def workload(db: Database, *, alive_seconds: float) -> Workload:
         running=tuple(job for job in jobs if job.boot_id is not None),
         queued=tuple(job for job, row in zip(jobs, rows, strict=True) if 0 < row.place <= MAX_QUEUED),
         cut_off=frozenset(places),
+        pauses=pauses,
     )
 
 
@@ -108,10 +111,12 @@ _DEVICES = text(
                       WHERE workers.fingerprints ->> profiles.tier = profiles.fingerprint
                         AND jsonb_exists(workers.tiers, profiles.tier)), '[]') AS profiles
       FROM workers
-     WHERE stopped_at IS NULL AND seen_at > statement_timestamp() - make_interval(secs => :seconds)
+     WHERE stopped_at IS NULL AND drain_requested_at IS NULL
+       AND seen_at > statement_timestamp() - make_interval(secs => :seconds)
      ORDER BY started_at, boot_id
     """
 )
+_PAUSES = text("SELECT tier, reason FROM paused_tiers")
 
 _JOBS = text(
     """

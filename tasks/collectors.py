@@ -1,4 +1,4 @@
-"""Collectors delete objects that no row needs: orphans, and the objects of expired or deleted files.
+"""Collectors delete objects that no row needs: orphans, and those of deleted files, images and jobs.
 
 Each runs in a thread of the sweeper's process that nothing waits for, so that a slow store delays no sweep.
 Any number of them may run. They know the format of our keys and touch no other keys; `storage` decides which
@@ -7,21 +7,23 @@ objects and files may be deleted.
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
 
-from storage import files
+from storage import erasure, files, objects
 from storage.blobs import CHECK_PREFIX, Blobs
 from storage.database import Database
 from storage.errors import StorageError
 from storage.files import orphaned_files
-from storage.job_views import orphans_among
 
 log = structlog.get_logger()
 
 FILE_TURN_SECONDS = 30.0
+ERASURE_TURN_SECONDS = 10.0
+ERASURE_PAUSE_SECONDS = 0.1
+"""Between two parts of the old jobs, so that they are no burst of writes."""
 _KEY = re.compile(
     r"(?P<account>acc_\w+)/(?P<job>job_\w+)/a(?P<attempt>[1-9]\d{0,8})/\d+-[0-9a-f]{16}\.[a-z]+", re.ASCII
 )
@@ -86,14 +88,14 @@ class OrphanCollector:
         """
         page = self._blobs.list_page(after=self._last_key, max_keys=self._plan.page_keys)
         old = [one.key for one in page.objects if one.age_seconds > self._plan.orphan_seconds]
-        objects = [
+        attempts = [
             (key, found["account"], found["job"], int(found["attempt"]))
             for key in old
             if (found := _KEY.fullmatch(key))
         ]
         uploads = [(key, found["account"]) for key in old if (found := _FILE_KEY.fullmatch(key))]
         orphans = [key for key in old if _CHECK_KEY.fullmatch(key)]
-        orphans += orphans_among(self._db, objects) if objects else []
+        orphans += objects.orphans_among(self._db, attempts) if attempts else []
         orphans += orphaned_files(self._db, uploads) if uploads else []
         for key in orphans:
             if stop is not None and stop.is_set():
@@ -144,3 +146,62 @@ class FileCollector:
                 files.forget(self._db, key)
                 self._on_deleted()
             log.info("files_removed", count=len(keys))
+
+
+class ErasureCollector:
+    """Erases old jobs, and deletes the objects of erased jobs and deleted images.
+
+    `kept_seconds` says by lane how long ended jobs are kept; a lane without an entry keeps them.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        blobs: Blobs,
+        kept_seconds: Mapping[str, float],
+        *,
+        on_erased: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._db = db
+        self._blobs = blobs
+        self._kept_seconds = dict(kept_seconds)
+        self._on_erased = on_erased
+
+    def run(self, stop: threading.Event) -> None:
+        """Collect until `stop` is set."""
+        while not stop.is_set():
+            for part in (self.erase_old, self.delete_objects):
+                self._try(part, stop)
+            stop.wait(ERASURE_TURN_SECONDS)
+
+    def _try(self, part: Callable[[threading.Event], None], stop: threading.Event) -> None:
+        try:
+            part(stop)
+        except StorageError as error:
+            log.warning("erasure_failed", part=part.__name__, error=str(error))
+        except Exception:
+            log.exception("erasure_failed", part=part.__name__)
+
+    def erase_old(self, stop: threading.Event) -> None:
+        """Erase the jobs that are older than their lane keeps them. Raises `StorageError`."""
+        for lane, seconds in self._kept_seconds.items():
+            num_erased = 0
+            while not stop.is_set() and (count := erasure.erase_old(self._db, lane, kept_seconds=seconds)):
+                num_erased += count
+                self._on_erased(count)
+                stop.wait(ERASURE_PAUSE_SECONDS)
+            if num_erased:
+                log.info("old_jobs_erased", lane=lane, count=num_erased)
+
+    def delete_objects(self, stop: threading.Event) -> None:
+        """Delete the objects that became needless; the next turn goes on after a failure of the store.
+
+        Raises `StorageError`.
+        """
+        while keys := objects.needless_objects(self._db):
+            for key in keys:
+                if stop.is_set():
+                    return
+                self._blobs.delete(key)
+                objects.forget_object(self._db, key)
+            log.info("objects_deleted", count=len(keys))

@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from celery import Celery, signals
@@ -116,6 +116,7 @@ class Consumer:
 
     It has a thread for each slot of both lanes. Bulk jobs do not come from the broker: `receive` starts them,
     and its caller counts their slots. Where it `has_others` that consume its queues, it polls at its `Pace`.
+    The queues of `closed_tiers` are not polled.
     """
 
     def __init__(
@@ -125,11 +126,13 @@ class Consumer:
         slots: Mapping[str, int],
         pings: Pings,
         has_others: Callable[[], bool],
+        closed_tiers: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._app = app
         self._queues = queues_of(tiers)
         self._pings = pings
         self._has_others = has_others
+        self._closed_tiers = closed_tiers
         self._num_threads = sum(slots.values()) + 1  # a ping takes no slot
         self._slots = Slots(slots["interactive"], on_free=self._poll_at_once, on_empty=self._wake)
         self._pace = Pace()
@@ -244,6 +247,8 @@ class Consumer:
 
         While the slots are taken, it polls for pings that were sent, and else not at all.
         """
+        closed = queues_of(self._closed_tiers())
+        queues = [queue for queue in queues if queue not in closed]
         if self._waits():
             self._pace.note_poll()
             return queues

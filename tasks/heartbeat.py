@@ -67,6 +67,8 @@ class Heartbeat:
         self._is_stopped = False
         self.has_others = False
         """Whether another worker served one of its tiers at the last heartbeat that was sent."""
+        self.closed_tiers: frozenset[str] = frozenset()
+        """The tiers of which it must not take jobs, as of that heartbeat."""
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -122,12 +124,18 @@ class Heartbeat:
             return
         self._renewed_at = asked_at
         self.has_others = beat.has_others
+        self._close(beat.closed_tiers)
         self._release_dropped()
         for in_flight_job in held:
             if in_flight_job.lease.job_id in beat.lost:
                 in_flight_job.cancel(lost=True)
             elif in_flight_job.lease.job_id in beat.canceled:
                 in_flight_job.cancel()
+
+    def _close(self, tiers: frozenset[str]) -> None:
+        if tiers != self.closed_tiers:
+            log.info("closed_tiers_changed", closed=sorted(tiers), serves=self._worker.tiers)
+        self.closed_tiers = tiers
 
     def _is_hung(self) -> bool:
         now, looked_at = self._clock(), self._looked_at

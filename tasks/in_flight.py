@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+LET_GO_SECONDS = 5.0
+"""How long jobs may be held after the engine has stopped, for example while their images are uploaded."""
 PAUSE_SECONDS = 0.5
 """The pause after each write of progress: at most two writes a second, however many jobs are held."""
 

@@ -5,6 +5,8 @@ consumer ends the process. It does not know how the jobs are run.
 """
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,12 +16,16 @@ from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
 from engine.engine import Engine
 from storage.database import Database
-from storage.errors import Unavailable
+from storage.errors import StorageError, Unavailable
+from storage.job_views import Outcome
+from storage.jobs import Claim, Lease
 from storage.workers import Worker, declare_dead
 from tasks.consumer_watchdog import EXIT_STALLED
 from tasks.device_record import DeviceRecord, dead_processes
 from tasks.heartbeat import Heartbeat
-from tasks.in_flight import InFlightJobs
+from tasks.in_flight import LET_GO_SECONDS, InFlightJobs
+from tasks.job_observers import JobObserver
+from tasks.ready import ReadyFile
 
 log = structlog.get_logger()
 
@@ -37,18 +43,150 @@ def drain(
     engine: Engine,
     heartbeat: Heartbeat,
     takers: Sequence[TakesJobs],
-    ready_file: Path | None,
+    ready_file: ReadyFile,
     seconds: float,
 ) -> None:
     """Let running generations finish; those not finished after `seconds` are requeued without a charge."""
     for taker in takers:
         taker.leave()
     heartbeat.leave()  # this worker takes no more jobs, so estimates must not count on it
-    if ready_file is not None:
-        ready_file.unlink(missing_ok=True)
+    ready_file.end()
     if not engine.drain(seconds):
         log.warning("drain_timed_out", seconds=seconds, generations=engine.num_generations)
     engine.stop()
+
+
+class Stops:
+    """What SIGTERM and SIGINT do to a worker; `release` gives leases back, uncharged.
+
+    The first drains, so that running generations finish. The second ends the engine at its next step, and
+    what it held goes back to the queue. From then on they do what the system does by default.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        drain: Callable[[], object],
+        in_flight: InFlightJobs,
+        release: Callable[[Sequence[Lease]], object],
+    ) -> None:
+        self._engine = engine
+        self._drain = drain
+        self._in_flight = in_flight
+        self._release = release
+        self._num_signals = 0
+
+    def signaled(self) -> None:
+        """One of the signals came; called on the main thread, within its handler."""
+        self._num_signals += 1
+        if self._num_signals == 1:
+            self._begin(self._drain)
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        log.warning("drain_cut_short", generations=self._engine.num_generations)
+        self._begin(self._engine.stop)
+
+    def _begin(self, stop_engine: Callable[[], object]) -> None:
+        threading.Thread(target=self._end, args=(stop_engine,), name="stop", daemon=True).start()
+
+    def _end(self, stop_engine: Callable[[], object]) -> None:
+        stop_engine()
+        let_go(self._in_flight, self._release)
+
+
+def let_go(
+    in_flight: InFlightJobs,
+    release: Callable[[Sequence[Lease]], object],
+    *,
+    seconds: float = LET_GO_SECONDS,
+    exit_process: Callable[[int], object] = os._exit,
+) -> None:
+    """After the engine has stopped: exit if jobs are still held after `seconds`, and release them first.
+
+    They are uploading, or cannot be written because Postgres is away; then their leases run out. A stop must
+    end before a supervisor sends SIGKILL, after which they would count as held by a process that crashed.
+    """
+    if in_flight.wait_until_empty(seconds):
+        return  # the main thread ends the process
+    leases = [one.lease for one in in_flight.all()]
+    log.warning("jobs_let_go", count=len(leases))
+    try:
+        release(leases)
+    except StorageError as error:
+        log.warning("jobs_not_released", count=len(leases), error=str(error))
+    finally:
+        exit_process(0)
+
+
+class Recycling(JobObserver):
+    """Calls `end` once when a limit is passed; 0 is no limit. `memory_bytes` reads what the process holds."""
+
+    def __init__(
+        self,
+        *,
+        max_jobs: int,
+        max_memory_bytes: int,
+        end: Callable[[], object],
+        memory_bytes: Callable[[], int] | None = None,
+    ) -> None:
+        self._max_jobs = max_jobs
+        self._max_memory_bytes = max_memory_bytes
+        self._end = end
+        self._memory_bytes = memory_bytes or resident_bytes
+        self._lock = threading.Lock()
+        self._num_jobs = 0
+        self._has_ended = False
+
+    def settled(self, claim: Claim, outcome: Outcome) -> None:  # noqa: ARG002  # as every observer's
+        """Count a job that this worker has had; called on the thread of the job."""
+        with self._lock:
+            self._num_jobs += 1
+            is_over = 0 < self._max_jobs <= self._num_jobs
+        if is_over:
+            self._recycle(num_jobs=self._num_jobs, max_jobs=self._max_jobs)
+
+    def look(self) -> None:
+        """Compare the memory of the process with its limit."""
+        if self._is_too_large():
+            self._recycle(memory_bytes=self._memory_bytes(), max_memory_bytes=self._max_memory_bytes)
+
+    def can_begin(self) -> bool:
+        """Whether the process may take jobs: one that is too large before its first would end after each."""
+        if self._is_too_large():
+            log.error(
+                "memory_limit_too_low",
+                error="CALOTYPE_WORKER_MAX_MEMORY_BYTES is less than a worker without a job holds",
+                memory_bytes=self._memory_bytes(),
+                max_memory_bytes=self._max_memory_bytes,
+            )
+            return False
+        return True
+
+    def _is_too_large(self) -> bool:
+        return 0 < self._max_memory_bytes < self._memory_bytes()
+
+    def run(self, seconds: float, stop: threading.Event) -> None:
+        """Look every so many seconds until `stop` is set."""
+        while not stop.wait(seconds):
+            self.look()
+
+    def _recycle(self, **why: int) -> None:
+        with self._lock:
+            if self._has_ended:
+                return
+            self._has_ended = True
+        log.info("worker_recycles", **why)
+        self._end()
+
+
+def resident_bytes() -> int:
+    """The main memory that this process holds (proc_pid_statm(5)); 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def end_stalled(drain: Callable[[], None], in_flight: InFlightJobs, write_seconds: float) -> None:

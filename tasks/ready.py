@@ -1,13 +1,20 @@
 """How a worker reports that it is ready: the ready file, and how long each part of its start took.
 
+The file is there while the worker is ready, for probes that look for it.
+
 It does not know what a worker does or when it is ready.
 """
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.heartbeat import Pulse
 
 
 def write_ready_file(
@@ -20,6 +27,52 @@ def write_ready_file(
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(json.dumps(document))
     unfinished.replace(path)
+
+
+class ReadyFile:
+    """The ready file of a worker that may become unready, and ready again; nothing without a path."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._facts: dict[str, Any] | None = None
+        self._is_there = False
+        self._lock = threading.Lock()
+
+    def begin(self, **facts: Any) -> None:
+        """Write the file for the first time, with the arguments of `write_ready_file`."""
+        with self._lock:
+            self._facts = facts
+            self._show(is_ready=True)
+
+    def show(self, *, is_ready: bool) -> None:
+        """Write or remove the file; nothing before `begin` and after `end`."""
+        with self._lock:
+            self._show(is_ready=is_ready)
+
+    def end(self) -> None:
+        """Remove the file for good."""
+        with self._lock:
+            self._show(is_ready=False)
+            self._facts = None
+
+    def watch(self, engine: "Pulse", late_seconds: float, look_seconds: float) -> None:
+        """Until `end`: be ready while the engine has ended a step within `late_seconds`, or has no work."""
+        good_at = time.monotonic()
+        while self._facts is not None:
+            now = time.monotonic()
+            # The last step may be long ago where work has come just now.
+            good_at = now if engine.is_idle else max(good_at, engine.ticked_at)
+            self.show(is_ready=now - good_at < late_seconds)
+            time.sleep(min(look_seconds, late_seconds))
+
+    def _show(self, *, is_ready: bool) -> None:
+        if self._path is None or self._facts is None or is_ready == self._is_there:
+            return
+        if is_ready:
+            write_ready_file(self._path, **self._facts)
+        else:
+            self._path.unlink(missing_ok=True)
+        self._is_there = is_ready
 
 
 class StartTimes:

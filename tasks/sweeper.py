@@ -28,7 +28,7 @@ from storage.notifications import WEBHOOKS_DUE, Listener
 from storage.queue_facts import oldest_queued
 from tasks.app import make_celery
 from tasks.broker import Broker
-from tasks.collectors import CollectionPlan, FileCollector, OrphanCollector
+from tasks.collectors import CollectionPlan, ErasureCollector, FileCollector, OrphanCollector
 from tasks.dispatch import Dispatcher
 from tasks.errors import BrokerDown
 from tasks.event_cursor import EventCursor
@@ -53,7 +53,7 @@ def run_sweeper(settings: Settings, stop: threading.Event, alive_file: Path | No
     """Sweep until `stop` is set; touches `alive_file` after every turn, for a health check."""
     settings.require("database_url", "broker_url")
     tiers = [tier.name for tier in settings.catalogue.tiers]
-    db = Database(**settings.database, pool_size=4)  # for the sweeps, both collectors and the metrics
+    db = Database(**settings.database, pool_size=5)  # for the sweeps, the collectors and the metrics
     broker = Broker(**settings.broker)
     plan = SweepPlan(
         sweep_seconds=settings.sweep_seconds,
@@ -100,9 +100,9 @@ def dispatching_when_told(
 def _start_collectors(
     settings: Settings, db: Database, stop: threading.Event, metrics: SweeperMetrics
 ) -> None:
-    """Start both collectors if an object store is configured, in threads: a slow store delays no sweep."""
+    """Start the collectors if an object store is configured, in threads: a slow store delays no sweep."""
     try:
-        settings.require("s3_endpoint", "s3_access_key", "s3_secret_key")
+        settings.require_store()
     except SettingsError as error:
         log.warning("orphans_not_collected", error=str(error))
         return
@@ -110,7 +110,8 @@ def _start_collectors(
     blobs = Blobs(**settings.object_store)
     orphans = OrphanCollector(db, blobs, plan, on_deleted=metrics.orphans_deleted.inc)
     files = FileCollector(db, blobs, on_deleted=metrics.files_deleted.inc)
-    for name, run in {"orphans": orphans.run, "files": files.run}.items():
+    erased = ErasureCollector(db, blobs, settings.retention, on_erased=metrics.jobs_erased.inc)
+    for name, run in {"orphans": orphans.run, "files": files.run, "erasure": erased.run}.items():
         threading.Thread(target=run, args=(stop,), daemon=True, name=name).start()
 
 

@@ -5,11 +5,12 @@ whose engine failed to load must not take a single message. It decides nothing a
 """
 
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ import structlog
 from catalogue.crash_points import reach
 from catalogue.lanes import default_slots
 from engine.engine import Engine
-from engine.errors import LoadError
+from engine.errors import EngineStopped, LoadError
 from engine.loading.load import LoadedModels
 from settings import Settings
 from storage.blobs import Blobs
@@ -29,8 +30,9 @@ from storage.dispatches import of_claim
 from storage.isolation import next_quarantined
 from storage.job_views import last_event_before, newest_event
 from storage.job_views import taken_away as jobs_taken_away
-from storage.jobs import Claim, WorkerName, claim_next
+from storage.jobs import Claim, Lease, WorkerName, claim_next, release_each
 from storage.notifications import BULK_DUE, Listener
+from storage.paused_tiers import unpaused
 from storage.workers import Worker, say_goodbye, write_progress
 from tasks.app import make_celery
 from tasks.bulk import BulkDemand
@@ -49,6 +51,8 @@ from tasks.metrics.server import serve_metrics
 from tasks.metrics.worker import WorkerMetrics
 from tasks.pings import Pings
 from tasks.process_end import (
+    Recycling,
+    Stops,
     create_device_record,
     drain,
     end_process,
@@ -58,7 +62,7 @@ from tasks.process_end import (
 )
 from tasks.profiles import ProfileFolder, WorkerProfiles, worker_profiles
 from tasks.queues import queues_of
-from tasks.ready import StartTimes, write_ready_file
+from tasks.ready import ReadyFile, StartTimes
 from tasks.self_test_results import SelfTestFolder, machine_facts
 from tasks.task_events import TaskEvents
 from tasks.traces.job_spans import JobSpans
@@ -69,6 +73,8 @@ log = structlog.get_logger()
 EXIT_NO_ENGINE = 71
 PROGRESS_SECONDS = 1.0
 """The longest that one write of progress may take."""
+READY_SHARE = 0.5
+"""A worker whose engine ended no step for this share of the watchdog's time is not ready."""
 MAX_POOL_SIZE = 20
 """The connections that jobs share; each needs one for milliseconds, a few times."""
 
@@ -89,7 +95,8 @@ class WorkerOptions:
 
 def run_worker(settings: Settings, options: WorkerOptions, parts: "WorkerParts | None" = None) -> int:
     """Serve until SIGTERM; returns the exit code, which is `EXIT_NO_ENGINE` if the engine does not load."""
-    settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
+    settings.require("database_url", "broker_url")
+    settings.require_store()
     parts = parts or WorkerParts()
     times = StartTimes()
     times.took("import")
@@ -165,9 +172,14 @@ class _Process:
             **settings.database, pool_size=1, transaction_seconds=settings.heartbeat_seconds
         )
         self._heartbeat = self._make_heartbeat()
+        self._recycling = Recycling(
+            max_jobs=settings.worker_max_jobs,
+            max_memory_bytes=settings.worker_max_memory_bytes,
+            end=lambda: os.kill(os.getpid(), signal.SIGTERM),
+        )
         self._generate = self._make_generate()
         self._quarantine = Quarantine(
-            lambda: next_quarantined(self._db, options.tiers),
+            lambda: next_quarantined(self._db, self._open_tiers()),
             self._generate,
             look_seconds=settings.sweep_seconds,
         )
@@ -175,7 +187,15 @@ class _Process:
         self._taken_away = self._make_taken_away()
         app = make_celery(**settings.celery)
         pings = Pings(app, options.device, boot_id)
-        self._consumer = Consumer(app, options.tiers, self._slots, pings, lambda: self._heartbeat.has_others)
+        self._ready_file = ReadyFile(options.ready_file)
+        self._consumer = Consumer(
+            app,
+            options.tiers,
+            self._slots,
+            pings,
+            lambda: self._heartbeat.has_others,
+            lambda: self._heartbeat.closed_tiers,
+        )
         self._bulk = self._make_bulk_demand()
         self._listener = Listener(**settings.database)
         self._listener.subscribe(BULK_DUE, self._wake_for, catch_up=self._bulk.wake)
@@ -187,9 +207,10 @@ class _Process:
             self._engine,
             self._heartbeat,
             [self._bulk, self._quarantine],
-            options.ready_file,
+            self._ready_file,
             settings.drain_seconds,
         )
+        self._stops = Stops(self._engine, self._drain, self._in_flight, self._give_back)
         self._watchdog = ConsumerWatchdog(
             pings.send,
             lambda: pings.is_connected,
@@ -201,8 +222,11 @@ class _Process:
 
     def run(self) -> int:
         """Serve until SIGTERM; returns the exit code."""
+        if not self._recycling.can_begin():
+            return EXIT_NO_ENGINE
         _start("fatal", self._end_when_fatal)
         _start("profiles", self._publish_profiles)
+        _start("recycling", self._recycling.run, self._settings.heartbeat_seconds, threading.Event())
         serve_metrics(self._metrics.registry, self._settings.metrics_host, self._options.metrics_port)
         self._engine.start()
         self._heartbeat.start()
@@ -234,6 +258,10 @@ class _Process:
         if not self._bulk.run(job_id):
             self._generate(job_id, takes_quarantined=False)
 
+    def _open_tiers(self) -> list[str]:
+        """The tiers of which it may take jobs now."""
+        return unpaused(self._options.tiers, self._heartbeat.closed_tiers)
+
     def _wake_for(self, tier: str) -> None:
         if tier in self._options.tiers:
             self._bulk.wake()
@@ -249,12 +277,18 @@ class _Process:
             start_seconds=self._times.seconds,
             cpu_seconds=round(time.process_time(), 2),
         )
-        write_ready_file(
-            options.ready_file,
+        self._ready_file.begin(
             device=options.device,
             tiers=options.tiers,
             queues=queues_of(options.tiers),
             determinism=determinism,
+        )
+        _start(
+            "readiness",
+            self._ready_file.watch,
+            self._engine,
+            READY_SHARE * self._settings.watchdog_seconds,
+            self._settings.heartbeat_seconds,
         )
         self._watchdog.start()
         self._bulk.start()
@@ -263,7 +297,20 @@ class _Process:
 
     def _on_shutdown(self) -> None:
         self._watchdog.stop()
-        _start("drain", self._drain)
+        self._stops.signaled()
+
+    def _give_back(self, leases: Sequence[Lease]) -> None:
+        # Over a connection of its own, since others may wait for a Postgres that does not answer.
+        seconds = self._settings.heartbeat_seconds
+        release_each(
+            Database(**self._settings.database, pool_size=1, transaction_seconds=seconds),
+            leases,
+            code=EngineStopped.code,
+            detail="its worker ended before it was stored",
+            charged=False,
+            max_attempts=self._settings.max_attempts,
+            backoff_seconds=0,
+        )
 
     def _end_when_fatal(self) -> None:
         record = self._record
@@ -329,6 +376,7 @@ class _Process:
             observers=[
                 FlowerObserver(self._task_events.tell),
                 self._metrics,
+                self._recycling,
                 *([JobSpans(self._tracer)] if self._tracer else []),
             ],
         )
@@ -339,7 +387,7 @@ class _Process:
         def claim(num_rows: int, after_account: str) -> list[Claim]:
             return claim_next(
                 self._db,
-                tiers=self._options.tiers,
+                tiers=self._open_tiers(),
                 worker=worker,
                 lease_seconds=self._settings.lease_seconds,
                 limit=num_rows,

@@ -18,6 +18,7 @@ from storage.dispatches import waiting
 from storage.job_views import states_of
 from storage.notifications import JOBS_ENDED, Listener
 from storage.open_work import OpenState, device_profiles, open_work
+from storage.paused_tiers import paused_tiers
 from storage.receivers import num_receivers
 from storage.workers import num_live_workers
 from storage.workloads import workload
@@ -70,7 +71,8 @@ DESCRIPTION = """Generates images from prompts. Errors are RFC 9457 `application
 def create_app(settings: Settings | None = None) -> OpenAPI:
     """The WSGI application that `web.serve` puts behind the front."""
     settings = settings or load_settings()
-    settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
+    settings.require("database_url", "broker_url")
+    settings.require_store()
     configure_logs(settings.log_level, settings.log_format)
     app = CheckedApi(
         __name__,
@@ -156,6 +158,7 @@ def _wire(settings: Settings) -> Wiring:
     metrics.watch_webhooks(lambda: num_pending(db), lambda: seconds_late(db))
     metrics.watch_receivers(lambda state: num_receivers(db, state))
     metrics.watch_workers(lambda: num_live_workers(db, settings.worker_alive_seconds), tier_names)
+    metrics.watch_pauses(lambda: paused_tiers(db), tier_names)
 
     def check_broker() -> None:
         with celery.connection_for_write() as connection:

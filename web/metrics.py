@@ -1,6 +1,6 @@
 """Prometheus metrics of one web process; `tasks.metrics.server` serves them. No label holds an id."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from typing import Protocol
 
@@ -112,6 +112,16 @@ class Metrics:
                 yield [tier], found.get(tier, 0)
 
         self._watch_rows("calotype_tier_live_workers", "Live workers of the tier.", ["tier"], read)
+
+    def watch_pauses(self, paused: Callable[[], Collection[str]], tiers: list[str]) -> None:
+        """Export which tiers are paused; read from Postgres at each scrape."""
+
+        def read() -> Iterator[tuple[list[str], float]]:
+            found = paused()
+            for tier in tiers:
+                yield [tier], float(tier in found)
+
+        self._watch_rows("calotype_tier_paused", "Whether an operator has paused the tier.", ["tier"], read)
 
     def watch_webhooks(self, num_pending: Callable[[], float], seconds_late: Callable[[], float]) -> None:
         """Export how many webhooks wait and how late they are; read from Postgres at each scrape."""

@@ -101,7 +101,7 @@ class ImageNotFound(Refusal):
 
 
 class JobIsNotFinal(Refusal):
-    """Only jobs that have ended can be retried."""
+    """Only jobs that have ended can be retried or erased, and their images deleted."""
 
     status = 409
     code = "job_is_not_final"

@@ -26,7 +26,8 @@ def run_processes(
 ) -> int:
     """Serve the API there in several processes, each of this command; returns the exit code."""
     configure_logs(settings.log_level, settings.log_format)
-    settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
+    settings.require("database_url", "broker_url")
+    settings.require_store()
     try:
         sockets = listen_on(host, port)
     except OSError as error:

@@ -20,6 +20,7 @@ MORE_BLOCKS = {
     "claim delivery": (400, "entries of rows that have just changed, until they are vacuumed"),
     "orphan": (1000, "it looks up a job and an image for each object"),
     "cancel": (4000, "entries of the rows that it has just changed, until they are vacuumed"),
+    "erase_old": (2000, "it erases ten jobs within a function, whose changes are not counted"),
     "fold": (400, "entries of the rows that it has just deleted, until they are vacuumed"),
 }
 """Calls whose statements may read more without rows, by the first words of their label, and the reason."""

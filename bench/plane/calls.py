@@ -36,11 +36,14 @@ from storage import (
     delivery_views,
     dispatches,
     due_work,
+    erasure,
     files,
     isolation,
     job_views,
     jobs,
+    objects,
     open_work,
+    paused_tiers,
     possible_crashes,
     profiles,
     queue_facts,
@@ -77,7 +80,7 @@ Step = tuple[str, Callable[[], object]]
 def measure(rows: Rows, databases: Mapping[str, Database]) -> Watch:
     """Call everything, and return what was explained; `databases` are by role, with `OWNER`."""
     with watched() as watch:
-        for part in (_accounts, _views, _queue, _life, _deliveries, _files, _batches):
+        for part in (_accounts, _views, _queue, _life, _deliveries, _files, _batches, _erasure):
             for watch.label, call in part(rows, databases):
                 call()
                 watch.label = "preparing"
@@ -173,8 +176,8 @@ def _views(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
     yield "newest_event", lambda: job_views.newest_event(sweeper)
     yield "taken_away", lambda: job_views.taken_away(worker, TIERS, after=newest - 200, limit=100)
     yield "bad_ends", lambda: job_views.bad_ends(sweeper, after=newest - 500, limit=100)
-    objects = [(f"x/{number}", account, job_id(number), 1) for number in range(1, 100)]
-    yield "orphans_among", lambda: job_views.orphans_among(sweeper, objects)
+    stored = [(f"x/{number}", account, job_id(number), 1) for number in range(1, 100)]
+    yield "orphans_among", lambda: objects.orphans_among(sweeper, stored)
 
 
 def _usage(rows: Rows, api: Database) -> Iterator[Step]:
@@ -211,6 +214,15 @@ def _queue(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
     yield "workload", lambda: workloads.workload(api, alive_seconds=20)
     yield "live_workers", lambda: workers.live_workers(api, 20)
     yield "num_live_workers", lambda: workers.num_live_workers(api, 20)
+    owner = databases[OWNER]
+    live = workers.live_workers(api, 20)
+    ids, boot_ids = [worker.id for worker in live[:1]], [worker.boot_id for worker in live]
+    yield "num_running", lambda: workers.num_running(owner, boot_ids)
+    yield "ask_to_drain", lambda: workers.ask_to_drain(owner, ids)
+    yield "take_jobs_again", lambda: workers.take_jobs_again(owner, ids)
+    yield "pause", lambda: paused_tiers.pause(owner, ["another"])
+    yield "paused_tiers", lambda: paused_tiers.paused_tiers(api)
+    yield "resume", lambda: paused_tiers.resume(owner, ["another"])
     for lane in ("interactive", "bulk"):
         yield (
             f"feed {lane}",
@@ -423,8 +435,8 @@ def _files(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
         yield "forget file", partial(files.forget, sweeper, key)
     used = f"acc/files/file_{6:064x}"
     yield "forget a file that was used", lambda: files.forget(sweeper, used)
-    objects = [(f"x/{number}", account) for number in range(100)]
-    yield "orphaned_files", lambda: files.orphaned_files(sweeper, objects)
+    stored = [(f"x/{number}", account) for number in range(100)]
+    yield "orphaned_files", lambda: files.orphaned_files(sweeper, stored)
 
 
 def _batches(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
@@ -448,6 +460,21 @@ def _batches(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
     yield "cancel the long batch", lambda: batches.cancel(api, account, rows.batch)
     yield "fold", lambda: counts.fold(sweeper)
     yield "get batch afterwards", lambda: batches.get(api, account, rows.batch)
+
+
+def _erasure(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
+    """At the end, since the others read what it erases."""
+    api, sweeper = databases["api"], databases["sweeper"]
+    yield "delete_images", lambda: erasure.delete_images(api, rows.account, job_id(3))
+    yield "erase", lambda: erasure.erase(api, rows.account, job_id(5))
+    for lane in ("interactive", "bulk"):
+        yield f"erase_old {lane}", partial(erasure.erase_old, sweeper, lane, kept_seconds=0, limit=10)
+    yield "erase_old, nothing", lambda: erasure.erase_old(sweeper, "bulk", kept_seconds=10**9)
+    yield "needless_objects", lambda: objects.needless_objects(sweeper)
+    yield "forget_object", lambda: objects.forget_object(sweeper, objects.needless_objects(sweeper)[0])
+    yield "note_missing", lambda: objects.note_missing(databases[OWNER], ["x/1"])
+    with databases[OWNER].transaction() as connection:
+        yield "named_objects", lambda: next(objects.named_objects(connection))
 
 
 def _vacuum(databases: Mapping[str, Database]) -> None:

@@ -106,6 +106,11 @@ class Api:
 
     def delete(self, batch_id: str) -> None:
         """Delete the rows of a batch that no worker has touched."""
+        self.plane.rows(
+            "UPDATE jobs SET state = 'canceled', finished_at = clock_timestamp(), next_dispatch_at = NULL "
+            "WHERE batch_id = %s",
+            batch_id,
+        )
         self.plane.rows("DELETE FROM jobs WHERE batch_id = %s", batch_id)
         self.plane.rows("DELETE FROM batches WHERE id = %s", batch_id)
 

@@ -132,6 +132,17 @@ class AsyncClient:
         """Cancel a job; a running one stops at its next step. Raises `ConflictError` if it has ended."""
         return await self._run(steps.sent(calls.cancel_job(_id(job)), self._retry_policy))
 
+    async def delete_images(self, job: Job | str) -> None:
+        """Delete the images of a job that has ended; the job stays. Raises `ConflictError` if it is open."""
+        await self._run(steps.sent(calls.delete_images(_id(job)), self._retry_policy))
+
+    async def erase(self, job: Job | str) -> None:
+        """Erase a job that has ended: the server then knows only that there was one.
+
+        Raises `ConflictError` if it is open.
+        """
+        await self._run(steps.sent(calls.erase_job(_id(job)), self._retry_policy))
+
     async def retry(self, job: Job | str, *, idempotency_key: str | None = None) -> Job:
         """Create a job with the parameters and seed of one that has ended. Raises `ConflictError`."""
         return await self._run(

@@ -110,6 +110,16 @@ def cancel_job(job_id: str) -> Call[Job]:
     return Call("DELETE", f"/v1/jobs/{_part(job_id)}", _as(job_of), is_repeatable=False)
 
 
+def delete_images(job_id: str) -> Call[None]:
+    """`DELETE /v1/jobs/{id}/images`."""
+    return Call("DELETE", f"/v1/jobs/{_part(job_id)}/images", _nothing, is_repeatable=True)
+
+
+def erase_job(job_id: str) -> Call[None]:
+    """`POST /v1/jobs/{id}/erase`. It is not repeated, because a second one is answered with 404."""
+    return Call("POST", f"/v1/jobs/{_part(job_id)}/erase", _nothing, is_repeatable=False)
+
+
 def find_image(job_id: str, index: int) -> Call[str]:
     """`GET /v1/jobs/{id}/images/{index}`: the presigned link of the redirect."""
     return _get(f"/v1/jobs/{_part(job_id)}/images/{index}", link_of)
@@ -204,6 +214,10 @@ def _get(
 
 def _as(read: Callable[[Json], T]) -> Callable[[httpx2.Response], T]:
     return lambda response: read(json_object(response))
+
+
+def _nothing(_response: httpx2.Response) -> None:
+    return
 
 
 def _rows(response: httpx2.Response) -> list[dict[str, str]]:

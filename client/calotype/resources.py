@@ -235,6 +235,7 @@ class Tier:
     queue_depth: Mapping[str, int] = field(default_factory=dict, hash=False)
     num_live_workers: int = 0
     can_serve: bool = False
+    paused: Mapping[str, str] | None = field(default=None, hash=False)
     determinism: str | None = None
     eta_seconds: float | None = None
     raw: Json = field(default_factory=dict, repr=False, compare=False)

@@ -51,6 +51,9 @@ class SweeperMetrics:
             "Removed files: expired unused, or deleted by their owner.",
             registry=registry,
         )
+        self.jobs_erased = Counter(
+            "calotype_jobs_erased", "Jobs erased because of their age.", registry=registry
+        )
 
         # `increase()` misses the first event of a counter that did not exist before it.
         for state in (State.QUEUED, State.FAILED, State.CANCELED):

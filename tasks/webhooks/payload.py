@@ -50,7 +50,7 @@ def _job(job: Job, here: str) -> dict[str, Any]:
             "sha256": image.sha256,
         }
         for image in job.images
-        if image.deleted_at is None
+        if image.is_there
     ]
     same = {
         **{name: getattr(job, name) for name in _OF_JOB},

@@ -1,9 +1,13 @@
 """`make chaos` in minutes: a few faults of each kind, and two mutants that must be caught."""
 
+import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from client.calotype import Client
+from tests.chaos import worker_program
 from tests.chaos.crashes import API_POINTS, WORKER_POINTS
 from tests.chaos.kills import kill_apis, kill_workers
 from tests.chaos.messages import flood
@@ -11,7 +15,15 @@ from tests.chaos.pauses import pause_workers
 from tests.chaos.report import Row
 from tests.chaos.restarts import restart_workers
 from tests.chaos.services import break_broker, break_postgres, spoil_uploads
-from tests.chaos.system import System, chaos_system
+from tests.chaos.system import (
+    START_SECONDS,
+    STOP_SECONDS,
+    Kept,
+    System,
+    chaos_system,
+    kept,
+    wait_until,
+)
 
 SEED = 7
 
@@ -47,6 +59,25 @@ def test_a_worker_that_was_stopped_past_its_lease_writes_nothing(system: System)
 def test_no_client_sees_a_rolling_restart(system: System) -> None:
     row = restart_workers(system, 1, SEED)
     assert row.holds, told(row)
+
+
+def test_a_second_sigterm_gives_back_at_once_what_a_worker_holds(system: System) -> None:
+    """With steps so slow that a drain would take minutes."""
+    hurried = Kept(system, "hurried", worker_program.serve, "worker", lambda: None, step_seconds=2.0)
+    query = "SELECT state, num_failures, quarantined FROM jobs WHERE id = %s"
+    key = system.accounts[0].api_key
+    with Client(url=system.url, api_key=key) as client:
+        job_id = client.submit("a picture", width=64, height=64, num_inference_steps=100).id
+        with kept([hurried]):
+            wait_until(lambda: system.rows(query, job_id)[0].state == "running", START_SECONDS, "it runs")
+            begun_at = time.monotonic()
+            hurried.end()
+            time.sleep(1)  # two signals at the same time are one
+            hurried.signal(signal.SIGTERM)
+            hurried.join()
+        assert time.monotonic() - begun_at < STOP_SECONDS / 2, "it is not killed"
+        assert system.rows(query, job_id) == [("queued", 0, False)]
+        client.cancel(job_id)
 
 
 def test_messages_that_nobody_needs_do_nothing(system: System) -> None:

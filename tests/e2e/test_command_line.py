@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -212,3 +213,83 @@ def test_the_demo_fails_when_the_service_refuses_its_work(system: System, tmp_pa
     path.write_text("prompt,width\na red heart,100000\n")
     with pytest.raises(ApiError, match="width"):
         run_demo(system.ready, path, tmp_path / "out", Console(quiet=True))
+
+
+def tier(system: System, name: str) -> dict[str, Any]:
+    return next(dict(one.raw) for one in system.api.client.tiers() if one.name == name)
+
+
+def state_of(system: System, job_id: str) -> str:
+    return str(system.api.job(job_id)["state"])
+
+
+def test_drained_workers_take_no_job_until_they_are_resumed(system: System) -> None:
+    ids = [one["id"] for one in json.loads(calotype(system, "workers", "list", "--json").stdout)]
+    assert len(ids) == 2
+    drained = calotype(system, "workers", "drain", "--all", "--wait", "60", "--json")
+    assert drained.returncode == 0, drained.stderr
+    assert {one["state"] for one in json.loads(drained.stdout)} == {"drained"}
+    try:
+        know = "SELECT count(*) AS num FROM workers WHERE seen_at > drain_requested_at AND stopped_at IS NULL"
+        system.wait_until(lambda: system.rows(know)[0].num == len(ids), 60, "the workers know")
+        assert tier(system, "sd")["num_live_workers"] == 0
+        job_id = json.loads(calotype(system, "submit", PROMPT, "--steps", "1", "--json").stdout)["id"]
+        job = system.api.job(job_id)
+        assert (job["state"], job["waiting_reason"]["code"]) == ("queued", "no_live_worker")
+    finally:
+        assert calotype(system, "workers", "resume", "--all").returncode == 0
+    system.wait_until(lambda: state_of(system, job_id) == "succeeded", 60, "it is drawn")
+    refused = calotype(system, "workers", "drain", "nowhere")
+    assert (refused.returncode, ids[0] in refused.stderr) == (1, True)
+
+
+def test_a_paused_tier_accepts_jobs_and_starts_none_until_it_is_resumed(system: System) -> None:
+    paused = calotype(system, "tiers", "pause", "hd", "--reason", "new weights")
+    assert (paused.returncode, paused.stdout) == (0, "hd is paused\n")
+    try:
+        know = """SELECT count(*) AS num FROM workers, paused_tiers
+                   WHERE seen_at > paused_at AND stopped_at IS NULL AND tiers ? tier"""
+        system.wait_until(lambda: system.rows(know)[0].num, 60, "its worker knows")
+        asked = ("submit", PROMPT, "--steps", "1", "--json")
+        waits = json.loads(calotype(system, *asked, "--width", "192", "--height", "192").stdout)["id"]
+        drawn = json.loads(calotype(system, *asked).stdout)["id"]
+        system.wait_until(lambda: state_of(system, drawn) == "succeeded", 60, "the other tier is served")
+        job = system.api.job(waits)
+        assert (job["state"], job["waiting_reason"]["code"]) == ("queued", "tier_paused")
+        assert "new weights" in job["waiting_reason"]["detail"]
+        shown = tier(system, "hd")
+        assert (shown["can_serve"], shown["paused"]["reason"]) == (False, "new weights")
+    finally:
+        assert calotype(system, "tiers", "resume", "hd").returncode == 0
+    system.wait_until(lambda: state_of(system, waits) == "succeeded", 60, "it is drawn")
+    unknown = calotype(system, "tiers", "pause", "uhd")
+    assert (unknown.returncode, "there is: sd, hd" in unknown.stderr) == (2, True)
+
+
+def test_erase_removes_a_job_and_its_images(system: System, tmp_path: Path) -> None:
+    path = tmp_path / "heart.png"
+    drawn = calotype(system, "submit", PROMPT, "--steps", "1", "-o", str(path), "--json")
+    job = json.loads(drawn.stdout)
+    link = job["images"][0]["url"]
+    assert calotype(system, "erase", job["id"], "--images").returncode == 0
+    assert calotype(system, "get", job["id"], "-o", str(path)).returncode == 1
+    erased = calotype(system, "erase", job["id"])
+    assert (erased.returncode, erased.stdout) == (0, f"{job['id']} is erased\n")
+    assert calotype(system, "get", job["id"]).returncode == 1
+    system.wait_until(
+        lambda: httpx2.get(link, trust_env=False).status_code == 404, 60, "its object is deleted"
+    )
+
+
+def test_backup_copies_a_running_installation(system: System, tmp_path: Path) -> None:
+    assert calotype(system, "submit", PROMPT, "--steps", "1", "-o", str(tmp_path / "a.png")).returncode == 0
+    in_its_folder = {"CALOTYPE_DATABASE_URL": "", "CALOTYPE_S3_ENDPOINT": ""}
+    made = calotype(system, "backup", str(tmp_path / "backup"), "--json", **in_its_folder)
+    assert made.returncode == 0, made.stderr
+    document = json.loads(made.stdout)
+    files = [path for path in (tmp_path / "backup" / "objects").rglob("*") if path.is_file()]
+    assert document["num_objects"] == len(files) >= 1
+    mixed = calotype(system, "backup", str(tmp_path / "backup"), CALOTYPE_S3_ENDPOINT="")
+    assert (mixed.returncode, "or neither" in mixed.stderr) == (1, True)
+    refused = calotype(system, "restore", str(tmp_path / "backup"), **in_its_folder)
+    assert (refused.returncode, "would be lost" in refused.stderr) == (1, True)

@@ -401,3 +401,13 @@ def test_an_endpoint_for_traces_is_an_address_and_needs_their_packages() -> None
         ):
             load_settings(traces_endpoint="http://collector:4318/v1/traces")
     assert load_settings(traces_endpoint="").traces_endpoint == ""
+
+
+def test_the_store_needs_keys_or_a_chain_but_not_both() -> None:
+    there = {"s3_endpoint": "http://127.0.0.1:1", "s3_access_key": "", "s3_secret_key": ""}
+    with pytest.raises(SettingsError, match="CALOTYPE_S3_ACCESS_KEY is not set"):
+        load_settings(**there).require_store()
+    load_settings(**{**there, "s3_access_key": "a", "s3_secret_key": "b"}).require_store()
+    load_settings(**there, s3_credentials="chain").require_store()
+    with pytest.raises(SettingsError, match="CALOTYPE_S3_SECRET_KEY is set, and"):
+        load_settings(**{**there, "s3_secret_key": "b"}, s3_credentials="chain").require_store()

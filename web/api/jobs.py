@@ -9,6 +9,7 @@ from flask_openapi.blueprint import APIBlueprint
 from pydantic import BaseModel
 from werkzeug.wrappers import Response as AnyResponse
 
+from storage import erasure
 from storage import jobs as transitions
 from storage.errors import NotFound, Unavailable
 from storage.job_views import Job, get, list_jobs
@@ -42,7 +43,9 @@ def authenticate() -> None:
 
 
 @blueprint.post(
-    "", summary="Submit a job", responses={200: JobResource, 202: JobResource, **documented(400, 413, 415)}
+    "",
+    summary="Submit a job",
+    responses={200: JobResource, 202: JobResource, **documented(400, 410, 413, 415)},
 )
 def create_job(body: JobRequest) -> Response:
     """Accepts a job: `202`, or `200` with `Prefer: wait=N` if the job ends within N seconds.
@@ -117,9 +120,7 @@ def cancel_job(path: JobPath) -> Response:
 )
 def retry_job(path: JobPath) -> Response:
     """Creates a job with the same parameters and seed, and `retry_of`. `409` until the original job ends."""
-    job = _get(path.job_id)
-    if not job.is_terminal:
-        raise JobIsNotFinal(f"job {job.id!r} is {job.state} and cannot be retried before it ends")
+    job = _ended(path.job_id, "it cannot be retried")
     key, digest = idempotency_key(scope=f"retry {job.id}"), digest_of()
     files = files_named(job.account_id, job.parameters.file_ids)
     admit = partial(
@@ -142,11 +143,41 @@ def open_image(path: ImagePath) -> AnyResponse:
     """Redirects to a link that works for a few minutes. This address itself is permanent."""
     job = _get(path.job_id)
     image = next((image for image in job.images if image.index == path.index), None)
-    if image is None or image.deleted_at is not None:
+    if image is None or not image.is_there:
         raise ImageNotFound(f"job {job.id!r} is {job.state} and has no image {path.index}")
     response = redirect(addresses().signed_image(job, image, for_head=request.method == "HEAD"), 302)
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+@blueprint.delete(
+    "/<job_id>/images",
+    summary="Delete the images of a job",
+    responses={204: {"description": "They are deleted."}, **documented(404, 409)},
+)
+def delete_images(path: JobPath) -> Response:
+    """Deletes the images of a job that has ended; the job stays. Their links stop working within a minute."""
+    job = _ended(path.job_id, "its images cannot be deleted")
+    if not erasure.delete_images(wired().db, job.account_id, job.id):
+        raise NotFound(f"no job {job.id!r}")
+    return Response(status=204)
+
+
+@blueprint.post(
+    "/<job_id>/erase",
+    summary="Erase a job",
+    responses={204: {"description": "It is erased."}, **documented(404, 409)},
+)
+def erase_job(path: JobPath) -> Response:
+    """Erases a job that has ended: images, prompt, events, webhooks, and input files that no other job names.
+
+    From then on it is unknown (`404`); only its id and the instant are kept. The sums of usage and the counts
+    of its batch stay.
+    """
+    job = _ended(path.job_id, "it cannot be erased")
+    if not erasure.erase(wired().db, job.account_id, job.id):
+        raise NotFound(f"no job {job.id!r}")
+    return Response(status=204)
 
 
 def shown_jobs(account_id: str, jobs: Sequence[Job]) -> list[JobResource]:
@@ -204,6 +235,13 @@ def _waited(job: Job, seconds: float) -> Job | None:
 def _get(job_id: str) -> Job:
     _check_id(job_id)
     return get(wired().db, account_id(), job_id)
+
+
+def _ended(job_id: str, so: str) -> Job:
+    job = _get(job_id)
+    if not job.is_terminal:
+        raise JobIsNotFinal(f"job {job.id!r} is {job.state}: {so} before it ends")
+    return job
 
 
 def _check_id(job_id: str) -> None:

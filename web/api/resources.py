@@ -31,6 +31,10 @@ class ImageResource(BaseModel):
     height: int
     sha256: str
     expires_at: datetime | None
+    deleted_at: datetime | None = Field(None, description="Null unless its owner has deleted it.")
+    missing_at: datetime | None = Field(
+        None, description="Null unless its file was missing when this installation was restored."
+    )
 
 
 class CostResource(BaseModel):
@@ -201,7 +205,7 @@ def _timings(job: Job) -> dict[str, float]:
 
 
 def _image(job: Job, image: StoredImage, addresses: Addresses) -> ImageResource:
-    exists = image.deleted_at is None
+    exists = image.is_there
     return ImageResource(
         index=image.index,
         url=addresses.signed_image(job, image) if exists else None,
@@ -209,6 +213,8 @@ def _image(job: Job, image: StoredImage, addresses: Addresses) -> ImageResource:
         height=image.height,
         sha256=image.sha256,
         expires_at=addresses.expires_at() if exists else None,
+        deleted_at=image.deleted_at,
+        missing_at=image.missing_at,
     )
 
 

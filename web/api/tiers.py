@@ -1,6 +1,7 @@
 """`/v1/tiers` and `/v1/models`: what is served, its limits, and the length of the queues."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from flask import Response, jsonify
@@ -10,6 +11,7 @@ from pydantic import BaseModel, Field
 from catalogue.determinism import weakest
 from catalogue.parameters import PRESET_PARAMETERS
 from storage.dispatches import waiting
+from storage.paused_tiers import Pause, paused_tiers
 from storage.workers import Worker, live_workers
 from web.api.parameter_fields import as_preset, with_parameters
 from web.auth import SECURITY, require_key
@@ -27,6 +29,13 @@ class QueueDepth(BaseModel):
     bulk: int
 
 
+class PauseResource(BaseModel):
+    """A pause of a tier by an operator: its jobs are accepted and wait."""
+
+    reason: str
+    paused_at: datetime
+
+
 class TierResource(BaseModel):
     """A resolution class, the length of its queue, and whether a live worker serves it."""
 
@@ -37,7 +46,8 @@ class TierResource(BaseModel):
     default_height: int
     queue_depth: QueueDepth
     num_live_workers: int
-    can_serve: bool
+    can_serve: bool = Field(description="Whether a live worker serves it, and it is not paused.")
+    paused: PauseResource | None = Field(None, description="Null unless an operator has paused the tier.")
     determinism: str | None = Field(
         description="How repeatable images are: the weakest determinism level of the live workers."
     )
@@ -159,6 +169,7 @@ def shown_tiers() -> list[TierResource]:
     wiring = wired()
     depth = waiting(wiring.db)
     workers = live_workers(wiring.db, wiring.worker_alive_seconds)
+    pauses = paused_tiers(wiring.db)
     etas = wiring.forecast.of_tiers()
     return [
         tier_resource(
@@ -168,13 +179,18 @@ def shown_tiers() -> list[TierResource]:
             ),
             [worker for worker in workers if tier.name in worker.tiers],
             etas.get(tier.name),
+            pauses.get(tier.name),
         )
         for tier in wiring.catalogue.tiers
     ]
 
 
 def tier_resource(
-    tier: "Tier", depth: QueueDepth, workers: Sequence[Worker], eta_seconds: float | None
+    tier: "Tier",
+    depth: QueueDepth,
+    workers: Sequence[Worker],
+    eta_seconds: float | None,
+    pause: Pause | None,
 ) -> TierResource:
     """The tier; `workers` are the live ones that serve it."""
     return TierResource(
@@ -185,7 +201,8 @@ def tier_resource(
         default_height=tier.default_height,
         queue_depth=depth,
         num_live_workers=len(workers),
-        can_serve=bool(workers),
+        can_serve=bool(workers) and pause is None,
+        paused=None if pause is None else PauseResource(reason=pause.reason, paused_at=pause.paused_at),
         determinism=weakest(worker.determinism for worker in workers) if workers else None,
         eta_seconds=eta_seconds,
     )

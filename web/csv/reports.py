@@ -62,7 +62,7 @@ def error_lines(
 
 
 def _cells(job: Job, own: Sequence[str], addresses: Addresses) -> list[object]:
-    existing = [image for image in job.images if image.deleted_at is None]
+    existing = [image for image in job.images if image.is_there]
     links = " ".join(addresses.of_image(job.id, image.index) for image in existing)
     warnings = "; ".join(f"{warning.field}: {warning.detail}" for warning in job.warnings)
     asked = asked_of(job)

@@ -62,6 +62,7 @@ class LaneLoad:
     num_slots: int
     num_busy: int
     num_waiting: int | None  # that wait; None if there are more than were read
+    pause_reason: str | None = None  # of a paused tier
 
 
 @dataclass(frozen=True)
@@ -232,11 +233,12 @@ class Forecast:
     def _make(self, now: float) -> _Snapshot:
         try:
             found = self._read()
-            names = {job.id for job in (*found.running, *found.queued)}
+            claimable = _claimable(found)
+            names = {job.id for job in (*claimable.running, *claimable.queued)}
             return _Snapshot(
                 made_at=now,
-                jobs=self._estimates(found, names),
-                tiers=self._of_usual_jobs(found),
+                jobs=self._estimates(claimable, names),
+                tiers=self._of_usual_jobs(claimable),
                 devices=found.devices,
                 loads=_loads(found, self._usual_jobs),
             )
@@ -249,7 +251,7 @@ class Forecast:
     def _of_usual_jobs(self, found: Workload) -> dict[str, float]:
         etas: dict[str, float] = {}
         for job in self._usual_jobs.values():
-            if (job.tier, job.lane) not in found.cut_off:
+            if (job.tier, job.lane) not in found.cut_off and job.tier not in found.pauses:
                 behind_all = replace(found, queued=(*found.queued, job))
                 etas |= self._estimates(behind_all, {job.id})
         return etas
@@ -274,6 +276,11 @@ def _can_be_estimated(job: Job) -> bool:
     return is_open and not job.quarantined and job.cancel_requested_at is None
 
 
+def _claimable(found: Workload) -> Workload:
+    """The same without the queued jobs of paused tiers, whose end nobody can estimate."""
+    return replace(found, queued=tuple(job for job in found.queued if job.tier not in found.pauses))
+
+
 def _left(seconds: float, age: float) -> float:
     return round(max(0.0, seconds - age), 2)
 
@@ -290,6 +297,7 @@ def _loads(found: Workload, tiers: Iterable[str]) -> dict[tuple[str, str], LaneL
                 num_busy=sum(job.lane == lane and job.boot_id in live for job in found.running),
                 # Without a live worker its queue was not read.
                 num_waiting=None if (tier, lane) in found.cut_off or not live else num_queued,
+                pause_reason=found.pauses.get(tier),
             )
     return loads
 

@@ -85,6 +85,7 @@ class Waits:
             num_live_workers=load.num_live_workers,
             num_slots=load.num_slots,
             num_busy=load.num_busy,
+            pause_reason=load.pause_reason,
         )
         return Wait(reason_of(facts, self._limits), None if facts.num_ahead is None else facts.num_ahead + 1)
 
@@ -139,6 +140,13 @@ def reason_of(facts: QueueFacts, limits: Limits) -> WaitingReason:
         if detail is not None:
             return WaitingReason(code=code, detail=detail)
     raise AssertionError("the last rule always applies")
+
+
+def _tier_paused(facts: QueueFacts, _: Limits) -> str | None:
+    if facts.pause_reason is None:
+        return None
+    why = f" ({facts.pause_reason})" if facts.pause_reason else ""
+    return f"tier {facts.tier!r} is paused{why}; the job waits until it is resumed"
 
 
 def _no_live_worker(facts: QueueFacts, _: Limits) -> str | None:
@@ -217,6 +225,7 @@ def _count(number: int | None, noun: str) -> str:
 
 
 RULES = {
+    "tier_paused": _tier_paused,
     "no_live_worker": _no_live_worker,
     "retry_backoff": _retry_backoff,
     "runs_alone": _runs_alone,  # before the rules about dispatches: quarantined jobs are not dispatched

@@ -56,6 +56,60 @@ def test_a_presigned_link_shows_one_image_and_nothing_else(blobs: Blobs, key: st
     assert httpx2.put(link, content=b"mine", trust_env=False).status_code in (400, 403, 405)
 
 
+@pytest.fixture
+def without_keys(services: Embedded, monkeypatch: pytest.MonkeyPatch) -> Blobs:
+    """Blobs that are given no keys, on a machine that has none either."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return like(services, access_key="", secret_key="")
+
+
+def like(services: Embedded, **changes: Any) -> Blobs:
+    """The real bucket, reached in another way."""
+    usual: dict[str, Any] = {
+        "endpoint": services.s3_endpoint,
+        "public_endpoint": services.s3_endpoint,
+        "region": services.s3_region,
+        "access_key": services.s3_access_key,
+        "secret_key": services.s3_secret_key,
+        "bucket": services.bucket,
+    }
+    return Blobs(**{**usual, **changes})
+
+
+def test_without_keys_the_machines_own_credentials_are_used(
+    services: Embedded, without_keys: Blobs, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BlobRefused, match="there are no credentials for the store") as raised:
+        without_keys.get(key)
+    assert raised.value.reason == "NoCredentials"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", services.s3_access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", services.s3_secret_key)
+    found = like(services, access_key="", secret_key="")
+    put(found, key)
+    assert found.get(key) == b"picture"
+
+
+def test_the_bucket_is_part_of_the_path_or_of_the_host(services: Embedded, key: str) -> None:
+    public = "https://s3.example.org"
+    for addressing, expected in (
+        ("path", f"{public}/{services.bucket}/{key}"),
+        ("virtual", f"https://{services.bucket}.s3.example.org/{key}"),
+    ):
+        blobs = like(services, public_endpoint=public, addressing=addressing)
+        link = blobs.presign(key, seconds=60, filename="a.png", content_type="image/png")
+        assert link.startswith(f"{expected}?")
+
+
+def test_a_session_token_is_part_of_every_link(services: Embedded, key: str) -> None:
+    blobs = like(services, session_token="temporary")
+    link = blobs.presign(key, seconds=60, filename="a.png", content_type="image/png")
+    assert "X-Amz-Security-Token=temporary" in link
+
+
 def test_a_missing_object_is_a_blob_error(blobs: Blobs, key: str) -> None:
     with pytest.raises(BlobNotFound):
         blobs.get(key)

@@ -97,6 +97,34 @@ def test_bells_that_left_the_queue_without_being_heard_are_replaced(
     assert set(redispatch_lost(database, tier, None)) == {gone.id, waiting.id}
 
 
+def test_a_job_whose_messages_get_lost_is_dispatched_less_and_less_often(
+    database: Database, make_job: MakeJob, tier: str
+) -> None:
+    job = make_job(tier=tier)
+    waits = []
+    for _ in range(8):
+        make_due(database)
+        assert redispatch_lost(database, tier, None) == [job.id]
+        query = text("SELECT next_dispatch_at - dispatched_at AS wait FROM jobs WHERE id = :id")
+        with database.transaction() as connection:
+            waits.append(round(connection.execute(query, {"id": job.id}).scalar_one().total_seconds()))
+    assert waits == [30, 60, 60, 60, 60, 60, 60, 60]
+
+
+def test_a_dispatch_that_was_not_published_delays_no_later_one(
+    database: Database, make_job: MakeJob, tier: str
+) -> None:
+    """While the broker is away, every sweep tries again."""
+    job = make_job(tier=tier)
+    for _ in range(8):
+        dispatches.undispatch(database, job.id)
+        assert feed(database, tier, lane="interactive") == [job.id]
+    query = text("SELECT dispatch_seq, next_dispatch_at - dispatched_at AS wait FROM jobs WHERE id = :id")
+    with database.transaction() as connection:
+        row = connection.execute(query, {"id": job.id}).one()
+    assert (row.dispatch_seq, round(row.wait.total_seconds())) == (1, 15)
+
+
 def test_a_dispatch_that_could_not_be_published_is_undone(
     database: Database, make_job: MakeJob, tier: str
 ) -> None:

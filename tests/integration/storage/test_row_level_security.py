@@ -8,7 +8,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from catalogue.states import State
-from storage import accounts, batches, counts, jobs
+from storage import accounts, batches, counts, erasure, jobs
 from storage.database import Database
 from storage.driver_errors import INSUFFICIENT_PRIVILEGE, sqlstate
 from storage.grants import GRANTS, VIEWS
@@ -20,7 +20,7 @@ from tests.fixtures.new_jobs import new_job
 from tests.integration.storage.conftest import MakeJob
 
 ClaimJob = Callable[..., Claim]
-OF_ALL_ACCOUNTS = {"workers", "profiles", "sessions", *VIEWS}
+OF_ALL_ACCOUNTS = {"workers", "paused_tiers", "profiles", "sessions", *VIEWS}
 """What the API may read without a policy: nothing in it leads to an account."""
 CHECK_VIOLATION, INTEGRITY_VIOLATION = "23514", "23000"
 ONE_COLUMN = {
@@ -30,6 +30,7 @@ ONE_COLUMN = {
     "usage_sums": "account_id",
     "batch_usage": "account_id",
     "images": "job_id",
+    "erased_jobs": "job_id",
     "job_events": "job_id",
     "webhook_attempts": "delivery_id",
     "job_files": "job_id",
@@ -82,6 +83,9 @@ def finished(database: Database, make_job: MakeJob, claim_job: ClaimJob) -> Job:
     counts.fold(database)
     assert jobs.finish(database, claim_job(make_job().id).lease, stored=[], warnings=[], timings={})
     batches.cancel(database, job.account_id, batch.id)
+    erased = make_job()
+    jobs.cancel(database, job.account_id, erased.id)
+    assert erasure.erase(database, job.account_id, erased.id)
     return job
 
 

@@ -21,7 +21,7 @@ from local.endpoints import Embedded
 from local.ports import choose_ports
 from settings import ROOT
 from storage.dispatches import Dispatch
-from tasks.app import make_celery
+from tasks.app import POLL_SECONDS, make_celery
 from tasks.dispatch import Dispatcher
 from tasks.queues import GENERATE
 
@@ -39,7 +39,10 @@ url, prefix, folder, has_others = sys.argv[1:]
 folder = Path(folder)
 slots = {"interactive": 2, "bulk": 1}
 app = make_celery(url, prefix, ["sd"])
-consumer = Consumer(app, ["sd"], slots, Pings(app, "cpu:0", "test"), lambda: has_others == "yes")
+closed_tiers = lambda: ["sd"] if (folder / "closed").exists() else []
+consumer = Consumer(
+    app, ["sd"], slots, Pings(app, "cpu:0", "test"), lambda: has_others == "yes", closed_tiers
+)
 task_events = TaskEvents()
 task_events.listen()
 
@@ -134,6 +137,17 @@ def test_a_full_lane_is_left_alone_and_bulk_jobs_start(listener: Listener) -> No
     assert listener.heard("now")
     assert not (listener.folder / "waits").exists()
     (listener.folder / "let-go").touch()
+    assert listener.heard("waits")
+
+
+def test_a_closed_tier_is_left_alone_until_it_is_open_again(listener: Listener) -> None:
+    (listener.folder / "closed").touch()
+    time.sleep(2 * POLL_SECONDS)  # the poll that waits in the broker has ended
+    listener.dispatch("waits")
+    listener.start_bulk("now")
+    assert listener.heard("now"), "what was claimed already starts all the same"
+    assert not listener.heard("waits", 3 * POLL_SECONDS)
+    (listener.folder / "closed").unlink()
     assert listener.heard("waits")
 
 

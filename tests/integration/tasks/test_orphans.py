@@ -17,8 +17,9 @@ from storage import jobs
 from storage.blobs import CHECK_PREFIX, Blobs, Listed, Page
 from storage.database import Database
 from storage.errors import BlobNotFound, BlobUnavailable
-from storage.job_views import StoredImage, orphans_among
+from storage.job_views import StoredImage
 from storage.jobs import Claim, WorkerName
+from storage.objects import orphans_among
 from storage.roles import DatabaseRole
 from tasks.collectors import CollectionPlan, OrphanCollector
 from tasks.generate import object_key

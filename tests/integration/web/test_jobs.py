@@ -106,7 +106,10 @@ def test_a_finished_job_leads_to_its_image(client: Client, draw: Draw) -> None:
     assert queued_seconds == pytest.approx((started_at - created_at).total_seconds(), abs=0.001)
     assert (job["worker"], job["attempt"]) == ("cpu:0@test", 1)
     (image,) = job["images"]
-    assert set(image) == {"index", "url", "width", "height", "sha256", "expires_at"}
+    assert set(image) == {
+        *("index", "url", "width", "height", "sha256", "expires_at"),
+        *("deleted_at", "missing_at"),
+    }
     redirect = client("GET", f"/v1/jobs/{job_id}/images/0")
     assert (redirect.status_code, redirect.headers["Cache-Control"]) == (302, "no-store")
     for url in (image["url"], redirect.headers["Location"]):

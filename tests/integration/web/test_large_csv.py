@@ -63,6 +63,8 @@ def test_a_hundred_thousand_rows_become_jobs_in_the_order_of_the_file(
     with database.transaction(seconds=60) as connection:
         found = connection.execute(query, {"batch_id": batch["id"], "lines": lines}).all()
         assert connection.execute(misplaced, {"batch_id": batch["id"]}).scalar_one() == 0
+        ended = "state = 'canceled', finished_at = clock_timestamp(), next_dispatch_at = NULL"
+        connection.execute(text(f"UPDATE jobs SET {ended} WHERE batch_id = :id"), {"id": batch["id"]})
         connection.execute(text("DELETE FROM jobs WHERE batch_id = :id"), {"id": batch["id"]})
     assert len(found) == len(set(lines))
     for line, prompt, negative, seed, width, tier, strict in found:

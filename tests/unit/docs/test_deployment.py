@@ -15,6 +15,7 @@ from local.valkey import KEY_PREFIX
 from settings import ROOT, Settings, load_settings
 from storage.roles import ROLES as DATABASE_ROLES
 from tasks.app import make_celery
+from tasks.in_flight import LET_GO_SECONDS
 from tasks.pings import Pings
 from tasks.queues import CPU_QUEUE
 from tasks.webhooks.worker import DEVICE
@@ -204,7 +205,9 @@ def flags(command: str) -> list[str]:
 
 
 def test_a_drain_is_shorter_than_what_kills_it() -> None:
-    drain, deployment = Settings.model_fields["drain_seconds"].default, Deployment()
+    """With the time that is left for uploads, and the longest that giving jobs back may take."""
+    defaults, deployment = Settings.model_fields, Deployment()
+    drain = defaults["drain_seconds"].default + LET_GO_SECONDS + defaults["heartbeat_seconds"].default
     for name in ("worker-cpu", "worker-gpu", "worker-none"):
         assert int(deployment.services[name]["stop_grace_period"].removesuffix("s")) > drain
     for name in ("calotype-worker@.service", "calotype-webhooks.service"):

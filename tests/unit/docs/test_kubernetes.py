@@ -11,6 +11,7 @@ from local.plan import ENGINE_START_SECONDS
 from local.roles import S3_ROLES
 from settings import OTHER_VARIABLES, ROOT, Settings
 from storage.roles import ROLES as DATABASE_ROLES
+from tasks.in_flight import LET_GO_SECONDS
 
 from .deployment_checks import check_command
 from .deployment_files import Command, Deployment, in_shell
@@ -149,7 +150,8 @@ def test_the_secrets_that_are_filled_in_are_not_committed() -> None:
 def test_a_drain_and_a_start_have_their_time() -> None:
     settings = {name: field.default for name, field in Settings.model_fields.items()}
     for name in (*WORKERS, "webhooks"):
-        assert PODS[name].spec["terminationGracePeriodSeconds"] > settings["drain_seconds"]
+        end = settings["drain_seconds"] + LET_GO_SECONDS + settings["heartbeat_seconds"]
+        assert PODS[name].spec["terminationGracePeriodSeconds"] > end
     for name in WORKERS:
         probe = PODS[name].container["startupProbe"]
         seconds = probe["periodSeconds"] * probe["failureThreshold"]

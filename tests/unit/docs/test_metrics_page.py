@@ -42,6 +42,7 @@ def api() -> CollectorRegistry:
     metrics.watch_front(Nothing(), Nothing(), dict)
     metrics.watch_queues(dict, [])
     metrics.watch_workers(dict, [])
+    metrics.watch_pauses(dict, [])
     metrics.watch_work(list)
     metrics.watch_webhooks(lambda: 0, lambda: 0)
     metrics.watch_receivers(lambda _: 0)

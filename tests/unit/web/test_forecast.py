@@ -119,6 +119,21 @@ def test_a_job_that_left_the_queue_is_forgotten_with_the_snapshot_that_did_not_r
     assert forecast.of_jobs([shown("b")]) == {}
 
 
+def test_a_job_of_a_paused_tier_has_no_estimate_and_those_who_submit_are_told(
+    forecast: Forecast, rows: Rows, clock: Clock
+) -> None:
+    rows.workload = replace(rows.workload, queued=(job("a"),), pauses={"sd": "new weights"})
+    assert forecast.of_jobs([shown("a")]) == {}
+    assert "sd" not in forecast.of_tiers()
+    load, eta = forecast.accept(shown("b"))
+    assert eta is None
+    assert load is not None
+    assert load.pause_reason == "new weights"
+    rows.workload = replace(rows.workload, pauses={})
+    clock.now += 1.1
+    assert forecast.of_jobs([shown("a")]) == {"a": LONE_SECONDS}
+
+
 def test_jobs_that_came_since_are_ahead_of_the_next_one_in_its_lane(forecast: Forecast, rows: Rows) -> None:
     rows.workload = replace(rows.workload, queued=(job("a"),))
     found = [forecast.accept(shown(name)) for name in "bcd"]

@@ -30,6 +30,8 @@ BULK = replace(NOT_DISPATCHED, lane="bulk", num_own_ahead=1)
 FAILED = replace(NOT_DISPATCHED, num_failures=2, last_error="storage_unavailable", seconds_until_due=7.6)
 
 CASES = [
+    ("tier_paused", replace(NEXT, pause_reason="new weights"), "tier 'sd' is paused (new weights); the job"),
+    ("tier_paused", replace(NEXT, pause_reason="", num_live_workers=0), "tier 'sd' is paused; the job waits"),
     ("no_live_worker", replace(NEXT, num_live_workers=0, num_slots=0), "no live worker serves tier 'sd'"),
     ("no_live_worker", replace(FAILED, num_live_workers=0, num_slots=0), "until one starts"),
     ("retry_backoff", FAILED, "2 of 5 attempts failed, the last with storage_unavailable; "),
