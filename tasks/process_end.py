@@ -60,32 +60,47 @@ class Stops:
     """What SIGTERM and SIGINT do to a worker; `release` gives leases back, uncharged.
 
     The first drains, so that running generations finish. The second ends the engine at its next step, and
-    what it held goes back to the queue. From then on they do what the system does by default.
+    what it held goes back to the queue. From then on they do what the system does by default. The signal
+    that a worker sends itself drains too, and is not counted: a supervisor's first one must not cut it short.
     """
 
     def __init__(
         self,
-        engine: Engine,
         drain: Callable[[], object],
+        stop_engine: Callable[[], object],
         in_flight: InFlightJobs,
         release: Callable[[Sequence[Lease]], object],
+        *,
+        send_signal: Callable[[], object] = lambda: os.kill(os.getpid(), signal.SIGTERM),
     ) -> None:
-        self._engine = engine
         self._drain = drain
+        self._stop_engine = stop_engine
         self._in_flight = in_flight
         self._release = release
+        self._send_signal = send_signal
         self._num_signals = 0
+        self._is_own_signal_due = False
+        self._is_draining = False
+
+    def end_itself(self) -> None:
+        """Drain without being told to, by a signal of its own; called on any thread."""
+        self._is_own_signal_due = True
+        self._send_signal()
 
     def signaled(self) -> None:
         """One of the signals came; called on the main thread, within its handler."""
-        self._num_signals += 1
-        if self._num_signals == 1:
+        if self._is_own_signal_due:
+            self._is_own_signal_due = False
+        else:
+            self._num_signals += 1
+        if not self._is_draining:
+            self._is_draining = True
             self._begin(self._drain)
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        log.warning("drain_cut_short", generations=self._engine.num_generations)
-        self._begin(self._engine.stop)
+        elif self._num_signals > 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            log.warning("drain_cut_short", jobs=len(self._in_flight.all()))
+            self._begin(self._stop_engine)
 
     def _begin(self, stop_engine: Callable[[], object]) -> None:
         threading.Thread(target=self._end, args=(stop_engine,), name="stop", daemon=True).start()

@@ -5,7 +5,6 @@ whose engine failed to load must not take a single message. It decides nothing a
 """
 
 import os
-import signal
 import socket
 import threading
 import time
@@ -175,7 +174,7 @@ class _Process:
         self._recycling = Recycling(
             max_jobs=settings.worker_max_jobs,
             max_memory_bytes=settings.worker_max_memory_bytes,
-            end=lambda: os.kill(os.getpid(), signal.SIGTERM),
+            end=lambda: self._stops.end_itself(),
         )
         self._generate = self._make_generate()
         self._quarantine = Quarantine(
@@ -210,7 +209,7 @@ class _Process:
             self._ready_file,
             settings.drain_seconds,
         )
-        self._stops = Stops(self._engine, self._drain, self._in_flight, self._give_back)
+        self._stops = Stops(self._drain, self._engine.stop, self._in_flight, self._give_back)
         self._watchdog = ConsumerWatchdog(
             pings.send,
             lambda: pings.is_connected,

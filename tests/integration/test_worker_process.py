@@ -171,6 +171,48 @@ def test_a_worker_told_to_stop_gives_back_what_it_cannot_finish_and_charges_noth
     assert {"worker_ready", "job_settled"} <= set(events), "Celery must not raise the log level"
 
 
+def test_a_supervisor_that_stops_a_worker_which_ends_by_itself_does_not_cut_its_jobs_short(
+    migrated: Embedded, database: Database, account: str, tmp_path: Path, kept_self_tests: dict[str, str]
+) -> None:
+    """The worker ends after its first job, while another one runs; then its supervisor restarts the fleet."""
+    prefix, ready_file = "calotype:", tmp_path / "ready.json"
+    environment = {
+        **os.environ,
+        **kept_self_tests,
+        **migrated.environment_of("worker"),
+        "CALOTYPE_BROKER_KEY_PREFIX": prefix,
+        "CALOTYPE_WORKER_MAX_JOBS": "1",
+    }
+    command = [sys.executable, "-m", "cli", "worker", "--device", "cpu:0", "--ready-file", str(ready_file)]
+    dispatcher = Dispatcher(make_celery(migrated.broker_url, prefix, ["sd", "hd"]))
+
+    def submit(num_inference_steps: int, **request: Any) -> str:
+        new = new_job(account, num_inference_steps=num_inference_steps, **request)
+        job, *_ = submissions.create(database, new, redispatch_seconds=15)
+        dispatch = dispatches.of_new_job(database, job.id)
+        assert dispatch is not None
+        assert dispatcher.dispatch([dispatch])
+        return job.id
+
+    def state(job_id: str) -> State:
+        return get(database, account, job_id).state
+
+    with (tmp_path / "worker.log").open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=output)
+    try:
+        wait_for(ready_file.exists, 120)
+        long = submit(150, tier="hd", width=192, height=192, num_images=4)
+        wait_for(lambda: state(long) is State.RUNNING, 120)
+        short = submit(1)
+        wait_for(lambda: not ready_file.exists(), 120)
+        assert (state(short), state(long)) == (State.SUCCEEDED, State.RUNNING)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+    assert state(long) is State.SUCCEEDED
+
+
 def beside_another(database: Database) -> bool:
     """Let the worker hear of another one with its next heartbeat: then it asks while it has jobs."""
     other = Worker("cpu:9@other", "boot-other", "other", 1, "cpu:9", ("sd", "hd"), 1, 1, "exact")
