@@ -203,17 +203,16 @@ class Blobs:
     ) -> str:
         """A link that is valid for `seconds` (SigV4 in the query); `filename` must not come from a client.
 
-        The method is part of the signature, so a link is for either `GET` or `HEAD`.
+        The method is part of the signature, so a link is for either `GET` or `HEAD`. Raises `BlobRefused` if
+        there are no credentials.
         """
-        return self._signer.generate_presigned_url(
-            "head_object" if for_head else "get_object",
-            Params={
-                "Bucket": self.bucket,
-                "Key": key,
-                "ResponseContentDisposition": f'inline; filename="{filename}"',
-                "ResponseContentType": content_type,
-            },
-            ExpiresIn=seconds,
+        operation = "head_object" if for_head else "get_object"
+        return self._sign(
+            operation,
+            seconds,
+            Key=key,
+            ResponseContentDisposition=f'inline; filename="{filename}"',
+            ResponseContentType=content_type,
         )
 
     def presign_put(
@@ -225,17 +224,14 @@ class Blobs:
         it answers 412 and keeps the existing object.
         """
         checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
-        url = self._signer.generate_presigned_url(
+        url = self._sign(
             "put_object",
-            Params={
-                "Bucket": self.bucket,
-                "Key": key,
-                "ContentLength": num_bytes,
-                "ContentType": content_type,
-                "ChecksumSHA256": checksum,
-                "IfNoneMatch": "*",
-            },
-            ExpiresIn=seconds,
+            seconds,
+            Key=key,
+            ContentLength=num_bytes,
+            ContentType=content_type,
+            ChecksumSHA256=checksum,
+            IfNoneMatch="*",
         )
         return url, {
             "Content-Length": str(num_bytes),
@@ -243,6 +239,17 @@ class Blobs:
             "x-amz-checksum-sha256": checksum,
             "If-None-Match": "*",
         }
+
+    def _sign(self, operation: str, seconds: int, **parameters: object) -> str:
+        try:
+            with _translated(self.bucket):
+                url: str = self._signer.generate_presigned_url(
+                    operation, Params={"Bucket": self.bucket, **parameters}, ExpiresIn=seconds
+                )
+                return url
+        except BlobRefused as error:
+            self._log_refusal(error)
+            raise
 
     def check(self) -> None:
         """Raise `BlobError` unless the store answers, accepts our key and has the bucket.

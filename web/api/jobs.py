@@ -156,7 +156,10 @@ def open_image(path: ImagePath) -> AnyResponse:
     responses={204: {"description": "They are deleted."}, **documented(404, 409)},
 )
 def delete_images(path: JobPath) -> Response:
-    """Deletes the images of a job that has ended; the job stays. Their links stop working within a minute."""
+    """Deletes the images of a job that has ended; the job stays.
+
+    Links that were signed before work until the sweeper has deleted the files, usually within a minute.
+    """
     job = _ended(path.job_id, "its images cannot be deleted")
     if not erasure.delete_images(wired().db, job.account_id, job.id):
         raise NotFound(f"no job {job.id!r}")
@@ -237,10 +240,10 @@ def _get(job_id: str) -> Job:
     return get(wired().db, account_id(), job_id)
 
 
-def _ended(job_id: str, so: str) -> Job:
+def _ended(job_id: str, refusal: str) -> Job:
     job = _get(job_id)
     if not job.is_terminal:
-        raise JobIsNotFinal(f"job {job.id!r} is {job.state}: {so} before it ends")
+        raise JobIsNotFinal(f"job {job.id!r} is {job.state}: {refusal} before it ends")
     return job
 
 

@@ -86,6 +86,10 @@ def test_without_keys_the_machines_own_credentials_are_used(
     with pytest.raises(BlobRefused, match="there are no credentials for the store") as raised:
         without_keys.get(key)
     assert raised.value.reason == "NoCredentials"
+    with pytest.raises(BlobRefused, match="there are no credentials for the store"):
+        without_keys.presign(key, seconds=60, filename="a.png", content_type="image/png")
+    with pytest.raises(BlobRefused, match="there are no credentials for the store"):
+        without_keys.presign_put(key, seconds=60, sha256="00" * 32, num_bytes=1, content_type="image/png")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", services.s3_access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", services.s3_secret_key)
     found = like(services, access_key="", secret_key="")
