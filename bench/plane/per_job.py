@@ -1,8 +1,9 @@
 """What a job costs in counts, which no noise disturbs: statements, WAL, rows, commands of Redis, objects.
 
 A null worker runs jobs that are submitted one by one, then a CSV. What the service does without any job in
-the same time is measured first and subtracted; a second worker shows what each one takes while it waits. It
-knows no CPU, and no seconds but the idle ones.
+the same time is measured first and subtracted; a second worker shows what each one takes while it waits, and
+at the end all jobs are erased because of their age. It knows no CPU, and no seconds but the idle ones and
+those of erasing.
 """
 
 import tempfile
@@ -23,6 +24,7 @@ from bench.plane.submitted import Submitted, by_csv, by_post
 from bench.plane.system import Plane, plane_system
 from bench.workload import mixed_requests
 from engine.request import GenerationRequest
+from storage.erasure import MAX_ERASED
 
 TABLES = ("jobs", "job_events", "images")
 """What is left of a job that has ended."""
@@ -86,6 +88,7 @@ def measure(*, is_short: bool) -> Iterator[Figure]:
         with null_worker(plane, "another", "--tiers", "hd", "--no-upload"):
             plane.wait_until_ready()
             yield from figures_of_a_worker(idle, _idle(read, amounts.idle_seconds))
+        yield from figures_of_erasure(plane, read, idle)
 
 
 def _idle(read: Callable[[], Counts], seconds: float) -> dict[str, float]:
@@ -124,6 +127,30 @@ def figures_of_a_worker(alone: Mapping[str, float], beside: Mapping[str, float])
         parts = _parts(more, "redis:") if name == "redis_commands" else ""
         reason = f"a second, of a worker without work{parts}; all else, with one worker: {alone[name]:.1f}"
         yield figure_of(f"{name}_waiting", [more[name]], None, None, reason)
+
+
+def figures_of_erasure(
+    plane: Plane, read: Callable[[], Counts], idle: Mapping[str, float]
+) -> Iterator[Figure]:
+    """What erasing a job because of its age takes: the log of all of it, the time of its rows alone."""
+    before = read()
+    turns: list[tuple[int, float]] = []
+    for lane in ("interactive", "bulk"):
+        while True:
+            begun_at = time.perf_counter()
+            [(num_jobs,)] = plane.rows("SELECT erase_old_jobs(%s, 0, %s)", lane, MAX_ERASED)
+            if not num_jobs:
+                break
+            turns.append((num_jobs, time.perf_counter() - begun_at))
+    while plane.rows("SELECT FROM needless_objects LIMIT 1"):  # the sweeper deletes the objects
+        time.sleep(1)
+    found = read().since(before, idle)
+    num_erased = sum(number for number, _ in turns)
+    reason = f"of {num_erased} jobs; {found['wal_records'] / num_erased:.0f} records a job"
+    yield figure_of("wal_kilobytes_erased", [found["wal"] / 1024 / num_erased], None, None, reason)
+    milliseconds = [1000 * seconds / number for number, seconds in turns]
+    reason = f"a job, by transactions of up to {MAX_ERASED}, one after the other; objects not counted"
+    yield figure_of("milliseconds_erased", milliseconds, None, None, reason)
 
 
 def _parts(counts: Mapping[str, float], prefix: str, begin: str = ": ") -> str:
