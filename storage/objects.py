@@ -5,6 +5,7 @@ The caller reads, writes and deletes the objects; this module knows their keys a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from sqlalchemy import Connection, text
 
@@ -24,6 +25,14 @@ class NamedObject:
     content_type: str
 
 
+@dataclass(frozen=True)
+class NeedlessObject:
+    """An object and the instant since which no row uses it."""
+
+    key: str
+    since: datetime
+
+
 def named_objects(connection: Connection) -> Iterator[NamedObject]:
     """The objects of all images and files that were not deleted, in the order of their keys."""
     last = ""
@@ -33,9 +42,12 @@ def named_objects(connection: Connection) -> Iterator[NamedObject]:
         last = page[-1].key
 
 
-def needless_objects(db: Database) -> Sequence[str]:
-    """Up to `AT_ONCE` keys of objects that no row will ever use again, the longest needless first."""
-    return [row.object_key for row in db.execute(_NEEDLESS, {"limit": AT_ONCE}, idempotent=True)]
+def needless_objects(db: Database, *, after: NeedlessObject | None = None) -> list[NeedlessObject]:
+    """Up to `AT_ONCE` objects that no row will ever use again, those that follow `after`, oldest first."""
+    last = after or NeedlessObject("", datetime.min.replace(tzinfo=UTC))
+    parameters = {"key": last.key, "since": last.since, "limit": AT_ONCE}
+    rows = db.execute(_NEEDLESS, parameters, idempotent=True)
+    return [NeedlessObject(row.object_key, row.since) for row in rows]
 
 
 def forget_object(db: Database, object_key: str) -> None:
@@ -95,5 +107,8 @@ _MISSING = text(
     """UPDATE images SET missing_at = clock_timestamp()
         WHERE object_key = ANY(:keys) AND missing_at IS NULL RETURNING object_key"""
 )
-_NEEDLESS = text("SELECT object_key FROM needless_objects ORDER BY since LIMIT :limit")
+_NEEDLESS = text(
+    """SELECT object_key, since FROM needless_objects
+        WHERE (since, object_key) > (:since, :key) ORDER BY since, object_key LIMIT :limit"""
+)
 _FORGET = text("DELETE FROM needless_objects WHERE object_key = :key")

@@ -15,7 +15,7 @@ import structlog
 from storage import erasure, files, objects
 from storage.blobs import CHECK_PREFIX, Blobs
 from storage.database import Database
-from storage.errors import StorageError
+from storage.errors import BlobError, StorageError
 from storage.files import orphaned_files
 
 log = structlog.get_logger()
@@ -23,6 +23,8 @@ log = structlog.get_logger()
 FILE_TURN_SECONDS = 30.0
 ERASURE_TURN_SECONDS = 10.0
 ERASURE_PAUSE_SECONDS = 0.1
+MAX_FAILURES = 10
+"""Failures of the store in a row after which a turn ends."""
 """Between two parts of the old jobs, so that they are no burst of writes."""
 _KEY = re.compile(
     r"(?P<account>acc_\w+)/(?P<job>job_\w+)/a(?P<attempt>[1-9]\d{0,8})/\d+-[0-9a-f]{16}\.[a-z]+", re.ASCII
@@ -194,14 +196,24 @@ class ErasureCollector:
                 log.info("old_jobs_erased", lane=lane, count=num_erased)
 
     def delete_objects(self, stop: threading.Event) -> None:
-        """Delete the objects that became needless; the next turn goes on after a failure of the store.
+        """Delete the objects that became needless; raises `StorageError`.
 
-        Raises `StorageError`.
+        An object that the store does not delete is passed over, and tried again in the next turn. After
+        `MAX_FAILURES` in a row the store is taken to be away, and the last one is raised.
         """
-        while keys := objects.needless_objects(self._db):
-            for key in keys:
+        last, num_failures = None, 0
+        while page := objects.needless_objects(self._db, after=last):
+            for last in page:
                 if stop.is_set():
                     return
-                self._blobs.delete(key)
-                objects.forget_object(self._db, key)
-            log.info("objects_deleted", count=len(keys))
+                try:
+                    self._blobs.delete(last.key)
+                except BlobError as error:
+                    num_failures += 1
+                    if num_failures == MAX_FAILURES:
+                        raise
+                    log.warning("object_not_deleted", object_key=last.key, error=str(error))
+                    continue
+                objects.forget_object(self._db, last.key)
+                num_failures = 0
+            log.info("objects_deleted", count=len(page))

@@ -471,7 +471,7 @@ def _erasure(rows: Rows, databases: Mapping[str, Database]) -> Iterator[Step]:
         yield f"erase_old {lane}", partial(erasure.erase_old, sweeper, lane, kept_seconds=0, limit=10)
     yield "erase_old, nothing", lambda: erasure.erase_old(sweeper, "bulk", kept_seconds=10**9)
     yield "needless_objects", lambda: objects.needless_objects(sweeper)
-    yield "forget_object", lambda: objects.forget_object(sweeper, objects.needless_objects(sweeper)[0])
+    yield "forget_object", lambda: objects.forget_object(sweeper, objects.needless_objects(sweeper)[0].key)
     yield "note_missing", lambda: objects.note_missing(databases[OWNER], ["x/1"])
     with databases[OWNER].transaction() as connection:
         yield "named_objects", lambda: next(objects.named_objects(connection))

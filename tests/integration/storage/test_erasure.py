@@ -68,7 +68,7 @@ def test_an_erased_job_is_gone_with_all_its_rows_and_its_objects_are_needless(
     assert set(rows_of(database, job).values()) == {0}
     with pytest.raises(NotFound):
         get(databases["api"], job.account_id, job.id)
-    assert keys_of(job) <= set(needless_objects(databases["sweeper"]))
+    assert keys_of(job) <= {one.key for one in needless_objects(databases["sweeper"])}
     assert get(databases["api"], other.account_id, other.id) == other
     assert not erasure.erase(databases["api"], job.account_id, job.id), "it is gone"
 
@@ -103,7 +103,7 @@ def test_deleted_images_say_so_and_their_objects_are_needless(
     first = [image.deleted_at for image in get(database, job.account_id, job.id).images]
     assert len(first) == 2
     assert None not in first
-    assert keys_of(job) <= set(needless_objects(databases["sweeper"]))
+    assert keys_of(job) <= {one.key for one in needless_objects(databases["sweeper"])}
     assert erasure.delete_images(databases["api"], job.account_id, job.id), "it may be repeated"
     assert [image.deleted_at for image in get(database, job.account_id, job.id).images] == first
 

@@ -8,12 +8,12 @@ from sqlalchemy import text
 from storage import erasure, jobs
 from storage.blobs import Blobs
 from storage.database import Database
-from storage.errors import BlobNotFound, BlobUnavailable, NotFound
+from storage.errors import BlobNotFound, BlobRefused, BlobUnavailable, NotFound
 from storage.job_views import Job, StoredImage, get
 from storage.jobs import WorkerName
 from storage.objects import needless_objects
 from storage.roles import DatabaseRole
-from tasks.collectors import ErasureCollector
+from tasks.collectors import MAX_FAILURES, ErasureCollector
 from tasks.generate import object_key
 from tests.integration.tasks.conftest import MakeJob
 
@@ -59,8 +59,9 @@ def test_the_objects_of_an_erased_job_and_of_deleted_images_are_deleted_and_no_o
 def test_a_store_that_is_away_loses_no_object_from_sight(
     databases: Databases, blobs: Blobs, make_ended: MakeJob
 ) -> None:
-    job = make_ended()
-    assert erasure.erase(databases["api"], job.account_id, job.id)
+    made = [make_ended() for _ in range(MAX_FAILURES + 1)]
+    for job in made:
+        assert erasure.erase(databases["api"], job.account_id, job.id)
 
     class Away:
         def delete(self, key: str) -> None:
@@ -68,9 +69,28 @@ def test_a_store_that_is_away_loses_no_object_from_sight(
 
     with pytest.raises(BlobUnavailable):
         ErasureCollector(databases["sweeper"], Away(), {}).delete_objects(threading.Event())  # type: ignore[arg-type]  # what of it is used
-    assert is_there(blobs, job)
+    assert all(is_there(blobs, job) for job in made)
     ErasureCollector(databases["sweeper"], blobs, {}).delete_objects(threading.Event())
-    assert not is_there(blobs, job)
+    assert not any(is_there(blobs, job) for job in made)
+
+
+def test_an_object_that_the_store_does_not_delete_does_not_hold_up_the_others(
+    databases: Databases, blobs: Blobs, make_ended: MakeJob
+) -> None:
+    refused, other = make_ended(), make_ended()
+    for job in (refused, other):
+        assert erasure.erase(databases["api"], job.account_id, job.id)
+
+    class Refusing:
+        def delete(self, key: str) -> None:
+            if key == refused.images[0].object_key:
+                raise BlobRefused("it is locked", reason="AccessDenied")
+            blobs.delete(key)
+
+    ErasureCollector(databases["sweeper"], Refusing(), {}).delete_objects(threading.Event())  # type: ignore[arg-type]  # what of it is used
+    assert [is_there(blobs, job) for job in (refused, other)] == [True, False]
+    ErasureCollector(databases["sweeper"], blobs, {}).delete_objects(threading.Event())
+    assert not is_there(blobs, refused)
 
 
 def test_jobs_are_erased_once_they_are_older_than_their_lane_keeps_them(
