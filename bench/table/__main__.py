@@ -1,6 +1,6 @@
 """Measures the trade-offs of the service on this machine, one factor at a time, and draws them.
 
-    python -m bench.table [--short] [--out bench-output/table]
+    python -m bench.table [--short] [--rounds 3] [--out bench-output/table]
 
 Steps, resolution, batch cap, workers, guidance, step cache, a few-step sampler and 8-bit weights: for each
 the seconds of a request alone and the images a second at saturation, as ratios to one base; for each service
@@ -11,6 +11,7 @@ import argparse
 import os
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="default: table in bench-output, or in bench-output/part if short"
     )
+    parser.add_argument(
+        "--rounds", type=int, help=f"default: {Amounts.num_rounds}, or {SHORT.num_rounds} if short"
+    )
     parser.add_argument("--only", action="append", metavar="FACTOR", help="this factor; may be repeated")
     arguments = parser.parse_args()
     out = arguments.out or FOLDER / ("part/table" if arguments.short or arguments.only else "table")
@@ -47,6 +51,10 @@ def main() -> None:
 
     num_captions = SHORT_CAPTIONS if arguments.short else quality.NUM_CAPTIONS
     amounts = SHORT if arguments.short else Amounts()
+    if arguments.rounds is not None:
+        if arguments.rounds < 1:
+            parser.error(f"--rounds: {arguments.rounds} is less than 1")
+        amounts = replace(amounts, num_rounds=arguments.rounds)
     found = measure(chosen, amounts, say)
     missing = weights.why_not()
     if missing is None and (not arguments.only or "weights" in arguments.only):
