@@ -25,6 +25,8 @@ from tiny.scenes import draw_scene
 LOADS = (0.3, 0.6, 0.8, 0.95)
 """The offered load of the curves, as shares of what the service gave at saturation in the same round."""
 DRAIN_SECONDS = 300.0
+APART_SECONDS = 0.01
+"""Of hundreds of requests in the same moment the API refuses some."""
 NO_GOAL = Goal(seconds=DRAIN_SECONDS)
 
 
@@ -134,8 +136,9 @@ def requests_of(fields: Fields, number: int, seed: int) -> list[Fields]:
 
 
 def at_once(requests: Sequence[Fields]) -> Trace:
-    """A trace in which all requests are due at the start."""
-    return Trace(tuple(Arrival(0.0, (request,)) for request in requests), seconds=DRAIN_SECONDS)
+    """A trace in which all requests are due at the start, so far apart that the API can take them."""
+    arrivals = (Arrival(APART_SECONDS * number, (request,)) for number, request in enumerate(requests))
+    return Trace(tuple(arrivals), seconds=DRAIN_SECONDS)
 
 
 def at_rate(fields: Fields, images_per_second: float, seconds: float, seed: int) -> Trace:
