@@ -6,6 +6,7 @@ job runs where and when is simulated by `engine.policy.fleet`. It does not know 
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,6 +20,8 @@ from engine.policy.fleet import Run, SimulatedFleet, SimulatedWorker
 
 SCRAPE_SECONDS = 15.0
 """As in deploy/prometheus.yml."""
+RATE_SECONDS = 600.0
+"""Over which the rate of images is taken."""
 REVERSAL_SECONDS = 600.0
 """Workers that are wanted again within this time should have been kept: a start takes minutes."""
 Worker = SimulatedWorker[FleetJob]
@@ -26,16 +29,21 @@ Worker = SimulatedWorker[FleetJob]
 
 @dataclass(frozen=True)
 class Backlog:
-    """The jobs that wait at one instant, those that workers hold, and by lane the device seconds of both."""
+    """The jobs that wait at one instant, those that workers hold, and by lane the device seconds of both.
+
+    `images_per_second` is the rate of interactive images in the last minutes.
+    """
 
     num_queued: int
     num_held: int
     work: Mapping[Lane, float]
+    images_per_second: float
 
 
 SIGNALS: Mapping[str, Callable[[Backlog], float]] = {
     "interactive-work": lambda backlog: backlog.work["interactive"],
     "bulk-work": lambda backlog: backlog.work["bulk"],
+    "drawn-images": lambda backlog: backlog.images_per_second,
     "queued-jobs": lambda backlog: backlog.num_queued + backlog.num_held,
 }
 """By name of a trigger of the manifest, what its query gives; a test compares them with the queries."""
@@ -117,7 +125,9 @@ class _Day:
         self._fleet: SimulatedFleet[FleetJob] = SimulatedFleet(self._serving, seed=conditions.seed)
         self._next_scrape_at = -SCRAPE_SECONDS / 2  # out of step with what reads them
         self._scraped: Values = {}
+        self._num_counted = 0  # of the runs that have ended, in `_images`
         self._day = Day(workers=[(0.0, conditions.num_workers)])
+        self._images: deque[tuple[float, int]] = deque([(0.0, 0)])  # all that were stored by each scrape
 
     def run(self, jobs: Iterable[Arrival], seconds: float) -> Day:
         """Serve all jobs, and return what happened until the last has ended and `seconds` have passed."""
@@ -193,5 +203,16 @@ class _Day:
             for one, run in worker.runs.items():
                 num_left = worker.device.num_steps_left_at(one, self._fleet.now)
                 work[run.job.lane] += image_seconds * num_left / num_steps
-        backlog = Backlog(num_queued, num_held, work)
+        backlog = Backlog(num_queued, num_held, work, self._images_per_second())
         self._scraped = {name: read(backlog) for name, read in {**SIGNALS, **COMPARED}.items()}
+
+    def _images_per_second(self) -> float:
+        runs, now = self._day.runs, self._fleet.now
+        number = self._images[-1][1] + sum(
+            run.job.num_images for run in runs[self._num_counted :] if run.job.lane == "interactive"
+        )
+        self._num_counted = len(runs)
+        self._images.append((now, number))
+        while now - self._images[0][0] > RATE_SECONDS:
+            self._images.popleft()
+        return (number - self._images[0][1]) / RATE_SECONDS

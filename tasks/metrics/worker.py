@@ -47,7 +47,7 @@ class WorkerMetrics(JobObserver):
             ["tier", "code"],
             registry=registry,
         )
-        self._images = Counter("calotype_images", "Images stored.", ["tier"], registry=registry)
+        self._images = Counter("calotype_images", "Images stored.", ["tier", "lane"], registry=registry)
         self._device_seconds = Counter(
             "calotype_device_seconds",
             "Seconds on the device of succeeded jobs, shared by rows.",
@@ -83,11 +83,11 @@ class WorkerMetrics(JobObserver):
         )
 
         for tier in tiers:
-            self._images.labels(tier)
             self._device_seconds.labels(tier)
             for code in ("internal_error", *_codes_below(EngineError), *_codes_below(StorageError)):
                 self._failures.labels(tier, code)
             for lane in LANES:
+                self._images.labels(tier, lane)
                 for state in (State.SUCCEEDED, State.FAILED, State.CANCELED, State.QUEUED):
                     self._settled.labels(tier, lane, state.value)
 
@@ -144,7 +144,7 @@ class WorkerMetrics(JobObserver):
         job = claim.job
         self._settled.labels(job.tier, job.lane, outcome.state.value).inc()
         if outcome.state is State.SUCCEEDED:
-            self._images.labels(job.tier).inc(outcome.num_images)
+            self._images.labels(job.tier, job.lane).inc(outcome.num_images)
             self._device_seconds.labels(job.tier).inc(outcome.timings["device_seconds"])
             for stage, seconds in stage_seconds(outcome.timings).items():
                 self._stages.labels(job.tier, job.lane, stage).observe(seconds)

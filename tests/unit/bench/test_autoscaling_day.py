@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.autoscaling.__main__ import FULL_SHARE, PARTS, Sizes, by_queue_length, manifest_rules, with_share
-from bench.autoscaling.day import SIGNALS, Backlog, Conditions, Day, _Day, run_day
+from bench.autoscaling.day import RATE_SECONDS, SIGNALS, Backlog, Conditions, Day, _Day, run_day
 from bench.autoscaling.device import H200_512, FleetJob, new_worker
 from bench.autoscaling.rules import Rules
 from bench.autoscaling.traffic import Arrival, Burst, Traffic, arrivals
@@ -32,11 +32,11 @@ def served(jobs: Iterable[Arrival], hours: float, rules: Rules | None = RULES, *
     return run_day(H200_512, jobs, hours * HOUR, rules, replace(USUAL, **conditions))
 
 
-LANES_OF: dict[Lane, tuple[float, float, int, int]] = {
-    "interactive": (7.0, 11.0, 1, 2),
-    "bulk": (13.0, 17.0, 4, 8),
+LANES_OF: dict[Lane, tuple[float, float, int, int, float]] = {
+    "interactive": (7.0, 11.0, 1, 2, 0.25),
+    "bulk": (13.0, 17.0, 4, 8, 0.5),
 }
-"""By lane: device seconds of what waits and of what runs, the jobs that wait, and those that workers hold."""
+"""By lane: device seconds of what waits and of what runs, jobs that wait or are held, images a second."""
 SERIES = [
     (name, {tier_label: tier, "lane": lane}, value + 1000 * (tier != "sd"))
     for tier in ("sd", "hd")
@@ -47,6 +47,7 @@ SERIES = [
             ("calotype_running_device_seconds", "tier"),
             ("calotype_queue_jobs", "tier"),
             ("calotype_held_jobs", "pod_tier"),
+            ("calotype_images_total", "tier"),
         ),
         values,
         strict=True,
@@ -57,9 +58,13 @@ SELECTOR = re.compile(r"(calotype_\w+)\{([^}]*)\}")
 
 
 def answer_of(query: str) -> float:
-    """What Prometheus answers: these queries add up series, of which each process has one for each lane."""
+    """What Prometheus answers: these queries add up series, of which each process has one for each lane.
+
+    That of a counter stands for its rate.
+    """
     form = SELECTOR.sub("x", " ".join(query.split()))
-    assert form in ("max(x) + max(x)", "sum(max by (lane) (x)) + (sum(x) or vector(0))")
+    rate = f"sum(rate(x[{RATE_SECONDS / 60:.0f}m]))"
+    assert form in ("max(x) + max(x)", "sum(max by (lane) (x)) + (sum(x) or vector(0))", rate)
     return sum(
         value
         for name, selected in SELECTOR.findall(query)
@@ -69,13 +74,15 @@ def answer_of(query: str) -> float:
 
 
 def test_the_triggers_of_the_manifest_are_those_that_are_simulated() -> None:
-    waiting, running, num_queued, num_held = zip(*LANES_OF.values(), strict=True)
+    waiting, running, num_queued, num_held, rates = zip(*LANES_OF.values(), strict=True)
     work = dict(zip(LANES_OF, map(sum, zip(waiting, running, strict=True)), strict=True))
-    backlog = Backlog(sum(num_queued), sum(num_held), work)
+    backlog = Backlog(sum(num_queued), sum(num_held), work, rates[0])
     assert {trigger.name: answer_of(trigger.query) for trigger in RULES.triggers} == {
         name: read(backlog) for name, read in SIGNALS.items()
     }
-    assert RULES.triggers[0].threshold == pytest.approx(FULL_SHARE * H200_512.full_seconds, abs=0.5)
+    thresholds = {trigger.name: trigger.threshold for trigger in RULES.triggers}
+    assert thresholds["interactive-work"] == pytest.approx(FULL_SHARE * H200_512.full_seconds, abs=0.5)
+    assert thresholds["drawn-images"] == pytest.approx(2 * FULL_SHARE / H200_512.image_seconds, abs=0.005)
 
 
 @pytest.mark.parametrize(("seed", "noise"), [(1, 0.1), (2, 0.1), (3, 0.3)])
@@ -86,6 +93,26 @@ def test_a_constant_load_with_noise_hardly_ever_brings_back_a_worker_that_was_ju
     assert day.num_reversals(since=HOUR) <= 2
     assert day.num_changes(since=HOUR) <= 4 * 2
     assert min(number for at, number in day.workers if at > HOUR) > 6
+
+
+def test_a_fleet_that_is_ahead_of_its_work_keeps_the_workers_that_its_images_need() -> None:
+    """Else it has so little open work that it loses them, and starts others once it is overfull."""
+    load, hours = 20, 3
+    without = replace(RULES, triggers=tuple(one for one in RULES.triggers if one.name != "drawn-images"))
+    jobs = steady(load, hours)
+    least = {
+        rules: min(number for at, number in served(jobs, hours, rules).workers if at > HOUR)
+        for rules in (RULES, without)
+    }
+    assert least[RULES] > 1.25 * load > least[without]
+
+
+def test_the_rate_of_images_is_that_of_the_last_ten_minutes() -> None:
+    day = _Day(H200_512, RULES, USUAL)
+    day.run([Arrival(0.0, 4)], 400.0)
+    assert day._scraped["drawn-images"] == pytest.approx(4 / RATE_SECONDS)
+    day._go_on(400.0 + RATE_SECONDS)
+    assert day._scraped["drawn-images"] == 0
 
 
 def test_rules_without_windows_would_flap() -> None:

@@ -214,6 +214,10 @@ def test_the_triggers_read_the_work_of_their_tier_once_however_many_processes_te
             f'max(calotype_{state}_device_seconds{{tier="{tier}",lane="{lane}"}})'
             for state in ("queued", "running")
         )
+    assert (
+        queries["drawn-images"]
+        == f'sum(rate(calotype_images_total{{tier="{tier}",lane="interactive"}}[10m]))'
+    )
     queued = f'sum(max by (lane) (calotype_queue_jobs{{tier="{tier}"}}))'
     assert queries["queued-jobs"] == f'{queued} + (sum(calotype_held_jobs{{pod_tier="{tier}"}}) or vector(0))'
 
