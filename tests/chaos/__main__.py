@@ -9,6 +9,7 @@ a release needs; they are stored, so that a run that was ended goes on where it 
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -70,21 +71,28 @@ def main() -> None:
         plan = PLANS[name]
         blocks = done.setdefault(name, [])
         while not blocks or (asked.full and sum(block.inflicted for block in blocks) < plan.full):
-            blocks.append(_run_block(plan, asked.seed + len(blocks)))
+            blocks.append(_run_block(plan, asked.seed + len(blocks), out / "logs" / name))
             _write(done, out, is_full=asked.full)
             _show(blocks[-1])
     sys.exit(not all(block.holds for blocks in done.values() for block in blocks))
 
 
-def _run_block(plan: Plan, seed: int) -> Row:
+def _run_block(plan: Plan, seed: int, logs: Path) -> Row:
+    """Run one block; the logs of one that does not hold are kept in `logs`."""
     with (
         tempfile.TemporaryDirectory(prefix="chaos") as folder,
         chaos_system(Path(folder), plan.settings, seed) as system,
     ):
         try:
-            return plan.inflict(system, plan.number, seed, min_jobs=plan.min_jobs)
+            row = plan.inflict(system, plan.number, seed, min_jobs=plan.min_jobs)
         except Exception as error:  # the other rows run all the same
-            return broken(plan.inflict.__name__, seed, plan.number, error)
+            row = broken(plan.inflict.__name__, seed, plan.number, error)
+        if not row.holds:
+            shutil.rmtree(logs, ignore_errors=True)
+            shutil.copytree(system.folder / "data" / "logs", logs)
+            for log in system.folder.glob("*.log"):
+                shutil.copy(log, logs)
+        return row
 
 
 def _stored_blocks(out: Path) -> dict[str, list[Row]]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.figures import quantile
@@ -15,13 +16,16 @@ from tests.chaos.checker import Findings
 
 FOLDER = Path("chaos-output")
 NUM_REASONS = 20
+LEAST_KEPT = 0.9
+"""The bar of the median of `Row.kept_shares`."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One fault: how often it was inflicted, and what was counted afterwards.
 
-    `recovery_seconds` are from each fault to the instant when what it stopped went on.
+    `recovery_seconds` are from each fault to the instant when what it stopped went on, `kept_shares` the
+    throughput after faults ÷ that before the same fault.
     """
 
     fault: str
@@ -32,11 +36,13 @@ class Row:
     recovery_seconds: Sequence[float] = ()
     details: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    kept_shares: Sequence[float] = ()
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was found, and the fault was inflicted as often as it should be."""
-        return self.findings.holds and self.inflicted >= self.wanted
+        """Whether nothing was found, work went on as fast, and the fault was inflicted as often as wanted."""
+        is_fast_again = not self.kept_shares or median(self.kept_shares) >= LEAST_KEPT
+        return self.findings.holds and is_fast_again and self.inflicted >= self.wanted
 
     def as_json(self) -> dict[str, Any]:
         """The row as `report.json` has it."""
@@ -50,6 +56,7 @@ class Row:
             **counts,
             "recovery_p50_seconds": self._quantile(0.5),
             "recovery_p99_seconds": self._quantile(0.99),
+            "throughput_kept": round(median(self.kept_shares), 2) if self.kept_shares else None,
             "holds": self.holds,
             "details": self.details,
             "seconds": round(self.seconds, 1),
@@ -75,6 +82,7 @@ def merged(blocks: Sequence[Row], wanted: int) -> Row:
         [seconds for block in blocks for seconds in block.recovery_seconds],
         {"blocks": len(blocks), **blocks[-1].details},
         sum(block.seconds for block in blocks),
+        [share for block in blocks for share in block.kept_shares],
     )
 
 
@@ -98,7 +106,7 @@ def restored(document: dict[str, Any]) -> Row:
 COLUMNS = (
     *("fault", "inflicted", "attempts", "acknowledged", "lost", "duplicated", "unexpected", "recovered"),
     *("misattributed", "leaked", "stuck", "orphans", "images"),
-    *("recovery_p50_seconds", "recovery_p99_seconds", "holds"),
+    *("recovery_p50_seconds", "recovery_p99_seconds", "throughput_kept", "holds"),
 )
 
 

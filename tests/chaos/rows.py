@@ -23,11 +23,15 @@ SETTLE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Inflicted:
-    """How often the fault was inflicted, and the seconds from each to the instant when work went on."""
+    """How often the fault was inflicted, and the seconds from each to the instant when work went on.
+
+    `kept_shares` are the throughput after faults ÷ that before the same fault, where it was measured.
+    """
 
     number: int
     recovery_seconds: Sequence[float] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    kept_shares: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ def under_load(
         inflicted.recovery_seconds,
         {**inflicted.details, "client tries": tries},
         time.monotonic() - begun_at,
+        inflicted.kept_shares,
     )
 
 

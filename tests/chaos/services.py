@@ -18,11 +18,13 @@ from tests.chaos import worker_program
 from tests.chaos.kills import NUM_WORKERS
 from tests.chaos.report import Row
 from tests.chaos.rows import Inflicted, Load, under_load
-from tests.chaos.system import START_SECONDS, Kept, System
+from tests.chaos.system import LEASE_SECONDS, START_SECONDS, Kept, System
 
 FAULT_SECONDS = 2.0
 QUIET_SECONDS = 3.0
 """Between two faults, in which work goes on."""
+WINDOW_SECONDS = 15.0
+"""In which images are counted, before a kill of Postgres and from a lease after it."""
 TERMINATIONS_PER_SECOND = 2.0
 SPOILT_SHARE = 0.3
 Break = Callable[[System], object]
@@ -41,8 +43,14 @@ def break_broker(system: System, number: int, seed: int, *, min_jobs: int = 0) -
     return _break_in_turn("broker fails", faults, system, number, seed, min_jobs)
 
 
-def break_postgres(system: System, number: int, seed: int, *, min_jobs: int = 0) -> Row:
-    """Kill, stop and blackhole Postgres, end its sessions, use them up, and make it read-only."""
+def break_postgres(
+    system: System, number: int, seed: int, *, min_jobs: int = 0, window_seconds: float = WINDOW_SECONDS
+) -> Row:
+    """Kill, stop and blackhole Postgres, end its sessions, use them up, and make it read-only.
+
+    The images of a window before each kill are compared with those of one that begins a lease after it, but
+    not if `window_seconds` is 0.
+    """
     faults: Mapping[str, Break] = {
         "killed": partial(_kill, "postgres"),
         "sessions ended": _end_sessions,
@@ -52,7 +60,7 @@ def break_postgres(system: System, number: int, seed: int, *, min_jobs: int = 0)
         "half-open": partial(_half_open, "postgres"),
         "connections exhausted": _exhaust_connections,
     }
-    return _break_in_turn("Postgres fails", faults, system, number, seed, min_jobs)
+    return _break_in_turn("Postgres fails", faults, system, number, seed, min_jobs, window_seconds)
 
 
 def spoil_uploads(system: System, number: int, seed: int, *, min_jobs: int = 0) -> Row:
@@ -89,23 +97,36 @@ def _workers(system: System) -> list[Kept]:
 
 
 def _break_in_turn(
-    fault: str, faults: Mapping[str, Break], system: System, number: int, seed: int, min_jobs: int
+    fault: str,
+    faults: Mapping[str, Break],
+    system: System,
+    number: int,
+    seed: int,
+    min_jobs: int,
+    window_seconds: float = 0.0,
 ) -> Row:
     rng = random.Random(seed)
 
     def inflict(load: Load) -> Inflicted:
         kinds: Counter[str] = Counter()
         recoveries: list[float] = []
+        kept_shares: list[float] = []
         for index in range(number):
             _wait_for_claims(load)
             kind = list(faults)[index % len(faults)]
+            is_compared = kind == "killed" and window_seconds > 0
+            time.sleep(window_seconds if is_compared else 0)
+            inflicted_at = system.now()
             faults[kind](system)
             healed = system.now()
             kinds[kind] += 1
             time.sleep(QUIET_SECONDS * rng.uniform(0.2, 1.0))
             recoveries.append(healed)
+            if is_compared:
+                kept_shares.append(_kept_share(load, inflicted_at, window_seconds))
         _wait_for_claims(load)
-        return Inflicted(kinds.total(), _first_claims(system, recoveries), {"by kind": dict(kinds)})
+        recovered = _first_claims(system, recoveries)
+        return Inflicted(kinds.total(), recovered, {"by kind": dict(kinds)}, kept_shares)
 
     return under_load(fault, system, seed, number, _workers(system), inflict, min_jobs=min_jobs)
 
@@ -120,6 +141,18 @@ def _wait_for_claims(load: Load) -> None:
     load.wait_until(
         lambda: load.system.rows(query, since)[0].number >= names, START_SECONDS, "every worker claims jobs"
     )
+
+
+def _kept_share(load: Load, killed_at: float, seconds: float) -> float:
+    """Images of the window that begins a lease after a kill ÷ those of the window before it."""
+    begins_at = killed_at + LEASE_SECONDS
+    load.wait_until(lambda: load.system.now() >= begins_at + seconds, START_SECONDS, "the window has passed")
+    query = """SELECT count(*) AS number FROM images JOIN jobs ON jobs.id = job_id
+                WHERE finished_at >= to_timestamp(%s) AND finished_at < to_timestamp(%s)"""
+    before, after = (
+        load.system.rows(query, at, at + seconds)[0].number for at in (killed_at - seconds, begins_at)
+    )
+    return float(after / before)
 
 
 def _first_claims(system: System, healed: list[float]) -> list[float]:

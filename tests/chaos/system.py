@@ -36,8 +36,9 @@ from tests.chaos.crashes import Crash
 from tests.chaos.program import Program, Start, start
 from tests.chaos.store_proxy import StoreProxy, store_proxied
 
+LEASE_SECONDS = 3
 TENTH: Mapping[str, str] = {
-    "CALOTYPE_LEASE_SECONDS": "3",
+    "CALOTYPE_LEASE_SECONDS": f"{LEASE_SECONDS}",
     "CALOTYPE_HEARTBEAT_SECONDS": "0.5",
     "CALOTYPE_SWEEP_SECONDS": "0.1",
     "CALOTYPE_REDISPATCH_SECONDS": "1.5",
