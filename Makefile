@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench bench-engine bench-faults bench-kills bench-fronts bench-plane bench-table bench-peers chaos chaos-full clean
+.PHONY: help install demo up test check lint types imports docs test-gpu test-libreoffice test-pipelines train train-loras card bench bench-engine bench-faults bench-kills bench-fronts bench-plane bench-table bench-peers chaos chaos-full chaos-hosts clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -76,6 +76,9 @@ chaos: $(INSTALLED) ## inflict every fault on real services and count what is lo
 
 chaos-full: $(INSTALLED) ## the same at the sizes of a release: many hours; it goes on where it was ended
 	@$(BIN)/python -m tests.chaos --full
+
+chaos-hosts: $(INSTALLED) ## cut hosts off from Postgres, the broker, S3 and all of them, in network namespaces; needs root (four minutes)
+	@$(BIN)/python -m tests.chaos.partitions
 
 bench-fronts: $(INSTALLED) ## measure HTTP fronts under 1,000 slow clients of each kind, in bench-output/fronts.json (half an hour)
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target build/fronts \

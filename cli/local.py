@@ -56,6 +56,12 @@ ASSIGNMENTS: dict[Shell, Callable[[str, str], str]] = {
 @local.command()
 def up(
     data_dir: DataDir = DEFAULT_DATA_DIR,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="The IPv4 address at which other machines reach it, which is kept; default: 127.0.0.1."
+        ),
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="The port of the API; by default a free one, which is kept."),
@@ -73,11 +79,13 @@ def up(
     if ready_file is not None:
         require_folder("--ready-file", ready_file)
     if not detach:
-        code = run_up(data_dir, port=port, ready_file=ready_file, say=say, show_secrets=out.is_terminal)
+        code = run_up(
+            data_dir, host=host, port=port, ready_file=ready_file, say=say, show_secrets=out.is_terminal
+        )
         raise typer.Exit(code)
     from local.detached import start
 
-    ready = start(data_dir, say=note, port=port, ready_file=ready_file)
+    ready = start(data_dir, say=note, host=host, port=port, ready_file=ready_file)
     last = "It runs in the background; `calotype down` drains and stops everything."
     for line in greeting(ready, last, show_secrets=out.is_terminal):
         say(line)
@@ -113,13 +121,23 @@ def status(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> Non
 @local.command("env")
 def print_environment(
     shell: Annotated[Shell, typer.Option(help="The syntax to use; sh is also for bash and zsh.")] = Shell.SH,
+    role: Annotated[
+        str | None,
+        typer.Option(
+            help="Print what a process of this role needs on another host instead, passwords included: api, "
+            "worker, sender, sweeper or flower."
+        ),
+    ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Print shell commands that set CALOTYPE_URL and CALOTYPE_API_KEY for --data-dir."""
-    from local.status import ready_of
+    from local.status import environment_of, ready_of
 
     ready = ready_of(data_dir)
-    for name, value in (("CALOTYPE_URL", ready["url"]), ("CALOTYPE_API_KEY", ready["api_key"])):
+    found = {"CALOTYPE_URL": ready["url"], "CALOTYPE_API_KEY": ready["api_key"]}
+    if role is not None:
+        found = environment_of(role, ready)
+    for name, value in found.items():
         print_text(ASSIGNMENTS[shell](name, value) + "\n")
 
 

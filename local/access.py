@@ -20,7 +20,7 @@ def address(url: str, api_key: str, data_dir: Path) -> tuple[str, str]:
     """Return `url` and `api_key`; the state file in `data_dir` supplies what is missing."""
     if not (url and api_key):
         state = State.read(data_dir)
-        url = url or f"http://127.0.0.1:{state.ports['web']}"
+        url = url or f"http://{state.host}:{state.ports['web']}"
         api_key = api_key or state.api_key or ""
     if not api_key:
         raise LocalError("no API key: set CALOTYPE_API_KEY, or run `calotype up` first")

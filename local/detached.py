@@ -26,6 +26,7 @@ def start(
     data_dir: Path,
     *,
     say: Callable[[str], None],
+    host: str | None = None,
     port: int | None = None,
     ready_file: Path | None = None,
 ) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def start(
     log.parent.mkdir(mode=0o700, exist_ok=True)
     # In the current folder of the caller, so that a relative path means what it means there.
     command = [*PROGRAM, "up", "--data-dir", str(folder)]
+    command += ["--host", host] if host else []
     command += ["--port", str(port)] if port else []
     command += ["--ready-file", str(ready_file.absolute())] if ready_file else []
     lines = LogFile(log, num_lines=0)

@@ -125,11 +125,16 @@ def addresses(state: State) -> Endpoints:
 
 @contextmanager
 def embedded(
-    data_dir: Path, say: Callable[[str], None] = lambda _: None, *, keep: bool = True
+    data_dir: Path,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    keep: bool = True,
+    host: str | None = None,
 ) -> Iterator[Embedded]:
     """Run Postgres, Valkey and S3 while the body runs; keep their data in `data_dir` if `keep`."""
     with State.open(data_dir) as state:
         try:
+            state.settle_host(host)
             state.settle_ports(say)
             services, endpoints = data_services(state, say)
             supervisor = Supervisor(services, say, logs=state.logs, inherit=state.held)

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from local.ports import LOOPBACK
 from local.state import write_privately
 
 VALID_DAYS = 3650
@@ -20,10 +21,12 @@ RENEW_DAYS = 365
 """The next start replaces a pair that expires sooner than this."""
 
 
-def ensure_key_pair(certificate: Path, key: Path, *, name: str, now: datetime | None = None) -> None:
-    """Create both files (mode 0600, for 127.0.0.1) unless they match and stay valid for a year."""
+def ensure_key_pair(
+    certificate: Path, key: Path, *, name: str, host: str = LOOPBACK, now: datetime | None = None
+) -> None:
+    """Create both files (mode 0600, for `host`) unless they match, name it and stay valid for a year."""
     now = now or datetime.now(UTC)
-    if _is_good(certificate, key, now):
+    if _is_good(certificate, key, host, now):
         return
     private = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -37,7 +40,7 @@ def ensure_key_pair(certificate: Path, key: Path, *, name: str, now: datetime | 
         .not_valid_after(now + timedelta(days=VALID_DAYS))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False
         )
         .add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
@@ -51,11 +54,14 @@ def ensure_key_pair(certificate: Path, key: Path, *, name: str, now: datetime | 
     write_privately(certificate, made.public_bytes(serialization.Encoding.PEM).decode())
 
 
-def _is_good(certificate: Path, key: Path, now: datetime) -> bool:
+def _is_good(certificate: Path, key: Path, host: str, now: datetime) -> bool:
     try:
         shown = x509.load_pem_x509_certificate(certificate.read_bytes())
         private = serialization.load_pem_private_key(key.read_bytes(), password=None)
-    except (OSError, ValueError):
+        names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return False
+    if ipaddress.ip_address(host) not in names.get_values_for_type(x509.IPAddress):
         return False
     left = shown.not_valid_after_utc - now
     return private.public_key() == shown.public_key() and left > timedelta(days=RENEW_DAYS)

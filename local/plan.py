@@ -15,6 +15,7 @@ from catalogue.catalogue import Catalogue
 from local.devices import Device, find_devices, select_devices
 from local.endpoints import Endpoints, base_environment
 from local.errors import LocalError
+from local.ports import LOOPBACK
 from local.process import tail
 from local.roles import Role
 from local.standby import ImportGroup, Standbys
@@ -97,7 +98,7 @@ class Plan:
     @property
     def url(self) -> str:
         """The URL of the REST API."""
-        return f"http://127.0.0.1:{self._state.ports['web']}"
+        return f"http://{self._state.host}:{self._state.ports['web']}"
 
     @property
     def metrics_url(self) -> str:
@@ -116,7 +117,7 @@ class Plan:
     @property
     def flower_url(self) -> str:
         """The URL of Flower."""
-        return f"http://127.0.0.1:{self._state.ports['flower']}"
+        return f"http://{LOOPBACK}:{self._state.ports['flower']}"
 
     @property
     def flower_auth(self) -> str:
@@ -165,9 +166,10 @@ class Plan:
         return [self._web(), *workers, self._webhooks(), self._sweep(), self._flower()]
 
     def _web(self) -> Service:
-        command = [_PYTHON, "-m", "cli", "api", f"--port={self._state.ports['web']}"]
+        command = [_PYTHON, "-m", "cli", "api"]
+        command += [f"--host={self._state.host}", f"--port={self._state.ports['web']}"]
         more = self._metrics_at("metrics")
-        answers = _answering(self._state.ports["web"], "/healthz")
+        answers = _answering(self._state.host, self._state.ports["web"], "/healthz")
         return self._service("web", "api", command, more=more, ready=answers, stop_seconds=15)
 
     def _worker(self, post: WorkerPost, take_back_jobs: Callable[[str], None]) -> Service:
@@ -213,12 +215,12 @@ class Plan:
 
     def _flower(self) -> Service:
         command = [_PYTHON, "-m", "celery", "-A", "tasks.flower:celery", "flower", "--read-only"]
-        command += ["--address=127.0.0.1", f"--port={self._state.ports['flower']}"]
+        command += [f"--address={LOOPBACK}", f"--port={self._state.ports['flower']}"]
         more = {
             "FLOWER_BASIC_AUTH": self.flower_auth,
             "FLOWER_COOKIE_SECRET": self._state.secrets["flower_cookie"],
         }
-        answers = _answering(self._state.ports["flower"], "/", self.flower_auth)
+        answers = _answering(LOOPBACK, self._state.ports["flower"], "/", self.flower_auth)
         return self._service("flower", "flower", command, more=more, ready=answers, stop_seconds=5)
 
     def _metrics_at(self, port: str) -> dict[str, str]:
@@ -251,12 +253,12 @@ class Plan:
         )
 
 
-def _answering(port: int, path: str, auth: str | None = None) -> Callable[[], bool]:
+def _answering(host: str, port: int, path: str, auth: str | None = None) -> Callable[[], bool]:
     """Return a probe that checks whether a GET returns 200."""
     headers = {"Authorization": "Basic " + base64.b64encode(auth.encode()).decode()} if auth else {}
 
     def answers() -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        connection = http.client.HTTPConnection(host, port, timeout=2)
         try:
             connection.request("GET", path, headers=headers)
             return connection.getresponse().status == 200

@@ -1,4 +1,4 @@
-"""Free TCP ports on loopback, chosen once per data folder.
+"""Free TCP ports of one address, loopback unless another is given, chosen once per data folder.
 
 SeaweedFS adds one rule: it also listens on its port + 10000, and leaves sockets named after both in /tmp.
 """
@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
+LOOPBACK = "127.0.0.1"
 GRPC_OFFSET = 10_000
 SEAWEEDFS_PORTS = ("s3", "s3_master", "s3_volume", "s3_filer", "s3_admin")
 PORT_NAMES = (
@@ -27,36 +28,36 @@ _LOWEST, _HIGHEST = 12_000, 22_700
 _SOCKETS = Path("/tmp")  # SeaweedFS ignores TMPDIR
 
 
-def choose_ports(names: Iterable[str], taken: Iterable[int] = ()) -> dict[str, int]:
+def choose_ports(names: Iterable[str], taken: Iterable[int] = (), host: str = LOOPBACK) -> dict[str, int]:
     """Choose a free port for each name, none of them in `taken` or in conflict with another."""
     refused = {number for port in taken for number in (port, port + GRPC_OFFSET)}
     chosen: dict[str, int] = {}
     for name in names:
         for port in random.sample(range(_LOWEST, _HIGHEST), _HIGHEST - _LOWEST):
-            if port not in refused and port + GRPC_OFFSET not in refused and is_usable(name, port):
+            if port not in refused and port + GRPC_OFFSET not in refused and is_usable(name, port, host):
                 chosen[name] = port
                 refused |= {port, port + GRPC_OFFSET}
                 break
         else:
-            raise OSError(f"no free port between {_LOWEST} and {_HIGHEST} for {name}")
+            raise OSError(f"no free port of {host} between {_LOWEST} and {_HIGHEST} for {name}")
     return chosen
 
 
-def is_usable(name: str, port: int) -> bool:
+def is_usable(name: str, port: int, host: str = LOOPBACK) -> bool:
     """Whether the server of that name can listen on `port` now."""
     if name not in SEAWEEDFS_PORTS:
-        return is_free(port)
+        return is_free(port, host)
     mine = all(path.lstat().st_uid == os.geteuid() or os.geteuid() == 0 for path in stale_sockets(port))
-    return mine and is_free(port) and is_free(port + GRPC_OFFSET)
+    return mine and is_free(port, host) and is_free(port + GRPC_OFFSET, host)
 
 
-def is_free(port: int) -> bool:
-    """Whether nothing listens on 127.0.0.1:`port`."""
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """Whether `port` can be opened: nothing listens on it, and `host` is an address of this machine."""
     with socket.socket() as probe:
         # Without this option, old connections in TIME_WAIT would look like a listener.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
             probe.listen(1)
         except OSError:
             return False

@@ -31,8 +31,12 @@ _MAX_CONNECTIONS = 480
 sweeper with 5, a webhook worker with 8, and some for people."""
 
 
+_ACCESS = "# Written by calotype at every start.\nhost all all 0.0.0.0/0 scram-sha-256\n"
+"""A password is asked for, whoever reaches the one address at which it listens."""
+
+
 class Postgres:
-    """One PostgreSQL server on loopback, with a password."""
+    """One PostgreSQL server at the address of the state, with a password."""
 
     name = "postgres"
     stop_signal = signal.SIGINT  # "fast" shutdown: SIGTERM would wait for the last client to disconnect
@@ -46,7 +50,7 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """The URL of the owner of every table: on loopback, without TLS regardless of `CALOTYPE_CA_FILE`."""
+        """The URL of the owner of every table: without TLS regardless of `CALOTYPE_CA_FILE`."""
         return self._url(_USER, "postgres_password")
 
     @property
@@ -80,11 +84,12 @@ class Postgres:
         # After a kill -9 it names a process id that another process may have by now, and PostgreSQL would
         # refuse to start. The lock that all its processes inherit shows that none of them is left.
         (self.folder / "postmaster.pid").unlink(missing_ok=True)
+        (self.folder / "pg_hba.conf").write_text(_ACCESS, encoding="utf-8")
 
     def command(self) -> list[str]:
         """The server's command line; it holds no secret."""
         options = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": self._state.host,
             "port": str(self._state.ports["postgres"]),
             "unix_socket_directories": "",
             "max_connections": str(_MAX_CONNECTIONS),
@@ -123,7 +128,7 @@ class Postgres:
 
     def _url(self, user: str, secret: str) -> str:
         password, port = self._state.secrets[secret], self._state.ports["postgres"]
-        return f"postgresql://{user}:{password}@127.0.0.1:{port}/{DATABASE}?sslmode=disable"
+        return f"postgresql://{user}:{password}@{self._state.host}:{port}/{DATABASE}?sslmode=disable"
 
     @property
     def _home(self) -> Path:

@@ -24,7 +24,7 @@ _PROBE = ".calotype/probe"
 
 
 class SeaweedFS:
-    """One SeaweedFS on loopback, with one bucket, an owner and a pair of keys for each role."""
+    """One SeaweedFS at the address of the state, with one bucket, an owner and keys for each role."""
 
     name = "s3"
     stop_signal = signal.SIGTERM
@@ -39,7 +39,7 @@ class SeaweedFS:
     @property
     def url(self) -> str:
         """The S3 endpoint."""
-        return f"http://127.0.0.1:{self._state.ports['s3']}"
+        return f"http://{self._state.host}:{self._state.ports['s3']}"
 
     @property
     def cwd(self) -> Path:
@@ -48,7 +48,8 @@ class SeaweedFS:
 
     def prepare(self) -> None:
         """Write its identities and its TLS files; remove what an earlier run left behind."""
-        ensure_key_pair(self.cwd / "seaweedfs.crt", self.cwd / "seaweedfs.key", name="calotype object store")
+        pair = self.cwd / "seaweedfs.crt", self.cwd / "seaweedfs.key"
+        ensure_key_pair(*pair, name="calotype object store", host=self._state.host)
         # Relative: this folder is its working directory, and TOML would want a path escaped.
         write_privately(self.cwd / "security.toml", self._state.filled("seaweedfs_security.toml", folder="."))
         write_privately(self._identities, self._state.filled("seaweedfs_identity.json"))
@@ -71,8 +72,8 @@ class SeaweedFS:
             "-logtostderr=true",  # otherwise it writes files and fixed links into /tmp
             "mini",
             f"-dir={self._data}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={self._state.host}",
+            f"-ip.bind={self._state.host}",
             f"-s3.port={ports['s3']}",
             f"-master.port={ports['s3_master']}",
             f"-volume.port={ports['s3_volume']}",
@@ -122,7 +123,7 @@ class SeaweedFS:
         return self.cwd / "identities.json"
 
     def _request(self, method: str, body: bytes | None = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._state.ports["s3"], timeout=2)
+        connection = http.client.HTTPConnection(self._state.host, self._state.ports["s3"], timeout=2)
         try:
             connection.request(method, self._signed(method), body)
             answer = connection.getresponse()
@@ -144,7 +145,7 @@ class SeaweedFS:
                 "X-Amz-SignedHeaders": "host",
             }
         )
-        host = f"host:127.0.0.1:{self._state.ports['s3']}"
+        host = f"host:{self._state.host}:{self._state.ports['s3']}"
         request = "\n".join([method, path, query, host, "", "host", "UNSIGNED-PAYLOAD"])
         text = "\n".join(["AWS4-HMAC-SHA256", instant, scope, hashlib.sha256(request.encode()).hexdigest()])
         key = f"AWS4{self._state.secrets['s3_secret_key']}".encode()

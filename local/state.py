@@ -4,9 +4,11 @@ It keeps everything that must survive a restart, except the data of the services
 """
 
 import fcntl
+import ipaddress
 import json
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from string import Template
 from typing import Any, Self
 
 from local.errors import FolderInUse, LocalError, NothingThere, PortTaken
-from local.ports import PORT_NAMES, choose_ports, is_usable
+from local.ports import LOOPBACK, PORT_NAMES, choose_ports, is_usable
 from local.process import is_alive
 from local.roles import ROLES, S3_ROLES
 
@@ -50,6 +52,8 @@ class State:
 
     folder: Path
     ports: dict[str, int] = field(default_factory=dict)
+    host: str = LOOPBACK
+    """The address at which the data services and the API listen."""
     secrets: dict[str, str] = field(default_factory=dict)
     flower_user: str = "calotype"
     api_key: str | None = None
@@ -83,7 +87,16 @@ class State:
 
     def save(self) -> None:
         """Replace the file atomically; only its owner can ever read it."""
-        names = ("ports", "secrets", "flower_user", "api_key", "postgres_major", "locations", "schema_digest")
+        names = (
+            "ports",
+            "host",
+            "secrets",
+            "flower_user",
+            "api_key",
+            "postgres_major",
+            "locations",
+            "schema_digest",
+        )
         write_privately(self.folder / STATE_FILE, json.dumps({n: getattr(self, n) for n in names}, indent=2))
 
     def hold(self, path: Path) -> None:
@@ -101,24 +114,44 @@ class State:
         while self.held:
             os.close(self.held.pop())
 
+    def settle_host(self, host: str | None) -> None:
+        """Listen at this address from now on, which other machines can reach; None keeps the last one.
+
+        Raises `LocalError`.
+        """
+        wanted = host or self.host
+        try:
+            address = ipaddress.IPv4Address(wanted)
+        except ValueError:
+            raise LocalError(f"--host: {wanted!r} is no IPv4 address, such as 10.0.0.1") from None
+        if address.is_unspecified:
+            raise LocalError(f"--host: {wanted} names no machine: give the address at which others reach it")
+        try:
+            with socket.socket() as probe:
+                probe.bind((wanted, 0))
+        except OSError as error:
+            raise LocalError(f"--host: {wanted} is no address of this machine: {error.strerror}") from error
+        self.host = wanted
+        self.save()
+
     def settle_ports(self, say: Callable[[str], None], wanted: Mapping[str, int] | None = None) -> None:
         """Keep each port unless another process uses it now; a `wanted` port is never replaced."""
         for name, port in (wanted or {}).items():
-            if not is_usable(name, port):
+            if not is_usable(name, port, self.host):
                 raise PortTaken(f"port {port} for {name} is taken by another process: choose another one")
             self.ports[name] = port
         for name in list(self.ports):
             others = {port for other, port in self.ports.items() if other != name}
             port = self.ports[name]
-            if port in others or not is_usable(name, port):
-                self.ports |= choose_ports([name], others | {port})
+            if port in others or not is_usable(name, port, self.host):
+                self.ports |= choose_ports([name], others | {port}, self.host)
                 say(f"port {port} of {name} is taken by another process: using {self.ports[name]} instead")
         self.save()
 
     def add_ports(self, names: Iterable[str]) -> None:
         """Also assign ports to these names, which depend on the catalogue."""
         missing = [name for name in names if name not in self.ports]
-        self.ports |= choose_ports(missing, self.ports.values())
+        self.ports |= choose_ports(missing, self.ports.values(), self.host)
         self.save()
 
     def filled(self, template: str, **more: str) -> str:

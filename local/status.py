@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from client.calotype import CalotypeError, Client
-from local.errors import LocalError, NothingThere
+from local.endpoints import addresses
+from local.errors import LocalError, NothingThere, WrongUsage
 from local.holder import find_holder
 from local.process import is_alive
+from local.roles import ROLES
 from local.state import READY_FILE, State
 
 Document = dict[str, Any]
@@ -42,6 +44,18 @@ def ready_of(data_dir: Path) -> Document:
     if ready is None or ready["pid"] != pid:
         raise LocalError(f"process {pid} is starting or stopping in {folder}: see `calotype status`")
     return ready
+
+
+def environment_of(role: str, ready: Document) -> dict[str, str]:
+    """Return the settings of a process of this role that runs on another host, passwords included.
+
+    Raises `WrongUsage`.
+    """
+    known = next((one for one in ROLES if one == role), None)
+    if known is None:
+        raise WrongUsage(f"--role: {role!r} is none of {', '.join(ROLES)}")
+    found = addresses(State.read(Path(ready["data_dir"]))).environment_of(known)
+    return {name: value for name, value in found.items() if value} | {"CALOTYPE_PUBLIC_URL": ready["url"]}
 
 
 def status_of(data_dir: Path) -> Document | None:

@@ -42,6 +42,7 @@ def run_up(
     data_dir: Path,
     *,
     say: Callable[[str], None],
+    host: str | None = None,
     port: int | None = None,
     ready_file: Path | None = None,
     overrides: Mapping[str, str] | None = None,
@@ -53,7 +54,7 @@ def run_up(
     output goes to a person and not to a log.
     """
     try:
-        with _Signals() as signals, _system(data_dir, say, port, ready_file, overrides) as system:
+        with _Signals() as signals, _system(data_dir, say, port, ready_file, overrides, host=host) as system:
             system.announce, system.show_secrets = True, show_secrets
             signals.supervisor = system.supervisor
             system.supervisor.run()
@@ -72,6 +73,7 @@ def running(
     data_dir: Path,
     *,
     say: Callable[[str], None] = lambda _: None,
+    host: str | None = None,
     port: int | None = None,
     ready_file: Path | None = None,
     overrides: Mapping[str, str] | None = None,
@@ -83,7 +85,7 @@ def running(
     they differ where proxies stand in between.
     """
     with (
-        _system(data_dir, say, port, ready_file, overrides, reached_at) as system,
+        _system(data_dir, say, port, ready_file, overrides, reached_at, host=host) as system,
         system.supervisor.background(),
     ):
         yield system.ready()
@@ -253,8 +255,11 @@ def _system(
     ready_file: Path | None,
     overrides: Mapping[str, str] | None,
     reached_at: ReachedAt = dict,
+    *,
+    host: str | None = None,
 ) -> Iterator[_System]:
     with State.open(data_dir) as state:
+        state.settle_host(host)
         state.settle_ports(say, {"web": port} if port else None)
         say(f"starting in {state.folder}")
         system = _System(state, say, ready_file, overrides or {}, reached_at)

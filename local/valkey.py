@@ -10,7 +10,7 @@ from local.state import State, write_privately
 
 _CONFIGURATION = """\
 # Written by calotype at every start.
-bind 127.0.0.1
+bind {host}
 port {port}
 protected-mode yes
 dir {folder}
@@ -25,7 +25,7 @@ KEY_PREFIX = "calotype:"
 
 
 class Valkey:
-    """One Valkey server on loopback, with a user for each role and an append-only file."""
+    """One Valkey server at the address of the state, with a user for each role and an append-only file."""
 
     name = "valkey"
     stop_signal = signal.SIGTERM
@@ -41,7 +41,7 @@ class Valkey:
         """Return the URL for Celery, with that role or as the owner."""
         user = role or "owner"
         password = self._state.secrets[f"valkey_password_{role}" if role else "valkey_password"]
-        return f"redis://{user}:{password}@127.0.0.1:{self._port}/0"
+        return f"redis://{user}:{password}@{self._state.host}:{self._port}/0"
 
     @property
     def folder(self) -> Path:
@@ -50,7 +50,7 @@ class Valkey:
 
     def prepare(self) -> None:
         """Write the configuration, which holds the passwords: a command line is visible to all users."""
-        text = _CONFIGURATION.format(port=self._port, folder=_quoted(self.folder))
+        text = _CONFIGURATION.format(host=self._state.host, port=self._port, folder=_quoted(self.folder))
         write_privately(self._configuration, text + self._state.filled("valkey.acl"))
 
     def command(self) -> list[str]:
@@ -65,7 +65,7 @@ class Valkey:
         """Whether it accepts our password and answers PING; while it loads its file it answers LOADING."""
         password = self._state.secrets["valkey_password"]
         try:
-            with socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:
+            with socket.create_connection((self._state.host, self._port), timeout=1) as connection:
                 connection.sendall(f"AUTH owner {password}\r\nPING\r\nQUIT\r\n".encode())
                 answer = b""
                 while part := connection.recv(256):

@@ -11,5 +11,5 @@ def serve(start: Start, _crasher: Crasher) -> int:
     """Serve until SIGTERM."""
     settings = load_settings()
     configure_logs(settings.log_level, settings.log_format)
-    run_api(settings, "127.0.0.1", start.port)
+    run_api(settings, start.host, start.port)
     return 0

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tests.chaos.crashes import Crash, Crasher
+from tests.chaos.hosts import enter
 
 IMPORTS = ["tests.chaos.worker_program", "tests.chaos.api_program"]
 _forks = multiprocessing.get_context("forkserver")
@@ -32,6 +33,10 @@ class Start:
     """Of its log and its ready file."""
     crash: Crash | None = None
     port: int = 0
+    host: str = "127.0.0.1"
+    """Where an API listens."""
+    namespace: str = ""
+    """The network namespace of its host; empty: that of the harness."""
     step_seconds: float = 0.005
     tiers: tuple[str, ...] = ()
     """Those of a worker; empty: all."""
@@ -70,6 +75,8 @@ def _run(program: Program, what: Start) -> None:
     ctypes.CDLL(None).prctl(
         _PR_SET_PDEATHSIG, signal.SIGKILL
     )  # it ends with the forking server, which ends with the harness
+    if what.namespace:
+        enter(what.namespace)
     output = os.open(what.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())

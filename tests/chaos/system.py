@@ -85,6 +85,8 @@ class System:
     proxies: Proxies
     store: StoreProxy
     ready_file: Path
+    endpoint_ports: Mapping[str, int]
+    """Of the services themselves, by name."""
 
     def pid_of(self, service: str) -> int:
         """The process of a service that the supervisor runs, now."""
@@ -117,8 +119,13 @@ class System:
 
 
 @contextmanager
-def chaos_system(folder: Path, settings: Mapping[str, str] = TENTH, seed: int = 1) -> Iterator[System]:
-    """Run everything but workers while the body runs; programs reach the services through proxies."""
+def chaos_system(
+    folder: Path, settings: Mapping[str, str] = TENTH, seed: int = 1, *, host: str | None = None
+) -> Iterator[System]:
+    """Run everything but workers while the body runs; programs reach the services through proxies.
+
+    At a `host` that others reach, there is no proxy in between: the network fails instead.
+    """
     config = write_configuration(folder, [])
     own = {"CALOTYPE_CONFIG": str(config), "CALOTYPE_PROFILES_DIR": str(folder / "profiles"), **settings}
     with ExitStack() as stack:
@@ -129,15 +136,17 @@ def chaos_system(folder: Path, settings: Mapping[str, str] = TENTH, seed: int = 
             behind = {name: ports[name] for name in ("postgres", "valkey")}
             proxies.append(stack.enter_context(proxied(behind)))
             stores.append(stack.enter_context(store_proxied(ports["s3"], seed)))
+            if host:
+                return ports
             return {**proxies[0].ports, "s3": stores[0].port}
 
         ready_file = folder / "ready.json"
         ready = stack.enter_context(
-            running(folder / "data", ready_file=ready_file, overrides=own, reached_at=reached_at)
+            running(folder / "data", host=host, ready_file=ready_file, overrides=own, reached_at=reached_at)
         )
         state = State.read(folder / "data")
         direct = addresses(state)
-        proxied_ports = {**proxies[0].ports, "s3": stores[0].port}
+        proxied_ports = {} if host else {**proxies[0].ports, "s3": stores[0].port}
         db = Database(direct.database_url, 4)
         stack.callback(db.close)
         made = [accounts.create_account(db, name) for name in ACCOUNTS]
@@ -153,6 +162,7 @@ def chaos_system(folder: Path, settings: Mapping[str, str] = TENTH, seed: int = 
             proxies[0],
             stores[0],
             ready_file,
+            state.ports,
         )
 
 
@@ -190,6 +200,8 @@ class Kept:
     role: Role
     next_crash: Callable[[], Crash | None]
     port: int = 0
+    host: str = "127.0.0.1"
+    namespace: str = ""
     mutant: str = ""
     step_seconds: float = 0.005
     tiers: tuple[str, ...] = ()
@@ -231,6 +243,11 @@ class Kept:
         (self.system.folder / f"{self.name}.ready").unlink(missing_ok=True)
         return boot_id, at
 
+    @property
+    def boot_id(self) -> str:
+        """Of the process that runs now."""
+        return self._boot_id
+
     def signal(self, number: int) -> None:
         """Send it a signal."""
         os.kill(self._pid, number)
@@ -262,6 +279,8 @@ class Kept:
             self.system.folder,
             crash,
             self.port,
+            self.host,
+            self.namespace,
             self.step_seconds,
             self.tiers,
             self.mutant,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -105,6 +106,18 @@ def test_up_runs_in_the_background_until_down_has_stopped_all_of_it(
         ).stdout
         assert shown == f"{ready['url']} {ready['api_key']}\n"
     assert len(json.loads(calotype(data_dir, "keys", "list", "--json").stdout)) == num_keys
+
+    told = calotype(data_dir, "env", "--role", "worker")
+    shown = subprocess.run(
+        ["sh", "-euc", told.stdout + 'echo "$CALOTYPE_DATABASE_URL $CALOTYPE_PUBLIC_URL"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert re.fullmatch(rf"postgresql://worker:\w+@127\.0\.0\.1:\S+ {re.escape(ready['url'])}\n", shown)
+    unknown = calotype(data_dir, "env", "--role", "owner")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "--role: 'owner' is none of api, worker" in unknown.stderr
 
     path = tmp_path / "heart.png"
     prompt = "a green circle on a black background"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import boto3
 import psycopg2
@@ -236,6 +237,21 @@ def test_data_outlive_a_stop_a_kill_and_a_change_of_ports(data: Path) -> None:
             blocker.close()
     assert sum("is taken by another process" in line for line in said) == 3
     assert children_of(folder) == []
+
+
+def test_services_at_another_address_answer_there_and_stay_there(data: Path) -> None:
+    for host in ("127.0.0.2", None):
+        with embedded(data, host=host) as running:
+            assert query(running.database_url, "SELECT host(inet_server_addr())") == [("127.0.0.2",)]
+            client = broker(running.broker_url)
+            assert client.ping()
+            client.close()
+            s3_client(running).put_object(Bucket=running.bucket, Key="there", Body=b"1")
+            for url in (running.database_url, running.broker_url, running.s3_endpoint):
+                port = urlsplit(url).port
+                assert port is not None
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.3", port), timeout=5)
 
 
 def test_stale_pid_file_of_a_living_stranger_does_not_stop_a_start(data: Path) -> None:

@@ -104,3 +104,28 @@ def test_private_file_is_replaced_whole_and_leaves_no_draft(tmp_path: Path) -> N
     assert json.loads(path.read_text()) == {"n": 2}
     assert [file.name for file in tmp_path.iterdir()] == ["ready.json"]
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("0.0.0.0", "names no machine"),
+        ("gpu.example.com", "no IPv4 address"),
+        ("::1", "no IPv4 address"),
+        ("203.0.113.7", "no address of this machine"),
+    ],
+)
+def test_an_address_at_which_nobody_can_listen_is_refused_by_name(
+    tmp_path: Path, host: str, says: str
+) -> None:
+    with State.open(tmp_path) as state:
+        with pytest.raises(LocalError, match=f"--host: .*{says}"):
+            state.settle_host(host)
+        assert state.host == "127.0.0.1"
+
+
+def test_an_address_is_kept_until_another_one_is_given(tmp_path: Path) -> None:
+    for given, kept in ((None, "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), (None, "127.0.0.2")):
+        with State.open(tmp_path) as state:
+            state.settle_host(given)
+            assert state.host == kept
