@@ -82,7 +82,9 @@ def _installation(data_dir: Path) -> "Iterator[tuple[OwnedDatabase, Blobs]]":
             "set both CALOTYPE_DATABASE_URL and CALOTYPE_S3_ENDPOINT, or neither: the rows of one "
             "installation do not go with the objects of another"
         )
-    if not url:
+    if url:
+        settings.require_store()
+    else:
         found = addresses(State.read(data_dir))
         url = found.database_url
         store |= {

@@ -99,6 +99,14 @@ class OwnedDatabase:
             said = ended.stderr.strip().splitlines()
             raise LocalError(f"{program} failed: {said[-1] if said else f'exit code {ended.returncode}'}")
 
+    def check_archive(self, rows: Path) -> None:
+        """Raise `LocalError` unless `pg_restore` is there and reads this file."""
+        program = self._program("pg_restore")
+        ended = subprocess.run([program, "--list", str(rows)], capture_output=True, text=True, check=False)
+        if ended.returncode:
+            said = ended.stderr.strip().splitlines()
+            raise LocalError(f"{rows} cannot be read: {said[-1] if said else ended.returncode}")
+
     def _program(self, name: str) -> str:
         """A program of PostgreSQL that reads this server: on the path, or the embedded server's."""
         with self.db.transaction() as connection:
@@ -187,6 +195,8 @@ def restore(
     """
     manifest = read_manifest(folder)
     _check_revision(manifest)
+    database.check_archive(folder / ROWS)
+    blobs.check()
     _clear(database.db, replaces=replaces)
     say(f"rows: {manifest.num_jobs} jobs")
     try:
@@ -231,8 +241,14 @@ def _clear(db: Database, *, replaces: bool) -> None:
 
 def _let_jobs_run(db: Database) -> None:
     """Give back what ran when the backup was made, to nobody's charge, and forget what no broker knows."""
-    held = text("SELECT id, attempt, lease_token FROM jobs WHERE state = 'running' ORDER BY id LIMIT :limit")
-    while rows := db.execute(held, {"limit": AT_ONCE}):
+    held = text(
+        """SELECT id, attempt, lease_token FROM jobs WHERE state = 'running' AND id > :after
+            ORDER BY id LIMIT :limit"""
+    )
+    last = ""
+    # Each job once: a worker may claim one that was given back.
+    while rows := db.execute(held, {"after": last, "limit": AT_ONCE}):
+        last = rows[-1].id
         jobs.release_each(
             db,
             [Lease(row.id, row.attempt, str(row.lease_token)) for row in rows],

@@ -306,6 +306,10 @@ FUNCTIONS: Mapping[DatabaseRole, tuple[str, ...]] = {
     "sweeper": ("erase_old_jobs",),
 }
 """Functions that run with their owner's rights."""
+_WITH_RIGHTS = text(
+    """SELECT CAST(CAST(oid AS regprocedure) AS text) FROM pg_proc
+        WHERE pronamespace = CAST(current_schema() AS regnamespace) AND prosecdef"""
+)
 
 
 def grant_all(connection: Connection) -> None:
@@ -325,6 +329,9 @@ def grant_all(connection: Connection) -> None:
     for role, sequences in SEQUENCES.items():
         for sequence in sequences:
             connection.exec_driver_sql(f"GRANT USAGE ON SEQUENCE {sequence} TO {group_of(role)}")
+    # Everybody may execute a new function, also one that a backup brought back without its rights.
+    for function in connection.execute(_WITH_RIGHTS).scalars().all():
+        connection.exec_driver_sql(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC, {groups}")
     for role, functions in FUNCTIONS.items():
         for function in functions:
             connection.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION {function} TO {group_of(role)}")

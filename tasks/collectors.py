@@ -22,9 +22,9 @@ log = structlog.get_logger()
 
 FILE_TURN_SECONDS = 30.0
 ERASURE_TURN_SECONDS = 10.0
-ERASURE_PAUSE_SECONDS = 0.1
 MAX_FAILURES = 10
 """Failures of the store in a row after which a turn ends."""
+ERASURE_PAUSE_SECONDS = 0.1
 """Between two parts of the old jobs, so that they are no burst of writes."""
 _KEY = re.compile(
     r"(?P<account>acc_\w+)/(?P<job>job_\w+)/a(?P<attempt>[1-9]\d{0,8})/\d+-[0-9a-f]{16}\.[a-z]+", re.ASCII
@@ -168,6 +168,7 @@ class ErasureCollector:
         self._blobs = blobs
         self._kept_seconds = dict(kept_seconds)
         self._on_erased = on_erased
+        self._last: objects.NeedlessObject | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Collect until `stop` is set."""
@@ -198,22 +199,25 @@ class ErasureCollector:
     def delete_objects(self, stop: threading.Event) -> None:
         """Delete the objects that became needless; raises `StorageError`.
 
-        An object that the store does not delete is passed over, and tried again in the next turn. After
-        `MAX_FAILURES` in a row the store is taken to be away, and the last one is raised.
+        An object that the store does not delete is passed over, and tried again once all others were. After
+        `MAX_FAILURES` in a row the store is taken to be away: the last is raised, and the next turn begins
+        behind it.
         """
-        last, num_failures = None, 0
-        while page := objects.needless_objects(self._db, after=last):
-            for last in page:
+        num_failures = num_deleted = 0
+        while page := objects.needless_objects(self._db, after=self._last):
+            for self._last in page:
                 if stop.is_set():
                     return
                 try:
-                    self._blobs.delete(last.key)
+                    self._blobs.delete(self._last.key)
                 except BlobError as error:
                     num_failures += 1
                     if num_failures == MAX_FAILURES:
                         raise
-                    log.warning("object_not_deleted", object_key=last.key, error=str(error))
+                    log.warning("object_not_deleted", object_key=self._last.key, error=str(error))
                     continue
-                objects.forget_object(self._db, last.key)
-                num_failures = 0
-            log.info("objects_deleted", count=len(page))
+                objects.forget_object(self._db, self._last.key)
+                num_failures, num_deleted = 0, num_deleted + 1
+        self._last = None
+        if num_deleted:
+            log.info("objects_deleted", count=num_deleted)

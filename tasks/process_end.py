@@ -83,7 +83,12 @@ class Stops:
         self._is_draining = False
 
     def end_itself(self) -> None:
-        """Drain without being told to, by a signal of its own; called on any thread."""
+        """Drain without being told to, by a signal of its own; called on any thread.
+
+        Nothing happens if it drains: after a second signal, another one would end it with jobs held.
+        """
+        if self._is_draining:
+            return
         self._is_own_signal_due = True
         self._send_signal()
 

@@ -1,5 +1,6 @@
 """A backup and a restore, rehearsed: what was stored is there again, and what was open goes on."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -222,3 +223,34 @@ def test_what_is_no_whole_backup_is_refused_and_changes_nothing(
     assert restored(target, source, tmp_path, migrate) == [job.images[0].object_key]
     with pytest.raises(BlobNotFound):
         target.blobs.get(job.images[0].object_key)
+
+
+def test_no_role_may_do_more_after_a_restore(
+    source: Installation, target: Installation, migrate: Migrate, tmp_path: Path
+) -> None:
+    back_up(source.database, source.blobs, tmp_path / "backup")
+    restored(target, source, tmp_path / "backup", migrate)
+    query = text(
+        """SELECT rolname || ' ' || proname FROM pg_proc CROSS JOIN pg_roles
+            WHERE pronamespace = CAST('public' AS regnamespace) AND prosecdef
+              AND rolname LIKE 'calotype!_%' ESCAPE '!'
+              AND has_function_privilege(pg_roles.oid, pg_proc.oid, 'EXECUTE') ORDER BY 1"""
+    )
+    before, after = ([row[0] for row in one.db.execute(query)] for one in (source, target))
+    assert "calotype_sweeper erase_old_jobs" in before
+    assert after == before
+
+
+def test_an_archive_that_cannot_be_read_leaves_the_rows_that_are_there(
+    source: Installation, migrate: Migrate, tmp_path: Path
+) -> None:
+    job = source.submit()
+    folder = tmp_path / "backup"
+    back_up(source.database, source.blobs, folder)
+    (folder / ROWS).write_bytes(b"no archive")
+    document = json.loads((folder / MANIFEST).read_text())
+    document["rows_sha256"] = hashlib.sha256(b"no archive").hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(document))
+    with pytest.raises(LocalError, match="cannot be read"):
+        restored(source, source, folder, migrate, replaces=True)
+    assert source.get(job).id == job.id

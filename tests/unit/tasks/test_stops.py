@@ -39,14 +39,18 @@ class Worker:
     """The ends of a worker that holds no job."""
 
     def __init__(self) -> None:
-        self.drained, self.stopped = Called(), Called()
+        self.drained, self.stopped, self.sent = Called(), Called(), Called()
         self.stops = Stops(
             self.drained,
             self.stopped,
             InFlightJobs(),
             lambda _: pytest.fail("nothing is held"),
-            send_signal=lambda: self.stops.signaled(),
+            send_signal=self._send,
         )
+
+    def _send(self) -> None:
+        self.sent()
+        self.stops.signaled()
 
 
 def test_the_first_signal_drains_and_the_second_ends_the_engine() -> None:
@@ -83,3 +87,13 @@ def test_a_worker_that_passes_a_limit_while_it_drains_goes_on_draining() -> None
     worker.stops.signaled()
     assert worker.stopped.wait(SECONDS)
     assert worker.drained.num == 1
+
+
+def test_a_limit_that_is_passed_after_the_second_signal_sends_none() -> None:
+    """It would end the process at once, with jobs held."""
+    worker = Worker()
+    for _ in range(2):
+        worker.stops.signaled()
+    assert worker.stopped.wait(SECONDS)
+    worker.stops.end_itself()
+    assert worker.sent.num == 0
