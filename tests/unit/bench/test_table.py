@@ -14,7 +14,15 @@ from bench.load.outcomes import Outcome
 from bench.load.summary import Summary, summarise
 from bench.load.trace import Trace
 from bench.table.arms import BASE_ARM, BASE_SETTINGS, ENGINE, FACTORS, SERVICES, arms
-from bench.table.measured import Samples, at_once, at_rate, images_per_second, ratios, requests_of
+from bench.table.measured import (
+    APART_SECONDS,
+    Samples,
+    at_once,
+    at_rate,
+    images_per_second,
+    ratios,
+    requests_of,
+)
 from bench.table.quality import QualityCurve
 from bench.table.report import curve_of, effects_of, rows, spread, write
 from bench.table.weights import mean_images, samples_of
@@ -182,7 +190,8 @@ def test_requests_of_an_arm_differ_in_prompt_and_seed_and_are_the_same_in_each_a
     assert [one["prompt"] for one in first] == [one["prompt"] for one in again]
     trace = at_rate({"num_inference_steps": 4}, 2.0, 20.0, seed=1)
     assert trace.images_per_second == pytest.approx(2.0)
-    assert {one.due_seconds for one in at_once(first).arrivals} == {0.0}
+    due = [one.due_seconds for one in at_once(first).arrivals]
+    assert due == pytest.approx([number * APART_SECONDS for number in range(20)])
 
 
 def test_the_files_have_every_sample_and_the_medians(tmp_path: Path) -> None:
