@@ -72,7 +72,7 @@ def _submit(system: System, number: int) -> None:
 
 
 def _num_messages(broker: "redis.Redis") -> int:
-    """Messages are what is pushed: nothing else is."""
+    """All that is pushed: the messages of jobs, and the pings that a worker sends itself."""
     return int(broker.info("commandstats").get("cmdstat_lpush", {"calls": 0})["calls"])
 
 
