@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from local.errors import LocalError, StartFailed
 from local.holder import find_holder
@@ -37,7 +38,7 @@ def start(
     folder = make_folder(data_dir)
     with find_holder(folder) as holder:
         if holder is not None:
-            return _of_running(folder, holder.pid, port)
+            return _of_running(folder, holder.pid, host, port)
     log = folder / "logs" / "up.log"
     log.parent.mkdir(mode=0o700, exist_ok=True)
     # In the current folder of the caller, so that a relative path means what it means there.
@@ -90,10 +91,11 @@ def stop(data_dir: Path, *, say: Callable[[str], None], at_once: bool = False) -
     return True
 
 
-def _of_running(folder: Path, pid: int, port: int | None) -> dict[str, Any]:
+def _of_running(folder: Path, pid: int, host: str | None, port: int | None) -> dict[str, Any]:
     ready = read_ready(folder)
     if ready is None or ready["pid"] != pid:
         raise LocalError(f"process {pid} is starting or stopping in {folder}: see `calotype status`")
-    if port and not str(ready["url"]).endswith(f":{port}"):
+    there = urlsplit(str(ready["url"]))
+    if (host or there.hostname, port or there.port) != (there.hostname, there.port):
         raise LocalError(f"process {pid} runs in {folder} already, at {ready['url']}: `calotype down` first")
     return ready

@@ -90,8 +90,9 @@ def test_up_runs_in_the_background_until_down_has_stopped_all_of_it(
     assert all(map(lives, pids))
     again = calotype(data_dir, "up", "--detach")
     assert (again.returncode, ready["url"] in again.stdout) == (0, True)
-    other = calotype(data_dir, "up", "--detach", "--port", "1")
-    assert (other.returncode, "calotype down" in other.stderr) == (1, True)
+    for option, value in (("--port", "1"), ("--host", "127.0.0.2")):
+        other = calotype(data_dir, "up", "--detach", option, value)
+        assert (other.returncode, "calotype down" in other.stderr) == (1, True)
 
     assert "calotype" in answer.stdout, "how to set the variables"
     num_keys = len(json.loads(calotype(data_dir, "keys", "list", "--json").stdout))
